@@ -1,0 +1,52 @@
+"""What can go wrong, and the exit code the command line gives it.
+
+    UnetEngineError                1   anything of ours that has no code of its own
+    +-- SettingsError              2   an option or a setting that makes no sense (click's own code for usage)
+    +-- InputError                 3   the input volume: missing, not Zarr, wrong axes, channels, type
+    |   +-- DataError              4   voxels that cannot be used: NaN or Inf, a truncated or corrupt chunk
+    +-- ModelError                 5   the model file: missing, corrupt, does not take this window or volume
+    +-- BackendError               6   the back end: not installed, no such device or precision, failed to infer
+    +-- PlanError                  7   the work does not fit the memory it was given
+    +-- OutputError                8   the output: exists, cannot be written, disk full
+        +-- ResumeError            9   the output belongs to a run with another model, grid, precision or input
+
+An interrupted run (Ctrl-C, SIGTERM) ends with 130. Every message is one line: what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class UnetEngineError(Exception):
+    exit_code = 1
+
+
+class SettingsError(UnetEngineError):
+    exit_code = 2
+
+
+class InputError(UnetEngineError):
+    exit_code = 3
+
+
+class DataError(InputError):
+    exit_code = 4
+
+
+class ModelError(UnetEngineError):
+    exit_code = 5
+
+
+class BackendError(UnetEngineError):
+    exit_code = 6
+
+
+class PlanError(UnetEngineError):
+    exit_code = 7
+
+
+class OutputError(UnetEngineError):
+    exit_code = 8
+
+
+class ResumeError(OutputError):
+    exit_code = 9
