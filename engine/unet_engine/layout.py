@@ -1,0 +1,199 @@
+"""Choosing blocks, chunks and columns. Pure arithmetic on sizes.
+
+The block grid follows from the volume, the windows and the number of output channels alone, so that one volume and one model always
+give the same bytes. The memory budget only decides how many columns the blocks are dealt into, and shrinks blocks where even a single
+column of default blocks does not fit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from math import prod
+
+from unet_engine.box import Box
+from unet_engine.errors import PlanError
+from unet_engine.grid import AxisGrid
+from unet_engine.plan import Memory, Plan, read_span
+
+SUMS_TARGET = 128 * 2**20
+"""Bytes of float32 sums a default block stays under: several are in flight, and larger ones gain little."""
+SUMS_IN_FLIGHT = 3
+"""Blocks being inferred, being finished by the windows still in flight, and being written."""
+RAW_IN_FLIGHT = 3
+"""Raw blocks being cut, read ahead, and copied while they are decoded."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes per voxel that the memory prediction needs."""
+
+    raw: int
+    """All input channels of one voxel, as stored."""
+    sums: int
+    """All output channels of one voxel in float32."""
+    out: int
+    """What is written per voxel."""
+
+
+def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
+    """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to
+    two window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`."""
+    target = chunk_target(axes)
+    block = [_least_windows(axis, target) for axis in axes]
+    enough = [16 if axis.window == 1 else 2 * axis.window for axis in axes]
+    growing = set(range(len(axes)))
+    while growing:
+        a = min(growing, key=lambda i: (block[i] * axes[i].stride / enough[i], i))
+        axis, larger = axes[a], [*block]
+        larger[a] += 1
+        if (
+            larger[a] > axis.count
+            or block[a] * axis.stride >= enough[a]
+            or 4 * channels_out * prod(map(_extent, axes, larger)) > SUMS_TARGET
+        ):
+            growing.remove(a)
+        else:
+            block = larger
+    return tuple(block)
+
+
+def _least_windows(axis: AxisGrid, target: int) -> int:
+    """The smallest block whose halos reach only the next one."""
+    for windows in range(1, axis.count + 1):
+        whole = Box((0,), (axis.size,))
+        line = Plan("x", (axis,), whole, (windows,), (chunk_length(axis, windows, target),), ((),), "edge", NO_MEMORY, {})
+        if line.reach[0] <= 1:
+            return windows
+    return axis.count
+
+
+def _extent(axis: AxisGrid, windows: int) -> int:
+    """Voxels that the sums of a block of `windows` windows span."""
+    if axis.blend == "crop":
+        return min(axis.size, min(windows, axis.count) * axis.stride + (axis.window - axis.stride + 1) // 2)
+    return min(axis.size, axis.window + (min(windows, axis.count) - 1) * axis.stride)
+
+
+def chunk_target(axes: tuple[AxisGrid, ...]) -> int:
+    """Voxels per axis a chunk of the output should have: a few hundred kilobytes of labels, good to look at."""
+    if len(axes) == 2:
+        return 512
+    return 256 if any(axis.window == 1 for axis in axes) else 64
+
+
+def default_chunk(axes: tuple[AxisGrid, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    target = chunk_target(axes)
+    return tuple(chunk_length(axis, windows, target) for axis, windows in zip(axes, block, strict=True))
+
+
+def chunk_length(axis: AxisGrid, windows: int, target: int) -> int:
+    """Chunk of the output along an axis: near `target`, dividing the distance between blocks where it can.
+
+    Where it does not divide it, write boxes are rounded down to whole chunks and the rest travels with the halo.
+    """
+    if axis.count <= windows:
+        return min(target, axis.size)
+    period = windows * axis.stride
+    best = max(c for c in range(1, min(target, period) + 1) if period % c == 0)
+    if 2 * best >= min(target, period):
+        return best
+    return min(target, period)
+
+
+NO_MEMORY = Memory(0, 0, 0, 0, 0)
+
+
+def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int) -> Memory:
+    """Peak bytes of `lanes` columns run at once. Waiting halos follow from Little's law: bytes times the blocks they wait for."""
+    spans = [_extent(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
+    reads = [
+        hi - lo
+        for axis, windows in zip(plan.axes, plan.block, strict=True)
+        for lo, hi in [_widest_read(axis, windows, plan.padding)]
+    ]
+    # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
+    spans = [
+        min(n, s + (0 if (w * axis.stride) % c == 0 and axis.blend != "crop" else c - 1))
+        for s, n, w, c, axis in zip(spans, plan.roi.shape, plan.block, plan.chunk, plan.axes, strict=True)
+    ]
+    writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, plan.roi.shape, strict=True)]
+    halos = _waiting_halos(plan, spans, writes) * sizes.sums
+    return Memory(
+        base=base,
+        raw=lanes * RAW_IN_FLIGHT * prod(reads) * sizes.raw,
+        sums=lanes * min(SUMS_IN_FLIGHT, plan.block_range.size) * prod(spans) * sizes.sums,
+        halos=lanes * halos,
+        commit=lanes * 2 * prod(writes) * sizes.out,
+    )
+
+
+def _widest_read(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
+    middle = min(axis.count - 1, axis.count // 2 // windows * windows)
+    return read_span(axis, middle, min(axis.count - 1, middle + windows - 1), padding)
+
+
+def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
+    """Voxels of halo that wait at once in the widest column: each piece from its block's prediction to its target's commit."""
+    shape = [max(b - a for a, b in itertools.pairwise((lo, *cuts, hi))) for lo, hi, cuts in zip(
+        plan.block_range.lo, plan.block_range.hi, plan.cuts, strict=True
+    )]
+    step, later = {}, 1
+    for a in reversed(plan.order):
+        step[a] = later
+        later *= shape[a]
+    waiting = 0
+    for offset in itertools.product((0, 1), repeat=len(spans)):
+        if not any(offset) or any(o and n == 1 for o, n in zip(offset, shape, strict=True)):
+            continue
+        piece = prod(max(0, s - w) if o else w for o, s, w in zip(offset, spans, writes, strict=True))
+        waiting += piece * min(later, sum(step[a] for a, o in enumerate(offset) if o))
+    return waiting
+
+
+def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
+    """The plan with as few columns as fit `budget` bytes (at least one per lane), shrinking blocks only where they must.
+
+    Raises `PlanError` where one column of the smallest blocks needs more than the budget.
+    """
+    while True:
+        columns = _columns_that_fit(plan, sizes, base, budget, lanes)
+        if columns is not None:
+            return columns
+        target = chunk_target(plan.axes)
+        floor = tuple(_least_windows(axis, target) for axis in plan.axes)
+        a = max(range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1)
+        if plan.block[a] <= floor[a]:
+            need = predict_memory(_cut(plan, plan.block_range.shape), sizes, base, lanes).total
+            raise PlanError(
+                f"the smallest plan needs {need / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB "
+                f"({base / 2**20:.0f} MiB of it for the process and the network); give more memory or a smaller --window"
+            )
+        block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
+        plan = replace(plan, block=block, chunk=default_chunk(plan.axes, block), cuts=((),) * len(block), identity={**plan.identity, "block": list(block)})
+
+
+def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan | None:
+    counts = [1] * len(plan.axes)
+    blocks = plan.block_range.shape
+    while True:
+        cut = _cut(plan, counts)
+        memory = predict_memory(cut, sizes, base, lanes)
+        if prod(counts) >= min(lanes, prod(blocks)) and memory.total <= budget:
+            return replace(cut, memory=memory)
+        fits = memory.total <= budget
+        # cut across the stream, where halos wait; along it only to give every lane a column
+        wide = [a for a in plan.order[1:] if counts[a] < blocks[a]] or ([plan.order[0]] if fits else [])
+        wide = [a for a in wide if counts[a] < blocks[a]]
+        if not wide:
+            return None
+        widest = max(wide, key=lambda a: blocks[a] / counts[a])
+        counts[widest] += 1
+
+
+def _cut(plan: Plan, counts: list[int] | tuple[int, ...]) -> Plan:
+    return replace(plan, cuts=tuple(
+        tuple(lo + n * i // c for i in range(1, c)) for lo, n, c in zip(plan.block_range.lo, plan.block_range.shape, counts, strict=True)
+    ))
+
+
