@@ -1,0 +1,56 @@
+"""Back ends: one small protocol (`Backend`), one module per library, opened by name."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from unet_engine.backends.base import Backend, Setup
+from unet_engine.errors import BackendError
+from unet_engine.model_file import ModelFile
+
+__all__ = ["BACKENDS", "Backend", "Setup", "choose_backend", "open_backend"]
+
+BACKENDS = {
+    "openvino": ("onnx",),
+    "onnxruntime": ("onnx",),
+    "pytorch": ("pt2", "torchscript"),
+    "fake": ("fake",),
+}
+"""Name of each back end, and the model formats it runs."""
+
+_MODULES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "pytorch": "torch"}
+
+
+def choose_backend(model: ModelFile, device: str, name: str | None = None) -> str:
+    """The back end for `model` on `device`: the one named, else the first that runs the format there.
+
+    Raises `BackendError` where it does not run the format or the device, or is not installed.
+    """
+    if name is None:
+        fitting = [b for b, formats in BACKENDS.items() if model.format in formats]
+        name = "onnxruntime" if device != "cpu" and model.format == "onnx" else fitting[0]
+    if name not in BACKENDS:
+        raise BackendError(f"there is no back end {name!r}; use one of {', '.join(BACKENDS)}")
+    if model.format not in BACKENDS[name]:
+        fitting = [b for b, formats in BACKENDS.items() if model.format in formats]
+        raise BackendError(f"{name} does not run {model.path.name} ({model.format}); leave out --backend or use {' or '.join(fitting)}")
+    if name == "openvino" and device != "cpu":
+        raise BackendError(f"openvino runs on the CPU here, not on {device}; use --device cpu, or --backend onnxruntime")
+    module = _MODULES.get(name)
+    if module and find_spec(module) is None:
+        extra = "torch" if name == "pytorch" else name
+        raise BackendError(f"the back end {name} is not installed; run: pip install 'unet-engine[{extra}]'")
+    return name
+
+
+def open_backend(name: str, setup: Setup) -> Backend:
+    """Load the network. Raises `BackendError` or `ModelError` where the library refuses it."""
+    if name == "openvino":
+        from unet_engine.backends.openvino import OpenVINOBackend as Chosen
+    elif name == "onnxruntime":
+        from unet_engine.backends.onnxruntime import OnnxRuntimeBackend as Chosen
+    elif name == "pytorch":
+        from unet_engine.backends.pytorch import PyTorchBackend as Chosen
+    else:
+        from unet_engine.backends.fake import FakeBackend as Chosen
+    return Chosen(setup)

@@ -1,0 +1,139 @@
+"""The contract between the worker and a library that runs networks.
+
+A back end has a ring of slots, each with an input the caller fills in place and an output it reads in place, so that no window is
+copied or allocated. `start` returns at once; several slots are in flight while the caller cuts and adds other windows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_engine.errors import BackendError, ModelError
+from unet_engine.model_file import ModelFile
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a back end is opened with."""
+
+    model: ModelFile
+    window: tuple[int, ...]
+    """Input size per axis of the model."""
+    device: str = "cpu"
+    """``cpu`` or ``cuda:N``."""
+    precision: str = "fp32"
+    threads: int = 1
+    """Windows inferred at the same time on a CPU, one thread each: the result then does not depend on the number."""
+    batch: int = 1
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.model.spec.channels_in, *self.window)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        spec = self.model.spec
+        return (self.batch, spec.channels_out, *(w - 2 * m for w, m in zip(self.window, spec.margin, strict=True)))
+
+
+class Backend(ABC):
+    """Runs one network on windows of one size. Not thread-safe: one caller fills, starts and reads the slots."""
+
+    name: str
+    version: str
+    """Name and version of the library: part of what names a run, as another version may give other bytes."""
+    slots: int
+    """How many batches may be started before the first result is read."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    @abstractmethod
+    def input(self, slot: int) -> Array:
+        """Where to put the batch of `slot`: (batch, channels in, *window) float32, C-contiguous. Not while it is in flight."""
+
+    @abstractmethod
+    def start(self, slot: int) -> None:
+        """Begin to infer what lies in ``input(slot)``."""
+
+    @abstractmethod
+    def result(self, slot: int) -> Array:
+        """Wait for `slot`: (batch, channels out, *window - 2 * margin) float32, float16 or bfloat16, valid until its next `start`.
+
+        Raises `BackendError` with the library's own message where inference failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back memory and threads. The back end is not used afterwards."""
+
+    def infer(self, batch: Array) -> Array:
+        """One batch in, one out, copied: for warming up, probing and tests."""
+        self.input(0)[...] = batch
+        self.start(0)
+        return np.array(self.result(0))
+
+    def _refuse_precision(self, *supported: str) -> None:
+        if self.setup.precision not in supported:
+            raise BackendError(
+                f"{self.name} on {self.setup.device} does not run {self.setup.precision} here; use --precision {' or '.join(supported)}"
+            )
+
+    def _check_output(self, shape: tuple[int, ...]) -> None:
+        if shape != self.setup.output_shape:
+            raise ModelError(
+                f"{self.setup.model.path}: the network gives {shape} for windows of {self.setup.window}, its spec says "
+                f"{self.setup.output_shape}; correct channels_out or margin of the spec"
+            )
+
+
+class ThreadedBackend(Backend):
+    """For libraries that only infer synchronously: `threads` calls run at once, each on one thread of its own."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.slots = setup.threads + 2
+        self._inputs = [np.zeros(setup.input_shape, np.float32) for _ in range(self.slots)]
+        self._futures: list[Future[Array] | None] = [None] * self.slots
+        self._pool = ThreadPoolExecutor(setup.threads, thread_name_prefix="infer", initializer=self._thread_setup)
+
+    def _thread_setup(self) -> None:
+        """Runs once on every inference thread."""
+
+    @property
+    def _run(self) -> Callable[[int], Array]:
+        """Infers a slot and returns its output."""
+        raise NotImplementedError
+
+    def input(self, slot: int) -> Array:
+        return self._inputs[slot]
+
+    def start(self, slot: int) -> None:
+        self._futures[slot] = self._pool.submit(self._run, slot)
+
+    def result(self, slot: int) -> Array:
+        future = self._futures[slot]
+        if future is None:
+            raise BackendError(f"slot {slot} was not started")
+        try:
+            return future.result()
+        except (BackendError, ModelError):
+            raise
+        except Exception as error:
+            raise BackendError(f"{self.name} failed on a window: {first_line(error)}") from error
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

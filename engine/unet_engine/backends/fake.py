@@ -1,0 +1,50 @@
+"""No network: for tests, for planning at scale and for measuring what everything but the network costs.
+
+A file ``NAME.fake.toml`` has a table ``[spec]`` with the keys of `ModelSpec`, and optionally ``latency_ms`` (how long a window takes) and
+``fail_at`` (the number of the window, counted from 1, at which inference fails). The network it stands for is the identity: output
+channel k is input channel ``k % channels_in``, cropped by the margin.
+"""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Callable
+
+import numpy as np
+
+from unet_engine.backends.base import Array, Setup, ThreadedBackend
+from unet_engine.errors import BackendError
+
+
+class FakeBackend(ThreadedBackend):
+    name = "fake"
+    version = "fake 1"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        settings = tomllib.loads(setup.model.path.read_text())
+        self._latency = float(settings.get("latency_ms", 0)) / 1000
+        self._fail_at = int(settings.get("fail_at", 0))
+        self._calls = 0
+        self._outputs = [np.zeros(setup.output_shape, np.float32) for _ in range(self.slots)]
+
+    def start(self, slot: int) -> None:
+        self._calls += 1
+        if self._calls == self._fail_at:
+            raise BackendError(f"the fake network fails at window {self._calls}, as its file asks")
+        super().start(slot)
+
+    @property
+    def _run(self) -> Callable[[int], Array]:
+        return self._identity
+
+    def _identity(self, slot: int) -> Array:
+        begun = time.perf_counter()
+        spec = self.setup.model.spec
+        inside = tuple(slice(m, n - m) for m, n in zip(spec.margin, self.setup.window, strict=True))
+        out = self._outputs[slot]
+        for k in range(spec.channels_out):
+            out[:, k] = self._inputs[slot][:, k % spec.channels_in][(slice(None), *inside)]
+        time.sleep(max(0.0, self._latency - (time.perf_counter() - begun)))
+        return out
