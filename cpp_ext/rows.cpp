@@ -1,0 +1,152 @@
+#include "rows.hpp"
+
+#include <algorithm>
+
+// target_clones needs ifunc (ELF, glibc) and a compiler that knows the levels of x86-64.
+#if defined(__x86_64__) && defined(__ELF__) && defined(__gnu_linux__) && \
+    ((defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 12))
+#define HALO_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define HALO_CLONES
+#endif
+
+#if defined(_MSC_VER)
+#define HALO_RESTRICT __restrict
+#else
+#define HALO_RESTRICT __restrict__
+#endif
+
+namespace unet_engine {
+
+namespace {
+
+// -0.0 equals 0.0 and NaN equals nothing, in the 16-bit type too.
+template <typename T>
+HALO_FN bool same(T a, T b) {
+  return a == b;
+}
+template <>
+HALO_FN bool same(Half a, Half b) {
+  return to_float(a) == to_float(b);
+}
+
+template <typename T>
+HALO_FN void label_strip(T* HALO_RESTRICT out, const float* HALO_RESTRICT sums, index_t stride, index_t channels,
+                         index_t n, bool threshold) {
+  float best[kStrip];
+  std::int32_t channel[kStrip];
+  std::fill_n(best, n, minus_infinity());
+  std::fill_n(channel, n, 0);
+  for (index_t k = 0; k < channels; ++k) {
+    const float* HALO_RESTRICT row = sums + k * stride;
+    for (index_t x = 0; x < n; ++x) {
+      const bool larger = is_larger(row[x], best[x]);
+      best[x] = larger ? row[x] : best[x];
+      channel[x] = larger ? static_cast<std::int32_t>(k) : channel[x];
+    }
+  }
+  for (index_t x = 0; x < n; ++x) out[x] = static_cast<T>(label_of(best[x], channel[x], threshold));
+}
+
+template <typename T>
+HALO_FN void softmax_strip(T* HALO_RESTRICT out, index_t out_stride, const float* HALO_RESTRICT sums, index_t stride,
+                           index_t channels, index_t n, float* HALO_RESTRICT e) {
+  float best[kStrip];
+  float total[kStrip];
+  std::fill_n(best, n, minus_infinity());
+  for (index_t k = 0; k < channels; ++k) {
+    const float* HALO_RESTRICT row = sums + k * stride;
+    for (index_t x = 0; x < n; ++x) best[x] = is_larger(row[x], best[x]) ? row[x] : best[x];
+  }
+  for (index_t x = 0; x < n; ++x) total[x] = e[x] = exp_of_nonpositive(sums[x] - best[x]);
+  for (index_t k = 1; k < channels; ++k) {
+    const float* HALO_RESTRICT row = sums + k * stride;
+    float* HALO_RESTRICT e_row = e + k * n;
+    for (index_t x = 0; x < n; ++x) {
+      e_row[x] = exp_of_nonpositive(row[x] - best[x]);
+      total[x] += e_row[x];
+    }
+  }
+  for (index_t k = 0; k < channels; ++k) {
+    const float* HALO_RESTRICT e_row = e + k * n;
+    T* HALO_RESTRICT out_row = out + k * out_stride;
+    for (index_t x = 0; x < n; ++x) out_row[x] = quantise<T>(e_row[x] / total[x]);
+  }
+}
+
+}  // namespace
+
+#define HALO_DEFINE(T)                                                                                           \
+  HALO_CLONES void normalise_row(float* HALO_RESTRICT out, const T* HALO_RESTRICT in, index_t n, double shift,   \
+                                 double scale) noexcept {                                                        \
+    for (index_t x = 0; x < n; ++x) out[x] = normalise(in[x], shift, scale);                                     \
+  }                                                                                                              \
+  HALO_CLONES bool row_equals(const T* in, index_t n, T value) noexcept {                                        \
+    for (index_t x = 0; x < n; x += kStrip) {                                                                    \
+      const index_t end = std::min(n, x + kStrip);                                                               \
+      unsigned other = 0;                                                                                        \
+      for (index_t i = x; i < end; ++i) other |= same(in[i], value) ? 0u : 1u; /* no branch: vectorises */       \
+      if (other != 0) return false;                                                                              \
+    }                                                                                                            \
+    return true;                                                                                                 \
+  }
+HALO_BLOCK_TYPES(HALO_DEFINE)
+#undef HALO_DEFINE
+
+#define HALO_DEFINE(T)                                                                                           \
+  HALO_CLONES void add_rows(float* HALO_RESTRICT sums, index_t sums_stride, const T* HALO_RESTRICT in,           \
+                            index_t in_stride, float wz, const float* HALO_RESTRICT wy,                          \
+                            const float* HALO_RESTRICT wx, index_t rows, index_t n) noexcept {                   \
+    for (index_t y = 0; y < rows; ++y, sums += sums_stride, in += in_stride) {                                   \
+      const float w = weight_of(wz, wy[y]);                                                                      \
+      for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], to_float(in[x]), weight_of(w, wx[x]));     \
+    }                                                                                                            \
+  }
+HALO_WINDOW_TYPES(HALO_DEFINE)
+#undef HALO_DEFINE
+
+HALO_CLONES void add_constant_rows(float* HALO_RESTRICT sums, index_t sums_stride, float value, float wz,
+                                   const float* HALO_RESTRICT wy, const float* HALO_RESTRICT wx, index_t rows,
+                                   index_t n) noexcept {
+  for (index_t y = 0; y < rows; ++y, sums += sums_stride) {
+    const float w = weight_of(wz, wy[y]);
+    for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], value, weight_of(w, wx[x]));
+  }
+}
+
+HALO_CLONES void merge_row(float* HALO_RESTRICT sums, const float* HALO_RESTRICT in, index_t n) noexcept {
+  for (index_t x = 0; x < n; ++x) sums[x] += in[x];
+}
+
+#define HALO_DEFINE(T)                                                                                             \
+  HALO_CLONES void label_row(T* out, const float* sums, index_t stride, index_t channels, index_t n,               \
+                             bool threshold) noexcept {                                                            \
+    for (index_t x = 0; x < n; x += kStrip)                                                                        \
+      label_strip(out + x, sums + x, stride, channels, std::min(kStrip, n - x), threshold);                        \
+  }
+HALO_DEFINE(std::uint8_t)
+HALO_DEFINE(std::uint16_t)
+#undef HALO_DEFINE
+
+#define HALO_DEFINE(T)                                                                                             \
+  HALO_CLONES void softmax_row(T* out, index_t out_stride, const float* sums, index_t stride, index_t channels,    \
+                               index_t n, float* scratch) noexcept {                                               \
+    softmax_strip(out, out_stride, sums, stride, channels, n, scratch);                                            \
+  }                                                                                                                \
+  HALO_CLONES void sigmoid_row(T* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t n) noexcept {          \
+    for (index_t x = 0; x < n; ++x) out[x] = quantise<T>(sigmoid(in[x]));                                          \
+  }                                                                                                                \
+  HALO_CLONES void clip_row(T* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t n) noexcept {             \
+    for (index_t x = 0; x < n; ++x) out[x] = quantise<T>(clip(in[x]));                                             \
+  }
+HALO_DEFINE(std::uint8_t)
+HALO_DEFINE(float)
+#undef HALO_DEFINE
+
+void cast_row(float* out, const float* in, index_t n) noexcept { std::copy_n(in, n, out); }
+
+HALO_CLONES void cast_row(Half* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t n) noexcept {
+  for (index_t x = 0; x < n; ++x) out[x] = to_half(in[x]);
+}
+
+}  // namespace unet_engine

@@ -1,0 +1,73 @@
+// The inner loops of `halo.cpp`, over contiguous rows. Compiled several times, for AVX-512, AVX2 and any x86-64, and chosen
+// when the module is loaded (elsewhere: compiled once). The results are the same bits, see `halo.hpp`.
+#pragma once
+
+#include "halo.hpp"
+
+namespace unet_engine {
+
+// Voxels of a row whose intermediate values stay in the first-level cache.
+constexpr index_t kStrip = 1024;
+
+// The element types that a block may have (bool comes as uint8).
+#define HALO_BLOCK_TYPES(DO) \
+  DO(std::uint8_t)           \
+  DO(std::int8_t)            \
+  DO(std::uint16_t)          \
+  DO(std::int16_t)           \
+  DO(std::uint32_t)          \
+  DO(std::int32_t)           \
+  DO(std::uint64_t)          \
+  DO(std::int64_t)           \
+  DO(Half)                   \
+  DO(float)                  \
+  DO(double)
+
+// The element types of a network's output.
+#define HALO_WINDOW_TYPES(DO) \
+  DO(float)                   \
+  DO(Half)                    \
+  DO(BFloat16)
+
+// out[i] = normalise(in[i]);   whether all in[i] == value
+#define HALO_DECLARE(T)                                                                        \
+  void normalise_row(float* out, const T* in, index_t n, double shift, double scale) noexcept; \
+  bool row_equals(const T* in, index_t n, T value) noexcept;
+HALO_BLOCK_TYPES(HALO_DECLARE)
+#undef HALO_DECLARE
+
+// sums[y][x] += in[y][x] * ((wz * wy[y]) * wx[x]) on `rows` rows of length n
+#define HALO_DECLARE(T)                                                                                            \
+  void add_rows(float* sums, index_t sums_stride, const T* in, index_t in_stride, float wz, const float* wy, \
+                const float* wx, index_t rows, index_t n) noexcept;
+HALO_WINDOW_TYPES(HALO_DECLARE)
+#undef HALO_DECLARE
+
+// sums[y][x] += value * ((wz * wy[y]) * wx[x])
+void add_constant_rows(float* sums, index_t sums_stride, float value, float wz, const float* wy, const float* wx,
+                       index_t rows, index_t n) noexcept;
+
+// sums[i] += in[i]
+void merge_row(float* sums, const float* in, index_t n) noexcept;
+
+// The labels of one row of voxels; `stride` lies between the channels of `sums`.
+void label_row(std::uint8_t* out, const float* sums, index_t stride, index_t channels, index_t n, bool threshold) noexcept;
+void label_row(std::uint16_t* out, const float* sums, index_t stride, index_t channels, index_t n, bool threshold) noexcept;
+
+// out[k][i] = quantise(softmax over k) for n <= kStrip voxels, with room for `channels * n` floats in `scratch`.
+void softmax_row(std::uint8_t* out, index_t out_stride, const float* sums, index_t stride, index_t channels, index_t n,
+                 float* scratch) noexcept;
+void softmax_row(float* out, index_t out_stride, const float* sums, index_t stride, index_t channels, index_t n,
+                 float* scratch) noexcept;
+
+// out[i] = quantise(sigmoid(in[i])) and out[i] = quantise(clip(in[i]))
+void sigmoid_row(std::uint8_t* out, const float* in, index_t n) noexcept;
+void sigmoid_row(float* out, const float* in, index_t n) noexcept;
+void clip_row(std::uint8_t* out, const float* in, index_t n) noexcept;
+void clip_row(float* out, const float* in, index_t n) noexcept;
+
+// out[i] = in[i], in the output's type
+void cast_row(float* out, const float* in, index_t n) noexcept;
+void cast_row(Half* out, const float* in, index_t n) noexcept;
+
+}  // namespace unet_engine
