@@ -40,6 +40,7 @@ View<T> view(const A& array, const char* name, bool rows = true) {
   if (array.ndim() != 1 + kAxes) refuse(std::string(name) + " must have 4 axes");
   if (static_cast<std::size_t>(array.dtype().bits) != 8 * size) refuse(std::string(name) + " has another item size than named");
   View<T> result{static_cast<T*>(array.data()), {}, {}};
+  rows = rows && array.size() > 0;  // the strides of an empty array may be anything
   for (int axis = 0; axis <= kAxes; ++axis) {
     result.shape[axis] = static_cast<index_t>(array.shape(axis));
     result.stride[axis] = array.stride(axis);

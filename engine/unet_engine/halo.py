@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ except ImportError:
 IMPLEMENTATION = "numpy" if _native is None else "native"
 
 F32 = NDArray[np.float32]
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 T = TypeVar("T")
 
 ACTIVATIONS = ("softmax", "sigmoid", "none")
@@ -73,10 +73,10 @@ def gather(  # noqa: PLR0917
         _check_type(name, vector, "float32", "float64")
         if vector.shape != (channels,):
             raise ValueError(f"{name} of shape {vector.shape} must have one value for each of {channels} channels")
-    for axis, (i, size) in enumerate(zip(index, block.shape[1:], strict=True)):
+    for name, i, size in zip(_names(index), index, block.shape[1:], strict=True):
         # The native function looks for itself, ten times faster than NumPy on short vectors.
         if _native is None and i.size and (i.min() < -1 or i.max() >= size):
-            raise IndexError(f"axis {_name(axis, axes)}: index {i.min()}..{i.max()} leaves -1..{size - 1}: clip or pad it first")
+            raise IndexError(f"axis {name}: index {i.min()}..{i.max()} leaves -1..{size - 1}: clip or pad it first")
     _check_writable("out", out)
     if _native is None:
         halo_reference.gather(out, block, index, scale, shift, fill)
@@ -236,7 +236,7 @@ def is_constant(block: Array, lo: Sequence[int], hi: Sequence[int], value: float
     return bool(_native.is_constant(*_coded(block), _corner(lo), _corner(hi, 1), _coded(wanted)[0]))
 
 
-def _in_type(value: float, dtype: np.dtype[np.generic]) -> Array | None:
+def _in_type(value: float, dtype: np.dtype[Any]) -> Array | None:
     """`value` as an array of one element of this type, or None where no element of the type can equal it."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -295,31 +295,30 @@ def _check_activation(activation: str) -> None:
 def _check_weights(weights: Sequence[F32], shape: tuple[int, ...]) -> list[F32]:
     if len(weights) != len(shape):
         raise ValueError(f"{len(weights)} weight vectors for {len(shape)} axes: give one per axis")
-    for axis, (weight, size) in enumerate(zip(weights, shape, strict=True)):
+    for name, weight, size in zip(_names(shape), weights, shape, strict=True):
         _check_type("weights", weight, "float32")
         if weight.shape != (size,):
-            raise ValueError(f"axis {_name(axis, len(shape))}: weights of shape {weight.shape} for a window of {size}: they must agree")
+            raise ValueError(f"axis {name}: weights of shape {weight.shape} for a window of {size}: they must agree")
     return [np.ascontiguousarray(w) for w in weights]
 
 
-def _check_span(
-    shape: tuple[int, ...], window: tuple[int, ...], at: Sequence[int], lo: Sequence[int], hi: Sequence[int]
-) -> bool:
+def _check_span(shape: tuple[int, ...], window: tuple[int, ...], at: Sequence[int], lo: Sequence[int], hi: Sequence[int]) -> bool:
     """Whether the range holds any voxel; raises where it leaves the window or, moved by `at`, the sums."""
     if not len(shape) == len(at) == len(lo) == len(hi):
         raise ValueError(f"at {at}, lo {lo}, hi {hi} for {len(shape)} axes: give one value per axis")
     if any(b <= a for a, b in zip(lo, hi, strict=True)):
         return False
-    for axis, (size, extent, start, a, b) in enumerate(zip(shape, window, at, lo, hi, strict=True)):
+    for name, size, extent, start, a, b in zip(_names(shape), shape, window, at, lo, hi, strict=True):
         if a < 0 or b > extent:
-            raise ValueError(f"axis {_name(axis, len(shape))}: the range {a}:{b} leaves the window's 0:{extent}: clip it first")
+            raise ValueError(f"axis {name}: the range {a}:{b} leaves the window's 0:{extent}: clip it first")
         if start + a < 0 or start + b > size:
-            raise ValueError(f"axis {_name(axis, len(shape))}: the range {start + a}:{start + b} leaves the array's 0:{size}: clip it first")
+            raise ValueError(f"axis {name}: the range {start + a}:{start + b} leaves the array's 0:{size}: clip it first")
     return True
 
 
-def _name(axis: int, axes: int) -> str:
-    return "zyx"[3 - axes + axis]
+def _names(axes: Sequence[object]) -> str:
+    """The names of two or three axes."""
+    return "zyx"[-len(axes) :]
 
 
 _ORIGIN = np.zeros(1, np.int64)

@@ -7,11 +7,13 @@ operation is written out in the order in which `cpp_ext/halo.hpp` does it: both 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
+Array = NDArray[Any]
 
 _WIDE_TYPES = ("uint32", "int32", "uint64", "int64", "float64")
 _LOG2E = np.float32(1.44269504)
@@ -19,14 +21,13 @@ _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a small float32
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _EXP_FLOOR = np.float32(-87.0)
 _EXP_POLYNOMIAL = [
-    np.float32(c)
-    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 ]
 
 
 def gather(  # noqa: PLR0917
     out: F32,
-    block: NDArray[np.generic],
+    block: Array,
     index: Sequence[NDArray[np.int64]],
     scale: NDArray[np.floating],
     shift: NDArray[np.floating],
@@ -34,20 +35,21 @@ def gather(  # noqa: PLR0917
 ) -> None:
     out[...] = fill
     inside = [np.flatnonzero(i >= 0) for i in index]
-    taken = block[(slice(None), *np.ix_(*(i[p] for i, p in zip(index, inside, strict=True))))]
+    source: tuple[Any, ...] = (slice(None), *np.ix_(*(i[p] for i, p in zip(index, inside, strict=True))))
+    target: tuple[Any, ...] = (slice(None), *np.ix_(*inside))
     # 32- and 64-bit types do not fit into float32: subtract first, in float64, and round once at the end.
     kind = np.float64 if block.dtype.name in _WIDE_TYPES else np.float32
     per_channel = (-1, *(1,) * len(index))
     with np.errstate(all="ignore"):
-        value = taken.astype(kind)
+        value = block[source].astype(kind)
         value -= shift.astype(kind).reshape(per_channel)
         value *= scale.astype(kind).reshape(per_channel)
-        out[(slice(None), *np.ix_(*inside))] = value.astype(np.float32)
+        out[target] = value.astype(np.float32)
 
 
 def add(  # noqa: PLR0917
     sums: F32,
-    window: NDArray[np.generic],
+    window: Array,
     weights: Sequence[F32],
     at: Sequence[int],
     lo: Sequence[int],
@@ -84,7 +86,7 @@ def labels(sums: F32, out: NDArray[np.unsignedinteger], *, threshold: bool) -> N
     out[...] = best.astype(out.dtype)
 
 
-def probabilities(sums: F32, out: NDArray[np.generic], activation: str) -> None:
+def probabilities(sums: F32, out: Array, activation: str) -> None:
     with np.errstate(all="ignore"):
         value = _PROBABILITY[activation](sums)
         if out.dtype == np.uint8:
@@ -98,12 +100,12 @@ def logits(sums: F32, out: NDArray[np.floating]) -> None:
         out[...] = sums.astype(out.dtype)
 
 
-def is_constant(block: NDArray[np.generic], lo: Sequence[int], hi: Sequence[int], value: np.generic) -> bool:
+def is_constant(block: Array, lo: Sequence[int], hi: Sequence[int], value: np.generic) -> bool:
     part = block[(slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))]
     return bool((part == value).all())
 
 
-def as_float32(array: NDArray[np.generic]) -> F32:
+def as_float32(array: Array) -> F32:
     """float32, float16 or bfloat16 as float32: exact in all three."""
     if array.dtype.name == "bfloat16":
         return (array.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -121,7 +123,7 @@ def exp_of_nonpositive(x: F32) -> F32:
     p = np.full_like(x, _EXP_POLYNOMIAL[0])
     for coefficient in _EXP_POLYNOMIAL[1:]:
         p = p * r + coefficient
-    y = (p * (r * r) + r) + np.float32(1)
+    y: F32 = (p * (r * r) + r) + np.float32(1)
     power = ((shifted.view(np.uint32) + np.uint32((127 - 0x4B400000) % 2**32)) << np.uint32(23)).view(np.float32)
     return np.where(x < _EXP_FLOOR, np.float32(0), y * power)
 
@@ -132,12 +134,14 @@ def _softmax(sums: F32) -> F32:
     total = e[0].copy()
     for channel in e[1:]:
         total += channel
-    return e / total
+    probability: F32 = e / total
+    return probability
 
 
 def _sigmoid(sums: F32) -> F32:
     e = exp_of_nonpositive(-np.abs(sums))
-    return np.where(sums < 0, e, np.float32(1)) / (np.float32(1) + e)
+    probability: F32 = np.where(sums < 0, e, np.float32(1)) / (np.float32(1) + e)
+    return probability
 
 
 def _clip(sums: F32) -> F32:
