@@ -12,6 +12,7 @@ ValueError and wrong types TypeError before anything is written.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -265,8 +266,14 @@ def _check_sums(sums: Array, axes: int) -> None:
     _check_rows("sums", sums)
 
 
+@functools.cache
+def _type_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name` of native byte order, else something that is no type's name. NumPy builds the name anew at each call."""
+    return dtype.name if dtype.isnative else dtype.str
+
+
 def _check_type(name: str, array: Array, *types: str) -> None:
-    if array.dtype.name not in types or not array.dtype.isnative:
+    if _type_name(array.dtype) not in types:
         raise TypeError(f"{name} is {array.dtype!r}, must be {' or '.join(types)} in native byte order: convert it first")
 
 
@@ -340,7 +347,7 @@ def _3d(array: Array) -> Array:
 
 def _coded(array: Array) -> tuple[Array, str]:
     """The array in three axes, of a type that DLPack knows, and the name of its real type."""
-    name = array.dtype.name
+    name = _type_name(array.dtype)
     if name in ("float16", "bfloat16"):
         array = array.view(np.uint16)
     elif name == "bool":

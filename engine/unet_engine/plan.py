@@ -172,6 +172,20 @@ class Plan:
         ]
         return Box(*map(tuple, zip(*spans, strict=True)))
 
+    @property
+    def window_shape(self) -> tuple[int, ...]:
+        """Output voxels of a window."""
+        return tuple(axis.window for axis in self.axes)
+
+    def write_read_box(self, index: Index) -> Box:
+        """The part of the volume that decides what lies in a block's write box."""
+        write = self.write_box(index)
+        spans = []
+        for axis, lo, hi in zip(self.axes, write.lo, write.hi, strict=True):
+            windows = axis.meeting(lo, hi)
+            spans.append(read_span(axis, windows.start, windows.stop - 1, self.padding) if windows else (0, 0))
+        return Box(*map(tuple, zip(*spans, strict=True)))
+
     @cached_property
     def reach(self) -> tuple[int, ...]:
         """Per axis, how many blocks up a halo can go: 1 unless windows overlap by more than a block."""
@@ -243,10 +257,11 @@ class Plan:
         for place in itertools.product(*(range(walk.lo[a], walk.hi[a]) for a in self.order)):
             by_axis = dict(zip(self.order, place, strict=True))
             index = tuple(by_axis[a] for a in range(len(self.axes)))
-            if task := self._task(index, column, pending):
+            if task := self.task(index, column, pending):
                 yield task
 
-    def _task(self, index: Index, column: Column, pending: Callable[[Index], bool]) -> Task | None:
+    def task(self, index: Index, column: Column, pending: Callable[[Index], bool]) -> Task | None:
+        """What is left to do for one block in a column; None where nothing is."""
         targets: list[tuple[Index, Box]] = []
         for offset in itertools.product(*(range(r + 1) for r in self.reach)):
             up = tuple(i + o for i, o in zip(index, offset, strict=True))

@@ -1,0 +1,35 @@
+"""Run a 2D or 3D U-Net over a volume far larger than memory, Zarr to Zarr.
+
+    import unet_engine
+    result = unet_engine.run("scan.zarr", model="membrane.onnx", out="labels.zarr")
+    plan = unet_engine.make_plan("scan.zarr", model="membrane.onnx")
+    model = unet_engine.open_model("membrane.onnx")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unet_engine.model_file import ModelFile, open_model
+    from unet_engine.plan import Plan
+    from unet_engine.runner import Result, make_plan, run
+    from unet_engine.spec import ModelSpec
+
+__all__ = ["ModelFile", "ModelSpec", "Plan", "Result", "make_plan", "open_model", "run"]
+
+_HOMES = {
+    "ModelFile": "model_file", "open_model": "model_file", "Plan": "plan", "Result": "runner", "make_plan": "runner", "run": "runner",
+    "ModelSpec": "spec",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use, so that ``import unet_engine`` stays fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unet_engine' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"unet_engine.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

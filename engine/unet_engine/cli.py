@@ -1,0 +1,170 @@
+"""The command line. Nothing heavy is imported before a command runs, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import click
+
+from unet_engine.errors import UnetEngineError
+
+INTERRUPTED = 130
+
+_OPTIONS = [
+    click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
+    click.option("--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml here or beside the input."),
+    click.option("--out", metavar="PATH", help="Output group; default: beside the input, named after the model."),
+    click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
+    click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
+    click.option("--backend", metavar="NAME", help="openvino, onnxruntime or pytorch; default: the best for the model and device."),
+    click.option("--precision", metavar="P", help="fp32, fp16, bf16, int8 or auto (fp32 unless another one was proved)."),
+    click.option("--window", metavar="Z,Y,X", help="Window size, e.g. 64,64,64; default: the model's."),
+    click.option("--overlap", type=float, metavar="R", help="Fraction by which windows overlap, 0 to below 1; default 0.5."),
+    click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
+    click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
+    click.option("--output", metavar="KIND", help="labels (default), probabilities or logits."),
+    click.option("--dtype", metavar="TYPE", help="Of probabilities (uint8, float16, float32) or logits (float16, float32)."),
+    click.option("--roi", metavar="BOX", help="z0:z1,y0:y1,x0:x1 in voxels; the result equals that crop of the full run."),
+    click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx; default: from its metadata."),
+    click.option("--normalize", metavar="HOW", help="none, zscore, minmax, percentile:1,99 or range:-1000,400; default: the model's."),
+    click.option("--replace-nonfinite", type=float, metavar="V", help="Read NaN and Inf as V instead of stopping."),
+    click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
+    click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
+    click.option("--workers", type=int, metavar="N", help="Windows inferred at once on the CPU; default: one per core."),
+    click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
+]
+
+
+def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
+@click.version_option(package_name="unet-engine")
+def app() -> None:
+    """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result as OME-Zarr.
+
+    \b
+    unet-engine demo DIR                              try it: makes a volume, runs, shows the result
+    unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
+    unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
+
+    Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
+    130 interrupted (resumable).
+    """
+
+
+@app.command("run")
+@_settings_options
+@click.option("--resume", is_flag=True, default=None, help="Go on with an output that was begun with the same settings.")
+@click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
+    """Run the model over the volume."""
+    from unet_engine import report
+    from unet_engine.prepare import prepare
+    from unet_engine.runner import run_volume
+    from unet_engine.settings import Settings
+
+    console = report.stderr()
+    settings = Settings.of(**_required(given))
+    prepared = prepare(settings)
+    for note in prepared.notes:
+        console.print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
+    report.print_pairs(report.plan_lines(prepared), console)
+    try:
+        result = run_volume(prepared, settings, lambda p, counters: report.Watcher(p, counters, console))
+    except KeyboardInterrupt:
+        _fail(f"interrupted; what is committed in {prepared.job.out} stays: run the same command with --resume", INTERRUPTED)
+    console.print(report.result_line(result), highlight=False, soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+
+
+@app.command("plan")
+@_settings_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as one line of JSON.")
+def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
+    """Show what a run would do: grid, blocks, work, bytes, memory, time. Nothing is written."""
+    from rich.console import Console
+
+    from unet_engine import report
+    from unet_engine.prepare import prepare
+    from unet_engine.settings import Settings
+
+    prepared = prepare(Settings.of(**_required(given)))
+    if as_json:
+        click.echo(json.dumps(report.plan_facts(prepared)))
+        return
+    for note in prepared.notes:
+        report.stderr().print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
+    report.print_pairs(report.plan_lines(prepared), Console())
+
+
+@app.command("info")
+@click.argument("path")
+@click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
+@click.option("--window", metavar="Z,Y,X", help="Window for a foreign ONNX file that names none.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def info_command(path: str, axes: str | None, window: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Describe a volume or a model file."""
+    from rich.console import Console
+
+    from unet_engine import report
+    from unet_engine.info import describe
+
+    facts = describe(path, axes, window)
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        report.print_pairs([(k.replace("_", " "), str(v)) for k, v in facts.items()], Console())
+
+
+@app.command("demo")
+@click.argument("folder", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
+    """Make a synthetic volume in DIR, segment it, show what came out and what to try next."""
+    from unet_engine.demo import demo
+
+    facts = demo(folder)
+    if as_json:
+        click.echo(json.dumps(facts))
+
+
+def _required(given: dict[str, Any]) -> dict[str, Any]:
+    if given.get("input") is None:
+        raise click.UsageError("no input: use --in PATH, e.g. unet-engine run --in scan.zarr --model net.onnx")
+    return given
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"unet-engine: {message}", err=True)
+    sys.exit(code)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except UnetEngineError as error:
+        _fail(str(error).replace("\n", " "), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted before anything was written", INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,96 @@
+"""The local executor: columns of a plan dealt to the devices of this machine, one thread per device.
+
+Within a column three things overlap: reading the next block, inferring this one, writing the last. A Dask executor needs no more than
+`Worker.read`, `predict` and `commit` either.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+
+from unet_engine.job import Halo, Raw
+from unet_engine.plan import Column, Index, Task
+from unet_engine.worker import Worker
+
+Pending = Callable[[Index], bool]
+
+
+def run_local(workers: list[Worker], pending: Pending) -> None:
+    """Run every column of the workers' plan. The first error stops all lanes, after what they were writing is written."""
+    columns: SimpleQueue[Column] = SimpleQueue()
+    for column in workers[0].job.plan.columns():
+        columns.put(column)
+    stop = threading.Event()
+    if len(workers) == 1:
+        _lane(workers[0], columns, pending, stop)
+        return
+    with ThreadPoolExecutor(len(workers), "lane") as lanes:
+        running = [lanes.submit(_lane, worker, columns, pending, stop) for worker in workers]
+        try:
+            for lane in running:
+                lane.result()
+        finally:
+            stop.set()
+
+
+def _lane(worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: threading.Event) -> None:
+    try:
+        while not stop.is_set():
+            run_column(worker, columns.get_nowait(), pending, stop)
+    except Empty:
+        return
+    except BaseException:
+        stop.set()
+        raise
+
+
+def run_column(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:
+    """All that is left of one column, block by block; halos wait here until their block is committed."""
+    waiting: defaultdict[Index, list[Halo]] = defaultdict(list)
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        try:
+            for done in worker.predict(_read_ahead(worker, _tasks(worker, column, pending), reader)):
+                for target, halo in done.halos():
+                    waiting[target].append(halo)
+                if done.task.commits:
+                    if writing:
+                        writing.result()
+                    writing = writer.submit(worker.commit, done, waiting.pop(done.task.block.index, []))
+                if stop.is_set():
+                    return
+        finally:
+            # what was handed over is written even when something else failed
+            if writing:
+                writing.result()
+
+
+def _tasks(worker: Worker, column: Column, pending: Pending) -> Iterator[Task]:
+    """The tasks that need the network or sums. Void blocks are written here and now, and receive no windows."""
+    plan = worker.job.plan
+    for task in plan.tasks(column, pending):
+        if not worker.job.skips:
+            yield task
+            continue
+        if task.commits and worker.is_void(task.block.index):
+            worker.commit_void(task)
+        left = plan.task(task.block.index, column, lambda index: pending(index) and not worker.is_void(index))
+        worker.counters.skipped += len(task.windows) - len(left.windows if left else ())
+        if left:
+            yield left
+
+
+def _read_ahead(worker: Worker, tasks: Iterable[Task], reader: ThreadPoolExecutor) -> Iterator[tuple[Task, Raw | None]]:
+    """Each task with its voxels, the next one's already being read."""
+    ahead: tuple[Task, Future[Raw | None]] | None = None
+    for task in tasks:
+        following = (task, reader.submit(worker.read, task))
+        if ahead:
+            yield ahead[0], ahead[1].result()
+        ahead = following
+    if ahead:
+        yield ahead[0], ahead[1].result()

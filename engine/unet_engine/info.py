@@ -1,0 +1,47 @@
+"""Describing a volume or a model file in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_engine.model_file import open_model
+from unet_engine.volume import open_volume
+
+
+def describe(path: str, axes: str | None = None, window: str | None = None) -> dict[str, Any]:
+    """What `path` is, as plain values. Raises `ModelError` or `InputError` as opening it does."""
+    if Path(path).is_file():
+        return _model(path, window)
+    return _volume(path, axes)
+
+
+def _model(path: str, window: str | None) -> dict[str, Any]:
+    model = open_model(path, tuple(int(w) for w in window.split(",")) if window else None)
+    spec = model.spec.model_dump(mode="json")
+    spec["normalization"] = str(model.spec.normalization)
+    return {"model": str(model.path), "format": model.format, "sha256": model.sha256, **spec}
+
+
+def _volume(path: str, axes: str | None) -> dict[str, Any]:
+    volume = open_volume(path, axes)
+    array = volume.array
+    sample = np.concatenate(volume.samples)
+    finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
+    return {
+        "volume": path,
+        "zarr_format": array.metadata.zarr_format,
+        "axes": volume.axes,
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "chunks": list(array.chunks),
+        "shards": list(array.shards) if array.shards else None,
+        "bytes": int(array.nbytes),
+        "channels": volume.channels,
+        "spacing": list(volume.spacing) if volume.spacing else None,
+        "unit": volume.unit,
+        "sampled_range": [float(finite.min()), float(finite.max())] if finite.size else None,
+        "sampled_mean": float(finite.mean()) if finite.size else None,
+    }

@@ -1,0 +1,191 @@
+"""What people see: the plan as a table, progress while it runs, the result. All of it goes to stderr but for `--json` and tables asked for."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from unet_engine import halo
+from unet_engine.job import Counters
+from unet_engine.plan import read_span
+from unet_engine.prepare import Prepared
+from unet_engine.runner import Result
+
+LINE_EVERY = 10.0
+"""Seconds between plain progress lines, where stderr is no terminal."""
+
+
+def size(n: float) -> str:
+    """Bytes for people: 3 digits and a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(n) < 1000 or unit == "TiB":
+            return f"{n:.3g} {unit}" if unit != "B" else f"{n:.0f} B"
+        n /= 1024
+    raise AssertionError
+
+
+def span(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def x(values: tuple[int, ...]) -> str:
+    return "×".join(map(str, values))
+
+
+def bytes_read(prepared: Prepared) -> int:
+    """Bytes of the input that all blocks of the plan read together, before decompression counts: whole read boxes."""
+    plan, total = prepared.job.plan, 0
+    for column in plan.columns():
+        windows, volume = plan.column_windows(column), 1
+        for axis, lo, hi, step in zip(plan.axes, windows.lo, windows.hi, plan.block, strict=True):
+            ends = [(max(lo, b), min(hi, b + step) - 1) for b in range(lo // step * step, hi, step)]
+            volume *= sum(stop - start for start, stop in (read_span(axis, first, last, plan.padding) for first, last in ends))
+        total += volume
+    return total * prepared.volume.voxel_bytes
+
+
+def plan_facts(prepared: Prepared) -> dict[str, Any]:
+    """The plan as plain values, for tables and JSON."""
+    plan, job, memory = prepared.job.plan, prepared.job, prepared.job.plan.memory
+    read = bytes_read(prepared)
+    lanes = len(prepared.devices)
+    flops = plan.flops_per_window
+    written = plan.roi.size * (job.layout.channels or 1) * (1 if job.layout.dtype == "uint8" else int(job.layout.dtype[-2:]) // 8)
+    return {
+        "input": job.volume,
+        "shape": list(prepared.volume.shape),
+        "axes": job.volume_axes,
+        "dtype": str(prepared.volume.dtype),
+        "roi": str(plan.roi),
+        "out": job.out,
+        "output": job.kind,
+        "output_dtype": job.layout.dtype,
+        "digest": plan.digest,
+        "backend": job.backend,
+        "device": list(prepared.devices),
+        "precision": job.setup.precision,
+        "stitching": halo.IMPLEMENTATION,
+        "normalization": str(job.model.spec.normalization),
+        "shift": list(job.scaling.shift),
+        "scale": list(job.scaling.scale),
+        "window": list(job.setup.window),
+        "stride": [a.stride for a in plan.axes],
+        "windows": list(plan.window_range.shape),
+        "windows_planned": plan.window_count,
+        "block_windows": list(plan.block),
+        "blocks": list(plan.block_range.shape),
+        "blocks_planned": plan.block_count,
+        "chunk": list(plan.chunk),
+        "columns": plan.column_count,
+        "seam_factor": round(plan.seam_factor, 4),
+        "flops": None if flops is None else flops * plan.window_count,
+        "bytes_read": read,
+        "read_factor": round(read / (plan.roi.size * prepared.volume.voxel_bytes), 3),
+        "bytes_written": written,
+        "memory": {"base": memory.base, "raw": memory.raw, "sums": memory.sums, "halos": memory.halos, "commit": memory.commit,
+                   "total": memory.total, "budget": prepared.budget},
+        "seconds_per_window": prepared.seconds_per_window,
+        "seconds": round(prepared.seconds_per_window * plan.window_count / lanes, 3),
+        "notes": list(prepared.notes),
+    }  # fmt: skip
+
+
+def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
+    f, plan, m = plan_facts(prepared), prepared.job.plan, prepared.job.plan.memory
+    flops = "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
+    return [
+        ("input", f"{f['input']}  {f['axes']} {x(prepared.volume.array.shape)} {f['dtype']}"),
+        ("region", f"{plan.names} {f['roi']}"),
+        ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
+        ("normalisation", f"{f['normalization']}: shift {_few(f['shift'])}, scale {_few(f['scale'])}"),
+        ("window", f"{x(prepared.job.setup.window)}, stride {x(tuple(f['stride']))}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
+        ("windows", f"{x(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
+        ("blocks", f"{x(plan.block_range.shape)} of {x(plan.block)} windows, in {plan.column_count} column(s), chunks {x(plan.chunk)}"),
+        ("work", flops),
+        ("read", f"{size(f['bytes_read'])} (each voxel {f['read_factor']} times)"),
+        ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
+        ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, sums {size(m.sums)}, "
+                   f"halos {size(m.halos)}, writing {size(m.commit)}"),
+        ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
+        ("digest", plan.digest),
+    ]  # fmt: skip
+
+
+def _few(values: list[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values[:4]) + (", …" if len(values) > 4 else "")
+
+
+def print_pairs(pairs: list[tuple[str, str]], console: Console) -> None:
+    width = max(len(name) for name, _ in pairs)
+    for name, text in pairs:
+        console.print(f"[bold]{name:>{width}}[/bold]  {text}", highlight=False, soft_wrap=True)
+
+
+def result_line(result: Result) -> str:
+    left_out = f", {result.windows_skipped:,} skipped" if result.windows_skipped else ""
+    return (
+        f"{result.out}: {result.windows_inferred:,} windows{left_out} in {span(result.seconds)}, "
+        f"{result.voxels_per_second / 1e6:.3g} Mvoxel/s, peak memory {size(result.peak_rss_bytes)} "
+        f"({size(result.predicted_rss_bytes)} predicted)"
+    )
+
+
+class Watcher:
+    """Progress of a run, read from its counters: a bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, prepared: Prepared, counters: Callable[[], Counters], console: Console) -> None:
+        self._total = prepared.job.plan.window_count
+        self._counters, self._console = counters, console
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._bar if console.is_terminal else self._lines, daemon=True)
+
+    def __enter__(self) -> Watcher:
+        self._begun = time.perf_counter()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _figures(self) -> tuple[int, str]:
+        c = self._counters()
+        elapsed = max(1e-9, time.perf_counter() - self._begun)
+        rate = c.voxels_written / elapsed / 1e6
+        return c.inferred + c.skipped, f"{rate:.3g} Mvoxel/s, {size(c.bytes_read)} read, {size(c.bytes_written)} written"
+
+    def _bar(self) -> None:
+        columns = ("{task.completed:,.0f}/{task.total:,.0f} windows", "{task.fields[figures]}", "time left")
+        with Progress(
+            BarColumn(), TextColumn(columns[0]), TextColumn(columns[1]), TextColumn(columns[2]), TimeRemainingColumn(), console=self._console
+        ) as bar:
+            task = bar.add_task("windows", total=self._total, figures="")
+            while True:
+                stopped = self._stop.wait(0.2)
+                done, figures = self._figures()
+                bar.update(task, completed=done, figures=figures)
+                if stopped:
+                    return
+
+    def _lines(self) -> None:
+        while not self._stop.wait(LINE_EVERY):
+            done, figures = self._figures()
+            elapsed = time.perf_counter() - self._begun
+            left = span(elapsed / done * (self._total - done)) if done else "unknown"
+            self._console.print(f"{done:,}/{self._total:,} windows, {figures}, {left} left", highlight=False, soft_wrap=True)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, file=sys.stderr)

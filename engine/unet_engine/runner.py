@@ -1,0 +1,173 @@
+"""The whole run: prepare, open the output, execute, state that it is complete. `run` and `make_plan` are the Python API."""
+
+from __future__ import annotations
+
+import json
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from unet_engine import halo, machine
+from unet_engine import output as store
+from unet_engine.errors import OutputError
+from unet_engine.executors import run_local
+from unet_engine.job import Counters, Job
+from unet_engine.output import Output
+from unet_engine.plan import Index, Plan
+from unet_engine.prepare import Prepared, prepare
+from unet_engine.settings import Settings
+from unet_engine.worker import Worker
+
+Watch = Callable[[Prepared, Callable[[], Counters]], Any]
+"""Shows progress: given the run and a function that reads its counters, returns a context manager that is entered while it runs."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did. `windows_planned` counts those of this run's plan, resumed or not; seconds are wall time without planning."""
+
+    out: str
+    digest: str
+    windows_planned: int
+    windows_inferred: int
+    windows_skipped: int
+    blocks_planned: int
+    blocks_written: int
+    seconds: float
+    voxels: int
+    voxels_per_second: float
+    bytes_read: int
+    bytes_written: int
+    peak_rss_bytes: int
+    predicted_rss_bytes: int
+    backend: str
+    device: str
+    precision: str
+    stitching: str
+
+
+def run(input: str, **options: Any) -> Result:
+    """Run a U-Net over a Zarr volume. Options are the fields of `unet_engine.settings.Settings`.
+
+    The output is an OME-Zarr 0.5 group at ``out`` with the result at ``0``. Raises subclasses of `unet_engine.errors.UnetEngineError`.
+    """
+    return run_volume(prepare(Settings.of(input=input, **options)), Settings.of(input=input, **options))
+
+
+def make_plan(input: str, **options: Any) -> Plan:
+    """The plan that `run` with the same options would execute; nothing is written."""
+    prepared = prepare(Settings.of(input=input, **options))
+    prepared.backend.close()
+    return prepared.job.plan
+
+
+def run_volume(prepared: Prepared, settings: Settings, watch: Watch | None = None) -> Result:
+    """Execute a prepared run. Raises what its parts raise; blocks that were committed stay so."""
+    job, begun = prepared.job, time.perf_counter()
+    output = _open_output(job, settings)
+    pending = _pending(job.plan, output)
+    workers = _workers(prepared)
+
+    def counters() -> Counters:
+        parts = [asdict(worker.counters) for worker in workers]
+        return Counters(**{key: sum(part[key] for part in parts) for key in parts[0]})
+
+    try:
+        if not output.complete:
+            with watch(prepared, counters) if watch else threading.Lock():
+                run_local(workers, pending)
+    finally:
+        for worker in workers:
+            worker.close()
+    result = _result(prepared, counters(), time.perf_counter() - begun)
+    if not output.complete:
+        output.finish({k: v for k, v in asdict(result).items() if k != "out"})
+    return result
+
+
+def _workers(prepared: Prepared) -> list[Worker]:
+    """One per device. The first takes over the network that planning loaded."""
+    workers = [
+        Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device))) for device in prepared.devices
+    ]
+    workers[0].__dict__["backend"] = prepared.backend
+    return workers
+
+
+def _open_output(job: Job, settings: Settings) -> Output:
+    provenance = _provenance(job)
+    if store.exists(job.out):
+        if settings.resume:
+            return Output.resume(job.out, job.layout, job.plan.digest, provenance)
+        if not settings.overwrite:
+            raise OutputError(f"{job.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out")
+        store.remove(job.out)
+    return Output.create(job.out, job.layout, job.plan.digest, provenance)
+
+
+def _provenance(job: Job) -> dict[str, Any]:
+    """All that tells how the output came about. `identity` is what a resume compares."""
+    plan = job.plan
+    facts = {
+        "identity": dict(plan.identity),
+        "input": job.volume,
+        "model": {"file": job.model.path.name, "sha256": job.model.sha256, "name": job.model.spec.name},
+        "classes": list(job.model.spec.classes),
+        "output": job.kind,
+        "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,
+        "backend": job.setup.device + " " + str(plan.identity["backend"]),
+        "precision": job.setup.precision,
+        "stitching": halo.IMPLEMENTATION,
+        "normalization": {"shift": list(job.scaling.shift), "scale": list(job.scaling.scale)},
+        "grid": {"windows": list(plan.window_range.shape), "window": list(plan.window_shape), "stride": [a.stride for a in plan.axes]},
+        "versions": {name: _version(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")} | {"python": platform.python_version()},
+    }
+    decoded: dict[str, Any] = json.loads(json.dumps(facts))
+    return decoded
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _pending(plan: Plan, output: Output) -> Callable[[Index], bool]:
+    """Which blocks were not committed when this run began. A snapshot, so that a block is never both written and waited for."""
+    first = plan.block_range.lo
+    done = np.zeros(plan.block_range.shape, bool)
+    for index in output.committed():
+        done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
+    return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
+
+
+def _result(prepared: Prepared, counters: Counters, seconds: float) -> Result:
+    job = prepared.job
+    voxels = counters.voxels_written
+    return Result(
+        out=job.out,
+        digest=job.plan.digest,
+        windows_planned=job.plan.window_count,
+        windows_inferred=counters.inferred,
+        windows_skipped=counters.skipped,
+        blocks_planned=job.plan.block_count,
+        blocks_written=counters.blocks,
+        seconds=round(seconds, 4),
+        voxels=voxels,
+        voxels_per_second=round(voxels / seconds, 1),
+        bytes_read=counters.bytes_read,
+        bytes_written=counters.bytes_written,
+        peak_rss_bytes=machine.peak_resident_bytes(),
+        predicted_rss_bytes=job.plan.memory.total,
+        backend=job.backend,
+        device=",".join(prepared.devices),
+        precision=job.setup.precision,
+        stitching=halo.IMPLEMENTATION,
+    )

@@ -1,0 +1,160 @@
+"""What a user can ask for: the same names on the command line, in ``unet-engine.toml`` and in Python."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from unet_engine.box import Box
+from unet_engine.errors import SettingsError
+
+CONFIG = "unet-engine.toml"
+
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+
+class Settings(BaseModel):
+    """One run. Everything but `input` has a default; `model` may come from a ``unet-engine.toml``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: str
+    """Zarr array or OME-Zarr group: a path or a URL."""
+    model: str | None = None
+    """Model file: .onnx, .pt2, .pt."""
+    out: str | None = None
+    """Output group; default: beside the input, named after both."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
+    gpus: int | None = Field(default=None, ge=1)
+    """Number of GPUs, instead of `device`."""
+    backend: str | None = None
+    precision: Precision = "auto"
+    window: tuple[int, ...] | None = None
+    """Input size per axis of the model; default: what the model names."""
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    blend: Literal["gaussian", "constant", "crop"] = "gaussian"
+    padding: Literal["reflect", "constant", "edge"] = "reflect"
+    output: Literal["labels", "probabilities", "logits"] = "labels"
+    dtype: Literal["uint8", "float16", "float32"] | None = None
+    """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32)."""
+    roi: str | None = None
+    """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
+    axes: str | None = None
+    """Axes of the stored array, e.g. ``czyx``; default: what its metadata say."""
+    normalize: str | None = None
+    """``none``, ``zscore``, ``minmax``, ``percentile:1,99`` or ``range:-1000,400``; default: what the model names."""
+    replace_nonfinite: float | None = None
+    """Value for NaN and Inf in the input, which are an error otherwise."""
+    mask: str | None = None
+    """Zarr volume of the same shape: windows where it is all zero are skipped."""
+    memory: int | None = None
+    """Bytes of RAM the run may use, also as ``8GiB``; default: half of what is free."""
+    workers: int | None = Field(default=None, ge=1)
+    """Windows inferred at the same time on a CPU; default: one per core."""
+    resume: bool = False
+    overwrite: bool = False
+    strict: bool = False
+    """Make every fallback an error."""
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        return parse_bytes(value) if isinstance(value, str) else value
+
+    @field_validator("input", "model", "out", "mask", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _window(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.split(",")
+        if value is not None and any(int(v) < 1 for v in value):
+            raise ValueError("sizes are positive")
+        return value
+
+    @classmethod
+    def of(cls, **given: Any) -> Settings:
+        """Settings from keywords, with what `CONFIG` in the current folder or beside the input says for those not given.
+
+        Raises `SettingsError` naming the option that makes no sense.
+        """
+        given = {key: value for key, value in given.items() if value is not None}
+        given = {**_config(str(given.get("input", ""))), **given}
+        try:
+            settings = cls.model_validate(given)
+        except (ValidationError, ValueError) as error:
+            raise SettingsError(_explained(error)) from error
+        if settings.resume and settings.overwrite:
+            raise SettingsError("--resume and --overwrite exclude each other; give one")
+        if settings.gpus and settings.device != "auto":
+            raise SettingsError("--gpus and --device exclude each other; give one")
+        if settings.output == "labels" and settings.dtype:
+            raise SettingsError("--dtype is for probabilities and logits; labels take the smallest unsigned type")
+        if settings.output == "logits" and settings.dtype == "uint8":
+            raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
+        return settings
+
+
+def _explained(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+    if first["type"] == "extra_forbidden":
+        return f"{name} is not a setting; see unet-engine run --help"
+    return f"{name} {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}; see unet-engine run --help"
+
+
+def _config(volume: str) -> dict[str, Any]:
+    """Settings from the nearest `CONFIG`. Paths in it are relative to it."""
+    places = [Path.cwd()]
+    if volume and "://" not in volume:
+        places += [Path(volume).absolute().parent]
+    for place in places:
+        if (path := place / CONFIG).is_file():
+            try:
+                values = tomllib.loads(path.read_text())
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{path} is not valid TOML: {error}") from error
+            for key in ("model", "mask"):
+                if key in values:
+                    values[key] = str(path.parent / values[key])
+            return values
+    return {}
+
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """``8GiB``, ``500MB``, ``2e9`` or a bare number of bytes."""
+    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([a-z]*?)b?\s*", text.lower())
+    if not match or match[2] not in _UNITS:
+        raise ValueError("give a number of bytes, e.g. 8GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
+    """``z0:z1,y0:y1,x0:x1`` as a box inside `shape`. Raises `SettingsError` where it is malformed, empty or outside."""
+    parts = text.split(",")
+    if len(parts) != len(names):
+        raise SettingsError(f"--roi {text!r} has {len(parts)} axes, the volume has {names}; give start:stop for each, e.g. 0:64")
+    lo, hi = [], []
+    for part, name, size in zip(parts, names, shape, strict=True):
+        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
+        if not match:
+            raise SettingsError(f"--roi: {part!r} is not start:stop for axis {name}, e.g. 0:64")
+        start, stop = int(match[1] or 0), int(match[2] or size)
+        if not start < stop <= size:
+            raise SettingsError(f"--roi: {part} along {name} is empty or leaves the volume, which has 0:{size}")
+        lo.append(start)
+        hi.append(stop)
+    return Box(tuple(lo), tuple(hi))

@@ -1,0 +1,151 @@
+"""What one worker does for one block: `read`, `predict`, `commit`. The same three under every executor.
+
+    read(task)     the block's part of the volume, or None where nothing is stored
+    predict(work)  windows cut, normalised, inferred and added, in order, without a pause between blocks  => sums
+    commit(...)    halos of lower blocks merged, activation, argmax or cast, written, marked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from unet_engine import halo
+from unet_engine.backends import Backend, open_backend
+from unet_engine.box import Box
+from unet_engine.errors import BackendError, DataError
+from unet_engine.job import Array, Counters, Halo, Job, Predicted, Raw
+from unet_engine.output import Output
+from unet_engine.plan import Index, Task
+from unet_engine.predict import predict
+from unet_engine.volume import Volume, open_volume
+
+
+@dataclass
+class Worker:
+    """Executes tasks of one job on one device. Handles are opened when first used and dropped on pickling."""
+
+    job: Job
+    counters: Counters = field(default_factory=Counters)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Worker, (self.job,))
+
+    @cached_property
+    def volume(self) -> Volume:
+        return open_volume(self.job.volume, self.job.volume_axes)
+
+    @cached_property
+    def mask(self) -> Volume | None:
+        return open_volume(self.job.mask) if self.job.mask else None
+
+    @cached_property
+    def backend(self) -> Backend:
+        return open_backend(self.job.backend, self.job.setup)
+
+    @cached_property
+    def output(self) -> Output:
+        return Output(self.job.out, self.job.layout, self.job.plan.digest)
+
+    def close(self) -> None:
+        if "backend" in self.__dict__:
+            self.__dict__.pop("backend").close()
+
+    # ---- emptiness ----------------------------------------------------------------------------------------------------------------
+
+    def has_data(self, box: Box) -> bool:
+        """Whether `box` holds anything but background, as far as stored chunks tell."""
+        if self.mask is not None and not (self.mask.has_data(box) or self.mask.fill_value):
+            return False
+        return self.volume.fill_value != self.job.model.spec.background or self.volume.has_data(box)
+
+    @cached_property
+    def is_void(self) -> Callable[[Index], bool]:
+        """``is_void(block)``: whether nothing is stored where any window that meets its write box reads.
+
+        Depends on the input alone, so it is the same in every run, and such blocks need neither reading nor sums.
+        """
+
+        @lru_cache(maxsize=4096)
+        def void(index: Index) -> bool:
+            return self.job.skips and not self.has_data(self.job.plan.write_read_box(index))
+
+        return void
+
+    # ---- read ---------------------------------------------------------------------------------------------------------------------
+
+    def read(self, task: Task) -> Raw | None:
+        """The voxels of ``task.read``; None where no window is to be inferred or nothing is stored there.
+
+        Raises `DataError` on NaN or Inf, naming block and box, unless the job replaces them.
+        """
+        if not task.windows or (self.job.skips and not self.has_data(task.read)):
+            return None
+        voxels = self.volume.read(task.read)
+        self.counters.bytes_read += voxels.nbytes
+        if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+            self._handle_nonfinite(voxels, task)
+        mask = None if self.mask is None else self.mask.read(task.read)
+        return Raw(voxels, mask)
+
+    def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
+        bad = ~np.isfinite(voxels)
+        if self.job.replace_nonfinite is None:
+            first = np.argwhere(bad)[0][1:] + task.read.lo
+            where = " ".join(f"{a}={x}" for a, x in zip(self.job.plan.names, first, strict=True))
+            raise DataError(
+                f"{self.job.volume}: {np.count_nonzero(bad)} voxels are NaN or Inf in block {task.block.index} (voxels {task.read}), "
+                f"the first at {where}; use --replace-nonfinite VALUE"
+            )
+        voxels[bad] = self.job.replace_nonfinite
+
+    # ---- predict ------------------------------------------------------------------------------------------------------------------
+
+    def predict(self, work: Iterable[tuple[Task, Raw | None]]) -> Iterator[Predicted]:
+        """Infer the windows of each task and add them up; yields the blocks in the order they came."""
+        return predict(self.job, self.backend, self.counters, work)
+
+    # ---- commit -------------------------------------------------------------------------------------------------------------------
+
+    def commit(self, predicted: Predicted, halos: Sequence[Halo]) -> None:
+        """Finish and write the block's write box. Halos are added from the highest lower block down: one order, the same bytes."""
+        block, sums = predicted.task.block, predicted.sums
+        for lower in sorted(halos, key=lambda h: h.source, reverse=True):
+            halo.merge(sums, lower.values, lower.box.relative_to(block.sums.lo).lo)
+        final = sums[(slice(None), *block.write.relative_to(block.sums.lo).slices())]
+        if not np.isfinite(np.sum(final)):
+            raise BackendError(
+                f"the network gave NaN or Inf in block {block.index} (voxels {block.write}) at {self.job.setup.precision}; "
+                "use --precision fp32, or check the model and its --normalize"
+            )
+        self._write(predicted.task, self._finished(final))
+
+    def commit_void(self, task: Task) -> None:
+        """Write a block that is empty and so are all its neighbours: the spec's constant everywhere."""
+        shape = task.block.write.shape
+        constant = np.asarray(self.job.model.spec.empty, np.float32).reshape(-1, *(1,) * len(shape))
+        final = np.ascontiguousarray(np.broadcast_to(constant, (len(constant), *shape)))
+        self._write(task, self._finished(final))
+
+    def _finished(self, final: Array) -> Array:
+        shape = final.shape[1:] if self.job.kind == "labels" else final.shape
+        out = np.empty(shape, self.job.layout.dtype)
+        activation = self.job.model.spec.activation
+        if self.job.kind == "labels":
+            halo.labels(final, out, activation)
+        elif self.job.kind == "probabilities":
+            halo.probabilities(final, out, activation)
+        else:
+            halo.logits(final, out)
+        return out
+
+    def _write(self, task: Task, values: Array) -> None:
+        self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
+        self.output.mark(task.block.index)
+        self.counters.blocks += 1
+        self.counters.voxels_written += task.block.write.size
+        self.counters.bytes_written += values.nbytes
