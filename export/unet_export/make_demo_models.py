@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import unet_engine
-from unet_engine.spec import Normalization
 
 from unet_export.data import LabelledVolume
 from unet_export.geometry import UNetConfig
@@ -26,16 +25,15 @@ SHAPE = (144, 256, 256)
 SEED = 1
 HOLDOUT = 40
 THREADS = 2
-RANGE = Normalization(mode="range", low=0, high=255)
 RECIPES = {
     "cells_3d": (
         UNetConfig(dims=3, classes=3, base=8, depth=2),
-        TrainSettings(window=(48, 48, 48), steps=800, batch=2, lr=5e-3, bf16=True, holdout=HOLDOUT, normalization=RANGE),
+        TrainSettings(window=(48, 48, 48), steps=800, batch=2, lr=5e-3, bf16=True, holdout=HOLDOUT),
         (64, 64, 64),
     ),
     "cells_2d": (
         UNetConfig(dims=2, classes=3, base=8, depth=3),
-        TrainSettings(window=(128, 128), steps=1000, batch=8, lr=5e-3, holdout=HOLDOUT, normalization=RANGE),
+        TrainSettings(window=(128, 128), steps=1000, batch=8, lr=5e-3, holdout=HOLDOUT),
         (256, 256),
     ),
 }
@@ -51,7 +49,7 @@ def make(name: str, folder: Path) -> None:
         name=name,
         window=window,
         classes=TISSUE_CLASSES,
-        normalization=RANGE,
+        normalization=settings.normalization,
         background=0.0,
         empty_from=trained.model,
     )
@@ -64,7 +62,7 @@ def make(name: str, folder: Path) -> None:
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m unet_export.make_demo_models", description=__doc__)
     p.add_argument("--only", choices=sorted(RECIPES))
-    p.add_argument("--folder", type=Path, default=Path(unet_engine.__file__).parent / "models")
+    p.add_argument("--folder", type=Path, default=Path(unet_engine.__path__[0]) / "models")
     options = p.parse_args()
     torch.set_num_threads(THREADS)
     for name in [options.only] if options.only else RECIPES:

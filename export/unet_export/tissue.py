@@ -164,7 +164,8 @@ def _label(nearest: Floats, second: Floats, gap: Floats) -> tuple[npt.NDArray[np
     margin = np.minimum(other - np.minimum(nearest, gap), np.float32(PITCH))  # bounded where no cell is near
     truth = np.where(nearest < gap, CELL, OUTSIDE).astype(np.uint8)
     # The two distances part at a speed that depends on where their centres lie; dividing by it gives voxels.
-    steepness = np.sqrt(sum(np.square(slope) for slope in np.gradient(margin)))
+    slopes = [np.gradient(margin, axis=a) for a in range(3) if margin.shape[a] > 1]
+    steepness = np.sqrt(sum(np.square(slope) for slope in slopes))
     margin /= np.maximum(steepness, 0.7)
     truth[margin < THICKNESS] = MEMBRANE
     return truth, margin
