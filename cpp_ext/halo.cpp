@@ -320,16 +320,18 @@ bool is_constant(const Input& block_array, const std::string& type, const Corner
     const T wanted = *static_cast<const T*>(value.data());
     const nb::gil_scoped_release release;
     const DefaultFloatMode mode;
+    const Corner part = extent(lo, hi);
+    // Where whole rows follow each other, a plane is one long row; where the last axis has a stride, a row is many short ones.
+    const bool joined = block.stride[3] == 1 && block.stride[2] == part[2];
+    const bool split = block.stride[3] != 1 && part[2] > 1;
+    const index_t rows = joined ? 1 : part[1], pieces = split ? part[2] : 1;
+    const index_t length = joined ? part[1] * part[2] : split ? 1 : part[2];
     for (index_t k = 0; k < block.shape[0]; ++k) {
-      for (index_t z = lo[0]; z < hi[0]; ++z) {
-        for (index_t y = lo[1]; y < hi[1]; ++y) {
-          const T* row = block.at(k, z, y, lo[2]);
-          if (block.stride[3] == 1 || hi[2] - lo[2] == 1) {
-            if (!row_equals(row, hi[2] - lo[2], wanted)) return false;
-          } else {
-            for (index_t x = 0; x < hi[2] - lo[2]; ++x) {
-              if (!row_equals(row + x * block.stride[3], 1, wanted)) return false;
-            }
+      for (index_t z = 0; z < part[0]; ++z) {
+        for (index_t y = 0; y < rows; ++y) {
+          const T* row = block.at(k, lo[0] + z, lo[1] + y, lo[2]);
+          for (index_t x = 0; x < pieces; ++x) {
+            if (!row_equals(row + x * block.stride[3], length, wanted)) return false;
           }
         }
       }

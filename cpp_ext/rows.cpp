@@ -1,6 +1,7 @@
 #include "rows.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 // target_clones needs ifunc (ELF, glibc) and a compiler that knows the levels of x86-64.
 #if defined(__x86_64__) && defined(__ELF__) && defined(__gnu_linux__) && \
@@ -21,13 +22,16 @@ namespace unet_engine {
 namespace {
 
 // -0.0 equals 0.0 and NaN equals nothing, in the 16-bit type too.
+// The result is of the width of an integer T, so that as many fit into a vector.
 template <typename T>
-HALO_FN bool same(T a, T b) {
-  return a == b;
-}
-template <>
-HALO_FN bool same(Half a, Half b) {
-  return to_float(a) == to_float(b);
+HALO_FN auto differ(T a, T b) {
+  if constexpr (std::is_integral_v<T>) {
+    return static_cast<std::make_unsigned_t<T>>(a ^ b);
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return to_float(a) == to_float(b) ? 0u : 1u;
+  } else {
+    return a == b ? 0u : 1u;
+  }
 }
 
 template <typename T>
@@ -84,8 +88,8 @@ HALO_FN void softmax_strip(T* HALO_RESTRICT out, index_t out_stride, const float
   HALO_CLONES bool row_equals(const T* in, index_t n, T value) noexcept {                                        \
     for (index_t x = 0; x < n; x += kStrip) {                                                                    \
       const index_t end = std::min(n, x + kStrip);                                                               \
-      unsigned other = 0;                                                                                        \
-      for (index_t i = x; i < end; ++i) other |= same(in[i], value) ? 0u : 1u; /* no branch: vectorises */       \
+      decltype(differ(value, value)) other = 0;                                                                  \
+      for (index_t i = x; i < end; ++i) other |= differ(in[i], value); /* no branch: vectorises */               \
       if (other != 0) return false;                                                                              \
     }                                                                                                            \
     return true;                                                                                                 \
