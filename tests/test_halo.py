@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -486,3 +488,16 @@ def test_the_stub_names_what_the_native_module_has() -> None:
     stub = ast.parse((Path(halo.__file__).parent / "_halo.pyi").read_text())
     named = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
     assert named == {name for name in dir(halo._native) if not name.startswith("_")}
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("halo_bench", Path(__file__).parent.parent / "benchmarks" / "halo_bench.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = bench  # dataclasses look their module up
+    spec.loader.exec_module(bench)
+    bench.main(["--quick", "--json", str(tmp_path / "bench.json")])
+    results = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert len(results) == 10
+    assert all(result["native_ms"] > 0 for result in results)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unet_engine import halo_reference
 
 _native: ModuleType | None
@@ -274,7 +275,9 @@ def _type_name(dtype: np.dtype[Any]) -> str:
 
 def _check_type(name: str, array: Array, *types: str) -> None:
     if _type_name(array.dtype) not in types:
-        raise TypeError(f"{name} is {array.dtype!r}, must be {' or '.join(types)} in native byte order: convert it first")
+        raise TypeError(
+            f"{name} is {array.dtype!r}, must be {' or '.join(types)} in native byte order: convert it first"
+        )
 
 
 def _check_rows(name: str, array: Array) -> None:
@@ -309,7 +312,9 @@ def _check_weights(weights: Sequence[F32], shape: tuple[int, ...]) -> list[F32]:
     return [np.ascontiguousarray(w) for w in weights]
 
 
-def _check_span(shape: tuple[int, ...], window: tuple[int, ...], at: Sequence[int], lo: Sequence[int], hi: Sequence[int]) -> bool:
+def _check_span(
+    shape: tuple[int, ...], window: tuple[int, ...], at: Sequence[int], lo: Sequence[int], hi: Sequence[int]
+) -> bool:
     """Whether the range holds any voxel; raises where it leaves the window or, moved by `at`, the sums."""
     if not len(shape) == len(at) == len(lo) == len(hi):
         raise ValueError(f"at {at}, lo {lo}, hi {hi} for {len(shape)} axes: give one value per axis")
@@ -319,7 +324,9 @@ def _check_span(shape: tuple[int, ...], window: tuple[int, ...], at: Sequence[in
         if a < 0 or b > extent:
             raise ValueError(f"axis {name}: the range {a}:{b} leaves the window's 0:{extent}: clip it first")
         if start + a < 0 or start + b > size:
-            raise ValueError(f"axis {name}: the range {start + a}:{start + b} leaves the array's 0:{size}: clip it first")
+            raise ValueError(
+                f"axis {name}: the range {start + a}:{start + b} leaves the array's 0:{size}: clip it first"
+            )
     return True
 
 

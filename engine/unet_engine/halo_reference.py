@@ -21,7 +21,8 @@ _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a small float32
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _EXP_FLOOR = np.float32(-87.0)
 _EXP_POLYNOMIAL = [
-    np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 ]
 
 
