@@ -1,9 +1,9 @@
 """Run a 2D or 3D U-Net over a volume far larger than memory, Zarr to Zarr.
 
-    import unet_engine
-    result = unet_engine.run("scan.zarr", model="membrane.onnx", out="labels.zarr")
-    plan = unet_engine.make_plan("scan.zarr", model="membrane.onnx")
-    model = unet_engine.open_model("membrane.onnx")
+import unet_engine
+result = unet_engine.run("scan.zarr", model="membrane.onnx", out="labels.zarr")
+plan = unet_engine.make_plan("scan.zarr", model="membrane.onnx")
+model = unet_engine.open_model("membrane.onnx")
 """
 
 from __future__ import annotations

@@ -69,9 +69,7 @@ class Box:
 
     def cells(self, step: Sequence[int]) -> Iterator[Box]:
         """Cut into cells on the lattice of multiples of `step` (the chunks of an array), in C order."""
-        ranges = [
-            range(l // s * s, h, s) for l, h, s in zip(self.lo, self.hi, step, strict=True)
-        ]
+        ranges = [range(l // s * s, h, s) for l, h, s in zip(self.lo, self.hi, step, strict=True)]
         for corner in itertools.product(*ranges):
             yield self & Box(corner, tuple(c + s for c, s in zip(corner, step, strict=True)))
 

@@ -62,7 +62,9 @@ def _least_windows(axis: AxisGrid, target: int) -> int:
     """The smallest block whose halos reach only the next one."""
     for windows in range(1, axis.count + 1):
         whole = Box((0,), (axis.size,))
-        line = Plan("x", (axis,), whole, (windows,), (chunk_length(axis, windows, target),), ((),), "edge", NO_MEMORY, {})
+        line = Plan(
+            "x", (axis,), whole, (windows,), (chunk_length(axis, windows, target),), ((),), "edge", NO_MEMORY, {}
+        )
         if line.reach[0] <= 1:
             return windows
     return axis.count
@@ -135,9 +137,10 @@ def _widest_read(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
 
 def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     """Voxels of halo that wait at once in the widest column: each piece from its block's prediction to its target's commit."""
-    shape = [max(b - a for a, b in itertools.pairwise((lo, *cuts, hi))) for lo, hi, cuts in zip(
-        plan.block_range.lo, plan.block_range.hi, plan.cuts, strict=True
-    )]
+    shape = [
+        max(b - a for a, b in itertools.pairwise((lo, *cuts, hi)))
+        for lo, hi, cuts in zip(plan.block_range.lo, plan.block_range.hi, plan.cuts, strict=True)
+    ]
     step, later = {}, 1
     for a in reversed(plan.order):
         step[a] = later
@@ -162,7 +165,9 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
             return columns
         target = chunk_target(plan.axes)
         floor = tuple(_least_windows(axis, target) for axis in plan.axes)
-        a = max(range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1)
+        a = max(
+            range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
+        )
         if plan.block[a] <= floor[a]:
             need = predict_memory(_cut(plan, plan.block_range.shape), sizes, base, lanes).total
             raise PlanError(
@@ -170,7 +175,13 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
                 f"({base / 2**20:.0f} MiB of it for the process and the network); give more memory or a smaller --window"
             )
         block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
-        plan = replace(plan, block=block, chunk=default_chunk(plan.axes, block), cuts=((),) * len(block), identity={**plan.identity, "block": list(block)})
+        plan = replace(
+            plan,
+            block=block,
+            chunk=default_chunk(plan.axes, block),
+            cuts=((),) * len(block),
+            identity={**plan.identity, "block": list(block)},
+        )
 
 
 def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan | None:
@@ -192,8 +203,10 @@ def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: i
 
 
 def _cut(plan: Plan, counts: list[int] | tuple[int, ...]) -> Plan:
-    return replace(plan, cuts=tuple(
-        tuple(lo + n * i // c for i in range(1, c)) for lo, n, c in zip(plan.block_range.lo, plan.block_range.shape, counts, strict=True)
-    ))
-
-
+    return replace(
+        plan,
+        cuts=tuple(
+            tuple(lo + n * i // c for i in range(1, c))
+            for lo, n, c in zip(plan.block_range.lo, plan.block_range.shape, counts, strict=True)
+        ),
+    )

@@ -1,9 +1,9 @@
 """Opening a model file: its format, its hash and its `ModelSpec`, without loading PyTorch or building an engine.
 
-    .onnx          spec in the ONNX metadata, else in a TOML of the same name beside it, else from the graph's shapes
-    .pt2           torch.export archive, spec as extra file
-    .pt .ts        TorchScript archive, spec as extra file
-    .fake.toml     no network at all: see `unet_engine.backends.fake`
+.onnx          spec in the ONNX metadata, else in a TOML of the same name beside it, else from the graph's shapes
+.pt2           torch.export archive, spec as extra file
+.pt .ts        TorchScript archive, spec as extra file
+.fake.toml     no network at all: see `unet_engine.backends.fake`
 """
 
 from __future__ import annotations
@@ -89,14 +89,18 @@ def _archive_spec(path: Path) -> ModelSpec:
         try:
             return ModelSpec.model_validate_json(text)
         except ValidationError as error:
-            raise ModelError(f"{path}: its model spec is not valid: {error.errors()[0]['msg']}; export it again") from error
+            raise ModelError(
+                f"{path}: its model spec is not valid: {error.errors()[0]['msg']}; export it again"
+            ) from error
     beside = path.with_suffix(".toml")
     if beside.is_file():
         return _parsed(_toml(beside), beside)
-    raise ModelError(f"{path} carries no model spec; write one to {beside.name} beside it, or export it with unet_export")
+    raise ModelError(
+        f"{path} carries no model spec; write one to {beside.name} beside it, or export it with unet_export"
+    )
 
 
-# ---- ONNX -------------------------------------------------------------------------------------------------------------------------
+# --- ONNX ---
 
 
 def _onnx_spec(path: Path, window: tuple[int, ...] | None) -> ModelSpec:
@@ -113,7 +117,9 @@ def _onnx_spec(path: Path, window: tuple[int, ...] | None) -> ModelSpec:
         try:
             return ModelSpec.model_validate_json(spec_text)
         except ValidationError as error:
-            raise ModelError(f"{path}: its model spec is not valid: {error.errors()[0]['msg']}; export it again") from error
+            raise ModelError(
+                f"{path}: its model spec is not valid: {error.errors()[0]['msg']}; export it again"
+            ) from error
     beside = path.with_suffix(".toml")
     return _spec_from_graph(path, model, window, _toml(beside) if beside.is_file() else {})
 
@@ -129,17 +135,23 @@ def _spec_from_graph(path: Path, model: Any, window: tuple[int, ...] | None, giv
         raise ModelError(f"{path}: its input has {len(sizes)} axes; 4 (batch, channel, y, x) or 5 (with z) are needed")
     window = window or tuple(given.get("window", ())) or tuple(sizes[2:])
     if not all(window) or len(window) != len(axes):
-        raise ModelError(f"{path} says no window for its axes {axes}; use --window, e.g. --window {','.join(['64'] * len(axes))}")
+        raise ModelError(
+            f"{path} says no window for its axes {axes}; use --window, e.g. --window {','.join(['64'] * len(axes))}"
+        )
     for axis, size, fixed in zip(axes, window, sizes[2:], strict=True):
         if fixed not in (0, size):
             raise ModelError(f"{path} takes only {fixed} voxels along {axis}, not {size}; leave out --window")
     channels = sizes[1] or given.get("channels_in", 0)
     if not channels:
-        raise ModelError(f"{path} says no number of input channels; write channels_in to {path.with_suffix('.toml').name}")
+        raise ModelError(
+            f"{path} says no number of input channels; write channels_in to {path.with_suffix('.toml').name}"
+        )
     shape, flops = _traced(path, model, inputs[0].name, (1, channels, *window))
     margins = [(size - out) // 2 for size, out in zip(window, shape[2:], strict=True)]
     if any(m < 0 or size - out != 2 * m for m, size, out in zip(margins, window, shape[2:], strict=True)):
-        raise ModelError(f"{path} turns {_x(window)} into {_x(shape[2:])}; an output of the same size, or smaller evenly, is needed")
+        raise ModelError(
+            f"{path} turns {_x(window)} into {_x(shape[2:])}; an output of the same size, or smaller evenly, is needed"
+        )
     values = {
         "name": path.stem, "axes": axes, "channels_in": channels, "channels_out": shape[1], "window": window, "window_min": window,
         "window_step": (0,) * len(axes), "margin": margins, "activation": "softmax" if shape[1] > 1 else "sigmoid", "flops": flops,
@@ -167,10 +179,14 @@ def _traced(path: Path, model: Any, name: str, shape: tuple[int, ...]) -> tuple[
             f"{path} does not take windows of {_x(shape[2:])}: {_line(error)}; "
             "use a --window that its pooling divides, e.g. a multiple of 16 or 32"
         ) from error
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*inferred.value_info, *inferred.output]}
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*inferred.value_info, *inferred.output]
+    }
     out = shapes[graph.output[0].name]
     if len(out) != len(shape) or not all(out):
-        raise ModelError(f"{path}: the shape of its output cannot be told; write the spec to {path.with_suffix('.toml').name}")
+        raise ModelError(
+            f"{path}: the shape of its output cannot be told; write the spec to {path.with_suffix('.toml').name}"
+        )
     shapes |= {t.name: list(t.dims) for t in graph.initializer} | {name: list(shape)}
     return tuple(out), _flops(graph, shapes)
 

@@ -73,7 +73,10 @@ class Output:
     @classmethod
     def create(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
         """Make the group and the array. The header goes first, so that a run killed right here can be resumed."""
-        attributes = {"ome": layout.ome(Path(path).stem), PROVENANCE: {**provenance, "digest": digest, "complete": False}}
+        attributes = {
+            "ome": layout.ome(Path(path).stem),
+            PROVENANCE: {**provenance, "digest": digest, "complete": False},
+        }
         with _writing(path, "creating it"), fast_codecs(path):
             group = zarr.create_group(path, attributes=attributes, zarr_format=3)
             cls._create_array(group, layout)
@@ -85,7 +88,8 @@ class Output:
         group.create_array(
             ARRAY,
             shape=((layout.channels,) if channel else ()) + layout.in_stored_order(layout.shape),
-            chunks=((1,) if channel else ()) + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
+            chunks=((1,) if channel else ())
+            + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
             dtype=layout.dtype,
             compressors=zarr.codecs.ZstdCodec(level=1),
             fill_value=0,
@@ -102,13 +106,15 @@ class Output:
             raise ResumeError(f"{path} was not written by unet-engine; choose another --out")
         differing = _differences(header.get("identity", {}), provenance["identity"])
         if differing:
-            raise ResumeError(f"{path} was begun with another {'; '.join(differing)}: repeat that run's settings or use --overwrite")
+            raise ResumeError(
+                f"{path} was begun with another {'; '.join(differing)}: repeat that run's settings or use --overwrite"
+            )
         if ARRAY not in group:
             with _writing(path, "creating its array"), fast_codecs(path):
                 cls._create_array(group, layout)
         return cls(path, layout, digest)
 
-    # ---- voxels -------------------------------------------------------------------------------------------------------------------
+    # --- voxels ---
 
     def write(self, box: Box, values: npt.NDArray[Any]) -> None:
         """Write `values`, shape (*box.shape) or (channels, *box.shape), at `box`, relative to the output's origin.
@@ -122,7 +128,7 @@ class Output:
         with _writing(self.path, f"writing voxels {box}"):
             self.array[target] = np.ascontiguousarray(values.transpose([*range(lead), *order]))
 
-    # ---- journal ------------------------------------------------------------------------------------------------------------------
+    # --- journal ---
 
     @property
     def _journal(self) -> str:
@@ -167,9 +173,13 @@ def remove(path: str) -> None:
     try:
         attributes = dict(zarr.open_group(path, mode="r").attrs)
     except Exception as error:
-        raise OutputError(f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out") from error
+        raise OutputError(
+            f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out"
+        ) from error
     if PROVENANCE not in attributes:
-        raise OutputError(f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out")
+        raise OutputError(
+            f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out"
+        )
     with _writing(path, "removing it"):
         if "://" in path:
             sync(zarr.open_group(path, mode="r+").store_path.delete_dir())
@@ -182,7 +192,11 @@ async def _listed(place: Any) -> list[str]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [f"{key} ({_short(old.get(key))}, now {_short(new.get(key))})" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return [
+        f"{key} ({_short(old.get(key))}, now {_short(new.get(key))})"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _short(value: Any) -> str:
@@ -199,7 +213,13 @@ def _writing(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = (str(error) or type(error).__name__).strip().splitlines()[0]
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error)
+        full = (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            or "No space left" in str(error)
+            or "os error 28" in str(error)
+        )
         if full:
-            raise OutputError(f"{path}: the disk is full ({what}); free some space and run again with --resume") from error
+            raise OutputError(
+                f"{path}: the disk is full ({what}); free some space and run again with --resume"
+            ) from error
         raise OutputError(f"{path} cannot be written ({what}): {text}; check the path and its permissions") from error

@@ -107,7 +107,7 @@ class Plan:
         text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    # ---- blocks -------------------------------------------------------------------------------------------------------------------
+    # --- blocks ---
 
     @cached_property
     def window_range(self) -> Box:
@@ -142,10 +142,13 @@ class Plan:
         )
 
     def block_at(self, index: Index) -> Block:
-        windows = Box(
-            tuple(j * b for j, b in zip(index, self.block, strict=True)),
-            tuple((j + 1) * b for j, b in zip(index, self.block, strict=True)),
-        ) & self.window_range
+        windows = (
+            Box(
+                tuple(j * b for j, b in zip(index, self.block, strict=True)),
+                tuple((j + 1) * b for j, b in zip(index, self.block, strict=True)),
+            )
+            & self.window_range
+        )
         write = self.write_box(index)
         sums = self.support(windows) & self.roi
         if not write.is_empty:
@@ -189,9 +192,10 @@ class Plan:
     @cached_property
     def reach(self) -> tuple[int, ...]:
         """Per axis, how many blocks up a halo can go: 1 unless windows overlap by more than a block."""
-        return tuple(max(self._reach(a, j) for j in range(lo, hi)) for a, (lo, hi) in enumerate(
-            zip(self.block_range.lo, self.block_range.hi, strict=True)
-        ))
+        return tuple(
+            max(self._reach(a, j) for j in range(lo, hi))
+            for a, (lo, hi) in enumerate(zip(self.block_range.lo, self.block_range.hi, strict=True))
+        )
 
     def _reach(self, axis: int, j: int) -> int:
         last = min((j + 1) * self.block[axis], self.window_range.hi[axis]) - 1
@@ -201,7 +205,7 @@ class Plan:
             up += 1
         return up
 
-    # ---- columns ------------------------------------------------------------------------------------------------------------------
+    # --- columns ---
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -243,7 +247,7 @@ class Plan:
         """Windows inferred over windows of the grid: 1 for a single column."""
         return self.window_count / self.window_range.size
 
-    # ---- tasks --------------------------------------------------------------------------------------------------------------------
+    # --- tasks ---
 
     def tasks(self, column: Column, pending: Callable[[Index], bool]) -> Iterator[Task]:
         """What is left to do in a column, in an order in which a block's lower neighbours come first.
@@ -273,9 +277,7 @@ class Plan:
         windows = tuple(k for k in block.windows.points() if any(self._supports(k, box) for _, box in targets))
         if not windows and not commits:
             return None
-        halos = tuple(
-            (up, shared) for up, box in targets if up != index and not (shared := box & block.sums).is_empty
-        )
+        halos = tuple((up, shared) for up, box in targets if up != index and not (shared := box & block.sums).is_empty)
         return Task(block, commits, windows, self._read_box(windows), halos)
 
     def _supports(self, window: Index, box: Box) -> bool:

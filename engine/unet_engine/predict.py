@@ -27,7 +27,9 @@ BLOCKS_IN_FLIGHT = 2
 """Blocks whose sums may be open at once; more would only cost memory."""
 
 
-def predict(job: Job, backend: Backend, counters: Counters, work: Iterable[tuple[Task, Raw | None]]) -> Iterator[Predicted]:
+def predict(
+    job: Job, backend: Backend, counters: Counters, work: Iterable[tuple[Task, Raw | None]]
+) -> Iterator[Predicted]:
     """Infer the windows of each task and add them up; yields the blocks in the order they came.
 
     Raises `BackendError` naming block and window where the network fails.
@@ -124,7 +126,9 @@ class _Flight:
         self._waiting[head.slot] -= 1
 
 
-def _placement(job: Job, window: Index, sums: Box) -> tuple[Sequence[Array], Sequence[int], Sequence[int], Sequence[int]]:
+def _placement(
+    job: Job, window: Index, sums: Box
+) -> tuple[Sequence[Array], Sequence[int], Sequence[int], Sequence[int]]:
     """Weights, position and range of a window in the sums of its block."""
     axes = list(zip(job.plan.axes, window, strict=True))
     starts = [axis.start(k) for axis, k in axes]

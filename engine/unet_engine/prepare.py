@@ -47,7 +47,9 @@ def prepare(settings: Settings) -> Prepared:
     """Open the volume and the model, load the network once, and plan. Raises the error of whatever does not fit."""
     notes: list[str] = []
     if settings.model is None:
-        raise SettingsError(f"no model: use --model FILE.onnx, or write model = \"FILE.onnx\" to {CONFIG} here or beside the input")
+        raise SettingsError(
+            f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
+        )
     volume = open_volume(settings.input, settings.axes)
     window = _window_for_model(settings.window, volume)
     model = open_model(settings.model, window)
@@ -59,9 +61,15 @@ def prepare(settings: Settings) -> Prepared:
     name = choose_backend(model, devices[0].partition(":")[0], settings.backend)
     precision = "fp32" if settings.precision == "auto" else settings.precision
     if precision == "int8":
-        raise BackendError(f"{settings.model} holds no INT8 network that was proved on your data; use --precision fp32 or bf16")
+        raise BackendError(
+            f"{settings.model} holds no INT8 network that was proved on your data; use --precision fp32 or bf16"
+        )
     if halo.IMPLEMENTATION != "native":
-        _fall_back(settings, notes, "the native extension is missing, so stitching runs in NumPy; reinstall with a C++ compiler")
+        _fall_back(
+            settings,
+            notes,
+            "the native extension is missing, so stitching runs in NumPy; reinstall with a C++ compiler",
+        )
     setup = Setup(model, window, devices[0], precision, _threads(settings, devices))
     axes = _grid(settings, volume, model.spec, window)
     scale = _scaling(model.spec, volume)
@@ -82,7 +90,7 @@ def prepare(settings: Settings) -> Prepared:
     return Prepared(job, volume, backend, devices, budget, seconds, tuple(notes))
 
 
-# ---- model and volume -------------------------------------------------------------------------------------------------------------
+# --- model and volume ---
 
 
 def _window_for_model(window: tuple[int, ...] | None, volume: Volume) -> tuple[int, ...] | None:
@@ -106,7 +114,9 @@ def _with_spec(model: ModelFile, **changes: Any) -> ModelFile:
 def _check_volume(volume: Volume, model: ModelFile, notes: list[str]) -> None:
     spec = model.spec
     if not set(spec.axes) <= set(volume.spatial):
-        raise InputError(f"{volume.path} has the axes {volume.axes}, the model {spec.name} needs {spec.axes}; use a 2D model, or --axes")
+        raise InputError(
+            f"{volume.path} has the axes {volume.axes}, the model {spec.name} needs {spec.axes}; use a 2D model, or --axes"
+        )
     if volume.channels != spec.channels_in:
         raise InputError(
             f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} takes "
@@ -115,7 +125,9 @@ def _check_volume(volume: Volume, model: ModelFile, notes: list[str]) -> None:
     if spec.spacing and volume.spacing:
         ratios = [a / b for a, b in zip(volume.spacing[-len(spec.axes) :], spec.spacing, strict=True)]
         if max(ratios) > 1.2 or min(ratios) < 1 / 1.2:
-            notes.append(f"voxels are {volume.spacing} {volume.unit or ''}, the model was trained on {spec.spacing} {spec.spacing_unit}")
+            notes.append(
+                f"voxels are {volume.spacing} {volume.unit or ''}, the model was trained on {spec.spacing} {spec.spacing_unit}"
+            )
 
 
 def _check_mask(job: Job, volume: Volume) -> None:
@@ -134,7 +146,7 @@ def _scaling(spec: ModelSpec, volume: Volume) -> Scaling:
     return scaling(spec.normalization, volume.samples)
 
 
-# ---- devices ----------------------------------------------------------------------------------------------------------------------
+# --- devices ---
 
 
 def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[str, ...]:
@@ -142,7 +154,9 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
     wanted, found = settings.device, machine.gpu_count()
     if settings.gpus:
         if settings.gpus > found:
-            raise BackendError(f"--gpus {settings.gpus}: this machine shows {found}; use --gpus {found}" if found else _NO_GPU)
+            raise BackendError(
+                f"--gpus {settings.gpus}: this machine shows {found}; use --gpus {found}" if found else _NO_GPU
+            )
         return tuple(f"cuda:{i}" for i in range(settings.gpus))
     if wanted == "cpu" or model.format == "fake":
         return ("cpu",) if model.format != "fake" or not wanted.startswith("fake") else tuple(wanted.split(","))
@@ -150,7 +164,11 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
         if not found:
             return ("cpu",)
         if settings.backend == "openvino" or not _runs_on_gpu(model):
-            _fall_back(settings, notes, f"{found} GPU(s) found, but no installed back end runs {model.path.name} there: running on the CPU")
+            _fall_back(
+                settings,
+                notes,
+                f"{found} GPU(s) found, but no installed back end runs {model.path.name} there: running on the CPU",
+            )
             return ("cpu",)
         return tuple(f"cuda:{i}" for i in range(found))
     kind, _, numbers = wanted.partition(":")
@@ -200,7 +218,7 @@ def _warm_up(backend: Backend) -> float:
     return (time.perf_counter() - begun) / (backend.slots * backend.setup.batch)
 
 
-# ---- plan -------------------------------------------------------------------------------------------------------------------------
+# --- plan ---
 
 
 def _grid(settings: Settings, volume: Volume, spec: ModelSpec, window: tuple[int, ...]) -> tuple[AxisGrid, ...]:
@@ -242,7 +260,16 @@ def _planned(
     }
     flops = None if spec.flops is None else round(spec.flops * prod(setup.window) / prod(spec.window))
     return Plan(
-        volume.spatial, axes, roi, block, default_chunk(axes, block), ((),) * len(axes), settings.padding, NO_MEMORY, identity, flops
+        volume.spatial,
+        axes,
+        roi,
+        block,
+        default_chunk(axes, block),
+        ((),) * len(axes),
+        settings.padding,
+        NO_MEMORY,
+        identity,
+        flops,
     )
 
 

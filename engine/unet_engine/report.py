@@ -51,7 +51,9 @@ def bytes_read(prepared: Prepared) -> int:
         windows, volume = plan.column_windows(column), 1
         for axis, lo, hi, step in zip(plan.axes, windows.lo, windows.hi, plan.block, strict=True):
             ends = [(max(lo, b), min(hi, b + step) - 1) for b in range(lo // step * step, hi, step)]
-            volume *= sum(stop - start for start, stop in (read_span(axis, first, last, plan.padding) for first, last in ends))
+            volume *= sum(
+                stop - start for start, stop in (read_span(axis, first, last, plan.padding) for first, last in ends)
+            )
         total += volume
     return total * prepared.volume.voxel_bytes
 
@@ -62,7 +64,11 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     read = bytes_read(prepared)
     lanes = len(prepared.devices)
     flops = plan.flops_per_window
-    written = plan.roi.size * (job.layout.channels or 1) * (1 if job.layout.dtype == "uint8" else int(job.layout.dtype[-2:]) // 8)
+    written = (
+        plan.roi.size
+        * (job.layout.channels or 1)
+        * (1 if job.layout.dtype == "uint8" else int(job.layout.dtype[-2:]) // 8)
+    )
     return {
         "input": job.volume,
         "shape": list(prepared.volume.shape),
@@ -104,7 +110,9 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
 
 def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     f, plan, m = plan_facts(prepared), prepared.job.plan, prepared.job.plan.memory
-    flops = "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
+    flops = (
+        "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
+    )
     return [
         ("input", f"{f['input']}  {f['axes']} {x(prepared.volume.array.shape)} {f['dtype']}"),
         ("region", f"{plan.names} {f['roi']}"),
@@ -156,7 +164,9 @@ class Watcher:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
 
@@ -164,12 +174,20 @@ class Watcher:
         c = self._counters()
         elapsed = max(1e-9, time.perf_counter() - self._begun)
         rate = c.voxels_written / elapsed / 1e6
-        return c.inferred + c.skipped, f"{rate:.3g} Mvoxel/s, {size(c.bytes_read)} read, {size(c.bytes_written)} written"
+        return (
+            c.inferred + c.skipped,
+            f"{rate:.3g} Mvoxel/s, {size(c.bytes_read)} read, {size(c.bytes_written)} written",
+        )
 
     def _bar(self) -> None:
         columns = ("{task.completed:,.0f}/{task.total:,.0f} windows", "{task.fields[figures]}", "time left")
         with Progress(
-            BarColumn(), TextColumn(columns[0]), TextColumn(columns[1]), TextColumn(columns[2]), TimeRemainingColumn(), console=self._console
+            BarColumn(),
+            TextColumn(columns[0]),
+            TextColumn(columns[1]),
+            TextColumn(columns[2]),
+            TimeRemainingColumn(),
+            console=self._console,
         ) as bar:
             task = bar.add_task("windows", total=self._total, figures="")
             while True:
@@ -184,7 +202,9 @@ class Watcher:
             done, figures = self._figures()
             elapsed = time.perf_counter() - self._begun
             left = span(elapsed / done * (self._total - done)) if done else "unknown"
-            self._console.print(f"{done:,}/{self._total:,} windows, {figures}, {left} left", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"{done:,}/{self._total:,} windows, {figures}, {left} left", highlight=False, soft_wrap=True
+            )
 
 
 def stderr() -> Console:

@@ -106,7 +106,9 @@ def _open_output(job: Job, settings: Settings) -> Output:
         if settings.resume:
             return Output.resume(job.out, job.layout, job.plan.digest, provenance)
         if not settings.overwrite:
-            raise OutputError(f"{job.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out")
+            raise OutputError(
+                f"{job.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out"
+            )
         store.remove(job.out)
     return Output.create(job.out, job.layout, job.plan.digest, provenance)
 
@@ -125,8 +127,13 @@ def _provenance(job: Job) -> dict[str, Any]:
         "precision": job.setup.precision,
         "stitching": halo.IMPLEMENTATION,
         "normalization": {"shift": list(job.scaling.shift), "scale": list(job.scaling.scale)},
-        "grid": {"windows": list(plan.window_range.shape), "window": list(plan.window_shape), "stride": [a.stride for a in plan.axes]},
-        "versions": {name: _version(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")} | {"python": platform.python_version()},
+        "grid": {
+            "windows": list(plan.window_range.shape),
+            "window": list(plan.window_shape),
+            "stride": [a.stride for a in plan.axes],
+        },
+        "versions": {name: _version(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")}
+        | {"python": platform.python_version()},
     }
     decoded: dict[str, Any] = json.loads(json.dumps(facts))
     return decoded

@@ -131,7 +131,18 @@ def _config(volume: str) -> dict[str, Any]:
     return {}
 
 
-_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 
 
 def parse_bytes(text: str) -> int:
@@ -146,7 +157,9 @@ def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
     """``z0:z1,y0:y1,x0:x1`` as a box inside `shape`. Raises `SettingsError` where it is malformed, empty or outside."""
     parts = text.split(",")
     if len(parts) != len(names):
-        raise SettingsError(f"--roi {text!r} has {len(parts)} axes, the volume has {names}; give start:stop for each, e.g. 0:64")
+        raise SettingsError(
+            f"--roi {text!r} has {len(parts)} axes, the volume has {names}; give start:stop for each, e.g. 0:64"
+        )
     lo, hi = [], []
     for part, name, size in zip(parts, names, shape, strict=True):
         match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)

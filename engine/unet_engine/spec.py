@@ -36,7 +36,7 @@ class Normalization(BaseModel):
         needs = self.mode in ("percentile", "range")
         if needs and (self.low is None or self.high is None or not self.low < self.high):
             raise ValueError(f"{self.mode} needs low < high")
-        if self.mode == "percentile" and not (0 <= (self.low or 0) and (self.high or 0) <= 100):
+        if self.mode == "percentile" and not ((self.low or 0) >= 0 and (self.high or 0) <= 100):
             raise ValueError("percentiles lie between 0 and 100")
         if not needs and (self.low is not None or self.high is not None):
             raise ValueError(f"{self.mode} takes no bounds")

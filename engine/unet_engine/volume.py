@@ -118,7 +118,7 @@ class Volume:
                 )
         return DataError(f"{self.path}: voxels {box} cannot be read: {_line(error)}")
 
-    # ---- what is there ------------------------------------------------------------------------------------------------------------
+    # --- what is there ---
 
     def has_data(self, box: Box) -> bool:
         """Whether any stored chunk (shard, if sharded) meets `box`; missing ones read as the fill value."""
@@ -145,7 +145,7 @@ class Volume:
     def fill_value(self) -> float:
         return float(self.array.fill_value or 0)
 
-    # ---- samples ------------------------------------------------------------------------------------------------------------------
+    # --- samples ---
 
     def sample_boxes(self) -> Iterator[Box]:
         """Up to `SAMPLES` boxes inside single chunks, spread by a low-discrepancy sequence; the whole of a small volume.
@@ -220,7 +220,9 @@ def _full_resolution(path: str, group: zarr.Group) -> tuple[zarr.Array, str | No
     scales = attributes.get("ome", attributes).get("multiscales")
     if not scales:
         inside = ", ".join(sorted(name for name, _ in group.arrays())) or "none"
-        raise InputError(f"{path} is a Zarr group without OME multiscales; name one of its arrays ({inside}), e.g. {path}/NAME")
+        raise InputError(
+            f"{path} is a Zarr group without OME multiscales; name one of its arrays ({inside}), e.g. {path}/NAME"
+        )
     level = scales[0]["datasets"][0]
     try:
         with fast_codecs(path):
@@ -245,11 +247,17 @@ def _checked_axes(path: str, array: zarr.Array, axes: str | None) -> str:
     names = axes or _BY_RANK.get(array.ndim, "")
     shape = "×".join(map(str, array.shape))
     if len(names) != array.ndim:
-        raise InputError(f"{path} has {array.ndim} axes ({shape}), which {names or 'no default'!r} does not fit; use --axes, e.g. czyx")
+        raise InputError(
+            f"{path} has {array.ndim} axes ({shape}), which {names or 'no default'!r} does not fit; use --axes, e.g. czyx"
+        )
     if len(set(names)) != len(names) or not set(names) <= set("tczyx") or not {"y", "x"} <= set(names):
-        raise InputError(f"axes {names!r} of {path} are not understood; name each of t, c, z, y, x at most once, y and x always")
+        raise InputError(
+            f"axes {names!r} of {path} are not understood; name each of t, c, z, y, x at most once, y and x always"
+        )
     if "t" in names and array.shape[names.index("t")] != 1:
-        raise InputError(f"{path} has {array.shape[names.index('t')]} time points; run one at a time on an array without t")
+        raise InputError(
+            f"{path} has {array.shape[names.index('t')]} time points; run one at a time on an array without t"
+        )
     return names
 
 

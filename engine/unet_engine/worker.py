@@ -1,8 +1,8 @@
 """What one worker does for one block: `read`, `predict`, `commit`. The same three under every executor.
 
-    read(task)     the block's part of the volume, or None where nothing is stored
-    predict(work)  windows cut, normalised, inferred and added, in order, without a pause between blocks  => sums
-    commit(...)    halos of lower blocks merged, activation, argmax or cast, written, marked
+read(task)     the block's part of the volume, or None where nothing is stored
+predict(work)  windows cut, normalised, inferred and added, in order, without a pause between blocks  => sums
+commit(...)    halos of lower blocks merged, activation, argmax or cast, written, marked
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Worker:
         if "backend" in self.__dict__:
             self.__dict__.pop("backend").close()
 
-    # ---- emptiness ----------------------------------------------------------------------------------------------------------------
+    # --- emptiness ---
 
     def has_data(self, box: Box) -> bool:
         """Whether `box` holds anything but background, as far as stored chunks tell."""
@@ -76,7 +76,7 @@ class Worker:
 
         return void
 
-    # ---- read ---------------------------------------------------------------------------------------------------------------------
+    # --- read ---
 
     def read(self, task: Task) -> Raw | None:
         """The voxels of ``task.read``; None where no window is to be inferred or nothing is stored there.
@@ -103,13 +103,13 @@ class Worker:
             )
         voxels[bad] = self.job.replace_nonfinite
 
-    # ---- predict ------------------------------------------------------------------------------------------------------------------
+    # --- predict ---
 
     def predict(self, work: Iterable[tuple[Task, Raw | None]]) -> Iterator[Predicted]:
         """Infer the windows of each task and add them up; yields the blocks in the order they came."""
         return predict(self.job, self.backend, self.counters, work)
 
-    # ---- commit -------------------------------------------------------------------------------------------------------------------
+    # --- commit ---
 
     def commit(self, predicted: Predicted, halos: Sequence[Halo]) -> None:
         """Finish and write the block's write box. Halos are added from the highest lower block down: one order, the same bytes."""

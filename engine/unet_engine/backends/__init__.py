@@ -33,9 +33,13 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
         raise BackendError(f"there is no back end {name!r}; use one of {', '.join(BACKENDS)}")
     if model.format not in BACKENDS[name]:
         fitting = [b for b, formats in BACKENDS.items() if model.format in formats]
-        raise BackendError(f"{name} does not run {model.path.name} ({model.format}); leave out --backend or use {' or '.join(fitting)}")
+        raise BackendError(
+            f"{name} does not run {model.path.name} ({model.format}); leave out --backend or use {' or '.join(fitting)}"
+        )
     if name == "openvino" and device != "cpu":
-        raise BackendError(f"openvino runs on the CPU here, not on {device}; use --device cpu, or --backend onnxruntime")
+        raise BackendError(
+            f"openvino runs on the CPU here, not on {device}; use --device cpu, or --backend onnxruntime"
+        )
     module = _MODULES.get(name)
     if module and find_spec(module) is None:
         extra = "torch" if name == "pytorch" else name

@@ -27,7 +27,9 @@ class OnnxRuntimeBackend(ThreadedBackend):
         except BackendError:
             raise
         except Exception as error:
-            raise ModelError(f"{setup.model.path}: ONNX Runtime refuses the network: {first_line(error)}; export it again") from error
+            raise ModelError(
+                f"{setup.model.path}: ONNX Runtime refuses the network: {first_line(error)}; export it again"
+            ) from error
         super().__init__(setup)
         self._outputs = [np.zeros(setup.output_shape, np.float32) for _ in range(self.slots)]
         self._bindings = [self._bound(slot) for slot in range(self.slots)]
@@ -35,7 +37,9 @@ class OnnxRuntimeBackend(ThreadedBackend):
             shape = self._session.run(None, {self._session.get_inputs()[0].name: self._inputs[0]})[0].shape
         except Exception as error:
             self.close()
-            raise ModelError(f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}") from error
+            raise ModelError(
+                f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}"
+            ) from error
         self._check_output(shape)
 
     def _bound(self, slot: int) -> ort.IOBinding:
@@ -60,5 +64,7 @@ def _providers(device: str) -> list[object]:
     if device == "cpu":
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise BackendError(f"this ONNX Runtime has no CUDA; use --device cpu, or install onnxruntime-gpu to run on {device}")
+        raise BackendError(
+            f"this ONNX Runtime has no CUDA; use --device cpu, or install onnxruntime-gpu to run on {device}"
+        )
     return [("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0)})]

@@ -24,7 +24,9 @@ class OpenVINOBackend(Backend):
         self.version = f"openvino {ov.__version__}"
         core = ov.Core()
         abilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._refuse_precision("fp32", *(p for p, ability in (("bf16", "BF16"), ("fp16", "FP16")) if ability in abilities))
+        self._refuse_precision(
+            "fp32", *(p for p, ability in (("bf16", "BF16"), ("fp16", "FP16")) if ability in abilities)
+        )
         try:
             model = core.read_model(setup.model.path)
             model.reshape(list(setup.input_shape))

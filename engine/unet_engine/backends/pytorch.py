@@ -36,7 +36,9 @@ class PyTorchBackend(ThreadedBackend):
                 shape = tuple(self._network(self._host_in[0].to(self._device)).shape)
         except Exception as error:
             self.close()
-            raise ModelError(f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}") from error
+            raise ModelError(
+                f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}"
+            ) from error
         self._check_output(shape)
 
     def _loaded(self) -> Any:
