@@ -179,13 +179,20 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         for case in cases(shape, options.threads):
             r = measure(case, seconds)
             results.append(r)
-            native, reference = f"{r.native_ms:.3f} ±{r.native_spread_ms:.3f}", f"{r.reference_ms:.2f} ±{r.reference_spread_ms:.2f}"
+            native, reference = (
+                f"{r.native_ms:.3f} ±{r.native_spread_ms:.3f}",
+                f"{r.reference_ms:.2f} ±{r.reference_spread_ms:.2f}",
+            )
             print(
                 f"{r.name:<32}{native:>18}{reference:>18}{r.times_reference:>9.1f}{r.share_of_copy:>9.2f}{r.gigabytes_per_second:>7.1f}",
                 flush=True,
             )
     if options.json:
-        report = {"implementation": halo.IMPLEMENTATION, "threads": options.threads, "results": [asdict(r) for r in results]}
+        report = {
+            "implementation": halo.IMPLEMENTATION,
+            "threads": options.threads,
+            "results": [asdict(r) for r in results],
+        }
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return results
 

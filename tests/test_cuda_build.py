@@ -98,13 +98,17 @@ def test_add_batch_is_add_in_the_order_of_the_batch(
     windows = torch.from_numpy(case["windows"]).to(getattr(torch, dtype)).cuda()
     expected = case["sums"].copy()
     for n, window in enumerate(windows.float().cpu().numpy()):
-        halo.add(expected, window, [w[n] for w in case["weights"]], *(case[name][n].tolist() for name in ("at", "lo", "hi")))
+        halo.add(
+            expected, window, [w[n] for w in case["weights"]], *(case[name][n].tolist() for name in ("at", "lo", "hi"))
+        )
     for memory_format in ("channels first", "channels last"):
         actual = torch.from_numpy(case["sums"]).cuda()
         given = windows if memory_format == "channels first" else windows.movedim(1, -1).contiguous().movedim(-1, 1)
         stream = torch.cuda.current_stream().cuda_stream
         module.add_batch(actual, given, case["weights"], case["at"], case["lo"], case["hi"], stream=stream)
-        np.testing.assert_array_equal(actual.cpu().numpy().view(np.uint32), expected.view(np.uint32), err_msg=memory_format)
+        np.testing.assert_array_equal(
+            actual.cpu().numpy().view(np.uint32), expected.view(np.uint32), err_msg=memory_format
+        )
 
 
 @pytest.mark.parametrize("sums", [(21, 40, 37), (70, 91)])

@@ -43,7 +43,9 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
     assert actual.shape == expected.shape
     nan = np.isnan(actual.astype(np.float32)) & np.isnan(expected.astype(np.float32))
     bits = f"u{actual.itemsize}"
-    np.testing.assert_array_equal(np.where(nan, 0, actual.copy().view(bits)), np.where(nan, 0, expected.copy().view(bits)))
+    np.testing.assert_array_equal(
+        np.where(nan, 0, actual.copy().view(bits)), np.where(nan, 0, expected.copy().view(bits))
+    )
 
 
 def shapes(axes: int | None = None) -> st.SearchStrategy[tuple[int, ...]]:
@@ -51,7 +53,9 @@ def shapes(axes: int | None = None) -> st.SearchStrategy[tuple[int, ...]]:
     return count.flatmap(lambda n: st.tuples(*[st.integers(1, 9)] * n))
 
 
-def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: object = np.float32, special: float = 0.1) -> np.ndarray:
+def values(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: object = np.float32, special: float = 0.1
+) -> np.ndarray:
     array = rng.normal(scale=3, size=shape).astype(np.float32)
     array = np.where(rng.random(shape) < special, rng.choice(SPECIAL, shape), array)
     with np.errstate(all="ignore"):
@@ -142,13 +146,18 @@ def test_merge_is_the_reference(shape: tuple[int, ...], k: int, seed: int, threa
 @needs_native
 @settings(deadline=None, max_examples=300)
 @given(shapes(), st.sampled_from(BLOCK_TYPES), st.integers(1, 3), seeds, threads_of, st.booleans())
-def test_gather_is_the_reference(size: tuple[int, ...], dtype: str, c: int, seed: int, threads: int, last: bool) -> None:  # noqa: FBT001, PLR0917
+def test_gather_is_the_reference(
+    size: tuple[int, ...], dtype: str, c: int, seed: int, threads: int, last: bool
+) -> None:
     rng = np.random.default_rng(seed)
     is_float = np.dtype(dtype).kind == "f"
     raw = values(rng, (c, *size), dtype) if is_float else rng.integers(0, 2**64, (c, *size), np.uint64).astype(dtype)
     block = strided(rng, raw, last=last)
     index = tuple(_window_index(rng, n) for n in size)
-    scale, shift = rng.normal(size=c).astype(rng.choice(["f4", "f8"])), rng.normal(size=c).astype(rng.choice(["f4", "f8"]))
+    scale, shift = (
+        rng.normal(size=c).astype(rng.choice(["f4", "f8"])),
+        rng.normal(size=c).astype(rng.choice(["f4", "f8"])),
+    )
     out = np.full((c, *(i.size for i in index)), 7, np.float32)
     expected = out.copy()
     halo_reference.gather(expected, block, index, scale, shift, -2.5)
@@ -172,7 +181,7 @@ def _window_index(rng: np.random.Generator, size: int) -> np.ndarray:
 @needs_native
 @settings(deadline=None, max_examples=200)
 @given(shapes(), st.integers(1, 6), st.sampled_from(halo.ACTIVATIONS), st.sampled_from(["u1", "u2"]), seeds, threads_of)
-def test_labels_are_the_reference(  # noqa: PLR0917
+def test_labels_are_the_reference(
     shape: tuple[int, ...], k: int, activation: str, dtype: str, seed: int, threads: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -187,7 +196,7 @@ def test_labels_are_the_reference(  # noqa: PLR0917
 @needs_native
 @settings(deadline=None, max_examples=200)
 @given(shapes(), st.integers(1, 6), st.sampled_from(halo.ACTIVATIONS), st.sampled_from(["u1", "f4"]), seeds, threads_of)
-def test_probabilities_are_the_reference(  # noqa: PLR0917
+def test_probabilities_are_the_reference(
     shape: tuple[int, ...], k: int, activation: str, dtype: str, seed: int, threads: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -270,7 +279,9 @@ def test_any_number_of_threads_gives_the_same_bits(shape: tuple[int, ...]) -> No
 @pytest.mark.usefixtures("implementation")
 def test_ties_take_the_lowest_label_and_nan_never_wins() -> None:
     nan, inf = np.nan, np.inf
-    sums = np.array([[1, nan, nan, -inf, -1, 0], [1, 0, nan, nan, -1, 0], [0, -1, nan, nan, -2, nan]], np.float32).reshape(3, 1, 6)
+    sums = np.array(
+        [[1, nan, nan, -inf, -1, 0], [1, 0, nan, nan, -1, 0], [0, -1, nan, nan, -2, nan]], np.float32
+    ).reshape(3, 1, 6)
     out = np.full((1, 6), 9, np.uint8)
     halo.labels(sums, out, "softmax")
     assert out.tolist() == [[0, 1, 0, 0, 0, 0]]
@@ -395,9 +406,17 @@ REFUSED = [
     (ValueError, "channels", lambda: halo.add(_zeros(2, 6, 6), _zeros(3, 4, 4), W4, (0, 0), (0, 0), (4, 4))),
     (ValueError, "axis y: weights", lambda: halo.add(_zeros(2, 6, 6), _zeros(2, 5, 4), W4, (0, 0), (0, 0), (4, 4))),
     (ValueError, "2 or 3", lambda: halo.add(_zeros(2, 6), _zeros(2, 4), W4[:1], (0,), (0,), (4,))),
-    (ValueError, "last axis", lambda: halo.add(_zeros(2, 6, 12)[..., ::2], _zeros(2, 4, 4), W4, (0, 0), (0, 0), (4, 4))),
+    (
+        ValueError,
+        "last axis",
+        lambda: halo.add(_zeros(2, 6, 12)[..., ::2], _zeros(2, 4, 4), W4, (0, 0), (0, 0), (4, 4)),
+    ),
     (TypeError, "float32", lambda: halo.add(_zeros(2, 6, 6, dtype="f8"), _zeros(2, 4, 4), W4, (0, 0), (0, 0), (4, 4))),
-    (TypeError, "byte order", lambda: halo.add(_zeros(2, 6, 6, dtype=">f4"), _zeros(2, 4, 4), W4, (0, 0), (0, 0), (4, 4))),
+    (
+        TypeError,
+        "byte order",
+        lambda: halo.add(_zeros(2, 6, 6, dtype=">f4"), _zeros(2, 4, 4), W4, (0, 0), (0, 0), (4, 4)),
+    ),
     (TypeError, "window", lambda: halo.add(_zeros(2, 6, 6), _zeros(2, 4, 4, dtype="i4"), W4, (0, 0), (0, 0), (4, 4))),
     (ValueError, "halo has 1", lambda: halo.merge(_zeros(2, 6, 6), _zeros(1, 4, 4), (0, 0))),
     (ValueError, "shape", lambda: halo.labels(_zeros(2, 6, 6), _zeros(6, 5, dtype="u1"), "softmax")),
@@ -469,7 +488,11 @@ def test_the_native_module_guards_memory_by_itself() -> None:
     sums, window, one = np.zeros((1, 1, 6, 6), np.float32), np.ones((1, 1, 4, 4), np.float32), np.ones(4, np.float32)
     weights = [one[:1], one, one]
     huge = 2**63 - 1
-    for at, lo, hi in (([0, 0, 3], [0] * 3, [1, 4, 4]), ([0, 0, huge], [0] * 3, [1, 4, 4]), ([0, -huge, 0], [0] * 3, [1, 4, 4])):
+    for at, lo, hi in (
+        ([0, 0, 3], [0] * 3, [1, 4, 4]),
+        ([0, 0, huge], [0] * 3, [1, 4, 4]),
+        ([0, -huge, 0], [0] * 3, [1, 4, 4]),
+    ):
         with pytest.raises(ValueError, match="axis"):
             native.add(sums, window, "float32", weights, at, lo, hi, 1)
     with pytest.raises(ValueError, match="weights"):
@@ -491,7 +514,9 @@ def test_the_stub_names_what_the_native_module_has() -> None:
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("halo_bench", Path(__file__).parent.parent / "benchmarks" / "halo_bench.py")
+    spec = importlib.util.spec_from_file_location(
+        "halo_bench", Path(__file__).parent.parent / "benchmarks" / "halo_bench.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     bench = importlib.util.module_from_spec(spec)

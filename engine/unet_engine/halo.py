@@ -38,7 +38,7 @@ ACTIVATIONS = ("softmax", "sigmoid", "none")
 _BLOCK_TYPES = ("bool", *(f"{u}int{n}" for u in ("u", "") for n in (8, 16, 32, 64)), "float16", "float32", "float64")
 
 
-def gather(  # noqa: PLR0917
+def gather(
     out: F32,
     block: Array,
     index: Sequence[NDArray[np.int64]],
@@ -87,7 +87,7 @@ def gather(  # noqa: PLR0917
     _native.gather(_3d(out), *_coded(block), _3(index, _ORIGIN), scale, shift, float(fill), threads)
 
 
-def add(  # noqa: PLR0917
+def add(
     sums: F32,
     window: Array,
     weights: Sequence[F32],
@@ -121,7 +121,7 @@ def add(  # noqa: PLR0917
     _native.add(_3d(sums), *_coded(window), _3(weights, _ONE), _corner(at), _corner(lo), _corner(hi, 1), threads)
 
 
-def add_constant(  # noqa: PLR0917
+def add_constant(
     sums: F32,
     values: F32,
     weights: Sequence[F32],

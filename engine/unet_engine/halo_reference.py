@@ -26,7 +26,7 @@ _EXP_POLYNOMIAL = [
 ]
 
 
-def gather(  # noqa: PLR0917
+def gather(
     out: F32,
     block: Array,
     index: Sequence[NDArray[np.int64]],
@@ -48,7 +48,7 @@ def gather(  # noqa: PLR0917
         out[target] = value.astype(np.float32)
 
 
-def add(  # noqa: PLR0917
+def add(
     sums: F32,
     window: Array,
     weights: Sequence[F32],
@@ -61,7 +61,7 @@ def add(  # noqa: PLR0917
         _target(sums, at, lo, hi)[...] += part * _product(weights, lo, hi)
 
 
-def add_constant(  # noqa: PLR0917
+def add_constant(
     sums: F32,
     values: F32,
     weights: Sequence[F32],
