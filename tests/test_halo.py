@@ -147,12 +147,12 @@ def test_merge_is_the_reference(shape: tuple[int, ...], k: int, seed: int, threa
 @settings(deadline=None, max_examples=300)
 @given(shapes(), st.sampled_from(BLOCK_TYPES), st.integers(1, 3), seeds, threads_of, st.booleans())
 def test_gather_is_the_reference(
-    size: tuple[int, ...], dtype: str, c: int, seed: int, threads: int, last: bool
+    size: tuple[int, ...], dtype: str, c: int, seed: int, threads: int, last: object
 ) -> None:
     rng = np.random.default_rng(seed)
     is_float = np.dtype(dtype).kind == "f"
     raw = values(rng, (c, *size), dtype) if is_float else rng.integers(0, 2**64, (c, *size), np.uint64).astype(dtype)
-    block = strided(rng, raw, last=last)
+    block = strided(rng, raw, last=bool(last))
     index = tuple(_window_index(rng, n) for n in size)
     scale, shift = (
         rng.normal(size=c).astype(rng.choice(["f4", "f8"])),
