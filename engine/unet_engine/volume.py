@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -26,13 +27,29 @@ SAMPLE_VOXELS = 2**16
 _BY_RANK = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 
 
-def fast_codecs(path: str) -> Any:
-    """Context in which arrays on a local disk are opened with the native codec pipeline; remote stores keep zarr's own."""
+@contextmanager
+def fast_codecs(path: str) -> Iterator[None]:
+    """Context in which arrays on a local disk are opened with the native codec pipeline; remote stores keep zarr's own.
+
+    An array with a codec that the pipeline lacks is read by zarr's own too. The warning about it tells users nothing they could act on.
+    """
     if "://" in path:
-        return nullcontext()
+        yield
+        return
     import zarrs  # noqa: F401  # registers the pipeline
 
-    return zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline", UserWarning)
+        yield
+
+
+def _with_fast_codecs(path: str, array: zarr.Array) -> zarr.Array:
+    """`array` opened again with the native codec pipeline, where that can read it."""
+    metadata = array.metadata
+    if metadata.zarr_format == 2 and (metadata.order == "F" or not np.dtype(array.dtype).isnative or metadata.fill_value is None):
+        return array
+    with fast_codecs(path):
+        return zarr.open_array(array.store_path, mode="r")
 
 
 @dataclass(frozen=True)
@@ -190,8 +207,7 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
     if "://" not in path and not Path(path).exists():
         raise InputError(f"{path} does not exist; give the path of a Zarr array or group")
     try:
-        with fast_codecs(path):
-            node = zarr.open(path, mode="r")
+        node = zarr.open(path, mode="r")
     except Exception as error:
         raise InputError(f"{path} is not a readable Zarr array or group: {_line(error)}") from error
     if isinstance(node, zarr.Group):
@@ -202,7 +218,7 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
     order = [names.index(a) for a in "zyx" if a in names]
     volume = Volume(
         path=path,
-        array=array,
+        array=_with_fast_codecs(path, array),
         axes=names,
         spacing=tuple(spacing[i] for i in order) if spacing else None,
         translation=tuple(translation[i] for i in order) if translation else (0.0,) * len(order),
@@ -217,23 +233,48 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
 
 def _full_resolution(path: str, group: zarr.Group) -> tuple[zarr.Array, str | None, Any, Any, str | None]:
     attributes = dict(group.attrs)
-    scales = attributes.get("ome", attributes).get("multiscales")
+    scales = dict(attributes.get("ome", attributes)).get("multiscales")
     if not scales:
-        inside = ", ".join(sorted(name for name, _ in group.arrays())) or "none"
-        raise InputError(
-            f"{path} is a Zarr group without OME multiscales; name one of its arrays ({inside}), e.g. {path}/NAME"
-        )
-    level = scales[0]["datasets"][0]
+        inside = ", ".join(_children(group)) or "none"
+        raise InputError(f"{path} is a Zarr group without OME multiscales; name one of the arrays in it ({inside}), e.g. {path}/NAME")
     try:
-        with fast_codecs(path):
-            array = zarr.open_array(group.store_path / level["path"], mode="r")
+        level = scales[0]["datasets"][0]
+        declared = scales[0].get("axes") or []
+        names = "".join(a["name"] if isinstance(a, dict) else a for a in declared).lower() or None
+        units = [a.get("unit") for a in declared if isinstance(a, dict) and a.get("type") == "space"]
+        scale, translation = _placed([*level.get("coordinateTransformations", []), *scales[0].get("coordinateTransformations", [])])
+        where = str(level["path"])
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: its OME multiscales are not valid ({_line(error)}); name the array itself, e.g. {path}/0") from error
+    try:
+        array = zarr.open_array(group.store_path / where, mode="r")
     except Exception as error:
-        raise InputError(f"{path}: its full resolution {level['path']!r} cannot be opened: {_line(error)}") from error
-    declared = scales[0].get("axes") or []
-    names = "".join(a["name"] if isinstance(a, dict) else a for a in declared).lower() or None
-    units = [a.get("unit") for a in declared if isinstance(a, dict) and a.get("type") == "space"]
-    moves = {t["type"]: t.get(t["type"]) for t in level.get("coordinateTransformations", [])}
-    return array, names, moves.get("scale"), moves.get("translation"), units[-1] if units else None
+        raise InputError(f"{path}: its full resolution {where!r} cannot be opened: {_line(error)}") from error
+    if any(values is not None and len(values) != array.ndim for values in (scale, translation)):
+        raise InputError(f"{path}: scale or translation do not fit the {array.ndim} axes of {where!r}; name the array itself: {path}/{where}")
+    return array, names, scale, translation, units[-1] if units else None
+
+
+def _placed(moves: Sequence[Mapping[str, Any]]) -> tuple[list[float] | None, list[float] | None]:
+    """Scale and translation that `moves`, done one after the other, come to. A resolution's own come before those of all resolutions."""
+    scale: list[float] | None = None
+    translation: list[float] | None = None
+    for move in moves:
+        kind = move["type"]
+        values = [float(v) for v in move[kind]] if kind in ("scale", "translation") else []
+        if kind == "scale":
+            scale = [s * v for s, v in zip(scale or [1.0] * len(values), values, strict=True)]
+            translation = translation and [t * v for t, v in zip(translation, values, strict=True)]
+        elif kind == "translation":
+            translation = [t + v for t, v in zip(translation or [0.0] * len(values), values, strict=True)]
+    return scale, translation
+
+
+def _children(group: zarr.Group) -> list[str]:
+    """Names of what lies in `group`; zarr warns of every file in it that is none of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sorted(name for name, _ in group.members())
 
 
 def _dimension_names(array: zarr.Array) -> str | None:
