@@ -143,7 +143,9 @@ class Output:
     def committed(self) -> Iterator[tuple[int, ...]]:
         """Blocks with a marker, in no order."""
         for key in sync(_listed(self.group.store_path / self._journal)):
-            yield tuple(map(int, key.rsplit("/", 1)[-1].split(".")))
+            name = key.rsplit("/", 1)[-1].split(".")
+            if all(part.isdigit() for part in name):  # a run killed while it marked leaves a temporary file here
+                yield tuple(map(int, name))
 
     @property
     def complete(self) -> bool:
