@@ -13,24 +13,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from hypothesis import settings as hypothesis_settings
 from unet_engine.settings import CONFIG
 from unet_engine.spec import ModelSpec
+
+# Machines are shared, so an example may take long for no reason of its own.
+hypothesis_settings.register_profile("unhurried", deadline=None)
+hypothesis_settings.load_profile("unhurried")
 
 COMMAND = [sys.executable, "-c", "from unet_engine.cli import main; main()"]
 
 
-def make_volume(path, array, *, axes=None, zarr_format=3, chunks=None, ome=None, scale=None, translation=None, unit=None, **options):
+def make_volume(
+    path, array, *, axes=None, zarr_format=3, chunks=None, ome=None, scale=None, translation=None, unit=None, **options
+):
     """Write `array` as a Zarr array at `path`, or, with `ome` "0.4" or "0.5", as an OME-Zarr group with it at ``0``.
 
     `axes` are stored as dimension names (v3) or in the multiscales; `options` go to `zarr.create_array`. Returns the path as text.
     """
     array = np.asarray(array)
-    options = {"chunks": chunks or tuple(min(8, n) for n in array.shape), "dtype": array.dtype, "shape": array.shape, **options}
+    options = {
+        "chunks": chunks or tuple(min(8, n) for n in array.shape),
+        "dtype": array.dtype,
+        "shape": array.shape,
+        **options,
+    }
     if ome is None:
         names = list(axes) if axes and zarr_format == 3 else None
         stored = zarr.create_array(path, zarr_format=zarr_format, dimension_names=names, **options)
     else:
-        group = zarr.create_group(path, zarr_format=2 if ome == "0.4" else 3, attributes=_multiscales(ome, axes, scale, translation, unit))
+        group = zarr.create_group(
+            path, zarr_format=2 if ome == "0.4" else 3, attributes=_multiscales(ome, axes, scale, translation, unit)
+        )
         stored = group.create_array("0", dimension_names=list(axes) if ome == "0.5" else None, **options)
     stored[...] = array
     return str(path)
@@ -38,12 +52,18 @@ def make_volume(path, array, *, axes=None, zarr_format=3, chunks=None, ome=None,
 
 def _multiscales(version, axes, scale, translation, unit):
     kinds = {"t": "time", "c": "channel"}
-    named = [{"name": a, "type": kinds.get(a, "space"), **({"unit": unit} if unit and a in "zyx" else {})} for a in axes]
+    named = [
+        {"name": a, "type": kinds.get(a, "space"), **({"unit": unit} if unit and a in "zyx" else {})} for a in axes
+    ]
     moves = [{"type": "scale", "scale": list(scale or (1.0,) * len(axes))}]
     if translation:
         moves.append({"type": "translation", "translation": list(translation)})
     scales = [{"name": "scan", "axes": named, "datasets": [{"path": "0", "coordinateTransformations": moves}]}]
-    return {"multiscales": [{**scales[0], "version": "0.4"}]} if version == "0.4" else {"ome": {"version": "0.5", "multiscales": scales}}
+    return (
+        {"multiscales": [{**scales[0], "version": "0.4"}]}
+        if version == "0.4"
+        else {"ome": {"version": "0.5", "multiscales": scales}}
+    )
 
 
 def fake_model(folder, *, latency_ms=0, fail_at=0, name="id", **spec):
@@ -118,13 +138,23 @@ def cli(*args):
 
 def command(*args, **options):
     """Run the command line as a process of its own."""
-    done = subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, timeout=120, env=environment(), check=False, **options)
+    done = subprocess.run(
+        [*COMMAND, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(),
+        check=False,
+        **options,
+    )
     return Said(done.returncode, done.stdout, done.stderr)
 
 
 def begin(*args):
     """Start the command line as a process of its own and come back at once."""
-    return subprocess.Popen([*COMMAND, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    return subprocess.Popen(
+        [*COMMAND, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
 
 
 def environment():

@@ -36,7 +36,8 @@ def test_padding_never_shows_in_a_pointwise_network(tmp_path, padding):
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize(
-    "dtype", ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"]
+    "dtype",
+    ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"],
 )
 def test_every_number_type(tmp_path, dtype, zarr_format):
     array = noise((9, 10, 11), dtype)
@@ -66,7 +67,9 @@ def test_zarr_v2_fortran_order_little_endian(tmp_path):
 
 def test_zarr_v2_with_slashes_and_without_fill_value(tmp_path):
     array = noise((9, 10, 11), "int16")
-    path = make_volume(tmp_path / "v.zarr", array, zarr_format=2, fill_value=None, chunk_key_encoding={"name": "v2", "separator": "/"})
+    path = make_volume(
+        tmp_path / "v.zarr", array, zarr_format=2, fill_value=None, chunk_key_encoding={"name": "v2", "separator": "/"}
+    )
     np.testing.assert_array_equal(identity(path, tmp_path)[0], array)
 
 
@@ -74,7 +77,9 @@ def test_v2_codecs_that_only_python_has(tmp_path):
     import numcodecs
 
     array = noise((9, 10, 11), "int16")
-    path = make_volume(tmp_path / "v.zarr", array, zarr_format=2, filters=[numcodecs.Delta("i2")], compressors=[numcodecs.LZMA()])
+    path = make_volume(
+        tmp_path / "v.zarr", array, zarr_format=2, filters=[numcodecs.Delta("i2")], compressors=[numcodecs.LZMA()]
+    )
     np.testing.assert_array_equal(identity(path, tmp_path)[0], array)
 
 
@@ -138,7 +143,13 @@ def test_one_time_point(tmp_path):
 def test_ome_zarr_keeps_scale_translation_and_unit(tmp_path, version, axes):
     array = noise((9, 14, 20))
     path = make_volume(
-        tmp_path / "v.zarr", array, axes=axes, ome=version, scale=(2.0, 0.5, 0.25), translation=(10.0, 20.0, 30.0), unit="micrometer"
+        tmp_path / "v.zarr",
+        array,
+        axes=axes,
+        ome=version,
+        scale=(2.0, 0.5, 0.25),
+        translation=(10.0, 20.0, 30.0),
+        unit="micrometer",
     )
     got = identity(path, tmp_path, roi="0:8,2:14,4:")
     names = [a["name"] for a in _ome(tmp_path)["axes"]]
@@ -249,7 +260,11 @@ def test_the_input_is_not_touched(tmp_path):
     shutil.copytree(path, tmp_path / "before.zarr")
     identity(path, tmp_path)
     files = {p.relative_to(path): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
-    assert files == {p.relative_to(tmp_path / "before.zarr"): p.read_bytes() for p in (tmp_path / "before.zarr").rglob("*") if p.is_file()}
+    assert files == {
+        p.relative_to(tmp_path / "before.zarr"): p.read_bytes()
+        for p in (tmp_path / "before.zarr").rglob("*")
+        if p.is_file()
+    }
 
 
 def test_labels_of_one_channel(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import Any, NoReturn
 
 import click
 
-from unet_engine.errors import UnetEngineError
+from unet_engine.errors import PlanError, UnetEngineError
 
 INTERRUPTED = 130
+TRACEBACK = "UNET_ENGINE_TRACEBACK"
+"""Environment variable that has an unexpected error shown with its traceback."""
 
 _OPTIONS = [
     click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
@@ -171,8 +174,15 @@ def _required(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"unet-engine: {message}", err=True)
+    click.echo(f"unet-engine: {' '.join(message.split())}", err=True)
     sys.exit(code)
+
+
+def _usage(error: click.ClickException) -> str:
+    """Click's own complaint as one line: what is wrong, and where to look."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "unet-engine"
+    return f"{error.format_message().removesuffix('.')}; see {command} --help"
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:
@@ -181,15 +191,27 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 def main() -> None:
     """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminate)
     try:
-        app(standalone_mode=False)
+        app(prog_name="unet-engine", standalone_mode=False)
     except UnetEngineError as error:
-        _fail(str(error).replace("\n", " "), error.exit_code)
+        _fail(str(error), error.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _fail(_usage(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted before anything was written", INTERRUPTED)
     except BrokenPipeError:
+        # whoever read our output has gone: say nothing, now or while the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except MemoryError as error:
+        _fail(f"out of memory: {error}; use a smaller --window, or run where there is more", PlanError.exit_code)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _fail(
+            f"unexpected {type(error).__name__}: {error}; this is a bug in unet-engine: run again with {TRACEBACK}=1 and report the traceback",
+            UnetEngineError.exit_code,
+        )

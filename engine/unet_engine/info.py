@@ -7,19 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.model_file import open_model
+from unet_engine.errors import InputError, SettingsError
+from unet_engine.model_file import is_model, open_model
+from unet_engine.settings import parse_window
 from unet_engine.volume import open_volume
 
 
 def describe(path: str, axes: str | None = None, window: str | None = None) -> dict[str, Any]:
     """What `path` is, as plain values. Raises `ModelError` or `InputError` as opening it does."""
-    if Path(path).is_file():
+    if is_model(path):
         return _model(path, window)
+    if Path(path).is_file():
+        raise InputError(
+            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a Zarr volume, which is a folder or a URL"
+        )
     return _volume(path, axes)
 
 
 def _model(path: str, window: str | None) -> dict[str, Any]:
-    model = open_model(path, tuple(int(w) for w in window.split(",")) if window else None)
+    try:
+        sizes = parse_window(window) if window is not None else None
+    except ValueError as error:
+        raise SettingsError(f"--window {window!r}: {error}") from error
+    model = open_model(path, sizes)
     spec = model.spec.model_dump(mode="json")
     spec["normalization"] = str(model.spec.normalization)
     return {"model": str(model.path), "format": model.format, "sha256": model.sha256, **spec}

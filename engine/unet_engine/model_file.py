@@ -39,26 +39,44 @@ def open_model(path: str | Path, window: Sequence[int] | None = None) -> ModelFi
     Raises `ModelError` where the file is missing, corrupt, of no known format, or says too little.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"{path} does not exist; give a model file with --model (.onnx, .pt2, .pt)")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
     kind = _format(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; correct its permissions") from error
     if kind == "onnx":
         spec = _onnx_spec(path, tuple(window) if window else None)
     elif kind == "fake":
-        spec = _parsed(_toml(path)["spec"], path)
+        spec = _parsed(_toml(path).get("spec", {}), path)
     else:
         spec = _archive_spec(path)
     return ModelFile(path, kind, digest, spec)
 
 
+_SUFFIXES: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".pt2": "pt2",
+    ".pt": "torchscript",
+    ".ts": "torchscript",
+    ".fake.toml": "fake",
+}
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether `path` is called like a model file."""
+    return str(path).lower().endswith(tuple(_SUFFIXES))
+
+
 def _format(path: Path) -> Format:
-    if path.name.endswith(".fake.toml"):
-        return "fake"
-    known: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pt": "torchscript", ".ts": "torchscript"}
-    if path.suffix not in known:
-        raise ModelError(f"{path}: {path.suffix or 'no suffix'!r} is no model format; give .onnx, .pt2, .pt or .ts")
-    return known[path.suffix]
+    for suffix, kind in _SUFFIXES.items():
+        if path.name.lower().endswith(suffix):
+            return kind
+    raise ModelError(f"{path} is called like no model file; give .onnx, .pt2, .pt or .ts")
 
 
 def _parsed(values: dict[str, Any], source: Path) -> ModelSpec:

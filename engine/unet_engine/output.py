@@ -7,6 +7,7 @@ prove nothing, since empty ones are not written and half-written ones may be. Th
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -99,11 +100,17 @@ class Output:
     @classmethod
     def resume(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
         """Open the output of an earlier run. Raises `ResumeError` naming what differs where that run was another one."""
-        with _writing(path, "opening it"), fast_codecs(path):
+        try:
             group = zarr.open_group(path, mode="r+")
+        except FileNotFoundError as error:
+            raise ResumeError(f"--resume: {path} is not an output of unet-engine; choose another --out") from error
+        except Exception as error:
+            raise OutputError(
+                f"--resume: {path} cannot be opened: {_line(error)}; restore it, or choose another --out"
+            ) from error
         header = group.attrs.get(PROVENANCE)
-        if header is None:
-            raise ResumeError(f"{path} was not written by unet-engine; choose another --out")
+        if not isinstance(header, dict):
+            raise ResumeError(f"--resume: {path} is not an output of unet-engine; choose another --out")
         differing = _differences(header.get("identity", {}), provenance["identity"])
         if differing:
             raise ResumeError(
@@ -161,13 +168,23 @@ class Output:
 
 def exists(path: str) -> bool:
     """Whether something lies at `path`: any file or folder, or a Zarr node in a remote store."""
-    if "://" not in path:
-        return Path(path).exists() and (not Path(path).is_dir() or any(Path(path).iterdir()))
+    if "://" in path:
+        try:
+            zarr.open(path, mode="r")
+        except FileNotFoundError:
+            return False
+        except Exception as error:
+            raise OutputError(
+                f"{path} cannot be reached: {_line(error)}; check the URL and that its file system is installed"
+            ) from error
+        return True
     try:
-        zarr.open(path, mode="r")
+        # a run killed while it created the group leaves no more than a temporary file
+        return any(not p.name.endswith(".partial") for p in Path(path).iterdir())
     except FileNotFoundError:
         return False
-    return True
+    except OSError:
+        return os.path.lexists(path)
 
 
 def remove(path: str) -> None:
@@ -201,6 +218,10 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
@@ -214,7 +235,6 @@ def _writing(path: str, what: str) -> Iterator[None]:
     except OutputError:
         raise
     except Exception as error:
-        text = (str(error) or type(error).__name__).strip().splitlines()[0]
         full = (
             getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             or "No space left" in str(error)
@@ -224,4 +244,6 @@ def _writing(path: str, what: str) -> Iterator[None]:
             raise OutputError(
                 f"{path}: the disk is full ({what}); free some space and run again with --resume"
             ) from error
-        raise OutputError(f"{path} cannot be written ({what}): {text}; check the path and its permissions") from error
+        raise OutputError(
+            f"{path} cannot be written ({what}): {_line(error)}; check the path and its permissions"
+        ) from error

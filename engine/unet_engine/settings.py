@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,18 +68,35 @@ class Settings(BaseModel):
     def _bytes(cls, value: Any) -> Any:
         return parse_bytes(value) if isinstance(value, str) else value
 
+    @field_validator("memory")
+    @classmethod
+    def _some(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError("give a number of bytes, e.g. 8GiB")
+        return value
+
     @field_validator("input", "model", "out", "mask", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
+    @field_validator("input", "model", "out", "mask", "roi", "axes", "normalize", "backend", "device")
+    @classmethod
+    def _said(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("it is empty; give a value or leave the option out")
+        return value
+
     @field_validator("window", mode="before")
     @classmethod
     def _window(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = value.split(",")
-        if value is not None and any(int(v) < 1 for v in value):
-            raise ValueError("sizes are positive")
+        return parse_window(value) if isinstance(value, str) else value
+
+    @field_validator("window")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (not value or min(value) < 1):
+            raise ValueError("give one positive size per axis, e.g. 64,64,64")
         return value
 
     @classmethod
@@ -87,11 +106,11 @@ class Settings(BaseModel):
         Raises `SettingsError` naming the option that makes no sense.
         """
         given = {key: value for key, value in given.items() if value is not None}
-        given = {**_config(str(given.get("input", ""))), **given}
+        file, preset = _config(str(given.get("input", "")))
         try:
-            settings = cls.model_validate(given)
-        except (ValidationError, ValueError) as error:
-            raise SettingsError(_explained(error)) from error
+            settings = cls.model_validate({**preset, **given})
+        except ValidationError as error:
+            raise SettingsError(_explained(error, file, preset.keys() - given.keys())) from error
         if settings.resume and settings.overwrite:
             raise SettingsError("--resume and --overwrite exclude each other; give one")
         if settings.gpus and settings.device != "auto":
@@ -103,32 +122,49 @@ class Settings(BaseModel):
         return settings
 
 
-def _explained(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
+def _explained(error: ValidationError, file: Path | None, preset: Set[str]) -> str:
+    """What is wrong, under the name by which the user gave it: an option, or a key of `file`."""
     first = error.errors()[0]
-    name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+    name = str(first["loc"][0])
+    shown = f"{file}: {name}" if name in preset else "--" + _OPTIONS.get(name, name).replace("_", "-")
     if first["type"] == "extra_forbidden":
-        return f"{name} is not a setting; see unet-engine run --help"
-    return f"{name} {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}; see unet-engine run --help"
+        return f"{shown} is not a setting; see unet-engine run --help"
+    if first["type"] == "missing":
+        return f"{shown} is missing; see unet-engine run --help"
+    return f"{shown} {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}; see unet-engine run --help"
 
 
-def _config(volume: str) -> dict[str, Any]:
-    """Settings from the nearest `CONFIG`. Paths in it are relative to it."""
+_OPTIONS = {"input": "in"}
+"""Options that are not called like the setting."""
+
+
+def _config(volume: str) -> tuple[Path | None, dict[str, Any]]:
+    """The nearest `CONFIG` and the settings in it. Paths in it are relative to it."""
     places = [Path.cwd()]
     if volume and "://" not in volume:
-        places += [Path(volume).absolute().parent]
+        # the input may be an array inside a group: beside the outermost folder called .zarr
+        path = Path(os.path.abspath(volume))  # noqa: PTH100  # symlinks are not resolved: beside where the user says it is
+        places.append(next((p.parent for p in reversed([path, *path.parents]) if p.suffix == ".zarr"), path.parent))
     for place in places:
         if (path := place / CONFIG).is_file():
             try:
                 values = tomllib.loads(path.read_text())
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise SettingsError(f"{path} is not valid TOML: {error}") from error
-            for key in ("model", "mask"):
-                if key in values:
-                    values[key] = str(path.parent / values[key])
-            return values
-    return {}
+                raise SettingsError(f"{path} is not valid TOML: {error}; correct it") from error
+            except OSError as error:
+                raise SettingsError(f"{path} cannot be read: {error.strerror}; correct its permissions") from error
+            for key in ("model", "mask", "out"):
+                if isinstance(value := values.get(key), str) and value and "://" not in value:
+                    values[key] = str(path.parent / value)
+            return path, values
+    return None, {}
+
+
+def parse_window(text: str) -> tuple[int, ...]:
+    """``64,64,64`` as sizes. Raises `ValueError` where it is none."""
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise ValueError("give one positive size per axis, e.g. 64,64,64")
+    return tuple(int(part) for part in text.split(","))
 
 
 _UNITS = {
@@ -147,7 +183,7 @@ _UNITS = {
 
 def parse_bytes(text: str) -> int:
     """``8GiB``, ``500MB``, ``2e9`` or a bare number of bytes."""
-    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([a-z]*?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([a-z]*?)b?\s*", text.lower())
     if not match or match[2] not in _UNITS:
         raise ValueError("give a number of bytes, e.g. 8GiB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.core.sync import sync
+from zarr.errors import UnstableSpecificationWarning
 
 from unet_engine.box import Box
 from unet_engine.errors import DataError, InputError
@@ -46,7 +47,9 @@ def fast_codecs(path: str) -> Iterator[None]:
 def _with_fast_codecs(path: str, array: zarr.Array) -> zarr.Array:
     """`array` opened again with the native codec pipeline, where that can read it."""
     metadata = array.metadata
-    if metadata.zarr_format == 2 and (metadata.order == "F" or not np.dtype(array.dtype).isnative or metadata.fill_value is None):
+    if metadata.zarr_format == 2 and (
+        metadata.order == "F" or not np.dtype(array.dtype).isnative or metadata.fill_value is None
+    ):
         return array
     with fast_codecs(path):
         return zarr.open_array(array.store_path, mode="r")
@@ -88,7 +91,8 @@ class Volume:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.array.dtype).newbyteorder("=")
+        native: np.dtype[Any] = np.dtype(self.array.dtype).newbyteorder("=")
+        return native
 
     @property
     def voxel_bytes(self) -> int:
@@ -206,10 +210,21 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
     path = str(path)
     if "://" not in path and not Path(path).exists():
         raise InputError(f"{path} does not exist; give the path of a Zarr array or group")
+    if "://" not in path and not Path(path).is_dir():
+        raise InputError(f"{path} is a file, and a Zarr volume is a folder; convert it to Zarr first")
     try:
-        node = zarr.open(path, mode="r")
+        with warnings.catch_warnings():
+            # of types whose encoding may change: they are no numbers, and refused below
+            warnings.simplefilter("ignore", UnstableSpecificationWarning)
+            node = zarr.open(path, mode="r")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} holds no Zarr array or group (no zarr.json, .zarray or .zgroup); give the path of one, e.g. {path}/NAME"
+        ) from error
     except Exception as error:
-        raise InputError(f"{path} is not a readable Zarr array or group: {_line(error)}") from error
+        raise InputError(
+            f"{path} is not a readable Zarr array or group: {_line(error)}; restore it, or give another --in"
+        ) from error
     if isinstance(node, zarr.Group):
         array, names, spacing, translation, unit = _full_resolution(path, node)
     else:
@@ -225,9 +240,9 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
         unit=unit,
     )
     if volume.dtype.kind not in "buif":
-        raise InputError(f"{path} holds {array.dtype}; real numbers are needed")
+        raise InputError(f"{path} holds {array.dtype}; convert it to integers or floating point numbers")
     if 0 in array.shape:
-        raise InputError(f"{path} is empty: its shape is {array.shape}")
+        raise InputError(f"{path} is empty, its shape is {_x(array.shape)}; give a volume with voxels")
     return volume
 
 
@@ -236,22 +251,32 @@ def _full_resolution(path: str, group: zarr.Group) -> tuple[zarr.Array, str | No
     scales = dict(attributes.get("ome", attributes)).get("multiscales")
     if not scales:
         inside = ", ".join(_children(group)) or "none"
-        raise InputError(f"{path} is a Zarr group without OME multiscales; name one of the arrays in it ({inside}), e.g. {path}/NAME")
+        raise InputError(
+            f"{path} is a Zarr group without OME multiscales; name one of the arrays in it ({inside}), e.g. {path}/NAME"
+        )
     try:
         level = scales[0]["datasets"][0]
         declared = scales[0].get("axes") or []
         names = "".join(a["name"] if isinstance(a, dict) else a for a in declared).lower() or None
         units = [a.get("unit") for a in declared if isinstance(a, dict) and a.get("type") == "space"]
-        scale, translation = _placed([*level.get("coordinateTransformations", []), *scales[0].get("coordinateTransformations", [])])
+        scale, translation = _placed(
+            [*level.get("coordinateTransformations", []), *scales[0].get("coordinateTransformations", [])]
+        )
         where = str(level["path"])
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: its OME multiscales are not valid ({_line(error)}); name the array itself, e.g. {path}/0") from error
+        raise InputError(
+            f"{path}: its OME multiscales are not valid ({_line(error)}); name the array itself, e.g. {path}/0"
+        ) from error
     try:
         array = zarr.open_array(group.store_path / where, mode="r")
     except Exception as error:
-        raise InputError(f"{path}: its full resolution {where!r} cannot be opened: {_line(error)}") from error
+        raise InputError(
+            f"{path}: its full resolution {where!r} cannot be opened: {_line(error)}; restore it, or name another array, e.g. {path}/1"
+        ) from error
     if any(values is not None and len(values) != array.ndim for values in (scale, translation)):
-        raise InputError(f"{path}: scale or translation do not fit the {array.ndim} axes of {where!r}; name the array itself: {path}/{where}")
+        raise InputError(
+            f"{path}: scale or translation do not fit the {array.ndim} axes of {where!r}; name the array itself: {path}/{where}"
+        )
     return array, names, scale, translation, units[-1] if units else None
 
 
@@ -286,11 +311,11 @@ def _dimension_names(array: zarr.Array) -> str | None:
 
 def _checked_axes(path: str, array: zarr.Array, axes: str | None) -> str:
     names = axes or _BY_RANK.get(array.ndim, "")
-    shape = "×".join(map(str, array.shape))
+    if array.ndim < 2:
+        raise InputError(f"{path} has {array.ndim} axes ({_x(array.shape)}); give a volume with 2 or 3 spatial axes")
     if len(names) != array.ndim:
-        raise InputError(
-            f"{path} has {array.ndim} axes ({shape}), which {names or 'no default'!r} does not fit; use --axes, e.g. czyx"
-        )
+        fit = f"which {names!r} does not fit" if names else "and nothing says which"
+        raise InputError(f"{path} has {array.ndim} axes ({_x(array.shape)}), {fit}; use --axes, e.g. czyx")
     if len(set(names)) != len(names) or not set(names) <= set("tczyx") or not {"y", "x"} <= set(names):
         raise InputError(
             f"axes {names!r} of {path} are not understood; name each of t, c, z, y, x at most once, y and x always"
@@ -302,5 +327,11 @@ def _checked_axes(path: str, array: zarr.Array, axes: str | None) -> str:
     return names
 
 
+def _x(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
 def _line(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
     return (str(error) or type(error).__name__).strip().splitlines()[0]
