@@ -8,6 +8,7 @@ column of default blocks does not fit.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -169,7 +170,7 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
             range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
         )
         if plan.block[a] <= floor[a]:
-            need = predict_memory(_cut(plan, plan.block_range.shape), sizes, base, lanes).total
+            need = predict_memory(cut_columns(plan, plan.block_range.shape), sizes, base, lanes).total
             raise PlanError(
                 f"the smallest plan needs {need / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB "
                 f"({base / 2**20:.0f} MiB of it for the process and the network); give more memory or a smaller --window"
@@ -188,7 +189,7 @@ def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: i
     counts = [1] * len(plan.axes)
     blocks = plan.block_range.shape
     while True:
-        cut = _cut(plan, counts)
+        cut = cut_columns(plan, counts)
         memory = predict_memory(cut, sizes, base, lanes)
         if prod(counts) >= min(lanes, prod(blocks)) and memory.total <= budget:
             return replace(cut, memory=memory)
@@ -202,7 +203,8 @@ def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: i
         counts[widest] += 1
 
 
-def _cut(plan: Plan, counts: list[int] | tuple[int, ...]) -> Plan:
+def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:
+    """The plan with `counts` columns per axis, of as equal width as blocks allow."""
     return replace(
         plan,
         cuts=tuple(

@@ -229,6 +229,8 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
         array, names, spacing, translation, unit = _full_resolution(path, node)
     else:
         array, names, spacing, translation, unit = node, _dimension_names(node), None, None, None
+    if np.dtype(array.dtype).kind not in "buif":
+        raise InputError(f"{path} holds {array.dtype}; convert it to integers or floating point numbers")
     names = _checked_axes(path, array, axes or names)
     order = [names.index(a) for a in "zyx" if a in names]
     volume = Volume(
@@ -239,8 +241,6 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
         translation=tuple(translation[i] for i in order) if translation else (0.0,) * len(order),
         unit=unit,
     )
-    if volume.dtype.kind not in "buif":
-        raise InputError(f"{path} holds {array.dtype}; convert it to integers or floating point numbers")
     if 0 in array.shape:
         raise InputError(f"{path} is empty, its shape is {_x(array.shape)}; give a volume with voxels")
     return volume

@@ -22,6 +22,7 @@ from unet_engine.job import Array, Counters, Halo, Job, Predicted, Raw
 from unet_engine.output import Output
 from unet_engine.plan import Index, Task
 from unet_engine.predict import predict
+from unet_engine.spec import ModelSpec
 from unet_engine.volume import Volume, open_volume
 
 
@@ -65,14 +66,16 @@ class Worker:
 
     @cached_property
     def is_void(self) -> Callable[[Index], bool]:
-        """``is_void(block)``: whether nothing is stored where any window that meets its write box reads.
+        """``is_void(block)``: whether the labels of its write box are known without reading or adding anything.
 
-        Depends on the input alone, so it is the same in every run, and such blocks need neither reading nor sums.
+        That is so where nothing is stored in reach of any window that meets it. Depends on the input alone, so it is the same in every
+        run. Only for labels, and only where one class wins clearly: sums of weighted constants differ from the constant by rounding.
         """
+        certain = self.job.skips and self.job.kind == "labels" and _clear_winner(self.job.model.spec)
 
         @lru_cache(maxsize=4096)
         def void(index: Index) -> bool:
-            return self.job.skips and not self.has_data(self.job.plan.write_read_box(index))
+            return certain and not self.has_data(self.job.plan.write_read_box(index))
 
         return void
 
@@ -149,3 +152,11 @@ class Worker:
         self.counters.blocks += 1
         self.counters.voxels_written += task.block.write.size
         self.counters.bytes_written += values.nbytes
+
+
+def _clear_winner(spec: ModelSpec) -> bool:
+    """Whether rounding cannot change the label of the constant for empty windows."""
+    values = sorted(spec.empty or (0.0,))
+    if spec.activation == "sigmoid" or len(values) == 1:
+        values = [0.0, *values[-2:]] if values[-1] > 0 else [values[-1], 0.0]
+    return len(values) > 1 and values[-1] - values[-2] > 1e-3 * max(map(abs, values))

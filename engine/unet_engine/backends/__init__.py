@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 
 from unet_engine.backends.base import Backend, Setup
@@ -18,6 +19,12 @@ BACKENDS = {
 }
 """Name of each back end, and the model formats it runs."""
 
+_CLASSES = {
+    "openvino": "OpenVINOBackend",
+    "onnxruntime": "OnnxRuntimeBackend",
+    "pytorch": "PyTorchBackend",
+    "fake": "FakeBackend",
+}
 _MODULES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "pytorch": "torch"}
 
 
@@ -49,12 +56,6 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
 
 def open_backend(name: str, setup: Setup) -> Backend:
     """Load the network. Raises `BackendError` or `ModelError` where the library refuses it."""
-    if name == "openvino":
-        from unet_engine.backends.openvino import OpenVINOBackend as Chosen
-    elif name == "onnxruntime":
-        from unet_engine.backends.onnxruntime import OnnxRuntimeBackend as Chosen
-    elif name == "pytorch":
-        from unet_engine.backends.pytorch import PyTorchBackend as Chosen
-    else:
-        from unet_engine.backends.fake import FakeBackend as Chosen
-    return Chosen(setup)
+    chosen = getattr(import_module(f"unet_engine.backends.{name}"), _CLASSES[name])
+    backend: Backend = chosen(setup)
+    return backend

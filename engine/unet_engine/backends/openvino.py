@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from unet_engine.backends.base import Array, Backend, Setup, first_line
 from unet_engine.errors import BackendError, ModelError
@@ -43,8 +42,8 @@ class OpenVINOBackend(Backend):
             ) from error
         self.slots = setup.threads + 2
         self._requests = [compiled.create_infer_request() for _ in range(self.slots)]
-        self._inputs = [r.get_input_tensor(0).data for r in self._requests]
-        self._outputs: list[Any] = [r.get_output_tensor(0).data for r in self._requests]
+        self._inputs: list[Array] = [r.get_input_tensor(0).data for r in self._requests]
+        self._outputs: list[Array] = [r.get_output_tensor(0).data for r in self._requests]
         self._check_output(self._outputs[0].shape)
 
     def input(self, slot: int) -> Array:
