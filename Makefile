@@ -1,0 +1,37 @@
+# Every target makes its own .venv and installs what it needs; nothing else has to be on the machine but Python 3.11+ and a C++ compiler.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
+
+.PHONY: demo test check lint bench clean
+
+.venv/run: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --editable .
+	touch $@
+
+# torch comes first and by version, so that no other package pulls in a build for GPUs
+.venv/dev: .venv/run
+	$(BIN)/pip install -q torch==2.13.0
+	$(BIN)/pip install -q --editable '.[test,dev]'
+	touch $@
+
+demo: .venv/run
+	$(BIN)/unet-engine demo demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/end_to_end.py --quick
+
+clean:
+	rm -rf .venv build demo

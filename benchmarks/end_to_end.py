@@ -1,0 +1,242 @@
+"""End to end against the bare network and against MONAI, in one run on one machine.
+
+    python benchmarks/end_to_end.py [--model net.onnx] [--volume volume.tif] [--precisions fp32 bf16] [--repeats 2]
+                                    [--crop Z,Y,X] [--monai] [--json FILE] [--quick]
+
+For each precision and repetition, in turn: the bare network (OpenVINO's asynchronous queue, best of its thread layouts), the whole of
+``unet-engine run`` as a process of its own, the bare network again. Efficiency is windows × bare seconds per window ÷ wall seconds of the
+process, start and loading included; the bare time is the mean of before and after, since shared machines drift. MONAI runs the same
+network (fp32, gaussian, batch 4, 2 threads) in PyTorch on a crop, followed by the engine on that crop.
+
+Without ``--model``: a U-Net of 16 filters and 4 levels with random weights. Without ``--volume``: the EM volume of the shared data, or
+noise of the same size where there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WINDOW = (64, 64, 64)
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "em" / "volume.tif"
+LAYOUTS = ("streams", "single")
+
+
+def main() -> None:
+    args = _arguments()
+    if args.part:
+        print(json.dumps(_PARTS[args.part](args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        args.model, args.torch = _model(args, root)
+        args.zarr = _volume(args, root)
+        rows = [_efficiency(args, root, precision, repeat) for repeat in range(args.repeats) for precision in args.precisions]
+        peer = _against_monai(args, root) if args.monai else None
+    _print(rows, peer)
+    if args.json:
+        Path(args.json).write_text(json.dumps({"rows": rows, "monai": peer, "machine": _machine()}, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--volume")
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--crop", help="use only the first Z,Y,X voxels")
+    parser.add_argument("--monai", action="store_true")
+    parser.add_argument("--json")
+    parser.add_argument("--quick", action="store_true", help="a small crop, one repetition, a small network")
+    parser.add_argument("--part", choices=list(_PARTS), help=argparse.SUPPRESS)
+    for hidden in ("--precision", "--layout", "--zarr", "--torch"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=12.0, help="how long each bare measurement runs")
+    args = parser.parse_args()
+    if args.quick:
+        args.crop, args.repeats, args.seconds = args.crop or "64,128,128", 1, 2.0
+    return args
+
+
+def _part(name: str, args: argparse.Namespace, **options: Any) -> dict[str, Any]:
+    """Run one measurement in a process of its own and read what it prints last."""
+    command = [sys.executable, __file__, "--part", name, "--model", str(args.model), "--seconds", str(args.seconds)]
+    command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    decoded: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return decoded
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------------------
+
+
+def bare(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds per window of the network alone: requests are restarted as they finish, nothing is cut or stitched."""
+    import openvino as ov
+
+    cores = len(os.sched_getaffinity(0))
+    streams = cores if args.layout == "streams" else 1
+    core = ov.Core()
+    model = core.read_model(args.model)
+    model.reshape([1, 1, *WINDOW])
+    hint = {"fp32": "f32", "bf16": "bf16"}[args.precision]
+    config = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(cores), "INFERENCE_PRECISION_HINT": hint}
+    compiled = core.compile_model(model, "CPU", config)
+    queue = ov.AsyncInferQueue(compiled, streams + 2)
+    window = np.random.default_rng(0).random((1, 1, *WINDOW), dtype=np.float32)
+    for _ in range(2 * (streams + 2)):
+        queue.start_async({0: window})
+    queue.wait_all()
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < args.seconds:
+        for _ in range(4):
+            queue.start_async({0: window}, share_inputs=True)
+        done += 4
+    queue.wait_all()
+    return {"seconds_per_window": (time.perf_counter() - begun) / done, "windows": done}
+
+
+def monai(args: argparse.Namespace) -> dict[str, Any]:
+    """MONAI's sliding window over the volume, in memory, with PyTorch's own convolutions."""
+    import torch
+    import zarr
+    from monai.inferers import sliding_window_inference
+
+    torch.set_num_threads(2)
+    network = torch.jit.load(args.torch).eval()
+    image = torch.from_numpy(np.asarray(zarr.open_array(args.zarr, mode="r")[...]).astype(np.float32) / 255)[None, None]
+    with torch.inference_mode():
+        network(torch.zeros(4, 1, *WINDOW))
+        begun = time.perf_counter()
+        logits = sliding_window_inference(image, WINDOW, 4, network, overlap=0.5, mode="gaussian")
+        labels = logits.argmax(1)
+    return {"seconds": time.perf_counter() - begun, "voxels": labels.numel()}
+
+
+_PARTS = {"bare": bare, "monai": monai}
+
+
+def _engine(args: argparse.Namespace, volume: Path, out: Path, precision: str) -> dict[str, Any]:
+    command = [sys.executable, "-c", "from unet_engine.cli import main; main()", "run", "--in", str(volume), "--model", str(args.model)]
+    command += ["--precision", precision, "--window", ",".join(map(str, WINDOW)), "--out", str(out), "--overwrite", "--json"]
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return {**result, "process_seconds": time.perf_counter() - begun}
+
+
+def _efficiency(args: argparse.Namespace, root: Path, precision: str, repeat: int) -> dict[str, Any]:
+    before = {layout: _part("bare", args, precision=precision, layout=layout)["seconds_per_window"] for layout in LAYOUTS}
+    best = min(before, key=lambda layout: before[layout])
+    run = _engine(args, args.zarr, root / "out.zarr", precision)
+    after = _part("bare", args, precision=precision, layout=best)["seconds_per_window"]
+    window = (before[best] + after) / 2
+    row = {
+        "precision": precision, "repeat": repeat, "layout": best, "bare_before": before, "bare_after": after,
+        "windows": run["windows_inferred"], "process_seconds": run["process_seconds"], "run_seconds": run["seconds"],
+        "efficiency": run["windows_inferred"] * window / run["process_seconds"],
+        "efficiency_without_start": run["windows_inferred"] * window / run["seconds"],
+        "voxels_per_second": run["voxels"] / run["process_seconds"],
+        "peak_rss_bytes": run["peak_rss_bytes"], "predicted_rss_bytes": run["predicted_rss_bytes"],
+    }  # fmt: skip
+    print(_line(row), file=sys.stderr, flush=True)
+    return row
+
+
+def _against_monai(args: argparse.Namespace, root: Path) -> dict[str, Any]:
+    import zarr
+
+    crop = np.asarray(zarr.open_array(args.zarr, mode="r")[:160, :160, :160])
+    volume = root / "crop.zarr"
+    zarr.create_array(str(volume), data=crop, chunks=(64, 64, 64), overwrite=True)
+    rows = []
+    for _ in range(args.repeats):
+        peer = _part("monai", args, zarr=volume, torch=args.torch)["seconds"]
+        own = {p: _engine(args, volume, root / "out.zarr", p) for p in args.precisions}
+        rows.append({"monai_seconds": peer, **{f"{p}_seconds": r["seconds"] for p, r in own.items()}})
+        print(f"{crop.shape}: MONAI {peer:.1f} s, engine {({p: round(r['seconds'], 1) for p, r in own.items()})}", file=sys.stderr)
+    ratios = {p: statistics.median(r["monai_seconds"] / r[f"{p}_seconds"] for r in rows) for p in args.precisions}
+    return {"shape": list(crop.shape), "rows": rows, "times_monai": ratios}
+
+
+# --- inputs and output ------------------------------------------------------------------------------------------------------------
+
+
+def _model(args: argparse.Namespace, root: Path) -> tuple[Path, Path | None]:
+    """The ONNX to run, and the same network as TorchScript where it is made here (MONAI needs it)."""
+    if args.model:
+        twin = Path(args.model).with_suffix(".pt")
+        return Path(args.model), twin if twin.exists() else None
+    import torch
+    from unet_export.nets import UNet, UNetConfig
+    from unet_export.onnx_export import export_onnx, export_torch
+    from unet_export.specs import spec_for
+
+    from unet_engine.spec import Normalization
+
+    torch.manual_seed(0)
+    config = UNetConfig(dims=3, channels_in=1, classes=2, base=4 if args.quick else 16, depth=4, norm="batch")
+    network = UNet(config).eval()
+    spec = spec_for(config, name="bench", window=WINDOW, normalization=Normalization(mode="range", low=0, high=255))
+    export_onnx(network, spec, root / "bench.onnx")
+    export_torch(network, spec, root / "bench.pt")
+    return root / "bench.onnx", root / "bench.pt"
+
+
+def _volume(args: argparse.Namespace, root: Path) -> Path:
+    import zarr
+
+    path = Path(args.volume) if args.volume else SHARED
+    if path.exists():
+        import tifffile
+
+        image = tifffile.imread(path)
+    else:
+        print(f"{path} is not there: using noise of 256×520×520", file=sys.stderr)
+        image = np.random.default_rng(0).integers(0, 255, (256, 520, 520), dtype=np.uint8)
+    if args.crop:
+        image = image[tuple(slice(int(n)) for n in args.crop.split(","))]
+    zarr.create_array(str(root / "volume.zarr"), data=image, chunks=(64, 128, 128), dimension_names=list("zyx"))
+    return root / "volume.zarr"
+
+
+def _machine() -> dict[str, Any]:
+    import platform
+
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {"cpu": names[0] if names else platform.processor(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['precision']:5} #{row['repeat']}  bare {1000 * row['bare_before'][row['layout']]:.1f} / {1000 * row['bare_after']:.1f} ms "
+        f"({row['layout']})  {row['windows']} windows in {row['process_seconds']:.1f} s  efficiency {row['efficiency']:.3f} "
+        f"({row['efficiency_without_start']:.3f} without start)  peak {row['peak_rss_bytes'] / 2**20:.0f} MiB "
+        f"({row['predicted_rss_bytes'] / 2**20:.0f} predicted)"
+    )
+
+
+def _print(rows: list[dict[str, Any]], peer: dict[str, Any] | None) -> None:
+    print("| precision | efficiency, median (least to most) | Mvoxel/s |\n|---|---|---|")
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        mine = [row for row in rows if row["precision"] == precision]
+        values = sorted(row["efficiency"] for row in mine)
+        speed = statistics.median(row["voxels_per_second"] for row in mine) / 1e6
+        print(f"| {precision} | {statistics.median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f}) | {speed:.3f} |")
+    if peer:
+        ratios = ", ".join(f"{p} {r:.2f}×" for p, r in peer["times_monai"].items())
+        print(f"\nAgainst MONAI fp32 on {peer['shape']}: {ratios}")
+
+
+if __name__ == "__main__":
+    main()
