@@ -119,7 +119,10 @@ class Output:
         if ARRAY not in group:
             with _writing(path, "creating its array"), fast_codecs(path):
                 cls._create_array(group, layout)
-        return cls(path, layout, digest)
+        output = cls(path, layout, digest)
+        if output.complete:
+            output._remove_markers()
+        return output
 
     # --- voxels ---
 
@@ -133,7 +136,23 @@ class Output:
         order = [lead + layout.names.index(a) for a in layout.stored]
         target = (slice(None),) * lead + layout.in_stored_order(box.slices())
         with _writing(self.path, f"writing voxels {box}"):
+            self._clear(box)
             self.array[target] = np.ascontiguousarray(values.transpose([*range(lead), *order]))
+
+    def _clear(self, box: Box) -> None:
+        """Remove the chunks of `box`, which a killed run may have left half-written.
+
+        The native codecs read a chunk that sticks out of the array before they write it. Remote objects are never half-written.
+        """
+        if "://" in self.path:
+            return
+        channels = range(self.layout.channels or 1)
+        for cell in box.cells(self.layout.chunk):
+            corner = tuple(l // c for l, c in zip(cell.lo, self.layout.chunk, strict=True))
+            place = self.layout.in_stored_order(corner)
+            for c in channels:
+                key = self.array.metadata.encode_chunk_key(place if self.layout.channels is None else (c, *place))
+                Path(self.path, ARRAY, key).unlink(missing_ok=True)
 
     # --- journal ---
 
@@ -163,6 +182,10 @@ class Output:
         with _writing(self.path, "completing it"):
             header = {**self.group.attrs[PROVENANCE], "complete": True, "summary": dict(summary)}
             self.group.attrs[PROVENANCE] = header
+        self._remove_markers()
+
+    def _remove_markers(self) -> None:
+        with _writing(self.path, "removing its markers"):
             sync((self.group.store_path / ARRAY / ".journal").delete_dir())
 
 

@@ -1,0 +1,271 @@
+"""Whatever ends a run, a resume gives the bytes of an undisturbed one and redoes nothing that was committed."""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import unet_engine
+from conftest import begin, cli, fake_model, make_volume
+from unet_engine.backends.fake import FakeBackend
+from unet_engine.errors import BackendError, OutputError
+
+SHAPE = (27, 30, 37)
+OPTIONS = {"output": "logits", "dtype": "float32"}
+FLAGS = [f for key, value in OPTIONS.items() for f in (f"--{key}", value)]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A volume, a network that takes its time, and the chunks of an undisturbed run: (volume, model, chunks)."""
+    folder = tmp_path_factory.mktemp("crash")
+    volume = make_volume(folder / "scan.zarr", np.random.default_rng(2).integers(0, 255, SHAPE, np.uint8))
+    model = fake_model(folder, latency_ms=2)
+    whole = unet_engine.run(volume, model=model, out=str(folder / "whole.zarr"), **OPTIONS)
+    return volume, model, chunks(whole.out)
+
+
+def chunks(out):
+    """All chunk files of an output, by their place."""
+    root = Path(out) / "0" / "c"
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def marked(out):
+    """Blocks that a run has committed so far."""
+    names = [p.name.split(".") for p in Path(out).glob("0/.journal/*/*")]
+    return {tuple(map(int, name)) for name in names if all(part.isdigit() for part in name)}
+
+
+def stamps(out, plan, blocks):
+    """When the chunks of `blocks` were written."""
+    root, found = Path(out) / "0" / "c" / "0", {}
+    for index in blocks:
+        for cell in plan.write_box(index).cells(plan.chunk):
+            path = root.joinpath(*(str(l // c) for l, c in zip(cell.lo, plan.chunk, strict=True)))
+            found[str(path)] = (path.stat().st_mtime_ns, path.stat().st_ino)
+    return found
+
+
+def test_kill_at_random_moments(tmp_path, case):
+    """Twelve kills, some of them of a run that resumes another killed one."""
+    volume, model, whole = case
+    plan = unet_engine.make_plan(volume, model=model, **OPTIONS)
+    moments, redone = random.Random(7), 0
+    for chain in range(4):
+        out = tmp_path / f"{chain}.zarr"
+        for _ in range(3):
+            _killed(["run", "--in", volume, "--model", model, "--out", out, "--resume", *FLAGS], out, moments)
+        committed = marked(out)
+        before = stamps(out, plan, committed)
+        result = unet_engine.run(volume, model=model, out=str(out), resume=True, **OPTIONS)
+        assert chunks(out) == whole
+        assert stamps(out, plan, committed) == before
+        assert result.blocks_written == plan.block_count - len(committed)
+        assert result.windows_inferred < plan.window_count or not committed
+        assert not list(out.rglob(".journal"))
+        redone += len(committed)
+    assert redone, "no kill came after a block was committed: the moments are not chosen well"
+
+
+def _killed(args, out, moments):
+    """Start, wait for some more blocks than there were, and a moment, and kill."""
+    wanted = len(marked(out)) + moments.choice([-1, 0, 1, 2])
+    process = begin(*args)
+    while process.poll() is None and (not (out / "zarr.json").exists() if wanted < 0 else len(marked(out)) < wanted):
+        time.sleep(0.002)
+    time.sleep(moments.random() * 0.05)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it was killed: make it slower"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
+    volume, model, whole = case
+    out = tmp_path / "out.zarr"
+    process = begin("run", "--in", volume, "--model", model, "--out", out, *FLAGS)
+    while not marked(out):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "--resume" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    done = cli("run", "--in", volume, "--model", model, "--out", out, "--resume", "--json", *FLAGS)
+    assert done.code == 0
+    assert done.json["windows_inferred"] < done.json["windows_planned"]
+    assert chunks(out) == whole
+
+
+@pytest.fixture
+def half(tmp_path, case, monkeypatch):
+    """The output of a run whose network failed half way: (path, committed blocks)."""
+    volume, model, _ = case
+    out = str(tmp_path / "half.zarr")
+    with monkeypatch.context() as patch:
+        calls, start = [], FakeBackend.start
+
+        def failing(self, slot):
+            calls.append(slot)
+            if len(calls) > 200:
+                raise BackendError("enough")
+            start(self, slot)
+
+        patch.setattr(FakeBackend, "start", failing)
+        with pytest.raises(BackendError, match="enough"):
+            unet_engine.run(volume, model=model, out=out, **OPTIONS)
+    assert 0 < len(marked(out)) < unet_engine.make_plan(volume, model=model, **OPTIONS).block_count
+    return out, marked(out)
+
+
+def resumed(case, out):
+    volume, model, _ = case
+    return unet_engine.run(volume, model=model, out=out, resume=True, **OPTIONS)
+
+
+def test_half_written_chunks_are_written_again(case, half):
+    """A kill while a chunk is written leaves part of a file. Those of committed blocks are whole, all others may be anything."""
+    out, committed = half
+    plan = unet_engine.make_plan(case[0], model=case[1], **OPTIONS)
+    for index in set(plan.block_range.points()) - committed:
+        for cell in plan.write_box(index).cells(plan.chunk):
+            corner = [str(l // c) for l, c in zip(cell.lo, plan.chunk, strict=True)]
+            path = Path(out, "0", "c", "0", *corner)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"(\xb5/\xfd torn")
+    resumed(case, out)
+    assert chunks(out) == case[2]
+
+
+def test_leftovers_of_a_kill_while_marking_mean_nothing(case, half):
+    out, committed = half
+    journal = next(Path(out).glob("0/.journal/*"))
+    (journal / "0.0.1f2e3d.partial").write_bytes(b"")
+    (journal / "9.partial").write_bytes(b"")
+    assert resumed(case, out).blocks_written == unet_engine.make_plan(
+        case[0], model=case[1], **OPTIONS
+    ).block_count - len(committed)
+    assert chunks(out) == case[2]
+
+
+def test_resume_of_a_run_killed_before_its_array_was_made(case, half):
+    out, _ = half
+    shutil.rmtree(Path(out, "0"))
+    assert resumed(case, out).windows_inferred > 0
+    assert chunks(out) == case[2]
+
+
+def test_resume_of_a_run_killed_before_its_header_was_written(tmp_path, case):
+    out = tmp_path / "out.zarr"
+    out.mkdir()
+    (out / "zarr.0123.partial").write_text("{")
+    resumed(case, str(out))
+    assert chunks(out) == case[2]
+
+
+def test_resume_of_a_run_killed_after_it_said_complete(case, half, tmp_path):
+    """The markers that were left behind go away."""
+    out, _ = half
+    shutil.copytree(Path(out, "0", ".journal"), tmp_path / "journal")
+    resumed(case, out)
+    shutil.copytree(tmp_path / "journal", Path(out, "0", ".journal"))
+    assert resumed(case, out).windows_inferred == 0
+    assert not Path(out, "0", ".journal").exists()
+
+
+def test_resume_of_a_complete_output_does_nothing(tmp_path, case):
+    volume, model, whole = case
+    args = ["run", "--in", volume, "--model", model, "--out", tmp_path / "out.zarr", "--resume", "--json", *FLAGS]
+    first = cli(*args)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out.zarr").rglob("*")}
+    second = cli(*args)
+    assert (first.code, second.code) == (0, 0)
+    assert (second.json["windows_inferred"], second.json["blocks_written"]) == (0, 0)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out.zarr").rglob("*")} == before
+    assert chunks(tmp_path / "out.zarr") == whole
+
+
+def test_resume_where_there_is_nothing_yet_begins(tmp_path, case):
+    resumed(case, str(tmp_path / "out.zarr"))
+    assert chunks(tmp_path / "out.zarr") == case[2]
+
+
+def test_resume_with_another_number_of_workers_and_budget(case, half):
+    out, _ = half
+    unet_engine.run(case[0], model=case[1], out=out, resume=True, workers=3, memory="3GiB", **OPTIONS)
+    assert chunks(out) == case[2]
+
+
+def test_what_was_committed_before_an_error_stays(case, half):
+    out, committed = half
+    plan = unet_engine.make_plan(case[0], model=case[1], **OPTIONS)
+    here = chunks(out)
+    assert committed
+    for place in stamps(out, plan, committed):
+        name = str(Path(place).relative_to(Path(out) / "0" / "c"))
+        assert here[name] == case[2][name]
+
+
+# --- disk full ---
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 KiB, and a function that gives it another size."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"a file system of our own cannot be mounted here: {made.stderr.strip()}")
+    try:
+        yield disk, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_disk_full_and_then_not(small_disk, case):
+    (disk, remount), (volume, model, whole) = small_disk, case
+    (disk / "ballast").write_bytes(bytes(200_000))
+    args = ["run", "--in", volume, "--model", model, "--out", disk / "out.zarr", "--json", *FLAGS]
+    said = cli(*args)
+    assert said.code == OutputError.exit_code
+    assert said.error.startswith(f"unet-engine: {disk / 'out.zarr'}: the disk is full")
+    assert "--resume" in said.error
+    assert "Traceback" not in said.err
+    committed = marked(disk / "out.zarr")
+    assert committed
+    remount("size=4m")
+    done = cli(*args, "--resume")
+    assert done.code == 0
+    assert done.json["blocks_written"] == done.json["blocks_planned"] - len(committed)
+    assert chunks(disk / "out.zarr") == whole
+
+
+def test_disk_full_from_the_start(small_disk, case):
+    disk, remount = small_disk
+    (disk / "ballast").write_bytes(bytes(256 * 1024))
+    args = ["run", "--in", case[0], "--model", case[1], "--out", disk / "out.zarr", *FLAGS]
+    said = cli(*args)
+    assert said.code == OutputError.exit_code
+    assert "disk is full" in said.error
+    remount("size=4m")
+    assert cli(*args, "--resume").code == 0
+    assert chunks(disk / "out.zarr") == case[2]
+
+
+def test_read_only_disk(small_disk, case):
+    disk, remount = small_disk
+    remount("ro")
+    said = cli("run", "--in", case[0], "--model", case[1], "--out", disk / "out.zarr", *FLAGS)
+    assert said.code == OutputError.exit_code
+    assert str(disk / "out.zarr") in said.error
+    assert "cannot be written" in said.error
+    assert "Traceback" not in said.err
