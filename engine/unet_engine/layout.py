@@ -146,13 +146,16 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     for a in reversed(plan.order):
         step[a] = later
         later *= shape[a]
-    waiting = 0
+    waiting = 0.0
     for offset in itertools.product((0, 1), repeat=len(spans)):
-        if not any(offset) or any(o and n == 1 for o, n in zip(offset, shape, strict=True)):
+        up = [a for a, o in enumerate(offset) if o]
+        if not up:
             continue
         piece = prod(max(0, s - w) if o else w for o, s, w in zip(offset, spans, writes, strict=True))
-        waiting += piece * min(later, sum(step[a] for a, o in enumerate(offset) if o))
-    return waiting
+        # the last block of a row has nothing above it; along the slowest axis that matters only at the very end
+        share = prod((shape[a] - 1) / shape[a] for a in up if a != plan.order[0] or shape[a] == 1)
+        waiting += share * piece * min(later, sum(step[a] for a in up))
+    return round(waiting)
 
 
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:

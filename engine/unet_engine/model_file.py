@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from unet_engine.errors import ModelError
+from unet_engine.errors import ModelError, UnetEngineError
 from unet_engine.spec import METADATA_KEY, ModelSpec
 
 Format = Literal["onnx", "pt2", "torchscript", "fake"]
@@ -44,18 +44,29 @@ def open_model(path: str | Path, window: Sequence[int] | None = None) -> ModelFi
     if path.is_dir():
         raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
     kind = _format(path)
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}; correct its permissions") from error
+    files = [path]
     if kind == "onnx":
-        spec = _onnx_spec(path, tuple(window) if window else None)
+        spec, weights = _onnx_spec(path, tuple(window) if window else None)
+        files += weights
     elif kind == "fake":
         spec = _parsed(_toml(path).get("spec", {}), path)
     else:
         spec = _archive_spec(path)
-    return ModelFile(path, kind, digest, spec)
+    return ModelFile(path, kind, _hash(files), spec)
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(2**20):
+                    digest.update(piece)
+        except OSError as error:
+            raise ModelError(
+                f"{path} cannot be read: {error.strerror}; restore it or correct its permissions"
+            ) from error
+    return digest.hexdigest()
 
 
 _SUFFIXES: dict[str, Format] = {
@@ -121,25 +132,36 @@ def _archive_spec(path: Path) -> ModelSpec:
 # --- ONNX ---
 
 
-def _onnx_spec(path: Path, window: tuple[int, ...] | None) -> ModelSpec:
+def _onnx_spec(path: Path, window: tuple[int, ...] | None) -> tuple[ModelSpec, list[Path]]:
+    """The spec, and the files that hold weights outside `path`."""
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
-        spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
         if not model.graph.node:
             raise ValueError("its graph is empty")
-    except Exception as error:
+        spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
+        outside = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+        weights = [path.parent / name for name in sorted(outside)]
+        if spec_text is not None:
+            return ModelSpec.model_validate_json(spec_text), weights
+        beside = path.with_suffix(".toml")
+        return _spec_from_graph(path, model, window, _given(beside) if beside.is_file() else {}), weights
+    except UnetEngineError:
+        raise
+    except ValidationError as error:
+        raise ModelError(f"{path}: its model spec is not valid: {error.errors()[0]['msg']}; export it again") from error
+    except Exception as error:  # the parser and shape inference raise what they like, down to UnicodeDecodeError
         raise ModelError(f"{path} is not a readable ONNX file: {_line(error)}; export it again") from error
-    if spec_text is not None:
-        try:
-            return ModelSpec.model_validate_json(spec_text)
-        except ValidationError as error:
-            raise ModelError(
-                f"{path}: its model spec is not valid: {error.errors()[0]['msg']}; export it again"
-            ) from error
-    beside = path.with_suffix(".toml")
-    return _spec_from_graph(path, model, window, _toml(beside) if beside.is_file() else {})
+
+
+def _given(beside: Path) -> dict[str, Any]:
+    """What the file beside a foreign network says. Those keys are checked that are used before all become a spec."""
+    given = _toml(beside)
+    for key, kind, example in (("axes", str, '"zyx"'), ("window", list, "[64, 64, 64]"), ("channels_in", int, "1")):
+        if key in given and not isinstance(given[key], kind):
+            raise ModelError(f"{beside}: {key} = {given[key]!r} is not understood; write it like {key} = {example}")
+    return given
 
 
 def _spec_from_graph(path: Path, model: Any, window: tuple[int, ...] | None, given: dict[str, Any]) -> ModelSpec:

@@ -23,8 +23,8 @@ from unet_engine.job import Array, Counters, Job, Predicted, Raw
 from unet_engine.plan import Index, Task
 from unet_engine.weights import axis_weights
 
-BLOCKS_IN_FLIGHT = 2
-"""Blocks whose sums may be open at once; more would only cost memory."""
+BLOCKS_IN_FLIGHT = 1
+"""Blocks whose last windows may still be in the network while the next block is cut; more would only cost memory."""
 
 
 def predict(

@@ -46,6 +46,7 @@ class Prepared:
 def prepare(settings: Settings) -> Prepared:
     """Open the volume and the model, load the network once, and plan. Raises the error of whatever does not fit."""
     notes: list[str] = []
+    machine.return_freed_blocks()
     if settings.model is None:
         raise SettingsError(
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'

@@ -200,10 +200,10 @@ def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
     for part, name, size in zip(parts, names, shape, strict=True):
         match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
         if not match:
-            raise SettingsError(f"--roi: {part!r} is not start:stop for axis {name}, e.g. 0:64")
+            raise SettingsError(f"--roi: {part!r} is not start:stop for axis {name}; write it like 0:64")
         start, stop = int(match[1] or 0), int(match[2] or size)
         if not start < stop <= size:
-            raise SettingsError(f"--roi: {part} along {name} is empty or leaves the volume, which has 0:{size}")
+            raise SettingsError(f"--roi: {part} along {name} is empty or leaves the volume; stay within 0:{size}")
         lo.append(start)
         hi.append(stop)
     return Box(tuple(lo), tuple(hi))
