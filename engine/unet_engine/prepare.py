@@ -177,7 +177,9 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
         raise SettingsError(f"--device {wanted!r} is not understood; use cpu, cuda, cuda:0,1 or auto")
     chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(found))
     if not found or max(chosen) >= found:
-        raise BackendError(f"--device {wanted}: this machine shows {found} GPUs, numbered from 0" if found else _NO_GPU)
+        raise BackendError(
+            f"--device {wanted}: this machine shows {found} GPU(s); count them from 0" if found else _NO_GPU
+        )
     return tuple(f"cuda:{i}" for i in chosen)
 
 
@@ -310,8 +312,15 @@ def _out(settings: Settings, volume: Volume, model: ModelFile) -> str:
     top = "/".join(parts[: outermost + 1])
     if settings.out is None:
         return f"{top.removesuffix('.zarr')}-{model.spec.name}.zarr"
-    if "://" not in settings.out:
-        out = os.path.abspath(settings.out)  # noqa: PTH100
-        if f"{out}/".startswith(f"{top}/") or f"{top}/".startswith(f"{out}/"):
-            raise SettingsError(f"--out {settings.out} overlaps the input {top}; choose a folder of its own")
+    for other in (top, settings.mask):
+        if other and _overlap(settings.out, other):
+            raise SettingsError(f"--out {settings.out} overlaps the input {other}; choose a folder of its own")
     return settings.out
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether one of two paths is the other or lies in it, however they are written."""
+    if "://" in a or "://" in b:
+        return a.rstrip("/") == b.rstrip("/")
+    a, b = os.path.realpath(a), os.path.realpath(b)
+    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")

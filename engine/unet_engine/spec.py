@@ -112,7 +112,9 @@ class ModelSpec(BaseModel):
     def check_window(self, window: tuple[int, ...]) -> None:
         """Raise `ModelError` unless `window` (input sizes per axis) is admissible; the message names sizes that are."""
         if len(window) != len(self.axes):
-            raise ModelError(f"window {_x(window)} has {len(window)} axes, the model {self.name} has {self.axes}")
+            raise ModelError(
+                f"window {_x(window)} has {len(window)} axes, the model {self.name} has {self.axes}; give one size for each"
+            )
         for axis, size, least, step, margin in zip(
             self.axes, window, self.window_min, self.window_step, self.margin, strict=True
         ):
@@ -120,7 +122,9 @@ class ModelSpec(BaseModel):
             if fits and size > 2 * margin:
                 continue
             if step == 0:
-                raise ModelError(f"the model {self.name} takes only {least} voxels along {axis}, not {size}")
+                raise ModelError(
+                    f"the model {self.name} takes only {least} voxels along {axis}, not {size}; leave out --window"
+                )
             below = max(least, least + (size - least) // step * step)
             raise ModelError(
                 f"the model {self.name} takes {least} + k*{step} voxels along {axis}, not {size}; "

@@ -35,7 +35,7 @@ class OpenVINOBackend(Backend):
                 "INFERENCE_NUM_THREADS": str(setup.threads),
                 "INFERENCE_PRECISION_HINT": _HINTS[setup.precision],
             })  # fmt: skip
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ModelError(
                 f"{setup.model.path}: OpenVINO refuses the network at windows of {setup.window}: {_cause(error)}; "
                 "check that --window divides by the network's pooling, or export the model again"
@@ -63,7 +63,8 @@ class OpenVINOBackend(Backend):
         self._requests, self._inputs, self._outputs = [], [], []
 
 
-def _cause(error: RuntimeError) -> str:
-    """OpenVINO puts the place in its own sources first and the reason last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _cause(error: RuntimeError | UnicodeDecodeError) -> str:
+    """OpenVINO puts the place in its own sources first and the reason last, and quotes names from corrupt files as they are."""
+    text = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else first_line(error)
