@@ -172,30 +172,23 @@ class Watcher:
 
     def _figures(self) -> tuple[int, str]:
         c = self._counters()
-        elapsed = max(1e-9, time.perf_counter() - self._begun)
-        rate = c.voxels_written / elapsed / 1e6
-        return (
-            c.inferred + c.skipped,
-            f"{rate:.3g} Mvoxel/s, {size(c.bytes_read)} read, {size(c.bytes_written)} written",
-        )
+        rate = c.voxels_written / max(1e-9, time.perf_counter() - self._begun) / 1e6
+        return c.inferred + c.skipped, f"{rate:.3g} Mvoxel/s, {size(c.bytes_read)} in, {size(c.bytes_written)} out"
 
     def _bar(self) -> None:
-        columns = ("{task.completed:,.0f}/{task.total:,.0f} windows", "{task.fields[figures]}", "time left")
-        with Progress(
-            BarColumn(),
-            TextColumn(columns[0]),
-            TextColumn(columns[1]),
-            TextColumn(columns[2]),
-            TimeRemainingColumn(),
-            console=self._console,
-        ) as bar:
+        columns = (
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} windows, {task.fields[figures]},"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+        )
+        with Progress(*columns, console=self._console) as bar:
             task = bar.add_task("windows", total=self._total, figures="")
-            while True:
+            stopped = False
+            while not stopped:
                 stopped = self._stop.wait(0.2)
                 done, figures = self._figures()
                 bar.update(task, completed=done, figures=figures)
-                if stopped:
-                    return
 
     def _lines(self) -> None:
         while not self._stop.wait(LINE_EVERY):
