@@ -47,6 +47,8 @@ def fast_codecs(path: str) -> Iterator[None]:
 def _with_fast_codecs(path: str, array: zarr.Array) -> zarr.Array:
     """`array` opened again with the native codec pipeline, where that can read it."""
     metadata = array.metadata
+    if "://" in path:
+        return array
     if metadata.zarr_format == 2 and (
         metadata.order == "F" or not np.dtype(array.dtype).isnative or metadata.fill_value is None
     ):

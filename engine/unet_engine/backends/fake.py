@@ -27,12 +27,12 @@ class FakeBackend(ThreadedBackend):
         self._latency = float(settings.get("latency_ms", 0)) / 1000
         self._fail_at = int(settings.get("fail_at", 0))
         self._calls = 0
+        self._failing = [False] * self.slots
         self._outputs = [np.zeros(setup.output_shape, np.float32) for _ in range(self.slots)]
 
     def start(self, slot: int) -> None:
         self._calls += 1
-        if self._calls == self._fail_at:
-            raise BackendError(f"the fake network fails at window {self._calls}, as its file asks")
+        self._failing[slot] = self._calls == self._fail_at
         super().start(slot)
 
     @property
@@ -40,6 +40,8 @@ class FakeBackend(ThreadedBackend):
         return self._identity
 
     def _identity(self, slot: int) -> Array:
+        if self._failing[slot]:
+            raise BackendError(f"the fake network fails at window {self._fail_at}, as its file asks")
         begun = time.perf_counter()
         spec = self.setup.model.spec
         inside = tuple(slice(m, n - m) for m, n in zip(spec.margin, self.setup.window, strict=True))
