@@ -15,7 +15,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore: int | None = None)
     """Cross entropy plus one minus soft Dice, averaged over classes and batch together.
 
     logits float (n, c, *spatial), labels int64 (n, *spatial); voxels labelled `ignore` count in neither term.
-    Soft Dice of Milletari et al. 2016 without the squares, over the whole batch so that absent classes do no harm.
+    Soft Dice of Milletari et al. 2016 without the squares, over the whole batch. A class that the batch lacks is
+    punished until its probability vanishes: batches should be large enough to hold every class most of the time.
     """
     logits = logits.float()
     kept = torch.ones_like(labels, dtype=torch.bool) if ignore is None else labels != ignore

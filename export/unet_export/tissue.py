@@ -55,7 +55,8 @@ def make_tissue(shape: Sequence[int], seed: int = 0) -> tuple[npt.NDArray[np.uin
     """(image, labels), both uint8 (z, y, x): labels 0 outside, 1 cell interior, 2 membrane.
 
     The image is 0 beyond the specimen's cut (its corners), where labels are 0 too. The same shape and seed give the
-    same voxels. Takes about 4 s per 10 million voxels on one core and holds little beside the two arrays. Raises `SettingsError` for a shape that is not three sizes.
+    same voxels. Takes about 4 s per 10 million voxels on one core and holds little beside the two arrays.
+    Raises `SettingsError` for a shape that is not three sizes.
     """
     if len(shape) != 3 or any(int(n) < 1 for n in shape):
         raise SettingsError(f"tissue shape {tuple(shape)} is not understood; give three sizes (z, y, x) of 1 or more")
