@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from unet_engine.errors import ModelError, OutputError, SettingsError
 from unet_engine.spec import METADATA_KEY, ModelSpec, Normalization
 from unet_export.geometry import UNetConfig, output_margin

@@ -6,6 +6,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from unet_engine.errors import SettingsError
 from unet_export import geometry
 from unet_export.geometry import UNetConfig

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from unet_engine.errors import SettingsError
 from unet_export import tissue
 from unet_export.tissue import CELL, MEMBRANE, OUTSIDE, make_tissue

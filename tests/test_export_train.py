@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from unet_engine.box import Box
 from unet_engine.errors import DataError, InputError, SettingsError
 from unet_engine.spec import Normalization

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
 from unet_engine.box import Box
 from unet_engine.errors import DataError, InputError, SettingsError
 from unet_engine.spec import Normalization
-
 from unet_export.augment import Augmentation, vary
 from unet_export.geometry import UNetConfig, check_window, output_margin
 from unet_export.specs import fixed_shift_scale

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from unet_engine.box import Box
 
+from unet_engine.box import Box
 from unet_export.data import LabelledVolume
 from unet_export.geometry import output_margin
 from unet_export.loss import dice_per_class

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 import torch
-import unet_engine
 
+import unet_engine
 from unet_export.data import LabelledVolume
 from unet_export.geometry import UNetConfig
 from unet_export.loss import show_dice

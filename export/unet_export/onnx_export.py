@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
 from unet_engine.errors import ModelError, OutputError, SettingsError
 from unet_engine.spec import METADATA_KEY, ModelSpec
-
 from unet_export.nets import UNet
 
 OPSET = 20

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
+
 from unet_engine.errors import SettingsError
 from unet_engine.spec import Activation, ModelSpec, Normalization
-
 from unet_export.geometry import UNetConfig, check_window, flops, output_margin, receptive_radius, window_rule
 
 if TYPE_CHECKING:

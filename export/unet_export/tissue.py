@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from unet_engine.errors import SettingsError
 
 OUTSIDE, CELL, MEMBRANE = 0, 1, 2

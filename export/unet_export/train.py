@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
 from unet_engine.errors import SettingsError
 from unet_engine.spec import Normalization
-
 from unet_export.augment import Augmentation
 from unet_export.data import LabelledVolume, batches, hold_out, shift_scale
 from unet_export.evaluate import held_out_dice

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from unet_engine.errors import SettingsError, UnetEngineError
 from unet_engine.spec import Normalization
-
 from unet_export.augment import Augmentation
 from unet_export.data import LabelledVolume, load
 from unet_export.geometry import UNetConfig
