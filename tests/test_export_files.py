@@ -122,7 +122,8 @@ def test_pytorch_files_take_any_batch_and_admissible_window(layout, suffix, tmp_
     assert export_torch(model, spec, path) < 1e-5
     extra = {METADATA_KEY: ""}
     if suffix == ".pt2":
-        run = torch.export.load(path, extra_files=extra).module()
+        program = torch.export.load(path, extra_files=extra)
+        run = program.module()
     else:
         run = torch.jit.load(path, _extra_files=extra)
     assert ModelSpec.model_validate(json.loads(extra[METADATA_KEY])) == spec
