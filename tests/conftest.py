@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 from hypothesis import settings as hypothesis_settings
+
 from unet_engine.settings import CONFIG
 from unet_engine.spec import ModelSpec
 

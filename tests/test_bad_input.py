@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+
 from conftest import cli, fake_model, make_volume, result_of
 from unet_engine import machine
 from unet_engine.backends.fake import FakeBackend

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import unet_engine
 from conftest import begin, cli, fake_model, make_volume
 from unet_engine.backends.fake import FakeBackend
@@ -24,7 +25,7 @@ def case(tmp_path_factory):
     """A volume, a network that takes its time, and the chunks of an undisturbed run: (volume, model, chunks)."""
     folder = tmp_path_factory.mktemp("crash")
     volume = make_volume(folder / "scan.zarr", np.random.default_rng(2).integers(0, 255, SHAPE, np.uint8))
-    model = fake_model(folder, latency_ms=2)
+    model = fake_model(folder, latency_ms=4)
     whole = unet_engine.run(volume, model=model, out=str(folder / "whole.zarr"), **OPTIONS)
     return volume, model, chunks(whole.out)
 
@@ -52,36 +53,39 @@ def stamps(out, plan, blocks):
 
 
 def test_kill_at_random_moments(tmp_path, case):
-    """Twelve kills, some of them of a run that resumes another killed one."""
+    """Twelve kills, most of them of a run that resumes another killed one."""
     volume, model, whole = case
     plan = unet_engine.make_plan(volume, model=model, **OPTIONS)
-    moments, redone = random.Random(7), 0
+    moments, kills, kept = random.Random(7), 0, 0
     for chain in range(4):
         out = tmp_path / f"{chain}.zarr"
         for _ in range(3):
-            _killed(["run", "--in", volume, "--model", model, "--out", out, "--resume", *FLAGS], out, moments)
+            kills += _killed(["run", "--in", volume, "--model", model, "--out", out, "--resume", *FLAGS], out, moments)
         committed = marked(out)
         before = stamps(out, plan, committed)
         result = unet_engine.run(volume, model=model, out=str(out), resume=True, **OPTIONS)
         assert chunks(out) == whole
         assert stamps(out, plan, committed) == before
-        assert result.blocks_written == plan.block_count - len(committed)
-        assert result.windows_inferred < plan.window_count or not committed
+        assert not committed or result.windows_inferred < plan.window_count
         assert not list(out.rglob(".journal"))
-        redone += len(committed)
-    assert redone, "no kill came after a block was committed: the moments are not chosen well"
+        if committed:
+            assert result.blocks_written == plan.block_count - len(committed)
+        kept += len(committed)
+    assert kills >= 8, "runs were over before they were killed: make them slower"
+    assert kept, "no kill came after a block was committed: choose other moments"
 
 
 def _killed(args, out, moments):
-    """Start, wait for some more blocks than there were, and a moment, and kill."""
+    """Start, wait until there are some more blocks than before, and a moment, and kill. Whether the run was still going on."""
     wanted = len(marked(out)) + moments.choice([-1, 0, 1, 2])
     process = begin(*args)
-    while process.poll() is None and (not (out / "zarr.json").exists() if wanted < 0 else len(marked(out)) < wanted):
+    while process.poll() is None and (len(marked(out)) < wanted or (wanted >= 0 and not (out / "zarr.json").exists())):
         time.sleep(0.002)
-    time.sleep(moments.random() * 0.05)
+    time.sleep(moments.random() * (0.7 if wanted < 0 else 0.04))
     process.kill()
     process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run was over before it was killed: make it slower"
+    assert process.returncode in (0, -signal.SIGKILL)
+    return process.returncode != 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -101,6 +105,19 @@ def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     assert done.code == 0
     assert done.json["windows_inferred"] < done.json["windows_planned"]
     assert chunks(out) == whole
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.4])
+def test_signals_before_the_first_block_end_in_one_line(tmp_path, case, delay):
+    """While libraries are imported, a signal comes out of them as whatever they make of it."""
+    process = begin("run", "--in", case[0], "--model", case[1], "--out", tmp_path / "out.zarr", "--resume", *FLAGS)
+    time.sleep(delay)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    if process.returncode != -signal.SIGTERM:  # Python itself was still starting
+        assert process.returncode == 130
+        assert "Traceback" not in said
+        assert said.splitlines()[-1].startswith("unet-engine: interrupted")
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import unet_engine
 import zarr
+
+import unet_engine
 from conftest import fake_model, identity, make_volume, result_of
 
 RNG = np.random.default_rng(1)
@@ -272,3 +273,28 @@ def test_labels_of_one_channel(tmp_path):
     path = make_volume(tmp_path / "v.zarr", array)
     result = unet_engine.run(path, model=fake_model(tmp_path, activation="sigmoid"), out="labels.zarr", blend="crop")
     np.testing.assert_array_equal(result_of(result.out), array > 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zarr_format": 2},
+        {"zarr_format": 2, "order": "F", "dtype": ">u2"},
+        {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}},
+        {"zarr_format": 3},
+        {"zarr_format": 3, "chunk_key_encoding": {"name": "v2", "separator": "."}},
+        {"shards": (16, 16, 16), "chunks": (8, 8, 8)},
+        {"axes": "xzy"},
+    ],
+)
+def test_what_is_not_stored_is_not_inferred(tmp_path, options):
+    """Missing chunks are found in every layout, and the result is the one of a volume full of zeros there."""
+    array = np.zeros((50, 24, 20), "u2")
+    array[:9, 3:9, 4:] = 5
+    path = make_volume(tmp_path / "v.zarr", array, **options)
+    model = fake_model(tmp_path, empty=[0.0])
+    result = unet_engine.run(path, model=model, out=str(tmp_path / "out.zarr"), output="logits", blend="crop")
+    np.testing.assert_array_equal(result_of(result.out)[0], array)
+    assert result.windows_skipped > result.windows_planned / 2
+    assert result.windows_skipped + result.windows_inferred == result.windows_planned
+    assert result.bytes_read < array.nbytes

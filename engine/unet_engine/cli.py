@@ -15,6 +15,7 @@ import click
 from unet_engine.errors import PlanError, UnetEngineError
 
 INTERRUPTED = 130
+_NOTHING_WRITTEN = "interrupted before anything was written; run the same command again"
 TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
 
@@ -185,15 +186,21 @@ def _usage(error: click.ClickException) -> str:
     return f"{error.format_message().removesuffix('.')}; see {command} --help"
 
 
+_signals: list[int] = []
+"""Signals that asked us to end. Python turns the exception of one that arrives during an import into another."""
+
+
 def _terminate(signum: int, frame: object) -> NoReturn:
+    _signals.append(signum)
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _terminate)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
+            signal.signal(number, _terminate)
     try:
         app(prog_name="unet-engine", standalone_mode=False)
     except UnetEngineError as error:
@@ -201,7 +208,7 @@ def main() -> None:
     except click.ClickException as error:
         _fail(_usage(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted before anything was written", INTERRUPTED)
+        _fail(_NOTHING_WRITTEN, INTERRUPTED)
     except BrokenPipeError:
         # whoever read our output has gone: say nothing, now or while the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -209,6 +216,8 @@ def main() -> None:
     except MemoryError as error:
         _fail(f"out of memory: {error}; use a smaller --window, or run where there is more", PlanError.exit_code)
     except Exception as error:
+        if _signals:
+            _fail(_NOTHING_WRITTEN, INTERRUPTED)
         if os.environ.get(TRACEBACK):
             raise
         _fail(
