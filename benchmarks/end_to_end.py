@@ -6,9 +6,10 @@
 For each precision and repetition, in turn: the bare network (OpenVINO's asynchronous queue, best of its thread layouts), the whole of
 ``unet-engine run`` as a process of its own, the bare network again. Efficiency is windows × bare seconds per window ÷ wall seconds of the
 process, start and loading included; the bare time is the mean of before and after, since shared machines drift. MONAI runs the same
-network (fp32, gaussian, batch 4, 2 threads) in PyTorch on a crop, followed by the engine on that crop.
+network (fp32, gaussian, batch 4, 2 threads) in PyTorch on a crop of 160³, in turn with the engine: with the module as it is, and frozen to
+TorchScript, which folds the normalisation away.
 
-Without ``--model``: a U-Net of 16 filters and 4 levels with random weights. Without ``--volume``: the EM volume of the shared data, or
+Without ``--model`` (MONAI needs it so): a U-Net of 16 filters and 4 levels with random weights. Without ``--volume``: the EM volume of the shared data, or
 noise of the same size where there is none.
 """
 
@@ -39,9 +40,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        args.model, args.torch = _model(args, root)
+        args.model = _model(args, root)
         args.zarr = _volume(args, root)
-        rows = [_efficiency(args, root, precision, repeat) for repeat in range(args.repeats) for precision in args.precisions]
+        rows = [
+            _efficiency(args, root, precision, repeat)
+            for repeat in range(args.repeats)
+            for precision in args.precisions
+        ]
         peer = _against_monai(args, root) if args.monai else None
     _print(rows, peer)
     if args.json:
@@ -59,10 +64,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json")
     parser.add_argument("--quick", action="store_true", help="a small crop, one repetition, a small network")
     parser.add_argument("--part", choices=list(_PARTS), help=argparse.SUPPRESS)
-    for hidden in ("--precision", "--layout", "--zarr", "--torch"):
+    for hidden in ("--precision", "--layout", "--zarr", "--out"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=12.0, help="how long each bare measurement runs")
     args = parser.parse_args()
+    if args.monai and args.model and not args.part:
+        parser.error("--monai compares the network made here; leave out --model")
     if args.quick:
         args.crop, args.repeats, args.seconds = args.crop or "64,128,128", 1, 2.0
     return args
@@ -71,6 +78,7 @@ def _arguments() -> argparse.Namespace:
 def _part(name: str, args: argparse.Namespace, **options: Any) -> dict[str, Any]:
     """Run one measurement in a process of its own and read what it prints last."""
     command = [sys.executable, __file__, "--part", name, "--model", str(args.model), "--seconds", str(args.seconds)]
+    command += ["--quick"] if args.quick else []
     command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     decoded: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -113,22 +121,44 @@ def monai(args: argparse.Namespace) -> dict[str, Any]:
     from monai.inferers import sliding_window_inference
 
     torch.set_num_threads(2)
-    network = torch.jit.load(args.torch).eval()
+    network = _network(args)
+    if args.layout == "torchscript":
+        network = torch.jit.freeze(torch.jit.trace(network, torch.zeros(4, 1, *WINDOW)))
     image = torch.from_numpy(np.asarray(zarr.open_array(args.zarr, mode="r")[...]).astype(np.float32) / 255)[None, None]
     with torch.inference_mode():
         network(torch.zeros(4, 1, *WINDOW))
         begun = time.perf_counter()
         logits = sliding_window_inference(image, WINDOW, 4, network, overlap=0.5, mode="gaussian")
         labels = logits.argmax(1)
-    return {"seconds": time.perf_counter() - begun, "voxels": labels.numel()}
+        seconds = time.perf_counter() - begun
+    own = np.asarray(zarr.open_array(f"{args.out}/0", mode="r")[...])
+    return {"seconds": seconds, "agreement": float((labels[0].numpy() == own).mean())}
 
 
 _PARTS = {"bare": bare, "monai": monai}
 
 
 def _engine(args: argparse.Namespace, volume: Path, out: Path, precision: str) -> dict[str, Any]:
-    command = [sys.executable, "-c", "from unet_engine.cli import main; main()", "run", "--in", str(volume), "--model", str(args.model)]
-    command += ["--precision", precision, "--window", ",".join(map(str, WINDOW)), "--out", str(out), "--overwrite", "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        "from unet_engine.cli import main; main()",
+        "run",
+        "--in",
+        str(volume),
+        "--model",
+        str(args.model),
+    ]
+    command += [
+        "--precision",
+        precision,
+        "--window",
+        ",".join(map(str, WINDOW)),
+        "--out",
+        str(out),
+        "--overwrite",
+        "--json",
+    ]
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -136,7 +166,9 @@ def _engine(args: argparse.Namespace, volume: Path, out: Path, precision: str) -
 
 
 def _efficiency(args: argparse.Namespace, root: Path, precision: str, repeat: int) -> dict[str, Any]:
-    before = {layout: _part("bare", args, precision=precision, layout=layout)["seconds_per_window"] for layout in LAYOUTS}
+    before = {
+        layout: _part("bare", args, precision=precision, layout=layout)["seconds_per_window"] for layout in LAYOUTS
+    }
     best = min(before, key=lambda layout: before[layout])
     run = _engine(args, args.zarr, root / "out.zarr", precision)
     after = _part("bare", args, precision=precision, layout=best)["seconds_per_window"]
@@ -154,43 +186,55 @@ def _efficiency(args: argparse.Namespace, root: Path, precision: str, repeat: in
 
 
 def _against_monai(args: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """The engine and MONAI on the same crop, in turn; MONAI with the module as it was trained, and frozen to TorchScript."""
     import zarr
 
     crop = np.asarray(zarr.open_array(args.zarr, mode="r")[:160, :160, :160])
-    volume = root / "crop.zarr"
+    volume, out = root / "crop.zarr", root / "out.zarr"
     zarr.create_array(str(volume), data=crop, chunks=(64, 64, 64), overwrite=True)
     rows = []
     for _ in range(args.repeats):
-        peer = _part("monai", args, zarr=volume, torch=args.torch)["seconds"]
-        own = {p: _engine(args, volume, root / "out.zarr", p) for p in args.precisions}
-        rows.append({"monai_seconds": peer, **{f"{p}_seconds": r["seconds"] for p, r in own.items()}})
-        print(f"{crop.shape}: MONAI {peer:.1f} s, engine {({p: round(r['seconds'], 1) for p, r in own.items()})}", file=sys.stderr)
-    ratios = {p: statistics.median(r["monai_seconds"] / r[f"{p}_seconds"] for r in rows) for p in args.precisions}
+        own = {p: _engine(args, volume, out, p)["seconds"] for p in reversed(args.precisions)}
+        peers = {kind: _part("monai", args, zarr=volume, out=out, layout=kind) for kind in ("eager", "torchscript")}
+        rows.append({"engine": own, "monai": peers})
+        print(f"{crop.shape}: {rows[-1]}", file=sys.stderr, flush=True)
+    ratios = {
+        f"{p} over {kind}": [r["monai"][kind]["seconds"] / r["engine"][p] for r in rows]
+        for p in args.precisions
+        for kind in ("eager", "torchscript")
+    }
     return {"shape": list(crop.shape), "rows": rows, "times_monai": ratios}
 
 
 # --- inputs and output ------------------------------------------------------------------------------------------------------------
 
 
-def _model(args: argparse.Namespace, root: Path) -> tuple[Path, Path | None]:
-    """The ONNX to run, and the same network as TorchScript where it is made here (MONAI needs it)."""
-    if args.model:
-        twin = Path(args.model).with_suffix(".pt")
-        return Path(args.model), twin if twin.exists() else None
+def _network(args: argparse.Namespace) -> Any:
+    """A U-Net of 16 filters and 4 poolings, batch normalisation, two classes, random weights, the same each time."""
     import torch
-    from unet_export.nets import UNet, UNetConfig
-    from unet_export.onnx_export import export_onnx, export_torch
+    from unet_export.geometry import UNetConfig
+    from unet_export.nets import UNet
+
+    torch.manual_seed(0)
+    return UNet(
+        UNetConfig(dims=3, channels_in=1, classes=2, base=4 if args.quick else 16, depth=4, norm="batch")
+    ).eval()
+
+
+def _model(args: argparse.Namespace, root: Path) -> Path:
+    if args.model:
+        return Path(args.model)
+    from unet_export.onnx_export import export_onnx
     from unet_export.specs import spec_for
 
     from unet_engine.spec import Normalization
 
-    torch.manual_seed(0)
-    config = UNetConfig(dims=3, channels_in=1, classes=2, base=4 if args.quick else 16, depth=4, norm="batch")
-    network = UNet(config).eval()
-    spec = spec_for(config, name="bench", window=WINDOW, normalization=Normalization(mode="range", low=0, high=255))
+    network = _network(args)
+    spec = spec_for(
+        network.config, name="bench", window=WINDOW, normalization=Normalization(mode="range", low=0, high=255)
+    )
     export_onnx(network, spec, root / "bench.onnx")
-    export_torch(network, spec, root / "bench.pt")
-    return root / "bench.onnx", root / "bench.pt"
+    return root / "bench.onnx"
 
 
 def _volume(args: argparse.Namespace, root: Path) -> Path:
@@ -213,8 +257,16 @@ def _volume(args: argparse.Namespace, root: Path) -> Path:
 def _machine() -> dict[str, Any]:
     import platform
 
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.processor(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -234,8 +286,9 @@ def _print(rows: list[dict[str, Any]], peer: dict[str, Any] | None) -> None:
         speed = statistics.median(row["voxels_per_second"] for row in mine) / 1e6
         print(f"| {precision} | {statistics.median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f}) | {speed:.3f} |")
     if peer:
-        ratios = ", ".join(f"{p} {r:.2f}×" for p, r in peer["times_monai"].items())
-        print(f"\nAgainst MONAI fp32 on {peer['shape']}: {ratios}")
+        print(f"\n| against MONAI fp32 on {peer['shape']} | median (least to most) |\n|---|---|")
+        for name, values in peer["times_monai"].items():
+            print(f"| {name} | {statistics.median(values):.2f}× ({min(values):.2f} to {max(values):.2f}) |")
 
 
 if __name__ == "__main__":

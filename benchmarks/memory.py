@@ -69,7 +69,9 @@ def _grown(root: Path, base: Path, times: tuple[int, ...]) -> Path:
     source = zarr.open_array(str(base), mode="r")
     counts = [n // c for n, c in zip(source.shape, CHUNK, strict=True)]
     path = root / f"v{'x'.join(map(str, times))}.zarr"
-    zarr.create_array(str(path), shape=[n * t for n, t in zip(source.shape, times, strict=True)], chunks=CHUNK, dtype="uint8")
+    zarr.create_array(
+        str(path), shape=[n * t for n, t in zip(source.shape, times, strict=True)], chunks=CHUNK, dtype="uint8"
+    )
     for place in np.ndindex(*(n * t for n, t in zip(counts, times, strict=True))):
         link = path / "c" / "/".join(map(str, place))
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,16 @@ def _grown(root: Path, base: Path, times: tuple[int, ...]) -> Path:
 
 def _run(root: Path, volume: Path, times: tuple[int, ...], overlap: float, memory: int | None) -> dict[str, Any]:
     command = [sys.executable, "-c", "from unet_engine.cli import main; main()", "run", "--in", str(volume)]
-    command += ["--model", str(root / "net.fake.toml"), "--out", str(root / "out.zarr"), "--overlap", str(overlap), "--overwrite", "--json"]
+    command += [
+        "--model",
+        str(root / "net.fake.toml"),
+        "--out",
+        str(root / "out.zarr"),
+        "--overlap",
+        str(overlap),
+        "--overwrite",
+        "--json",
+    ]
     command += ["--memory", str(memory)] if memory else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
@@ -93,7 +104,9 @@ def _run(root: Path, volume: Path, times: tuple[int, ...], overlap: float, memor
 
 def _print(rows: list[dict[str, Any]]) -> None:
     first = rows[0]["peak"]
-    print("| voxels | --memory | peak MiB | of the small one | predicted MiB | peak ÷ predicted | windows |\n|---|---|---|---|---|---|---|")
+    print(
+        "| voxels | --memory | peak MiB | of the small one | predicted MiB | peak ÷ predicted | windows |\n|---|---|---|---|---|---|---|"
+    )
     for row in rows:
         limit = f"{row['memory_limit'] / 2**20:.0f} MiB" if row["memory_limit"] else "default"
         print(

@@ -286,3 +286,20 @@ def test_read_only_disk(small_disk, case):
     assert str(disk / "out.zarr") in said.error
     assert "cannot be written" in said.error
     assert "Traceback" not in said.err
+
+
+def test_two_runs_never_write_one_output(tmp_path, case):
+    """The second one is refused while the first one lives, and --overwrite does not pull the output from under it."""
+    volume, model, whole = case
+    out = tmp_path / "shared.zarr"
+    first = begin("run", "--in", volume, "--model", model, "--out", out, *FLAGS)
+    while not marked(out):
+        assert first.poll() is None, "it was over before the second one began"
+        time.sleep(0.005)
+    for option in ("--resume", "--overwrite"):
+        said = cli("run", "--in", volume, "--model", model, "--out", out, option, *FLAGS)
+        assert said.code == OutputError.exit_code
+        assert "is being written by another run" in said.error
+    assert first.wait() == 0
+    assert chunks(out) == whole
+    assert not (out / "0" / ".lock").exists()

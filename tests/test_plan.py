@@ -160,7 +160,7 @@ def test_lanes_get_a_column_each() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_need_limit_and_remedy() -> None:
-    with pytest.raises(PlanError, match=r"needs \d+ MiB and --memory allows 1 MiB .*give more memory or a smaller --window"):
+    with pytest.raises(PlanError, match=r"needs [\d.]+ MiB and --memory allows 1 MiB .*give more memory or a smaller --window"):
         fit(_big(), SIZES, 0, 2**20, 1)
 
 

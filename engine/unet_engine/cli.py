@@ -95,18 +95,16 @@ def app() -> None:
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
     """Run the model over the volume."""
     from unet_engine import report
-    from unet_engine.prepare import prepare
-    from unet_engine.runner import run_volume
+    from unet_engine.runner import ready, run_volume
     from unet_engine.settings import Settings
 
     console = report.stderr()
-    settings = Settings.of(**_required(given))
-    prepared = prepare(settings)
-    for note in prepared.notes:
+    prepared = ready(Settings.of(**_required(given)))
+    for note in prepared.found.notes:
         console.print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
     report.print_pairs(report.plan_lines(prepared), console)
     try:
-        result = run_volume(prepared, settings, lambda p, counters: report.Watcher(p, counters, console))
+        result = run_volume(prepared, lambda p, counters: report.Watcher(p, counters, console))
     except KeyboardInterrupt:
         _fail(
             f"interrupted; what is committed in {prepared.job.out} stays: run the same command with --resume",
@@ -127,12 +125,13 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     from unet_engine import report
     from unet_engine.prepare import prepare
     from unet_engine.settings import Settings
+    from unet_engine.survey import survey
 
-    prepared = prepare(Settings.of(**_required(given)))
+    prepared = prepare(survey(Settings.of(**_required(given))))
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return
-    for note in prepared.notes:
+    for note in prepared.found.notes:
         report.stderr().print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
     report.print_pairs(report.plan_lines(prepared), Console())
 

@@ -12,9 +12,9 @@ import zarr
 
 from unet_engine import report
 from unet_engine.errors import OutputError, UnetEngineError
-from unet_engine.prepare import prepare
-from unet_engine.runner import run_volume
+from unet_engine.runner import ready, run_volume
 from unet_engine.settings import CONFIG, Settings
+from unet_engine.units import times
 
 SHAPE = (96, 192, 192)
 SEED = 7
@@ -32,15 +32,15 @@ def demo(folder: str) -> dict[str, Any]:
     root, console = Path(folder), report.stderr()
     _claim(root)
     console.print(
-        f"making a volume of synthetic tissue, {report.x(SHAPE)} voxels, in {root / 'scan.zarr'}", highlight=False
+        f"making a volume of synthetic tissue, {times(SHAPE)} voxels, in {root / 'scan.zarr'}", highlight=False
     )
     image, truth = _volume(root)
     settings = Settings.of(
         input=str(root / "scan.zarr"), model=str(root / "cells_3d.onnx"), out=str(root / "labels.zarr"), overwrite=True
     )
-    prepared = prepare(settings)
+    prepared = ready(settings)
     report.print_pairs(report.plan_lines(prepared), console)
-    result = run_volume(prepared, settings, lambda p, counters: report.Watcher(p, counters, console))
+    result = run_volume(prepared, lambda p, counters: report.Watcher(p, counters, console))
     labels = np.asarray(zarr.open_array(root / "labels.zarr" / "0", mode="r")[...])
     dice = {name: round(_dice(labels == k, truth == k), 4) for k, name in enumerate(CLASSES)}
     _picture(root / "demo.png", image, labels, truth)

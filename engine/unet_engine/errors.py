@@ -50,3 +50,10 @@ class OutputError(UnetEngineError):
 
 class ResumeError(OutputError):
     exit_code = 9
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, cut to one line: the cause inside a message of ours."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

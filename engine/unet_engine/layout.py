@@ -16,6 +16,7 @@ from unet_engine.box import Box
 from unet_engine.errors import PlanError
 from unet_engine.grid import AxisGrid
 from unet_engine.plan import Memory, Plan, read_span
+from unet_engine.units import size
 
 SUMS_TARGET = 128 * 2**20
 """Bytes of float32 sums a default block stays under: several are in flight, and larger ones gain little."""
@@ -175,8 +176,8 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
         if plan.block[a] <= floor[a]:
             need = predict_memory(cut_columns(plan, plan.block_range.shape), sizes, base, lanes).total
             raise PlanError(
-                f"the smallest plan needs {need / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB "
-                f"({base / 2**20:.0f} MiB of it for the process and the network); give more memory or a smaller --window"
+                f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
+                f"({size(base)} of it for the process and the network); give more memory or a smaller --window"
             )
         block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
         plan = replace(

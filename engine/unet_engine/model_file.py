@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from unet_engine.errors import ModelError, UnetEngineError
+from unet_engine.errors import ModelError, UnetEngineError, first_line
 from unet_engine.spec import METADATA_KEY, ModelSpec
+from unet_engine.units import times
 
 Format = Literal["onnx", "pt2", "torchscript", "fake"]
 
@@ -152,7 +153,7 @@ def _onnx_spec(path: Path, window: tuple[int, ...] | None) -> tuple[ModelSpec, l
     except ValidationError as error:
         raise ModelError(f"{path}: its model spec is not valid: {error.errors()[0]['msg']}; export it again") from error
     except Exception as error:  # the parser and shape inference raise what they like, down to UnicodeDecodeError
-        raise ModelError(f"{path} is not a readable ONNX file: {_line(error)}; export it again") from error
+        raise ModelError(f"{path} is not a readable ONNX file: {first_line(error)}; export it again") from error
 
 
 def _given(beside: Path) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _spec_from_graph(path: Path, model: Any, window: tuple[int, ...] | None, giv
     margins = [(size - out) // 2 for size, out in zip(window, shape[2:], strict=True)]
     if any(m < 0 or size - out != 2 * m for m, size, out in zip(margins, window, shape[2:], strict=True)):
         raise ModelError(
-            f"{path} turns {_x(window)} into {_x(shape[2:])}; an output of the same size, or smaller evenly, is needed"
+            f"{path} turns {times(window)} into {times(shape[2:])}; an output of the same size, or smaller evenly, is needed"
         )
     values = {
         "name": path.stem, "axes": axes, "channels_in": channels, "channels_out": shape[1], "window": window, "window_min": window,
@@ -216,7 +217,7 @@ def _traced(path: Path, model: Any, name: str, shape: tuple[int, ...]) -> tuple[
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     except Exception as error:
         raise ModelError(
-            f"{path} does not take windows of {_x(shape[2:])}: {_line(error)}; "
+            f"{path} does not take windows of {times(shape[2:])}: {first_line(error)}; "
             "use a --window that its pooling divides, e.g. a multiple of 16 or 32"
         ) from error
     shapes = {
@@ -240,11 +241,3 @@ def _flops(graph: Any, shapes: dict[str, list[int]]) -> int:
             voxels = shapes.get(node.output[0] if node.op_type == "Conv" else node.input[0], [0, 0])
             total += 2 * prod(kernel) * prod([voxels[0], *voxels[2:]])
     return total
-
-
-def _x(sizes: Sequence[int]) -> str:
-    return "×".join(map(str, sizes))
-
-
-def _line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

@@ -22,8 +22,13 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from unet_engine.box import Box
-from unet_engine.errors import OutputError, ResumeError
+from unet_engine.errors import OutputError, ResumeError, first_line
 from unet_engine.volume import fast_codecs
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 PROVENANCE = "unet_engine"
 ARRAY = "0"
@@ -47,6 +52,11 @@ class Layout:
 
     def in_stored_order(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(values[self.names.index(a)] for a in self.stored)
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes written per voxel, all channels together."""
+        return np.dtype(self.dtype).itemsize * (self.channels or 1)
 
     def ome(self, name: str) -> dict[str, Any]:
         """Multiscales metadata of OME-Zarr 0.5 with one resolution."""
@@ -106,7 +116,7 @@ class Output:
             raise ResumeError(f"--resume: {path} is not an output of unet-engine; choose another --out") from error
         except Exception as error:
             raise OutputError(
-                f"--resume: {path} cannot be opened: {_line(error)}; restore it, or choose another --out"
+                f"--resume: {path} cannot be opened: {first_line(error)}; restore it, or choose another --out"
             ) from error
         header = group.attrs.get(PROVENANCE)
         if not isinstance(header, dict):
@@ -189,6 +199,33 @@ class Output:
             sync((self.group.store_path / ARRAY / ".journal").delete_dir())
 
 
+@contextmanager
+def alone(path: str) -> Iterator[None]:
+    """Keep other processes from writing the output at `path`: two runs would take each other's chunks away.
+
+    The lock ends with this process however it dies. Raises `OutputError` where another one holds it. Remote stores, and file systems
+    without locks, are not protected.
+    """
+    if "://" in path or fcntl is None or not Path(path, ARRAY).is_dir():
+        yield
+        return
+    place = Path(path, ARRAY, ".lock")
+    with _writing(path, "locking it"):
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OutputError(f"{path} is being written by another run; wait for it, or choose another --out") from error
+    except OSError:  # some network file systems know no locks
+        pass
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def exists(path: str) -> bool:
     """Whether something lies at `path`: any file or folder, or a Zarr node in a remote store."""
     if "://" in path:
@@ -198,7 +235,7 @@ def exists(path: str) -> bool:
             return False
         except Exception as error:
             raise OutputError(
-                f"{path} cannot be reached: {_line(error)}; check the URL and that its file system is installed"
+                f"{path} cannot be reached: {first_line(error)}; check the URL and that its file system is installed"
             ) from error
         return True
     try:
@@ -210,19 +247,21 @@ def exists(path: str) -> bool:
         return os.path.lexists(path)
 
 
+def is_ours(path: str) -> bool:
+    """Whether the group at `path` carries our header."""
+    try:
+        return PROVENANCE in zarr.open_group(path, mode="r").attrs
+    except Exception:  # whatever it is, we did not write it
+        return False
+
+
 def remove(path: str) -> None:
     """Delete an earlier output. Raises `OutputError` where `path` is anything but one, so that no other data is ever lost."""
-    try:
-        attributes = dict(zarr.open_group(path, mode="r").attrs)
-    except Exception as error:
-        raise OutputError(
-            f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out"
-        ) from error
-    if PROVENANCE not in attributes:
+    if not is_ours(path):
         raise OutputError(
             f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out"
         )
-    with _writing(path, "removing it"):
+    with alone(path), _writing(path, "removing it"):
         if "://" in path:
             sync(zarr.open_group(path, mode="r+").store_path.delete_dir())
         else:
@@ -239,10 +278,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
-
-
-def _line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def _short(value: Any) -> str:
@@ -268,5 +303,5 @@ def _writing(path: str, what: str) -> Iterator[None]:
                 f"{path}: the disk is full ({what}); free some space and run again with --resume"
             ) from error
         raise OutputError(
-            f"{path} cannot be written ({what}): {_line(error)}; check the path and its permissions"
+            f"{path} cannot be written ({what}): {first_line(error)}; check the path and its permissions"
         ) from error

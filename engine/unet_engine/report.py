@@ -17,31 +17,10 @@ from unet_engine.job import Counters
 from unet_engine.plan import read_span
 from unet_engine.prepare import Prepared
 from unet_engine.runner import Result
+from unet_engine.units import size, span, times
 
 LINE_EVERY = 10.0
 """Seconds between plain progress lines, where stderr is no terminal."""
-
-
-def size(n: float) -> str:
-    """Bytes for people: 3 digits and a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(n) < 1000 or unit == "TiB":
-            return f"{n:.3g} {unit}" if unit != "B" else f"{n:.0f} B"
-        n /= 1024
-    raise AssertionError
-
-
-def span(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def x(values: tuple[int, ...]) -> str:
-    return "×".join(map(str, values))
 
 
 def bytes_read(prepared: Prepared) -> int:
@@ -55,32 +34,28 @@ def bytes_read(prepared: Prepared) -> int:
                 stop - start for start, stop in (read_span(axis, first, last, plan.padding) for first, last in ends)
             )
         total += volume
-    return total * prepared.volume.voxel_bytes
+    return total * prepared.found.volume.voxel_bytes
 
 
 def plan_facts(prepared: Prepared) -> dict[str, Any]:
     """The plan as plain values, for tables and JSON."""
     plan, job, memory = prepared.job.plan, prepared.job, prepared.job.plan.memory
     read = bytes_read(prepared)
-    lanes = len(prepared.devices)
+    lanes = len(prepared.found.devices)
     flops = plan.flops_per_window
-    written = (
-        plan.roi.size
-        * (job.layout.channels or 1)
-        * (1 if job.layout.dtype == "uint8" else int(job.layout.dtype[-2:]) // 8)
-    )
+    written = plan.roi.size * job.layout.voxel_bytes
     return {
         "input": job.volume,
-        "shape": list(prepared.volume.shape),
+        "shape": list(prepared.found.volume.shape),
         "axes": job.volume_axes,
-        "dtype": str(prepared.volume.dtype),
+        "dtype": str(prepared.found.volume.dtype),
         "roi": str(plan.roi),
         "out": job.out,
         "output": job.kind,
         "output_dtype": job.layout.dtype,
         "digest": plan.digest,
         "backend": job.backend,
-        "device": list(prepared.devices),
+        "device": list(prepared.found.devices),
         "precision": job.setup.precision,
         "stitching": halo.IMPLEMENTATION,
         "normalization": str(job.model.spec.normalization),
@@ -98,13 +73,13 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "seam_factor": round(plan.seam_factor, 4),
         "flops": None if flops is None else flops * plan.window_count,
         "bytes_read": read,
-        "read_factor": round(read / (plan.roi.size * prepared.volume.voxel_bytes), 3),
+        "read_factor": round(read / (plan.roi.size * prepared.found.volume.voxel_bytes), 3),
         "bytes_written": written,
         "memory": {"base": memory.base, "raw": memory.raw, "sums": memory.sums, "halos": memory.halos, "commit": memory.commit,
                    "total": memory.total, "budget": prepared.budget},
         "seconds_per_window": prepared.seconds_per_window,
         "seconds": round(prepared.seconds_per_window * plan.window_count / lanes, 3),
-        "notes": list(prepared.notes),
+        "notes": list(prepared.found.notes),
     }  # fmt: skip
 
 
@@ -114,13 +89,17 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
     )
     return [
-        ("input", f"{f['input']}  {f['axes']} {x(prepared.volume.array.shape)} {f['dtype']}"),
+        ("input", f"{f['input']}  {f['axes']} {times(prepared.found.volume.array.shape)} {f['dtype']}"),
         ("region", f"{plan.names} {f['roi']}"),
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", f"{f['normalization']}: shift {_few(f['shift'])}, scale {_few(f['scale'])}"),
-        ("window", f"{x(prepared.job.setup.window)}, stride {x(tuple(f['stride']))}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
-        ("windows", f"{x(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
-        ("blocks", f"{x(plan.block_range.shape)} of {x(plan.block)} windows, in {plan.column_count} column(s), chunks {x(plan.chunk)}"),
+        ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
+        ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
+        (
+            "blocks",
+            f"{times(plan.block_range.shape)} of {times(plan.block)} windows, {plan.column_count} column(s), "
+            f"chunks {times(plan.chunk)}",
+        ),
         ("work", flops),
         ("read", f"{size(f['bytes_read'])} (each voxel {f['read_factor']} times)"),
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,13 +15,13 @@ import numpy as np
 
 from unet_engine import halo, machine
 from unet_engine import output as store
-from unet_engine.errors import OutputError
 from unet_engine.executors import run_local
 from unet_engine.job import Counters, Job
 from unet_engine.output import Output
 from unet_engine.plan import Index, Plan
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.settings import Settings
+from unet_engine.survey import check_output, survey
 from unet_engine.worker import Worker
 
 Watch = Callable[[Prepared, Callable[[], Counters]], Any]
@@ -57,21 +57,27 @@ def run(input: str, **options: Any) -> Result:
 
     The output is an OME-Zarr 0.5 group at ``out`` with the result at ``0``. Raises subclasses of `unet_engine.errors.UnetEngineError`.
     """
-    return run_volume(prepare(Settings.of(input=input, **options)), Settings.of(input=input, **options))
+    return run_volume(ready(Settings.of(input=input, **options)))
 
 
 def make_plan(input: str, **options: Any) -> Plan:
     """The plan that `run` with the same options would execute; nothing is written."""
-    prepared = prepare(Settings.of(input=input, **options))
+    prepared = prepare(survey(Settings.of(input=input, **options)))
     prepared.backend.close()
     return prepared.job.plan
 
 
-def run_volume(prepared: Prepared, settings: Settings, watch: Watch | None = None) -> Result:
+def ready(settings: Settings) -> Prepared:
+    """Everything up to the first block. Raises before the network is loaded where the output may not be written."""
+    found = survey(settings)
+    check_output(found)
+    return prepare(found)
+
+
+def run_volume(prepared: Prepared, watch: Watch | None = None) -> Result:
     """Execute a prepared run. Raises what its parts raise; blocks that were committed stay so."""
-    job, begun = prepared.job, time.perf_counter()
-    output = _open_output(job, settings)
-    pending = _pending(job.plan, output)
+    begun = time.perf_counter()
+    output = _open_output(prepared)
     workers = _workers(prepared)
 
     def counters() -> Counters:
@@ -79,38 +85,37 @@ def run_volume(prepared: Prepared, settings: Settings, watch: Watch | None = Non
         return Counters(**{key: sum(part[key] for part in parts) for key in parts[0]})
 
     try:
-        if not output.complete:
-            with watch(prepared, counters) if watch else threading.Lock():
-                run_local(workers, pending)
+        if output.complete:
+            return _result(prepared, counters(), time.perf_counter() - begun)
+        with store.alone(prepared.job.out):
+            with watch(prepared, counters) if watch else nullcontext():
+                run_local(workers, _pending(prepared.job.plan, output))
+            result = _result(prepared, counters(), time.perf_counter() - begun)
+            output.finish({k: v for k, v in asdict(result).items() if k != "out"})
+            return result
     finally:
         for worker in workers:
             worker.close()
-    result = _result(prepared, counters(), time.perf_counter() - begun)
-    if not output.complete:
-        output.finish({k: v for k, v in asdict(result).items() if k != "out"})
-    return result
 
 
 def _workers(prepared: Prepared) -> list[Worker]:
     """One per device. The first takes over the network that planning loaded."""
     workers = [
-        Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device))) for device in prepared.devices
+        Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)))
+        for device in prepared.found.devices
     ]
     workers[0].__dict__["backend"] = prepared.backend
     return workers
 
 
-def _open_output(job: Job, settings: Settings) -> Output:
-    provenance = _provenance(job)
+def _open_output(prepared: Prepared) -> Output:
+    job, settings = prepared.job, prepared.found.settings
+    check_output(prepared.found)
     if store.exists(job.out):
         if settings.resume:
-            return Output.resume(job.out, job.layout, job.plan.digest, provenance)
-        if not settings.overwrite:
-            raise OutputError(
-                f"{job.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out"
-            )
+            return Output.resume(job.out, job.layout, job.plan.digest, _provenance(job))
         store.remove(job.out)
-    return Output.create(job.out, job.layout, job.plan.digest, provenance)
+    return Output.create(job.out, job.layout, job.plan.digest, _provenance(job))
 
 
 def _provenance(job: Job) -> dict[str, Any]:
@@ -174,7 +179,7 @@ def _result(prepared: Prepared, counters: Counters, seconds: float) -> Result:
         peak_rss_bytes=machine.peak_resident_bytes(),
         predicted_rss_bytes=job.plan.memory.total,
         backend=job.backend,
-        device=",".join(prepared.devices),
+        device=",".join(prepared.found.devices),
         precision=job.setup.precision,
         stitching=halo.IMPLEMENTATION,
     )

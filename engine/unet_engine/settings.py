@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from unet_engine.box import Box
 from unet_engine.errors import SettingsError
+from unet_engine.units import parse_bytes
 
 CONFIG = "unet-engine.toml"
 
@@ -165,28 +166,6 @@ def parse_window(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise ValueError("give one positive size per axis, e.g. 64,64,64")
     return tuple(int(part) for part in text.split(","))
-
-
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "ti": 2**40,
-}
-
-
-def parse_bytes(text: str) -> int:
-    """``8GiB``, ``500MB``, ``2e9`` or a bare number of bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([a-z]*?)b?\s*", text.lower())
-    if not match or match[2] not in _UNITS:
-        raise ValueError("give a number of bytes, e.g. 8GiB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unet_engine.errors import ModelError, SettingsError
+from unet_engine.units import times
 
 METADATA_KEY = "unet_engine.spec"
 """Key of the ONNX ``metadata_props`` entry (and of the ``extra_files`` of .pt2 and TorchScript) with the spec as JSON."""
@@ -113,7 +114,7 @@ class ModelSpec(BaseModel):
         """Raise `ModelError` unless `window` (input sizes per axis) is admissible; the message names sizes that are."""
         if len(window) != len(self.axes):
             raise ModelError(
-                f"window {_x(window)} has {len(window)} axes, the model {self.name} has {self.axes}; give one size for each"
+                f"window {times(window)} has {len(window)} axes, the model {self.name} has {self.axes}; give one size for each"
             )
         for axis, size, least, step, margin in zip(
             self.axes, window, self.window_min, self.window_step, self.margin, strict=True
@@ -135,7 +136,3 @@ class ModelSpec(BaseModel):
     def label_count(self) -> int:
         """Number of different labels: sigmoid adds a background 0 to its channels, one channel means 0 and 1."""
         return self.channels_out + 1 if self.activation == "sigmoid" or self.channels_out == 1 else self.channels_out
-
-
-def _x(sizes: tuple[int, ...]) -> str:
-    return "×".join(map(str, sizes))

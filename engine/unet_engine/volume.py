@@ -19,7 +19,8 @@ from zarr.core.sync import sync
 from zarr.errors import UnstableSpecificationWarning
 
 from unet_engine.box import Box
-from unet_engine.errors import DataError, InputError
+from unet_engine.errors import DataError, InputError, first_line
+from unet_engine.units import times
 
 SAMPLES = 64
 SAMPLE_VOXELS = 2**16
@@ -68,6 +69,15 @@ class Volume:
     spacing: tuple[float, ...] | None
     translation: tuple[float, ...]
     unit: str | None
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.path
+
+    @property
+    def has_native_codecs(self) -> bool:
+        """Whether chunks are decoded by the native pipeline rather than zarr's own."""
+        return type(self.array.async_array.codec_pipeline).__name__ == "ZarrsCodecPipeline"
 
     @property
     def spatial(self) -> str:
@@ -136,10 +146,10 @@ class Volume:
                 corner = tuple(l // c for l, c in zip(cell.lo, self.chunks, strict=True))
                 where = " ".join(f"{a}={i}" for a, i in zip(self.spatial, corner, strict=True))
                 return DataError(
-                    f"{self.path}: chunk {where} (voxels {cell}) cannot be read: {_line(fault)}; "
+                    f"{self.path}: chunk {where} (voxels {cell}) cannot be read: {first_line(fault)}; "
                     "restore the chunk, or delete it to have it read as the fill value"
                 )
-        return DataError(f"{self.path}: voxels {box} cannot be read: {_line(error)}")
+        return DataError(f"{self.path}: voxels {box} cannot be read: {first_line(error)}")
 
     # --- what is there ---
 
@@ -225,7 +235,7 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
         ) from error
     except Exception as error:
         raise InputError(
-            f"{path} is not a readable Zarr array or group: {_line(error)}; restore it, or give another --in"
+            f"{path} is not a readable Zarr array or group: {first_line(error)}; restore it, or give another --in"
         ) from error
     if isinstance(node, zarr.Group):
         array, names, spacing, translation, unit = _full_resolution(path, node)
@@ -244,7 +254,7 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
         unit=unit,
     )
     if 0 in array.shape:
-        raise InputError(f"{path} is empty, its shape is {_x(array.shape)}; give a volume with voxels")
+        raise InputError(f"{path} is empty, its shape is {times(array.shape)}; give a volume with voxels")
     return volume
 
 
@@ -267,13 +277,13 @@ def _full_resolution(path: str, group: zarr.Group) -> tuple[zarr.Array, str | No
         where = str(level["path"])
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{path}: its OME multiscales are not valid ({_line(error)}); name the array itself, e.g. {path}/0"
+            f"{path}: its OME multiscales are not valid ({first_line(error)}); name the array itself, e.g. {path}/0"
         ) from error
     try:
         array = zarr.open_array(group.store_path / where, mode="r")
     except Exception as error:
         raise InputError(
-            f"{path}: its full resolution {where!r} cannot be opened: {_line(error)}; restore it, or name another array, e.g. {path}/1"
+            f"{path}: its full resolution {where!r} cannot be opened: {first_line(error)}; restore it, or name another array, e.g. {path}/1"
         ) from error
     if any(values is not None and len(values) != array.ndim for values in (scale, translation)):
         raise InputError(
@@ -314,10 +324,10 @@ def _dimension_names(array: zarr.Array) -> str | None:
 def _checked_axes(path: str, array: zarr.Array, axes: str | None) -> str:
     names = axes or _BY_RANK.get(array.ndim, "")
     if array.ndim < 2:
-        raise InputError(f"{path} has {array.ndim} axes ({_x(array.shape)}); give a volume with 2 or 3 spatial axes")
+        raise InputError(f"{path} has {array.ndim} axes ({times(array.shape)}); give a volume with 2 or 3 spatial axes")
     if len(names) != array.ndim:
         fit = f"which {names!r} does not fit" if names else "and nothing says which"
-        raise InputError(f"{path} has {array.ndim} axes ({_x(array.shape)}), {fit}; use --axes, e.g. czyx")
+        raise InputError(f"{path} has {array.ndim} axes ({times(array.shape)}), {fit}; use --axes, e.g. czyx")
     if len(set(names)) != len(names) or not set(names) <= set("tczyx") or not {"y", "x"} <= set(names):
         raise InputError(
             f"axes {names!r} of {path} are not understood; name each of t, c, z, y, x at most once, y and x always"
@@ -327,13 +337,3 @@ def _checked_axes(path: str, array: zarr.Array, axes: str | None) -> str:
             f"{path} has {array.shape[names.index('t')]} time points; run one at a time on an array without t"
         )
     return names
-
-
-def _x(sizes: Sequence[int]) -> str:
-    return "×".join(map(str, sizes))
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_engine.errors import BackendError, ModelError
+from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model_file import ModelFile
 
 Array = npt.NDArray[Any]
@@ -133,7 +133,3 @@ class ThreadedBackend(Backend):
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

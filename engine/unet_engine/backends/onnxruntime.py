@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import onnxruntime as ort
 
-from unet_engine.backends.base import Array, Setup, ThreadedBackend, first_line
-from unet_engine.errors import BackendError, ModelError
+from unet_engine.backends.base import Array, Setup, ThreadedBackend
+from unet_engine.errors import BackendError, ModelError, first_line
 
 
 class OnnxRuntimeBackend(ThreadedBackend):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from unet_engine.backends.base import Array, Backend, Setup, first_line
-from unet_engine.errors import BackendError, ModelError
+from unet_engine.backends.base import Array, Backend, Setup
+from unet_engine.errors import BackendError, ModelError, first_line
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

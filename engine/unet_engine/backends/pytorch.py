@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet_engine.backends.base import Array, Setup, ThreadedBackend, first_line
-from unet_engine.errors import BackendError, ModelError
+from unet_engine.backends.base import Array, Setup, ThreadedBackend
+from unet_engine.errors import BackendError, ModelError, first_line
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,0 +1,51 @@
+"""Sizes, durations and lengths as people write and read them. Pure text and numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_MICROMETERS = {
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "meter": 1e6,
+}
+
+
+def size(n: float) -> str:
+    """Bytes with three digits and a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n) < 1000:
+            return f"{n:.0f} B" if unit == "B" else f"{n:.3g} {unit}"
+        n /= 1024
+    return f"{n:.3g} TiB"
+
+
+def span(seconds: float) -> str:
+    """A duration."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def times(sizes: Sequence[int]) -> str:
+    """A shape: 64×64×64."""
+    return "×".join(map(str, sizes))
+
+
+def parse_bytes(text: str) -> int:
+    """``8GiB``, ``500MB``, ``2e9`` or a bare number of bytes. Raises ValueError where it is none of these."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([a-z]*?)b?\s*", text.lower())
+    if not match or match[2] not in _FACTORS:
+        raise ValueError("give a number of bytes, e.g. 8GiB")
+    return int(float(match[1]) * _FACTORS[match[2]])
+
+
+def micrometers(length: float, unit: str | None) -> float | None:
+    """`length` in `unit` (as OME-Zarr names them) in micrometres; None where the unit is unknown."""
+    factor = _MICROMETERS.get(unit or "")
+    return None if factor is None else length * factor
