@@ -9,8 +9,8 @@ process, start and loading included; the bare time is the mean of before and aft
 network (fp32, gaussian, batch 4, 2 threads) in PyTorch on a crop of 160³, in turn with the engine: with the module as it is, and frozen to
 TorchScript, which folds the normalisation away.
 
-Without ``--model`` (MONAI needs it so): a U-Net of 16 filters and 4 levels with random weights. Without ``--volume``: the EM volume of the shared data, or
-noise of the same size where there is none.
+Without ``--model`` (MONAI needs it so): a U-Net of 16 filters and 4 levels with random weights. Without ``--volume``: the EM volume of the
+shared data, or noise of the same size where there is none.
 """
 
 from __future__ import annotations
@@ -212,6 +212,7 @@ def _against_monai(args: argparse.Namespace, root: Path) -> dict[str, Any]:
 def _network(args: argparse.Namespace) -> Any:
     """A U-Net of 16 filters and 4 poolings, batch normalisation, two classes, random weights, the same each time."""
     import torch
+
     from unet_export.geometry import UNetConfig
     from unet_export.nets import UNet
 
@@ -224,10 +225,9 @@ def _network(args: argparse.Namespace) -> Any:
 def _model(args: argparse.Namespace, root: Path) -> Path:
     if args.model:
         return Path(args.model)
+    from unet_engine.spec import Normalization
     from unet_export.onnx_export import export_onnx
     from unet_export.specs import spec_for
-
-    from unet_engine.spec import Normalization
 
     network = _network(args)
     spec = spec_for(

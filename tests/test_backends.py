@@ -109,7 +109,9 @@ def test_a_precision_it_does_not_run_is_refused(files: Any, combination: tuple[s
         opened(files, combination, precision="int8")
 
 
-@pytest.mark.parametrize("combination", [c for c in COMBINATIONS if c[0] != "onnxruntime"], ids=lambda c: "-".join(c[:2]))
+@pytest.mark.parametrize(
+    "combination", [c for c in COMBINATIONS if c[0] != "onnxruntime"], ids=lambda c: "-".join(c[:2])
+)
 def test_bf16_is_close_where_it_runs(files: Any, combination: tuple[str, str, str]) -> None:
     try:
         backend = opened(files, combination, precision="bf16")

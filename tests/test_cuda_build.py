@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from unet_engine import halo
 
 SOURCES = Path(__file__).parent.parent / "cpp_ext"

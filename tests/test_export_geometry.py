@@ -87,9 +87,7 @@ def test_an_output_voxel_sees_nothing_beyond_the_radius_and_some_see_that_far(co
         parameter.data.abs_()
     x = torch.rand(1, 1, *[size] * config.dims, dtype=torch.float64)
     middle = size // 2
-    distance = torch.stack(
-        torch.meshgrid(*[(torch.arange(size) - middle).abs()] * config.dims, indexing="ij")
-    ).amax(0)
+    distance = torch.stack(torch.meshgrid(*[(torch.arange(size) - middle).abs()] * config.dims, indexing="ij")).amax(0)
     tight = []
     with torch.inference_mode():
         before = model(x)

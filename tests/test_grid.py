@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +76,7 @@ def test_crop_deals_every_voxel_to_one_window(axis: AxisGrid) -> None:
     edges = [axis.support(k) for k in range(axis.count)]
     assert edges[0][0] == 0
     assert edges[-1][1] == axis.size
-    assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
 
 
 @given(st.integers(1, 12), st.integers(-30, 30), st.integers(0, 40))

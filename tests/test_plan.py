@@ -24,7 +24,17 @@ def make(axes: tuple[AxisGrid, ...], roi: Box | None = None, block: tuple[int, .
     whole = Box.of_shape([a.size for a in axes])
     block = block or default_block(axes, 2)
     chunk = default_chunk(axes, block)
-    return Plan("zyx"[-len(axes) :], axes, roi or whole, block, chunk, ((),) * len(axes), "reflect", NO_MEMORY, {"block": list(block)})
+    return Plan(
+        "zyx"[-len(axes) :],
+        axes,
+        roi or whole,
+        block,
+        chunk,
+        ((),) * len(axes),
+        "reflect",
+        NO_MEMORY,
+        {"block": list(block)},
+    )
 
 
 @st.composite
@@ -77,7 +87,9 @@ def test_every_window_once_per_column_and_every_voxel_gets_all_of_its_windows(pl
             for target, box in task.halos:
                 assert target > task.block.index
                 assert task.block.sums.contains(box)
-                arrived.setdefault(target, Counter()).update(k for k in task.windows if plan.support(_one(k)).meets(box))
+                arrived.setdefault(target, Counter()).update(
+                    k for k in task.windows if plan.support(_one(k)).meets(box)
+                )
             if task.commits:
                 needed = [
                     k for k in plan.column_windows(column).points() if plan.support(_one(k)).meets(task.block.write)
@@ -86,7 +98,9 @@ def test_every_window_once_per_column_and_every_voxel_gets_all_of_its_windows(pl
                 assert task.block.sums.contains(task.block.write)
             for k in task.windows:
                 inputs = [axis.input(i) for axis, i in zip(plan.axes, k, strict=True)]
-                inside = Box(tuple(l for l, _ in inputs), tuple(h for _, h in inputs)) & Box.of_shape([a.size for a in plan.axes])
+                inside = Box(tuple(l for l, _ in inputs), tuple(h for _, h in inputs)) & Box.of_shape(
+                    [a.size for a in plan.axes]
+                )
                 assert task.read.contains(inside)
         assert not seen or max(seen.values()) == 1
         if not committed:
@@ -127,9 +141,16 @@ def test_the_drawn_block_grid() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "window", "overlap"),
-    [((256, 520, 520), (64, 64, 64), 0.5), ((97, 131, 203), (61, 30, 64), 0.4), ((900, 1300), (256, 256), 0.5), ((400, 400, 400), (64,) * 3, 0.75)],
+    [
+        ((256, 520, 520), (64, 64, 64), 0.5),
+        ((97, 131, 203), (61, 30, 64), 0.4),
+        ((900, 1300), (256, 256), 0.5),
+        ((400, 400, 400), (64, 64, 64), 0.75),
+    ],
 )
-def test_default_blocks_keep_halos_within_the_next_block(shape: tuple[int, ...], window: tuple[int, ...], overlap: float) -> None:
+def test_default_blocks_keep_halos_within_the_next_block(
+    shape: tuple[int, ...], window: tuple[int, ...], overlap: float
+) -> None:
     plan = make(tuple(AxisGrid.with_overlap(n, w, overlap, 0, "gaussian") for n, w in zip(shape, window, strict=True)))
     assert max(plan.reach) <= 1
 
@@ -160,7 +181,9 @@ def test_lanes_get_a_column_each() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_need_limit_and_remedy() -> None:
-    with pytest.raises(PlanError, match=r"needs [\d.]+ MiB and --memory allows 1 MiB .*give more memory or a smaller --window"):
+    with pytest.raises(
+        PlanError, match=r"needs [\d.]+ MiB and --memory allows 1 MiB .*give more memory or a smaller --window"
+    ):
         fit(_big(), SIZES, 0, 2**20, 1)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from conftest import fake_model, make_volume, result_of
 
 import unet_engine
+from conftest import fake_model, make_volume, result_of
 from unet_engine.errors import BackendError
 
 
@@ -39,12 +39,16 @@ def test_the_output_lies_beside_the_input_named_after_both(tmp_path: Path) -> No
     image = np.zeros((9, 17, 20), np.uint8)
     volume = make_volume(str(tmp_path / "scan.zarr"), image, axes="zyx", ome="0.5")
     assert unet_engine.run(volume, model=fake_model(tmp_path)).out == str(tmp_path / "scan-id.zarr")
-    assert unet_engine.run(volume + "/0", model=fake_model(tmp_path), overwrite=True).out == str(tmp_path / "scan-id.zarr")
+    assert unet_engine.run(volume + "/0", model=fake_model(tmp_path), overwrite=True).out == str(
+        tmp_path / "scan-id.zarr"
+    )
 
 
 def test_provenance_says_how_the_output_came_about(tmp_path: Path) -> None:
     image = np.arange(9 * 17 * 20, dtype=np.uint16).reshape(9, 17, 20)
-    volume = make_volume(str(tmp_path / "v.zarr"), image, axes="zyx", ome="0.5", scale=(4.0, 2.0, 2.0), unit="nanometer")
+    volume = make_volume(
+        str(tmp_path / "v.zarr"), image, axes="zyx", ome="0.5", scale=(4.0, 2.0, 2.0), unit="nanometer"
+    )
     result = unet_engine.run(volume, model=fake_model(tmp_path), normalize="minmax", roi="1:9,2:17,4:20")
     attributes = dict(zarr.open_group(result.out, mode="r").attrs)
     made = attributes["unet_engine"]
@@ -68,7 +72,9 @@ def test_nothing_but_the_result_is_left_in_a_complete_output(tmp_path: Path) -> 
     assert left == {("zarr.json",), ("0", "zarr.json"), ("0", "c")}
 
 
-def test_a_network_that_fails_names_block_and_window_and_the_run_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails_names_block_and_window_and_the_run_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("unet_engine.prepare.default_block", lambda *_: (2, 2, 2))
     image = np.random.default_rng(0).random((16, 24, 32), dtype=np.float32)
     volume, out = make_volume(str(tmp_path / "v.zarr"), image), str(tmp_path / "o.zarr")
@@ -98,7 +104,9 @@ def test_normalisation_is_global(tmp_path: Path) -> None:
 
 def test_memory_is_bounded_by_the_budget_and_close_to_the_prediction(tmp_path: Path) -> None:
     """Eight times the voxels in the same memory; the prediction holds within 15 % on the larger one."""
-    model = fake_model(tmp_path, name="big", window=(32,) * 3, window_min=(32,) * 3, window_step=(0,) * 3, channels_out=4)
+    model = fake_model(
+        tmp_path, name="big", window=(32,) * 3, window_min=(32,) * 3, window_step=(0,) * 3, channels_out=4
+    )
     rows = []
     for n, memory in ((96, None), (192, 1)):
         image = np.random.default_rng(0).integers(0, 255, (n, n, n), dtype=np.uint8)

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zarr
-from conftest import fake_model, make_volume, result_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import unet_engine
+from conftest import fake_model, make_volume, result_of
 from unet_engine.layout import cut_columns
 from unet_engine.weights import profile
 
@@ -110,11 +110,15 @@ def volume3d(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, npt.NDArray
 
 
 def _logits(volume: str, model: Path, out: Path, **options: Any) -> npt.NDArray[Any]:
-    return result_of(unet_engine.run(volume, model=str(model), out=str(out), output="logits", overwrite=True, **options).out)
+    return result_of(
+        unet_engine.run(volume, model=str(model), out=str(out), output="logits", overwrite=True, **options).out
+    )
 
 
 @pytest.mark.parametrize("overlap", [0.25, 0.5])
-def test_equals_monai_with_the_same_windows_and_weights(net3d: Any, volume3d: Any, tmp_path: Path, overlap: float) -> None:
+def test_equals_monai_with_the_same_windows_and_weights(
+    net3d: Any, volume3d: Any, tmp_path: Path, overlap: float
+) -> None:
     monai = pytest.importorskip("monai.inferers")
     import torch
 
@@ -124,13 +128,21 @@ def test_equals_monai_with_the_same_windows_and_weights(net3d: Any, volume3d: An
     weights = g[:, None, None] * g[None, :, None] * g[None, None, :]
     with torch.inference_mode():
         expected = monai.sliding_window_inference(
-            torch.from_numpy(image)[None, None], (16, 16, 16), 1, network, overlap=overlap, roi_weight_map=weights, padding_mode="reflect"
+            torch.from_numpy(image)[None, None],
+            (16, 16, 16),
+            1,
+            network,
+            overlap=overlap,
+            roi_weight_map=weights,
+            padding_mode="reflect",
         )[0].numpy()
     got = _logits(volume, model, tmp_path / "o.zarr", overlap=overlap)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_crop_equals_whole_volume_inference_where_the_margin_covers_the_receptive_field(net2d: Any, tmp_path: Path) -> None:
+def test_crop_equals_whole_volume_inference_where_the_margin_covers_the_receptive_field(
+    net2d: Any, tmp_path: Path
+) -> None:
     """Stride 24 and 96×120 voxels are multiples of the pooling, so windows see the same pooling grid as the whole."""
     import torch
 
@@ -153,7 +165,9 @@ def test_a_network_that_loses_its_border_agrees_with_the_whole_padded_volume(tmp
     spare = (-(60 + 2 * margin)) % 2
     padded = np.pad(image, margin, mode="reflect")
     with torch.inference_mode():
-        expected = network(torch.from_numpy(np.pad(padded, ((0, spare), (0, 0)), mode="reflect"))[None, None])[0].numpy()[:, :60, :80]
+        expected = network(torch.from_numpy(np.pad(padded, ((0, spare), (0, 0)), mode="reflect"))[None, None])[
+            0
+        ].numpy()[:, :60, :80]
     got = _logits(make_volume(str(tmp_path / "v.zarr"), image), model, tmp_path / "o.zarr")
     window_out = 44 - 2 * margin
     assert window_out % 4 == 0, "the stride must keep the pooling grid for this comparison"
@@ -190,7 +204,9 @@ def test_another_block_size_agrees_to_rounding(net3d: Any, volume3d: Any, tmp_pa
     reference = _logits(volume, model, tmp_path / "a.zarr")
     for block in ((1, 1, 1), (2, 3, 1), (9, 9, 9)):
         blocks(block)
-        np.testing.assert_allclose(_logits(volume, model, tmp_path / "b.zarr"), reference, atol=1e-5 * np.abs(reference).max())
+        np.testing.assert_allclose(
+            _logits(volume, model, tmp_path / "b.zarr"), reference, atol=1e-5 * np.abs(reference).max()
+        )
 
 
 def test_several_lanes_give_the_bytes_of_one(tmp_path: Path, blocks: Any) -> None:
@@ -213,7 +229,9 @@ def test_labels_probabilities_and_logits_agree(net3d: Any, volume3d: Any, tmp_pa
     logits = _logits(volume, model, tmp_path / "l.zarr").astype(np.float64)
 
     def run(**options: Any) -> npt.NDArray[Any]:
-        return result_of(unet_engine.run(volume, model=str(model), out=str(tmp_path / "o.zarr"), overwrite=True, **options).out)
+        return result_of(
+            unet_engine.run(volume, model=str(model), out=str(tmp_path / "o.zarr"), overwrite=True, **options).out
+        )
 
     labels, coarse, fine = run(), run(output="probabilities"), run(output="probabilities", dtype="float32")
     assert labels.dtype == np.uint8
@@ -241,7 +259,9 @@ def sparse(tmp_path: Path) -> tuple[str, npt.NDArray[np.uint8]]:
     image = np.zeros((16, 64, 96), np.uint8)
     image[4:12, 6:20, 5:22] = RNG.integers(1, 255, (8, 14, 17))
     path = str(tmp_path / "sparse.zarr")
-    array = zarr.create_array(path, shape=image.shape, chunks=(8, 16, 16), dtype="uint8", config={"write_empty_chunks": False})
+    array = zarr.create_array(
+        path, shape=image.shape, chunks=(8, 16, 16), dtype="uint8", config={"write_empty_chunks": False}
+    )
     array[...] = image
     return path, image
 
