@@ -28,7 +28,7 @@ RAW_IN_FLIGHT = 3
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes per voxel that the memory prediction needs."""
+    """Bytes that the memory prediction needs, most of them per voxel."""
 
     raw: int
     """All input channels of one voxel, as stored."""
@@ -36,6 +36,8 @@ class Sizes:
     """All output channels of one voxel in float32."""
     out: int
     """What is written per voxel."""
+    decoding: int = 0
+    """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
 
 
 def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
@@ -125,7 +127,7 @@ def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int) -> Memory:
     halos = _waiting_halos(plan, spans, writes) * sizes.sums
     return Memory(
         base=base,
-        raw=lanes * RAW_IN_FLIGHT * prod(reads) * sizes.raw,
+        raw=lanes * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),
         sums=lanes * min(SUMS_IN_FLIGHT, plan.block_range.size) * prod(spans) * sizes.sums,
         halos=lanes * halos,
         commit=lanes * 2 * prod(writes) * sizes.out,

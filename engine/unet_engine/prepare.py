@@ -48,7 +48,9 @@ def prepare(found: Survey) -> Prepared:
     loaded = machine.resident_bytes()
     plan = _plan(found, scale, backend)
     layout = _layout(found, plan)
-    sizes = Sizes(volume.voxel_bytes, 4 * model.spec.channels_out, layout.voxel_bytes)
+    sizes = Sizes(
+        volume.voxel_bytes, 4 * model.spec.channels_out, layout.voxel_bytes, machine.cpu_count() * volume.chunk_bytes
+    )
     budget = settings.memory or loaded + machine.available_memory() // 2
     plan = fit(plan, sizes, loaded + (len(devices) - 1) * max(0, loaded - before), budget, len(devices))
     job = Job(
@@ -75,14 +77,15 @@ def _scaling(found: Survey) -> Scaling:
 
 
 def _warm_up(backend: Backend) -> float:
-    """Run every slot once, so that the memory the network takes is taken, and time it: seconds per window."""
+    """One batch on every thread at once, so that the memory the network takes is taken, and its time: seconds per window."""
     begun = time.perf_counter()
-    for slot in range(backend.slots):
+    slots = range(backend.setup.threads)
+    for slot in slots:
         backend.input(slot)[...] = 0
         backend.start(slot)
-    for slot in range(backend.slots):
+    for slot in slots:
         backend.result(slot)
-    return (time.perf_counter() - begun) / (backend.slots * backend.setup.batch)
+    return (time.perf_counter() - begun) / (len(slots) * backend.setup.batch)
 
 
 def _grid(found: Survey) -> tuple[AxisGrid, ...]:

@@ -23,24 +23,26 @@ LINE_EVERY = 10.0
 """Seconds between plain progress lines, where stderr is no terminal."""
 
 
-def bytes_read(prepared: Prepared) -> int:
-    """Bytes of the input that all blocks of the plan read together, before decompression counts: whole read boxes."""
+def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
+    """Bytes of the input that all blocks of the plan read together, in whole cells of `chunks` (1 along each axis: just the boxes)."""
     plan, total = prepared.job.plan, 0
     for column in plan.columns():
-        windows, volume = plan.column_windows(column), 1
-        for axis, lo, hi, step in zip(plan.axes, windows.lo, windows.hi, plan.block, strict=True):
+        windows, voxels = plan.column_windows(column), 1
+        for axis, lo, hi, step, chunk in zip(plan.axes, windows.lo, windows.hi, plan.block, chunks, strict=True):
             ends = [(max(lo, b), min(hi, b + step) - 1) for b in range(lo // step * step, hi, step)]
-            volume *= sum(
-                stop - start for start, stop in (read_span(axis, first, last, plan.padding) for first, last in ends)
-            )
-        total += volume
+            spans = [read_span(axis, first, last, plan.padding) for first, last in ends]
+            voxels *= sum(min(axis.size, -(-stop // chunk) * chunk) - start // chunk * chunk for start, stop in spans)
+        total += voxels
     return total * prepared.found.volume.voxel_bytes
 
 
 def plan_facts(prepared: Prepared) -> dict[str, Any]:
     """The plan as plain values, for tables and JSON."""
     plan, job, memory = prepared.job.plan, prepared.job, prepared.job.plan.memory
-    read = bytes_read(prepared)
+    volume = prepared.found.volume
+    read = bytes_read(prepared, (1,) * len(plan.axes))
+    decoded = bytes_read(prepared, volume.chunks)
+    once = plan.roi.size * volume.voxel_bytes
     lanes = len(prepared.found.devices)
     flops = plan.flops_per_window
     written = plan.roi.size * job.layout.voxel_bytes
@@ -73,7 +75,9 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "seam_factor": round(plan.seam_factor, 4),
         "flops": None if flops is None else flops * plan.window_count,
         "bytes_read": read,
-        "read_factor": round(read / (plan.roi.size * prepared.found.volume.voxel_bytes), 3),
+        "read_factor": round(read / once, 3),
+        "bytes_decoded": decoded,
+        "decode_factor": round(decoded / once, 3),
         "bytes_written": written,
         "memory": {"base": memory.base, "raw": memory.raw, "sums": memory.sums, "halos": memory.halos, "commit": memory.commit,
                    "total": memory.total, "budget": prepared.budget},
@@ -101,7 +105,11 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
             f"chunks {times(plan.chunk)}",
         ),
         ("work", flops),
-        ("read", f"{size(f['bytes_read'])} (each voxel {f['read_factor']} times)"),
+        (
+            "read",
+            f"{size(f['bytes_read'])}, each voxel {f['read_factor']} times "
+            f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.found.volume.chunks)})",
+        ),
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
         ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, sums {size(m.sums)}, "
                    f"halos {size(m.halos)}, writing {size(m.commit)}"),

@@ -111,6 +111,11 @@ class Volume:
         """Bytes of one voxel with all its channels."""
         return self.dtype.itemsize * self.channels
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one decoded chunk, no larger than the volume."""
+        return int(prod(map(min, self.array.chunks, self.array.shape))) * self.dtype.itemsize
+
     def _along(self, values: Sequence[int]) -> tuple[int, ...]:
         return tuple(int(values[self.axes.index(a)]) for a in self.spatial)
 
