@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def _volume(root: Path) -> tuple[Image, Image]:
 
 def shipped_model(name: str) -> Path:
     """Path of a network that comes with the engine."""
-    path = Path(str(files("unet_engine"))) / "models" / name
+    path = Path(__file__).parent / "models" / name
     if not path.is_file():
         raise UnetEngineError(f"{path} is missing from the installation; reinstall unet-engine")
     return path
