@@ -50,18 +50,21 @@ def peak_resident_bytes() -> int:
 
 
 def return_freed_blocks() -> None:
-    """Make glibc give large arrays back to the system as soon as they are freed.
+    """Make glibc give arrays back to the system as soon as they are freed.
 
-    By default it learns to keep blocks of up to 32 MiB, among which new ones of other sizes do not fit: the process then grows to
-    twice what is alive. A no-op with other C libraries.
+    By default it learns to keep blocks of up to 32 MiB, among which new ones of other sizes do not fit, and does so in a heap per
+    thread: the process grows to 1.5 times what is alive, and goes on growing with every block. A no-op with other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**17)
+        libc.mallopt(_M_ARENA_MAX, max(2, cpu_count() // 4))
 
 
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 
 def gpu_count() -> int:

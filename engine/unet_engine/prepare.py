@@ -41,12 +41,14 @@ def prepare(found: Survey) -> Prepared:
     settings, volume, model, devices = found.settings, found.volume, found.model, found.devices
     threads = 1 if devices[0].startswith("cuda") else settings.workers or machine.cpu_count()
     setup = Setup(model, found.window, devices[0], found.precision, threads)
+    # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
+    fingerprint = volume.fingerprint()
     scale = _scaling(found)
     before = machine.resident_bytes()
     backend = open_backend(found.backend, setup)
     seconds = _warm_up(backend)
     loaded = machine.resident_bytes()
-    plan = _plan(found, scale, backend)
+    plan = _plan(found, fingerprint, scale, backend)
     layout = _layout(found, plan)
     sizes = Sizes(
         volume.voxel_bytes, 4 * model.spec.channels_out, layout.voxel_bytes, machine.cpu_count() * volume.chunk_bytes
@@ -100,14 +102,14 @@ def _grid(found: Survey) -> tuple[AxisGrid, ...]:
     )  # fmt: skip
 
 
-def _plan(found: Survey, scale: Scaling, backend: Backend) -> Plan:
+def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> Plan:
     """The plan of a single column; `fit` deals it into columns."""
     settings, volume, spec, setup = found.settings, found.volume, found.model.spec, backend.setup
     axes = _grid(found)
     block = default_block(axes, spec.channels_out)
     identity: dict[str, Any] = {
         "format": FORMAT,
-        "input": volume.fingerprint(),
+        "input": fingerprint,
         "shape": list(volume.shape),
         "roi": str(found.roi),
         "model": found.model.sha256,
