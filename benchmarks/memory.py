@@ -4,7 +4,7 @@
 
 A volume of 256×512×512, one of 64 times the voxels (the same chunks again, as hard links) grown on every axis, and one of 64 times the voxels
 grown on its longest axis alone. The network is the fake back end (identity, two classes out, windows of 64³), so that hours become
-minutes; everything around it is real. The larger volumes run with ``--memory`` set to what the small one needed plus 5 %, and with the default.
+minutes; everything around it is real. The larger volumes run with ``--memory`` set to the peak of the small one, and with the default.
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ def main() -> None:
         (root / "net.fake.toml").write_text(MODEL)
         base = _base_volume(root, small)
         rows = [_run(root, base, (1, 1, 1), args.overlap, None)]
-        budget = int(rows[0]["predicted"] * 1.05)
         for times in grown:
             volume = _grown(root, base, times)
-            rows += [_run(root, volume, times, args.overlap, limit) for limit in (budget, None)]
+            rows += [_run(root, volume, times, args.overlap, limit) for limit in (rows[0]["peak"], None)]
             shutil.rmtree(volume)
     _print(rows)
     if args.json:
