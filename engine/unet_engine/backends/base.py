@@ -7,7 +7,6 @@ copied or allocated. `start` returns at once; several slots are in flight while 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -109,10 +108,9 @@ class ThreadedBackend(Backend):
     def _thread_setup(self) -> None:
         """Runs once on every inference thread."""
 
-    @property
-    def _run(self) -> Callable[[int], Array]:
-        """Infers a slot and returns its output."""
-        raise NotImplementedError
+    @abstractmethod
+    def _run(self, slot: int) -> Array:
+        """Infer a slot and return its output; called on an inference thread."""
 
     def input(self, slot: int) -> Array:
         return self._inputs[slot]

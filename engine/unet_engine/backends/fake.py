@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Callable
 
 import numpy as np
 
@@ -35,11 +34,7 @@ class FakeBackend(ThreadedBackend):
         self._failing[slot] = self._calls == self._fail_at
         super().start(slot)
 
-    @property
-    def _run(self) -> Callable[[int], Array]:
-        return self._identity
-
-    def _identity(self, slot: int) -> Array:
+    def _run(self, slot: int) -> Array:
         if self._failing[slot]:
             raise BackendError(f"the fake network fails at window {self._fail_at}, as its file asks")
         begun = time.perf_counter()

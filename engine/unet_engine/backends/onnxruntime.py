@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnxruntime as ort
 
@@ -51,11 +49,7 @@ class OnnxRuntimeBackend(ThreadedBackend):
             bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         return binding
 
-    @property
-    def _run(self) -> Callable[[int], Array]:
-        return self._infer
-
-    def _infer(self, slot: int) -> Array:
+    def _run(self, slot: int) -> Array:
         self._session.run_with_iobinding(self._bindings[slot])
         return self._outputs[slot]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -54,11 +53,7 @@ class PyTorchBackend(ThreadedBackend):
         # One thread per window, several windows at once: see `Setup.threads`. Intra-op threads are set per calling thread.
         torch.set_num_threads(1)
 
-    @property
-    def _run(self) -> Callable[[int], Array]:
-        return self._infer
-
-    def _infer(self, slot: int) -> Array:
+    def _run(self, slot: int) -> Array:
         kind = self._device.type
         dtype = _AUTOCAST.get(self.setup.precision)
         with torch.inference_mode(), torch.autocast(kind, dtype) if dtype else nullcontext():
