@@ -1,0 +1,95 @@
+"""The network alone, without the engine: thread layouts, where its time goes by kind of layer, and MONAI's batch sizes.
+
+    python benchmarks/bare_network.py [--seconds 8] [--rounds 2] [--monai]
+
+The network is that of ``end_to_end.py``, in fp32. The layouts are tried in turn, round after round, so that drift of the machine shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from end_to_end import WINDOW, _model, _network
+
+LAYOUTS = {
+    "2 streams of 1 thread": (1, 2, "YES"),
+    "2 streams, not pinned": (1, 2, "NO"),
+    "batches of 2": (2, 2, "YES"),
+    "batches of 4": (4, 2, "YES"),
+    "1 stream of 2 threads": (1, 1, "YES"),
+}
+"""Batch, streams, pinning."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--monai", action="store_true")
+    args = parser.parse_args(namespace=argparse.Namespace(model=None, quick=False))
+    with tempfile.TemporaryDirectory() as folder:
+        path = _model(args, Path(folder))
+        for _ in range(args.rounds):
+            print(
+                {name: round(1000 * _seconds(path, *how, args.seconds), 1) for name, how in LAYOUTS.items()},
+                "ms a window",
+            )
+        print({kind: round(ms, 1) for kind, ms in _by_layer(path).items()}, "ms on one thread")
+    if args.monai:
+        for batch in (1, 2, 4, 8):
+            print(f"MONAI, batch {batch}: {_monai(args, batch):.1f} s for 160³ of noise")
+
+
+def _compiled(path: Path, batch: int, **config: str) -> ov.CompiledModel:
+    core = ov.Core()
+    model = core.read_model(path)
+    model.reshape([batch, 1, *WINDOW])
+    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **config})
+
+
+def _seconds(path: Path, batch: int, streams: int, pinning: str, seconds: float) -> float:
+    config = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": "2", "ENABLE_CPU_PINNING": pinning}
+    queue = ov.AsyncInferQueue(_compiled(path, batch, **config), streams + 2)
+    windows = np.random.default_rng(0).random((batch, 1, *WINDOW), dtype=np.float32)
+    for _ in range(streams + 2):
+        queue.start_async({0: windows})
+    queue.wait_all()
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        queue.start_async({0: windows}, share_inputs=True)
+        done += 1
+    queue.wait_all()
+    return (time.perf_counter() - begun) / (done * batch)
+
+
+def _by_layer(path: Path) -> Counter[str]:
+    request = _compiled(path, 1, NUM_STREAMS="1", INFERENCE_NUM_THREADS="1", PERF_COUNT="YES").create_infer_request()
+    for _ in range(3):
+        request.infer({0: np.random.default_rng(0).random((1, 1, *WINDOW), dtype=np.float32)})
+    spent: Counter[str] = Counter()
+    for layer in request.profiling_info:
+        spent[layer.node_type] += 1000 * layer.real_time.total_seconds()
+    return Counter({kind: ms for kind, ms in spent.items() if ms > 0})
+
+
+def _monai(args: argparse.Namespace, batch: int) -> float:
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    torch.set_num_threads(2)
+    network, image = _network(args), torch.rand(1, 1, 160, 160, 160)
+    with torch.no_grad():
+        network(torch.zeros(batch, 1, *WINDOW))
+        begun = time.perf_counter()
+        sliding_window_inference(image, WINDOW, batch, network, overlap=0.5, mode="gaussian").argmax(1)
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()
