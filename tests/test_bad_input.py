@@ -71,8 +71,13 @@ def run(ramp, model):
         ("window", "-8,8,8", "64,64,64"),
         ("window", "8,,8", "64,64,64"),
         ("window", "", "64,64,64"),
+        ("threads", "0", "greater than or equal to 1"),
         ("workers", "0", "greater than or equal to 1"),
         ("workers", "two", "not a valid integer"),
+        ("part", "0/4", "1/4 to 4/4"),
+        ("part", "5/4", "1/4 to 4/4"),
+        ("part", "2", "1/4 to 4/4"),
+        ("hang_seconds", "0", "greater than 0"),
         ("gpus", "0", "greater than or equal to 1"),
         ("memory", "lots", "8GiB"),
         ("memory", "0", "8GiB"),
@@ -105,6 +110,10 @@ def test_options_that_exclude_each_other(run):
     refused(run("--resume", "--overwrite"), SettingsError, "--resume", "--overwrite")
     refused(run(gpus=1, device="cpu"), SettingsError, "--gpus", "--device")
     refused(run(output="logits", dtype="uint8"), SettingsError, "float32")
+    refused(run(workers=2, scheduler="tcp://127.0.0.1:1"), SettingsError, "--workers", "--scheduler")
+    refused(run(gpus=2, workers=2), SettingsError, "--gpus", "--workers")
+    refused(run("--overwrite", part="1/2"), SettingsError, "--overwrite", "--part")
+    refused(run(tls_ca="ca.pem"), SettingsError, "--tls-ca", "--tls-cert", "--tls-key")
 
 
 def test_usage(run, ramp):

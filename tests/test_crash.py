@@ -215,7 +215,7 @@ def test_resume_where_there_is_nothing_yet_begins(tmp_path, case):
 
 def test_resume_with_another_number_of_workers_and_budget(case, half):
     out, _ = half
-    unet_engine.run(case[0], model=case[1], out=out, resume=True, workers=3, memory="3GiB", **OPTIONS)
+    unet_engine.run(case[0], model=case[1], out=out, resume=True, threads=3, memory="3GiB", **OPTIONS)
     assert chunks(out) == case[2]
 
 

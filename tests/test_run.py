@@ -79,7 +79,7 @@ def test_a_network_that_fails_names_block_and_window_and_the_run_can_go_on(
     image = np.random.default_rng(0).random((16, 24, 32), dtype=np.float32)
     volume, out = make_volume(str(tmp_path / "v.zarr"), image), str(tmp_path / "o.zarr")
     with pytest.raises(BackendError, match=r"window \(\d, \d, \d\)"):
-        unet_engine.run(volume, model=fake_model(tmp_path, fail_at=70), out=out, output="logits", workers=1)
+        unet_engine.run(volume, model=fake_model(tmp_path, fail_at=70), out=out, output="logits", threads=1)
     assert list((tmp_path / "o.zarr" / "0" / ".journal").rglob("*.*.*")), "blocks before the failure stay committed"
 
 

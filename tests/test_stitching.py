@@ -50,7 +50,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "overlap": draw(st.sampled_from([0.0, 0.3, 0.5, 0.75])),
         "blend": draw(st.sampled_from(["gaussian", "constant", "crop"])),
         "block": tuple(draw(st.integers(1, 4)) for _ in range(ndim)),
-        "workers": draw(st.integers(1, 3)),
+        "threads": draw(st.integers(1, 3)),
     }
 
 
@@ -68,7 +68,7 @@ def test_the_identity_network_gives_the_input_back(blocks: Any, case: dict[str, 
         )  # fmt: skip
         result = unet_engine.run(
             volume, model=model, out=f"{folder}/o.zarr", output="logits", overlap=case["overlap"], blend=case["blend"],
-            workers=case["workers"],
+            threads=case["threads"],
         )  # fmt: skip
         got = result_of(result.out)
     expected = np.stack([image[k % case["channels_in"]] for k in range(case["channels_out"])])
@@ -188,9 +188,9 @@ def test_threads_and_columns_change_no_byte(
 ) -> None:
     model, volume = net3d[1], volume3d[0]
     blocks((1, 2, 2))
-    reference = _logits(volume, model, tmp_path / "a.zarr", workers=1)
-    for workers in (2, 3, 5):
-        assert _logits(volume, model, tmp_path / "b.zarr", workers=workers).tobytes() == reference.tobytes()
+    reference = _logits(volume, model, tmp_path / "a.zarr", threads=1)
+    for threads in (2, 3, 5):
+        assert _logits(volume, model, tmp_path / "b.zarr", threads=threads).tobytes() == reference.tobytes()
     for columns in ((1, 2, 1), (1, 2, 3), (2, 2, 2)):
         monkeypatch.setattr("unet_engine.prepare.fit", lambda plan, *_, c=columns: cut_columns(plan, c))
         plan = unet_engine.make_plan(volume, model=str(model), output="logits")

@@ -6,68 +6,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
 
 from unet_engine.errors import PlanError, UnetEngineError
+from unet_engine.options import cluster_options, settings_options
 
 INTERRUPTED = 130
 _NOTHING_WRITTEN = "interrupted before anything was written; run the same command again"
 TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
-
-_OPTIONS = [
-    click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
-    click.option(
-        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml here or beside the input."
-    ),
-    click.option("--out", metavar="PATH", help="Output group; default: beside the input, named after the model."),
-    click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
-    click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
-    click.option(
-        "--backend",
-        metavar="NAME",
-        help="openvino, onnxruntime or pytorch; default: the best for the model and device.",
-    ),
-    click.option(
-        "--precision", metavar="P", help="fp32, fp16, bf16, int8 or auto (fp32 unless another one was proved)."
-    ),
-    click.option("--window", metavar="Z,Y,X", help="Window size, e.g. 64,64,64; default: the model's."),
-    click.option(
-        "--overlap", type=float, metavar="R", help="Fraction by which windows overlap, 0 to below 1; default 0.5."
-    ),
-    click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
-    click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
-    click.option("--output", metavar="KIND", help="labels (default), probabilities or logits."),
-    click.option(
-        "--dtype", metavar="TYPE", help="Of probabilities (uint8, float16, float32) or logits (float16, float32)."
-    ),
-    click.option(
-        "--roi", metavar="BOX", help="z0:z1,y0:y1,x0:x1 in voxels; the result equals that crop of the full run."
-    ),
-    click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx; default: from its metadata."),
-    click.option(
-        "--normalize",
-        metavar="HOW",
-        help="none, zscore, minmax, percentile:1,99 or range:-1000,400; default: the model's.",
-    ),
-    click.option("--replace-nonfinite", type=float, metavar="V", help="Read NaN and Inf as V instead of stopping."),
-    click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
-    click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
-    click.option(
-        "--workers", type=int, metavar="N", help="Windows inferred at once on the CPU; default: one per core."
-    ),
-    click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
-]
-
-
-def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
@@ -81,12 +31,13 @@ def app() -> None:
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
-    130 interrupted (resumable).
+    10 cluster, 130 interrupted (resumable).
     """
 
 
 @app.command("run")
-@_settings_options
+@settings_options
+@cluster_options
 @click.option(
     "--resume", is_flag=True, default=None, help="Go on with an output that was begun with the same settings."
 )
@@ -116,7 +67,7 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
 
 
 @app.command("plan")
-@_settings_options
+@settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one line of JSON.")
 def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     """Show what a run would do: grid, blocks, work, bytes, memory, time. Nothing is written."""

@@ -39,7 +39,7 @@ def prepare(found: Survey) -> Prepared:
     """Load the network once and plan. Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
     settings, volume, model, devices = found.settings, found.volume, found.model, found.devices
-    threads = 1 if devices[0].startswith("cuda") else settings.workers or machine.cpu_count()
+    threads = 1 if devices[0].startswith("cuda") else settings.threads or machine.cpu_count()
     setup = Setup(model, found.window, devices[0], found.precision, threads)
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = volume.fingerprint()

@@ -57,8 +57,26 @@ class Settings(BaseModel):
     """Zarr volume of the same shape: windows where it is all zero are skipped."""
     memory: int | None = None
     """Bytes of RAM the run may use, also as ``8GiB``; default: half of what is free."""
+    threads: int | None = Field(default=None, ge=1)
+    """Windows inferred at the same time by a process on a CPU; default: one per core, shared out among the workers."""
     workers: int | None = Field(default=None, ge=1)
-    """Windows inferred at the same time on a CPU; default: one per core."""
+    """Worker processes on this machine, run by Dask; default: none, all in this process."""
+    scheduler: str | None = None
+    """Address (``tcp://host:port``, ``tls://host:port``) or scheduler file of a running Dask cluster."""
+    cluster: str | None = None
+    """YAML file that says how to start workers as batch jobs; see `unet_engine.clusters`."""
+    part: str | None = None
+    """``i/n``: only the i-th of n parts, counted from 1; parts share nothing but the output."""
+    hang_seconds: float | None = Field(default=None, gt=0)
+    """How long a worker may take over one task before it counts as hung; default: from the plan."""
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    """PEM files for encrypted traffic between client, scheduler and workers."""
+    dashboard: str | None = None
+    """Where Dask's dashboard listens, ``host:port``; default: a free port on loopback; ``none`` for none."""
+    dashboard_token: str | None = None
+    """Secret without which the dashboard answers nobody."""
     resume: bool = False
     overwrite: bool = False
     strict: bool = False
@@ -81,11 +99,36 @@ class Settings(BaseModel):
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
-    @field_validator("input", "model", "out", "mask", "roi", "axes", "normalize", "backend", "device")
+    @field_validator(
+        "input",
+        "model",
+        "out",
+        "mask",
+        "roi",
+        "axes",
+        "normalize",
+        "backend",
+        "device",
+        "scheduler",
+        "cluster",
+        "part",
+        "dashboard",
+        "dashboard_token",
+        "tls_ca",
+        "tls_cert",
+        "tls_key",
+    )
     @classmethod
     def _said(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("it is empty; give a value or leave the option out")
+        return value
+
+    @field_validator("part")
+    @classmethod
+    def _part(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_part(value)
         return value
 
     @field_validator("window", mode="before")
@@ -116,6 +159,18 @@ class Settings(BaseModel):
             raise SettingsError("--resume and --overwrite exclude each other; give one")
         if settings.gpus and settings.device != "auto":
             raise SettingsError("--gpus and --device exclude each other; give one")
+        crowd = [name for name in ("workers", "scheduler", "cluster") if getattr(settings, name)]
+        if len(crowd) > 1:
+            raise SettingsError(f"--{crowd[0]} and --{crowd[1]} exclude each other; give one")
+        if settings.gpus and settings.workers:
+            raise SettingsError("--gpus and --workers exclude each other: every GPU gets a worker of its own; give one")
+        tls = [getattr(settings, name) for name in ("tls_ca", "tls_cert", "tls_key")]
+        if any(tls) and not all(tls):
+            raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
+        if settings.part and settings.overwrite:
+            raise SettingsError(
+                "--overwrite and --part exclude each other: it would delete what other parts wrote; remove --out first"
+            )
         if settings.output == "labels" and settings.dtype:
             raise SettingsError("--dtype is for probabilities and logits; labels take the smallest unsigned type")
         if settings.output == "logits" and settings.dtype == "uint8":
@@ -166,6 +221,14 @@ def parse_window(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise ValueError("give one positive size per axis, e.g. 64,64,64")
     return tuple(int(part) for part in text.split(","))
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """``i/n`` as two numbers, 1 <= i <= n. Raises `ValueError` where it is none."""
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError("give the number of the part and how many there are, e.g. 1/4 to 4/4")
+    return int(match[1]), int(match[2])
 
 
 def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
