@@ -81,7 +81,7 @@ def run_volume(prepared: Prepared, watch: Watch | None = None) -> Result:
     workers = _workers(prepared)
 
     def counters() -> Counters:
-        parts = [asdict(worker.counters) for worker in workers]
+        parts = [asdict(worker.tally.read()) for worker in workers]
         return Counters(**{key: sum(part[key] for part in parts) for key in parts[0]})
 
     try:
