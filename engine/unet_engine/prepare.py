@@ -25,11 +25,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to start: its job, with the network loaded and warm."""
+    """A run that is ready to start: its job, and the network loaded and warm unless that was done on a worker of a cluster."""
 
     found: Survey
     job: Job
-    backend: Backend
+    backend: Backend | None
     budget: int
     """Bytes of RAM the plan was fitted to."""
     seconds_per_window: float
