@@ -128,7 +128,7 @@ def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int) -> Memory:
     return Memory(
         base=base,
         raw=lanes * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),
-        sums=lanes * min(SUMS_IN_FLIGHT, plan.block_range.size) * prod(spans) * sizes.sums,
+        sums=lanes * min(SUMS_IN_FLIGHT, prod(plan.share_shape)) * prod(spans) * sizes.sums,
         halos=lanes * halos,
         commit=lanes * 2 * prod(writes) * sizes.out,
     )
@@ -141,10 +141,8 @@ def _widest_read(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
 
 def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     """Voxels of halo that wait at once in the widest column: each piece from its block's prediction to its target's commit."""
-    shape = [
-        max(b - a for a, b in itertools.pairwise((lo, *cuts, hi)))
-        for lo, hi, cuts in zip(plan.block_range.lo, plan.block_range.hi, plan.cuts, strict=True)
-    ]
+    boxes = [plan.column_spans(box) for box in plan.share]
+    shape = [max((hi - lo for box in boxes for lo, hi in box[a]), default=1) for a in range(len(plan.axes))]
     step, later = {}, 1
     for a in reversed(plan.order):
         step[a] = later
@@ -176,7 +174,7 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
             range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
         )
         if plan.block[a] <= floor[a]:
-            need = predict_memory(cut_columns(plan, plan.block_range.shape), sizes, base, lanes).total
+            need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, lanes).total
             raise PlanError(
                 f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
                 f"({size(base)} of it for the process and the network); give more memory or a smaller --window"
@@ -193,11 +191,11 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
 
 def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan | None:
     counts = [1] * len(plan.axes)
-    blocks = plan.block_range.shape
+    blocks = plan.share_shape
     while True:
         cut = cut_columns(plan, counts)
         memory = predict_memory(cut, sizes, base, lanes)
-        if prod(counts) >= min(lanes, prod(blocks)) and memory.total <= budget:
+        if cut.column_count >= min(lanes, sum(box.size for box in plan.share)) and memory.total <= budget:
             return replace(cut, memory=memory)
         fits = memory.total <= budget
         # cut across the stream, where halos wait; along it only to give every lane a column
@@ -210,11 +208,12 @@ def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: i
 
 
 def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:
-    """The plan with `counts` columns per axis, of as equal width as blocks allow."""
-    return replace(
-        plan,
-        cuts=tuple(
-            tuple(lo + n * i // c for i in range(1, c))
-            for lo, n, c in zip(plan.block_range.lo, plan.block_range.shape, counts, strict=True)
-        ),
-    )
+    """The plan with up to `counts` columns per axis in each box of its share, of as equal width as blocks allow.
+
+    Boxes of one share have the same span along an axis, or spans that do not meet, so the cuts of one leave the others alone.
+    """
+    cuts = []
+    for a, c in enumerate(counts):
+        found = {box.lo[a] + box.shape[a] * i // c for box in plan.share for i in range(1, c)}
+        cuts.append(tuple(sorted(found - {end for box in plan.share for end in (box.lo[a], box.hi[a])})))
+    return replace(plan, cuts=tuple(cuts))
