@@ -48,6 +48,9 @@ class Ticket:
     client: tuple[str, int]
     """Host and process of the client, which must not be ended when a worker in it hangs."""
 
+    def __dask_tokenize__(self) -> str:
+        return self.name
+
 
 def ticket(job: Job, name: str, limit: float) -> Ticket:
     return Ticket(name, pickle.dumps(job), _version(), limit, (socket.gethostname(), os.getpid()))
@@ -67,6 +70,9 @@ class Wanted:
     """Blocks of another run that wait for halos. A class of its own, since Dask looks for its keys in tuples and sets."""
 
     blocks: frozenset[Index]
+
+    def __dask_tokenize__(self) -> list[Index]:
+        return sorted(self.blocks)
 
 
 def piece(sums: Sums, wanted: Wanted) -> Piece:

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from unet_engine.plan import Column, Index, Plan, Task
 
@@ -33,6 +34,10 @@ class Run:
     tasks: tuple[Task, ...]
     targets: tuple[tuple[RunId, frozenset[Index]], ...]
     """Other runs that wait for halos of this one, and the blocks in them that do."""
+
+    def __dask_tokenize__(self) -> RunId:
+        # keys are made of it already; else Dask would hash every window of every task, at nine tenths of the cost of handing them out
+        return self.id
 
     @cached_property
     def commits(self) -> bool:
@@ -73,8 +78,7 @@ def _run(plan: Plan, key: RunId, column: Column, tasks: tuple[Task, ...], length
 
 def run_length(plan: Plan, seconds_per_window: float, workers: int) -> int:
     """Blocks per run: enough for `RUN_SECONDS`, few enough for `RUNS_PER_WORKER` and for a row to have several runs."""
-    windows = max(1, plan.window_count // max(1, plan.block_count))
-    wanted = -(-RUN_SECONDS // max(1e-9, windows * seconds_per_window))
+    wanted = -(-RUN_SECONDS // max(1e-9, prod(plan.block) * seconds_per_window))
     fair = plan.block_count // (RUNS_PER_WORKER * max(1, workers))
     row = plan.block_range.shape[plan.order[-1]]
     return int(max(1, min(wanted, fair, row)))
