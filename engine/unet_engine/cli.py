@@ -29,6 +29,7 @@ def app() -> None:
     unet-engine demo DIR                              try it: makes a volume, runs, shows the result
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
+    unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
     10 cluster, 130 interrupted (resumable).
@@ -62,6 +63,12 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
             INTERRUPTED,
         )
     console.print(report.result_line(result), highlight=False, soft_wrap=True)
+    if not result.complete:
+        console.print(
+            f"part {result.part} is done, others are not: the last of them completes {result.out}, or: unet-engine finish {result.out}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if as_json:
         click.echo(json.dumps(asdict(result)))
 
@@ -85,6 +92,20 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     for note in prepared.found.notes:
         report.stderr().print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
     report.print_pairs(report.plan_lines(prepared), Console())
+
+
+@app.command("finish")
+@click.argument("out")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
+    """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
+    from unet_engine import report
+    from unet_engine.finish import finish, line
+
+    facts = finish(out)
+    report.stderr().print(line(facts), highlight=False, soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(facts))
 
 
 @app.command("info")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -17,6 +17,7 @@ from unet_engine.layout import NO_MEMORY, Sizes, default_block, default_chunk, f
 from unet_engine.normalize import Scaling, scaling
 from unet_engine.output import Layout
 from unet_engine.plan import Plan
+from unet_engine.settings import parse_part
 from unet_engine.survey import Survey
 
 FORMAT = 1
@@ -69,7 +70,18 @@ def prepare(found: Survey) -> Prepared:
         replace_nonfinite=settings.replace_nonfinite,
         mask=settings.mask,
     )
-    return Prepared(found, job, backend, budget, seconds)
+    return Prepared(_with_note(found, plan), job, backend, budget, seconds)
+
+
+def _with_note(found: Survey, plan: Plan) -> Survey:
+    """Tells the user of a part that there is nothing for it to do."""
+    if plan.block_count:
+        return found
+    blocks = prod(map(len, plan.writing))
+    idle = (
+        f"part {found.settings.part} has nothing to do: there are only {blocks} blocks, so use no more parts than that"
+    )
+    return replace(found, notes=(*found.notes, idle))
 
 
 def _scaling(found: Survey) -> Scaling:
@@ -139,6 +151,7 @@ def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> 
         memory=NO_MEMORY,
         identity=identity,
         flops_per_window=flops,
+        part=parse_part(settings.part) if settings.part else (1, 1),
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,8 +15,12 @@ import numpy as np
 
 from unet_engine import halo, machine
 from unet_engine import output as store
+from unet_engine.errors import writing
 from unet_engine.executors import run_local
+from unet_engine.finish import SUMMED, conclude, refuse_incomplete
 from unet_engine.job import Counters, Job
+from unet_engine.ledger import Ledger, spans
+from unet_engine.locks import hold
 from unet_engine.output import Output
 from unet_engine.plan import Index, Plan
 from unet_engine.prepare import Prepared, prepare
@@ -30,7 +34,8 @@ Watch = Callable[[Prepared, Callable[[], Counters]], Any]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run did. `windows_planned` counts those of this run's plan, resumed or not; seconds are wall time without planning."""
+    """What a run did. What is planned counts this run's plan, resumed or not, of a part only its own; seconds are wall time without
+    planning."""
 
     out: str
     digest: str
@@ -50,6 +55,9 @@ class Result:
     device: str
     precision: str
     stitching: str
+    part: str | None = None
+    complete: bool = True
+    """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
 
 
 def run(input: str, **options: Any) -> Result:
@@ -63,7 +71,8 @@ def run(input: str, **options: Any) -> Result:
 def make_plan(input: str, **options: Any) -> Plan:
     """The plan that `run` with the same options would execute; nothing is written."""
     prepared = prepare(survey(Settings.of(input=input, **options)))
-    prepared.backend.close()
+    if prepared.backend:
+        prepared.backend.close()
     return prepared.job.plan
 
 
@@ -84,18 +93,61 @@ def run_volume(prepared: Prepared, watch: Watch | None = None) -> Result:
         parts = [asdict(worker.tally.read()) for worker in workers]
         return Counters(**{key: sum(part[key] for part in parts) for key in parts[0]})
 
+    def result() -> Result:
+        return _result(prepared, counters(), time.perf_counter() - begun)
+
     try:
-        if output.complete:
-            return _result(prepared, counters(), time.perf_counter() - begun)
-        with store.alone(prepared.job.out):
-            with watch(prepared, counters) if watch else nullcontext():
+        if output.ledger.settled():
+            return result()
+        with hold(prepared.job.out, _part(prepared)) as is_alone:
+            if not output.ledger.begin():
+                return result()  # the last part completed it just now
+            with _noted(prepared, output.ledger, result), watch(prepared, counters) if watch else nullcontext():
                 run_local(workers, _pending(prepared.job.plan, output))
-            result = _result(prepared, counters(), time.perf_counter() - begun)
-            output.finish({k: v for k, v in asdict(result).items() if k != "out"})
-            return result
+            return _conclude(prepared, output.ledger, is_alone, result())
     finally:
         for worker in workers:
             worker.close()
+
+
+def _part(prepared: Prepared) -> tuple[int, int] | None:
+    """Part (i, n), or None for a run of all parts. ``--part 1/1`` is a part: it may be repeated, and resumes."""
+    return prepared.job.plan.part if prepared.found.settings.part else None
+
+
+@contextmanager
+def _noted(prepared: Prepared, ledger: Ledger, result: Callable[[], Result]) -> Iterator[None]:
+    """Leave a note of a part in the journal: that it was begun, and in the end what it did, added to what earlier attempts did."""
+    part = _part(prepared)
+    if part is None:
+        yield
+        return
+    with writing(ledger.path, "noting the part"):
+        before = ledger.journal.noted(part)
+        if before is None:
+            ledger.journal.note(part, before := {"host": platform.node(), "finished": False})
+    yield
+    done = asdict(result())
+    if before["finished"] and not done["blocks_written"]:
+        return
+    facts = {key: done[key] + (before.get(key, 0) if key in _ADDED else 0) for key in SUMMED}
+    with writing(ledger.path, "noting the part"):
+        ledger.journal.note(part, {**facts, "host": platform.node(), "finished": True})
+
+
+_ADDED = ("windows_inferred", "windows_skipped", "blocks_written", "seconds")
+"""Figures of a part that grow with every attempt."""
+
+
+def _conclude(prepared: Prepared, ledger: Ledger, is_alone: Callable[[], bool], result: Result) -> Result:
+    """Complete the output where that is this run's to do. A part leaves it to the last one."""
+    if _part(prepared):
+        return replace(result, complete=conclude(ledger, is_alone))
+    if not conclude(
+        ledger, is_alone, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete")}
+    ):
+        refuse_incomplete(ledger)
+    return result
 
 
 def _workers(prepared: Prepared) -> list[Worker]:
@@ -137,6 +189,7 @@ def _provenance(job: Job) -> dict[str, Any]:
             "window": list(plan.window_shape),
             "stride": [a.stride for a in plan.axes],
         },
+        "blocks": [spans(indices) for indices in plan.writing],
         "versions": {name: _version(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")}
         | {"python": platform.python_version()},
     }
@@ -155,7 +208,7 @@ def _pending(plan: Plan, output: Output) -> Callable[[Index], bool]:
     """Which blocks were not committed when this run began. A snapshot, so that a block is never both written and waited for."""
     first = plan.block_range.lo
     done = np.zeros(plan.block_range.shape, bool)
-    for index in output.committed():
+    for index in output.ledger.journal.marked():
         done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
     return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
 
@@ -182,4 +235,5 @@ def _result(prepared: Prepared, counters: Counters, seconds: float) -> Result:
         device=",".join(prepared.found.devices),
         precision=job.setup.precision,
         stitching=halo.IMPLEMENTATION,
+        part=prepared.found.settings.part,
     )
