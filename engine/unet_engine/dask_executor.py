@@ -25,12 +25,10 @@ from unet_engine import remote
 from unet_engine.board import Board
 from unet_engine.errors import ClusterError, UnetEngineError
 from unet_engine.job import Job
+from unet_engine.layout import RUNS_IN_FLIGHT
 from unet_engine.plan import Index
 from unet_engine.remote import Ticket, Wanted
 from unet_engine.runs import Run, RunId, runs
-
-IN_FLIGHT = 3
-"""Runs per worker that are submitted and not yet committed: one in the network, one being read, one being merged and written."""
 
 
 def run_dask(
@@ -47,7 +45,7 @@ def run_dask(
     with _listening(client, name, board):
         try:
             for run in runs(job.plan, pending, length):
-                while flow.in_flight >= IN_FLIGHT * max(1, board.worker_count):
+                while flow.in_flight >= RUNS_IN_FLIGHT * max(1, board.worker_count):
                     flow.wait()
                 flow.submit(run)
                 board.submitted()

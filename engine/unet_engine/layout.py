@@ -40,6 +40,19 @@ class Sizes:
     """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
 
 
+RUNS_IN_FLIGHT = 3
+"""Runs per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being written."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Workers of a cluster, who share the blocks of each column between them."""
+
+    workers: int
+    run: int
+    """Blocks that follow one another along the fastest axis and are handed out together."""
+
+
 def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
     """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to
     two window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`."""
@@ -110,8 +123,12 @@ def chunk_length(axis: AxisGrid, windows: int, target: int) -> int:
 NO_MEMORY = Memory(0, 0, 0, 0, 0)
 
 
-def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int) -> Memory:
-    """Peak bytes of `lanes` columns run at once. Waiting halos follow from Little's law: bytes times the blocks they wait for."""
+def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int, crew: Crew | None = None) -> Memory:
+    """Peak bytes of one process: of `lanes` columns run at once, or, with a `crew`, of one of its workers.
+
+    Waiting halos follow from Little's law: bytes times the blocks they wait for. Workers hold their share of them, at most twice it for
+    want of balance, and while they are sent.
+    """
     spans = [_extent(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
     reads = [
         hi - lo
@@ -125,10 +142,14 @@ def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int) -> Memory:
     ]
     writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, plan.roi.shape, strict=True)]
     halos = _waiting_halos(plan, spans, writes) * sizes.sums
+    in_flight = SUMS_IN_FLIGHT
+    if crew:
+        halos = halos * 2 // crew.workers if crew.workers > 1 else halos
+        in_flight = RUNS_IN_FLIGHT * crew.run + 1  # and the copy that is being finished
     return Memory(
         base=base,
         raw=lanes * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),
-        sums=lanes * min(SUMS_IN_FLIGHT, prod(plan.share_shape)) * prod(spans) * sizes.sums,
+        sums=lanes * min(in_flight, prod(plan.share_shape) + (crew is not None)) * prod(spans) * sizes.sums,
         halos=lanes * halos,
         commit=lanes * 2 * prod(writes) * sizes.out,
     )
@@ -159,13 +180,13 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     return round(waiting)
 
 
-def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
+def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None = None) -> Plan:
     """The plan with as few columns as fit `budget` bytes (at least one per lane), shrinking blocks only where they must.
 
     Raises `PlanError` where one column of the smallest blocks needs more than the budget.
     """
     while True:
-        columns = _columns_that_fit(plan, sizes, base, budget, lanes)
+        columns = _columns_that_fit(plan, sizes, base, budget, lanes, crew)
         if columns is not None:
             return columns
         target = chunk_target(plan.axes)
@@ -174,7 +195,7 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
             range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
         )
         if plan.block[a] <= floor[a]:
-            need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, lanes).total
+            need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, lanes, crew).total
             raise PlanError(
                 f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
                 f"({size(base)} of it for the process and the network); give more memory or a smaller --window"
@@ -189,12 +210,12 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
         )
 
 
-def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan | None:
+def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None) -> Plan | None:
     counts = [1] * len(plan.axes)
     blocks = plan.share_shape
     while True:
         cut = cut_columns(plan, counts)
-        memory = predict_memory(cut, sizes, base, lanes)
+        memory = predict_memory(cut, sizes, base, lanes, crew)
         if cut.column_count >= min(lanes, sum(box.size for box in plan.share)) and memory.total <= budget:
             return replace(cut, memory=memory)
         fits = memory.total <= budget

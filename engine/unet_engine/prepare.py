@@ -13,10 +13,11 @@ from unet_engine import machine
 from unet_engine.backends import Backend, Setup, open_backend
 from unet_engine.grid import AxisGrid
 from unet_engine.job import Job
-from unet_engine.layout import NO_MEMORY, Sizes, default_block, default_chunk, fit
+from unet_engine.layout import NO_MEMORY, Crew, Sizes, default_block, default_chunk, fit, predict_memory
 from unet_engine.normalize import Scaling, scaling
 from unet_engine.output import Layout
 from unet_engine.plan import Plan
+from unet_engine.runs import run_length
 from unet_engine.settings import parse_part
 from unet_engine.survey import Survey
 
@@ -34,10 +35,14 @@ class Prepared:
     budget: int
     """Bytes of RAM the plan was fitted to."""
     seconds_per_window: float
+    crew: Crew | None = None
+    """The workers it is planned for; None where this process does it all."""
 
 
-def prepare(found: Survey) -> Prepared:
-    """Load the network once and plan. Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
+def prepare(found: Survey, workers: int = 0) -> Prepared:
+    """Load the network once and plan, for this process or, given their number, for the workers of a cluster.
+
+    Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
     settings, volume, model, devices = found.settings, found.volume, found.model, found.devices
     threads = 1 if devices[0].startswith("cuda") else settings.threads or machine.cpu_count()
@@ -55,7 +60,9 @@ def prepare(found: Survey) -> Prepared:
         volume.voxel_bytes, 4 * model.spec.channels_out, layout.voxel_bytes, machine.cpu_count() * volume.chunk_bytes
     )
     budget = settings.memory or loaded + machine.available_memory() // 2
-    plan = fit(plan, sizes, loaded + (len(devices) - 1) * max(0, loaded - before), budget, len(devices))
+    base = loaded + (len(devices) - 1) * max(0, loaded - before)
+    crew = _crew(plan, sizes, base, budget, workers, seconds) if workers else None
+    plan = fit(plan, sizes, base, budget, len(devices), crew)
     job = Job(
         plan=plan,
         volume=settings.input,
@@ -70,7 +77,16 @@ def prepare(found: Survey) -> Prepared:
         replace_nonfinite=settings.replace_nonfinite,
         mask=settings.mask,
     )
-    return Prepared(_with_note(found, plan), job, backend, budget, seconds)
+    return Prepared(_with_note(found, plan), job, backend, budget, seconds, crew)
+
+
+def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, workers: int, seconds: float) -> Crew:
+    """Runs as long as they should be, but no longer than fits without more columns: a column too many costs more than a short run."""
+    for run in range(run_length(plan, seconds, workers), 1, -1):
+        crew = Crew(workers, run)
+        if predict_memory(plan, sizes, base, 1, crew).total <= budget:
+            return crew
+    return Crew(workers, 1)
 
 
 def _with_note(found: Survey, plan: Plan) -> Survey:

@@ -20,7 +20,7 @@ from typing import Any
 
 from distributed import get_worker
 
-from unet_engine import station
+from unet_engine import machine, station
 from unet_engine.errors import ClusterError, ModelError, UnetEngineError
 from unet_engine.job import Job
 from unet_engine.model_file import open_model
@@ -29,7 +29,7 @@ from unet_engine.prepare import Prepared, prepare
 from unet_engine.runs import Run
 from unet_engine.settings import Settings
 from unet_engine.station import Piece, Station, Sums
-from unet_engine.survey import survey
+from unet_engine.survey import check_output, survey
 
 IDLE_SECONDS = 600
 """A station of another run that was not used for so long belongs to a client that died."""
@@ -167,19 +167,28 @@ def close(name: str, dask_worker: Any) -> None:
 # --- planning ---
 
 
-def plan_here(settings: Settings) -> Prepared:
-    """Survey and plan on a worker, whose device, libraries and memory count, not the client's. The network is closed again."""
-    if settings.threads is None:
-        settings = settings.model_copy(update={"threads": min(_threads(), get_worker().state.nthreads)})
-    prepared = prepare(survey(settings))
-    prepared.backend.close()
+def plan_here(settings: Settings, workers: int) -> Prepared:
+    """Survey and plan on a worker, whose device, libraries and memory count, not the client's. The network is closed again.
+
+    Raises what `survey`, `check_output` and `prepare` raise.
+    """
+    worker = get_worker()
+    found = survey(settings.model_copy(update=_own(settings, worker)))
+    check_output(found)
+    prepared = prepare(replace(found, devices=found.devices[:1]), workers)
+    if prepared.backend:
+        prepared.backend.close()
     return replace(prepared, backend=None)
 
 
-def _threads() -> int:
-    from unet_engine import machine
-
-    return machine.cpu_count()
+def _own(settings: Settings, worker: Any) -> dict[str, Any]:
+    """What the settings leave open and this worker decides: a GPU of its own, threads, memory."""
+    return {
+        "gpus": None,
+        "device": "cuda:0" if settings.gpus else settings.device,
+        "threads": settings.threads or min(machine.cpu_count(), worker.state.nthreads),
+        "memory": settings.memory or worker.memory_manager.memory_limit,
+    }
 
 
 def host() -> str:
