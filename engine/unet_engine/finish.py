@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from unet_engine.errors import OutputError
 from unet_engine.ledger import Ledger
-from unet_engine.locks import PATIENCE, hold
+from unet_engine.locks import PATIENCE, Holding, hold
 from unet_engine.output import exists
 from unet_engine.settings import parse_part
 from unet_engine.units import span
@@ -16,24 +16,22 @@ SUMMED = ("windows_planned", "windows_inferred", "windows_skipped", "blocks_plan
 """Figures of parts that add up to those of the output."""
 
 
-def conclude(ledger: Ledger, is_alone: Callable[[], bool], facts: Mapping[str, Any] | None = None) -> bool:
+def conclude(ledger: Ledger, holding: Holding, facts: Mapping[str, Any] | None = None) -> bool:
     """Complete the output if all blocks are there and nobody else is at it; whether it is complete now.
 
     facts: what a run of all parts says of itself, None for the end of a part
-    is_alone: of `locks.hold`; asking it gives up a part's share of the output
 
-    Several parts may end together, and exactly one must complete the output:
-    - At least one sees all markers: that which wrote the last of them looks after it did, and no marker goes before completion.
-    - At least one of those is alone. Each gives up its share before it asks for the whole. Take the last one to ask: the others hold
-      nothing, since they asked in vain, or the whole, and then that one is alone. Parts that still run hold a share, but look when they
-      end: then they are the last ones.
-    - Only one completes: who is alone reads the header again, and it says so if another one was here before.
-    Where there are no locks, two may complete it, one behind the other or at once: with the same words, since the notes go last.
+    Several parts may end together, and exactly one must complete the output. Each has marked its blocks, then (1) gives up its share,
+    (2) looks for all markers, and if they are there (3) asks for the whole.
+    - At least one does: of all parts, take that which gives up its share last. All others have marked all they will, so it sees all
+      markers and asks. Nobody holds a share any more, so it is refused only where another one holds the whole, who saw all markers, too.
+    - Only one does: who holds the whole reads the header again, which says so where another one was here before.
+    Looking before (1) would not do: one part could look too early, and its share be in the way of the one that sees all markers.
+    Where there are no locks, whoever looks last sees all; two may complete the output, with the same words, as notes go after the header.
     """
-    if ledger.missing()[0]:
-        return ledger.complete  # the markers may be gone because it is
-    if not is_alone():
-        return ledger.complete
+    holding.leave()
+    if ledger.missing()[0] or not holding.is_alone():
+        return ledger.complete  # markers are also missing where another one has just completed it
     summary = summarize(ledger, facts)
     if not ledger.complete:
         ledger.finish(summary)
@@ -58,8 +56,8 @@ def finish(path: str) -> dict[str, Any]:
     ledger = Ledger.of(path)
     if not ledger.complete:
         refuse_incomplete(ledger)
-        with hold(path, patience=PATIENCE) as is_alone:
-            if not conclude(ledger, is_alone):
+        with hold(path, patience=PATIENCE) as holding:
+            if not conclude(ledger, holding):
                 refuse_incomplete(ledger)
     return {"out": path, "complete": True, **ledger.header.get("summary", {})}
 

@@ -58,8 +58,7 @@ class Ledger:
 
     def begin(self) -> bool:
         """Whether there may be anything left to do; if so, blocks can be marked from now on. Call while holding the output."""
-        if self.header.get("digest") != self.digest:
-            raise OutputError(f"{self.path} was removed or replaced just now; start again")
+        self._check_ours()
         if self.settled():
             return False
         with writing(self.path, "opening its journal"):
@@ -76,8 +75,12 @@ class Ledger:
 
     def check_over(self) -> None:
         """Return where the journal is gone because all is done; raise `OutputError` where the output was removed or replaced."""
-        header = self.header
-        if not (header.get("complete") and header.get("digest") == self.digest):
+        self._check_ours()
+        if not self.complete:
+            raise OutputError(f"{self.path} lost its journal while this run was writing it; run again with --resume")
+
+    def _check_ours(self) -> None:
+        if self.header.get("digest") != self.digest:
             raise OutputError(f"{self.path} was removed or replaced while this run was writing it; start it again")
 
     def missing(self) -> tuple[int, tuple[int, ...] | None]:
@@ -105,6 +108,7 @@ class Ledger:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """State that every block is there, and how it was made. The journal has served and is removed, with all that kills left in it."""
+        self._check_ours()  # a remote store cannot keep two runs from beginning one output
         with writing(self.path, "completing it"):
             self._rewrite(complete=True, summary=dict(summary))
         with writing(self.path, "removing its journal"):

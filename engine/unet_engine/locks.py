@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -27,16 +27,31 @@ PATIENCE = 5.0
 """Seconds that a part, or `finish`, waits for another process to let go: one that completes the output does so soon."""
 
 
+class Holding:
+    """What a process holds of an output: all of it, or a share beside other parts."""
+
+    def __init__(self, whole: _Lock | None) -> None:
+        self._whole = whole
+
+    def leave(self) -> None:
+        """Give up a share; all of the output is kept."""
+        if self._whole and not self._whole.alone:
+            self._whole.drop()
+
+    def is_alone(self) -> bool:
+        """Whether all of the output is held now; asks for it where there was a share, which is given up for that."""
+        return self._whole is None or self._whole.take(alone=True)
+
+
 @contextmanager
-def hold(path: str, part: tuple[int, int] | None = None, patience: float = 0.0) -> Iterator[Callable[[], bool]]:
+def hold(path: str, part: tuple[int, int] | None = None, patience: float = 0.0) -> Iterator[Holding]:
     """Keep others from writing the output at `path`, but for other parts where this is a part (i, n).
 
-    Yields a function that tells whether nobody else holds the output now. A part gives up its share by asking: ask last.
     Raises `OutputError` where others are in the way, after `patience` seconds.
     """
     folder = Path(path, ARRAY)
     if "://" in path or fcntl is None or not folder.is_dir():
-        yield lambda: True
+        yield Holding(None)
         return
     with ExitStack() as held:
         whole = held.enter_context(_Lock(path, folder / ".lock"))
@@ -51,7 +66,7 @@ def hold(path: str, part: tuple[int, int] | None = None, patience: float = 0.0) 
                 raise OutputError(
                     f"part {part[0]}/{part[1]} of {path} is being run already; wait for it, or run another part"
                 )
-        yield lambda: whole.take(alone=True)
+        yield Holding(whole)
 
 
 class _Lock:
@@ -60,7 +75,7 @@ class _Lock:
     def __init__(self, path: str, place: Path) -> None:
         self._path, self._place = path, place
         self._descriptor: int | None = None
-        self._alone = False
+        self.alone = False
 
     def __enter__(self) -> _Lock:
         return self
@@ -70,7 +85,7 @@ class _Lock:
 
     def take(self, *, alone: bool, patience: float = 0.0) -> bool:
         """Whether it is held now, alone or shared. What was held before is given up first."""
-        if self._alone:
+        if self.alone:
             return True
         self.drop()
         end = time.monotonic() + patience
@@ -78,7 +93,7 @@ class _Lock:
             if time.monotonic() >= end:
                 return False
             time.sleep(0.05)
-        self._alone = alone
+        self.alone = alone
         return True
 
     def _try(self, kind: int) -> bool:
@@ -99,10 +114,10 @@ class _Lock:
 
     def drop(self) -> None:
         if self._descriptor is not None:
-            if self._alone:
+            if self.alone:
                 self._place.unlink(missing_ok=True)
             os.close(self._descriptor)
-        self._descriptor, self._alone = None, False
+        self._descriptor, self.alone = None, False
 
 
 def _is_still(place: Path, descriptor: int) -> bool:

@@ -102,11 +102,12 @@ class Output:
         return cls.resume(path, layout, digest, provenance)
 
     @staticmethod
-    def _create_array(group: zarr.Group, layout: Layout) -> None:
+    def _create_array(path: str, layout: Layout) -> None:
         channel = layout.channels is not None
         with suppress(ContainsArrayError):  # another process made it just now
-            group.create_array(
-                ARRAY,
+            zarr.create_array(
+                f"{path.rstrip('/')}/{ARRAY}",
+                zarr_format=3,
                 shape=((layout.channels,) if channel else ()) + layout.in_stored_order(layout.shape),
                 chunks=((1,) if channel else ())
                 + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
@@ -137,7 +138,7 @@ class Output:
             )
         if ARRAY not in group:
             with writing(path, "creating its array"), fast_codecs(path):
-                cls._create_array(group, layout)
+                cls._create_array(path, layout)
         return cls(path, layout, digest)
 
     def write(self, box: Box, values: npt.NDArray[Any]) -> None:

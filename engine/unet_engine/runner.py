@@ -20,7 +20,7 @@ from unet_engine.executors import run_local
 from unet_engine.finish import SUMMED, conclude, refuse_incomplete
 from unet_engine.job import Counters, Job
 from unet_engine.ledger import Ledger, spans
-from unet_engine.locks import hold
+from unet_engine.locks import Holding, hold
 from unet_engine.output import Output
 from unet_engine.plan import Index, Plan
 from unet_engine.prepare import Prepared, prepare
@@ -99,12 +99,12 @@ def run_volume(prepared: Prepared, watch: Watch | None = None) -> Result:
     try:
         if output.ledger.settled():
             return result()
-        with hold(prepared.job.out, _part(prepared)) as is_alone:
+        with hold(prepared.job.out, _part(prepared)) as holding:
             if not output.ledger.begin():
                 return result()  # the last part completed it just now
             with _noted(prepared, output.ledger, result), watch(prepared, counters) if watch else nullcontext():
                 run_local(workers, _pending(prepared.job.plan, output))
-            return _conclude(prepared, output.ledger, is_alone, result())
+            return _conclude(prepared, output.ledger, holding, result())
     finally:
         for worker in workers:
             worker.close()
@@ -139,12 +139,12 @@ _ADDED = ("windows_inferred", "windows_skipped", "blocks_written", "seconds")
 """Figures of a part that grow with every attempt."""
 
 
-def _conclude(prepared: Prepared, ledger: Ledger, is_alone: Callable[[], bool], result: Result) -> Result:
+def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Result) -> Result:
     """Complete the output where that is this run's to do. A part leaves it to the last one."""
     if _part(prepared):
-        return replace(result, complete=conclude(ledger, is_alone))
+        return replace(result, complete=conclude(ledger, holding))
     if not conclude(
-        ledger, is_alone, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete")}
+        ledger, holding, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete")}
     ):
         refuse_incomplete(ledger)
     return result
