@@ -100,10 +100,11 @@ def keyboard_kept_from_children() -> Iterator[None]:
         return
     from multiprocessing import resource_tracker
 
-    # started with the first child otherwise, where it would take the mask off again
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        # started with the first child otherwise, when it would take the mask off SIGINT
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
