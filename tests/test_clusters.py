@@ -1,34 +1,24 @@
-"""Clusters: what a run starts or joins, who may listen, and what is said where none is to be had. No test needs SLURM or a GPU."""
+"""Workers of our own: what they are told, who may listen, how they end. No test needs a GPU."""
 
-import asyncio
 import os
-import re
 import signal
-import stat
 import subprocess
 import sys
 import textwrap
 import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
-from conftest import environment
 
-from unet_engine import batch_jobs, cluster_file, clusters, running_scheduler
-from unet_engine.errors import ClusterError, SettingsError
-from unet_engine.settings import Settings
+from conftest import environment
+from dask_processes import get, listening, settings, wait_until, workers_of
+from unet_engine import clusters
+from unet_engine.errors import ClusterError
 from unet_engine.worker_preload import gpu_of
 
 MEMORY = 2**30
 SECRET = "a token of the user's"
-
-
-def settings(**given):
-    return Settings(input="scan.zarr", **given)
 
 
 @pytest.fixture(scope="module")
@@ -64,29 +54,6 @@ def test_several_gpus_without_dask_cuda_are_told_of():
     assert clusters.cuda_cluster_note(settings(gpus=1)) is None
 
 
-# workers of our own
-
-
-def listening(pids):
-    """Addresses on which processes accept connections: (address, port, process)."""
-    found = []
-    for pid in pids:
-        found += [(c.laddr.ip, c.laddr.port, pid) for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN]
-    return found
-
-
-def workers_of(cluster):
-    """Process of each worker, by address."""
-    return cluster.client.run(os.getpid)
-
-
-def wait_until(true, seconds=40):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
 def test_local_workers_listen_on_loopback_only_and_serve_no_pages(local):
     pids = workers_of(local).values()
     places = listening([os.getpid(), *pids])
@@ -108,7 +75,9 @@ def test_nothing_spills_and_nobody_takes_threads_away(local):
             "limit": manager.memory_limit,
             "threads": dask_worker.state.nthreads,
             "profile": dask.config.get("distributed.worker.profile.enabled"),
-            "environment": [k for k in os.environ if k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")],
+            "environment": [
+                k for k in os.environ if k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
+            ],
         }
 
     expected = {
@@ -208,6 +177,51 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path):
 
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
-    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, timeout=60, env=environment(), check=False)
+    done = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, timeout=60, env=environment(), check=False
+    )
     assert 'if __name__ == "__main__":' in done.stderr
     assert "the worker processes do not start" in done.stderr.strip().splitlines()[-1]
+
+
+def test_workers_for_gpus_see_loopback_only_and_spill_nothing(tmp_path, monkeypatch):
+    # dask-cuda needs a driver: one that takes the same arguments and starts workers without GPUs
+    (tmp_path / "dask_cuda.py").write_text(
+        textwrap.dedent("""
+        from distributed import LocalCluster
+
+        class LocalCUDACluster(LocalCluster):
+            def __init__(self, *, n_workers, threads_per_worker, memory_limit, device_memory_limit, preload, **given):
+                type(self).given = {"memory_limit": memory_limit, "device_memory_limit": device_memory_limit, "n_workers": n_workers}
+                super().__init__(
+                    n_workers=n_workers, threads_per_worker=threads_per_worker, memory_limit=memory_limit, preload=preload, **given
+                )
+    """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "dask_cuda", raising=False)
+    assert clusters.wants_cluster(settings(gpus=2))
+    assert clusters.cuda_cluster_note(settings(gpus=2)) is None
+    with clusters.connect(settings(gpus=2, dashboard_token=SECRET), MEMORY, 60) as cluster:
+        import dask_cuda
+
+        assert dask_cuda.LocalCUDACluster.given == {"memory_limit": None, "device_memory_limit": None, "n_workers": 2}
+        assert cluster.kind == "cuda"
+        assert cluster.expected == 2
+        assert {place[0] for place in listening([os.getpid(), *workers_of(cluster).values()])} == {"127.0.0.1"}
+        assert get(cluster.dashboard)[0] == 403
+        assert get(cluster.dashboard, Authorization=f"Bearer {SECRET}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "visible", "gpu"),
+    [
+        ("unet-7", 1, "3", "3"),
+        ("unet-7", 1, None, "0"),
+        ("unet-7-1", 2, "4,6", "6"),
+        ("unet-7-2", 4, None, "2"),
+        ("u-1-0", 2, "GPU-a, GPU-b", "GPU-a"),
+    ],
+)
+def test_the_gpus_of_a_job_are_dealt_to_its_workers(name, count, visible, gpu):
+    assert gpu_of(name, count, visible) == gpu

@@ -147,7 +147,8 @@ _SIGNS = [
         "name or service not known|nodename nor servname|no address associated|name resolution",
         "there is no such host; check its name",
     ),
-    ("unreachable|no route|timed out", "this machine cannot reach it; check the address and what lies between"),
+    ("unreachable|no route", "this machine has no way to it; check the address and what lies between"),
+    ("timed out", "nobody answers there; check the address, and that a scheduler runs"),
     ("reset by peer|closed|allocate|unpack|frame|^TimeoutError", _NOT_DASK),
 ]
 """What Dask's errors contain, and what it means for the user. The first that is found counts."""
