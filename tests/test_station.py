@@ -14,7 +14,7 @@ import pytest
 
 from conftest import fake_model, make_volume, result_of
 from unet_engine import prepare, runner, station
-from unet_engine.errors import BackendError, DataError, PlanError
+from unet_engine.errors import BackendError, ClusterError, DataError, PlanError
 from unet_engine.output import Output
 from unet_engine.runs import runs
 from unet_engine.settings import Settings
@@ -173,3 +173,16 @@ def test_a_slow_but_living_network_is_not_taken_for_hung(tmp_path, volume):
     begun = time.monotonic()
     work(slow, 3, limit=1.0)
     assert time.monotonic() - begun > 1.0
+
+
+def test_closing_lets_everybody_who_waits_go(tmp_path, volume):
+    job = prepared(tmp_path, volume)
+    model = replace(job.model, path=_model(tmp_path, "slow", latency_ms=5))
+    here = Station(replace(job, model=model, setup=replace(job.setup, model=model)), "here", 60, pytest.fail)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(here.predict, run) for run in runs(job.plan, lambda _: True, 1)]
+        calls[0].result()
+        here.close()
+        errors = [call.exception(timeout=20) for call in calls]
+    assert any(isinstance(error, ClusterError) for error in errors)
+    assert all(error is None or isinstance(error, ClusterError) for error in errors)

@@ -34,9 +34,10 @@ class Share:
 class Board:
     """Counters of all workers. `event` may be called from another thread than the rest."""
 
-    def __init__(self, dashboard: str | None = None) -> None:
-        self.dashboard = dashboard
+    def __init__(self) -> None:
         self.worker_count = 0
+        self.peak_rss_bytes = 0
+        """Of the worker process that took most."""
         self.lost = 0
         """Workers that were there and are gone."""
         self.hung: list[str] = []
@@ -69,6 +70,7 @@ class Board:
             share = self._shares.setdefault(facts["worker"], Share(begun=now - facts["seconds"]))
             share.inferred += facts["inferred"]
             share.last = now
+            self.peak_rss_bytes = max(self.peak_rss_bytes, facts["peak_rss_bytes"])
             self._predicted += facts["stage"] == "predicted"
 
     # --- workers ---
@@ -113,3 +115,13 @@ class Board:
         if self.lost or self.repeated:
             shown += f", {self.lost} workers lost, {self.repeated} repeated"
         return shown
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary of a run says of its workers."""
+        with self._lock:
+            return {
+                "workers": len(self._shares),
+                "workers_lost": self.lost,
+                "runs_repeated": self.repeated,
+                "peak_rss_bytes": self.peak_rss_bytes,
+            }

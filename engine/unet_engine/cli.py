@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -47,21 +48,24 @@ def app() -> None:
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
     """Run the model over the volume."""
     from unet_engine import report
-    from unet_engine.runner import ready, run_volume
+    from unet_engine.runner import run_volume
     from unet_engine.settings import Settings
+    from unet_engine.teams import team
 
-    console = report.stderr()
-    prepared = ready(Settings.of(**_required(given)))
-    for note in prepared.found.notes:
-        console.print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
-    report.print_pairs(report.plan_lines(prepared), console)
+    console, out = report.stderr(), None
     try:
-        result = run_volume(prepared, lambda p, counters: report.Watcher(p, counters, console))
+        with team(Settings.of(**_required(given)), lambda text: _tell(console, [text])) as crew:
+            prepared = crew.prepare()
+            _tell(console, (*crew.notes, *prepared.found.notes))
+            report.print_pairs(report.plan_lines(prepared), console)
+            if crew.dashboard:
+                report.print_pairs([("dashboard", crew.dashboard)], console)
+            out = prepared.job.out
+            result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     except KeyboardInterrupt:
-        _fail(
-            f"interrupted; what is committed in {prepared.job.out} stays: run the same command with --resume",
-            INTERRUPTED,
-        )
+        if out is None:
+            raise
+        _fail(f"interrupted; what is committed in {out} stays: run the same command with --resume", INTERRUPTED)
     console.print(report.result_line(result), highlight=False, soft_wrap=True)
     if not result.complete:
         console.print(
@@ -89,8 +93,7 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return
-    for note in prepared.found.notes:
-        report.stderr().print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
+    _tell(report.stderr(), prepared.found.notes)
     report.print_pairs(report.plan_lines(prepared), Console())
 
 
@@ -137,6 +140,11 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
     facts = demo(folder)
     if as_json:
         click.echo(json.dumps(facts))
+
+
+def _tell(console: Any, notes: Iterable[str]) -> None:
+    for note in notes:
+        console.print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
 
 
 def _required(given: dict[str, Any]) -> dict[str, Any]:

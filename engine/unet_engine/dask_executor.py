@@ -10,7 +10,6 @@ submitted is derived when its turn comes, and halos wait for as long as the plan
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,7 +79,7 @@ class _Flow:
 
     def __init__(self, client: Client, ticket: Ticket) -> None:
         self._client, self._ticket = client, ticket
-        self._completed = as_completed()
+        self._completed = as_completed(loop=client.loop)
         self._open: dict[Future, Run] = {}
         self._waiting: defaultdict[RunId, list[Future]] = defaultdict(list)
         """By run that is not submitted yet, the pieces it will merge. Held here, or Dask would drop them."""
@@ -147,16 +146,3 @@ class _Flow:
         if left:
             with suppress(Exception):
                 self._client.cancel(left, force=True)
-
-
-def wait_for_workers(client: Client, expected: int, patience: float) -> None:
-    """Wait until `expected` workers are there, or at least one after `patience` seconds. Raises `ClusterError` where there is none."""
-    begun = time.monotonic()
-    while len(found := _worker_addresses(client)) < expected:
-        if time.monotonic() - begun > patience:
-            if found:
-                return
-            raise ClusterError(
-                f"no worker came to {client.scheduler.address} within {patience:.0f} s; start some, and check their logs"
-            )
-        time.sleep(0.1)

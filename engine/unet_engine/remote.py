@@ -107,6 +107,7 @@ def _at_work(ticket: Ticket, run: Run, stage: str) -> Iterator[Station]:
         "stage": stage,
         "worker": worker.address,
         "seconds": time.perf_counter() - begun,
+        "peak_rss_bytes": machine.peak_resident_bytes(),
         **asdict(here.worker.tally.take()),
     }
     worker.log_event(ticket.name, facts)

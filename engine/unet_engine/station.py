@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
 from unet_engine.backends import Setup
-from unet_engine.errors import PlanError, first_line
+from unet_engine.errors import ClusterError, PlanError, first_line
 from unet_engine.job import Halo, Job, Predicted, Raw
 from unet_engine.plan import Index, Task
 from unet_engine.runs import Run
@@ -80,7 +80,9 @@ class Station:
         """Orders that the device has taken, first in, first out."""
         self._ahead = threading.Semaphore(READ_AHEAD)
         self._reading = threading.Lock()
-        self._shrunk = False
+        self._shrunk = self._closed = self._ended = False
+        self._door = threading.Lock()
+        """Held to put something into the queue, so that nothing comes after the end."""
         self._watch = _Watch(limit, hung)
         self._device = threading.Thread(target=self._infer, name="device", daemon=True)
         self._device.start()
@@ -109,7 +111,12 @@ class Station:
         except BaseException:
             self._ahead.release()
             raise
-        self._queue.put(order)
+        with self._door:
+            if self._closed:
+                raise ClusterError(
+                    f"the run was over before block {task.block.index} was inferred; run it again with --resume"
+                )
+            self._queue.put(order)
         return order
 
     def commit(self, run: Run, sums: Sums, pieces: Sequence[Piece]) -> None:
@@ -135,7 +142,10 @@ class Station:
                     self.worker.commit(predicted.task, core, arrived.pop(block.index, []))
 
     def close(self) -> None:
-        self._queue.put(None)
+        """End it after the block that is in the network; callers that wait for others get a `ClusterError`."""
+        with self._door:
+            self._closed = True
+            self._queue.put(None)
         self._device.join()
         self._watch.close()
         self.worker.close()
@@ -144,23 +154,32 @@ class Station:
 
     def _infer(self) -> None:
         """Infer what is in the queue until it says that there is no more."""
-        while self._inside or self._take():
+        while self._inside or (not self._ended and self._take()):
             try:
                 for done in self.worker.predict(self._work()):
                     order = self._inside.popleft()
                     self._ahead.release()
                     order.sums.set_result(done)
                     self._watch.beat("device", bool(self._inside))
-                return
             except BaseException as error:
                 self._recover(error)
 
     def _take(self) -> bool:
-        """Wait for an order."""
+        """Wait for an order; False at the end."""
         order = self._queue.get()
-        if order:
-            self._inside.append(order)
-        return order is not None
+        if order is None or self._closed:
+            self._refuse(order)
+            return False
+        self._inside.append(order)
+        return True
+
+    def _refuse(self, order: _Order | None) -> None:
+        """Tell all who still wait that the run is over."""
+        while order:
+            self._ahead.release()
+            order.sums.set_exception(ClusterError("the run is over; run it again with --resume"))
+            order = self._queue.get()
+        self._ended = True
 
     def _work(self) -> Iterator[tuple[Task, Raw | None] | None]:
         """The orders taken already, then what comes. Only what follows is timed: opening a network may take minutes."""
@@ -173,7 +192,8 @@ class Station:
             except Empty:
                 yield None
                 order = self._queue.get()
-            if order is None:
+            if order is None or self._closed:
+                self._refuse(order)
                 return
             self._inside.append(order)
             self._watch.beat("device", busy=True)
