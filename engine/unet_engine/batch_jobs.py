@@ -1,14 +1,11 @@
-"""Workers as jobs of a batch system, by dask-jobqueue, and kept in number: a job that ends while the run goes on is submitted again."""
+"""Workers as jobs of a batch system, by dask-jobqueue, and cancelled with the run. Their number is kept by `unet_engine.job_keeper`."""
 
 from __future__ import annotations
 
 import asyncio
-import getpass
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +19,12 @@ from unet_engine.dask_settings import (
     worker_config,
 )
 from unet_engine.errors import ClusterError, first_line
+from unet_engine.job_keeper import Keeper
 from unet_engine.worker_preload import GPUS
 
 if TYPE_CHECKING:
     from dask_jobqueue import JobQueueCluster
     from distributed import Security
-
-LOOK_EVERY = 3.0
-"""Seconds between looks at who is there."""
-ASK_EVERY = 12.0
-"""Seconds between questions to the batch system, whose controller others use too."""
-GONE_AFTER = 8.0
-"""Seconds without any of its workers after which a job is given up: a worker that was killed is back before that."""
 
 _CLASSES = {
     "slurm": "SLURMCluster",
@@ -75,11 +66,16 @@ def _created(file: ClusterFile, where: str, scheduler: dict[str, Any], silence: 
         import dask_jobqueue
     except ImportError as error:
         raise ClusterError("--cluster needs dask-jobqueue; pip install unet-engine[jobqueue]") from error
+    folder = Path(file.log_directory).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClusterError(f"--cluster {where}: log_directory {folder} cannot be made: {error.strerror}") from error
     try:
         return getattr(dask_jobqueue, _CLASSES[file.type])(
             **job_options(file),
             security=_security(file),
-            shared_temp_directory=str(Path(file.log_directory).absolute()),
+            shared_temp_directory=str(folder),  # the workers' key, readable by this user alone
             scheduler_cls=scheduler["cls"],
             scheduler_options={k: v for k, v in scheduler.items() if k != "cls"},
             silence_logs=silence,
@@ -179,109 +175,3 @@ def _close(cluster: JobQueueCluster, keeper: Keeper) -> None:
         cluster.sync(cancel)
     with suppress(Exception):
         cluster.close(timeout=20)
-
-
-@dataclass
-class Keeper:
-    """Watches the jobs on the cluster's own event loop. Dask notices the end of a job only if it had a single worker process."""
-
-    cluster: JobQueueCluster
-    file: ClusterFile
-    stopped: bool = False
-    trouble: str | None = None
-    """Why jobs keep ending before their workers connect; nothing is submitted any more."""
-    _seen: dict[str, float] = field(default_factory=dict)
-    """When each job last had a worker."""
-    _missing: dict[str, float] = field(default_factory=dict)
-    """Since when the batch system does not know a job whose workers never came."""
-    _failed: list[str] = field(default_factory=list)
-    """Jobs that ended before their worker came, since the last one that did."""
-    _queue: dict[str, tuple[str, str]] | None = None
-    _asked: float = 0.0
-
-    async def submit(self, jobs: int) -> None:
-        while len(self.cluster.worker_spec) < jobs:
-            self.cluster.worker_spec.update(self.cluster.new_worker_spec())
-        await self.cluster
-
-    async def watch(self) -> None:
-        while not self.stopped:
-            await asyncio.sleep(LOOK_EVERY)
-            with suppress(Exception):  # the next look is due anyway
-                await self.look()
-
-    async def look(self) -> None:
-        """Give up the jobs that ended, and submit as many."""
-        self._note_workers()
-        without = [name for name in self.cluster.workers if name not in self._seen]
-        if without and time.monotonic() - self._asked > ASK_EVERY:
-            self._queue, self._asked = await _squeue() if self.file.type == "slurm" else None, time.monotonic()
-        ended = [name for name in self.cluster.workers if self._ended(name)]
-        for name in ended:
-            job = self.cluster.workers.pop(name)
-            if name not in self._seen:
-                self._failed.append(str(job.job_id))
-            self._seen.pop(name, None)
-            self._missing.pop(name, None)
-            await job.close()
-        if len(self._failed) >= 3 and not self._seen:
-            self.trouble = self._why()
-        if ended and not self.trouble and not self.stopped:
-            await self.cluster
-
-    def _note_workers(self) -> None:
-        now, names = time.monotonic(), {str(w["name"]) for w in self.cluster.scheduler_info["workers"].values()}
-        for job in self.cluster.workers:
-            if any(name in names for name in self._names(job)):
-                self._seen[job] = now
-                self._failed.clear()
-                self.trouble = None
-
-    def _names(self, job: str) -> list[str]:
-        """What Dask calls the workers of a job."""
-        count = self.file.processes_per_job
-        return [job] if count == 1 else [f"{job}-{i}" for i in range(count)]
-
-    def _ended(self, name: str) -> bool:
-        now = time.monotonic()
-        if name in self._seen:
-            return now - self._seen[name] > GONE_AFTER
-        if self._queue is None or str(self.cluster.workers[name].job_id) in self._queue:
-            self._missing.pop(name, None)
-            return False
-        # one answer without it may be older than the job
-        return now - self._missing.setdefault(name, now) > ASK_EVERY
-
-    def _why(self) -> str:
-        folder = Path(self.file.log_directory).absolute()
-        text = f"{len(self._failed)} jobs ended before a worker connected; see {folder}"
-        logs = [folder / f"unet-engine-{job}.err" for job in reversed(self._failed)]
-        for log in logs:
-            with suppress(OSError):
-                if lines := log.read_text(errors="replace").strip().splitlines():
-                    return f"{text}: {log.name} ends with {lines[-1][:200]!r}"
-        return text
-
-    def state(self) -> str:
-        """Jobs with workers, and what is known about the others."""
-        jobs = list(self.cluster.workers)
-        running = sum(name in self._seen for name in jobs)
-        text = f"{running} of {len(jobs)} jobs have workers"
-        reasons = {reason for state, reason in (self._queue or {}).values() if state == "PENDING"}
-        return f"{text}; pending: {', '.join(sorted(reasons))}" if reasons and running < len(jobs) else text
-
-
-async def _squeue() -> dict[str, tuple[str, str]] | None:
-    """State and reason of each of the user's jobs. None where SLURM does not answer."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            "squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A|%T|%r",
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        out, _ = await process.communicate()
-    except OSError:
-        return None
-    if process.returncode:
-        return None
-    lines = (line.split("|") for line in out.decode().splitlines())
-    return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}

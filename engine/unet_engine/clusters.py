@@ -93,6 +93,8 @@ def _running(settings: Settings, stack: ExitStack) -> Cluster:
 
 
 def _batch(settings: Settings, hang_seconds: float, stack: ExitStack) -> Cluster:
+    if settings.tls_ca:
+        raise SettingsError("--tls-ca, --tls-cert and --tls-key do not go with --cluster; write tls: into its file")
     file, pages = cluster_file.read(str(settings.cluster)), dashboard(settings)
     started = batch_jobs.batch_cluster(file, str(settings.cluster), hang_seconds, pages.scheduler_options)
     cluster, keeper = stack.enter_context(started)

@@ -43,6 +43,8 @@ def scheduler_config(hang_seconds: float) -> dict[str, Any]:
         "distributed.scheduler.worker-saturation": 1.1,
         "distributed.scheduler.allowed-failures": 5,
         "distributed.scheduler.worker-ttl": min(max(hang_seconds, 5.0), HEARTBEAT_LIMIT),
+        # who is gone for good is decided by a worker's nanny or the keeper of the jobs; Dask's cluster would close both after 15 s
+        "distributed.deploy.lost-worker-timeout": "1 day",
     }
 
 

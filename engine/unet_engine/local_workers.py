@@ -92,12 +92,7 @@ def _started(start: Callable[[int | None], SpecCluster], hang_seconds: float) ->
         raise ClusterError(
             'worker processes import your script: put what starts the run under  if __name__ == "__main__":'
         )
-    config = {
-        **worker_config(),
-        **scheduler_config(hang_seconds),
-        # whoever replaces a worker is its nanny; Dask would give it 15 s, and both up after that
-        "distributed.deploy.lost-worker-timeout": "1 day",
-    }
+    config = {**worker_config(), **scheduler_config(hang_seconds)}
     with dask.config.set(config), quiet() as silence:
         with keyboard_kept_from_children():
             cluster = _start(start, silence)
