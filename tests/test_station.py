@@ -15,7 +15,6 @@ import pytest
 from conftest import fake_model, make_volume, result_of
 from unet_engine import prepare, runner, station
 from unet_engine.errors import BackendError, ClusterError, DataError, PlanError
-from unet_engine.output import Output
 from unet_engine.runs import runs
 from unet_engine.settings import Settings
 from unet_engine.station import Station
@@ -39,9 +38,8 @@ def prepared(tmp_path, volume, **options):
     }
     ready = prepare.prepare(survey(Settings.of(input=volume, **options)))
     ready.backend.close()
-    job = ready.job
-    Output.create(job.out, job.layout, job.plan.digest, {"identity": {}})
-    return job
+    runner._open_output(ready).ledger.begin()
+    return ready.job
 
 
 def work(job, length, *, hung=None, limit=60, calls=4):

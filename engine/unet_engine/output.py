@@ -237,10 +237,13 @@ def remove(path: str) -> None:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key} ({_short(old.get(key))}, now {_short(new.get(key))})"
+        f"{key} ({_short(old.get(key))}, now {_short(new.get(key))}{_HINTS.get(key, '')})"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
+
+
+_HINTS = {"block": ", as blocks shrink where --memory is small"}
 
 
 def _short(value: Any) -> str:
