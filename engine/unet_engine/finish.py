@@ -30,7 +30,7 @@ def conclude(ledger: Ledger, holding: Holding, facts: Mapping[str, Any] | None =
     Where there are no locks, whoever looks last sees all; two may complete the output, with the same words, as notes go after the header.
     """
     holding.leave()
-    if ledger.missing()[0] or not holding.is_alone():
+    if not ledger.all_marked or not holding.is_alone():
         return ledger.complete  # markers are also missing where another one has just completed it
     summary = summarize(ledger, facts)
     if not ledger.complete:
@@ -64,10 +64,10 @@ def finish(path: str) -> dict[str, Any]:
 
 def refuse_incomplete(ledger: Ledger) -> None:
     """Raises `OutputError` where blocks are missing: how many, the first of them, and what to run."""
-    missing, first = ledger.missing()
+    missing = ledger.missing()
     if missing and not ledger.complete:
         raise OutputError(
-            f"{ledger.path} lacks {missing:,} of {ledger.block_count:,} blocks, the first is {first}; {_advice(ledger)}"
+            f"{ledger.path} lacks {len(missing):,} of {ledger.block_count:,} blocks, the first is {missing[0]}; {_advice(ledger)}"
         )
 
 

@@ -5,15 +5,15 @@ Nothing here knows voxels or needs the plan: `unet-engine finish` works on this 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
-from unet_engine.errors import OutputError, writing
+from unet_engine.errors import OutputError, first_line, writing
 from unet_engine.journal import Journal, LocalJournal, RemoteJournal
 
 PROVENANCE = "unet_engine"
@@ -41,8 +41,16 @@ class Ledger:
 
     @property
     def header(self) -> dict[str, Any]:
-        """As it is now: another process may have written it. Empty where it is gone."""
-        return read_header(self.path) or {}
+        """As it is now: another process may have written it. Empty where it is gone; `OutputError` where it cannot be read."""
+        try:
+            found = zarr.open_group(self.path, mode="r").attrs.get(PROVENANCE)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise OutputError(
+                f"{self.path} cannot be read: {first_line(error)}; check the path, and run again with --resume"
+            ) from error
+        return dict(found or {})
 
     @property
     def complete(self) -> bool:
@@ -61,6 +69,7 @@ class Ledger:
         self._check_ours()
         if self.settled():
             return False
+        _ = self.blocks  # better now than in the end
         with writing(self.path, "opening its journal"):
             self.journal.open()
         return True
@@ -83,23 +92,25 @@ class Ledger:
         if self.header.get("digest") != self.digest:
             raise OutputError(f"{self.path} was removed or replaced while this run was writing it; start it again")
 
-    def missing(self) -> tuple[int, tuple[int, ...] | None]:
-        """How many blocks are not committed, and the first of them in index order."""
-        expected = self.blocks
-        marked = set(self.journal.marked())
-        if len(marked) == self.block_count:
-            return 0, None
-        left = [index for index in itertools.product(*expected) if index not in marked]
-        return len(left), left[0] if left else None
+    @property
+    def all_marked(self) -> bool:
+        return sum(1 for _ in self.journal.marked()) == self.block_count
+
+    def missing(self) -> list[tuple[int, ...]]:
+        """The blocks that are not committed, in index order."""
+        blocks = self.blocks
+        places = [{j: k for k, j in enumerate(indices)} for indices in blocks]
+        left = np.ones([len(indices) for indices in blocks], bool)
+        for index in self.journal.marked():
+            left[tuple(place[j] for place, j in zip(places, index, strict=True))] = False
+        return [tuple(indices[k] for indices, k in zip(blocks, where, strict=True)) for where in np.argwhere(left)]
 
     @property
     def blocks(self) -> list[Sequence[int]]:
         """Per axis the indices of the blocks that write something. Raises `OutputError` for an output of a version that did not say."""
         spans = self.header.get("blocks")
         if spans is None:
-            raise OutputError(
-                f"{self.path} does not say which blocks it has; complete it by the run itself, with --resume"
-            )
+            raise OutputError(f"{self.path} was begun by an older version and cannot be gone on with; use --overwrite")
         return [[j for lo, hi in axis for j in range(lo, hi)] for axis in spans]
 
     @property
