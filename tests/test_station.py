@@ -77,10 +77,10 @@ def test_a_commit_can_be_repeated(tmp_path, volume):
     here = Station(job, "here", 60, pytest.fail)
     run = next(iter(runs(job.plan, lambda _: True, 3)))
     sums = pickle.loads(pickle.dumps(here.predict(run)))
-    before = [p.sums.copy() for p in sums.blocks]
+    before = [part.core.copy() for part in sums.parts]
     for _ in range(2):
         here.commit(run, sums, [])
-        assert all((p.sums == b).all() for p, b in zip(sums.blocks, before, strict=True))
+        assert all((part.core == b).all() for part, b in zip(sums.parts, before, strict=True))
     once = result_of(job.out)
     here.commit(run, sums, [])
     here.close()

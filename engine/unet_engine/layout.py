@@ -49,6 +49,9 @@ class Crew:
     """Workers of a cluster, who share the blocks of each column between them."""
 
     workers: int
+    """How many there will be."""
+    present: int
+    """How many are sure to be there: those that hold all halos that wait, however late the others come."""
     run: int
     """Blocks that follow one another along the fastest axis and are handed out together."""
 
@@ -144,8 +147,9 @@ def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int, crew: Crew |
     halos = _waiting_halos(plan, spans, writes) * sizes.sums
     in_flight = SUMS_IN_FLIGHT
     if crew:
-        halos = halos * 2 // crew.workers if crew.workers > 1 else halos
-        in_flight = RUNS_IN_FLIGHT * crew.run + 1  # and the copy that is being finished
+        halos = min(halos, halos * 2 // crew.present)
+        # a run more than the average, and in a commit the copy that is finished and the halos that came for it
+        in_flight = (RUNS_IN_FLIGHT + 1) * crew.run + 1
     return Memory(
         base=base,
         raw=lanes * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),

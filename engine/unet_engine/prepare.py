@@ -39,8 +39,8 @@ class Prepared:
     """The workers it is planned for; None where this process does it all."""
 
 
-def prepare(found: Survey, workers: int = 0) -> Prepared:
-    """Load the network once and plan, for this process or, given their number, for the workers of a cluster.
+def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
+    """Load the network once and plan, for this process or for the `workers` of a cluster, of whom so many are `present`.
 
     Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
@@ -61,7 +61,11 @@ def prepare(found: Survey, workers: int = 0) -> Prepared:
     )
     budget = settings.memory or loaded + machine.available_memory() // 2
     base = loaded + (len(devices) - 1) * max(0, loaded - before)
-    crew = _crew(plan, sizes, base, budget, workers, seconds) if workers else None
+    crew = (
+        _crew(plan, sizes, base, budget, Crew(workers, present, run_length(plan, seconds, workers)))
+        if workers
+        else None
+    )
     plan = fit(plan, sizes, base, budget, len(devices), crew)
     job = Job(
         plan=plan,
@@ -80,13 +84,13 @@ def prepare(found: Survey, workers: int = 0) -> Prepared:
     return Prepared(_with_note(found, plan), job, backend, budget, seconds, crew)
 
 
-def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, workers: int, seconds: float) -> Crew:
+def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: Crew) -> Crew:
     """Runs as long as they should be, but no longer than fits without more columns: a column too many costs more than a short run."""
-    for run in range(run_length(plan, seconds, workers), 1, -1):
-        crew = Crew(workers, run)
+    for run in range(wanted.run, 1, -1):
+        crew = replace(wanted, run=run)
         if predict_memory(plan, sizes, base, 1, crew).total <= budget:
             return crew
-    return Crew(workers, 1)
+    return replace(wanted, run=1)
 
 
 def _with_note(found: Survey, plan: Plan) -> Survey:

@@ -76,7 +76,7 @@ class Wanted:
 
 
 def piece(sums: Sums, wanted: Wanted) -> Piece:
-    """Cut out of a run's sums what another run needs."""
+    """Pick out of a run's sums what another run needs."""
     return station.piece(sums, wanted.blocks, get_worker().address)
 
 
@@ -134,6 +134,7 @@ def _opened(ticket: Ticket, worker: Any) -> Station:
         raise ClusterError(
             f"unet-engine is {_version()} on {host()} and {ticket.version} where the run was started; install the same version on both"
         )
+    machine.return_freed_blocks()
     job: Job = pickle.loads(ticket.job)
     if job.model.format != "fake" and open_model(job.model.path, job.setup.window).sha256 != job.model.sha256:
         raise ModelError(f"{job.model.path} on {host()} is another model than the run was planned with; copy it there")
@@ -168,7 +169,7 @@ def close(name: str, dask_worker: Any) -> None:
 # --- planning ---
 
 
-def plan_here(settings: Settings, workers: int) -> Prepared:
+def plan_here(settings: Settings, workers: int, present: int) -> Prepared:
     """Survey and plan on a worker, whose device, libraries and memory count, not the client's. The network is closed again.
 
     Raises what `survey`, `check_output` and `prepare` raise.
@@ -176,7 +177,7 @@ def plan_here(settings: Settings, workers: int) -> Prepared:
     worker = get_worker()
     found = survey(settings.model_copy(update=_own(settings, worker)))
     check_output(found)
-    prepared = prepare(replace(found, devices=found.devices[:1]), workers)
+    prepared = prepare(replace(found, devices=found.devices[:1]), workers, present)
     if prepared.backend:
         prepared.backend.close()
     return replace(prepared, backend=None)

@@ -122,7 +122,8 @@ def _crew(prepared: Prepared) -> list[tuple[str, str]]:
     if prepared.crew is None:
         return []
     crew = prepared.crew
-    shown = f"{crew.workers}, handed {crew.run} block(s) at a time; memory and time are of one and of all of them"
+    blocks = f"{crew.run} blocks" if crew.run > 1 else "a block"
+    shown = f"{crew.workers} ({crew.present} are there), handed {blocks} at a time; memory is that of each"
     return [("workers", shown)]
 
 

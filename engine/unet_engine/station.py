@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 
 from unet_engine.backends import Setup
 from unet_engine.errors import ClusterError, PlanError, first_line
-from unet_engine.job import Halo, Job, Predicted, Raw
+from unet_engine.job import Array, Halo, Job, Predicted, Raw
 from unet_engine.plan import Index, Task
 from unet_engine.runs import Run
 from unet_engine.worker import Worker
@@ -31,14 +31,33 @@ READ_AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Sums:
-    """What `predict` leaves for `commit`: the sums of a run's blocks, as long as something still needs them."""
+class Part:
+    """The sums of one block, taken apart, so that each piece can go when nothing needs it any more."""
 
-    blocks: tuple[Predicted, ...]
+    task: Task
+    core: Array | None
+    """Where the block writes: (channels out, *task.block.write.shape) float32; None where it does not commit."""
+    halos: tuple[tuple[Index, Halo], ...]
+
+    @classmethod
+    def of(cls, predicted: Predicted) -> Part:
+        core = predicted.inside(predicted.task.block.write).copy() if predicted.task.commits else None
+        return cls(predicted.task, core, tuple((to, halo.copied()) for to, halo in predicted.halos()))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(halo.values.nbytes for _, halo in self.halos) + (0 if self.core is None else self.core.nbytes)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What `predict` leaves for `commit` and for other runs."""
+
+    parts: tuple[Part, ...]
 
     def __sizeof__(self) -> int:
         # what the scheduler weighs when it decides where the commit runs
-        return sum(predicted.sums.nbytes for predicted in self.blocks)
+        return sum(part.nbytes for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -54,8 +73,8 @@ class Piece:
 
 
 def piece(sums: Sums, targets: frozenset[Index], origin: str) -> Piece:
-    """The halos for the blocks `targets`, which lie in another run."""
-    return Piece(origin, tuple((to, h.copied()) for p in sums.blocks for to, h in p.halos() if to in targets))
+    """The halos for the blocks `targets`, which lie in another run; they are shared with `sums`, not copied."""
+    return Piece(origin, tuple((to, halo) for part in sums.parts for to, halo in part.halos if to in targets))
 
 
 @dataclass
@@ -101,7 +120,7 @@ class Station:
                     left = self.worker.settle(task, run.column, targets.__contains__)
                 if left:
                     orders.append(self._enqueue(left))
-        return Sums(tuple(order.sums.result() for order in orders))
+        return Sums(tuple(Part.of(order.sums.result()) for order in orders))
 
     def _enqueue(self, task: Task) -> _Order:
         self._ahead.acquire()
@@ -128,18 +147,15 @@ class Station:
                 arrived[to].append(halo)
             if foreign.origin != self.address:
                 self.worker.tally.add(halo_bytes=foreign.__sizeof__())
-        own = {p.task.block.index for p in sums.blocks if p.task.commits}
-        for predicted in sums.blocks:
-            for to, halo in predicted.halos():
-                if to in own:
-                    arrived[to].append(halo)
-        for predicted in sums.blocks:
-            block = predicted.task.block
-            if predicted.task.commits:
-                with self._watch.over(f"writing block {block.index}"):
-                    # a copy: a commit may be repeated, and halos of this very block are still to be cut
-                    core = predicted.inside(block.write).copy()
-                    self.worker.commit(predicted.task, core, arrived.pop(block.index, []))
+        for part in sums.parts:
+            for to, halo in part.halos:
+                arrived[to].append(halo)
+        for part in sums.parts:
+            if part.core is not None:
+                index = part.task.block.index
+                with self._watch.over(f"writing block {index}"):
+                    # a copy, since a commit may be repeated
+                    self.worker.commit(part.task, part.core.copy(), arrived.pop(index, []))
 
     def close(self) -> None:
         """End it after the block that is in the network; callers that wait for others get a `ClusterError`."""
@@ -188,16 +204,16 @@ class Station:
             yield order.task, order.raw
         while True:
             try:
-                order = self._queue.get_nowait()
+                taken = self._queue.get_nowait()
             except Empty:
                 yield None
-                order = self._queue.get()
-            if order is None or self._closed:
-                self._refuse(order)
+                taken = self._queue.get()
+            if taken is None or self._closed:
+                self._refuse(taken)
                 return
-            self._inside.append(order)
+            self._inside.append(taken)
             self._watch.beat("device", busy=True)
-            yield order.task, order.raw
+            yield taken.task, taken.raw
 
     def _recover(self, error: BaseException) -> None:
         """Begin again with fewer windows at once where memory ran out the first time; else every order begun fails with `error`."""

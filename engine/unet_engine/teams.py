@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from unet_engine import clusters, machine
 from unet_engine.clusters import Cluster
@@ -18,14 +19,20 @@ from unet_engine.settings import Settings
 from unet_engine.survey import check_output, survey
 from unet_engine.worker import Worker
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 Pending = Callable[[Index], bool]
 
 
 class Team(Protocol):
     """Plans a run where it will be done, does it, and tells how far it is."""
 
-    dashboard: str | None
-    notes: tuple[str, ...]
+    @property
+    def dashboard(self) -> str | None: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def prepare(self) -> Prepared:
         """Everything up to the first block. Raises before the network is loaded where the output may not be written."""
@@ -70,6 +77,10 @@ HANG_FACTOR = 20
 """How many times the expected time a block may take."""
 
 
+GATHER_SECONDS = 10.0
+"""How long to wait for the other workers once there is one. Those that come later are used, but not counted on for memory."""
+
+
 def _share_of_memory(settings: Settings) -> int | None:
     """Bytes for each worker process: its share of what the run may use on this machine; on other machines what the user says."""
     processes = settings.workers or (None if settings.scheduler or settings.cluster else settings.gpus)
@@ -81,13 +92,13 @@ def _share_of_memory(settings: Settings) -> int | None:
 class LocalTeam:
     """This process, with a thread for each device."""
 
-    dashboard = None
+    dashboard: str | None = None
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._workers: list[Worker] = []
         note = clusters.cuda_cluster_note(settings)
-        self.notes = (note,) if note else ()
+        self.notes: tuple[str, ...] = (note,) if note else ()
 
     def prepare(self) -> Prepared:
         found = survey(self._settings)
@@ -129,9 +140,7 @@ def _absolute(settings: Settings) -> dict[str, str]:
 class DaskTeam:
     """The workers of a cluster, which plan too: their devices, libraries and memory are those that count."""
 
-    def __init__(
-        self, settings: Settings, cluster: Cluster, memory: int | None, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Callable[[str], None]) -> None:
         from unet_engine.board import Board
 
         self._cluster, self._tell = cluster, tell
@@ -148,10 +157,21 @@ class DaskTeam:
 
         client = self._cluster.client
         clusters.wait_for_workers(self._cluster, self._tell)
-        workers = max(self._cluster.expected, len(client.scheduler_info(n_workers=-1)["workers"]))
-        planned = client.submit(remote.plan_here, self._settings, workers, pure=False)
+        present = self._gathered(client)
+        planned = client.submit(
+            remote.plan_here, self._settings, max(self._cluster.expected, present), present, pure=False
+        )
         prepared: Prepared = planned.result()
         return prepared
+
+    def _gathered(self, client: Client) -> int:
+        """Workers that are there, after a while given to those that were started together with the first."""
+        end = time.monotonic() + GATHER_SECONDS
+        while True:
+            present = len(client.scheduler_info(n_workers=-1)["workers"])
+            if present >= self._cluster.expected or time.monotonic() > end:
+                return present
+            time.sleep(0.1)
 
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         from unet_engine.dask_executor import run_dask
