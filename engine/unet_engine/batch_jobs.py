@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,9 +50,10 @@ def batch_cluster(
     import dask
 
     config = {**worker_config(), **scheduler_config(hang_seconds)}
-    with dask.config.set(config), quiet() as silence:
+    folder = _log_folder(file, where)
+    with dask.config.set(config), quiet() as silence, _security(file, folder) as security:
         with keyboard_kept_from_children():
-            cluster = _created(file, where, scheduler, silence)
+            cluster = _created(file, where, security, scheduler, silence)
         keeper = Keeper(cluster, file)
         try:
             _submitted(keeper, where)
@@ -61,28 +63,58 @@ def batch_cluster(
                 _close(cluster, keeper)
 
 
-def _created(file: ClusterFile, where: str, scheduler: dict[str, Any], silence: int | None) -> JobQueueCluster:
-    try:
-        import dask_jobqueue
-    except ImportError as error:
-        raise ClusterError("--cluster needs dask-jobqueue; pip install unet-engine[jobqueue]") from error
+def _log_folder(file: ClusterFile, where: str) -> Path:
     folder = Path(file.log_directory).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ClusterError(f"--cluster {where}: log_directory {folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
+@contextmanager
+def _security(file: ClusterFile, folder: Path) -> Iterator[Security | None]:
+    """Certificates as the file says; temporary ones lie in `folder`, for this user alone, as long as the cluster lives."""
+    if isinstance(file.tls, Certificates):
+        yield pem_security(file.tls.ca, file.tls.cert, file.tls.key)
+    elif file.tls == "none":
+        yield None
+    else:
+        with tempfile.TemporaryDirectory(prefix=".tls-", dir=folder) as place:
+            yield _temporary_security(Path(place))
+
+
+def _temporary_security(place: Path) -> Security:
+    from distributed import Security
+
+    try:
+        made = Security.temporary()
+    except ImportError as error:
+        raise ClusterError(
+            "tls: temporary needs the package cryptography; pip install unet-engine[jobqueue], name certificates, or write tls: none"
+        ) from error
+    files = {"ca": made.tls_ca_file, "cert": made.tls_client_cert, "key": made.tls_client_key}
+    for name, text in files.items():
+        (place / name).write_text(text)
+    return pem_security(*(str(place / name) for name in files))
+
+
+def _created(
+    file: ClusterFile, where: str, security: Security | None, scheduler: dict[str, Any], silence: int | None
+) -> JobQueueCluster:
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise ClusterError("--cluster needs dask-jobqueue; pip install unet-engine[jobqueue]") from error
     try:
         return getattr(dask_jobqueue, _CLASSES[file.type])(
             **job_options(file),
-            security=_security(file),
-            shared_temp_directory=str(folder),  # the workers' key, readable by this user alone
+            security=security,
             scheduler_cls=scheduler["cls"],
             scheduler_options={k: v for k, v in scheduler.items() if k != "cls"},
             silence_logs=silence,
             name="unet-engine",
         )
-    except ClusterError:
-        raise
     except Exception as error:
         raise ClusterError(f"--cluster {where}: {first_line(error)}") from error
 
@@ -128,21 +160,6 @@ def _worker_arguments(file: ClusterFile) -> list[str]:
         spare = min(max(0.1 * walltime, 20.0), 300.0)
         arguments += ["--lifetime", f"{walltime - spare:.0f}s", "--lifetime-stagger", f"{spare / 2:.0f}s"]
     return arguments
-
-
-def _security(file: ClusterFile) -> Security | None:
-    from distributed import Security
-
-    if isinstance(file.tls, Certificates):
-        return pem_security(file.tls.ca, file.tls.cert, file.tls.key)
-    if file.tls == "none":
-        return None
-    try:
-        return Security.temporary()
-    except ImportError as error:
-        raise ClusterError(
-            "tls: temporary needs the package cryptography; pip install unet-engine[jobqueue], name certificates, or write tls: none"
-        ) from error
 
 
 def _submitted(keeper: Keeper, where: str) -> None:

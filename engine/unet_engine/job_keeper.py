@@ -16,9 +16,9 @@ from unet_engine.cluster_file import ClusterFile
 if TYPE_CHECKING:
     from dask_jobqueue import JobQueueCluster
 
-LOOK_EVERY = 3.0
+LOOK_EVERY = 2.0
 """Seconds between looks at who is there."""
-ASK_EVERY = 12.0
+ASK_EVERY = 10.0
 """Seconds between questions to the batch system, whose controller others use too."""
 GONE_AFTER = 30.0
 """Seconds without a worker after which a job that had one is given up, where the batch system cannot be asked."""

@@ -68,7 +68,8 @@ CONF
 printf 'Name=gpu File=%s\n' /dev/null /dev/zero > "$folder/gres.conf"
 
 export SLURM_CONF=$folder/slurm.conf
-munged --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munge/pid" \
+# forced: the folder may lie in one that only its owner may enter, as those of tests do
+munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munge/pid" \
     --log-file="$folder/munge/log" --seed-file="$folder/munge/seed" > "$folder/start.log" 2>&1 \
     || cannot "munged does not start: $(tail -n 1 "$folder/start.log")"
 slurmctld -c > "$folder/start.log" 2>&1 || cannot "slurmctld does not start: $(tail -n 1 "$folder/slurmctld.log")"

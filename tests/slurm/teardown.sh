@@ -5,7 +5,7 @@ set -u
 folder=$1
 export SLURM_CONF=$folder/slurm.conf
 
-if [ -f "$SLURM_CONF" ]; then
+if [ -f "$folder/slurmctld.pid" ]; then
     scancel --user="$(id -un)" 2> /dev/null
     for _ in $(seq 50); do
         [ -z "$(squeue --noheader 2> /dev/null)" ] && break
