@@ -93,7 +93,7 @@ class ClusterFile(_Strict):
     @field_validator("walltime", mode="before")
     @classmethod
     def _clock(cls, value: Any) -> Any:
-        if isinstance(value, int):  # YAML reads 04:00:00 without quotes as a number to base 60
+        if isinstance(value, int):  # YAML reads 12:00:00 without quotes as a number to base 60
             raise ValueError('put it in quotes, e.g. walltime: "04:00:00"')
         return value
 
