@@ -140,9 +140,11 @@ def test_the_settings_in_a_job_script_are_those_of_our_own_workers():
     assert {k: v for k, v in told[environ].items() if v is not None} == {}
 
 
-def test_memory_of_a_worker_is_its_share_of_the_job():
-    assert clusters.worker_memory(settings(cluster=written(processes=4))) == 2 * 2**30
-    assert clusters.worker_memory(settings(workers=4)) is None
+def test_a_worker_has_its_share_of_the_job():
+    file = read(processes=4, cores=10, memory="40GiB")
+    assert file.memory_per_process == 9 * 2**30
+    assert clusters.worker_threads(settings(cluster="c.yaml")) == 2
+    assert clusters.worker_threads(settings(workers=4)) is None
 
 
 def refusal(**changes):

@@ -153,8 +153,9 @@ def _exports(file: ClusterFile) -> list[str]:
 
 
 def _worker_arguments(file: ClusterFile) -> list[str]:
-    # of an option given twice, as --nthreads is by dask-jobqueue, the last counts
-    arguments = ["--nthreads", str(THREADS_PER_WORKER), "--no-dashboard", "--preload", "unet_engine.worker_preload"]
+    # of an option given twice, as the first two are by dask-jobqueue, the last counts
+    arguments = ["--nthreads", str(THREADS_PER_WORKER), "--memory-limit", f"{file.memory_per_process}B"]
+    arguments += ["--no-dashboard", "--preload", "unet_engine.worker_preload"]
     if walltime := file.walltime_seconds:
         # a worker that retires is not one that died: its tasks go elsewhere without counting as failed
         spare = min(max(0.1 * walltime, 20.0), 300.0)

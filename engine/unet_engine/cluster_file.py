@@ -60,7 +60,7 @@ class ClusterFile(_Strict):
     cores: int = Field(ge=1)
     """Cores of a job."""
     memory: int = Field(ge=1)
-    """Bytes of memory of a job, also as ``64GiB``; its worker processes share it."""
+    """Bytes of memory of a job, also as ``64GiB``; its worker processes share nine tenths of it."""
     gpus: int = Field(default=0, ge=0)
     """GPUs of a job: each gets a worker process that sees only this one."""
     processes: int = Field(default=1, ge=1)
@@ -113,8 +113,12 @@ class ClusterFile(_Strict):
 
     @property
     def memory_per_process(self) -> int:
-        """Bytes."""
-        return self.memory // self.processes_per_job
+        """Bytes a worker process may use. A tenth of the job's goes to those who look after the workers, and to what a plan leaves out."""
+        return self.memory * 9 // 10 // self.processes_per_job
+
+    @property
+    def cores_per_process(self) -> int:
+        return max(1, self.cores // self.processes_per_job)
 
     @property
     def walltime_seconds(self) -> float | None:

@@ -62,9 +62,9 @@ def cuda_cluster_note(settings: Settings) -> str | None:
     )
 
 
-def worker_memory(settings: Settings) -> int | None:
-    """Bytes a worker process may use as the cluster file says; None where nobody says."""
-    return cluster_file.read(settings.cluster).memory_per_process if settings.cluster else None
+def worker_threads(settings: Settings) -> int | None:
+    """Cores that each worker process has as the cluster file says; None where nobody says."""
+    return cluster_file.read(settings.cluster).cores_per_process if settings.cluster else None
 
 
 @contextmanager
