@@ -134,9 +134,7 @@ def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Resu
     """Complete the output where that is this run's to do. A part leaves it to the last one."""
     if _part(prepared):
         return replace(result, complete=conclude(ledger, holding))
-    if not conclude(
-        ledger, holding, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete")}
-    ):
+    if not conclude(ledger, holding, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete")}):
         refuse_incomplete(ledger)
     return result
 
