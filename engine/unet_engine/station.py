@@ -127,15 +127,15 @@ class Station:
         try:
             with self._watch.over(f"reading voxels {task.read} of block {task.block.index}"):
                 order = _Order(task, self.worker.read(task))
+            with self._door:
+                if self._closed:
+                    raise ClusterError(
+                        f"the run ended before block {task.block.index} was inferred; run it again with --resume"
+                    )
+                self._queue.put(order)
         except BaseException:
             self._ahead.release()
             raise
-        with self._door:
-            if self._closed:
-                raise ClusterError(
-                    f"the run was over before block {task.block.index} was inferred; run it again with --resume"
-                )
-            self._queue.put(order)
         return order
 
     def commit(self, run: Run, sums: Sums, pieces: Sequence[Piece]) -> None:
