@@ -67,10 +67,11 @@ def _multiscales(version, axes, scale, translation, unit):
     )
 
 
-def fake_model(folder, *, latency_ms=0, fail_at=0, out_of_memory_above=0, hang_once="", name="id", **spec):
+def fake_model(folder, *, latency_ms=0, fail_at=0, kill_at=0, out_of_memory_above=0, hang_once="", name="id", **spec):
     """A model file of the identity network (see `unet_engine.backends.fake`): 3D, 8 voxels wide, taking 4 + 4 k."""
     behaviour = {
-        "latency_ms": latency_ms, "fail_at": fail_at, "out_of_memory_above": out_of_memory_above, "hang_once": str(hang_once),
+        "latency_ms": latency_ms, "fail_at": fail_at, "kill_at": kill_at, "out_of_memory_above": out_of_memory_above,
+        "hang_once": str(hang_once),
     }  # fmt: skip
     axes = spec.get("axes", "zyx")
     n = len(axes)

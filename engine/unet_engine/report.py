@@ -41,10 +41,10 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     volume = prepared.found.volume
     read = bytes_read(prepared, (1,) * len(plan.axes))
     decoded = bytes_read(prepared, volume.chunks)
-    once = plan.roi.size * volume.voxel_bytes
+    once = max(1, plan.voxel_count) * volume.voxel_bytes
     lanes = prepared.crew.workers if prepared.crew else len(prepared.found.devices)
     flops = plan.flops_per_window
-    written = plan.roi.size * job.layout.voxel_bytes
+    written = plan.voxel_count * job.layout.voxel_bytes
     return {
         "input": job.volume,
         "shape": list(prepared.found.volume.shape),
@@ -103,7 +103,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
             f"{times(plan.block_range.shape)} of {times(plan.block)} windows, {plan.column_count} column(s), "
             f"chunks {times(plan.chunk)}",
         ),
-        *_crew(prepared),
+        *_who(prepared),
         ("work", flops),
         (
             "read",
@@ -118,13 +118,17 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _crew(prepared: Prepared) -> list[tuple[str, str]]:
+def _who(prepared: Prepared) -> list[tuple[str, str]]:
+    lines = []
+    if prepared.found.settings.part:
+        boxes = ", ".join(str(prepared.job.plan.region(box)) for box in prepared.job.plan.share) or "nothing"
+        lines.append(("part", f"{prepared.found.settings.part}: voxels {boxes}"))
     if prepared.crew is None:
-        return []
+        return lines
     crew = prepared.crew
     blocks = f"{crew.run} blocks" if crew.run > 1 else "a block"
     shown = f"{crew.workers} ({crew.present} are there), handed {blocks} at a time; memory is that of each"
-    return [("workers", shown)]
+    return [*lines, ("workers", shown)]
 
 
 def _few(values: list[float]) -> str:

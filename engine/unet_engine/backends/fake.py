@@ -5,6 +5,7 @@ A file ``NAME.fake.toml`` has a table ``[spec]`` with the keys of `ModelSpec`, a
     latency_ms            how long a window takes
     fail_at               number of the window, counted from 1, at which inference fails
     out_of_memory_above   windows at once that a device has memory for
+    kill_at               number of the window at which the process is killed, as by a system that has no memory left
     hang_once             file; the first window of the first process that finds it missing makes it and never ends
 
 The network it stands for is the identity: output channel k is input channel ``k % channels_in``, cropped by the margin.
@@ -12,6 +13,8 @@ The network it stands for is the identity: output channel k is input channel ``k
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 import tomllib
@@ -33,6 +36,7 @@ class FakeBackend(ThreadedBackend):
         self._latency = float(settings.get("latency_ms", 0)) / 1000
         self._fail_at = int(settings.get("fail_at", 0))
         self._room = int(settings.get("out_of_memory_above", 0))
+        self._kill_at = int(settings.get("kill_at", 0))
         self._hang = settings.get("hang_once")
         self._calls = 0
         self._failing = [False] * self.slots
@@ -40,6 +44,8 @@ class FakeBackend(ThreadedBackend):
 
     def start(self, slot: int) -> None:
         self._calls += 1
+        if self._calls == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         self._failing[slot] = self._calls == self._fail_at
         super().start(slot)
 
