@@ -66,6 +66,7 @@ class Hosts:
             _ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "eth0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
+            _ip("netns", "exec", name, "true")
 
     def address(self, number):
         return f"10.77.0.{number}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import environment
 from dask_processes import certificates, settings
 from unet_engine import batch_jobs, cluster_file, clusters
 from unet_engine.errors import ClusterError, SettingsError
@@ -165,6 +166,13 @@ def test_no_batch_system_here(monkeypatch):
 def test_no_dask_jobqueue(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     assert "pip install unet-engine[jobqueue]" in refusal()
+
+
+def test_an_interrupt_stays_an_interrupt():
+    pytest.importorskip("dask_jobqueue")
+    code = "import signal; from unet_engine import batch_jobs; batch_jobs._jobqueue(); print(signal.getsignal(signal.SIGINT))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert "default_int_handler" in done.stdout
 
 
 def test_no_such_interface():

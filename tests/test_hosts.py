@@ -84,7 +84,7 @@ def test_a_host_that_is_cut_off_is_noticed_and_its_tasks_run_elsewhere(network, 
         network.cut_off(3)
         begun = time.monotonic()
         assert process.stdout.readline() == "lost\n", process.stderr.read()
-        assert 5 < time.monotonic() - begun < 25
+        assert 5 < time.monotonic() - begun < 45
         assert process.stdout.readline() == f"{sum(range(100))}\n"
 
 

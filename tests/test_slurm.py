@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +66,7 @@ def queue():
 def cluster_file(**changes):
     """A file for ``--cluster`` in the current folder."""
     lines = {"type": "slurm", "jobs": 2, "cores": 1, "memory": "500MB", "interface": "lo", **changes}
-    Path("slurm.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+    Path("slurm.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items() if value))
     return "slurm.yaml"
 
 
@@ -166,6 +167,17 @@ def test_jobs_that_wait_are_told_of(slurm, monkeypatch):
     assert notes[-1] == "waiting for workers: 0 of 2 jobs have workers; pending: BeginTime"
 
 
+def test_jobs_grow_with_the_work_and_shrink_without(slurm):
+    with connected(jobs=None, adaptive="{minimum: 1, maximum: 3}") as cluster:
+        clusters.wait_for_workers(cluster, print)
+        assert cluster.expected == 1
+        futures = cluster.client.map(time.sleep, [1.0] * 120, pure=False)
+        wait_until(lambda: present(cluster) == 3)
+        cluster.client.cancel(futures)
+        del futures
+        wait_until(lambda: len(queue()) == 1)
+
+
 # runs of the engine
 
 
@@ -189,6 +201,19 @@ def test_a_job_that_ends_in_mid_run_costs_time_and_nothing_else(slurm, case, tmp
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert chunks(out) == chunks(alone)
+
+
+def test_an_interrupt_cancels_the_jobs(slurm, case, tmp_path):
+    volume, model, _ = case
+    out = tmp_path / "out.zarr"
+    process = begin("run", "--in", volume, "--model", model, "--out", out, "--cluster", cluster_file(), *FLAGS)
+    while process.poll() is None and not marked(out):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "--resume" in err.splitlines()[-1]
+    wait_until(lambda: not queue())
 
 
 def test_the_example_of_a_job_array(slurm, case, tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,11 +105,7 @@ def _created(
     file: ClusterFile, where: str, security: Security | None, scheduler: dict[str, Any], silence: int | None
 ) -> JobQueueCluster:
     try:
-        import dask_jobqueue
-    except ImportError as error:
-        raise ClusterError("--cluster needs dask-jobqueue; pip install unet-engine[jobqueue]") from error
-    try:
-        return getattr(dask_jobqueue, _CLASSES[file.type])(
+        return getattr(_jobqueue(), _CLASSES[file.type])(
             **job_options(file),
             security=security,
             scheduler_cls=scheduler["cls"],
@@ -115,8 +113,22 @@ def _created(
             silence_logs=silence,
             name="unet-engine",
         )
+    except ClusterError:
+        raise
     except Exception as error:
         raise ClusterError(f"--cluster {where}: {first_line(error)}") from error
+
+
+def _jobqueue() -> Any:
+    """The module dask_jobqueue. As it is imported it makes Ctrl-C end the process, silently and with success; that is undone."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise ClusterError("--cluster needs dask-jobqueue; pip install unet-engine[jobqueue]") from error
+    if threading.current_thread() is threading.main_thread():  # other threads may not
+        signal.signal(signal.SIGINT, handler)
+    return dask_jobqueue
 
 
 def job_options(file: ClusterFile) -> dict[str, Any]:
