@@ -38,6 +38,8 @@ class Board:
         self.worker_count = 0
         self.peak_rss_bytes = 0
         """Of the worker process that took most."""
+        self.processors: set[str] = set()
+        """Kinds of processor among the workers. With more than one, results may differ in their last bits from run to run."""
         self.lost = 0
         """Workers that were there and are gone."""
         self.hung: list[str] = []
@@ -70,6 +72,7 @@ class Board:
             share = self._shares.setdefault(facts["worker"], Share(begun=now - facts["seconds"]))
             share.inferred += facts["inferred"]
             share.last = now
+            self.processors.add(facts["processor"])
             self.peak_rss_bytes = max(self.peak_rss_bytes, facts["peak_rss_bytes"])
             self._predicted += facts["stage"] == "predicted"
 
@@ -112,6 +115,8 @@ class Board:
         if rates:
             shown += f" at {rates[0]:.3g} to {rates[-1]:.3g} windows/s"
         shown += f", {size(self.counters().halo_bytes)} of halos sent"
+        if len(self.processors) > 1:
+            shown += f", {len(self.processors)} kinds of processor (results may differ in the last bits)"
         if self.lost or self.repeated:
             shown += f", {self.lost} workers lost, {self.repeated} repeated"
         return shown
@@ -124,4 +129,5 @@ class Board:
                 "workers_lost": self.lost,
                 "runs_repeated": self.repeated,
                 "peak_rss_bytes": self.peak_rss_bytes,
+                "processors": tuple(sorted(self.processors)),
             }

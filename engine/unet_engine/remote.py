@@ -31,6 +31,7 @@ from unet_engine.settings import Settings
 from unet_engine.station import Piece, Station, Sums
 from unet_engine.survey import check_output, survey
 
+_PROCESSOR = machine.processor()
 IDLE_SECONDS = 600
 """A station of another run that was not used for so long belongs to a client that died."""
 
@@ -108,6 +109,7 @@ def _at_work(ticket: Ticket, run: Run, stage: str) -> Iterator[Station]:
         "worker": worker.address,
         "seconds": time.perf_counter() - begun,
         "peak_rss_bytes": machine.peak_resident_bytes(),
+        "processor": _PROCESSOR,
         **asdict(here.worker.tally.take()),
     }
     worker.log_event(ticket.name, facts)

@@ -60,6 +60,8 @@ class Result:
     workers_lost: int = 0
     runs_repeated: int = 0
     """Groups of blocks that were inferred again, as the worker that held their sums was lost."""
+    processors: tuple[str, ...] = ()
+    """Kinds of processor that took part. Networks may give other last bits on another kind."""
     halo_bytes: int = 0
     """Halos sent from one worker to another."""
     complete: bool = True

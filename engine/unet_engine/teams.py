@@ -123,7 +123,7 @@ class LocalTeam:
         return ""
 
     def facts(self) -> dict[str, Any]:
-        return {"peak_rss_bytes": machine.peak_resident_bytes()}
+        return {"peak_rss_bytes": machine.peak_resident_bytes(), "processors": (machine.processor(),)}
 
     def close(self) -> None:
         for worker in self._workers:

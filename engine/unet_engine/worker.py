@@ -7,6 +7,7 @@ commit(...)    halos of lower blocks merged, activation, argmax or cast, written
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -46,7 +47,15 @@ class Worker:
 
     @cached_property
     def backend(self) -> Backend:
-        return open_backend(self.job.backend, self.job.setup)
+        """Raises `BackendError` where the library here is another one than the run was planned with: it may give other bytes."""
+        backend = open_backend(self.job.backend, self.job.setup)
+        planned = self.job.plan.identity.get("backend", backend.version)
+        if backend.version != planned:
+            backend.close()
+            raise BackendError(
+                f"{platform.node()} has {backend.version}, the run was planned with {planned}; install the same version everywhere"
+            )
+        return backend
 
     @cached_property
     def output(self) -> Output:
