@@ -8,7 +8,9 @@ import pytest
 
 from conftest import environment
 from dask_processes import certificates, settings
-from unet_engine import batch_jobs, cluster_file, clusters
+from unet_engine import machine
+from unet_engine.cluster import batch_jobs, cluster_file
+from unet_engine.cluster import connection as clusters
 from unet_engine.errors import ClusterError, SettingsError
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "slurm.yaml"
@@ -128,7 +130,7 @@ def test_the_job_script():
 
 
 def test_the_settings_in_a_job_script_are_those_of_our_own_workers():
-    from unet_engine.dask_settings import worker_config
+    from unet_engine.cluster.dask_settings import worker_config
 
     exports = "\n".join(line for line in script().splitlines() if line.startswith("export DASK"))
     code = "import dask, distributed; print({k: dask.config.get(k) for k in " + repr(list(worker_config())) + "})"
@@ -145,7 +147,8 @@ def test_a_worker_has_its_share_of_the_job():
     file = read(processes=4, cores=10, memory="40GiB")
     assert file.memory_per_process == 9 * 2**30
     assert clusters.worker_threads(settings(cluster="c.yaml")) == 2
-    assert clusters.worker_threads(settings(workers=4)) is None
+    assert clusters.worker_threads(settings(workers=1)) == machine.cpu_count()
+    assert clusters.worker_threads(settings(workers=10**6)) == 1
 
 
 def refusal(**changes):
@@ -170,7 +173,7 @@ def test_no_dask_jobqueue(monkeypatch):
 
 def test_an_interrupt_stays_an_interrupt():
     pytest.importorskip("dask_jobqueue")
-    code = "import signal; from unet_engine import batch_jobs; batch_jobs._jobqueue(); print(signal.getsignal(signal.SIGINT))"
+    code = "import signal; from unet_engine.cluster import batch_jobs; batch_jobs._jobqueue(); print(signal.getsignal(signal.SIGINT))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert "default_int_handler" in done.stdout
 

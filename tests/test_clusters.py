@@ -13,9 +13,9 @@ import pytest
 
 from conftest import environment
 from dask_processes import get, listening, settings, wait_until, workers_of
-from unet_engine import clusters
+from unet_engine.cluster import connection as clusters
+from unet_engine.cluster.worker_preload import gpu_of
 from unet_engine.errors import ClusterError
-from unet_engine.worker_preload import gpu_of
 
 MEMORY = 2**30
 SECRET = "a token of the user's"
@@ -29,7 +29,10 @@ def local():
 
 
 def test_nothing_of_dask_is_imported_before_it_is_needed():
-    code = "import sys, unet_engine.clusters; print(sorted({m.split('.')[0] for m in sys.modules} & {'dask', 'distributed', 'tornado'}))"
+    code = (
+        "import sys, unet_engine.cluster.connection; "
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'dask', 'distributed', 'tornado'}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert done.stdout.strip() == "[]"
 
@@ -123,7 +126,7 @@ def test_workers_of_the_same_version_pass_others_do_not(local, monkeypatch):
 
 SCRIPT = """
 import signal, sys, time
-from unet_engine import clusters
+from unet_engine.cluster import connection as clusters
 from unet_engine.settings import Settings
 
 def end(*_):

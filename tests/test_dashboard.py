@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from dask_processes import dask, get, listening, said, settings
-from unet_engine import clusters
+from unet_engine.cluster import connection as clusters
 from unet_engine.errors import ClusterError, SettingsError
 
 SECRET = "a token of the user's"
@@ -133,7 +133,7 @@ def test_the_gate_of_a_scheduler_of_ones_own():
         "--dashboard-address",
         "127.0.0.1:0",
         "--preload",
-        "unet_engine.gate",
+        "unet_engine.cluster.gate",
     )
     for variables, admitted in (({"UNET_ENGINE_DASHBOARD_TOKEN": SECRET}, 200), ({}, 403)):
         with dask(*arguments, **variables) as scheduler:

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from dask_processes import certificates, dask, settings, tls_arguments, workers_of
-from unet_engine import clusters, running_scheduler
+from unet_engine.cluster import connection as clusters
+from unet_engine.cluster import running_scheduler
 from unet_engine.errors import ClusterError, SettingsError
 
 

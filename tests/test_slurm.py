@@ -16,7 +16,8 @@ import unet_engine
 from conftest import begin, command, environment, fake_model, make_volume
 from dask_processes import settings, wait_until
 from test_crash import chunks, marked
-from unet_engine import clusters, job_keeper
+from unet_engine.cluster import connection as clusters
+from unet_engine.cluster import job_keeper
 from unet_engine.errors import ClusterError
 
 HERE = Path(__file__).parent

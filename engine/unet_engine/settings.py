@@ -64,7 +64,7 @@ class Settings(BaseModel):
     scheduler: str | None = None
     """Address (``tcp://host:port``, ``tls://host:port``) or scheduler file of a running Dask cluster."""
     cluster: str | None = None
-    """YAML file that says how to start workers as batch jobs; see `unet_engine.clusters`."""
+    """YAML file that says how to start workers as batch jobs; see `unet_engine.cluster.connection`."""
     part: str | None = None
     """``i/n``: only the i-th of n parts, counted from 1; parts share nothing but the output."""
     hang_seconds: float | None = Field(default=None, gt=0)

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from unet_engine import clusters, machine
-from unet_engine.clusters import Cluster
+from unet_engine import machine
+from unet_engine.cluster import connection
+from unet_engine.cluster.connection import Cluster
 from unet_engine.executors import run_local
 from unet_engine.job import Counters
 from unet_engine.plan import Index
@@ -59,7 +60,7 @@ def team(settings: Settings, tell: Callable[[str], None] = _silent) -> Iterator[
 
     Raises `ClusterError` where a cluster is not to be had.
     """
-    if not clusters.wants_cluster(settings):
+    if not connection.wants_cluster(settings):
         here = LocalTeam(settings)
         try:
             yield here
@@ -67,7 +68,7 @@ def team(settings: Settings, tell: Callable[[str], None] = _silent) -> Iterator[
             here.close()
         return
     memory = _share_of_memory(settings)
-    with clusters.connect(settings, memory, settings.hang_seconds or HANG_SECONDS) as cluster:
+    with connection.connect(settings, memory, settings.hang_seconds or HANG_SECONDS) as cluster:
         yield DaskTeam(settings, cluster, memory, tell)
 
 
@@ -97,7 +98,7 @@ class LocalTeam:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._workers: list[Worker] = []
-        note = clusters.cuda_cluster_note(settings)
+        note = connection.cuda_cluster_note(settings)
         self.notes: tuple[str, ...] = (note,) if note else ()
 
     def prepare(self) -> Prepared:
@@ -144,7 +145,7 @@ class DaskTeam:
         from unet_engine.board import Board
 
         self._cluster, self._tell = cluster, tell
-        threads = settings.threads or clusters.worker_threads(settings)
+        threads = settings.threads or connection.worker_threads(settings)
         self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
         self._board = Board()
         self.dashboard = cluster.dashboard
@@ -154,7 +155,7 @@ class DaskTeam:
         from unet_engine import remote
 
         client = self._cluster.client
-        clusters.wait_for_workers(self._cluster, self._tell)
+        connection.wait_for_workers(self._cluster, self._tell)
         present = self._gathered(client)
         planned = client.submit(
             remote.plan_here, self._settings, max(self._cluster.expected, present), present, pure=False

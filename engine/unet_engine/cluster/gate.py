@@ -2,7 +2,7 @@
 
 For clusters that a run starts, `guard` is called by it. For a scheduler or worker of one's own::
 
-    UNET_ENGINE_DASHBOARD_TOKEN=secret dask scheduler --preload unet_engine.gate
+    UNET_ENGINE_DASHBOARD_TOKEN=secret dask scheduler --preload unet_engine.cluster.gate
 
 The token comes as ``?token=``, as ``Authorization: Bearer``, or not at all once a browser has the cookie that the first good request sets.
 The cookie holds a secret of its own, so the token does not lie in the browser's store. The token never appears in what Dask logs.
@@ -26,7 +26,7 @@ _REFUSAL = b"403: this page asks for its token; append ?token=... to the address
 
 
 def dask_setup(server: Any) -> None:
-    """Called by ``--preload unet_engine.gate``. A server without a token to ask for closes its pages rather than opening them to all."""
+    """Called by ``--preload unet_engine.cluster.gate``. A server without a token to ask for closes its pages."""
     guard(server.http_server, os.environ.get(VARIABLE) or secrets.token_urlsafe())
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from unet_engine import batch_jobs, cluster_file, local_workers, machine, running_scheduler
-from unet_engine.dashboard import dashboard
-from unet_engine.dask_settings import security
+from unet_engine import machine
+from unet_engine.cluster import batch_jobs, cluster_file, local_workers, running_scheduler
+from unet_engine.cluster.dashboard import dashboard
+from unet_engine.cluster.dask_settings import security
 from unet_engine.errors import ClusterError, SettingsError, first_line
 from unet_engine.settings import Settings
 
@@ -108,7 +109,7 @@ def _batch(settings: Settings, hang_seconds: float, stack: ExitStack) -> Cluster
 
 
 def _local(settings: Settings, memory: int | None, hang_seconds: float, stack: ExitStack) -> Cluster:
-    from unet_engine.gate import guard
+    from unet_engine.cluster.gate import guard
 
     pages, secure = dashboard(settings), security(settings)
     count, start = (settings.workers or settings.gpus or 1), local_workers.local_cluster

@@ -1,4 +1,4 @@
-"""Loaded by Dask into the worker processes that we start (``--preload unet_engine.worker_preload``)."""
+"""Loaded by Dask into the worker processes that we start (``--preload unet_engine.cluster.worker_preload``)."""
 
 from __future__ import annotations
 

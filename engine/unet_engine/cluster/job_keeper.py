@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unet_engine.cluster_file import ClusterFile
+from unet_engine.cluster.cluster_file import ClusterFile
 
 if TYPE_CHECKING:
     from dask_jobqueue import JobQueueCluster

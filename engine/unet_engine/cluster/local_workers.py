@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from unet_engine.dask_settings import (
+from unet_engine.cluster.dask_settings import (
     THREADS_PER_WORKER,
     keyboard_kept_from_children,
     quiet,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distributed.deploy.spec import SpecCluster
 
 HOST = "127.0.0.1"
-PRELOAD = "unet_engine.worker_preload"
+PRELOAD = "unet_engine.cluster.worker_preload"
 
 
 def has_dask_cuda() -> bool:

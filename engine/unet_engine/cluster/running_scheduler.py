@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unet_engine.dask_settings import quiet, security
+from unet_engine.cluster.dask_settings import quiet, security
 from unet_engine.errors import ClusterError, first_line
 from unet_engine.settings import Settings
 

@@ -1,4 +1,4 @@
-"""Workers as jobs of a batch system, by dask-jobqueue, and cancelled with the run. Their number is kept by `unet_engine.job_keeper`."""
+"""Workers as jobs of a batch system, by dask-jobqueue, and cancelled with the run. Their number is kept by `unet_engine.cluster.job_keeper`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet_engine.cluster_file import Certificates, ClusterFile
-from unet_engine.dask_settings import (
+from unet_engine.cluster.cluster_file import Certificates, ClusterFile
+from unet_engine.cluster.dask_settings import (
     THREADS_PER_WORKER,
     keyboard_kept_from_children,
     pem_security,
@@ -21,9 +21,9 @@ from unet_engine.dask_settings import (
     scheduler_config,
     worker_config,
 )
+from unet_engine.cluster.job_keeper import Keeper
+from unet_engine.cluster.worker_preload import GPUS
 from unet_engine.errors import ClusterError, first_line
-from unet_engine.job_keeper import Keeper
-from unet_engine.worker_preload import GPUS
 
 if TYPE_CHECKING:
     from dask_jobqueue import JobQueueCluster
@@ -167,7 +167,7 @@ def _exports(file: ClusterFile) -> list[str]:
 def _worker_arguments(file: ClusterFile) -> list[str]:
     # of an option given twice, as the first two are by dask-jobqueue, the last counts
     arguments = ["--nthreads", str(THREADS_PER_WORKER), "--memory-limit", f"{file.memory_per_process}B"]
-    arguments += ["--no-dashboard", "--preload", "unet_engine.worker_preload"]
+    arguments += ["--no-dashboard", "--preload", "unet_engine.cluster.worker_preload"]
     if walltime := file.walltime_seconds:
         # a worker that retires is not one that died: its tasks go elsewhere without counting as failed
         spare = min(max(0.1 * walltime, 20.0), 300.0)
