@@ -1,0 +1,99 @@
+"""The options of the command line that are settings: the same names as in `unet_engine.settings.Settings`, with dashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_SETTINGS = [
+    click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
+    click.option(
+        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml here or beside the input."
+    ),
+    click.option("--out", metavar="PATH", help="Output group; default: beside the input, named after the model."),
+    click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
+    click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
+    click.option(
+        "--backend",
+        metavar="NAME",
+        help="openvino, onnxruntime or pytorch; default: the best for the model and device.",
+    ),
+    click.option(
+        "--precision", metavar="P", help="fp32, fp16, bf16, int8 or auto (fp32 unless another one was proved)."
+    ),
+    click.option("--window", metavar="Z,Y,X", help="Window size, e.g. 64,64,64; default: the model's."),
+    click.option(
+        "--overlap", type=float, metavar="R", help="Fraction by which windows overlap, 0 to below 1; default 0.5."
+    ),
+    click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
+    click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
+    click.option("--output", metavar="KIND", help="labels (default), probabilities or logits."),
+    click.option(
+        "--dtype", metavar="TYPE", help="Of probabilities (uint8, float16, float32) or logits (float16, float32)."
+    ),
+    click.option(
+        "--roi", metavar="BOX", help="z0:z1,y0:y1,x0:x1 in voxels; the result equals that crop of the full run."
+    ),
+    click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx; default: from its metadata."),
+    click.option(
+        "--normalize",
+        metavar="HOW",
+        help="none, zscore, minmax, percentile:1,99 or range:-1000,400; default: the model's.",
+    ),
+    click.option("--replace-nonfinite", type=float, metavar="V", help="Read NaN and Inf as V instead of stopping."),
+    click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
+    click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
+    click.option(
+        "--threads", type=int, metavar="N", help="Windows a process infers at once on the CPU; default: one per core."
+    ),
+    click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
+]
+
+_CLUSTER = [
+    click.option("--workers", type=int, metavar="N", help="Run N worker processes on this machine (Dask)."),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="Run on this Dask cluster: tcp://host:port or a scheduler file."
+    ),
+    click.option(
+        "--cluster", metavar="FILE", help="Start workers as batch jobs as this YAML file says, e.g. on SLURM."
+    ),
+    click.option(
+        "--part", metavar="I/N", help="Only the I-th of N parts, for job arrays; then: unet-engine finish OUT."
+    ),
+    click.option(
+        "--hang-seconds",
+        type=float,
+        metavar="S",
+        help="A block that takes longer counts as hung; default: from the plan.",
+    ),
+    click.option("--tls-ca", metavar="FILE", help="PEM file of the authority, for a cluster that speaks TLS."),
+    click.option("--tls-cert", metavar="FILE", help="PEM file of our certificate."),
+    click.option("--tls-key", metavar="FILE", help="PEM file of our key."),
+    click.option(
+        "--dashboard", metavar="HOST:PORT", help="Where the dashboard listens; default: loopback, any free port."
+    ),
+    click.option(
+        "--dashboard-token",
+        metavar="SECRET",
+        envvar="UNET_ENGINE_DASHBOARD_TOKEN",
+        help="Ask visitors of the dashboard for this.",
+    ),
+]
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a run does."""
+    return _with(_SETTINGS, command)
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Who does it."""
+    return _with(_CLUSTER, command)
+
+
+def _with(options: list[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
