@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from unet_engine.errors import PlanError, UnetEngineError
+from unet_engine.model_commands import COMMANDS
 from unet_engine.options import cluster_options, settings_options
 
 INTERRUPTED = 130
@@ -116,6 +117,10 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
     facts = demo(folder)
     if as_json:
         click.echo(json.dumps(facts))
+
+
+for _command in COMMANDS:
+    app.add_command(_command)
 
 
 def _required(given: dict[str, Any]) -> dict[str, Any]:
