@@ -100,3 +100,30 @@ def no_module():
 
 def other():
     return nn.ModuleDict({"head": nn.Conv3d(3, 3, 1, bias=False), "down": nn.Conv3d(1, 4, 3)})
+
+
+def scaled(source, target, layer, readers, channels, factor):
+    """Write `source` (ONNX) to `target` with output `channels` of convolution `layer` times `factor` and what reads them divided by it.
+
+    `readers` maps each convolution that reads them to the position of channel 0 of `layer` in its input. Between them lie ReLU,
+    pooling and concatenation alone, so both networks compute the same function; their activations differ.
+    """
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(source)
+    tensors = {t.name: t for t in model.graph.initializer}
+
+    def change(name, selection, by):
+        values = np.array(numpy_helper.to_array(tensors[name]))
+        values[selection] *= by
+        tensors[name].CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
+
+    chosen = np.array(channels)
+    change(f"{layer}.weight", chosen, factor)
+    change(f"{layer}.weight_bias", chosen, factor)
+    for reader, start in readers.items():
+        change(f"{reader}.weight", (slice(None), start + chosen), 1 / factor)
+    onnx.save(model, target)
+    return target

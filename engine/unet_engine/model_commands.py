@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from unet_engine.errors import SettingsError
-from unet_engine.settings import parse_window
+from unet_engine.errors import ModelError, SettingsError
 
 
 def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
+    from unet_engine.settings import parse_window
+
     if text is None:
         return None
     try:
@@ -82,4 +83,79 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
         click.echo(json.dumps(facts))
 
 
-COMMANDS = (export_command,)
+@click.command("quantize")
+@click.argument("model")
+@click.option("--calibrate", required=True, metavar="PATH", help="Zarr volume of the kind the model will run on.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "int8", "fp16", "bf16"]), default="auto", help="auto: all there are."
+)
+@click.option("--backend", metavar="NAME", help="openvino (default) or tensorrt.")
+@click.option("--out", metavar="FILE", help="Model file to write; default: the model itself.")
+@click.option("--reference", metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch.")
+@click.option("--windows", type=int, default=24, help="To calibrate on; default 24.")
+@click.option("--held-out", type=int, default=16, help="Others, to judge on; default 16.")
+@click.option("--seed", type=int, default=0, help="Draws the windows; default 0.")
+@click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
+@click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
+@click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
+@click.option(
+    "--min-dice", multiple=True, metavar="[CLASS=]D", help="Least Dice against fp32; default 0.999, int8 0.995."
+)
+@click.option("--min-agreement", type=float, metavar="F", help="Least fraction of equal labels; default: none.")
+@click.option("--max-error", type=float, metavar="E", help="Largest error of a logit, relative; default: none.")
+@click.option("--threads", type=int, metavar="N", help="Windows inferred at once; default: one per core.")
+@click.option("--report", metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
+    """Make MODEL faster and prove on your own volume that it still computes the same.
+
+    Candidates are compared with fp32 on windows of the volume that were not calibrated on. What passes is attached to the model file
+    with its figures, and run --precision auto takes the fastest of them.
+    """
+    from rich.console import Console
+
+    from unet_export.quantize import Request, quantize, table
+
+    dice, dice_of = _thresholds(given.pop("min_dice"))
+    given["window"] = _sizes("--window", given["window"])
+    request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
+    rows = table(quantize(request, _say))
+    _show(rows, Console(stderr=True))
+    if as_json:
+        click.echo(json.dumps(rows))
+    failed = [row for row in rows if not row["passed"] and not row["emulated"]]
+    if failed and request.precision != "auto":
+        raise ModelError(f"{request.model} in {failed[0]['precision']} did not pass: {failed[0]['reason']}")
+
+
+def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]:
+    """``0.99`` for all classes, ``membrane=0.98`` for one."""
+    general, special = None, {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise SettingsError(f"--min-dice {text!r} is no number; write 0.99 or membrane=0.98") from error
+        if not 0 <= value <= 1:
+            raise SettingsError(f"--min-dice {text!r}: Dice lies between 0 and 1")
+        if name:
+            special[name] = value
+        else:
+            general = value
+    return general, special
+
+
+def _show(rows: list[dict[str, Any]], console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("precision", "back end", "verdict", "times fp32", "least Dice", "max error", "why")
+    for row in rows:
+        state = "emulated" if row["emulated"] else "passed" if row["passed"] else "failed"
+        speed = "–" if row["speedup"] is None else f"{row['speedup']:.2f}"
+        dice = "–" if row["least_dice"] is None else f"{row['least_dice']:.5f}"
+        table.add_row(row["precision"], row["backend"], state, speed, dice, f"{row['max_error']:.1e}", row["reason"])
+    console.print(table)
+
+
+COMMANDS = (export_command, quantize_command)

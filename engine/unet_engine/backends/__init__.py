@@ -9,7 +9,7 @@ from unet_engine.backends.base import Backend, Setup
 from unet_engine.errors import BackendError
 from unet_engine.model_file import ModelFile
 
-__all__ = ["BACKENDS", "Backend", "Setup", "choose_backend", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "Setup", "choose_backend", "library", "open_backend"]
 
 BACKENDS = {
     "openvino": ("onnx",),
@@ -52,6 +52,13 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
         extra = "torch" if name == "pytorch" else name
         raise BackendError(f"the back end {name} is not installed; run: pip install 'unet-engine[{extra}]'")
     return name
+
+
+def library(name: str, device: str) -> str:
+    """Version of the back end's library and kind of device: what a verdict is bound to. Imports the library."""
+    module = import_module(f"unet_engine.backends.{name}")
+    said: str = module.library(device) if hasattr(module, "library") else name
+    return said
 
 
 def open_backend(name: str, setup: Setup) -> Backend:
