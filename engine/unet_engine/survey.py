@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from unet_engine import halo, machine, output
-from unet_engine.backends import choose_backend
+from unet_engine.backends import choose_backend, trt
 from unet_engine.box import Box
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
 from unet_engine.model_file import ModelFile, open_model
@@ -204,6 +204,8 @@ _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to ru
 def _runs_on_gpu(model: ModelFile) -> bool:
     """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are heavy."""
     try:
+        if model.format == "onnx" and trt.installed():
+            return True
         if model.format == "onnx":
             import onnxruntime
 
