@@ -32,6 +32,7 @@ def app() -> None:
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
+    unet-engine doctor                                what works on this machine, and what to install
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
     10 cluster, 130 interrupted (resumable).

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from unet_engine.errors import ModelError, SettingsError
+from unet_engine.errors import BackendError, ModelError, SettingsError
 
 
 def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
@@ -146,6 +146,41 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
     return general, special
 
 
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def doctor_command(as_json: bool) -> None:  # noqa: FBT001
+    """Show what this machine has and which back ends and precisions work here, by running a small network on each."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from unet_engine import doctor, report
+
+    found = doctor.facts()
+    console = Console(stderr=as_json)
+    if not as_json:
+        report.print_pairs([(name.replace("_", " "), text) for name, text in found.items()], console)
+    trials = doctor.examine(lambda trial: _say(f"{trial.backend} {trial.precision} on {trial.device}: {trial.said}"))
+    if as_json:
+        click.echo(json.dumps({"facts": found, "trials": [asdict(t) for t in trials]}))
+    else:
+        _show_trials([asdict(t) for t in trials], console)
+    if not any(trial.works for trial in trials):
+        raise BackendError("no back end works here; reinstall with: pip install --force-reinstall unet-engine")
+
+
+def _show_trials(trials: list[dict[str, Any]], console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("back end", "device", "precision", "works", "from fp32", "what to know")
+    for trial in trials:
+        works = "yes" if trial["works"] else "no"
+        difference = "–" if trial["difference"] is None else f"{trial['difference']:.1e}"
+        said = "" if trial["works"] else trial["said"]
+        table.add_row(trial["backend"], trial["device"], trial["precision"], works, difference, said)
+    console.print(table)
+
+
 def _show(rows: list[dict[str, Any]], console: Any) -> None:
     from rich.table import Table
 
@@ -158,4 +193,4 @@ def _show(rows: list[dict[str, Any]], console: Any) -> None:
     console.print(table)
 
 
-COMMANDS = (export_command, quantize_command)
+COMMANDS = (export_command, quantize_command, doctor_command)
