@@ -52,15 +52,6 @@ class Held:
             found.add(window, np.asarray(expected), np.asarray(infer(window[None])[0], np.float32))
         return found
 
-    def squared_error(self, infer: Infer, count: int) -> float:
-        """Mean squared difference from fp32 on the first `count` windows; infinite where the candidate is not finite."""
-        errors = [
-            np.mean(np.square(np.asarray(infer(w[None])[0], np.float64) - e))
-            for w, e in zip(self.windows[:count], self._logits, strict=False)
-        ]
-        mean = float(np.mean(errors))
-        return mean if np.isfinite(mean) else float("inf")
-
 
 # --- fp32 ---
 

@@ -19,6 +19,7 @@ from unet_engine.backends.openvino import ov, packed
 from unet_engine.errors import ModelError, SettingsError, first_line
 from unet_engine.model_file import ModelFile
 from unet_export.gate import Infer
+from unet_export.metrics import distance
 
 Array = npt.NDArray[Any]
 _WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
@@ -37,7 +38,7 @@ class OpenVINOInt8:
             raise SettingsError(
                 "INT8 for OpenVINO needs nncf, which is not installed; run: pip install 'unet-engine[quantize]'"
             )
-        self._path, self._calibration = model.path, calibration
+        self._path, self._calibration, self._activation = model.path, calibration, model.spec.activation
         self._float = ov.Core().read_model(model.path)
         self._float.reshape([1, model.spec.channels_in, *window])
         self._names = {_label(node): node.get_friendly_name() for node in _weighted(self._float)}
@@ -67,17 +68,14 @@ class OpenVINOInt8:
         return packed(self.model(kept))
 
     def errors_alone(self, windows: Sequence[Array]) -> dict[str, float]:
-        """Per layer the mean squared error of the output, relative to its mean square, when that layer alone is quantised."""
+        """Per layer the mean `distance` of the output over `windows` when that layer alone is quantised."""
         reference = _run(self._float)
-        expected = [reference(w[None]) for w in windows]
-        power = float(np.mean([np.square(e).mean() for e in expected])) or 1.0
+        expected = [reference(w[None])[0] for w in windows]
         errors = {}
         for label in self.layers:
             infer = _run(self.model((other for other in self.layers if other != label), windows))
-            found = float(
-                np.mean([np.square(infer(w[None]) - e).mean() for w, e in zip(windows, expected, strict=True)])
-            )
-            errors[label] = found / power if np.isfinite(found) else float("inf")
+            apart = [distance(e, infer(w[None])[0], self._activation) for w, e in zip(windows, expected, strict=True)]
+            errors[label] = float(np.mean(apart))
         return errors
 
 

@@ -36,6 +36,18 @@ def labels_of(logits: Array, activation: str) -> Array:
     return out
 
 
+def distance(reference: Array, candidate: Array, activation: str) -> float:
+    """How much one window's logits (channels, *window) differ, to rank layers by: the fraction of labels that differ, which is what
+    the gate asks about, and a millionth of the relative squared error to order those that change no label. Infinite for NaN and Inf."""
+    if not np.isfinite(candidate).all():
+        return float("inf")
+    differ = np.mean(labels_of(reference, activation) != labels_of(candidate, activation))
+    squared = np.mean(np.square(candidate.astype(np.float64) - reference)) / max(
+        1e-30, float(np.mean(np.square(reference)))
+    )
+    return float(differ + 1e-6 * squared)
+
+
 @dataclass
 class Comparison:
     """Collects windows with `add`; `figures` is what they come to."""

@@ -18,6 +18,7 @@ from unet_export.fallback import Attempt, rescue
 from unet_export.gate import Infer, Trial, session, session_of_outputs
 from unet_export.graph import Graph
 from unet_export.half import LARGEST, emulated, to_half
+from unet_export.metrics import distance
 from unet_export.qdq import quantizable, thresholds, to_qdq
 
 if TYPE_CHECKING:
@@ -145,9 +146,10 @@ def _emulating(form: _Half | _Int8, kept: Sequence[str]) -> Infer:
 
 
 def _error_alone(form: _Half | _Int8, label: str, bench: Bench) -> float:
-    """Mean squared error when that layer alone has the lower precision; on windows that are calibrated on, not judged."""
+    """Mean `distance` when that layer alone has the lower precision; on windows that are calibrated on, not judged."""
     infer = _emulating(form, [other for other in form.layers if other != label])
     exact = session(str(bench.model.path))
     windows = bench.sample.calibration[:SENSITIVITY_WINDOWS]
-    mean = float(np.mean([np.square(infer(w[None]).astype(np.float64) - exact(w[None])).mean() for w in windows]))
-    return mean if np.isfinite(mean) else float("inf")
+    return float(
+        np.mean([distance(exact(w[None])[0], infer(w[None])[0], bench.model.spec.activation) for w in windows])
+    )
