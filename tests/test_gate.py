@@ -306,6 +306,45 @@ def test_one_huge_channel_fails_int8_with_the_layer_named_and_is_rescued(tissue,
     assert found.passed or "nothing is gained" in found.reason, found.reason
 
 
+def test_pytorch_itself_can_be_the_reference(tissue, tmp_path):
+    torch = pytest.importorskip("torch")
+    from unet_export.geometry import UNetConfig
+    from unet_export.nets import UNet
+    from unet_export.onnx_export import export_onnx, export_torch
+    from unet_export.specs import spec_for
+
+    torch.manual_seed(2)
+    network = UNet(UNetConfig(dims=3, classes=2, base=4, depth=1)).eval()
+    spec = spec_for(network.config, name="net", window=(16, 16, 16))
+    export_onnx(network, spec, tmp_path / "net.onnx")
+    export_torch(network, spec, tmp_path / "net.pt")
+    options = ["--precision", "bf16", "--reference", tmp_path / "net.pt", "--min-dice", "0.5"]
+    said = quantized(tmp_path / "net.onnx", tissue, *options)
+    if said.code == 6:
+        pytest.skip(said.error)
+    assert "reference: torch" in said.err
+    assert said.json[0]["max_error"] < 0.1
+    said = quantized(tmp_path / "net.onnx", tissue, "--reference", shipped_model("cells_3d.onnx"))
+    assert said.code == 5
+    assert "other axes or channels" in said.error
+
+
+def test_weights_outside_the_file_stay_where_they_are(tissue, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(shipped_model("cells_3d.onnx"))
+    (tmp_path / "a").mkdir()
+    onnx.save(model, tmp_path / "a" / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0)
+    said = quantized(tmp_path / "a" / "net.onnx", tissue, "--out", tmp_path / "net.onnx")
+    assert said.code == 2
+    assert "keeps weights in net.bin" in said.error
+
+
+def test_info_tells_what_was_judged(proved):
+    assert any(
+        "int8 on openvino" in line and "passed" in line for line in cli("info", proved[0], "--json").json["judged"]
+    )
+
+
 # --- bad input ---
 
 

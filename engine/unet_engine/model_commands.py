@@ -89,7 +89,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option(
     "--precision", type=click.Choice(["auto", "int8", "fp16", "bf16"]), default="auto", help="auto: all there are."
 )
-@click.option("--backend", metavar="NAME", help="openvino (default) or tensorrt.")
+@click.option("--backend", metavar="NAME", help="openvino or tensorrt; default: tensorrt where it can run.")
 @click.option("--out", metavar="FILE", help="Model file to write; default: the model itself.")
 @click.option("--reference", metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch.")
 @click.option("--windows", type=int, default=24, help="To calibrate on; default 24.")

@@ -37,6 +37,8 @@ class ModelFile:
     """Of the network and its spec; what quantising attaches does not change it."""
     spec: ModelSpec
     verdicts: tuple[Verdict, ...] = ()
+    outside: tuple[str, ...] = ()
+    """Names of files beside it that hold weights."""
 
 
 VERDICTS = "verdicts"
@@ -98,7 +100,8 @@ def open_model(path: str | Path, window: Sequence[int] | None = None) -> ModelFi
         spec = _parsed(_toml(path).get("spec", {}), path)
     else:
         spec = _archive_spec(path)
-    return ModelFile(path, kind, _hash(files, kind), spec, _verdicts(path) if kind == "onnx" else ())
+    verdicts = _verdicts(path) if kind == "onnx" else ()
+    return ModelFile(path, kind, _hash(files, kind), spec, verdicts, tuple(f.name for f in files[1:]))
 
 
 def _hash(files: Sequence[Path], kind: Format) -> str:

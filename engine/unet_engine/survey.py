@@ -38,6 +38,10 @@ class Survey:
     notes: tuple[str, ...]
     """Things the user should know: fallbacks, mismatches."""
 
+    @property
+    def precision(self) -> str:
+        return self.choice.precision
+
 
 def survey(settings: Settings) -> Survey:
     """Open and check everything but the network itself. Raises the error of whatever is missing or does not fit."""

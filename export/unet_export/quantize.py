@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine import machine
-from unet_engine.backends import Setup, library
+from unet_engine.backends import Setup, library, trt
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model_file import ModelFile, open_model, with_attachments
 from unet_engine.normalize import Scaling, quantiles, scaling
@@ -107,6 +107,10 @@ def _opened(request: Request, say: Callable[[str], None]) -> tuple[ModelFile, Vo
         raise SettingsError(
             f"{request.model} is no ONNX file; make one first: unet-engine export {request.model} --out model.onnx"
         )
+    if model.outside and request.out and Path(request.out).resolve().parent != model.path.resolve().parent:
+        raise SettingsError(
+            f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same folder"
+        )
     if request.windows < 2 or request.held_out < 2:
         raise SettingsError("--windows and --held-out must be 2 or more each; leave them out for 24 and 16")
     unknown = set(request.dice_of) - set(class_names(model.spec))
@@ -148,7 +152,8 @@ def _backend(request: Request, say: Callable[[str], None]) -> tuple[str, str]:
     gpus = machine.gpu_count()
     if request.backend not in (None, "openvino", "tensorrt"):
         raise BackendError(f"there is nothing to quantise for {request.backend}; use --backend openvino or tensorrt")
-    if request.backend == "tensorrt":
+    wanted = request.backend or ("tensorrt" if gpus and trt.installed() and request.precision != "bf16" else "openvino")
+    if wanted == "tensorrt":
         if not gpus:
             say(
                 "note: no GPU here: figures for TensorRT are emulated; they permit nothing until quantize runs where there is one"

@@ -61,7 +61,12 @@ class OpenVINOBackend(Backend):
         core = ov.Core()
         able = precisions(setup.device)
         self._refuse_precision(*(p for p in able if p != "int8" or setup.network))
-        hint = _HINTS[setup.rest if setup.precision == "int8" else setup.precision]
+        computed = setup.rest if setup.precision == "int8" else setup.precision
+        if computed not in able:
+            raise BackendError(
+                f"this processor does not compute in {computed}, in which {setup.model.path.name} was judged; quantize here again"
+            )
+        hint = _HINTS[computed]
         try:
             attached = attached_network(setup.model, setup.network) if setup.network else None
             model = unpacked(attached) if attached else core.read_model(setup.model.path)
