@@ -77,6 +77,16 @@ def anisotropic():
     return Anisotropic()
 
 
+def nnunet():
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    return PlainConvUNet(
+        input_channels=1, num_classes=2, n_stages=3, features_per_stage=(4, 8, 16), strides=(1, 2, 2), kernel_sizes=3,
+        conv_op=nn.Conv3d, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
+        n_conv_per_stage=1, n_conv_per_stage_decoder=1, deep_supervision=True,
+    )  # fmt: skip
+
+
 class Unsupported(nn.Module):
     def __init__(self):
         super().__init__()

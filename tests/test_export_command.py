@@ -95,6 +95,19 @@ def test_an_onnx_with_several_outputs_keeps_the_one_of_full_resolution(tmp_path)
     check(network, tmp_path / "net.onnx", (1, 1, 16, 16, 24))
 
 
+def test_a_network_of_nnunet_with_its_heads_comes_through(tmp_path):
+    pytest.importorskip("dynamic_network_architectures")
+    network = networks.nnunet().eval()
+    torch.save({"network_weights": network.state_dict()}, tmp_path / "checkpoint_final.pth")
+    said = cli(
+        "export", tmp_path / "checkpoint_final.pth", "--factory", "networks:nnunet", "--window", "16,16,16",
+        "--out", tmp_path / "net.onnx",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert "2 outputs; that of the highest resolution is kept" in said.err
+    check(network, tmp_path / "net.onnx", (1, 1, 16, 24, 20))
+
+
 @pytest.mark.parametrize("holder", ["state_dict", "network_weights"])
 def test_weights_are_found_where_frameworks_keep_them_and_prefixes_go(tmp_path, holder):
     network = networks.group()

@@ -125,7 +125,10 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
         click.echo(json.dumps(rows))
     failed = [row for row in rows if not row["passed"] and not row["emulated"]]
     if failed and request.precision != "auto":
-        raise ModelError(f"{request.model} in {failed[0]['precision']} did not pass: {failed[0]['reason']}")
+        raise ModelError(
+            f"{request.model} in {failed[0]['precision']} did not pass: {failed[0]['reason']}; the report shows where, "
+            "and --min-dice changes what is asked"
+        )
 
 
 def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]:

@@ -24,8 +24,8 @@ from unet_export.metrics import Comparison
 Array = npt.NDArray[Any]
 Infer = Callable[[Array], Array]
 """Windows (n, channels in, *window) float32 to logits (n, channels out, *output)."""
-MEASURED = 1.0
-"""Seconds that a network runs for its time to be taken."""
+MEASURED, ROUNDS = 0.5, 3
+"""Seconds that a network runs for its time to be taken, and how often, in turn with the one it is compared with."""
 
 
 def class_names(spec: ModelSpec) -> tuple[str, ...]:
@@ -161,6 +161,12 @@ def opened(trial: Trial) -> Iterator[Backend]:
             yield backend
         finally:
             backend.close()
+
+
+def both_seconds(candidate: Backend, fp32: Backend, windows: Sequence[Array]) -> tuple[float, float]:
+    """Seconds per window of both, the least of rounds in turn: other work on the machine only ever adds."""
+    rounds = [(seconds_per_window(candidate, windows), seconds_per_window(fp32, windows)) for _ in range(ROUNDS)]
+    return min(r[0] for r in rounds), min(r[1] for r in rounds)
 
 
 def seconds_per_window(backend: Backend, windows: Sequence[Array], seconds: float = MEASURED) -> float:

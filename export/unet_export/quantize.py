@@ -18,7 +18,7 @@ from unet_engine.survey import check_volume, checked_window
 from unet_engine.verdict import Calibration, Thresholds, Verdict, difference, shortfall
 from unet_engine.volume import Volume, open_volume
 from unet_export.fallback import Attempt, rescue
-from unet_export.gate import Held, Trial, class_names, opened, reference, seconds_per_window
+from unet_export.gate import Held, Trial, both_seconds, class_names, opened, reference
 from unet_export.metrics import labels_of
 from unet_export.sampling import Sample, sample
 
@@ -259,13 +259,11 @@ def _int8(bench: Bench, rest: str) -> Outcome:
 
 
 def judge(trial: Trial, kept: tuple[str, ...], bench: Bench) -> Attempt:
-    """Run a candidate on its back end over the held-out windows; its time and that of fp32 are taken one after the other."""
-    with opened(trial) as backend:
-        compared = bench.held.compare(backend.infer)
-        seconds = seconds_per_window(backend, bench.sample.held_out)
+    """Run a candidate on its back end over the held-out windows; its time and that of fp32 are taken in turn."""
     fp32 = Trial(replace(trial.setup, precision="fp32", rest="fp32"), trial.backend, None)
-    with opened(fp32) as backend:
-        fp32_seconds = seconds_per_window(backend, bench.sample.held_out)
+    with opened(trial) as backend, opened(fp32) as exact:
+        compared = bench.held.compare(backend.infer)
+        seconds, fp32_seconds = both_seconds(backend, exact, bench.sample.held_out)
     reason = shortfall(compared.figures, bench.thresholds(trial.setup.precision))
     return Attempt(kept, compared, reason, seconds, fp32_seconds, trial)
 
