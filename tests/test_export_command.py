@@ -86,6 +86,17 @@ def test_exported_programs_scripts_and_onnx_come_in_too(tmp_path, suffix):
     check(network, out, (1, 1, 16, 16, 24))
 
 
+def test_free_sizes_of_a_program_that_has_none_are_refused(tmp_path):
+    network = networks.group().eval()
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 1, 16, 16, 16),)), tmp_path / "fixed.pt2")
+    options = ["--out", tmp_path / "net.onnx", "--window", "16,16,16"]
+    said = cli("export", tmp_path / "fixed.pt2", *options, "--sizes", "dynamic")
+    assert said.code == 5
+    assert "takes one size alone along z, y, x" in said.error
+    said = cli("export", tmp_path / "fixed.pt2", *options)
+    assert "takes windows of (16, 16, 16) alone" in said.err
+
+
 def test_an_onnx_with_several_outputs_keeps_the_one_of_full_resolution(tmp_path):
     network = networks.supervised().eval()
     path = tmp_path / "heads.onnx"

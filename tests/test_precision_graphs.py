@@ -206,3 +206,11 @@ def test_large_activations_fail_fp16_with_the_layer_named_and_are_rescued(large,
     assert set(found.kept) == set(LARGE)
     assert "NaN or infinite" in found.reason
     assert "encoders.1.3" in found.reason
+
+
+def test_a_window_too_large_for_tensorrt_is_refused_before_anything_is_made(tissue, tmp_path, monkeypatch):
+    monkeypatch.setattr("unet_engine.backends.trt.LARGEST_TENSOR", 20_000)
+    path = shutil.copy(shipped_model("cells_3d.onnx"), tmp_path / "cells.onnx")
+    said = command(path, tissue)
+    assert said.code == 5
+    assert "use a smaller --window" in said.error

@@ -69,6 +69,7 @@ def _torch(wanted: Export, say: Callable[[str], None]) -> tuple[ModelSpec, float
         say(f"note: the network has {heads} outputs; that of the highest resolution is kept")
         network = FullResolution(network)
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
+    _check_free(wanted, geometry)
     spec = _spec(wanted, geometry, _embedded(wanted.checkpoint))
     try:
         return spec, _written(checkpoint, network, spec, wanted.out)
@@ -91,6 +92,14 @@ def _written(checkpoint: Checkpoint, network: Any, spec: ModelSpec, out: str) ->
     if isinstance(network, FullResolution):
         return write_onnx(from_module(network, spec), network, spec, out)
     return write_onnx(from_program(checkpoint.program, spec.name), network, spec, out)
+
+
+def _check_free(wanted: Export, found: Geometry) -> None:
+    stuck = [axis for axis, step in zip(found.axes, found.window_step, strict=True) if not step]
+    if wanted.sizes == "dynamic" and stuck:
+        raise ModelError(
+            f"{wanted.checkpoint} takes one size alone along {', '.join(stuck)}; leave out --sizes dynamic"
+        )
 
 
 def _embedded(checkpoint: str) -> ModelSpec | None:
@@ -137,6 +146,7 @@ def _onnx(wanted: Export) -> tuple[ModelSpec, float]:
         sizes = network.network.input.shape[2:]
         fixed = wanted.sizes == "static" or not any(isinstance(s, str) or s is None for s in sizes)
         geometry = probe(network, wanted.window or given.window, given.channels_in, fixed=fixed)
+        _check_free(wanted, geometry)
         spec = _spec(wanted, geometry, given)
     for entry in [e for e in proto.metadata_props if e.key.startswith("unet_engine.")]:
         proto.metadata_props.remove(entry)

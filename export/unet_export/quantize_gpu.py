@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_engine.backends import library
+from unet_engine.backends import library, trt
 from unet_engine.errors import BackendError, ModelError
 from unet_engine.verdict import shortfall
 from unet_export.fallback import Attempt, rescue
@@ -37,6 +37,7 @@ def candidates(device: str, bench: Bench) -> Iterator[Outcome]:
     if wanted == "bf16":
         raise BackendError("bf16 is not made for TensorRT; use --precision fp16 or int8")
     graph = _graph(bench)
+    trt.check_sizes(bench.model.path, graph.proto.SerializeToString(), bench.setup("cuda:0").input_shape)
     if wanted in ("auto", "fp16"):
         yield _judged("fp16", device, bench, _Half(graph, bench))
     if wanted in ("auto", "int8"):

@@ -56,33 +56,30 @@ def sample(
     """
     rng = np.random.default_rng(seed)
     wanted = sum(counts)
-    cells = _pool(volume, scale, window, POOL * wanted, rng)
-    if not cells:
+    boxes = _pool(volume, scale, window, POOL * wanted, rng)
+    if not boxes:
         raise DataError(
             f"{volume.path} holds one value alone wherever it was looked at; calibrate on a volume with an image in it"
         )
-    boxes = [box for box, _ in cells]
-    windows = [values for _, values in cells]
-    contents = [np.bincount(label(w).ravel(), minlength=label_count) for w in windows]
-    held = max(LEAST, len(windows) * counts[1] // wanted) if len(windows) < wanted else counts[1]
-    shares = (min(counts[0], len(windows) - held), held)
+    # windows are read again once they are chosen: all of the pool at once may not fit into memory
+    contents = [np.bincount(label(cut(volume, scale, b, window)).ravel(), minlength=label_count) for b in boxes]
+    held = max(LEAST, len(boxes) * counts[1] // wanted) if len(boxes) < wanted else counts[1]
+    shares = (min(counts[0], len(boxes) - held), held)
     if shares[0] < LEAST:
         raise InputError(
-            f"{volume.path} has {len(windows)} window(s) of {times(window)} with an image in them, and {2 * LEAST} are needed; "
+            f"{volume.path} has {len(boxes)} window(s) of {times(window)} with an image in them, and {2 * LEAST} are needed; "
             "use a smaller --window or a larger volume"
         )
     calibration, held_out = _dealt(np.array(contents), shares, rng)
     return Sample(
-        tuple(windows[i] for i in calibration),
-        tuple(windows[i] for i in held_out),
+        tuple(cut(volume, scale, boxes[i], window) for i in calibration),
+        tuple(cut(volume, scale, boxes[i], window) for i in held_out),
         tuple(boxes[i] for i in held_out),
     )
 
 
-def _pool(
-    volume: Volume, scale: Scaling, window: tuple[int, ...], size: int, rng: np.random.Generator
-) -> list[tuple[Box, Array]]:
-    """Up to `size` cells that hold more than one value, with their voxels: half of highest contrast, half as they were drawn."""
+def _pool(volume: Volume, scale: Scaling, window: tuple[int, ...], size: int, rng: np.random.Generator) -> list[Box]:
+    """Up to `size` cells that hold more than one value: half of highest contrast, half as they were drawn."""
     boxes, spreads = [], []
     for box in _cells(volume, window, rng, READ * size // POOL):
         spread = float(np.std(cut(volume, scale, box, window)))
@@ -91,7 +88,7 @@ def _pool(
             spreads.append(spread)
     rich = [int(i) for i in np.argsort(spreads)[::-1][: size // 2]]
     chosen = list(dict.fromkeys([*rich, *range(len(boxes))]))[:size]
-    return [(boxes[i], cut(volume, scale, boxes[i], window)) for i in sorted(chosen)]
+    return [boxes[i] for i in sorted(chosen)]
 
 
 def _cells(volume: Volume, window: tuple[int, ...], rng: np.random.Generator, most: int) -> Iterator[Box]:
