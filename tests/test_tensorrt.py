@@ -186,6 +186,9 @@ class LateCuda:
     def describe(self):
         return "late"
 
+    def use(self):
+        pass
+
     def pinned(self, shape):
         address = self._new(4 * int(np.prod(shape)))
         return address, self.memory[address].view(np.float32).reshape(shape)
@@ -295,11 +298,14 @@ def late(cells, monkeypatch):
     setup = Setup(replace(cells, spec=spec), (8, 8, 8), "cuda:0")
     engine = SimpleNamespace(
         create_execution_context=lambda strategy: Context(cuda, setup.input_shape),
-        get_tensor_name=lambda i: ("in", "out")[i],
+        num_io_tensors=2,
+        get_tensor_name=lambda i: ("out", "in")[i],
+        get_tensor_mode=lambda name: name,
     )
     fake = SimpleNamespace(
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: engine),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=2),
+        TensorIOMode=SimpleNamespace(INPUT="in"),
         __version__="0",
         __name__="tensorrt",
     )

@@ -80,12 +80,19 @@ class TensorRTBackend(Backend):
     def _make_context(self, trt_module: Any) -> None:
         strategy = trt_module.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = self._engine.create_execution_context(strategy)
-        self._in, self._out = (self._engine.get_tensor_name(i) for i in range(2))
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt_module.TensorIOMode.INPUT]
+        if len(inputs) != 1 or len(names) != 2:
+            raise ModelError(
+                f"{self.setup.model.path} has {len(names)} inputs and outputs; export it again: one of each is needed"
+            )
+        self._in, self._out = inputs[0], next(n for n in names if n != inputs[0])
         self._context.set_input_shape(self._in, self.setup.input_shape)
         self._check_output(tuple(self._context.get_tensor_shape(self._out)))
         scratch = int(self._context.update_device_memory_size_for_shapes())
         self._scratch = self._cuda.allocate(scratch)
-        self._context.set_device_memory(self._scratch, scratch)
+        if scratch:
+            self._context.set_device_memory(self._scratch, scratch)
 
     def _make_slot(self) -> _Slot:
         cuda, setup = self._cuda, self.setup
@@ -119,6 +126,7 @@ class TensorRTBackend(Backend):
 
     def start(self, slot: int) -> None:
         s, cuda = self._ring[slot], self._cuda
+        cuda.use()  # the thread that fills slots need not be the one that opened them
         copy_in, compute, copy_out = self._streams
         cuda.copy(s.device_in, s.host_in, s.input.nbytes, copy_in)
         cuda.record(s.copied_in, copy_in)
