@@ -1,10 +1,11 @@
 """Peak memory against the volume, and against what the plan predicted.
 
-    python benchmarks/memory.py [--overlap 0.5] [--json FILE] [--quick]
+    python benchmarks/memory.py [--overlap 0.5] [--workers N] [--json FILE] [--quick]
 
 A volume of 256×512×512, one of 64 times the voxels (the same chunks again, as hard links) grown on every axis, and one of 64 times the voxels
 grown on its longest axis alone. The network is the fake back end (identity, two classes out, windows of 64³), so that hours become
 minutes; everything around it is real. The larger volumes run with ``--memory`` set to the peak of the small one, and with the default.
+With ``--workers`` the run is spread over processes by Dask; peak and prediction are then those of the worker that took most.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ margin = [0, 0, 0]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--json")
     parser.add_argument("--quick", action="store_true", help="an eighth of the small volume, grown eightfold only")
     args = parser.parse_args()
@@ -47,10 +49,10 @@ def main() -> None:
         root = Path(folder)
         (root / "net.fake.toml").write_text(MODEL)
         base = _base_volume(root, small)
-        rows = [_run(root, base, (1, 1, 1), args.overlap, None)]
+        rows = [_run(root, base, (1, 1, 1), args, None)]
         for times in grown:
             volume = _grown(root, base, times)
-            rows += [_run(root, volume, times, args.overlap, limit) for limit in (rows[0]["peak"], None)]
+            rows += [_run(root, volume, times, args, limit) for limit in (rows[0]["peak"], None)]
             shutil.rmtree(volume)
     _print(rows)
     if args.json:
@@ -78,7 +80,9 @@ def _grown(root: Path, base: Path, times: tuple[int, ...]) -> Path:
     return path
 
 
-def _run(root: Path, volume: Path, times: tuple[int, ...], overlap: float, memory: int | None) -> dict[str, Any]:
+def _run(
+    root: Path, volume: Path, times: tuple[int, ...], given: argparse.Namespace, memory: int | None
+) -> dict[str, Any]:
     command = [sys.executable, "-c", "from unet_engine.cli import main; main()", "run", "--in", str(volume)]
     command += [
         "--model",
@@ -86,11 +90,12 @@ def _run(root: Path, volume: Path, times: tuple[int, ...], overlap: float, memor
         "--out",
         str(root / "out.zarr"),
         "--overlap",
-        str(overlap),
+        str(given.overlap),
         "--overwrite",
         "--json",
     ]
-    command += ["--memory", str(memory)] if memory else []
+    command += ["--memory", str(memory * max(1, given.workers))] if memory else []
+    command += ["--workers", str(given.workers)] if given.workers else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
     row = {

@@ -67,15 +67,19 @@ def _multiscales(version, axes, scale, translation, unit):
     )
 
 
-def fake_model(folder, *, latency_ms=0, fail_at=0, name="id", **spec):
+def fake_model(folder, *, latency_ms=0, fail_at=0, kill_at=0, out_of_memory_above=0, hang_once="", name="id", **spec):
     """A model file of the identity network (see `unet_engine.backends.fake`): 3D, 8 voxels wide, taking 4 + 4 k."""
+    behaviour = {
+        "latency_ms": latency_ms, "fail_at": fail_at, "kill_at": kill_at, "out_of_memory_above": out_of_memory_above,
+        "hang_once": str(hang_once),
+    }  # fmt: skip
     axes = spec.get("axes", "zyx")
     n = len(axes)
     spec = {
         "name": name, "axes": axes, "channels_in": 1, "channels_out": 1, "activation": "none",
         "window": (8,) * n, "window_min": (4,) * n, "window_step": (4,) * n, "margin": (0,) * n, **spec,
     }  # fmt: skip
-    lines = [f"latency_ms = {latency_ms}", f"fail_at = {fail_at}", "[spec]"]
+    lines = [*(f"{key} = {json.dumps(value)}" for key, value in behaviour.items()), "[spec]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in spec.items()]
     path = Path(folder) / f"{name}.fake.toml"
     path.parent.mkdir(parents=True, exist_ok=True)

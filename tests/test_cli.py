@@ -14,7 +14,7 @@ import zarr
 import unet_engine
 from conftest import COMMAND, begin, cli, command, environment, fake_model, make_volume, result_of
 
-COMMANDS = ["run", "plan", "info", "demo"]
+COMMANDS = ["run", "plan", "finish", "info", "demo"]
 HEAVY = {"torch", "tensorrt", "zarr", "zarrs", "openvino", "onnx", "onnxruntime", "numpy", "pydantic", "rich", "dask"}
 HELP_SECONDS = 0.3
 RESULT_KEYS = {
@@ -274,7 +274,7 @@ def test_an_unexpected_error_is_one_line_too(ramp, model, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("first\nsecond")
 
-    monkeypatch.setattr("unet_engine.runner.prepare", broken)
+    monkeypatch.setattr("unet_engine.teams.prepare", broken)
     said = cli("run", "--in", ramp[1], "--model", model)
     assert said.code == 1
     assert said.err.count("\n") == 1

@@ -1,9 +1,12 @@
 """Whatever ends a run, a resume gives the bytes of an undisturbed one and redoes nothing that was committed."""
 
+import itertools
+import json
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,9 +14,13 @@ import numpy as np
 import pytest
 
 import unet_engine
-from conftest import begin, cli, fake_model, make_volume
+from conftest import begin, cli, environment, fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
+from unet_engine.box import Box
 from unet_engine.errors import BackendError, OutputError
+from unet_engine.finish import finish
+from unet_engine.ledger import Ledger
+from unet_engine.output import Layout, Output
 
 SHAPE = (27, 30, 37)
 OPTIONS = {"output": "logits", "dtype": "float32"}
@@ -303,3 +310,157 @@ def test_two_runs_never_write_one_output(tmp_path, case):
     assert first.wait() == 0
     assert chunks(out) == whole
     assert not (out / "0" / ".lock").exists()
+
+
+# --- several writers ---
+
+WRITER = """
+import json, os, random, signal, sys, time
+import numpy as np
+from unet_engine.box import Box
+from unet_engine.output import Layout, Output
+
+facts = json.load(open(sys.argv[1]))
+moments = random.Random(3)
+for _ in range(facts["kills"]):
+    told, tell = os.pipe()
+    if not (child := os.fork()):
+        output = Output(facts["out"], Layout(**facts["layout"]), facts["digest"])
+        voxels = np.load(facts["voxels"])
+        os.write(tell, b"x")
+        while True:
+            for lo, hi in facts["boxes"]:
+                output.write(Box(tuple(lo), tuple(hi)), voxels[(slice(None), *map(slice, lo, hi))])
+    os.read(told, 1)
+    time.sleep(moments.random() * 0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print("killed", flush=True)
+"""
+
+
+def test_a_writer_killed_at_random_moments_takes_nothing_from_blocks_another_one_marked(tmp_path, case):
+    """A worker thought lost may still be writing what others wrote and marked. Whenever it dies, the output is whole."""
+    volume, model, whole = case
+    plan = unet_engine.make_plan(volume, model=model, **OPTIONS)
+    out = tmp_path / "out.zarr"
+    unet_engine.run(volume, model=model, out=str(out), **OPTIONS)
+    np.save(tmp_path / "voxels.npy", result_of(out))
+    ledger = all_but_complete(out)
+    facts = {
+        "out": str(out), "digest": ledger.digest, "voxels": str(tmp_path / "voxels.npy"), "kills": 40,
+        "boxes": [(box.lo, box.hi) for box in map(plan.write_box, plan.block_range.points()) if not box.is_empty],
+        "layout": layout(plan),
+    }  # fmt: skip
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "facts.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as writers:
+        kills = sum(chunks(out) == whole for _ in writers.stdout)
+    assert (writers.returncode, kills) == (0, facts["kills"])
+    assert list(out.glob("0/.journal/*/stage/*/*")), "no kill came in the middle of a write: choose other moments"
+    finish(str(out))
+    assert chunks(out) == whole
+    assert {p.relative_to(out).parts[:2] for p in out.rglob("*")} == {
+        ("zarr.json",),
+        ("0",),
+        ("0", "c"),
+        ("0", "zarr.json"),
+    }
+
+
+def all_but_complete(out):
+    """The ledger of an output made to look as it does after its last block and before its end."""
+    ledger = Ledger.of(str(out))
+    assert ledger.complete
+    ledger.revoke()
+    assert ledger.begin()
+    for index in itertools.product(*ledger.blocks):
+        ledger.mark(index)
+    assert not ledger.complete
+    return ledger
+
+
+def layout(plan, dtype="float32"):
+    """What the output of a run with `OPTIONS` looks like, as `Layout` takes it."""
+    sizes = {"shape": plan.roi.shape, "chunk": plan.chunk, "channels": 1, "dtype": dtype}
+    return {
+        "names": "zyx",
+        "stored": "zyx",
+        **sizes,
+        "spacing": (1,) * 3,
+        "translation": (0,) * 3,
+        "unit": None,
+        "classes": ["a"],
+    }
+
+
+@pytest.fixture
+def lost(tmp_path, case):
+    """A worker that has written one block and was then forgotten, its block, and the output: (worker, index, box, values, path)."""
+    volume, model, _ = case
+    plan = unet_engine.make_plan(volume, model=model, **OPTIONS)
+    out = tmp_path / "lost.zarr"
+    unet_engine.run(volume, model=model, out=str(out), **OPTIONS)
+    values = result_of(out)
+    ledger = all_but_complete(out)
+    worker = Output(str(out), Layout(**layout(plan)), ledger.digest)
+    index = next(i for i in plan.block_range.points() if not plan.write_box(i).is_empty)
+    box = plan.write_box(index)
+    worker.write(box, values[(slice(None), *box.slices())])
+    return worker, index, box, values[(slice(None), *box.slices())], out
+
+
+def test_a_worker_that_comes_back_after_the_end_leaves_nothing(case, lost):
+    worker, index, box, values, out = lost
+    finish(str(out))
+    for _ in range(2):
+        worker.write(box, values)
+        worker.mark(index)
+    assert chunks(out) == case[2]
+    assert {p.name for p in (out / "0").iterdir()} == {"c", "zarr.json"}
+
+
+def test_a_worker_that_comes_back_after_its_output_was_replaced_touches_nothing(case, lost):
+    worker, index, box, values, out = lost
+    volume, model, _ = case
+    with pytest.MonkeyPatch.context() as patch:  # the other run is not over yet
+        patch.setattr(Ledger, "finish", lambda *_: None)
+        unet_engine.run(volume, model=model, out=str(out), overwrite=True, blend="constant", **OPTIONS)
+    before = chunks(out)
+    with pytest.raises(OutputError, match="was removed or replaced"):
+        worker.write(box, values)
+    with pytest.raises(OutputError, match="was removed or replaced"):
+        worker.mark(index)
+    assert chunks(out) == before
+    assert len(list((out / "0" / ".journal").iterdir())) == 1
+    finish(str(out))
+
+
+def test_a_kill_while_an_output_is_overwritten_leaves_one_that_is_done_again(tmp_path, case, monkeypatch):
+    """Not one that says it is complete and lacks chunks."""
+    volume, model, whole = case
+    out = tmp_path / "out.zarr"
+    unet_engine.run(volume, model=model, out=str(out), **OPTIONS)
+
+    def killed(path, **_):
+        next(Path(path).rglob("c/*/*/*/*")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            unet_engine.run(volume, model=model, out=str(out), overwrite=True, **OPTIONS)
+    result = unet_engine.run(volume, model=model, out=str(out), resume=True, **OPTIONS)
+    assert result.windows_inferred == result.windows_planned
+    assert chunks(out) == whole
+
+
+def test_chunks_of_nothing_but_zeros_are_not_stored(tmp_path):
+    looks = Layout("zyx", "zyx", (8,) * 3, (4,) * 3, None, "uint8", (1,) * 3, (0,) * 3, None, ("a",))
+    output = Output.create(str(tmp_path / "o.zarr"), looks, "d", {"identity": {}, "blocks": [[[0, 1]]] * 3})
+    output.ledger.begin()
+    values = np.zeros((8, 8, 8), np.uint8)
+    values[5, 1, 1] = 7
+    output.write(Box.of_shape((8, 8, 8)), values)
+    assert list(chunks(tmp_path / "o.zarr")) == ["1/0/0"]
+    np.testing.assert_array_equal(result_of(tmp_path / "o.zarr"), values)

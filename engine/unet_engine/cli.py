@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ def app() -> None:
     unet-engine demo DIR                              try it: makes a volume, runs, shows the result
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
+    unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
     unet-engine doctor                                what works on this machine, and what to install
@@ -50,22 +52,31 @@ def app() -> None:
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
     """Run the model over the volume."""
     from unet_engine import report
-    from unet_engine.runner import ready, run_volume
+    from unet_engine.runner import run_volume
     from unet_engine.settings import Settings
+    from unet_engine.teams import team
 
-    console = report.stderr()
-    prepared = ready(Settings.of(**_required(given)))
-    for note in prepared.found.notes:
-        console.print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
-    report.print_pairs(report.plan_lines(prepared), console)
+    console, out = report.stderr(), None
     try:
-        result = run_volume(prepared, lambda p, counters: report.Watcher(p, counters, console))
+        with team(Settings.of(**_required(given)), lambda text: _tell(console, [text])) as crew:
+            prepared = crew.prepare()
+            _tell(console, (*crew.notes, *prepared.found.notes))
+            report.print_pairs(report.plan_lines(prepared), console)
+            if crew.dashboard:
+                report.print_pairs([("dashboard", crew.dashboard)], console)
+            out = prepared.job.out
+            result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     except KeyboardInterrupt:
-        _fail(
-            f"interrupted; what is committed in {prepared.job.out} stays: run the same command with --resume",
-            INTERRUPTED,
-        )
+        if out is None:
+            raise
+        _fail(f"interrupted; what is committed in {out} stays: run the same command with --resume", INTERRUPTED)
     console.print(report.result_line(result), highlight=False, soft_wrap=True)
+    if not result.complete:
+        console.print(
+            f"part {result.part} is done, others are not: the last of them completes {result.out}, or: unet-engine finish {result.out}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if as_json:
         click.echo(json.dumps(asdict(result)))
 
@@ -86,9 +97,22 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return
-    for note in prepared.found.notes:
-        report.stderr().print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
+    _tell(report.stderr(), prepared.found.notes)
     report.print_pairs(report.plan_lines(prepared), Console())
+
+
+@app.command("finish")
+@click.argument("out")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
+    """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
+    from unet_engine import report
+    from unet_engine.finish import finish, line
+
+    facts = finish(out)
+    report.stderr().print(line(facts), highlight=False, soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(facts))
 
 
 @app.command("info")
@@ -124,6 +148,11 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
 
 for _command in COMMANDS:
     app.add_command(_command)
+
+
+def _tell(console: Any, notes: Iterable[str]) -> None:
+    for note in notes:
+        console.print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
 
 
 def _required(given: dict[str, Any]) -> dict[str, Any]:

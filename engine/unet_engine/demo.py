@@ -11,8 +11,9 @@ import zarr
 
 from unet_engine import report
 from unet_engine.errors import OutputError, UnetEngineError
-from unet_engine.runner import ready, run_volume
+from unet_engine.runner import run_volume
 from unet_engine.settings import CONFIG, Settings
+from unet_engine.teams import team
 from unet_engine.units import times
 
 SHAPE = (96, 192, 192)
@@ -37,9 +38,10 @@ def demo(folder: str) -> dict[str, Any]:
     settings = Settings.of(
         input=str(root / "scan.zarr"), model=str(root / "cells_3d.onnx"), out=str(root / "labels.zarr"), overwrite=True
     )
-    prepared = ready(settings)
-    report.print_pairs(report.plan_lines(prepared), console)
-    result = run_volume(prepared, lambda p, counters: report.Watcher(p, counters, console))
+    with team(settings) as crew:
+        prepared = crew.prepare()
+        report.print_pairs(report.plan_lines(prepared), console)
+        result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     labels = np.asarray(zarr.open_array(root / "labels.zarr" / "0", mode="r")[...])
     dice = {name: round(_dice(labels == k, truth == k), 4) for k, name in enumerate(CLASSES)}
     _picture(root / "demo.png", image, labels, truth)

@@ -16,6 +16,10 @@ An interrupted run (Ctrl-C, SIGTERM) ends with 130. Every message is one line: w
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UnetEngineError(Exception):
     exit_code = 1
@@ -62,3 +66,25 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+
+
+@contextmanager
+def writing(path: str, what: str) -> Iterator[None]:
+    """Turn what a store raises into one line of `OutputError`. Native codecs report a full disk only in the text of their error."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as error:
+        full = (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            or "No space left" in str(error)
+            or "os error 28" in str(error)
+        )
+        if full:
+            raise OutputError(
+                f"{path}: the disk is full ({what}); free some space and run again with --resume"
+            ) from error
+        raise OutputError(
+            f"{path} cannot be written ({what}): {first_line(error)}; check the path and its permissions"
+        ) from error

@@ -56,11 +56,14 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
         try:
             for done in worker.predict(_read_ahead(worker, _tasks(worker, column, pending), reader)):
                 for target, halo in done.halos():
-                    waiting[target].append(halo)
+                    waiting[target].append(halo.copied())
                 if done.task.commits:
                     if writing:
                         writing.result()
-                    writing = writer.submit(worker.commit, done, waiting.pop(done.task.block.index, []))
+                    block = done.task.block
+                    writing = writer.submit(
+                        worker.commit, done.task, done.inside(block.write), waiting.pop(block.index, [])
+                    )
                 if stop.is_set():
                     return
         finally:
@@ -70,17 +73,9 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
 
 
 def _tasks(worker: Worker, column: Column, pending: Pending) -> Iterator[Task]:
-    """The tasks that need the network or sums. Void blocks are written here and now, and receive no windows."""
-    plan = worker.job.plan
-    for task in plan.tasks(column, pending):
-        if not worker.job.skips:
-            yield task
-            continue
-        if task.commits and worker.is_void(task.block.index):
-            worker.commit_void(task)
-        left = plan.task(task.block.index, column, lambda index: pending(index) and not worker.is_void(index))
-        worker.counters.skipped += len(task.windows) - len(left.windows if left else ())
-        if left:
+    """The tasks that need the network or sums."""
+    for task in worker.job.plan.tasks(column, pending):
+        if left := worker.settle(task, column, pending):
             yield left
 
 

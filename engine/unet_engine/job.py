@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -44,7 +45,7 @@ class Job:
 
 @dataclass(slots=True)
 class Counters:
-    """What a worker has done so far."""
+    """What was done so far."""
 
     inferred: int = 0
     skipped: int = 0
@@ -52,6 +53,32 @@ class Counters:
     voxels_written: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    halo_bytes: int = 0
+    """Halos that came from another worker."""
+
+
+class Tally:
+    """Counters that several threads add to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sum = Counters()
+
+    def add(self, **amounts: int) -> None:
+        """Add to the counters of these names."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self._sum, name, getattr(self._sum, name) + amount)
+
+    def read(self) -> Counters:
+        with self._lock:
+            return replace(self._sum)
+
+    def take(self) -> Counters:
+        """What was added since this was last called."""
+        with self._lock:
+            taken, self._sum = self._sum, Counters()
+            return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +98,10 @@ class Halo:
     values: Array
     """Sums of `source` in `box`: (channels out, *box.shape) float32."""
 
+    def copied(self) -> Halo:
+        """The same, holding nothing of the sums it was cut from."""
+        return Halo(self.source, self.box, self.values.copy())
+
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
@@ -79,8 +110,12 @@ class Predicted:
     task: Task
     sums: Array
 
+    def inside(self, box: Box) -> Array:
+        """The sums in `box`, as a view."""
+        view: Array = self.sums[(slice(None), *box.relative_to(self.task.block.sums.lo).slices())]
+        return view
+
     def halos(self) -> Iterator[tuple[Index, Halo]]:
-        """The block each halo goes to, and a copy of it, so that the sums can go."""
+        """The block each halo goes to, and the halo as a view of the sums."""
         for target, box in self.task.halos:
-            inside = (slice(None), *box.relative_to(self.task.block.sums.lo).slices())
-            yield target, Halo(self.task.block.index, box, self.sums[inside].copy())
+            yield target, Halo(self.task.block.index, box, self.inside(box))

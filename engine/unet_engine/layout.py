@@ -40,6 +40,22 @@ class Sizes:
     """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
 
 
+RUNS_IN_FLIGHT = 3
+"""Runs per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being written."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Workers of a cluster, who share the blocks of each column between them."""
+
+    workers: int
+    """How many there will be."""
+    present: int
+    """How many are sure to be there: those that hold all halos that wait, however late the others come."""
+    run: int
+    """Blocks that follow one another along the fastest axis and are handed out together."""
+
+
 def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
     """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to
     two window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`."""
@@ -110,8 +126,12 @@ def chunk_length(axis: AxisGrid, windows: int, target: int) -> int:
 NO_MEMORY = Memory(0, 0, 0, 0, 0)
 
 
-def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int) -> Memory:
-    """Peak bytes of `lanes` columns run at once. Waiting halos follow from Little's law: bytes times the blocks they wait for."""
+def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int, crew: Crew | None = None) -> Memory:
+    """Peak bytes of one process: of `lanes` columns run at once, or, with a `crew`, of one of its workers.
+
+    Waiting halos follow from Little's law: bytes times the blocks they wait for. Workers hold their share of them, at most twice it for
+    want of balance, and while they are sent.
+    """
     spans = [_extent(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
     reads = [
         hi - lo
@@ -125,10 +145,15 @@ def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int) -> Memory:
     ]
     writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, plan.roi.shape, strict=True)]
     halos = _waiting_halos(plan, spans, writes) * sizes.sums
+    in_flight = SUMS_IN_FLIGHT
+    if crew:
+        halos = min(halos, halos * 2 // crew.present)
+        # a run more than the average, and in a commit the copy that is finished and the halos that came for it
+        in_flight = (RUNS_IN_FLIGHT + 1) * crew.run + 1
     return Memory(
         base=base,
         raw=lanes * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),
-        sums=lanes * min(SUMS_IN_FLIGHT, plan.block_range.size) * prod(spans) * sizes.sums,
+        sums=lanes * min(in_flight, prod(plan.share_shape) + (crew is not None)) * prod(spans) * sizes.sums,
         halos=lanes * halos,
         commit=lanes * 2 * prod(writes) * sizes.out,
     )
@@ -141,10 +166,8 @@ def _widest_read(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
 
 def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     """Voxels of halo that wait at once in the widest column: each piece from its block's prediction to its target's commit."""
-    shape = [
-        max(b - a for a, b in itertools.pairwise((lo, *cuts, hi)))
-        for lo, hi, cuts in zip(plan.block_range.lo, plan.block_range.hi, plan.cuts, strict=True)
-    ]
+    boxes = [plan.column_spans(box) for box in plan.share]
+    shape = [max((hi - lo for box in boxes for lo, hi in box[a]), default=1) for a in range(len(plan.axes))]
     step, later = {}, 1
     for a in reversed(plan.order):
         step[a] = later
@@ -161,13 +184,13 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     return round(waiting)
 
 
-def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
+def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None = None) -> Plan:
     """The plan with as few columns as fit `budget` bytes (at least one per lane), shrinking blocks only where they must.
 
     Raises `PlanError` where one column of the smallest blocks needs more than the budget.
     """
     while True:
-        columns = _columns_that_fit(plan, sizes, base, budget, lanes)
+        columns = _columns_that_fit(plan, sizes, base, budget, lanes, crew)
         if columns is not None:
             return columns
         target = chunk_target(plan.axes)
@@ -176,7 +199,7 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
             range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
         )
         if plan.block[a] <= floor[a]:
-            need = predict_memory(cut_columns(plan, plan.block_range.shape), sizes, base, lanes).total
+            need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, lanes, crew).total
             raise PlanError(
                 f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
                 f"({size(base)} of it for the process and the network); give more memory or a smaller --window"
@@ -191,13 +214,13 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan:
         )
 
 
-def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int) -> Plan | None:
+def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None) -> Plan | None:
     counts = [1] * len(plan.axes)
-    blocks = plan.block_range.shape
+    blocks = plan.share_shape
     while True:
         cut = cut_columns(plan, counts)
-        memory = predict_memory(cut, sizes, base, lanes)
-        if prod(counts) >= min(lanes, prod(blocks)) and memory.total <= budget:
+        memory = predict_memory(cut, sizes, base, lanes, crew)
+        if cut.column_count >= min(lanes, sum(box.size for box in plan.share)) and memory.total <= budget:
             return replace(cut, memory=memory)
         fits = memory.total <= budget
         # cut across the stream, where halos wait; along it only to give every lane a column
@@ -210,11 +233,12 @@ def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: i
 
 
 def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:
-    """The plan with `counts` columns per axis, of as equal width as blocks allow."""
-    return replace(
-        plan,
-        cuts=tuple(
-            tuple(lo + n * i // c for i in range(1, c))
-            for lo, n, c in zip(plan.block_range.lo, plan.block_range.shape, counts, strict=True)
-        ),
-    )
+    """The plan with up to `counts` columns per axis in each box of its share, of as equal width as blocks allow.
+
+    Boxes of one share have the same span along an axis, or spans that do not meet, so the cuts of one leave the others alone.
+    """
+    cuts = []
+    for a, c in enumerate(counts):
+        found = {box.lo[a] + box.shape[a] * i // c for box in plan.share for i in range(1, c)}
+        cuts.append(tuple(sorted(found - {end for box in plan.share for end in (box.lo[a], box.hi[a])})))
+    return replace(plan, cuts=tuple(cuts))

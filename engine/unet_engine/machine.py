@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -14,6 +15,32 @@ import psutil
 def cpu_count() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Kind of processor as far as it decides which instructions a network runs with, and so its last bits: e.g. ``x86_64 avx2 avx512f``."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                found = set(line.partition(":")[2].split())
+                return " ".join([platform.machine(), *(name for name in _INSTRUCTIONS if name in found)])
+    return platform.machine()
+
+
+_INSTRUCTIONS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "avx_vnni",
+    "asimddp",
+    "i8mm",
+    "sve",
+    "bf16",
+)
 
 
 def available_memory() -> int:

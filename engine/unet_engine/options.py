@@ -48,6 +48,9 @@ _SETTINGS = [
     click.option(
         "--threads", type=int, metavar="N", help="Windows a process infers at once on the CPU; default: one per core."
     ),
+    click.option(
+        "--part", metavar="I/N", help="Only the I-th of N parts, for job arrays; the last to end completes the output."
+    ),
     click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
 ]
 
@@ -58,9 +61,6 @@ _CLUSTER = [
     ),
     click.option(
         "--cluster", metavar="FILE", help="Start workers as batch jobs as this YAML file says, e.g. on SLURM."
-    ),
-    click.option(
-        "--part", metavar="I/N", help="Only the I-th of N parts, for job arrays; then: unet-engine finish OUT."
     ),
     click.option(
         "--hang-seconds",

@@ -1,7 +1,7 @@
-"""The output: an OME-Zarr 0.5 group with the result at ``0``, and the journal of committed blocks beside its chunks.
+"""The output: an OME-Zarr 0.5 group with the result at ``0``, and beside its chunks the journal of what is committed.
 
 A block counts as done only by its marker, a small object ``0/.journal/<digest>/<block>`` written after its data; chunks that exist
-prove nothing, since empty ones are not written and half-written ones may be. The markers go away once the run is complete.
+prove nothing, since empty ones are not written and a block's others may be missing. The journal goes away once the output is complete.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,18 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
+from zarr.errors import ContainsArrayError, ContainsGroupError
+from zarr.storage import LocalStore
 
 from unet_engine.box import Box
-from unet_engine.errors import OutputError, ResumeError, first_line
+from unet_engine.chunks import Chunks, LocalChunks, RemoteChunks
+from unet_engine.errors import OutputError, ResumeError, first_line, writing
+from unet_engine.journal import LocalJournal
+from unet_engine.ledger import ARRAY, PROVENANCE, Ledger, read_header
+from unet_engine.locks import hold
 from unet_engine.volume import fast_codecs
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
-PROVENANCE = "unet_engine"
-ARRAY = "0"
 
 
 @dataclass(frozen=True)
@@ -73,39 +72,50 @@ class Layout:
 
 
 class Output:
-    """An opened output group. `write` and `mark` may be called from several threads on different blocks."""
+    """An opened output group. `write` and `mark` may be called from several threads, and from other processes on the same blocks."""
 
     def __init__(self, path: str, layout: Layout, digest: str) -> None:
         self.path, self.layout, self.digest = path, layout, digest
-        with _writing(path, "opening it"), fast_codecs(path):
-            self.group = zarr.open_group(path, mode="r+")
-            self.array = self.group[ARRAY]
+        with writing(path, "opening it"), fast_codecs(path):
+            self.array = zarr.open_group(path, mode="r+")[ARRAY]
+            self.ledger = Ledger(path, digest)
+        journal = self.ledger.journal
+        self._chunks: Chunks
+        if isinstance(journal, LocalJournal):
+            self._chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage)
+        else:
+            self._chunks = RemoteChunks(self.array)
 
     @classmethod
     def create(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
-        """Make the group and the array. The header goes first, so that a run killed right here can be resumed."""
+        """Make the group and the array, or take over what another process with the same settings made at the same time.
+
+        Whoever stores the header first has begun the output; all others compare theirs with it, as a resume does. What follows from the
+        header is the same whoever writes it. Raises `ResumeError` where the other process runs something else.
+        """
         attributes = {
             "ome": layout.ome(Path(path).stem),
             PROVENANCE: {**provenance, "digest": digest, "complete": False},
         }
-        with _writing(path, "creating it"), fast_codecs(path):
-            group = zarr.create_group(path, attributes=attributes, zarr_format=3)
-            cls._create_array(group, layout)
-        return cls(path, layout, digest)
+        with writing(path, "creating it"):
+            _claim(path, attributes)
+        return cls.resume(path, layout, digest, provenance)
 
     @staticmethod
-    def _create_array(group: zarr.Group, layout: Layout) -> None:
+    def _create_array(path: str, layout: Layout) -> None:
         channel = layout.channels is not None
-        group.create_array(
-            ARRAY,
-            shape=((layout.channels,) if channel else ()) + layout.in_stored_order(layout.shape),
-            chunks=((1,) if channel else ())
-            + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
-            dtype=layout.dtype,
-            compressors=zarr.codecs.ZstdCodec(level=1),
-            fill_value=0,
-            dimension_names=(["c"] if channel else []) + list(layout.stored),
-        )
+        with suppress(ContainsArrayError):  # another process made it just now
+            zarr.create_array(
+                f"{path.rstrip('/')}/{ARRAY}",
+                zarr_format=3,
+                shape=((layout.channels,) if channel else ()) + layout.in_stored_order(layout.shape),
+                chunks=((1,) if channel else ())
+                + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
+                dtype=layout.dtype,
+                compressors=zarr.codecs.ZstdCodec(level=1),
+                fill_value=0,
+                dimension_names=(["c"] if channel else []) + list(layout.stored),
+            )
 
     @classmethod
     def resume(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
@@ -113,117 +123,71 @@ class Output:
         try:
             group = zarr.open_group(path, mode="r+")
         except FileNotFoundError as error:
-            raise ResumeError(f"--resume: {path} is not an output of unet-engine; choose another --out") from error
+            raise ResumeError(_not_ours(path)) from error
         except Exception as error:
             raise OutputError(
-                f"--resume: {path} cannot be opened: {first_line(error)}; restore it, or choose another --out"
+                f"{path} cannot be opened to go on with it: {first_line(error)}; restore it, or choose another --out"
             ) from error
         header = group.attrs.get(PROVENANCE)
         if not isinstance(header, dict):
-            raise ResumeError(f"--resume: {path} is not an output of unet-engine; choose another --out")
+            raise ResumeError(_not_ours(path))
         differing = _differences(header.get("identity", {}), provenance["identity"])
         if differing:
             raise ResumeError(
                 f"{path} was begun with another {'; '.join(differing)}: repeat that run's settings or use --overwrite"
             )
         if ARRAY not in group:
-            with _writing(path, "creating its array"), fast_codecs(path):
-                cls._create_array(group, layout)
-        output = cls(path, layout, digest)
-        if output.complete:
-            output._remove_markers()
-        return output
-
-    # --- voxels ---
+            with writing(path, "creating its array"), fast_codecs(path):
+                cls._create_array(path, layout)
+        return cls(path, layout, digest)
 
     def write(self, box: Box, values: npt.NDArray[Any]) -> None:
         """Write `values`, shape (*box.shape) or (channels, *box.shape), at `box`, relative to the output's origin.
 
+        `box` is made of whole chunks, but where the array ends. Call after `Ledger.begin`, here or in the process that leads the run.
         Raises `OutputError` where the disk is full or the store refuses; what was written before stays valid.
         """
         layout = self.layout
         lead = 0 if layout.channels is None else 1
         order = [lead + layout.names.index(a) for a in layout.stored]
         target = (slice(None),) * lead + layout.in_stored_order(box.slices())
-        with _writing(self.path, f"writing voxels {box}"):
-            self._clear(box)
-            self.array[target] = np.ascontiguousarray(values.transpose([*range(lead), *order]))
-
-    def _clear(self, box: Box) -> None:
-        """Remove the chunks of `box`, which a killed run may have left half-written.
-
-        The native codecs read a chunk that sticks out of the array before they write it. Remote objects are never half-written.
-        """
-        if "://" in self.path:
-            return
-        channels = range(self.layout.channels or 1)
-        for cell in box.cells(self.layout.chunk):
-            corner = tuple(l // c for l, c in zip(cell.lo, self.layout.chunk, strict=True))
-            place = self.layout.in_stored_order(corner)
-            for c in channels:
-                key = self.array.metadata.encode_chunk_key(place if self.layout.channels is None else (c, *place))
-                Path(self.path, ARRAY, key).unlink(missing_ok=True)
-
-    # --- journal ---
-
-    @property
-    def _journal(self) -> str:
-        return f"{ARRAY}/.journal/{self.digest}"
+        with writing(self.path, f"writing voxels {box}"):
+            try:
+                self._chunks.write(target, values.transpose([*range(lead), *order]))
+            except Exception:
+                if self.ledger.journal.is_open:
+                    raise
+                self.ledger.check_over()  # somebody else has written this block long ago, and all others
 
     def mark(self, index: tuple[int, ...]) -> None:
         """Record block `index` as committed; call after its data were written."""
-        place = self.group.store_path / self._journal / ".".join(map(str, index))
-        with _writing(self.path, f"marking block {index}"):
-            sync(place.set(default_buffer_prototype().buffer.from_bytes(b"done\n")))
-
-    def committed(self) -> Iterator[tuple[int, ...]]:
-        """Blocks with a marker, in no order."""
-        for key in sync(_listed(self.group.store_path / self._journal)):
-            name = key.rsplit("/", 1)[-1].split(".")
-            if all(part.isdigit() for part in name):  # a run killed while it marked leaves a temporary file here
-                yield tuple(map(int, name))
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.group.attrs[PROVENANCE]["complete"])
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """State that every block is there, and how it was made. The markers have served and are removed."""
-        with _writing(self.path, "completing it"):
-            header = {**self.group.attrs[PROVENANCE], "complete": True, "summary": dict(summary)}
-            self.group.attrs[PROVENANCE] = header
-        self._remove_markers()
-
-    def _remove_markers(self) -> None:
-        with _writing(self.path, "removing its markers"):
-            sync((self.group.store_path / ARRAY / ".journal").delete_dir())
+        self.ledger.mark(index)
 
 
-@contextmanager
-def alone(path: str) -> Iterator[None]:
-    """Keep other processes from writing the output at `path`: two runs would take each other's chunks away.
-
-    The lock ends with this process however it dies. Raises `OutputError` where another one holds it. Remote stores, and file systems
-    without locks, are not protected.
-    """
-    if "://" in path or fcntl is None or not Path(path, ARRAY).is_dir():
-        yield
+def _claim(path: str, attributes: Mapping[str, Any]) -> None:
+    """Make the group, unless somebody did before. On a local disk exactly one of several processes does; on a remote store several
+    may, and `Output.resume` finds out whose header stayed."""
+    if "://" in path:
+        with suppress(ContainsGroupError):
+            zarr.create_group(path, attributes=dict(attributes), zarr_format=3)
         return
-    place = Path(path, ARRAY, ".lock")
-    with _writing(path, "locking it"):
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise OutputError(f"{path} is being written by another run; wait for it, or choose another --out") from error
-    except OSError:  # some network file systems know no locks
-        pass
-    try:
-        yield
-    finally:
-        place.unlink(missing_ok=True)
-        os.close(descriptor)
+    metadata = GroupMetadata(attributes=dict(attributes), zarr_format=3).to_buffer_dict(default_buffer_prototype())
+    store = LocalStore(path)
+    for key, data in metadata.items():
+        try:
+            sync(store.set_if_not_exists(key, data))
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            sync(store.set(key, data))
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links say, by which the store makes sure that there is but one header."""
+
+
+def _not_ours(path: str) -> str:
+    return f"{path} is not an output of unet-engine that could be gone on with; choose another --out"
 
 
 def exists(path: str) -> bool:
@@ -249,59 +213,39 @@ def exists(path: str) -> bool:
 
 def is_ours(path: str) -> bool:
     """Whether the group at `path` carries our header."""
-    try:
-        return PROVENANCE in zarr.open_group(path, mode="r").attrs
-    except Exception:  # whatever it is, we did not write it
-        return False
+    return read_header(path) is not None
 
 
 def remove(path: str) -> None:
-    """Delete an earlier output. Raises `OutputError` where `path` is anything but one, so that no other data is ever lost."""
+    """Delete an earlier output. Raises `OutputError` where `path` is anything but one, so that no other data is ever lost.
+
+    A kill on the way leaves an output that can be removed again or gone on with, as nothing in it counts as done any more.
+    """
     if not is_ours(path):
         raise OutputError(
             f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out"
         )
-    with alone(path), _writing(path, "removing it"):
-        if "://" in path:
-            sync(zarr.open_group(path, mode="r+").store_path.delete_dir())
-        else:
-            shutil.rmtree(path)
-
-
-async def _listed(place: Any) -> list[str]:
-    return [key async for key in place.store.list_prefix(place.path + "/")]
+    with hold(path):
+        Ledger.of(path).revoke()
+        with writing(path, "removing it"):
+            if "://" in path:
+                sync(zarr.open_group(path, mode="r+").store_path.delete_dir())
+            else:
+                shutil.rmtree(Path(path, ARRAY), ignore_errors=True)  # chunks first, the header last
+                shutil.rmtree(path)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key} ({_short(old.get(key))}, now {_short(new.get(key))})"
+        f"{key} ({_short(old.get(key))}, now {_short(new.get(key))}{_HINTS.get(key, '')})"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
 
 
+_HINTS = {"block": ", as blocks shrink where --memory is small"}
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-@contextmanager
-def _writing(path: str, what: str) -> Iterator[None]:
-    """Turn what the store raises into one line. Native codecs report a full disk only in the text of their error."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except Exception as error:
-        full = (
-            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            or "No space left" in str(error)
-            or "os error 28" in str(error)
-        )
-        if full:
-            raise OutputError(
-                f"{path}: the disk is full ({what}); free some space and run again with --resume"
-            ) from error
-        raise OutputError(
-            f"{path} cannot be written ({what}): {first_line(error)}; check the path and its permissions"
-        ) from error

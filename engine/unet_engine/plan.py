@@ -26,6 +26,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from unet_engine import parts
 from unet_engine.box import Box
 from unet_engine.grid import AxisGrid
 
@@ -83,7 +84,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is decided before the first voxel is read. Blocks, columns and tasks are derived when asked for."""
+    """Everything that is decided before the first voxel is read. Blocks, shares, columns and tasks are derived when asked for."""
 
     names: str
     """Spatial axes, e.g. ``zyx``; all tuples follow this order."""
@@ -94,16 +95,18 @@ class Plan:
     chunk: tuple[int, ...]
     """Voxels per chunk of the output; the chunk grid starts at the ROI's origin."""
     cuts: tuple[tuple[int, ...], ...]
-    """Per axis the block indices at which columns part."""
+    """Per axis the block indices at which columns part, those of all boxes of the share together."""
     padding: str
     memory: Memory
     identity: Mapping[str, Any] = field(compare=False)
     """What decides the bytes of the result, as JSON values; see `digest`."""
     flops_per_window: int | None = None
+    part: tuple[int, int] = (1, 1)
+    """Which of how many parts this run does, counted from 1; see `share`."""
 
     @cached_property
     def digest(self) -> str:
-        """Names the run: sixteen hex digits over `identity`. Memory, columns and workers are not in it: they change no byte."""
+        """Names the run: sixteen hex digits over `identity`. Memory, columns, parts and workers are not in it: they change no byte."""
         text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -160,12 +163,36 @@ class Plan:
         return map(self.block_at, self.block_range.points())
 
     @cached_property
-    def block_count(self) -> int:
-        """Blocks that write something, which are those that get committed."""
-        return prod(
-            sum(self.edge(a, j) < self.edge(a, j + 1) for j in range(lo, hi))
+    def writing(self) -> tuple[tuple[int, ...], ...]:
+        """Per axis the indices of blocks that write something; blocks that do along every axis are those that get committed."""
+        return tuple(
+            tuple(j for j in range(lo, hi) if self.edge(a, j) < self.edge(a, j + 1))
             for a, (lo, hi) in enumerate(zip(self.block_range.lo, self.block_range.hi, strict=True))
         )
+
+    @cached_property
+    def share(self) -> tuple[Box, ...]:
+        """The boxes of blocks that this run commits: all blocks in one, unless it is a part. Parts are a partition of the blocks.
+
+        Follows from the block grid and the number of parts alone, never from memory or machine, so that all parts agree.
+        """
+        return parts.share(self.writing, self.block_range, self._windows_along, self.part)
+
+    def _windows_along(self, axis: int, lo: int, hi: int) -> int:
+        return len(self.axes[axis].meeting(self.edge(axis, lo), self.edge(axis, hi)))
+
+    @cached_property
+    def block_count(self) -> int:
+        """Blocks of this run's share that write something."""
+        return sum(
+            prod(sum(lo <= j < hi for j in w) for w, lo, hi in zip(self.writing, box.lo, box.hi, strict=True))
+            for box in self.share
+        )
+
+    @property
+    def voxel_count(self) -> int:
+        """Voxels that this run's share writes."""
+        return sum(self.region(box).size for box in self.share)
 
     def support(self, windows: Box) -> Box:
         """The voxels to which a box of windows contributes."""
@@ -210,20 +237,29 @@ class Plan:
     @cached_property
     def order(self) -> tuple[int, ...]:
         """Axes from slowest to fastest: blocks run along the longest axis last of all, so few halos wait."""
-        counts = self.block_range.shape
+        counts = self.share_shape
         return tuple(sorted(range(len(counts)), key=lambda a: (-counts[a], a)))
 
+    @property
+    def share_shape(self) -> tuple[int, ...]:
+        """Per axis, blocks of the longest box of the share."""
+        return tuple(max((box.shape[a] for box in self.share), default=0) for a in range(len(self.axes)))
+
     def columns(self) -> Iterator[Column]:
-        spans = [
-            list(itertools.pairwise((lo, *cuts, hi)))
-            for lo, hi, cuts in zip(self.block_range.lo, self.block_range.hi, self.cuts, strict=True)
+        corners = (corner for box in self.share for corner in itertools.product(*self.column_spans(box)))
+        for number, corner in enumerate(corners):
+            yield Column(number, Box(*map(tuple, zip(*corner, strict=True))))
+
+    def column_spans(self, box: Box) -> list[list[tuple[int, int]]]:
+        """Per axis, the spans of block indices into which `cuts` part a box of the share."""
+        return [
+            list(itertools.pairwise((lo, *(c for c in cuts if lo < c < hi), hi)))
+            for lo, hi, cuts in zip(box.lo, box.hi, self.cuts, strict=True)
         ]
-        for number, corners in enumerate(itertools.product(*spans)):
-            yield Column(number, Box(*map(tuple, zip(*corners, strict=True))))
 
     @property
     def column_count(self) -> int:
-        return prod(len(cuts) + 1 for cuts in self.cuts)
+        return sum(prod(map(len, self.column_spans(box))) for box in self.share)
 
     def region(self, blocks: Box) -> Box:
         """The part of the output that a box of blocks writes."""
@@ -244,8 +280,18 @@ class Plan:
 
     @property
     def seam_factor(self) -> float:
-        """Windows inferred over windows of the grid: 1 for a single column."""
-        return self.window_count / self.window_range.size
+        """Windows inferred over windows that begin in the share: 1 where neither parts nor columns have seams."""
+        begun = sum(
+            prod(
+                self._reaching(a, hi) - self._reaching(a, lo) for a, (lo, hi) in enumerate(zip(r.lo, r.hi, strict=True))
+            )
+            for r in map(self.region, self.share)
+        )
+        return self.window_count / max(1, begun) if self.window_count else 1.0
+
+    def _reaching(self, axis: int, x: int) -> int:
+        """Windows of the plan that begin below x."""
+        return len(self.axes[axis].meeting(self.roi.lo[axis], x))
 
     # --- tasks ---
 

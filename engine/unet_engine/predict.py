@@ -19,7 +19,7 @@ from unet_engine import halo
 from unet_engine.backends import Backend
 from unet_engine.box import Box
 from unet_engine.errors import BackendError
-from unet_engine.job import Array, Counters, Job, Predicted, Raw
+from unet_engine.job import Array, Job, Predicted, Raw, Tally
 from unet_engine.plan import Index, Task
 from unet_engine.weights import axis_weights
 
@@ -28,14 +28,20 @@ BLOCKS_IN_FLIGHT = 1
 
 
 def predict(
-    job: Job, backend: Backend, counters: Counters, work: Iterable[tuple[Task, Raw | None]]
+    job: Job, backend: Backend, tally: Tally, work: Iterable[tuple[Task, Raw | None] | None]
 ) -> Iterator[Predicted]:
     """Infer the windows of each task and add them up; yields the blocks in the order they came.
 
+    A None among the work means that none is to be had right now: all that is in the network is then waited for and yielded.
     Raises `BackendError` naming block and window where the network fails.
     """
-    flight = _Flight(job, backend, counters)
-    for task, raw in work:
+    flight = _Flight(job, backend, tally)
+    for item in work:
+        if item is None:
+            while flight.entries:
+                yield from flight.pop()
+            continue
+        task, raw = item
         predicted = Predicted(task, np.zeros((job.model.spec.channels_out, *task.block.sums.shape), np.float32))
         cutter = _Cutter(job, task, raw)
         for window in task.windows:
@@ -65,8 +71,8 @@ class _Cut:
 class _Flight:
     """First in, first out: windows in the network, skipped windows between them, and the ends of blocks."""
 
-    def __init__(self, job: Job, backend: Backend, counters: Counters) -> None:
-        self.job, self.backend, self.counters = job, backend, counters
+    def __init__(self, job: Job, backend: Backend, tally: Tally) -> None:
+        self.job, self.backend, self.tally = job, backend, tally
         self.entries: deque[_Cut | Predicted] = deque()
         self.blocks = 0
         self._waiting = [0] * backend.slots
@@ -112,7 +118,7 @@ class _Flight:
         sums, block = head.predicted.sums, head.predicted.task.block
         placement = _placement(self.job, head.window, block.sums)
         if head.slot is None:
-            self.counters.skipped += 1
+            self.tally.add(skipped=1)
             halo.add_constant(sums, np.asarray(self.job.model.spec.empty, np.float32), *placement)
             return
         if head.slot == self._slot and self._place:
@@ -121,7 +127,7 @@ class _Flight:
             values = self.backend.result(head.slot)[head.place]
         except BackendError as error:
             raise BackendError(f"{error} (block {block.index}, window {head.window})") from error
-        self.counters.inferred += 1
+        self.tally.add(inferred=1)
         halo.add(sums, values.reshape(len(values), *self.job.plan.window_shape), *placement)
         self._waiting[head.slot] -= 1
 

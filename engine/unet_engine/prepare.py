@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -13,10 +13,12 @@ from unet_engine import machine
 from unet_engine.backends import Backend, Setup, open_backend
 from unet_engine.grid import AxisGrid
 from unet_engine.job import Job
-from unet_engine.layout import NO_MEMORY, Sizes, default_block, default_chunk, fit
+from unet_engine.layout import NO_MEMORY, Crew, Sizes, default_block, default_chunk, fit, predict_memory
 from unet_engine.normalize import Scaling, scaling
 from unet_engine.output import Layout
 from unet_engine.plan import Plan
+from unet_engine.runs import run_length
+from unet_engine.settings import parse_part
 from unet_engine.survey import Survey
 
 FORMAT = 1
@@ -25,18 +27,22 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to start: its job, with the network loaded and warm."""
+    """A run that is ready to start: its job, and the network loaded and warm unless that was done on a worker of a cluster."""
 
     found: Survey
     job: Job
-    backend: Backend
+    backend: Backend | None
     budget: int
     """Bytes of RAM the plan was fitted to."""
     seconds_per_window: float
+    crew: Crew | None = None
+    """The workers it is planned for; None where this process does it all."""
 
 
-def prepare(found: Survey) -> Prepared:
-    """Load the network once and plan. Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
+def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
+    """Load the network once and plan, for this process or for the `workers` of a cluster, of whom so many are `present`.
+
+    Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
     settings, volume, model, devices = found.settings, found.volume, found.model, found.devices
     threads = 1 if devices[0].startswith("cuda") else settings.threads or machine.cpu_count()
@@ -55,7 +61,13 @@ def prepare(found: Survey) -> Prepared:
         volume.voxel_bytes, 4 * model.spec.channels_out, layout.voxel_bytes, machine.cpu_count() * volume.chunk_bytes
     )
     budget = settings.memory or loaded + machine.available_memory() // 2
-    plan = fit(plan, sizes, loaded + (len(devices) - 1) * max(0, loaded - before), budget, len(devices))
+    base = loaded + (len(devices) - 1) * max(0, loaded - before)
+    crew = (
+        _crew(plan, sizes, base, budget, Crew(workers, present, run_length(plan, seconds, workers)))
+        if workers
+        else None
+    )
+    plan = fit(plan, sizes, base, budget, len(devices), crew)
     job = Job(
         plan=plan,
         volume=settings.input,
@@ -70,7 +82,27 @@ def prepare(found: Survey) -> Prepared:
         replace_nonfinite=settings.replace_nonfinite,
         mask=settings.mask,
     )
-    return Prepared(found, job, backend, budget, seconds)
+    return Prepared(_with_note(found, plan), job, backend, budget, seconds, crew)
+
+
+def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: Crew) -> Crew:
+    """Runs as long as they should be, but no longer than fits without more columns: a column too many costs more than a short run."""
+    for run in range(wanted.run, 1, -1):
+        crew = replace(wanted, run=run)
+        if predict_memory(plan, sizes, base, 1, crew).total <= budget:
+            return crew
+    return replace(wanted, run=1)
+
+
+def _with_note(found: Survey, plan: Plan) -> Survey:
+    """Tells the user of a part that there is nothing for it to do."""
+    if plan.block_count:
+        return found
+    blocks = prod(map(len, plan.writing))
+    idle = (
+        f"part {found.settings.part} has nothing to do: there are only {blocks} blocks, so use no more parts than that"
+    )
+    return replace(found, notes=(*found.notes, idle))
 
 
 def _scaling(found: Survey) -> Scaling:
@@ -143,6 +175,7 @@ def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> 
         memory=NO_MEMORY,
         identity=identity,
         flops_per_window=flops,
+        part=parse_part(settings.part) if settings.part else (1, 1),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -13,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unet_engine import halo
-from unet_engine.job import Counters
 from unet_engine.plan import read_span
 from unet_engine.prepare import Prepared
 from unet_engine.runner import Result
+from unet_engine.teams import Team
 from unet_engine.units import size, span, times
 
 LINE_EVERY = 10.0
@@ -42,10 +41,10 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     volume = prepared.found.volume
     read = bytes_read(prepared, (1,) * len(plan.axes))
     decoded = bytes_read(prepared, volume.chunks)
-    once = plan.roi.size * volume.voxel_bytes
-    lanes = len(prepared.found.devices)
+    once = max(1, plan.voxel_count) * volume.voxel_bytes
+    lanes = prepared.crew.workers if prepared.crew else len(prepared.found.devices)
     flops = plan.flops_per_window
-    written = plan.roi.size * job.layout.voxel_bytes
+    written = plan.voxel_count * job.layout.voxel_bytes
     return {
         "input": job.volume,
         "shape": list(prepared.found.volume.shape),
@@ -104,6 +103,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
             f"{times(plan.block_range.shape)} of {times(plan.block)} windows, {plan.column_count} column(s), "
             f"chunks {times(plan.chunk)}",
         ),
+        *_who(prepared),
         ("work", flops),
         (
             "read",
@@ -116,6 +116,19 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
         ("digest", plan.digest),
     ]  # fmt: skip
+
+
+def _who(prepared: Prepared) -> list[tuple[str, str]]:
+    lines = []
+    if prepared.found.settings.part:
+        boxes = ", ".join(str(prepared.job.plan.region(box)) for box in prepared.job.plan.share) or "nothing"
+        lines.append(("part", f"{prepared.found.settings.part}: voxels {boxes}"))
+    if prepared.crew is None:
+        return lines
+    crew = prepared.crew
+    blocks = f"{crew.run} blocks" if crew.run > 1 else "a block"
+    shown = f"{crew.workers} ({crew.present} are there), handed {blocks} at a time; memory is that of each"
+    return [*lines, ("workers", shown)]
 
 
 def _few(values: list[float]) -> str:
@@ -133,16 +146,23 @@ def result_line(result: Result) -> str:
     return (
         f"{result.out}: {result.windows_inferred:,} windows{left_out} in {span(result.seconds)}, "
         f"{result.voxels_per_second / 1e6:.3g} Mvoxel/s, peak memory {size(result.peak_rss_bytes)} "
-        f"({size(result.predicted_rss_bytes)} predicted)"
+        f"({size(result.predicted_rss_bytes)} predicted)" + _by_workers(result)
     )
+
+
+def _by_workers(result: Result) -> str:
+    if not result.workers:
+        return ""
+    lost = f", {result.workers_lost} lost, {result.runs_repeated} repeated" if result.workers_lost else ""
+    return f" a worker; {result.workers} workers{lost}, {size(result.halo_bytes)} of halos sent"
 
 
 class Watcher:
     """Progress of a run, read from its counters: a bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, prepared: Prepared, counters: Callable[[], Counters], console: Console) -> None:
+    def __init__(self, prepared: Prepared, crew: Team, console: Console) -> None:
         self._total = prepared.job.plan.window_count
-        self._counters, self._console = counters, console
+        self._crew, self._console = crew, console
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._bar if console.is_terminal else self._lines, daemon=True)
 
@@ -158,9 +178,10 @@ class Watcher:
         self._thread.join()
 
     def _figures(self) -> tuple[int, str]:
-        c = self._counters()
+        c, detail = self._crew.counters(), self._crew.detail()
         rate = c.voxels_written / max(1e-9, time.perf_counter() - self._begun) / 1e6
-        return c.inferred + c.skipped, f"{rate:.3g} Mvoxel/s, {size(c.bytes_read)} in, {size(c.bytes_written)} out"
+        shown = f"{rate:.3g} Mvoxel/s, {size(c.bytes_read)} in, {size(c.bytes_written)} out"
+        return c.inferred + c.skipped, f"{shown}, {detail}" if detail else shown
 
     def _bar(self) -> None:
         columns = (

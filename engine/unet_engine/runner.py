@@ -5,32 +5,36 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
-from unet_engine import halo, machine
+from unet_engine import halo
 from unet_engine import output as store
-from unet_engine.executors import run_local
-from unet_engine.job import Counters, Job
+from unet_engine.errors import writing
+from unet_engine.finish import SUMMED, conclude, refuse_incomplete
+from unet_engine.job import Job
+from unet_engine.ledger import Ledger, spans
+from unet_engine.locks import Holding, hold
 from unet_engine.output import Output
 from unet_engine.plan import Index, Plan
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.settings import Settings
 from unet_engine.survey import check_output, survey
-from unet_engine.worker import Worker
+from unet_engine.teams import Team, team
 
-Watch = Callable[[Prepared, Callable[[], Counters]], Any]
-"""Shows progress: given the run and a function that reads its counters, returns a context manager that is entered while it runs."""
+Watch = Callable[[Prepared, Team], Any]
+"""Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run did. `windows_planned` counts those of this run's plan, resumed or not; seconds are wall time without planning."""
+    """What a run did. What is planned counts this run's plan, resumed or not, of a part only its own; seconds are wall time without
+    planning."""
 
     out: str
     digest: str
@@ -50,6 +54,18 @@ class Result:
     device: str
     precision: str
     stitching: str
+    part: str | None = None
+    workers: int = 0
+    """Workers of a cluster that took part; 0 where this process did it all. Memory is then that of the one with the most."""
+    workers_lost: int = 0
+    runs_repeated: int = 0
+    """Groups of blocks that were inferred again, as the worker that held their sums was lost."""
+    processors: tuple[str, ...] = ()
+    """Kinds of processor that took part. Networks may give other last bits on another kind."""
+    halo_bytes: int = 0
+    """Halos sent from one worker to another."""
+    complete: bool = True
+    """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
 
 
 def run(input: str, **options: Any) -> Result:
@@ -57,55 +73,72 @@ def run(input: str, **options: Any) -> Result:
 
     The output is an OME-Zarr 0.5 group at ``out`` with the result at ``0``. Raises subclasses of `unet_engine.errors.UnetEngineError`.
     """
-    return run_volume(ready(Settings.of(input=input, **options)))
+    with team(Settings.of(input=input, **options)) as crew:
+        return run_volume(crew, crew.prepare())
 
 
 def make_plan(input: str, **options: Any) -> Plan:
     """The plan that `run` with the same options would execute; nothing is written."""
     prepared = prepare(survey(Settings.of(input=input, **options)))
-    prepared.backend.close()
+    if prepared.backend:
+        prepared.backend.close()
     return prepared.job.plan
 
 
-def ready(settings: Settings) -> Prepared:
-    """Everything up to the first block. Raises before the network is loaded where the output may not be written."""
-    found = survey(settings)
-    check_output(found)
-    return prepare(found)
-
-
-def run_volume(prepared: Prepared, watch: Watch | None = None) -> Result:
-    """Execute a prepared run. Raises what its parts raise; blocks that were committed stay so."""
+def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Result:
+    """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so."""
     begun = time.perf_counter()
     output = _open_output(prepared)
-    workers = _workers(prepared)
 
-    def counters() -> Counters:
-        parts = [asdict(worker.counters) for worker in workers]
-        return Counters(**{key: sum(part[key] for part in parts) for key in parts[0]})
+    def result() -> Result:
+        return _result(prepared, crew, time.perf_counter() - begun)
 
-    try:
-        if output.complete:
-            return _result(prepared, counters(), time.perf_counter() - begun)
-        with store.alone(prepared.job.out):
-            with watch(prepared, counters) if watch else nullcontext():
-                run_local(workers, _pending(prepared.job.plan, output))
-            result = _result(prepared, counters(), time.perf_counter() - begun)
-            output.finish({k: v for k, v in asdict(result).items() if k != "out"})
-            return result
-    finally:
-        for worker in workers:
-            worker.close()
+    if output.ledger.settled():
+        return result()
+    with hold(prepared.job.out, _part(prepared)) as holding:
+        if not output.ledger.begin():
+            return result()  # the last part completed it just now
+        with _noted(prepared, output.ledger, result), watch(prepared, crew) if watch else nullcontext():
+            crew.execute(prepared, _pending(prepared.job.plan, output))
+        return _conclude(prepared, output.ledger, holding, result())
 
 
-def _workers(prepared: Prepared) -> list[Worker]:
-    """One per device. The first takes over the network that planning loaded."""
-    workers = [
-        Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)))
-        for device in prepared.found.devices
-    ]
-    workers[0].__dict__["backend"] = prepared.backend
-    return workers
+def _part(prepared: Prepared) -> tuple[int, int] | None:
+    """Part (i, n), or None for a run of all parts. ``--part 1/1`` is a part: it may be repeated, and resumes."""
+    return prepared.job.plan.part if prepared.found.settings.part else None
+
+
+@contextmanager
+def _noted(prepared: Prepared, ledger: Ledger, result: Callable[[], Result]) -> Iterator[None]:
+    """Leave a note of a part in the journal: that it was begun, and in the end what it did, added to what earlier attempts did."""
+    part = _part(prepared)
+    if part is None:
+        yield
+        return
+    with writing(ledger.path, "noting the part"):
+        before = ledger.journal.noted(part)
+        if before is None:
+            ledger.journal.note(part, before := {"host": platform.node(), "finished": False})
+    yield
+    done = asdict(result())
+    if before["finished"] and not done["blocks_written"]:
+        return
+    facts = {key: done[key] + (before.get(key, 0) if key in _ADDED else 0) for key in SUMMED}
+    with writing(ledger.path, "noting the part"):
+        ledger.journal.note(part, {**facts, "host": platform.node(), "finished": True})
+
+
+_ADDED = ("windows_inferred", "windows_skipped", "blocks_written", "seconds")
+"""Figures of a part that grow with every attempt."""
+
+
+def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Result) -> Result:
+    """Complete the output where that is this run's to do. A part leaves it to the last one."""
+    if _part(prepared):
+        return replace(result, complete=conclude(ledger, holding))
+    if not conclude(ledger, holding, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete")}):
+        refuse_incomplete(ledger)
+    return result
 
 
 def _open_output(prepared: Prepared) -> Output:
@@ -137,6 +170,7 @@ def _provenance(job: Job) -> dict[str, Any]:
             "window": list(plan.window_shape),
             "stride": [a.stride for a in plan.axes],
         },
+        "blocks": [spans(indices) for indices in plan.writing],
         "versions": {name: _version(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")}
         | {"python": platform.python_version()},
     }
@@ -155,13 +189,13 @@ def _pending(plan: Plan, output: Output) -> Callable[[Index], bool]:
     """Which blocks were not committed when this run began. A snapshot, so that a block is never both written and waited for."""
     first = plan.block_range.lo
     done = np.zeros(plan.block_range.shape, bool)
-    for index in output.committed():
+    for index in output.ledger.journal.marked():
         done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
     return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
 
 
-def _result(prepared: Prepared, counters: Counters, seconds: float) -> Result:
-    job = prepared.job
+def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
+    job, counters = prepared.job, crew.counters()
     voxels = counters.voxels_written
     return Result(
         out=job.out,
@@ -176,10 +210,12 @@ def _result(prepared: Prepared, counters: Counters, seconds: float) -> Result:
         voxels_per_second=round(voxels / seconds, 1),
         bytes_read=counters.bytes_read,
         bytes_written=counters.bytes_written,
-        peak_rss_bytes=machine.peak_resident_bytes(),
         predicted_rss_bytes=job.plan.memory.total,
         backend=job.backend,
         device=",".join(prepared.found.devices),
         precision=job.setup.precision,
         stitching=halo.IMPLEMENTATION,
+        part=prepared.found.settings.part,
+        halo_bytes=counters.halo_bytes,
+        **crew.facts(),
     )

@@ -175,6 +175,8 @@ class Settings(BaseModel):
             raise SettingsError("--dtype is for probabilities and logits; labels take the smallest unsigned type")
         if settings.output == "logits" and settings.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
+        if settings.part:  # other parts may have begun the output
+            settings = settings.model_copy(update={"resume": True})
         return settings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ SAMPLE_VOXELS = 2**16
 _BY_RANK = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 
 
+_CONFIG = threading.RLock()
+"""zarr's configuration belongs to the process: whoever changes it for a moment keeps other threads from opening arrays."""
+
+
 @contextmanager
 def fast_codecs(path: str) -> Iterator[None]:
     """Context in which arrays on a local disk are opened with the native codec pipeline; remote stores keep zarr's own.
@@ -36,11 +41,12 @@ def fast_codecs(path: str) -> Iterator[None]:
     An array with a codec that the pipeline lacks is read by zarr's own too. The warning about it tells users nothing they could act on.
     """
     if "://" in path:
-        yield
+        with _CONFIG:
+            yield
         return
     import zarrs  # noqa: F401  # registers the pipeline
 
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
+    with _CONFIG, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline", UserWarning)
         yield
 

@@ -7,6 +7,7 @@ commit(...)    halos of lower blocks merged, activation, argmax or cast, written
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -18,9 +19,9 @@ from unet_engine import halo
 from unet_engine.backends import Backend, open_backend
 from unet_engine.box import Box
 from unet_engine.errors import BackendError, DataError
-from unet_engine.job import Array, Counters, Halo, Job, Predicted, Raw
+from unet_engine.job import Array, Halo, Job, Predicted, Raw, Tally
 from unet_engine.output import Output
-from unet_engine.plan import Index, Task
+from unet_engine.plan import Column, Index, Task
 from unet_engine.predict import predict
 from unet_engine.spec import ModelSpec
 from unet_engine.volume import Volume, open_volume
@@ -31,7 +32,7 @@ class Worker:
     """Executes tasks of one job on one device. Handles are opened when first used and dropped on pickling."""
 
     job: Job
-    counters: Counters = field(default_factory=Counters)
+    tally: Tally = field(default_factory=Tally)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Worker, (self.job,))
@@ -46,7 +47,15 @@ class Worker:
 
     @cached_property
     def backend(self) -> Backend:
-        return open_backend(self.job.backend, self.job.setup)
+        """Raises `BackendError` where the library here is another one than the run was planned with: it may give other bytes."""
+        backend = open_backend(self.job.backend, self.job.setup)
+        planned = self.job.plan.identity.get("backend", backend.version)
+        if backend.version != planned:
+            backend.close()
+            raise BackendError(
+                f"{platform.node()} has {backend.version}, the run was planned with {planned}; install the same version everywhere"
+            )
+        return backend
 
     @cached_property
     def output(self) -> Output:
@@ -79,6 +88,19 @@ class Worker:
 
         return void
 
+    def settle(self, task: Task, column: Column, pending: Callable[[Index], bool]) -> Task | None:
+        """Write the block here and now if it is void, and leave out of the task what void blocks do not need; None if nothing is left.
+
+        `pending` says which blocks are still to be committed, as in `Plan.tasks`; all of the task's targets are.
+        """
+        if not self.job.skips:
+            return task
+        if task.commits and self.is_void(task.block.index):
+            self.commit_void(task)
+        left = self.job.plan.task(task.block.index, column, lambda index: pending(index) and not self.is_void(index))
+        self.tally.add(skipped=len(task.windows) - len(left.windows if left else ()))
+        return left
+
     # --- read ---
 
     def read(self, task: Task) -> Raw | None:
@@ -89,7 +111,7 @@ class Worker:
         if not task.windows or (self.job.skips and not self.has_data(task.read)):
             return None
         voxels = self.volume.read(task.read)
-        self.counters.bytes_read += voxels.nbytes
+        self.tally.add(bytes_read=voxels.nbytes)
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
             self._handle_nonfinite(voxels, task)
         mask = None if self.mask is None else self.mask.read(task.read)
@@ -108,24 +130,26 @@ class Worker:
 
     # --- predict ---
 
-    def predict(self, work: Iterable[tuple[Task, Raw | None]]) -> Iterator[Predicted]:
-        """Infer the windows of each task and add them up; yields the blocks in the order they came."""
-        return predict(self.job, self.backend, self.counters, work)
+    def predict(self, work: Iterable[tuple[Task, Raw | None] | None]) -> Iterator[Predicted]:
+        """See `unet_engine.predict.predict`."""
+        return predict(self.job, self.backend, self.tally, work)
 
     # --- commit ---
 
-    def commit(self, predicted: Predicted, halos: Sequence[Halo]) -> None:
-        """Finish and write the block's write box. Halos are added from the highest lower block down: one order, the same bytes."""
-        block, sums = predicted.task.block, predicted.sums
+    def commit(self, task: Task, core: Array, halos: Sequence[Halo]) -> None:
+        """Finish and write the block's write box. Halos are added from the highest lower block down: one order, the same bytes.
+
+        core: the block's own sums there, (channels out, *task.block.write.shape) float32; it is changed.
+        """
+        block = task.block
         for lower in sorted(halos, key=lambda h: h.source, reverse=True):
-            halo.merge(sums, lower.values, lower.box.relative_to(block.sums.lo).lo)
-        final = sums[(slice(None), *block.write.relative_to(block.sums.lo).slices())]
-        if not np.isfinite(np.sum(final)):
+            halo.merge(core, lower.values, lower.box.relative_to(block.write.lo).lo)
+        if not np.isfinite(np.sum(core)):
             raise BackendError(
                 f"the network gave NaN or Inf in block {block.index} (voxels {block.write}) at {self.job.setup.precision}; "
                 "use --precision fp32, or check the model and its --normalize"
             )
-        self._write(predicted.task, self._finished(final))
+        self._write(task, self._finished(core))
 
     def commit_void(self, task: Task) -> None:
         """Write a block that is empty and so are all its neighbours: the spec's constant everywhere."""
@@ -149,9 +173,7 @@ class Worker:
     def _write(self, task: Task, values: Array) -> None:
         self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
         self.output.mark(task.block.index)
-        self.counters.blocks += 1
-        self.counters.voxels_written += task.block.write.size
-        self.counters.bytes_written += values.nbytes
+        self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
 
 
 def _clear_winner(spec: ModelSpec) -> bool:

@@ -1,14 +1,24 @@
 """No network: for tests, for planning at scale and for measuring what everything but the network costs.
 
-A file ``NAME.fake.toml`` has a table ``[spec]`` with the keys of `ModelSpec`, and optionally ``latency_ms`` (how long a window takes) and
-``fail_at`` (the number of the window, counted from 1, at which inference fails). The network it stands for is the identity: output
-channel k is input channel ``k % channels_in``, cropped by the margin.
+A file ``NAME.fake.toml`` has a table ``[spec]`` with the keys of `ModelSpec`, and optionally
+
+    latency_ms            how long a window takes
+    fail_at               number of the window, counted from 1, at which inference fails
+    out_of_memory_above   windows at once that a device has memory for
+    kill_at               number of the window at which the process is killed, as by a system that has no memory left
+    hang_once             file; the first window of the first process that finds it missing makes it and never ends
+
+The network it stands for is the identity: output channel k is input channel ``k % channels_in``, cropped by the margin.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 import tomllib
+from pathlib import Path
 
 import numpy as np
 
@@ -25,18 +35,27 @@ class FakeBackend(ThreadedBackend):
         settings = tomllib.loads(setup.model.path.read_text())
         self._latency = float(settings.get("latency_ms", 0)) / 1000
         self._fail_at = int(settings.get("fail_at", 0))
+        self._room = int(settings.get("out_of_memory_above", 0))
+        self._kill_at = int(settings.get("kill_at", 0))
+        self._hang = settings.get("hang_once")
         self._calls = 0
         self._failing = [False] * self.slots
         self._outputs = [np.zeros(setup.output_shape, np.float32) for _ in range(self.slots)]
 
     def start(self, slot: int) -> None:
         self._calls += 1
+        if self._calls == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         self._failing[slot] = self._calls == self._fail_at
         super().start(slot)
 
     def _run(self, slot: int) -> Array:
         if self._failing[slot]:
             raise BackendError(f"the fake network fails at window {self._fail_at}, as its file asks")
+        if 0 < self._room < self.setup.threads * self.setup.batch:
+            raise MemoryError(f"the fake device has memory for {self._room} windows at once")
+        if self._hang:
+            self._hang_once(Path(self._hang))
         begun = time.perf_counter()
         spec = self.setup.model.spec
         inside = tuple(slice(m, n - m) for m, n in zip(spec.margin, self.setup.window, strict=True))
@@ -45,3 +64,11 @@ class FakeBackend(ThreadedBackend):
             out[:, k] = self._inputs[slot][:, k % spec.channels_in][(slice(None), *inside)]
         time.sleep(max(0.0, self._latency - (time.perf_counter() - begun)))
         return out
+
+    @staticmethod
+    def _hang_once(mark: Path) -> None:
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        threading.Event().wait()

@@ -1,0 +1,124 @@
+"""Workers on this machine: processes of our own that Dask looks after, listening on loopback only."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from unet_engine.dask_settings import (
+    THREADS_PER_WORKER,
+    keyboard_kept_from_children,
+    quiet,
+    scheduler_config,
+    worker_config,
+)
+from unet_engine.errors import ClusterError, first_line
+
+if TYPE_CHECKING:
+    from distributed import Security
+    from distributed.deploy.spec import SpecCluster
+
+HOST = "127.0.0.1"
+PRELOAD = "unet_engine.worker_preload"
+
+
+def has_dask_cuda() -> bool:
+    return importlib.util.find_spec("dask_cuda") is not None
+
+
+@contextmanager
+def local_cluster(
+    count: int,
+    memory: int | None,
+    hang_seconds: float,
+    security: Security | None,
+    scheduler: dict[str, Any],
+) -> Iterator[SpecCluster]:
+    """`count` worker processes of `memory` bytes each. `scheduler` are arguments of Dask's `Scheduler`, and its class as ``cls``."""
+    from distributed import Nanny
+    from distributed.deploy.spec import SpecCluster
+
+    def start(silence: int | None) -> SpecCluster:
+        given = {"host": HOST, "security": security, "protocol": _protocol(security)}
+        options = {
+            **given, "nthreads": THREADS_PER_WORKER, "memory_limit": memory, "dashboard": False,
+            "preload": [PRELOAD], "silence_logs": silence,
+        }  # fmt: skip
+        worker = {"cls": Nanny, "options": options}
+        scheduler_options = {**given, "port": 0, **{k: v for k, v in scheduler.items() if k != "cls"}}
+        return SpecCluster(
+            workers=dict.fromkeys(range(count), worker), worker=worker, security=security, name="unet-engine",
+            scheduler={"cls": scheduler["cls"], "options": scheduler_options},
+        )  # fmt: skip
+
+    with _started(start, hang_seconds) as cluster:
+        yield cluster
+
+
+@contextmanager
+def cuda_cluster(
+    count: int, memory: int | None, hang_seconds: float, security: Security | None, scheduler: dict[str, Any]
+) -> Iterator[SpecCluster]:
+    """One process per GPU, near it. Each sees its own GPU as ``cuda:0``; nothing is spilled from a GPU or to disk."""
+    from dask_cuda import LocalCUDACluster
+
+    def start(silence: int | None) -> SpecCluster:
+        # its memory limits only say when to spill: both off
+        return LocalCUDACluster(
+            n_workers=count, threads_per_worker=THREADS_PER_WORKER, host=HOST, security=security,
+            protocol=_protocol(security), memory_limit=None, device_memory_limit=None, preload=[PRELOAD],
+            dashboard_address=scheduler["dashboard_address"], silence_logs=silence, name="unet-engine",
+            scheduler_kwargs={"dashboard": scheduler["dashboard"]},
+        )  # fmt: skip
+
+    with _started(start, hang_seconds) as cluster:
+        yield cluster
+
+
+def _protocol(security: Security | None) -> str:
+    return "tls://" if security else "tcp://"
+
+
+@contextmanager
+def _started(start: Callable[[int | None], SpecCluster], hang_seconds: float) -> Iterator[SpecCluster]:
+    import dask
+
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # a worker process that imports the user's script, which starts workers as it is imported
+        raise ClusterError(
+            'worker processes import your script: put what starts the run under  if __name__ == "__main__":'
+        )
+    config = {**worker_config(), **scheduler_config(hang_seconds)}
+    with dask.config.set(config), quiet() as silence:
+        with keyboard_kept_from_children():
+            cluster = _start(start, silence)
+        with ExitStack() as last:
+            last.callback(_close, cluster)
+            yield cluster
+
+
+def _start(start: Callable[[int | None], SpecCluster], silence: int | None) -> SpecCluster:
+    try:
+        return start(silence)
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        raise ClusterError(
+            f"the worker processes do not start: {first_line(cause)}; DASK_LOGGING__DISTRIBUTED=info shows what they say"
+        ) from error
+
+
+def _close(cluster: SpecCluster) -> None:
+    """End all processes. Those in the middle of a task are not waited for: their work is not committed, and nobody wants it any more."""
+
+    async def stop() -> None:
+        await asyncio.gather(*(nanny.close(timeout=1) for nanny in cluster.workers.values()), return_exceptions=True)
+
+    with keyboard_kept_from_children(), suppress(Exception):
+        cluster.sync(stop)
+        cluster.close(timeout=10)

@@ -1,0 +1,207 @@
+"""What Dask workers are asked to do. Each function runs on a worker; its arguments say where to look, never hold voxels but for halos.
+
+A worker keeps one `Station` per run that it takes part in, with the network loaded, until the client says that the run is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import platform
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from distributed import get_worker
+
+from unet_engine import machine, station
+from unet_engine.errors import ClusterError, ModelError, UnetEngineError
+from unet_engine.job import Job
+from unet_engine.model_file import open_model
+from unet_engine.plan import Index
+from unet_engine.prepare import Prepared, prepare
+from unet_engine.runs import Run
+from unet_engine.settings import Settings
+from unet_engine.station import Piece, Station, Sums
+from unet_engine.survey import check_output, survey
+
+_PROCESSOR = machine.processor()
+IDLE_SECONDS = 600
+"""A station of another run that was not used for so long belongs to a client that died."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What every task brings along: the job, pickled once, under a name that no other run has."""
+
+    name: str
+    """Also the topic of the events by which workers tell what they have done."""
+    job: bytes
+    version: str
+    limit: float
+    """Seconds that one step of a block may take before the worker counts as hung."""
+    client: tuple[str, int]
+    """Host and process of the client, which must not be ended when a worker in it hangs."""
+
+    def __dask_tokenize__(self) -> str:
+        return self.name
+
+
+def ticket(job: Job, name: str, limit: float) -> Ticket:
+    return Ticket(name, pickle.dumps(job), _version(), limit, (socket.gethostname(), os.getpid()))
+
+
+# --- tasks ---
+
+
+def predict(ticket: Ticket, run: Run) -> Sums:
+    """Infer the blocks of a run."""
+    with _at_work(ticket, run, "predicted") as here:
+        return here.predict(run)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Blocks of another run that wait for halos. A class of its own, since Dask looks for its keys in tuples and sets."""
+
+    blocks: frozenset[Index]
+
+    def __dask_tokenize__(self) -> list[Index]:
+        return sorted(self.blocks)
+
+
+def piece(sums: Sums, wanted: Wanted) -> Piece:
+    """Pick out of a run's sums what another run needs."""
+    return station.piece(sums, wanted.blocks, get_worker().address)
+
+
+def commit(ticket: Ticket, run: Run, sums: Sums, *pieces: Piece) -> None:
+    """Merge, finish, write and mark the blocks of a run."""
+    with _at_work(ticket, run, "committed") as here:
+        here.commit(run, sums, pieces)
+
+
+@contextmanager
+def _at_work(ticket: Ticket, run: Run, stage: str) -> Iterator[Station]:
+    """The station, and an event with what it did. Errors that are not ours get the run and the worker's name."""
+    begun = time.perf_counter()
+    worker = get_worker()
+    try:
+        here = _station(ticket, worker)
+        yield here
+    except UnetEngineError:
+        raise
+    except Exception as error:
+        read = run.tasks[0].block.write
+        raise UnetEngineError(
+            f"unexpected {type(error).__name__} in {run} (from voxels {read}) on {host()}: {error}; this is a bug in unet-engine or "
+            "in a library it uses: run that part again with --roi and without a cluster to see more"
+        ) from error
+    facts = {
+        "run": run.id,
+        "stage": stage,
+        "worker": worker.address,
+        "seconds": time.perf_counter() - begun,
+        "peak_rss_bytes": machine.peak_resident_bytes(),
+        "processor": _PROCESSOR,
+        **asdict(here.worker.tally.take()),
+    }
+    worker.log_event(ticket.name, facts)
+
+
+# --- stations ---
+
+_stations: dict[tuple[str, str], Station] = {}
+"""By address of the Dask worker, of which there may be several in one process, and by run."""
+_opening = threading.Lock()
+
+
+def _station(ticket: Ticket, worker: Any) -> Station:
+    with _opening:
+        key = (worker.address, ticket.name)
+        if key not in _stations:
+            _close([k for k, s in _stations.items() if time.monotonic() - s.used > IDLE_SECONDS])
+            _stations[key] = _opened(ticket, worker)
+        return _stations[key]
+
+
+def _opened(ticket: Ticket, worker: Any) -> Station:
+    if ticket.version != _version():
+        raise ClusterError(
+            f"unet-engine is {_version()} on {host()} and {ticket.version} where the run was started; install the same version on both"
+        )
+    machine.return_freed_blocks()
+    job: Job = pickle.loads(ticket.job)
+    if job.model.format != "fake" and open_model(job.model.path, job.setup.window).sha256 != job.model.sha256:
+        raise ModelError(f"{job.model.path} on {host()} is another model than the run was planned with; copy it there")
+    same_process = ticket.client == (socket.gethostname(), os.getpid())
+
+    def hung(what: str) -> None:
+        logging.getLogger("distributed.worker").error("%s on %s: %s", ticket.name, host(), what)
+        worker.log_event(ticket.name, {"hung": what, "worker": worker.address})
+        if not same_process:
+            time.sleep(1)  # for the event to leave
+            os._exit(HUNG)  # no other way out of a thread that hangs; Dask takes the work elsewhere
+
+    return Station(job, worker.address, ticket.limit, hung)
+
+
+HUNG = 70
+"""Exit status of a worker that ended itself because a step took too long."""
+
+
+def _close(keys: list[tuple[str, str]]) -> None:
+    """Close stations out of the caller's way: one may still be in the middle of a block."""
+    for key in keys:
+        threading.Thread(target=_stations.pop(key).close, daemon=True).start()
+
+
+def close(name: str, dask_worker: Any) -> None:
+    """Give back what a run holds in this worker. To be called through `Client.run`, which names the worker."""
+    with _opening:
+        _close([key for key in _stations if key == (dask_worker.address, name)])
+
+
+# --- planning ---
+
+
+def plan_here(settings: Settings, workers: int, present: int) -> Prepared:
+    """Survey and plan on a worker, whose device, libraries and memory count, not the client's. The network is closed again.
+
+    Raises what `survey`, `check_output` and `prepare` raise.
+    """
+    worker = get_worker()
+    found = survey(settings.model_copy(update=_own(settings, worker)))
+    check_output(found)
+    prepared = prepare(replace(found, devices=found.devices[:1]), workers, present)
+    if prepared.backend:
+        prepared.backend.close()
+    return replace(prepared, backend=None)
+
+
+def _own(settings: Settings, worker: Any) -> dict[str, Any]:
+    """What the settings leave open and this worker decides: a GPU of its own, threads, memory."""
+    return {
+        "gpus": None,
+        "device": "cuda:0" if settings.gpus else settings.device,
+        "threads": settings.threads or min(machine.cpu_count(), worker.state.nthreads),
+        "memory": settings.memory or worker.memory_manager.memory_limit,
+    }
+
+
+def host() -> str:
+    """This machine and process, for messages."""
+    return f"{platform.node()} (process {os.getpid()})"
+
+
+def _version() -> str:
+    try:
+        return version("unet-engine")
+    except PackageNotFoundError:
+        return "not installed"
