@@ -29,7 +29,7 @@ def main(points_file: str, whole_file: str, picture: str) -> None:
 
 
 def _speedup(axes, counts, by_count) -> None:
-    rate = {n: statistics.median(p["windows"] / p["seconds"] for p in by_count[n]) for n in counts}
+    rate = {n: statistics.median(p["windows_per_second"] for p in by_count[n]) for n in counts}
     one = 1 / 0.0023
     axes.loglog(counts, [n * one for n in counts], "--", color="grey", label="ideal: workers / 2.3 ms")
     axes.loglog(counts, [rate[n] for n in counts], "o-", label="measured")

@@ -102,6 +102,10 @@ def job(whole: Plan) -> Job:
     )
 
 
+SAMPLE_SECONDS = 0.27
+"""No multiple of it is the time of a run, which the counts would beat with."""
+
+
 class Meter:
     """Windows inferred and memory held, over time."""
 
@@ -113,7 +117,7 @@ class Meter:
 
     def _loop(self) -> None:
         begun = time.perf_counter()
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(SAMPLE_SECONDS):
             row = {"seconds": time.perf_counter() - begun, "windows": self.board.counters().inferred}
             row |= {f"{name}_bytes": p.memory_info().rss for name, p in self._processes.items()}
             row |= {f"{name}_cpu": sum(p.cpu_times()[:2]) for name, p in self._processes.items()}
@@ -175,12 +179,12 @@ def measure(workers: int, seconds: float | None) -> dict:
     from dask.config import set as configured
     from distributed import Client
 
-    from unet_engine.dask_executor import run_dask, wait_for_workers
+    from unet_engine.dask_executor import run_dask
 
     whole = plan(BLOCKS)
     length = run_length(whole, LATENCY, workers)
     with cluster(workers) as (file, scheduler), configured(QUIET), Client(scheduler_file=file) as client:
-        wait_for_workers(client, workers, 300)
+        client.wait_for_workers(workers, timeout=300)
         board = Board()
         ended = []
 
@@ -201,19 +205,19 @@ def measure(workers: int, seconds: float | None) -> dict:
     rows = meter.rows
     if seconds is None:
         assert ended == [None], ended
-        inferred, span = board.counters().inferred, wall
-        assert inferred == whole.window_count
+        assert board.counters().inferred == whole.window_count
+        rate = whole.window_count / wall
     else:
-        first = next(row for row in rows if row["seconds"] > seconds / 5)
-        inferred, span = rows[-1]["windows"] - first["windows"], rows[-1]["seconds"] - first["seconds"]
-    ideal = inferred * LATENCY / workers
+        # a line through the counts, since each event tells of some hundred windows at once
+        steady = [(row["seconds"], row["windows"]) for row in rows if row["seconds"] > seconds / 5]
+        rate = float(np.polyfit(*np.transpose(steady), 1)[0])
     return {
         "workers": workers, "blocks_per_run": length, "blocks": whole.block_count,
-        "windows": inferred, "seconds": span, "whole": seconds is None,
-        "ideal_seconds": ideal, "overhead": span / ideal - 1, "halo_bytes": board.counters().halo_bytes,
+        "windows": board.counters().inferred, "seconds": wall, "whole": seconds is None, "windows_per_second": rate,
+        "overhead": workers / LATENCY / rate - 1, "halo_bytes": board.counters().halo_bytes,
         "scheduler_cores": (rows[-1]["scheduler_cpu"] - rows[0]["scheduler_cpu"]) / (rows[-1]["seconds"] - rows[0]["seconds"]),
         "client_cores": (rows[-1]["client_cpu"] - rows[0]["client_cpu"]) / (rows[-1]["seconds"] - rows[0]["seconds"]),
-        "machine_cores": psutil.cpu_count(), "rows": rows if seconds is None else [],
+        "machine_cores": psutil.cpu_count(), "rows": rows[::20] if seconds is None else [],
     }  # fmt: skip
 
 

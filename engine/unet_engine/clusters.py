@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from unet_engine import batch_jobs, cluster_file, local_workers, running_scheduler
+from unet_engine import batch_jobs, cluster_file, local_workers, machine, running_scheduler
 from unet_engine.dashboard import dashboard
 from unet_engine.dask_settings import security
 from unet_engine.errors import ClusterError, SettingsError, first_line
@@ -63,7 +63,9 @@ def cuda_cluster_note(settings: Settings) -> str | None:
 
 
 def worker_threads(settings: Settings) -> int | None:
-    """Cores that each worker process has as the cluster file says; None where nobody says."""
+    """Cores that each worker process has: its share of this machine's, or what the cluster file says; None where nobody knows."""
+    if settings.workers:
+        return max(1, machine.cpu_count() // settings.workers)
     return cluster_file.read(settings.cluster).cores_per_process if settings.cluster else None
 
 

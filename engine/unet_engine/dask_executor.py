@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from distributed import Client, Future, as_completed
+from distributed import Client, Future
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from unet_engine import remote
-from unet_engine.board import Board
+from unet_engine.board import LOOK_EVERY, Board
 from unet_engine.errors import ClusterError, UnetEngineError
 from unet_engine.job import Job
 from unet_engine.layout import RUNS_IN_FLIGHT
@@ -31,11 +32,20 @@ from unet_engine.runs import Run, RunId, runs
 
 
 def run_dask(
-    client: Client, job: Job, pending: Callable[[Index], bool], board: Board, length: int, limit: float
+    client: Client,
+    job: Job,
+    pending: Callable[[Index], bool],
+    board: Board,
+    length: int,
+    limit: float,
+    trouble: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Run all that is left of the job's plan on the workers of `client`, `length` blocks at a time.
 
-    limit: seconds that one step of a block may take. Raises the first error of a worker, with its own message, or `ClusterError` where
+    limit: seconds that one step of a block may take
+    trouble: what keeps workers from ever coming, None as long as nothing does; asked while there is none
+
+    Raises the first error of a worker, with its own message, or `ClusterError` where
     the cluster fails; what is committed stays.
     """
     # no two runs share keys: the scheduler may still hold those of one that was interrupted
@@ -45,15 +55,20 @@ def run_dask(
         try:
             for run in runs(job.plan, pending, length):
                 while flow.in_flight >= RUNS_IN_FLIGHT * max(1, board.worker_count):
-                    flow.wait()
+                    _progress(flow, board, trouble)
                 flow.submit(run)
                 board.submitted()
             while flow.in_flight:
-                flow.wait()
+                _progress(flow, board, trouble)
         finally:
             flow.drop()
             with suppress(Exception):  # the workers or the scheduler may be gone
                 client.run(remote.close, name, on_error="ignore")
+
+
+def _progress(flow: _Flow, board: Board, trouble: Callable[[], str | None]) -> None:
+    if not flow.wait(LOOK_EVERY) and not board.worker_count and (why := trouble()):
+        raise ClusterError(f"{why}; what is committed stays, run the same command with --resume")
 
 
 @contextmanager
@@ -79,8 +94,9 @@ class _Flow:
 
     def __init__(self, client: Client, ticket: Ticket) -> None:
         self._client, self._ticket = client, ticket
-        self._completed = as_completed(loop=client.loop)
-        self._open: dict[Future, Run] = {}
+        self._completed: SimpleQueue[Future] = SimpleQueue()
+        self._open: dict[Future, tuple[Run, list[Future]]] = {}
+        """By the future that ends a run, the run and the pieces it merges: Dask may see us let go of them before it sees the run."""
         self._waiting: defaultdict[RunId, list[Future]] = defaultdict(list)
         """By run that is not submitted yet, the pieces it will merge. Held here, or Dask would drop them."""
         self._count = 0
@@ -109,15 +125,19 @@ class _Flow:
             self._waiting[target].append(future)
         # a run that only spills upwards is done with its first piece
         last = futures[-1] if run.commits else futures[0]
-        self._open[last] = run
-        self._completed.add(last)
+        self._open[last] = (run, lower)
+        last.add_done_callback(self._completed.put)
 
-    def wait(self) -> None:
-        """Wait until something was committed. Raises what went wrong instead."""
-        for future in self._completed.next_batch(block=True):
-            run = self._open.pop(future)
-            if future.status != "finished":
-                raise self._failure(future, run)
+    def wait(self, seconds: float) -> bool:
+        """Wait until something was committed; False where nothing was for so long. Raises what went wrong instead."""
+        try:
+            future = self._completed.get(timeout=seconds)
+        except Empty:
+            return False
+        run, _ = self._open.pop(future)
+        if future.status != "finished":
+            raise self._failure(future, run)
+        return True
 
     def _failure(self, future: Future, run: Run) -> UnetEngineError:
         if future.status != "error":

@@ -144,9 +144,7 @@ class DaskTeam:
         from unet_engine.board import Board
 
         self._cluster, self._tell = cluster, tell
-        threads = settings.threads
-        if threads is None and settings.workers:
-            threads = max(1, machine.cpu_count() // settings.workers)
+        threads = settings.threads or clusters.worker_threads(settings)
         self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
         self._board = Board()
         self.dashboard = cluster.dashboard
@@ -180,7 +178,7 @@ class DaskTeam:
         assert crew is not None
         block = prepared.seconds_per_window * job.plan.window_range.size / max(1, job.plan.block_count)
         limit = self._settings.hang_seconds or max(HANG_SECONDS, HANG_FACTOR * block)
-        run_dask(self._cluster.client, job, pending, self._board, crew.run, limit)
+        run_dask(self._cluster.client, job, pending, self._board, crew.run, limit, self._cluster.trouble)
 
     def counters(self) -> Counters:
         return self._board.counters()
