@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import networks
-from conftest import cli, make_volume
+from conftest import cli, make_volume, result_of
 from unet_engine.demo import shipped_model
 from unet_engine.errors import DataError, InputError
 from unet_engine.model_file import open_model, with_attachments
@@ -246,6 +246,17 @@ def test_the_hash_of_the_network_that_ran_is_in_the_provenance(proved, tissue, t
         "run", "--in", tissue, "--model", path, "--window", WINDOW, "--precision", "fp32", "--resume", "--out", tmp_path / "o.zarr"
     )  # fmt: skip
     assert said.code == 9
+
+
+def test_worker_processes_run_the_network_that_was_judged_and_give_the_same_bytes(proved, tissue, tmp_path):
+    path, _ = proved
+    results = []
+    for name, crowd in (("alone", []), ("crowd", ["--workers", 2, "--threads", 1])):
+        said = run(path, tissue, "--precision", "int8", "--out", tmp_path / f"{name}.zarr", *crowd)
+        assert said.code == 0, said.err
+        assert said.json["precision"] == "int8"
+        results.append(result_of(tmp_path / f"{name}.zarr"))
+    np.testing.assert_array_equal(*results)
 
 
 def changed(path, tmp_path, **fields):
