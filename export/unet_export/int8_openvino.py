@@ -41,7 +41,9 @@ class OpenVINOInt8:
         self._path, self._calibration, self._activation = model.path, calibration, model.spec.activation
         self._float = ov.Core().read_model(model.path)
         self._float.reshape([1, model.spec.channels_in, *window])
-        self._names = {_label(node): node.get_friendly_name() for node in _weighted(self._float)}
+        self._names: dict[str, list[str]] = {}
+        for node in _weighted(self._float):  # layers that share weights share a name, and are kept together
+            self._names.setdefault(_label(node), []).append(node.get_friendly_name())
         self.layers = tuple(self._names)
         if not self.layers:
             raise ModelError(f"{model.path} has no layer with weights to quantise; use --precision bf16")
@@ -51,7 +53,7 @@ class OpenVINOInt8:
         import nncf
 
         nncf.set_log_level("ERROR")
-        names = [self._names[label] for label in kept]
+        names = [name for label in kept for name in self._names[label]]
         data = nncf.Dataset([w[None] for w in (self._calibration if windows is None else windows)])
         try:
             # what it prints about its progress is not ours to show
