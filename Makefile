@@ -10,10 +10,12 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
 	$(BIN)/pip install -q --editable .
 	touch $@
 
-# torch comes first and by version, so that no other package pulls in a build for GPUs
+# torch comes first and by version, so that no other package pulls in a build for GPUs. nnU-Net's networks ask for image packages, and so for
+# another torch, that their U-Nets do not use.
 .venv/dev: .venv/run
 	$(BIN)/pip install -q torch==2.13.0
 	$(BIN)/pip install -q --editable '.[test,dev]'
+	$(BIN)/pip install -q --no-deps dynamic-network-architectures
 	touch $@
 
 demo: .venv/run

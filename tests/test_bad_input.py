@@ -165,7 +165,7 @@ def test_unknown_devices_and_back_ends(run, tiny_onnx):
     refused(run(device="cuda:x", model=tiny_onnx), SettingsError, "cuda:x")
     refused(run(backend="caffe", model=tiny_onnx), BackendError, "caffe", "openvino")
     refused(run(backend="pytorch", model=tiny_onnx), BackendError, "tiny.onnx", "openvino")
-    refused(run(precision="int8", model=tiny_onnx), BackendError, "INT8", "--precision fp32")
+    refused(run(precision="int8", model=tiny_onnx), BackendError, "int8 is refused", "unet-engine quantize")
 
 
 # --- input ---

@@ -143,7 +143,7 @@ def test_exporting_leaves_the_network_as_it_was():
     model, _ = trained(LAYOUTS["2d-batch-same"])
     model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with onnx_export._frozen(model) as net:
+    with onnx_export.frozen(model) as net:
         assert not net.training
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())

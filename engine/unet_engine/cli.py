@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from unet_engine.errors import PlanError, UnetEngineError
+from unet_engine.model_commands import COMMANDS
 from unet_engine.options import cluster_options, settings_options
 
 INTERRUPTED = 130
@@ -31,6 +32,9 @@ def app() -> None:
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
+    unet-engine export weights.pth --factory m:f …    a model file from a trained network
+    unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
+    unet-engine doctor                                what works on this machine, and what to install
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
     10 cluster, 130 interrupted (resumable).
@@ -140,6 +144,10 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
     facts = demo(folder)
     if as_json:
         click.echo(json.dumps(facts))
+
+
+for _command in COMMANDS:
+    app.add_command(_command)
 
 
 def _tell(console: Any, notes: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from unet_engine.errors import InputError, SettingsError
 from unet_engine.model_file import is_model, open_model
 from unet_engine.settings import parse_window
+from unet_engine.verdict import Verdict
 from unet_engine.volume import open_volume
 
 
@@ -32,7 +33,14 @@ def _model(path: str, window: str | None) -> dict[str, Any]:
     model = open_model(path, sizes)
     spec = model.spec.model_dump(mode="json")
     spec["normalization"] = str(model.spec.normalization)
-    return {"model": str(model.path), "format": model.format, "sha256": model.sha256, **spec}
+    judged = [_judged(verdict) for verdict in model.verdicts]
+    return {"model": str(model.path), "format": model.format, "sha256": model.sha256, "judged": judged, **spec}
+
+
+def _judged(verdict: Verdict) -> str:
+    state = "emulated" if verdict.emulated else "passed" if verdict.passed else "failed"
+    speed = "" if verdict.speedup is None else f", {verdict.speedup:.2f} times fp32"
+    return f"{verdict.precision} on {verdict.library}: {state}{speed} ({verdict.reason})"
 
 
 def _volume(path: str, axes: str | None) -> dict[str, Any]:

@@ -8,20 +8,23 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import tomllib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from unet_engine import attachments
 from unet_engine.errors import ModelError, UnetEngineError, first_line
 from unet_engine.spec import METADATA_KEY, ModelSpec
 from unet_engine.units import times
+from unet_engine.verdict import Verdict
 
 Format = Literal["onnx", "pt2", "torchscript", "fake"]
 
@@ -31,7 +34,51 @@ class ModelFile:
     path: Path
     format: Format
     sha256: str
+    """Of the network and its spec; what quantising attaches does not change it."""
     spec: ModelSpec
+    verdicts: tuple[Verdict, ...] = ()
+    outside: tuple[str, ...] = ()
+    """Names of files beside it that hold weights."""
+
+
+VERDICTS = "verdicts"
+NETWORK = "network."
+"""Keys of attachments: all verdicts as JSON, and per attached network this with its SHA-256, in base64."""
+_VERDICTS = TypeAdapter(tuple[Verdict, ...])
+
+
+def attached_network(model: ModelFile, sha256: str) -> bytes:
+    """The attached network of that hash. Raises `ModelError` where it is missing or not what was judged."""
+    text = attachments.read(model.path, NETWORK + sha256)
+    data = base64.b64decode(text) if text else b""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        state = "is damaged" if text else "is missing"
+        raise ModelError(
+            f"{model.path}: the network {sha256[:12]} that was judged {state}; run unet-engine quantize again"
+        )
+    return data
+
+
+def with_attachments(model: ModelFile, target: Path, verdicts: Sequence[Verdict], networks: dict[str, bytes]) -> None:
+    """Write the model to `target` with these verdicts and, of its networks and `networks` (by hash), those that passed.
+
+    Networks that no verdict permits to run would only make the file larger.
+    """
+    needed = dict.fromkeys(v.network for v in verdicts if v.network and (v.passed or v.emulated))
+    values = {VERDICTS: _VERDICTS.dump_json(tuple(verdicts))}
+    for sha256 in needed:
+        data = networks[sha256] if sha256 in networks else attached_network(model, sha256)
+        values[NETWORK + sha256] = base64.b64encode(data)
+    attachments.attach(model.path, target, values)
+
+
+def _verdicts(path: Path) -> tuple[Verdict, ...]:
+    """Those in the file; none where another version of the engine wrote them, which then is as if nothing had been judged."""
+    text = attachments.read(path, VERDICTS)
+    try:
+        return _VERDICTS.validate_json(text) if text else ()
+    except ValidationError:
+        return ()
 
 
 def open_model(path: str | Path, window: Sequence[int] | None = None) -> ModelFile:
@@ -53,21 +100,28 @@ def open_model(path: str | Path, window: Sequence[int] | None = None) -> ModelFi
         spec = _parsed(_toml(path).get("spec", {}), path)
     else:
         spec = _archive_spec(path)
-    return ModelFile(path, kind, _hash(files), spec)
+    verdicts = _verdicts(path) if kind == "onnx" else ()
+    return ModelFile(path, kind, _hash(files, kind), spec, verdicts, tuple(f.name for f in files[1:]))
 
 
-def _hash(files: Sequence[Path]) -> str:
+def _hash(files: Sequence[Path], kind: Format) -> str:
+    """Of all bytes of the files, one after the other, but for what is attached to the first."""
     digest = hashlib.sha256()
-    for path in files:
+    for i, path in enumerate(files):
         try:
-            with path.open("rb") as file:
-                while piece := file.read(2**20):
-                    digest.update(piece)
+            for piece in attachments.own_bytes(path) if kind == "onnx" and i == 0 else _pieces(path):
+                digest.update(piece)
         except OSError as error:
             raise ModelError(
                 f"{path} cannot be read: {error.strerror}; restore it or correct its permissions"
             ) from error
     return digest.hexdigest()
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            yield piece
 
 
 _SUFFIXES: dict[str, Format] = {

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from unet_engine.errors import DataError
 from unet_engine.spec import Normalization
+from unet_engine.verdict import LEVELS, Quantiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,17 @@ def scaling(normalization: Normalization, samples: Sequence[npt.NDArray[Any]]) -
     """
     pairs = [_channel(normalization, np.asarray(values).ravel(), c) for c, values in enumerate(samples)]
     return Scaling(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
+
+
+def quantiles(samples: Sequence[npt.NDArray[Any]], scale: Scaling) -> Quantiles:
+    """The quantiles `LEVELS` of normalised `samples` (one array of any shape per channel), finite values alone."""
+    found = []
+    for c, values in enumerate(samples):
+        x = np.asarray(values, np.float64).ravel()
+        x = x[np.isfinite(x)]
+        levels = np.percentile(x, LEVELS) if x.size else np.zeros(len(LEVELS))
+        found.append(tuple(float((v - scale.shift[c]) * scale.scale[c]) for v in levels))
+    return tuple(found)
 
 
 def _channel(normalization: Normalization, values: npt.NDArray[Any], channel: int) -> tuple[float, float]:

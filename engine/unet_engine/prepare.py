@@ -46,7 +46,8 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
     machine.return_freed_blocks()
     settings, volume, model, devices = found.settings, found.volume, found.model, found.devices
     threads = 1 if devices[0].startswith("cuda") else settings.threads or machine.cpu_count()
-    setup = Setup(model, found.window, devices[0], found.precision, threads)
+    choice = found.choice
+    setup = Setup(model, found.window, devices[0], choice.precision, choice.network, choice.rest, threads)
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = volume.fingerprint()
     scale = _scaling(found)
@@ -145,10 +146,13 @@ def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> 
         "shape": list(volume.shape),
         "roi": str(found.roi),
         "model": found.model.sha256,
-        "spec": spec.model_dump_json(exclude={"name", "classes", "flops", "spacing", "spacing_unit"}),
+        "spec": spec.model_dump_json(
+            exclude={"name", "classes", "flops", "spacing", "spacing_unit", "input_quantiles"}
+        ),
         "backend": backend.version,
         "device": setup.device.partition(":")[0],
         "precision": setup.precision,
+        "network": [setup.network or found.model.sha256, setup.rest],
         "window": list(setup.window),
         "overlap": settings.overlap,
         "blend": settings.blend,

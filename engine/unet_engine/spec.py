@@ -90,6 +90,8 @@ class ModelSpec(BaseModel):
     """Raw value that means 'nothing here'; only used where `empty` is given."""
     empty: tuple[float, ...] | None = None
     """Output per channel of a window that is all background, which then is not inferred. None: infer all."""
+    input_quantiles: tuple[tuple[float, ...], ...] | None = None
+    """Per channel the 1, 25, 50, 75 and 99 % quantiles of the normalised voxels it was trained on. None: unknown."""
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
 

@@ -6,13 +6,16 @@ import os
 from dataclasses import dataclass, replace
 
 from unet_engine import halo, machine, output
-from unet_engine.backends import choose_backend
+from unet_engine.backends import choose_backend, trt
 from unet_engine.box import Box
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
 from unet_engine.model_file import ModelFile, open_model
+from unet_engine.normalize import quantiles, scaling
+from unet_engine.precision import Choice, choose
 from unet_engine.settings import CONFIG, Settings, parse_roi
 from unet_engine.spec import ModelSpec, Normalization
 from unet_engine.units import micrometers
+from unet_engine.verdict import difference
 from unet_engine.volume import Volume, open_volume
 
 
@@ -29,10 +32,15 @@ class Survey:
     roi: Box
     devices: tuple[str, ...]
     backend: str
-    precision: str
+    choice: Choice
+    """The precision that runs, the network that stands for it, and why."""
     out: str
     notes: tuple[str, ...]
     """Things the user should know: fallbacks, mismatches."""
+
+    @property
+    def precision(self) -> str:
+        return self.choice.precision
 
 
 def survey(settings: Settings) -> Survey:
@@ -49,14 +57,12 @@ def survey(settings: Settings) -> Survey:
     if settings.normalize:
         spec = model.spec.model_copy(update={"normalization": Normalization.parse(settings.normalize)})
         model = replace(model, spec=spec)
-    window = _checked_window(model.spec, settings.window)
-    _check_volume(volume, model, notes)
+    window = checked_window(model.spec, settings.window)
+    check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
     backend = choose_backend(model, devices[0].partition(":")[0], settings.backend)
-    if settings.precision == "int8":
-        raise BackendError(
-            f"{settings.model} holds no INT8 network that was proved on your data; use --precision fp32 or bf16"
-        )
+    choice = choose(model, backend, devices[0], settings.precision, window)
+    _about_precision(settings, choice, volume, model, notes)
     if halo.IMPLEMENTATION != "native":
         _fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
@@ -76,10 +82,26 @@ def survey(settings: Settings) -> Survey:
         roi=parse_roi(settings.roi, volume.spatial, volume.shape) if settings.roi else Box.of_shape(volume.shape),
         devices=devices,
         backend=backend,
-        precision="fp32" if settings.precision == "auto" else settings.precision,
+        choice=choice,
         out=_out(settings, volume, model),
         notes=tuple(notes),
     )
+
+
+def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:
+    """Say which precision runs and why, and where the verdict rests on a volume unlike this one."""
+    if choice.precision != "fp32" and choice.proved is None:
+        _fall_back(settings, notes, choice.why)
+    elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
+        notes.append(f"precision {choice.precision}: {choice.why}")
+    if choice.proved is not None:
+        scale = scaling(model.spec.normalization, volume.samples)
+        apart = difference(quantiles(volume.samples, scale), choice.proved.calibration.quantiles)
+        if apart:
+            notes.append(
+                f"this volume differs from {choice.proved.calibration.volume}, where {choice.precision} was proved: {apart}; "
+                "quantize on this one, or use --precision fp32"
+            )
 
 
 def check_output(found: Survey) -> None:
@@ -95,7 +117,8 @@ def check_output(found: Survey) -> None:
 # --- model and volume ---
 
 
-def _checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[int, ...]:
+def checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The window asked for, or the model's own. Raises `ModelError` where the model does not take it."""
     window = window or spec.window
     if len(window) == len(spec.axes) + 1 and window[0] == 1:
         window = window[1:]  # a 2D network over a 3D volume, its window given with the one plane it has
@@ -103,7 +126,8 @@ def _checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[in
     return window
 
 
-def _check_volume(volume: Volume, model: ModelFile, notes: list[str]) -> None:
+def check_volume(volume: Volume, model: ModelFile, notes: list[str]) -> None:
+    """Refuse a volume whose axes or channels the model does not take; note a spacing unlike that of training."""
     spec = model.spec
     if not set(spec.axes) <= set(volume.spatial):
         raise InputError(
@@ -184,6 +208,8 @@ _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to ru
 def _runs_on_gpu(model: ModelFile) -> bool:
     """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are heavy."""
     try:
+        if model.format == "onnx" and trt.installed():
+            return True
         if model.format == "onnx":
             import onnxruntime
 

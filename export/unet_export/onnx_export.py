@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import os
 import tempfile
 import warnings
@@ -18,18 +17,15 @@ from torch import Tensor
 
 from unet_engine.errors import ModelError, OutputError, SettingsError
 from unet_engine.spec import METADATA_KEY, ModelSpec
+from unet_export.convert import dynamic_shapes, example_sizes, from_module
 from unet_export.nets import UNet
 
-OPSET = 20
-"""The newest ONNX operator set that ONNX Runtime, OpenVINO and TensorRT 10 and 11 all parse."""
 TOLERANCE = 1e-4
 """Largest difference from PyTorch, relative to the largest absolute output, that an exported file may show."""
-LARGEST = 1024
-"""Upper bound that `torch.export` is told for a dynamic size, in lattice steps."""
 
 
-def export_onnx(model: UNet, spec: ModelSpec, path: str | Path, *, dynamic: bool = True) -> float:
-    """Write `model` with `spec` as one ONNX file (opset 20, weights inside, names "input" and "output").
+def export_onnx(model: Any, spec: ModelSpec, path: str | Path, *, dynamic: bool = True) -> float:
+    """Write the module `model` with `spec` as one ONNX file (opset 20, weights inside, names "input" and "output").
 
     The batch size is free. With `dynamic` the spatial sizes are too, on the lattice of `spec.window_min` and
     `spec.window_step`; without, the file takes `spec.window` alone, and the spec inside says so.
@@ -39,33 +35,21 @@ def export_onnx(model: UNet, spec: ModelSpec, path: str | Path, *, dynamic: bool
     `TOLERANCE`, `SettingsError` if the spec is not that of the network, `OutputError` if it cannot be written.
     """
     spec = _spec_of_file(model, spec, dynamic=dynamic)
+    with frozen(model) as net:
+        return write_onnx(from_module(net, spec), net, spec, path)
+
+
+def write_onnx(proto: Any, reference: Any, spec: ModelSpec, path: str | Path) -> float:
+    """Put `spec` into the graph, compare it with `reference` (a callable on tensors), and write it. Errors as in `export_onnx`."""
     import onnx
 
-    with _frozen(model) as net:
-        example = torch.zeros((2, spec.channels_in, *_example_sizes(spec)))
-        with warnings.catch_warnings(), _quiet("torch.onnx"):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                net,
-                (example,),
-                input_names=["input"],
-                output_names=["output"],
-                opset_version=OPSET,
-                dynamic_shapes=_dynamic_shapes(spec),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        assert program is not None  # dynamo=True always returns a program
-        proto = program.model_proto
-        _forget_source(proto)
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, spec.model_dump_json()
-        onnx.checker.check_model(proto, full_check=True)
-        data = proto.SerializeToString(deterministic=True)
-        error = _compare(net, spec, _onnx_runner(data))
-        with _atomic(path) as temporary:
-            temporary.write_bytes(data)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, spec.model_dump_json()
+    onnx.checker.check_model(proto, full_check=True)
+    data = proto.SerializeToString(deterministic=True)
+    error = compare(reference, spec, _onnx_runner(data))
+    with _atomic(path) as temporary:
+        temporary.write_bytes(data)
     return error
 
 
@@ -78,19 +62,19 @@ def export_torch(model: UNet, spec: ModelSpec, path: str | Path) -> float:
     path = Path(path)
     spec = _spec_of_file(model, spec, dynamic=True)
     extra = {METADATA_KEY: spec.model_dump_json()}
-    with _frozen(model) as net, warnings.catch_warnings():
+    with frozen(model) as net, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        example = torch.zeros((2, spec.channels_in, *_example_sizes(spec)))
+        example = torch.zeros((2, spec.channels_in, *example_sizes(spec)))
         if path.suffix == ".pt2":
-            program = torch.export.export(net, (example,), dynamic_shapes=_dynamic_shapes(spec))
+            program = torch.export.export(net, (example,), dynamic_shapes=dynamic_shapes(spec))
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # names the author's folders
-            error = _compare(net, spec, program.module())
+            error = compare(net, spec, program.module())
             with _atomic(path) as temporary:
                 torch.export.save(program, temporary, extra_files=extra)
         elif path.suffix in (".pt", ".ts"):
             script = torch.jit.trace(net, example)
-            error = _compare(net, spec, script)
+            error = compare(net, spec, script)
             with _atomic(path) as temporary:
                 torch.jit.save(script, str(temporary), _extra_files=extra)
         else:
@@ -98,48 +82,25 @@ def export_torch(model: UNet, spec: ModelSpec, path: str | Path) -> float:
     return error
 
 
-def _spec_of_file(model: UNet, spec: ModelSpec, *, dynamic: bool) -> ModelSpec:
-    """The spec that the file can keep; raises `SettingsError` where network and spec disagree."""
-    config = model.config
-    theirs = (spec.axes, spec.channels_in, spec.channels_out)
-    ours = (config.axes, config.channels_in, config.classes)
-    if theirs != ours:
-        raise SettingsError(f"the spec says axes, channels in, out {theirs}, not {ours}; use spec_for(config)")
+def _spec_of_file(model: Any, spec: ModelSpec, *, dynamic: bool) -> ModelSpec:
+    """The spec that the file can keep; raises `SettingsError` where it is not that of a network whose layout is known."""
+    if isinstance(model, UNet):
+        config = model.config
+        theirs = (spec.axes, spec.channels_in, spec.channels_out)
+        ours = (config.axes, config.channels_in, config.classes)
+        if theirs != ours:
+            raise SettingsError(f"the spec says axes, channels in, out {theirs}, not {ours}; use spec_for(config)")
     if dynamic:
         return spec
     return spec.model_copy(update={"window_min": spec.window, "window_step": (0,) * len(spec.axes)})
 
 
-def _dynamic_shapes(spec: ModelSpec) -> tuple[dict[int, Any]]:
-    """Per axis of the input: size = window_min + k·window_step for k ≥ 0.
-
-    `torch.export` knows only sizes a·n + b of a free n, and takes n = 0 and 1 for constants, so n counts from
-    the multiples of the step that fit below `window_min`.
-    """
-    shapes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=4096)}
-    for a, (axis, least, step) in enumerate(zip(spec.axes, spec.window_min, spec.window_step, strict=True)):
-        if step == 0:
-            continue
-        steps, rest = divmod(least, step)
-        # One letter more than the axis, because "x" and "y" may be names that sympy has already.
-        n = torch.export.Dim(f"n{axis}", min=steps, max=LARGEST)
-        size: Any = n if step == 1 else step * n
-        shapes[a + 2] = size + rest if rest else size
-    return (shapes,)
-
-
-def _example_sizes(spec: ModelSpec) -> tuple[int, ...]:
-    """A small window that is not the smallest, with different sizes per axis, so that nothing is taken for constant."""
-    sizes = zip(spec.window_min, spec.window_step, strict=True)
-    return tuple(least + step * (1 + a) for a, (least, step) in enumerate(sizes))
-
-
-def _compare(net: UNet, spec: ModelSpec, run: Any) -> float:
+def compare(net: Any, spec: ModelSpec, run: Any) -> float:
     """Largest relative difference of `run` from `net` on two sizes, one the default; raises above `TOLERANCE`."""
     rng = np.random.default_rng(0)
     errors = []
-    other = spec.window_min if spec.window != spec.window_min else _example_sizes(spec)
-    for batch, window in ((2, other), (1, spec.window)):
+    other = spec.window_min if spec.window != spec.window_min else example_sizes(spec)
+    for batch, window in ((_batch(net, spec), other), (1, spec.window)):
         x = torch.from_numpy(rng.standard_normal((batch, spec.channels_in, *window), dtype=np.float32))
         with torch.inference_mode():
             expected, got = net(x), run(x)
@@ -156,32 +117,30 @@ def _compare(net: UNet, spec: ModelSpec, run: Any) -> float:
     return worst
 
 
+def _batch(net: Any, spec: ModelSpec) -> int:
+    """2, or 1 for a network that was saved for single windows."""
+    try:
+        with torch.inference_mode():
+            net(torch.zeros((2, spec.channels_in, *spec.window)))
+    except Exception:
+        return 1
+    return 2
+
+
 def _onnx_runner(data: bytes) -> Any:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
 
     def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["output"], {"input": x.numpy()})[0])
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
     return run
 
 
-def _forget_source(proto: Any) -> None:
-    """Drop what the exporter notes about source files: it names the author's folders and makes bytes differ."""
-    del proto.metadata_props[:]
-    for holder in (proto.graph, *proto.functions):
-        del holder.metadata_props[:]
-        for node in holder.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
-        del value.metadata_props[:]
-        value.doc_string = ""
-
-
 @contextlib.contextmanager
-def _frozen(model: UNet) -> Iterator[UNet]:
+def frozen(model: Any) -> Iterator[Any]:
     """A float32 copy in inference mode: exporting leaves the caller's network as it is."""
     net = copy.deepcopy(model).float().cpu().eval()
     for parameter in net.parameters():
@@ -189,17 +148,6 @@ def _frozen(model: UNet) -> Iterator[UNet]:
         # Training may have left channels-last weights; files hold plain ones.
         parameter.data = parameter.data.contiguous()
     yield net
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager

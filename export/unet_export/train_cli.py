@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unet_engine.errors import SettingsError, UnetEngineError
+from unet_engine.normalize import quantiles, scaling
 from unet_engine.spec import Normalization
 from unet_export.augment import Augmentation
 from unet_export.data import LabelledVolume, load
@@ -106,6 +107,9 @@ def run(options: argparse.Namespace) -> None:
     trained = train(config, volume, settings, report=_say)
     _say(f"loss {trained.loss:.4f}; held-out Dice: {show_dice(classes, trained.dice)}")
     spec = spec_for(config, **promise, empty_from=trained.model if options.empty else None)
+    # what a scan of another modality is told apart by, before anything is calibrated on it
+    scale = scaling(settings.normalization, list(volume.image))
+    spec = spec.model_copy(update={"input_quantiles": quantiles(list(volume.image), scale)})
     export = export_onnx if options.out.suffix == ".onnx" else export_torch
     error = export(trained.model, spec, options.out)
     _say(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.2f} MB), {error:.1e} from PyTorch")

@@ -5,15 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
+from unet_engine.backends import trt
 from unet_engine.backends.base import Backend, Setup
 from unet_engine.errors import BackendError
 from unet_engine.model_file import ModelFile
 
-__all__ = ["BACKENDS", "Backend", "Setup", "choose_backend", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "Setup", "choose_backend", "library", "open_backend"]
 
 BACKENDS = {
     "openvino": ("onnx",),
     "onnxruntime": ("onnx",),
+    "tensorrt": ("onnx",),
     "pytorch": ("pt2", "torchscript"),
     "fake": ("fake",),
 }
@@ -22,10 +24,17 @@ BACKENDS = {
 _CLASSES = {
     "openvino": "OpenVINOBackend",
     "onnxruntime": "OnnxRuntimeBackend",
+    "tensorrt": "TensorRTBackend",
     "pytorch": "PyTorchBackend",
     "fake": "FakeBackend",
 }
-_MODULES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "pytorch": "torch"}
+_MODULES = {
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": trt.MODULES,
+    "pytorch": ("torch",),
+}
+"""What must be importable for each; one of them is enough."""
 
 
 def choose_backend(model: ModelFile, device: str, name: str | None = None) -> str:
@@ -35,7 +44,9 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
     """
     if name is None:
         fitting = [b for b, formats in BACKENDS.items() if model.format in formats]
-        name = "onnxruntime" if device != "cpu" and model.format == "onnx" else fitting[0]
+        name = fitting[0]
+        if device != "cpu" and model.format == "onnx":
+            name = "tensorrt" if trt.installed() else "onnxruntime"
     if name not in BACKENDS:
         raise BackendError(f"there is no back end {name!r}; use one of {', '.join(BACKENDS)}")
     if model.format not in BACKENDS[name]:
@@ -44,14 +55,21 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
             f"{name} does not run {model.path.name} ({model.format}); leave out --backend or use {' or '.join(fitting)}"
         )
     if name == "openvino" and device != "cpu":
-        raise BackendError(
-            f"openvino runs on the CPU here, not on {device}; use --device cpu, or --backend onnxruntime"
-        )
-    module = _MODULES.get(name)
-    if module and find_spec(module) is None:
+        raise BackendError(f"openvino runs on the CPU here, not on {device}; use --device cpu, or --backend tensorrt")
+    if name == "tensorrt" and device == "cpu":
+        raise BackendError("tensorrt runs on NVIDIA GPUs alone, not on the cpu; leave out --backend or use openvino")
+    modules = _MODULES.get(name, ())
+    if modules and not any(find_spec(m) for m in modules):
         extra = "torch" if name == "pytorch" else name
         raise BackendError(f"the back end {name} is not installed; run: pip install 'unet-engine[{extra}]'")
     return name
+
+
+def library(name: str, device: str) -> str:
+    """Version of the back end's library and kind of device: what a verdict is bound to. Imports the library."""
+    module = import_module(f"unet_engine.backends.{name}")
+    said: str = module.library(device) if hasattr(module, "library") else name
+    return said
 
 
 def open_backend(name: str, setup: Setup) -> Backend:

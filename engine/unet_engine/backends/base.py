@@ -30,6 +30,10 @@ class Setup:
     device: str = "cpu"
     """``cpu`` or ``cuda:N``."""
     precision: str = "fp32"
+    network: str | None = None
+    """SHA-256 of the network attached to the model file that runs instead of its own: the one that was judged."""
+    rest: str = "fp32"
+    """Arithmetic of the layers that an INT8 network leaves out."""
     threads: int = 1
     """Windows inferred at the same time on a CPU, one thread each: the result then does not depend on the number."""
     batch: int = 1

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
 
 from unet_engine.backends.base import Array, Backend, Setup
 from unet_engine.errors import BackendError, ModelError, first_line
+from unet_engine.model_file import attached_network
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino as ov  # noqa: E402  # after the line above
 
+__all__ = ["OpenVINOBackend", "library", "ov", "packed", "precisions", "unpacked"]
+
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_ABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    """What this processor computes with instructions of its own; int8 needs a quantised network besides."""
+    abilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(p for p, ability in _ABILITIES.items() if ability in abilities)
+
+
+def library(device: str) -> str:
+    """What a verdict is bound to: rounding differs between versions and between instruction sets."""
+    return f"openvino {ov.__version__} with {', '.join(precisions(device))}"
+
+
+def packed(model: Any) -> bytes:
+    """An OpenVINO model as one zip archive of its two files, the same bytes for the same model."""
+    with tempfile.TemporaryDirectory() as folder:
+        ov.serialize(model, Path(folder, "net.xml"), Path(folder, "net.bin"))
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in ("net.xml", "net.bin"):
+                archive.writestr(zipfile.ZipInfo(name), Path(folder, name).read_bytes(), zipfile.ZIP_DEFLATED)
+        return buffer.getvalue()
+
+
+def unpacked(data: bytes) -> Any:
+    """The model that `packed` made."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return ov.Core().read_model(archive.read("net.xml"), archive.read("net.bin"))
 
 
 class OpenVINOBackend(Backend):
@@ -22,18 +59,23 @@ class OpenVINOBackend(Backend):
         super().__init__(setup)
         self.version = f"openvino {ov.__version__}"
         core = ov.Core()
-        abilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._refuse_precision(
-            "fp32", *(p for p, ability in (("bf16", "BF16"), ("fp16", "FP16")) if ability in abilities)
-        )
+        able = precisions(setup.device)
+        self._refuse_precision(*(p for p in able if p != "int8" or setup.network))
+        computed = setup.rest if setup.precision == "int8" else setup.precision
+        if computed not in able:
+            raise BackendError(
+                f"this processor does not compute in {computed}, in which {setup.model.path.name} was judged; quantize here again"
+            )
+        hint = _HINTS[computed]
         try:
-            model = core.read_model(setup.model.path)
+            attached = attached_network(setup.model, setup.network) if setup.network else None
+            model = unpacked(attached) if attached else core.read_model(setup.model.path)
             model.reshape(list(setup.input_shape))
             # One thread per stream keeps every window's bytes independent of the number of threads.
             compiled = core.compile_model(model, "CPU", {
                 "NUM_STREAMS": str(setup.threads),
                 "INFERENCE_NUM_THREADS": str(setup.threads),
-                "INFERENCE_PRECISION_HINT": _HINTS[setup.precision],
+                "INFERENCE_PRECISION_HINT": hint,
             })  # fmt: skip
         except (RuntimeError, UnicodeDecodeError) as error:
             raise ModelError(

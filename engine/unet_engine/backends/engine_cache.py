@@ -1,0 +1,82 @@
+"""Engines and timing caches on disk, in the user's own folder. What is read is checked before any library sees it.
+
+A file is a line with a magic word, one with the SHA-256 of all that follows, one with the key as JSON, and the bytes. It is used only if the
+key in it is the one asked for and the hash fits; anything else is as good as no file, and is written anew. A hash does not stop somebody who
+may write to the folder, so a folder that others may write to is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from unet_engine.errors import BackendError
+
+FOLDER = "UNET_ENGINE_CACHE"
+"""Environment variable that names the folder; default: ``unet-engine`` in the user's cache folder."""
+_MAGIC = b"unet-engine cache 1\n"
+
+Key = Mapping[str, object]
+
+
+def folder() -> Path:
+    """The cache's folder, made if it is missing, for its owner alone. Raises `BackendError` where others may write to it."""
+    if FOLDER in os.environ:
+        path = Path(os.environ[FOLDER])
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unet-engine"
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = path.stat()
+    except OSError as error:
+        raise BackendError(
+            f"the cache {path} cannot be used: {error.strerror}; set {FOLDER} to another folder"
+        ) from error
+    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise BackendError(
+            f"the cache {path} belongs to or can be written by others, who could put an engine there; chmod 700 it, or set {FOLDER}"
+        )
+    return path
+
+
+def name_of(key: Key) -> str:
+    return hashlib.sha256(_text(key)).hexdigest()[:32]
+
+
+def load(kind: str, key: Key) -> bytes | None:
+    """What was stored as `kind` (``engine`` or ``timing``) under `key`; None where there is nothing, or nothing to be trusted."""
+    try:
+        data = (folder() / f"{name_of(key)}.{kind}").read_bytes()
+    except OSError:
+        return None
+    if not data.startswith(_MAGIC):
+        return None
+    digest, _, rest = data[len(_MAGIC) :].partition(b"\n")
+    if hashlib.sha256(rest).hexdigest().encode() != digest:
+        return None
+    stored_key, _, value = rest.partition(b"\n")
+    return value if stored_key == _text(key) else None
+
+
+def store(kind: str, key: Key, value: bytes) -> None:
+    """Keep `value`; replaces what was there in one step. A full disk is no error: the next run builds again."""
+    rest = _text(key) + b"\n" + value
+    place = folder()
+    with contextlib.suppress(OSError):
+        handle, name = tempfile.mkstemp(prefix=".new-", dir=place)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
+            Path(name).replace(place / f"{name_of(key)}.{kind}")
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _text(key: Key) -> bytes:
+    return json.dumps(dict(key), sort_keys=True).encode()

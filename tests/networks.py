@@ -1,0 +1,139 @@
+"""Small networks with layers that exporters and quantisers find hard, as factories for ``--factory networks:NAME``."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    """One pooling and one skip; `norm(channels)` after each convolution, `up` of two kinds."""
+
+    def __init__(self, norm, base=4, up="transposed", *, attention=False, residual=False, supervised=False, padding=1):
+        super().__init__()
+        self.padding, self.up, self.residual = padding, up, residual
+        self.down = nn.Sequential(nn.Conv3d(1, base, 3, padding=padding), norm(base), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv3d(base, 2 * base, 3, padding=1), norm(2 * base), nn.LeakyReLU())
+        self.raise_ = (
+            nn.ConvTranspose3d(2 * base, base, 2, stride=2) if up == "transposed" else nn.Conv3d(2 * base, base, 1)
+        )
+        self.gate = nn.Conv3d(2 * base, 1, 1) if attention else None
+        self.join = nn.Sequential(nn.Conv3d(2 * base, base, 3, padding=padding), norm(base), nn.ReLU())
+        self.head = nn.Conv3d(base, 2, 1)
+        self.low = nn.Conv3d(2 * base, 2, 1) if supervised else None
+
+    def forward(self, x):
+        skip = self.down(x)
+        deep = self.deep(F.max_pool3d(skip, 2))
+        risen = self.raise_(deep)
+        if self.up == "trilinear":
+            risen = F.interpolate(risen, scale_factor=2, mode="trilinear", align_corners=False)
+        if self.gate is not None:
+            skip = skip * torch.sigmoid(self.gate(torch.cat((skip, risen), 1)))
+        joined = self.join(torch.cat((skip, risen), 1))
+        if self.residual:
+            joined = joined + skip
+        out = self.head(joined)
+        return out if self.low is None else [out, self.low(deep)]
+
+
+def group(base=4):
+    return Net(lambda c: nn.GroupNorm(1, c), base)
+
+
+def instance_trilinear():
+    return Net(lambda c: nn.InstanceNorm3d(c, affine=True), up="trilinear")
+
+
+def attention():
+    return Net(nn.BatchNorm3d, attention=True)
+
+
+def residual():
+    return Net(nn.BatchNorm3d, residual=True)
+
+
+def supervised():
+    return Net(nn.BatchNorm3d, supervised=True)
+
+
+def valid():
+    """Unpadded convolutions at full resolution: the output lacks two voxels at each side."""
+    return Net(nn.BatchNorm3d, padding=0)
+
+
+class Anisotropic(nn.Module):
+    """Pools twice along x alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.last = nn.ConvTranspose2d(4, 3, (1, 4), stride=(1, 4))
+
+    def forward(self, x):
+        return self.last(F.max_pool2d(torch.relu(self.first(x)), (1, 4)))
+
+
+def anisotropic():
+    return Anisotropic()
+
+
+def nnunet():
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    return PlainConvUNet(
+        input_channels=1, num_classes=2, n_stages=3, features_per_stage=(4, 8, 16), strides=(1, 2, 2), kernel_sizes=3,
+        conv_op=nn.Conv3d, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
+        n_conv_per_stage=1, n_conv_per_stage_decoder=1, deep_supervision=True,
+    )  # fmt: skip
+
+
+class Unsupported(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv3d(1, 2, 1)
+
+    def forward(self, x):
+        return torch.special.bessel_j0(self.first(x))
+
+
+def unsupported():
+    return Unsupported()
+
+
+def broken():
+    raise ValueError("no such size")
+
+
+def no_module():
+    return 3
+
+
+def other():
+    return nn.ModuleDict({"head": nn.Conv3d(3, 3, 1, bias=False), "down": nn.Conv3d(1, 4, 3)})
+
+
+def scaled(source, target, layer, readers, channels, factor):
+    """Write `source` (ONNX) to `target` with output `channels` of convolution `layer` times `factor` and what reads them divided by it.
+
+    `readers` maps each convolution that reads them to the position of channel 0 of `layer` in its input. Between them lie ReLU,
+    pooling and concatenation alone, so both networks compute the same function; their activations differ.
+    """
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(source)
+    tensors = {t.name: t for t in model.graph.initializer}
+
+    def change(name, selection, by):
+        values = np.array(numpy_helper.to_array(tensors[name]))
+        values[selection] *= by
+        tensors[name].CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
+
+    chosen = np.array(channels)
+    change(f"{layer}.weight", chosen, factor)
+    change(f"{layer}.weight_bias", chosen, factor)
+    for reader, start in readers.items():
+        change(f"{reader}.weight", (slice(None), start + chosen), 1 / factor)
+    onnx.save(model, target)
+    return target
