@@ -42,9 +42,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--json")
     parser.add_argument("--quick", action="store_true", help="an eighth of the small volume, grown eightfold only")
+    parser.add_argument("--grow", help="e.g. 4,4,4: grow by this alone")
     args = parser.parse_args()
     small = (128, 256, 256) if args.quick else (256, 512, 512)
     grown = [(2, 2, 2)] if args.quick else [(4, 4, 4), (1, 1, 64)]
+    if args.grow:
+        grown = [tuple(map(int, args.grow.split(",")))]
     with tempfile.TemporaryDirectory(dir=".") as folder:
         root = Path(folder)
         (root / "net.fake.toml").write_text(MODEL)

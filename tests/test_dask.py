@@ -60,6 +60,7 @@ def test_processes_give_the_bytes_of_one_and_infer_every_window_once(tmp_path, c
     assert result.windows_inferred == result.windows_planned == alone.windows_inferred
     assert (result.workers, result.workers_lost, result.runs_repeated) == (workers, 0, 0)
     assert (result.halo_bytes > 0) == (workers > 1)
+    assert sum(result.worker_windows) == result.windows_inferred
     assert result.peak_rss_bytes > 0
 
 
@@ -74,6 +75,18 @@ def test_threads_give_the_bytes_of_one(tmp_path, case, threads, options):
     crowd = unet_engine.run(volume, model=model, out=str(tmp_path / "crowd.zarr"), scheduler=threads, **options)
     assert chunks(crowd.out) == chunks(alone.out)
     assert crowd.windows_inferred == crowd.windows_planned == alone.windows_planned
+
+
+def test_workers_of_one_thread_give_the_bytes_of_one(tmp_path, case):
+    """Reading, inferring and writing take turns there, and none waits for what only the same thread could do."""
+    volume, model, alone = case
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+    ) as cluster:  # fmt: skip
+        address = cluster.scheduler_address
+        crowd = unet_engine.run(volume, model=model, out=str(tmp_path / "out.zarr"), scheduler=address, **OPTIONS)
+    assert chunks(crowd.out) == chunks(alone.out)
 
 
 def test_parts_on_a_cluster(tmp_path, case, threads):

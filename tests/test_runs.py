@@ -55,3 +55,17 @@ def test_run_length_follows_the_time_a_block_takes() -> None:
     assert run_length(plan, 1e-6, 1) == plan.block_range.shape[plan.order[-1]]
     assert run_length(plan, 1e-6, 100) == max(1, plan.block_count // (100 * RUNS_PER_WORKER))
     assert run_length(plan, 0.0, 10**6) == 1
+
+
+def test_a_plan_of_a_million_blocks_starts_at_once(monkeypatch) -> None:
+    """What is not handed out yet is not derived yet."""
+    axes = tuple(AxisGrid.with_overlap(404, 8, 0.5, 0, "gaussian") for _ in range(3))
+    plan = make(axes, block=(1, 1, 1))
+    assert plan.block_range.size == 10**6
+    looked_at: list[tuple[int, ...]] = []
+    task = Plan.task
+    monkeypatch.setattr(Plan, "task", lambda self, index, *rest: looked_at.append(index) or task(self, index, *rest))
+    flow = runs(plan, lambda _: True, 4)
+    for _ in range(10):
+        next(flow)
+    assert len(looked_at) <= 4 * 10 + 1

@@ -14,6 +14,8 @@ from unet_engine.units import size
 
 LOOK_EVERY = 1.0
 """Seconds between looks at which workers are there."""
+FEW = 8
+"""So many workers are shown one by one."""
 _FIELDS = tuple(f.name for f in fields(Counters))
 
 
@@ -113,7 +115,8 @@ class Board:
         rates = sorted(self.rates().values())
         shown = f"{self.worker_count} workers"
         if rates:
-            shown += f" at {rates[0]:.3g} to {rates[-1]:.3g} windows/s"
+            each = ", ".join(f"{rate:.3g}" for rate in rates)
+            shown += f" at {each if len(rates) <= FEW else f'{rates[0]:.3g} to {rates[-1]:.3g}'} windows/s"
         shown += f", {size(self.counters().halo_bytes)} of halos sent"
         if len(self.processors) > 1:
             shown += f", {len(self.processors)} kinds of processor (results may differ in the last bits)"
@@ -130,4 +133,5 @@ class Board:
                 "runs_repeated": self.repeated,
                 "peak_rss_bytes": self.peak_rss_bytes,
                 "processors": tuple(sorted(self.processors)),
+                "worker_windows": tuple(sorted(share.inferred for share in self._shares.values())),
             }

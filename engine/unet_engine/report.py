@@ -162,6 +162,7 @@ class Watcher:
 
     def __init__(self, prepared: Prepared, crew: Team, console: Console) -> None:
         self._total = prepared.job.plan.window_count
+        self._blocks = prepared.job.plan.block_count
         self._crew, self._console = crew, console
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._bar if console.is_terminal else self._lines, daemon=True)
@@ -180,7 +181,7 @@ class Watcher:
     def _figures(self) -> tuple[int, str]:
         c, detail = self._crew.counters(), self._crew.detail()
         rate = c.voxels_written / max(1e-9, time.perf_counter() - self._begun) / 1e6
-        shown = f"{rate:.3g} Mvoxel/s, {size(c.bytes_read)} in, {size(c.bytes_written)} out"
+        shown = f"{c.blocks:,}/{self._blocks:,} blocks, {rate:.3g} Mvoxel/s, {size(c.bytes_read)} in, {size(c.bytes_written)} out"
         return c.inferred + c.skipped, f"{shown}, {detail}" if detail else shown
 
     def _bar(self) -> None:

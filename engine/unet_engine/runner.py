@@ -57,6 +57,8 @@ class Result:
     part: str | None = None
     workers: int = 0
     """Workers of a cluster that took part; 0 where this process did it all. Memory is then that of the one with the most."""
+    worker_windows: tuple[int, ...] = ()
+    """Windows that each of them inferred, the least first."""
     workers_lost: int = 0
     runs_repeated: int = 0
     """Groups of blocks that were inferred again, as the worker that held their sums was lost."""
