@@ -136,7 +136,8 @@ PER_PROCESS = 4
 """Simulated workers in a process."""
 QUIET = {
     "distributed.worker.profile.enabled": False, "distributed.worker.memory.target": False, "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False, "distributed.scheduler.worker-saturation": 1.1, "logging": {"distributed": "critical"},
+    "distributed.worker.memory.pause": False, "distributed.scheduler.worker-saturation": 1.1,
+    "distributed.admin.low-level-log-length": 20, "logging": {"distributed": "critical"},
 }  # fmt: skip
 
 

@@ -57,6 +57,13 @@ def test_run_length_follows_the_time_a_block_takes() -> None:
     assert run_length(plan, 0.0, 10**6) == 1
 
 
+def test_runs_are_longer_with_more_workers_so_that_the_scheduler_keeps_up() -> None:
+    axes = tuple(AxisGrid.with_overlap(6016, 64, 0.5, 0, "gaussian") for _ in range(3))
+    plan = make(axes, block=(4, 4, 4))
+    lengths = [run_length(plan, 0.0023, workers) for workers in (1, 16, 32, 64)]
+    assert lengths == [7, 7, 14, 28]
+
+
 def test_a_plan_of_a_million_blocks_starts_at_once(monkeypatch) -> None:
     """What is not handed out yet is not derived yet."""
     axes = tuple(AxisGrid.with_overlap(404, 8, 0.5, 0, "gaussian") for _ in range(3))

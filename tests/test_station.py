@@ -53,7 +53,7 @@ def work(job, length, *, hung=None, limit=60, calls=4):
             for run in everything:
                 for target, blocks in run.targets:
                     pieces[target].append(station.piece(sums[run.id].result(), blocks, "elsewhere"))
-            for done in [pool.submit(here.commit, run, sums[run.id].result(), pieces[run.id]) for run in everything]:
+            for done in [pool.submit(here.commit, sums[run.id].result(), pieces[run.id]) for run in everything]:
                 done.result()
         return here.worker.tally.read()
     finally:
@@ -79,10 +79,10 @@ def test_a_commit_can_be_repeated(tmp_path, volume):
     sums = pickle.loads(pickle.dumps(here.predict(run)))
     before = [part.core.copy() for part in sums.parts]
     for _ in range(2):
-        here.commit(run, sums, [])
+        here.commit(sums, [])
         assert all((part.core == b).all() for part, b in zip(sums.parts, before, strict=True))
     once = result_of(job.out)
-    here.commit(run, sums, [])
+    here.commit(sums, [])
     here.close()
     assert once.any()
     assert result_of(job.out).tobytes() == once.tobytes()

@@ -27,7 +27,7 @@ from unet_engine.errors import ClusterError, UnetEngineError
 from unet_engine.job import Job
 from unet_engine.layout import RUNS_IN_FLIGHT
 from unet_engine.plan import Index
-from unet_engine.remote import Ticket, Wanted
+from unet_engine.remote import Label, Sealed, Ticket, Wanted
 from unet_engine.runs import Run, RunId, runs
 
 
@@ -109,7 +109,7 @@ class _Flow:
         """Hand over one run: its tasks and their order before those submitted later."""
         name, ticket = self._ticket.name, self._ticket
         sums = (f"predict-{name}", *run.id)
-        graph: dict[Any, Any] = {sums: (remote.predict, ticket, run)}
+        graph: dict[Any, Any] = {sums: (remote.predict, ticket, Sealed.of(run))}
         pieces = {}
         for target, blocks in run.targets:
             pieces[target] = (f"piece-{name}", *run.id, *target)
@@ -118,7 +118,7 @@ class _Flow:
         lower = self._waiting.pop(run.id, [])
         if run.commits:
             keys.append((f"commit-{name}", *run.id))
-            graph[keys[-1]] = (remote.commit, ticket, run, sums, *lower)
+            graph[keys[-1]] = (remote.commit, ticket, Label.of(run), sums, *lower)
         futures = self._client.get(graph, keys, sync=False, priority=-self._count)
         self._count += 1
         for target, future in zip(pieces, futures, strict=False):

@@ -44,6 +44,10 @@ RUNS_IN_FLIGHT = 3
 """Runs per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being written."""
 
 
+CREW_BASE = 32 * 2**20
+"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code (measured: 20 to 25 MiB)."""
+
+
 @dataclass(frozen=True)
 class Crew:
     """Workers of a cluster, who share the blocks of each column between them."""
@@ -150,6 +154,7 @@ def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int, crew: Crew |
         halos = min(halos, halos * 2 // crew.present)
         # a run more than the average, and in a commit the copy that is finished and the halos that came for it
         in_flight = (RUNS_IN_FLIGHT + 1) * crew.run + 1
+        base += CREW_BASE
     return Memory(
         base=base,
         raw=lanes * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),

@@ -26,7 +26,7 @@ from unet_engine.job import Job
 from unet_engine.model_file import open_model
 from unet_engine.plan import Index
 from unet_engine.prepare import Prepared, prepare
-from unet_engine.runs import Run
+from unet_engine.runs import Run, RunId
 from unet_engine.settings import Settings
 from unet_engine.station import Piece, Station, Sums
 from unet_engine.survey import check_output, survey
@@ -60,9 +60,41 @@ def ticket(job: Job, name: str, limit: float) -> Ticket:
 # --- tasks ---
 
 
-def predict(ticket: Ticket, run: Run) -> Sums:
+@dataclass(frozen=True)
+class Label:
+    """What is said of a run: its name for events, and words for errors."""
+
+    id: RunId
+    text: str
+
+    @classmethod
+    def of(cls, run: Run) -> Label:
+        return cls(run.id, f"{run} (from voxels {run.tasks[0].block.write})")
+
+    def __dask_tokenize__(self) -> RunId:
+        return self.id
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A run on its way to a worker. Sealed, since the scheduler would unpack every window of it, and keeps what it sent for a while."""
+
+    label: Label
+    content: bytes
+
+    @classmethod
+    def of(cls, run: Run) -> Sealed:
+        return cls(Label.of(run), pickle.dumps(run))
+
+    def __dask_tokenize__(self) -> RunId:
+        # keys are made of it already; else Dask would hash all of it
+        return self.label.id
+
+
+def predict(ticket: Ticket, sealed: Sealed) -> Sums:
     """Infer the blocks of a run."""
-    with _at_work(ticket, run, "predicted") as here:
+    with _at_work(ticket, sealed.label, "predicted") as here:
+        run: Run = pickle.loads(sealed.content)
         return here.predict(run)
 
 
@@ -81,14 +113,14 @@ def piece(sums: Sums, wanted: Wanted) -> Piece:
     return station.piece(sums, wanted.blocks, get_worker().address)
 
 
-def commit(ticket: Ticket, run: Run, sums: Sums, *pieces: Piece) -> None:
+def commit(ticket: Ticket, label: Label, sums: Sums, *pieces: Piece) -> None:
     """Merge, finish, write and mark the blocks of a run."""
-    with _at_work(ticket, run, "committed") as here:
-        here.commit(run, sums, pieces)
+    with _at_work(ticket, label, "committed") as here:
+        here.commit(sums, pieces)
 
 
 @contextmanager
-def _at_work(ticket: Ticket, run: Run, stage: str) -> Iterator[Station]:
+def _at_work(ticket: Ticket, label: Label, stage: str) -> Iterator[Station]:
     """The station, and an event with what it did. Errors that are not ours get the run and the worker's name."""
     begun = time.perf_counter()
     worker = get_worker()
@@ -98,13 +130,12 @@ def _at_work(ticket: Ticket, run: Run, stage: str) -> Iterator[Station]:
     except UnetEngineError:
         raise
     except Exception as error:
-        read = run.tasks[0].block.write
         raise UnetEngineError(
-            f"unexpected {type(error).__name__} in {run} (from voxels {read}) on {host()}: {error}; this is a bug in unet-engine or "
+            f"unexpected {type(error).__name__} in {label.text} on {host()}: {error}; this is a bug in unet-engine or "
             "in a library it uses: run that part again with --roi and without a cluster to see more"
         ) from error
     facts = {
-        "run": run.id,
+        "run": label.id,
         "stage": stage,
         "worker": worker.address,
         "seconds": time.perf_counter() - begun,

@@ -21,6 +21,9 @@ RunId = tuple[int, ...]
 
 RUN_SECONDS = 1.0
 """What a run should take at least, so that handing it out costs next to nothing."""
+RUNS_PER_SECOND = 16.0
+"""Runs that all workers together should end in a second at most: with more workers, runs are longer. What one costs scheduler and senders
+of halos does not depend on its length."""
 RUNS_PER_WORKER = 8
 """Runs that each worker should get at least, so that all end at about the same time."""
 
@@ -34,10 +37,6 @@ class Run:
     tasks: tuple[Task, ...]
     targets: tuple[tuple[RunId, frozenset[Index]], ...]
     """Other runs that wait for halos of this one, and the blocks in them that do."""
-
-    def __dask_tokenize__(self) -> RunId:
-        # keys are made of it already; else Dask would hash every window of every task, at nine tenths of the cost of handing them out
-        return self.id
 
     @cached_property
     def commits(self) -> bool:
@@ -77,8 +76,8 @@ def _run(plan: Plan, key: RunId, column: Column, tasks: tuple[Task, ...], length
 
 
 def run_length(plan: Plan, seconds_per_window: float, workers: int) -> int:
-    """Blocks per run: enough for `RUN_SECONDS`, few enough for `RUNS_PER_WORKER` and for a row to have several runs."""
-    wanted = -(-RUN_SECONDS // max(1e-9, prod(plan.block) * seconds_per_window))
+    """Blocks per run: enough for `RUN_SECONDS` and `RUNS_PER_SECOND`, few enough for `RUNS_PER_WORKER`, a row at most."""
+    wanted = -(-max(RUN_SECONDS, workers / RUNS_PER_SECOND) // max(1e-9, prod(plan.block) * seconds_per_window))
     fair = plan.block_count // (RUNS_PER_WORKER * max(1, workers))
     row = plan.block_range.shape[plan.order[-1]]
     return int(max(1, min(wanted, fair, row)))

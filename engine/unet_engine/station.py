@@ -138,7 +138,7 @@ class Station:
             raise
         return order
 
-    def commit(self, run: Run, sums: Sums, pieces: Sequence[Piece]) -> None:
+    def commit(self, sums: Sums, pieces: Sequence[Piece]) -> None:
         """Add the halos from this run and others to each block's own sums, finish and write it. Leaves `sums` as they are."""
         self.used = time.monotonic()
         arrived: defaultdict[Index, list[Halo]] = defaultdict(list)

@@ -24,6 +24,10 @@ HEARTBEAT_LIMIT = 60.0
 """Seconds after which a silent worker counts as dead at the latest. Its heartbeat has a thread of its own and needs no task to end."""
 
 
+_SHORT_LOGS = {"distributed.admin.low-level-log-length": 20}
+"""By default each end of each connection keeps its last 1000 messages: over a gigabyte in the scheduler of 64 workers, most of it tasks."""
+
+
 def worker_config() -> dict[str, Any]:
     """Settings of the worker processes."""
     memory = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause", "terminate")}
@@ -32,6 +36,7 @@ def worker_config() -> dict[str, Any]:
         **memory,
         # a sampling profiler in every worker, for a page of the dashboard
         "distributed.worker.profile.enabled": False,
+        **_SHORT_LOGS,
         # by default Dask takes OpenMP's threads away and tunes malloc; the job says how many threads a worker has
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(_DASKS_ENVIRONMENT),
     }
@@ -41,6 +46,7 @@ def scheduler_config(hang_seconds: float) -> dict[str, Any]:
     """Settings of a scheduler of ours. A worker that is silent for `hang_seconds`, or `HEARTBEAT_LIMIT`, is restarted."""
     return {
         "distributed.scheduler.worker-saturation": 1.1,
+        **_SHORT_LOGS,
         "distributed.scheduler.allowed-failures": 5,
         "distributed.scheduler.worker-ttl": min(max(hang_seconds, 5.0), HEARTBEAT_LIMIT),
         # who is gone for good is decided by a worker's nanny or the keeper of the jobs; Dask's cluster would close both after 15 s
