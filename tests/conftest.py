@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -158,8 +159,14 @@ def command(*args, **options):
 def begin(*args):
     """Start the command line as a process of its own and come back at once."""
     return subprocess.Popen(
-        [*COMMAND, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+        [*COMMAND, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        preexec_fn=_heed_hangups,
+    )  # fmt: skip
+
+
+def _heed_hangups():
+    """Tests may run under nohup, whose children ignore hang-ups too."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def environment():
