@@ -160,7 +160,7 @@ def begin(*args):
     """Start the command line as a process of its own and come back at once."""
     return subprocess.Popen(
         [*COMMAND, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-        preexec_fn=_heed_hangups,
+        preexec_fn=_heed_hangups,  # noqa: PLW1509  # it only sets a signal
     )  # fmt: skip
 
 

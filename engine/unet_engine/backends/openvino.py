@@ -76,6 +76,8 @@ class OpenVINOBackend(Backend):
                 "NUM_STREAMS": str(setup.threads),
                 "INFERENCE_NUM_THREADS": str(setup.threads),
                 "INFERENCE_PRECISION_HINT": hint,
+                # pinned, the streams of several worker processes would all sit on the first cores
+                "ENABLE_CPU_PINNING": False,
             })  # fmt: skip
         except (RuntimeError, UnicodeDecodeError) as error:
             raise ModelError(
