@@ -293,6 +293,31 @@ def test_bad_input_is_refused_as_without_a_cluster(tmp_path, case, threads):
     assert "--resume" in said.error
 
 
+def test_memory_that_runs_out_outside_the_network_names_what_to_change(tmp_path, case, threads, monkeypatch):
+    from unet_engine.worker import Worker
+
+    def greedy(*_):
+        raise MemoryError("cannot have 9 TiB")
+
+    monkeypatch.setattr(Worker, "commit", greedy)
+    volume, model, _ = case
+    with pytest.raises(PlanError, match=r"out of memory in block.*9 TiB.*--memory"):
+        unet_engine.run(volume, model=model, out=str(tmp_path / "out.zarr"), scheduler=threads, **OPTIONS)
+
+
+def test_a_thread_that_hangs_ends_the_run_since_it_cannot_be_ended_itself():
+    from unet_engine.board import Board
+    from unet_engine.dask_executor import _progress
+
+    board = Board()
+    board.event({"hung": "writing block (0, 0, 1) on a", "ended": True})
+    assert board.stuck is None
+    board.event({"hung": "writing block (0, 0, 2) on b", "ended": False})
+    board.event({"hung": "writing block (0, 0, 3) on a", "ended": True})
+    with pytest.raises(ClusterError, match=r"block \(0, 0, 2\) on b.*--resume"):
+        _progress(None, board, lambda: None)
+
+
 # --- helpers ---
 
 

@@ -44,7 +44,10 @@ class Board:
         """Kinds of processor among the workers. With more than one, results may differ in their last bits from run to run."""
         self.lost = 0
         """Workers that were there and are gone."""
-        self.hung: list[str] = []
+        self.hung = 0
+        """Workers that ended themselves because a step took too long."""
+        self.stuck: str | None = None
+        """What hangs in a worker that cannot be ended, as it is a thread of this process."""
         self._tally = Tally()
         self._shares: dict[str, Share] = {}
         self._present: set[str] = set()
@@ -66,7 +69,8 @@ class Board:
     def event(self, facts: dict[str, Any]) -> None:
         """Something a worker tells (see `unet_engine.remote`)."""
         if "hung" in facts:
-            self.hung.append(facts["hung"])
+            self.hung += facts["ended"]
+            self.stuck = self.stuck if facts["ended"] else facts["hung"]
             return
         self._tally.add(**{name: facts[name] for name in _FIELDS})
         now = time.monotonic()
@@ -121,7 +125,8 @@ class Board:
         if len(self.processors) > 1:
             shown += f", {len(self.processors)} kinds of processor (results may differ in the last bits)"
         if self.lost or self.repeated:
-            shown += f", {self.lost} workers lost, {self.repeated} repeated"
+            hung = f" ({self.hung} hung)" if self.hung else ""
+            shown += f", {self.lost} workers lost{hung}, {self.repeated} repeated"
         return shown
 
     def facts(self) -> dict[str, Any]:

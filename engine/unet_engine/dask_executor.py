@@ -45,8 +45,7 @@ def run_dask(
     limit: seconds that one step of a block may take
     trouble: what keeps workers from ever coming, None as long as nothing does; asked while there is none
 
-    Raises the first error of a worker, with its own message, or `ClusterError` where
-    the cluster fails; what is committed stays.
+    Raises the first error of a worker, with its own message, or `ClusterError` where the cluster fails; what is committed stays.
     """
     # no two runs share keys: the scheduler may still hold those of one that was interrupted
     name = f"unet-{job.plan.digest}-{uuid4().hex[:8]}"
@@ -67,6 +66,8 @@ def run_dask(
 
 
 def _progress(flow: _Flow, board: Board, trouble: Callable[[], str | None]) -> None:
+    if board.stuck:
+        raise ClusterError(f"{board.stuck}; what is committed stays, run the same command with --resume")
     if not flow.wait(LOOK_EVERY) and not board.worker_count and (why := trouble()):
         raise ClusterError(f"{why}; what is committed stays, run the same command with --resume")
 

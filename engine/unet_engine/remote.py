@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from distributed import get_worker
 
 from unet_engine import machine, station
-from unet_engine.errors import ClusterError, ModelError, UnetEngineError
+from unet_engine.cluster.connection import our_version
+from unet_engine.errors import ClusterError, ModelError, PlanError, UnetEngineError, first_line
 from unet_engine.job import Job
 from unet_engine.model_file import open_model
 from unet_engine.plan import Index
@@ -54,7 +54,7 @@ class Ticket:
 
 
 def ticket(job: Job, name: str, limit: float) -> Ticket:
-    return Ticket(name, pickle.dumps(job), _version(), limit, (socket.gethostname(), os.getpid()))
+    return Ticket(name, pickle.dumps(job), our_version(), limit, (socket.gethostname(), os.getpid()))
 
 
 # --- tasks ---
@@ -130,6 +130,11 @@ def _at_work(ticket: Ticket, label: Label, stage: str) -> Iterator[Station]:
     except UnetEngineError:
         raise
     except Exception as error:
+        if station.is_out_of_memory(error):
+            raise PlanError(
+                f"out of memory in {label.text} on {host()} ({first_line(error)}); use fewer --workers, a smaller --memory per worker, "
+                "or a smaller --window"
+            ) from error
         raise UnetEngineError(
             f"unexpected {type(error).__name__} in {label.text} on {host()}: {error}; this is a bug in unet-engine or "
             "in a library it uses: run that part again with --roi and without a cluster to see more"
@@ -163,9 +168,9 @@ def _station(ticket: Ticket, worker: Any) -> Station:
 
 
 def _opened(ticket: Ticket, worker: Any) -> Station:
-    if ticket.version != _version():
+    if ticket.version != our_version():
         raise ClusterError(
-            f"unet-engine is {_version()} on {host()} and {ticket.version} where the run was started; install the same version on both"
+            f"unet-engine is {our_version()} on {host()} and {ticket.version} where the run was started; install the same version on both"
         )
     machine.return_freed_blocks()
     job: Job = pickle.loads(ticket.job)
@@ -175,7 +180,7 @@ def _opened(ticket: Ticket, worker: Any) -> Station:
 
     def hung(what: str) -> None:
         logging.getLogger("distributed.worker").error("%s on %s: %s", ticket.name, host(), what)
-        worker.log_event(ticket.name, {"hung": what, "worker": worker.address})
+        worker.log_event(ticket.name, {"hung": f"{what} on {host()}", "ended": not same_process})
         if not same_process:
             time.sleep(1)  # for the event to leave
             os._exit(HUNG)  # no other way out of a thread that hangs; Dask takes the work elsewhere
@@ -229,10 +234,3 @@ def _own(settings: Settings, worker: Any) -> dict[str, Any]:
 def host() -> str:
     """This machine and process, for messages."""
     return f"{platform.node()} (process {os.getpid()})"
-
-
-def _version() -> str:
-    try:
-        return version("unet-engine")
-    except PackageNotFoundError:
-        return "not installed"

@@ -42,10 +42,6 @@ class Run:
     def commits(self) -> bool:
         return any(task.commits for task in self.tasks)
 
-    @property
-    def window_count(self) -> int:
-        return sum(len(task.windows) for task in self.tasks)
-
     def __str__(self) -> str:
         first, last = self.tasks[0].block, self.tasks[-1].block
         return f"block {first.index}" if first is last else f"blocks {first.index} to {last.index}"

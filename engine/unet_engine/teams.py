@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unet_engine import machine
 from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
+from unet_engine.errors import ClusterError, first_line
 from unet_engine.executors import run_local
 from unet_engine.job import Counters
 from unet_engine.plan import Index
@@ -76,8 +78,6 @@ HANG_SECONDS = 60.0
 """How long a worker may be silent, and the least that a step of a block may take, before it counts as hung."""
 HANG_FACTOR = 20
 """How many times the expected time a block may take."""
-
-
 GATHER_SECONDS = 10.0
 """How long to wait for the other workers once there is one. Those that come later are used, but not counted on for memory."""
 
@@ -152,15 +152,24 @@ class DaskTeam:
         self.notes = cluster.notes
 
     def prepare(self) -> Prepared:
+        from distributed.client import FutureCancelledError
+        from distributed.scheduler import KilledWorker
+
         from unet_engine import remote
 
         client = self._cluster.client
         connection.wait_for_workers(self._cluster, self._tell)
         present = self._gathered(client)
+        connection.check_versions(client)
         planned = client.submit(
             remote.plan_here, self._settings, max(self._cluster.expected, present), present, pure=False
         )
-        prepared: Prepared = planned.result()
+        try:
+            prepared: Prepared = planned.result()
+        except (KilledWorker, FutureCancelledError) as error:
+            raise ClusterError(
+                f"planning on a worker failed: {first_line(error)}; the network may take more memory than a worker has, see the workers' logs"
+            ) from error
         return prepared
 
     def _gathered(self, client: Client) -> int:
@@ -177,7 +186,7 @@ class DaskTeam:
 
         crew, job = prepared.crew, prepared.job
         assert crew is not None
-        block = prepared.seconds_per_window * job.plan.window_range.size / max(1, job.plan.block_count)
+        block = prepared.seconds_per_window * prod(job.plan.block)
         limit = self._settings.hang_seconds or max(HANG_SECONDS, HANG_FACTOR * block)
         run_dask(self._cluster.client, job, pending, self._board, crew.run, limit, self._cluster.trouble)
 
