@@ -1,6 +1,7 @@
 """What the tests share: small volumes, the identity network, a tiny real one, and the command line with all it prints."""
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -22,6 +23,15 @@ from unet_engine.spec import ModelSpec
 # Machines are shared, so an example may take long for no reason of its own.
 hypothesis_settings.register_profile("unhurried", deadline=None)
 hypothesis_settings.load_profile("unhurried")
+
+EXIT_SECONDS = 60
+"""How long Python may take to end after the tests."""
+
+
+def pytest_unconfigure():
+    """A thread that a test left hanging would keep Python from ending: show it, and fail."""
+    faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=sys.__stderr__)
+
 
 COMMAND = [sys.executable, "-c", "from unet_engine.cli import main; main()"]
 

@@ -156,10 +156,16 @@ def test_a_network_that_hangs_is_noticed(tmp_path, volume):
     model = replace(job.model, path=_model(tmp_path, "hanging", hang_once=tmp_path / "hung"))
     here = Station(replace(job, model=model, setup=replace(job.setup, model=model)), "here", 0.5, hung)
     begun = time.monotonic()
-    threading.Thread(target=here.predict, args=(next(iter(runs(job.plan, lambda _: True, 1))),), daemon=True).start()
-    assert noticed.wait(10)
-    assert time.monotonic() - begun >= 0.5
-    assert "device" in told[0]
+    caller = threading.Thread(target=here.predict, args=(next(iter(runs(job.plan, lambda _: True, 1))),))
+    caller.start()
+    try:
+        assert noticed.wait(10)
+        assert time.monotonic() - begun >= 0.5
+        assert "device" in told[0]
+    finally:
+        (tmp_path / "hung").write_text("go on")  # or Python would wait for its thread at the end
+        caller.join()
+        here.close()
 
 
 def test_a_slow_but_living_network_is_not_taken_for_hung(tmp_path, volume):

@@ -6,7 +6,7 @@ A file ``NAME.fake.toml`` has a table ``[spec]`` with the keys of `ModelSpec`, a
     fail_at               number of the window, counted from 1, at which inference fails
     out_of_memory_above   windows at once that a device has memory for
     kill_at               number of the window at which the process is killed, as by a system that has no memory left
-    hang_once             file; the first window of the first process that finds it missing makes it and never ends
+    hang_once             file; the first window of the first process that finds it missing makes it and waits until something is in it
 
 The network it stands for is the identity: output channel k is input channel ``k % channels_in``, cropped by the margin.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 import tomllib
 from pathlib import Path
@@ -71,4 +70,5 @@ class FakeBackend(ThreadedBackend):
             mark.touch(exist_ok=False)
         except FileExistsError:
             return
-        threading.Event().wait()
+        while not mark.stat().st_size:
+            time.sleep(0.05)
