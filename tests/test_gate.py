@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from unet_engine.normalize import Scaling
 from unet_engine.verdict import Thresholds, Verdict, difference, shortfall
 from unet_engine.volume import open_volume
 from unet_export.fallback import Attempt, rescue
-from unet_export.metrics import Comparison
+from unet_export.gate import Exam
+from unet_export.metrics import Comparison, to_bf16
+from unet_export.quantize import _image_in_bf16, search
 from unet_export.sampling import sample
 
 CLASSES = ("none", "cell", "edge")
@@ -80,6 +83,13 @@ def test_thresholds_of_users_are_kept():
     assert "largest error" in shortfall(f, Thresholds(dice=0.9, max_error=0.5))
 
 
+def test_rounding_to_bf16_is_that_of_pytorch():
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(0).normal(size=4096).astype(np.float32) * 10.0 ** np.arange(-8, 8).repeat(256)
+    values = np.concatenate([values.astype(np.float32), [0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8]]).astype(np.float32)
+    np.testing.assert_array_equal(to_bf16(values), torch.from_numpy(values).bfloat16().float().numpy())
+
+
 def test_the_worst_window_is_the_one_that_is_shown():
     zero, one = logits_of(np.zeros((3, 4, 4), int)), logits_of(np.ones((3, 4, 4), int))
     found = compared([zero, zero, zero], [zero, one, zero])
@@ -97,24 +107,25 @@ def spotted(tmp_path, shape=(32, 32, 32)):
     return open_volume(make_volume(tmp_path / "scan.zarr", array))
 
 
-def draw(volume, counts=(8, 8), seed=0, window=(8, 8, 8)):
+def draw(volume, counts=(8, 8, 6), seed=0, window=(8, 8, 8)):
     return sample(volume, Scaling((0.0,), (1.0,)), window, counts, seed, lambda w: (w[0] > 99).astype(int), 2)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_windows_are_disjoint_and_the_rare_class_is_among_those_to_judge_on(tmp_path, seed):
     drawn = draw(spotted(tmp_path), seed=seed)
-    windows = [*drawn.calibration, *drawn.held_out]
-    assert (len(drawn.calibration), len(drawn.held_out)) == (8, 8)
-    assert len({w.tobytes() for w in windows}) == 16
-    assert any((w > 99).any() for w in windows)
+    windows = [*drawn.calibration, *drawn.choosing, *drawn.held_out]
+    assert (len(drawn.calibration), len(drawn.choosing), len(drawn.held_out)) == (8, 6, 8)
+    assert len({w.tobytes() for w in windows}) == 22
+    assert any((w > 99).any() for w in drawn.held_out)
 
 
-def test_a_rare_class_in_two_windows_is_in_both_sets(tmp_path):
+def test_a_rare_class_in_three_windows_is_in_all_sets(tmp_path):
     array = np.random.default_rng(0).integers(0, 10, (16, 64, 64), np.uint8)
-    array[2:5, 2:5, 2:5] = array[10:13, 50:53, 50:53] = 255
-    drawn = draw(open_volume(make_volume(tmp_path / "scan.zarr", array)), (32, 32))
+    array[2:5, 2:5, 2:5] = array[10:13, 50:53, 50:53] = array[2:5, 26:29, 42:45] = 255
+    drawn = draw(open_volume(make_volume(tmp_path / "scan.zarr", array)), (32, 32, 32))
     assert any((w > 99).any() for w in drawn.calibration)
+    assert any((w > 99).any() for w in drawn.choosing)
     assert any((w > 99).any() for w in drawn.held_out)
 
 
@@ -125,10 +136,10 @@ def test_the_same_seed_draws_the_same_windows(tmp_path):
     assert first.boxes != other.boxes
 
 
-def test_a_small_volume_gives_fewer_windows_of_both_and_too_small_a_one_is_refused(tmp_path):
-    drawn = draw(spotted(tmp_path, (24, 16, 16)), (24, 16))
-    assert (len(drawn.calibration), len(drawn.held_out)) == (8, 4)
-    with pytest.raises(InputError, match="4 are needed; use a smaller --window"):
+def test_a_small_volume_gives_fewer_windows_of_each_and_too_small_a_one_is_refused(tmp_path):
+    drawn = draw(spotted(tmp_path, (24, 16, 16)), (16, 24, 16))
+    assert (len(drawn.calibration), len(drawn.choosing), len(drawn.held_out)) == (4, 3, 3)
+    with pytest.raises(InputError, match="6 are needed; use a smaller --window"):
         draw(spotted(tmp_path / "b", (24, 8, 16)), window=(16, 16, 16))
 
 
@@ -174,6 +185,45 @@ def test_the_fallback_stops_where_nothing_is_gained_any_more():
     assert not found.gains
 
 
+def test_layers_are_chosen_on_other_windows_than_the_verdict_rests_on_with_something_to_spare():
+    limits = Thresholds(dice=0.99, dice_of={"a": 0.9}, agreement=0.95, max_error=0.1)
+    spare = limits.to_spare()
+    assert (spare.dice, spare.dice_of["a"], spare.agreement, spare.max_error) == pytest.approx(
+        (0.992, 0.92, 0.96, 0.08)
+    )
+    held, choosing = SimpleNamespace(windows=[0]), SimpleNamespace(windows=[0, 1, 2])
+    bench = SimpleNamespace(held=held, choosing=choosing, say=lambda _: None)
+    for needed_in_the_end, passes in ((3, True), (4, False)):
+        asked = []
+
+        def attempt(kept, exam, asked=asked, needed=needed_in_the_end):
+            asked.append((len(kept), exam))
+            short = len(kept) < (needed if exam is held else 3)
+            return Attempt(kept, Comparison(("a",), "none"), "no" if short else "", 1.0, 2.0)
+
+        found = search("int8", attempt, lambda: tuple("abcdef"), bench)
+        assert (found.attempt.kept, found.chosen) == (("a", "b", "c"), 3)
+        assert [kept for kept, exam in asked if exam is held] == [0, 3]
+        assert (not found.attempt.shortfall) == passes
+        assert passes or "where its layers were chosen it passed" in found.attempt.shortfall
+
+
+@pytest.mark.parametrize(("middle", "named"), [(0.5, True), (0.0, False)])
+def test_an_image_that_does_not_fit_into_bf16_is_named_as_the_cause(tmp_path, middle, named):
+    """Levels closer than the steps of BF16 around 0.5, but not around 0, and a network that tells them apart."""
+
+    def infer(windows):
+        above = (windows - middle - 1.5 * 2**-10).astype(np.float32)
+        return np.concatenate([-above, above], axis=1)
+
+    spec = open_model(shipped_model("cells_3d.onnx")).spec.model_copy(update={"channels_out": 2, "classes": ("a", "b")})
+    levels = np.random.default_rng(0).integers(0, 4, (2, 1, 8, 8, 8)).astype(np.float32)
+    exam = Exam(levels * 2**-10 + np.float32(middle), infer, spec, tmp_path / "e.npy", {"bf16": Thresholds(dice=0.999)})
+    cause = _image_in_bf16(SimpleNamespace(held=exam, infer=infer, model=SimpleNamespace(spec=spec)))
+    assert bool(cause) == named
+    assert not named or "centred on 0" in cause
+
+
 # --- from end to end ---
 
 WINDOW = "16,16,16"
@@ -212,6 +262,7 @@ def test_candidates_are_judged_and_what_passed_is_in_the_model_file(proved, tiss
     assert int8.passed, int8.reason
     assert (int8.calibration.windows, int8.calibration.held_out, int8.calibration.seed) == (6, 6, 0)
     assert int8.figures.windows == 6
+    assert bool(int8.kept) == bool(int8.calibration.choosing)
     assert open_model(path).sha256 == open_model(shipped_model("cells_3d.onnx")).sha256 == int8.model
     assert {row["precision"] for row in said.json} >= {"int8"}
 

@@ -11,6 +11,8 @@ from unet_engine.units import times
 
 METADATA_KEY = "unet_engine.spec"
 """Key of the ONNX ``metadata_props`` entry (and of the ``extra_files`` of .pt2 and TorchScript) with the spec as JSON."""
+EXPORT_KEY = "unet_engine.export"
+"""Of an ONNX file: what it was compared with when it was exported, and by how much they differed. JSON in ``metadata_props``."""
 
 NormalizationMode = Literal["none", "zscore", "minmax", "percentile", "range"]
 Activation = Literal["softmax", "sigmoid", "none"]

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 Quantiles = tuple[tuple[float, ...], ...]
 """Per channel the 1, 25, 50, 75 and 99 % quantiles of normalised voxels."""
 LEVELS = (1, 25, 50, 75, 99)
+SPARE = 0.2
+"""Part of the error allowed that layers are chosen to leave unused."""
 DIFFERENT = 0.5
 """Two volumes are told apart where a quantile moves by this part of the distance from the first to the last."""
 
@@ -31,6 +33,19 @@ class Thresholds(_Frozen):
 
     def of(self, name: str) -> float:
         return self.dice_of.get(name, self.dice)
+
+    def to_spare(self) -> Thresholds:
+        """Stricter by `SPARE`: what passes these on some windows should pass the others on other windows."""
+
+        def nearer(one: float) -> float:
+            return 1 - (1 - one) * (1 - SPARE)
+
+        return Thresholds(
+            dice=nearer(self.dice),
+            dice_of={name: nearer(dice) for name, dice in self.dice_of.items()},
+            agreement=None if self.agreement is None else nearer(self.agreement),
+            max_error=None if self.max_error is None else self.max_error * (1 - SPARE),
+        )
 
 
 class Figures(_Frozen):
@@ -63,6 +78,8 @@ class Calibration(_Frozen):
     volume: str
     fingerprint: str
     windows: int
+    choosing: int = 0
+    """Windows on which layers to leave in full precision were chosen; 0: none were, or the verdict is an older one."""
     held_out: int
     seed: int
     quantiles: Quantiles

@@ -152,7 +152,7 @@ def _onnx(wanted: Export) -> tuple[ModelSpec, float]:
         proto.metadata_props.remove(entry)
     if len(network.network.outputs) > 1:
         _keep_output(proto, network, spec)
-    return spec, write_onnx(proto, network, spec, wanted.out)
+    return spec, write_onnx(proto, network, spec, wanted.out, origin=f"the ONNX file {path.name}")
 
 
 def _keep_output(proto: Any, network: Any, spec: ModelSpec) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -18,7 +19,8 @@ from unet_engine import attachments, machine
 from unet_engine.backends import Backend, Setup, open_backend
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model_file import NETWORK, ModelFile, open_model
-from unet_engine.spec import ModelSpec
+from unet_engine.spec import EXPORT_KEY, ModelSpec
+from unet_engine.verdict import Thresholds
 from unet_export.metrics import Comparison
 
 Array = npt.NDArray[Any]
@@ -32,15 +34,21 @@ def class_names(spec: ModelSpec) -> tuple[str, ...]:
     return spec.classes or tuple(f"class {k}" for k in range(spec.label_count))
 
 
-class Held:
-    """The windows to judge on, with what fp32 makes of them. Logits lie in a file of a temporary folder: they may be large."""
+class Exam:
+    """Windows to try candidates on, with what fp32 makes of them. Logits lie in a temporary `file`: they may be large."""
 
-    def __init__(self, windows: Sequence[Array], reference: Infer, spec: ModelSpec, folder: Path) -> None:
-        self.windows, self.spec = windows, spec
+    def __init__(
+        self,
+        windows: Sequence[Array],
+        reference: Infer,
+        spec: ModelSpec,
+        file: Path,
+        thresholds: Mapping[str, Thresholds],
+    ) -> None:
+        """`thresholds`: per precision, what a candidate must reach here."""
+        self.windows, self.spec, self.thresholds = windows, spec, thresholds
         first = reference(windows[0][None])[0]
-        self._logits = np.lib.format.open_memmap(
-            folder / "reference.npy", mode="w+", dtype=np.float32, shape=(len(windows), *first.shape)
-        )
+        self._logits = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(windows), *first.shape))
         for i, window in enumerate(windows):
             self._logits[i] = first if i == 0 else reference(window[None])[0]
         if not np.isfinite(self._logits).all():
@@ -59,7 +67,8 @@ class Held:
 def reference(model: ModelFile, path: str | None, window: tuple[int, ...]) -> tuple[Infer, str]:
     """What candidates are compared with, and its name: PyTorch on the `.pt2` or TorchScript at `path`, else the ONNX in ONNX Runtime.
 
-    Export has compared that ONNX with PyTorch; without ONNX Runtime, OpenVINO in fp32 takes its place.
+    Export has compared that ONNX with PyTorch, and the name says how far apart they were; without ONNX Runtime, OpenVINO in fp32 takes
+    its place.
     """
     from importlib.util import find_spec
 
@@ -76,7 +85,20 @@ def reference(model: ModelFile, path: str | None, window: tuple[int, ...]) -> tu
     if name == "openvino":
         backend = open_backend(name, Setup(model, window))
         return backend.infer, f"{backend.version}, fp32"
-    return session(str(model.path)), "onnxruntime, fp32"
+    return session(str(model.path)), f"onnxruntime, fp32{_checked(model.path)}"
+
+
+def _checked(path: Path) -> str:
+    """How far the file was from what it was exported from, as it remembers; in words, empty where it does not."""
+    import onnx
+
+    notes = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
+    if EXPORT_KEY not in notes:
+        return ""
+    note = json.loads(notes[EXPORT_KEY])
+    return (
+        f", at most {note['largest_difference']:.1e} of the largest output from {note['origin']} when it was exported"
+    )
 
 
 def session(network: str | bytes) -> Infer:

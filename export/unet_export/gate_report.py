@@ -41,7 +41,8 @@ def write_report(path: Path, model: ModelFile, outcomes: Sequence[Outcome]) -> N
         f"<!doctype html><meta charset=utf-8><title>{_text(model.path.name)}: accuracy gate</title><style>{_STYLE}</style>",
         f"<h1>{_text(model.path.name)}: accuracy gate</h1>",
         f"<p>Each candidate against fp32 on {calibration.held_out} windows of {times(verdicts[0].window)} voxels held out from "
-        f"<code>{_text(calibration.volume)}</code>; scales were measured on {calibration.windows} others (seed {calibration.seed}). "
+        f"<code>{_text(calibration.volume)}</code>; scales were measured on {calibration.windows} others (seed {calibration.seed}), "
+        f"and layers to leave in full precision chosen on {max(v.calibration.choosing for v in verdicts) or 'none, none were needed'}. "
         f"Model {model.sha256[:16]}.</p>",
         _table(verdicts),
         *(_candidate(o.verdict, o.attempt.comparison) for o in outcomes),

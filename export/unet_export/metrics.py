@@ -36,6 +36,12 @@ def labels_of(logits: Array, activation: str) -> Array:
     return out
 
 
+def to_bf16(values: Array) -> Array:
+    """float32 rounded to the nearest BF16, ties to even (IEEE 754), as float32. Finite values alone."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
 def distance(reference: Array, candidate: Array, activation: str) -> float:
     """How much one window's logits (channels, *window) differ, to rank layers by: the fraction of labels that differ, which is what
     the gate asks about, and a millionth of the relative squared error to order those that change no label. Infinite for NaN and Inf."""

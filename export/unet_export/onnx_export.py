@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import tempfile
 import warnings
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unet_engine.errors import ModelError, OutputError, SettingsError
-from unet_engine.spec import METADATA_KEY, ModelSpec
+from unet_engine.spec import EXPORT_KEY, METADATA_KEY, ModelSpec
 from unet_export.convert import dynamic_shapes, example_sizes, from_module
 from unet_export.nets import UNet
 
@@ -39,18 +40,26 @@ def export_onnx(model: Any, spec: ModelSpec, path: str | Path, *, dynamic: bool 
         return write_onnx(from_module(net, spec), net, spec, path)
 
 
-def write_onnx(proto: Any, reference: Any, spec: ModelSpec, path: str | Path) -> float:
-    """Put `spec` into the graph, compare it with `reference` (a callable on tensors), and write it. Errors as in `export_onnx`."""
+def write_onnx(proto: Any, reference: Any, spec: ModelSpec, path: str | Path, origin: str = "") -> float:
+    """Put `spec` into the graph, compare it with `reference` (a callable on tensors), and write it. Errors as in `export_onnx`.
+
+    The file remembers the difference and what `reference` is: `origin`, by default this PyTorch.
+    """
     import onnx
 
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, spec.model_dump_json()
+    _note(proto, METADATA_KEY, spec.model_dump_json())
     onnx.checker.check_model(proto, full_check=True)
-    data = proto.SerializeToString(deterministic=True)
-    error = compare(reference, spec, _onnx_runner(data))
+    error = compare(reference, spec, _onnx_runner(proto.SerializeToString()))
+    origin = origin or f"PyTorch {torch.__version__.split('+')[0]}"
+    _note(proto, EXPORT_KEY, json.dumps({"origin": origin, "largest_difference": float(f"{error:.1e}")}))
     with _atomic(path) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
     return error
+
+
+def _note(proto: Any, key: str, value: str) -> None:
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = key, value
 
 
 def export_torch(model: UNet, spec: ModelSpec, path: str | Path) -> float:

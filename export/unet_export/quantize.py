@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from unet_engine.survey import check_volume, checked_window
 from unet_engine.verdict import Calibration, Thresholds, Verdict, difference, shortfall
 from unet_engine.volume import Volume, open_volume
 from unet_export.fallback import Attempt, rescue
-from unet_export.gate import Held, Trial, both_seconds, class_names, opened, reference
-from unet_export.metrics import labels_of
+from unet_export.gate import Exam, Infer, Trial, both_seconds, class_names, opened, reference
+from unet_export.metrics import labels_of, to_bf16
 from unet_export.sampling import Sample, sample
 
 LEAST_DICE = {"fp16": 0.999, "bf16": 0.999, "int8": 0.995}
@@ -40,6 +41,7 @@ class Request:
     """The `.pt2` or TorchScript that the model came from, to compare with instead of the ONNX in fp32."""
     windows: int = 24
     held_out: int = 16
+    """Windows the verdict rests on; layers to leave out are chosen on as many others."""
     seed: int = 0
     window: tuple[int, ...] | None = None
     axes: str | None = None
@@ -62,18 +64,23 @@ class Bench:
     window: tuple[int, ...]
     threads: int
     sample: Sample
-    held: Held
+    held: Exam
+    """What the verdict rests on."""
+    infer: Infer
+    """The reference."""
+    folder: Path
     calibration: Calibration
     say: Callable[[str], None]
+
+    @cached_property
+    def choosing(self) -> Exam:
+        """On which layers are chosen, with a little more asked than in the end: a choice fits the windows it was made on best."""
+        stricter = {precision: limits.to_spare() for precision, limits in self.held.thresholds.items()}
+        return Exam(self.sample.choosing, self.infer, self.model.spec, self.folder / "choosing.npy", stricter)
 
     def setup(self, device: str, precision: str = "fp32", rest: str = "fp32") -> Setup:
         threads = self.threads if device == "cpu" else 1
         return Setup(self.model, self.window, device, precision, rest=rest, threads=threads)
-
-    def thresholds(self, precision: str) -> Thresholds:
-        r = self.request
-        dice = LEAST_DICE[precision] if r.dice is None else r.dice
-        return Thresholds(dice=dice, dice_of=r.dice_of, agreement=r.agreement, max_error=r.max_error)
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ def _bench(
     infer, name = reference(model, request.reference, window)
     spec = model.spec
     drawn = sample(
-        volume, scale, window, (request.windows, request.held_out), request.seed,
+        volume, scale, window, (request.held_out, request.windows, request.held_out), request.seed,
         lambda w: labels_of(infer(w[None])[0], spec.activation), spec.label_count,
     )  # fmt: skip
     calibration = Calibration(
@@ -192,8 +199,15 @@ def _bench(
         say(
             f"note: {volume.path} has no more windows; a verdict on {len(drawn.held_out)} says less than one on {request.held_out}"
         )
-    held = Held(drawn.held_out, infer, spec, folder)
-    return Bench(request, model, window, request.threads or machine.cpu_count(), drawn, held, calibration, say)
+    thresholds = {precision: _thresholds(request, precision) for precision in LEAST_DICE}
+    held = Exam(drawn.held_out, infer, spec, folder / "held.npy", thresholds)
+    threads = request.threads or machine.cpu_count()
+    return Bench(request, model, window, threads, drawn, held, infer, folder, calibration, say)
+
+
+def _thresholds(request: Request, precision: str) -> Thresholds:
+    dice = LEAST_DICE[precision] if request.dice is None else request.dice
+    return Thresholds(dice=dice, dice_of=request.dice_of, agreement=request.agreement, max_error=request.max_error)
 
 
 # --- candidates ---
@@ -229,8 +243,26 @@ def _candidates(backend: str, device: str, bench: Bench) -> Iterator[Outcome]:
 
 def _rounded(precision: str, bench: Bench) -> Outcome:
     """The file's own network, computed in another arithmetic by the library: all or nothing, no layer can be kept."""
-    attempt = judge(Trial(bench.setup("cpu", precision), "openvino", None), (), bench)
-    return Outcome(verdict_of(attempt, precision, "openvino", library("openvino", "cpu"), bench), attempt)
+    attempt = judge(Trial(bench.setup("cpu", precision), "openvino", None), (), bench.held)
+    if attempt.shortfall and precision == "bf16" and (cause := _image_in_bf16(bench)):
+        attempt = replace(attempt, shortfall=f"{attempt.shortfall}; {cause}")
+    found = Found(attempt)
+    return Outcome(verdict_of(found, precision, "openvino", library("openvino", "cpu"), bench), found.attempt)
+
+
+def _image_in_bf16(bench: Bench) -> str:
+    """Whether the image itself, rounded to BF16 after normalisation, already fails in fp32; in words.
+
+    BF16 has 8 bits of mantissa: of grey levels from 0 to 1 it merges neighbours above 0.5, of the same centred on 0 none.
+    """
+    rounded = bench.held.compare(lambda windows: bench.infer(to_bf16(windows)))
+    short = shortfall(rounded.figures, bench.held.thresholds["bf16"])
+    if not short:
+        return ""
+    return (
+        f"with the image alone rounded to BF16 after {bench.model.spec.normalization} it is no better ({short}): a network trained on "
+        "values centred on 0 (--normalize zscore, or range:128,192 for 8-bit images) loses less"
+    )
 
 
 def _int8(bench: Bench, rest: str) -> Outcome:
@@ -240,44 +272,66 @@ def _int8(bench: Bench, rest: str) -> Outcome:
     network = OpenVINOInt8(bench.model, bench.window, bench.sample.calibration)
     setup = bench.setup("cpu", "int8", rest)
 
-    def attempt(kept: tuple[str, ...]) -> Attempt:
-        return judge(Trial(setup, "openvino", network.network(kept)), kept, bench)
+    def attempt(kept: tuple[str, ...], exam: Exam) -> Attempt:
+        return judge(Trial(setup, "openvino", network.network(kept)), kept, exam)
 
-    found = first = attempt(())
-    order: tuple[str, ...] = ()
-    if found.shortfall:
-        bench.say(f"int8: {found.shortfall}; measuring the sensitivity of {len(network.layers)} layers")
+    def order() -> tuple[str, ...]:
+        bench.say(f"int8: measuring the sensitivity of {len(network.layers)} layers")
         errors = network.errors_alone(bench.sample.calibration[:SENSITIVITY_WINDOWS])
-        order = tuple(sorted(errors, key=lambda label: -errors[label]))
-        found = rescue(found, order, attempt, bench.say)
-    return Outcome(
-        verdict_of(found, "int8", "openvino", library("openvino", "cpu"), bench, (order, first.shortfall)), found
-    )
+        return tuple(sorted(errors, key=lambda label: -errors[label]))
+
+    found = search("int8", attempt, order, bench)
+    return Outcome(verdict_of(found, "int8", "openvino", library("openvino", "cpu"), bench), found.attempt)
 
 
 # --- judging ---
 
 
-def judge(trial: Trial, kept: tuple[str, ...], bench: Bench) -> Attempt:
-    """Run a candidate on its back end over the held-out windows; its time and that of fp32 are taken in turn."""
+@dataclass(frozen=True)
+class Found:
+    """The candidate that a verdict is about, and what came before it."""
+
+    attempt: Attempt
+    sensitive: tuple[str, ...] = ()
+    """Layers by sensitivity, the worst first; empty if nothing had to be left out."""
+    before: str = ""
+    """Why the candidate with nothing left out failed."""
+    chosen: int = 0
+    """Windows that layers were chosen on."""
+
+
+def search(
+    precision: str,
+    attempt: Callable[[tuple[str, ...], Exam], Attempt],
+    order: Callable[[], tuple[str, ...]],
+    bench: Bench,
+) -> Found:
+    """The candidate with nothing left out if it passes, else the one the fallback ends with. The windows that the verdict rests on have
+    no say in the choice of layers."""
+    first = attempt((), bench.held)
+    if not first.shortfall:
+        return Found(first)
+    bench.say(f"{precision}: {first.shortfall}; falling back layer by layer")
+    sensitive = order()
+    chosen = rescue(first, sensitive, lambda kept: attempt(kept, bench.choosing), bench.say)
+    last = attempt(chosen.kept, bench.held) if chosen.kept else first
+    if last.shortfall and not chosen.shortfall:
+        last = replace(last, shortfall=f"{last.shortfall}; where its layers were chosen it passed")
+    return Found(last, sensitive, first.shortfall, len(bench.choosing.windows))
+
+
+def judge(trial: Trial, kept: tuple[str, ...], exam: Exam) -> Attempt:
+    """Run a candidate on its back end over the windows of `exam`; its time and that of fp32 are taken in turn."""
     fp32 = Trial(replace(trial.setup, precision="fp32", rest="fp32"), trial.backend, None)
     with opened(trial) as backend, opened(fp32) as exact:
-        compared = bench.held.compare(backend.infer)
-        seconds, fp32_seconds = both_seconds(backend, exact, bench.sample.held_out)
-    reason = shortfall(compared.figures, bench.thresholds(trial.setup.precision))
+        compared = exam.compare(backend.infer)
+        seconds, fp32_seconds = both_seconds(backend, exact, exam.windows)
+    reason = shortfall(compared.figures, exam.thresholds[trial.setup.precision])
     return Attempt(kept, compared, reason, seconds, fp32_seconds, trial)
 
 
-def verdict_of(
-    attempt: Attempt,
-    precision: str,
-    backend: str,
-    where: str,
-    bench: Bench,
-    fell_back: tuple[tuple[str, ...], str] = ((), ""),
-) -> Verdict:
-    """`fell_back`: the layers by sensitivity and why the candidate with all of them failed, where it did."""
-    sensitive, before = fell_back
+def verdict_of(found: Found, precision: str, backend: str, where: str, bench: Bench) -> Verdict:
+    attempt, sensitive = found.attempt, found.sensitive
     reason = attempt.shortfall
     if not reason and not attempt.gains:
         reason = (
@@ -287,7 +341,7 @@ def verdict_of(
     if reason and sensitive:
         reason += f"; most sensitive: {', '.join(sensitive[:3])}"
     kept = (
-        f" with {len(attempt.kept)} layer(s) in full precision ({', '.join(attempt.kept[:3])}), without: {before}"
+        f" with {len(attempt.kept)} layer(s) in full precision ({', '.join(attempt.kept[:3])}), without: {found.before}"
         if attempt.kept
         else ""
     )
@@ -306,8 +360,8 @@ def verdict_of(
         kept=attempt.kept,
         sensitive=sensitive[:8],
         figures=attempt.figures,
-        thresholds=bench.thresholds(precision),
-        calibration=bench.calibration,
+        thresholds=bench.held.thresholds[precision],
+        calibration=bench.calibration.model_copy(update={"choosing": found.chosen}),
         seconds_per_window=attempt.seconds,
         fp32_seconds_per_window=attempt.fp32_seconds,
     )

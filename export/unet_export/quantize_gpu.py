@@ -14,8 +14,8 @@ import numpy.typing as npt
 from unet_engine.backends import library, trt
 from unet_engine.errors import BackendError, ModelError
 from unet_engine.verdict import shortfall
-from unet_export.fallback import Attempt, rescue
-from unet_export.gate import Infer, Trial, session, session_of_outputs
+from unet_export.fallback import Attempt
+from unet_export.gate import Exam, Infer, Trial, session, session_of_outputs
 from unet_export.graph import Graph
 from unet_export.half import LARGEST, emulated, to_half
 from unet_export.metrics import distance
@@ -113,11 +113,11 @@ class _Int8:
 
 
 def _judged(precision: str, device: str, bench: Bench, form: _Half | _Int8) -> Outcome:
-    from unet_export.quantize import Outcome, verdict_of
+    from unet_export.quantize import Outcome, search, verdict_of
 
     setup = bench.setup("cuda:0" if device == NO_GPU else device, precision, form.rest)
 
-    def attempt(kept: tuple[str, ...]) -> Attempt:
+    def attempt(kept: tuple[str, ...], exam: Exam) -> Attempt:
         try:
             data = form.typed(kept).SerializeToString(deterministic=True)
         except ModelError as error:
@@ -128,18 +128,17 @@ def _judged(precision: str, device: str, bench: Bench, form: _Half | _Int8) -> O
         if device != NO_GPU and data:
             from unet_export.quantize import judge
 
-            return judge(trial, kept, bench)
-        compared = bench.held.compare(_emulating(form, kept))
-        return Attempt(kept, compared, shortfall(compared.figures, bench.thresholds(precision)), None, None, trial)
+            return judge(trial, kept, exam)
+        compared = exam.compare(_emulating(form, kept))
+        return Attempt(kept, compared, shortfall(compared.figures, exam.thresholds[precision]), None, None, trial)
 
-    found = first = attempt(())
-    order: tuple[str, ...] = ()
-    if found.shortfall:
-        bench.say(f"{precision}: {found.shortfall}; measuring the sensitivity of {len(form.layers)} layers")
-        order = form.order(lambda label: _error_alone(form, label, bench))
-        found = rescue(found, order, attempt, bench.say)
+    def order() -> tuple[str, ...]:
+        bench.say(f"{precision}: measuring the sensitivity of {len(form.layers)} layers")
+        return form.order(lambda label: _error_alone(form, label, bench))
+
+    found = search(precision, attempt, order, bench)
     where = "ONNX Runtime, emulated" if device == NO_GPU else library("tensorrt", device)
-    return Outcome(verdict_of(found, precision, "tensorrt", where, bench, (order, first.shortfall)), found)
+    return Outcome(verdict_of(found, precision, "tensorrt", where, bench), found.attempt)
 
 
 def _emulating(form: _Half | _Int8, kept: Sequence[str]) -> Infer:

@@ -1,13 +1,14 @@
-"""Windows of a user's volume to calibrate on, and others, disjoint from these, to judge on.
+"""Windows of a user's volume to calibrate on, to choose layers on and to judge on: three sets that share no voxel.
 
 The volume is divided into cells of one window each, from an offset that the seed draws, so no two windows share a voxel. Many cells are
-read; of a pool, half of it those of highest contrast and half drawn, the reference predicts the labels. Windows are then dealt to both
-sets class by class, the rarest class first, so that what is rare is in both, and filled up at random.
+read; of a pool, half of it those of highest contrast and half drawn, the reference predicts the labels. Windows are then dealt to the
+sets class by class, the rarest class first, so that what is rare is in all of them or at least
+in those to judge on, and filled up at random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -23,7 +24,7 @@ from unet_engine.volume import Volume
 
 Array = npt.NDArray[Any]
 LEAST = 2
-"""Windows that calibration and judging each need at least."""
+"""Windows that each set needs at least."""
 READ = 8
 """Cells read for each window wanted."""
 POOL = 2
@@ -35,7 +36,10 @@ class Sample:
     """Windows (channels, *window) float32, normalised."""
 
     calibration: tuple[Array, ...]
+    choosing: tuple[Array, ...]
+    """Those that the fallback tries its choices of layers on."""
     held_out: tuple[Array, ...]
+    """Those that the verdict rests on, and nothing else."""
     boxes: tuple[Box, ...]
     """Of the held-out windows, in voxels of the volume."""
 
@@ -44,12 +48,12 @@ def sample(
     volume: Volume,
     scale: Scaling,
     window: tuple[int, ...],
-    counts: tuple[int, int],
+    counts: tuple[int, int, int],
     seed: int,
     label: Callable[[Array], Array],
     label_count: int,
 ) -> Sample:
-    """Draw `counts` = (calibration, held-out) windows; fewer of both, in proportion, where the volume has no more.
+    """Draw `counts` = (held-out, calibration, choosing) windows; fewer of each, in proportion, where the volume has no more.
 
     `label` gives the labels of a window. Raises `InputError` where fewer than `LEAST` of each fit in, `DataError` where all
     that was looked at is one value.
@@ -63,19 +67,22 @@ def sample(
         )
     # windows are read again once they are chosen: all of the pool at once may not fit into memory
     contents = [np.bincount(label(cut(volume, scale, b, window)).ravel(), minlength=label_count) for b in boxes]
-    held = max(LEAST, len(boxes) * counts[1] // wanted) if len(boxes) < wanted else counts[1]
-    shares = (min(counts[0], len(boxes) - held), held)
-    if shares[0] < LEAST:
+    if len(boxes) < len(counts) * LEAST:
         raise InputError(
-            f"{volume.path} has {len(boxes)} window(s) of {times(window)} with an image in them, and {2 * LEAST} are needed; "
+            f"{volume.path} has {len(boxes)} window(s) of {times(window)} with an image in them, and {len(counts) * LEAST} are needed; "
             "use a smaller --window or a larger volume"
         )
-    calibration, held_out = _dealt(np.array(contents), shares, rng)
-    return Sample(
-        tuple(cut(volume, scale, boxes[i], window) for i in calibration),
-        tuple(cut(volume, scale, boxes[i], window) for i in held_out),
-        tuple(boxes[i] for i in held_out),
-    )
+    dealt = _dealt(np.array(contents), _shares(len(boxes), counts), rng)
+    held_out, calibration, choosing = (tuple(cut(volume, scale, boxes[i], window) for i in chosen) for chosen in dealt)
+    return Sample(calibration, choosing, held_out, tuple(boxes[i] for i in dealt[0]))
+
+
+def _shares(there: int, counts: Sequence[int]) -> tuple[int, ...]:
+    """How many of `there` windows each set gets: `counts`, or `LEAST` and of the others in proportion to what it lacks."""
+    if there >= sum(counts):
+        return tuple(counts)
+    least = len(counts) * LEAST
+    return tuple(LEAST + (there - least) * (count - LEAST) // (sum(counts) - least) for count in counts)
 
 
 def _pool(volume: Volume, scale: Scaling, window: tuple[int, ...], size: int, rng: np.random.Generator) -> list[Box]:
@@ -122,18 +129,18 @@ def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Ar
     return np.where(np.isfinite(raw), (raw - shift) * factor, np.float32(0)).astype(np.float32)
 
 
-def _dealt(contents: Array, shares: tuple[int, int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Indices for both sets, from the voxels per label (windows, labels) of each window."""
+def _dealt(contents: Array, shares: Sequence[int], rng: np.random.Generator) -> tuple[list[int], ...]:
+    """Indices for each set, from the voxels per label (windows, labels) of each window."""
     left = [int(i) for i in rng.permutation(len(contents))]
-    sets: tuple[list[int], list[int]] = ([], [])
+    sets: tuple[list[int], ...] = tuple([] for _ in shares)
     present = [int(c) for c in np.argsort(contents.sum(0), kind="stable") if contents[:, c].any()]
-    for turn in range(2 * sum(shares)):
-        # the first half by class, so that each class has its richest windows in both sets; the rest as they come
-        target = turn % 2
+    for turn in range(len(sets) * sum(shares)):
+        target = turn % len(sets)
         if len(sets[target]) >= shares[target] or not left:
             continue
-        by_class = present and turn < sum(shares)
-        wanted = present[turn // 2 % len(present)] if by_class else None
+        # the first half by class, so that each class has its richest windows in all sets; the rest as they come
+        by_class = present and 2 * turn < len(sets) * sum(shares)
+        wanted = present[turn // len(sets) % len(present)] if by_class else None
         best = left[0] if wanted is None else max(left, key=lambda i: contents[i, wanted])
         sets[target].append(best)
         left.remove(best)
