@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from unet_export.evaluate import held_out_dice
 from unet_export.geometry import UNetConfig
 from unet_export.loss import segmentation_loss
 from unet_export.nets import UNet
+from unet_export.restart import hold_in_bf16, let_go, load_weights
 
 EIGHT_BIT = Normalization(mode="range", low=0, high=255)
 
@@ -32,6 +35,10 @@ class TrainSettings:
     weight_decay: float = 1e-4
     seed: int = 0
     bf16: bool = False
+    start: Path | None = None
+    """ONNX file of an earlier training to go on from (see `restart.load_weights`)."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """bf16: weights and biases that BF16 holds exactly (see `restart.hold_in_bf16`)."""
     holdout: int = 16
     normalization: Normalization = EIGHT_BIT
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -78,6 +85,10 @@ def train(
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     model = UNet(config)
+    if settings.start is not None:
+        load_weights(model, settings.start)
+    if settings.weights == "bf16":
+        hold_in_bf16(model)
     layout = torch.channels_last if config.dims == 2 else torch.channels_last_3d
     if settings.bf16:
         model = model.to(memory_format=layout)  # type: ignore[call-overload]  # channels_last_3d lacks in the stub
@@ -100,6 +111,7 @@ def train(
         schedule.step()
         losses.append(loss.item())
         _report_step(report, settings.steps, losses, time.monotonic() - start)
+    let_go(model)
     report("measuring Dice on the held-out slab")
     dice = held_out_dice(model, volume, held_out, normalization=normalization, window=settings.window)
     return Trained(model, float(np.mean(losses[-max(1, settings.steps // 20) :])), dice)

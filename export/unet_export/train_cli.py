@@ -57,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--lr", type=float, default=3e-3)
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--bf16", action="store_true", help="train in bfloat16 (autocast, channels last)")
+    how.add_argument(
+        "--start", type=Path, metavar="ONNX", help="go on from this file of an earlier training (with --norm none)"
+    )
+    how.add_argument(
+        "--weights", choices=("fp32", "bf16"), default="fp32", help="bf16: weights that lose nothing in BF16"
+    )
     out = p.add_argument_group("model file")
     out.add_argument("--out", type=Path, required=True, help=".onnx, or .pt2, .pt, .ts for the PyTorch backend")
     out.add_argument("--name", help="of the model (default: that of the file)")
@@ -89,6 +95,8 @@ def run(options: argparse.Namespace) -> None:
         lr=options.lr,
         seed=options.seed,
         bf16=options.bf16,
+        start=options.start,
+        weights=options.weights,
         holdout=options.holdout,
         normalization=Normalization.parse(options.normalize),
         augmentation=Augmentation(isotropic=not options.anisotropic),
