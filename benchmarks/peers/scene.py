@@ -166,8 +166,8 @@ def bioimageio_model(case: Case, onnx: str, halo: int, folder: Path) -> Any:
     from bioimageio.spec.model import v0_5 as spec
 
     sizes = dict(zip(case.axes, case.window, strict=True))
-    np.save(folder / "in.npy", np.zeros((1, 1, *case.window), np.float32))
-    np.save(folder / "out.npy", np.zeros((1, case.classes, *case.window), np.float32))
+    np.save(folder / "in.npy", np.ones((1, 1, *case.window), np.float32))
+    np.save(folder / "out.npy", np.ones((1, case.classes, *case.window), np.float32))
     inputs = [spec.SpaceInputAxis(id=spec.AxisId(a), size=n) for a, n in sizes.items()]
     outputs = [
         spec.SpaceOutputAxisWithHalo(
