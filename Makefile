@@ -33,6 +33,7 @@ lint: .venv/dev
 check: lint test
 
 bench: .venv/dev
+	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/end_to_end.py --quick
 
 clean:

@@ -25,7 +25,12 @@ _SETTINGS = [
     ),
     click.option("--window", metavar="Z,Y,X", help="Window size, e.g. 64,64,64; default: the model's."),
     click.option(
-        "--overlap", type=float, metavar="R", help="Fraction by which windows overlap, 0 to below 1; default 0.5."
+        "--overlap",
+        metavar="R",
+        help="Fraction by which windows overlap, 0 to below 1, or auto: the cheapest that agrees with 0.5; default 0.5.",
+    ),
+    click.option(
+        "--overlap-tolerance", type=float, metavar="T", help="Agreement and Dice that auto asks for; default 0.999."
     ),
     click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
     click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),

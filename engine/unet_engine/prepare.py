@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine import machine
+from unet_engine import machine, overlap_search
 from unet_engine.backends import Backend, Setup, open_backend
+from unet_engine.box import Box
 from unet_engine.grid import AxisGrid
 from unet_engine.job import Job
 from unet_engine.layout import NO_MEMORY, Crew, Sizes, default_block, default_chunk, fit, predict_memory
 from unet_engine.normalize import Scaling, scaling
 from unet_engine.output import Layout
+from unet_engine.overlap_search import Candidate, OverlapChoice
 from unet_engine.plan import Plan
 from unet_engine.runs import run_length
 from unet_engine.settings import parse_part
@@ -35,6 +37,8 @@ class Prepared:
     budget: int
     """Bytes of RAM the plan was fitted to."""
     seconds_per_window: float
+    overlap: OverlapChoice | None = None
+    """What ``--overlap auto`` chose, and why."""
     crew: Crew | None = None
     """The workers it is planned for; None where this process does it all."""
 
@@ -54,11 +58,17 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
     before = machine.resident_bytes()
     backend = open_backend(found.backend, setup)
     seconds = _warm_up(backend)
+    overlap = _chosen_overlap(found, fingerprint, scale, backend)
+    if overlap:
+        found = _overlapping(found, overlap.chosen)
     loaded = machine.resident_bytes()
     plan = _plan(found, fingerprint, scale, backend)
-    layout = _layout(found, plan)
+    job = _job(found, plan, scale, setup)
     sizes = Sizes(
-        volume.voxel_bytes, 4 * model.spec.channels_out, layout.voxel_bytes, machine.cpu_count() * volume.chunk_bytes
+        volume.voxel_bytes,
+        4 * model.spec.channels_out,
+        job.layout.voxel_bytes,
+        machine.cpu_count() * volume.chunk_bytes,
     )
     budget = settings.memory or loaded + machine.available_memory() // 2
     base = loaded + (len(devices) - 1) * max(0, loaded - before)
@@ -67,22 +77,45 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
         if workers
         else None
     )
-    plan = fit(plan, sizes, base, budget, len(devices), crew)
-    job = Job(
+    job = replace(job, plan=fit(plan, sizes, base, budget, len(devices), crew))
+    return Prepared(_with_note(found, job.plan), job, backend, budget, seconds, overlap, crew)
+
+
+def _job(found: Survey, plan: Plan, scale: Scaling, setup: Setup) -> Job:
+    settings = found.settings
+    return Job(
         plan=plan,
         volume=settings.input,
-        volume_axes=volume.axes,
-        model=model,
+        volume_axes=found.volume.axes,
+        model=found.model,
         backend=found.backend,
         setup=setup,
         scaling=scale,
         kind=settings.output,
         out=found.out,
-        layout=layout,
+        layout=_layout(found, plan),
         replace_nonfinite=settings.replace_nonfinite,
         mask=settings.mask,
     )
-    return Prepared(_with_note(found, plan), job, backend, budget, seconds, crew)
+
+
+def _overlapping(found: Survey, candidate: Candidate) -> Survey:
+    settings = found.settings.model_copy(update={"overlap": candidate.overlap, "blend": candidate.blend})
+    return replace(found, settings=settings)
+
+
+def _chosen_overlap(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> OverlapChoice | None:
+    """What ``--overlap auto`` takes: what the output was begun with, else what a search finds; None where it was not asked for."""
+    if found.settings.overlap != "auto":
+        return None
+
+    def draft(candidate: Candidate, roi: Box) -> Job:
+        tried = _overlapping(found, candidate)
+        labels = tried.settings.model_copy(update={"output": "labels", "dtype": None, "part": None})
+        tried = replace(tried, roi=roi, settings=labels)
+        return _job(tried, _plan(tried, fingerprint, scale, backend), scale, backend.setup)
+
+    return overlap_search.stored(found) or overlap_search.search(found, scale, backend, draft)
 
 
 def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: Crew) -> Crew:
@@ -126,11 +159,13 @@ def _warm_up(backend: Backend) -> float:
 def _grid(found: Survey) -> tuple[AxisGrid, ...]:
     """One axis per spatial axis of the volume; axes the model does not have are walked plane by plane."""
     settings, spec, shape = found.settings, found.model.spec, found.volume.shape
+    overlap = settings.overlap
+    assert overlap != "auto", "chosen before anything is planned"
     planes = len(shape) - len(spec.axes)
     sizes = [w - 2 * m for w, m in zip(found.window, spec.margin, strict=True)]
     return tuple(
         AxisGrid(size, 1, 1, 0, settings.blend) if a < planes
-        else AxisGrid.with_overlap(size, sizes[a - planes], settings.overlap, spec.margin[a - planes], settings.blend)
+        else AxisGrid.with_overlap(size, sizes[a - planes], overlap, spec.margin[a - planes], settings.blend)
         for a, size in enumerate(shape)
     )  # fmt: skip
 

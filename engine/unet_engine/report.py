@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unet_engine import halo
+from unet_engine.overlap_search import facts
 from unet_engine.plan import read_span
 from unet_engine.prepare import Prepared
 from unet_engine.runner import Result
@@ -82,6 +83,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
                    "total": memory.total, "budget": prepared.budget},
         "seconds_per_window": prepared.seconds_per_window,
         "seconds": round(prepared.seconds_per_window * plan.window_count / lanes, 3),
+        "overlap_choice": facts(prepared.overlap),
         "notes": list(prepared.found.notes),
     }  # fmt: skip
 
@@ -97,6 +99,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", f"{f['normalization']}: shift {_few(f['shift'])}, scale {_few(f['scale'])}"),
         ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
+        *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
         ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
         (
             "blocks",

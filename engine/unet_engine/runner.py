@@ -21,6 +21,7 @@ from unet_engine.job import Job
 from unet_engine.ledger import Ledger, spans
 from unet_engine.locks import Holding, hold
 from unet_engine.output import Output
+from unet_engine.overlap_search import KEY, facts
 from unet_engine.plan import Index, Plan
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.settings import Settings
@@ -66,6 +67,8 @@ class Result:
     """Kinds of processor that took part. Networks may give other last bits on another kind."""
     halo_bytes: int = 0
     """Halos sent from one worker to another."""
+    overlap_choice: dict[str, Any] | None = None
+    """What ``--overlap auto`` took and on what grounds: fields of `unet_engine.overlap_search.OverlapChoice`."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
 
@@ -138,19 +141,24 @@ def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Resu
     """Complete the output where that is this run's to do. A part leaves it to the last one."""
     if _part(prepared):
         return replace(result, complete=conclude(ledger, holding))
-    if not conclude(ledger, holding, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete")}):
+    if not conclude(
+        ledger,
+        holding,
+        {k: v for k, v in asdict(result).items() if k not in ("out", "part", "overlap_choice", "complete")},
+    ):
         refuse_incomplete(ledger)
     return result
 
 
 def _open_output(prepared: Prepared) -> Output:
     job, settings = prepared.job, prepared.found.settings
+    provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
     check_output(prepared.found)
     if store.exists(job.out):
         if settings.resume:
-            return Output.resume(job.out, job.layout, job.plan.digest, _provenance(job))
+            return Output.resume(job.out, job.layout, job.plan.digest, provenance)
         store.remove(job.out)
-    return Output.create(job.out, job.layout, job.plan.digest, _provenance(job))
+    return Output.create(job.out, job.layout, job.plan.digest, provenance)
 
 
 def _provenance(job: Job) -> dict[str, Any]:
@@ -218,6 +226,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         precision=job.setup.precision,
         stitching=halo.IMPLEMENTATION,
         part=prepared.found.settings.part,
+        overlap_choice=facts(prepared.overlap),
         halo_bytes=counters.halo_bytes,
         **crew.facts(),
     )

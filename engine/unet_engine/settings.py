@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -39,7 +39,10 @@ class Settings(BaseModel):
     precision: Precision = "auto"
     window: tuple[int, ...] | None = None
     """Input size per axis of the model; default: what the model names."""
-    overlap: float = Field(default=0.5, ge=0, lt=1)
+    overlap: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.5
+    """Fraction by which windows overlap; ``auto``: see `unet_engine.overlap_search`."""
+    overlap_tolerance: float | None = Field(default=None, gt=0, le=1)
+    """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
     blend: Literal["gaussian", "constant", "crop"] = "gaussian"
     padding: Literal["reflect", "constant", "edge"] = "reflect"
     output: Literal["labels", "probabilities", "logits"] = "labels"
@@ -167,6 +170,10 @@ class Settings(BaseModel):
         tls = [getattr(settings, name) for name in ("tls_ca", "tls_cert", "tls_key")]
         if any(tls) and not all(tls):
             raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
+        if settings.overlap == "auto" and settings.blend != "gaussian":
+            raise SettingsError("--overlap auto chooses how to blend as well; leave out --blend")
+        if settings.overlap_tolerance is not None and settings.overlap != "auto":
+            raise SettingsError("--overlap-tolerance is for --overlap auto; leave it out, or give both")
         if settings.part and settings.overwrite:
             raise SettingsError(
                 "--overwrite and --part exclude each other: it would delete what other parts wrote; remove --out first"

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine import halo
+from unet_engine.agreement import Confusion
 from unet_engine.verdict import Figures
 
 Array = npt.NDArray[Any]
@@ -73,9 +74,7 @@ class Comparison:
     _most_different: int = -1
 
     def __post_init__(self) -> None:
-        n = len(self.classes)
-        self.confusion = np.zeros((n, n), np.int64)
-        """Voxels by label of the reference (row) and of the candidate (column)."""
+        self.confusion = Confusion(len(self.classes))
 
     def add(self, image: Array, reference: Array, candidate: Array) -> None:
         """One window: image (channels in, *window), logits of both (channels out, *output)."""
@@ -89,8 +88,7 @@ class Comparison:
         exponents = np.log10(np.clip(error, 10.0 ** EXPONENTS[0], 10.0 ** (EXPONENTS[-1] - 0.01)))
         self.histogram += np.histogram(exponents, EXPONENTS)[0]
         truth, found = labels_of(reference, self.activation), labels_of(candidate, self.activation)
-        n = len(self.classes)
-        self.confusion += np.bincount(truth.ravel().astype(np.int64) * n + found.ravel(), minlength=n * n).reshape(n, n)
+        self.confusion.add(truth, found)
         different = int((truth != found).sum())
         if different > self._most_different:
             self._most_different = different
@@ -100,8 +98,7 @@ class Comparison:
 
     @property
     def figures(self) -> Figures:
-        total, rows, columns = self.confusion.sum(), self.confusion.sum(1), self.confusion.sum(0)
-        same = np.diagonal(self.confusion)
+        rows, columns = self.confusion.counts.sum(1), self.confusion.counts.sum(0)
         scale = self.largest or 1.0
         return Figures(
             windows=self.windows,
@@ -109,9 +106,9 @@ class Comparison:
             nonfinite=self.nonfinite,
             max_error=self.largest_error / scale,
             mean_error=self.error_sum / max(1, self.values) / scale,
-            agreement=float(same.sum() / max(1, total)),
+            agreement=self.confusion.agreement,
             classes=self.classes,
-            dice=tuple(float(2 * s / (r + c)) if r + c else None for s, r, c in zip(same, rows, columns, strict=True)),
+            dice=self.confusion.dice,
             lost=tuple(name for name, r, c in zip(self.classes, rows, columns, strict=True) if r and not c),
             one_class=bool((columns > 0).sum() == 1 and (rows > 0).sum() > 1),
         )
