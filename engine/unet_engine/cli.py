@@ -71,6 +71,7 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
             raise
         _fail(f"interrupted; what is committed in {out} stays: run the same command with --resume", INTERRUPTED)
     console.print(report.result_line(result), highlight=False, soft_wrap=True)
+    report.print_stages(result, console)
     if not result.complete:
         console.print(
             f"part {result.part} is done, others are not: the last of them completes {result.out}, or: unet-engine finish {result.out}",

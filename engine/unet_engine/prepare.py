@@ -81,6 +81,7 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
         layout=layout,
         replace_nonfinite=settings.replace_nonfinite,
         mask=settings.mask,
+        profiled=settings.profile is not None,
     )
     return Prepared(_with_note(found, plan), job, backend, budget, seconds, crew)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine import halo
+from unet_engine import halo, tracing
 from unet_engine import output as store
 from unet_engine.errors import writing
 from unet_engine.finish import SUMMED, conclude, refuse_incomplete
@@ -66,6 +66,10 @@ class Result:
     """Kinds of processor that took part. Networks may give other last bits on another kind."""
     halo_bytes: int = 0
     """Halos sent from one worker to another."""
+    stages: dict[str, dict[str, float]] | None = None
+    """Where the time went, where that was asked for: see `unet_engine.tracing.totals`."""
+    profile: tuple[str, ...] = ()
+    """The files that show it."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
 
@@ -89,6 +93,9 @@ def make_plan(input: str, **options: Any) -> Plan:
 
 def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Result:
     """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so."""
+    settings = prepared.found.settings
+    # before any work: a place that cannot be written is said now, not after hours
+    profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
     begun = time.perf_counter()
     output = _open_output(prepared)
 
@@ -102,7 +109,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Re
             return result()  # the last part completed it just now
         with _noted(prepared, output.ledger, result), watch(prepared, crew) if watch else nullcontext():
             crew.execute(prepared, _pending(prepared.job.plan, output))
-        return _conclude(prepared, output.ledger, holding, result())
+        done = _conclude(prepared, output.ledger, holding, result())
+    return replace(done, profile=profile.write(crew.profile())) if profile else done
 
 
 def _part(prepared: Prepared) -> tuple[int, int] | None:
@@ -138,7 +146,9 @@ def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Resu
     """Complete the output where that is this run's to do. A part leaves it to the last one."""
     if _part(prepared):
         return replace(result, complete=conclude(ledger, holding))
-    if not conclude(ledger, holding, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete")}):
+    if not conclude(
+        ledger, holding, {k: v for k, v in asdict(result).items() if k not in ("out", "part", "complete", "profile")}
+    ):
         refuse_incomplete(ledger)
     return result
 
@@ -219,5 +229,6 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         stitching=halo.IMPLEMENTATION,
         part=prepared.found.settings.part,
         halo_bytes=counters.halo_bytes,
+        stages=tracing.totals(crew.profile()) or None,
         **crew.facts(),
     )
