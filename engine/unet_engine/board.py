@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
 from unet_engine.job import Counters, Tally
+from unet_engine.stages import Snapshot, from_dict
 from unet_engine.units import size
 
 LOOK_EVERY = 1.0
@@ -48,6 +49,8 @@ class Board:
         """Workers that ended themselves because a step took too long."""
         self.stuck: str | None = None
         """What hangs in a worker that cannot be ended, as it is a thread of this process."""
+        self._profile: dict[str, Snapshot] = {}
+        """By worker, where its time went as far as it has told."""
         self._tally = Tally()
         self._shares: dict[str, Share] = {}
         self._present: set[str] = set()
@@ -73,6 +76,8 @@ class Board:
             self.stuck = self.stuck if facts["ended"] else facts["hung"]
             return
         self._tally.add(**{name: facts[name] for name in _FIELDS})
+        if "stages" in facts:
+            self.profiled({facts["worker"]: from_dict(facts["stages"])})
         now = time.monotonic()
         with self._lock:
             share = self._shares.setdefault(facts["worker"], Share(begun=now - facts["seconds"]))
@@ -81,6 +86,18 @@ class Board:
             self.processors.add(facts["processor"])
             self.peak_rss_bytes = max(self.peak_rss_bytes, facts["peak_rss_bytes"])
             self._predicted += facts["stage"] == "predicted"
+
+    def profiled(self, found: Mapping[str, Snapshot | None]) -> None:
+        """Where the time of these workers went. Of several snapshots of one worker the latest holds, as each has all before it."""
+        with self._lock:
+            for worker, snapshot in found.items():
+                if snapshot and (worker not in self._profile or snapshot.ended >= self._profile[worker].ended):
+                    self._profile[worker] = snapshot
+
+    def profile(self) -> dict[str, Snapshot]:
+        """By worker. Of one that was lost: what it had told."""
+        with self._lock:
+            return dict(self._profile)
 
     # --- workers ---
 

@@ -69,8 +69,8 @@ class LocalChunks(Chunks):
         except Empty:
             place, scratch = self._scratch()
         try:
-            scratch[target] = np.ascontiguousarray(values)
-            self._publish(place)
+            self.encode(place, scratch, target, values)
+            self.publish(place)
         except BaseException:  # a full disk or an interrupt: half a chunk may lie in it
             shutil.rmtree(place, ignore_errors=True)
             raise
@@ -83,7 +83,12 @@ class LocalChunks(Chunks):
         with fast_codecs(str(place)):
             return place, zarr.open_array(LocalStore(place), mode="r+")
 
-    def _publish(self, place: Path) -> None:
+    def encode(self, place: Path, scratch: zarr.Array, target: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
+        """Encode `values` into the scratch array at `place`: its chunks become files there."""
+        scratch[target] = np.ascontiguousarray(values)
+
+    def publish(self, place: Path) -> None:
+        """Move the chunks in `place` to where they belong."""
         # The native codecs make folders that are missing, so this one may be theirs and not ours. From here on no folder is made in
         # the journal: where it is taken away now, the renames fail.
         if not (place / METADATA).exists():
@@ -111,8 +116,16 @@ class RemoteChunks(Chunks):
         encoded: dict[str, Buffer] = {METADATA: default_buffer_prototype().buffer.from_bytes(self._scratch_metadata())}
         with fast_codecs(str(self._array.store_path)):
             scratch = zarr.open_array(MemoryStore(encoded), mode="r+")
-        scratch[target] = values
+        self.encode(scratch, target, values)
         del encoded[METADATA]
+        self.publish(encoded)
+
+    def encode(self, scratch: zarr.Array, target: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
+        """Encode `values` into memory."""
+        scratch[target] = values
+
+    def publish(self, encoded: dict[str, Buffer]) -> None:
+        """Send the chunks, by their names in the scratch array, to where they belong."""
         put: Callable[[str, Buffer], Any] = self._put
         sync(concurrent_map(list(encoded.items()), put, PUTS))
 

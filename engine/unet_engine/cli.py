@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from unet_engine.bench_command import bench_command
 from unet_engine.errors import PlanError, UnetEngineError
 from unet_engine.model_commands import COMMANDS
 from unet_engine.options import cluster_options, settings_options
@@ -34,6 +35,7 @@ def app() -> None:
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
+    unet-engine bench                                 what runs fastest on this machine
     unet-engine doctor                                what works on this machine, and what to install
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
@@ -71,6 +73,7 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
             raise
         _fail(f"interrupted; what is committed in {out} stays: run the same command with --resume", INTERRUPTED)
     console.print(report.result_line(result), highlight=False, soft_wrap=True)
+    report.print_stages(result, console)
     if not result.complete:
         console.print(
             f"part {result.part} is done, others are not: the last of them completes {result.out}, or: unet-engine finish {result.out}",
@@ -146,7 +149,7 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, bench_command):
     app.add_command(_command)
 
 

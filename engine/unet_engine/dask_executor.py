@@ -59,6 +59,8 @@ def run_dask(
                 board.submitted()
             while flow.in_flight:
                 _progress(flow, board, trouble)
+            if job.profiled:
+                board.profiled(client.run(remote.profile, name, on_error="ignore"))
         finally:
             flow.drop()
             with suppress(Exception):  # the workers or the scheduler may be gone

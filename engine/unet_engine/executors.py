@@ -56,10 +56,10 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
         try:
             for done in worker.predict(_read_ahead(worker, _tasks(worker, column, pending), reader)):
                 for target, halo in done.halos():
-                    waiting[target].append(halo.copied())
+                    waiting[target].append(worker.tools.keep(halo))
                 if done.task.commits:
                     if writing:
-                        writing.result()
+                        worker.tools.wait(writing)
                     block = done.task.block
                     writing = writer.submit(
                         worker.commit, done.task, done.inside(block.write), waiting.pop(block.index, [])
@@ -69,7 +69,7 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
         finally:
             # what was handed over is written even when something else failed
             if writing:
-                writing.result()
+                worker.tools.wait(writing)
 
 
 def _tasks(worker: Worker, column: Column, pending: Pending) -> Iterator[Task]:
@@ -85,7 +85,7 @@ def _read_ahead(worker: Worker, tasks: Iterable[Task], reader: ThreadPoolExecuto
     for task in tasks:
         following = (task, reader.submit(worker.read, task))
         if ahead:
-            yield ahead[0], ahead[1].result()
+            yield ahead[0], worker.tools.wait(ahead[1])
         ahead = following
     if ahead:
-        yield ahead[0], ahead[1].result()
+        yield ahead[0], worker.tools.wait(ahead[1])

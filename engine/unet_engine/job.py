@@ -36,6 +36,8 @@ class Job:
     layout: Layout
     replace_nonfinite: float | None = None
     mask: str | None = None
+    profiled: bool = False
+    """Whether workers tell where their time goes, see `unet_engine.stages`."""
 
     @property
     def skips(self) -> bool:

@@ -56,6 +56,13 @@ _SETTINGS = [
     click.option(
         "--part", metavar="I/N", help="Only the I-th of N parts, for job arrays; the last to end completes the output."
     ),
+    click.option(
+        "--profile",
+        is_flag=False,
+        flag_value="auto",
+        metavar="[PATH]",
+        help="Tell where the time went; a trace and a picture go to this folder or NAME.json, without a name to OUT-profile.",
+    ),
     click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
 ]
 

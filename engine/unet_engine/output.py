@@ -80,11 +80,11 @@ class Output:
             self.array = zarr.open_group(path, mode="r+")[ARRAY]
             self.ledger = Ledger(path, digest)
         journal = self.ledger.journal
-        self._chunks: Chunks
+        self.chunks: Chunks
         if isinstance(journal, LocalJournal):
-            self._chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage)
+            self.chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage)
         else:
-            self._chunks = RemoteChunks(self.array)
+            self.chunks = RemoteChunks(self.array)
 
     @classmethod
     def create(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
@@ -153,7 +153,7 @@ class Output:
         target = (slice(None),) * lead + layout.in_stored_order(box.slices())
         with writing(self.path, f"writing voxels {box}"):
             try:
-                self._chunks.write(target, values.transpose([*range(lead), *order]))
+                self.chunks.write(target, values.transpose([*range(lead), *order]))
             except Exception:
                 if self.ledger.journal.is_open:
                     raise

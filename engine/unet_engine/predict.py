@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unet_engine import halo
+from unet_engine import halo, timed
 from unet_engine.backends import Backend
 from unet_engine.box import Box
 from unet_engine.errors import BackendError
 from unet_engine.job import Array, Job, Predicted, Raw, Tally
 from unet_engine.plan import Index, Task
+from unet_engine.timed import Tools
 from unet_engine.weights import axis_weights
 
 BLOCKS_IN_FLIGHT = 1
@@ -28,14 +29,14 @@ BLOCKS_IN_FLIGHT = 1
 
 
 def predict(
-    job: Job, backend: Backend, tally: Tally, work: Iterable[tuple[Task, Raw | None] | None]
+    job: Job, backend: Backend, tally: Tally, work: Iterable[tuple[Task, Raw | None] | None], tools: Tools = timed.PLAIN
 ) -> Iterator[Predicted]:
     """Infer the windows of each task and add them up; yields the blocks in the order they came.
 
     A None among the work means that none is to be had right now: all that is in the network is then waited for and yielded.
     Raises `BackendError` naming block and window where the network fails.
     """
-    flight = _Flight(job, backend, tally)
+    flight = _Flight(job, backend, tally, tools)
     for item in work:
         if item is None:
             while flight.entries:
@@ -43,7 +44,7 @@ def predict(
             continue
         task, raw = item
         predicted = Predicted(task, np.zeros((job.model.spec.channels_out, *task.block.sums.shape), np.float32))
-        cutter = _Cutter(job, task, raw)
+        cutter = _Cutter(job, task, raw, tools)
         for window in task.windows:
             if cutter.is_empty(window):
                 flight.push_empty(predicted, window)
@@ -71,8 +72,8 @@ class _Cut:
 class _Flight:
     """First in, first out: windows in the network, skipped windows between them, and the ends of blocks."""
 
-    def __init__(self, job: Job, backend: Backend, tally: Tally) -> None:
-        self.job, self.backend, self.tally = job, backend, tally
+    def __init__(self, job: Job, backend: Backend, tally: Tally, tools: Tools) -> None:
+        self.job, self.backend, self.tally, self.tools = job, backend, tally, tools
         self.entries: deque[_Cut | Predicted] = deque()
         self.blocks = 0
         self._waiting = [0] * backend.slots
@@ -119,7 +120,7 @@ class _Flight:
         placement = _placement(self.job, head.window, block.sums)
         if head.slot is None:
             self.tally.add(skipped=1)
-            halo.add_constant(sums, np.asarray(self.job.model.spec.empty, np.float32), *placement)
+            self.tools.add_constant(sums, np.asarray(self.job.model.spec.empty, np.float32), *placement)
             return
         if head.slot == self._slot and self._place:
             self._launch()  # a batch that the end of the work left part empty
@@ -128,7 +129,7 @@ class _Flight:
         except BackendError as error:
             raise BackendError(f"{error} (block {block.index}, window {head.window})") from error
         self.tally.add(inferred=1)
-        halo.add(sums, values.reshape(len(values), *self.job.plan.window_shape), *placement)
+        self.tools.add(sums, values.reshape(len(values), *self.job.plan.window_shape), *placement)
         self._waiting[head.slot] -= 1
 
 
@@ -147,13 +148,14 @@ def _placement(
 class _Cutter:
     """Cuts the windows of one task out of its raw block."""
 
-    def __init__(self, job: Job, task: Task, raw: Raw | None) -> None:
+    def __init__(self, job: Job, task: Task, raw: Raw | None, tools: Tools) -> None:
         self._raw, self._skips = raw, job.skips
         self._axes, self._lo = job.plan.axes, task.read.lo
         self._background = job.model.spec.background
         self._scale = np.asarray(job.scaling.scale)
         self._shift = np.asarray(job.scaling.shift)
         self._padding = job.plan.padding
+        self._gather = tools.gather
         self._index: dict[tuple[int, int], Array] = {}
 
     def _positions(self, a: int, k: int) -> Array:
@@ -180,4 +182,4 @@ class _Cutter:
         assert self._raw is not None
         spans = [self._positions(a, k) for a, k in enumerate(window)]
         shaped = out.reshape(len(out), *(s.size for s in spans))
-        halo.gather(shaped, self._raw.voxels, spans, self._scale, self._shift, 0.0)
+        self._gather(shaped, self._raw.voxels, spans, self._scale, self._shift, 0.0)

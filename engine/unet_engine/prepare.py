@@ -96,6 +96,7 @@ def _job(found: Survey, plan: Plan, scale: Scaling, setup: Setup) -> Job:
         layout=_layout(found, plan),
         replace_nonfinite=settings.replace_nonfinite,
         mask=settings.mask,
+        profiled=settings.profile is not None,
     )
 
 

@@ -28,6 +28,7 @@ from unet_engine.plan import Index
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.runs import Run, RunId
 from unet_engine.settings import Settings
+from unet_engine.stages import Snapshot, as_dict
 from unet_engine.station import Piece, Station, Sums
 from unet_engine.survey import check_output, survey
 
@@ -148,6 +149,8 @@ def _at_work(ticket: Ticket, label: Label, stage: str) -> Iterator[Station]:
         "processor": _PROCESSOR,
         **asdict(here.worker.tally.take()),
     }
+    if here.worker.stages:
+        facts["stages"] = as_dict(here.worker.stages.snapshot())
     worker.log_event(ticket.name, facts)
 
 
@@ -202,6 +205,12 @@ def close(name: str, dask_worker: Any) -> None:
     """Give back what a run holds in this worker. To be called through `Client.run`, which names the worker."""
     with _opening:
         _close([key for key in _stations if key == (dask_worker.address, name)])
+
+
+def profile(name: str, dask_worker: Any) -> Snapshot | None:
+    """Where the time of this worker went in a run, with the spans for a trace. To be called through `Client.run`."""
+    here = _stations.get((dask_worker.address, name))
+    return here.worker.stages.snapshot(spans=True) if here and here.worker.stages else None
 
 
 # --- planning ---

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from unet_engine import halo
+from unet_engine import halo, tracing
 from unet_engine.overlap_search import facts
 from unet_engine.plan import read_span
 from unet_engine.prepare import Prepared
@@ -151,6 +152,19 @@ def result_line(result: Result) -> str:
         f"{result.voxels_per_second / 1e6:.3g} Mvoxel/s, peak memory {size(result.peak_rss_bytes)} "
         f"({size(result.predicted_rss_bytes)} predicted)" + _by_workers(result)
     )
+
+
+def print_stages(result: Result, console: Console) -> None:
+    """Where the time went, if that was asked for."""
+    if not result.stages:
+        return
+    heading, rows = tracing.table(result.stages)
+    shown = Table(*heading, box=None)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown, highlight=False)
+    if result.profile:
+        console.print(f"trace for ui.perfetto.dev, bars: {', '.join(result.profile)}", highlight=False, soft_wrap=True)
 
 
 def _by_workers(result: Result) -> str:

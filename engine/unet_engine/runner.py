@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine import halo
+from unet_engine import halo, tracing
 from unet_engine import output as store
 from unet_engine.errors import writing
 from unet_engine.finish import SUMMED, conclude, refuse_incomplete
@@ -30,6 +30,10 @@ from unet_engine.teams import Team, team
 
 Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
+
+
+_NOT_STORED = ("out", "part", "overlap_choice", "complete", "profile")
+"""Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class Result:
     """Halos sent from one worker to another."""
     overlap_choice: dict[str, Any] | None = None
     """What ``--overlap auto`` took and on what grounds: fields of `unet_engine.overlap_search.OverlapChoice`."""
+    stages: dict[str, dict[str, float]] | None = None
+    """Where the time went, where that was asked for: see `unet_engine.tracing.totals`."""
+    profile: tuple[str, ...] = ()
+    """The files that show it."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
 
@@ -92,6 +100,9 @@ def make_plan(input: str, **options: Any) -> Plan:
 
 def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Result:
     """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so."""
+    settings = prepared.found.settings
+    # before any work: a place that cannot be written is said now, not after hours
+    profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
     begun = time.perf_counter()
     output = _open_output(prepared)
 
@@ -105,7 +116,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Re
             return result()  # the last part completed it just now
         with _noted(prepared, output.ledger, result), watch(prepared, crew) if watch else nullcontext():
             crew.execute(prepared, _pending(prepared.job.plan, output))
-        return _conclude(prepared, output.ledger, holding, result())
+        done = _conclude(prepared, output.ledger, holding, result())
+    return replace(done, profile=profile.write(crew.profile())) if profile else done
 
 
 def _part(prepared: Prepared) -> tuple[int, int] | None:
@@ -144,7 +156,7 @@ def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Resu
     if not conclude(
         ledger,
         holding,
-        {k: v for k, v in asdict(result).items() if k not in ("out", "part", "overlap_choice", "complete")},
+        {k: v for k, v in asdict(result).items() if k not in _NOT_STORED},
     ):
         refuse_incomplete(ledger)
     return result
@@ -228,5 +240,6 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         part=prepared.found.settings.part,
         overlap_choice=facts(prepared.overlap),
         halo_bytes=counters.halo_bytes,
+        stages=tracing.totals(crew.profile()) or None,
         **crew.facts(),
     )

@@ -17,6 +17,8 @@ from unet_engine.units import parse_bytes
 
 CONFIG = "unet-engine.toml"
 
+AUTO_PROFILE = "auto"
+
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
@@ -80,6 +82,8 @@ class Settings(BaseModel):
     """Where Dask's dashboard listens, ``host:port``; default: a free port on loopback; ``none`` for none."""
     dashboard_token: str | None = None
     """Secret without which the dashboard answers nobody."""
+    profile: str | None = None
+    """Folder, or ``NAME.json``, for a trace and a picture of where the time went; ``auto``: a folder named after the output."""
     resume: bool = False
     overwrite: bool = False
     strict: bool = False
@@ -97,7 +101,7 @@ class Settings(BaseModel):
             raise ValueError("give a number of bytes, e.g. 8GiB")
         return value
 
-    @field_validator("input", "model", "out", "mask", mode="before")
+    @field_validator("input", "model", "out", "mask", "profile", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -115,6 +119,7 @@ class Settings(BaseModel):
         "scheduler",
         "cluster",
         "part",
+        "profile",
         "dashboard",
         "dashboard_token",
         "tls_ca",
@@ -218,8 +223,8 @@ def _config(volume: str) -> tuple[Path | None, dict[str, Any]]:
                 raise SettingsError(f"{path} is not valid TOML: {error}; correct it") from error
             except OSError as error:
                 raise SettingsError(f"{path} cannot be read: {error.strerror}; correct its permissions") from error
-            for key in ("model", "mask", "out"):
-                if isinstance(value := values.get(key), str) and value and "://" not in value:
+            for key in ("model", "mask", "out", "profile"):
+                if isinstance(value := values.get(key), str) and value and "://" not in value and value != AUTO_PROFILE:
                     values[key] = str(path.parent / value)
             return path, values
     return None, {}

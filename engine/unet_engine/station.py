@@ -40,9 +40,9 @@ class Part:
     halos: tuple[tuple[Index, Halo], ...]
 
     @classmethod
-    def of(cls, predicted: Predicted) -> Part:
+    def of(cls, predicted: Predicted, keep: Callable[[Halo], Halo] = Halo.copied) -> Part:
         core = predicted.inside(predicted.task.block.write).copy() if predicted.task.commits else None
-        return cls(predicted.task, core, tuple((to, halo.copied()) for to, halo in predicted.halos()))
+        return cls(predicted.task, core, tuple((to, keep(halo)) for to, halo in predicted.halos()))
 
     @property
     def nbytes(self) -> int:
@@ -120,7 +120,7 @@ class Station:
                     left = self.worker.settle(task, run.column, targets.__contains__)
                 if left:
                     orders.append(self._enqueue(left))
-        return Sums(tuple(Part.of(order.sums.result()) for order in orders))
+        return Sums(tuple(Part.of(order.sums.result(), self.worker.tools.keep) for order in orders))
 
     def _enqueue(self, task: Task) -> _Order:
         self._ahead.acquire()
@@ -182,7 +182,7 @@ class Station:
 
     def _take(self) -> bool:
         """Wait for an order; False at the end."""
-        order = self._queue.get()
+        order = self.worker.tools.take(self._queue)
         if order is None or self._closed:
             self._refuse(order)
             return False
@@ -207,7 +207,7 @@ class Station:
                 taken = self._queue.get_nowait()
             except Empty:
                 yield None
-                taken = self._queue.get()
+                taken = self.worker.tools.take(self._queue)
             if taken is None or self._closed:
                 self._refuse(taken)
                 return

@@ -19,6 +19,7 @@ from unet_engine.job import Counters
 from unet_engine.plan import Index
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.settings import Settings
+from unet_engine.stages import Snapshot
 from unet_engine.survey import check_output, survey
 from unet_engine.worker import Worker
 
@@ -47,6 +48,9 @@ class Team(Protocol):
 
     def detail(self) -> str:
         """More about the progress, for people; may be empty."""
+
+    def profile(self) -> dict[str, Snapshot]:
+        """Where the time of each worker went; empty where the run is not profiled."""
 
     def facts(self) -> dict[str, Any]:
         """What the summary of the run says about who did it: fields of `unet_engine.runner.Result`."""
@@ -98,6 +102,7 @@ class LocalTeam:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._workers: list[Worker] = []
+        self._profile: dict[str, Snapshot] = {}
         note = connection.cuda_cluster_note(settings)
         self.notes: tuple[str, ...] = (note,) if note else ()
 
@@ -114,7 +119,16 @@ class LocalTeam:
         return prepared
 
     def execute(self, prepared: Prepared, pending: Pending) -> None:
+        for worker in self._workers:
+            if worker.stages:
+                worker.stages.restart()
         run_local(self._workers, pending)
+        self._profile = {
+            worker.job.setup.device: worker.stages.snapshot(spans=True) for worker in self._workers if worker.stages
+        }
+
+    def profile(self) -> dict[str, Snapshot]:
+        return self._profile
 
     def counters(self) -> Counters:
         parts = [asdict(worker.tally.read()) for worker in self._workers]
@@ -195,6 +209,9 @@ class DaskTeam:
 
     def detail(self) -> str:
         return self._board.detail()
+
+    def profile(self) -> dict[str, Snapshot]:
+        return self._board.profile()
 
     def facts(self) -> dict[str, Any]:
         return self._board.facts()

@@ -166,18 +166,18 @@ class Volume:
 
     def has_data(self, box: Box) -> bool:
         """Whether any stored chunk (shard, if sharded) meets `box`; missing ones read as the fill value."""
-        stored = self._along(self.array.shards or self.array.chunks)
-        return any(self._stored(cell, stored) for cell in box.cells(stored))
+        return any(map(self._exists, self.stored_keys(box)))
 
-    def _stored(self, cell: Box, step: tuple[int, ...]) -> bool:
-        corner: dict[str, int] = {a: l // s for a, l, s in zip(self.spatial, cell.lo, step, strict=True)}
+    def stored_keys(self, box: Box) -> Iterator[str]:
+        """Where the chunks (shards, if sharded) that meet `box` are stored if they are, below the array."""
         units = self.array.shards or self.array.chunks
+        step = self._along(units)
         channels = range(-(-self.channels // units[self.axes.index("c")])) if "c" in self.axes else range(1)
-        for c in channels:
-            key = self.array.metadata.encode_chunk_key(tuple(corner.get(a, c if a == "c" else 0) for a in self.axes))
-            if self._exists(key):
-                return True
-        return False
+        for cell in box.cells(step):
+            corner: dict[str, int] = {a: l // s for a, l, s in zip(self.spatial, cell.lo, step, strict=True)}
+            for c in channels:
+                index = tuple(corner.get(a, c if a == "c" else 0) for a in self.axes)
+                yield str(self.array.metadata.encode_chunk_key(index))
 
     def _exists(self, key: str) -> bool:
         place = self.array.store_path / key

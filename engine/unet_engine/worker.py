@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine import halo
+from unet_engine import timed
 from unet_engine.backends import Backend, open_backend
 from unet_engine.box import Box
 from unet_engine.errors import BackendError, DataError
@@ -24,6 +24,7 @@ from unet_engine.output import Output
 from unet_engine.plan import Column, Index, Task
 from unet_engine.predict import predict
 from unet_engine.spec import ModelSpec
+from unet_engine.stages import OTHER, Stages
 from unet_engine.volume import Volume, open_volume
 
 
@@ -33,17 +34,27 @@ class Worker:
 
     job: Job
     tally: Tally = field(default_factory=Tally)
+    stages: Stages | None = None
+    """Where the time goes; there only where the job is profiled."""
+
+    def __post_init__(self) -> None:
+        if self.job.profiled and self.stages is None:
+            self.stages = Stages()
+        self.tools = timed.tools(self.stages)
+        if self.stages:  # what is in no other stage of these is `other`, and not waiting
+            for name in ("settle", "read", "commit"):
+                setattr(self, name, self.stages.timed(OTHER, getattr(self, name), starts_group=name != "settle"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Worker, (self.job,))
 
     @cached_property
     def volume(self) -> Volume:
-        return open_volume(self.job.volume, self.job.volume_axes)
+        return timed.timed_volume(open_volume(self.job.volume, self.job.volume_axes), self.stages)
 
     @cached_property
     def mask(self) -> Volume | None:
-        return open_volume(self.job.mask) if self.job.mask else None
+        return timed.timed_volume(open_volume(self.job.mask), self.stages) if self.job.mask else None
 
     @cached_property
     def backend(self) -> Backend:
@@ -59,7 +70,7 @@ class Worker:
 
     @cached_property
     def output(self) -> Output:
-        return Output(self.job.out, self.job.layout, self.job.plan.digest)
+        return timed.timed_output(Output(self.job.out, self.job.layout, self.job.plan.digest), self.stages)
 
     def close(self) -> None:
         if "backend" in self.__dict__:
@@ -132,7 +143,9 @@ class Worker:
 
     def predict(self, work: Iterable[tuple[Task, Raw | None] | None]) -> Iterator[Predicted]:
         """See `unet_engine.predict.predict`."""
-        return predict(self.job, self.backend, self.tally, work)
+        if self.stages:
+            work = self.stages.fed(work)
+        return predict(self.job, timed.timed_backend(self.backend, self.stages), self.tally, work, self.tools)
 
     # --- commit ---
 
@@ -143,7 +156,7 @@ class Worker:
         """
         block = task.block
         for lower in sorted(halos, key=lambda h: h.source, reverse=True):
-            halo.merge(core, lower.values, lower.box.relative_to(block.write.lo).lo)
+            self.tools.merge(core, lower.values, lower.box.relative_to(block.write.lo).lo)
         if not np.isfinite(np.sum(core)):
             raise BackendError(
                 f"the network gave NaN or Inf in block {block.index} (voxels {block.write}) at {self.job.setup.precision}; "
@@ -163,11 +176,11 @@ class Worker:
         out = np.empty(shape, self.job.layout.dtype)
         activation = self.job.model.spec.activation
         if self.job.kind == "labels":
-            halo.labels(final, out, activation)
+            self.tools.labels(final, out, activation)
         elif self.job.kind == "probabilities":
-            halo.probabilities(final, out, activation)
+            self.tools.probabilities(final, out, activation)
         else:
-            halo.logits(final, out)
+            self.tools.logits(final, out)
         return out
 
     def _write(self, task: Task, values: Array) -> None:
