@@ -181,11 +181,16 @@ def lines(work: Callable[[Job], None]) -> int:
     tree = ast.parse(textwrap.dedent(inspect.getsource(work)))
     occupied: set[int] = set()
     for statement in ast.walk(tree.body[0]):
-        if isinstance(statement, ast.stmt) and statement is not tree.body[0]:
+        if isinstance(statement, ast.stmt) and statement is not tree.body[0] and not _is_text(statement):
             last = statement.end_lineno or statement.lineno
             compound = getattr(statement, "body", None)
             occupied |= set(range(statement.lineno, (compound[0].lineno if compound else last + 1)))
     return len(occupied)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether it is a docstring."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def prepare(name: str, job: Job, case: Any, folder: Path) -> None:
