@@ -292,7 +292,7 @@ def _panel(axes: Any, rows: list[dict[str, Any]], x: str, y: str, unit: int) -> 
     axes.plot(places, [row["expected"][y] / unit for row in rows], "--", color="grey", label="expected")
     if x != "overlap":
         axes.set_xscale("log", base=2)
-    if y != "peak":
+    if y != "peak" or max(values) > 10 * min(values):
         axes.set_yscale("log")
     else:
         axes.set_ylim(0, None)

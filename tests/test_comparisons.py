@@ -30,8 +30,7 @@ def test_peers_that_are_there_agree_and_those_that_are_not_are_named(tmp_path):
     said = ran("peers/run.py", "--cases", "2D", "--only", *names, "--json", "rows.json", folder=tmp_path)
     rows = {row["contestant"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
     assert list(rows) == names
-    # the floor of MONAI's weights is that of the product over the axes, ours is one per axis: that tells in toy windows
-    assert rows["MONAI"]["agreement"] > 0.98
+    assert rows["MONAI"]["agreement"] > 0.9999
     # dask's blocks reflect the volume at its edges, where our windows are moved back
     assert 0.9 < rows["dask + OpenVINO"]["agreement"] <= 1
     assert rows["engine"]["times_ours"] == [1.0]

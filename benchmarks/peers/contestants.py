@@ -56,6 +56,7 @@ def monai(job: Job) -> None:
 
     image = torch.from_numpy(np.asarray(zarr.open_array(job.volume, mode="r")[...], np.float32) / 255)[None, None]
     infer = SlidingWindowInferer(job.window, sw_batch_size=4, overlap=0.5, mode="gaussian")
+    infer.roi_weight_map = job.extra
     with torch.inference_mode():
         labels = infer(image, job.module).argmax(1)[0].numpy().astype(np.uint8)
     zarr.create_array(job.out, data=labels, chunks=job.chunk)
@@ -197,7 +198,9 @@ def prepare(name: str, job: Job, case: Any, folder: Path) -> None:
     """Make what is neither the user's code nor the work: descriptions that trained models come with."""
     import scene
 
-    if name == "nnU-Net":
+    if name.startswith("MONAI"):
+        job.extra = scene.weights(case)
+    elif name == "nnU-Net":
         job.extra = scene.nnunet_plans(case)
     elif name == "bioimageio.core":
         job.extra = scene.bioimageio_model(case, job.onnx, min(case.window) // 4, folder)

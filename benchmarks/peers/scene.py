@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,15 @@ def _tile(ndim: int) -> np.ndarray:
 
 
 # --- what some peers need besides, and no user code is ---
+
+
+def weights(case: Case) -> Any:
+    """The Gaussian of a window with the floor that the engine gives each axis; MONAI's own has one floor for their product."""
+    import torch
+
+    from unet_engine.weights import profile
+
+    return torch.from_numpy(reduce(np.multiply.outer, [profile(n, "gaussian") for n in case.window])).float()
 
 
 def nnunet_plans(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
