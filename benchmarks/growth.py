@@ -238,14 +238,15 @@ def _table(rows: list[dict[str, Any]]) -> str:
     head = [lead, *keys, *(f"expected {k}" for k in expected)]
     lines = ["| " + " | ".join(head).replace("_", " ") + " |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [row[lead], *(row[k] for k in keys), *(row["expected"][k] for k in expected)]
-        lines.append("| " + " | ".join(map(_shown, cells)) + " |")
+        cells = [_shown(lead, row[lead]), *(_shown(k, row[k]) for k in keys)]
+        cells += [_shown(k, row["expected"][k]) for k in expected]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _shown(value: float) -> str:
-    if value >= 50 * MIB:
-        return f"{value / MIB:,.0f} Mi"
+def _shown(name: str, value: float) -> str:
+    if name in ("peak", "predicted"):
+        return f"{value / MIB:,.0f} MiB"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
