@@ -3,10 +3,11 @@
     python benchmarks/growth.py [--out growth.json] [--picture growth.png] [--only voxels classes overlap workers] [--quick]
     python benchmarks/growth.py --plot growth.json growth.png          draw again
 
-voxels    1 to 512 times 128³ (the same stored chunks again, as hard links), fake back end; law: seconds follow windows, memory follows
-          the plan until --memory bounds it
+voxels    1 to 512 times 128³ (the same stored chunks again, as hard links), fake back end; law: seconds a window as for the largest,
+          memory as planned, until --memory bounds it
 classes   2 to 512, fake back end; law: seconds are a straight line, memory is what the plan predicts
-overlap   0 to 0.75, a small real network; law: windows by the grid's rule, towards (1 / (1 − r))³; seconds follow windows
+overlap   0 to 0.75, a small real network; law: windows by the grid's rule, towards (1 / (1 − r))³; seconds a
+          window as for the most windows
 workers   1 to 64, simulated by `scaling.py`; law: windows a second follow workers
 
 Every run is a process of its own. What is measured is the seconds of the run without its start, and the peak memory of the process. Each
@@ -78,10 +79,10 @@ def voxels(args: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
         return {"voxels": prod(SMALL) * t, **_run(root, volumes[t], root / "net.fake.toml", "--memory", MEMORY)}
 
     rows = _in_turn(args, list(times), measure)
-    first = rows[0]
+    largest = rows[-1]
     for row in rows:
         row["expected"] = {
-            "seconds": row["windows"] * first["seconds"] / first["windows"],
+            "seconds": row["windows"] * largest["seconds"] / largest["windows"],
             "peak": row["predicted"],
             "windows": _windows(row["voxels"] ** (1 / 3), 0.5),
         }
@@ -120,13 +121,13 @@ def overlap(args: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
         return {"overlap": r, **_run(root, volume, model, "--overlap", str(r))}
 
     rows = _in_turn(args, list(values), measure)
-    first = rows[0]
+    first, largest = rows[0], rows[-1]
     for row in rows:
         windows = _windows(side, row["overlap"], 32)
         row["expected"] = {
             "windows": windows,
             "windows_at_infinity": first["windows"] / (1 - row["overlap"]) ** 3,
-            "seconds": windows * first["seconds"] / first["windows"],
+            "seconds": windows * largest["seconds"] / largest["windows"],
         }
     return rows
 
@@ -237,14 +238,15 @@ def _table(rows: list[dict[str, Any]]) -> str:
     head = [lead, *keys, *(f"expected {k}" for k in expected)]
     lines = ["| " + " | ".join(head).replace("_", " ") + " |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [row[lead], *(row[k] for k in keys), *(row["expected"][k] for k in expected)]
-        lines.append("| " + " | ".join(map(_shown, cells)) + " |")
+        cells = [_shown(lead, row[lead]), *(_shown(k, row[k]) for k in keys)]
+        cells += [_shown(k, row["expected"][k]) for k in expected]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _shown(value: float) -> str:
-    if value >= 50 * MIB:
-        return f"{value / MIB:,.0f} Mi"
+def _shown(name: str, value: float) -> str:
+    if name in ("peak", "predicted"):
+        return f"{value / MIB:,.0f} MiB"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
@@ -256,12 +258,12 @@ def plot(found: dict[str, list[dict[str, Any]]], picture: str) -> None:
     from matplotlib import pyplot
 
     panels = [
-        ("voxels", "voxels", "seconds", "time: windows × that of one", 1),
+        ("voxels", "voxels", "seconds", "time: per window that of the largest", 1),
         ("voxels", "voxels", "peak", "memory: the plan's prediction, MiB", MIB),
         ("classes", "classes", "seconds", "time: a straight line", 1),
         ("classes", "classes", "peak", "memory: the plan's prediction, MiB", MIB),
         ("overlap", "overlap", "windows", "windows: the grid's rule", 1),
-        ("overlap", "overlap", "seconds", "time: windows × that of one at 0", 1),
+        ("overlap", "overlap", "seconds", "time: per window that of 0.75", 1),
         ("workers", "workers", "windows_per_second", "windows/s: workers × one", 1),
     ]
     shown = [panel for panel in panels if panel[0] in found]
@@ -291,7 +293,7 @@ def _panel(axes: Any, rows: list[dict[str, Any]], x: str, y: str, unit: int) -> 
     axes.plot(places, [row["expected"][y] / unit for row in rows], "--", color="grey", label="expected")
     if x != "overlap":
         axes.set_xscale("log", base=2)
-    if y != "peak":
+    if y != "peak" or max(values) > 10 * min(values):
         axes.set_yscale("log")
     else:
         axes.set_ylim(0, None)

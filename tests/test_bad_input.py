@@ -52,7 +52,7 @@ def run(ramp, model):
 @pytest.mark.parametrize(
     ("option", "value", "word"),
     [
-        ("overlap", "abc", "not a valid float"),
+        ("overlap", "abc", "give a fraction from 0 to below 1, or auto"),
         ("overlap", "1", "less than 1"),
         ("overlap", "-0.1", "greater than or equal to 0"),
         ("overlap", "nan", "--overlap"),

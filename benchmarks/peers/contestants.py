@@ -56,6 +56,7 @@ def monai(job: Job) -> None:
 
     image = torch.from_numpy(np.asarray(zarr.open_array(job.volume, mode="r")[...], np.float32) / 255)[None, None]
     infer = SlidingWindowInferer(job.window, sw_batch_size=4, overlap=0.5, mode="gaussian")
+    infer.roi_weight_map = job.extra
     with torch.inference_mode():
         labels = infer(image, job.module).argmax(1)[0].numpy().astype(np.uint8)
     zarr.create_array(job.out, data=labels, chunks=job.chunk)
@@ -181,18 +182,25 @@ def lines(work: Callable[[Job], None]) -> int:
     tree = ast.parse(textwrap.dedent(inspect.getsource(work)))
     occupied: set[int] = set()
     for statement in ast.walk(tree.body[0]):
-        if isinstance(statement, ast.stmt) and statement is not tree.body[0]:
+        if isinstance(statement, ast.stmt) and statement is not tree.body[0] and not _is_text(statement):
             last = statement.end_lineno or statement.lineno
             compound = getattr(statement, "body", None)
             occupied |= set(range(statement.lineno, (compound[0].lineno if compound else last + 1)))
     return len(occupied)
 
 
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether it is a docstring."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
 def prepare(name: str, job: Job, case: Any, folder: Path) -> None:
     """Make what is neither the user's code nor the work: descriptions that trained models come with."""
     import scene
 
-    if name == "nnU-Net":
+    if name.startswith("MONAI"):
+        job.extra = scene.weights(case)
+    elif name == "nnU-Net":
         job.extra = scene.nnunet_plans(case)
     elif name == "bioimageio.core":
         job.extra = scene.bioimageio_model(case, job.onnx, min(case.window) // 4, folder)

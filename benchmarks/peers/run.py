@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--child", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     for hidden in ("--case", "--volume", "--onnx", "--out"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--times", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
         args.base = 4
@@ -89,11 +91,12 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
         import torch
 
         torch.set_num_threads(THREADS)
-        job.module = scene.network(case, args.base)
+        job.module = scene.load(case, args.base, str(Path(args.onnx).with_suffix(".pt")))
         if who.module == "compile":
-            job.module = torch.compile(job.module)
+            job.module = torch.compile(job.module, dynamic=False)
         with torch.inference_mode():
-            job.module(torch.zeros(4 if who.name != "nnU-Net" else 1, 1, *case.window))
+            for batch in {4, prod(case.counts[args.times]) % 4 or 4}:  # the last batch is compiled too
+                job.module(torch.zeros(batch, 1, *case.window))
     with tempfile.TemporaryDirectory() as folder:
         contestants.prepare(who.name, job, case, Path(folder))
         ready = time.perf_counter()
@@ -114,7 +117,7 @@ def _peak() -> int:
 def _compare(args: argparse.Namespace, case: scene.Case, times: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         root = Path(folder)
-        scene.export(case, args.base, root / "net.onnx")
+        scene.save(case, args.base, root)
         scene.volume(case, times, root / "volume.zarr")
         runs: dict[str, list[dict[str, Any]]] = {}
         for repeat in range(args.repeats):
@@ -123,13 +126,24 @@ def _compare(args: argparse.Namespace, case: scene.Case, times: int) -> list[dic
                 if len(case.window) not in who.axes:
                     continue
                 out = root / f"{list(CONTESTANTS).index(name)}-{repeat}.zarr"
-                runs.setdefault(name, []).append(_run(args, case, name, root, out))
+                runs.setdefault(name, []).append(_run(args, case, times, name, root, out))
                 print(f"{case.name} {times}x {name}: {_shown(runs[name][-1])}", file=sys.stderr, flush=True)
         return [_row(case, times, name, done, runs) for name, done in runs.items()]
 
 
-def _run(args: argparse.Namespace, case: scene.Case, name: str, root: Path, out: Path) -> dict[str, Any]:
-    command = [args.python, __file__, "--child", name, "--case", case.name, "--base", str(args.base)]
+def _run(args: argparse.Namespace, case: scene.Case, times: int, name: str, root: Path, out: Path) -> dict[str, Any]:
+    command = [
+        args.python,
+        __file__,
+        "--child",
+        name,
+        "--case",
+        case.name,
+        "--base",
+        str(args.base),
+        "--times",
+        str(times),
+    ]
     command += ["--volume", str(root / "volume.zarr"), "--onnx", str(root / "net.onnx"), "--out", str(out)]
     command += ["--quick"] if args.quick else []
     pinned = {f"{library}_NUM_THREADS": str(THREADS) for library in ("OMP", "MKL", "OPENBLAS")}

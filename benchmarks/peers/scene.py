@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import dataclass
-from math import prod
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +48,11 @@ TOY = {
 
 
 def network(case: Case, base: int) -> Any:
-    """The module with random weights, the same each time: logits (batch, classes, *window) of (batch, 1, *window).
-
-    The last bias is set so that no class wins everywhere: else any two outputs would agree.
-    """
+    """The module with random weights: logits (batch, classes, *window) of (batch, 1, *window)."""
     import torch
 
     torch.manual_seed(0)
-    module = (_nnunet if case.kind == "nnunet" else _unet)(case, base).eval()
-    image = _tile(len(case.window))[tuple(slice(w) for w in case.window)].astype(np.float32) / 255
-    with torch.inference_mode():
-        logits = module(torch.from_numpy(image)[None, None])
-    head = [
-        m
-        for m in module.modules()
-        if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)) and m.out_channels == case.classes
-    ][-1]
-    with torch.no_grad():
-        head.bias -= logits.mean(dim=(0, *range(2, logits.ndim))).clone()
-    return module
+    return (_nnunet if case.kind == "nnunet" else _unet)(case, base).eval()
 
 
 def _nnunet(case: Case, base: int) -> Any:
@@ -88,8 +76,10 @@ def _unet(case: Case, base: int) -> Any:
     return UNet(UNetConfig(dims=len(case.window), classes=case.classes, base=base, depth=depth, norm="batch"))
 
 
-def export(case: Case, base: int, path: Path) -> None:
-    """The network as an ONNX file that takes windows of the case's size."""
+def save(case: Case, base: int, folder: Path) -> None:
+    """The network as ``net.onnx``, which takes windows of the case's size, and its weights as ``net.pt``."""
+    import torch
+
     from unet_engine.spec import ModelSpec, Normalization
     from unet_export.onnx_export import export_onnx
 
@@ -98,7 +88,34 @@ def export(case: Case, base: int, path: Path) -> None:
         name=case.name, axes=case.axes, channels_in=1, channels_out=case.classes, window=case.window, window_min=case.window,
         window_step=none, margin=none, normalization=Normalization(mode="range", low=0, high=255),
     )  # fmt: skip
-    export_onnx(network(case, base), spec, path, dynamic=False)
+    module = network(case, base)
+    _balance(case, module)
+    torch.save(module.state_dict(), folder / "net.pt")
+    export_onnx(module, spec, folder / "net.onnx", dynamic=False)
+
+
+def load(case: Case, base: int, weights: str) -> Any:
+    """The module that `save` saved."""
+    import torch
+
+    module = network(case, base)
+    module.load_state_dict(torch.load(weights))
+    return module
+
+
+def _balance(case: Case, module: Any) -> None:
+    """Set the last bias so that no class wins everywhere: else any two outputs would agree."""
+    import torch
+
+    image = _tile(len(case.window))[tuple(slice(w) for w in case.window)].astype(np.float32) / 255
+    head = [
+        m
+        for m in module.modules()
+        if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)) and m.out_channels == case.classes
+    ][-1]
+    with torch.no_grad():
+        logits = module(torch.from_numpy(image)[None, None])
+        head.bias -= logits.mean(dim=(0, *range(2, logits.ndim)))
 
 
 def volume(case: Case, times: int, path: Path) -> None:
@@ -120,21 +137,28 @@ def volume(case: Case, times: int, path: Path) -> None:
 def _tile(ndim: int) -> np.ndarray:
     source = SHARED / ("em/volume.tif" if ndim == 3 else "sat/mosaic_4_image.tif")
     if source.exists():
-        import tifffile
+        with contextlib.suppress(ValueError):  # a compression that needs a package which is not there
+            import tifffile
 
-        image = np.asarray(tifffile.imread(source))
-        if image.ndim > ndim:  # channels, first or last
-            image = image[0] if image.shape[0] < image.shape[-1] else image[..., 0]
-        return image.astype(np.uint8) if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+            image = np.asarray(tifffile.imread(source))
+            if image.ndim > ndim:  # channels, first or last
+                image = image[0] if image.shape[0] < image.shape[-1] else image[..., 0]
+            return image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    print(f"{source} cannot be read: using noise", file=sys.stderr)
     side = (64,) * 3 if ndim == 3 else (512,) * 2
     return np.random.default_rng(0).integers(0, 255, side, dtype=np.uint8)
 
 
-def window_count(case: Case, times: int) -> int:
-    return prod(case.counts[times])
-
-
 # --- what some peers need besides, and no user code is ---
+
+
+def weights(case: Case) -> Any:
+    """The Gaussian of a window with the floor that the engine gives each axis; MONAI's own has one floor for their product."""
+    import torch
+
+    from unet_engine.weights import profile
+
+    return torch.from_numpy(reduce(np.multiply.outer, [profile(n, "gaussian") for n in case.window])).float()
 
 
 def nnunet_plans(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:

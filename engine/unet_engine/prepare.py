@@ -146,9 +146,11 @@ def _scaling(found: Survey) -> Scaling:
 
 
 def _warm_up(backend: Backend) -> float:
-    """One batch on every thread at once, so that the memory the network takes is taken, and its time: seconds per window."""
+    """A batch in every slot, all threads busy, so that the memory the network takes is taken, and its time: seconds per window.
+
+    With hundreds of classes the outputs of slots that were never used would be missing from the memory that is measured."""
     begun = time.perf_counter()
-    slots = range(backend.setup.threads)
+    slots = range(backend.slots)
     for slot in slots:
         backend.input(slot)[...] = 0
         backend.start(slot)

@@ -89,6 +89,16 @@ class Settings(BaseModel):
     strict: bool = False
     """Make every fallback an error."""
 
+    @field_validator("overlap", mode="before")
+    @classmethod
+    def _fraction(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value == "auto":
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("give a fraction from 0 to below 1, or auto") from None
+
     @field_validator("memory", mode="before")
     @classmethod
     def _bytes(cls, value: Any) -> Any:
