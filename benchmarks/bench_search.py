@@ -20,9 +20,10 @@ from typing import Any
 
 from unet_engine.bench.command import PLANE
 from unet_engine.bench.meter import Meter
+from unet_engine.bench.offer import Wanted, groups, setup_of
 from unet_engine.bench.search import Space, search
 from unet_engine.bench.space import Candidate, Field
-from unet_engine.bench.sweep import BARE_SHARE, Wanted, groups, setup_of
+from unet_engine.bench.sweep import BARE_SHARE
 from unet_engine.demo import SHAPE, shipped_model
 from unet_engine.model_file import open_model
 

@@ -17,12 +17,12 @@ import unet_engine
 from conftest import cli, fake_model, make_volume
 from unet_engine import charts
 from unet_engine.backends import library
-from unet_engine.bench import peak, sweep
+from unet_engine.bench import offer, peak
 from unet_engine.bench.meter import Meter, machine_limits
+from unet_engine.bench.offer import Wanted, allowed, setup_of, space_of
 from unet_engine.bench.page import page
 from unet_engine.bench.search import LEAST, Space, search
 from unet_engine.bench.space import Candidate, Field, Group, region
-from unet_engine.bench.sweep import Wanted, allowed, setup_of, space_of
 from unet_engine.demo import shipped_model
 from unet_engine.errors import UnetEngineError
 from unet_engine.model_file import open_model
@@ -190,7 +190,7 @@ def test_a_window_that_was_proved_is_tried():
 
 def test_int8_without_a_network_is_not_even_tried():
     model = open_model(shipped_model("cells_3d.onnx"))
-    assert "int8" not in {g.precision for g in sweep.groups(model, Wanted())}
+    assert "int8" not in {g.precision for g in offer.groups(model, Wanted())}
 
 
 # --- measuring ---
@@ -285,7 +285,7 @@ def test_the_page_stands_alone(measured):
 def test_an_unproved_precision_is_measured_and_not_proposed(tmp_path, tiny_onnx):
     """Only bf16 is asked for, and nothing has proved it: there are figures and no proposal, and no run."""
     pytest.importorskip("openvino")
-    if "bf16" not in sweep._known("openvino", "cpu"):
+    if "bf16" not in offer._known("openvino", "cpu"):
         pytest.skip("this processor does not compute in bf16")
     volume = make_volume(tmp_path / "scan.zarr", np.ones((32, 32, 32), np.uint8))
     options = [

@@ -103,18 +103,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 def command(outcome: Outcome, row: Row) -> str:
     """The command that runs the user's volume as `row` was."""
-    words = [
-        "unet-engine",
-        "run",
-        "--in",
-        outcome.volume,
-        "--model",
-        str(outcome.model.path),
-        *options_of(row.candidate),
-    ]
-    if outcome.field.overlap != 0.5:
-        words += ["--overlap", f"{outcome.field.overlap:g}"]
-    return shlex.join(words)
+    return shlex.join(["unet-engine", "run", "--in", outcome.volume, *outcome.options, *options_of(row.candidate)])
 
 
 # --- for people ---
