@@ -238,7 +238,7 @@ def measured(tmp_path_factory):
     volume = make_volume(folder / "scan.zarr", np.random.default_rng(0).integers(1, 200, (40, 44, 48), np.uint8))
     model = fake_model(folder, latency_ms=4)
     files = folder / "b.json", folder / "b.html"
-    said = cli("bench", "--model", model, "--in", volume, "--seconds", 10, "--json", files[0], "--html", files[1])
+    said = cli("bench", "--model", model, "--in", volume, "--seconds", 30, "--json", files[0], "--html", files[1])
     assert said.code == 0, said.err
     return said, json.loads(files[0].read_text()), files[1].read_text()
 
