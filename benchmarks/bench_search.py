@@ -44,6 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.every, args.rounds, args.searches, args.seconds, args.batches = 40, 1, 1, 8, "1"
+        args.model = args.model or str(shipped_model("cells_2d.onnx"))
     models = [args.model] if args.model else [str(shipped_model(f"cells_{n}d.onnx")) for n in (3, 2)]
     results = [_compare(model, args) for model in models]
     for found in results:

@@ -5,7 +5,10 @@ import json
 import math
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import unet_engine
-from conftest import cli, fake_model, make_volume
+from conftest import cli, environment, fake_model, make_volume
 from unet_engine import charts
 from unet_engine.backends import library
 from unet_engine.bench import offer, peak
@@ -238,7 +241,10 @@ def measured(tmp_path_factory):
     volume = make_volume(folder / "scan.zarr", np.random.default_rng(0).integers(1, 200, (40, 44, 48), np.uint8))
     model = fake_model(folder, latency_ms=4)
     files = folder / "b.json", folder / "b.html"
-    said = cli("bench", "--model", model, "--in", volume, "--seconds", 30, "--json", files[0], "--html", files[1])
+    options = ["--seconds", 30, "--batches", 1, "--json", files[0], "--html", files[1]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unet_engine.bench.sweep.REPEATS", 2)
+        said = cli("bench", "--model", model, "--in", volume, *options)
     assert said.code == 0, said.err
     return said, json.loads(files[0].read_text()), files[1].read_text()
 
@@ -370,3 +376,17 @@ def test_a_stacked_bar_is_as_long_as_its_parts():
     widths = [float(b.get("width")) for b in bars]
     assert widths[1] == pytest.approx(3 * widths[0], rel=0.01)
     assert widths[0] + widths[1] == pytest.approx(2 * widths[2], rel=0.01)
+
+
+# --- the scripts that measure all this ---
+
+
+@pytest.mark.slow
+def test_the_benchmarks_run_at_toy_size(tmp_path):
+    folder = Path(__file__).parents[1] / "benchmarks"
+    for name, words in (("profile_overhead.py", "profiled ÷ plain"), ("bench_search.py", "chosen ÷ best")):
+        command = [sys.executable, str(folder / name), "--quick", "--json", str(tmp_path / "figures.json")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment(), check=False)
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+        assert json.loads((tmp_path / "figures.json").read_text())

@@ -25,6 +25,13 @@ class Limits:
     why: str = ""
 
 
+def larger(one: Limits, other: Limits) -> Limits:
+    """The higher rates of two measurements of one device."""
+    flops = {p: max(one.flops.get(p, 0.0), other.flops.get(p, 0.0)) for p in {**one.flops, **other.flops}}
+    copied = max((b for b in (one.bytes, other.bytes) if b is not None), default=None)
+    return Limits(one.device, flops, copied, one.why or other.why)
+
+
 def facts(
     outcomes: Sequence[Outcome], limits: Sequence[Limits], machine: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
