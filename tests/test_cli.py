@@ -14,7 +14,7 @@ import zarr
 import unet_engine
 from conftest import COMMAND, begin, cli, command, environment, fake_model, make_volume, result_of
 
-COMMANDS = ["run", "plan", "finish", "info", "demo"]
+COMMANDS = ["run", "plan", "finish", "info", "demo", "bench"]
 HEAVY = {"torch", "tensorrt", "zarr", "zarrs", "openvino", "onnx", "onnxruntime", "numpy", "pydantic", "rich", "dask"}
 HELP_SECONDS = 0.3
 RESULT_KEYS = {

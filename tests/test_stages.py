@@ -283,9 +283,9 @@ def test_threads_have_tracks_of_their_own_and_those_of_one_name_share_one():
         thread.start()
         thread.join()
     work()
-    names = [track.name for track in recorder.snapshot(spans=True).tracks]
+    names = [track.name for track in recorder.snapshot(100).tracks]
     assert sorted(names) == sorted(["read_0", threading.current_thread().name])
-    assert len(recorder.snapshot(spans=True).tracks[0].spans) == 5
+    assert len(recorder.snapshot(100).tracks[0].spans) == 5
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=60))
@@ -323,6 +323,30 @@ def test_what_is_kept_of_a_long_run_is_spread_over_it_and_gaps_are_named():
     gaps = sum(e["dur"] for e in trace["traceEvents"] if e["name"] == tracing.LEFT_OUT)
     assert gaps == pytest.approx(20_000 * (1 - 0.8 / track.stride), rel=0.01)
     assert trace["otherData"]["totals"]["device"]["halo add"] == pytest.approx(0.016)
+
+
+def test_of_many_workers_each_sends_fewer_spans():
+    recorder = Stages()
+    work = recorder.timed(ADD, lambda: None, starts_group=True)
+    for _ in range(5000):
+        work()
+    [facts] = recorder.snapshot(256).tracks
+    assert 128 <= len(facts.spans) <= 256
+    assert all(group % facts.stride == 0 for *_, group in facts.spans)
+    assert facts.ns == tuple(recorder.track().ns)
+    [alone] = recorder.snapshot(1).tracks
+    assert len(alone.spans) <= 1
+    assert recorder.snapshot().tracks[0].spans == ()
+
+
+def test_a_trace_is_written_as_it_is_made(tmp_path):
+    recorder = Stages()
+    recorder.timed(ADD, lambda: None)()
+    processes = {"cpu": recorder.snapshot(10)}
+    place = tracing.Place.of(str(tmp_path / "t.json"), "out.zarr")
+    assert not place.trace.exists()
+    place.write(processes)
+    assert json.loads(place.trace.read_text()) == json.loads(json.dumps(tracing.trace(processes)))
 
 
 def test_snapshots_travel():

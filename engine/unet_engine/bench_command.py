@@ -36,8 +36,8 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     from rich.console import Console
 
     from unet_engine.bench.command import Request, bench
+    from unet_engine.bench.offer import Wanted
     from unet_engine.bench.page import write_page
-    from unet_engine.bench.sweep import Wanted
 
     wanted = Wanted(
         devices=_names(given["devices"]),

@@ -26,7 +26,8 @@ def stacked(rows: Mapping[str, Mapping[str, float]], names: Sequence[str], unit:
     rows: name of the row to the amounts of its parts, none negative
     unit: follows the amounts in the texts that a pointer brings up
     """
-    left, width, height, gap = 150, 560, 26, 12
+    width, height, gap = 560, 26, 12
+    left = 24 + round(7.2 * max((len(label) for label in rows), default=0))
     present = [name for name in names if any(row.get(name) for row in rows.values())]
     longest = max((sum(row.values()) for row in rows.values()), default=0) or 1
     marks, y = [], 6.0
@@ -92,10 +93,10 @@ def lines(found: Sequence[Line], axes: Axes) -> str:
     marks = [*_frame(axes, across, up, left, top, width, height)]
     for i, line in enumerate(found):
         stroke = COLOURS[i % len(COLOURS)]
+        dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         places = [(across.at(x), up.at(y)) for x, y in line.points]
         if line.joined and len(places) > 1:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            dash = ' stroke-dasharray="6 4"' if line.dashed else ""
             marks.append(f'<polyline points="{path}" fill="none" stroke="{stroke}" stroke-width="1.8"{dash}/>')
         for (x, _), (low, high) in zip(places, line.spread, strict=False):
             marks.append(
@@ -111,7 +112,8 @@ def lines(found: Sequence[Line], axes: Axes) -> str:
                     marks.append(f'<text x="{x + 6:.1f}" y="{y - 5:.1f}" {_FONT}>{html.escape(line.labels[k])}</text>')
         y0 = top + 10 + 18 * i
         marks.append(
-            f'<line x1="{left + width + 12}" x2="{left + width + 34}" y1="{y0}" y2="{y0}" stroke="{stroke}" stroke-width="3"/>'
+            f'<line x1="{left + width + 12}" x2="{left + width + 34}" y1="{y0}" y2="{y0}" stroke="{stroke}" stroke-width="3"'
+            f"{dash}/>"
             f'<text x="{left + width + 40}" y="{y0 + 4}" {_FONT}>{html.escape(line.name)}</text>'
         )
     longest = max(len(line.name) for line in found)

@@ -29,6 +29,10 @@ from unet_engine.layout import RUNS_IN_FLIGHT
 from unet_engine.plan import Index
 from unet_engine.remote import Label, Sealed, Ticket, Wanted
 from unet_engine.runs import Run, RunId, runs
+from unet_engine.stages import SPANS
+
+SPANS_IN_ALL = 2**18
+"""Spans of each kind of thread that all workers together send for a trace: some 50 MB in the client."""
 
 
 def run_dask(
@@ -60,7 +64,9 @@ def run_dask(
             while flow.in_flight:
                 _progress(flow, board, trouble)
             if job.profiled:
-                board.profiled(client.run(remote.profile, name, on_error="ignore"))
+                spans = min(SPANS, SPANS_IN_ALL // max(1, board.worker_count))
+                with suppress(Exception):  # all blocks are committed; what is missing then is only spans of the trace
+                    board.profiled(client.run(remote.profile, name, spans, on_error="ignore"))
         finally:
             flow.drop()
             with suppress(Exception):  # the workers or the scheduler may be gone

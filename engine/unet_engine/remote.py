@@ -207,10 +207,10 @@ def close(name: str, dask_worker: Any) -> None:
         _close([key for key in _stations if key == (dask_worker.address, name)])
 
 
-def profile(name: str, dask_worker: Any) -> Snapshot | None:
-    """Where the time of this worker went in a run, with the spans for a trace. To be called through `Client.run`."""
+def profile(name: str, spans: int, dask_worker: Any) -> Snapshot | None:
+    """Where the time of this worker went in a run, with `spans` of each thread for a trace. To be called through `Client.run`."""
     here = _stations.get((dask_worker.address, name))
-    return here.worker.stages.snapshot(spans=True) if here and here.worker.stages else None
+    return here.worker.stages.snapshot(spans) if here and here.worker.stages else None
 
 
 # --- planning ---

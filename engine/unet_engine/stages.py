@@ -91,8 +91,13 @@ class Track:
     def _thin(self) -> None:
         while len(self.spans) > _WIDTH * SPANS // 2:
             self.stride *= 2
-            rows = zip(*[iter(self.spans)] * _WIDTH, strict=True)
-            self.spans = array("q", (x for row in rows if row[3] % self.stride == 0 for x in row))
+            self.spans = _every(self.stride, self.spans)
+
+
+def _every(stride: int, spans: array[int]) -> array[int]:
+    """The spans of every so many-th group."""
+    rows = zip(*[iter(spans)] * _WIDTH, strict=True)
+    return array("q", (x for row in rows if row[3] % stride == 0 for x in row))
 
 
 @dataclass(frozen=True)
@@ -199,17 +204,21 @@ class Stages:
 
         return call
 
-    def snapshot(self, *, spans: bool = False) -> Snapshot:
-        """What was done so far, with the `spans` for a trace or with totals alone."""
-        tracks = tuple(
-            TrackFacts(name, track.home, tuple(track.ns), self._absolute(track) if spans else (), track.stride)
-            for name, track in list(self._tracks.items())
-        )
+    def snapshot(self, spans: int = 0) -> Snapshot:
+        """What was done so far, with at most so many `spans` of each track for a trace."""
+        tracks = tuple(self._facts(name, track, spans) for name, track in list(self._tracks.items()))
         return Snapshot(self._epoch + self._begun, self._epoch + time.perf_counter_ns(), tracks)
 
-    def _absolute(self, track: Track) -> tuple[tuple[int, int, int, int], ...]:
-        rows = zip(*[iter(track.spans[:])] * _WIDTH, strict=True)
-        return tuple((stage, begun + self._epoch, ended + self._epoch, group) for stage, begun, ended, group in rows)
+    def _facts(self, name: str, track: Track, limit: int) -> TrackFacts:
+        kept, stride = track.spans[:] if limit else array("q"), track.stride
+        while len(kept) > _WIDTH * limit and stride <= track.group:
+            stride *= 2
+            kept = _every(stride, kept)
+        rows = zip(*[iter(kept[: _WIDTH * limit])] * _WIDTH, strict=True)
+        absolute = tuple(
+            (stage, begun + self._epoch, ended + self._epoch, group) for stage, begun, ended, group in rows
+        )
+        return TrackFacts(name, track.home, tuple(track.ns), absolute, stride)
 
 
 def as_dict(snapshot: Snapshot) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from unet_engine.job import Counters
 from unet_engine.plan import Index
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.settings import Settings
-from unet_engine.stages import Snapshot
+from unet_engine.stages import SPANS, Snapshot
 from unet_engine.survey import check_output, survey
 from unet_engine.worker import Worker
 
@@ -124,7 +124,7 @@ class LocalTeam:
                 worker.stages.restart()
         run_local(self._workers, pending)
         self._profile = {
-            worker.job.setup.device: worker.stages.snapshot(spans=True) for worker in self._workers if worker.stages
+            worker.job.setup.device: worker.stages.snapshot(SPANS) for worker in self._workers if worker.stages
         }
 
     def profile(self) -> dict[str, Snapshot]:

@@ -77,18 +77,24 @@ def bars(stages: Mapping[str, Mapping[str, float]]) -> str:
 
 def trace(processes: Mapping[str, Snapshot]) -> dict[str, Any]:
     """A trace as a JSON object; the first process began at time 0. On every track the outermost events follow one another without a gap."""
+    return {"traceEvents": list(events(processes)), **_AROUND, "otherData": {"totals": totals(processes)}}
+
+
+_AROUND = {"displayTimeUnit": "ms"}
+
+
+def events(processes: Mapping[str, Snapshot]) -> Iterator[dict[str, Any]]:
+    """The events of `trace`, one after the other: all of a large trace at once would be hundreds of megabytes."""
     zero = min((snapshot.begun for snapshot in processes.values()), default=0)
-    events: list[dict[str, Any]] = []
     for pid, (name, snapshot) in enumerate(processes.items(), 1):
-        events.append(_named("process_name", name, pid, 0))
+        yield _named("process_name", name, pid, 0)
         for tid, track in enumerate(snapshot.tracks, 1):
-            events.append(_named("thread_name", f"{role(track)}: {track.name}", pid, tid))
+            yield _named("thread_name", f"{role(track)}: {track.name}", pid, tid)
             for label, begun, ended in _filled(snapshot, track):
-                events.append(
-                    {"ph": "X", "name": label, "cat": role(track), "ts": (begun - zero) / 1e3, "dur": (ended - begun) / 1e3,
-                     "pid": pid, "tid": tid}
-                )  # fmt: skip
-    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"totals": totals(processes)}}
+                yield {
+                    "ph": "X", "name": label, "cat": role(track), "ts": (begun - zero) / 1e3, "dur": (ended - begun) / 1e3,
+                    "pid": pid, "tid": tid,
+                }  # fmt: skip
 
 
 def _named(kind: str, name: str, pid: int, tid: int) -> dict[str, Any]:
@@ -154,7 +160,11 @@ class Place:
         """Write both files and return their paths. Raises `OutputError`."""
         try:
             with self.trace.open("w", encoding="utf-8") as file:
-                json.dump(trace(processes), file, separators=(",", ":"))
+                file.write('{"traceEvents":[')
+                for i, event in enumerate(events(processes)):
+                    file.write(("," if i else "") + "\n" + json.dumps(event, separators=(",", ":")))
+                rest = {**_AROUND, "otherData": {"totals": totals(processes)}}
+                file.write("\n]," + json.dumps(rest, separators=(",", ":"))[1:] + "\n")
             self.bars.write_text(bars(totals(processes)), encoding="utf-8")
         except OSError as error:
             raise OutputError(

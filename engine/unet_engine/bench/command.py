@@ -5,8 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,14 +16,15 @@ import zarr
 
 from unet_engine import machine
 from unet_engine.bench.meter import machine_limits
-from unet_engine.bench.report import Limits, facts
+from unet_engine.bench.offer import PRECISIONS, Wanted, devices, groups, space_of
+from unet_engine.bench.report import Limits, facts, larger
 from unet_engine.bench.space import Field
-from unet_engine.bench.sweep import PRECISIONS, Subject, Wanted, devices, groups, space_of, sweep
+from unet_engine.bench.sweep import Subject, sweep
 from unet_engine.demo import SEED, SHAPE, shipped_model
 from unet_engine.errors import SettingsError
 from unet_engine.model_file import ModelFile, open_model
 from unet_engine.survey import check_volume
-from unet_engine.volume import Volume, open_volume
+from unet_engine.volume import open_volume
 
 SECONDS = 60.0
 LEAST_SECONDS = 10.0
@@ -51,20 +51,45 @@ def bench(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
     begun = time.perf_counter()
     if (request.model is None) != (request.input is None):
         raise SettingsError("--model and --in belong together; give both, or neither for the demo models")
-    with _subjects(request, tell) as subjects:
-        least = LEAST_SECONDS * len(subjects)
-        if request.seconds < least:
-            raise SettingsError(
-                f"--seconds {request.seconds:g} is too short: {len(subjects)} model(s) take {least:g} at least"
-            )
-        for subject in subjects:  # what makes no sense is said before minutes are spent on what does
-            space_of(
-                subject.model, Field(subject.model.spec, subject.volume.shape, request.wanted.overlap), request.wanted
-            )
-        limits = [_limits(device, subjects, request, tell) for device in devices(request.wanted)]
-        left = request.seconds - (time.perf_counter() - begun)
-        outcomes = [sweep(s, request.wanted, s.share * left, tell) for s in subjects]
+    demos = [] if request.model else _demos(request)
+    least = LEAST_SECONDS * max(1, len(demos))
+    if request.seconds < least:
+        raise SettingsError(
+            f"--seconds {request.seconds:g} is too short; give {least:g} at least, {LEAST_SECONDS:g} for each model"
+        )
+    for demo in demos:  # what makes no sense is said before anything is made
+        space_of(demo.model, Field(demo.model.spec, demo.mirrored, request.wanted.overlap), request.wanted)
+    with tempfile.TemporaryDirectory(prefix="unet-engine-bench-") as folder:
+        subjects = [demo.subject(Path(folder), request, tell) for demo in demos] or [_own(request)]
+        asked = time.perf_counter()
+        before = [_limits(device, subjects, request, tell) for device in devices(request.wanted)]
+        left = request.seconds - (time.perf_counter() - begun) - (time.perf_counter() - asked)
+        whole = sum(s.share for s in subjects)
+        outcomes = [sweep(s, request.wanted, s.share / whole * left, tell) for s in subjects]
+        # once more, as the machine may have been busy with something else: of a peak, the larger one is meant
+        after = [_limits(device, subjects, request, tell) for device in devices(request.wanted)]
+        limits = [larger(*pair) for pair in zip(before, after, strict=True)]
         return facts(outcomes, limits, _machine(), time.perf_counter() - begun)
+
+
+def _own(request: Request) -> Subject:
+    """The user's model and volume."""
+    assert request.model is not None
+    assert request.input is not None
+    # a window that only a foreign ONNX needs to be told may be the one to sweep
+    model = open_model(request.model, request.wanted.windows[0] if request.wanted.windows else None)
+    volume = open_volume(request.input, request.axes)
+    check_volume(volume, model, [])
+    space_of(model, Field(model.spec, volume.shape, request.wanted.overlap), request.wanted)
+    return Subject(model.spec.name, model, volume, _options(request, model), request.input)
+
+
+def _options(request: Request, model: ModelFile) -> tuple[str, ...]:
+    options = ["--model", str(model.path)]
+    options += ["--overlap", f"{request.wanted.overlap:g}"] if request.wanted.overlap != 0.5 else []
+    options += ["--axes", request.axes] if request.axes else []
+    options += ["--threads", str(request.wanted.threads)] if request.wanted.threads else []
+    return tuple(options)
 
 
 def _limits(device: str, subjects: Sequence[Subject], request: Request, tell: Callable[[str], None]) -> Limits:
@@ -74,50 +99,44 @@ def _limits(device: str, subjects: Sequence[Subject], request: Request, tell: Ca
     return Limits(device, found["flops"], found["bytes"], found.get("why", ""))
 
 
-@contextmanager
-def _subjects(request: Request, tell: Callable[[str], None]) -> Iterator[list[Subject]]:
-    if request.model and request.input:
-        # a window that only a foreign ONNX needs to be told may be the one to sweep
-        model = open_model(request.model, request.wanted.windows[0] if request.wanted.windows else None)
-        volume = open_volume(request.input, request.axes)
-        check_volume(volume, model, [])
-        yield [_subject(model.spec.name, model, volume, request, request.input, 1.0)]
-        return
-    with tempfile.TemporaryDirectory(prefix="unet-engine-bench-") as folder:
-        yield list(_demos(Path(folder), request, tell))
+@dataclass(frozen=True)
+class _Demo:
+    """A shipped network, and a volume as `demo` makes it."""
 
+    model: ModelFile
+    shape: tuple[int, ...]
+    """Of the tissue that is made: (z, y, x)."""
+    share: float
 
-def _demos(root: Path, request: Request, tell: Callable[[str], None]) -> Iterator[Subject]:
-    """The shipped networks with volumes as `demo` makes them. With ``--windows`` only those that take such windows."""
-    from unet_export.tissue import make_tissue
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """Of the volume, in the model's axes."""
+        n = len(self.model.spec.axes)
+        return tuple(size * MIRRORED[n] for size in self.shape[-n:])
 
-    rank = {len(w) for w in request.wanted.windows}
-    demos = [("cells_3d", SHAPE, 0.6), ("cells_2d", PLANE, 0.4)]
-    kept = [(name, shape, share) for name, shape, share in demos if not rank or (3 if shape[0] > 1 else 2) in rank]
-    if not kept or len(rank) > 1:
-        raise SettingsError("--windows: the demo models take two or three sizes, all windows as many, e.g. 64,64,64")
-    for name, shape, share in kept:
+    def subject(self, folder: Path, request: Request, tell: Callable[[str], None]) -> Subject:
+        from unet_export.tissue import make_tissue
+
+        name, axes = self.model.spec.name, self.model.spec.axes
         tell(f"making synthetic tissue for {name}")
-        image, _ = make_tissue(shape, SEED)
-        path = root / f"{name}.zarr"
-        flat = image[0] if shape[0] == 1 else image
-        flat = np.pad(flat, [(0, n * (MIRRORED[flat.ndim] - 1)) for n in flat.shape], mode="symmetric")
-        names = "zyx"[-flat.ndim :]
-        zarr.create_array(
-            path,
-            data=flat,
-            chunks=tuple(min(256 if flat.ndim == 2 else 64, n) for n in flat.shape),
-            dimension_names=list(names),
+        image, _ = make_tissue(self.shape, SEED)
+        image = image.reshape(self.shape[-len(axes) :])
+        image = np.pad(
+            image, [(0, large - n) for large, n in zip(self.mirrored, image.shape, strict=True)], mode="symmetric"
         )
-        model = open_model(shipped_model(f"{name}.onnx"))
-        yield _subject(name, model, open_volume(str(path)), request, "SCAN.zarr", share / sum(s for *_, s in kept))
+        path, chunk = str(folder / f"{name}.zarr"), 256 if len(axes) == 2 else 64
+        zarr.create_array(path, data=image, chunks=(chunk,) * len(axes), dimension_names=list(axes))
+        return Subject(name, self.model, open_volume(path), _options(request, self.model), "SCAN.zarr", self.share)
 
 
-def _subject(name: str, model: ModelFile, volume: Volume, request: Request, shown: str, share: float) -> Subject:
-    options = ["--in", volume.path, "--model", str(model.path), "--overlap", f"{request.wanted.overlap:g}"]
-    options += ["--axes", request.axes] if request.axes else []
-    options += ["--threads", str(request.wanted.threads)] if request.wanted.threads else []
-    return Subject(name, model, volume, tuple(options), shown, share)
+def _demos(request: Request) -> list[_Demo]:
+    """Both of them; where windows are given, the one whose windows have as many sizes."""
+    ranks = {len(w) for w in request.wanted.windows}
+    if len(ranks) > 1:
+        raise SettingsError("--windows: some have two sizes and some three; give windows of one model, e.g. 64,64,64")
+    demos = [("cells_3d.onnx", SHAPE, 0.6), ("cells_2d.onnx", PLANE, 0.4)]
+    found = [_Demo(open_model(shipped_model(name)), shape, share) for name, shape, share in demos]
+    return [demo for demo in found if not ranks or len(demo.model.spec.axes) in ranks]
 
 
 def _machine() -> dict[str, Any]:

@@ -156,7 +156,7 @@ def stage_bars(sweep: dict[str, Any]) -> str:
     for row in sweep["rows"]:
         if row["end_to_end"] and (stages := row["end_to_end"]["stages"]):
             device = {name: v for name, v in stages["device"].items() if name != "threads"}
-            rows[f"{row['precision']} {times(row['window'])}"] = device
+            rows[f"{_label(row)} {times(row['window'])}"] = device
     return charts.stacked(rows, NAMES, "s") if rows else ""
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 SIDE = 1024
 """Of the square matrices: 2.1 GFLOP, and larger than what caches of a core hold."""
-SECONDS = 0.5
+SECONDS = 0.4
 """How long each rate is measured, after a warm-up; the best of `ROUNDS` counts, as a peak is meant."""
-ROUNDS = 3
+ROUNDS = 2
 COPIED = 2**26
 """Bytes that each thread copies at once: more than caches hold."""
 

@@ -25,6 +25,13 @@ class Limits:
     why: str = ""
 
 
+def larger(one: Limits, other: Limits) -> Limits:
+    """The higher rates of two measurements of one device."""
+    flops = {p: max(one.flops.get(p, 0.0), other.flops.get(p, 0.0)) for p in {**one.flops, **other.flops}}
+    copied = max((b for b in (one.bytes, other.bytes) if b is not None), default=None)
+    return Limits(one.device, flops, copied, one.why or other.why)
+
+
 def facts(
     outcomes: Sequence[Outcome], limits: Sequence[Limits], machine: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
@@ -103,18 +110,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 def command(outcome: Outcome, row: Row) -> str:
     """The command that runs the user's volume as `row` was."""
-    words = [
-        "unet-engine",
-        "run",
-        "--in",
-        outcome.volume,
-        "--model",
-        str(outcome.model.path),
-        *options_of(row.candidate),
-    ]
-    if outcome.field.overlap != 0.5:
-        words += ["--overlap", f"{outcome.field.overlap:g}"]
-    return shlex.join(words)
+    return shlex.join(["unet-engine", "run", "--in", outcome.volume, *outcome.options, *options_of(row.candidate)])
 
 
 # --- for people ---

@@ -115,11 +115,11 @@ def _between_windows(space: Space, found: Found, best: Candidate) -> list[Candid
 
 
 def _halve(run: _Rounds, found: Found, left: list[Candidate]) -> None:
-    while left:
-        left = kept(found, left, ceil(len(left) / 2))
+    count = len(left)
+    while count > 1 and not run.over_time:
+        count = ceil(count / 2)
+        left = kept(found, left, count)
         run.over(left)
-        if len(left) <= 2 or run.over_time:
-            break
     while left and not run.over_time and min(len(found.samples[c]) for c in left) < LEAST:
         run.over(left)
 

@@ -10,19 +10,16 @@ from dataclasses import dataclass
 from math import prod
 
 from unet_engine import machine
-from unet_engine.backends import BACKENDS, Setup, choose_backend
 from unet_engine.bench.meter import Meter
-from unet_engine.bench.search import Found, Space, search
-from unet_engine.bench.space import Candidate, Field, Group, Window, region
+from unet_engine.bench.offer import RUNNABLE_BATCHES, Wanted, allowed, choice_of, setup_of, space_of
+from unet_engine.bench.search import Found, search
+from unet_engine.bench.space import Candidate, Field, region
 from unet_engine.bench.whole import Whole, run_whole
 from unet_engine.box import Box
-from unet_engine.errors import BackendError, PlanError, SettingsError
+from unet_engine.errors import PlanError
 from unet_engine.model_file import ModelFile
-from unet_engine.precision import Choice, choose
-from unet_engine.settings import Settings
 from unet_engine.volume import Volume
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 FINALISTS = 2
 REPEATS = 3
 """Runs from end to end of each finalist, if time allows."""
@@ -39,19 +36,6 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the user leaves of the sweep. Empty: all there is."""
-
-    devices: tuple[str, ...] = ()
-    backends: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ()
-    windows: tuple[Window, ...] = ()
-    batches: tuple[int, ...] = ()
-    overlap: float = 0.5
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
 class Subject:
     """A model and a volume to sweep."""
 
@@ -59,7 +43,7 @@ class Subject:
     model: ModelFile
     volume: Volume
     options: tuple[str, ...]
-    """What ``run`` needs beside what is swept: the input, the model, and what the user gave."""
+    """What ``run`` needs beside the input and what is swept: the model, and what the user gave."""
     shown: str
     """The volume as the proposed command names it."""
     share: float = 1.0
@@ -113,6 +97,9 @@ class Outcome:
     name: str
     model: ModelFile
     volume: str
+    """As the proposed command names it."""
+    options: tuple[str, ...]
+    """Of that command, beside the input and what was swept."""
     field: Field
     rows: list[Row]
     best: Row | None
@@ -124,116 +111,6 @@ class Outcome:
     def worth(self, row: Row) -> float | None:
         """Voxels of the whole volume per second, bare."""
         return None if row.bare is None else self.field.rate(row.candidate.window, row.bare)
-
-
-# --- what there is to try ---
-
-
-def devices(wanted: Wanted) -> tuple[str, ...]:
-    """The devices of this machine, or those asked for. Raises `BackendError` where one is missing."""
-    there = ("cpu", *(f"cuda:{i}" for i in range(machine.gpu_count())))
-    for device in wanted.devices:
-        if device not in there:
-            raise BackendError(f"--devices {device}: this machine has {', '.join(there)}; name some of them")
-    return wanted.devices or there
-
-
-def groups(model: ModelFile, wanted: Wanted) -> tuple[Group, ...]:
-    """Every way to compute the model here: what is installed, runs the format and knows the precision, as far as can be told unloaded."""
-    for name in wanted.backends:
-        if name not in BACKENDS:
-            raise BackendError(f"there is no back end {name!r}; use one of {', '.join(BACKENDS)}")
-    for name in wanted.precisions:
-        if name not in PRECISIONS:
-            raise SettingsError(f"--precision {name!r} is none; use some of {', '.join(PRECISIONS)}")
-    found = []
-    for device in devices(wanted):
-        for backend in wanted.backends or BACKENDS:
-            if model.format not in BACKENDS[backend]:
-                continue
-            try:
-                choose_backend(model, device.partition(":")[0], backend)
-            except BackendError:
-                if wanted.backends:
-                    raise
-                continue
-            found += [
-                Group(device, backend, p)
-                for p in wanted.precisions or PRECISIONS
-                if p in _known(backend, device) and (p != "int8" or _attached(model, backend))
-            ]
-    if not found:
-        raise SettingsError(
-            f"nothing is left to sweep for {model.path.name} ({model.format}) on {', '.join(devices(wanted))}; "
-            "leave out --devices, --backend or --precision"
-        )
-    return tuple(found)
-
-
-def _known(backend: str, device: str) -> tuple[str, ...]:
-    """Precisions that a back end computes in on this device without being told a network for it."""
-    if backend == "openvino":
-        from unet_engine.backends.openvino import precisions
-
-        return precisions(device)
-    if backend == "pytorch":
-        return ("fp32", "bf16", "fp16") if device.startswith("cuda") else ("fp32", "bf16")
-    return PRECISIONS if backend == "tensorrt" else ("fp32",)
-
-
-def _attached(model: ModelFile, backend: str) -> bool:
-    return any(v.backend == backend and v.precision == "int8" and v.network for v in model.verdicts)
-
-
-def choice_of(model: ModelFile, candidate: Candidate) -> Choice:
-    """How the candidate is computed. `Choice.proved` says whether a run may, or it is fp32; the gate itself is only asked, never passed by."""
-    group = candidate.group
-    try:
-        return choose(model, group.backend, group.device, group.precision, candidate.window)
-    except BackendError as refused:
-        judged = [v for v in model.verdicts if v.backend == group.backend and v.precision == group.precision]
-        network, rest = (judged[-1].network, judged[-1].rest) if judged else (None, "fp32")
-        return Choice(group.precision, network, rest, str(refused))
-
-
-def allowed(model: ModelFile, candidate: Candidate) -> bool:
-    """Whether `run` takes it as proved."""
-    return candidate.batch in RUNNABLE_BATCHES and (
-        candidate.group.precision == "fp32" or choice_of(model, candidate).proved is not None
-    )
-
-
-RUNNABLE_BATCHES: Sequence[int] = range(1, 1025) if "batch" in Settings.model_fields else (1,)
-"""Batches that a run can be told to use."""
-
-
-def setup_of(model: ModelFile, wanted: Wanted, candidate: Candidate) -> Setup:
-    choice = choice_of(model, candidate)
-    threads = 1 if candidate.group.device.startswith("cuda") else wanted.threads or machine.cpu_count()
-    return Setup(
-        model,
-        candidate.window,
-        candidate.group.device,
-        choice.precision,
-        choice.network,
-        choice.rest,
-        threads,
-        candidate.batch,
-    )
-
-
-def space_of(model: ModelFile, where: Field, wanted: Wanted) -> Space:
-    """Raises `SettingsError`, `ModelError` or `BackendError` where nothing is left to try."""
-    for window in wanted.windows:
-        model.spec.check_window(window)
-    proved = [v.window for v in model.verdicts if v.passed]
-    windows = wanted.windows or tuple(dict.fromkeys([*where.ladder(), *filter(where.fits, proved)]))
-    # batches help where a window alone leaves a device idle; more would only take memory on a CPU
-    batches = wanted.batches or ((1, 4) if all(g.device == "cpu" for g in groups(model, wanted)) else (1, 4, 16))
-    return Space(groups(model, wanted), windows, batches, lambda c: allowed(model, c), refine=not wanted.windows)
-
-
-# --- the sweep ---
 
 
 def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outcome:
@@ -249,7 +126,9 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
         )
         found = search(space, where, meter, lambda: time.perf_counter() - begun > BARE_SHARE * seconds, meter.load)
         rows = [_row(model, c, found, meter) for c in (*found.best(), *meter.failed)]
-        outcome = Outcome(name, model, subject.shown, where, rows, None, str(region(where, space.windows[0], 1)))
+        outcome = Outcome(
+            name, model, subject.shown, subject.options, where, rows, None, str(region(where, space.windows[0], 1))
+        )
         if not found.samples:
             why = "; ".join(dict.fromkeys(meter.failed.values()))
             raise PlanError(
@@ -259,7 +138,7 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
         meter.close(but=[row.candidate for row in finalists])
         if finalists:
             left = seconds - (time.perf_counter() - begun)
-            _run_finalists(outcome, finalists, meter, left, subject.options, tell)
+            _run_finalists(outcome, finalists, meter, left, ["--in", volume.path, *subject.options], tell)
     outcome.best = max((r for r in rows if r.end_to_end), key=lambda r: score(outcome, r), default=None)
     outcome.notes = list(_notes(outcome))
     outcome.seconds = time.perf_counter() - begun

@@ -1,0 +1,118 @@
+"""How good is what ``unet-engine bench`` chooses? Its search against an exhaustive sweep of the same configurations, in the same run.
+
+    python benchmarks/bench_search.py [--model net.onnx] [--shape Z,Y,X] [--backend openvino] [--precision fp32] [--batches 1,4]
+                                      [--every 2] [--rounds 3] [--searches 3] [--seconds 30] [--json FILE] [--quick]
+
+The sweep measures every window between half and twice the model's own that has about its shape (each ``--every``-th of them), with every
+batch, one measurement of each per round; between its rounds the search runs, with the time that `bench` would give it. The choice is then
+looked up in the sweep: ratio = voxels per second of the choice ÷ those of the best, both medians of the sweep. The noise of the method: the
+same ratio for a choice made by the first round of the sweep itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from unet_engine.bench.command import PLANE
+from unet_engine.bench.meter import Meter
+from unet_engine.bench.offer import Wanted, groups, setup_of
+from unet_engine.bench.search import Space, search
+from unet_engine.bench.space import Candidate, Field
+from unet_engine.bench.sweep import BARE_SHARE
+from unet_engine.demo import SHAPE, shipped_model
+from unet_engine.model_file import open_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="default: the demo models, 3D and 2D")
+    parser.add_argument("--shape", help="of the volume windows are counted on; default: that of bench")
+    parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--batches", default="1,4")
+    parser.add_argument("--every", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--searches", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--json")
+    parser.add_argument("--quick", action="store_true", help="a few windows, one round, one search")
+    args = parser.parse_args()
+    if args.quick:
+        args.every, args.rounds, args.searches, args.seconds, args.batches = 40, 1, 1, 8, "1"
+        args.model = args.model or str(shipped_model("cells_2d.onnx"))
+    models = [args.model] if args.model else [str(shipped_model(f"cells_{n}d.onnx")) for n in (3, 2)]
+    results = [_compare(model, args) for model in models]
+    for found in results:
+        ratios = found["ratios"]
+        print(
+            f"{found['model']}: {found['configurations']} configurations, best {found['best']}; chosen ÷ best "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) in {len(ratios)} searches of {args.seconds:g} s, "
+            f"{statistics.median(found['measurements']):.0f} measurements each; by one round of the sweep {found['one_round']:.3f}"
+        )
+        print(f"  chosen: {', '.join(found['chosen'])}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _compare(path: str, args: argparse.Namespace) -> dict[str, Any]:
+    model = open_model(path)
+    planes = len(model.spec.axes) == 2
+    shape = tuple(map(int, args.shape.split(","))) if args.shape else _demo_shape(planes)
+    where = Field(model.spec, shape)
+    wanted = Wanted(("cpu",), (args.backend,), (args.precision,))
+    batches = tuple(map(int, args.batches.split(",")))
+    windows = dict.fromkeys([*where.ladder(), *where.finer()[:: args.every]])
+    space = Space(groups(model, wanted), where.ladder(), batches, lambda _: True)
+    everything = [Candidate(space.groups[0], w, b) for w in windows for b in batches]
+    samples: dict[Candidate, list[float]] = {}
+    chosen, measurements = [], []
+    with Meter(lambda c: setup_of(model, wanted, c), least_rate=0.0) as meter:
+        for turn in range(max(args.rounds, args.searches)):
+            for candidate in everything if turn < args.rounds else []:
+                if rate := meter(candidate):
+                    samples.setdefault(candidate, []).append(rate)
+            if turn < args.searches:
+                choice, count = _searched(model, wanted, where, space, args.seconds)
+                chosen.append(choice)
+                measurements.append(count)
+        for candidate in dict.fromkeys(chosen):  # sizes that the sweep left out
+            while len(samples.get(candidate, ())) < args.rounds and (rate := meter(candidate)):
+                samples.setdefault(candidate, []).append(rate)
+    worth = {c: where.rate(c.window, statistics.median(rates)) for c, rates in samples.items()}
+    best = max(worth, key=lambda c: worth[c])
+    first = max(samples, key=lambda c: where.rate(c.window, samples[c][0]))
+    return {
+        "model": model.spec.name,
+        "shape": list(shape),
+        "configurations": len(everything),
+        "best": str(best),
+        "chosen": [str(c) for c in chosen],
+        "ratios": [worth[c] / worth[best] for c in chosen],
+        "one_round": worth[first] / worth[best],
+        "measurements": measurements,
+        "voxels_per_second": {str(c): v for c, v in sorted(worth.items(), key=lambda item: -item[1])},
+    }
+
+
+def _searched(model: Any, wanted: Wanted, where: Field, space: Space, seconds: float) -> tuple[Candidate, int]:
+    """What the search chooses with processes of its own, and how often it measured."""
+    begun = time.perf_counter()
+    with Meter(lambda c: setup_of(model, wanted, c), least_rate=0.0) as meter:
+        found = search(space, where, meter, lambda: time.perf_counter() - begun > BARE_SHARE * seconds, meter.load)
+    return found.best()[0], sum(map(len, found.samples.values()))
+
+
+def _demo_shape(planes: bool) -> tuple[int, ...]:  # noqa: FBT001
+    from unet_engine.bench.command import MIRRORED
+
+    own = PLANE[1:] if planes else SHAPE
+    return tuple(n * MIRRORED[len(own)] for n in own)
+
+
+if __name__ == "__main__":
+    main()
