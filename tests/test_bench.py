@@ -219,6 +219,8 @@ def test_what_is_too_slow_to_be_run_is_left_out():
     with Meter(lambda c: setup_of(model, Wanted(threads=1), c), least_rate=1e9) as meter:
         assert meter(slow) is None
         assert "too slow" in meter.failed[slow]
+    with Meter(lambda c: setup_of(model, Wanted(threads=1), c), least_rate=1e9, own=slow.window) as meter:
+        assert meter(slow) > 0
 
 
 def test_the_machine_reaches_something(monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 from unet_engine import machine
 from unet_engine.backends import Setup
 from unet_engine.bench.child import Failed, Opened, Timed, hold, limits
-from unet_engine.bench.space import Candidate
+from unet_engine.bench.space import Candidate, Window
 
 SLICE = 0.25
 """Seconds that one measurement takes at least, so that starting and stopping do not count."""
@@ -44,6 +44,8 @@ class Meter:
     setup: Callable[[Candidate], Setup]
     least_rate: float
     """Windows per second: what is slower is not measured, since a run of it would have too few windows in the time there is."""
+    own: Window = ()
+    """The window that is measured however slow it is: there must be something to compare with."""
     held: dict[Candidate, Held] = field(default_factory=dict)
     failed: dict[Candidate, str] = field(default_factory=dict)
     """Why what was not measured was not."""
@@ -95,7 +97,7 @@ class Meter:
             return
         self.held[candidate].opened = said
         self.versions[candidate] = said.version
-        if said.windows_per_second < self.least_rate:
+        if said.windows_per_second < self.least_rate and candidate.window != self.own:
             slow = 1 / said.windows_per_second
             self._give_up(
                 candidate, f"not measured: {slow:.1f} s a window is too slow to be run in the time, give more --seconds"

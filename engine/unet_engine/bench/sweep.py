@@ -119,8 +119,8 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
     begun = time.perf_counter()
     where = Field(model.spec, volume.shape, wanted.overlap)
     space = space_of(model, where, wanted)
-    for_a_run = max(0.5, (1 - BARE_SHARE) * seconds / REPEATS - START)
-    with Meter(lambda c: setup_of(model, wanted, c), least_rate=FEWEST / for_a_run) as meter:
+    for_a_run = max(1.0, (1 - BARE_SHARE) * seconds / 2 - START)  # of what is slow, two runs will do
+    with Meter(lambda c: setup_of(model, wanted, c), least_rate=FEWEST / for_a_run, own=space.windows[0]) as meter:
         tell(
             f"{name}: {len(space.groups)} ways to compute, {len(space.windows)} windows, batches {', '.join(map(str, space.batches))}"
         )
