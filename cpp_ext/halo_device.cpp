@@ -331,10 +331,10 @@ nb::dlpack::dtype type_of(const std::string& name) {
   refuse("no element type " + name);
 }
 
-nb::ndarray<> array(std::uintptr_t address, const std::vector<std::size_t>& shape, const std::string& dtype,
+nb::ndarray<nb::array_api> array(std::uintptr_t address, const std::vector<std::size_t>& shape, const std::string& dtype,
                     const std::optional<std::vector<std::int64_t>>& strides, nb::handle owner, int device) {
   if (strides && strides->size() != shape.size()) refuse("give one stride per axis");
-  return nb::ndarray<>(reinterpret_cast<void*>(address), shape.size(), shape.data(), owner, strides ? strides->data() : nullptr,
+  return nb::ndarray<nb::array_api>(reinterpret_cast<void*>(address), shape.size(), shape.data(), owner, strides ? strides->data() : nullptr,
                        type_of(dtype), Where::value, device);
 }
 

@@ -1,4 +1,4 @@
-"""The GPU's kernels give the reference's bits: any shape, type, memory order and set of windows. On the CPU always, on a GPU where there is one.
+"""The GPU's kernels give the reference's bits: any shape, type and memory order. On the CPU always, and on a GPU if there is one.
 
 The functions of `_halo_loop` are those of `_halo_cuda`, kernel bodies and argument checks alike, run in loops (see `cpp_ext/halo_loop.cpp`).
 """

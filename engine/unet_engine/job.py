@@ -115,6 +115,10 @@ class Predicted:
         view: Array = self.sums[(slice(None), *box.relative_to(self.task.block.sums.lo).slices())]
         return view
 
+    def detached(self) -> Predicted:
+        """The same with nothing left on a device: it was on none."""
+        return self
+
     def halos(self) -> Iterator[tuple[Index, Halo]]:
         """The block each halo goes to, and the halo as a view of the sums."""
         for target, box in self.task.halos:

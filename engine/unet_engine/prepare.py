@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from unet_engine import machine
-from unet_engine.backends import Backend, Setup, open_backend
+from unet_engine.backends import DeviceBackend, Setup
+from unet_engine.device_plan import fit_device
 from unet_engine.grid import AxisGrid
 from unet_engine.job import Job
 from unet_engine.layout import NO_MEMORY, Crew, Sizes, default_block, default_chunk, fit, predict_memory
 from unet_engine.normalize import Scaling, scaling
+from unet_engine.opening import Network, network_bytes, open_fitting
 from unet_engine.output import Layout
 from unet_engine.plan import Plan
 from unet_engine.runs import run_length
@@ -31,7 +32,7 @@ class Prepared:
 
     found: Survey
     job: Job
-    backend: Backend | None
+    backend: Network | None
     budget: int
     """Bytes of RAM the plan was fitted to."""
     seconds_per_window: float
@@ -52,14 +53,19 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
     fingerprint = volume.fingerprint()
     scale = _scaling(found)
     before = machine.resident_bytes()
-    backend = open_backend(found.backend, setup)
-    seconds = _warm_up(backend)
+    notes: list[str] = []
+    windows = prod(default_block(_grid(found), model.spec.channels_out))
+    backend, seconds = open_fitting(found.backend, setup, windows, None if settings.window else notes.append)
     loaded = machine.resident_bytes()
+    setup = backend.setup
+    found = replace(found, window=setup.window, notes=(*found.notes, *notes))
     plan = _plan(found, fingerprint, scale, backend)
     layout = _layout(found, plan)
     sizes = Sizes(
         volume.voxel_bytes, 4 * model.spec.channels_out, layout.voxel_bytes, machine.cpu_count() * volume.chunk_bytes
     )
+    if isinstance(backend, DeviceBackend):
+        plan = fit_device(plan, sizes, network_bytes(backend), backend.device.free_bytes() + network_bytes(backend))
     budget = settings.memory or loaded + machine.available_memory() // 2
     base = loaded + (len(devices) - 1) * max(0, loaded - before)
     crew = (
@@ -111,18 +117,6 @@ def _scaling(found: Survey) -> Scaling:
     return scaling(normalization, [np.zeros(1)] * volume.channels if fixed else volume.samples)
 
 
-def _warm_up(backend: Backend) -> float:
-    """One batch on every thread at once, so that the memory the network takes is taken, and its time: seconds per window."""
-    begun = time.perf_counter()
-    slots = range(backend.setup.threads)
-    for slot in slots:
-        backend.input(slot)[...] = 0
-        backend.start(slot)
-    for slot in slots:
-        backend.result(slot)
-    return (time.perf_counter() - begun) / (len(slots) * backend.setup.batch)
-
-
 def _grid(found: Survey) -> tuple[AxisGrid, ...]:
     """One axis per spatial axis of the volume; axes the model does not have are walked plane by plane."""
     settings, spec, shape = found.settings, found.model.spec, found.volume.shape
@@ -135,7 +129,7 @@ def _grid(found: Survey) -> tuple[AxisGrid, ...]:
     )  # fmt: skip
 
 
-def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> Plan:
+def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Network) -> Plan:
     """The plan of a single column; `fit` deals it into columns."""
     settings, volume, spec, setup = found.settings, found.volume, found.model.spec, backend.setup
     axes = _grid(found)
@@ -152,6 +146,7 @@ def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> 
         "backend": backend.version,
         "device": setup.device.partition(":")[0],
         "precision": setup.precision,
+        **({"batch": setup.batch} if isinstance(backend, DeviceBackend) else {}),
         "network": [setup.network or found.model.sha256, setup.rest],
         "window": list(setup.window),
         "overlap": settings.overlap,

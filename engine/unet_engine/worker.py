@@ -8,6 +8,7 @@ commit(...)    halos of lower blocks merged, activation, argmax or cast, written
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from unet_engine import halo
-from unet_engine.backends import Backend, open_backend
+from unet_engine.backends import DeviceBackend
 from unet_engine.box import Box
+from unet_engine.device_pipeline import DeviceCore, DevicePipeline, DevicePredicted
 from unet_engine.errors import BackendError, DataError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw, Tally
+from unet_engine.opening import Network, open_network
 from unet_engine.output import Output
 from unet_engine.plan import Column, Index, Task
-from unet_engine.predict import predict
+from unet_engine.predict import emptiness, predict
 from unet_engine.spec import ModelSpec
 from unet_engine.volume import Volume, open_volume
 
@@ -33,6 +36,7 @@ class Worker:
 
     job: Job
     tally: Tally = field(default_factory=Tally)
+    _opening: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Worker, (self.job,))
@@ -46,9 +50,9 @@ class Worker:
         return open_volume(self.job.mask) if self.job.mask else None
 
     @cached_property
-    def backend(self) -> Backend:
+    def backend(self) -> Network:
         """Raises `BackendError` where the library here is another one than the run was planned with: it may give other bytes."""
-        backend = open_backend(self.job.backend, self.job.setup)
+        backend = open_network(self.job.backend, self.job.setup)
         planned = self.job.plan.identity.get("backend", backend.version)
         if backend.version != planned:
             backend.close()
@@ -58,12 +62,22 @@ class Worker:
         return backend
 
     @cached_property
+    def pipeline(self) -> DevicePipeline | None:
+        """What a GPU does of the work; None on a CPU."""
+        with self._opening:
+            backend = self.backend
+            if not isinstance(backend, DeviceBackend):
+                return None
+            return DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes)
+
+    @cached_property
     def output(self) -> Output:
         return Output(self.job.out, self.job.layout, self.job.plan.digest)
 
     def close(self) -> None:
-        if "backend" in self.__dict__:
-            self.__dict__.pop("backend").close()
+        for name in ("pipeline", "backend"):
+            if opened := self.__dict__.pop(name, None):
+                opened.close()
 
     # --- emptiness ---
 
@@ -115,7 +129,8 @@ class Worker:
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
             self._handle_nonfinite(voxels, task)
         mask = None if self.mask is None else self.mask.read(task.read)
-        return Raw(voxels, mask)
+        raw = Raw(voxels, mask)
+        return self.pipeline.stage(raw) if self.pipeline else raw
 
     def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
         bad = ~np.isfinite(voxels)
@@ -130,26 +145,40 @@ class Worker:
 
     # --- predict ---
 
-    def predict(self, work: Iterable[tuple[Task, Raw | None] | None]) -> Iterator[Predicted]:
-        """See `unet_engine.predict.predict`."""
+    def predict(
+        self, work: Iterable[tuple[Task, Raw | None] | None]
+    ) -> Iterator[Predicted] | Iterator[DevicePredicted]:
+        """See `unet_engine.predict.predict` and `unet_engine.device_pipeline`."""
+        if self.pipeline:
+            return self.pipeline.predict(work, lambda task, raw: emptiness(self.job, task, raw))
+        assert not isinstance(self.backend, DeviceBackend)
         return predict(self.job, self.backend, self.tally, work)
 
     # --- commit ---
 
-    def commit(self, task: Task, core: Array, halos: Sequence[Halo]) -> None:
+    def commit(self, task: Task, core: Array | DeviceCore, halos: Sequence[Halo]) -> None:
         """Finish and write the block's write box. Halos are added from the highest lower block down: one order, the same bytes.
 
-        core: the block's own sums there, (channels out, *task.block.write.shape) float32; it is changed.
+        core: the block's own sums there, (channels out, *task.block.write.shape) float32, or where the device keeps them; it is used up.
         """
+        if self.pipeline:
+            values, finite = self.pipeline.finish(task, core, halos)
+            self._check_finite(task, finite=finite)
+            self._write(task, values)
+            return
+        assert not isinstance(core, DeviceCore)
         block = task.block
         for lower in sorted(halos, key=lambda h: h.source, reverse=True):
             halo.merge(core, lower.values, lower.box.relative_to(block.write.lo).lo)
-        if not np.isfinite(np.sum(core)):
+        self._check_finite(task, finite=bool(np.isfinite(np.sum(core))))
+        self._write(task, self._finished(core))
+
+    def _check_finite(self, task: Task, *, finite: bool) -> None:
+        if not finite:
             raise BackendError(
-                f"the network gave NaN or Inf in block {block.index} (voxels {block.write}) at {self.job.setup.precision}; "
+                f"the network gave NaN or Inf in block {task.block.index} (voxels {task.block.write}) at {self.job.setup.precision}; "
                 "use --precision fp32, or check the model and its --normalize"
             )
-        self._write(task, self._finished(core))
 
     def commit_void(self, task: Task) -> None:
         """Write a block that is empty and so are all its neighbours: the spec's constant everywhere."""
