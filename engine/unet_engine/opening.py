@@ -90,9 +90,9 @@ def _warm_up_device(backend: DeviceBackend) -> float:
 
 
 def smaller(setup: Setup) -> Setup | None:
-    """Half the windows at once; None where there is but one."""
+    """Half the windows at once, rounded up; None where there is but one."""
     if setup.batch > 1:
-        return replace(setup, batch=setup.batch // 2)
+        return replace(setup, batch=-(-setup.batch // 2))
     return replace(setup, threads=setup.threads // 2) if setup.threads > 1 else None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from unet_engine import machine
 from unet_engine.backends import DeviceBackend, Setup
 from unet_engine.device_plan import fit_device
+from unet_engine.devices import is_pipelined
 from unet_engine.grid import AxisGrid
 from unet_engine.job import Job
 from unet_engine.layout import NO_MEMORY, Crew, Sizes, default_block, default_chunk, fit, predict_memory
@@ -46,7 +47,9 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
     Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
     settings, volume, model, devices = found.settings, found.volume, found.model, found.devices
-    threads = 1 if devices[0].startswith("cuda") else settings.threads or machine.cpu_count()
+    threads = (
+        1 if devices[0].startswith("cuda") or is_pipelined(devices[0]) else settings.threads or machine.cpu_count()
+    )
     choice = found.choice
     setup = Setup(model, found.window, devices[0], choice.precision, choice.network, choice.rest, threads)
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base

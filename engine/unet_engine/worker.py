@@ -10,14 +10,14 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from unet_engine import halo
-from unet_engine.backends import DeviceBackend
+from unet_engine.backends import DeviceBackend, Setup
 from unet_engine.box import Box
 from unet_engine.device_pipeline import DeviceCore, DevicePipeline, DevicePredicted
 from unet_engine.errors import BackendError, DataError
@@ -37,6 +37,16 @@ class Worker:
     job: Job
     tally: Tally = field(default_factory=Tally)
     _opening: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    shrunk: bool = False
+    """Whether memory ran out once and fewer windows are inferred at once since."""
+    committed: set[Index] = field(default_factory=set)
+    """Blocks that this worker has written."""
+
+    def shrink(self, setup: Setup) -> None:
+        """Go on with fewer windows at once, after memory ran out."""
+        self.close()
+        self.job, self.shrunk = replace(self.job, setup=setup), True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Worker, (self.job,))
@@ -202,6 +212,7 @@ class Worker:
     def _write(self, task: Task, values: Array) -> None:
         self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
         self.output.mark(task.block.index)
+        self.committed.add(task.block.index)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
 
 

@@ -93,6 +93,7 @@ class SimulatedDevice:
         self._host = SimulatedStream(HOST, 0)
         self._streams = 0
         self._living: dict[int, SimulatedMemory] = {}
+        self._foreign: dict[int, SimulatedMemory] = {}
 
     def describe(self) -> str:
         return "simulated GPU"
@@ -222,24 +223,28 @@ class SimulatedDevice:
     def _use(self, stream: SimulatedStream, what: str, reads: Sequence[Region], writes: Sequence[Region]) -> None:
         tick = stream.clock[stream.name] = stream.clock.get(stream.name, 0) + 1
         for region in (*reads, *writes):
-            memory = region.memory
-            assert isinstance(memory, SimulatedMemory)
+            memory = self._known(region.memory)
             if memory.freed:
                 raise RaceError(f"{what} uses {memory.what} after it was freed")
             self._check(stream.clock, what, "reads", memory.writes, region)
         for region in writes:
-            assert isinstance(region.memory, SimulatedMemory)
-            self._check(stream.clock, what, "writes", region.memory.reads, region)
-        for access, regions in (("reads", reads), ("writes", writes)):
-            for region in regions:
-                kept: list[_Access] = getattr(region.memory, access)
-                # what this comes after needs no more checking: whoever comes after this comes after that
-                if access == "writes":
-                    kept[:] = [a for a in kept if not _within(a, region)]
-                    region.memory.reads[:] = [a for a in region.memory.reads if not _within(a, region)]  # type: ignore[attr-defined]
-                else:
-                    kept[:] = [a for a in kept if a.stream != stream.name or not _within(a, region)]
-                kept.append(_Access(stream.name, tick, region.start, region.start + region.size, what))
+            self._check(stream.clock, what, "writes", self._known(region.memory).reads, region)
+        # what this comes after needs no more checking: whoever comes after this comes after that
+        for region in reads:
+            memory = self._known(region.memory)
+            memory.reads = [a for a in memory.reads if a.stream != stream.name or not _within(a, region)]
+            memory.reads.append(_Access(stream.name, tick, region.start, region.start + region.size, what))
+        for region in writes:
+            memory = self._known(region.memory)
+            memory.reads = [a for a in memory.reads if not _within(a, region)]
+            memory.writes = [a for a in memory.writes if not _within(a, region)]
+            memory.writes.append(_Access(stream.name, tick, region.start, region.start + region.size, what))
+
+    def _known(self, memory: Memory) -> SimulatedMemory:
+        """What is noted of it; memory that a library allocated is known from its first use on."""
+        if isinstance(memory, SimulatedMemory):
+            return memory
+        return self._foreign.setdefault(memory.address, SimulatedMemory(None, "memory of a library", "foreign"))
 
     @staticmethod
     def _check(clock: Clock, what: str, verb: str, earlier: list[_Access], region: Region) -> None:
@@ -247,7 +252,7 @@ class SimulatedDevice:
             meets = access.start < region.start + region.size and region.start < access.stop
             if meets and clock.get(access.stream, 0) < access.tick:
                 raise RaceError(
-                    f"{what} {verb} bytes {region.start}:{region.start + region.size} of {region.memory.what} "  # type: ignore[attr-defined]
+                    f"{what} {verb} bytes {region.start}:{region.start + region.size} of {getattr(region.memory, 'what', 'a library')} "
                     f"while {access.what} on {access.stream} may not be over"
                 )
 
