@@ -22,7 +22,7 @@ from unet_engine.device_plan import default_batch, device_memory, extents, fit_d
 from unet_engine.devices import simulated
 from unet_engine.errors import BackendError, PlanError
 from unet_engine.grid import AxisGrid
-from unet_engine.layout import NO_MEMORY, Sizes
+from unet_engine.layout import NO_MEMORY, Sizes, default_chunk
 from unet_engine.plan import Plan
 from unet_engine.prepare import prepare
 from unet_engine.settings import Settings
@@ -67,24 +67,15 @@ def test_no_block_is_larger_than_the_extents(data: st.DataObject) -> None:
 
 def _plan(block: tuple[int, ...] = (4, 4, 4)) -> Plan:
     axes = tuple(AxisGrid.with_overlap(1000, 64, 0.5, 0, "gaussian") for _ in range(3))
-    return Plan(
-        "zyx",
-        axes,
-        Box.of_shape((1000,) * 3),
-        block,
-        (64, 64, 64),
-        ((),) * 3,
-        "reflect",
-        NO_MEMORY,
-        {"block": list(block)},
-    )
+    roi, chunk = Box.of_shape((1000,) * 3), default_chunk(axes, block)
+    return Plan("zyx", axes, roi, block, chunk, ((),) * 3, "reflect", NO_MEMORY, {"block": list(block)})
 
 
 def test_blocks_shrink_to_the_memory_that_is_free() -> None:
     plan, sizes, network = _plan(), Sizes(2, 4 * 16, 1), 2**30
     whole = device_memory(plan, sizes, network).total
     assert fit_device(plan, sizes, network, whole + device_plan.RESERVE) is plan
-    less = device_memory(_plan((3, 3, 4)), sizes, network).total
+    less = device_memory(_plan((3, 3, 3)), sizes, network).total
     fitted = fit_device(plan, sizes, network, less + device_plan.RESERVE)
     assert fitted.block < plan.block
     assert device_memory(fitted, sizes, network).total <= less

@@ -91,7 +91,7 @@ class SimulatedDevice:
         self._lock = threading.RLock()
         self._sealed = False
         self._host = SimulatedStream(HOST, 0)
-        self._streams = 0
+        self._known_streams: list[SimulatedStream] = []
         self._living: dict[int, SimulatedMemory] = {}
         self._foreign: dict[int, SimulatedMemory] = {}
 
@@ -155,8 +155,9 @@ class SimulatedDevice:
 
     def stream(self, name: str) -> Stream:
         with self._lock:
-            self._streams += 1
-            return SimulatedStream(f"{name}#{self._streams}", self._streams)
+            number = len(self._known_streams) + 1
+            self._known_streams.append(SimulatedStream(f"{name}#{number}", number))
+            return self._known_streams[-1]
 
     def event(self) -> Event:
         with self._lock:
