@@ -36,6 +36,8 @@ class Job:
     layout: Layout
     replace_nonfinite: float | None = None
     mask: str | None = None
+    decoders: int | None = None
+    """Threads that decode chunks of the volume; None: one per core."""
 
     @property
     def skips(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from unet_engine import machine
 from unet_engine.backends import DeviceBackend, Setup
-from unet_engine.device_plan import fit_device
+from unet_engine.device_plan import DeviceMemory, device_memory, fit_device
 from unet_engine.devices import is_pipelined
 from unet_engine.grid import AxisGrid
 from unet_engine.job import Job
@@ -19,6 +19,7 @@ from unet_engine.normalize import Scaling, scaling
 from unet_engine.opening import Network, network_bytes, open_fitting
 from unet_engine.output import Layout
 from unet_engine.plan import Plan
+from unet_engine.reading import Reading, reading
 from unet_engine.runs import run_length
 from unet_engine.settings import parse_part
 from unet_engine.survey import Survey
@@ -39,6 +40,9 @@ class Prepared:
     seconds_per_window: float
     crew: Crew | None = None
     """The workers it is planned for; None where this process does it all."""
+    reading: Reading | None = None
+    """Whether reading keeps up, where a GPU computes."""
+    device_memory: DeviceMemory | None = None
 
 
 def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
@@ -91,7 +95,16 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
         replace_nonfinite=settings.replace_nonfinite,
         mask=settings.mask,
     )
-    return Prepared(_with_note(found, plan), job, backend, budget, seconds, crew)
+    prepared = Prepared(_with_note(found, plan), job, backend, budget, seconds, crew)
+    return _about_device(prepared, backend, sizes) if isinstance(backend, DeviceBackend) else prepared
+
+
+def _about_device(prepared: Prepared, backend: DeviceBackend, sizes: Sizes) -> Prepared:
+    """The same with what a GPU needs of reading and of its memory."""
+    job, found = prepared.job, prepared.found
+    rates = reading(job.plan, found.volume, prepared.seconds_per_window, len(found.devices))
+    memory = device_memory(job.plan, sizes, network_bytes(backend))
+    return replace(prepared, job=replace(job, decoders=rates.threads), reading=rates, device_memory=memory)
 
 
 def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: Crew) -> Crew:

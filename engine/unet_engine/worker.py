@@ -26,6 +26,7 @@ from unet_engine.opening import Network, open_network
 from unet_engine.output import Output
 from unet_engine.plan import Column, Index, Task
 from unet_engine.predict import emptiness, predict
+from unet_engine.reading import decoding
 from unet_engine.spec import ModelSpec
 from unet_engine.volume import Volume, open_volume
 
@@ -53,7 +54,8 @@ class Worker:
 
     @cached_property
     def volume(self) -> Volume:
-        return open_volume(self.job.volume, self.job.volume_axes)
+        with decoding(self.job.decoders):
+            return open_volume(self.job.volume, self.job.volume_axes)
 
     @cached_property
     def mask(self) -> Volume | None:

@@ -185,7 +185,8 @@ class SimulatedDevice:
     def drain(self) -> None:
         with self._lock:
             self.counts["drain"] += 1
-            self._host.clock = dict.fromkeys({stream for stream, _ in self.order}, 2**62)
+            for stream in self._known_streams:
+                _learn(self._host.clock, stream.clock)
 
     # --- work ---
 
