@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from unet_engine.devices.base import Device, Event, Memory, Region, Stream
 from unet_engine.errors import BackendError
+from unet_engine.machine import gpu_count
 
 __all__ = ["SIMULATED", "Device", "Event", "Memory", "Region", "Stream", "is_pipelined", "missing", "open_device"]
 
@@ -37,6 +38,9 @@ def open_device(name: str) -> Device:
         return SimulatedDevice()
     if lacking := missing():
         raise BackendError(f"{name}: {lacking}, or use --device cpu")
+    number, found = int(name.partition(":")[2] or 0), gpu_count()
+    if number >= found:
+        raise BackendError(f"{name}: this machine shows {found} GPU(s), counted from 0; use --device cpu")
     from unet_engine.devices.cuda import CudaDevice
 
-    return CudaDevice(int(name.partition(":")[2] or 0))
+    return CudaDevice(number)
