@@ -84,7 +84,7 @@ def worked(found: Any, folder: Path, pending: Any = lambda index: True) -> Worke
     if not (folder / "o.zarr").exists():
         Output.create(job.out, job.layout, job.plan.digest, _provenance(job)).ledger.begin()
     worker = Worker(job)
-    worker.__dict__["backend"] = found.backend
+    worker.__dict__["backend"] = found.backend  # as a team hands it over
     device = found.backend.device
     assert worker.pipeline is not None
     device.seal()
@@ -117,8 +117,8 @@ def test_nothing_is_waited_for_or_allocated_per_window(
         assert not device.living, "all memory is given back"
     assert seen[1][2] > 3 * seen[0][2]
     assert seen[0][1] == seen[1][1], "device memory does not depend on the size of the volume"
-    assert seen[1][0] <= seen[0][0] + 2, "nor does pinned memory, once every kind of block was met"
-    assert seen[1][3] <= seen[0][3] + 2
+    assert seen[1][0] <= 1.3 * seen[0][0], "nor does pinned memory, once every kind of block was met"
+    assert seen[1][3] <= seen[0][3] + 3
 
 
 def test_the_next_block_is_queued_before_the_host_waits_for_this_one(tmp_path: Path, blocks: Any) -> None:

@@ -173,6 +173,7 @@ class DevicePipeline:
 
     def stage(self, raw: Raw) -> Raw:
         """The same voxels in pinned memory, from where they are copied over; called by whoever reads, off the device's thread."""
+        self.device.use()
         piece = self._pools["raw voxels"].take(raw.voxels.nbytes)
         self.device.touch(piece.region, "w")
         staged = piece.array(raw.voxels.shape, raw.voxels.dtype.name)
@@ -259,7 +260,7 @@ class DevicePipeline:
         device.copy(self._in, slot.tables.part(0, tables.size), piece.region.part(0, tables.size))
         block.held.append(piece)
         if raw is not None and tables.inferred:
-            staged = piece_of(raw.voxels) or piece_of(self.stage(raw).voxels)
+            staged = piece_of(raw.voxels, device) or piece_of(self.stage(raw).voxels, device)
             assert staged is not None
             block.held.append(staged)
             device.copy(self._in, slot.raw.part(0, staged.region.size), staged.region)
@@ -453,7 +454,7 @@ class DevicePipeline:
 
     def _pinned_copy(self, values: Array) -> Piece:
         """The piece that `values` lie in, or a copy of them in one: halos of other workers come in ordinary memory."""
-        piece = piece_of(values)
+        piece = piece_of(values, self.device)
         if piece is not None and piece.region.size == values.nbytes:
             return piece
         piece = self._pools["halos"].take(values.nbytes)

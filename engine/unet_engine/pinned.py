@@ -25,7 +25,7 @@ class PinnedPool:
     """Pieces of page-locked memory of one device."""
 
     def __init__(self, device: Device, what: str) -> None:
-        self._device, self._what = device, what
+        self.device, self._what = device, what
         self._lock = threading.Lock()
         self._free: list[Memory] = []
         self._closed = False
@@ -39,14 +39,14 @@ class PinnedPool:
                 # by identity: memories may compare equal
                 self._free = [m for m in self._free if m is not memory]
                 return Piece(self, memory, size)
-        return Piece(self, self._device.pinned(-(-size // GRAIN) * GRAIN, self._what), size)
+        return Piece(self, self.device.pinned(-(-size // GRAIN) * GRAIN, self._what), size)
 
     def give(self, memory: Memory) -> None:
         with self._lock:
             if not self._closed:
                 self._free.append(memory)
                 return
-        self._device.free(memory)
+        self.device.free(memory)
 
     def close(self) -> None:
         """Free what nobody uses; what is still in use is freed when it is given back."""
@@ -54,14 +54,14 @@ class PinnedPool:
             self._closed = True
             free, self._free = self._free, []
         for memory in free:
-            self._device.free(memory)
+            self.device.free(memory)
 
 
 class Piece:
     """Some pinned memory in use, for as long as this or an array of it lives."""
 
     def __init__(self, pool: PinnedPool, memory: Memory, size: int) -> None:
-        self._pool, self.memory = pool, memory
+        self._pool, self.memory, self.device = pool, memory, pool.device
         self.region = Region(memory, 0, size)
 
     def array(self, shape: tuple[int, ...], dtype: str, start: int = 0) -> Array:
@@ -75,10 +75,12 @@ class Piece:
             self._pool.give(self.memory)
 
 
-def piece_of(array: Array) -> Piece | None:
-    """The piece that all of `array` lies in, C-contiguous; None where it lies elsewhere."""
+def piece_of(array: Array, device: Device) -> Piece | None:
+    """The piece of `device` that begins with `array`, which is C-contiguous; None where it lies elsewhere."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
     owner = getattr(base, "owner", None)
-    return owner if isinstance(owner, Piece) and array.flags.c_contiguous else None
+    if not isinstance(owner, Piece) or owner.device is not device or not array.flags.c_contiguous:
+        return None
+    return owner if array.ctypes.data == owner.region.address else None

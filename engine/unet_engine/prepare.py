@@ -104,6 +104,8 @@ def _about_device(prepared: Prepared, backend: DeviceBackend, sizes: Sizes) -> P
     job, found = prepared.job, prepared.found
     rates = reading(job.plan, found.volume, prepared.seconds_per_window, len(found.devices))
     memory = device_memory(job.plan, sizes, network_bytes(backend))
+    if backend.note:
+        prepared = replace(prepared, found=replace(found, notes=(*found.notes, backend.note)))
     return replace(prepared, job=replace(job, decoders=rates.threads), reading=rates, device_memory=memory)
 
 

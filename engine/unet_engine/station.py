@@ -16,7 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from unet_engine.device_pipeline import DevicePredicted
@@ -224,7 +224,7 @@ class Station:
             fewer = smaller(self.worker.job.setup)
             if fewer and not self._shrunk:
                 self._shrunk = True
-                self.worker = replace(self.worker, job=replace(self.worker.job, setup=fewer))
+                self.worker.shrink(fewer)
                 return
             error = self._out_of_memory(error)
         self._watch.beat("device", busy=False)

@@ -20,6 +20,7 @@ from unet_engine import halo
 from unet_engine.backends import DeviceBackend, Setup
 from unet_engine.box import Box
 from unet_engine.device_pipeline import DeviceCore, DevicePipeline, DevicePredicted
+from unet_engine.devices import is_pipelined
 from unet_engine.errors import BackendError, DataError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw, Tally
 from unet_engine.opening import Network, open_network
@@ -38,6 +39,7 @@ class Worker:
     job: Job
     tally: Tally = field(default_factory=Tally)
     _opening: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    _pipeline: DevicePipeline | None = field(default=None, repr=False)
 
     shrunk: bool = False
     """Whether memory ran out once and fewer windows are inferred at once since."""
@@ -73,23 +75,29 @@ class Worker:
             )
         return backend
 
-    @cached_property
+    @property
     def pipeline(self) -> DevicePipeline | None:
-        """What a GPU does of the work; None on a CPU."""
-        with self._opening:
-            backend = self.backend
-            if not isinstance(backend, DeviceBackend):
-                return None
-            return DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes)
+        """What a GPU does of the work, opened with its network when first asked for; None on a CPU."""
+        if not is_pipelined(self.job.setup.device):
+            return None
+        with self._opening:  # readers, writers and the device's thread may all be first
+            if self._pipeline is None:
+                backend = self.backend
+                assert isinstance(backend, DeviceBackend)
+                self._pipeline = DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes)
+            return self._pipeline
 
     @cached_property
     def output(self) -> Output:
         return Output(self.job.out, self.job.layout, self.job.plan.digest)
 
     def close(self) -> None:
-        for name in ("pipeline", "backend"):
-            if opened := self.__dict__.pop(name, None):
-                opened.close()
+        with self._opening:
+            if self._pipeline:
+                self._pipeline.close()
+            self._pipeline = None
+            if "backend" in self.__dict__:
+                self.__dict__.pop("backend").close()
 
     # --- emptiness ---
 
@@ -142,7 +150,8 @@ class Worker:
             self._handle_nonfinite(voxels, task)
         mask = None if self.mask is None else self.mask.read(task.read)
         raw = Raw(voxels, mask)
-        return self.pipeline.stage(raw) if self.pipeline else raw
+        # a network that is still being opened is not waited for: the pipeline then stages the voxels itself
+        return self._pipeline.stage(raw) if self._pipeline else raw
 
     def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
         bad = ~np.isfinite(voxels)
@@ -161,8 +170,8 @@ class Worker:
         self, work: Iterable[tuple[Task, Raw | None] | None]
     ) -> Iterator[Predicted] | Iterator[DevicePredicted]:
         """See `unet_engine.predict.predict` and `unet_engine.device_pipeline`."""
-        if self.pipeline:
-            return self.pipeline.predict(work, lambda task, raw: emptiness(self.job, task, raw))
+        if pipeline := self.pipeline:
+            return pipeline.predict(work, lambda task, raw: emptiness(self.job, task, raw))
         assert not isinstance(self.backend, DeviceBackend)
         return predict(self.job, self.backend, self.tally, work)
 
@@ -173,8 +182,8 @@ class Worker:
 
         core: the block's own sums there, (channels out, *task.block.write.shape) float32, or where the device keeps them; it is used up.
         """
-        if self.pipeline:
-            values, finite = self.pipeline.finish(task, core, halos)
+        if pipeline := self.pipeline:
+            values, finite = pipeline.finish(task, core, halos)
             self._check_finite(task, finite=finite)
             self._write(task, values)
             return

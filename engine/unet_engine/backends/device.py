@@ -51,6 +51,8 @@ class DeviceBackend(ABC):
     output: DeviceTensor
     recorded: bool = False
     """Whether a batch is one CUDA graph."""
+    note: str = ""
+    """What the user should know of how it runs."""
 
     def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
         self.setup, self.device, self.stream = setup, device, stream

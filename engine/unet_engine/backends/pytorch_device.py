@@ -84,6 +84,7 @@ class PyTorchDevice(DeviceBackend):
                 raise BackendError(f"{self.setup.device}: {first_line(error)}") from error
             torch.cuda.synchronize(self._where)
             self._out = torch.zeros_like(self._network(self._static))
+            self.note = f"the network cannot be recorded as a CUDA graph and runs call by call: {first_line(error)}"
             return
         self._graph, self.recorded = graph, True
 

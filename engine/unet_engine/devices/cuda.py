@@ -36,10 +36,11 @@ class CudaDevice:
 
     def __init__(self, ordinal: int) -> None:
         from cuda import core
+        from cuda.bindings import driver
 
         from unet_engine import _halo_cuda
 
-        self._core, self.kernels = core, _halo_cuda
+        self._core, self._driver, self.kernels = core, driver, _halo_cuda
         self.ordinal, self.name = ordinal, f"cuda:{ordinal}"
         self._current = threading.local()
         self.use()
@@ -104,9 +105,7 @@ class CudaDevice:
         return self._memory()[1]
 
     def _memory(self) -> tuple[int, int]:
-        from cuda.bindings import driver
-
-        code, free, total = driver.cuMemGetInfo()
+        code, free, total = self._driver.cuMemGetInfo()
         if int(code) != 0:
             raise BackendError(
                 f"{self.name} does not say how much memory is free (CUDA error {int(code)}); check nvidia-smi"
@@ -149,22 +148,26 @@ class CudaDevice:
     # --- work ---
 
     def copy(self, stream: Stream, target: Region, source: Region) -> None:
-        assert isinstance(stream, CudaStream)
         if target.size != source.size:
             raise ValueError(f"{source.size} bytes do not fit {target.size}")
         if target.size:
-            with self._said("copying"):
-                self._view(target).copy_from(self._view(source), stream=stream.stream)
+            self._call("copying", "cuMemcpyAsync", target.address, source.address, target.size, stream)
 
     def zero(self, stream: Stream, target: Region) -> None:
-        assert isinstance(stream, CudaStream)
         if target.size:
-            with self._said("clearing memory"):
-                self._view(target).fill(0, stream=stream.stream)
+            self._call("clearing memory", "cuMemsetD8Async", target.address, 0, target.size, stream)
 
-    def _view(self, region: Region) -> Any:
-        assert isinstance(region.memory, CudaMemory)
-        return self._core.Buffer.from_handle(region.address, region.size, owner=region.memory.buffer)
+    def _call(self, what: str, function: str, *arguments: Any) -> None:
+        """A call of the driver, whose last argument is a stream: parts of buffers need no objects of their own so."""
+        *given, stream = arguments
+        assert isinstance(stream, CudaStream)
+        code = int(getattr(self._driver, function)(*given, stream.stream.handle)[0])
+        if code:
+            said = self._driver.cuGetErrorString(self._driver.CUresult(code))[1]
+            words = said.decode() if isinstance(said, bytes) else str(said)
+            raise BackendError(
+                f"{self.name}, {what}: {words}; use a smaller --window, another --device, or --device cpu"
+            )
 
     def run(
         self, stream: Stream, what: str, work: Callable[[int], None], reads: Sequence[Region], writes: Sequence[Region]
