@@ -282,3 +282,18 @@ def test_a_halo_in_pinned_memory_is_sent_as_an_ordinary_one() -> None:
     sent = pickle.loads(pickle.dumps(PinnedHalo((0, 0), Box((0, 0), (2, 2)), values)))
     assert type(sent) is Halo
     np.testing.assert_array_equal(sent.values, values)
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
+    """The whole way through Dask: halos travel between processes, each with a device of its own."""
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (96, 40, 40)).astype(np.uint8))
+    model = fake_model(tmp_path, window=(8, 8, 8), channels_out=40, activation="softmax")
+    outputs = []
+    for n, options in enumerate(({}, {"workers": 2})):
+        out = str(tmp_path / f"o{n}.zarr")
+        result = unet_engine.run(volume, model=model, out=out, device="simulated", **options)
+        assert result.device == "simulated"
+        outputs.append(result_of(out))
+    assert result.workers == 2
+    np.testing.assert_array_equal(outputs[1], outputs[0])

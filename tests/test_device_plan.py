@@ -14,6 +14,7 @@ import unet_engine
 from conftest import cli, fake_model, make_volume, result_of
 from test_device_pipeline import prepared, worked
 from test_plan import plans
+from test_station import work
 from test_stitching import blocks
 from unet_engine import device_plan
 from unet_engine.backends.fake_device import FakeDevice
@@ -191,3 +192,27 @@ def test_running_out_is_tried_once_with_half_the_batch(
     assert set(opened) == {8, 4}
     assert result.complete
     np.testing.assert_array_equal(result_of(out), whole)
+
+
+def test_a_station_that_runs_out_goes_on_with_half_the_batch(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read and staged for the device that failed is staged again for the new one."""
+    blocks((2, 2, 2))
+    found = prepared(tmp_path, RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8))
+    whole = result_of(
+        unet_engine.run(found.job.volume, model=str(found.job.model.path), out=str(tmp_path / "w.zarr")).out
+    )
+    worked(found, tmp_path, lambda _: False).close()  # begins the output
+    run, opened = FakeDevice.run, []
+
+    def short_of_memory(self: FakeDevice, stream: int) -> None:
+        opened.append(self.setup.batch)
+        if len(opened) > 4 and self.setup.batch > 4:
+            raise BackendError("CUDA error: out of memory")
+        run(self, stream)
+
+    monkeypatch.setattr(FakeDevice, "run", short_of_memory)
+    work(found.job, 2)
+    assert set(opened) == {8, 4}
+    np.testing.assert_array_equal(result_of(tmp_path / "o.zarr"), whole)

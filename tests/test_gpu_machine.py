@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from conftest import cli, environment, fake_model, make_volume
-from unet_engine import affinity, machine, reading
+from unet_engine import affinity, devices, machine, reading
 from unet_engine.cluster import worker_preload
+from unet_engine.demo import shipped_model
+from unet_engine.errors import BackendError
 from unet_engine.settings import Settings
 from unet_engine.survey import survey
 
@@ -73,6 +75,33 @@ def test_a_worker_stays_near_its_gpu_and_among_the_cores_it_may_use(monkeypatch:
     monkeypatch.setitem(sys.modules, "pynvml", nvml([0b10000]))
     worker_preload.dask_setup(worker)
     assert chosen == [{2, 3}], "cores it may not use are no choice"
+
+
+# --- what is missing ---
+
+
+def test_a_gpu_without_the_cuda_module_is_noted_and_an_error_under_strict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = make_volume(tmp_path / "v.zarr", np.ones((64, 64, 64), np.uint8))
+    options = {
+        "input": volume,
+        "model": str(shipped_model("cells_3d.onnx")),
+        "device": "cuda",
+        "backend": "onnxruntime",
+    }
+    monkeypatch.setattr(machine, "gpu_count", lambda: 1)
+    monkeypatch.setattr("unet_engine.survey.missing", lambda: "unet-engine was built without CUDA; reinstall it")
+    found = survey(Settings.of(**options))
+    assert "windows are cut and stitched on the CPU: unet-engine was built without CUDA; reinstall it" in found.notes
+    with pytest.raises(BackendError, match="--strict: windows are cut"):
+        survey(Settings.of(**options, strict=True))
+
+
+@pytest.mark.skipif(machine.gpu_count() > 0, reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_in_words() -> None:
+    with pytest.raises(BackendError, match=r"^cuda:0: "):
+        devices.open_device("cuda:0")
 
 
 # --- reading ---
