@@ -18,6 +18,8 @@ from unet_engine.devices import SIMULATED, Device, Region, Stream
 from unet_engine.errors import BackendError, ModelError, first_line
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FEW_CLASSES = 8
+"""Up to so many, a voxel's classes share a sector of 32 bytes, and channels last costs nothing in reading."""
 WARM_UP = 3
 """Batches before recording, as PyTorch asks: libraries set themselves up in the first."""
 
@@ -45,7 +47,7 @@ class PyTorchDevice(DeviceBackend):
                 _to_channels_last(self._network)
             try:
                 for _ in range(WARM_UP):
-                    out = self._network(self._static)
+                    out = self._computed()
             except Exception as error:
                 if "out of memory" in str(error).lower():
                     raise BackendError(f"{setup.device}: {first_line(error)}") from error
@@ -56,6 +58,11 @@ class PyTorchDevice(DeviceBackend):
             self._out = torch.zeros_like(out)
             self._record()
         self.input, self.output = _tensor(self._static), _tensor(self._out)
+
+    def _computed(self) -> Any:
+        """A batch through the network. Many classes are put channels first: what adds windows up reads along rows."""
+        out = self._network(self._static)
+        return out.contiguous() if out.shape[1] > FEW_CLASSES else out
 
     def _in_context(self) -> ExitStack:
         """The stream the pipeline computes on, and how to compute."""
@@ -78,12 +85,12 @@ class PyTorchDevice(DeviceBackend):
         try:
             torch.cuda.synchronize(self._where)
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-                self._out = self._network(self._static)
+                self._out = self._computed()
         except RuntimeError as error:
             if "out of memory" in str(error).lower():
                 raise BackendError(f"{self.setup.device}: {first_line(error)}") from error
             torch.cuda.synchronize(self._where)
-            self._out = torch.zeros_like(self._network(self._static))
+            self._out = torch.zeros_like(self._computed())
             self.note = f"the network cannot be recorded as a CUDA graph and runs call by call: {first_line(error)}"
             return
         self._graph, self.recorded = graph, True
@@ -95,7 +102,7 @@ class PyTorchDevice(DeviceBackend):
                     self._graph.replay()
                 return
             with self._in_context():
-                self._out.copy_(self._network(self._static))
+                self._out.copy_(self._computed())
         except RuntimeError as error:
             raise BackendError(f"pytorch failed on a batch: {first_line(error)}") from error
 
