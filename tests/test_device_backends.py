@@ -59,6 +59,24 @@ def test_a_real_network_gives_what_it_gives_on_the_cpu(files: Path, tmp_path: Pa
     np.testing.assert_allclose(got["simulated"], got["cpu"], atol=2e-5 * np.abs(got["cpu"]).max())
 
 
+def test_bfloat16_is_close_and_computed_in_it_all_the_way(files: Path, tmp_path: Path) -> None:
+    """Windows are cut and added in the type that the network computes in."""
+    pytest.importorskip("torch")
+    array = np.random.default_rng(3).normal(100, 20, (2, 20, 24, 28)).astype(np.float32)
+    volume = make_volume(tmp_path / "v.zarr", array, axes="czyx")
+    got = {}
+    for precision in ("fp32", "bf16"):
+        result = unet_engine.run(
+            volume, model=str(files / "net.pt2"), backend="pytorch", device="simulated", precision=precision, output="logits",
+            out=str(tmp_path / f"{precision}.zarr"), normalize="zscore",
+        )  # fmt: skip
+        got[precision] = result_of(result.out)
+    opened = open_on_device("pytorch", Setup(open_model(files / "net.pt2"), (16, 16, 16), "simulated", "bf16"))
+    assert (opened.input.dtype, opened.output.dtype) == ("bfloat16", "bfloat16")
+    apart = np.abs(got["bf16"] - got["fp32"]).max() / np.abs(got["fp32"]).max()
+    assert 0 < apart < 0.1
+
+
 @pytest.mark.parametrize(("name", "file"), COMBINATIONS)
 def test_batches_that_run_one_after_the_other_are_independent(files: Path, name: str, file: str) -> None:
     pytest.importorskip("torch" if name == "pytorch" else name)

@@ -43,8 +43,7 @@ class PyTorchDevice(DeviceBackend):
         with self._in_context():
             self._static = torch.zeros(setup.input_shape, dtype=self._type, device=self._where)
             self._static = self._static.contiguous(memory_format=_channels_last(self._static))
-            if hasattr(self._network, "to"):
-                _to_channels_last(self._network)
+            _prepare_weights(self._network, self._type)
             try:
                 for _ in range(WARM_UP):
                     out = self._computed()
@@ -123,8 +122,8 @@ def _channels_last(tensor: Any) -> Any:
     return torch.channels_last_3d if tensor.dim() == 5 else torch.channels_last
 
 
-def _to_channels_last(network: Any) -> None:
-    """The weights of convolutions, in place: cuDNN then computes in that order without converting at each call."""
+def _prepare_weights(network: Any, kind: torch.dtype) -> None:
+    """The weights of convolutions, in place: channels last and in the type computed in, so that nothing converts them batch by batch."""
     for parameter in network.parameters():
         if parameter.dim() in (4, 5):
-            parameter.data = parameter.data.contiguous(memory_format=_channels_last(parameter))
+            parameter.data = parameter.data.to(kind).contiguous(memory_format=_channels_last(parameter))
