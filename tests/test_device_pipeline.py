@@ -17,7 +17,7 @@ from conftest import fake_model, make_volume, result_of
 from test_station import work
 from test_stitching import blocks, cases
 from unet_engine.box import Box
-from unet_engine.device_pipeline import PinnedHalo
+from unet_engine.device_results import PinnedHalo
 from unet_engine.devices.base import Region
 from unet_engine.devices.simulated import RaceError, SimulatedDevice
 from unet_engine.errors import BackendError

@@ -28,6 +28,7 @@ from unet_engine.backends.device import DeviceTensor
 from unet_engine.box import Box
 from unet_engine.device_buffers import DeviceBuffers, RawSlot, SumsSlot
 from unet_engine.device_plan import FLAG, aligned, extents
+from unet_engine.device_results import DeviceCore, DevicePredicted, PinnedHalo
 from unet_engine.device_tables import Batch, Tables, fill_tables
 from unet_engine.device_tables import Piece as Table
 from unet_engine.devices import Region
@@ -42,51 +43,6 @@ BLOCKS_IN_FLIGHT = 1
 MOST_ENTRIES = 8192
 MOST_HALOS = 32
 """What one kernel takes: see ``launch.hpp`` and ``kernels.hpp``."""
-
-
-@dataclass
-class DeviceCore:
-    """The sums of a block's write box, on the device until `release`."""
-
-    pipeline: DevicePipeline
-    task: Task
-    slot: SumsSlot | None
-
-    def copy(self) -> Array:
-        """The same on the host: (channels out, *task.block.write.shape) float32."""
-        assert self.slot is not None
-        return self.pipeline.download(self.task, self.slot)
-
-    def release(self) -> None:
-        """Let the next block have the memory. What was queued before still runs."""
-        if self.slot is not None:
-            self.pipeline.buffers.give_sums(self.slot)
-            self.slot = None
-
-
-@dataclass
-class DevicePredicted:
-    """Sums of one block: its core on the device, its halos on the host. See `unet_engine.job.Predicted`."""
-
-    task: Task
-    core: DeviceCore | Array | None
-    sent: tuple[tuple[Index, Halo], ...]
-
-    def inside(self, box: Box) -> Any:
-        """The sums in the write box, which is all that stays."""
-        assert box == self.task.block.write
-        return self.core
-
-    def halos(self) -> Iterator[tuple[Index, Halo]]:
-        return iter(self.sent)
-
-    def detached(self) -> DevicePredicted:
-        """The same with nothing left on the device."""
-        if isinstance(self.core, DeviceCore):
-            core = self.core.copy()
-            self.core.release()
-            return DevicePredicted(self.task, core, self.sent)
-        return self
 
 
 @dataclass
@@ -461,18 +417,6 @@ class DevicePipeline:
         self.device.touch(piece.region, "w")
         piece.array(values.shape, "float32")[...] = values
         return piece
-
-
-class PinnedHalo(Halo):
-    """A halo in memory of its own, page-locked."""
-
-    __slots__ = ()
-
-    def copied(self) -> Halo:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Halo, (self.source, self.box, self.values))
 
 
 def _3(values: Sequence[int], first: int = 1) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from unet_engine.device_pipeline import DevicePredicted
+from unet_engine.device_results import DevicePredicted
 from unet_engine.errors import ClusterError, UnetEngineError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw
 from unet_engine.opening import is_out_of_memory, no_memory, smaller

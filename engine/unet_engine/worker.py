@@ -19,7 +19,8 @@ import numpy as np
 from unet_engine import halo
 from unet_engine.backends import DeviceBackend, Setup
 from unet_engine.box import Box
-from unet_engine.device_pipeline import DeviceCore, DevicePipeline, DevicePredicted
+from unet_engine.device_pipeline import DevicePipeline
+from unet_engine.device_results import DeviceCore, DevicePredicted
 from unet_engine.devices import is_pipelined
 from unet_engine.errors import BackendError, DataError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw, Tally
