@@ -1,4 +1,4 @@
-// The arithmetic of stitching, once for CPU and GPU: `halo.cpp` loops over these functions, `halo.cu` launches them, and
+// The arithmetic of stitching, once for CPU and GPU: `rows.cpp` loops over these functions, `kernels.hpp` makes kernels of them, and
 // `engine/unet_engine/halo_reference.py` repeats them in NumPy. All three give the same bits, which holds only without
 // fused multiply-add: compile with -ffp-contract=off (GCC, Clang) and --fmad=false (nvcc).
 //
@@ -15,6 +15,12 @@
 #define HALO_FN inline __attribute__((always_inline))  // so that each clone of a row kernel is compiled for its own CPU
 #else
 #define HALO_FN inline
+#endif
+
+#if defined(__CUDA_ARCH__)
+#define HALO_UNROLL _Pragma("unroll")
+#else
+#define HALO_UNROLL
 #endif
 
 namespace unet_engine {
@@ -91,6 +97,34 @@ HALO_FN Half to_half(float value) {
   const std::uint32_t rounded = magnitude >= 0x477ff000u ? special : finite;  // 65520 and above round to infinity
   return Half{static_cast<std::uint16_t>(sign | rounded)};
 }
+
+HALO_FN BFloat16 to_bfloat16(float value) {
+  const std::uint32_t bits = bits_of_float(value);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;  // adding could carry its mantissa into the sign
+  return BFloat16{static_cast<std::uint16_t>(is_nan ? (bits >> 16) | 0x0040u : rounded)};
+}
+
+// A value as a network's input type: exact, or to nearest even.
+template <typename T>
+HALO_FN T rounded_to(float value);
+
+template <>
+HALO_FN float rounded_to<float>(float value) {
+  return value;
+}
+
+template <>
+HALO_FN Half rounded_to<Half>(float value) {
+  return to_half(value);
+}
+
+template <>
+HALO_FN BFloat16 rounded_to<BFloat16>(float value) {
+  return to_bfloat16(value);
+}
+
+HALO_FN bool is_finite(float value) { return (bits_of_float(value) & 0x7f800000u) != 0x7f800000u; }
 
 // ---- normalisation ---------------------------------------------------------------------------------------------------------
 

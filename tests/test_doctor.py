@@ -18,7 +18,17 @@ def test_the_report_names_machine_packages_and_what_works(monkeypatch):
     said = cli("doctor", "--json")
     assert said.code == 0
     facts, (cpu, gpu) = said.json["facts"], said.json["trials"]
-    assert {"processor", "instructions", "driver", "gpus", "nvcc", "stitching", "openvino", "tensorrt"} <= facts.keys()
+    assert {
+        "processor",
+        "instructions",
+        "driver",
+        "gpus",
+        "nvcc",
+        "stitching",
+        "stitching on GPUs",
+        "openvino",
+        "tensorrt",
+    } <= facts.keys()
     assert (cpu["works"], cpu["difference"]) == (True, 0.0)
     assert not gpu["works"]
     assert gpu["said"]

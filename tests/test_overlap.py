@@ -287,3 +287,17 @@ def test_masked_out_regions_are_not_compared(tmp_path):
     regions = said.json["overlap_choice"]["regions"]
     assert len(regions) >= 4
     assert all(int(text.split(",")[0].split(":")[1]) > 16 for text in regions)
+
+
+def test_a_device_pipeline_chooses_too_and_writes_the_bytes_of_the_cpu(tmp_path):
+    """The network itself is out of reach there, so regions are looked at through the pipeline."""
+    noise = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
+    volume = make_volume(tmp_path / "scan.zarr", noise, chunks=(8, 8, 8))
+    model = fake_model(tmp_path, activation="sigmoid")
+    outs = {device: str(tmp_path / f"{device}.zarr") for device in ("cpu", "simulated")}
+    options = {"overlap": "auto", "profile": str(tmp_path / "profile")}
+    unet_engine.run(volume, model=model, out=outs["simulated"], device="simulated", **options)
+    chosen = choice_in(outs["simulated"]).chosen
+    assert chosen.overlap < 0.5
+    unet_engine.run(volume, model=model, out=outs["cpu"], device="cpu", overlap=chosen.overlap, blend=chosen.blend)
+    np.testing.assert_array_equal(result_of(outs["simulated"]), result_of(outs["cpu"]))

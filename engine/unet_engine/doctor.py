@@ -76,6 +76,7 @@ class Trial:
 def facts() -> dict[str, str]:
     """The machine in words, name by name."""
     from unet_engine import halo
+    from unet_engine.devices import missing
 
     gpus = machine.gpu_count()
     nvcc = shutil.which("nvcc")
@@ -91,6 +92,7 @@ def facts() -> dict[str, str]:
         "stitching": "native extension"
         if halo.IMPLEMENTATION == "native"
         else "NumPy; reinstall with a C++ compiler for the native one",
+        "stitching on GPUs": missing() or "CUDA module and cuda-core",
     }
     return found | {name: _installed(name) for name in PACKAGES}
 

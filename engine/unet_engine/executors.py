@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
 from unet_engine.job import Halo, Raw
+from unet_engine.opening import is_out_of_memory, no_memory, smaller
 from unet_engine.plan import Column, Index, Task
 from unet_engine.worker import Worker
 
@@ -40,12 +41,33 @@ def run_local(workers: list[Worker], pending: Pending) -> None:
 def _lane(worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: threading.Event) -> None:
     try:
         while not stop.is_set():
-            run_column(worker, columns.get_nowait(), pending, stop)
+            _run_column_twice(worker, columns.get_nowait(), pending, stop)
     except Empty:
         return
     except BaseException:
         stop.set()
         raise
+
+
+def _run_column_twice(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:
+    """One column; where memory runs out the first time, what is left of it once more with half the windows at once.
+
+    Blocks that were committed stay so; windows that reach from them into others are inferred again, as in a resume. Raises `PlanError` with
+    the figures where memory runs out again.
+    """
+    try:
+        run_column(worker, column, pending, stop)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fewer = None if worker.shrunk else smaller(worker.job.setup)
+        if fewer is None:
+            raise no_memory(error, worker.job.setup, f"in column {column.number}", retried=worker.shrunk) from error
+        worker.shrink(fewer)
+    else:
+        return
+    done = worker.committed
+    _run_column_twice(worker, column, lambda index: pending(index) and index not in done, stop)
 
 
 def run_column(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:

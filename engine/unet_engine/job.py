@@ -38,6 +38,8 @@ class Job:
     mask: str | None = None
     profiled: bool = False
     """Whether workers tell where their time goes, see `unet_engine.stages`."""
+    decoders: int | None = None
+    """Threads that decode chunks of the volume; None: one per core."""
 
     @property
     def skips(self) -> bool:
@@ -116,6 +118,10 @@ class Predicted:
         """The sums in `box`, as a view."""
         view: Array = self.sums[(slice(None), *box.relative_to(self.task.block.sums.lo).slices())]
         return view
+
+    def detached(self) -> Predicted:
+        """The same with nothing left on a device: it was on none."""
+        return self
 
     def halos(self) -> Iterator[tuple[Index, Halo]]:
         """The block each halo goes to, and the halo as a view of the sums."""

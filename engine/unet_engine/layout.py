@@ -65,7 +65,7 @@ def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, .
     """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to
     two window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`."""
     target = chunk_target(axes)
-    block = [_least_windows(axis, target) for axis in axes]
+    block = [least_windows(axis, target) for axis in axes]
     enough = [16 if axis.window == 1 else 2 * axis.window for axis in axes]
     growing = set(range(len(axes)))
     while growing:
@@ -83,7 +83,7 @@ def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, .
     return tuple(block)
 
 
-def _least_windows(axis: AxisGrid, target: int) -> int:
+def least_windows(axis: AxisGrid, target: int) -> int:
     """The smallest block whose halos reach only the next one."""
     for windows in range(1, axis.count + 1):
         whole = Box((0,), (axis.size,))
@@ -200,7 +200,7 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew
         if columns is not None:
             return columns
         target = chunk_target(plan.axes)
-        floor = tuple(_least_windows(axis, target) for axis in plan.axes)
+        floor = tuple(least_windows(axis, target) for axis in plan.axes)
         a = max(
             range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
         )

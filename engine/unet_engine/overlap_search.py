@@ -26,6 +26,7 @@ from unet_engine.grid import Blend
 from unet_engine.job import Array, Job
 from unet_engine.ledger import read_header
 from unet_engine.normalize import Scaling
+from unet_engine.opening import Network
 from unet_engine.receptive_field import radius
 from unet_engine.spec import ModelSpec
 from unet_engine.survey import Survey
@@ -141,16 +142,16 @@ def stored(found: Survey) -> OverlapChoice | None:
 # --- the search ---
 
 
-def search(found: Survey, scale: Scaling, backend: Backend, draft: Draft) -> OverlapChoice:
+def search(found: Survey, scale: Scaling, backend: Network, draft: Draft) -> OverlapChoice:
     """Try the candidates that are cheaper than the reference, the cheapest first, and take the first that agrees with it.
 
     Raises `SettingsError` or `InputError` where overlap makes no difference, `InputError` or `DataError` where the volume has too little to
     compare.
     """
-    reach = found.model.spec.context or radius(backend)
+    reach = found.model.spec.context or (radius(backend) if isinstance(backend, Backend) else None)
     cheaper = _cheaper(found, reach, draft)
-    regions = _regions(found, scale, backend)
-    trier = _Trier(found, backend, draft, regions)
+    trier = _Trier(found, scale, backend, draft)
+    trier.regions = regions = _regions(found, scale, trier.contents)
     trials: list[Trial] = []
     for candidate in cheaper:
         trials.append(trier.judge(candidate))
@@ -212,7 +213,7 @@ def _sees_no_padding(spec: ModelSpec, reach: tuple[int, ...]) -> bool:
     )
 
 
-def _regions(found: Survey, scale: Scaling, backend: Backend) -> list[Box]:
+def _regions(found: Survey, scale: Scaling, contents_of: Callable[[Box], Array]) -> list[Box]:
     """Up to `REGIONS` boxes of one window each, those richest in rare classes first: a candidate that fails does so soon."""
     volume, window, spec = found.volume, found.window, found.model.spec
     rng = np.random.default_rng(SEED)
@@ -226,7 +227,7 @@ def _regions(found: Survey, scale: Scaling, backend: Backend) -> list[Box]:
             f"--overlap auto: {volume.path} has {len(boxes)} region(s) of {times(window)} with an image in them, and {LEAST_REGIONS} are "
             "needed; use a smaller --window, or --overlap 0.5"
         )
-    contents = np.array([_contents(spec, backend, sampling.cut(volume, scale, box, window)) for box in boxes])
+    contents = np.array([contents_of(box) for box in boxes])
     if np.count_nonzero(contents.sum(0)) == 1:
         name = class_names(spec)[int(contents.sum(0).argmax())]
         raise DataError(
@@ -237,20 +238,13 @@ def _regions(found: Survey, scale: Scaling, backend: Backend) -> list[Box]:
     return [boxes[i] for i in chosen]
 
 
-def _contents(spec: ModelSpec, backend: Backend, window: Array) -> Array:
-    """Voxels of each label in one window (channels, *window)."""
-    logits = np.ascontiguousarray(backend.infer(window[None])[0], np.float32)
-    labels = np.empty(logits.shape[1:], np.uint16)
-    halo.labels(logits, labels, spec.activation)
-    return np.bincount(labels.ravel(), minlength=spec.label_count)
-
-
 class _Trier:
     """The reference's labels on the regions, and how candidates compare."""
 
-    def __init__(self, found: Survey, backend: Backend, draft: Draft, regions: Sequence[Box]) -> None:
+    def __init__(self, found: Survey, scale: Scaling, backend: Network, draft: Draft) -> None:
         self.tolerance = found.settings.overlap_tolerance or TOLERANCE
-        self._found, self._backend, self._draft, self._regions = found, backend, draft, regions
+        self._found, self._scale, self._backend, self._draft = found, scale, backend, draft
+        self.regions: Sequence[Box] = ()
         self._truth: dict[Box, Array] = {}
 
     def windows(self, candidate: Candidate) -> int:
@@ -259,8 +253,8 @@ class _Trier:
     def judge(self, candidate: Candidate) -> Trial:
         names = class_names(self._found.model.spec)
         confusion, looked_at = Confusion(len(names)), 0
-        allowed = (1 - self.tolerance) * sum(region.size for region in self._regions)
-        for region in self._regions:
+        allowed = (1 - self.tolerance) * sum(region.size for region in self.regions)
+        for region in self.regions:
             if region not in self._truth:
                 self._truth[region] = self._labels(REFERENCE, region)
             confusion.add(self._truth[region], self._labels(candidate, region))
@@ -274,8 +268,20 @@ class _Trier:
             regions=looked_at,
             agreement=confusion.agreement,
             dice=dict(zip(names, confusion.dice, strict=True)),
-            passed=looked_at == len(self._regions) and min(figures) >= self.tolerance,
+            passed=looked_at == len(self.regions) and min(figures) >= self.tolerance,
         )
+
+    def contents(self, box: Box) -> Array:
+        """Voxels of each label there, (labels,); of one window, or where a device pipeline has the network, of all windows that meet it."""
+        found, spec = self._found, self._found.model.spec
+        if isinstance(self._backend, Backend):
+            window = sampling.cut(found.volume, self._scale, box, found.window)
+            logits = np.ascontiguousarray(self._backend.infer(window[None])[0], np.float32)
+            labels = np.empty(logits.shape[1:], np.uint16)
+            halo.labels(logits, labels, spec.activation)
+        else:
+            labels = self._labels(Candidate(overlap=0), box)
+        return np.bincount(labels.ravel(), minlength=spec.label_count)
 
     def _labels(self, candidate: Candidate, region: Box) -> Array:
         """Labels (*region.shape), by the way of every run."""
@@ -284,6 +290,8 @@ class _Trier:
         # what is open already, and an output that is kept in memory
         worker.__dict__.update(volume=self._found.volume, mask=self._found.mask, backend=self._backend, output=kept)
         run_local([worker], lambda _: True)
+        worker.__dict__.pop("backend")  # it stays open
+        worker.close()
         return kept.values
 
 

@@ -10,7 +10,7 @@ enter the device before the last of this one have left it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,6 +143,11 @@ def _placement(
     inside = (Box(*map(tuple, zip(*supports, strict=True))) & sums).relative_to(starts)
     at = [s - l for s, l in zip(starts, sums.lo, strict=True)]
     return [axis_weights(axis, k) for axis, k in axes], at, inside.lo, inside.hi
+
+
+def emptiness(job: Job, task: Task, raw: Raw | None) -> Callable[[Index], bool]:
+    """The test of which windows of `task` are skipped."""
+    return _Cutter(job, task, raw, timed.PLAIN).is_empty
 
 
 class _Cutter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -10,15 +9,19 @@ from typing import Any
 import numpy as np
 
 from unet_engine import machine, overlap_search
-from unet_engine.backends import Backend, Setup, open_backend
+from unet_engine.backends import DeviceBackend, Setup
 from unet_engine.box import Box
+from unet_engine.device_plan import DeviceMemory, device_memory, fit_device
+from unet_engine.devices import is_pipelined
 from unet_engine.grid import AxisGrid
 from unet_engine.job import Job
 from unet_engine.layout import NO_MEMORY, Crew, Sizes, default_block, default_chunk, fit, predict_memory
 from unet_engine.normalize import Scaling, scaling
+from unet_engine.opening import Network, network_bytes, open_fitting
 from unet_engine.output import Layout
 from unet_engine.overlap_search import Candidate, OverlapChoice
 from unet_engine.plan import Plan
+from unet_engine.reading import Reading, reading
 from unet_engine.runs import run_length
 from unet_engine.settings import parse_part
 from unet_engine.survey import Survey
@@ -33,7 +36,7 @@ class Prepared:
 
     found: Survey
     job: Job
-    backend: Backend | None
+    backend: Network | None
     budget: int
     """Bytes of RAM the plan was fitted to."""
     seconds_per_window: float
@@ -41,6 +44,9 @@ class Prepared:
     """What ``--overlap auto`` chose, and why."""
     crew: Crew | None = None
     """The workers it is planned for; None where this process does it all."""
+    reading: Reading | None = None
+    """Whether reading keeps up, where a GPU computes."""
+    device_memory: DeviceMemory | None = None
 
 
 def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
@@ -49,15 +55,22 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
     Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
     settings, volume, model, devices = found.settings, found.volume, found.model, found.devices
-    threads = 1 if devices[0].startswith("cuda") else settings.threads or machine.cpu_count()
+    threads = (
+        1 if devices[0].startswith("cuda") or is_pipelined(devices[0]) else settings.threads or machine.cpu_count()
+    )
     choice = found.choice
     setup = Setup(model, found.window, devices[0], choice.precision, choice.network, choice.rest, threads)
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = volume.fingerprint()
     scale = _scaling(found)
     before = machine.resident_bytes()
-    backend = open_backend(found.backend, setup)
-    seconds = _warm_up(backend)
+    notes: list[str] = []
+    # how many windows a block has decides the batch; other overlaps than the reference's make fewer
+    drafted = _overlapping(found, overlap_search.REFERENCE) if settings.overlap == "auto" else found
+    windows = prod(default_block(_grid(drafted), model.spec.channels_out))
+    backend, seconds = open_fitting(found.backend, setup, windows, None if settings.window else notes.append)
+    setup = backend.setup
+    found = replace(found, window=setup.window, notes=(*found.notes, *notes))
     overlap = _chosen_overlap(found, fingerprint, scale, backend)
     if overlap:
         found = _overlapping(found, overlap.chosen)
@@ -70,6 +83,8 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
         job.layout.voxel_bytes,
         machine.cpu_count() * volume.chunk_bytes,
     )
+    if isinstance(backend, DeviceBackend):
+        plan = fit_device(plan, sizes, network_bytes(backend), backend.device.free_bytes() + network_bytes(backend))
     budget = settings.memory or loaded + machine.available_memory() // 2
     base = loaded + (len(devices) - 1) * max(0, loaded - before)
     crew = (
@@ -78,7 +93,8 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
         else None
     )
     job = replace(job, plan=fit(plan, sizes, base, budget, len(devices), crew))
-    return Prepared(_with_note(found, job.plan), job, backend, budget, seconds, overlap, crew)
+    prepared = Prepared(_with_note(found, job.plan), job, backend, budget, seconds, overlap, crew)
+    return _about_device(prepared, backend, sizes) if isinstance(backend, DeviceBackend) else prepared
 
 
 def _job(found: Survey, plan: Plan, scale: Scaling, setup: Setup) -> Job:
@@ -100,12 +116,22 @@ def _job(found: Survey, plan: Plan, scale: Scaling, setup: Setup) -> Job:
     )
 
 
+def _about_device(prepared: Prepared, backend: DeviceBackend, sizes: Sizes) -> Prepared:
+    """The same with what a GPU needs of reading and of its memory."""
+    job, found = prepared.job, prepared.found
+    rates = reading(job.plan, found.volume, prepared.seconds_per_window, len(found.devices))
+    memory = device_memory(job.plan, sizes, network_bytes(backend))
+    if backend.note:
+        prepared = replace(prepared, found=replace(found, notes=(*found.notes, backend.note)))
+    return replace(prepared, job=replace(job, decoders=rates.threads), reading=rates, device_memory=memory)
+
+
 def _overlapping(found: Survey, candidate: Candidate) -> Survey:
     settings = found.settings.model_copy(update={"overlap": candidate.overlap, "blend": candidate.blend})
     return replace(found, settings=settings)
 
 
-def _chosen_overlap(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> OverlapChoice | None:
+def _chosen_overlap(found: Survey, fingerprint: str, scale: Scaling, backend: Network) -> OverlapChoice | None:
     """What ``--overlap auto`` takes: what the output was begun with, else what a search finds; None where it was not asked for."""
     if found.settings.overlap != "auto":
         return None
@@ -145,20 +171,6 @@ def _scaling(found: Survey) -> Scaling:
     return scaling(normalization, [np.zeros(1)] * volume.channels if fixed else volume.samples)
 
 
-def _warm_up(backend: Backend) -> float:
-    """A batch in every slot, all threads busy, so that the memory the network takes is taken, and its time: seconds per window.
-
-    With hundreds of classes the outputs of slots that were never used would be missing from the memory that is measured."""
-    begun = time.perf_counter()
-    slots = range(backend.slots)
-    for slot in slots:
-        backend.input(slot)[...] = 0
-        backend.start(slot)
-    for slot in slots:
-        backend.result(slot)
-    return (time.perf_counter() - begun) / (len(slots) * backend.setup.batch)
-
-
 def _grid(found: Survey) -> tuple[AxisGrid, ...]:
     """One axis per spatial axis of the volume; axes the model does not have are walked plane by plane."""
     settings, spec, shape = found.settings, found.model.spec, found.volume.shape
@@ -173,7 +185,7 @@ def _grid(found: Survey) -> tuple[AxisGrid, ...]:
     )  # fmt: skip
 
 
-def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> Plan:
+def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Network) -> Plan:
     """The plan of a single column; `fit` deals it into columns."""
     settings, volume, spec, setup = found.settings, found.volume, found.model.spec, backend.setup
     axes = _grid(found)
@@ -190,6 +202,7 @@ def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Backend) -> 
         "backend": backend.version,
         "device": setup.device.partition(":")[0],
         "precision": setup.precision,
+        **({"batch": setup.batch} if isinstance(backend, DeviceBackend) else {}),
         "network": [setup.network or found.model.sha256, setup.rest],
         "window": list(setup.window),
         "overlap": settings.overlap,

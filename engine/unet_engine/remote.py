@@ -24,6 +24,7 @@ from unet_engine.cluster.connection import our_version
 from unet_engine.errors import ClusterError, ModelError, PlanError, UnetEngineError, first_line
 from unet_engine.job import Job
 from unet_engine.model_file import open_model
+from unet_engine.opening import is_out_of_memory
 from unet_engine.plan import Index
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.runs import Run, RunId
@@ -131,7 +132,7 @@ def _at_work(ticket: Ticket, label: Label, stage: str) -> Iterator[Station]:
     except UnetEngineError:
         raise
     except Exception as error:
-        if station.is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise PlanError(
                 f"out of memory in {label.text} on {host()} ({first_line(error)}); use fewer --workers, a smaller --memory per worker, "
                 "or a smaller --window"

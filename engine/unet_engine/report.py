@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ from unet_engine import halo, tracing
 from unet_engine.overlap_search import facts
 from unet_engine.plan import read_span
 from unet_engine.prepare import Prepared
+from unet_engine.reading import Reading
 from unet_engine.runner import Result
 from unet_engine.teams import Team
 from unet_engine.units import size, span, times
@@ -82,11 +84,47 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "bytes_written": written,
         "memory": {"base": memory.base, "raw": memory.raw, "sums": memory.sums, "halos": memory.halos, "commit": memory.commit,
                    "total": memory.total, "budget": prepared.budget},
+        "device_memory": None if prepared.device_memory is None else asdict(prepared.device_memory),
+        "reading": _rates(prepared.reading),
+        "batch": job.setup.batch,
         "seconds_per_window": prepared.seconds_per_window,
         "seconds": round(prepared.seconds_per_window * plan.window_count / lanes, 3),
         "overlap_choice": facts(prepared.overlap),
         "notes": list(prepared.found.notes),
     }  # fmt: skip
+
+
+def _rates(reading: Reading | None) -> dict[str, Any] | None:
+    if reading is None:
+        return None
+    rates = {"needed_gb_per_second": reading.needed / 1e9, "found_gb_per_second": reading.found / 1e9}
+    return {
+        **{key: round(value, 4) for key, value in rates.items()},
+        "threads": reading.threads,
+        "cores": reading.cores,
+    }
+
+
+def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
+    """What a GPU needs: its memory, and voxels fast enough."""
+    memory, rates = prepared.device_memory, prepared.reading
+    if memory is None or rates is None:
+        return []
+    parts = (
+        f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}"
+    )
+    slow = "" if rates.keeps_up else ": the device will wait for voxels"
+    return [
+        (
+            "device",
+            f"{size(memory.total)} of its memory: {parts}, writing {size(memory.out)}; {prepared.job.setup.batch} windows a batch",
+        ),
+        (
+            "decoding",
+            f"{rates.needed / 1e9:.3g} GB/s needed, {rates.found / 1e9:.3g} GB/s found on {rates.cores} core(s), "
+            f"{rates.threads} thread(s){slow}",
+        ),
+    ]
 
 
 def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
@@ -117,6 +155,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
         ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, sums {size(m.sums)}, "
                    f"halos {size(m.halos)}, writing {size(m.commit)}"),
+        *_on_device(prepared),
         ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
         ("digest", plan.digest),
     ]  # fmt: skip

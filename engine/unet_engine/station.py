@@ -16,12 +16,13 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from unet_engine.backends import Setup
-from unet_engine.errors import ClusterError, PlanError, first_line
+from unet_engine.device_results import DevicePredicted
+from unet_engine.errors import ClusterError, UnetEngineError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw
+from unet_engine.opening import is_out_of_memory, no_memory, smaller
 from unet_engine.plan import Index, Task
 from unet_engine.runs import Run
 from unet_engine.worker import Worker
@@ -40,7 +41,7 @@ class Part:
     halos: tuple[tuple[Index, Halo], ...]
 
     @classmethod
-    def of(cls, predicted: Predicted, keep: Callable[[Halo], Halo] = Halo.copied) -> Part:
+    def of(cls, predicted: Predicted | DevicePredicted, keep: Callable[[Halo], Halo] = Halo.copied) -> Part:
         core = predicted.inside(predicted.task.block.write).copy() if predicted.task.commits else None
         return cls(predicted.task, core, tuple((to, keep(halo)) for to, halo in predicted.halos()))
 
@@ -83,7 +84,7 @@ class _Order:
 
     task: Task
     raw: Raw | None
-    sums: Future[Predicted] = field(default_factory=Future)
+    sums: Future[Predicted | DevicePredicted] = field(default_factory=Future)
 
 
 class Station:
@@ -175,7 +176,7 @@ class Station:
                 for done in self.worker.predict(self._work()):
                     order = self._inside.popleft()
                     self._ahead.release()
-                    order.sums.set_result(done)
+                    order.sums.set_result(done.detached())
                     self._watch.beat("device", bool(self._inside))
             except BaseException as error:
                 self._recover(error)
@@ -220,10 +221,10 @@ class Station:
         with contextlib.suppress(Exception):
             self.worker.close()  # windows of it may still be under way
         if is_out_of_memory(error):
-            smaller = _smaller(self.worker.job.setup)
-            if smaller and not self._shrunk:
+            fewer = smaller(self.worker.job.setup)
+            if fewer and not self._shrunk:
                 self._shrunk = True
-                self.worker = replace(self.worker, job=replace(self.worker.job, setup=smaller))
+                self.worker.shrink(fewer)
                 return
             error = self._out_of_memory(error)
         self._watch.beat("device", busy=False)
@@ -231,33 +232,9 @@ class Station:
             self._ahead.release()
             self._inside.popleft().sums.set_exception(error)
 
-    def _out_of_memory(self, error: BaseException) -> PlanError:
-        setup = self.worker.job.setup
+    def _out_of_memory(self, error: BaseException) -> UnetEngineError:
         index = self._inside[0].task.block.index if self._inside else "none"
-        again = ", after one try with fewer" if self._shrunk else ""
-        return PlanError(
-            f"out of memory in block {index} on {self.address} with {setup.threads} window(s) of batch {setup.batch} at once{again} "
-            f"({first_line(error)}); use a smaller --window, fewer --workers, or workers with more memory"
-        )
-
-
-def _smaller(setup: Setup) -> Setup | None:
-    """Half the windows at once; None where there is but one."""
-    if setup.batch > 1:
-        return replace(setup, batch=setup.batch // 2)
-    return replace(setup, threads=setup.threads // 2) if setup.threads > 1 else None
-
-
-_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate memory", "out_of_memory")
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether `error` or what caused it says that memory ran out: libraries have no type in common for that."""
-    while error is not None:
-        if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _OUT_OF_MEMORY):
-            return True
-        error = error.__cause__
-    return False
+        return no_memory(error, self.worker.job.setup, f"in block {index} on {self.address}", retried=self._shrunk)
 
 
 class _Watch:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from unet_engine import halo, machine, output
 from unet_engine.backends import choose_backend, trt
 from unet_engine.box import Box
+from unet_engine.devices import SIMULATED, missing
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
 from unet_engine.model_file import ModelFile, open_model
 from unet_engine.normalize import quantiles, scaling
@@ -60,6 +61,8 @@ def survey(settings: Settings) -> Survey:
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
+    if devices[0].startswith("cuda") and (lacking := missing()):
+        _fall_back(settings, notes, f"windows are cut and stitched on the CPU: {lacking}")
     backend = choose_backend(model, devices[0].partition(":")[0], settings.backend)
     choice = choose(model, backend, devices[0], settings.precision, window)
     _about_precision(settings, choice, volume, model, notes)
@@ -178,17 +181,19 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
                 f"--gpus {settings.gpus}: this machine shows {found}; use --gpus {found}" if found else _NO_GPU
             )
         return tuple(f"cuda:{i}" for i in range(settings.gpus))
-    if wanted == "cpu" or model.format == "fake":
-        return ("cpu",) if model.format != "fake" or not wanted.startswith("fake") else tuple(wanted.split(","))
+    if wanted in ("cpu", SIMULATED):  # the latter for tests
+        return (wanted,)
+    if model.format == "fake":
+        return ("cpu",) if not wanted.startswith("fake") else tuple(wanted.split(","))
     if wanted == "auto":
-        if not found:
-            return ("cpu",)
-        if settings.backend == "openvino" or not _runs_on_gpu(model):
+        usable = found > 0 and settings.backend != "openvino" and _runs_on_gpu(model)
+        if found and not usable:
             _fall_back(
                 settings,
                 notes,
                 f"{found} GPU(s) found, but no installed back end runs {model.path.name} there: running on the CPU",
             )
+        if not usable:
             return ("cpu",)
         return tuple(f"cuda:{i}" for i in range(found))
     kind, _, numbers = wanted.partition(":")

@@ -8,21 +8,27 @@ commit(...)    halos of lower blocks merged, activation, argmax or cast, written
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from unet_engine import timed
-from unet_engine.backends import Backend, open_backend
+from unet_engine.backends import DeviceBackend, Setup
 from unet_engine.box import Box
+from unet_engine.device_pipeline import DevicePipeline
+from unet_engine.device_results import DeviceCore, DevicePredicted
+from unet_engine.devices import is_pipelined
 from unet_engine.errors import BackendError, DataError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw, Tally
+from unet_engine.opening import Network, open_network
 from unet_engine.output import Output
 from unet_engine.plan import Column, Index, Task
-from unet_engine.predict import predict
+from unet_engine.predict import emptiness, predict
+from unet_engine.reading import decoding
 from unet_engine.spec import ModelSpec
 from unet_engine.stages import OTHER, Stages
 from unet_engine.volume import Volume, open_volume
@@ -36,6 +42,13 @@ class Worker:
     tally: Tally = field(default_factory=Tally)
     stages: Stages | None = None
     """Where the time goes; there only where the job is profiled."""
+    _opening: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    _pipeline: DevicePipeline | None = field(default=None, repr=False)
+
+    shrunk: bool = False
+    """Whether memory ran out once and fewer windows are inferred at once since."""
+    committed: set[Index] = field(default_factory=set)
+    """Blocks that this worker has written."""
 
     def __post_init__(self) -> None:
         if self.job.profiled and self.stages is None:
@@ -45,21 +58,27 @@ class Worker:
             for name in ("settle", "read", "commit"):
                 setattr(self, name, self.stages.timed(OTHER, getattr(self, name), starts_group=name != "settle"))
 
+    def shrink(self, setup: Setup) -> None:
+        """Go on with fewer windows at once, after memory ran out."""
+        self.close()
+        self.job, self.shrunk = replace(self.job, setup=setup), True
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (Worker, (self.job,))
 
     @cached_property
     def volume(self) -> Volume:
-        return timed.timed_volume(open_volume(self.job.volume, self.job.volume_axes), self.stages)
+        with decoding(self.job.decoders):
+            return timed.timed_volume(open_volume(self.job.volume, self.job.volume_axes), self.stages)
 
     @cached_property
     def mask(self) -> Volume | None:
         return timed.timed_volume(open_volume(self.job.mask), self.stages) if self.job.mask else None
 
     @cached_property
-    def backend(self) -> Backend:
+    def backend(self) -> Network:
         """Raises `BackendError` where the library here is another one than the run was planned with: it may give other bytes."""
-        backend = open_backend(self.job.backend, self.job.setup)
+        backend = open_network(self.job.backend, self.job.setup)
         planned = self.job.plan.identity.get("backend", backend.version)
         if backend.version != planned:
             backend.close()
@@ -68,13 +87,29 @@ class Worker:
             )
         return backend
 
+    @property
+    def pipeline(self) -> DevicePipeline | None:
+        """What a GPU does of the work, opened with its network when first asked for; None on a CPU."""
+        if not is_pipelined(self.job.setup.device):
+            return None
+        with self._opening:  # readers, writers and the device's thread may all be first
+            if self._pipeline is None:
+                backend = self.backend
+                assert isinstance(backend, DeviceBackend)
+                self._pipeline = DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes)
+            return self._pipeline
+
     @cached_property
     def output(self) -> Output:
         return timed.timed_output(Output(self.job.out, self.job.layout, self.job.plan.digest), self.stages)
 
     def close(self) -> None:
-        if "backend" in self.__dict__:
-            self.__dict__.pop("backend").close()
+        with self._opening:
+            if self._pipeline:
+                self._pipeline.close()
+            self._pipeline = None
+            if "backend" in self.__dict__:
+                self.__dict__.pop("backend").close()
 
     # --- emptiness ---
 
@@ -126,7 +161,9 @@ class Worker:
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
             self._handle_nonfinite(voxels, task)
         mask = None if self.mask is None else self.mask.read(task.read)
-        return Raw(voxels, mask)
+        raw = Raw(voxels, mask)
+        # a network that is still being opened is not waited for: the pipeline then stages the voxels itself
+        return self._pipeline.stage(raw) if self._pipeline else raw
 
     def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
         bad = ~np.isfinite(voxels)
@@ -141,28 +178,42 @@ class Worker:
 
     # --- predict ---
 
-    def predict(self, work: Iterable[tuple[Task, Raw | None] | None]) -> Iterator[Predicted]:
-        """See `unet_engine.predict.predict`."""
+    def predict(
+        self, work: Iterable[tuple[Task, Raw | None] | None]
+    ) -> Iterator[Predicted] | Iterator[DevicePredicted]:
+        """See `unet_engine.predict.predict` and `unet_engine.device_pipeline`."""
         if self.stages:
             work = self.stages.fed(work)
+        if pipeline := self.pipeline:
+            return pipeline.predict(work, lambda task, raw: emptiness(self.job, task, raw))
+        assert not isinstance(self.backend, DeviceBackend)
         return predict(self.job, timed.timed_backend(self.backend, self.stages), self.tally, work, self.tools)
 
     # --- commit ---
 
-    def commit(self, task: Task, core: Array, halos: Sequence[Halo]) -> None:
+    def commit(self, task: Task, core: Array | DeviceCore, halos: Sequence[Halo]) -> None:
         """Finish and write the block's write box. Halos are added from the highest lower block down: one order, the same bytes.
 
-        core: the block's own sums there, (channels out, *task.block.write.shape) float32; it is changed.
+        core: the block's own sums there, (channels out, *task.block.write.shape) float32, or where the device keeps them; it is used up.
         """
+        if pipeline := self.pipeline:
+            values, finite = pipeline.finish(task, core, halos)
+            self._check_finite(task, finite=finite)
+            self._write(task, values)
+            return
+        assert not isinstance(core, DeviceCore)
         block = task.block
         for lower in sorted(halos, key=lambda h: h.source, reverse=True):
             self.tools.merge(core, lower.values, lower.box.relative_to(block.write.lo).lo)
-        if not np.isfinite(np.sum(core)):
+        self._check_finite(task, finite=bool(np.isfinite(np.sum(core))))
+        self._write(task, self._finished(core))
+
+    def _check_finite(self, task: Task, *, finite: bool) -> None:
+        if not finite:
             raise BackendError(
-                f"the network gave NaN or Inf in block {block.index} (voxels {block.write}) at {self.job.setup.precision}; "
+                f"the network gave NaN or Inf in block {task.block.index} (voxels {task.block.write}) at {self.job.setup.precision}; "
                 "use --precision fp32, or check the model and its --normalize"
             )
-        self._write(task, self._finished(core))
 
     def commit_void(self, task: Task) -> None:
         """Write a block that is empty and so are all its neighbours: the spec's constant everywhere."""
@@ -186,6 +237,7 @@ class Worker:
     def _write(self, task: Task, values: Array) -> None:
         self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
         self.output.mark(task.block.index)
+        self.committed.add(task.block.index)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
 
 

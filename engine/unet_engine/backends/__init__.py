@@ -7,10 +7,21 @@ from importlib.util import find_spec
 
 from unet_engine.backends import trt
 from unet_engine.backends.base import Backend, Setup
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.devices import open_device
 from unet_engine.errors import BackendError
 from unet_engine.model_file import ModelFile
 
-__all__ = ["BACKENDS", "Backend", "Setup", "choose_backend", "library", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "DeviceBackend",
+    "Setup",
+    "choose_backend",
+    "library",
+    "open_backend",
+    "open_on_device",
+]
 
 BACKENDS = {
     "openvino": ("onnx",),
@@ -76,4 +87,22 @@ def open_backend(name: str, setup: Setup) -> Backend:
     """Load the network. Raises `BackendError` or `ModelError` where the library refuses it."""
     chosen = getattr(import_module(f"unet_engine.backends.{name}"), _CLASSES[name])
     backend: Backend = chosen(setup)
+    return backend
+
+
+_ON_DEVICE = {
+    "onnxruntime": "OnnxRuntimeDevice",
+    "tensorrt": "TensorRTDevice",
+    "pytorch": "PyTorchDevice",
+    "fake": "FakeDevice",
+}
+
+
+def open_on_device(name: str, setup: Setup) -> DeviceBackend:
+    """Load the network for the device pipeline, with its device and a stream of its own. Raises as `open_backend` does."""
+    if name not in _ON_DEVICE:
+        raise BackendError(f"{name} does not run on {setup.device}; use --device cpu, or --backend tensorrt")
+    chosen = getattr(import_module(f"unet_engine.backends.{name}_device"), _ON_DEVICE[name])
+    device = open_device(setup.device)
+    backend: DeviceBackend = chosen(setup, device, device.stream("compute"))
     return backend

@@ -28,7 +28,7 @@ class Setup:
     window: tuple[int, ...]
     """Input size per axis of the model."""
     device: str = "cpu"
-    """``cpu`` or ``cuda:N``."""
+    """``cpu``, ``cuda:N``, or ``simulated`` in tests."""
     precision: str = "fp32"
     network: str | None = None
     """SHA-256 of the network attached to the model file that runs instead of its own: the one that was judged."""
@@ -92,11 +92,16 @@ class Backend(ABC):
             )
 
     def _check_output(self, shape: tuple[int, ...]) -> None:
-        if shape != self.setup.output_shape:
-            raise ModelError(
-                f"{self.setup.model.path}: the network gives {shape} for windows of {self.setup.window}, its spec says "
-                f"{self.setup.output_shape}; correct channels_out or margin of the spec"
-            )
+        check_output(self.setup, shape)
+
+
+def check_output(setup: Setup, shape: tuple[int, ...]) -> None:
+    """Raises `ModelError` where the network's output is not what its spec says."""
+    if shape != setup.output_shape:
+        raise ModelError(
+            f"{setup.model.path}: the network gives {shape} for windows of {setup.window}, its spec says "
+            f"{setup.output_shape}; correct channels_out or margin of the spec"
+        )
 
 
 class ThreadedBackend(Backend):

@@ -24,7 +24,7 @@ class PyTorchBackend(ThreadedBackend):
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise BackendError(f"this PyTorch sees no GPU for {setup.device}; use --device cpu")
         self._refuse_precision("fp32", "bf16", *(["fp16"] if self._device.type == "cuda" else []))
-        self._network = self._loaded().to(self._device)
+        self._network = loaded(setup).to(self._device)
         super().__init__(setup)
         pinned = self._device.type == "cuda"
         self._host_in = [torch.zeros(setup.input_shape, pin_memory=pinned) for _ in range(self.slots)]
@@ -40,15 +40,6 @@ class PyTorchBackend(ThreadedBackend):
             ) from error
         self._check_output(shape)
 
-    def _loaded(self) -> Any:
-        path = self.setup.model.path
-        try:
-            if self.setup.model.format == "pt2":
-                return torch.export.load(path).module()
-            return torch.jit.load(str(path), map_location="cpu").eval()
-        except Exception as error:
-            raise ModelError(f"{path}: PyTorch cannot load it: {first_line(error)}; export it again") from error
-
     def _thread_setup(self) -> None:
         # One thread per window, several windows at once: see `Setup.threads`. Intra-op threads are set per calling thread.
         torch.set_num_threads(1)
@@ -61,3 +52,14 @@ class PyTorchBackend(ThreadedBackend):
             self._host_out[slot].copy_(self._network(window))
         out: Array = self._host_out[slot].numpy()
         return np.asarray(out)
+
+
+def loaded(setup: Setup) -> Any:
+    """The network, on the CPU. Raises `ModelError` where PyTorch cannot load the file."""
+    path = setup.model.path
+    try:
+        if setup.model.format == "pt2":
+            return torch.export.load(path).module()
+        return torch.jit.load(str(path), map_location="cpu").eval()
+    except Exception as error:
+        raise ModelError(f"{path}: PyTorch cannot load it: {first_line(error)}; export it again") from error

@@ -54,16 +54,13 @@ class _Slot:
     graph: Any = None
 
 
-class TensorRTBackend(Backend):
-    name = "tensorrt"
+class Execution:
+    """An engine with its execution context, whose scratch memory is ours. Input and output are bound by address."""
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._cuda = _cuda(setup.device)
-        self.version = trt.version()
-        self.slots = SLOTS
+    def __init__(self, setup: Setup, cuda: Cuda) -> None:
+        self._cuda, self.version = cuda, trt.version()
         network = network_of(setup)
-        engine = engine_for(setup, network, self._cuda.describe())
+        engine = engine_for(setup, network, cuda.describe())
         trt_module = trt.module()
         self._logger = trt.logger()
         self._runtime = trt_module.Runtime(self._logger)
@@ -72,27 +69,52 @@ class TensorRTBackend(Backend):
             raise BackendError(
                 f"TensorRT does not load the engine it built: {self._logger.said()}; delete the cache and run again"
             )
-        self._make_context(trt_module)
-        self._streams = [self._cuda.stream() for _ in range(3)]
-        self._ring = [self._make_slot() for _ in range(self.slots)]
-        self._record_graphs()
+        self._make_context(setup, trt_module)
 
-    def _make_context(self, trt_module: Any) -> None:
+    def _make_context(self, setup: Setup, trt_module: Any) -> None:
         strategy = trt_module.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = self._engine.create_execution_context(strategy)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt_module.TensorIOMode.INPUT]
         if len(inputs) != 1 or len(names) != 2:
             raise ModelError(
-                f"{self.setup.model.path} has {len(names)} inputs and outputs; export it again: one of each is needed"
+                f"{setup.model.path} has {len(names)} inputs and outputs; export it again: one of each is needed"
             )
         self._in, self._out = inputs[0], next(n for n in names if n != inputs[0])
-        self._context.set_input_shape(self._in, self.setup.input_shape)
-        self._check_output(tuple(self._context.get_tensor_shape(self._out)))
+        self._context.set_input_shape(self._in, setup.input_shape)
+        self.output_shape = tuple(self._context.get_tensor_shape(self._out))
         scratch = int(self._context.update_device_memory_size_for_shapes())
         self._scratch = self._cuda.allocate(scratch)
         if scratch:
             self._context.set_device_memory(self._scratch, scratch)
+
+    def bind(self, source: int, target: int) -> None:
+        """Read the input from, and write the output to, device memory at these addresses."""
+        self._context.set_tensor_address(self._in, source)
+        self._context.set_tensor_address(self._out, target)
+
+    def enqueue(self, stream: Any) -> None:
+        if not self._context.execute_async_v3(int(stream)):
+            raise BackendError(f"TensorRT failed on a window: {self._logger.said()}")
+
+    def close(self) -> None:
+        self._context = self._engine = self._runtime = None
+        self._cuda.free(self._scratch)
+
+
+class TensorRTBackend(Backend):
+    name = "tensorrt"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._cuda = _cuda(setup.device)
+        self.slots = SLOTS
+        self._execution = Execution(setup, self._cuda)
+        self.version = self._execution.version
+        self._check_output(self._execution.output_shape)
+        self._streams = [self._cuda.stream() for _ in range(3)]
+        self._ring = [self._make_slot() for _ in range(self.slots)]
+        self._record_graphs()
 
     def _make_slot(self) -> _Slot:
         cuda, setup = self._cuda, self.setup
@@ -108,18 +130,13 @@ class TensorRTBackend(Backend):
         """Run each slot once, as TensorRT asks before recording, and record its computation."""
         compute = self._streams[1]
         for slot in self._ring:
-            self._context.set_tensor_address(self._in, slot.device_in)
-            self._context.set_tensor_address(self._out, slot.device_out)
+            self._execution.bind(slot.device_in, slot.device_out)
             self._cuda.copy(slot.device_in, slot.host_in, slot.input.nbytes, compute)
-            self._enqueue(compute)
+            self._execution.enqueue(compute)
             self._cuda.drain(compute)
             self._cuda.begin_capture(compute)
-            self._enqueue(compute)
+            self._execution.enqueue(compute)
             slot.graph = self._cuda.end_capture(compute)
-
-    def _enqueue(self, stream: Any) -> None:
-        if not self._context.execute_async_v3(int(stream)):
-            raise BackendError(f"TensorRT failed on a window: {self._logger.said()}")
 
     def input(self, slot: int) -> Array:
         return self._ring[slot].input
@@ -156,8 +173,7 @@ class TensorRTBackend(Backend):
         for stream in self._streams:
             cuda.destroy_stream(stream)
         self._ring, self._streams = [], []
-        self._context = self._engine = self._runtime = None
-        cuda.free(self._scratch)
+        self._execution.close()
 
 
 # --- engines ---

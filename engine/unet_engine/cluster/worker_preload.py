@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from unet_engine.affinity import stay_near
+
 GPUS = "UNET_ENGINE_GPUS_PER_JOB"
 """Environment variable of a batch job: among how many worker processes its GPUs are dealt."""
 
 
 def dask_setup(worker: Any) -> None:
-    """Close the worker's web pages, which nobody needs and no token guards, and give it its GPU before anything asks for one."""
+    """Close the worker's web pages, which nobody needs and no token guards, and give it its GPU and the cores next to that."""
     worker.http_server.stop()
     if count := int(os.environ.get(GPUS, "0")):
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(str(worker.name), count, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        stay_near(os.environ["CUDA_VISIBLE_DEVICES"])
 
 
 def gpu_of(name: str, count: int, visible: str | None) -> str:

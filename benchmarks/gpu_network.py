@@ -1,0 +1,86 @@
+"""MLPerf's 3D U-Net as it is described there: filters 32, 64, 128, 256, 320, InstanceNorm, LeakyReLU, transposed convolutions up, three
+classes. Random weights: only its speed and memory are measured."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+FILTERS = (32, 64, 128, 256, 320)
+
+
+def _twice(channels_in: int, channels: int, stride: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n, s in ((channels_in, stride), (channels, 1)):
+        layers += [
+            nn.Conv3d(n, channels, 3, s, 1, bias=False),
+            nn.InstanceNorm3d(channels, affine=True),
+            nn.LeakyReLU(0.01),
+        ]
+    return nn.Sequential(*layers)
+
+
+class MLPerfUNet(nn.Module):
+    """(N, 1, z, y, x) to (N, classes, z, y, x); sizes are multiples of 16."""
+
+    def __init__(self, classes: int = 3, filters: tuple[int, ...] = FILTERS) -> None:
+        super().__init__()
+        pairs = list(pairwise(filters))
+        self.first = _twice(1, filters[0], 1)
+        self.down = nn.ModuleList(_twice(a, b, 2) for a, b in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, 2, bias=False) for a, b in reversed(pairs))
+        self.join = nn.ModuleList(_twice(2 * a, a, 1) for a, _ in reversed(pairs))
+        self.head = nn.Conv3d(filters[0], classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = [self.first(x)]
+        for down in self.down:
+            skips.append(down(skips[-1]))
+        x = skips.pop()
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat((up(x), skips.pop()), 1))
+        return self.head(x)
+
+
+def flops(network: nn.Module, window: tuple[int, ...]) -> int:
+    """Floating point operations of the convolutions of one window, two per multiply-add."""
+    total = 0
+
+    def count(module: Any, given: Any, out: torch.Tensor) -> None:
+        nonlocal total
+        kernel = prod(module.kernel_size)
+        if isinstance(module, nn.ConvTranspose3d):
+            total += 2 * given[0].numel() * module.out_channels * kernel
+        else:
+            total += 2 * out.numel() * module.in_channels * kernel
+
+    hooks = [
+        m.register_forward_hook(count) for m in network.modules() if isinstance(m, (nn.Conv3d, nn.ConvTranspose3d))
+    ]
+    try:
+        with torch.inference_mode():
+            # the shapes alone, on no device
+            network.to("meta")(torch.zeros((1, 1, *window), device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def save(network: nn.Module, folder: Any, window: tuple[int, ...], classes: int, flops_of_window: int) -> str:
+    """Write it as TorchScript with its spec, where the engine takes it from. Returns the path."""
+    from unet_engine.spec import METADATA_KEY, ModelSpec, Normalization
+
+    spec = ModelSpec(
+        name="mlperf", axes="zyx", channels_in=1, channels_out=classes, window=window, window_min=(16,) * 3, window_step=(16,) * 3,
+        margin=(0,) * 3, normalization=Normalization(mode="range", low=-1000, high=1000), flops=flops_of_window,
+    )  # fmt: skip
+    path = folder / "mlperf.pt"
+    with torch.inference_mode():
+        script = torch.jit.trace(network.eval(), torch.zeros((1, 1, 32, 32, 32)), check_trace=False)
+    torch.jit.save(script, str(path), _extra_files={METADATA_KEY: spec.model_dump_json()})
+    return str(path)

@@ -1,0 +1,361 @@
+// The GPU half of stitching as a Python module: DLPack arrays in, no torch needed. Built twice: `unet_engine._halo_cuda` on CUDA arrays with
+// `halo.cu`, which imports without a driver, and, with UNET_ENGINE_LOOP defined, `unet_engine._halo_loop` on arrays of the host with
+// `halo_loop.cpp`, for tests. What the functions mean is said in `engine/unet_engine/_halo_cuda.pyi`; all checks come before anything is
+// queued. Arrays that lie on the device are not looked into.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "launch.hpp"
+
+namespace nb = nanobind;
+
+namespace unet_engine {
+namespace {
+
+#ifdef UNET_ENGINE_LOOP
+using Where = nb::device::cpu;
+#else
+using Where = nb::device::cuda;
+#endif
+using Array = nb::ndarray<Where>;
+using Input = nb::ndarray<nb::ro, Where>;
+template <typename T, std::size_t N>
+using Table = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, Where>;
+using Code = nb::dlpack::dtype_code;
+
+constexpr char kNames[kAxes] = {'z', 'y', 'x'};
+
+[[noreturn]] void refuse(const std::string& text) { throw nb::value_error(text.c_str()); }
+
+template <typename A>
+bool is(const A& array, Code code, int bits) {
+  return array.dtype().code == static_cast<std::uint8_t>(code) && array.dtype().bits == bits && array.dtype().lanes == 1;
+}
+
+// (channels, z, y, x) of an array of two or three spatial axes; an array of labels has no axis for channels.
+template <typename T, typename A>
+View<T> view(const A& array, const char* name, bool has_channels = true) {
+  const int axes = static_cast<int>(array.ndim()) - (has_channels ? 1 : 0);
+  if (axes != 2 && axes != 3) refuse(std::string(name) + " must have 2 or 3 spatial axes");
+  // arrays that are only read come as const void*; every caller hands them on as const
+  View<T> result{static_cast<T*>(const_cast<void*>(static_cast<const void*>(array.data()))), {1, 1, 1, 1}, {0, 0, 0, 0}};
+  if (has_channels) {
+    result.shape[0] = static_cast<index_t>(array.shape(0));
+    result.stride[0] = array.stride(0);
+  }
+  for (int i = 0; i < axes; ++i) {
+    const std::size_t from = static_cast<std::size_t>(i + (has_channels ? 1 : 0));
+    result.shape[1 + kAxes - axes + i] = static_cast<index_t>(array.shape(from));
+    result.stride[1 + kAxes - axes + i] = array.stride(from);
+  }
+  return result;
+}
+
+template <typename A>
+View<float> floats(const A& array, const char* name) {
+  if (!is(array, Code::Float, 32)) refuse(std::string(name) + " must be float32");
+  if (array.ndim() > 0 && array.shape(0) == 0) refuse(std::string(name) + " has no channel: give at least one");
+  return view<float>(array, name);
+}
+
+View<const float> constant(const View<float>& v) {
+  View<const float> result{v.data, {}, {}};
+  std::copy_n(v.shape, 1 + kAxes, result.shape);
+  std::copy_n(v.stride, 1 + kAxes, result.stride);
+  return result;
+}
+
+template <typename A, typename B>
+void check_device(const A& first, const B& other, const char* name) {
+  if (first.device_id() != other.device_id()) refuse(std::string(name) + " must be on the same device as the others");
+}
+
+// Windows (n, channels, spatial axes) of any strides.
+struct Batch {
+  index_t count, channels, stride_n;
+  index_t size[kAxes];
+  index_t stride[1 + kAxes];
+};
+
+template <typename A>
+Batch batch_of(const A& windows, int axes) {
+  if (static_cast<int>(windows.ndim()) != axes + 2) refuse("windows must be (windows, channels, spatial axes as the other array)");
+  Batch b{static_cast<index_t>(windows.shape(0)), static_cast<index_t>(windows.shape(1)), windows.stride(0), {1, 1, 1}, {windows.stride(1), 0, 0, 0}};
+  for (int i = 0; i < axes; ++i) {
+    b.size[kAxes - axes + i] = static_cast<index_t>(windows.shape(static_cast<std::size_t>(2 + i)));
+    b.stride[1 + kAxes - axes + i] = windows.stride(static_cast<std::size_t>(2 + i));
+  }
+  return b;
+}
+
+// One table (spans, columns) per axis, always for three axes.
+template <typename T>
+void check_tables(const std::vector<Table<T, 2>>& tables, const Array& first, const index_t* columns, const char* name) {
+  if (tables.size() != kAxes) refuse(std::string(name) + " must be one table for each of z, y and x");
+  for (int a = 0; a < kAxes; ++a) {
+    check_device(first, tables[a], name);
+    if (static_cast<index_t>(tables[a].shape(1)) != columns[a]) {
+      refuse(std::string("axis ") + kNames[a] + ": " + name + " must be (spans, " + std::to_string(columns[a]) + ")");
+    }
+  }
+}
+
+const Entry* entries_of(const Table<std::int32_t, 2>& entries, const Array& first) {
+  check_device(first, entries, "entries");
+  if (entries.shape(1) != 1 + kAxes) refuse("entries must be (windows, 4): the span on z, y, x and the row of the batch");
+  return reinterpret_cast<const Entry*>(entries.data());
+}
+
+template <typename F>
+void with_window_type(const Input& windows, const F& f) {
+  if (is(windows, Code::Float, 32)) return f(static_cast<const float*>(windows.data()));
+  if (is(windows, Code::Float, 16)) return f(static_cast<const Half*>(windows.data()));
+  if (is(windows, Code::Bfloat, 16)) return f(static_cast<const BFloat16*>(windows.data()));
+  refuse("windows must be float32, float16 or bfloat16");
+}
+
+template <typename F>
+void with_block_type(const Input& raw, const F& f) {
+  if (is(raw, Code::Bool, 8) || is(raw, Code::UInt, 8)) return f(static_cast<const std::uint8_t*>(raw.data()));
+  if (is(raw, Code::Int, 8)) return f(static_cast<const std::int8_t*>(raw.data()));
+  if (is(raw, Code::UInt, 16)) return f(static_cast<const std::uint16_t*>(raw.data()));
+  if (is(raw, Code::Int, 16)) return f(static_cast<const std::int16_t*>(raw.data()));
+  if (is(raw, Code::UInt, 32)) return f(static_cast<const std::uint32_t*>(raw.data()));
+  if (is(raw, Code::Int, 32)) return f(static_cast<const std::int32_t*>(raw.data()));
+  if (is(raw, Code::UInt, 64)) return f(static_cast<const std::uint64_t*>(raw.data()));
+  if (is(raw, Code::Int, 64)) return f(static_cast<const std::int64_t*>(raw.data()));
+  if (is(raw, Code::Float, 16)) return f(static_cast<const Half*>(raw.data()));
+  if (is(raw, Code::Float, 32)) return f(static_cast<const float*>(raw.data()));
+  if (is(raw, Code::Float, 64)) return f(static_cast<const double*>(raw.data()));
+  refuse("raw must be bool, an integer or a float");
+}
+
+void gather(const Array& windows, const Input& raw_array, const std::vector<Table<std::int32_t, 2>>& positions,
+            const Table<std::int32_t, 2>& entries, const Table<std::int32_t, 1>& order, const Table<double, 1>& scale,
+            const Table<double, 1>& shift, double fill, std::uintptr_t stream) {
+  check_device(windows, raw_array, "raw");
+  const Batch batch = batch_of(windows, static_cast<int>(raw_array.ndim()) - 1);
+  check_tables(positions, windows, batch.size, "positions");
+  const Entry* const entry = entries_of(entries, windows);
+  if (static_cast<index_t>(order.shape(0)) > batch.count) refuse("order names more windows than the batch holds");
+  check_device(windows, order, "order");
+  for (const auto* vector : {&scale, &shift}) {
+    check_device(windows, *vector, "scale and shift");
+    if (static_cast<index_t>(vector->shape(0)) != batch.channels) refuse("scale and shift must have one value per channel");
+  }
+  with_block_type(raw_array, [&](auto* raw_data) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(raw_data)>>;
+    const auto raw = view<const T>(raw_array, "raw");
+    if (raw.shape[0] != batch.channels) refuse("raw must have as many channels as the windows");
+    const Input as_input(windows);
+    with_window_type(as_input, [&](auto* data) {
+      using U = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+      GatherBody<T, U> body{raw, const_cast<U*>(data), batch.stride_n, {}, {}, {}, entry, order.data(),
+                            static_cast<index_t>(order.shape(0)), scale.data(), shift.data(), static_cast<float>(fill)};
+      std::copy_n(batch.stride, 1 + kAxes, body.stride);
+      std::copy_n(batch.size, kAxes, body.size);
+      for (int a = 0; a < kAxes; ++a) body.positions[a] = positions[a].data();
+      const nb::gil_scoped_release release;
+      launch::gather(launch::Queue{windows.device_id(), stream}, body);
+    });
+  });
+}
+
+void add(const Array& sums_array, const Input& windows, const std::vector<Table<float, 2>>& weights,
+         const std::vector<Table<std::int64_t, 2>>& spans, const Table<std::int32_t, 2>& entries, const Table<float, 1>& constants,
+         const std::vector<index_t>& lo, const std::vector<index_t>& hi, std::uintptr_t stream) {
+  const auto sums = floats(sums_array, "sums");
+  check_device(sums_array, windows, "windows");
+  const Batch batch = batch_of(windows, static_cast<int>(sums_array.ndim()) - 1);
+  if (batch.channels != sums.shape[0]) refuse("windows must have as many channels as sums");
+  check_tables(weights, sums_array, batch.size, "weights");
+  const index_t three[kAxes] = {3, 3, 3};
+  check_tables(spans, sums_array, three, "spans");
+  const Entry* const entry = entries_of(entries, sums_array);
+  if (static_cast<index_t>(entries.shape(0)) > launch::kMostEntries) {
+    refuse("add takes " + std::to_string(launch::kMostEntries) + " entries at most: give them in several calls");
+  }
+  check_device(sums_array, constants, "constants");
+  if (static_cast<index_t>(constants.shape(0)) != sums.shape[0]) refuse("constants must have one value per channel");
+  if (lo.size() != kAxes || hi.size() != kAxes) refuse("lo and hi must have three values");
+  for (int a = 0; a < kAxes; ++a) {
+    if (lo[a] < 0 || hi[a] > sums.shape[1 + a]) refuse(std::string("axis ") + kNames[a] + ": lo and hi leave the sums");
+  }
+  with_window_type(windows, [&](auto* data) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    AddBody<T> body{sums, data, batch.stride_n, {}, {}, {}, {}, entry, 0, static_cast<index_t>(entries.shape(0)), constants.data(), {}, {}};
+    std::copy_n(batch.stride, 1 + kAxes, body.stride);
+    std::copy_n(batch.size, kAxes, body.size);
+    for (int a = 0; a < kAxes; ++a) {
+      body.weights[a] = weights[a].data();
+      body.spans[a] = reinterpret_cast<const Span*>(spans[a].data());
+      body.lo[a] = lo[a];
+      body.hi[a] = hi[a];
+    }
+    const nb::gil_scoped_release release;
+    launch::add(launch::Queue{sums_array.device_id(), stream}, body);
+  });
+}
+
+// Both arrays as (channels, z, y, x), the part at `at` of the first having the shape of the second.
+template <typename A>
+View<float> part_of(const A& sums_array, const View<float>& part, const std::vector<index_t>& at, const char* name) {
+  auto sums = floats(sums_array, "sums");
+  if (at.size() + 1 != sums_array.ndim()) refuse("at must have the spatial axes of sums");
+  if (part.shape[0] != sums.shape[0]) refuse(std::string(name) + " must have as many channels as sums");
+  for (std::size_t i = 0; i < at.size(); ++i) {
+    const int a = kAxes - static_cast<int>(at.size()) + static_cast<int>(i);
+    const index_t size = part.shape[1 + a];
+    if (at[i] < 0 || at[i] > sums.shape[1 + a] - size) refuse(std::string("axis ") + kNames[a] + ": " + name + " leaves the sums");
+    sums.data += at[i] * sums.stride[1 + a];
+    sums.shape[1 + a] = size;
+  }
+  return sums;
+}
+
+void pack(const Input& sums_array, const Array& out_array, const std::vector<index_t>& at, std::uintptr_t stream) {
+  check_device(sums_array, out_array, "out");
+  if (out_array.ndim() != sums_array.ndim()) refuse("out must have the axes of sums");
+  const auto out = floats(out_array, "out");
+  const PackBody body{constant(part_of(sums_array, out, at, "out")), out};
+  const nb::gil_scoped_release release;
+  launch::pack(launch::Queue{out_array.device_id(), stream}, body);
+}
+
+void merge(const Array& sums_array, const Input& halo_array, const std::vector<index_t>& at, std::uintptr_t stream) {
+  check_device(sums_array, halo_array, "halo");
+  if (halo_array.ndim() != sums_array.ndim()) refuse("halo must have the axes of sums");
+  const auto halo = floats(halo_array, "halo");
+  const MergeBody body{part_of(sums_array, halo, at, "halo"), constant(halo)};
+  const nb::gil_scoped_release release;
+  launch::merge(launch::Queue{sums_array.device_id(), stream}, body);
+}
+
+// What `commit` was asked for.
+struct Commit {
+  const Array& sums_array;
+  const Array& out_array;
+  const std::vector<Input>& halos;
+  const std::vector<std::vector<index_t>>& at;
+  std::int32_t* nonfinite;
+  std::uintptr_t stream;
+};
+
+template <typename Finish>
+void commit_as(const Commit& given, const Finish& finish, bool is_label) {
+  using T = typename Finish::Out;
+  const auto sums = floats(given.sums_array, "sums");
+  CommitBody<Finish> body{finish, sums, view<T>(given.out_array, "out", !is_label), {}, static_cast<int>(given.halos.size()), given.nonfinite};
+  if (!std::equal(body.out.shape + 1, body.out.shape + 1 + kAxes, sums.shape + 1)) refuse("out must have the shape of sums");
+  if (!is_label && body.out.shape[0] != sums.shape[0]) refuse("out must have as many channels as sums");
+  for (std::size_t h = 0; h < given.halos.size(); ++h) {
+    const auto& halo_array = given.halos[h];
+    check_device(given.sums_array, halo_array, "halos");
+    if (halo_array.ndim() != given.sums_array.ndim()) refuse("halos must have the axes of sums");
+    const auto halo = floats(halo_array, "halo");
+    part_of(given.sums_array, halo, given.at[h], "halo");
+    HaloPart& part = body.halos[h];
+    part.values = constant(halo);
+    std::fill_n(part.at, kAxes, index_t{0});
+    std::copy(given.at[h].begin(), given.at[h].end(), part.at + kAxes - given.at[h].size());
+  }
+  const nb::gil_scoped_release release;
+  launch::commit(launch::Queue{given.sums_array.device_id(), given.stream}, body);
+}
+
+void commit_labels(const Commit& given, bool threshold) {
+  const index_t channels = static_cast<index_t>(given.sums_array.shape(0));
+  const auto check_highest = [&](index_t highest) {
+    if (channels - (threshold ? 0 : 1) > highest) refuse("labels do not fit into the type of out: take uint16");
+  };
+  if (is(given.out_array, Code::UInt, 8)) {
+    check_highest(std::numeric_limits<std::uint8_t>::max());
+    return commit_as(given, ToLabel<std::uint8_t>{threshold}, true);
+  }
+  if (is(given.out_array, Code::UInt, 16)) {
+    check_highest(std::numeric_limits<std::uint16_t>::max());
+    return commit_as(given, ToLabel<std::uint16_t>{threshold}, true);
+  }
+  refuse("labels must be uint8 or uint16");
+}
+
+template <typename T>
+void commit_probabilities(const Commit& given, const std::string& activation) {
+  if (activation == "softmax") return commit_as(given, ToSoftmax<T>{}, false);
+  commit_as(given, ToProbability<T>{activation == "sigmoid"}, false);
+}
+
+void commit(const Array& sums, const Array& out, const std::string& kind, const std::string& activation,
+            const std::vector<Input>& halos, const std::vector<std::vector<index_t>>& at, const Array& nonfinite, std::uintptr_t stream) {
+  check_device(sums, out, "out");
+  check_device(sums, nonfinite, "nonfinite");
+  if (activation != "softmax" && activation != "sigmoid" && activation != "none") {
+    refuse("unknown activation '" + activation + "': take one of softmax, sigmoid, none");
+  }
+  if (halos.size() > kMostHalos) refuse("commit takes " + std::to_string(kMostHalos) + " halos at most: merge some first");
+  if (halos.size() != at.size()) refuse("give one position per halo");
+  if (!is(nonfinite, Code::Int, 32) || nonfinite.size() != 1) refuse("nonfinite must be one int32");
+  if (sums.ndim() == 0 || sums.shape(0) == 0) refuse("sums has no channel: give at least one");
+  const Commit given{sums, out, halos, at, static_cast<std::int32_t*>(nonfinite.data()), stream};
+  if (kind == "labels") return commit_labels(given, activation == "sigmoid" || sums.shape(0) == 1);
+  if (kind == "probabilities") {
+    if (is(out, Code::UInt, 8)) return commit_probabilities<std::uint8_t>(given, activation);
+    if (is(out, Code::Float, 32)) return commit_probabilities<float>(given, activation);
+    refuse("probabilities must be uint8 or float32");
+  }
+  if (kind != "logits") refuse("unknown kind '" + kind + "': take one of labels, probabilities, logits");
+  if (is(out, Code::Float, 32)) return commit_as(given, ToLogits<float>{}, false);
+  if (is(out, Code::Float, 16)) return commit_as(given, ToLogits<Half>{}, false);
+  refuse("logits must be float32 or float16");
+}
+
+nb::dlpack::dtype type_of(const std::string& name) {
+  const auto make = [](Code code, int bits) { return nb::dlpack::dtype{static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(bits), 1}; };
+  if (name == "bool") return make(Code::UInt, 8);
+  if (name == "bfloat16") return make(Code::Bfloat, 16);
+  const std::size_t digits = name.find_first_of("123456789");
+  const int bits = digits == std::string::npos ? 0 : std::atoi(name.c_str() + digits);
+  const std::string kind = name.substr(0, digits);
+  const bool known = bits == 8 || bits == 16 || bits == 32 || bits == 64;
+  if (known && kind == "uint") return make(Code::UInt, bits);
+  if (known && kind == "int") return make(Code::Int, bits);
+  if (known && bits > 8 && kind == "float") return make(Code::Float, bits);
+  refuse("no element type " + name);
+}
+
+nb::ndarray<nb::array_api> array(std::uintptr_t address, const std::vector<std::size_t>& shape, const std::string& dtype,
+                    const std::optional<std::vector<std::int64_t>>& strides, nb::handle owner, int device) {
+  if (strides && strides->size() != shape.size()) refuse("give one stride per axis");
+  return nb::ndarray<nb::array_api>(reinterpret_cast<void*>(address), shape.size(), shape.data(), owner, strides ? strides->data() : nullptr,
+                       type_of(dtype), Where::value, device);
+}
+
+}  // namespace
+}  // namespace unet_engine
+
+#ifdef UNET_ENGINE_LOOP
+NB_MODULE(_halo_loop, m) {
+  m.doc() = "The kernels of the GPU in loops on the CPU, for tests.";
+#else
+NB_MODULE(_halo_cuda, m) {
+  m.doc() = "CUDA implementation of unet_engine.halo on DLPack arrays.";
+#endif
+  using namespace unet_engine;
+  using namespace nanobind::literals;
+  m.def("array", &array, "address"_a, "shape"_a, "dtype"_a, "strides"_a = nb::none(), "owner"_a = nb::none(), nb::kw_only(), "device"_a = 0);
+  m.def("gather", &gather, "windows"_a, "raw"_a, "positions"_a, "entries"_a, "order"_a, "scale"_a, "shift"_a, "fill"_a, nb::kw_only(),
+        "stream"_a = 0);
+  m.def("add", &add, "sums"_a, "windows"_a, "weights"_a, "spans"_a, "entries"_a, "constants"_a, "lo"_a, "hi"_a, nb::kw_only(),
+        "stream"_a = 0);
+  m.def("pack", &pack, "sums"_a, "out"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
+  m.def("merge", &merge, "sums"_a, "halo"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
+  m.def("commit", &commit, "sums"_a, "out"_a, "kind"_a, "activation"_a, "halos"_a, "at"_a, "nonfinite"_a, nb::kw_only(), "stream"_a = 0);
+}

@@ -1,0 +1,83 @@
+// Runs the kernels of `kernels.hpp` on the CPU, thread after thread of the grid that `halo.cu` would launch: what the tests and the simulated
+// device run, so that indexing, layouts and types are checked where there is no GPU. Not fast, and not meant to be.
+#include <algorithm>
+#include <vector>
+
+#include "launch.hpp"
+
+namespace unet_engine::launch {
+namespace {
+
+// Lanes one after the other, each with its kPerThread loads before its stores, as on the GPU.
+template <typename Body>
+void run_rows(const Body& body) {
+  for (index_t r = 0; r < body.rows(); ++r) {
+    const auto row = body.row(r);
+    for (index_t base = 0; base < body.width(); base += kLanes * kPerThread) {
+      for (index_t x = base; x < std::min(body.width(), base + kLanes); ++x) {
+        decltype(body.load(row, x)) value[kPerThread] = {};
+        for (int j = 0; j < kPerThread; ++j) {
+          if (x + j * kLanes < body.width()) value[j] = body.load(row, x + j * kLanes);
+        }
+        for (int j = 0; j < kPerThread; ++j) {
+          if (x + j * kLanes < body.width()) body.store(row, x + j * kLanes, value[j]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T, typename U>
+void gather(const Queue&, const GatherBody<T, U>& body) {
+  run_rows(body);
+}
+
+void pack(const Queue&, const PackBody& body) { run_rows(body); }
+
+void merge(const Queue&, const MergeBody& body) { run_rows(body); }
+
+template <typename Finish>
+void commit(const Queue&, const CommitBody<Finish>& body) {
+  for (index_t r = 0; r < body.rows(); ++r) {
+    const auto row = body.row(r);
+    for (index_t x = 0; x < body.width(); ++x) body.voxel(row, x);
+  }
+}
+
+template <typename T>
+void add(const Queue&, const AddBody<T>& body) {
+  std::vector<int> list;
+  for (index_t z0 = body.lo[0]; z0 < body.hi[0]; z0 += kTileZ) {
+    for (index_t y0 = body.lo[1]; y0 < body.hi[1]; y0 += kTileY) {
+      for (index_t x0 = body.lo[2]; x0 < body.hi[2]; x0 += kLanes * kPerThread) {
+        const index_t lo[kAxes] = {z0, y0, x0}, hi[kAxes] = {z0 + kTileZ, y0 + kTileY, x0 + kLanes * kPerThread};
+        list.clear();
+        for (index_t n = 0; n < body.count(); ++n) {
+          if (body.meets(n, lo, hi)) list.push_back(static_cast<int>(n));
+        }
+        if (list.empty()) continue;
+        for (index_t z = z0; z < std::min(body.hi[0], hi[0]); ++z) {
+          for (index_t y = y0; y < std::min(body.hi[1], hi[1]); ++y) {
+            for (index_t x = x0; x < std::min(body.hi[2], x0 + kLanes); ++x) {
+              body.add(list.data(), static_cast<int>(list.size()), z, y, x);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+#define LAUNCH_ADD(T) template void add<T>(const Queue&, const AddBody<T>&);
+LAUNCH_WINDOW_TYPES(LAUNCH_ADD)
+#define LAUNCH_GATHER(T)                                                        \
+  template void gather<T, float>(const Queue&, const GatherBody<T, float>&);    \
+  template void gather<T, Half>(const Queue&, const GatherBody<T, Half>&);      \
+  template void gather<T, BFloat16>(const Queue&, const GatherBody<T, BFloat16>&);
+LAUNCH_BLOCK_TYPES(LAUNCH_GATHER)
+#define LAUNCH_COMMIT(F) template void commit<F>(const Queue&, const CommitBody<F>&);
+LAUNCH_FINISHES(LAUNCH_COMMIT)
+
+}  // namespace unet_engine::launch

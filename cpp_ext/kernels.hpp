@@ -1,0 +1,365 @@
+// The bodies of the GPU's kernels: what one thread does. `halo.cu` launches them over a grid, `halo_loop.cpp` runs the very same code in
+// loops on the CPU, where the tests compare it with `engine/unet_engine/halo_reference.py`.
+//
+// All are in gather form: a thread owns what it writes, so there are no atomics and no order but the one written here.
+//
+// Two shapes of body:
+//   row bodies    rows() rows of width() elements; `row(r)` is computed once per row and thread, `load` and `store` once per element. They
+//                 are apart so that a thread can have several loads under way before its first store.
+//   AddBody       tiles of voxels, each with the list of windows that meet it.
+#pragma once
+
+#include "halo.hpp"
+
+namespace unet_engine {
+
+constexpr int kLanes = 32;      // threads of a row or tile along x: a warp
+constexpr int kPerThread = 4;   // elements along x that one thread handles, kLanes apart: so many loads are under way at once
+constexpr int kMostHalos = 32;  // that one commit merges
+
+// Where windows lie along one axis of a block: origin in the sums (may be negative), and the range to add, in window coordinates.
+struct Span {
+  index_t at, lo, hi;
+};
+
+// One window of a block: which span it takes on each axis, and its row in the batch; -1: it was skipped and stands for a constant.
+struct Entry {
+  std::int32_t span[kAxes];
+  std::int32_t row;
+};
+
+struct Point {
+  index_t z, y;
+};
+
+// Row `r` of a box, as plane and line; in 32 bits where that is enough, since a division of 64 costs four times as much.
+HALO_FN Point point_of(index_t r, index_t lines) {
+  if (r <= 0x7fffffff && lines <= 0x7fffffff) {
+    const std::uint32_t a = static_cast<std::uint32_t>(r), b = static_cast<std::uint32_t>(lines);
+    return {a / b, a % b};
+  }
+  return {r / lines, r % lines};
+}
+
+// ---- gather ------------------------------------------------------------------------------------------------------------------
+
+// Cuts windows out of a block's raw voxels and normalises them: out[n, c, z, y, x] of the n-th entry of `order`.
+template <typename T, typename U>
+struct GatherBody {
+  View<const T> raw;
+  U* out;
+  index_t stride_n;
+  index_t stride[1 + kAxes];  // of out, elements: any memory order
+  index_t size[kAxes];        // of a window
+  // Per axis, for each span the position inside the raw block of every voxel of the window; -1 takes `fill`.
+  const std::int32_t* positions[kAxes];
+  const Entry* entries;
+  const std::int32_t* order;
+  index_t count;
+  const double* scale;  // per channel
+  const double* shift;
+  float fill;
+
+  struct Row {
+    const T* from;  // null: outside
+    U* to;
+    const std::int32_t* x;
+    double scale, shift;
+  };
+
+  HALO_FN index_t rows() const { return count * raw.shape[0] * size[0] * size[1]; }
+  HALO_FN index_t width() const { return size[2]; }
+
+  HALO_FN Row row(index_t r) const {
+    const Point line = point_of(r, size[1]);
+    const Point plane = point_of(line.z, size[0]);
+    const Point image = point_of(plane.z, raw.shape[0]);
+    const index_t n = image.z, c = image.y, z = plane.y, y = line.y;
+    const Entry entry = entries[order[n]];
+    const index_t from_z = positions[0][entry.span[0] * size[0] + z];
+    const index_t from_y = positions[1][entry.span[1] * size[1] + y];
+    const T* from = from_z < 0 || from_y < 0 ? nullptr : raw.at(c, from_z, from_y, 0);
+    U* to = out + n * stride_n + c * stride[0] + z * stride[1] + y * stride[2];
+    return {from, to, positions[2] + entry.span[2] * size[2], scale[c], shift[c]};
+  }
+
+  HALO_FN U load(const Row& row, index_t x) const {
+    const index_t from_x = row.x[x];
+    if (row.from == nullptr || from_x < 0) return rounded_to<U>(fill);
+    return rounded_to<U>(normalise(row.from[from_x * raw.stride[3]], row.shift, row.scale));
+  }
+
+  HALO_FN void store(const Row& row, index_t x, U value) const { row.to[x * stride[3]] = value; }
+};
+
+// ---- add ---------------------------------------------------------------------------------------------------------------------
+
+// sums[k, at + i] += window[n, k, i] * ((wz * wy) * wx) for all windows that cover a voxel, in the order of the entries.
+template <typename T>
+struct AddBody {
+  static constexpr int kChannels = 4;  // that share one look at the windows and one product of weights
+
+  View<float> sums;
+  const T* data;
+  index_t stride_n;
+  index_t stride[1 + kAxes];
+  index_t size[kAxes];
+  const Span* spans[kAxes];
+  const float* weights[kAxes];  // (spans, size)
+  const Entry* entries;
+  index_t first, stop;  // the entries of this batch
+  const float* constant;  // per channel, of a window that was skipped
+  index_t lo[kAxes], hi[kAxes];  // the box of the sums that they may meet
+
+  HALO_FN index_t count() const { return stop - first; }
+
+  // Whether entry `n` of the batch adds anything to the box [from, to) of the sums.
+  HALO_FN bool meets(index_t n, const index_t* from, const index_t* to) const {
+    const Entry entry = entries[first + n];
+    bool result = true;
+    for (int a = 0; a < kAxes; ++a) {
+      const Span span = spans[a][entry.span[a]];
+      result = result && span.lo < span.hi && span.at + span.lo < to[a] && from[a] < span.at + span.hi;
+    }
+    return result;
+  }
+
+  // Adds the listed windows to the voxels (z, y, x + j * kLanes).
+  HALO_FN void add(const int* list, int listed, index_t z, index_t y, index_t x) const {
+    for (index_t k = 0; k < sums.shape[0]; k += kChannels) {
+      const int channels = static_cast<int>(sums.shape[0] - k < kChannels ? sums.shape[0] - k : kChannels);
+      float* const base = sums.at(k, z, y, x);
+      float sum[kPerThread][kChannels] = {};
+      HALO_UNROLL
+      for (int j = 0; j < kPerThread; ++j) {
+        HALO_UNROLL
+        for (int c = 0; c < kChannels; ++c) {
+          if (c < channels && x + j * kLanes < hi[2]) sum[j][c] = base[c * sums.stride[0] + j * kLanes * sums.stride[3]];
+        }
+      }
+      for (int i = 0; i < listed; ++i) add_window(list[i], k, channels, z, y, x, sum);
+      HALO_UNROLL
+      for (int j = 0; j < kPerThread; ++j) {
+        HALO_UNROLL
+        for (int c = 0; c < kChannels; ++c) {
+          if (c < channels && x + j * kLanes < hi[2]) base[c * sums.stride[0] + j * kLanes * sums.stride[3]] = sum[j][c];
+        }
+      }
+    }
+  }
+
+  HALO_FN void add_window(index_t n, index_t k, int channels, index_t z, index_t y, index_t x,
+                          float (&sum)[kPerThread][kChannels]) const {
+    const Entry entry = entries[first + n];
+    const Span sz = spans[0][entry.span[0]], sy = spans[1][entry.span[1]], sx = spans[2][entry.span[2]];
+    const index_t wz = z - sz.at, wy = y - sy.at;
+    if (wz < sz.lo || wz >= sz.hi || wy < sy.lo || wy >= sy.hi) return;
+    const float wz_wy = weight_of(weights[0][entry.span[0] * size[0] + wz], weights[1][entry.span[1] * size[1] + wy]);
+    const float* const weight_x = weights[2] + entry.span[2] * size[2];
+    const T* const base = data + entry.row * stride_n + k * stride[0] + wz * stride[1] + wy * stride[2];
+    HALO_UNROLL
+    for (int j = 0; j < kPerThread; ++j) {
+      const index_t wx = x + j * kLanes - sx.at;
+      if (wx < sx.lo || wx >= sx.hi) continue;
+      const float weight = weight_of(wz_wy, weight_x[wx]);
+      HALO_UNROLL
+      for (int c = 0; c < kChannels; ++c) {
+        if (c >= channels) continue;
+        const float value = entry.row < 0 ? constant[k + c] : to_float(base[c * stride[0] + wx * stride[3]]);
+        sum[j][c] = add_weighted(sum[j][c], value, weight);
+      }
+    }
+  }
+};
+
+// ---- halos -------------------------------------------------------------------------------------------------------------------
+
+// out = in, both (channels, z, y, x): a halo cut out of the sums, without gaps.
+struct PackBody {
+  View<const float> in;
+  View<float> out;
+
+  struct Row {
+    const float* from;
+    float* to;
+  };
+
+  HALO_FN index_t rows() const { return in.shape[0] * in.shape[1] * in.shape[2]; }
+  HALO_FN index_t width() const { return in.shape[3]; }
+  HALO_FN Row row(index_t r) const {
+    const Point line = point_of(r, in.shape[2]);
+    const Point plane = point_of(line.z, in.shape[1]);
+    return {in.at(plane.z, plane.y, line.y, 0), out.at(plane.z, plane.y, line.y, 0)};
+  }
+  HALO_FN float load(const Row& row, index_t x) const { return row.from[x * in.stride[3]]; }
+  HALO_FN void store(const Row& row, index_t x, float value) const { row.to[x * out.stride[3]] = value; }
+};
+
+// sums += halo, of the same shape.
+struct MergeBody {
+  View<float> sums;
+  View<const float> halo;
+
+  struct Row {
+    float* sums;
+    const float* halo;
+  };
+
+  HALO_FN index_t rows() const { return halo.shape[0] * halo.shape[1] * halo.shape[2]; }
+  HALO_FN index_t width() const { return halo.shape[3]; }
+  HALO_FN Row row(index_t r) const {
+    const Point line = point_of(r, halo.shape[2]);
+    const Point plane = point_of(line.z, halo.shape[1]);
+    return {sums.at(plane.z, plane.y, line.y, 0), halo.at(plane.z, plane.y, line.y, 0)};
+  }
+  HALO_FN float load(const Row& row, index_t x) const { return row.sums[x * sums.stride[3]] + row.halo[x * halo.stride[3]]; }
+  HALO_FN void store(const Row& row, index_t x, float value) const { row.sums[x * sums.stride[3]] = value; }
+};
+
+// ---- commit ------------------------------------------------------------------------------------------------------------------
+
+// A halo, and where it lies in the sums that it is merged into.
+struct HaloPart {
+  View<const float> values;
+  index_t at[kAxes];
+};
+
+// What each voxel's merged sums become. `take` gets up to kChannels of them at a time, in order, `out` lies at the voxel's first channel.
+template <typename T>
+struct ToLabel {
+  using Out = T;
+  bool threshold;
+  struct State {
+    float best;
+    std::int32_t channel;
+  };
+  HALO_FN State begin() const { return {minus_infinity(), 0}; }
+  HALO_FN void take(State& state, index_t k, float value, T*, index_t) const {
+    if (!is_larger(value, state.best)) return;
+    state.best = value;
+    state.channel = static_cast<std::int32_t>(k);
+  }
+  HALO_FN void end(const State& state, T* out, index_t, float*, index_t, index_t) const {
+    *out = static_cast<T>(label_of(state.best, state.channel, threshold));
+  }
+  static constexpr bool kKeepsSums = false;
+};
+
+// Sigmoid, or clipped to 0..1.
+template <typename T>
+struct ToProbability {
+  using Out = T;
+  bool is_sigmoid;
+  struct State {};
+  HALO_FN State begin() const { return {}; }
+  HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const {
+    out[k * stride] = quantise<T>(is_sigmoid ? sigmoid(value) : clip(value));
+  }
+  HALO_FN void end(const State&, T*, index_t, float*, index_t, index_t) const {}
+  static constexpr bool kKeepsSums = false;
+};
+
+// Softmax. The merged sums are written back to where they lay, and read twice more: each exponential is computed twice rather than kept,
+// as there may be hundreds.
+template <typename T>
+struct ToSoftmax {
+  using Out = T;
+  struct State {
+    float best;
+  };
+  HALO_FN State begin() const { return {minus_infinity()}; }
+  HALO_FN void take(State& state, index_t, float value, T*, index_t) const {
+    state.best = is_larger(value, state.best) ? value : state.best;
+  }
+  HALO_FN void end(const State& state, T* out, index_t stride, float* sums, index_t sums_stride, index_t channels) const {
+    float total = exp_of_nonpositive(sums[0] - state.best);
+    for (index_t k = 1; k < channels; ++k) total += exp_of_nonpositive(sums[k * sums_stride] - state.best);
+    for (index_t k = 0; k < channels; ++k) {
+      out[k * stride] = quantise<T>(exp_of_nonpositive(sums[k * sums_stride] - state.best) / total);
+    }
+  }
+  static constexpr bool kKeepsSums = true;
+};
+
+// The merged sums themselves, as float or Half.
+template <typename T>
+struct ToLogits {
+  using Out = T;
+  struct State {};
+  HALO_FN State begin() const { return {}; }
+  HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const { out[k * stride] = rounded_to<T>(value); }
+  HALO_FN void end(const State&, T*, index_t, float*, index_t, index_t) const {}
+  static constexpr bool kKeepsSums = false;
+};
+
+// Merges up to kMostHalos halos, in their order, and finishes each voxel, in one pass over the sums. Sets *nonfinite where a merged sum is
+// NaN or Inf (several threads may write the same 1).
+template <typename Finish>
+struct CommitBody {
+  using T = typename Finish::Out;
+  static constexpr int kChannels = 8;
+
+  Finish finish;
+  View<float> sums;
+  View<T> out;  // one channel for labels
+  HaloPart halos[kMostHalos];
+  int count;
+  std::int32_t* nonfinite;
+
+  struct Row {
+    float* sums;
+    T* out;
+    index_t z, y;
+    std::uint32_t halos;  // those that meet this row
+  };
+
+  HALO_FN index_t rows() const { return sums.shape[1] * sums.shape[2]; }
+  HALO_FN index_t width() const { return sums.shape[3]; }
+
+  HALO_FN Row row(index_t r) const {
+    const Point p = point_of(r, sums.shape[2]);
+    Row row{sums.at(0, p.z, p.y, 0), out.at(0, p.z, p.y, 0), p.z, p.y, 0};
+    for (int h = 0; h < count; ++h) {
+      const HaloPart& part = halos[h];
+      const index_t z = p.z - part.at[0], y = p.y - part.at[1];
+      if (z >= 0 && z < part.values.shape[1] && y >= 0 && y < part.values.shape[2]) row.halos |= 1u << h;
+    }
+    return row;
+  }
+
+  HALO_FN void voxel(const Row& row, index_t x) const {
+    float* const in = row.sums + x * sums.stride[3];
+    T* const to = row.out + x * out.stride[3];
+    typename Finish::State state = finish.begin();
+    bool finite = true;
+    for (index_t k = 0; k < sums.shape[0]; k += kChannels) {
+      const int channels = static_cast<int>(sums.shape[0] - k < kChannels ? sums.shape[0] - k : kChannels);
+      float value[kChannels] = {};
+      HALO_UNROLL
+      for (int c = 0; c < kChannels; ++c) {
+        if (c < channels) value[c] = in[(k + c) * sums.stride[0]];
+      }
+      for (int h = 0; h < count; ++h) {
+        const HaloPart& part = halos[h];
+        const index_t i = x - part.at[2];
+        if (!(row.halos >> h & 1u) || i < 0 || i >= part.values.shape[3]) continue;
+        const float* const from = part.values.at(k, row.z - part.at[0], row.y - part.at[1], i);
+        HALO_UNROLL
+        for (int c = 0; c < kChannels; ++c) {
+          if (c < channels) value[c] += from[c * part.values.stride[0]];
+        }
+      }
+      HALO_UNROLL
+      for (int c = 0; c < kChannels; ++c) {
+        if (c >= channels) continue;
+        finite = finite && is_finite(value[c]);
+        if (Finish::kKeepsSums) in[(k + c) * sums.stride[0]] = value[c];
+        finish.take(state, k + c, value[c], to, out.stride[0]);
+      }
+    }
+    finish.end(state, to, out.stride[0], in, sums.stride[0], sums.shape[0]);
+    if (!finite) *nonfinite = 1;
+  }
+};
+
+}  // namespace unet_engine

@@ -1,0 +1,185 @@
+"""An NVIDIA GPU through NVIDIA's own Python package (cuda.core), which imports without one. No PyTorch, no CuPy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from unet_engine.devices.base import Event, Memory, Region, Stream
+from unet_engine.errors import BackendError, first_line
+from unet_engine.units import size as shown
+
+
+@dataclass(frozen=True, eq=False)
+class CudaMemory:
+    buffer: Any
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class CudaStream:
+    stream: Any
+    handle: int
+
+
+@dataclass(frozen=True, eq=False)
+class CudaEvent:
+    event: Any
+
+
+class CudaDevice:
+    """See `unet_engine.devices.base.Device`."""
+
+    def __init__(self, ordinal: int) -> None:
+        from cuda import core
+        from cuda.bindings import driver
+
+        from unet_engine import _halo_cuda
+
+        self._core, self._driver, self.kernels = core, driver, _halo_cuda
+        self.ordinal, self.name = ordinal, f"cuda:{ordinal}"
+        self._current = threading.local()
+        self.use()
+        with self._said("opening it"):
+            # plain page-locked memory: pools of it need a newer driver
+            self._pinned = core.LegacyPinnedMemoryResource()
+            self._setup = self._device.create_stream()
+
+    @contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """Errors of CUDA in our words. The cause is kept: it says whether memory ran out."""
+        try:
+            yield
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(
+                f"{self.name}, {what}: {first_line(error)}; use a smaller --window, another --device, or --device cpu"
+            ) from error
+
+    @property
+    def _device(self) -> Any:
+        return self._core.Device(self.ordinal)
+
+    def use(self) -> None:
+        if not getattr(self._current, "set", False):
+            with self._said("making it current"):
+                self._device.set_current()
+            self._current.set = True
+
+    def describe(self) -> str:
+        device = self._device
+        major, minor = device.compute_capability
+        return f"{device.name} ({major}.{minor})"
+
+    # --- memory ---
+
+    def allocate(self, size: int, what: str) -> Memory:
+        try:
+            buffer = self._device.allocate(max(1, size), stream=self._setup)
+            self._setup.sync()
+        except Exception as error:
+            raise BackendError(
+                f"out of memory on {self.name}: {what} needs {shown(size)} and {shown(self.free_bytes())} are free ({first_line(error)})"
+            ) from error
+        return CudaMemory(buffer, int(buffer.handle), size)
+
+    def pinned(self, size: int, what: str) -> Memory:
+        with self._said(f"page-locking {shown(size)} for {what}"):
+            buffer = self._pinned.allocate(max(1, size))
+        return CudaMemory(buffer, int(buffer.handle), size)
+
+    def free(self, memory: Memory) -> None:
+        assert isinstance(memory, CudaMemory)
+        self.use()
+        memory.buffer.close()
+
+    def free_bytes(self) -> int:
+        return self._memory()[0]
+
+    def total_bytes(self) -> int:
+        return self._memory()[1]
+
+    def _memory(self) -> tuple[int, int]:
+        code, free, total = self._driver.cuMemGetInfo()
+        if int(code) != 0:
+            raise BackendError(
+                f"{self.name} does not say how much memory is free (CUDA error {int(code)}); check nvidia-smi"
+            )
+        return int(free), int(total)
+
+    # --- order ---
+
+    def stream(self, name: str) -> Stream:
+        with self._said(f"making the stream {name}"):
+            stream = self._device.create_stream()  # does not wait for the default stream
+        return CudaStream(stream, int(stream.handle))
+
+    def event(self) -> Event:
+        with self._said("making an event"):
+            # the host sleeps rather than spins while it waits: reading and decoding want its cores
+            return CudaEvent(self._device.create_event(self._core.EventOptions(blocking_sync=True)))
+
+    def record(self, event: Event, stream: Stream) -> None:
+        assert isinstance(event, CudaEvent)
+        assert isinstance(stream, CudaStream)
+        with self._said("recording an event"):
+            stream.stream.record(event.event)
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        assert isinstance(stream, CudaStream)
+        with self._said("waiting for an event"):
+            stream.stream.wait(event.event)
+
+    def synchronize(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        with self._said("computing"):
+            event.event.sync()
+
+    def drain(self) -> None:
+        with self._said("computing"):
+            self._device.sync()
+
+    # --- work ---
+
+    def copy(self, stream: Stream, target: Region, source: Region) -> None:
+        if target.size != source.size:
+            raise ValueError(f"{source.size} bytes do not fit {target.size}")
+        if target.size:
+            self._call("copying", "cuMemcpyAsync", target.address, source.address, target.size, stream)
+
+    def zero(self, stream: Stream, target: Region) -> None:
+        if target.size:
+            self._call("clearing memory", "cuMemsetD8Async", target.address, 0, target.size, stream)
+
+    def _call(self, what: str, function: str, *arguments: Any) -> None:
+        """A call of the driver, whose last argument is a stream: parts of buffers need no objects of their own so."""
+        *given, stream = arguments
+        assert isinstance(stream, CudaStream)
+        code = int(getattr(self._driver, function)(*given, stream.stream.handle)[0])
+        if code:
+            said = self._driver.cuGetErrorString(self._driver.CUresult(code))[1]
+            words = said.decode() if isinstance(said, bytes) else str(said)
+            raise BackendError(
+                f"{self.name}, {what}: {words}; use a smaller --window, another --device, or --device cpu"
+            )
+
+    def run(
+        self, stream: Stream, what: str, work: Callable[[int], None], reads: Sequence[Region], writes: Sequence[Region]
+    ) -> None:
+        with self._said(what):
+            work(stream.handle)
+
+    def touch(self, region: Region, access: str) -> None:
+        """Nobody watches."""
+
+    def array(self, region: Region, shape: Sequence[int], dtype: str, strides: Sequence[int] | None = None) -> Any:
+        return self.kernels.array(region.address, shape, dtype, strides, device=self.ordinal)
+
+    def close(self) -> None:
+        self._setup.close()

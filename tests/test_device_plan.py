@@ -1,0 +1,218 @@
+"""Device memory: the formula is what the pipeline allocates, plans are fitted to it beforehand, and running out is met once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unet_engine
+from conftest import cli, fake_model, make_volume, result_of
+from test_device_pipeline import prepared, worked
+from test_plan import plans
+from test_station import work
+from test_stitching import blocks
+from unet_engine import device_plan
+from unet_engine.backends.fake_device import FakeDevice
+from unet_engine.box import Box
+from unet_engine.device_plan import default_batch, device_memory, extents, fit_device, smaller_window
+from unet_engine.devices import simulated
+from unet_engine.errors import BackendError, PlanError
+from unet_engine.grid import AxisGrid
+from unet_engine.layout import NO_MEMORY, Sizes, default_chunk
+from unet_engine.plan import Plan
+from unet_engine.prepare import prepare
+from unet_engine.settings import Settings
+from unet_engine.spec import ModelSpec
+from unet_engine.survey import survey
+
+assert blocks is not None  # a fixture
+RNG = np.random.default_rng(5)
+
+
+def test_the_formula_is_what_is_allocated(tmp_path: Path, blocks: Any) -> None:
+    blocks((2, 2, 2))
+    found = prepared(tmp_path, RNG.integers(0, 99, (40, 24, 24)).astype(np.int16))
+    device, plan = found.backend.device, found.job.plan
+    network = device.used
+    worked(found, tmp_path)
+    sizes = Sizes(2, 4 * 2, found.job.layout.voxel_bytes)
+    predicted = device_memory(plan, sizes, network)
+    assert predicted.total >= device.peak
+    assert predicted.total - device.peak < 4096, "only what is rounded up"
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_no_block_is_larger_than_the_extents(data: st.DataObject) -> None:
+    plan: Plan = data.draw(plans())
+    largest = extents(plan)
+    for column in plan.columns():
+        for task in plan.tasks(column, lambda _: True):
+            assert task.read.size <= largest.read
+            assert task.block.sums.size <= largest.sums
+            assert task.block.write.size <= largest.write
+            assert sum(box.size for _, box in task.halos) <= largest.sums
+    received: dict[tuple[int, ...], int] = {}
+    for column in plan.columns():
+        received.clear()
+        for task in plan.tasks(column, lambda _: True):
+            for target, box in task.halos:
+                received[target] = received.get(target, 0) + box.size
+        assert max(received.values(), default=0) <= largest.halos_in
+
+
+def _plan(block: tuple[int, ...] = (4, 4, 4)) -> Plan:
+    axes = tuple(AxisGrid.with_overlap(1000, 64, 0.5, 0, "gaussian") for _ in range(3))
+    roi, chunk = Box.of_shape((1000,) * 3), default_chunk(axes, block)
+    return Plan("zyx", axes, roi, block, chunk, ((),) * 3, "reflect", NO_MEMORY, {"block": list(block)})
+
+
+def test_blocks_shrink_to_the_memory_that_is_free() -> None:
+    plan, sizes, network = _plan(), Sizes(2, 4 * 16, 1), 2**30
+    whole = device_memory(plan, sizes, network).total
+    assert fit_device(plan, sizes, network, whole + device_plan.RESERVE) is plan
+    less = device_memory(_plan((3, 3, 3)), sizes, network).total
+    fitted = fit_device(plan, sizes, network, less + device_plan.RESERVE)
+    assert fitted.block < plan.block
+    assert device_memory(fitted, sizes, network).total <= less
+    assert fitted.identity["block"] == list(fitted.block)
+    with pytest.raises(
+        PlanError, match=r"needs [\d.]+ GiB of device memory and [\d.]+ \w+ can be had \(1 GiB of it for the network"
+    ):
+        fit_device(plan, sizes, network, network + 2**20)
+
+
+@pytest.mark.parametrize(
+    ("window", "windows", "batch"),
+    [
+        ((128, 128, 128), 64, 1),
+        ((64, 64, 64), 64, 8),
+        ((64, 64, 64), 12, 6),
+        ((512, 512), 9, 5),
+        ((32, 32), 100, 25),
+        ((8, 8), 1, 1),
+    ],
+)
+def test_a_batch_has_enough_to_do_and_divides_the_block_well(window: Any, windows: int, batch: int) -> None:
+    assert default_batch(window, windows) == batch
+
+
+def test_smaller_windows_are_admissible_and_end() -> None:
+    spec = ModelSpec(
+        name="n", axes="zyx", channels_in=1, channels_out=2, window=(64, 96, 64),
+        window_min=(32, 32, 32), window_step=(16, 16, 32), margin=(4, 4, 4),
+    )  # fmt: skip
+    window, seen = spec.window, []
+    while window:
+        spec.check_window(window)
+        seen.append(window)
+        window = smaller_window(spec, window)
+    assert len(seen) > 3
+    assert seen[-1] == (32, 32, 32)
+
+
+class _Room(simulated.SimulatedDevice):
+    room_bytes = 0
+
+    def __init__(self) -> None:
+        super().__init__(self.room_bytes)
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set the memory of the simulated GPU."""
+
+    def of(size: int) -> None:
+        monkeypatch.setattr(_Room, "room_bytes", size)
+        monkeypatch.setattr(simulated, "SimulatedDevice", _Room)
+        monkeypatch.setattr(device_plan, "RESERVE", 0)
+
+    return of
+
+
+def test_batch_then_window_are_halved_until_the_network_fits(tmp_path: Path, room: Any) -> None:
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (40, 40, 40)).astype(np.uint8))
+    model = fake_model(tmp_path, window=(16, 16, 16), window_min=(8, 8, 8), channels_out=2, activation="softmax")
+    one = 4 * 16**3 * 3  # input and output of one window
+    options = {"input": volume, "model": model, "device": "simulated", "out": str(tmp_path / "o.zarr")}
+    room(2**31)
+    most = prepare(survey(Settings.of(**options))).job.setup.batch
+    assert most > 4
+    room(3 * one)
+    with pytest.raises(PlanError, match="smallest plan needs"):
+        prepare(survey(Settings.of(**options)))
+    room(one - 1)
+    with pytest.raises(PlanError, match="one window of 16×16×16 does not fit the memory of simulated"):
+        prepare(survey(Settings.of(**options, window=(16, 16, 16))))
+
+
+def test_a_window_that_is_taken_smaller_is_told(tmp_path: Path, room: Any) -> None:
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (12, 40, 40)).astype(np.uint8))
+    model = fake_model(tmp_path, window=(64, 64, 64), window_min=(8, 8, 8), channels_out=1)
+    room(4 * 64**3 * 2 - 1)
+    said = cli("plan", "--in", volume, "--model", model, "--device", "simulated", "--json")
+    assert said.code == 0, said.err
+    assert any("do not fit the memory of simulated: running with" in note for note in said.json["notes"])
+    assert said.json["window"] < [64, 64, 64]
+
+
+@pytest.mark.parametrize("room_for", [4, 3])
+def test_running_out_is_tried_once_with_half_the_batch(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch, room_for: int
+) -> None:
+    """A batch of 8 does not fit, 4 does; where only 3 do, the run stops with the figures. What was committed stays."""
+    blocks((2, 2, 2))
+    array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
+    volume = make_volume(tmp_path / "v.zarr", array)
+    model = fake_model(tmp_path, window=(8, 8, 8), channels_out=2, activation="softmax")
+    whole = result_of(unet_engine.run(volume, model=model, device="simulated", out=str(tmp_path / "whole.zarr")).out)
+    run, opened = FakeDevice.run, []
+
+    def short_of_memory(self: FakeDevice, stream: int) -> None:
+        opened.append(self.setup.batch)
+        if len(opened) > 6 and self.setup.batch > room_for:
+            raise BackendError("CUDA error: out of memory")
+        run(self, stream)
+
+    monkeypatch.setattr(FakeDevice, "run", short_of_memory)
+    out = str(tmp_path / "o.zarr")
+    if room_for < 4:
+        with pytest.raises(
+            PlanError,
+            match=r"out of memory in column 0 with 1 window\(s\) of batch 4 at once, after one try with fewer",
+        ):
+            unet_engine.run(volume, model=model, device="simulated", out=out)
+        return
+    result = unet_engine.run(volume, model=model, device="simulated", out=out)
+    assert set(opened) == {8, 4}
+    assert result.complete
+    np.testing.assert_array_equal(result_of(out), whole)
+
+
+def test_a_station_that_runs_out_goes_on_with_half_the_batch(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read and staged for the device that failed is staged again for the new one."""
+    blocks((2, 2, 2))
+    found = prepared(tmp_path, RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8))
+    whole = result_of(
+        unet_engine.run(found.job.volume, model=str(found.job.model.path), out=str(tmp_path / "w.zarr")).out
+    )
+    worked(found, tmp_path, lambda _: False).close()  # begins the output
+    run, opened = FakeDevice.run, []
+
+    def short_of_memory(self: FakeDevice, stream: int) -> None:
+        opened.append(self.setup.batch)
+        if len(opened) > 4 and self.setup.batch > 4:
+            raise BackendError("CUDA error: out of memory")
+        run(self, stream)
+
+    monkeypatch.setattr(FakeDevice, "run", short_of_memory)
+    work(found.job, 2)
+    assert set(opened) == {8, 4}
+    np.testing.assert_array_equal(result_of(tmp_path / "o.zarr"), whole)
