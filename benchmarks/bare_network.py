@@ -1,8 +1,9 @@
 """The network alone, without the engine: thread layouts, where its time goes by kind of layer, and MONAI's batch sizes.
 
-    python benchmarks/bare_network.py [--seconds 8] [--rounds 2] [--monai]
+    python benchmarks/bare_network.py [--precision fp32] [--seconds 8] [--rounds 2] [--monai]
 
-The network is that of ``end_to_end.py``, in fp32. The layouts are tried in turn, round after round, so that drift of the machine shows.
+The network is that of ``end_to_end.py``. The peak beside it is the best of a matrix product and a convolution, measured here too (see
+`unet_engine.bench.peak`). The layouts are tried in turn, round after round, so that drift of the machine shows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import numpy as np
 import openvino as ov
 from end_to_end import WINDOW, _model, _network
 
+from unet_engine.bench.peak import product_rate
+from unet_engine.model_file import open_model
+
 LAYOUTS = {
     "2 streams of 1 thread": (1, 2, "YES"),
     "2 streams, not pinned": (1, 2, "NO"),
@@ -29,6 +33,7 @@ LAYOUTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--monai", action="store_true")
@@ -36,26 +41,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = _model(args, Path(folder))
         for _ in range(args.rounds):
+            peak = product_rate("cpu", args.precision, 2) or 0.0
             print(
-                {name: round(1000 * _seconds(path, *how, args.seconds), 1) for name, how in LAYOUTS.items()},
-                "ms a window",
+                {
+                    name: round(1000 * _seconds(path, args.precision, *how, args.seconds), 1)
+                    for name, how in LAYOUTS.items()
+                },
+                f"ms a window of {open_model(path).spec.flops or 0:,} operations; peak {peak / 1e9:.0f} GFLOP/s",
+                flush=True,
             )
-        print({kind: round(ms, 1) for kind, ms in _by_layer(path).items()}, "ms on one thread")
+        print({kind: round(ms, 1) for kind, ms in _by_layer(path, args.precision).items()}, "ms on one thread")
     if args.monai:
         for batch in (1, 2, 4, 8):
             print(f"MONAI, batch {batch}: {_monai(args, batch):.1f} s for 160³ of noise")
 
 
-def _compiled(path: Path, batch: int, **config: str) -> ov.CompiledModel:
+def _compiled(path: Path, precision: str, batch: int, **config: str) -> ov.CompiledModel:
     core = ov.Core()
     model = core.read_model(path)
     model.reshape([batch, 1, *WINDOW])
-    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **config})
+    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32"), **config})
 
 
-def _seconds(path: Path, batch: int, streams: int, pinning: str, seconds: float) -> float:
+def _seconds(path: Path, precision: str, batch: int, streams: int, pinning: str, seconds: float) -> float:
     config = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": "2", "ENABLE_CPU_PINNING": pinning}
-    queue = ov.AsyncInferQueue(_compiled(path, batch, **config), streams + 2)
+    queue = ov.AsyncInferQueue(_compiled(path, precision, batch, **config), streams + 2)
     windows = np.random.default_rng(0).random((batch, 1, *WINDOW), dtype=np.float32)
     for _ in range(streams + 2):
         queue.start_async({0: windows})
@@ -68,8 +78,9 @@ def _seconds(path: Path, batch: int, streams: int, pinning: str, seconds: float)
     return (time.perf_counter() - begun) / (done * batch)
 
 
-def _by_layer(path: Path) -> Counter[str]:
-    request = _compiled(path, 1, NUM_STREAMS="1", INFERENCE_NUM_THREADS="1", PERF_COUNT="YES").create_infer_request()
+def _by_layer(path: Path, precision: str) -> Counter[str]:
+    config = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1", "PERF_COUNT": "YES"}
+    request = _compiled(path, precision, 1, **config).create_infer_request()
     for _ in range(3):
         request.infer({0: np.random.default_rng(0).random((1, 1, *WINDOW), dtype=np.float32)})
     spent: Counter[str] = Counter()
