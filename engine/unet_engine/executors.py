@@ -66,8 +66,8 @@ def _run_column_twice(worker: Worker, column: Column, pending: Pending, stop: th
         worker.shrink(fewer)
     else:
         return
-    done = worker.committed
-    _run_column_twice(worker, column, lambda index: pending(index) and index not in done, stop)
+    left = worker.output.pending(worker.job.plan)  # as a resume finds out
+    _run_column_twice(worker, column, lambda index: pending(index) and left(index), stop)
 
 
 def run_column(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:

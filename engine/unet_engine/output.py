@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from unet_engine.errors import OutputError, ResumeError, first_line, writing
 from unet_engine.journal import LocalJournal
 from unet_engine.ledger import ARRAY, PROVENANCE, Ledger, read_header
 from unet_engine.locks import hold
+from unet_engine.plan import Plan
 from unet_engine.volume import fast_codecs
 
 
@@ -162,6 +163,14 @@ class Output:
     def mark(self, index: tuple[int, ...]) -> None:
         """Record block `index` as committed; call after its data were written."""
         self.ledger.mark(index)
+
+    def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
+        """Which blocks are not committed now. A snapshot, so that a block is never both written and waited for."""
+        first = plan.block_range.lo
+        done = np.zeros(plan.block_range.shape, bool)
+        for index in self.ledger.journal.marked():
+            done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
+        return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
 
 
 def _claim(path: str, attributes: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from unet_engine.job import Array, Job
 from unet_engine.ledger import read_header
 from unet_engine.normalize import Scaling
 from unet_engine.opening import Network
+from unet_engine.plan import Plan
 from unet_engine.receptive_field import radius
 from unet_engine.spec import ModelSpec
 from unet_engine.survey import Survey
@@ -306,6 +307,10 @@ class _Kept:
 
     def mark(self, index: tuple[int, ...]) -> None:
         """Nobody will go on with it."""
+
+    def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
+        """All of it: nothing is kept of what was done."""
+        return lambda _: True
 
 
 def facts(choice: OverlapChoice | None) -> dict[str, Any] | None:

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
-
 from unet_engine import halo, tracing
 from unet_engine import output as store
 from unet_engine.errors import writing
@@ -22,7 +20,7 @@ from unet_engine.ledger import Ledger, spans
 from unet_engine.locks import Holding, hold
 from unet_engine.output import Output
 from unet_engine.overlap_search import KEY, facts
-from unet_engine.plan import Index, Plan
+from unet_engine.plan import Plan
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.settings import Settings
 from unet_engine.survey import check_output, survey
@@ -115,7 +113,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Re
         if not output.ledger.begin():
             return result()  # the last part completed it just now
         with _noted(prepared, output.ledger, result), watch(prepared, crew) if watch else nullcontext():
-            crew.execute(prepared, _pending(prepared.job.plan, output))
+            crew.execute(prepared, output.pending(prepared.job.plan))
         done = _conclude(prepared, output.ledger, holding, result())
     return replace(done, profile=profile.write(crew.profile())) if profile else done
 
@@ -205,15 +203,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _pending(plan: Plan, output: Output) -> Callable[[Index], bool]:
-    """Which blocks were not committed when this run began. A snapshot, so that a block is never both written and waited for."""
-    first = plan.block_range.lo
-    done = np.zeros(plan.block_range.shape, bool)
-    for index in output.ledger.journal.marked():
-        done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
-    return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
 
 
 def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:

@@ -47,8 +47,6 @@ class Worker:
 
     shrunk: bool = False
     """Whether memory ran out once and fewer windows are inferred at once since."""
-    committed: set[Index] = field(default_factory=set)
-    """Blocks that this worker has written."""
 
     def __post_init__(self) -> None:
         if self.job.profiled and self.stages is None:
@@ -237,7 +235,6 @@ class Worker:
     def _write(self, task: Task, values: Array) -> None:
         self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
         self.output.mark(task.block.index)
-        self.committed.add(task.block.index)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
 
 
