@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
-from end_to_end import WINDOW, _model, _network
+from end_to_end import CASES, _model, _network
+
+WINDOW = CASES["3D"].window
 
 from unet_engine.bench.peak import product_rate
 from unet_engine.model_file import open_model
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--monai", action="store_true")
-    args = parser.parse_args(namespace=argparse.Namespace(model=None, quick=False))
+    args = parser.parse_args(namespace=argparse.Namespace(model=None, quick=False, shape=CASES["3D"]))
     with tempfile.TemporaryDirectory() as folder:
         path = _model(args, Path(folder))
         for _ in range(args.rounds):

@@ -1,7 +1,7 @@
 """End to end against the bare network and against MONAI, in one run on one machine.
 
-    python benchmarks/end_to_end.py [--model net.onnx] [--volume volume.tif] [--precisions fp32 bf16] [--repeats 2]
-                                    [--crop Z,Y,X] [--monai] [--json FILE] [--quick]
+    python benchmarks/end_to_end.py [--case 3D | 2D] [--model net.onnx] [--volume volume.tif] [--precisions fp32 bf16 int8]
+                                    [--repeats 2] [--crop Z,Y,X] [--monai] [--json FILE] [--quick]
 
 For each precision and repetition, in turn: the bare network (OpenVINO's asynchronous queue, best of its thread layouts), the whole of
 ``unet-engine run`` as a process of its own, the bare network again. Efficiency is windows × bare seconds per window ÷ wall seconds of the
@@ -9,8 +9,9 @@ process, start and loading included; the bare time is the mean of before and aft
 network (fp32, gaussian, batch 4, 2 threads) in PyTorch on a crop of 160³, in turn with the engine: with the module as it is, and frozen to
 TorchScript, which folds the normalisation away.
 
-Without ``--model`` (MONAI needs it so): a U-Net of 16 filters and 4 levels with random weights. Without ``--volume``: the EM volume of the
-shared data, or noise of the same size where there is none.
+``--case 2D`` is a satellite mosaic of three channels in windows of 512². Without ``--model`` (MONAI needs it so): a U-Net of 16 filters and 4
+levels with random weights. Without ``--volume``: the EM volume or the mosaic of the shared data, or noise of the same size where there is none.
+int8 is calibrated on the volume first, and judged with whatever Dice: what a real network loses is `precision.py`'s to measure.
 """
 
 from __future__ import annotations
@@ -23,18 +24,37 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-WINDOW = (64, 64, 64)
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "em" / "volume.tif"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Case:
+    window: tuple[int, ...]
+    axes: str
+    """Of the stored volume."""
+    volume: Path
+    shape: tuple[int, ...]
+    """Of the noise that stands for it where it is not there."""
+    chunks: tuple[int, ...]
+    channels: int = 1
+
+
+CASES = {
+    "3D": Case((64,) * 3, "zyx", SHARED / "em" / "volume.tif", (256, 520, 520), (64, 128, 128)),
+    "2D": Case((512,) * 2, "yxc", SHARED / "sat" / "mosaic_4_image.tif", (2538, 3297, 3), (512, 512, 3), 3),
+}
 LAYOUTS = ("streams", "single")
 
 
 def main() -> None:
     args = _arguments()
+    args.shape = CASES[args.case]
     if args.part:
         print(json.dumps(_PARTS[args.part](args)))
         return
@@ -42,6 +62,8 @@ def main() -> None:
         root = Path(folder)
         args.model = _model(args, root)
         args.zarr = _volume(args, root)
+        if "int8" in args.precisions:
+            args.model = _quantized(args, root)
         rows = [
             _efficiency(args, root, precision, repeat)
             for repeat in range(args.repeats)
@@ -55,6 +77,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=list(CASES), default="3D")
     parser.add_argument("--model")
     parser.add_argument("--volume")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
@@ -70,14 +93,17 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.monai and args.model and not args.part:
         parser.error("--monai compares the network made here; leave out --model")
+    if args.monai and args.case != "3D":
+        parser.error("--monai runs in 3D; benchmarks/peers has 2D")
     if args.quick:
-        args.crop, args.repeats, args.seconds = args.crop or "64,128,128", 1, 2.0
+        args.crop, args.repeats, args.seconds = args.crop or "64,128,128" if args.case == "3D" else "800,800", 1, 2.0
     return args
 
 
 def _part(name: str, args: argparse.Namespace, **options: Any) -> dict[str, Any]:
     """Run one measurement in a process of its own and read what it prints last."""
     command = [sys.executable, __file__, "--part", name, "--model", str(args.model), "--seconds", str(args.seconds)]
+    command += ["--case", args.case]
     command += ["--quick"] if args.quick else []
     command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -94,14 +120,14 @@ def bare(args: argparse.Namespace) -> dict[str, Any]:
 
     cores = len(os.sched_getaffinity(0))
     streams = cores if args.layout == "streams" else 1
-    core = ov.Core()
-    model = core.read_model(args.model)
-    model.reshape([1, 1, *WINDOW])
-    hint = {"fp32": "f32", "bf16": "bf16"}[args.precision]
+    model, computed = _openvino_model(args)
+    shape = [1, args.shape.channels, *args.shape.window]
+    model.reshape(shape)
+    hint = {"fp32": "f32", "bf16": "bf16"}[computed]
     config = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(cores), "INFERENCE_PRECISION_HINT": hint}
-    compiled = core.compile_model(model, "CPU", config)
+    compiled = ov.Core().compile_model(model, "CPU", config)
     queue = ov.AsyncInferQueue(compiled, streams + 2)
-    window = np.random.default_rng(0).random((1, 1, *WINDOW), dtype=np.float32)
+    window = np.random.default_rng(0).random(shape, dtype=np.float32)
     for _ in range(2 * (streams + 2)):
         queue.start_async({0: window})
     queue.wait_all()
@@ -114,6 +140,22 @@ def bare(args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds_per_window": (time.perf_counter() - begun) / done, "windows": done}
 
 
+def _openvino_model(args: argparse.Namespace) -> tuple[Any, str]:
+    """What the engine would infer with, and the precision of what is not int8 in it."""
+    import openvino as ov
+
+    if args.precision != "int8":
+        return ov.Core().read_model(args.model), args.precision
+    from unet_engine.backends.openvino import unpacked
+    from unet_engine.model_file import attached_network, open_model
+    from unet_engine.precision import choose
+
+    model = open_model(args.model)
+    choice = choose(model, "openvino", "cpu", "int8", args.shape.window)
+    assert choice.network is not None
+    return unpacked(attached_network(model, choice.network)), choice.rest
+
+
 def monai(args: argparse.Namespace) -> dict[str, Any]:
     """MONAI's sliding window over the volume, in memory, with PyTorch's own convolutions."""
     import torch
@@ -123,12 +165,12 @@ def monai(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(2)
     network = _network(args)
     if args.layout == "torchscript":
-        network = torch.jit.freeze(torch.jit.trace(network, torch.zeros(4, 1, *WINDOW)))
+        network = torch.jit.freeze(torch.jit.trace(network, torch.zeros(4, 1, *args.shape.window)))
     image = torch.from_numpy(np.asarray(zarr.open_array(args.zarr, mode="r")[...]).astype(np.float32) / 255)[None, None]
     with torch.inference_mode():
-        network(torch.zeros(4, 1, *WINDOW))
+        network(torch.zeros(4, 1, *args.shape.window))
         begun = time.perf_counter()
-        logits = sliding_window_inference(image, WINDOW, 4, network, overlap=0.5, mode="gaussian")
+        logits = sliding_window_inference(image, args.shape.window, 4, network, overlap=0.5, mode="gaussian")
         labels = logits.argmax(1)
         seconds = time.perf_counter() - begun
     own = np.asarray(zarr.open_array(f"{args.out}/0", mode="r")[...])
@@ -153,7 +195,7 @@ def _engine(args: argparse.Namespace, volume: Path, out: Path, precision: str) -
         "--precision",
         precision,
         "--window",
-        ",".join(map(str, WINDOW)),
+        ",".join(map(str, args.shape.window)),
         "--out",
         str(out),
         "--overwrite",
@@ -218,7 +260,14 @@ def _network(args: argparse.Namespace) -> Any:
 
     torch.manual_seed(0)
     return UNet(
-        UNetConfig(dims=3, channels_in=1, classes=2, base=4 if args.quick else 16, depth=4, norm="batch")
+        UNetConfig(
+            dims=len(args.shape.window),
+            channels_in=args.shape.channels,
+            classes=2,
+            base=4 if args.quick else 16,
+            depth=4,
+            norm="batch",
+        )
     ).eval()
 
 
@@ -231,7 +280,10 @@ def _model(args: argparse.Namespace, root: Path) -> Path:
 
     network = _network(args)
     spec = spec_for(
-        network.config, name="bench", window=WINDOW, normalization=Normalization(mode="range", low=0, high=255)
+        network.config,
+        name="bench",
+        window=args.shape.window,
+        normalization=Normalization(mode="range", low=0, high=255),
     )
     export_onnx(network, spec, root / "bench.onnx")
     return root / "bench.onnx"
@@ -240,18 +292,49 @@ def _model(args: argparse.Namespace, root: Path) -> Path:
 def _volume(args: argparse.Namespace, root: Path) -> Path:
     import zarr
 
-    path = Path(args.volume) if args.volume else SHARED
+    case: Case = args.shape
+    path = Path(args.volume) if args.volume else case.volume
     if path.exists():
-        import tifffile
-
-        image = tifffile.imread(path)
+        image = _image(path)
     else:
-        print(f"{path} is not there: using noise of 256×520×520", file=sys.stderr)
-        image = np.random.default_rng(0).integers(0, 255, (256, 520, 520), dtype=np.uint8)
+        print(f"{path} is not there: using noise of {case.shape}", file=sys.stderr)
+        image = np.random.default_rng(0).integers(0, 255, case.shape, dtype=np.uint8)
     if args.crop:
         image = image[tuple(slice(int(n)) for n in args.crop.split(","))]
-    zarr.create_array(str(root / "volume.zarr"), data=image, chunks=(64, 128, 128), dimension_names=list("zyx"))
+    zarr.create_array(str(root / "volume.zarr"), data=image, chunks=case.chunks, dimension_names=list(case.axes))
     return root / "volume.zarr"
+
+
+def _image(path: Path) -> np.ndarray:
+    """A TIFF, whole. Pillow decodes what tifffile needs another package for, tifffile reads stacks."""
+    import tifffile
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        return np.asarray(tifffile.imread(path))
+    except ValueError:
+        return np.asarray(Image.open(path))
+
+
+def _quantized(args: argparse.Namespace, root: Path) -> Path:
+    """A copy of the model with an INT8 network that was let pass."""
+    target = root / "int8.onnx"
+    command = [sys.executable, "-c", "from unet_engine.cli import main; main()", "quantize", str(args.model)]
+    command += [
+        "--calibrate",
+        str(args.zarr),
+        "--precision",
+        "int8",
+        "--backend",
+        "openvino",
+        "--min-dice",
+        "0",
+        "--out",
+        str(target),
+    ]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    return target
 
 
 def _machine() -> dict[str, Any]:

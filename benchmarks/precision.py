@@ -27,7 +27,7 @@ from typing import Any
 import end_to_end
 import numpy as np
 
-SHARED = end_to_end.SHARED.parent
+SHARED = end_to_end.SHARED / "em"
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
@@ -148,7 +148,7 @@ def _monai(args: argparse.Namespace, root: Path, gate: list[dict[str, Any]]) -> 
     rows = []
     for _ in range(args.repeats):
         own = {p: _run(args, volume, out, p)["seconds"] for p in _runnable(gate)}
-        end_to_end_args = argparse.Namespace(model=args.copy, seconds=args.seconds, quick=args.quick)
+        end_to_end_args = argparse.Namespace(case="3D", model=args.copy, seconds=args.seconds, quick=args.quick)
         peer = _peer(end_to_end_args, volume, out)
         rows.append({"monai": peer["seconds"], **own})
         print(f"MONAI {peer['seconds']:.1f} s, engine {own}", file=sys.stderr, flush=True)

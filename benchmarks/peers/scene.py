@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from dataclasses import dataclass
 from functools import reduce
@@ -137,16 +136,22 @@ def volume(case: Case, times: int, path: Path) -> None:
 def _tile(ndim: int) -> np.ndarray:
     source = SHARED / ("em/volume.tif" if ndim == 3 else "sat/mosaic_4_image.tif")
     if source.exists():
-        with contextlib.suppress(ValueError):  # a compression that needs a package which is not there
-            import tifffile
-
-            image = np.asarray(tifffile.imread(source))
-            if image.ndim > ndim:  # channels, first or last
-                image = image[0] if image.shape[0] < image.shape[-1] else image[..., 0]
-            return image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
-    print(f"{source} cannot be read: using noise", file=sys.stderr)
+        image = _image(source)
+        return image[..., 0] if image.ndim > ndim else image
+    print(f"{source} is not there: using noise", file=sys.stderr)
     side = (64,) * 3 if ndim == 3 else (512,) * 2
     return np.random.default_rng(0).integers(0, 255, side, dtype=np.uint8)
+
+
+def _image(path: Path) -> np.ndarray:
+    """A TIFF, whole: (z, y, x) or (y, x, channels) uint8. Pillow decodes what tifffile needs another package for, tifffile reads stacks."""
+    import tifffile
+    from PIL import Image
+
+    try:
+        return np.asarray(tifffile.imread(path))
+    except ValueError:
+        return np.asarray(Image.open(path))
 
 
 # --- what some peers need besides, and no user code is ---
