@@ -18,11 +18,10 @@ import numpy as np
 import openvino as ov
 from end_to_end import CASES, _model, _network
 
-WINDOW = CASES["3D"].window
-
 from unet_engine.bench.peak import product_rate
 from unet_engine.model_file import open_model
 
+WINDOW = CASES["3D"].window
 LAYOUTS = {
     "2 streams of 1 thread": (1, 2, "YES"),
     "2 streams, not pinned": (1, 2, "NO"),
