@@ -75,6 +75,11 @@ _CLUSTER = [
         "--cluster", metavar="FILE", help="Start workers as batch jobs as this YAML file says, e.g. on SLURM."
     ),
     click.option(
+        "--protocol",
+        metavar="P",
+        help="How --workers and --gpus send halos: tcp (default) or ucx (pip install 'unet-engine[ucx]').",
+    ),
+    click.option(
         "--hang-seconds",
         type=float,
         metavar="S",
