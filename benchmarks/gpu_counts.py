@@ -1,14 +1,16 @@
 """What can be counted before anything is measured on a GPU: halos between GPUs, and voxels to be decoded. Prints the tables of docs/gpu.md.
 
-    python benchmarks/gpu_counts.py [--rates 1,3,50] [--windows-per-second 314]
+    python benchmarks/gpu_counts.py [--rates 1,3,50] [--windows-per-second 314] [--decode]
 
 The case is the target's: MLPerf's 3D U-Net, 128³ windows, overlap 0.5, 512×512×1024 int16. Geometry is the planner's own, block by block.
-Nothing here is a measurement: rates of networks and wires are given.
+Rates of networks and wires are given; ``--decode`` alone measures: what a core decodes, by processor time, so that other load matters little.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
 from dataclasses import dataclass
 from math import prod
 from types import SimpleNamespace
@@ -113,13 +115,35 @@ def decoding_table(rates: tuple[float, ...] = (310.0, 438.0)) -> str:
     return "\n".join(lines) + "\n"
 
 
+def decoded_by_a_core() -> list[float]:
+    """GB/s of int16 noise from zstd (level 3), in chunks of 64³, over processor time; one figure per repetition."""
+    import numpy as np
+    from numcodecs import zstd
+
+    rng = np.random.default_rng(0)
+    voxels = [rng.normal(0, 30, (64,) * 3).astype(np.int16) for _ in range(32)]
+    stored, rates = [zstd.compress(part.tobytes(), 3) for part in voxels], []
+    for _ in range(7):
+        begun = time.process_time()
+        for data in stored:
+            zstd.decompress(data)
+        rates.append(sum(part.nbytes for part in voxels) / (time.process_time() - begun) / 1e9)
+    return rates
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", default=",".join(f"{w:g}" for w in WIRES), help="GB/s of wires")
     parser.add_argument("--windows-per-second", type=float, default=WINDOWS_PER_SECOND)
+    parser.add_argument("--decode", action="store_true", help="measure what a core decodes, too")
     args = parser.parse_args()
     print(halo_table(args.windows_per_second, tuple(float(rate) for rate in args.rates.split(","))))
     print(decoding_table())
+    if args.decode:
+        rates = decoded_by_a_core()
+        print(
+            f"a core decodes {statistics.median(rates):.2f} GB/s ({min(rates):.2f} to {max(rates):.2f}, {len(rates)} times)"
+        )
 
 
 if __name__ == "__main__":
