@@ -53,10 +53,10 @@ def test_the_graphs_for_tensorrt_have_quantised_convolutions_and_build(monkeypat
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from gpu_network import MLPerfUNet, typed_graphs
 
-    graphs = typed_graphs(MLPerfUNet(3, (2, 3, 4, 5, 6)).eval(), (32, 32, 32), 3)
+    graphs = typed_graphs(MLPerfUNet(3, (2, 3)).eval(), (32, 32, 32), 3)
     quantised = {name: sum(n.op_type == "QuantizeLinear" for n in g.graph.node) for name, g in graphs.items()}
     assert quantised["fp16"] == 0
-    assert quantised["int8"] > 10
+    assert quantised["int8"] >= 5
     shape = (1, 1, 32, 32, 32)
     engine, _ = trt.build(graphs["int8"].SerializeToString(), trt.Shapes(shape, shape, shape), target="SM80")
     assert len(engine) > 1000

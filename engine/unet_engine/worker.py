@@ -94,7 +94,7 @@ class Worker:
             if self._pipeline is None:
                 backend = self.backend
                 assert isinstance(backend, DeviceBackend)
-                self._pipeline = DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes)
+                self._pipeline = DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes, self.stages)
             return self._pipeline
 
     @cached_property
