@@ -62,6 +62,8 @@ class Settings(BaseModel):
     """Zarr volume of the same shape: windows where it is all zero are skipped."""
     memory: int | None = None
     """Bytes of RAM the run may use, also as ``8GiB``; default: half of what is free."""
+    batch: int | None = Field(default=None, ge=1)
+    """Windows that a GPU infers at once, at most; default: from the window and what memory is free."""
     threads: int | None = Field(default=None, ge=1)
     """Windows inferred at the same time by a process on a CPU; default: one per core, shared out among the workers."""
     workers: int | None = Field(default=None, ge=1)
