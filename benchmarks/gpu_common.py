@@ -40,6 +40,7 @@ def network_of(args: argparse.Namespace, classes: int = 3) -> tuple[Any, tuple[i
 
     torch.manual_seed(0)
     if args.simulate:
+        torch.set_num_threads(1)  # as many as there are cores spin for one another where others are at work
         return MLPerfUNet(classes, (2, 3, 4, 5, 6)).eval(), (32, 32, 32), (48, 40, 40)
     if args.quick:
         return MLPerfUNet(classes).eval(), (64, 64, 64), (128, 128, 256)

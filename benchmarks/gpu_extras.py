@@ -189,8 +189,9 @@ def _nvcomp_rate(stored: list[bytes], voxels: list[Any]) -> float:
     host = [np.frombuffer(data, np.uint8) for data in stored]
 
     def decoded() -> Any:
-        there = [part.cuda() for part in nvcomp.as_arrays(host)]
-        found = codec.decode(there)
+        batch = nvcomp.as_arrays(host)
+        # a batch of its own since nvCOMP 6, a list before
+        found = codec.decode(batch.cuda() if hasattr(batch, "cuda") else [part.cuda() for part in batch])
         torch.cuda.synchronize()
         return found
 
