@@ -139,7 +139,7 @@ def test_without_a_profile_the_functions_are_called_themselves(ramp, model, monk
     monkeypatch.setattr(worker, "predict", lambda *args: seen.append(args) or predict(*args))
     monkeypatch.setattr(stages.Stages, "__init__", lambda self: pytest.fail("nobody asked for a profile"))
     unet_engine.run(ramp[1], model=model, out="out.zarr")
-    for _, backend, _, _, tools in seen:
+    for _, backend, _, _, _, tools in seen:
         assert tools is timed.PLAIN
         assert "backends" in type(backend).__module__
     assert timed.PLAIN.add is timed.halo.add

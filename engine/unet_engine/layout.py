@@ -20,8 +20,13 @@ from unet_engine.units import size
 
 SUMS_TARGET = 128 * 2**20
 """Bytes of float32 sums a default block stays under: several are in flight, and larger ones gain little."""
+SUMS_WINDOWS, SUMS_MOST = 2, 512 * 2**20
+"""With very many classes a block may have the sums of so many windows instead, up to so many bytes: a block of a single window hands
+seven eighths of its sums on as halos, which are copied and merged."""
 SUMS_IN_FLIGHT = 3
 """Blocks being inferred, being finished by the windows still in flight, and being written."""
+HALO_GAPS = 1.1
+"""Memory for halos over what they take: between halos of several sizes some stays unused, see `unet_engine.recycling`."""
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
 
@@ -63,8 +68,10 @@ class Crew:
 
 def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
     """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to
-    two window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`."""
+    two window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`, or under what
+    `SUMS_WINDOWS` allows."""
     target = chunk_target(axes)
+    most = max(SUMS_TARGET, min(SUMS_MOST, SUMS_WINDOWS * 4 * channels_out * prod(axis.window for axis in axes)))
     block = [least_windows(axis, target) for axis in axes]
     enough = [16 if axis.window == 1 else 2 * axis.window for axis in axes]
     growing = set(range(len(axes)))
@@ -75,7 +82,7 @@ def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, .
         if (
             larger[a] > axis.count
             or block[a] * axis.stride >= enough[a]
-            or 4 * channels_out * prod(map(_extent, axes, larger)) > SUMS_TARGET
+            or 4 * channels_out * prod(map(_extent, axes, larger)) > most
         ):
             growing.remove(a)
         else:
@@ -186,8 +193,9 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
         piece = prod(max(0, s - w) if o else w for o, s, w in zip(offset, spans, writes, strict=True))
         # the last block of a row has nothing above it; along the slowest axis that matters only at the very end
         share = prod((shape[a] - 1) / shape[a] for a in up if a != plan.order[0] or shape[a] == 1)
-        waiting += share * piece * min(later, sum(step[a] for a in up))
-    return round(waiting)
+        # and one more: a halo is made before that of the block committed then is gone
+        waiting += share * piece * min(later, sum(step[a] for a in up) + 1)
+    return round(HALO_GAPS * waiting)
 
 
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None = None) -> Plan:

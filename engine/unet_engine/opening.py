@@ -63,20 +63,25 @@ def network_bytes(backend: DeviceBackend) -> int:
 
 
 def warm_up(backend: Network) -> float:
-    """A batch in every slot, all threads busy, so that the memory the network takes is taken, and its time: seconds per window.
+    """A batch on every thread, all at once, and the other slots touched, so that the memory the network takes is taken; and the seconds per
+    window.
 
     With hundreds of classes the outputs of slots that were never used would be missing from the memory that is measured.
     """
     if isinstance(backend, DeviceBackend):
         return _warm_up_device(backend)
     begun = time.perf_counter()
-    slots = range(backend.slots)
-    for slot in slots:
+    busy = range(min(backend.slots, backend.setup.threads))
+    for slot in range(backend.slots):
         backend.input(slot)[...] = 0
+    for slot in busy:
         backend.start(slot)
-    for slot in slots:
+    for slot in busy:
         backend.result(slot)
-    return (time.perf_counter() - begun) / (len(slots) * backend.setup.batch)
+    seconds = (time.perf_counter() - begun) / (len(busy) * backend.setup.batch)
+    for slot in range(len(busy), backend.slots):
+        backend.touch(slot)
+    return seconds
 
 
 def _warm_up_device(backend: DeviceBackend) -> float:

@@ -21,6 +21,7 @@ from unet_engine.box import Box
 from unet_engine.errors import BackendError
 from unet_engine.job import Array, Job, Predicted, Raw, Tally
 from unet_engine.plan import Index, Task
+from unet_engine.recycling import Recycler
 from unet_engine.timed import Tools
 from unet_engine.weights import axis_weights
 
@@ -29,9 +30,14 @@ BLOCKS_IN_FLIGHT = 1
 
 
 def predict(
-    job: Job, backend: Backend, tally: Tally, work: Iterable[tuple[Task, Raw | None] | None], tools: Tools = timed.PLAIN
+    job: Job,
+    backend: Backend,
+    tally: Tally,
+    work: Iterable[tuple[Task, Raw | None] | None],
+    memory: Recycler,
+    tools: Tools = timed.PLAIN,
 ) -> Iterator[Predicted]:
-    """Infer the windows of each task and add them up; yields the blocks in the order they came.
+    """Infer the windows of each task and add them up in sums from `memory`; yields the blocks in the order they came.
 
     A None among the work means that none is to be had right now: all that is in the network is then waited for and yielded.
     Raises `BackendError` naming block and window where the network fails.
@@ -43,7 +49,7 @@ def predict(
                 yield from flight.pop()
             continue
         task, raw = item
-        predicted = Predicted(task, np.zeros((job.model.spec.channels_out, *task.block.sums.shape), np.float32))
+        predicted = Predicted(task, memory.zeros((job.model.spec.channels_out, *task.block.sums.shape)))
         cutter = _Cutter(job, task, raw, tools)
         for window in task.windows:
             if cutter.is_empty(window):

@@ -30,6 +30,7 @@ from unet_engine.output import Output
 from unet_engine.plan import Column, Index, Task
 from unet_engine.predict import emptiness, predict
 from unet_engine.reading import decoding
+from unet_engine.recycling import Recycler
 from unet_engine.spec import ModelSpec
 from unet_engine.stages import OTHER, Stages
 from unet_engine.volume import Volume, open_volume
@@ -43,6 +44,9 @@ class Worker:
     tally: Tally = field(default_factory=Tally)
     stages: Stages | None = None
     """Where the time goes; there only where the job is profiled."""
+    sums: Recycler = field(default_factory=Recycler, repr=False)
+    halos: Recycler = field(default_factory=Recycler, repr=False)
+    """Memory of its own for either: among sums, the many small halos would leave gaps in which no sums fit."""
     _opening: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _pipeline: DevicePipeline | None = field(default=None, repr=False)
 
@@ -207,7 +211,9 @@ class Worker:
         if pipeline := self.pipeline:
             return pipeline.predict(work, lambda task, raw: emptiness(self.job, task, raw))
         assert not isinstance(self.backend, DeviceBackend)
-        return predict(self.job, timed.timed_backend(self.backend, self.stages), self.tally, work, self.tools)
+        return predict(
+            self.job, timed.timed_backend(self.backend, self.stages), self.tally, work, self.sums, self.tools
+        )
 
     # --- commit ---
 

@@ -75,6 +75,11 @@ class Backend(ABC):
         Raises `BackendError` with the library's own message where inference failed.
         """
 
+    def touch(self, slot: int) -> None:
+        """Make the memory that `slot` needs beyond that of the threads be there. A batch does; a back end may know something shorter."""
+        self.start(slot)
+        self.result(slot)
+
     @abstractmethod
     def close(self) -> None:
         """Give back memory and threads. The back end is not used afterwards."""

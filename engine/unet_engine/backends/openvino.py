@@ -103,6 +103,9 @@ class OpenVINOBackend(Backend):
             raise BackendError(f"openvino failed on a window: {_cause(error)}") from error
         return self._outputs[slot]
 
+    def touch(self, slot: int) -> None:
+        self._outputs[slot].fill(0)  # all else belongs to the streams
+
     def close(self) -> None:
         self._requests, self._inputs, self._outputs = [], [], []
 
