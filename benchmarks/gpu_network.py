@@ -71,16 +71,49 @@ def flops(network: nn.Module, window: tuple[int, ...]) -> int:
     return total
 
 
-def save(network: nn.Module, folder: Any, window: tuple[int, ...], classes: int, flops_of_window: int) -> str:
-    """Write it as TorchScript with its spec, where the engine takes it from. Returns the path."""
-    from unet_engine.spec import METADATA_KEY, ModelSpec, Normalization
+def spec_of(window: tuple[int, ...], classes: int, flops_of_window: int = 1) -> Any:
+    """The `ModelSpec` of `MLPerfUNet`."""
+    from unet_engine.spec import ModelSpec, Normalization
 
-    spec = ModelSpec(
+    return ModelSpec(
         name="mlperf", axes="zyx", channels_in=1, channels_out=classes, window=window, window_min=(16,) * 3, window_step=(16,) * 3,
         margin=(0,) * 3, normalization=Normalization(mode="range", low=-1000, high=1000), flops=flops_of_window,
     )  # fmt: skip
+
+
+def save(network: nn.Module, folder: Any, window: tuple[int, ...], classes: int, flops_of_window: int) -> str:
+    """Write it as TorchScript with its spec, where the engine takes it from. Returns the path."""
+    from unet_engine.spec import METADATA_KEY
+
     path = folder / "mlperf.pt"
     with torch.inference_mode():
         script = torch.jit.trace(network.eval(), torch.zeros((1, 1, 32, 32, 32)), check_trace=False)
+    spec = spec_of(window, classes, flops_of_window)
     torch.jit.save(script, str(path), _extra_files={METADATA_KEY: spec.model_dump_json()})
     return str(path)
+
+
+CALIBRATION = (32, 32, 32)
+"""Window of random content that the scales come from: they decide what INT8 computes, not how fast."""
+
+
+def typed_graphs(network: nn.Module, window: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """ONNX graphs for TensorRT as `unet-engine quantize` makes them, by precision: FP16, and convolutions in INT8 with FP16 between."""
+    import numpy as np
+
+    from unet_engine.spec import METADATA_KEY
+    from unet_export.convert import from_module
+    from unet_export.graph import Graph
+    from unet_export.half import to_half
+    from unet_export.qdq import quantizable, thresholds, to_qdq
+
+    spec = spec_of(window, classes)
+    graph = Graph(from_module(network.eval(), spec))
+    rng = np.random.default_rng(0)
+    content = [rng.standard_normal((1, *CALIBRATION), np.float32) for _ in range(2)]
+    limits = thresholds(graph, [n.input[0] for n in quantizable(graph)], content)
+    graphs = {"fp16": to_half(graph.proto), "int8": to_half(to_qdq(graph, limits))}
+    for proto in graphs.values():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = METADATA_KEY, spec.model_dump_json()
+    return graphs

@@ -22,10 +22,11 @@ from unet_engine import charts
 from unet_engine.backends import library
 from unet_engine.bench import offer, peak
 from unet_engine.bench.meter import Meter, machine_limits
-from unet_engine.bench.offer import Wanted, allowed, setup_of, space_of
+from unet_engine.bench.offer import Wanted, allowed, runnable, setup_of, space_of
 from unet_engine.bench.page import page
 from unet_engine.bench.search import LEAST, Space, search
 from unet_engine.bench.space import Candidate, Field, Group, region
+from unet_engine.bench.sweep import options_of
 from unet_engine.demo import shipped_model
 from unet_engine.errors import UnetEngineError
 from unet_engine.model_file import open_model
@@ -392,3 +393,13 @@ def test_the_benchmarks_run_at_toy_size(tmp_path):
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
         assert json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_a_gpus_batch_is_an_option_of_the_run_and_a_cpus_is_not():
+    gpu, cpu = (Group(device, "onnxruntime", "fp32") for device in ("cuda:0", "cpu"))
+    for batch in (1, 4):
+        assert options_of(Candidate(gpu, (64, 64, 64), batch))[-2:] == ["--batch", str(batch)]
+        assert "--batch" not in options_of(Candidate(cpu, (64, 64, 64), batch))
+        assert runnable(Candidate(gpu, (64, 64, 64), batch))
+    assert runnable(Candidate(cpu, (64, 64, 64), 1))
+    assert not runnable(Candidate(cpu, (64, 64, 64), 4))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import pickle
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import unet_engine
-from conftest import fake_model, make_volume, result_of
+from conftest import cli, fake_model, make_volume, result_of
 from test_station import work
 from test_stitching import blocks, cases
 from unet_engine.box import Box
 from unet_engine.device_results import PinnedHalo
+from unet_engine.device_times import Timeline
 from unet_engine.devices.base import Region
 from unet_engine.devices.simulated import RaceError, SimulatedDevice
 from unet_engine.errors import BackendError
@@ -27,7 +31,9 @@ from unet_engine.output import Output
 from unet_engine.prepare import prepare
 from unet_engine.runner import _provenance
 from unet_engine.settings import Settings
+from unet_engine.stages import ACTIVATION, ADD, COPY, COPY_BACK, GATHER, NETWORK, WAITING, Stages
 from unet_engine.survey import survey
+from unet_engine.tracing import role
 from unet_engine.worker import Worker
 
 assert blocks is not None  # a fixture
@@ -202,6 +208,106 @@ def test_a_pipeline_that_forgets_to_wait_is_caught(tmp_path: Path, blocks: Any, 
     setattr(found.backend.device, forgotten, lambda *_: None)
     with pytest.raises(RaceError):
         worked(found, tmp_path)
+
+
+# --- where the time goes ---
+
+
+def test_a_profile_tells_the_streams_apart_and_waits_for_nothing_more(tmp_path: Path, blocks: Any) -> None:
+    """The same bytes; three events a batch and a few a block; one wait in all, to fix when the device's time begins."""
+    blocks((2, 2, 2))
+    seen, outputs = [], []
+    array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
+    for name, options in (("plain", {}), ("profiled", {"profile": str(tmp_path / "trace.json")})):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = prepared(folder, array, behaviour={"latency_ms": 1}, **options)
+        begun = found.backend.device.counts.copy()
+        worker = worked(found, folder)
+        seen.append(found.backend.device.counts - begun)
+        outputs.append(result_of(folder / "o.zarr"))
+    np.testing.assert_array_equal(outputs[1], outputs[0])
+    plain, profiled = seen
+    assert profiled["synchronize"] == plain["synchronize"] + 1
+    assert profiled["timed"] <= 3 * plain["fake network"] + 12 * plain["commit"] + 7 * plain["pack"]
+    assert "timed" not in plain
+    assert worker.stages is not None
+    snapshot = worker.stages.snapshot(1000)
+    wall = (snapshot.ended - snapshot.begun) / 1e9
+    rows = {role(track): snapshot.seconds(track) for track in snapshot.tracks}
+    for stream, stages in (
+        ("stream in", {COPY, WAITING}),
+        ("stream compute", {GATHER, NETWORK, ADD, WAITING}),
+        ("stream out", {COPY, ACTIVATION, COPY_BACK, WAITING}),
+    ):
+        assert set(rows[stream]) == stages
+        assert sum(rows[stream].values()) == pytest.approx(wall, rel=1e-3), (
+            "stages and waiting are all of a stream's time"
+        )
+    windows = worker.tally.read().inferred
+    assert rows["stream compute"][NETWORK] >= 1e-3 * windows, "the network's time is the network's"
+    assert WAITING in rows["device"], "the host waits for blocks, and that is told"
+    for track in snapshot.tracks:
+        if role(track).startswith("stream"):
+            spans = sorted(track.spans, key=lambda span: span[1])
+            assert all(a[2] <= b[1] and a[3] <= b[3] for a, b in itertools.pairwise(spans)), "one at a time, in order"
+
+
+def test_events_of_a_profile_are_used_again_however_large_the_volume(tmp_path: Path, blocks: Any) -> None:
+    blocks((2, 2, 2))
+    made = []
+    for n, depth in enumerate((32, 128)):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        array = RNG.integers(0, 99, (depth, 24, 24)).astype(np.uint8)
+        found = prepared(folder, array, profile=str(folder / "trace.json"))
+        worked(found, folder).close()
+        made.append(found.backend.device.counts["timed event"])
+    assert made[1] <= made[0] + 20
+
+
+def test_an_anchor_far_back_is_replaced_and_times_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unet_engine.device_times.ANCHOR_SECONDS", 0.0)
+    device, stages = SimulatedDevice(), Stages()
+    stream, memory = device.stream("compute"), device.allocate(8, "some memory")
+    timeline = Timeline(device, stages, {"compute": stream})
+    for _ in range(3):
+        marks = timeline.marks()
+        marks.begin("compute")
+        time.sleep(0.01)
+        device.zero(stream, Region.of(memory))
+        marks.lap("compute", NETWORK)
+        with pytest.raises(RaceError, match="may not have happened"):
+            marks.read()
+        done = device.event()
+        device.record(done, stream)
+        device.synchronize(done)
+        marks.read()
+    track = stages.snapshot(10).tracks[0]
+    assert len(track.spans) == 3
+    assert all(a[2] <= b[1] for a, b in itertools.pairwise(track.spans))
+    assert all(0.01 <= (end - begin) / 1e9 < 1 for _, begin, end, _ in track.spans)
+    assert abs(track.spans[-1][2] - time.time_ns()) < 1e9
+
+
+def test_the_command_shows_the_streams(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (24, 24, 24)).astype(np.uint8))
+    said = cli(
+        "run", "--in", volume, "--model", fake_model(tmp_path), "--device", "simulated", "--profile", tmp_path / "p", "--json"
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert {"stream in", "stream compute", "stream out", "device"} <= set(said.json["stages"])
+    assert "stream compute (1)" in said.err
+    events = json.loads((tmp_path / "p" / "trace.json").read_text())["traceEvents"]
+    streams = {e["name"] for e in events if e.get("cat", "").startswith("stream")}
+    assert {
+        "copy to device",
+        "normalise and gather",
+        "network",
+        "halo add",
+        "activation",
+        "copy from device",
+    } <= streams
 
 
 # --- every way a block is reached ---

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,18 +19,25 @@ from test_plan import plans
 from test_station import work
 from test_stitching import blocks
 from unet_engine import device_plan
+from unet_engine.backends import fake_device
+from unet_engine.backends.device import DeviceTensor
 from unet_engine.backends.fake_device import FakeDevice
 from unet_engine.box import Box
 from unet_engine.device_plan import default_batch, device_memory, extents, fit_device, smaller_window
-from unet_engine.devices import simulated
+from unet_engine.device_probe import _fill, agree, answers
+from unet_engine.devices import Region, simulated
 from unet_engine.errors import BackendError, PlanError
+from unet_engine.executors import run_local
 from unet_engine.grid import AxisGrid
 from unet_engine.layout import NO_MEMORY, Sizes, default_chunk
+from unet_engine.output import Output
 from unet_engine.plan import Plan
 from unet_engine.prepare import prepare
+from unet_engine.runner import _provenance
 from unet_engine.settings import Settings
 from unet_engine.spec import ModelSpec
 from unet_engine.survey import survey
+from unet_engine.worker import Worker
 
 assert blocks is not None  # a fixture
 RNG = np.random.default_rng(5)
@@ -216,3 +225,122 @@ def test_a_station_that_runs_out_goes_on_with_half_the_batch(
     work(found.job, 2)
     assert set(opened) == {8, 4}
     np.testing.assert_array_equal(result_of(tmp_path / "o.zarr"), whole)
+
+
+# --- the same bytes with half the batch, or none ---
+
+
+def _other_bits(self: FakeDevice, stream: int, run: Any = FakeDevice.run) -> None:
+    """A library that adds up in another order in small batches: the last bit differs."""
+    run(self, stream)
+    if self.setup.batch < 8:
+        values = fake_device._values(self.output)
+        values[...] = np.nextafter(values, np.float32(np.inf))
+
+
+@pytest.mark.parametrize("station", [False, True])
+def test_half_a_batch_that_gives_other_bits_ends_the_run_with_what_to_do(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch, *, station: bool
+) -> None:
+    """What is committed stays; with memory to spare a resume completes it, to the bytes of a run that met no trouble."""
+    blocks((2, 2, 2))
+    array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
+    volume = make_volume(tmp_path / "v.zarr", array)
+    model = fake_model(tmp_path, name="net", window=(8, 8, 8), channels_out=2, activation="softmax")
+    options = {"model": model, "output": "logits"}
+    whole = result_of(unet_engine.run(volume, device="simulated", out=str(tmp_path / "w.zarr"), **options).out)
+    found = prepared(tmp_path, array, output="logits")
+    worked(found, tmp_path, lambda _: False).close()  # begins the output
+    calls: list[int] = []
+
+    def short_of_memory(self: FakeDevice, stream: int) -> None:
+        calls.append(self.setup.batch)
+        if len(calls) > 40 and self.setup.batch > 4:
+            raise BackendError("CUDA error: out of memory")
+        _other_bits(self, stream)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeDevice, "run", short_of_memory)
+        with pytest.raises(
+            PlanError, match=r"batch 4 gives other last bits on simulated.*--resume, or .*--batch 4 --overwrite"
+        ):
+            work(found.job, 2) if station else run_local([Worker(found.job)], lambda _: True)
+    assert found.job.setup.batch == 8
+    done = Output.resume(found.job.out, found.job.layout, found.job.plan.digest, _provenance(found.job))
+    left = done.pending(found.job.plan)
+    committed = sum(not left(i) for i in found.job.plan.block_range.points())
+    assert station or committed > 0
+    result = unet_engine.run(volume, device="simulated", out=found.job.out, resume=True, **options)
+    assert result.complete
+    np.testing.assert_array_equal(result_of(found.job.out).view(np.uint8), whole.view(np.uint8))
+
+
+def test_rows_of_a_batch_that_differ_agree_with_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = prepared(tmp_path, RNG.integers(0, 99, (24, 24, 24)).astype(np.uint8))
+    assert found.job.setup.batch > 1
+    told = answers(found.backend)
+    assert told == found.job.answers
+    assert agree(told, told)
+    run = FakeDevice.run
+
+    def by_row(self: FakeDevice, stream: int) -> None:
+        run(self, stream)
+        fake_device._values(self.output)[-1] += 1
+
+    monkeypatch.setattr(FakeDevice, "run", by_row)
+    differing = answers(found.backend)
+    assert len(differing) == 2
+    assert not agree(differing, differing)
+    assert not agree(told, differing)
+    assert not agree(frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 2, 3, 4, 1)])
+def test_the_probe_puts_one_window_into_every_row(dtype: str, order: tuple[int, ...]) -> None:
+    """Of any type, channels first and last."""
+    shape = (3, 2, 4, 5, 6)
+    strides = np.empty(5, int)
+    step = 1
+    for a in reversed(order):
+        strides[a], step = step, step * shape[a]
+    memory, size = np.full(3 * 2 * 4 * 5 * 6 * 4, 7, np.uint8), 4 if dtype == "float32" else 2
+    region = Region(SimpleNamespace(), 0, memory.size)
+    _fill(memory, DeviceTensor(region, shape, tuple(map(int, strides)), dtype))
+    kind = np.float32 if dtype == "float32" else np.float16 if dtype == "float16" else ml_dtypes.bfloat16
+    seen = np.lib.stride_tricks.as_strided(memory.view(kind), shape, tuple(size * s for s in strides)).astype(
+        np.float32
+    )
+    assert (seen[1:] == seen[:1]).all()
+    expected = np.random.default_rng(0).standard_normal(shape[1:], np.float32)
+    np.testing.assert_allclose(seen[0], expected, rtol=2**-7 if dtype == "bfloat16" else 2**-10)
+
+
+def test_a_batch_that_is_asked_for_is_the_most_and_is_for_gpus(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (24, 24, 24)).astype(np.uint8))
+    options = ("plan", "--in", volume, "--model", fake_model(tmp_path), "--json", "--batch")
+    for asked in (1, 3, 7):
+        assert cli(*options, asked, "--device", "simulated").json["batch"] <= asked
+    assert cli(*options, 3, "--device", "simulated").json["batch"] == 3
+    refused = cli(*options, 3, "--device", "cpu")
+    assert refused.code == 2
+    assert "--batch is for GPUs" in refused.error
+    assert cli(*options, 0, "--device", "simulated").code == 2
+
+
+def test_after_a_refusal_nothing_goes_through_the_smaller_batch(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that other threads have handed in meanwhile are inferred as planned, or fail."""
+    blocks((2, 2, 2))
+    found = prepared(tmp_path, RNG.integers(0, 99, (24, 24, 24)).astype(np.uint8))
+    monkeypatch.setattr(FakeDevice, "run", _other_bits)
+    worker = Worker(found.job)
+    with pytest.raises(PlanError, match="batch 4 gives other last bits"):
+        worker.shrink(BackendError("CUDA error: out of memory"), "somewhere")
+    assert worker.job.setup.batch == 8
+    assert worker.pipeline is not None
+    assert worker.backend.setup.batch == 8
+    with pytest.raises(PlanError, match=r"with 1 window.* of batch 8 at once, after one try with fewer"):
+        worker.shrink(BackendError("CUDA error: out of memory"), "somewhere")
+    worker.close()

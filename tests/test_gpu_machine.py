@@ -166,12 +166,38 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
 
 
 def test_it_writes_both_reports_and_says_what_could_not_run(tmp_path: Path) -> None:
-    done = check(tmp_path, "--simulate", "--only", "build,bandwidth,gpus")
+    done = check(tmp_path, "--simulate", "--only", "build,bandwidth,gpus,tensorrt,decoding")
     assert done.returncode == 4, done.stderr
     report, table = json.loads((tmp_path / "gpu_check.json").read_text()), (tmp_path / "gpu_check.md").read_text()
-    assert [part["state"] for part in report["parts"]] == ["not run", "ran", "not run"]
+    assert [part["state"] for part in report["parts"]] == ["not run", "ran", "not run", "not run", "not run"]
     assert len(report["parts"][1]["rows"]) == 1 + 3 * 6
     assert "| gpus | not run | simulated: there is one device |" in table
+    rows = {row["what"]: row["value"] for part in report["parts"][2:] for row in part["rows"]}
+    assert rows["halos from process to process by tcp, GB/s"] > 0
+    assert rows["decoded on the host by 2 thread(s), GB/s"] > 0
+    assert 0.1 < rows["compressed to, share"] < 0.9, "neither a constant nor random bits"
+
+
+def test_what_a_part_measured_is_kept_whenever_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
+    import gpu_parts
+
+    path = tmp_path / "part.json"
+
+    def part(args: Any) -> Any:
+        yield "first", 1.0
+        assert [row["what"] for row in json.loads(path.read_text())["rows"]] == ["first"], (
+            "written before the next begins"
+        )
+        yield "bare network, INT8, windows/s", 437.0
+        raise RuntimeError("the second engine fails")
+
+    monkeypatch.setitem(gpu_parts.PARTS, "tensorrt", part)
+    assert gpu_check.main(["--part", "tensorrt", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert (found["state"], found["why"]) == ("failed", "RuntimeError: the second engine fails")
+    assert [(row["value"], row["held"]) for row in found["rows"]] == [(1.0, None), (437.0, False)]
 
 
 @pytest.mark.slow

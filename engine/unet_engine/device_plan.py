@@ -155,12 +155,12 @@ def fit_device(plan: Plan, sizes: Sizes, network: int, free: int) -> Plan:
     return plan
 
 
-def default_batch(window: Sequence[int], windows: int) -> int:
-    """Windows per batch, for blocks of `windows` windows: about `BATCH_VOXELS` voxels, and all batches of a block alike.
+def default_batch(window: Sequence[int], windows: int, limit: int | None = None) -> int:
+    """Windows per batch, for blocks of `windows` windows: about `BATCH_VOXELS` voxels or `limit` windows, all batches of a block alike.
 
     A batch never holds windows of two blocks, so one that does not divide the block would compute rows for nobody.
     """
-    most = max(1, min(LARGEST_BATCH, BATCH_VOXELS // prod(window)))
+    most = limit or max(1, min(LARGEST_BATCH, BATCH_VOXELS // prod(window)))
     return -(-windows // -(-windows // most))
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
 from unet_engine.job import Halo, Raw
-from unet_engine.opening import is_out_of_memory, no_memory, smaller
+from unet_engine.opening import is_out_of_memory
 from unet_engine.plan import Column, Index, Task
 from unet_engine.worker import Worker
 
@@ -53,17 +53,14 @@ def _run_column_twice(worker: Worker, column: Column, pending: Pending, stop: th
     """One column; where memory runs out the first time, what is left of it once more with half the windows at once.
 
     Blocks that were committed stay so; windows that reach from them into others are inferred again, as in a resume. Raises `PlanError` with
-    the figures where memory runs out again.
+    the figures where memory runs out again, or where half would give other bytes: see `Worker.shrink`.
     """
     try:
         run_column(worker, column, pending, stop)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        fewer = None if worker.shrunk else smaller(worker.job.setup)
-        if fewer is None:
-            raise no_memory(error, worker.job.setup, f"in column {column.number}", retried=worker.shrunk) from error
-        worker.shrink(fewer)
+        worker.shrink(error, f"in column {column.number}")
     else:
         return
     left = worker.output.pending(worker.job.plan)  # as a resume finds out

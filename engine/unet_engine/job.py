@@ -41,6 +41,8 @@ class Job:
     """Whether workers tell where their time goes, see `unet_engine.stages`."""
     decoders: int | None = None
     """Threads that decode chunks of the volume; None: one per core."""
+    answers: frozenset[str] = frozenset()
+    """What a batch of the GPU's network told of itself as the run was planned, see `unet_engine.device_probe`."""
 
     @property
     def skips(self) -> bool:

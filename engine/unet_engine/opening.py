@@ -20,8 +20,11 @@ def open_network(name: str, setup: Setup) -> Network:
     return open_on_device(name, setup) if is_pipelined(setup.device) else open_backend(name, setup)
 
 
-def open_fitting(name: str, setup: Setup, windows: int, note: Callable[[str], None] | None) -> tuple[Network, float]:
+def open_fitting(
+    name: str, setup: Setup, windows: int, note: Callable[[str], None] | None, limit: int | None = None
+) -> tuple[Network, float]:
     """The network with the largest batch that the device has memory for, warm, and its seconds per window. Blocks have `windows` windows.
+    No batch is larger than `limit`.
 
     Where not even one window fits, the next smaller admissible window is tried if there is a `note` to tell the user by; it is None where
     the user chose the window. Raises `PlanError` with the figures where nothing fits.
@@ -29,7 +32,7 @@ def open_fitting(name: str, setup: Setup, windows: int, note: Callable[[str], No
     if not is_pipelined(setup.device):
         backend: Network = open_backend(name, setup)
         return backend, warm_up(backend)
-    setup = replace(setup, batch=default_batch(setup.window, windows))
+    setup = replace(setup, batch=default_batch(setup.window, windows, limit))
     while True:
         opened: DeviceBackend | None = None
         try:
@@ -51,7 +54,7 @@ def open_fitting(name: str, setup: Setup, windows: int, note: Callable[[str], No
                 "another --precision, or another --device"
             )
         note(f"windows of {times(setup.window)} do not fit the memory of {setup.device}: running with {times(window)}")
-        setup = replace(setup, window=window, batch=default_batch(window, windows))
+        setup = replace(setup, window=window, batch=default_batch(window, windows, limit))
 
 
 def network_bytes(backend: DeviceBackend) -> int:
@@ -122,4 +125,13 @@ def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) 
     return PlanError(
         f"out of memory {where} with {setup.threads} window(s) of batch {setup.batch} at once{again} ({first_line(error)}); "
         "use a smaller --window, fewer --workers, or a machine with more memory"
+    )
+
+
+def other_bits(error: BaseException, before: Setup, fewer: Setup, where: str) -> UnetEngineError:
+    """Half the batch would do, but windows that went through the whole one got other last bits: an output is made with one of them."""
+    return PlanError(
+        f"out of memory {where} with batch {before.batch} ({first_line(error)}), and batch {fewer.batch} gives other last bits on "
+        f"{before.device}, so the output would have both; free its memory and use --resume, or begin again with "
+        f"--batch {fewer.batch} --overwrite"
     )

@@ -50,6 +50,7 @@ _SETTINGS = [
     click.option("--replace-nonfinite", type=float, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
+    click.option("--batch", type=int, metavar="N", help="Windows a GPU infers at once, at most; default: what fits."),
     click.option(
         "--threads", type=int, metavar="N", help="Windows a process infers at once on the CPU; default: one per core."
     ),
@@ -73,6 +74,11 @@ _CLUSTER = [
     ),
     click.option(
         "--cluster", metavar="FILE", help="Start workers as batch jobs as this YAML file says, e.g. on SLURM."
+    ),
+    click.option(
+        "--protocol",
+        metavar="P",
+        help="How --workers and --gpus send halos: tcp (default) or ucx (pip install 'unet-engine[ucx]').",
     ),
     click.option(
         "--hang-seconds",

@@ -12,6 +12,7 @@ from unet_engine import machine, overlap_search
 from unet_engine.backends import DeviceBackend, Setup
 from unet_engine.box import Box
 from unet_engine.device_plan import DeviceMemory, device_memory, fit_device
+from unet_engine.device_probe import answers
 from unet_engine.devices import is_pipelined
 from unet_engine.grid import AxisGrid
 from unet_engine.job import Job
@@ -68,7 +69,9 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
     # how many windows a block has decides the batch; other overlaps than the reference's make fewer
     drafted = _overlapping(found, overlap_search.REFERENCE) if settings.overlap == "auto" else found
     windows = prod(default_block(_grid(drafted), model.spec.channels_out))
-    backend, seconds = open_fitting(found.backend, setup, windows, None if settings.window else notes.append)
+    backend, seconds = open_fitting(
+        found.backend, setup, windows, None if settings.window else notes.append, settings.batch
+    )
     setup = backend.setup
     found = replace(found, window=setup.window, notes=(*found.notes, *notes))
     overlap = _chosen_overlap(found, fingerprint, scale, backend)
@@ -123,7 +126,9 @@ def _about_device(prepared: Prepared, backend: DeviceBackend, sizes: Sizes) -> P
     memory = device_memory(job.plan, sizes, network_bytes(backend))
     if backend.note:
         prepared = replace(prepared, found=replace(found, notes=(*found.notes, backend.note)))
-    return replace(prepared, job=replace(job, decoders=rates.threads), reading=rates, device_memory=memory)
+    told = answers(backend) if job.setup.batch > 1 else frozenset[str]()
+    job = replace(job, decoders=rates.threads, answers=told)
+    return replace(prepared, job=job, reading=rates, device_memory=memory)
 
 
 def _overlapping(found: Survey, candidate: Candidate) -> Survey:

@@ -197,11 +197,14 @@ def print_stages(result: Result, console: Console) -> None:
     """Where the time went, if that was asked for."""
     if not result.stages:
         return
-    heading, rows = tracing.table(result.stages)
-    shown = Table(*heading, box=None)
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown, highlight=False)
+    streams = {kind: row for kind, row in result.stages.items() if kind in tracing.STREAMS}
+    threads = {kind: row for kind, row in result.stages.items() if kind not in streams}
+    for kinds in (threads, streams) if streams else (threads,):  # side by side they are too wide for a terminal
+        heading, rows = tracing.table(kinds)
+        shown = Table(*heading, box=None)
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown, highlight=False)
     if result.profile:
         console.print(f"trace for ui.perfetto.dev, bars: {', '.join(result.profile)}", highlight=False, soft_wrap=True)
 

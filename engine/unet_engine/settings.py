@@ -62,12 +62,16 @@ class Settings(BaseModel):
     """Zarr volume of the same shape: windows where it is all zero are skipped."""
     memory: int | None = None
     """Bytes of RAM the run may use, also as ``8GiB``; default: half of what is free."""
+    batch: int | None = Field(default=None, ge=1)
+    """Windows that a GPU infers at once, at most; default: from the window and what memory is free."""
     threads: int | None = Field(default=None, ge=1)
     """Windows inferred at the same time by a process on a CPU; default: one per core, shared out among the workers."""
     workers: int | None = Field(default=None, ge=1)
     """Worker processes on this machine, run by Dask; default: none, all in this process."""
     scheduler: str | None = None
     """Address (``tcp://host:port``, ``tls://host:port``) or scheduler file of a running Dask cluster."""
+    protocol: Literal["tcp", "ucx"] = "tcp"
+    """How processes of this machine send halos to one another; see `unet_engine.cluster.local_workers`."""
     cluster: str | None = None
     """YAML file that says how to start workers as batch jobs; see `unet_engine.cluster.connection`."""
     part: str | None = None
@@ -161,6 +165,17 @@ class Settings(BaseModel):
             raise ValueError("give one positive size per axis, e.g. 64,64,64")
         return value
 
+    def _check_protocol(self) -> None:
+        if self.protocol == "tcp":
+            return
+        if not self.workers and (self.gpus or 1) < 2:
+            raise SettingsError(
+                f"--protocol {self.protocol} is for --workers N and for --gpus N of two or more; leave it out. "
+                f"Elsewhere the address says it: --scheduler {self.protocol}://host:port"
+            )
+        if self.tls_ca:
+            raise SettingsError(f"--protocol {self.protocol} is not encrypted; leave it or --tls-* out")
+
     @classmethod
     def of(cls, **given: Any) -> Settings:
         """Settings from keywords, with what `CONFIG` in the current folder or beside the input says for those not given.
@@ -185,6 +200,7 @@ class Settings(BaseModel):
         tls = [getattr(settings, name) for name in ("tls_ca", "tls_cert", "tls_key")]
         if any(tls) and not all(tls):
             raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
+        settings._check_protocol()
         if settings.overlap == "auto" and settings.blend != "gaussian":
             raise SettingsError("--overlap auto chooses how to blend as well; leave out --blend")
         if settings.overlap_tolerance is not None and settings.overlap != "auto":

@@ -33,15 +33,16 @@ T = TypeVar("T")
     ADD,
     MERGE,
     ACTIVATION,
+    COPY_BACK,
     ENCODE,
     WRITE,
     ENCODE_WRITE,
     WAITING,
     OTHER,
-) = range(14)
+) = range(15)
 NAMES = (
     "read", "decode", "read and decode", "normalise and gather", "copy to device", "network", "halo add", "merge", "activation",
-    "encode", "write", "encode and write", "waiting", "other",
+    "copy from device", "encode", "write", "encode and write", "waiting", "other",
 )  # fmt: skip
 """Stages in the order of a voxel's path. The two double ones are what a library does in one call; see `Snapshot.seconds`."""
 PAIRS = ((READ_DECODE, READ, DECODE), (ENCODE_WRITE, ENCODE, WRITE))
@@ -83,6 +84,17 @@ class Track:
             self.spans.extend((stage, begun, ended, self.group))
             if len(self.spans) >= _WIDTH * SPANS:
                 self._thin()
+
+    def place(self, spans: Iterable[tuple[int, int, int]], group: int) -> None:
+        """Spans (stage, begin, end) of a `group` that are over for a while, as those of a device's stream. They do not nest."""
+        left = OF_A_GROUP
+        for stage, begun, ended in spans:
+            self.ns[stage] += ended - begun
+            if left and group % self.stride == 0:
+                left -= 1
+                self.spans.extend((stage, begun, ended, group))
+        if len(self.spans) >= _WIDTH * SPANS:
+            self._thin()
 
     def next_group(self) -> None:
         self.group += 1
@@ -154,6 +166,15 @@ class Stages:
         except AttributeError:
             found = self._here.track = self._tracks.setdefault(threading.current_thread().name, Track())
         return found
+
+    def track_of(self, name: str) -> Track:
+        """One that is no thread's: whoever adds to it sees to it that nobody else does."""
+        return self._tracks.setdefault(name, Track())
+
+    @staticmethod
+    def clock() -> int:
+        """Now, as spans count it."""
+        return time.perf_counter_ns()
 
     def restart(self) -> None:
         """Count from now on. Call while nothing is under way."""

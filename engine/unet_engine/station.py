@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from unet_engine.device_results import DeviceCore, DevicePredicted
-from unet_engine.errors import ClusterError, UnetEngineError
+from unet_engine.errors import ClusterError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw
-from unet_engine.opening import is_out_of_memory, no_memory, smaller
+from unet_engine.opening import is_out_of_memory
 from unet_engine.plan import Index, Task
 from unet_engine.runs import Run
 from unet_engine.worker import Worker
@@ -112,7 +112,7 @@ class Station:
         """Orders that the device has taken, first in, first out."""
         self._ahead = threading.Semaphore(READ_AHEAD)
         self._reading = threading.Lock()
-        self._shrunk = self._closed = self._ended = False
+        self._closed = self._ended = False
         self._door = threading.Lock()
         """Held to put something into the queue, so that nothing comes after the end."""
         self._watch = _Watch(limit, hung)
@@ -233,20 +233,17 @@ class Station:
         with contextlib.suppress(Exception):
             self.worker.close()  # windows of it may still be under way
         if is_out_of_memory(error):
-            fewer = smaller(self.worker.job.setup)
-            if fewer and not self._shrunk:
-                self._shrunk = True
-                self.worker.shrink(fewer)
+            index = self._inside[0].task.block.index if self._inside else "none"
+            try:
+                self.worker.shrink(error, f"in block {index} on {self.address}")
+            except Exception as refused:
+                error = refused
+            else:
                 return
-            error = self._out_of_memory(error)
         self._watch.beat("device", busy=False)
         while self._inside:
             self._ahead.release()
             self._inside.popleft().sums.set_exception(error)
-
-    def _out_of_memory(self, error: BaseException) -> UnetEngineError:
-        index = self._inside[0].task.block.index if self._inside else "none"
-        return no_memory(error, self.worker.job.setup, f"in block {index} on {self.address}", retried=self._shrunk)
 
 
 class _Watch:

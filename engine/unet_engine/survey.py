@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from unet_engine import halo, machine, output
 from unet_engine.backends import choose_backend, trt
 from unet_engine.box import Box
-from unet_engine.devices import SIMULATED, missing
+from unet_engine.devices import SIMULATED, is_pipelined, missing
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
 from unet_engine.model_file import ModelFile, open_model
 from unet_engine.normalize import quantiles, scaling
@@ -63,6 +63,10 @@ def survey(settings: Settings) -> Survey:
     devices = _devices(settings, model, notes)
     if devices[0].startswith("cuda") and (lacking := missing()):
         _fall_back(settings, notes, f"windows are cut and stitched on the CPU: {lacking}")
+    if settings.batch and not is_pipelined(devices[0]):
+        raise SettingsError(
+            f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
+        )
     backend = choose_backend(model, devices[0].partition(":")[0], settings.backend)
     choice = choose(model, backend, devices[0], settings.precision, window)
     _about_precision(settings, choice, volume, model, notes)

@@ -20,11 +20,15 @@ from unet_engine.stages import NAMES, OF_A_GROUP, OTHER, Snapshot, TrackFacts
 
 LEFT_OUT = "left out of the trace"
 """Name of the time in which spans were not kept, see `unet_engine.stages`."""
-ROLES = ("device", "read", "write", "tasks")
+STREAMS = ("stream in", "stream compute", "stream out")
+ROLES = ("device", *STREAMS, "read", "write", "tasks")
 
 
 def role(track: TrackFacts) -> str:
-    """What a thread does: it feeds a device, reads or writes; in a cluster, the ``tasks`` of a worker read, wait and write."""
+    """What a thread does: it feeds a device, reads or writes; in a cluster, the ``tasks`` of a worker read, wait and write.
+    A GPU's streams are roles of their own."""
+    if track.name in STREAMS:
+        return track.name
     if track.home == OTHER:
         return "device"
     return next((name for name in ("read", "write") if track.name.startswith(name)), "tasks")
@@ -53,7 +57,7 @@ def table(stages: Mapping[str, Mapping[str, float]]) -> tuple[tuple[str, ...], l
     walls = {kind: sum(v for name, v in row.items() if name != "threads") for kind, row in stages.items()}
     heading = (
         "stage",
-        *(f"{kind} ({row['threads']:.0f} thread{'s' * (row['threads'] > 1)})" for kind, row in stages.items()),
+        *(f"{kind} ({row['threads']:.0f}{_unit(kind, row['threads'])})" for kind, row in stages.items()),
     )
 
     def cell(kind: str, name: str) -> str:
@@ -64,6 +68,10 @@ def table(stages: Mapping[str, Mapping[str, float]]) -> tuple[tuple[str, ...], l
         (name, *(cell(kind, name) for kind in stages)) for name in NAMES if any(name in row for row in stages.values())
     ]
     return heading, [*rows, ("wall time", *(f"{walls[kind]:.3f} s 100.0%" for kind in stages))]
+
+
+def _unit(kind: str, count: float) -> str:
+    return "" if kind in STREAMS else f" thread{'s' * (count > 1)}"
 
 
 def bars(stages: Mapping[str, Mapping[str, float]]) -> str:

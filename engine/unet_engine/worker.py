@@ -12,19 +12,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from unet_engine import timed
-from unet_engine.backends import DeviceBackend, Setup
+from unet_engine.backends import DeviceBackend
 from unet_engine.box import Box
 from unet_engine.device_pipeline import DevicePipeline
+from unet_engine.device_probe import agree, answers
 from unet_engine.device_results import DeviceCore, DevicePredicted
 from unet_engine.devices import is_pipelined
-from unet_engine.errors import BackendError, DataError
+from unet_engine.errors import BackendError, DataError, PlanError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw, Tally
-from unet_engine.opening import Network, open_network
+from unet_engine.opening import Network, is_out_of_memory, no_memory, open_network, other_bits, smaller
 from unet_engine.output import Output
 from unet_engine.plan import Column, Index, Task
 from unet_engine.predict import emptiness, predict
@@ -60,10 +61,31 @@ class Worker:
             for name in ("settle", "read", "commit"):
                 setattr(self, name, self.stages.timed(OTHER, getattr(self, name), starts_group=name != "settle"))
 
-    def shrink(self, setup: Setup) -> None:
-        """Go on with fewer windows at once, after memory ran out."""
-        self.close()
-        self.job, self.shrunk = replace(self.job, setup=setup), True
+    def shrink(self, error: BaseException, where: str) -> None:
+        """Go on with half the windows at once, after memory ran out with `error`, if the bytes are the same so.
+
+        Raises `PlanError` with the figures where it ran out before, or does as the network is opened again, and where a GPU's smaller
+        batch gives other bits.
+        """
+        before = self.job.setup
+        fewer = None if self.shrunk else smaller(before)
+        if fewer is None:
+            raise no_memory(error, before, where, retried=self.shrunk) from error
+        with self._opening:
+            self.close()
+            self.job, self.shrunk = replace(self.job, setup=fewer), True
+            if not is_pipelined(fewer.device):
+                return  # windows are inferred one by one there
+            try:
+                if not agree(self.job.answers, answers(cast(DeviceBackend, self.backend))):
+                    raise other_bits(error, before, fewer, where) from error
+            except Exception as again:
+                # nothing may go through a batch that was not found to give the same
+                self.close()
+                self.job = replace(self.job, setup=before)
+                if isinstance(again, PlanError) or not is_out_of_memory(again):
+                    raise
+                raise no_memory(again, fewer, where, retried=True) from again
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Worker, (self.job,))
@@ -98,7 +120,7 @@ class Worker:
             if self._pipeline is None:
                 backend = self.backend
                 assert isinstance(backend, DeviceBackend)
-                self._pipeline = DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes)
+                self._pipeline = DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes, self.stages)
             return self._pipeline
 
     @cached_property

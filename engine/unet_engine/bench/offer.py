@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unet_engine import machine
@@ -12,7 +11,6 @@ from unet_engine.bench.space import Candidate, Field, Group, Window
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model_file import ModelFile
 from unet_engine.precision import Choice, choose
-from unet_engine.settings import Settings
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -99,13 +97,14 @@ def choice_of(model: ModelFile, candidate: Candidate) -> Choice:
 
 def allowed(model: ModelFile, candidate: Candidate) -> bool:
     """Whether `run` takes it as proved."""
-    return candidate.batch in RUNNABLE_BATCHES and (
+    return runnable(candidate) and (
         candidate.group.precision == "fp32" or choice_of(model, candidate).proved is not None
     )
 
 
-RUNNABLE_BATCHES: Sequence[int] = range(1, 1025) if "batch" in Settings.model_fields else (1,)
-"""Batches that a run can be told to use."""
+def runnable(candidate: Candidate) -> bool:
+    """Whether a run can be told to use its batch: on a CPU a run has none."""
+    return candidate.batch == 1 or candidate.group.device != "cpu"
 
 
 def setup_of(model: ModelFile, wanted: Wanted, candidate: Candidate) -> Setup:

@@ -11,7 +11,7 @@ from math import prod
 
 from unet_engine import machine
 from unet_engine.bench.meter import Meter
-from unet_engine.bench.offer import RUNNABLE_BATCHES, Wanted, allowed, choice_of, setup_of, space_of
+from unet_engine.bench.offer import Wanted, allowed, choice_of, runnable, setup_of, space_of
 from unet_engine.bench.search import Found, search
 from unet_engine.bench.space import Candidate, Field, region
 from unet_engine.bench.whole import Whole, run_whole
@@ -155,7 +155,7 @@ def _row(model: ModelFile, candidate: Candidate, found: Found, meter: Meter) -> 
     proved = allowed(model, candidate)
     note = meter.failed.get(candidate, "")
     if not note and not proved:
-        note = "run has no batches" if candidate.batch not in RUNNABLE_BATCHES else f"not proved: {choice.why}"
+        note = "run has no batches on a CPU" if not runnable(candidate) else f"not proved: {choice.why}"
     return Row(candidate, proved, note, tuple(found.samples.get(candidate, ())), meter.peaks.get(candidate))
 
 
@@ -210,14 +210,14 @@ def options_of(candidate: Candidate) -> list[str]:
     ]
     if group.device != "cpu" or machine.gpu_count():
         options += ["--device", group.device]
-    return options + (["--batch", str(candidate.batch)] if candidate.batch > 1 else [])
+    return options + (["--batch", str(candidate.batch)] if group.device != "cpu" else [])
 
 
 def _notes(outcome: Outcome) -> Iterator[str]:
     if outcome.best is None:
         yield "nothing that was measured is proved, so nothing is proposed; see unet-engine quantize"
         return
-    faster = [r for r in outcome.rows if not r.proved and r.samples and r.candidate.batch in RUNNABLE_BATCHES]
+    faster = [r for r in outcome.rows if not r.proved and r.samples and runnable(r.candidate)]
     top = max(faster, key=lambda r: outcome.worth(r) or 0.0, default=None)
     best = outcome.worth(outcome.best) or 1.0
     if top and (ratio := (outcome.worth(top) or 0.0) / best) > 1.05:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from unet_engine import machine
 from unet_engine.cluster import batch_jobs, cluster_file, local_workers, running_scheduler
 from unet_engine.cluster.dashboard import dashboard
-from unet_engine.cluster.dask_settings import security
+from unet_engine.cluster.dask_settings import check_protocol, security
 from unet_engine.errors import ClusterError, SettingsError, first_line
 from unet_engine.settings import Settings
 
@@ -27,6 +27,12 @@ WORKER_SECONDS = 60.0
 """How long to wait for the first worker of a running scheduler. Batch jobs may queue for as long as they like."""
 NOTE_EVERY = 30.0
 """Seconds between two notes about what is waited for."""
+
+
+_OPEN = (
+    "--protocol ucx listens on every network interface, unencrypted: whoever reaches this machine may run code under your account; "
+    "use it behind a firewall, or use tcp, which listens on loopback only"
+)
 
 
 @dataclass(frozen=True)
@@ -111,15 +117,19 @@ def _batch(settings: Settings, hang_seconds: float, stack: ExitStack) -> Cluster
 def _local(settings: Settings, memory: int | None, hang_seconds: float, stack: ExitStack) -> Cluster:
     from unet_engine.cluster.gate import guard
 
+    check_protocol(settings.protocol)
     pages, secure = dashboard(settings), security(settings)
     count, start = (settings.workers or settings.gpus or 1), local_workers.local_cluster
     if not settings.workers:
         start = local_workers.cuda_cluster
-    cluster = stack.enter_context(start(count, memory, hang_seconds, secure, pages.scheduler_options))
+    cluster = stack.enter_context(
+        start(count, memory, hang_seconds, secure, pages.scheduler_options, settings.protocol)
+    )
     if start is local_workers.cuda_cluster:  # it chooses its scheduler's class itself
         guard(cluster.scheduler.http_server, pages.token)
     kind = "local" if settings.workers else "cuda"
-    return Cluster(_client(cluster, stack), kind, count, pages.link(_port(cluster)), pages.notes)
+    notes = pages.notes + ((_OPEN,) if settings.protocol == "ucx" else ())
+    return Cluster(_client(cluster, stack), kind, count, pages.link(_port(cluster)), notes)
 
 
 def _client(cluster: SpecCluster, stack: ExitStack) -> Client:

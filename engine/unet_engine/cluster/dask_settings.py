@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +54,16 @@ def scheduler_config(hang_seconds: float) -> dict[str, Any]:
         # who is gone for good is decided by a worker's nanny or the keeper of the jobs; Dask's cluster would close both after 15 s
         "distributed.deploy.lost-worker-timeout": "1 day",
     }
+
+
+def check_protocol(name: str) -> None:
+    """Raise `ClusterError` where the way to talk of `name` is not installed, and say what to install."""
+    if name != "ucx":
+        return
+    if importlib.util.find_spec("distributed_ucxx") is None:
+        raise ClusterError("ucx needs distributed-ucxx: pip install 'unet-engine[ucx]', or use tcp")
+    # it would warn of variables on stdout, where --json is
+    os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")
 
 
 def security(settings: Settings) -> Security | None:

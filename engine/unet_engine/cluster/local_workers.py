@@ -37,13 +37,17 @@ def local_cluster(
     hang_seconds: float,
     security: Security | None,
     scheduler: dict[str, Any],
+    protocol: str = "tcp",
 ) -> Iterator[SpecCluster]:
-    """`count` worker processes of `memory` bytes each. `scheduler` are arguments of Dask's `Scheduler`, and its class as ``cls``."""
+    """`count` worker processes of `memory` bytes each. `scheduler` are arguments of Dask's `Scheduler`, and its class as ``cls``.
+
+    protocol: ``tcp``, or ``ucx``, which chooses among shared memory, NVLink, InfiniBand and TCP by itself.
+    """
     from distributed import Nanny
     from distributed.deploy.spec import SpecCluster
 
     def start(silence: int | None) -> SpecCluster:
-        given = {"host": HOST, "security": security, "protocol": _protocol(security)}
+        given = {"host": HOST, "security": security, "protocol": _scheme(security, protocol)}
         options = {
             **given, "nthreads": THREADS_PER_WORKER, "memory_limit": memory, "dashboard": False,
             "preload": [PRELOAD], "silence_logs": silence,
@@ -61,7 +65,12 @@ def local_cluster(
 
 @contextmanager
 def cuda_cluster(
-    count: int, memory: int | None, hang_seconds: float, security: Security | None, scheduler: dict[str, Any]
+    count: int,
+    memory: int | None,
+    hang_seconds: float,
+    security: Security | None,
+    scheduler: dict[str, Any],
+    protocol: str = "tcp",
 ) -> Iterator[SpecCluster]:
     """One process per GPU, near it. Each sees its own GPU as ``cuda:0``; nothing is spilled from a GPU or to disk."""
     from dask_cuda import LocalCUDACluster
@@ -70,7 +79,7 @@ def cuda_cluster(
         # its memory limits only say when to spill: both off
         return LocalCUDACluster(
             n_workers=count, threads_per_worker=THREADS_PER_WORKER, host=HOST, security=security,
-            protocol=_protocol(security), memory_limit=None, device_memory_limit=None, preload=[PRELOAD],
+            protocol=_scheme(security, protocol), memory_limit=None, device_memory_limit=None, preload=[PRELOAD],
             dashboard_address=scheduler["dashboard_address"], silence_logs=silence, name="unet-engine",
             scheduler_kwargs={"dashboard": scheduler["dashboard"]},
         )  # fmt: skip
@@ -79,8 +88,8 @@ def cuda_cluster(
         yield cluster
 
 
-def _protocol(security: Security | None) -> str:
-    return "tls://" if security else "tcp://"
+def _scheme(security: Security | None, protocol: str) -> str:
+    return "tls://" if security else f"{protocol}://"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unet_engine.cluster.dask_settings import quiet, security
+from unet_engine.cluster.dask_settings import check_protocol, quiet, security
 from unet_engine.errors import ClusterError, first_line
 from unet_engine.settings import Settings
 
@@ -26,6 +26,7 @@ _DASKS_OWN = "30s"
 def client_of(settings: Settings) -> Iterator[Client]:
     """A client of ``--scheduler``. Raises `ClusterError` where the address makes no sense or nobody usable answers there."""
     address = address_of(str(settings.scheduler))
+    check_protocol(address.partition("://")[0])
     secure = security(settings)
     encrypted = address.startswith("tls://")
     if secure and not encrypted:
@@ -48,7 +49,7 @@ def address_of(given: str) -> str:
     if "://" not in given and (given.endswith(".json") or "/" in given or Path(given).exists()):
         return _from_file(given)
     scheme, _, place = given.rpartition("://")
-    if scheme not in ("", "tcp", "tls", "ws", "wss"):
+    if scheme not in ("", "tcp", "tls", "ws", "wss", "ucx"):
         raise ClusterError(f"--scheduler {given}: {scheme}:// is not known; write tcp://host:port or tls://host:port")
     host, _, port = place.rpartition(":")
     if not re.fullmatch(r"\[[0-9a-fA-F:.%]+\]|[\w.-]+", host) or not port.isdigit() or not 0 < int(port) < 65536:

@@ -94,6 +94,12 @@ class Device(Protocol):
 
     def event(self) -> Event: ...
 
+    def timed_event(self) -> Event:
+        """One that remembers when it happened, which costs the device a little more."""
+
+    def elapsed(self, first: Event, second: Event) -> float:
+        """Seconds from one timed event to another, on whatever streams; the host has waited for both."""
+
     def record(self, event: Event, stream: Stream) -> None:
         """`event` is now what was put on `stream` so far."""
 

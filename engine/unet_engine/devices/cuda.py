@@ -124,6 +124,16 @@ class CudaDevice:
             # the host sleeps rather than spins while it waits: reading and decoding want its cores
             return CudaEvent(self._device.create_event(self._core.EventOptions(blocking_sync=True)))
 
+    def timed_event(self) -> Event:
+        with self._said("making an event"):
+            return CudaEvent(self._device.create_event(self._core.EventOptions(timing_enabled=True)))
+
+    def elapsed(self, first: Event, second: Event) -> float:
+        assert isinstance(first, CudaEvent)
+        assert isinstance(second, CudaEvent)
+        with self._said("reading an event's time"):
+            return float(second.event - first.event) / 1e3
+
     def record(self, event: Event, stream: Stream) -> None:
         assert isinstance(event, CudaEvent)
         assert isinstance(stream, CudaStream)

@@ -11,6 +11,7 @@ The host is one more clock, which learns from `synchronize` alone.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,8 @@ class SimulatedStream:
 @dataclass
 class SimulatedEvent:
     clock: Clock | None = None
+    at: int | None = None
+    """When it happened, in nanoseconds; only of a timed one."""
 
 
 HOST = "host"
@@ -164,11 +167,32 @@ class SimulatedDevice:
             self.counts["event"] += 1
             return SimulatedEvent()
 
+    def timed_event(self) -> Event:
+        with self._lock:
+            self.counts["timed event"] += 1
+            return SimulatedEvent(at=0)
+
+    def elapsed(self, first: Event, second: Event) -> float:
+        assert isinstance(first, SimulatedEvent)
+        assert isinstance(second, SimulatedEvent)
+        with self._lock:
+            for event in (first, second):
+                if event.at is None or event.clock is None:
+                    raise RaceError("the time of an event that is not timed, or was never recorded")
+                if any(self._host.clock.get(name, 0) < tick for name, tick in event.clock.items()):
+                    raise RaceError("the time of an event that may not have happened yet")
+            assert first.at is not None
+            assert second.at is not None
+            return (second.at - first.at) / 1e9
+
     def record(self, event: Event, stream: Stream) -> None:
         assert isinstance(event, SimulatedEvent)
         assert isinstance(stream, SimulatedStream)
         with self._lock:
             event.clock = dict(stream.clock)
+            if event.at is not None:
+                self.counts["timed"] += 1
+                event.at = time.perf_counter_ns()
 
     def wait(self, stream: Stream, event: Event) -> None:
         assert isinstance(event, SimulatedEvent)

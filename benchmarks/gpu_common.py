@@ -1,0 +1,93 @@
+"""What the parts of `gpu_check.py` share: what must be there, the network, the volume, the bare network's speed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_report import CannotRun
+
+ROOT = Path(__file__).resolve().parents[1]
+Figures = Iterator[tuple[str, Any]]
+
+
+def need(*modules: str) -> None:
+    if lacking := [m for m in modules if importlib.util.find_spec(m) is None]:
+        raise CannotRun(f"{', '.join(lacking)} not installed: give a wheel in --wheels")
+
+
+def device_name(args: argparse.Namespace) -> str:
+    return "simulated" if args.simulate else "cuda:0"
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
+    if found is None:
+        raise CannotRun(f"{name} is not on PATH nor in /usr/local/cuda/bin")
+    return found
+
+
+def network_of(args: argparse.Namespace, classes: int = 3) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+    """The network on the CPU, its window, and the shape of the synthetic volume."""
+    import torch
+    from gpu_network import MLPerfUNet
+
+    torch.manual_seed(0)
+    if args.simulate:
+        torch.set_num_threads(1)  # as many as there are cores spin for one another where others are at work
+        return MLPerfUNet(classes, (2, 3, 4, 5, 6)).eval(), (32, 32, 32), (48, 40, 40)
+    if args.quick:
+        return MLPerfUNet(classes).eval(), (64, 64, 64), (128, 128, 256)
+    return MLPerfUNet(classes).eval(), (128, 128, 128), (512, 512, 1024)
+
+
+def volume_in(folder: Path, shape: tuple[int, ...]) -> str:
+    """Random int16: as hard to compress as can be."""
+    import zarr
+
+    path, rng = str(folder / "volume.zarr"), np.random.default_rng(0)
+    chunk = tuple(min(128, n) for n in shape)
+    array = zarr.create_array(path, shape=shape, chunks=chunk, dtype="int16")
+    for z in range(0, shape[0], chunk[0]):
+        part = array[z : z + chunk[0]].shape
+        array[z : z + chunk[0]] = rng.integers(-1000, 1000, part, np.int16)
+    return path
+
+
+def bare_rate(network: Any, window: tuple[int, ...], precision: Any, seconds: float) -> float:
+    """Windows per second of the network alone: a batch recorded as a CUDA graph, replayed."""
+    import torch
+
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.inference_mode(), torch.autocast(where, precision, cache_enabled=False):
+        net = network.to(where).to(memory_format=torch.channels_last_3d)
+        given = torch.randn((1, 1, *window), device=where, dtype=precision)
+        if where == "cpu":
+            begun, calls = time.perf_counter(), 0
+            while time.perf_counter() - begun < seconds or calls < 2:
+                net(given)
+                calls += 1
+            return calls / (time.perf_counter() - begun)
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                net(given)
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, stream=side):
+                net(given)
+        graph.replay()
+        torch.cuda.synchronize()
+        begun, calls = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            for _ in range(10):
+                graph.replay()
+            torch.cuda.synchronize()
+            calls += 10
+        return calls / (time.perf_counter() - begun)
