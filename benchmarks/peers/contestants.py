@@ -27,6 +27,8 @@ class Job:
     onnx: str
     window: tuple[int, ...]
     chunk: tuple[int, ...]
+    spacing: int = 1
+    """Voxels of the volume that one voxel of the network spans, along every axis."""
     module: Any = None
     extra: Any = None
     """What `Contestant.prepare` made: plans, a model description."""
@@ -48,6 +50,41 @@ def engine_crop(job: Job) -> None:
     import unet_engine
 
     unet_engine.run(job.volume, model=job.onnx, out=job.out, precision="fp32", blend="crop")
+
+
+def engine_labels_resampled(job: Job) -> None:
+    from skimage.transform import resize
+
+    import unet_engine
+
+    image = np.asarray(zarr.open_array(job.volume, mode="r")[...], np.float32)
+    small = resize(image, [n // job.spacing for n in image.shape], order=1, mode="edge", anti_aliasing=False)
+    zarr.create_array(job.out + ".small", data=small, chunks=job.chunk, dimension_names=list("zyx"))
+    unet_engine.run(job.out + ".small", model=job.onnx, out=job.out + ".labels", precision="fp32")
+    labels = np.asarray(zarr.open_array(job.out + ".labels/0", mode="r")[...])
+    for axis in range(labels.ndim):
+        labels = labels.repeat(job.spacing, axis)
+    zarr.create_array(job.out, data=labels, chunks=job.chunk)
+
+
+def engine_logits_resampled(job: Job) -> None:
+    import torch
+    from skimage.transform import resize
+
+    import unet_engine
+
+    image = np.asarray(zarr.open_array(job.volume, mode="r")[...], np.float32)
+    small = resize(image, [n // job.spacing for n in image.shape], order=1, mode="edge", anti_aliasing=False)
+    zarr.create_array(job.out + ".small", data=small, chunks=job.chunk, dimension_names=list("zyx"))
+    unet_engine.run(job.out + ".small", model=job.onnx, out=job.out + ".logits", precision="fp32", output="logits")
+    logits = zarr.open_array(job.out + ".logits/0", mode="r")
+    labels = zarr.create_array(job.out, shape=image.shape, dtype="uint8", chunks=job.chunk)
+    for z in range(0, small.shape[0], 16):  # with a plane more on either side, and without what that gave
+        below, above = min(z, 1), min(small.shape[0] - z - 16, 1)
+        slab = torch.from_numpy(np.asarray(logits[:, z - below : z + 16 + above]))[None]
+        fine = torch.nn.functional.interpolate(slab, scale_factor=job.spacing, mode="trilinear")[0].argmax(0)
+        inside = slice(below * job.spacing, fine.shape[0] - above * job.spacing)
+        labels[z * job.spacing : (z + 16) * job.spacing] = fine[inside].numpy().astype(np.uint8)
 
 
 def monai(job: Job) -> None:
@@ -82,7 +119,7 @@ def nnunet(job: Job) -> None:
         None,
     )
     image = np.asarray(zarr.open_array(job.volume, mode="r")[...], np.float32)[None] / 255
-    labels = predictor.predict_single_npy_array(image, {"spacing": [1.0] * len(job.window)})
+    labels = predictor.predict_single_npy_array(image, {"spacing": [1 / job.spacing] * len(job.window)})
     zarr.create_array(job.out, data=labels.astype(np.uint8), chunks=job.chunk)
 
 
@@ -154,6 +191,8 @@ class Contestant:
     axes: tuple[int, ...] = (2, 3)
     classes: int = 10**6
     """Most classes it is asked for."""
+    spacing: tuple[bool, ...] = (False,)
+    """Whether it takes volumes of another spacing than the network's, the network's own, or both."""
 
 
 OURS = ("unet_engine.runner", "openvino")
@@ -163,10 +202,33 @@ CONTESTANTS = {
         Contestant("engine", engine_gaussian, "gaussian", "", OURS),
         Contestant("engine, constant", engine_constant, "constant", "", OURS),
         Contestant("engine, crop", engine_crop, "crop", "", OURS),
+        Contestant(
+            "engine, labels resampled",
+            engine_labels_resampled,
+            "labels resampled",
+            "",
+            (*OURS, "skimage.transform"),
+            spacing=(True,),
+        ),
+        Contestant(
+            "engine, logits resampled",
+            engine_logits_resampled,
+            "logits resampled",
+            "",
+            (*OURS, "skimage.transform", "torch"),
+            spacing=(True,),
+        ),
         Contestant("MONAI", monai, "gaussian", "monai", ("monai.inferers",), "eager"),
         Contestant("MONAI, torch.compile", monai, "gaussian", "monai", ("monai.inferers",), "compile"),
         Contestant(
-            "nnU-Net", nnunet, "gaussian", "nnunetv2", ("nnunetv2.inference.predict_from_raw_data",), "eager", (3,)
+            "nnU-Net",
+            nnunet,
+            "gaussian",
+            "nnunetv2",
+            ("nnunetv2.inference.predict_from_raw_data",),
+            "eager",
+            (3,),
+            spacing=(False, True),
         ),
         Contestant("TorchIO", torchio, "constant", "torchio", ("torchio",), "eager"),
         Contestant("bioimageio.core", bioimageio, "crop", "bioimageio.core", ("bioimageio.core", "onnxruntime")),

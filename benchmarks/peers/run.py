@@ -1,15 +1,16 @@
 """Ours against the peers, at equal output, on one machine in one run.
 
-    python benchmarks/peers/run.py [--cases 3D 2D organs] [--sizes 1 8 64] [--base 16] [--repeats 1] [--only NAME ...]
+    python benchmarks/peers/run.py [--cases 3D 2D organs scan] [--sizes 1 8 64] [--base 16] [--repeats 1] [--only NAME ...]
                                    [--python PEERS/bin/python] [--limit SECONDS] [--json FILE] [--markdown FILE] [--quick]
 
 Every contestant runs in a process of its own, pinned to the same two cores with as many threads, and does all of it: read the Zarr
 volume, infer, stitch, argmax, write labels as Zarr. Importing libraries, building the PyTorch module and, for ``torch.compile``, compiling are
 not counted but told apart; what the engine, dask and bioimageio.core take to load the ONNX file is. Repetitions take turns.
+In the case ``scan`` the volume has twice the network's resolution: the image is resampled, and labels or logits are brought back to it.
 Agreement is the fraction of voxels with the label that the engine gives when it blends alike (Gaussian, constant, or cropped to the
-centres). Peak memory is that of the process. Lines are those of the contestant's function in `contestants.py`. A peer that cannot be
-imported, fails, or takes longer than ``--limit`` is named with the reason. Peers may live in another environment (``requirements.txt``
-here); ``--python`` names its interpreter.
+centres; in ``scan``, by interpolated logits). Peak memory is that of the process. Lines are those of the contestant's function in
+`contestants.py`. A peer that cannot be imported, fails, or takes longer than ``--limit`` is named with the reason. Peers may live in
+another environment (``requirements.txt`` here); ``--python`` names its interpreter.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     case = (scene.TOY if args.quick else scene.CASES)[args.case]
     who = CONTESTANTS[args.child]
-    job = Job(args.volume, args.out, args.onnx, case.window, case.chunk)
+    job = Job(args.volume, args.out, args.onnx, case.window, case.chunk, case.spacing)
     begun = time.perf_counter()
     for library in who.imports:
         import_module(library)
@@ -123,7 +124,7 @@ def _compare(args: argparse.Namespace, case: scene.Case, times: int) -> list[dic
         for repeat in range(args.repeats):
             for name in args.only:
                 who = CONTESTANTS[name]
-                if len(case.window) not in who.axes:
+                if len(case.window) not in who.axes or (case.spacing > 1) not in who.spacing:
                     continue
                 out = root / f"{list(CONTESTANTS).index(name)}-{repeat}.zarr"
                 runs.setdefault(name, []).append(_run(args, case, times, name, root, out))
@@ -197,7 +198,9 @@ def _row(
         return row
     seconds = [r["seconds"] for r in good]
     voxels = float(np.prod(case.shape(times)))
-    ours = [r for r in runs.get(ENGINES[who.blend], ()) if "out" in r]
+    same = ENGINES.get(who.blend, "engine") if case.spacing == 1 else "engine, logits resampled"
+    ours = [r for r in runs.get(same, ()) if "out" in r]
+    first = "engine" if case.spacing == 1 else "engine, labels resampled"
     return row | {
         "seconds": seconds,
         "prepare_seconds": [r["prepare_seconds"] for r in good],
@@ -207,7 +210,7 @@ def _row(
         # every repetition is compared with the engine's run of the same round
         "times_ours": [
             r["seconds"] / o["seconds"]
-            for r, o in zip(done, runs.get("engine", done), strict=False)
+            for r, o in zip(done, runs.get(first, done), strict=False)
             if "seconds" in r and "seconds" in o
         ],
     }

@@ -25,24 +25,30 @@ class Case:
     """Windows along each axis at overlap 0.5, by how many times the voxels (roughly)."""
     chunk: tuple[int, ...]
     kind: str = "unet"
+    spacing: int = 1
+    """Voxels of the stored volume that one voxel of the network spans, along every axis."""
 
     @property
     def axes(self) -> str:
         return "zyx"[-len(self.window) :]
 
     def shape(self, times: int) -> tuple[int, ...]:
-        return tuple(w + (n - 1) * w // 2 for w, n in zip(self.window, self.counts[times], strict=True))
+        return tuple(
+            self.spacing * (w + (n - 1) * w // 2) for w, n in zip(self.window, self.counts[times], strict=True)
+        )
 
 
 CASES = {
     "3D": Case("3D", (64,) * 3, 2, {1: (3, 3, 3), 8: (7, 7, 7), 64: (15, 15, 15)}, (64,) * 3),
     "2D": Case("2D", (512,) * 2, 2, {1: (3, 3), 8: (7, 15), 64: (31, 31)}, (512,) * 2),
     "organs": Case("organs", (64,) * 3, 104, {1: (2, 3, 3), 8: (5, 5, 7), 64: (11, 11, 11)}, (64,) * 3, "nnunet"),
+    "scan": Case("scan", (64,) * 3, 104, {1: (2, 3, 3), 8: (5, 5, 7), 64: (11, 11, 11)}, (64,) * 3, "nnunet", 2),
 }
 TOY = {
     "3D": Case("3D", (16,) * 3, 2, {1: (3, 3, 3), 8: (7, 7, 7), 64: (15, 15, 15)}, (16,) * 3),
     "2D": Case("2D", (32,) * 2, 2, {1: (3, 3), 8: (7, 15), 64: (31, 31)}, (32,) * 2),
     "organs": Case("organs", (16,) * 3, 104, {1: (2, 3, 3), 8: (5, 5, 7), 64: (11, 11, 11)}, (16,) * 3, "nnunet"),
+    "scan": Case("scan", (16,) * 3, 104, {1: (2, 3, 3), 8: (5, 5, 7), 64: (11, 11, 11)}, (16,) * 3, "nnunet", 2),
 }
 
 
@@ -167,7 +173,7 @@ def weights(case: Case) -> Any:
 
 
 def nnunet_plans(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The plans and the dataset description that nnU-Net's predictor asks for: same spacing everywhere, nothing normalised."""
+    """The plans and the dataset description that nnU-Net's predictor asks for: the network at spacing 1, nothing normalised."""
     resample = {
         f"resampling_fn_{what}{suffix}": value
         for what in ("data", "seg", "probabilities")
