@@ -120,6 +120,8 @@ def test_the_choice_is_told_and_in_the_json(done):
     told = " ".join(done[1].err.split())
     assert f"{choice.windows:,} windows instead of {choice.windows_of_reference:,}" in told
     assert f"{choice.agreement:.5f} of the labels agree" in told
+    for trial in choice.trials:  # as it goes, since a search on a large network takes minutes
+        assert f"{trial.candidate}: {trial.agreement:.5f} of the labels agree on {trial.regions} of them" in told
 
 
 @pytest.mark.parametrize("also", [["--resume"], ["--part", "1/1"]])

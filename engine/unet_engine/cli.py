@@ -96,11 +96,12 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     from unet_engine.settings import Settings
     from unet_engine.survey import survey
 
-    prepared = prepare(survey(Settings.of(**_required(given))))
+    console = report.stderr()
+    prepared = prepare(survey(Settings.of(**_required(given))), tell=lambda text: _tell(console, [text]))
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return
-    _tell(report.stderr(), prepared.found.notes)
+    _tell(console, prepared.found.notes)
     report.print_pairs(report.plan_lines(prepared), Console())
 
 

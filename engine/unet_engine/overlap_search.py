@@ -56,6 +56,7 @@ class Candidate(BaseModel):
 
 
 REFERENCE = Candidate(overlap=0.5)
+Tell = Callable[[str], None]
 Draft = Callable[[Candidate, Box], Job]
 """The job that gives the labels of a region (in voxels of the volume) with that overlap."""
 
@@ -143,19 +144,27 @@ def stored(found: Survey) -> OverlapChoice | None:
 # --- the search ---
 
 
-def search(found: Survey, scale: Scaling, backend: Network, draft: Draft) -> OverlapChoice:
-    """Try the candidates that are cheaper than the reference, the cheapest first, and take the first that agrees with it.
+def silent(text: str) -> None:
+    """For a search, or other preparations, that tell nobody how far they are."""
+
+
+def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: Tell = silent) -> OverlapChoice:
+    """Try the candidates that are cheaper than the reference, the cheapest first, and take the first that agrees with it. `tell` hears how
+    far it is.
 
     Raises `SettingsError` or `InputError` where overlap makes no difference, `InputError` or `DataError` where the volume has too little to
     compare.
     """
+    tell("looking for a cheaper overlap: how far the network sees, and which regions are worth comparing")
     reach = found.model.spec.context or (radius(backend) if isinstance(backend, Backend) else None)
     cheaper = _cheaper(found, reach, draft)
     trier = _Trier(found, scale, backend, draft)
     trier.regions = regions = _regions(found, scale, trier.contents)
     trials: list[Trial] = []
     for candidate in cheaper:
+        tell(f"comparing {candidate} with overlap 0.5 on up to {len(regions)} regions")
         trials.append(trier.judge(candidate))
+        tell(f"{candidate}: {trials[-1].agreement:.5f} of the labels agree on {trials[-1].regions} of them")
         if trials[-1].passed:
             break
     best = trials[-1] if trials[-1].passed else None

@@ -20,7 +20,7 @@ from unet_engine.layout import NO_MEMORY, Crew, Sizes, default_block, default_ch
 from unet_engine.normalize import Scaling, scaling
 from unet_engine.opening import Network, network_bytes, open_fitting
 from unet_engine.output import Layout
-from unet_engine.overlap_search import Candidate, OverlapChoice
+from unet_engine.overlap_search import Candidate, OverlapChoice, Tell, silent
 from unet_engine.plan import Plan
 from unet_engine.reading import Reading, reading
 from unet_engine.runs import run_length
@@ -50,8 +50,9 @@ class Prepared:
     device_memory: DeviceMemory | None = None
 
 
-def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
+def prepare(found: Survey, workers: int = 0, present: int = 1, tell: Tell = silent) -> Prepared:
     """Load the network once and plan, for this process or for the `workers` of a cluster, of whom so many are `present`.
+    `tell` hears of what takes long.
 
     Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
@@ -74,7 +75,7 @@ def prepare(found: Survey, workers: int = 0, present: int = 1) -> Prepared:
     )
     setup = backend.setup
     found = replace(found, window=setup.window, notes=(*found.notes, *notes))
-    overlap = _chosen_overlap(found, fingerprint, scale, backend)
+    overlap = _chosen_overlap(found, fingerprint, scale, backend, tell)
     if overlap:
         found = _overlapping(found, overlap.chosen)
     loaded = machine.resident_bytes()
@@ -136,7 +137,9 @@ def _overlapping(found: Survey, candidate: Candidate) -> Survey:
     return replace(found, settings=settings)
 
 
-def _chosen_overlap(found: Survey, fingerprint: str, scale: Scaling, backend: Network) -> OverlapChoice | None:
+def _chosen_overlap(
+    found: Survey, fingerprint: str, scale: Scaling, backend: Network, tell: Tell
+) -> OverlapChoice | None:
     """What ``--overlap auto`` takes: what the output was begun with, else what a search finds; None where it was not asked for."""
     if found.settings.overlap != "auto":
         return None
@@ -147,7 +150,7 @@ def _chosen_overlap(found: Survey, fingerprint: str, scale: Scaling, backend: Ne
         tried = replace(tried, roi=roi, settings=labels)
         return _job(tried, _plan(tried, fingerprint, scale, backend), scale, backend.setup)
 
-    return overlap_search.stored(found) or overlap_search.search(found, scale, backend, draft)
+    return overlap_search.stored(found) or overlap_search.search(found, scale, backend, draft, tell)
 
 
 def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: Crew) -> Crew:

@@ -16,6 +16,7 @@ from unet_engine.cluster.connection import Cluster
 from unet_engine.errors import ClusterError, first_line
 from unet_engine.executors import run_local
 from unet_engine.job import Counters
+from unet_engine.overlap_search import Tell, silent
 from unet_engine.plan import Index
 from unet_engine.prepare import Prepared, prepare
 from unet_engine.settings import Settings
@@ -56,18 +57,14 @@ class Team(Protocol):
         """What the summary of the run says about who did it: fields of `unet_engine.runner.Result`."""
 
 
-def _silent(text: str) -> None:
-    """Nobody to tell."""
-
-
 @contextmanager
-def team(settings: Settings, tell: Callable[[str], None] = _silent) -> Iterator[Team]:
-    """The team that the settings ask for, sent home at the end; `tell` hears what is waited for.
+def team(settings: Settings, tell: Tell = silent) -> Iterator[Team]:
+    """The team that the settings ask for, sent home at the end; `tell` hears what takes long before the run begins.
 
     Raises `ClusterError` where a cluster is not to be had.
     """
     if not connection.wants_cluster(settings):
-        here = LocalTeam(settings)
+        here = LocalTeam(settings, tell)
         try:
             yield here
         finally:
@@ -99,8 +96,8 @@ class LocalTeam:
 
     dashboard: str | None = None
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, tell: Tell = silent) -> None:
+        self._settings, self._tell = settings, tell
         self._workers: list[Worker] = []
         self._profile: dict[str, Snapshot] = {}
         note = connection.cuda_cluster_note(settings)
@@ -109,7 +106,7 @@ class LocalTeam:
     def prepare(self) -> Prepared:
         found = survey(self._settings)
         check_output(found)
-        prepared = prepare(found)
+        prepared = prepare(found, tell=self._tell)
         self._workers = [
             Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)))
             for device in prepared.found.devices
