@@ -155,7 +155,6 @@ def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: 
     Raises `SettingsError` or `InputError` where overlap makes no difference, `InputError` or `DataError` where the volume has too little to
     compare.
     """
-    tell("looking for a cheaper overlap: how far the network sees, and which regions are worth comparing")
     reach = found.model.spec.context or (radius(backend) if isinstance(backend, Backend) else None)
     cheaper = _cheaper(found, reach, draft)
     trier = _Trier(found, scale, backend, draft)
