@@ -271,7 +271,7 @@ def test_the_output_is_ome_zarr_that_we_read_again(ramp, model):
 
 
 def test_an_unexpected_error_is_one_line_too(ramp, model, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError("first\nsecond")
 
     monkeypatch.setattr("unet_engine.teams.prepare", broken)
