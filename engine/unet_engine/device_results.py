@@ -10,7 +10,6 @@ from unet_engine.box import Box
 from unet_engine.device_buffers import SumsSlot
 from unet_engine.job import Array, Halo
 from unet_engine.plan import Index, Task
-from unet_engine.recycling import Recycler
 
 if TYPE_CHECKING:
     from unet_engine.device_pipeline import DevicePipeline
@@ -66,7 +65,7 @@ class PinnedHalo(Halo):
 
     __slots__ = ()
 
-    def copied(self, memory: Recycler) -> Halo:
+    def copied(self) -> Halo:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -75,7 +75,7 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
         try:
             for done in worker.predict(_read_ahead(worker, _tasks(worker, column, pending), reader)):
                 for target, halo in done.halos():
-                    waiting[target].append(worker.tools.keep(halo, worker.halos))
+                    waiting[target].append(worker.tools.keep(halo))
                 if done.task.commits:
                     if writing:
                         worker.tools.wait(writing)

@@ -15,7 +15,6 @@ from unet_engine.model_file import ModelFile
 from unet_engine.normalize import Scaling
 from unet_engine.output import Layout
 from unet_engine.plan import Index, Plan, Task
-from unet_engine.recycling import Recycler
 
 Array = npt.NDArray[Any]
 Kind = Literal["labels", "probabilities", "logits"]
@@ -105,9 +104,9 @@ class Halo:
     values: Array
     """Sums of `source` in `box`: (channels out, *box.shape) float32."""
 
-    def copied(self, memory: Recycler) -> Halo:
-        """The same in an array of its own, holding nothing of the sums it was cut from."""
-        return Halo(self.source, self.box, memory.copy(self.values))
+    def copied(self) -> Halo:
+        """The same, holding nothing of the sums it was cut from."""
+        return Halo(self.source, self.box, self.values.copy())
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,6 @@ SUMS_WINDOWS, SUMS_MOST = 2, 512 * 2**20
 seven eighths of its sums on as halos, which are copied and merged."""
 SUMS_IN_FLIGHT = 3
 """Blocks being inferred, being finished by the windows still in flight, and being written."""
-HALO_GAPS = 1.1
-"""Memory for halos over what they take: between halos of several sizes some stays unused, see `unet_engine.recycling`."""
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
 
@@ -185,17 +183,19 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     for a in reversed(plan.order):
         step[a] = later
         later *= shape[a]
+    # the last block of a row writes up to the end of the volume, which counts where rows are short
+    mean = [max(w, plan.roi.shape[a] / max(1, plan.block_range.shape[a])) for a, w in enumerate(writes)]
     waiting = 0.0
     for offset in itertools.product((0, 1), repeat=len(spans)):
         up = [a for a, o in enumerate(offset) if o]
         if not up:
             continue
-        piece = prod(max(0, s - w) if o else w for o, s, w in zip(offset, spans, writes, strict=True))
+        piece = prod(max(0, s - w) if o else m for o, s, w, m in zip(offset, spans, writes, mean, strict=True))
         # the last block of a row has nothing above it; along the slowest axis that matters only at the very end
         share = prod((shape[a] - 1) / shape[a] for a in up if a != plan.order[0] or shape[a] == 1)
         # and one more: a halo is made before that of the block committed then is gone
         waiting += share * piece * min(later, sum(step[a] for a in up) + 1)
-    return round(HALO_GAPS * waiting)
+    return round(waiting)
 
 
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None = None) -> Plan:

@@ -18,11 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any
 
-import numpy as np
-
-from unet_engine.device_results import DeviceCore, DevicePredicted
+from unet_engine.device_results import DevicePredicted
 from unet_engine.errors import ClusterError
 from unet_engine.job import Array, Halo, Job, Predicted, Raw
 from unet_engine.opening import is_out_of_memory
@@ -44,22 +41,13 @@ class Part:
     halos: tuple[tuple[Index, Halo], ...]
 
     @classmethod
-    def of(cls, predicted: Predicted | DevicePredicted, worker: Worker) -> Part:
-        core = predicted.inside(predicted.task.block.write) if predicted.task.commits else None
-        return cls(
-            predicted.task,
-            None if core is None else _copied(core, worker),
-            tuple((to, worker.tools.keep(halo, worker.halos)) for to, halo in predicted.halos()),
-        )
+    def of(cls, predicted: Predicted | DevicePredicted, keep: Callable[[Halo], Halo] = Halo.copied) -> Part:
+        core = predicted.inside(predicted.task.block.write).copy() if predicted.task.commits else None
+        return cls(predicted.task, core, tuple((to, keep(halo)) for to, halo in predicted.halos()))
 
     @property
     def nbytes(self) -> int:
         return sum(halo.values.nbytes for _, halo in self.halos) + (0 if self.core is None else self.core.nbytes)
-
-
-def _copied(core: Array | DeviceCore, worker: Worker) -> Any:
-    """A copy of a core where it is: in memory of the worker, or on its device."""
-    return worker.sums.copy(core) if isinstance(core, np.ndarray) else core.copy()
 
 
 @dataclass(frozen=True)
@@ -133,7 +121,7 @@ class Station:
                     left = self.worker.settle(task, run.column, targets.__contains__)
                 if left:
                     orders.append(self._enqueue(left))
-        return Sums(tuple(Part.of(order.sums.result(), self.worker) for order in orders))
+        return Sums(tuple(Part.of(order.sums.result(), self.worker.tools.keep) for order in orders))
 
     def _enqueue(self, task: Task) -> _Order:
         self._ahead.acquire()
@@ -168,7 +156,7 @@ class Station:
                 index = part.task.block.index
                 with self._watch.over(f"writing block {index}"):
                     # a copy, since a commit may be repeated
-                    self.worker.commit(part.task, _copied(part.core, self.worker), arrived.pop(index, []))
+                    self.worker.commit(part.task, part.core.copy(), arrived.pop(index, []))
 
     def close(self) -> None:
         """End it after the block that is in the network; callers that wait for others get a `ClusterError`."""

@@ -29,7 +29,6 @@ from unet_engine.box import Box
 from unet_engine.chunks import METADATA, LocalChunks
 from unet_engine.job import Array, Halo
 from unet_engine.output import Output
-from unet_engine.recycling import Recycler
 from unet_engine.stages import Stages
 from unet_engine.volume import Volume
 
@@ -58,7 +57,7 @@ class Tools:
     labels: Callable[..., None] = halo.labels
     probabilities: Callable[..., None] = halo.probabilities
     logits: Callable[..., None] = halo.logits
-    keep: Callable[[Halo, Recycler], Halo] = Halo.copied
+    keep: Callable[[Halo], Halo] = Halo.copied
     wait: Callable[[Future[Any]], Any] = _result
     take: Callable[[SimpleQueue[Any]], Any] = _taken
 

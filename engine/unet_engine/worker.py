@@ -45,8 +45,8 @@ class Worker:
     stages: Stages | None = None
     """Where the time goes; there only where the job is profiled."""
     sums: Recycler = field(default_factory=Recycler, repr=False)
-    halos: Recycler = field(default_factory=Recycler, repr=False)
-    """Memory of its own for either: among sums, the many small halos would leave gaps in which no sums fit."""
+    """Memory for sums. Halos get memory of their own from the system: they come in so many sizes, and wait so differently long, that gaps
+    between them took a third more memory (measured with 104 classes)."""
     _opening: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _pipeline: DevicePipeline | None = field(default=None, repr=False)
 
