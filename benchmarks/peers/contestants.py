@@ -52,6 +52,12 @@ def engine_crop(job: Job) -> None:
     unet_engine.run(job.volume, model=job.onnx, out=job.out, precision="fp32", blend="crop")
 
 
+def engine_in_300_mib(job: Job) -> None:
+    import unet_engine
+
+    unet_engine.run(job.volume, model=job.onnx, out=job.out, precision="fp32", memory="300MiB")
+
+
 def engine_labels_resampled(job: Job) -> None:
     from skimage.transform import resize
 
@@ -202,6 +208,7 @@ CONTESTANTS = {
         Contestant("engine", engine_gaussian, "gaussian", "", OURS),
         Contestant("engine, constant", engine_constant, "constant", "", OURS),
         Contestant("engine, crop", engine_crop, "crop", "", OURS),
+        Contestant("engine, 300 MiB", engine_in_300_mib, "gaussian", "", OURS),
         Contestant(
             "engine, labels resampled",
             engine_labels_resampled,
