@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
-from end_to_end import CASES, _model, _network
+from inputs import CASES, model_of, network
 
 from unet_engine.bench.peak import product_rate
 from unet_engine.model_file import open_model
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--monai", action="store_true")
-    args = parser.parse_args(namespace=argparse.Namespace(model=None, quick=False, shape=CASES["3D"]))
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = _model(args, Path(folder))
+        path = model_of(CASES["3D"], 16, Path(folder))
         for _ in range(args.rounds):
             peak = product_rate("cpu", args.precision, 2) or 0.0
             print(
@@ -95,11 +95,11 @@ def _monai(args: argparse.Namespace, batch: int) -> float:
     from monai.inferers import sliding_window_inference
 
     torch.set_num_threads(2)
-    network, image = _network(args), torch.rand(1, 1, 160, 160, 160)
+    module, image = network(CASES["3D"]), torch.rand(1, 1, 160, 160, 160)
     with torch.no_grad():
-        network(torch.zeros(batch, 1, *WINDOW))
+        module(torch.zeros(batch, 1, *WINDOW))
         begun = time.perf_counter()
-        sliding_window_inference(image, WINDOW, batch, network, overlap=0.5, mode="gaussian").argmax(1)
+        sliding_window_inference(image, WINDOW, batch, module, overlap=0.5, mode="gaussian").argmax(1)
     return time.perf_counter() - begun
 
 

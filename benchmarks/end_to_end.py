@@ -24,46 +24,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from inputs import CASES, machine, model_of, network, quantized, volume_of
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-@dataclass(frozen=True)
-class Case:
-    window: tuple[int, ...]
-    axes: str
-    """Of the stored volume."""
-    volume: Path
-    shape: tuple[int, ...]
-    """Of the noise that stands for it where it is not there."""
-    chunks: tuple[int, ...]
-    channels: int = 1
-
-
-CASES = {
-    "3D": Case((64,) * 3, "zyx", SHARED / "em" / "volume.tif", (256, 520, 520), (64, 128, 128)),
-    "2D": Case((512,) * 2, "yxc", SHARED / "sat" / "mosaic_4_image.tif", (2538, 3297, 3), (512, 512, 3), 3),
-}
 LAYOUTS = ("streams", "single")
 
 
 def main() -> None:
     args = _arguments()
-    args.shape = CASES[args.case]
     if args.part:
         print(json.dumps(_PARTS[args.part](args)))
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        args.model = _model(args, root)
-        args.zarr = _volume(args, root)
+        case = CASES[args.case]
+        args.model = Path(args.model) if args.model else model_of(case, _filters(args), root)
+        args.zarr = volume_of(case, root, args.volume, args.crop)
         if "int8" in args.precisions:
-            args.model = _quantized(args, root)
+            args.model = quantized(args.model, args.zarr, root)
         rows = [
             _efficiency(args, root, precision, repeat)
             for repeat in range(args.repeats)
@@ -72,7 +53,7 @@ def main() -> None:
         peer = _against_monai(args, root) if args.monai else None
     _print(rows, peer)
     if args.json:
-        Path(args.json).write_text(json.dumps({"rows": rows, "monai": peer, "machine": _machine()}, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps({"rows": rows, "monai": peer, "machine": machine()}, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -100,6 +81,10 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
+def _filters(args: argparse.Namespace) -> int:
+    return 4 if args.quick else 16
+
+
 def _part(name: str, args: argparse.Namespace, **options: Any) -> dict[str, Any]:
     """Run one measurement in a process of its own and read what it prints last."""
     command = [sys.executable, __file__, "--part", name, "--model", str(args.model), "--seconds", str(args.seconds)]
@@ -121,7 +106,7 @@ def bare(args: argparse.Namespace) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     streams = cores if args.layout == "streams" else 1
     model, computed = _openvino_model(args)
-    shape = [1, args.shape.channels, *args.shape.window]
+    shape = [1, CASES[args.case].channels, *CASES[args.case].window]
     model.reshape(shape)
     hint = {"fp32": "f32", "bf16": "bf16"}[computed]
     config = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(cores), "INFERENCE_PRECISION_HINT": hint}
@@ -151,7 +136,7 @@ def _openvino_model(args: argparse.Namespace) -> tuple[Any, str]:
     from unet_engine.precision import choose
 
     model = open_model(args.model)
-    choice = choose(model, "openvino", "cpu", "int8", args.shape.window)
+    choice = choose(model, "openvino", "cpu", "int8", CASES[args.case].window)
     assert choice.network is not None
     return unpacked(attached_network(model, choice.network)), choice.rest
 
@@ -163,14 +148,14 @@ def monai(args: argparse.Namespace) -> dict[str, Any]:
     from monai.inferers import sliding_window_inference
 
     torch.set_num_threads(2)
-    network = _network(args)
+    module = network(CASES[args.case], _filters(args))
     if args.layout == "torchscript":
-        network = torch.jit.freeze(torch.jit.trace(network, torch.zeros(4, 1, *args.shape.window)))
+        module = torch.jit.freeze(torch.jit.trace(module, torch.zeros(4, 1, *CASES[args.case].window)))
     image = torch.from_numpy(np.asarray(zarr.open_array(args.zarr, mode="r")[...]).astype(np.float32) / 255)[None, None]
     with torch.inference_mode():
-        network(torch.zeros(4, 1, *args.shape.window))
+        module(torch.zeros(4, 1, *CASES[args.case].window))
         begun = time.perf_counter()
-        logits = sliding_window_inference(image, args.shape.window, 4, network, overlap=0.5, mode="gaussian")
+        logits = sliding_window_inference(image, CASES[args.case].window, 4, module, overlap=0.5, mode="gaussian")
         labels = logits.argmax(1)
         seconds = time.perf_counter() - begun
     own = np.asarray(zarr.open_array(f"{args.out}/0", mode="r")[...])
@@ -195,7 +180,7 @@ def _engine(args: argparse.Namespace, volume: Path, out: Path, precision: str) -
         "--precision",
         precision,
         "--window",
-        ",".join(map(str, args.shape.window)),
+        ",".join(map(str, CASES[args.case].window)),
         "--out",
         str(out),
         "--overwrite",
@@ -248,108 +233,7 @@ def _against_monai(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     return {"shape": list(crop.shape), "rows": rows, "times_monai": ratios}
 
 
-# --- inputs and output ------------------------------------------------------------------------------------------------------------
-
-
-def _network(args: argparse.Namespace) -> Any:
-    """A U-Net of 16 filters and 4 poolings, batch normalisation, two classes, random weights, the same each time."""
-    import torch
-
-    from unet_export.geometry import UNetConfig
-    from unet_export.nets import UNet
-
-    torch.manual_seed(0)
-    return UNet(
-        UNetConfig(
-            dims=len(args.shape.window),
-            channels_in=args.shape.channels,
-            classes=2,
-            base=4 if args.quick else 16,
-            depth=4,
-            norm="batch",
-        )
-    ).eval()
-
-
-def _model(args: argparse.Namespace, root: Path) -> Path:
-    if args.model:
-        return Path(args.model)
-    from unet_engine.spec import Normalization
-    from unet_export.onnx_export import export_onnx
-    from unet_export.specs import spec_for
-
-    network = _network(args)
-    spec = spec_for(
-        network.config,
-        name="bench",
-        window=args.shape.window,
-        normalization=Normalization(mode="range", low=0, high=255),
-    )
-    export_onnx(network, spec, root / "bench.onnx")
-    return root / "bench.onnx"
-
-
-def _volume(args: argparse.Namespace, root: Path) -> Path:
-    import zarr
-
-    case: Case = args.shape
-    path = Path(args.volume) if args.volume else case.volume
-    if path.exists():
-        image = _image(path)
-    else:
-        print(f"{path} is not there: using noise of {case.shape}", file=sys.stderr)
-        image = np.random.default_rng(0).integers(0, 255, case.shape, dtype=np.uint8)
-    if args.crop:
-        image = image[tuple(slice(int(n)) for n in args.crop.split(","))]
-    zarr.create_array(str(root / "volume.zarr"), data=image, chunks=case.chunks, dimension_names=list(case.axes))
-    return root / "volume.zarr"
-
-
-def _image(path: Path) -> np.ndarray:
-    """A TIFF, whole. Pillow decodes what tifffile needs another package for, tifffile reads stacks."""
-    import tifffile
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        return np.asarray(tifffile.imread(path))
-    except ValueError:
-        return np.asarray(Image.open(path))
-
-
-def _quantized(args: argparse.Namespace, root: Path) -> Path:
-    """A copy of the model with an INT8 network that was let pass."""
-    target = root / "int8.onnx"
-    command = [sys.executable, "-c", "from unet_engine.cli import main; main()", "quantize", str(args.model)]
-    command += [
-        "--calibrate",
-        str(args.zarr),
-        "--precision",
-        "int8",
-        "--backend",
-        "openvino",
-        "--min-dice",
-        "0",
-        "--out",
-        str(target),
-    ]
-    subprocess.run(command, capture_output=True, text=True, check=True)
-    return target
-
-
-def _machine() -> dict[str, Any]:
-    import platform
-
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-    }
+# --- what is told ---
 
 
 def _line(row: dict[str, Any]) -> str:

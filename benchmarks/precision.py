@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import end_to_end
+import inputs
 import numpy as np
 
-SHARED = end_to_end.SHARED / "em"
+SHARED = inputs.SHARED / "em"
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
@@ -42,7 +43,7 @@ def main() -> None:
         truth = _truth(args, root, gate)
     _print(gate, turns, peer, truth)
     if args.json:
-        found = {"gate": gate, "turns": turns, "monai": peer, "truth": truth, "machine": end_to_end._machine()}
+        found = {"gate": gate, "turns": turns, "monai": peer, "truth": truth, "machine": inputs.machine()}
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
 
 
