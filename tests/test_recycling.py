@@ -10,10 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet_engine.recycling import SMALLEST, Recycler
+from unet_engine import recycling
+from unet_engine.recycling import Recycler
 
+SMALLEST = 2**16
 LARGE = SMALLEST // 4
-"""Float32 elements of the smallest array whose memory is kept."""
+"""Float32 elements of the smallest array whose memory is kept here."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recycling, "SMALLEST", SMALLEST)
+        yield
 
 
 def _span(array: np.ndarray) -> tuple[int, int]:
