@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,7 @@ def main() -> None:
     else:
         print("ucx: not measured, distributed-ucxx is not installed")
     if args.json:
-        with open(args.json, "w") as file:  # noqa: PTH123
-            json.dump(rates, file)
+        Path(args.json).write_text(json.dumps(rates) + "\n")
 
 
 if __name__ == "__main__":
