@@ -3,7 +3,7 @@
     python benchmarks/bare_network.py [--precision fp32] [--seconds 8] [--rounds 2] [--monai]
 
 The network is that of ``end_to_end.py``. The peak beside it is the best of a matrix product and a convolution, measured here too (see
-`unet_engine.bench.peak`). The layouts are tried in turn, round after round, so that drift of the machine shows.
+`unet_engine.commands.bench.peak`). The layouts are tried in turn, round after round, so that drift of the machine shows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import openvino as ov
 from inputs import CASES, model_of, network
 
-from unet_engine.bench.peak import product_rate
-from unet_engine.model_file import open_model
+from unet_engine.commands.bench.peak import product_rate
+from unet_engine.model.file import open_model
 
 WINDOW = CASES["3D"].window
 LAYOUTS = {

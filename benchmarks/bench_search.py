@@ -19,14 +19,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unet_engine.bench.command import PLANE
-from unet_engine.bench.meter import Meter
-from unet_engine.bench.offer import Wanted, groups, runnable, setup_of
-from unet_engine.bench.search import Space, search
-from unet_engine.bench.space import Candidate, Field
-from unet_engine.bench.sweep import BARE_SHARE
-from unet_engine.demo import SHAPE, shipped_model
-from unet_engine.model_file import open_model
+from unet_engine.commands.bench.command import PLANE
+from unet_engine.commands.bench.meter import Meter
+from unet_engine.commands.bench.offer import Wanted, groups, runnable, setup_of
+from unet_engine.commands.bench.search import Space, search
+from unet_engine.commands.bench.space import Candidate, Field
+from unet_engine.commands.bench.sweep import BARE_SHARE
+from unet_engine.commands.demo import SHAPE
+from unet_engine.model.file import open_model
+from unet_engine.model.shipped import shipped_model
 
 
 def main() -> None:
@@ -117,7 +118,7 @@ def _searched(model: Any, wanted: Wanted, where: Field, space: Space, seconds: f
 
 
 def _demo_shape(planes: bool) -> tuple[int, ...]:  # noqa: FBT001
-    from unet_engine.bench.command import MIRRORED
+    from unet_engine.commands.bench.command import MIRRORED
 
     own = PLANE[1:] if planes else SHAPE
     return tuple(n * MIRRORED[len(own)] for n in own)

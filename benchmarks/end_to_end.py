@@ -132,8 +132,8 @@ def _openvino_model(args: argparse.Namespace) -> tuple[Any, str]:
     if args.precision != "int8":
         return ov.Core().read_model(args.model), args.precision
     from unet_engine.backends.openvino import unpacked
-    from unet_engine.model_file import attached_network, open_model
-    from unet_engine.precision import choose
+    from unet_engine.model.file import attached_network, open_model
+    from unet_engine.prepare.precision import choose
 
     model = open_model(args.model)
     choice = choose(model, "openvino", "cpu", "int8", CASES[args.case].window)
@@ -169,7 +169,7 @@ def _engine(args: argparse.Namespace, volume: Path, out: Path, precision: str) -
     command = [
         sys.executable,
         "-c",
-        "from unet_engine.cli import main; main()",
+        "from unet_engine.commands.cli import main; main()",
         "run",
         "--in",
         str(volume),

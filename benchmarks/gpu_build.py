@@ -58,7 +58,7 @@ def _architecture() -> str:
 def tests(args: argparse.Namespace) -> Figures:
     from gpu_kernels import all_once
 
-    from unet_engine.devices import open_device
+    from unet_engine.devices.opening import open_device
 
     differing = all_once(open_device(device_name(args)))
     if differing:
@@ -114,7 +114,7 @@ def bandwidth(args: argparse.Namespace) -> Figures:
     from gpu_kernels import bandwidth as measure
     from gpu_kernels import copy_bandwidth
 
-    from unet_engine.devices import open_device
+    from unet_engine.devices.opening import open_device
 
     device = open_device(device_name(args))
     small = args.quick or args.simulate

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from math import prod
 from types import SimpleNamespace
 
-from unet_engine import reading
-from unet_engine.box import Box
-from unet_engine.grid import AxisGrid
-from unet_engine.layout import NO_MEMORY, default_block, default_chunk
-from unet_engine.plan import Plan
-from unet_engine.runs import run_length, runs
+from unet_engine.plan.box import Box
+from unet_engine.plan.bundles import run_length, runs
+from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.plan import Plan
+from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
+from unet_engine.prepare import decoding as reading
 
 SHAPE, WINDOW, OVERLAP, VOXEL_BYTES = (512, 512, 1024), 128, 0.5, 2
 WINDOWS_PER_SECOND = 314.0

@@ -22,16 +22,16 @@ def tensorrt(args: argparse.Namespace) -> Figures:
     """The bare engine from random weights in FP16 and INT8: its speed does not depend on them, nor on what it was calibrated on."""
     if args.simulate:
         raise CannotRun("simulated: no engine runs there")
-    from unet_engine.backends import trt
+    from unet_engine.backends import tensorrt_api
 
-    if not trt.installed():
+    if not tensorrt_api.installed():
         raise CannotRun("TensorRT is not installed; FP16 and INT8 in it stay not measured")
     need("onnxscript", "onnxruntime", "zarr", "pydantic")
     from gpu_network import typed_graphs
 
     network, window, _ = network_of(args)
     small = ", small" if args.quick else ""
-    yield "library", trt.version()
+    yield "library", tensorrt_api.version()
     with tempfile.TemporaryDirectory() as name:
         for precision, proto in typed_graphs(network, window, 3).items():
             path = Path(name, f"{precision}.onnx")
@@ -47,9 +47,10 @@ def tensorrt(args: argparse.Namespace) -> Figures:
 
 def _engine_rate(path: Path, window: tuple[int, ...], batches: int = 30) -> float:
     """Windows per second of the network alone, replayed back to back. The graph says its types, so it is opened as it is."""
-    from unet_engine.backends import Setup, open_on_device
-    from unet_engine.model_file import open_model
-    from unet_engine.opening import warm_up
+    from unet_engine.backends.base import Setup
+    from unet_engine.backends.libraries import open_on_device
+    from unet_engine.backends.opening import warm_up
+    from unet_engine.model.file import open_model
 
     backend = open_on_device("tensorrt", Setup(open_model(str(path), window), window, "cuda:0"))
     device, done = backend.device, backend.device.event()
@@ -147,8 +148,8 @@ def _host_rate(voxels: list[Any], threads: int, seconds: float) -> float:
     """As a run reads: zarr with the codec pipeline of zarrs, chunks decoded on so many threads; from a folder the system has in memory."""
     import zarr
 
-    from unet_engine.reading import decoding as with_threads
-    from unet_engine.volume import open_volume
+    from unet_engine.storage.codecs import decoding as with_threads
+    from unet_engine.volumes.zarr_volume import open_volume
 
     n = len(voxels)
     with tempfile.TemporaryDirectory() as name:
@@ -162,7 +163,7 @@ def _host_rate(voxels: list[Any], threads: int, seconds: float) -> float:
         )
         for i, part in enumerate(voxels):
             array[i * CHUNK : (i + 1) * CHUNK] = part
-        from unet_engine.box import Box
+        from unet_engine.plan.box import Box
 
         with with_threads(threads):
             volume = open_volume(path, None)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine import halo_reference
-from unet_engine.devices import Device, Region, open_device
+from unet_engine.devices.base import Device, Region
+from unet_engine.devices.opening import open_device
+from unet_engine.stitching import reference
 
 
 @dataclass
@@ -184,9 +185,9 @@ def _add_once(device: Device, rng: Any, dtype: str, classes: int) -> list[str]:
         chosen = [s[r] for s, r in zip(spans, ranks, strict=True)]
         place = [w[r] for w, r in zip(weights, ranks, strict=True)], *([int(c[i]) for c in chosen] for i in range(3))
         if row < 0:
-            halo_reference.add_constant(expected, constants, *place)
+            reference.add_constant(expected, constants, *place)
         else:
-            halo_reference.add(expected, windows[row], *place)
+            reference.add(expected, windows[row], *place)
     on = arrays.put(sums)
     given = (arrays.put(windows), [arrays.put(w) for w in weights], [arrays.put(s) for s in spans])
     rest = (arrays.put(entries), arrays.put(constants), (0, 0, 0), sums_shape)
@@ -203,7 +204,7 @@ def _commit_once(device: Device, rng: Any, classes: int) -> list[str]:
         rng.normal(size=(classes, 2, 4, 33)).astype(np.float32),
     )
     expected = sums.copy()
-    halo_reference.merge(expected, part, (1, 2, 3))
+    reference.merge(expected, part, (1, 2, 3))
     on, halo = arrays.put(sums), arrays.put(part)
     for kind, dtype, activation in (
         ("labels", "uint8", "none"), ("logits", "float16", "none"), ("probabilities", "uint8", "sigmoid"),
@@ -211,11 +212,11 @@ def _commit_once(device: Device, rng: Any, classes: int) -> list[str]:
     ):  # fmt: skip
         wanted = np.zeros(shape if kind == "labels" else sums.shape, dtype)
         if kind == "labels":
-            halo_reference.labels(expected, wanted, threshold=False)
+            reference.labels(expected, wanted, threshold=False)
         elif kind == "logits":
-            halo_reference.logits(expected, wanted)
+            reference.logits(expected, wanted)
         else:
-            halo_reference.probabilities(expected, wanted, activation)
+            reference.probabilities(expected, wanted, activation)
         number = len(arrays._memory)
         out, flag = arrays.put(np.zeros_like(wanted)), arrays.put(np.zeros(1, np.int32))
         given_commit = (on, out, kind, activation, [halo], [[1, 2, 3]], flag)
@@ -244,7 +245,7 @@ def _gather_once(device: Device, rng: Any, raw_type: str) -> list[str]:
     for row, number in enumerate(order):
         expected = np.zeros((2, *size), np.float32)
         index = [p[e].astype(np.int64) for p, e in zip(positions, entries[number], strict=False)]
-        halo_reference.gather(expected, raw, index, scale, shift, 0.0)
+        reference.gather(expected, raw, index, scale, shift, 0.0)
         if got[row].tobytes() != expected.tobytes():
             wrong.append(f"gather {raw_type}")
     arrays.close()

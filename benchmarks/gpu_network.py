@@ -73,7 +73,7 @@ def flops(network: nn.Module, window: tuple[int, ...]) -> int:
 
 def spec_of(window: tuple[int, ...], classes: int, flops_of_window: int = 1) -> Any:
     """The `ModelSpec` of `MLPerfUNet`."""
-    from unet_engine.spec import ModelSpec, Normalization
+    from unet_engine.model.spec import ModelSpec, Normalization
 
     return ModelSpec(
         name="mlperf", axes="zyx", channels_in=1, channels_out=classes, window=window, window_min=(16,) * 3, window_step=(16,) * 3,
@@ -83,7 +83,7 @@ def spec_of(window: tuple[int, ...], classes: int, flops_of_window: int = 1) -> 
 
 def save(network: nn.Module, folder: Any, window: tuple[int, ...], classes: int, flops_of_window: int) -> str:
     """Write it as TorchScript with its spec, where the engine takes it from. Returns the path."""
-    from unet_engine.spec import METADATA_KEY
+    from unet_engine.model.spec import METADATA_KEY
 
     path = folder / "mlperf.pt"
     with torch.inference_mode():
@@ -101,11 +101,11 @@ def typed_graphs(network: nn.Module, window: tuple[int, ...], classes: int) -> d
     """ONNX graphs for TensorRT as `unet-engine quantize` makes them, by precision: FP16, and convolutions in INT8 with FP16 between."""
     import numpy as np
 
-    from unet_engine.spec import METADATA_KEY
-    from unet_export.convert import from_module
-    from unet_export.graph import Graph
-    from unet_export.half import to_half
-    from unet_export.qdq import quantizable, thresholds, to_qdq
+    from unet_engine.model.spec import METADATA_KEY
+    from unet_export.conversion.exporters import from_module
+    from unet_export.quantize.graph import Graph
+    from unet_export.quantize.half import to_half
+    from unet_export.quantize.qdq import quantizable, thresholds, to_qdq
 
     spec = spec_of(window, classes)
     graph = Graph(from_module(network.eval(), spec))

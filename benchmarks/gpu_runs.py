@@ -23,9 +23,9 @@ def end_to_end(args: argparse.Namespace) -> Figures:
     from gpu_network import flops, save
 
     import unet_engine
-    from unet_engine.report import plan_facts
+    from unet_engine.commands.report import plan_facts
+    from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
-    from unet_engine.teams import team
 
     small = args.quick or args.simulate
     network, window, shape = network_of(args)
@@ -44,7 +44,7 @@ def end_to_end(args: argparse.Namespace) -> Figures:
             with team(Settings.of(input=volume, **options)) as crew:
                 prepared = crew.prepare()
                 facts = plan_facts(prepared)
-                result = unet_engine.runner.run_volume(crew, prepared)
+                result = unet_engine.api.run_volume(crew, prepared)
             rates.append(result.windows_inferred / result.seconds)
             digests.append(_digest(folder / f"out{n}.zarr"))
             bares.append(bare_rate(network, window, precision, 0.2 if small else 4))
@@ -149,7 +149,7 @@ def memory(args: argparse.Namespace) -> Figures:
     from gpu_network import flops, save
 
     import unet_engine
-    from unet_engine.devices import open_device
+    from unet_engine.devices.opening import open_device
 
     small = args.quick or args.simulate
     device = open_device(device_name(args))

@@ -186,7 +186,7 @@ def _run(root: Path, volume: Path, model: Path, *options: str) -> dict[str, Any]
     command = [
         sys.executable,
         "-c",
-        "from unet_engine.cli import main; main()",
+        "from unet_engine.commands.cli import main; main()",
         "run",
         "--in",
         str(volume),
@@ -217,10 +217,10 @@ def _network(root: Path) -> Path:
     """A U-Net of 8 filters and 2 poolings with random weights, windows of 32³."""
     import torch
 
-    from unet_export.geometry import UNetConfig
-    from unet_export.nets import UNet
-    from unet_export.onnx_export import export_onnx
-    from unet_export.specs import spec_for
+    from unet_export.conversion.onnx_export import export_onnx
+    from unet_export.train.geometry import UNetConfig
+    from unet_export.train.nets import UNet
+    from unet_export.train.specs import spec_for
 
     torch.manual_seed(0)
     config = UNetConfig(dims=3, classes=2, base=8, depth=2, norm="batch")

@@ -26,14 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine import halo, halo_reference, machine
-from unet_engine.model_file import open_model
-from unet_engine.runner import run_volume
+import unet_engine
+from unet_engine import machine
+from unet_engine.api import run_volume
+from unet_engine.execution.choose import team
+from unet_engine.model.file import open_model
 from unet_engine.settings import Settings
-from unet_engine.teams import team
+from unet_engine.stitching import operations, reference
 
 BASELINE = Path(__file__).parent / "results" / "guard.json"
-MODELS = Path(halo.__file__).parent / "models"
+MODELS = Path(unet_engine.__file__).parent / "models"
 ROUNDS, CALLS = 7, 25
 LEAST_NOISE = {"add": 0.15, "gather": 0.15, "labels": 0.15, "3D": 0.03, "2D": 0.03}
 """Part of a ratio that is always allowed for: so much the same code moves from hour to hour. What neighbours do to caches and memory tells on
@@ -166,20 +168,20 @@ def _stitching(side: int) -> list[Pair]:
     return [
         Pair(
             "add",
-            _timed(lambda: halo.add(inner, part, weights, *place)),
-            _timed(lambda: halo_reference.add(inner, part, weights, *place)),
+            _timed(lambda: operations.add(inner, part, weights, *place)),
+            _timed(lambda: reference.add(inner, part, weights, *place)),
             CALLS,
         ),
         Pair(
             "gather",
-            _timed(lambda: halo.gather(cut, raw, index, scale, shift, 0)),
-            _timed(lambda: halo_reference.gather(cut, raw, index, scale, shift, 0)),
+            _timed(lambda: operations.gather(cut, raw, index, scale, shift, 0)),
+            _timed(lambda: reference.gather(cut, raw, index, scale, shift, 0)),
             CALLS,
         ),
         Pair(
             "labels",
-            _timed(lambda: halo.labels(part, labels, "softmax")),
-            _timed(lambda: halo_reference.labels(part, labels, threshold=False)),
+            _timed(lambda: operations.labels(part, labels, "softmax")),
+            _timed(lambda: reference.labels(part, labels, threshold=False)),
             CALLS,
         ),
     ]
@@ -241,7 +243,7 @@ def _machine() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores, {halo.IMPLEMENTATION}"
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores, {operations.IMPLEMENTATION}"
 
 
 def _print(found: dict[str, Ratio], known: dict[str, Any] | None, fallen: set[str]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unet_engine import halo, halo_reference
+from unet_engine.stitching import operations, reference
 
 
 @dataclass(frozen=True)
@@ -75,49 +75,49 @@ def cases(shape: tuple[int, ...], threads: int) -> list[Case]:
     return [
         case(
             "add float32", 12 * voxels,
-            lambda: halo.add(inner, part, weights, *place, **many),
-            lambda: halo_reference.add(inner, part, weights, *place),
+            lambda: operations.add(inner, part, weights, *place, **many),
+            lambda: reference.add(inner, part, weights, *place),
         ),
         case(
             "add float16", 10 * voxels,
-            lambda: halo.add(inner, half, weights, *place, **many),
-            lambda: halo_reference.add(inner, half, weights, *place),
+            lambda: operations.add(inner, half, weights, *place, **many),
+            lambda: reference.add(inner, half, weights, *place),
         ),
         case(
             "add_constant", 8 * voxels,
-            lambda: halo.add_constant(inner, values, weights, *place, **many),
-            lambda: halo_reference.add_constant(inner, values, weights, *place),
+            lambda: operations.add_constant(inner, values, weights, *place, **many),
+            lambda: reference.add_constant(inner, values, weights, *place),
         ),
-        case("merge", 12 * voxels, lambda: halo.merge(inner, part, zero, **many), lambda: halo_reference.merge(inner, part, zero)),
+        case("merge", 12 * voxels, lambda: operations.merge(inner, part, zero, **many), lambda: reference.merge(inner, part, zero)),
         case(
             "gather uint16", 6 * raw.size,
-            lambda: halo.gather(cut, raw, index, scale, shift, 0, **many),
-            lambda: halo_reference.gather(cut, raw, index, scale, shift, 0),
+            lambda: operations.gather(cut, raw, index, scale, shift, 0, **many),
+            lambda: reference.gather(cut, raw, index, scale, shift, 0),
         ),
         case(
             "labels softmax", 4 * voxels + labels.size,
-            lambda: halo.labels(part, labels, "softmax", **many),
-            lambda: halo_reference.labels(part, labels, threshold=False),
+            lambda: operations.labels(part, labels, "softmax", **many),
+            lambda: reference.labels(part, labels, threshold=False),
         ),
         case(
             "softmax uint8", 5 * voxels,
-            lambda: halo.probabilities(part, small, "softmax", **many),
-            lambda: halo_reference.probabilities(part, small, "softmax"),
+            lambda: operations.probabilities(part, small, "softmax", **many),
+            lambda: reference.probabilities(part, small, "softmax"),
         ),
         case(
             "sigmoid float32", 8 * voxels,
-            lambda: halo.probabilities(part, single, "sigmoid", **many),
-            lambda: halo_reference.probabilities(part, single, "sigmoid"),
+            lambda: operations.probabilities(part, single, "sigmoid", **many),
+            lambda: reference.probabilities(part, single, "sigmoid"),
         ),
         case(
             "logits float16", 6 * voxels,
-            lambda: halo.logits(part, half_out, **many),
-            lambda: halo_reference.logits(part, half_out),
+            lambda: operations.logits(part, half_out, **many),
+            lambda: reference.logits(part, half_out),
         ),
         case(
             "is_constant", 2 * flat.size,
-            lambda: _expect(halo.is_constant(flat, zero, window, 0)),
-            lambda: _expect(halo_reference.is_constant(flat, zero, window, np.uint16(0))),
+            lambda: _expect(operations.is_constant(flat, zero, window, 0)),
+            lambda: _expect(reference.is_constant(flat, zero, window, np.uint16(0))),
         ),
     ]  # fmt: skip
 
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
     shapes = [(2, 8, 8, 8)] if options.quick else [(2, 64, 64, 64), (2, 512, 512), (16, 128, 128, 128)]
     seconds = 0.0 if options.quick else options.seconds
-    print(f"{halo.IMPLEMENTATION} on {platform.machine()}, {options.threads} thread(s), numpy {np.__version__}")
+    print(f"{operations.IMPLEMENTATION} on {platform.machine()}, {options.threads} thread(s), numpy {np.__version__}")
     print(f"{'case':<32}{'native ms':>18}{'numpy ms':>18}{'x numpy':>9}{'of copy':>9}{'GB/s':>7}")
     results = []
     for shape in shapes:
@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
             )
     if options.json:
         report = {
-            "implementation": halo.IMPLEMENTATION,
+            "implementation": operations.IMPLEMENTATION,
             "threads": options.threads,
             "results": [asdict(r) for r in results],
         }

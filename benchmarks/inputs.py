@@ -37,8 +37,8 @@ def network(case: Case, filters: int = 16) -> Any:
     """A U-Net of 4 poolings, batch normalisation, two classes, random weights, the same each time."""
     import torch
 
-    from unet_export.geometry import UNetConfig
-    from unet_export.nets import UNet
+    from unet_export.train.geometry import UNetConfig
+    from unet_export.train.nets import UNet
 
     torch.manual_seed(0)
     config = UNetConfig(
@@ -49,9 +49,9 @@ def network(case: Case, filters: int = 16) -> Any:
 
 def model_of(case: Case, filters: int, root: Path) -> Path:
     """That network as ONNX file in `root`."""
-    from unet_engine.spec import Normalization
-    from unet_export.onnx_export import export_onnx
-    from unet_export.specs import spec_for
+    from unet_engine.model.spec import Normalization
+    from unet_export.conversion.onnx_export import export_onnx
+    from unet_export.train.specs import spec_for
 
     module = network(case, filters)
     grey = Normalization(mode="range", low=0, high=255)
@@ -92,7 +92,7 @@ def quantized(model: Path, volume: Path, root: Path) -> Path:
     target = root / "int8.onnx"
     words = ["quantize", model, "--calibrate", volume, "--precision", "int8", "--backend", "openvino"]
     command = [
-        *(sys.executable, "-c", "from unet_engine.cli import main; main()"),
+        *(sys.executable, "-c", "from unet_engine.commands.cli import main; main()"),
         *map(str, [*words, "--min-dice", 0, "--out", target]),
     ]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

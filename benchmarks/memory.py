@@ -86,7 +86,7 @@ def _grown(root: Path, base: Path, times: tuple[int, ...]) -> Path:
 def _run(
     root: Path, volume: Path, times: tuple[int, ...], given: argparse.Namespace, memory: int | None
 ) -> dict[str, Any]:
-    command = [sys.executable, "-c", "from unet_engine.cli import main; main()", "run", "--in", str(volume)]
+    command = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", "run", "--in", str(volume)]
     command += [
         "--model",
         str(root / "net.fake.toml"),

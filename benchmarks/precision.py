@@ -73,8 +73,8 @@ def _prepare(args: argparse.Namespace, root: Path) -> None:
     import zarr
 
     if args.quick:
-        from unet_engine.demo import shipped_model
-        from unet_export.tissue import make_tissue
+        from unet_engine.model.shipped import shipped_model
+        from unet_export.train.tissue import make_tissue
 
         args.repeats, args.held_out = 1, 16
         args.min_dice = args.min_dice or ["0.98"]
@@ -98,7 +98,7 @@ def _command(*words: object) -> dict[str, Any] | list[dict[str, Any]]:
 
     begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", "from unet_engine.cli import main; main()", *map(str, words), "--json"],
+        [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", *map(str, words), "--json"],
         capture_output=True,
         text=True,
         check=False,
@@ -171,7 +171,7 @@ def _truth(args: argparse.Namespace, root: Path, gate: list[dict[str, Any]]) -> 
     """Dice per class on the held-out planes, for each precision."""
     import zarr
 
-    from unet_export.loss import dice_per_class
+    from unet_export.train.loss import dice_per_class
 
     truth = args.labels[-args.held_out :]
     scores = {}

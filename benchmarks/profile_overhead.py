@@ -21,8 +21,8 @@ import numpy as np
 import zarr
 
 import unet_engine
-from unet_engine.demo import shipped_model
-from unet_engine.stages import ADD, Stages
+from unet_engine.model.shipped import shipped_model
+from unet_engine.profiling.stages import ADD, Stages
 
 _FAKE = """[spec]
 name = "nothing"
@@ -73,7 +73,7 @@ def _measure(args: argparse.Namespace, root: Path) -> dict[str, object]:
         Path(model).write_text(_FAKE)
     window = tuple(map(int, args.window.split(",")))
 
-    def once(profile: str | None) -> unet_engine.runner.Result:
+    def once(profile: str | None) -> unet_engine.api.Result:
         options = {
             "model": model,
             "window": window,

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.box import Box
 from unet_engine.cluster.connection import connect
-from unet_engine.job import Halo
+from unet_engine.execution.dask.station import Piece
+from unet_engine.pipeline.job import Halo
+from unet_engine.plan.box import Box
 from unet_engine.settings import Settings
-from unet_engine.station import Piece
 
 
 def made(count: int) -> Piece:

@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from unet_engine.backends import Setup, open_backend
-from unet_engine.model_file import ModelFile, open_model
-from unet_engine.normalize import scaling
-from unet_export.gate import class_names, session
-from unet_export.metrics import Comparison, to_bf16
+from unet_engine.backends.base import Setup
+from unet_engine.backends.libraries import open_backend
+from unet_engine.model.file import ModelFile, open_model
+from unet_engine.volumes.normalize import scaling
+from unet_export.quantize.gate import class_names, session
+from unet_export.quantize.metrics import Comparison, to_bf16
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 FIRST = 2

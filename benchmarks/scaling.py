@@ -26,20 +26,20 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from unet_engine import station
-from unet_engine.backends import Setup
-from unet_engine.board import Board
-from unet_engine.box import Box
-from unet_engine.grid import AxisGrid
-from unet_engine.job import Job, Predicted
-from unet_engine.layout import NO_MEMORY
-from unet_engine.model_file import ModelFile
-from unet_engine.normalize import Scaling
-from unet_engine.output import Layout
-from unet_engine.plan import Plan
-from unet_engine.runs import run_length
-from unet_engine.spec import ModelSpec
-from unet_engine.worker import Worker
+from unet_engine.backends.base import Setup
+from unet_engine.execution.dask import station
+from unet_engine.execution.dask.board import Board
+from unet_engine.model.file import ModelFile
+from unet_engine.model.spec import ModelSpec
+from unet_engine.output.layout import Layout
+from unet_engine.pipeline.job import Job, Predicted
+from unet_engine.pipeline.worker import Worker
+from unet_engine.plan.box import Box
+from unet_engine.plan.bundles import run_length
+from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.plan import Plan
+from unet_engine.plan.sizing import NO_MEMORY
+from unet_engine.volumes.normalize import Scaling
 
 LATENCY = 0.0023
 WINDOW, STRIDE, WINDOWS, BLOCKS = 8, 4, 4, 47
@@ -180,7 +180,7 @@ def measure(workers: int, seconds: float | None) -> dict:
     from dask.config import set as configured
     from distributed import Client
 
-    from unet_engine.dask_executor import run_dask
+    from unet_engine.execution.dask.flow import run_dask
 
     whole = plan(BLOCKS)
     length = run_length(whole, LATENCY, workers)

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from unet_engine.box import Box
-from unet_engine.output import Layout, Output
-from unet_export.tissue import make_tissue
+from unet_engine.output.layout import Layout
+from unet_engine.output.output import Output
+from unet_engine.plan.box import Box
+from unet_export.train.tissue import make_tissue
 
 
 def main() -> None:

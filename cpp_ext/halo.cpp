@@ -1,4 +1,4 @@
-// The CPU half of stitching as the Python module `unet_engine._halo`. `engine/unet_engine/halo.py` checks types and shapes and
+// The CPU half of stitching as the Python module `unet_engine.stitching._halo`. `engine/unet_engine/halo.py` checks types and shapes and
 // says what each function means; what guards memory (bounds, channels, strides) is checked here once more. Every function
 // releases the GIL.
 #include <nanobind/nanobind.h>
@@ -345,7 +345,7 @@ bool is_constant(const Input& block_array, const std::string& type, const Corner
 
 NB_MODULE(_halo, m) {
   using namespace unet_engine;
-  m.doc() = "CPU implementation of unet_engine.halo; call that instead.";
+  m.doc() = "CPU implementation of unet_engine.stitching.operations; call that instead.";
   m.def("gather", &gather);
   m.def("add", &add);
   m.def("add_constant", &add_constant);

@@ -1,5 +1,5 @@
-// The GPU half of stitching as a Python module: DLPack arrays in, no torch needed. Built twice: `unet_engine._halo_cuda` on CUDA arrays with
-// `halo.cu`, which imports without a driver, and, with UNET_ENGINE_LOOP defined, `unet_engine._halo_loop` on arrays of the host with
+// The GPU half of stitching as a Python module: DLPack arrays in, no torch needed. Built twice: `unet_engine.devices._halo_cuda` on CUDA arrays with
+// `halo.cu`, which imports without a driver, and, with UNET_ENGINE_LOOP defined, `unet_engine.devices._halo_loop` on arrays of the host with
 // `halo_loop.cpp`, for tests. What the functions mean is said in `engine/unet_engine/_halo_cuda.pyi`; all checks come before anything is
 // queued. Arrays that lie on the device are not looked into.
 #include <nanobind/nanobind.h>
@@ -346,7 +346,7 @@ NB_MODULE(_halo_loop, m) {
   m.doc() = "The kernels of the GPU in loops on the CPU, for tests.";
 #else
 NB_MODULE(_halo_cuda, m) {
-  m.doc() = "CUDA implementation of unet_engine.halo on DLPack arrays.";
+  m.doc() = "CUDA implementation of unet_engine.stitching.operations on DLPack arrays.";
 #endif
   using namespace unet_engine;
   using namespace nanobind::literals;

@@ -201,7 +201,7 @@ class Contestant:
     """Whether it takes volumes of another spacing than the network's, the network's own, or both."""
 
 
-OURS = ("unet_engine.runner", "openvino")
+OURS = ("unet_engine.api", "openvino")
 CONTESTANTS = {
     c.name: c
     for c in (

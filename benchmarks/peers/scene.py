@@ -74,8 +74,8 @@ def _nnunet(case: Case, base: int) -> Any:
 
 
 def _unet(case: Case, base: int) -> Any:
-    from unet_export.geometry import UNetConfig
-    from unet_export.nets import UNet
+    from unet_export.train.geometry import UNetConfig
+    from unet_export.train.nets import UNet
 
     depth = 4 if min(case.window) >= 64 else 2
     return UNet(UNetConfig(dims=len(case.window), classes=case.classes, base=base, depth=depth, norm="batch"))
@@ -85,8 +85,8 @@ def save(case: Case, base: int, folder: Path) -> None:
     """The network as ``net.onnx``, which takes windows of the case's size, and its weights as ``net.pt``."""
     import torch
 
-    from unet_engine.spec import ModelSpec, Normalization
-    from unet_export.onnx_export import export_onnx
+    from unet_engine.model.spec import ModelSpec, Normalization
+    from unet_export.conversion.onnx_export import export_onnx
 
     none = (0,) * len(case.window)
     spec = ModelSpec(
@@ -167,7 +167,7 @@ def weights(case: Case) -> Any:
     """The Gaussian of a window with the floor that the engine gives each axis; MONAI's own has one floor for their product."""
     import torch
 
-    from unet_engine.weights import profile
+    from unet_engine.stitching.weights import profile
 
     return torch.from_numpy(reduce(np.multiply.outer, [profile(n, "gaussian") for n in case.window])).float()
 

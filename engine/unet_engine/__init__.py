@@ -11,16 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unet_engine.model_file import ModelFile, open_model
-    from unet_engine.plan import Plan
-    from unet_engine.runner import Result, make_plan, run
-    from unet_engine.spec import ModelSpec
+    from unet_engine.api import Result, make_plan, run
+    from unet_engine.model.file import ModelFile, open_model
+    from unet_engine.model.spec import ModelSpec
+    from unet_engine.plan.plan import Plan
 
 __all__ = ["ModelFile", "ModelSpec", "Plan", "Result", "make_plan", "open_model", "run"]
 
 _HOMES = {
-    "ModelFile": "model_file", "open_model": "model_file", "Plan": "plan", "Result": "runner", "make_plan": "runner", "run": "runner",
-    "ModelSpec": "spec",
+    "ModelFile": "model.file", "open_model": "model.file", "ModelSpec": "model.spec", "Plan": "plan.plan",
+    "Result": "api", "make_plan": "api", "run": "api",
 }  # fmt: skip
 
 

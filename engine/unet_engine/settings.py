@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from unet_engine.box import Box
 from unet_engine.errors import SettingsError
 from unet_engine.units import parse_bytes
 
@@ -42,7 +41,7 @@ class Settings(BaseModel):
     window: tuple[int, ...] | None = None
     """Input size per axis of the model; default: what the model names."""
     overlap: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.5
-    """Fraction by which windows overlap; ``auto``: see `unet_engine.overlap_search`."""
+    """Fraction by which windows overlap; ``auto``: see `unet_engine.prepare.overlap`."""
     overlap_tolerance: float | None = Field(default=None, gt=0, le=1)
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
     blend: Literal["gaussian", "constant", "crop"] = "gaussian"
@@ -269,23 +268,3 @@ def parse_part(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError("give the number of the part and how many there are, e.g. 1/4 to 4/4")
     return int(match[1]), int(match[2])
-
-
-def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
-    """``z0:z1,y0:y1,x0:x1`` as a box inside `shape`. Raises `SettingsError` where it is malformed, empty or outside."""
-    parts = text.split(",")
-    if len(parts) != len(names):
-        raise SettingsError(
-            f"--roi {text!r} has {len(parts)} axes, the volume has {names}; give start:stop for each, e.g. 0:64"
-        )
-    lo, hi = [], []
-    for part, name, size in zip(parts, names, shape, strict=True):
-        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
-        if not match:
-            raise SettingsError(f"--roi: {part!r} is not start:stop for axis {name}; write it like 0:64")
-        start, stop = int(match[1] or 0), int(match[2] or size)
-        if not start < stop <= size:
-            raise SettingsError(f"--roi: {part} along {name} is empty or leaves the volume; stay within 0:{size}")
-        lo.append(start)
-        hi.append(stop)
-    return Box(tuple(lo), tuple(hi))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.errors import BackendError, ModelError, first_line
-from unet_engine.model_file import ModelFile
+from unet_engine.model.file import ModelFile
 
 Array = npt.NDArray[Any]
 

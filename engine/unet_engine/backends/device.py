@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from unet_engine.backends.base import Setup, check_output
-from unet_engine.devices import Device, Memory, Region, Stream
+from unet_engine.devices.base import Device, Memory, Region, Stream
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import numpy as np
 
 from unet_engine.backends.base import Setup
 from unet_engine.backends.device import DeviceBackend, DeviceTensor
-from unet_engine.devices import Device, Stream
-from unet_engine.devices.base import host_array
+from unet_engine.devices.base import Device, Stream, host_array
 from unet_engine.errors import BackendError
 
 

@@ -11,7 +11,8 @@ import onnxruntime as ort
 
 from unet_engine.backends.base import Setup
 from unet_engine.backends.device import DeviceBackend
-from unet_engine.devices import SIMULATED, Device, Stream
+from unet_engine.devices.base import Device, Stream
+from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from unet_engine.backends.base import Array, Backend, Setup
 from unet_engine.errors import BackendError, ModelError, first_line
-from unet_engine.model_file import attached_network
+from unet_engine.model.file import attached_network
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

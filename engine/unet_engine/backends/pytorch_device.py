@@ -14,7 +14,8 @@ import torch
 from unet_engine.backends.base import Setup
 from unet_engine.backends.device import Borrowed, DeviceBackend, DeviceTensor
 from unet_engine.backends.pytorch import loaded
-from unet_engine.devices import SIMULATED, Device, Region, Stream
+from unet_engine.devices.base import Device, Region, Stream
+from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,11 +15,11 @@ from math import prod
 from typing import Any
 
 from unet_engine import machine
-from unet_engine.backends import engine_cache, trt
+from unet_engine.backends import engine_cache, tensorrt_api
 from unet_engine.backends.base import Array, Backend, Setup
 from unet_engine.backends.cuda import Cuda
 from unet_engine.errors import BackendError, ModelError
-from unet_engine.model_file import attached_network
+from unet_engine.model.file import attached_network
 
 SLOTS = 4
 """Batches in flight: one computes, one is copied in, one out, one is filled."""
@@ -29,7 +29,7 @@ FORMAT = 1
 
 def library(device: str) -> str:
     """What a verdict is bound to."""
-    return f"{trt.version()} on {_cuda(device).describe()}"
+    return f"{tensorrt_api.version()} on {_cuda(device).describe()}"
 
 
 def _cuda(device: str) -> Cuda:
@@ -58,11 +58,11 @@ class Execution:
     """An engine with its execution context, whose scratch memory is ours. Input and output are bound by address."""
 
     def __init__(self, setup: Setup, cuda: Cuda) -> None:
-        self._cuda, self.version = cuda, trt.version()
+        self._cuda, self.version = cuda, tensorrt_api.version()
         network = network_of(setup)
         engine = engine_for(setup, network, cuda.describe())
-        trt_module = trt.module()
-        self._logger = trt.logger()
+        trt_module = tensorrt_api.module()
+        self._logger = tensorrt_api.logger()
         self._runtime = trt_module.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
@@ -205,7 +205,7 @@ def key_of(setup: Setup, network: bytes, gpu: str) -> dict[str, object]:
     return {
         "format": FORMAT,
         "network": sha256(network).hexdigest(),
-        "library": trt.version(),
+        "library": tensorrt_api.version(),
         "gpu": gpu,
         "shape": list(setup.input_shape),
     }
@@ -220,12 +220,14 @@ def engine_for(setup: Setup, network: bytes, gpu: str) -> bytes:
     stored = engine_cache.load("engine", key)
     if stored is not None:
         return stored
-    trt.check_sizes(setup.model.path, network, setup.input_shape)
+    tensorrt_api.check_sizes(setup.model.path, network, setup.input_shape)
     shape = setup.input_shape
     timing_key = {name: key[name] for name in ("format", "library", "gpu")}
     timing = engine_cache.load("timing", timing_key) or b""
     what = f"{setup.model.path.name} in {setup.precision} on {gpu}"
-    engine, timing = trt.build(network, trt.Shapes(shape, shape, shape), timing=timing, progress=trt.Printer(what))
+    engine, timing = tensorrt_api.build(
+        network, tensorrt_api.Shapes(shape, shape, shape), timing=timing, progress=tensorrt_api.Printer(what)
+    )
     engine_cache.store("engine", key, engine)
     engine_cache.store("timing", timing_key, timing)
     return engine

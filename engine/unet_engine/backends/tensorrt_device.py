@@ -8,7 +8,7 @@ from unet_engine.backends.base import Setup
 from unet_engine.backends.cuda import Cuda
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.tensorrt import Execution
-from unet_engine.devices import Device, Stream
+from unet_engine.devices.base import Device, Stream
 from unet_engine.errors import BackendError
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from unet_engine import machine
@@ -18,6 +17,7 @@ from unet_engine.cluster.dashboard import dashboard
 from unet_engine.cluster.dask_settings import check_protocol, security
 from unet_engine.errors import ClusterError, SettingsError, first_line
 from unet_engine.settings import Settings
+from unet_engine.version import our_version
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -115,7 +115,7 @@ def _batch(settings: Settings, hang_seconds: float, stack: ExitStack) -> Cluster
 
 
 def _local(settings: Settings, memory: int | None, hang_seconds: float, stack: ExitStack) -> Cluster:
-    from unet_engine.cluster.gate import guard
+    from unet_engine.cluster.token_gate import guard
 
     check_protocol(settings.protocol)
     pages, secure = dashboard(settings), security(settings)
@@ -159,14 +159,6 @@ def wait_for_workers(cluster: Cluster, note: Callable[[str], None]) -> None:
             noted = now
             note(f"waiting for workers: {cluster.state()}".rstrip(": "))
         time.sleep(0.1)
-
-
-def our_version() -> str:
-    """Version of this package, as installed; ``unknown`` when it runs from its sources."""
-    try:
-        return version("unet-engine")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def check_versions(client: Client) -> None:

@@ -26,7 +26,7 @@ class Dashboard:
     @property
     def scheduler_options(self) -> dict[str, Any]:
         """Arguments of Dask's `Scheduler`, and its class as ``cls``. It always opens a port for pages; without `place` it is closed again."""
-        from unet_engine.cluster.gate import guarded_scheduler
+        from unet_engine.cluster.token_gate import guarded_scheduler
 
         return {
             "cls": guarded_scheduler(self.token if self.place else None),

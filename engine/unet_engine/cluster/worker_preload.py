@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from unet_engine.affinity import stay_near
+from unet_engine.cluster.affinity import stay_near
 
 GPUS = "UNET_ENGINE_GPUS_PER_JOB"
 """Environment variable of a batch job: among how many worker processes its GPUs are dealt."""

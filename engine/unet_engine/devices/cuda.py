@@ -38,7 +38,7 @@ class CudaDevice:
         from cuda import core
         from cuda.bindings import driver
 
-        from unet_engine import _halo_cuda
+        from unet_engine.devices import _halo_cuda
 
         self._core, self._driver, self.kernels = core, driver, _halo_cuda
         self.ordinal, self.name = ordinal, f"cuda:{ordinal}"

@@ -84,7 +84,7 @@ class SimulatedDevice:
     ordinal = 0
 
     def __init__(self, room: int = 2**34) -> None:
-        from unet_engine import _halo_loop
+        from unet_engine.devices import _halo_loop
 
         self.kernels = _halo_loop
         self.room, self.used, self.peak = room, 0, 0

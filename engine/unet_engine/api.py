@@ -1,0 +1,229 @@
+"""The whole run: prepare, open the output, execute, state that it is complete. `run` and `make_plan` are the Python API."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from unet_engine.errors import writing
+from unet_engine.execution.choose import team
+from unet_engine.execution.team import Team
+from unet_engine.output import output as store
+from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
+from unet_engine.output.header import Ledger, spans
+from unet_engine.output.locks import Holding, hold
+from unet_engine.output.output import Output
+from unet_engine.pipeline.job import Job
+from unet_engine.plan.plan import Plan
+from unet_engine.prepare.overlap import KEY, facts
+from unet_engine.prepare.prepare import Prepared, prepare
+from unet_engine.prepare.survey import check_output, survey
+from unet_engine.profiling import tracing
+from unet_engine.settings import Settings
+from unet_engine.stitching import operations
+from unet_engine.version import version_of
+
+Watch = Callable[[Prepared, Team], Any]
+"""Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
+
+
+_NOT_STORED = ("out", "part", "overlap_choice", "complete", "profile")
+"""Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did. What is planned counts this run's plan, resumed or not, of a part only its own; seconds are wall time without
+    planning."""
+
+    out: str
+    digest: str
+    windows_planned: int
+    windows_inferred: int
+    windows_skipped: int
+    blocks_planned: int
+    blocks_written: int
+    seconds: float
+    voxels: int
+    voxels_per_second: float
+    bytes_read: int
+    bytes_written: int
+    peak_rss_bytes: int
+    predicted_rss_bytes: int
+    backend: str
+    device: str
+    precision: str
+    stitching: str
+    part: str | None = None
+    workers: int = 0
+    """Workers of a cluster that took part; 0 where this process did it all. Memory is then that of the one with the most."""
+    worker_windows: tuple[int, ...] = ()
+    """Windows that each of them inferred, the least first."""
+    workers_lost: int = 0
+    runs_repeated: int = 0
+    """Groups of blocks that were inferred again, as the worker that held their sums was lost."""
+    processors: tuple[str, ...] = ()
+    """Kinds of processor that took part. Networks may give other last bits on another kind."""
+    halo_bytes: int = 0
+    """Halos sent from one worker to another."""
+    overlap_choice: dict[str, Any] | None = None
+    """What ``--overlap auto`` took and on what grounds: fields of `unet_engine.prepare.overlap.OverlapChoice`."""
+    stages: dict[str, dict[str, float]] | None = None
+    """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
+    profile: tuple[str, ...] = ()
+    """The files that show it."""
+    complete: bool = True
+    """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
+
+
+def run(input: str, **options: Any) -> Result:
+    """Run a U-Net over a Zarr volume. Options are the fields of `unet_engine.settings.Settings`.
+
+    The output is an OME-Zarr 0.5 group at ``out`` with the result at ``0``. Raises subclasses of `unet_engine.errors.UnetEngineError`.
+    """
+    with team(Settings.of(input=input, **options)) as crew:
+        return run_volume(crew, crew.prepare())
+
+
+def make_plan(input: str, **options: Any) -> Plan:
+    """The plan that `run` with the same options would execute; nothing is written."""
+    prepared = prepare(survey(Settings.of(input=input, **options)))
+    if prepared.backend:
+        prepared.backend.close()
+    return prepared.job.plan
+
+
+def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Result:
+    """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so."""
+    settings = prepared.found.settings
+    # before any work: a place that cannot be written is said now, not after hours
+    profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
+    begun = time.perf_counter()
+    output = _open_output(prepared)
+
+    def result() -> Result:
+        return _result(prepared, crew, time.perf_counter() - begun)
+
+    if output.ledger.settled():
+        return result()
+    with hold(prepared.job.out, _part(prepared)) as holding:
+        if not output.ledger.begin():
+            return result()  # the last part completed it just now
+        with _noted(prepared, output.ledger, result), watch(prepared, crew) if watch else nullcontext():
+            crew.execute(prepared, output.pending(prepared.job.plan))
+        done = _conclude(prepared, output.ledger, holding, result())
+    return replace(done, profile=profile.write(crew.profile())) if profile else done
+
+
+def _part(prepared: Prepared) -> tuple[int, int] | None:
+    """Part (i, n), or None for a run of all parts. ``--part 1/1`` is a part: it may be repeated, and resumes."""
+    return prepared.job.plan.part if prepared.found.settings.part else None
+
+
+@contextmanager
+def _noted(prepared: Prepared, ledger: Ledger, result: Callable[[], Result]) -> Iterator[None]:
+    """Leave a note of a part in the journal: that it was begun, and in the end what it did, added to what earlier attempts did."""
+    part = _part(prepared)
+    if part is None:
+        yield
+        return
+    with writing(ledger.path, "noting the part"):
+        before = ledger.journal.noted(part)
+        if before is None:
+            ledger.journal.note(part, before := {"host": platform.node(), "finished": False})
+    yield
+    done = asdict(result())
+    if before["finished"] and not done["blocks_written"]:
+        return
+    facts = {key: done[key] + (before.get(key, 0) if key in _ADDED else 0) for key in SUMMED}
+    with writing(ledger.path, "noting the part"):
+        ledger.journal.note(part, {**facts, "host": platform.node(), "finished": True})
+
+
+_ADDED = ("windows_inferred", "windows_skipped", "blocks_written", "seconds")
+"""Figures of a part that grow with every attempt."""
+
+
+def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Result) -> Result:
+    """Complete the output where that is this run's to do. A part leaves it to the last one."""
+    if _part(prepared):
+        return replace(result, complete=conclude(ledger, holding))
+    if not conclude(
+        ledger,
+        holding,
+        {k: v for k, v in asdict(result).items() if k not in _NOT_STORED},
+    ):
+        refuse_incomplete(ledger)
+    return result
+
+
+def _open_output(prepared: Prepared) -> Output:
+    job, settings = prepared.job, prepared.found.settings
+    provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
+    check_output(prepared.found)
+    if store.exists(job.out):
+        if settings.resume:
+            return Output.resume(job.out, job.layout, job.plan.digest, provenance)
+        store.remove(job.out)
+    return Output.create(job.out, job.layout, job.plan.digest, provenance)
+
+
+def _provenance(job: Job) -> dict[str, Any]:
+    """All that tells how the output came about. `identity` is what a resume compares."""
+    plan = job.plan
+    facts = {
+        "identity": dict(plan.identity),
+        "input": job.volume,
+        "model": {"file": job.model.path.name, "sha256": job.model.sha256, "name": job.model.spec.name},
+        "classes": list(job.model.spec.classes),
+        "output": job.kind,
+        "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,
+        "backend": job.setup.device + " " + str(plan.identity["backend"]),
+        "precision": job.setup.precision,
+        "stitching": operations.IMPLEMENTATION,
+        "normalization": {"shift": list(job.scaling.shift), "scale": list(job.scaling.scale)},
+        "grid": {
+            "windows": list(plan.window_range.shape),
+            "window": list(plan.window_shape),
+            "stride": [a.stride for a in plan.axes],
+        },
+        "blocks": [spans(indices) for indices in plan.writing],
+        "versions": {name: version_of(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")}
+        | {"python": platform.python_version()},
+    }
+    decoded: dict[str, Any] = json.loads(json.dumps(facts))
+    return decoded
+
+
+def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
+    job, counters = prepared.job, crew.counters()
+    voxels = counters.voxels_written
+    return Result(
+        out=job.out,
+        digest=job.plan.digest,
+        windows_planned=job.plan.window_count,
+        windows_inferred=counters.inferred,
+        windows_skipped=counters.skipped,
+        blocks_planned=job.plan.block_count,
+        blocks_written=counters.blocks,
+        seconds=round(seconds, 4),
+        voxels=voxels,
+        voxels_per_second=round(voxels / seconds, 1),
+        bytes_read=counters.bytes_read,
+        bytes_written=counters.bytes_written,
+        predicted_rss_bytes=job.plan.memory.total,
+        backend=job.backend,
+        device=",".join(prepared.found.devices),
+        precision=job.setup.precision,
+        stitching=operations.IMPLEMENTATION,
+        part=prepared.found.settings.part,
+        overlap_choice=facts(prepared.overlap),
+        halo_bytes=counters.halo_bytes,
+        stages=tracing.totals(crew.profile()) or None,
+        **crew.facts(),
+    )

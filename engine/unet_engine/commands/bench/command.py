@@ -1,0 +1,155 @@
+"""What ``unet-engine bench`` does: the machine's limits, then a sweep per model; the demo models on synthetic volumes unless told otherwise."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from unet_engine import machine
+from unet_engine.commands.bench.meter import machine_limits
+from unet_engine.commands.bench.offer import PRECISIONS, Wanted, devices, groups, space_of
+from unet_engine.commands.bench.report import Limits, facts, larger
+from unet_engine.commands.bench.space import Field
+from unet_engine.commands.bench.sweep import Subject, sweep
+from unet_engine.commands.demo import SEED, SHAPE
+from unet_engine.errors import SettingsError
+from unet_engine.model.file import ModelFile, open_model
+from unet_engine.model.shipped import shipped_model
+from unet_engine.prepare.survey import check_volume
+from unet_engine.version import version_of
+from unet_engine.volumes.zarr_volume import open_volume
+
+SECONDS = 60.0
+LEAST_SECONDS = 10.0
+"""Of one model: what starting processes and one run from end to end take."""
+PLANE = (1, 1024, 1024)
+"""Of the 2D demo: one plane of the tissue."""
+MIRRORED = {3: 2, 2: 4}
+"""By axes, how many times the tissue is repeated along each, mirrored: windows are many, and edges few, at no cost."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure; see ``unet-engine bench --help``."""
+
+    model: str | None = None
+    input: str | None = None
+    axes: str | None = None
+    wanted: Wanted = field(default_factory=Wanted)
+    seconds: float = SECONDS
+
+
+def bench(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure, and return all there is to say as plain values (see `report.facts`). Raises before anything is measured where it can."""
+    begun = time.perf_counter()
+    if (request.model is None) != (request.input is None):
+        raise SettingsError("--model and --in belong together; give both, or neither for the demo models")
+    demos = [] if request.model else _demos(request)
+    least = LEAST_SECONDS * max(1, len(demos))
+    if request.seconds < least:
+        raise SettingsError(
+            f"--seconds {request.seconds:g} is too short; give {least:g} at least, {LEAST_SECONDS:g} for each model"
+        )
+    for demo in demos:  # what makes no sense is said before anything is made
+        space_of(demo.model, Field(demo.model.spec, demo.mirrored, request.wanted.overlap), request.wanted)
+    with tempfile.TemporaryDirectory(prefix="unet-engine-bench-") as folder:
+        subjects = [demo.subject(Path(folder), request, tell) for demo in demos] or [_own(request)]
+        asked = time.perf_counter()
+        before = [_limits(device, subjects, request, tell) for device in devices(request.wanted)]
+        left = request.seconds - (time.perf_counter() - begun) - (time.perf_counter() - asked)
+        whole = sum(s.share for s in subjects)
+        outcomes = [sweep(s, request.wanted, s.share / whole * left, tell) for s in subjects]
+        # once more, as the machine may have been busy with something else: of a peak, the larger one is meant
+        after = [_limits(device, subjects, request, tell) for device in devices(request.wanted)]
+        limits = [larger(*pair) for pair in zip(before, after, strict=True)]
+        return facts(outcomes, limits, _machine(), time.perf_counter() - begun)
+
+
+def _own(request: Request) -> Subject:
+    """The user's model and volume."""
+    assert request.model is not None
+    assert request.input is not None
+    # a window that only a foreign ONNX needs to be told may be the one to sweep
+    model = open_model(request.model, request.wanted.windows[0] if request.wanted.windows else None)
+    volume = open_volume(request.input, request.axes)
+    check_volume(volume, model, [])
+    space_of(model, Field(model.spec, volume.shape, request.wanted.overlap), request.wanted)
+    return Subject(model.spec.name, model, volume, _options(request, model), request.input)
+
+
+def _options(request: Request, model: ModelFile) -> tuple[str, ...]:
+    options = ["--model", str(model.path)]
+    options += ["--overlap", f"{request.wanted.overlap:g}"] if request.wanted.overlap != 0.5 else []
+    options += ["--axes", request.axes] if request.axes else []
+    options += ["--threads", str(request.wanted.threads)] if request.wanted.threads else []
+    return tuple(options)
+
+
+def _limits(device: str, subjects: Sequence[Subject], request: Request, tell: Callable[[str], None]) -> Limits:
+    used = {g.precision for s in subjects for g in groups(s.model, request.wanted) if g.device == device}
+    tell(f"{device}: what matrix products and copies reach")
+    found = machine_limits(device, [p for p in PRECISIONS if p in used], request.wanted.threads or machine.cpu_count())
+    return Limits(device, found["flops"], found["bytes"], found.get("why", ""))
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """A shipped network, and a volume as `demo` makes it."""
+
+    model: ModelFile
+    shape: tuple[int, ...]
+    """Of the tissue that is made: (z, y, x)."""
+    share: float
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """Of the volume, in the model's axes."""
+        n = len(self.model.spec.axes)
+        return tuple(size * MIRRORED[n] for size in self.shape[-n:])
+
+    def subject(self, folder: Path, request: Request, tell: Callable[[str], None]) -> Subject:
+        from unet_export.train.tissue import make_tissue
+
+        name, axes = self.model.spec.name, self.model.spec.axes
+        tell(f"making synthetic tissue for {name}")
+        image, _ = make_tissue(self.shape, SEED)
+        image = image.reshape(self.shape[-len(axes) :])
+        image = np.pad(
+            image, [(0, large - n) for large, n in zip(self.mirrored, image.shape, strict=True)], mode="symmetric"
+        )
+        path, chunk = str(folder / f"{name}.zarr"), 256 if len(axes) == 2 else 64
+        zarr.create_array(path, data=image, chunks=(chunk,) * len(axes), dimension_names=list(axes))
+        return Subject(name, self.model, open_volume(path), _options(request, self.model), "SCAN.zarr", self.share)
+
+
+def _demos(request: Request) -> list[_Demo]:
+    """Both of them; where windows are given, the one whose windows have as many sizes."""
+    ranks = {len(w) for w in request.wanted.windows}
+    if len(ranks) > 1:
+        raise SettingsError("--windows: some have two sizes and some three; give windows of one model, e.g. 64,64,64")
+    demos = [("cells_3d.onnx", SHAPE, 0.6), ("cells_2d.onnx", PLANE, 0.4)]
+    found = [_Demo(open_model(shipped_model(name)), shape, share) for name, shape, share in demos]
+    return [demo for demo in found if not ranks or len(demo.model.spec.axes) in ranks]
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": machine.processor(),
+        "cores": machine.cpu_count(),
+        "memory": machine.available_memory(),
+        "gpus": machine.gpu_count(),
+        "system": platform.platform(),
+        "versions": {
+            name: found
+            for name in ("unet-engine", "openvino", "onnxruntime", "torch", "zarrs")
+            if (found := version_of(name))
+        },
+    }

@@ -1,0 +1,136 @@
+"""``unet-engine bench``: options, tables and files. The measuring is in `unet_engine.commands.bench`, imported when the command runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unet_engine.errors import OutputError, SettingsError
+
+
+@click.command("bench")
+@click.option("--model", metavar="FILE", help="Model file; default: the demo models.")
+@click.option("--in", "input", metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
+@click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
+@click.option("--seconds", type=float, default=60.0, help="How long it may take, about; default 60.")
+@click.option("--devices", metavar="A,B,…", help="cpu, cuda:0, …; default: all there are.")
+@click.option("--backend", metavar="A,B,…", help="openvino, onnxruntime, …; default: all that are installed.")
+@click.option("--precision", metavar="A,B,…", help="fp32, bf16, fp16, int8; default: all that the device computes in.")
+@click.option(
+    "--windows", multiple=True, metavar="Z,Y,X", help="Window to try, may be repeated; default: around the model's own."
+)
+@click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
+@click.option("--overlap", type=float, default=0.5, help="As for run; default 0.5.")
+@click.option("--threads", type=int, metavar="N", help="As for run; default: one per core.")
+@click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON; - for stdout.")
+@click.option("--html", "html_file", metavar="FILE", help="Write a page with charts; it loads nothing.")
+def bench_command(json_file: str | None, html_file: str | None, **given: Any) -> None:
+    """Find out what runs fastest here: back end, precision, window and batch, bare and from end to end.
+
+    Prints a table, the best choice and the command that uses it. Precisions that the accuracy gate has not passed are measured bare, for
+    comparison, and never proposed.
+    """
+    from rich.console import Console
+
+    from unet_engine.commands.bench.command import Request, bench
+    from unet_engine.commands.bench.offer import Wanted
+    from unet_engine.commands.bench.page import write_page
+
+    wanted = Wanted(
+        devices=_names(given["devices"]),
+        backends=_names(given["backend"]),
+        precisions=_names(given["precision"]),
+        windows=tuple(_window(text) for text in given["windows"]),
+        batches=_batches(given["batches"]),
+        overlap=_overlap(given["overlap"]),
+        threads=_positive("--threads", given["threads"]),
+    )
+    request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"])
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        _check_writable(option, file)
+    facts = bench(request, lambda line: click.echo(line, err=True))
+    _show(facts, Console(stderr=json_file == "-"))
+    if json_file == "-":
+        click.echo(json.dumps(facts))
+    elif json_file:
+        _write(Path(json_file), json.dumps(facts, indent=1) + "\n")
+    if html_file:
+        write_page(Path(html_file), facts)
+
+
+def _show(facts: dict[str, Any], console: Any) -> None:
+    from rich.table import Table
+
+    from unet_engine.commands.bench.report import HEADING, Limits, limits_line, table
+
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a file has no edge to fold at
+    for d in facts["limits"]:
+        limits = Limits(d["device"], d["operations_per_second"], d["copied_bytes_per_second"], d["why"])
+        console.print(limits_line(limits), highlight=False, soft_wrap=True)
+    for sweep in facts["sweeps"]:
+        console.print(f"\n[bold]{sweep['name']}[/bold] on {'×'.join(map(str, sweep['shape']))} voxels", highlight=False)
+        shown = Table(*HEADING, box=None, padding=(0, 1))
+        for cells in table(sweep):
+            shown.add_row(*cells, style="bold" if cells[-1] == "best" else None)
+        console.print(shown, highlight=False)
+        for note in sweep["notes"]:
+            console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+        if sweep["command"]:
+            console.print(f"best: {sweep['command']}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def _window(text: str) -> tuple[int, ...]:
+    from unet_engine.settings import parse_window
+
+    try:
+        window = parse_window(text)
+    except ValueError as error:
+        raise SettingsError(f"--windows {text!r}: {error}") from error
+    if min(window) < 1 or len(window) not in (2, 3):
+        raise SettingsError(f"--windows {text!r}: give one positive size per axis, e.g. 64,64,64")
+    return window
+
+
+def _batches(text: str | None) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in _names(text))
+    except ValueError as error:
+        raise SettingsError(f"--batches {text!r}: give numbers, e.g. 1,4") from error
+    if any(n < 1 for n in found):
+        raise SettingsError(f"--batches {text!r}: give positive numbers, e.g. 1,4")
+    return tuple(dict.fromkeys(found))
+
+
+def _overlap(value: float) -> float:
+    if not 0 <= value < 1:
+        raise SettingsError(f"--overlap {value:g}: give a fraction from 0 to below 1")
+    return value
+
+
+def _positive(option: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise SettingsError(f"{option} {value}: give a positive number")
+    return value
+
+
+def _check_writable(option: str, file: str | None) -> None:
+    """A file that cannot be written is said before the minute that fills it."""
+    if file and file != "-" and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+        raise OutputError(
+            f"{option} {file} cannot be written: it is a folder, or its folder is missing; give another file"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose another --json") from error

@@ -1,0 +1,234 @@
+"""One model on one volume: find the fastest configurations bare, run the best of them from end to end, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from unet_engine import machine
+from unet_engine.commands.bench.meter import Meter
+from unet_engine.commands.bench.offer import Wanted, allowed, choice_of, runnable, setup_of, space_of
+from unet_engine.commands.bench.search import Found, search
+from unet_engine.commands.bench.space import Candidate, Field, region
+from unet_engine.commands.bench.whole import Whole, run_whole
+from unet_engine.errors import PlanError
+from unet_engine.model.file import ModelFile
+from unet_engine.plan.box import Box
+from unet_engine.volumes.zarr_volume import Volume
+
+FINALISTS = 2
+REPEATS = 3
+"""Runs from end to end of each finalist, if time allows."""
+BARE_SHARE = 0.45
+"""Part of a model's time that goes into the search."""
+START = 2.0
+"""Seconds that a process takes before its first window, as far as they must be planned for."""
+FEWEST = 6
+"""Windows that a run must have for its figures to mean anything."""
+FEW = 16
+"""Windows that a run from end to end should have at least: with fewer, its first and last ones weigh too much."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and a volume to sweep."""
+
+    name: str
+    model: ModelFile
+    volume: Volume
+    options: tuple[str, ...]
+    """What ``run`` needs beside the input and what is swept: the model, and what the user gave."""
+    shown: str
+    """The volume as the proposed command names it."""
+    share: float = 1.0
+    """Of the time."""
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """One configuration as a run, several times."""
+
+    runs: tuple[Whole, ...]
+    bare: tuple[float, ...]
+    """Windows per second of the bare network around each run: the mean of just before and just after."""
+
+    @property
+    def efficiencies(self) -> tuple[float, ...]:
+        """Bare time of the windows that were inferred ÷ time of the run, per run."""
+        return tuple(
+            whole.facts["windows_inferred"] / rate / whole.facts["seconds"]
+            for whole, rate in zip(self.runs, self.bare, strict=True)
+        )
+
+
+@dataclass
+class Row:
+    """What is known of one configuration."""
+
+    candidate: Candidate
+    proved: bool
+    """Whether a run takes it: fp32, or what the accuracy gate has passed."""
+    note: str = ""
+    samples: tuple[float, ...] = ()
+    """Windows per second, bare."""
+    peak_rss_bytes: int | None = None
+    """Of the process that held the bare network."""
+    end_to_end: EndToEnd | None = None
+
+    @property
+    def bare(self) -> float | None:
+        return statistics.median(self.samples) if self.samples else None
+
+    @property
+    def efficiency(self) -> float | None:
+        return statistics.median(self.end_to_end.efficiencies) if self.end_to_end else None
+
+
+@dataclass
+class Outcome:
+    """The sweep of one model on one volume."""
+
+    name: str
+    model: ModelFile
+    volume: str
+    """As the proposed command names it."""
+    options: tuple[str, ...]
+    """Of that command, beside the input and what was swept."""
+    field: Field
+    rows: list[Row]
+    best: Row | None
+    region: str
+    """The part of the volume that was run from end to end."""
+    seconds: float = 0.0
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def worth(self, row: Row) -> float | None:
+        """Voxels of the whole volume per second, bare."""
+        return None if row.bare is None else self.field.rate(row.candidate.window, row.bare)
+
+
+def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outcome:
+    """Search for at most `seconds`, and compare what was found."""
+    name, model, volume = subject.name, subject.model, subject.volume
+    begun = time.perf_counter()
+    where = Field(model.spec, volume.shape, wanted.overlap)
+    space = space_of(model, where, wanted)
+    for_a_run = max(1.0, (1 - BARE_SHARE) * seconds / 2 - START)  # of what is slow, two runs will do
+    with Meter(lambda c: setup_of(model, wanted, c), least_rate=FEWEST / for_a_run, own=space.windows[0]) as meter:
+        tell(
+            f"{name}: {len(space.groups)} ways to compute, {len(space.windows)} windows, batches {', '.join(map(str, space.batches))}"
+        )
+        found = search(space, where, meter, lambda: time.perf_counter() - begun > BARE_SHARE * seconds, meter.load)
+        rows = [_row(model, c, found, meter) for c in (*found.best(), *meter.failed)]
+        outcome = Outcome(
+            name, model, subject.shown, subject.options, where, rows, None, str(region(where, space.windows[0], 1))
+        )
+        if not found.samples:
+            why = "; ".join(dict.fromkeys(meter.failed.values()))
+            raise PlanError(
+                f"nothing of {model.path.name} could be measured: {why}; try other --windows or more --seconds"
+            )
+        finalists = [row for row in rows if row.proved and row.samples][:FINALISTS]
+        meter.close(but=[row.candidate for row in finalists])
+        if finalists:
+            left = seconds - (time.perf_counter() - begun)
+            _run_finalists(outcome, finalists, meter, left, ["--in", volume.path, *subject.options], tell)
+    outcome.best = max((r for r in rows if r.end_to_end), key=lambda r: score(outcome, r), default=None)
+    outcome.notes = list(_notes(outcome))
+    outcome.seconds = time.perf_counter() - begun
+    return outcome
+
+
+def score(outcome: Outcome, row: Row) -> float:
+    """Voxels of the whole volume per second from end to end: those of the bare network, times the efficiency that was measured."""
+    return (outcome.worth(row) or 0.0) * (row.efficiency or 0.0)
+
+
+def _row(model: ModelFile, candidate: Candidate, found: Found, meter: Meter) -> Row:
+    choice = choice_of(model, candidate)
+    proved = allowed(model, candidate)
+    note = meter.failed.get(candidate, "")
+    if not note and not proved:
+        note = "run has no batches on a CPU" if not runnable(candidate) else f"not proved: {choice.why}"
+    return Row(candidate, proved, note, tuple(found.samples.get(candidate, ())), meter.peaks.get(candidate))
+
+
+def _run_finalists(
+    outcome: Outcome, finalists: Sequence[Row], meter: Meter, seconds: float, run_options: Sequence[str], tell: Tell
+) -> None:
+    """Runs of each in turn, a measurement of its bare network before and after every one, as long as there is time."""
+    chosen, box = _affordable(outcome, finalists, seconds)
+    outcome.region = str(box)
+    runs: dict[Candidate, list[Whole]] = {row.candidate: [] for row in chosen}
+    around: dict[Candidate, list[float]] = {row.candidate: [] for row in chosen}
+    begun, longest = time.perf_counter(), 0.0
+    for repeat in range(REPEATS):
+        for row in chosen:
+            c = row.candidate
+            if (repeat or row is not chosen[0]) and time.perf_counter() - begun + longest > seconds:
+                continue
+            tell(f"{outcome.name}: run {repeat + 1} of {c}")
+            before, start = meter(c), time.perf_counter()
+            whole = run_whole([*run_options, *options_of(c), "--roi", str(box)])
+            longest = max(longest, time.perf_counter() - start)
+            rates = [rate for rate in (before, meter(c)) if rate]
+            runs[c].append(whole)
+            around[c].append(statistics.mean(rates) if rates else row.bare or 0.0)
+    for row in chosen:
+        if runs[row.candidate]:
+            row.end_to_end = EndToEnd(tuple(runs[row.candidate]), tuple(around[row.candidate]))
+
+
+def _affordable(outcome: Outcome, finalists: Sequence[Row], seconds: float) -> tuple[Sequence[Row], Box]:
+    """How many finalists, and how much of the volume, so that all repeats fit the time: fewer finalists rather than runs of few windows."""
+    for count in range(len(finalists), 0, -1):
+        chosen = finalists[:count]
+        each = max(0.5, seconds / (REPEATS * count) - START)
+        slowest = min(chosen, key=lambda row: row.bare or 0.0)
+        windows = max(FEWEST, int(each * (slowest.bare or 1.0)))
+        if windows >= FEW or count == 1:
+            break
+    return chosen, region(outcome.field, slowest.candidate.window, windows)
+
+
+def options_of(candidate: Candidate) -> list[str]:
+    """The options of ``run`` that give this configuration."""
+    group = candidate.group
+    options = [
+        "--backend",
+        group.backend,
+        "--precision",
+        group.precision,
+        "--window",
+        ",".join(map(str, candidate.window)),
+    ]
+    if group.device != "cpu" or machine.gpu_count():
+        options += ["--device", group.device]
+    return options + (["--batch", str(candidate.batch)] if group.device != "cpu" else [])
+
+
+def _notes(outcome: Outcome) -> Iterator[str]:
+    if outcome.best is None:
+        yield "nothing that was measured is proved, so nothing is proposed; see unet-engine quantize"
+        return
+    faster = [r for r in outcome.rows if not r.proved and r.samples and runnable(r.candidate)]
+    top = max(faster, key=lambda r: outcome.worth(r) or 0.0, default=None)
+    best = outcome.worth(outcome.best) or 1.0
+    if top and (ratio := (outcome.worth(top) or 0.0) / best) > 1.05:
+        yield (
+            f"{top.candidate.group.precision} on {top.candidate.group.backend} is {ratio:.2f} times as fast bare, but not proved; "
+            f"prove it on your own volume: unet-engine quantize {outcome.model.path} --calibrate SCAN.zarr "
+            f"--precision {top.candidate.group.precision}"
+        )
+    run = outcome.best.end_to_end
+    windows = run.runs[0].facts["windows_inferred"] if run else 0
+    yield (
+        f"end to end was run on {outcome.region} ({windows:,} windows) and is given for all {prod(outcome.field.shape):,} voxels: "
+        "rate of the bare network times efficiency"
+    )

@@ -1,0 +1,217 @@
+"""The command line. Nothing heavy is imported before a command runs, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import click
+
+from unet_engine.commands.bench.options import bench_command
+from unet_engine.commands.models import COMMANDS
+from unet_engine.commands.options import cluster_options, settings_options
+from unet_engine.errors import PlanError, UnetEngineError
+
+INTERRUPTED = 130
+_NOTHING_WRITTEN = "interrupted before anything was written; run the same command again"
+TRACEBACK = "UNET_ENGINE_TRACEBACK"
+"""Environment variable that has an unexpected error shown with its traceback."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
+@click.version_option(package_name="unet-engine")
+def app() -> None:
+    """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result as OME-Zarr.
+
+    \b
+    unet-engine demo DIR                              try it: makes a volume, runs, shows the result
+    unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
+    unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
+    unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
+    unet-engine export weights.pth --factory m:f …    a model file from a trained network
+    unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
+    unet-engine bench                                 what runs fastest on this machine
+    unet-engine doctor                                what works on this machine, and what to install
+
+    Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
+    10 cluster, 130 interrupted (resumable).
+    """
+
+
+@app.command("run")
+@settings_options
+@cluster_options
+@click.option(
+    "--resume", is_flag=True, default=None, help="Go on with an output that was begun with the same settings."
+)
+@click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
+    """Run the model over the volume."""
+    from unet_engine.api import run_volume
+    from unet_engine.commands import report
+    from unet_engine.execution.choose import team
+    from unet_engine.settings import Settings
+
+    console, out = report.stderr(), None
+    try:
+        with team(Settings.of(**_required(given)), lambda text: _tell(console, [text])) as crew:
+            prepared = crew.prepare()
+            _tell(console, (*crew.notes, *prepared.found.notes))
+            report.print_pairs(report.plan_lines(prepared), console)
+            if crew.dashboard:
+                report.print_pairs([("dashboard", crew.dashboard)], console)
+            out = prepared.job.out
+            result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
+    except KeyboardInterrupt:
+        if out is None:
+            raise
+        _fail(f"interrupted; what is committed in {out} stays: run the same command with --resume", INTERRUPTED)
+    console.print(report.result_line(result), highlight=False, soft_wrap=True)
+    report.print_stages(result, console)
+    if not result.complete:
+        console.print(
+            f"part {result.part} is done, others are not: the last of them completes {result.out}, or: unet-engine finish {result.out}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+
+
+@app.command("plan")
+@settings_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as one line of JSON.")
+def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
+    """Show what a run would do: grid, blocks, work, bytes, memory, time. Nothing is written."""
+    from rich.console import Console
+
+    from unet_engine.commands import report
+    from unet_engine.prepare.prepare import prepare
+    from unet_engine.prepare.survey import survey
+    from unet_engine.settings import Settings
+
+    console = report.stderr()
+    prepared = prepare(survey(Settings.of(**_required(given))), tell=lambda text: _tell(console, [text]))
+    if as_json:
+        click.echo(json.dumps(report.plan_facts(prepared)))
+        return
+    _tell(console, prepared.found.notes)
+    report.print_pairs(report.plan_lines(prepared), Console())
+
+
+@app.command("finish")
+@click.argument("out")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
+    """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
+    from unet_engine.commands import report
+    from unet_engine.output.completion import finish, line
+
+    facts = finish(out)
+    report.stderr().print(line(facts), highlight=False, soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(facts))
+
+
+@app.command("info")
+@click.argument("path")
+@click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
+@click.option("--window", metavar="Z,Y,X", help="Window for a foreign ONNX file that names none.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def info_command(path: str, axes: str | None, window: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Describe a volume or a model file."""
+    from rich.console import Console
+
+    from unet_engine.commands import report
+    from unet_engine.commands.info import describe
+
+    facts = describe(path, axes, window)
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        report.print_pairs([(k.replace("_", " "), str(v)) for k, v in facts.items()], Console())
+
+
+@app.command("demo")
+@click.argument("folder", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
+    """Make a synthetic volume in DIR, segment it, show what came out and what to try next."""
+    from unet_engine.commands.demo import demo
+
+    facts = demo(folder)
+    if as_json:
+        click.echo(json.dumps(facts))
+
+
+for _command in (*COMMANDS, bench_command):
+    app.add_command(_command)
+
+
+def _tell(console: Any, notes: Iterable[str]) -> None:
+    for note in notes:
+        console.print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
+
+
+def _required(given: dict[str, Any]) -> dict[str, Any]:
+    if given.get("input") is None:
+        raise click.UsageError("no input: use --in PATH, e.g. unet-engine run --in scan.zarr --model net.onnx")
+    return given
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"unet-engine: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _usage(error: click.ClickException) -> str:
+    """Click's own complaint as one line: what is wrong, and where to look."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "unet-engine"
+    return f"{error.format_message().removesuffix('.')}; see {command} --help"
+
+
+_signals: list[int] = []
+"""Signals that asked us to end. Python turns the exception of one that arrives during an import into another."""
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    _signals.append(signum)
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
+            signal.signal(number, _terminate)
+    try:
+        app(prog_name="unet-engine", standalone_mode=False)
+    except UnetEngineError as error:
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        _fail(_usage(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(_NOTHING_WRITTEN, INTERRUPTED)
+    except BrokenPipeError:
+        # whoever read our output has gone: say nothing, now or while the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError as error:
+        _fail(f"out of memory: {error}; use a smaller --window, or run where there is more", PlanError.exit_code)
+    except Exception as error:
+        if _signals:
+            _fail(_NOTHING_WRITTEN, INTERRUPTED)
+        if os.environ.get(TRACEBACK):
+            raise
+        _fail(
+            f"unexpected {type(error).__name__}: {error}; this is a bug in unet-engine: run again with {TRACEBACK}=1 and report the traceback",
+            UnetEngineError.exit_code,
+        )

@@ -1,0 +1,111 @@
+"""``unet-engine demo``: a synthetic volume, the network that ships with the engine, the result in a picture, the next command to try."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from unet_engine.api import run_volume
+from unet_engine.commands import report
+from unet_engine.errors import OutputError
+from unet_engine.execution.choose import team
+from unet_engine.model.shipped import shipped_model
+from unet_engine.settings import CONFIG, Settings
+from unet_engine.units import times
+
+SHAPE = (96, 192, 192)
+SEED = 7
+CLASSES = ("outside", "cell", "membrane")
+_COLOURS = np.array([[20, 20, 30], [90, 160, 220], [250, 200, 60]], np.uint8)
+
+Image = npt.NDArray[np.uint8]
+
+
+def demo(folder: str) -> dict[str, Any]:
+    """Fill `folder` with ``scan.zarr``, ``unet-engine.toml``, labels and ``demo.png``; returns Dice per class and throughput.
+
+    Raises `OutputError` where the folder holds other things already.
+    """
+    root, console = Path(folder), report.stderr()
+    _claim(root)
+    console.print(
+        f"making a volume of synthetic tissue, {times(SHAPE)} voxels, in {root / 'scan.zarr'}", highlight=False
+    )
+    image, truth = _volume(root)
+    settings = Settings.of(
+        input=str(root / "scan.zarr"), model=str(root / "cells_3d.onnx"), out=str(root / "labels.zarr"), overwrite=True
+    )
+    with team(settings) as crew:
+        prepared = crew.prepare()
+        report.print_pairs(report.plan_lines(prepared), console)
+        result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
+    labels = np.asarray(zarr.open_array(root / "labels.zarr" / "0", mode="r")[...])
+    dice = {name: round(_dice(labels == k, truth == k), 4) for k, name in enumerate(CLASSES)}
+    _picture(root / "demo.png", image, labels, truth)
+    console.print(report.result_line(result), highlight=False, soft_wrap=True)
+    console.print("Dice against the truth: " + ", ".join(f"{k} {v:.3f}" for k, v in dice.items()), highlight=False)
+    console.print(f"look at {root / 'demo.png'}: input, labels, truth", highlight=False, soft_wrap=True)
+    console.print(
+        f"next: unet-engine run --in {root / 'scan.zarr'} --output probabilities --out {root / 'probabilities.zarr'}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return {
+        "dice": dice,
+        "out": result.out,
+        "picture": str(root / "demo.png"),
+        "windows_inferred": result.windows_inferred,
+        "seconds": result.seconds,
+        "voxels_per_second": result.voxels_per_second,
+    }
+
+
+def _claim(root: Path) -> None:
+    """An empty folder, or one an earlier demo filled."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        foreign = [p.name for p in root.iterdir()] and not (root / "scan.zarr").is_dir()
+    except OSError as error:
+        raise OutputError(f"{root} cannot be used: {error.strerror}; choose another folder") from error
+    if foreign:
+        raise OutputError(f"{root} is not empty and holds no demo; choose another folder")
+
+
+def _volume(root: Path) -> tuple[Image, Image]:
+    """Write the volume, the model and the config; returns image and truth, both (z, y, x) uint8."""
+    from unet_export.train.tissue import make_tissue
+
+    image, truth = make_tissue(SHAPE, SEED)
+    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+    dataset = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]}
+    ome = {"version": "0.5", "multiscales": [{"name": "scan", "axes": axes, "datasets": [dataset]}]}
+    try:
+        group = zarr.open_group(root / "scan.zarr", mode="w", attributes={"ome": ome})
+        group.create_array("0", data=image, chunks=(48, 64, 64), dimension_names=list("zyx"))
+        group.create_array("truth", data=truth, chunks=(48, 64, 64), dimension_names=list("zyx"))
+        (root / "cells_3d.onnx").write_bytes(shipped_model("cells_3d.onnx").read_bytes())
+        (root / CONFIG).write_text(
+            '# Defaults for "unet-engine run" in this folder or on volumes in it.\nmodel = "cells_3d.onnx"\n'
+        )
+    except OSError as error:
+        raise OutputError(f"{root} cannot be written: {error.strerror}; choose another folder") from error
+    return image, truth
+
+
+def _dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    total = int(a.sum()) + int(b.sum())
+    return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
+
+
+def _picture(path: Path, image: Image, labels: Image, truth: Image) -> None:
+    """The middle plane of input, labels and truth side by side, twice enlarged."""
+    from PIL import Image as Pillow
+
+    z = image.shape[0] // 2
+    panels = [np.repeat(image[z][..., None], 3, axis=-1), _COLOURS[labels[z]], _COLOURS[truth[z]]]
+    gap = np.full((image.shape[1], 4, 3), 255, np.uint8)
+    row = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+    Pillow.fromarray(row).resize((row.shape[1] * 2, row.shape[0] * 2), Pillow.Resampling.NEAREST).save(path)

@@ -1,0 +1,65 @@
+"""Describing a volume or a model file in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import InputError, SettingsError
+from unet_engine.model.file import is_model, open_model
+from unet_engine.model.verdict import Verdict
+from unet_engine.settings import parse_window
+from unet_engine.volumes.zarr_volume import open_volume
+
+
+def describe(path: str, axes: str | None = None, window: str | None = None) -> dict[str, Any]:
+    """What `path` is, as plain values. Raises `ModelError` or `InputError` as opening it does."""
+    if is_model(path):
+        return _model(path, window)
+    if Path(path).is_file():
+        raise InputError(
+            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a Zarr volume, which is a folder or a URL"
+        )
+    return _volume(path, axes)
+
+
+def _model(path: str, window: str | None) -> dict[str, Any]:
+    try:
+        sizes = parse_window(window) if window is not None else None
+    except ValueError as error:
+        raise SettingsError(f"--window {window!r}: {error}") from error
+    model = open_model(path, sizes)
+    spec = model.spec.model_dump(mode="json")
+    spec["normalization"] = str(model.spec.normalization)
+    judged = [_judged(verdict) for verdict in model.verdicts]
+    return {"model": str(model.path), "format": model.format, "sha256": model.sha256, "judged": judged, **spec}
+
+
+def _judged(verdict: Verdict) -> str:
+    state = "emulated" if verdict.emulated else "passed" if verdict.passed else "failed"
+    speed = "" if verdict.speedup is None else f", {verdict.speedup:.2f} times fp32"
+    return f"{verdict.precision} on {verdict.library}: {state}{speed} ({verdict.reason})"
+
+
+def _volume(path: str, axes: str | None) -> dict[str, Any]:
+    volume = open_volume(path, axes)
+    array = volume.array
+    sample = np.concatenate(volume.samples)
+    finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
+    return {
+        "volume": path,
+        "zarr_format": array.metadata.zarr_format,
+        "axes": volume.axes,
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "chunks": list(array.chunks),
+        "shards": list(array.shards) if array.shards else None,
+        "bytes": int(array.nbytes),
+        "channels": volume.channels,
+        "spacing": list(volume.spacing) if volume.spacing else None,
+        "unit": volume.unit,
+        "sampled_range": [float(finite.min()), float(finite.max())] if finite.size else None,
+        "sampled_mean": float(finite.mean()) if finite.size else None,
+    }

@@ -1,0 +1,200 @@
+"""Commands that make model files and judge them. Their work is done in `unet_export`, imported when a command runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from unet_engine.errors import BackendError, ModelError, SettingsError
+
+
+def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
+    from unet_engine.settings import parse_window
+
+    if text is None:
+        return None
+    try:
+        return parse_window(text)
+    except ValueError as error:
+        raise SettingsError(f"{option} {text!r}: {error}") from error
+
+
+def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise SettingsError(f"{option} {text!r}: give one number per axis, e.g. 0.05,0.005,0.005") from error
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _needs(module: str, extra: str, what: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise SettingsError(f"{what} needs {module}, which is not installed; run: pip install 'unet-engine[{extra}]'")
+
+
+@click.command("export")
+@click.argument("checkpoint")
+@click.option("--out", required=True, metavar="FILE", help="ONNX file to write.")
+@click.option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="What builds the network that a state dict fills.")
+@click.option("--arguments", default="{}", metavar="JSON", help="Keywords for the factory, as a JSON object.")
+@click.option("--window", metavar="Z,Y,X", help="Window the file proposes; default 64,64,64 or 256,256.")
+@click.option("--channels", type=int, metavar="N", help="Input channels; default: those of the first convolution.")
+@click.option(
+    "--sizes",
+    type=click.Choice(["auto", "dynamic", "static"]),
+    default="auto",
+    help="Free window sizes, or the one given; auto: free where possible.",
+)
+@click.option("--name", help="Of the model; default: that of the file.")
+@click.option("--classes", metavar="A,B,…", help="Names of labels 0, 1, …")
+@click.option("--activation", type=click.Choice(["softmax", "sigmoid", "none"]), help="Default: by number of outputs.")
+@click.option("--normalize", metavar="HOW", help="What training did: none, zscore, percentile:1,99, range:0,255, …")
+@click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
+@click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
+@click.option("--background", type=float, metavar="V", help="Raw value of nothing; default 0.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
+    """Turn CHECKPOINT into a model file: a state dict (with --factory), a .pt2, a TorchScript or an ONNX.
+
+    The file is compared with PyTorch through ONNX Runtime and appears only if both agree. The factory is your code and runs.
+    """
+    for module in ("torch", "onnxscript", "onnxruntime"):
+        _needs(module, "export", "export")
+    from unet_export.conversion.export import Export, export
+
+    given["window"] = _sizes("--window", given["window"])
+    given["spacing"] = _lengths("--spacing", given["spacing"])
+    given["classes"] = tuple(given["classes"].split(",")) if given["classes"] else None
+    facts = export(Export(**given), _say)
+    _say(
+        f"{facts['out']}: window {facts['window']}, sizes {facts['window_min']} + k*{facts['window_step']}, "
+        f"{facts['largest_difference']:.1e} from PyTorch"
+    )
+    if as_json:
+        click.echo(json.dumps(facts))
+
+
+@click.command("quantize")
+@click.argument("model")
+@click.option("--calibrate", required=True, metavar="PATH", help="Zarr volume of the kind the model will run on.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "int8", "fp16", "bf16"]), default="auto", help="auto: all there are."
+)
+@click.option("--backend", metavar="NAME", help="openvino or tensorrt; default: tensorrt where it can run.")
+@click.option("--out", metavar="FILE", help="Model file to write; default: the model itself.")
+@click.option("--reference", metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch.")
+@click.option("--windows", type=int, default=24, help="To calibrate on; default 24.")
+@click.option("--held-out", type=int, default=16, help="Others, to judge on; default 16.")
+@click.option("--seed", type=int, default=0, help="Draws the windows; default 0.")
+@click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
+@click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
+@click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
+@click.option(
+    "--min-dice", multiple=True, metavar="[CLASS=]D", help="Least Dice against fp32; default 0.999, int8 0.995."
+)
+@click.option("--min-agreement", type=float, metavar="F", help="Least fraction of equal labels; default: none.")
+@click.option("--max-error", type=float, metavar="E", help="Largest error of a logit, relative; default: none.")
+@click.option("--threads", type=int, metavar="N", help="Windows inferred at once; default: one per core.")
+@click.option("--report", metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
+    """Make MODEL faster and prove on your own volume that it still computes the same.
+
+    Candidates are compared with fp32 on windows of the volume that were not calibrated on. What passes is attached to the model file
+    with its figures, and run --precision auto takes the fastest of them.
+    """
+    from rich.console import Console
+
+    from unet_export.quantize.judging import Request
+    from unet_export.quantize.quantize import quantize, table
+
+    dice, dice_of = _thresholds(given.pop("min_dice"))
+    given["window"] = _sizes("--window", given["window"])
+    request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
+    rows = table(quantize(request, _say))
+    _show(rows, Console(stderr=True))
+    if as_json:
+        click.echo(json.dumps(rows))
+    failed = [row for row in rows if not row["passed"] and not row["emulated"]]
+    if failed and request.precision != "auto":
+        raise ModelError(
+            f"{request.model} in {failed[0]['precision']} did not pass: {failed[0]['reason']}; the report shows where, "
+            "and --min-dice changes what is asked"
+        )
+
+
+def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]:
+    """``0.99`` for all classes, ``membrane=0.98`` for one."""
+    general, special = None, {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise SettingsError(f"--min-dice {text!r} is no number; write 0.99 or membrane=0.98") from error
+        if not 0 <= value <= 1:
+            raise SettingsError(f"--min-dice {text!r}: Dice lies between 0 and 1")
+        if name:
+            special[name] = value
+        else:
+            general = value
+    return general, special
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def doctor_command(as_json: bool) -> None:  # noqa: FBT001
+    """Show what this machine has and which back ends and precisions work here, by running a small network on each."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from unet_engine.commands import doctor, report
+
+    found = doctor.facts()
+    console = Console(stderr=as_json)
+    if not as_json:
+        report.print_pairs([(name.replace("_", " "), text) for name, text in found.items()], console)
+    trials = doctor.examine(lambda trial: _say(f"{trial.backend} {trial.precision} on {trial.device}: {trial.said}"))
+    if as_json:
+        click.echo(json.dumps({"facts": found, "trials": [asdict(t) for t in trials]}))
+    else:
+        _show_trials([asdict(t) for t in trials], console)
+    if not any(trial.works for trial in trials):
+        raise BackendError("no back end works here; reinstall with: pip install --force-reinstall unet-engine")
+
+
+def _show_trials(trials: list[dict[str, Any]], console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("back end", "device", "precision", "works", "from fp32", "what to know")
+    for trial in trials:
+        works = "yes" if trial["works"] else "no"
+        difference = "–" if trial["difference"] is None else f"{trial['difference']:.1e}"
+        said = "" if trial["works"] else trial["said"]
+        table.add_row(trial["backend"], trial["device"], trial["precision"], works, difference, said)
+    console.print(table)
+
+
+def _show(rows: list[dict[str, Any]], console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("precision", "back end", "verdict", "times fp32", "least Dice", "max error", "why")
+    for row in rows:
+        state = "emulated" if row["emulated"] else "passed" if row["passed"] else "failed"
+        speed = "–" if row["speedup"] is None else f"{row['speedup']:.2f}"
+        dice = "–" if row["least_dice"] is None else f"{row['least_dice']:.5f}"
+        table.add_row(row["precision"], row["backend"], state, speed, dice, f"{row['max_error']:.1e}", row["reason"])
+    console.print(table)
+
+
+COMMANDS = (export_command, quantize_command, doctor_command)

@@ -1,0 +1,273 @@
+"""What people see: the plan as a table, progress while it runs, the result. All of it goes to stderr but for `--json` and tables asked for."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unet_engine.api import Result
+from unet_engine.execution.team import Team
+from unet_engine.plan.plan import read_span
+from unet_engine.prepare.decoding import Reading
+from unet_engine.prepare.overlap import facts
+from unet_engine.prepare.prepare import Prepared
+from unet_engine.profiling import tracing
+from unet_engine.stitching import operations
+from unet_engine.units import size, span, times
+
+LINE_EVERY = 10.0
+"""Seconds between plain progress lines, where stderr is no terminal."""
+
+
+def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
+    """Bytes of the input that all blocks of the plan read together, in whole cells of `chunks` (1 along each axis: just the boxes)."""
+    plan, total = prepared.job.plan, 0
+    for column in plan.columns():
+        windows, voxels = plan.column_windows(column), 1
+        for axis, lo, hi, step, chunk in zip(plan.axes, windows.lo, windows.hi, plan.block, chunks, strict=True):
+            ends = [(max(lo, b), min(hi, b + step) - 1) for b in range(lo // step * step, hi, step)]
+            spans = [read_span(axis, first, last, plan.padding) for first, last in ends]
+            voxels *= sum(min(axis.size, -(-stop // chunk) * chunk) - start // chunk * chunk for start, stop in spans)
+        total += voxels
+    return total * prepared.found.volume.voxel_bytes
+
+
+def plan_facts(prepared: Prepared) -> dict[str, Any]:
+    """The plan as plain values, for tables and JSON."""
+    plan, job, memory = prepared.job.plan, prepared.job, prepared.job.plan.memory
+    volume = prepared.found.volume
+    read = bytes_read(prepared, (1,) * len(plan.axes))
+    decoded = bytes_read(prepared, volume.chunks)
+    once = max(1, plan.voxel_count) * volume.voxel_bytes
+    lanes = prepared.crew.workers if prepared.crew else len(prepared.found.devices)
+    flops = plan.flops_per_window
+    written = plan.voxel_count * job.layout.voxel_bytes
+    return {
+        "input": job.volume,
+        "shape": list(prepared.found.volume.shape),
+        "axes": job.volume_axes,
+        "dtype": str(prepared.found.volume.dtype),
+        "roi": str(plan.roi),
+        "out": job.out,
+        "output": job.kind,
+        "output_dtype": job.layout.dtype,
+        "digest": plan.digest,
+        "backend": job.backend,
+        "device": list(prepared.found.devices),
+        "precision": job.setup.precision,
+        "stitching": operations.IMPLEMENTATION,
+        "normalization": str(job.model.spec.normalization),
+        "shift": list(job.scaling.shift),
+        "scale": list(job.scaling.scale),
+        "window": list(job.setup.window),
+        "stride": [a.stride for a in plan.axes],
+        "windows": list(plan.window_range.shape),
+        "windows_planned": plan.window_count,
+        "block_windows": list(plan.block),
+        "blocks": list(plan.block_range.shape),
+        "blocks_planned": plan.block_count,
+        "chunk": list(plan.chunk),
+        "columns": plan.column_count,
+        "seam_factor": round(plan.seam_factor, 4),
+        "flops": None if flops is None else flops * plan.window_count,
+        "bytes_read": read,
+        "read_factor": round(read / once, 3),
+        "bytes_decoded": decoded,
+        "decode_factor": round(decoded / once, 3),
+        "bytes_written": written,
+        "memory": {"base": memory.base, "raw": memory.raw, "sums": memory.sums, "halos": memory.halos, "commit": memory.commit,
+                   "total": memory.total, "budget": prepared.budget},
+        "device_memory": None if prepared.device_memory is None else asdict(prepared.device_memory),
+        "reading": _rates(prepared.reading),
+        "batch": job.setup.batch,
+        "seconds_per_window": prepared.seconds_per_window,
+        "seconds": round(prepared.seconds_per_window * plan.window_count / lanes, 3),
+        "overlap_choice": facts(prepared.overlap),
+        "notes": list(prepared.found.notes),
+    }  # fmt: skip
+
+
+def _rates(reading: Reading | None) -> dict[str, Any] | None:
+    if reading is None:
+        return None
+    rates = {"needed_gb_per_second": reading.needed / 1e9, "found_gb_per_second": reading.found / 1e9}
+    return {
+        **{key: round(value, 4) for key, value in rates.items()},
+        "threads": reading.threads,
+        "cores": reading.cores,
+    }
+
+
+def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
+    """What a GPU needs: its memory, and voxels fast enough."""
+    memory, rates = prepared.device_memory, prepared.reading
+    if memory is None or rates is None:
+        return []
+    parts = (
+        f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}"
+    )
+    slow = "" if rates.keeps_up else ": the device will wait for voxels"
+    return [
+        (
+            "device",
+            f"{size(memory.total)} of its memory: {parts}, writing {size(memory.out)}; {prepared.job.setup.batch} windows a batch",
+        ),
+        (
+            "decoding",
+            f"{rates.needed / 1e9:.3g} GB/s needed, {rates.found / 1e9:.3g} GB/s found on {rates.cores} core(s), "
+            f"{rates.threads} thread(s){slow}",
+        ),
+    ]
+
+
+def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
+    f, plan, m = plan_facts(prepared), prepared.job.plan, prepared.job.plan.memory
+    flops = (
+        "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
+    )
+    return [
+        ("input", f"{f['input']}  {f['axes']} {times(prepared.found.volume.array.shape)} {f['dtype']}"),
+        ("region", f"{plan.names} {f['roi']}"),
+        ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
+        ("normalisation", f"{f['normalization']}: shift {_few(f['shift'])}, scale {_few(f['scale'])}"),
+        ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
+        *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
+        ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
+        (
+            "blocks",
+            f"{times(plan.block_range.shape)} of {times(plan.block)} windows, {plan.column_count} column(s), "
+            f"chunks {times(plan.chunk)}",
+        ),
+        *_who(prepared),
+        ("work", flops),
+        (
+            "read",
+            f"{size(f['bytes_read'])}, each voxel {f['read_factor']} times "
+            f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.found.volume.chunks)})",
+        ),
+        ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
+        ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, sums {size(m.sums)}, "
+                   f"halos {size(m.halos)}, writing {size(m.commit)}"),
+        *_on_device(prepared),
+        ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
+        ("digest", plan.digest),
+    ]  # fmt: skip
+
+
+def _who(prepared: Prepared) -> list[tuple[str, str]]:
+    lines = []
+    if prepared.found.settings.part:
+        boxes = ", ".join(str(prepared.job.plan.region(box)) for box in prepared.job.plan.share) or "nothing"
+        lines.append(("part", f"{prepared.found.settings.part}: voxels {boxes}"))
+    if prepared.crew is None:
+        return lines
+    crew = prepared.crew
+    blocks = f"{crew.run} blocks" if crew.run > 1 else "a block"
+    shown = f"{crew.workers} ({crew.present} are there), handed {blocks} at a time; memory is that of each"
+    return [*lines, ("workers", shown)]
+
+
+def _few(values: list[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values[:4]) + (", …" if len(values) > 4 else "")
+
+
+def print_pairs(pairs: list[tuple[str, str]], console: Console) -> None:
+    width = max(len(name) for name, _ in pairs)
+    for name, text in pairs:
+        console.print(f"[bold]{name:>{width}}[/bold]  {text}", highlight=False, soft_wrap=True)
+
+
+def result_line(result: Result) -> str:
+    left_out = f", {result.windows_skipped:,} skipped" if result.windows_skipped else ""
+    return (
+        f"{result.out}: {result.windows_inferred:,} windows{left_out} in {span(result.seconds)}, "
+        f"{result.voxels_per_second / 1e6:.3g} Mvoxel/s, peak memory {size(result.peak_rss_bytes)} "
+        f"({size(result.predicted_rss_bytes)} predicted)" + _by_workers(result)
+    )
+
+
+def print_stages(result: Result, console: Console) -> None:
+    """Where the time went, if that was asked for."""
+    if not result.stages:
+        return
+    streams = {kind: row for kind, row in result.stages.items() if kind in tracing.STREAMS}
+    threads = {kind: row for kind, row in result.stages.items() if kind not in streams}
+    for kinds in (threads, streams) if streams else (threads,):  # side by side they are too wide for a terminal
+        heading, rows = tracing.table(kinds)
+        shown = Table(*heading, box=None)
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown, highlight=False)
+    if result.profile:
+        console.print(f"trace for ui.perfetto.dev, bars: {', '.join(result.profile)}", highlight=False, soft_wrap=True)
+
+
+def _by_workers(result: Result) -> str:
+    if not result.workers:
+        return ""
+    lost = f", {result.workers_lost} lost, {result.runs_repeated} repeated" if result.workers_lost else ""
+    return f" a worker; {result.workers} workers{lost}, {size(result.halo_bytes)} of halos sent"
+
+
+class Watcher:
+    """Progress of a run, read from its counters: a bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, prepared: Prepared, crew: Team, console: Console) -> None:
+        self._total = prepared.job.plan.window_count
+        self._blocks = prepared.job.plan.block_count
+        self._crew, self._console = crew, console
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._bar if console.is_terminal else self._lines, daemon=True)
+
+    def __enter__(self) -> Watcher:
+        self._begun = time.perf_counter()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _figures(self) -> tuple[int, str]:
+        c, detail = self._crew.counters(), self._crew.detail()
+        rate = c.voxels_written / max(1e-9, time.perf_counter() - self._begun) / 1e6
+        shown = f"{c.blocks:,}/{self._blocks:,} blocks, {rate:.3g} Mvoxel/s, {size(c.bytes_read)} in, {size(c.bytes_written)} out"
+        return c.inferred + c.skipped, f"{shown}, {detail}" if detail else shown
+
+    def _bar(self) -> None:
+        columns = (
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} windows, {task.fields[figures]},"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+        )
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task("windows", total=self._total, figures="")
+            stopped = False
+            while not stopped:
+                stopped = self._stop.wait(0.2)
+                done, figures = self._figures()
+                bar.update(task, completed=done, figures=figures)
+
+    def _lines(self) -> None:
+        while not self._stop.wait(LINE_EVERY):
+            done, figures = self._figures()
+            elapsed = time.perf_counter() - self._begun
+            left = span(elapsed / done * (self._total - done)) if done else "unknown"
+            self._console.print(
+                f"{done:,}/{self._total:,} windows, {figures}, {left} left", highlight=False, soft_wrap=True
+            )
+
+
+def stderr() -> Console:
+    return Console(stderr=True, file=sys.stderr)

@@ -1,0 +1,44 @@
+"""Which device a name means, whether it can be used here, and opening it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from unet_engine.devices.base import Device
+from unet_engine.errors import BackendError
+from unet_engine.machine import gpu_count
+
+SIMULATED = "simulated"
+"""Name of the device that NumPy stands in for; see `unet_engine.devices.simulated`."""
+
+
+def is_pipelined(name: str) -> bool:
+    """Whether work on the device called `name` (``cpu``, ``cuda:N``, ``simulated``) goes through the device pipeline."""
+    return name == SIMULATED or (name.startswith("cuda") and not missing())
+
+
+def missing() -> str:
+    """What the device pipeline lacks here to run on a GPU; empty if nothing."""
+    if find_spec("unet_engine.devices._halo_cuda") is None:
+        return "unet-engine was built without CUDA; reinstall it where nvcc is on PATH"
+    try:
+        found = find_spec("cuda.core")
+    except ModuleNotFoundError:
+        found = None
+    return "" if found else "cuda-core is not installed; run: pip install 'unet-engine[cuda]'"
+
+
+def open_device(name: str) -> Device:
+    """The device called `name`. Raises `BackendError` where it is not to be had."""
+    if name == SIMULATED:
+        from unet_engine.devices.simulated import SimulatedDevice
+
+        return SimulatedDevice()
+    if lacking := missing():
+        raise BackendError(f"{name}: {lacking}, or use --device cpu")
+    number, found = int(name.partition(":")[2] or 0), gpu_count()
+    if number >= found:
+        raise BackendError(f"{name}: this machine shows {found} GPU(s), counted from 0; use --device cpu")
+    from unet_engine.devices.cuda import CudaDevice
+
+    return CudaDevice(number)

@@ -1,0 +1,1 @@
+"""Who does the blocks of a run: this process, or the workers of a Dask cluster."""

@@ -1,0 +1,44 @@
+"""Who does the work of a run: this process, or the workers of a Dask cluster. What comes before and after is the same for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from unet_engine import machine
+from unet_engine.cluster import connection
+from unet_engine.execution.dask.team import HANG_SECONDS, DaskTeam
+from unet_engine.execution.local import LocalTeam
+from unet_engine.execution.team import Team
+from unet_engine.prepare.overlap import Tell, silent
+from unet_engine.settings import Settings
+
+if TYPE_CHECKING:
+    pass
+
+
+@contextmanager
+def team(settings: Settings, tell: Tell = silent) -> Iterator[Team]:
+    """The team that the settings ask for, sent home at the end; `tell` hears what takes long before the run begins.
+
+    Raises `ClusterError` where a cluster is not to be had.
+    """
+    if not connection.wants_cluster(settings):
+        here = LocalTeam(settings, tell)
+        try:
+            yield here
+        finally:
+            here.close()
+        return
+    memory = _share_of_memory(settings)
+    with connection.connect(settings, memory, settings.hang_seconds or HANG_SECONDS) as cluster:
+        yield DaskTeam(settings, cluster, memory, tell)
+
+
+def _share_of_memory(settings: Settings) -> int | None:
+    """Bytes for each worker process: its share of what the run may use on this machine; on other machines what the user says."""
+    processes = settings.workers or (None if settings.scheduler or settings.cluster else settings.gpus)
+    if processes is None:
+        return settings.memory
+    return (settings.memory or machine.available_memory() // 2) // processes

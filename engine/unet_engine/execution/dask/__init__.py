@@ -1,0 +1,1 @@
+"""The blocks of a run on the workers of a Dask cluster."""

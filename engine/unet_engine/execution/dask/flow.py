@@ -1,0 +1,177 @@
+"""The executor for Dask clusters: runs of blocks handed out in plan order, as many at a time as the workers can use.
+
+    predict(run) --> sums --+--> commit(run)
+                            +--> piece for each run above --> their commits
+
+The scheduler sees names, sizes and places; workers read voxels from the volume and halos from one another. A task whose worker is lost is
+repeated elsewhere by Dask, with what it depends on. Nothing here grows with the volume: what is submitted is bounded, what is not yet
+submitted is derived when its turn comes, and halos wait for as long as the plan says.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+from uuid import uuid4
+
+from distributed import Client, Future
+from distributed.client import FutureCancelledError
+from distributed.scheduler import KilledWorker
+
+from unet_engine.errors import ClusterError, UnetEngineError
+from unet_engine.execution.dask import tasks
+from unet_engine.execution.dask.board import LOOK_EVERY, Board
+from unet_engine.execution.dask.tasks import Label, Sealed, Ticket, Wanted
+from unet_engine.pipeline.job import Job
+from unet_engine.plan.bundles import Run, RunId, runs
+from unet_engine.plan.memory import RUNS_IN_FLIGHT
+from unet_engine.plan.plan import Index
+from unet_engine.profiling.stages import SPANS
+
+SPANS_IN_ALL = 2**18
+"""Spans of each kind of thread that all workers together send for a trace: some 50 MB in the client."""
+
+
+def run_dask(
+    client: Client,
+    job: Job,
+    pending: Callable[[Index], bool],
+    board: Board,
+    length: int,
+    limit: float,
+    trouble: Callable[[], str | None] = lambda: None,
+) -> None:
+    """Run all that is left of the job's plan on the workers of `client`, `length` blocks at a time.
+
+    limit: seconds that one step of a block may take
+    trouble: what keeps workers from ever coming, None as long as nothing does; asked while there is none
+
+    Raises the first error of a worker, with its own message, or `ClusterError` where the cluster fails; what is committed stays.
+    """
+    # no two runs share keys: the scheduler may still hold those of one that was interrupted
+    name = f"unet-{job.plan.digest}-{uuid4().hex[:8]}"
+    flow = _Flow(client, tasks.ticket(job, name, limit))
+    with _listening(client, name, board):
+        try:
+            for run in runs(job.plan, pending, length):
+                while flow.in_flight >= RUNS_IN_FLIGHT * max(1, board.worker_count):
+                    _progress(flow, board, trouble)
+                flow.submit(run)
+                board.submitted()
+            while flow.in_flight:
+                _progress(flow, board, trouble)
+            if job.profiled:
+                spans = min(SPANS, SPANS_IN_ALL // max(1, board.worker_count))
+                with suppress(Exception):  # all blocks are committed; what is missing then is only spans of the trace
+                    board.profiled(client.run(tasks.profile, name, spans, on_error="ignore"))
+        finally:
+            flow.drop()
+            with suppress(Exception):  # the workers or the scheduler may be gone
+                client.run(tasks.close, name, on_error="ignore")
+
+
+def _progress(flow: _Flow, board: Board, trouble: Callable[[], str | None]) -> None:
+    if board.stuck:
+        raise ClusterError(f"{board.stuck}; what is committed stays, run the same command with --resume")
+    if not flow.wait(LOOK_EVERY) and not board.worker_count and (why := trouble()):
+        raise ClusterError(f"{why}; what is committed stays, run the same command with --resume")
+
+
+@contextmanager
+def _listening(client: Client, topic: str, board: Board) -> Iterator[None]:
+    def seen(event: tuple[float, dict[str, Any]]) -> None:
+        board.event(event[1])
+
+    client.subscribe_topic(topic, seen)
+    try:
+        with board.watching(lambda: _worker_addresses(client)):
+            yield
+    finally:
+        with suppress(Exception):
+            client.unsubscribe_topic(topic)
+
+
+def _worker_addresses(client: Client) -> set[str]:
+    return set(client.scheduler_info(n_workers=-1)["workers"])
+
+
+class _Flow:
+    """What is submitted and not yet committed, and the halos that runs still to be submitted will need."""
+
+    def __init__(self, client: Client, ticket: Ticket) -> None:
+        self._client, self._ticket = client, ticket
+        self._completed: SimpleQueue[Future] = SimpleQueue()
+        self._open: dict[Future, tuple[Run, list[Future]]] = {}
+        """By the future that ends a run, the run and the pieces it merges: Dask may see us let go of them before it sees the run."""
+        self._waiting: defaultdict[RunId, list[Future]] = defaultdict(list)
+        """By run that is not submitted yet, the pieces it will merge. Held here, or Dask would drop them."""
+        self._count = 0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._open)
+
+    def submit(self, run: Run) -> None:
+        """Hand over one run: its tasks and their order before those submitted later."""
+        name, ticket = self._ticket.name, self._ticket
+        sums = (f"predict-{name}", *run.id)
+        graph: dict[Any, Any] = {sums: (tasks.predict, ticket, Sealed.of(run))}
+        pieces = {}
+        for target, blocks in run.targets:
+            pieces[target] = (f"piece-{name}", *run.id, *target)
+            graph[pieces[target]] = (tasks.piece, sums, Wanted(blocks))
+        keys = list(pieces.values())
+        lower = self._waiting.pop(run.id, [])
+        if run.commits:
+            keys.append((f"commit-{name}", *run.id))
+            graph[keys[-1]] = (tasks.commit, ticket, Label.of(run), sums, *lower)
+        futures = self._client.get(graph, keys, sync=False, priority=-self._count)
+        self._count += 1
+        for target, future in zip(pieces, futures, strict=False):
+            self._waiting[target].append(future)
+        # a run that only spills upwards is done with its first piece
+        last = futures[-1] if run.commits else futures[0]
+        self._open[last] = (run, lower)
+        last.add_done_callback(self._completed.put)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something was committed; False where nothing was for so long. Raises what went wrong instead."""
+        try:
+            future = self._completed.get(timeout=seconds)
+        except Empty:
+            return False
+        run, _ = self._open.pop(future)
+        if future.status != "finished":
+            raise self._failure(future, run)
+        return True
+
+    def _failure(self, future: Future, run: Run) -> UnetEngineError:
+        if future.status != "error":
+            return ClusterError(
+                f"the scheduler lost {run}: it was stopped or restarted; what is committed stays, run the same command with --resume"
+            )
+        error = future.exception()
+        if isinstance(error, UnetEngineError):
+            return error
+        if isinstance(error, KilledWorker):
+            return ClusterError(
+                f"{run} was given up: {error.allowed_failures + 1} workers died over it, the last {error.last_worker.address}, most "
+                "likely out of memory; use fewer --workers, a smaller --memory per worker or a smaller --window, then --resume"
+            )
+        if isinstance(error, FutureCancelledError):
+            return ClusterError(f"{run} was cancelled ({error}); run the same command with --resume")
+        return UnetEngineError(
+            f"unexpected {type(error).__name__} from Dask in {run}: {error}; run again with --resume"
+        )
+
+    def drop(self) -> None:
+        """Let go of everything; what runs stops as soon as it can."""
+        left = [*self._open, *(future for futures in self._waiting.values() for future in futures)]
+        self._open.clear()
+        self._waiting.clear()
+        if left:
+            with suppress(Exception):
+                self._client.cancel(left, force=True)

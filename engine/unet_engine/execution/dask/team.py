@@ -1,0 +1,105 @@
+"""The workers of a Dask cluster do the run, and plan it too."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from unet_engine.cluster import connection
+from unet_engine.cluster.connection import Cluster
+from unet_engine.errors import ClusterError, first_line
+from unet_engine.execution.team import Pending
+from unet_engine.pipeline.job import Counters
+from unet_engine.prepare.prepare import Prepared
+from unet_engine.profiling.stages import Snapshot
+from unet_engine.settings import Settings
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+HANG_SECONDS = 60.0
+"""How long a worker may be silent, and the least that a step of a block may take, before it counts as hung."""
+
+
+HANG_FACTOR = 20
+"""How many times the expected time a block may take."""
+
+
+GATHER_SECONDS = 10.0
+"""How long to wait for the other workers once there is one. Those that come later are used, but not counted on for memory."""
+
+
+def _absolute(settings: Settings) -> dict[str, str]:
+    """Paths as other processes will find them, whose working folder is another one."""
+    given = {name: getattr(settings, name) for name in ("input", "model", "out", "mask")}
+    # no symlinks resolved: the output lies beside where the user says the input is
+    return {name: os.path.abspath(path) for name, path in given.items() if path and "://" not in path}  # noqa: PTH100
+
+
+class DaskTeam:
+    """The workers of a cluster, which plan too: their devices, libraries and memory are those that count."""
+
+    def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Callable[[str], None]) -> None:
+        from unet_engine.execution.dask.board import Board
+
+        self._cluster, self._tell = cluster, tell
+        threads = settings.threads or connection.worker_threads(settings)
+        self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
+        self._board = Board()
+        self.dashboard = cluster.dashboard
+        self.notes = cluster.notes
+
+    def prepare(self) -> Prepared:
+        from distributed.client import FutureCancelledError
+        from distributed.scheduler import KilledWorker
+
+        from unet_engine.execution.dask import tasks
+
+        client = self._cluster.client
+        connection.wait_for_workers(self._cluster, self._tell)
+        present = self._gathered(client)
+        connection.check_versions(client)
+        planned = client.submit(
+            tasks.plan_here, self._settings, max(self._cluster.expected, present), present, pure=False
+        )
+        try:
+            prepared: Prepared = planned.result()
+        except (KilledWorker, FutureCancelledError) as error:
+            raise ClusterError(
+                f"planning on a worker failed: {first_line(error)}; the network may take more memory than a worker has, see the workers' logs"
+            ) from error
+        return prepared
+
+    def _gathered(self, client: Client) -> int:
+        """Workers that are there, after a while given to those that were started together with the first."""
+        end = time.monotonic() + GATHER_SECONDS
+        while True:
+            present = len(client.scheduler_info(n_workers=-1)["workers"])
+            if present >= self._cluster.expected or time.monotonic() > end:
+                return present
+            time.sleep(0.1)
+
+    def execute(self, prepared: Prepared, pending: Pending) -> None:
+        from unet_engine.execution.dask.flow import run_dask
+
+        crew, job = prepared.crew, prepared.job
+        assert crew is not None
+        block = prepared.seconds_per_window * prod(job.plan.block)
+        limit = self._settings.hang_seconds or max(HANG_SECONDS, HANG_FACTOR * block)
+        run_dask(self._cluster.client, job, pending, self._board, crew.run, limit, self._cluster.trouble)
+
+    def counters(self) -> Counters:
+        return self._board.counters()
+
+    def detail(self) -> str:
+        return self._board.detail()
+
+    def profile(self) -> dict[str, Snapshot]:
+        return self._board.profile()
+
+    def facts(self) -> dict[str, Any]:
+        return self._board.facts()

@@ -1,0 +1,44 @@
+"""The protocol of who does a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from unet_engine.pipeline.job import Counters
+from unet_engine.plan.plan import Index
+from unet_engine.prepare.prepare import Prepared
+from unet_engine.profiling.stages import Snapshot
+
+if TYPE_CHECKING:
+    pass
+
+
+Pending = Callable[[Index], bool]
+
+
+class Team(Protocol):
+    """Plans a run where it will be done, does it, and tells how far it is."""
+
+    @property
+    def dashboard(self) -> str | None: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def prepare(self) -> Prepared:
+        """Everything up to the first block. Raises before the network is loaded where the output may not be written."""
+
+    def execute(self, prepared: Prepared, pending: Pending) -> None:
+        """Predict and commit every pending block. The first error ends it; what is committed stays."""
+
+    def counters(self) -> Counters: ...
+
+    def detail(self) -> str:
+        """More about the progress, for people; may be empty."""
+
+    def profile(self) -> dict[str, Snapshot]:
+        """Where the time of each worker went; empty where the run is not profiled."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary of the run says about who did it: fields of `unet_engine.api.Result`."""

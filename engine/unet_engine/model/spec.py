@@ -1,0 +1,156 @@
+"""What a model file promises (`ModelSpec`), and how voxels become numbers for it (`Normalization`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unet_engine.errors import ModelError, SettingsError
+from unet_engine.units import times
+
+METADATA_KEY = "unet_engine.spec"
+"""Key of the ONNX ``metadata_props`` entry (and of the ``extra_files`` of .pt2 and TorchScript) with the spec as JSON."""
+EXPORT_KEY = "unet_engine.export"
+"""Of an ONNX file: what it was compared with when it was exported, and by how much they differed. JSON in ``metadata_props``."""
+
+NormalizationMode = Literal["none", "zscore", "minmax", "percentile", "range"]
+Activation = Literal["softmax", "sigmoid", "none"]
+
+
+class Normalization(BaseModel):
+    """How raw voxels become network input: ``(x - shift) * scale`` with one global pair per channel.
+
+    none        x as it is
+    zscore      shift = mean, scale = 1 / standard deviation
+    minmax      smallest value to 0, largest to 1
+    percentile  the `low`-th percentile to 0, the `high`-th to 1 (not clipped)
+    range       `low` to 0, `high` to 1 (raw units, e.g. HU; not clipped)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: NormalizationMode = "none"
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds_where_needed(self) -> Normalization:
+        needs = self.mode in ("percentile", "range")
+        if needs and (self.low is None or self.high is None or not self.low < self.high):
+            raise ValueError(f"{self.mode} needs low < high")
+        if self.mode == "percentile" and not ((self.low or 0) >= 0 and (self.high or 0) <= 100):
+            raise ValueError("percentiles lie between 0 and 100")
+        if not needs and (self.low is not None or self.high is not None):
+            raise ValueError(f"{self.mode} takes no bounds")
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> Normalization:
+        """Read ``none``, ``zscore``, ``minmax``, ``percentile:1,99`` or ``range:-1000,400``."""
+        mode, _, bounds = text.partition(":")
+        try:
+            low, high = (float(b) for b in bounds.split(",")) if bounds else (None, None)
+            return cls(mode=mode, low=low, high=high)  # type: ignore[arg-type]  # pydantic checks the literal
+        except (ValidationError, ValueError) as error:
+            raise SettingsError(
+                f"--normalize {text!r} is not understood; use none, zscore, minmax, percentile:1,99 or range:-1000,400"
+            ) from error
+
+    def __str__(self) -> str:
+        return self.mode if self.low is None else f"{self.mode}:{self.low:g},{self.high:g}"
+
+
+class ModelSpec(BaseModel):
+    """What a model file promises. Tuples per axis follow `axes`; sizes are in voxels.
+
+    A window is the box of one network call. Admissible input sizes of axis a are
+    ``window_min[a] + k * window_step[a]`` for k = 0, 1, 2, …; a step of 0 means that only `window_min` is taken.
+    The network's output is smaller than its input by `margin` at each side (0 for padded convolutions).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    axes: Literal["yx", "zyx"]
+    channels_in: int = Field(ge=1)
+    channels_out: int = Field(ge=1)
+    classes: tuple[str, ...] = ()
+    window: tuple[int, ...]
+    """The input size used unless the user gives another one."""
+    window_min: tuple[int, ...]
+    window_step: tuple[int, ...]
+    margin: tuple[int, ...]
+    context: tuple[int, ...] | None = None
+    """Radius of the receptive field: an output voxel sees inputs at most this far away. None: unknown."""
+    activation: Activation = "softmax"
+    normalization: Normalization = Normalization()
+    spacing: tuple[float, ...] | None = None
+    """Size of a voxel the network was trained on, in `spacing_unit`."""
+    spacing_unit: str = "micrometer"
+    background: float = 0.0
+    """Raw value that means 'nothing here'; only used where `empty` is given."""
+    empty: tuple[float, ...] | None = None
+    """Output per channel of a window that is all background, which then is not inferred. None: infer all."""
+    input_quantiles: tuple[tuple[float, ...], ...] | None = None
+    """Per channel the 1, 25, 50, 75 and 99 % quantiles of the normalised voxels it was trained on. None: unknown."""
+    flops: int | None = None
+    """Floating point operations (two per multiply-add) of one default window. None: unknown."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        n = len(self.axes)
+        for field in ("window", "window_min", "window_step", "margin", "context", "spacing"):
+            value = getattr(self, field)
+            if value is not None and len(value) != n:
+                raise ValueError(f"{field} has {len(value)} entries for the {n} axes {self.axes}")
+        if self.empty is not None and len(self.empty) != self.channels_out:
+            raise ValueError(f"empty has {len(self.empty)} entries for {self.channels_out} output channels")
+        labels = self.channels_out + 1 if self.activation == "sigmoid" else self.channels_out
+        if self.classes and len(self.classes) != labels:
+            raise ValueError(f"{len(self.classes)} class names for {labels} labels")
+        if self.activation == "softmax" and self.channels_out == 1:
+            raise ValueError("softmax over one channel is constant; use sigmoid")
+        self.check_window(self.window)
+        return self
+
+    def smaller_window(self, window: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The next smaller admissible window, its longest axis shrunk by a step or to about three quarters; None where there is none."""
+        order = sorted(range(len(window)), key=lambda a: -window[a])
+        for a in order:
+            step, least, margin = self.window_step[a], self.window_min[a], self.margin[a]
+            if step == 0:
+                continue
+            wanted = least + max(0, (window[a] * 3 // 4 - least) // step) * step
+            while wanted <= 2 * margin:
+                wanted += step
+            if wanted < window[a]:
+                return tuple(wanted if i == a else w for i, w in enumerate(window))
+        return None
+
+    def check_window(self, window: tuple[int, ...]) -> None:
+        """Raise `ModelError` unless `window` (input sizes per axis) is admissible; the message names sizes that are."""
+        if len(window) != len(self.axes):
+            raise ModelError(
+                f"window {times(window)} has {len(window)} axes, the model {self.name} has {self.axes}; give one size for each"
+            )
+        for axis, size, least, step, margin in zip(
+            self.axes, window, self.window_min, self.window_step, self.margin, strict=True
+        ):
+            fits = size == least if step == 0 else size >= least and (size - least) % step == 0
+            if fits and size > 2 * margin:
+                continue
+            if step == 0:
+                raise ModelError(
+                    f"the model {self.name} takes only {least} voxels along {axis}, not {size}; leave out --window"
+                )
+            below = max(least, least + (size - least) // step * step)
+            raise ModelError(
+                f"the model {self.name} takes {least} + k*{step} voxels along {axis}, not {size}; "
+                f"nearest: {below} or {below + step}"
+            )
+
+    @property
+    def label_count(self) -> int:
+        """Number of different labels: sigmoid adds a background 0 to its channels, one channel means 0 and 1."""
+        return self.channels_out + 1 if self.activation == "sigmoid" or self.channels_out == 1 else self.channels_out

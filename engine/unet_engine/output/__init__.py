@@ -1,0 +1,1 @@
+"""The output on its store: chunks, markers, header, locks."""

@@ -1,0 +1,88 @@
+"""The end of a run: is every block there, who says so, and what is known of the parts that did it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unet_engine.errors import OutputError
+from unet_engine.output.header import Ledger
+from unet_engine.output.locks import PATIENCE, Holding, hold
+from unet_engine.output.output import exists
+from unet_engine.settings import parse_part
+from unet_engine.units import span
+
+SUMMED = ("windows_planned", "windows_inferred", "windows_skipped", "blocks_planned", "blocks_written", "seconds")
+"""Figures of parts that add up to those of the output."""
+
+
+def conclude(ledger: Ledger, holding: Holding, facts: Mapping[str, Any] | None = None) -> bool:
+    """Complete the output if all blocks are there and nobody else is at it; whether it is complete now.
+
+    facts: what a run of all parts says of itself, None for the end of a part
+
+    Several parts may end together, and exactly one must complete the output. Each has marked its blocks, then (1) gives up its share,
+    (2) looks for all markers, and if they are there (3) asks for the whole.
+    - At least one does: of all parts, take that which gives up its share last. All others have marked all they will, so it sees all
+      markers and asks. Nobody holds a share any more, so it is refused only where another one holds the whole, who saw all markers, too.
+    - Only one does: who holds the whole reads the header again, which says so where another one was here before.
+    Looking before (1) would not do: one part could look too early, and its share be in the way of the one that sees all markers.
+    Where there are no locks, whoever looks last sees all; two may complete the output, with the same words, as notes go after the header.
+    """
+    holding.leave()
+    if not ledger.all_marked or not holding.is_alone():
+        return ledger.complete  # markers are also missing where another one has just completed it
+    summary = summarize(ledger, facts)
+    if not ledger.complete:
+        ledger.finish(summary)
+    return True
+
+
+def summarize(ledger: Ledger, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What is known of how the output was made: `facts` of a whole run, else the sums over the parts; and the parts."""
+    parts = ledger.journal.notes()
+    sums = {key: round(sum(part.get(key, 0) for part in parts), 4) for key in SUMMED} if parts else {}
+    return {**(facts or sums), "blocks": ledger.block_count, **({"parts": parts} if parts else {})}
+
+
+def finish(path: str) -> dict[str, Any]:
+    """Complete the output at `path` if all its blocks are there; returns its summary with ``out``.
+
+    Raises `OutputError` where it is none of ours, where blocks are missing (how many, the first of them, and what to run), or where it
+    is being written.
+    """
+    if not exists(path):
+        raise OutputError(f"{path} does not exist; give the --out of the run")
+    ledger = Ledger.of(path)
+    if not ledger.complete:
+        refuse_incomplete(ledger)
+        with hold(path, patience=PATIENCE) as holding:
+            if not conclude(ledger, holding):
+                refuse_incomplete(ledger)
+    return {"out": path, "complete": True, **ledger.header.get("summary", {})}
+
+
+def refuse_incomplete(ledger: Ledger) -> None:
+    """Raises `OutputError` where blocks are missing: how many, the first of them, and what to run."""
+    missing = ledger.missing()
+    if missing and not ledger.complete:
+        raise OutputError(
+            f"{ledger.path} lacks {len(missing):,} of {ledger.block_count:,} blocks, the first is {missing[0]}; {_advice(ledger)}"
+        )
+
+
+def _advice(ledger: Ledger) -> str:
+    notes = [(parse_part(note["part"]), note) for note in ledger.journal.notes()]
+    finished = {part for part, note in notes if note["finished"]}
+    left = [f"{i}/{n}" for n in sorted({n for (_, n), _ in notes}) for i in range(1, n + 1) if (i, n) not in finished]
+    if not left:
+        return "run the same command again with --resume"
+    more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+    return f"these parts have not finished: {', '.join(left[:8])}{more}; run them again, e.g. with --part {left[0]}"
+
+
+def line(facts: Mapping[str, Any]) -> str:
+    """What `finish` returns, as people read it."""
+    parts = f" by {len(facts['parts'])} parts" if facts.get("parts") else ""
+    work = f", {facts['windows_inferred']:,} windows inferred in {span(facts['seconds'])}" if "seconds" in facts else ""
+    return f"{facts['out']}: complete, {facts.get('blocks', 0):,} blocks{parts}{work}"

@@ -1,0 +1,162 @@
+"""What an output says about itself: the header in its group (identity, provenance, complete or not) and the journal of what is done.
+
+Nothing here knows voxels or needs the plan: `unet-engine finish` works on this alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from unet_engine.errors import OutputError, first_line, writing
+from unet_engine.output.journal import Journal, LocalJournal, RemoteJournal
+
+PROVENANCE = "unet_engine"
+ARRAY = "0"
+
+
+class Ledger:
+    """Header and journal of the output at `path`, of the run that `digest` names."""
+
+    def __init__(self, path: str, digest: str) -> None:
+        self.path, self.digest = path, digest
+        self.journal: Journal
+        if "://" in path:
+            self.journal = RemoteJournal(zarr.open_group(path, mode="r+").store_path / ARRAY, digest)
+        else:
+            self.journal = LocalJournal(Path(path, ARRAY), digest)
+
+    @classmethod
+    def of(cls, path: str) -> Ledger:
+        """The ledger of whatever run the output at `path` belongs to. Raises `OutputError` where it is no output of ours."""
+        header = read_header(path)
+        if header is None:
+            raise OutputError(f"{path} is not an output of unet-engine; give the --out of the run")
+        return cls(path, str(header.get("digest")))
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """As it is now: another process may have written it. Empty where it is gone; `OutputError` where it cannot be read."""
+        try:
+            found = zarr.open_group(self.path, mode="r").attrs.get(PROVENANCE)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise OutputError(
+                f"{self.path} cannot be read: {first_line(error)}; check the path, and run again with --resume"
+            ) from error
+        return dict(found or {})
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.header.get("complete"))
+
+    def settled(self) -> bool:
+        """Whether the output is complete. Removes the journal that a run killed right after it completed the output left."""
+        if not self.complete:
+            return False
+        with writing(self.path, "removing its journal"):
+            self.journal.remove()
+        return True
+
+    def begin(self) -> bool:
+        """Whether there may be anything left to do; if so, blocks can be marked from now on. Call while holding the output."""
+        self._check_ours()
+        if self.settled():
+            return False
+        _ = self.blocks  # better now than in the end
+        with writing(self.path, "opening its journal"):
+            self.journal.open()
+        return True
+
+    def mark(self, index: tuple[int, ...]) -> None:
+        """Record block `index` as committed; call after its data were written."""
+        with writing(self.path, f"marking block {index}"):
+            try:
+                self.journal.mark(index)
+            except FileNotFoundError:
+                self.check_over()
+
+    def check_over(self) -> None:
+        """Return where the journal is gone because all is done; raise `OutputError` where the output was removed or replaced."""
+        self._check_ours()
+        if not self.complete:
+            raise OutputError(f"{self.path} lost its journal while this run was writing it; run again with --resume")
+
+    def _check_ours(self) -> None:
+        if self.header.get("digest") != self.digest:
+            raise OutputError(f"{self.path} was removed or replaced while this run was writing it; start it again")
+
+    @property
+    def all_marked(self) -> bool:
+        return sum(1 for _ in self.journal.marked()) == self.block_count
+
+    def missing(self) -> list[tuple[int, ...]]:
+        """The blocks that are not committed, in index order."""
+        blocks = self.blocks
+        places = [{j: k for k, j in enumerate(indices)} for indices in blocks]
+        left = np.ones([len(indices) for indices in blocks], bool)
+        for index in self.journal.marked():
+            left[tuple(place[j] for place, j in zip(places, index, strict=True))] = False
+        return [tuple(indices[k] for indices, k in zip(blocks, where, strict=True)) for where in np.argwhere(left)]
+
+    @property
+    def blocks(self) -> list[Sequence[int]]:
+        """Per axis the indices of the blocks that write something. Raises `OutputError` for an output of a version that did not say."""
+        spans = self.header.get("blocks")
+        if spans is None:
+            raise OutputError(f"{self.path} was begun by an older version and cannot be gone on with; use --overwrite")
+        return [[j for lo, hi in axis for j in range(lo, hi)] for axis in spans]
+
+    @property
+    def block_count(self) -> int:
+        return prod(map(len, self.blocks))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """State that every block is there, and how it was made. The journal has served and is removed, with all that kills left in it."""
+        self._check_ours()  # a remote store cannot keep two runs from beginning one output
+        with writing(self.path, "completing it"):
+            self._rewrite(complete=True, summary=dict(summary))
+        with writing(self.path, "removing its journal"):
+            self.journal.remove()
+            for place in _leftovers(self.path):
+                place.unlink(missing_ok=True)
+
+    def revoke(self) -> None:
+        """State that the output is not complete, whatever it said, and forget all markers: what is removed must not look done halfway."""
+        with writing(self.path, "removing it"):
+            self._rewrite(complete=False)
+            self.journal.remove()
+
+    def _rewrite(self, **changed: Any) -> None:
+        group = zarr.open_group(self.path, mode="r+")
+        group.attrs[PROVENANCE] = {**group.attrs[PROVENANCE], **changed}
+
+
+def read_header(path: str) -> dict[str, Any] | None:
+    """Our header of the group at `path`; None where there is no such group, or nothing of ours in it."""
+    try:
+        header = zarr.open_group(path, mode="r").attrs.get(PROVENANCE)
+    except Exception:  # whatever it is, we did not write it
+        return None
+    return dict(header) if isinstance(header, dict) else None
+
+
+def spans(indices: Sequence[int]) -> list[list[int]]:
+    """Ascending indices as half-open spans, as the header has them."""
+    starts = [j for j, before in zip(indices, [None, *indices], strict=False) if before is None or j != before + 1]
+    stops = [j + 1 for j, after in zip(indices, [*indices[1:], None], strict=True) if after != j + 1]
+    return [list(pair) for pair in zip(starts, stops, strict=True)]
+
+
+def _leftovers(path: str) -> Iterator[Path]:
+    """Temporary files of a run killed while it wrote metadata. No folder of chunks is looked into."""
+    if "://" not in path:
+        yield from Path(path).glob("*.partial")
+        yield from Path(path, ARRAY).glob("*.partial")
+        yield from Path(path, ARRAY).glob(".lock.*")

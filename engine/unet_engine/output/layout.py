@@ -1,0 +1,48 @@
+"""What the output array looks like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unet_engine.output.header import ARRAY
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the output array looks like. Spatial tuples follow `names`; the stored order is `stored`."""
+
+    names: str
+    stored: str
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    channels: int | None
+    """None for labels, which have no channel axis; it is the first one otherwise."""
+    dtype: str
+    spacing: tuple[float, ...]
+    translation: tuple[float, ...]
+    unit: str | None
+    classes: tuple[str, ...]
+
+    def in_stored_order(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(values[self.names.index(a)] for a in self.stored)
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes written per voxel, all channels together."""
+        return np.dtype(self.dtype).itemsize * (self.channels or 1)
+
+    def ome(self, name: str) -> dict[str, Any]:
+        """Multiscales metadata of OME-Zarr 0.5 with one resolution."""
+        channel = self.channels is not None
+        space = [{"name": a, "type": "space", **({"unit": self.unit} if self.unit else {})} for a in self.stored]
+        ones, zeros = ([1.0], [0.0]) if channel else ([], [])
+        transforms = [
+            {"type": "scale", "scale": ones + list(self.in_stored_order(self.spacing))},
+            {"type": "translation", "translation": zeros + list(self.in_stored_order(self.translation))},
+        ]
+        dataset = {"path": ARRAY, "coordinateTransformations": transforms}
+        axes = ([{"name": "c", "type": "channel"}] if channel else []) + space
+        return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": [dataset]}]}

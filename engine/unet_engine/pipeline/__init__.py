@@ -1,0 +1,1 @@
+"""What one worker does with a block: read, predict, finish, write."""

@@ -1,0 +1,110 @@
+"""The local executor: columns of a plan dealt to the devices of this machine, one thread per device.
+
+Within a column three things overlap: reading the next block, inferring this one, writing the last. A Dask executor needs no more than
+`Worker.read`, `predict` and `commit` either.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+
+from unet_engine.backends.out_of_memory import is_out_of_memory
+from unet_engine.pipeline.job import Halo, Raw
+from unet_engine.pipeline.worker import Worker
+from unet_engine.plan.plan import Column, Index, Task
+
+Pending = Callable[[Index], bool]
+
+
+def run_local(workers: list[Worker], pending: Pending) -> None:
+    """Run every column of the workers' plan. The first error stops all lanes, after what they were writing is written."""
+    columns: SimpleQueue[Column] = SimpleQueue()
+    for column in workers[0].job.plan.columns():
+        columns.put(column)
+    stop = threading.Event()
+    if len(workers) == 1:
+        _lane(workers[0], columns, pending, stop)
+        return
+    with ThreadPoolExecutor(len(workers), "lane") as lanes:
+        running = [lanes.submit(_lane, worker, columns, pending, stop) for worker in workers]
+        try:
+            for lane in running:
+                lane.result()
+        finally:
+            stop.set()
+
+
+def _lane(worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: threading.Event) -> None:
+    try:
+        while not stop.is_set():
+            _run_column_twice(worker, columns.get_nowait(), pending, stop)
+    except Empty:
+        return
+    except BaseException:
+        stop.set()
+        raise
+
+
+def _run_column_twice(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:
+    """One column; where memory runs out the first time, what is left of it once more with half the windows at once.
+
+    Blocks that were committed stay so; windows that reach from them into others are inferred again, as in a resume. Raises `PlanError` with
+    the figures where memory runs out again, or where half would give other bytes: see `Worker.shrink`.
+    """
+    try:
+        run_column(worker, column, pending, stop)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        worker.shrink(error, f"in column {column.number}")
+    else:
+        return
+    left = worker.output.pending(worker.job.plan)  # as a resume finds out
+    _run_column_twice(worker, column, lambda index: pending(index) and left(index), stop)
+
+
+def run_column(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:
+    """All that is left of one column, block by block; halos wait here until their block is committed."""
+    waiting: defaultdict[Index, list[Halo]] = defaultdict(list)
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        try:
+            for done in worker.predict(_read_ahead(worker, _tasks(worker, column, pending), reader)):
+                for target, halo in done.halos():
+                    waiting[target].append(worker.tools.keep(halo))
+                if done.task.commits:
+                    if writing:
+                        worker.tools.wait(writing)
+                    block = done.task.block
+                    writing = writer.submit(
+                        worker.commit, done.task, done.inside(block.write), waiting.pop(block.index, [])
+                    )
+                if stop.is_set():
+                    return
+        finally:
+            # what was handed over is written even when something else failed
+            if writing:
+                worker.tools.wait(writing)
+
+
+def _tasks(worker: Worker, column: Column, pending: Pending) -> Iterator[Task]:
+    """The tasks that need the network or sums."""
+    for task in worker.job.plan.tasks(column, pending):
+        if left := worker.settle(task, column, pending):
+            yield left
+
+
+def _read_ahead(worker: Worker, tasks: Iterable[Task], reader: ThreadPoolExecutor) -> Iterator[tuple[Task, Raw | None]]:
+    """Each task with its voxels, the next one's already being read."""
+    ahead: tuple[Task, Future[Raw | None]] | None = None
+    for task in tasks:
+        following = (task, reader.submit(worker.read, task))
+        if ahead:
+            yield ahead[0], worker.tools.wait(ahead[1])
+        ahead = following
+    if ahead:
+        yield ahead[0], worker.tools.wait(ahead[1])

@@ -1,0 +1,115 @@
+"""A block finished on the out stream: halos go up, all are merged and the values finished in one pass, and those come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from unet_engine.devices.pinned import Piece
+from unet_engine.devices.timeline import Marks
+from unet_engine.pipeline.gpu.buffers import SumsSlot
+from unet_engine.pipeline.gpu.lane import Lane, three
+from unet_engine.pipeline.gpu.results import DeviceCore
+from unet_engine.pipeline.job import Array, Halo
+from unet_engine.plan.device_memory import FLAG
+from unet_engine.plan.plan import Task
+from unet_engine.profiling.stages import ACTIVATION, COPY, COPY_BACK, MERGE
+
+MOST_HALOS = 32
+"""What one commit kernel merges: see ``kernels.hpp``."""
+
+
+class Finisher:
+    """Finishes blocks of a lane, from any thread."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+
+    def finish(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
+        """See `unet_engine.pipeline.gpu.pipeline.DevicePipeline.finish`."""
+        lane, device = self._lane, self._lane.device
+        device.use()
+        ordered = sorted(halos, key=lambda h: h.source, reverse=True)
+        pieces = [lane.pinned_copy(halo.values) for halo in ordered]
+        shape = task.block.write.shape
+        out_shape = shape if lane.job.kind == "labels" else (lane.channels_out, *shape)
+        count = FLAG + prod(out_shape) * np.dtype(lane.job.layout.dtype).itemsize
+        kept = lane.pinned_copy(core) if isinstance(core, np.ndarray) else None
+        back = lane.pools["finished voxels"].take(count)
+        # not with the lock held: who gives a slot back may want it
+        slot = core.slot if isinstance(core, DeviceCore) else lane.buffers.take_sums()
+        assert slot is not None
+        done, marks = lane.event(), lane.marks()
+        with lane.queueing:
+            marks.begin("out")
+            sums, at = self._placed(task, slot, kept, marks)
+            self._commit(task, sums, at, list(zip(ordered, pieces, strict=True)), marks)
+            device.record(slot.free, lane.out)
+            device.copy(lane.out, back.region, lane.buffers.out.part(0, count))
+            marks.lap("out", COPY_BACK)
+            device.record(done, lane.out)
+            lane.buffers.give_sums(slot)
+            if isinstance(core, DeviceCore):
+                core.slot = None
+        lane.wait_for(done)
+        marks.read()
+        device.touch(back.region, "r")
+        return back.array(out_shape, lane.job.layout.dtype, FLAG), not back.array((1,), "int32")[0]
+
+    def _placed(self, task: Task, slot: SumsSlot, kept: Piece | None, marks: Marks) -> tuple[Any, tuple[int, ...]]:
+        """The sums in `slot` as a region with its shape, and where the write box begins in them. `kept`: sums that are yet to go there."""
+        lane, box = self._lane, task.block.sums
+        if kept is None:
+            region = slot.sums.part(0, 4 * lane.channels_out * box.size)
+            return (region, box.shape), task.block.write.relative_to(box.lo).lo
+        region = slot.sums.part(0, kept.region.size)
+        lane.device.wait(lane.out, slot.free)
+        marks.begin("out")
+        lane.device.copy(lane.out, region, kept.region)
+        marks.lap("out", COPY)
+        return (region, task.block.write.shape), (0,) * len(task.block.write.shape)
+
+    def _commit(
+        self, task: Task, sums: Any, at: tuple[int, ...], halos: list[tuple[Halo, Piece]], marks: Marks
+    ) -> None:
+        lane, write = self._lane, task.block.write
+        device, kernels = lane.device, lane.device.kernels
+        region, shape = sums
+        shape3, write3, k = three(shape), three(write.shape), lane.channels_out
+        strides = (prod(shape3), shape3[1] * shape3[2], shape3[2], 1)
+        start = 4 * sum(a * s for a, s in zip(three(at, 0), strides[1:], strict=True))
+        core = device.array(region.part(start, region.size - start), (k, *write3), "float32", strides)
+        parts, corners, used, end = [], [], [], 0
+        for halo, piece in halos:
+            there = lane.buffers.halos_in.part(end, piece.region.size)
+            device.copy(lane.out, there, piece.region)
+            parts.append(lane.sums(there, halo.box.shape))
+            corners.append(three(halo.box.relative_to(write.lo).lo, 0))
+            used.append(there)
+            end += piece.region.size
+        marks.lap("out", COPY)
+        # far more halos than any plan gives, unless windows overlap by nearly all their length
+        while len(parts) > MOST_HALOS:
+
+            def merge(part: Any, corner: tuple[int, ...], stream: int) -> None:
+                kernels.merge(core, part, corner, stream=stream)
+
+            work = partial(merge, parts.pop(0), corners.pop(0))
+            device.run(lane.out, "merge", work, [region, used.pop(0)], [region])
+            marks.lap("out", MERGE)
+        flag, values = lane.buffers.out.part(0, FLAG), lane.buffers.out.part(FLAG, lane.buffers.out.size - FLAG)
+        device.zero(lane.out, flag)
+        out_3 = three(write.shape) if lane.job.kind == "labels" else (k, *write3)
+        out = device.array(values, out_3, lane.job.layout.dtype)
+        nonfinite = device.array(flag.part(0, 4), (1,), "int32")
+        kind, activation = lane.job.kind, lane.job.model.spec.activation
+        device.run(
+            lane.out, "commit",
+            lambda s: kernels.commit(core, out, kind, activation, parts, corners, nonfinite, stream=s),
+            [region, *used], [region, flag, values],
+        )  # fmt: skip
+        marks.lap("out", ACTIVATION)

@@ -1,0 +1,84 @@
+"""The windows of one block on the compute stream: gather, network, add, batch after batch; three launches each and nothing waited for."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from unet_engine.backends.device import DeviceTensor
+from unet_engine.devices.base import Region
+from unet_engine.devices.timeline import Marks
+from unet_engine.pipeline.gpu.buffers import RawSlot
+from unet_engine.pipeline.gpu.lane import Lane, three
+from unet_engine.pipeline.gpu.tables import Batch, Tables
+from unet_engine.pipeline.gpu.tables import Piece as Table
+from unet_engine.pipeline.job import Raw
+from unet_engine.plan.plan import Task
+from unet_engine.profiling.stages import ADD, GATHER, NETWORK
+
+
+class Inference:
+    """What puts windows through the network of a lane."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._windows = self._in_three_axes(lane.backend.input), self._in_three_axes(lane.backend.output)
+
+    def _in_three_axes(self, tensor: DeviceTensor) -> Any:
+        """A batch as the kernels take it; axes that the network does not have are of length 1."""
+        missing = 5 - len(tensor.shape)
+        shape = (*tensor.shape[:2], *(1,) * missing, *tensor.shape[2:])
+        strides = (*tensor.strides[:2], *(0,) * missing, *tensor.strides[2:])
+        return self._lane.device.array(tensor.region, shape, tensor.dtype, strides)
+
+    def queue(self, task: Task, raw: Raw | None, slot: RawSlot, tables: Tables, sums: Region, marks: Marks) -> None:
+        """Put all windows of a block on the stream: cut and normalised, inferred, added to `sums`, which were cleared."""
+        lane = self._lane
+        device, backend, stream, kernels = lane.device, lane.backend, lane.backend.stream, lane.device.kernels
+        windows, values = self._windows
+
+        def on_device(table: Table) -> Any:
+            return device.array(slot.tables.part(table.start, table.size), table.shape, table.dtype)
+
+        def some(table: Table, first: int, stop: int) -> Any:
+            row = prod(table.shape[1:]) * np.dtype(table.dtype).itemsize
+            shape = (stop - first, *table.shape[1:])
+            return device.array(slot.tables.part(table.start + first * row, (stop - first) * row), shape, table.dtype)
+
+        spans, weights, positions = (
+            [on_device(t) for t in group] for group in (tables.spans, tables.weights, tables.positions)
+        )
+        entries = on_device(tables.entries)
+        scale, shift, empty = lane.constants
+        target = lane.sums(sums, task.block.sums.shape)
+        source_region, source = self._source(raw, slot)
+        inputs = [slot.tables, source_region, lane.buffers.constants]
+        network = f"{backend.name} network"
+
+        def add(batch: Batch, stream: int) -> None:
+            chosen = some(tables.entries, batch.first, batch.stop)
+            kernels.add(target, values, weights, spans, chosen, empty, batch.lo, batch.hi, stream=stream)
+
+        def gather(batch: Batch, stream: int) -> None:
+            order = some(tables.order, batch.at, batch.at + batch.rows)
+            kernels.gather(windows, source, positions, entries, order, scale, shift, 0.0, stream=stream)
+
+        for batch in tables.batches:
+            if batch.rows:
+                device.run(stream, "gather", partial(gather, batch), inputs, [backend.input.region])
+                marks.lap("compute", GATHER)
+                device.run(stream, network, backend.run, [backend.input.region], [backend.output.region])
+                marks.lap("compute", NETWORK)
+            read = [slot.tables, sums, lane.buffers.constants, *([backend.output.region] if batch.rows else [])]
+            device.run(stream, "add", partial(add, batch), read, [sums])
+            marks.lap("compute", ADD)
+
+    def _source(self, raw: Raw | None, slot: RawSlot) -> tuple[Region, Any]:
+        if raw is None:
+            return slot.raw.part(0, 0), None
+        region = slot.raw.part(0, raw.voxels.nbytes)
+        shape = (raw.voxels.shape[0], *three(raw.voxels.shape[1:]))
+        return region, self._lane.device.array(region, shape, raw.voxels.dtype.name)

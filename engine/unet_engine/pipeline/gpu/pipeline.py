@@ -1,0 +1,208 @@
+"""Windows on a GPU from raw voxels to finished ones: what `unet_engine.pipeline.host` and `Worker.commit` do on a CPU, with the same bytes.
+
+    host     read, stage       tables              halos, labels
+    in            raw + tables --copied-.                                          copies to the device
+    compute                             [gather, network, add] per batch --ready-.
+    out                                                     pack, copy halos; copy halos, commit, copy labels
+
+The raw block goes over once, in its own type. Windows are cut out of it, normalised and added on the device; what comes back are halos and
+finished voxels. The host waits for a block's halos once, when the windows of the next block are already queued, and for a block's finished
+voxels once; never for a window. All device memory is there before the first block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.devices.pinned import Piece, piece_of
+from unet_engine.devices.timeline import NO_MARKS, Marks
+from unet_engine.errors import BackendError
+from unet_engine.pipeline.gpu.buffers import DeviceBuffers, RawSlot, SumsSlot
+from unet_engine.pipeline.gpu.finish import Finisher
+from unet_engine.pipeline.gpu.inference import Inference
+from unet_engine.pipeline.gpu.lane import Lane
+from unet_engine.pipeline.gpu.results import DeviceCore, DevicePredicted, PinnedHalo
+from unet_engine.pipeline.gpu.tables import Tables, fill_tables
+from unet_engine.pipeline.job import Array, Halo, Job, Raw, Tally
+from unet_engine.plan.box import Box
+from unet_engine.plan.plan import Index, Task
+from unet_engine.profiling.stages import ADD, COPY, Stages
+
+BLOCKS_IN_FLIGHT = 1
+"""Blocks whose windows may be on the device while the next block is queued."""
+MOST_ENTRIES = 8192
+"""What one kernel takes: see ``launch.hpp``."""
+
+
+@dataclass
+class _Block:
+    """A block whose work is queued."""
+
+    task: Task
+    slot: SumsSlot
+    halos: list[tuple[Index, Box, Piece]]
+    done: Any
+    held: list[Any] = field(default_factory=list)
+    """What the device still reads: the staged voxels and tables."""
+    inferred: int = 0
+    marks: Marks = NO_MARKS
+
+
+class DevicePipeline:
+    """Predicts and commits blocks of one job on one device. `predict` runs on one thread; `stage` and `finish` may run on others."""
+
+    def __init__(
+        self, job: Job, backend: DeviceBackend, tally: Tally, voxel_bytes: int, stages: Stages | None = None
+    ) -> None:
+        """voxel_bytes: of one voxel of the volume, all channels together. stages: where the time of the streams is told, if at all."""
+        self.job, self.device, self._tally = job, backend.device, tally
+        self._lane = Lane(job, backend, voxel_bytes, stages)
+        self._inference, self._finisher = Inference(self._lane), Finisher(self._lane)
+
+    @property
+    def buffers(self) -> DeviceBuffers:
+        return self._lane.buffers
+
+    def close(self) -> None:
+        """Wait for what is under way and give back all memory."""
+        self._lane.close()
+
+    # --- read ---
+
+    def stage(self, raw: Raw) -> Raw:
+        """The same voxels in pinned memory, from where they are copied over; called by whoever reads, off the device's thread."""
+        self.device.use()
+        piece = self._lane.pools["raw voxels"].take(raw.voxels.nbytes)
+        self.device.touch(piece.region, "w")
+        staged = piece.array(raw.voxels.shape, raw.voxels.dtype.name)
+        staged[...] = raw.voxels
+        return Raw(staged, raw.mask)
+
+    # --- predict ---
+
+    def predict(
+        self,
+        work: Iterable[tuple[Task, Raw | None] | None],
+        skipping: Callable[[Task, Raw | None], Callable[[Index], bool]],
+    ) -> Iterator[DevicePredicted]:
+        """As `unet_engine.pipeline.host.predict`. `skipping` gives for a task the test of which windows are left out.
+
+        Raises `BackendError` naming the block where the network or the device fails.
+        """
+        self.device.use()
+        queued: deque[_Block] = deque()
+        try:
+            for item in work:
+                if item is not None:
+                    queued.append(self._queue(*item, skipping(*item)))
+                while len(queued) > (0 if item is None else BLOCKS_IN_FLIGHT):
+                    yield self._finished(queued.popleft())
+            while queued:
+                yield self._finished(queued.popleft())
+        finally:
+            for block in queued:  # something failed; what they hold is given back
+                self._abandon(block)
+
+    def _abandon(self, block: _Block) -> None:
+        with contextlib.suppress(BackendError):
+            self.device.synchronize(block.done)
+        self.buffers.give_sums(block.slot)
+
+    def _queue(self, task: Task, raw: Raw | None, is_empty: Callable[[Index], bool]) -> _Block:
+        """Put all of one block on the streams."""
+        lane, device, stream = self._lane, self.device, self._lane.backend.stream
+        slot = self.buffers.take_sums()
+        block = _Block(task, slot, [], lane.event(), marks=lane.marks())
+        marks = block.marks
+        try:
+            there, tables = self._send(task, raw, is_empty, block)
+            device.wait(stream, there.copied)
+            device.wait(stream, slot.free)
+            sums = slot.sums.part(0, 4 * self._lane.channels_out * task.block.sums.size)
+            marks.begin("compute")
+            device.zero(stream, sums)
+            marks.lap("compute", ADD)
+            self._inference.queue(task, raw, there, tables, sums, marks)
+            device.record(there.free, stream)
+            device.record(slot.ready, stream)
+            with lane.queueing:
+                device.wait(lane.out, slot.ready)
+                marks.begin("out")
+                end = 0
+                for target, box in task.halos:
+                    block.halos.append((target, box, lane.pack(slot, task.block, box, end, marks)))
+                    end += block.halos[-1][2].region.size
+                device.record(slot.free, lane.out)
+                device.record(block.done, lane.out)
+        except BaseException as error:
+            with contextlib.suppress(BackendError):
+                device.drain()
+            self.buffers.give_sums(slot)
+            if isinstance(error, BackendError):
+                raise BackendError(f"{error} (block {task.block.index})") from error
+            raise
+        block.inferred = tables.inferred
+        return block
+
+    def _send(
+        self, task: Task, raw: Raw | None, is_empty: Callable[[Index], bool], block: _Block
+    ) -> tuple[RawSlot, Tables]:
+        """Copy the raw voxels and the tables of a block over."""
+        lane, device, slot = self._lane, self.device, self.buffers.next_raw()
+        piece = self._lane.pools["tables"].take(lane.largest.table_bytes)
+        device.touch(piece.region, "w")
+        tables = fill_tables(
+            self.job.plan,
+            task,
+            is_empty,
+            self.job.setup.batch,
+            MOST_ENTRIES,
+            piece.array((piece.region.size,), "uint8"),
+        )
+        device.wait(lane.inward, slot.free)
+        block.marks.begin("in")
+        device.copy(lane.inward, slot.tables.part(0, tables.size), piece.region.part(0, tables.size))
+        block.held.append(piece)
+        if raw is not None and tables.inferred:
+            staged = piece_of(raw.voxels, device) or piece_of(self.stage(raw).voxels, device)
+            assert staged is not None
+            block.held.append(staged)
+            device.copy(lane.inward, slot.raw.part(0, staged.region.size), staged.region)
+        block.marks.lap("in", COPY)
+        device.record(slot.copied, lane.inward)
+        return slot, tables
+
+    def _finished(self, block: _Block) -> DevicePredicted:
+        """Wait for the halos of a block whose successor is queued."""
+        try:
+            self._lane.wait_for(block.done)
+        except BackendError as error:
+            self.buffers.give_sums(block.slot)
+            raise BackendError(f"{error} (block {block.task.block.index})") from error
+        block.marks.read()
+        self._tally.add(inferred=block.inferred, skipped=len(block.task.windows) - block.inferred)
+        source, sent = block.task.block.index, []
+        for target, box, piece in block.halos:
+            self.device.touch(piece.region, "r")
+            sent.append(
+                (target, PinnedHalo(source, box, piece.array((self._lane.channels_out, *box.shape), "float32")))
+            )
+        core = DeviceCore(self._lane, block.task, block.slot)
+        if not block.task.commits:
+            core.release()
+        return DevicePredicted(block.task, core if block.task.commits else None, tuple(sent))
+
+    # --- what is left to other threads ---
+
+    def finish(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
+        """Merge `halos`, in descending order of their blocks, and finish the write box: the voxels to be written, and whether all sums
+        were finite. A core on the device is released.
+
+        core: where `predict` left it, or as `DeviceCore.copy` gives it.
+        """
+        return self._finisher.finish(task, core, halos)

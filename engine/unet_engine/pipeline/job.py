@@ -1,0 +1,131 @@
+"""What a job is, and what its stages hand to one another: values, small and picklable but for the voxels in them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from unet_engine.backends.base import Setup
+from unet_engine.model.file import ModelFile
+from unet_engine.output.layout import Layout
+from unet_engine.plan.box import Box
+from unet_engine.plan.plan import Index, Plan, Task
+from unet_engine.volumes.normalize import Scaling
+
+Array = npt.NDArray[Any]
+Kind = Literal["labels", "probabilities", "logits"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a worker needs to know. Small and picklable; what it names is opened by the worker itself."""
+
+    plan: Plan
+    volume: str
+    volume_axes: str
+    model: ModelFile
+    backend: str
+    setup: Setup
+    scaling: Scaling
+    kind: Kind
+    out: str
+    layout: Layout
+    replace_nonfinite: float | None = None
+    mask: str | None = None
+    profiled: bool = False
+    """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
+    decoders: int | None = None
+    """Threads that decode chunks of the volume; None: one per core."""
+    answers: frozenset[str] = frozenset()
+    """What a batch of the GPU's network told of itself as the run was planned, see `unet_engine.backends.batch_probe`."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether windows of nothing but background are left out: only where the spec names what they stand for."""
+        return self.model.spec.empty is not None
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was done so far."""
+
+    inferred: int = 0
+    skipped: int = 0
+    blocks: int = 0
+    voxels_written: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    halo_bytes: int = 0
+    """Halos that came from another worker."""
+
+
+class Tally:
+    """Counters that several threads add to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sum = Counters()
+
+    def add(self, **amounts: int) -> None:
+        """Add to the counters of these names."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self._sum, name, getattr(self._sum, name) + amount)
+
+    def read(self) -> Counters:
+        with self._lock:
+            return replace(self._sum)
+
+    def take(self) -> Counters:
+        """What was added since this was last called."""
+        with self._lock:
+            taken, self._sum = self._sum, Counters()
+            return taken
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """The voxels a task's windows are cut from: shape (channels, *box.shape)."""
+
+    voxels: Array
+    mask: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Halo:
+    """What a lower block adds to the write box of a higher one."""
+
+    source: Index
+    box: Box
+    values: Array
+    """Sums of `source` in `box`: (channels out, *box.shape) float32."""
+
+    def copied(self) -> Halo:
+        """The same, holding nothing of the sums it was cut from."""
+        return Halo(self.source, self.box, self.values.copy())
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Sums of one block: (channels out, *task.block.sums.shape) float32."""
+
+    task: Task
+    sums: Array
+
+    def inside(self, box: Box) -> Array:
+        """The sums in `box`, as a view."""
+        view: Array = self.sums[(slice(None), *box.relative_to(self.task.block.sums.lo).slices())]
+        return view
+
+    def detached(self) -> Predicted:
+        """The same with nothing left on a device: it was on none."""
+        return self
+
+    def halos(self) -> Iterator[tuple[Index, Halo]]:
+        """The block each halo goes to, and the halo as a view of the sums."""
+        for target, box in self.task.halos:
+            yield target, Halo(self.task.block.index, box, self.inside(box))

@@ -1,0 +1,1 @@
+"""Integers decided before a voxel is read."""

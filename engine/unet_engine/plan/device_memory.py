@@ -1,0 +1,164 @@
+"""What the device pipeline takes of a GPU's memory, and the plan that fits into it. Pure arithmetic on sizes.
+
+    network   what opening it took: weights, scratch, its input and output for one batch (measured, not computed)
+    raw       RAW_SLOTS raw blocks in their own type, each with the tables that say where its windows lie
+    sums      SUMS_SLOTS blocks of float32 sums: one being added to, one waiting for its commit, one being finished
+    halos     what one block sends up (at most its sums), and what one block receives
+    out       one block of finished voxels
+
+Everything is allocated once, for the largest block of the plan, so the peak does not depend on how many blocks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from unet_engine.errors import PlanError
+from unet_engine.plan.memory import Sizes
+from unet_engine.plan.plan import Plan, read_span
+from unet_engine.plan.sizing import chunk_target, default_chunk, least_windows
+from unet_engine.units import size, times
+
+RAW_SLOTS = 2
+SUMS_SLOTS = 3
+ALIGNMENT = 256
+"""Bytes at whose multiples every array of a buffer begins, as CUDA's own allocations do."""
+FLAG = ALIGNMENT
+"""Bytes before the finished voxels: whether any sum was not finite."""
+RESERVE = 256 * 2**20
+"""Device memory left free for others: CUDA's own context grows as kernels are loaded."""
+BATCH_VOXELS = 2**21
+"""Voxels that a batch should have so that a GPU has enough to do: one window of 128³, 8 of 64³, 8 of 512²."""
+LARGEST_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Largest sizes over all blocks of a plan, in voxels; per axis where there are several."""
+
+    read: int
+    sums: int
+    write: int
+    halos_in: int
+    windows: int
+    table_bytes: int
+    """Bytes of the tables of one block."""
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Predicted peak of device memory, in bytes."""
+
+    network: int
+    raw: int
+    sums: int
+    halos: int
+    out: int
+
+    @property
+    def total(self) -> int:
+        return self.network + self.raw + self.sums + self.halos + self.out
+
+
+def aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def extents(plan: Plan) -> Extents:
+    """The largest block, axis by axis. An upper bound: no block need be the largest along all axes."""
+    spans = [_axis_extents(plan, a) for a in range(len(plan.axes))]
+    windows = [
+        min(b, hi - lo) for b, lo, hi in zip(plan.block, plan.window_range.lo, plan.window_range.hi, strict=True)
+    ]
+    writes, overlaps = [s[2] for s in spans], [s[3] for s in spans]
+    # a block receives from every lower block within reach: per axis its own write box or a part of it, whatever the others
+    received = prod(w + o for w, o in zip(writes, overlaps, strict=True)) - prod(writes)
+    return Extents(
+        read=prod(s[0] for s in spans),
+        sums=prod(s[1] for s in spans),
+        write=prod(writes),
+        halos_in=received,
+        windows=prod(windows),
+        table_bytes=_table_bytes(plan, windows),
+    )
+
+
+def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int]:
+    """Along axis `a`, the largest read, sums and write of any block, and what all lower blocks together add to one write box."""
+    axis, step = plan.axes[a], plan.block[a]
+    first, stop = plan.window_range.lo[a], plan.window_range.hi[a]
+    lo, hi = plan.roi.lo[a], plan.roi.hi[a]
+    read = sums = write = overlap = 0
+    for j in range(plan.block_range.lo[a], plan.block_range.hi[a]):
+        k0, k1 = max(first, j * step), min(stop, (j + 1) * step) - 1
+        start, end = read_span(axis, k0, k1, plan.padding)
+        read = max(read, end - start)
+        edge, edge_up = plan.edge(a, j), plan.edge(a, j + 1)
+        begins, ends = max(lo, min(axis.support(k0)[0], edge)), min(hi, max(axis.support(k1)[1], edge_up))
+        sums, write = max(sums, ends - begins), max(write, edge_up - edge)
+        below = range(max(plan.block_range.lo[a], j - plan.reach[a]), j)
+        reached = [min(hi, axis.support(min(stop, (i + 1) * step) - 1)[1]) for i in below]
+        overlap = max(overlap, sum(max(0, min(edge_up, r) - edge) for r in reached))
+    return read, sums, write, overlap
+
+
+def _table_bytes(plan: Plan, windows: Sequence[int]) -> int:
+    """Per axis and window its span, weights and positions; per window of the block an entry and its place in the order."""
+    per_axis = [
+        aligned(24 * n) + aligned(4 * n * axis.window) + aligned(4 * n * (axis.window + 2 * axis.margin))
+        for n, axis in zip(windows, plan.axes, strict=True)
+    ]
+    missing = 3 - len(windows)
+    return sum(per_axis) + missing * 3 * ALIGNMENT + aligned(16 * prod(windows)) + aligned(4 * prod(windows))
+
+
+def device_memory(plan: Plan, sizes: Sizes, network: int) -> DeviceMemory:
+    """Peak bytes of one worker on its GPU."""
+    largest = extents(plan)
+    sums = aligned(largest.sums * sizes.sums)
+    return DeviceMemory(
+        network=network,
+        raw=RAW_SLOTS * (aligned(largest.read * sizes.raw) + largest.table_bytes),
+        sums=SUMS_SLOTS * sums,
+        halos=sums + aligned(largest.halos_in * sizes.sums),
+        out=FLAG + aligned(largest.write * sizes.out) + aligned(sizes.sums) + 2 * aligned(8 * 64),
+    )
+
+
+def fit_device(plan: Plan, sizes: Sizes, network: int, free: int) -> Plan:
+    """The plan with blocks that fit `free` bytes of device memory beside a network of `network` bytes, which `free` still counts.
+
+    Blocks shrink along their longest axis first. Raises `PlanError` where the smallest do not fit.
+    """
+    budget = free - RESERVE
+    while (need := device_memory(plan, sizes, network).total) > budget:
+        target = chunk_target(plan.axes)
+        floor = [least_windows(axis, target) for axis in plan.axes]
+        a = max(
+            range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
+        )
+        if plan.block[a] <= floor[a]:
+            raise PlanError(
+                f"the smallest plan needs {size(need)} of device memory and {size(max(0, budget))} can be had ({size(network)} of it for "
+                f"the network, blocks of {times(plan.block)} windows); use a smaller --window or another --device"
+            )
+        block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
+        plan = replace(
+            plan,
+            block=block,
+            chunk=default_chunk(plan.axes, block),
+            cuts=((),) * len(block),
+            identity={**plan.identity, "block": list(block)},
+        )
+    return plan
+
+
+def default_batch(window: Sequence[int], windows: int, limit: int | None = None) -> int:
+    """Windows per batch, for blocks of `windows` windows: about `BATCH_VOXELS` voxels or `limit` windows, all batches of a block alike.
+
+    A batch never holds windows of two blocks, so one that does not divide the block would compute rows for nobody.
+    """
+    most = limit or max(1, min(LARGEST_BATCH, BATCH_VOXELS // prod(window)))
+    return -(-windows // -(-windows // most))

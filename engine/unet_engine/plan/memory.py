@@ -1,0 +1,178 @@
+"""Peak memory of a plan, and the plan that fits a budget. Pure arithmetic on sizes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from unet_engine.errors import PlanError
+from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.plan import Memory, Plan, read_span
+from unet_engine.plan.sizing import chunk_target, default_chunk, extent, least_windows
+from unet_engine.units import size
+
+SUMS_IN_FLIGHT = 3
+"""Blocks being inferred, being finished by the windows still in flight, and being written."""
+
+
+RAW_IN_FLIGHT = 3
+"""Raw blocks being cut, read ahead, and copied while they are decoded."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that the memory prediction needs, most of them per voxel."""
+
+    raw: int
+    """All input channels of one voxel, as stored."""
+    sums: int
+    """All output channels of one voxel in float32."""
+    out: int
+    """What is written per voxel."""
+    decoding: int = 0
+    """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
+
+
+RUNS_IN_FLIGHT = 3
+"""Runs per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being written."""
+
+
+CREW_BASE = 32 * 2**20
+"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without it, some 23 MiB were
+missing from the prediction."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Workers of a cluster, who share the blocks of each column between them."""
+
+    workers: int
+    """How many there will be."""
+    present: int
+    """How many are sure to be there: those that hold all halos that wait, however late the others come."""
+    run: int
+    """Blocks that follow one another along the fastest axis and are handed out together."""
+
+
+def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int, crew: Crew | None = None) -> Memory:
+    """Peak bytes of one process: of `lanes` columns run at once, or, with a `crew`, of one of its workers.
+
+    Waiting halos follow from Little's law: bytes times the blocks they wait for. Workers hold their share of them, at most twice it for
+    want of balance, and while they are sent.
+    """
+    spans = [extent(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
+    reads = [
+        hi - lo
+        for axis, windows in zip(plan.axes, plan.block, strict=True)
+        for lo, hi in [_widest_read(axis, windows, plan.padding)]
+    ]
+    # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
+    spans = [
+        min(n, s + (0 if (w * axis.stride) % c == 0 and axis.blend != "crop" else c - 1))
+        for s, n, w, c, axis in zip(spans, plan.roi.shape, plan.block, plan.chunk, plan.axes, strict=True)
+    ]
+    writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, plan.roi.shape, strict=True)]
+    halos = _waiting_halos(plan, spans, writes) * sizes.sums
+    in_flight = SUMS_IN_FLIGHT
+    if crew:
+        halos = min(halos, halos * 2 // crew.present)
+        # a run more than the average, and in a commit the copy that is finished and the halos that came for it
+        in_flight = (RUNS_IN_FLIGHT + 1) * crew.run + 1
+        base += CREW_BASE
+    return Memory(
+        base=base,
+        raw=lanes * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),
+        sums=lanes * min(in_flight, prod(plan.share_shape) + (crew is not None)) * prod(spans) * sizes.sums,
+        halos=lanes * halos,
+        commit=lanes * 2 * prod(writes) * sizes.out,
+    )
+
+
+def _widest_read(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
+    middle = min(axis.count - 1, axis.count // 2 // windows * windows)
+    return read_span(axis, middle, min(axis.count - 1, middle + windows - 1), padding)
+
+
+def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
+    """Voxels of halo that wait at once in the widest column: each piece from its block's prediction to its target's commit."""
+    boxes = [plan.column_spans(box) for box in plan.share]
+    shape = [max((hi - lo for box in boxes for lo, hi in box[a]), default=1) for a in range(len(plan.axes))]
+    step, later = {}, 1
+    for a in reversed(plan.order):
+        step[a] = later
+        later *= shape[a]
+    # the last block of a row writes up to the end of the volume, which counts where rows are short
+    mean = [max(w, plan.roi.shape[a] / max(1, plan.block_range.shape[a])) for a, w in enumerate(writes)]
+    waiting = 0.0
+    for offset in itertools.product((0, 1), repeat=len(spans)):
+        up = [a for a, o in enumerate(offset) if o]
+        if not up:
+            continue
+        piece = prod(max(0, s - w) if o else m for o, s, w, m in zip(offset, spans, writes, mean, strict=True))
+        # the last block of a row has nothing above it; along the slowest axis that matters only at the very end
+        share = prod((shape[a] - 1) / shape[a] for a in up if a != plan.order[0] or shape[a] == 1)
+        # and one more: a halo is made before that of the block committed then is gone
+        waiting += share * piece * min(later, sum(step[a] for a in up) + 1)
+    return round(waiting)
+
+
+def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None = None) -> Plan:
+    """The plan with as few columns as fit `budget` bytes (at least one per lane), shrinking blocks only where they must.
+
+    Raises `PlanError` where one column of the smallest blocks needs more than the budget.
+    """
+    while True:
+        columns = _columns_that_fit(plan, sizes, base, budget, lanes, crew)
+        if columns is not None:
+            return columns
+        target = chunk_target(plan.axes)
+        floor = tuple(least_windows(axis, target) for axis in plan.axes)
+        a = max(
+            range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
+        )
+        if plan.block[a] <= floor[a]:
+            need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, lanes, crew).total
+            raise PlanError(
+                f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
+                f"({size(base)} of it for the process and the network); give more memory or a smaller --window"
+            )
+        block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
+        plan = replace(
+            plan,
+            block=block,
+            chunk=default_chunk(plan.axes, block),
+            cuts=((),) * len(block),
+            identity={**plan.identity, "block": list(block)},
+        )
+
+
+def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None) -> Plan | None:
+    counts = [1] * len(plan.axes)
+    blocks = plan.share_shape
+    while True:
+        cut = cut_columns(plan, counts)
+        memory = predict_memory(cut, sizes, base, lanes, crew)
+        if cut.column_count >= min(lanes, sum(box.size for box in plan.share)) and memory.total <= budget:
+            return replace(cut, memory=memory)
+        fits = memory.total <= budget
+        # cut across the stream, where halos wait; along it only to give every lane a column
+        wide = [a for a in plan.order[1:] if counts[a] < blocks[a]] or ([plan.order[0]] if fits else [])
+        wide = [a for a in wide if counts[a] < blocks[a]]
+        if not wide:
+            return None
+        widest = max(wide, key=lambda a: blocks[a] / counts[a])
+        counts[widest] += 1
+
+
+def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:
+    """The plan with up to `counts` columns per axis in each box of its share, of as equal width as blocks allow.
+
+    Boxes of one share have the same span along an axis, or spans that do not meet, so the cuts of one leave the others alone.
+    """
+    cuts = []
+    for a, c in enumerate(counts):
+        found = {box.lo[a] + box.shape[a] * i // c for box in plan.share for i in range(1, c)}
+        cuts.append(tuple(sorted(found - {end for box in plan.share for end in (box.lo[a], box.hi[a])})))
+    return replace(plan, cuts=tuple(cuts))

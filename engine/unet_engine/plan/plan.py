@@ -1,0 +1,356 @@
+"""The plan: which windows are inferred, in which blocks they are summed, who writes what. A frozen value, no I/O, no voxels.
+
+Along one axis, with blocks of three windows and chunks of c voxels:
+
+    windows      [====]                     block 0: windows 0, 1, 2        sums  s0 ------------|
+                   [====]
+                     [====]
+                       [====]               block 1: windows 3, 4, 5        sums        s1 ------------|
+                         [====]
+                           [====]
+    write boxes  |----- 0 ---|----- 1 ...   edge 1: start of window 3, rounded down to a chunk
+
+A block's sums reach past its write box only upwards: that part is its halo. All a block's write box needs comes from itself and from
+lower blocks, so it is final as soon as those were predicted. Which windows a task infers follows from one rule alone: those whose
+support meets a write box that this run still has to write. Column seams, regions of interest and resumes need no rule of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from unet_engine.plan import shares
+from unet_engine.plan.box import Box
+from unet_engine.plan.grid import AxisGrid
+
+Index = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Unit of work: a contiguous range of window indices per axis. Boxes are in voxels of the volume."""
+
+    index: Index
+    windows: Box
+    """Window indices, per axis half-open."""
+    sums: Box
+    """Where its sums lie: the supports of its windows, and its write box."""
+    write: Box
+    """What it alone writes: whole chunks of the output; may be empty for a block that only spills upwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one run has to do for one block. `predict` infers `windows` in this order; `commit` follows where `commits`."""
+
+    block: Block
+    commits: bool
+    windows: tuple[Index, ...]
+    read: Box
+    """The part of the volume the windows are cut from."""
+    halos: tuple[tuple[Index, Box], ...]
+    """Upper block that waits for a halo, and the box of it: sums here, write box there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A box of block indices whose blocks exchange halos. Columns share nothing: each infers the windows on its lower seams itself."""
+
+    number: int
+    blocks: Box
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted peak, in bytes. `base` is the process with its libraries and the network loaded; the rest grows with the block."""
+
+    base: int
+    raw: int
+    sums: int
+    halos: int
+    commit: int
+
+    @property
+    def total(self) -> int:
+        return self.base + self.raw + self.sums + self.halos + self.commit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the first voxel is read. Blocks, shares, columns and tasks are derived when asked for."""
+
+    names: str
+    """Spatial axes, e.g. ``zyx``; all tuples follow this order."""
+    axes: tuple[AxisGrid, ...]
+    roi: Box
+    block: tuple[int, ...]
+    """Windows per block."""
+    chunk: tuple[int, ...]
+    """Voxels per chunk of the output; the chunk grid starts at the ROI's origin."""
+    cuts: tuple[tuple[int, ...], ...]
+    """Per axis the block indices at which columns part, those of all boxes of the share together."""
+    padding: str
+    memory: Memory
+    identity: Mapping[str, Any] = field(compare=False)
+    """What decides the bytes of the result, as JSON values; see `digest`."""
+    flops_per_window: int | None = None
+    part: tuple[int, int] = (1, 1)
+    """Which of how many parts this run does, counted from 1; see `share`."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the run: sixteen hex digits over `identity`. Memory, columns, parts and workers are not in it: they change no byte."""
+        text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    # --- blocks ---
+
+    @cached_property
+    def window_range(self) -> Box:
+        """Indices of the windows that meet the ROI."""
+        return _box(axis.meeting(lo, hi) for axis, lo, hi in zip(self.axes, self.roi.lo, self.roi.hi, strict=True))
+
+    @cached_property
+    def block_range(self) -> Box:
+        """Indices of the blocks of these windows. The block grid is anchored at the volume's origin, whatever the ROI."""
+        return self._blocks_of(self.window_range)
+
+    def _blocks_of(self, windows: Box) -> Box:
+        return Box(
+            tuple(k // b for k, b in zip(windows.lo, self.block, strict=True)),
+            tuple(-(-k // b) for k, b in zip(windows.hi, self.block, strict=True)),
+        )
+
+    def edge(self, axis: int, j: int) -> int:
+        """Where on `axis` the write box of block j begins and that of block j - 1 ends."""
+        lo, hi = self.roi.lo[axis], self.roi.hi[axis]
+        if j <= self.block_range.lo[axis]:
+            return lo
+        if j >= self.block_range.hi[axis]:
+            return hi
+        reached = self.axes[axis].support(j * self.block[axis])[0]
+        return min(hi, max(lo, lo + (reached - lo) // self.chunk[axis] * self.chunk[axis]))
+
+    def write_box(self, index: Index) -> Box:
+        return Box(
+            tuple(self.edge(a, j) for a, j in enumerate(index)),
+            tuple(self.edge(a, j + 1) for a, j in enumerate(index)),
+        )
+
+    def block_at(self, index: Index) -> Block:
+        windows = (
+            Box(
+                tuple(j * b for j, b in zip(index, self.block, strict=True)),
+                tuple((j + 1) * b for j, b in zip(index, self.block, strict=True)),
+            )
+            & self.window_range
+        )
+        write = self.write_box(index)
+        sums = self.support(windows) & self.roi
+        if not write.is_empty:
+            sums = Box(tuple(map(min, sums.lo, write.lo)), tuple(map(max, sums.hi, write.hi)))
+        return Block(index, windows, sums, write)
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, in index order. Lazy: a plan of a million blocks costs nothing until it is walked."""
+        return map(self.block_at, self.block_range.points())
+
+    @cached_property
+    def writing(self) -> tuple[tuple[int, ...], ...]:
+        """Per axis the indices of blocks that write something; blocks that do along every axis are those that get committed."""
+        return tuple(
+            tuple(j for j in range(lo, hi) if self.edge(a, j) < self.edge(a, j + 1))
+            for a, (lo, hi) in enumerate(zip(self.block_range.lo, self.block_range.hi, strict=True))
+        )
+
+    @cached_property
+    def share(self) -> tuple[Box, ...]:
+        """The boxes of blocks that this run commits: all blocks in one, unless it is a part. Parts are a partition of the blocks.
+
+        Follows from the block grid and the number of parts alone, never from memory or machine, so that all parts agree.
+        """
+        return shares.share(self.writing, self.block_range, self._windows_along, self.part)
+
+    def _windows_along(self, axis: int, lo: int, hi: int) -> int:
+        return len(self.axes[axis].meeting(self.edge(axis, lo), self.edge(axis, hi)))
+
+    @cached_property
+    def block_count(self) -> int:
+        """Blocks of this run's share that write something."""
+        return sum(
+            prod(sum(lo <= j < hi for j in w) for w, lo, hi in zip(self.writing, box.lo, box.hi, strict=True))
+            for box in self.share
+        )
+
+    @property
+    def voxel_count(self) -> int:
+        """Voxels that this run's share writes."""
+        return sum(self.region(box).size for box in self.share)
+
+    def support(self, windows: Box) -> Box:
+        """The voxels to which a box of windows contributes."""
+        spans = [
+            (axis.support(lo)[0], axis.support(hi - 1)[1])
+            for axis, lo, hi in zip(self.axes, windows.lo, windows.hi, strict=True)
+        ]
+        return Box(*map(tuple, zip(*spans, strict=True)))
+
+    @property
+    def window_shape(self) -> tuple[int, ...]:
+        """Output voxels of a window."""
+        return tuple(axis.window for axis in self.axes)
+
+    def write_read_box(self, index: Index) -> Box:
+        """The part of the volume that decides what lies in a block's write box."""
+        write = self.write_box(index)
+        spans = []
+        for axis, lo, hi in zip(self.axes, write.lo, write.hi, strict=True):
+            windows = axis.meeting(lo, hi)
+            spans.append(read_span(axis, windows.start, windows.stop - 1, self.padding) if windows else (0, 0))
+        return Box(*map(tuple, zip(*spans, strict=True)))
+
+    @cached_property
+    def reach(self) -> tuple[int, ...]:
+        """Per axis, how many blocks up a halo can go: 1 unless windows overlap by more than a block."""
+        return tuple(
+            max(self._reach(a, j) for j in range(lo, hi))
+            for a, (lo, hi) in enumerate(zip(self.block_range.lo, self.block_range.hi, strict=True))
+        )
+
+    def _reach(self, axis: int, j: int) -> int:
+        last = min((j + 1) * self.block[axis], self.window_range.hi[axis]) - 1
+        top = min(self.axes[axis].support(last)[1], self.roi.hi[axis])
+        up = 0
+        while j + up + 1 < self.block_range.hi[axis] and self.edge(axis, j + up + 1) < top:
+            up += 1
+        return up
+
+    # --- columns ---
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """Axes from slowest to fastest: blocks run along the longest axis last of all, so few halos wait."""
+        counts = self.share_shape
+        return tuple(sorted(range(len(counts)), key=lambda a: (-counts[a], a)))
+
+    @property
+    def share_shape(self) -> tuple[int, ...]:
+        """Per axis, blocks of the longest box of the share."""
+        return tuple(max((box.shape[a] for box in self.share), default=0) for a in range(len(self.axes)))
+
+    def columns(self) -> Iterator[Column]:
+        corners = (corner for box in self.share for corner in itertools.product(*self.column_spans(box)))
+        for number, corner in enumerate(corners):
+            yield Column(number, Box(*map(tuple, zip(*corner, strict=True))))
+
+    def column_spans(self, box: Box) -> list[list[tuple[int, int]]]:
+        """Per axis, the spans of block indices into which `cuts` part a box of the share."""
+        return [
+            list(itertools.pairwise((lo, *(c for c in cuts if lo < c < hi), hi)))
+            for lo, hi, cuts in zip(box.lo, box.hi, self.cuts, strict=True)
+        ]
+
+    @property
+    def column_count(self) -> int:
+        return sum(prod(map(len, self.column_spans(box))) for box in self.share)
+
+    def region(self, blocks: Box) -> Box:
+        """The part of the output that a box of blocks writes."""
+        return Box(
+            tuple(self.edge(a, j) for a, j in enumerate(blocks.lo)),
+            tuple(self.edge(a, j) for a, j in enumerate(blocks.hi)),
+        )
+
+    def column_windows(self, column: Column) -> Box:
+        """The windows a column needs: its own and those of lower columns that reach in."""
+        region = self.region(column.blocks)
+        return _box(axis.meeting(lo, hi) for axis, lo, hi in zip(self.axes, region.lo, region.hi, strict=True))
+
+    @cached_property
+    def window_count(self) -> int:
+        """Windows all columns infer together: those on seams count once per column."""
+        return sum(self.column_windows(column).size for column in self.columns())
+
+    @property
+    def seam_factor(self) -> float:
+        """Windows inferred over windows that begin in the share: 1 where neither parts nor columns have seams."""
+        begun = sum(
+            prod(
+                self._reaching(a, hi) - self._reaching(a, lo) for a, (lo, hi) in enumerate(zip(r.lo, r.hi, strict=True))
+            )
+            for r in map(self.region, self.share)
+        )
+        return self.window_count / max(1, begun) if self.window_count else 1.0
+
+    def _reaching(self, axis: int, x: int) -> int:
+        """Windows of the plan that begin below x."""
+        return len(self.axes[axis].meeting(self.roi.lo[axis], x))
+
+    # --- tasks ---
+
+    def tasks(self, column: Column, pending: Callable[[Index], bool]) -> Iterator[Task]:
+        """What is left to do in a column, in an order in which a block's lower neighbours come first.
+
+        `pending` tells which blocks are still to be committed. A committed block, or one of a lower column, appears only where
+        one of its windows reaches a pending block, and then infers just those windows.
+        """
+        if (windows := self.column_windows(column)).is_empty:
+            return
+        walk = self._blocks_of(windows)
+        for place in itertools.product(*(range(walk.lo[a], walk.hi[a]) for a in self.order)):
+            by_axis = dict(zip(self.order, place, strict=True))
+            index = tuple(by_axis[a] for a in range(len(self.axes)))
+            if task := self.task(index, column, pending):
+                yield task
+
+    def task(self, index: Index, column: Column, pending: Callable[[Index], bool]) -> Task | None:
+        """What is left to do for one block in a column; None where nothing is."""
+        targets: list[tuple[Index, Box]] = []
+        for offset in itertools.product(*(range(r + 1) for r in self.reach)):
+            up = tuple(i + o for i, o in zip(index, offset, strict=True))
+            inside = all(l <= u < h for l, u, h in zip(column.blocks.lo, up, column.blocks.hi, strict=True))
+            if inside and not (write := self.write_box(up)).is_empty and pending(up):
+                targets.append((up, write))
+        block = self.block_at(index)
+        commits = bool(targets) and targets[0][0] == index
+        windows = tuple(k for k in block.windows.points() if any(self._supports(k, box) for _, box in targets))
+        if not windows and not commits:
+            return None
+        halos = tuple((up, shared) for up, box in targets if up != index and not (shared := box & block.sums).is_empty)
+        return Task(block, commits, windows, self._read_box(windows), halos)
+
+    def _supports(self, window: Index, box: Box) -> bool:
+        for axis, k, lo, hi in zip(self.axes, window, box.lo, box.hi, strict=True):
+            first, stop = axis.support(k)
+            if first >= hi or stop <= lo:
+                return False
+        return True
+
+    def _read_box(self, windows: tuple[Index, ...]) -> Box:
+        if not windows:
+            return Box((0,) * len(self.axes), (0,) * len(self.axes))
+        spans = []
+        for a, axis in enumerate(self.axes):
+            ks = [k[a] for k in windows]
+            spans.append(read_span(axis, min(ks), max(ks), self.padding))
+        return Box(*map(tuple, zip(*spans, strict=True)))
+
+
+def read_span(axis: AxisGrid, first: int, last: int, padding: str) -> tuple[int, int]:
+    """The interval of the volume that windows `first` to `last` read, with what their padding mirrors in."""
+    lo, hi = axis.input(first)[0], axis.input(last)[1]
+    inside = [x for x in axis.source(lo, min(hi, 0), padding) + axis.source(max(lo, axis.size), hi, padding) if x >= 0]
+    lo, hi = max(lo, 0), min(hi, axis.size)
+    return min([lo, *inside]), max([hi, *(x + 1 for x in inside)])
+
+
+def _box(ranges: Iterator[range]) -> Box:
+    spans = [(r.start, r.stop) for r in ranges]
+    return Box(*map(tuple, zip(*spans, strict=True)))

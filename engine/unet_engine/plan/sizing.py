@@ -1,0 +1,92 @@
+"""Choosing blocks, chunks and columns. Pure arithmetic on sizes.
+
+The block grid follows from the volume, the windows and the number of output channels alone, so that one volume and one model always
+give the same bytes. The memory budget only decides how many columns the blocks are dealt into, and shrinks blocks where even a single
+column of default blocks does not fit.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from unet_engine.plan.box import Box
+from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.plan import Memory, Plan
+
+SUMS_TARGET = 128 * 2**20
+"""Bytes of float32 sums a default block stays under: several are in flight, and larger ones gain little."""
+SUMS_WINDOWS, SUMS_MOST = 2, 512 * 2**20
+"""With very many classes a block may have the sums of so many windows instead, up to so many bytes: a block of a single window hands
+seven eighths of its sums on as halos, which are copied and merged."""
+
+
+def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
+    """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to
+    two window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`, or under what
+    `SUMS_WINDOWS` allows."""
+    target = chunk_target(axes)
+    most = max(SUMS_TARGET, min(SUMS_MOST, SUMS_WINDOWS * 4 * channels_out * prod(axis.window for axis in axes)))
+    block = [least_windows(axis, target) for axis in axes]
+    enough = [16 if axis.window == 1 else 2 * axis.window for axis in axes]
+    growing = set(range(len(axes)))
+    while growing:
+        a = min(growing, key=lambda i: (block[i] * axes[i].stride / enough[i], i))
+        axis, larger = axes[a], [*block]
+        larger[a] += 1
+        if (
+            larger[a] > axis.count
+            or block[a] * axis.stride >= enough[a]
+            or 4 * channels_out * prod(map(extent, axes, larger)) > most
+        ):
+            growing.remove(a)
+        else:
+            block = larger
+    return tuple(block)
+
+
+def least_windows(axis: AxisGrid, target: int) -> int:
+    """The smallest block whose halos reach only the next one."""
+    for windows in range(1, axis.count + 1):
+        whole = Box((0,), (axis.size,))
+        line = Plan(
+            "x", (axis,), whole, (windows,), (chunk_length(axis, windows, target),), ((),), "edge", NO_MEMORY, {}
+        )
+        if line.reach[0] <= 1:
+            return windows
+    return axis.count
+
+
+def extent(axis: AxisGrid, windows: int) -> int:
+    """Voxels that the sums of a block of `windows` windows span."""
+    if axis.blend == "crop":
+        return min(axis.size, min(windows, axis.count) * axis.stride + (axis.window - axis.stride + 1) // 2)
+    return min(axis.size, axis.window + (min(windows, axis.count) - 1) * axis.stride)
+
+
+def chunk_target(axes: tuple[AxisGrid, ...]) -> int:
+    """Voxels per axis a chunk of the output should have: a few hundred kilobytes of labels, good to look at."""
+    if len(axes) == 2:
+        return 512
+    return 256 if any(axis.window == 1 for axis in axes) else 64
+
+
+def default_chunk(axes: tuple[AxisGrid, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    target = chunk_target(axes)
+    return tuple(chunk_length(axis, windows, target) for axis, windows in zip(axes, block, strict=True))
+
+
+def chunk_length(axis: AxisGrid, windows: int, target: int) -> int:
+    """Chunk of the output along an axis: near `target`, dividing the distance between blocks where it can.
+
+    Where it does not divide it, write boxes are rounded down to whole chunks and the rest travels with the halo.
+    """
+    if axis.count <= windows:
+        return min(target, axis.size)
+    period = windows * axis.stride
+    best = max(c for c in range(1, min(target, period) + 1) if period % c == 0)
+    if 2 * best >= min(target, period):
+        return best
+    return min(target, period)
+
+
+NO_MEMORY = Memory(0, 0, 0, 0, 0)

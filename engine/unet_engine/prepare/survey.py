@@ -1,0 +1,287 @@
+"""Looking before loading: open volume and model, check that they fit each other and the machine. Cheap, and where most refusals come from."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+
+from unet_engine import machine
+from unet_engine.backends import tensorrt_api
+from unet_engine.backends.libraries import choose_backend
+from unet_engine.devices.opening import SIMULATED, is_pipelined, missing
+from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
+from unet_engine.model.file import ModelFile, open_model
+from unet_engine.model.spec import ModelSpec, Normalization
+from unet_engine.model.verdict import difference
+from unet_engine.output import output
+from unet_engine.plan.box import Box
+from unet_engine.prepare.precision import Choice, choose
+from unet_engine.settings import CONFIG, Settings
+from unet_engine.stitching import operations
+from unet_engine.units import micrometers
+from unet_engine.volumes.normalize import quantiles, scaling
+from unet_engine.volumes.zarr_volume import Volume, open_volume
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run will work on and with, before anything heavy is loaded."""
+
+    settings: Settings
+    volume: Volume
+    mask: Volume | None
+    model: ModelFile
+    window: tuple[int, ...]
+    """Input size per axis of the model."""
+    roi: Box
+    devices: tuple[str, ...]
+    backend: str
+    choice: Choice
+    """The precision that runs, the network that stands for it, and why."""
+    out: str
+    notes: tuple[str, ...]
+    """Things the user should know: fallbacks, mismatches."""
+
+    @property
+    def precision(self) -> str:
+        return self.choice.precision
+
+
+def survey(settings: Settings) -> Survey:
+    """Open and check everything but the network itself. Raises the error of whatever is missing or does not fit."""
+    notes: list[str] = []
+    if settings.model is None:
+        raise SettingsError(
+            f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
+        )
+    volume = open_volume(settings.input, settings.axes)
+    if settings.window is not None and len(settings.window) not in (2, 3):
+        raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
+    model = open_model(settings.model, settings.window)
+    if settings.normalize:
+        spec = model.spec.model_copy(update={"normalization": Normalization.parse(settings.normalize)})
+        model = replace(model, spec=spec)
+    window = checked_window(model.spec, settings.window)
+    check_volume(volume, model, notes)
+    devices = _devices(settings, model, notes)
+    if devices[0].startswith("cuda") and (lacking := missing()):
+        _fall_back(settings, notes, f"windows are cut and stitched on the CPU: {lacking}")
+    if settings.batch and not is_pipelined(devices[0]):
+        raise SettingsError(
+            f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
+        )
+    backend = choose_backend(model, devices[0].partition(":")[0], settings.backend)
+    choice = choose(model, backend, devices[0], settings.precision, window)
+    _about_precision(settings, choice, volume, model, notes)
+    if operations.IMPLEMENTATION != "native":
+        _fall_back(
+            settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
+        )
+    if volume.is_local and not volume.has_native_codecs:
+        _fall_back(
+            settings,
+            notes,
+            f"{volume.path} is decoded by zarr's own codecs, which are slower: the native ones lack its layout",
+        )
+    return Survey(
+        settings=settings,
+        volume=volume,
+        mask=_mask(settings, volume, model),
+        model=model,
+        window=window,
+        roi=parse_roi(settings.roi, volume.spatial, volume.shape) if settings.roi else Box.of_shape(volume.shape),
+        devices=devices,
+        backend=backend,
+        choice=choice,
+        out=_out(settings, volume, model),
+        notes=tuple(notes),
+    )
+
+
+def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:
+    """Say which precision runs and why, and where the verdict rests on a volume unlike this one."""
+    if choice.precision != "fp32" and choice.proved is None:
+        _fall_back(settings, notes, choice.why)
+    elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
+        notes.append(f"precision {choice.precision}: {choice.why}")
+    if choice.proved is not None:
+        scale = scaling(model.spec.normalization, volume.samples)
+        apart = difference(quantiles(volume.samples, scale), choice.proved.calibration.quantiles)
+        if apart:
+            notes.append(
+                f"this volume differs from {choice.proved.calibration.volume}, where {choice.precision} was proved: {apart}; "
+                "quantize on this one, or use --precision fp32"
+            )
+
+
+def check_output(found: Survey) -> None:
+    """Refuse an output that exists unless the settings say what to do with it. Raises `OutputError`."""
+    settings = found.settings
+    if settings.resume or settings.overwrite or not output.exists(found.out):
+        return
+    if not output.is_ours(found.out):
+        raise OutputError(f"{found.out} exists and is not an output of unet-engine; choose another --out")
+    raise OutputError(f"{found.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out")
+
+
+# --- model and volume ---
+
+
+def checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The window asked for, or the model's own. Raises `ModelError` where the model does not take it."""
+    window = window or spec.window
+    if len(window) == len(spec.axes) + 1 and window[0] == 1:
+        window = window[1:]  # a 2D network over a 3D volume, its window given with the one plane it has
+    spec.check_window(window)
+    return window
+
+
+def check_volume(volume: Volume, model: ModelFile, notes: list[str]) -> None:
+    """Refuse a volume whose axes or channels the model does not take; note a spacing unlike that of training."""
+    spec = model.spec
+    if not set(spec.axes) <= set(volume.spatial):
+        raise InputError(
+            f"{volume.path} has the axes {volume.axes}, the model {spec.name} needs {spec.axes}; use a 2D model, or --axes"
+        )
+    if volume.channels != spec.channels_in:
+        raise InputError(
+            f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} takes "
+            f"{spec.channels_in}; use another model, or name the channel axis with --axes, e.g. czyx"
+        )
+    _compare_spacing(volume, spec, notes)
+
+
+def _compare_spacing(volume: Volume, spec: ModelSpec, notes: list[str]) -> None:
+    if not spec.spacing or not volume.spacing:
+        return
+    found = [micrometers(s, volume.unit) for s in volume.spacing[-len(spec.axes) :]]
+    trained = [micrometers(s, spec.spacing_unit) for s in spec.spacing]
+    ratios = [a / b for a, b in zip(found, trained, strict=True) if a and b]
+    if ratios and (max(ratios) > 1.2 or min(ratios) < 1 / 1.2):
+        notes.append(
+            f"voxels are {volume.spacing} {volume.unit}, the model was trained on {spec.spacing} {spec.spacing_unit}"
+        )
+
+
+def _mask(settings: Settings, volume: Volume, model: ModelFile) -> Volume | None:
+    if settings.mask is None:
+        return None
+    mask = open_volume(settings.mask)
+    if mask.shape != volume.shape or mask.channels != 1:
+        raise InputError(
+            f"--mask {settings.mask} has the shape {mask.shape}, the volume {volume.shape}; they must agree"
+        )
+    if model.spec.empty is None:
+        raise ModelError(f"--mask: {model.path} names no output for what is left out; add 'empty' to its spec")
+    return mask
+
+
+# --- devices ---
+
+
+def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[str, ...]:
+    """``cpu`` once, or every GPU asked for."""
+    wanted, found = settings.device, machine.gpu_count()
+    if settings.gpus:
+        if settings.gpus > found:
+            raise BackendError(
+                f"--gpus {settings.gpus}: this machine shows {found}; use --gpus {found}" if found else _NO_GPU
+            )
+        return tuple(f"cuda:{i}" for i in range(settings.gpus))
+    if wanted in ("cpu", SIMULATED):  # the latter for tests
+        return (wanted,)
+    if model.format == "fake":
+        return ("cpu",) if not wanted.startswith("fake") else tuple(wanted.split(","))
+    if wanted == "auto":
+        usable = found > 0 and settings.backend != "openvino" and _runs_on_gpu(model)
+        if found and not usable:
+            _fall_back(
+                settings,
+                notes,
+                f"{found} GPU(s) found, but no installed back end runs {model.path.name} there: running on the CPU",
+            )
+        if not usable:
+            return ("cpu",)
+        return tuple(f"cuda:{i}" for i in range(found))
+    kind, _, numbers = wanted.partition(":")
+    if kind != "cuda" or not all(n.isdigit() for n in numbers.split(",") if numbers):
+        raise SettingsError(f"--device {wanted!r} is not understood; use cpu, cuda, cuda:0,1 or auto")
+    chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(found))
+    if not found or max(chosen) >= found:
+        raise BackendError(
+            f"--device {wanted}: this machine shows {found} GPU(s); count them from 0" if found else _NO_GPU
+        )
+    return tuple(f"cuda:{i}" for i in chosen)
+
+
+_NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
+
+
+def _runs_on_gpu(model: ModelFile) -> bool:
+    """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are heavy."""
+    try:
+        if model.format == "onnx" and tensorrt_api.installed():
+            return True
+        if model.format == "onnx":
+            import onnxruntime
+
+            return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        import torch
+
+        return bool(torch.cuda.is_available())
+    except ImportError:
+        return False
+
+
+def _fall_back(settings: Settings, notes: list[str], what: str) -> None:
+    if settings.strict:
+        raise BackendError(f"--strict: {what}")
+    notes.append(what)
+
+
+# --- output ---
+
+
+def _out(settings: Settings, volume: Volume, model: ModelFile) -> str:
+    """Beside the input (the outermost .zarr folder of its path), named after both. Never the input or inside it."""
+    root = volume.path.rstrip("/")
+    if "://" not in root:
+        root = os.path.abspath(root)  # noqa: PTH100  # no symlinks resolved: beside where the user says it is
+    parts = root.split("/")
+    outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
+    top = "/".join(parts[: outermost + 1])
+    if settings.out is None:
+        return f"{top.removesuffix('.zarr')}-{model.spec.name}.zarr"
+    for other in (top, settings.mask):
+        if other and _overlap(settings.out, other):
+            raise SettingsError(f"--out {settings.out} overlaps the input {other}; choose a folder of its own")
+    return settings.out
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether one of two paths is the other or lies in it, however they are written."""
+    if "://" in a or "://" in b:
+        return a.rstrip("/") == b.rstrip("/")
+    a, b = os.path.realpath(a), os.path.realpath(b)
+    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
+
+
+def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
+    """``z0:z1,y0:y1,x0:x1`` as a box inside `shape`. Raises `SettingsError` where it is malformed, empty or outside."""
+    parts = text.split(",")
+    if len(parts) != len(names):
+        raise SettingsError(
+            f"--roi {text!r} has {len(parts)} axes, the volume has {names}; give start:stop for each, e.g. 0:64"
+        )
+    lo, hi = [], []
+    for part, name, size in zip(parts, names, shape, strict=True):
+        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
+        if not match:
+            raise SettingsError(f"--roi: {part!r} is not start:stop for axis {name}; write it like 0:64")
+        start, stop = int(match[1] or 0), int(match[2] or size)
+        if not start < stop <= size:
+            raise SettingsError(f"--roi: {part} along {name} is empty or leaves the volume; stay within 0:{size}")
+        lo.append(start)
+        hi.append(stop)
+    return Box(tuple(lo), tuple(hi))

@@ -1,0 +1,1 @@
+"""Arithmetic on voxels: windows cut, weighted, added and finished."""

@@ -1,0 +1,362 @@
+"""Cut windows out of a block, add weighted windows into its sums, and reduce finished sums to what is written.
+
+    block (C, *S) --gather--> network --window (K, *W)--> add --> sums (K, *S) --labels, probabilities, logits--> out
+                               halos of the lower neighbours --merge--^
+
+Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` may have any
+strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
+(`unet_engine.stitching._halo`) and a NumPy one (`unet_engine.stitching.reference`); both give the same bits, for any number of
+threads (any NaN counts as the same NaN). `IMPLEMENTATION` says which one runs. Wrong shapes and ranges raise
+ValueError and wrong types TypeError before anything is written.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_engine.stitching import reference
+
+_native: ModuleType | None
+try:
+    from unet_engine.stitching import _halo as _native
+except ImportError:
+    _native = None
+
+IMPLEMENTATION = "numpy" if _native is None else "native"
+
+F32 = NDArray[np.float32]
+Array = NDArray[Any]
+T = TypeVar("T")
+
+ACTIVATIONS = ("softmax", "sigmoid", "none")
+_BLOCK_TYPES = ("bool", *(f"{u}int{n}" for u in ("u", "") for n in (8, 16, 32, 64)), "float16", "float32", "float64")
+
+
+def gather(
+    out: F32,
+    block: Array,
+    index: Sequence[NDArray[np.int64]],
+    scale: NDArray[np.floating],
+    shift: NDArray[np.floating],
+    fill: float,
+    *,
+    threads: int = 1,
+) -> None:
+    """Cut one window out of a block and normalise it: ``out = (block - shift) * scale``.
+
+    out: (C, *W) float32, C contiguous, written.
+    block: (C, *S) bool, (u)int8 to (u)int64 or float16 to float64, any strides.
+    index: per spatial axis an int64 vector of length W[axis], the position inside `block` of each voxel of the
+        window; -1 is outside and takes `fill`. Positions may repeat or run backwards (reflection).
+    scale, shift: (C,) float32 or float64. The result is computed in float32; for 32- and 64-bit integers and float64
+        it is computed in float64 and rounded once.
+    fill: a value already normalised.
+    Raises IndexError, naming the axis, where a position is below -1 or not below S[axis]; `out` is then untouched.
+    """
+    axes = _check_axes("block", block)
+    _check_type("out", out, "float32")
+    _check_type("block", block, *_BLOCK_TYPES)
+    if len(index) != axes:
+        raise ValueError(f"index has {len(index)} vectors for a block of {axes} axes: give one per axis")
+    index = [np.ascontiguousarray(i) for i in index]
+    for i in index:
+        _check_type("index", i, "int64")
+    channels = block.shape[0]
+    expected = (channels, *(i.size for i in index))
+    if out.shape != expected or not out.flags.c_contiguous:
+        raise ValueError(f"out of shape {out.shape} must be C contiguous of shape {expected}, as block and index say")
+    for name, vector in (("scale", scale), ("shift", shift)):
+        _check_type(name, vector, "float32", "float64")
+        if vector.shape != (channels,):
+            raise ValueError(f"{name} of shape {vector.shape} must have one value for each of {channels} channels")
+    for name, i, size in zip(_names(index), index, block.shape[1:], strict=True):
+        # The native function looks for itself, ten times faster than NumPy on short vectors.
+        if _native is None and i.size and (i.min() < -1 or i.max() >= size):
+            raise IndexError(f"axis {name}: index {i.min()}..{i.max()} leaves -1..{size - 1}: clip or pad it first")
+    _check_writable("out", out)
+    if _native is None:
+        reference.gather(out, block, index, scale, shift, fill)
+        return
+    scale, shift = (np.ascontiguousarray(v, np.float64) for v in (scale, shift))
+    _native.gather(_3d(out), *_coded(block), _3(index, _ORIGIN), scale, shift, float(fill), threads)
+
+
+def add(
+    sums: F32,
+    window: Array,
+    weights: Sequence[F32],
+    at: Sequence[int],
+    lo: Sequence[int],
+    hi: Sequence[int],
+    *,
+    threads: int = 1,
+) -> None:
+    """Add the range [lo, hi) of a window, weighted: ``sums[:, at + i] += window[:, i] * ((wz * wy) * wx)`` in float32.
+
+    sums: (K, *S) float32, changed in place.
+    window: (K, *W) float32, float16 or bfloat16 (`ml_dtypes`), the network's output.
+    weights: per axis a float32 vector of length W[axis].
+    at: where the window's origin lies in `sums`, may be negative.
+    lo, hi: the range in window coordinates; nothing is added where it is empty.
+    """
+    axes = _check_axes("window", window)
+    _check_sums(sums, axes)
+    _check_type("window", window, "float32", "float16", "bfloat16")
+    _check_rows("window", window)
+    if window.shape[0] != sums.shape[0]:
+        raise ValueError(f"window has {window.shape[0]} channels and sums {sums.shape[0]}: they must agree")
+    weights = _check_weights(weights, window.shape[1:])
+    if not _check_span(sums.shape[1:], window.shape[1:], at, lo, hi):
+        return
+    _check_writable("sums", sums)
+    if _native is None:
+        reference.add(sums, window, weights, at, lo, hi)
+        return
+    _native.add(_3d(sums), *_coded(window), _3(weights, _ONE), _corner(at), _corner(lo), _corner(hi, 1), threads)
+
+
+def add_constant(
+    sums: F32,
+    values: F32,
+    weights: Sequence[F32],
+    at: Sequence[int],
+    lo: Sequence[int],
+    hi: Sequence[int],
+    *,
+    threads: int = 1,
+) -> None:
+    """`add` of a window that holds one value per channel, as of a window that was skipped.
+
+    values: (K,) float32. The window's shape is the length of the vectors of `weights`. Other arguments as in `add`.
+    """
+    axes = len(weights)
+    _check_sums(sums, axes)
+    _check_type("values", values, "float32")
+    if values.shape != sums.shape[:1]:
+        raise ValueError(f"values of shape {values.shape} must have one value for each of {sums.shape[0]} channels")
+    shape = tuple(np.size(w) for w in weights)
+    weights = _check_weights(weights, shape)
+    if not _check_span(sums.shape[1:], shape, at, lo, hi):
+        return
+    _check_writable("sums", sums)
+    if _native is None:
+        reference.add_constant(sums, values, weights, at, lo, hi)
+        return
+    values = np.ascontiguousarray(values)
+    _native.add_constant(_3d(sums), values, _3(weights, _ONE), _corner(at), _corner(lo), _corner(hi, 1), threads)
+
+
+def merge(sums: F32, halo: F32, at: Sequence[int], *, threads: int = 1) -> None:
+    """Add a neighbour's halo: ``sums[:, at : at + halo.shape] += halo``, both (K, *) float32."""
+    axes = _check_axes("halo", halo)
+    _check_sums(sums, axes)
+    _check_type("halo", halo, "float32")
+    _check_rows("halo", halo)
+    if halo.shape[0] != sums.shape[0]:
+        raise ValueError(f"halo has {halo.shape[0]} channels and sums {sums.shape[0]}: they must agree")
+    if not _check_span(sums.shape[1:], halo.shape[1:], at, (0,) * axes, halo.shape[1:]):
+        return
+    _check_writable("sums", sums)
+    if _native is None:
+        reference.merge(sums, halo, at)
+        return
+    _native.merge(_3d(sums), _3d(halo), _corner(at), threads)
+
+
+def labels(sums: F32, out: NDArray[np.unsignedinteger], activation: str, *, threads: int = 1) -> None:
+    """Reduce sums (K, *S) to labels, out (*S) uint8 or uint16.
+
+    "softmax" and "none" with K > 1: the channel of the largest logit. "sigmoid", and K == 1 whatever the activation:
+    0 where no logit is above 0, else 1 + the channel of the largest. Of equal logits the lowest channel wins. A NaN
+    counts as minus infinity, so it never wins: a voxel of NaN alone becomes 0.
+    """
+    _check_activation(activation)
+    _check_sums(sums, out.ndim)
+    _check_type("out", out, "uint8", "uint16")
+    _check_out(out, sums.shape[1:])
+    threshold = activation == "sigmoid" or sums.shape[0] == 1
+    highest = sums.shape[0] - (0 if threshold else 1)
+    if highest > np.iinfo(out.dtype).max:
+        raise ValueError(f"labels up to {highest} do not fit into {out.dtype}: take uint16, of at most 65535")
+    if _native is None:
+        reference.labels(sums, out, threshold=threshold)
+        return
+    run = _native.labels_uint8 if out.dtype == np.uint8 else _native.labels_uint16
+    run(_3d(sums), _3d(out[None]), threshold, threads)
+
+
+def probabilities(sums: F32, out: Array, activation: str, *, threads: int = 1) -> None:
+    """Turn sums (K, *S) into probabilities, out (K, *S) float32 or uint8 (255 * p, halves rounded up).
+
+    "softmax" over the channels, "sigmoid" per channel, or "none": clipped to 0..1. NaN stays NaN in float32 (softmax:
+    the whole voxel) and becomes 0 in uint8.
+    """
+    _check_activation(activation)
+    _check_sums(sums, out.ndim - 1)
+    _check_type("out", out, "uint8", "float32")
+    _check_out(out, sums.shape)
+    if _native is None:
+        reference.probabilities(sums, out, activation)
+        return
+    run = _native.probabilities_uint8 if out.dtype == np.uint8 else _native.probabilities_float32
+    run(_3d(sums), _3d(out), ACTIVATIONS.index(activation), threads)
+
+
+def logits(sums: F32, out: NDArray[np.floating], *, threads: int = 1) -> None:
+    """Copy sums (K, *S) to out (K, *S), float32 or float16 (to nearest, ties to even, infinity beyond 65504)."""
+    _check_sums(sums, out.ndim - 1)
+    _check_type("out", out, "float16", "float32")
+    _check_out(out, sums.shape)
+    if _native is None:
+        reference.logits(sums, out)
+        return
+    run = _native.logits_float16 if out.dtype == np.float16 else _native.logits_float32
+    run(_3d(sums), _coded(out)[0], threads)
+
+
+def is_constant(block: Array, lo: Sequence[int], hi: Sequence[int], value: float) -> bool:
+    """Whether all voxels of ``block[:, lo:hi]`` equal `value`; stops at the first that does not. True if it is empty.
+
+    block: as in `gather`. `value` is taken in the block's type: no voxel equals a value that the type cannot hold (300
+    in uint8, 0.5 in any integer), nor NaN; fractions are rounded to the block's float type first.
+    """
+    axes = _check_axes("block", block)
+    _check_type("block", block, *_BLOCK_TYPES)
+    if not _check_span(block.shape[1:], block.shape[1:], (0,) * axes, lo, hi) or block.shape[0] == 0:
+        return True
+    wanted = _in_type(value, block.dtype)
+    if wanted is None:
+        return False
+    if _native is None:
+        return reference.is_constant(block, lo, hi, wanted[0])
+    return bool(_native.is_constant(*_coded(block), _corner(lo), _corner(hi, 1), _coded(wanted)[0]))
+
+
+def _in_type(value: float, dtype: np.dtype[Any]) -> Array | None:
+    """`value` as an array of one element of this type, or None where no element of the type can equal it."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            cast = np.array([value]).astype(dtype)
+        lost = np.isnan(cast[0]) or (np.isinf(cast[0]) and abs(value) != np.inf)
+        return None if lost else cast
+    if not np.isfinite(value) or value != int(value):
+        return None
+    lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return np.array([int(value)], dtype) if lowest <= int(value) <= highest else None
+
+
+def _check_axes(name: str, array: Array) -> int:
+    axes = array.ndim - 1
+    if axes not in (2, 3):
+        raise ValueError(f"{name} of shape {array.shape} must be channels first with 2 or 3 spatial axes")
+    return axes
+
+
+def _check_sums(sums: Array, axes: int) -> None:
+    if sums.ndim != axes + 1 or axes not in (2, 3):
+        raise ValueError(f"sums of shape {sums.shape} must be channels first with the others' 2 or 3 spatial axes")
+    if sums.shape[0] < 1:
+        raise ValueError("sums has no channel: give at least one")
+    _check_type("sums", sums, "float32")
+    _check_rows("sums", sums)
+
+
+@functools.cache
+def _type_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name` of native byte order, else something that is no type's name. NumPy builds the name anew at each call."""
+    return dtype.name if dtype.isnative else dtype.str
+
+
+def _check_type(name: str, array: Array, *types: str) -> None:
+    if _type_name(array.dtype) not in types:
+        raise TypeError(
+            f"{name} is {array.dtype!r}, must be {' or '.join(types)} in native byte order: convert it first"
+        )
+
+
+def _check_rows(name: str, array: Array) -> None:
+    if array.size and array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
+        raise ValueError(f"{name} must be contiguous on its last axis: copy it with numpy.ascontiguousarray")
+
+
+def _check_writable(name: str, array: Array) -> None:
+    if not array.flags.writeable:
+        raise ValueError(f"{name} is read-only: give an array that can be written")
+
+
+def _check_out(out: Array, shape: tuple[int, ...]) -> None:
+    if out.shape != shape:
+        raise ValueError(f"out of shape {out.shape} must have the shape {shape} that sums says")
+    _check_rows("out", out)
+    _check_writable("out", out)
+
+
+def _check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: take one of {', '.join(ACTIVATIONS)}")
+
+
+def _check_weights(weights: Sequence[F32], shape: tuple[int, ...]) -> list[F32]:
+    if len(weights) != len(shape):
+        raise ValueError(f"{len(weights)} weight vectors for {len(shape)} axes: give one per axis")
+    for name, weight, size in zip(_names(shape), weights, shape, strict=True):
+        _check_type("weights", weight, "float32")
+        if weight.shape != (size,):
+            raise ValueError(f"axis {name}: weights of shape {weight.shape} for a window of {size}: they must agree")
+    return [np.ascontiguousarray(w) for w in weights]
+
+
+def _check_span(
+    shape: tuple[int, ...], window: tuple[int, ...], at: Sequence[int], lo: Sequence[int], hi: Sequence[int]
+) -> bool:
+    """Whether the range holds any voxel; raises where it leaves the window or, moved by `at`, the sums."""
+    if not len(shape) == len(at) == len(lo) == len(hi):
+        raise ValueError(f"at {at}, lo {lo}, hi {hi} for {len(shape)} axes: give one value per axis")
+    if any(b <= a for a, b in zip(lo, hi, strict=True)):
+        return False
+    for name, size, extent, start, a, b in zip(_names(shape), shape, window, at, lo, hi, strict=True):
+        if a < 0 or b > extent:
+            raise ValueError(f"axis {name}: the range {a}:{b} leaves the window's 0:{extent}: clip it first")
+        if start + a < 0 or start + b > size:
+            raise ValueError(
+                f"axis {name}: the range {start + a}:{start + b} leaves the array's 0:{size}: clip it first"
+            )
+    return True
+
+
+def _names(axes: Sequence[object]) -> str:
+    """The names of two or three axes."""
+    return "zyx"[-len(axes) :]
+
+
+_ORIGIN = np.zeros(1, np.int64)
+_ONE = np.ones(1, np.float32)
+
+
+def _3(values: Sequence[T], first: T) -> list[T]:
+    """Three values, whether there are two axes or three."""
+    return [*values] if len(values) == 3 else [first, *values]
+
+
+def _corner(values: Sequence[int], first: int = 0) -> list[int]:
+    return _3([int(v) for v in values], first)
+
+
+def _3d(array: Array) -> Array:
+    return array if array.ndim == 4 else array[:, None]
+
+
+def _coded(array: Array) -> tuple[Array, str]:
+    """The array in three axes, of a type that DLPack knows, and the name of its real type."""
+    name = _type_name(array.dtype)
+    if name in ("float16", "bfloat16"):
+        array = array.view(np.uint16)
+    elif name == "bool":
+        array = array.view(np.uint8)
+    return (_3d(array) if array.ndim > 1 else array), name

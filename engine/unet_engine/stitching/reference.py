@@ -1,0 +1,165 @@
+"""NumPy versions of the functions of `unet_engine.stitching.operations`: the reference of the tests, the fallback without a compiler.
+
+They take the arguments that `unet_engine.stitching.operations` has already checked, so they check nothing themselves. Every float32
+operation is written out in the order in which `cpp_ext/halo.hpp` does it: both give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+Array = NDArray[Any]
+
+_WIDE_TYPES = ("uint32", "int32", "uint64", "int64", "float64")
+_LOG2E = np.float32(1.44269504)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a small float32 to an integer
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_EXP_FLOOR = np.float32(-87.0)
+_EXP_POLYNOMIAL = [
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+]
+
+
+def gather(
+    out: F32,
+    block: Array,
+    index: Sequence[NDArray[np.int64]],
+    scale: NDArray[np.floating],
+    shift: NDArray[np.floating],
+    fill: float,
+) -> None:
+    out[...] = fill
+    inside = [np.flatnonzero(i >= 0) for i in index]
+    source: tuple[Any, ...] = (slice(None), *np.ix_(*(i[p] for i, p in zip(index, inside, strict=True))))
+    target: tuple[Any, ...] = (slice(None), *np.ix_(*inside))
+    # 32- and 64-bit types do not fit into float32: subtract first, in float64, and round once at the end.
+    kind = np.float64 if block.dtype.name in _WIDE_TYPES else np.float32
+    per_channel = (-1, *(1,) * len(index))
+    with np.errstate(all="ignore"):
+        value = block[source].astype(kind)
+        value -= shift.astype(kind).reshape(per_channel)
+        value *= scale.astype(kind).reshape(per_channel)
+        out[target] = value.astype(np.float32)
+
+
+def add(
+    sums: F32,
+    window: Array,
+    weights: Sequence[F32],
+    at: Sequence[int],
+    lo: Sequence[int],
+    hi: Sequence[int],
+) -> None:
+    part = as_float32(window[(slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))])
+    with np.errstate(all="ignore"):
+        _target(sums, at, lo, hi)[...] += part * _product(weights, lo, hi)
+
+
+def add_constant(
+    sums: F32,
+    values: F32,
+    weights: Sequence[F32],
+    at: Sequence[int],
+    lo: Sequence[int],
+    hi: Sequence[int],
+) -> None:
+    with np.errstate(all="ignore"):
+        _target(sums, at, lo, hi)[...] += values.reshape(-1, *(1,) * len(at)) * _product(weights, lo, hi)
+
+
+def merge(sums: F32, halo: F32, at: Sequence[int]) -> None:
+    with np.errstate(all="ignore"):
+        sums[(slice(None), *(slice(a, a + n) for a, n in zip(at, halo.shape[1:], strict=True)))] += halo
+
+
+def labels(sums: F32, out: NDArray[np.unsignedinteger], *, threshold: bool) -> None:
+    """`threshold`: 0 where no logit is above zero, else 1 + the channel of the largest; otherwise the channel."""
+    known = np.where(np.isnan(sums), np.float32(-np.inf), sums)
+    best = known.argmax(axis=0)
+    if threshold:
+        best = np.where(known.max(axis=0) > 0, best + 1, 0)
+    out[...] = best.astype(out.dtype)
+
+
+def probabilities(sums: F32, out: Array, activation: str) -> None:
+    with np.errstate(all="ignore"):
+        value = _PROBABILITY[activation](sums)
+        if out.dtype == np.uint8:
+            scaled = value * np.float32(255) + np.float32(0.5)
+            value = np.where(scaled > 0, scaled, np.float32(0))  # NaN becomes 0
+    out[...] = value.astype(out.dtype)
+
+
+def logits(sums: F32, out: NDArray[np.floating]) -> None:
+    with np.errstate(all="ignore"):
+        out[...] = sums.astype(out.dtype)
+
+
+def is_constant(block: Array, lo: Sequence[int], hi: Sequence[int], value: np.generic) -> bool:
+    part = block[(slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))]
+    return bool((part == value).all())
+
+
+def as_float32(array: Array) -> F32:
+    """float32, float16 or bfloat16 as float32: exact in all three."""
+    if array.dtype.name == "bfloat16":
+        return (array.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array.astype(np.float32, copy=False)
+
+
+def exp_of_nonpositive(x: F32) -> F32:
+    """exp(x) for x <= 0 to 2 ulp, 0 below -87, from additions and products only: the same bits on every machine.
+
+    Source: range reduction and polynomial of `expf` in Moshier's Cephes library.
+    """
+    shifted = x * _LOG2E + _ROUND
+    n = shifted - _ROUND
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    p = np.full_like(x, _EXP_POLYNOMIAL[0])
+    for coefficient in _EXP_POLYNOMIAL[1:]:
+        p = p * r + coefficient
+    y: F32 = (p * (r * r) + r) + np.float32(1)
+    power = ((shifted.view(np.uint32) + np.uint32((127 - 0x4B400000) % 2**32)) << np.uint32(23)).view(np.float32)
+    return np.where(x < _EXP_FLOOR, np.float32(0), y * power)
+
+
+def _softmax(sums: F32) -> F32:
+    known = np.where(np.isnan(sums), np.float32(-np.inf), sums)
+    e = exp_of_nonpositive(sums - known.max(axis=0))
+    total = e[0].copy()
+    for channel in e[1:]:
+        total += channel
+    probability: F32 = e / total
+    return probability
+
+
+def _sigmoid(sums: F32) -> F32:
+    e = exp_of_nonpositive(-np.abs(sums))
+    probability: F32 = np.where(sums < 0, e, np.float32(1)) / (np.float32(1) + e)
+    return probability
+
+
+def _clip(sums: F32) -> F32:
+    return np.where(sums < 0, np.float32(0), np.where(sums > 1, np.float32(1), sums))
+
+
+_PROBABILITY = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _clip}
+
+
+def _target(sums: F32, at: Sequence[int], lo: Sequence[int], hi: Sequence[int]) -> F32:
+    return sums[(slice(None), *(slice(o + a, o + b) for o, a, b in zip(at, lo, hi, strict=True)))]
+
+
+def _product(weights: Sequence[F32], lo: Sequence[int], hi: Sequence[int]) -> F32:
+    """(wz*wy)*wx on the range, in this order."""
+    product = np.ones((), np.float32)
+    for axis, weight in enumerate(weights):
+        part = weight[lo[axis] : hi[axis]]
+        product = product * part.reshape(-1, *(1,) * (len(weights) - 1 - axis))
+    return product

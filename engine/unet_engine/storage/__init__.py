@@ -1,0 +1,1 @@
+"""Folders, URLs and codecs: where bytes lie, and how they are packed."""

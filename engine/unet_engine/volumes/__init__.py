@@ -1,0 +1,1 @@
+"""What is read: one protocol, and a module per format."""

@@ -1,0 +1,97 @@
+"""Windows of a user's volume to try a network on, the same ones for the same seed.
+
+The volume is divided into cells of one window each, from an offset that the seed draws, so no two windows share a voxel. Many cells are
+read; a pool is half of it those of highest contrast and half those drawn. By the labels in them, windows are then dealt class by class, the
+rarest class first, so that what is rare is in every set, and filled up at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_engine.plan.box import Box
+from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.zarr_volume import Volume
+
+Array = npt.NDArray[Any]
+READ = 8
+"""Cells read for each window wanted."""
+POOL = 2
+"""Cells whose labels are predicted for each window wanted."""
+
+
+def pool(
+    volume: Volume,
+    scale: Scaling,
+    window: tuple[int, ...],
+    size: int,
+    rng: np.random.Generator,
+    admits: Callable[[Box], bool] = lambda _: True,
+) -> list[Box]:
+    """Up to `size` cells that hold more than one value: half of highest contrast, half as they were drawn; of those that `admits`."""
+    boxes, spreads = [], []
+    for box in _cells(volume, window, rng, READ * size // POOL, admits):
+        spread = float(np.std(cut(volume, scale, box, window)))
+        if spread > 0:
+            boxes.append(box)
+            spreads.append(spread)
+    rich = [int(i) for i in np.argsort(spreads)[::-1][: size // 2]]
+    chosen = list(dict.fromkeys([*rich, *range(len(boxes))]))[:size]
+    return [boxes[i] for i in sorted(chosen)]
+
+
+def _cells(
+    volume: Volume, window: tuple[int, ...], rng: np.random.Generator, most: int, admits: Callable[[Box], bool]
+) -> Iterator[Box]:
+    """Up to `most` cells with stored data in them, in random order."""
+    size = (1,) * (len(volume.shape) - len(window)) + window
+    counts = [max(1, n // w) for n, w in zip(volume.shape, size, strict=True)]
+    offset = [int(rng.integers(0, max(0, n - c * w) + 1)) for n, c, w in zip(volume.shape, counts, size, strict=True)]
+    total = prod(counts)
+    order = rng.permutation(total) if total <= 2**20 else rng.integers(0, total, 16 * most)
+    given = 0
+    for number in dict.fromkeys(int(i) for i in order):
+        if given == most:
+            return
+        corner = np.unravel_index(number, counts)
+        lo = tuple(int(o + i * w) for o, i, w in zip(offset, corner, size, strict=True))
+        box = Box(lo, tuple(min(l + w, n) for l, w, n in zip(lo, size, volume.shape, strict=True)))
+        if volume.has_data(box) and admits(box):
+            given += 1
+            yield box
+
+
+def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Array:
+    """The voxels of `box` normalised: (channels, *window) float32. What the volume lacks is reflected, NaN and Inf become the shift."""
+    raw = volume.read(box).astype(np.float32)
+    planes = raw.ndim - 1 - len(window)
+    raw = raw.reshape(raw.shape[0], *raw.shape[1 + planes :])
+    missing = [(0, 0), *((0, w - n) for w, n in zip(window, raw.shape[1:], strict=True))]
+    raw = np.pad(raw, missing, mode="symmetric")
+    shape = (-1,) + (1,) * len(window)
+    shift, factor = (np.array(v, np.float32).reshape(shape) for v in (scale.shift, scale.scale))
+    return np.where(np.isfinite(raw), (raw - shift) * factor, np.float32(0)).astype(np.float32)
+
+
+def dealt(contents: Array, shares: Sequence[int], rng: np.random.Generator) -> tuple[list[int], ...]:
+    """Indices for sets of `shares` windows each, in turn, from the voxels per label (windows, labels) of each window."""
+    left = [int(i) for i in rng.permutation(len(contents))]
+    sets: tuple[list[int], ...] = tuple([] for _ in shares)
+    present = [int(c) for c in np.argsort(contents.sum(0), kind="stable") if contents[:, c].any()]
+    turns = len(shares) * sum(shares)
+    for turn in range(turns):
+        # the first half by class, so that each class has its richest windows in every set; the rest as they come
+        target = turn % len(shares)
+        if len(sets[target]) >= shares[target] or not left:
+            continue
+        by_class = present and turn < turns / 2
+        wanted = present[turn // len(shares) % len(present)] if by_class else None
+        best = left[0] if wanted is None else max(left, key=lambda i: contents[i, wanted])
+        sets[target].append(best)
+        left.remove(best)
+    return sets

@@ -1,0 +1,234 @@
+"""``unet-engine export``: a trained network in whatever form to one ONNX file with its spec, compared with PyTorch before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from unet_engine.errors import ModelError, SettingsError, UnetEngineError, first_line
+from unet_engine.model.file import open_model
+from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization
+from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
+from unet_export.conversion.exporters import from_module, from_program, from_script
+from unet_export.conversion.onnx_export import frozen, write_onnx
+from unet_export.conversion.probe import FullResolution, Geometry, head_count, probe
+
+Sizes = Literal["auto", "dynamic", "static"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported and what its file shall promise. None: found out, or left open in the spec."""
+
+    checkpoint: str
+    out: str
+    factory: str | None = None
+    arguments: str = "{}"
+    window: tuple[int, ...] | None = None
+    channels: int | None = None
+    sizes: Sizes = "auto"
+    """auto: free window sizes where the exporter can, else those of `window` alone, which is said."""
+    name: str | None = None
+    classes: tuple[str, ...] | None = None
+    activation: Activation | None = None
+    normalize: str | None = None
+    spacing: tuple[float, ...] | None = None
+    spacing_unit: str | None = None
+    background: float | None = None
+
+
+def export(wanted: Export, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Write ``wanted.out`` and return what it is. Raises `SettingsError`, `ModelError` or `OutputError`."""
+    if not wanted.out.lower().endswith(".onnx"):
+        raise SettingsError(f"--out {wanted.out} names no ONNX file; write it like model.onnx")
+    if wanted.checkpoint.lower().endswith(".onnx"):
+        spec, error = _onnx(wanted)
+    else:
+        spec, error = _torch(wanted, say)
+    if not any(spec.window_step) and wanted.sizes == "auto":
+        say(
+            f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its file"
+        )
+    return {"out": wanted.out, "largest_difference": error, **spec.model_dump(mode="json")}
+
+
+# --- PyTorch in ---
+
+
+def _torch(wanted: Export, say: Callable[[str], None]) -> tuple[ModelSpec, float]:
+    checkpoint = open_checkpoint(wanted.checkpoint, wanted.factory, wanted.arguments)
+    network = checkpoint.network
+    if (heads := head_count(network, wanted.window, wanted.channels)) > 1:
+        say(f"note: the network has {heads} outputs; that of the highest resolution is kept")
+        network = FullResolution(network)
+    geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
+    _check_free(wanted, geometry)
+    spec = _spec(wanted, geometry, _embedded(wanted.checkpoint))
+    try:
+        return spec, _written(checkpoint, network, spec, wanted.out)
+    except ModelError:
+        if wanted.sizes != "auto" or not any(spec.window_step):
+            raise
+    # what cannot be exported at all fails again, with the reason that matters
+    fixed = spec.model_copy(update={"window_min": spec.window, "window_step": (0,) * len(spec.axes)})
+    return fixed, _written(checkpoint, network, fixed, wanted.out)
+
+
+def _written(checkpoint: Checkpoint, network: Any, spec: ModelSpec, out: str) -> float:
+    if checkpoint.kind == "module":
+        with frozen(network) as net:
+            return write_onnx(from_module(net, spec), net, spec, out)
+    if checkpoint.kind == "torchscript":
+        example = torch.zeros((1, spec.channels_in, *spec.window))
+        script = network if not isinstance(network, FullResolution) else torch.jit.trace(network, example)
+        return write_onnx(from_script(script, spec), network, spec, out)
+    if isinstance(network, FullResolution):
+        return write_onnx(from_module(network, spec), network, spec, out)
+    return write_onnx(from_program(checkpoint.program, spec.name), network, spec, out)
+
+
+def _check_free(wanted: Export, found: Geometry) -> None:
+    stuck = [axis for axis, step in zip(found.axes, found.window_step, strict=True) if not step]
+    if wanted.sizes == "dynamic" and stuck:
+        raise ModelError(
+            f"{wanted.checkpoint} takes one size alone along {', '.join(stuck)}; leave out --sizes dynamic"
+        )
+
+
+def _embedded(checkpoint: str) -> ModelSpec | None:
+    """The spec that a `.pt2` or TorchScript may carry already."""
+    try:
+        return open_model(checkpoint).spec
+    except UnetEngineError:
+        return None
+
+
+# --- ONNX in ---
+
+
+class _Onnx(nn.Module):  # type: ignore[misc]  # the type checker skips torch
+    """An ONNX file as a callable on tensors, through ONNX Runtime."""
+
+    def __init__(self, data: bytes, path: str) -> None:
+        import onnxruntime
+
+        super().__init__()
+        try:
+            self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ModelError(f"{path}: ONNX Runtime refuses the network: {first_line(error)}") from error
+        self.input = self._session.get_inputs()[0]
+        self.outputs = [o.name for o in self._session.get_outputs()]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(np.array(y)) for y in self._session.run(None, {self.input.name: x.numpy()})]
+
+
+def _onnx(wanted: Export) -> tuple[ModelSpec, float]:
+    """A foreign network gets a spec, a single output and a check; its own layers stay as they are."""
+    import onnx
+
+    path = Path(wanted.checkpoint)
+    given = open_model(path, wanted.window).spec
+    proto = onnx.load(path)
+    network = FullResolution(_Onnx(proto.SerializeToString(), str(path)))
+    own = {e.key: e.value for e in proto.metadata_props}
+    if METADATA_KEY in own:
+        spec = _changed(wanted, ModelSpec.model_validate_json(own[METADATA_KEY]))
+    else:
+        sizes = network.network.input.shape[2:]
+        fixed = wanted.sizes == "static" or not any(isinstance(s, str) or s is None for s in sizes)
+        geometry = probe(network, wanted.window or given.window, given.channels_in, fixed=fixed)
+        _check_free(wanted, geometry)
+        spec = _spec(wanted, geometry, given)
+    for entry in [e for e in proto.metadata_props if e.key.startswith("unet_engine.")]:
+        proto.metadata_props.remove(entry)
+    if len(network.network.outputs) > 1:
+        _keep_output(proto, network, spec)
+    return spec, write_onnx(proto, network, spec, wanted.out, origin=f"the ONNX file {path.name}")
+
+
+def _keep_output(proto: Any, network: Any, spec: ModelSpec) -> None:
+    """Leave one output in the graph, that of the highest resolution, and of the nodes those that lead to it."""
+    outputs = network.network(torch.zeros((1, spec.channels_in, *spec.window)))
+    best = max(range(len(outputs)), key=lambda i: (outputs[i].shape[2:].numel(), -i))
+    kept = proto.graph.output[best]
+    del proto.graph.output[best + 1 :], proto.graph.output[:best]
+    needed, nodes = {kept.name}, []
+    for node in reversed(proto.graph.node):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            nodes.append(node)
+    nodes.reverse()
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    unused = [t for t in proto.graph.initializer if t.name not in needed]
+    for tensor in unused:
+        proto.graph.initializer.remove(tensor)
+
+
+# --- the spec ---
+
+
+def _spec(wanted: Export, found: Geometry, known: ModelSpec | None) -> ModelSpec:
+    """What was found by probing, with what `known` says about meaning, with what the user says about either."""
+    meaning: dict[str, Any] = {
+        "name": Path(wanted.out).stem,
+        "activation": "softmax" if found.channels_out > 1 else "sigmoid",
+    }
+    if known is not None:
+        kept = (
+            "name",
+            "classes",
+            "activation",
+            "normalization",
+            "spacing",
+            "spacing_unit",
+            "background",
+            "empty",
+            "context",
+        )
+        meaning |= {key: getattr(known, key) for key in kept}
+    values = {
+        "axes": found.axes,
+        "channels_in": found.channels_in,
+        "channels_out": found.channels_out,
+        "window": found.window,
+        "window_min": found.window_min,
+        "window_step": found.window_step,
+        "margin": found.margin,
+        "flops": found.flops,
+    }
+    return _validated({**meaning, **values, **_said(wanted)})
+
+
+def _changed(wanted: Export, spec: ModelSpec) -> ModelSpec:
+    window = {"window": wanted.window} if wanted.window else {}
+    return _validated({**spec.model_dump(), **window, **_said(wanted)})
+
+
+def _said(wanted: Export) -> dict[str, Any]:
+    said = {
+        "name": wanted.name,
+        "classes": wanted.classes,
+        "activation": wanted.activation,
+        "normalization": Normalization.parse(wanted.normalize) if wanted.normalize else None,
+        "spacing": wanted.spacing,
+        "spacing_unit": wanted.spacing_unit,
+        "background": wanted.background,
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _validated(values: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())) from error

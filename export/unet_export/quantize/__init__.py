@@ -1,0 +1,1 @@
+"""Faster precisions, judged on the user's data."""

@@ -1,0 +1,208 @@
+"""FP16 as a strongly typed ONNX graph, and the same arithmetic emulated in fp32 where no device computes in FP16.
+
+TensorRT 11 has no weak typing: a tensor's type in the graph is the type it is computed in. Normalisations stay in fp32 always, since their
+sums over a window leave the range of FP16 first; whole layers stay there as the gate asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_engine.errors import ModelError
+from unet_export.quantize.graph import Graph
+
+Array = npt.NDArray[Any]
+LARGEST = 65504.0
+"""Largest finite FP16 number."""
+NORMS = frozenset(
+    ("InstanceNormalization", "GroupNormalization", "LayerNormalization", "BatchNormalization", "ReduceMean", "ReduceSum", "Softmax")
+)  # fmt: skip
+_FLOAT_ONLY = {"Resize": (1, 2), "Upsample": (1,)}
+"""Inputs that ONNX wants in fp32 whatever the type of the rest: scales and regions."""
+_HELPERS = """<domain: "unet_engine.emulation", opset_import: ["" : 20]>
+RoundToHalf (x) => (y)
+{
+    size = Abs (x)
+    splitter = Constant <value = float {8193.0}> ()
+    shifted = Mul (x, splitter)
+    rest = Sub (shifted, x)
+    normal = Sub (shifted, rest)
+    magic = Constant <value = float {0.75}> ()
+    raised = Add (x, magic)
+    tiny = Sub (raised, magic)
+    least = Constant <value = float {0.00006103515625}> ()
+    is_tiny = Less (size, least)
+    finite = Where (is_tiny, tiny, normal)
+    limit = Constant <value = float {65520.0}> ()
+    is_finite = Less (size, limit)
+    huge = Constant <value = float {1.0e38}> ()
+    infinite = Mul (x, huge)
+    y = Where (is_finite, finite, infinite)
+}"""
+"""Rounding to FP16 in fp32 arithmetic. Veltkamp's splitting keeps 11 of 24 bits: c = x·(2¹³+1), c − (c − x). Below 2⁻¹⁴ numbers are
+multiples of 2⁻²⁴, which is the unit in the last place of what lies near 0.75. From 65520 on they round to infinity."""
+
+
+def to_half(proto: Any, kept: Collection[str] = ()) -> Any:
+    """`proto` with layers in FP16 but those `kept` and normalisations. Input and output stay fp32, cast at the rim.
+
+    Raises `ModelError` where a weight does not fit FP16, naming its layer; keep that layer.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = Graph(proto)
+    result = onnx.ModelProto()
+    result.CopyFrom(graph.proto)
+    del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
+    halves: set[str] = set()
+    """Tensors of the new graph that are FP16."""
+    made: dict[str, Any] = {}
+    nodes: list[Any] = []
+
+    def constant(name: str, half: bool) -> str:  # noqa: FBT001
+        new = f"{name}/half" if half else name
+        if new not in made:
+            values = graph.values(name)
+            if half:
+                _check_range(name, values, graph)
+                values = values.astype(np.float16)
+                halves.add(new)
+            made[new] = numpy_helper.from_array(values, new)
+        return new
+
+    def activation(name: str, half: bool) -> str:  # noqa: FBT001
+        if (name in halves) == half:
+            return name
+        new = f"{name}/{'half' if half else 'single'}"
+        if new not in halves and not any(new in n.output for n in nodes[-64:]):
+            nodes.append(
+                helper.make_node("Cast", [name], [new], name=new, to=TensorProto.FLOAT16 if half else TensorProto.FLOAT)
+            )
+        if half:
+            halves.add(new)
+        return new
+
+    for old in graph.proto.graph.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(old)
+        half = not _stays(old, graph, kept)
+        for i, name in enumerate(old.input):
+            if name not in graph.floats or i in _FLOAT_ONLY.get(old.op_type, ()):
+                if name in graph.initializers:
+                    constant(name, half=False)
+            elif name in graph.initializers:
+                node.input[i] = constant(name, half)
+            else:
+                node.input[i] = activation(name, half)
+        if half and any(o in graph.floats for o in old.output):
+            _retype(node)
+            halves.update(o for o in old.output if o in graph.floats)
+        nodes.append(node)
+    result.graph.node.extend(_outputs_in_single(nodes, graph, halves))
+    result.graph.initializer.extend(made.values())
+    return result
+
+
+def _stays(node: Any, graph: Graph, kept: Collection[str]) -> bool:
+    return node.op_type in NORMS or graph.layer[node.output[0]] in kept
+
+
+def _check_range(name: str, values: Array, graph: Graph) -> None:
+    if values.size and not np.abs(values).max() <= LARGEST:
+        layer = name.removesuffix(".weight").removesuffix(".bias").removesuffix(".weight_bias")
+        raise ModelError(
+            f"the weights {name} reach {np.abs(values).max():.3g}, more than FP16 holds; keep the layer {layer} in fp32"
+        )
+
+
+def _retype(node: Any) -> None:
+    """Constants and casts inside a node follow it to FP16."""
+    from onnx import AttributeProto, TensorProto, numpy_helper
+
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(attribute.t).astype(np.float16)
+            attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            attribute.i = TensorProto.FLOAT16
+        if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            floats = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+            tensor = numpy_helper.from_array(np.array(floats, np.float16))
+            attribute.Clear()
+            attribute.name, attribute.type = "value", AttributeProto.TENSOR
+            attribute.t.CopyFrom(tensor)
+
+
+def _outputs_in_single(nodes: list[Any], graph: Graph, halves: set[str]) -> list[Any]:
+    """Outputs of the graph that became FP16 get a cast behind them, under the name they had."""
+    from onnx import TensorProto, helper
+
+    for output in graph.proto.graph.output:
+        if output.name not in halves:
+            continue
+        for node in nodes:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name == output.name:
+                        names[i] = f"{name}/half"
+        nodes.append(
+            helper.make_node(
+                "Cast", [f"{output.name}/half"], [output.name], name=f"{output.name}/single", to=TensorProto.FLOAT
+            )
+        )
+    return nodes
+
+
+def emulated(proto: Any, kept: Collection[str] = ()) -> Any:
+    """`proto` in fp32 with weights and every result of a layer that is not kept rounded to FP16, overflow included.
+
+    Sums inside an operator are fp32, as on tensor cores; a device that fuses operators rounds less often than this.
+    """
+    import onnx
+    from onnx import helper, numpy_helper, parser
+
+    graph = Graph(proto)
+    result = onnx.ModelProto()
+    result.CopyFrom(graph.proto)
+    domain = "unet_engine.emulation"
+    result.functions.append(parser.parse_function(_HELPERS))
+    result.opset_import.append(helper.make_opsetid(domain, 1))
+    del result.graph.node[:], result.graph.value_info[:]
+    rounded: dict[str, str] = {}
+    names = {o.name for o in graph.proto.graph.output}
+    for old in graph.proto.graph.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(old)
+        half = not _stays(old, graph, kept)
+        for i, name in enumerate(old.input):
+            if name not in graph.floats or i in _FLOAT_ONLY.get(old.op_type, ()):
+                continue
+            if name in graph.initializers:
+                if half and f"{name}/half" not in rounded:
+                    with np.errstate(over="ignore"):
+                        values = graph.values(name).astype(np.float16).astype(np.float32)
+                    result.graph.initializer.append(numpy_helper.from_array(values, f"{name}/half"))
+                    rounded[f"{name}/half"] = ""
+                node.input[i] = f"{name}/half" if half else name
+            elif half:
+                # rounding what is rounded changes nothing, so layers that are kept may hand over either
+                if name not in rounded:
+                    rounded[name] = f"{name}/rounded"
+                    result.graph.node.append(
+                        helper.make_node("RoundToHalf", [name], [rounded[name]], name=rounded[name], domain=domain)
+                    )
+                node.input[i] = rounded[name]
+        result.graph.node.append(node)
+        if half and (out := names & set(old.output)):
+            for name in out:
+                node = result.graph.node[-1]
+                node.output[list(node.output).index(name)] = f"{name}/exact"
+                result.graph.node.append(
+                    helper.make_node("RoundToHalf", [f"{name}/exact"], [name], name=f"{name}/rounded", domain=domain)
+                )
+    return result

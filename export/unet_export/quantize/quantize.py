@@ -1,0 +1,177 @@
+"""``unet-engine quantize``: make networks of lower precision, prove them on the user's volume, attach what passed to the model file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unet_engine import machine
+from unet_engine.backends import tensorrt_api
+from unet_engine.errors import BackendError, SettingsError
+from unet_engine.model.file import ModelFile, open_model, with_attachments
+from unet_engine.model.spec import Normalization
+from unet_engine.model.verdict import Calibration, Thresholds, difference
+from unet_engine.prepare.survey import check_volume, checked_window
+from unet_engine.volumes.normalize import Scaling, quantiles, scaling
+from unet_engine.volumes.zarr_volume import Volume, open_volume
+from unet_export.quantize.gate import Exam, class_names, reference
+from unet_export.quantize.judging import Bench, Outcome, Request
+from unet_export.quantize.metrics import labels_of
+from unet_export.quantize.windows import sample
+
+LEAST_DICE = {"fp16": 0.999, "bf16": 0.999, "int8": 0.995}
+
+
+def quantize(request: Request, say: Callable[[str], None] = print) -> list[Outcome]:
+    """Judge every candidate, write verdicts and what passed to the model file, and the report. Nothing is raised for a candidate
+    that fails: the verdict says so. Raises the errors of what cannot be judged at all."""
+    backend, device = _backend(request, say)
+    model, volume, window, scale = _opened(request, say)
+    out = Path(request.out or request.model)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _bench(request, model, volume, window, scale, Path(folder), say)
+        outcomes = list(_candidates(backend, device, bench))
+    fresh = {(o.verdict.precision, o.verdict.backend) for o in outcomes}
+    older = [v for v in model.verdicts if v.model == model.sha256 and (v.precision, v.backend) not in fresh]
+    networks = {o.attempt.trial.network: o.attempt.trial.data for o in outcomes if o.attempt.trial.data is not None}
+    with_attachments(model, out, [*older, *(o.verdict for o in outcomes)], networks)
+    from unet_export.quantize.report import write_report
+
+    write_report(Path(request.report or out.with_suffix(".gate.html")), model, outcomes)
+    return outcomes
+
+
+def _opened(request: Request, say: Callable[[str], None]) -> tuple[ModelFile, Volume, tuple[int, ...], Scaling]:
+    model = open_model(request.model, request.window)
+    if model.format != "onnx":
+        raise SettingsError(
+            f"{request.model} is no ONNX file; make one first: unet-engine export {request.model} --out model.onnx"
+        )
+    if model.outside and request.out and Path(request.out).resolve().parent != model.path.resolve().parent:
+        raise SettingsError(
+            f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same folder"
+        )
+    if request.windows < 2 or request.held_out < 2:
+        raise SettingsError("--windows and --held-out must be 2 or more each; leave them out for 24 and 16")
+    unknown = set(request.dice_of) - set(class_names(model.spec))
+    if unknown:
+        raise SettingsError(
+            f"--min-dice names the class {min(unknown)!r}; the model has {', '.join(class_names(model.spec))}"
+        )
+    if request.normalize:
+        spec = model.spec.model_copy(update={"normalization": Normalization.parse(request.normalize)})
+        model = replace(model, spec=spec)
+    volume = open_volume(request.calibrate, request.axes)
+    window = checked_window(model.spec, request.window)
+    notes: list[str] = []
+    check_volume(volume, model, notes)
+    scale = scaling(model.spec.normalization, volume.samples)
+    notes += _modality(model, volume, scale)
+    for note in notes:
+        say(f"note: {note}")
+    return model, volume, window, scale
+
+
+def _modality(model: ModelFile, volume: Volume, scale: Scaling) -> Iterator[str]:
+    """Whether the voxels look like those the network was made for, as far as the model file tells."""
+    found = quantiles(volume.samples, scale)
+    if model.spec.input_quantiles:
+        apart = difference(found, model.spec.input_quantiles)
+        if apart:
+            yield f"the statistics of {volume.path} differ from those of training: {apart}; is it the same modality?"
+    elif model.spec.normalization.mode in ("range", "minmax", "percentile"):
+        for channel, levels in enumerate(found):
+            if levels[0] < -2 or levels[-1] > 3 or levels[-1] - levels[0] < 0.02:
+                yield (
+                    f"{volume.path} lies between {levels[0]:.3g} and {levels[-1]:.3g} in channel {channel} after "
+                    f"{model.spec.normalization}, and 0 to 1 is meant: its statistics differ; is it the same modality?"
+                )
+
+
+def _backend(request: Request, say: Callable[[str], None]) -> tuple[str, str]:
+    gpus = machine.gpu_count()
+    if request.backend not in (None, "openvino", "tensorrt"):
+        raise BackendError(f"there is nothing to quantise for {request.backend}; use --backend openvino or tensorrt")
+    wanted = request.backend or (
+        "tensorrt" if gpus and tensorrt_api.installed() and request.precision != "bf16" else "openvino"
+    )
+    if wanted == "tensorrt":
+        if not gpus:
+            say(
+                "note: no GPU here: figures for TensorRT are emulated; they permit nothing until quantize runs where there is one"
+            )
+        return "tensorrt", "cuda:0" if gpus else "none"
+    return "openvino", "cpu"
+
+
+def _bench(
+    request: Request,
+    model: ModelFile,
+    volume: Volume,
+    window: tuple[int, ...],
+    scale: Scaling,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Bench:
+    infer, name = reference(model, request.reference, window)
+    spec = model.spec
+    drawn = sample(
+        volume, scale, window, (request.held_out, request.windows, request.held_out), request.seed,
+        lambda w: labels_of(infer(w[None])[0], spec.activation), spec.label_count,
+    )  # fmt: skip
+    calibration = Calibration(
+        volume=volume.path,
+        fingerprint=volume.fingerprint(),
+        windows=len(drawn.calibration),
+        held_out=len(drawn.held_out),
+        seed=request.seed,
+        quantiles=quantiles(volume.samples, scale),
+    )
+    say(
+        f"{calibration.windows} windows to calibrate on, {calibration.held_out} others to judge on (seed {request.seed}); reference: {name}"
+    )
+    if len(drawn.held_out) < request.held_out:
+        say(
+            f"note: {volume.path} has no more windows; a verdict on {len(drawn.held_out)} says less than one on {request.held_out}"
+        )
+    thresholds = {precision: _thresholds(request, precision) for precision in LEAST_DICE}
+    held = Exam(drawn.held_out, infer, spec, folder / "held.npy", thresholds)
+    threads = request.threads or machine.cpu_count()
+    return Bench(request, model, window, threads, drawn, held, infer, folder, calibration, say)
+
+
+def _thresholds(request: Request, precision: str) -> Thresholds:
+    dice = LEAST_DICE[precision] if request.dice is None else request.dice
+    return Thresholds(dice=dice, dice_of=request.dice_of, agreement=request.agreement, max_error=request.max_error)
+
+
+# --- candidates ---
+
+
+def _candidates(backend: str, device: str, bench: Bench) -> Iterator[Outcome]:
+    if backend == "tensorrt":
+        from unet_export.quantize import tensorrt_candidates
+
+        yield from tensorrt_candidates.candidates(device, bench)
+        return
+    from unet_export.quantize import openvino_candidates
+
+    yield from openvino_candidates.candidates(bench)
+
+
+def table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    """One row per candidate, for people and for ``--json``."""
+    rows = []
+    for v in (o.verdict for o in outcomes):
+        dice = v.figures.worst_dice
+        rows.append({
+            "precision": v.precision, "backend": v.backend, "passed": v.passed, "emulated": v.emulated,
+            "speedup": None if v.speedup is None else round(v.speedup, 3),
+            "least_dice": None if dice is None else round(dice, 6),
+            "agreement": round(v.figures.agreement, 6), "max_error": v.figures.max_error,
+            "mean_error": v.figures.mean_error, "kept": list(v.kept), "reason": v.reason,
+        })  # fmt: skip
+    return rows

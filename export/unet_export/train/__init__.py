@@ -1,0 +1,1 @@
+"""Training U-Nets, and the data to do it with."""

@@ -1,0 +1,166 @@
+"""One suite for every back end and every format it runs. A library that is missing is a visible skip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.volumes import fake_model
+from unet_engine.backends.base import Backend, Setup
+from unet_engine.backends.libraries import choose_backend, open_backend
+from unet_engine.errors import BackendError, ModelError
+from unet_engine.model.file import ModelFile, open_model
+
+COMBINATIONS = [
+    ("openvino", "net.onnx", "openvino"),
+    ("onnxruntime", "net.onnx", "onnxruntime"),
+    ("pytorch", "net.pt2", "torch"),
+    ("pytorch", "net.pt", "torch"),
+]
+RINGS = [*COMBINATIONS, ("fake", "net.fake.toml", "numpy")]
+"""Those, and the one without a network: what concerns slots alone holds for all."""
+WINDOW = (16, 8, 24)
+
+
+@pytest.fixture(scope="module", params=["none", "batch", "instance"])
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A small 3D network in every format, with PyTorch's own answer as the truth."""
+    torch = pytest.importorskip("torch")
+    from unet_export.conversion.onnx_export import export_onnx, export_torch
+    from unet_export.train.nets import UNet, UNetConfig
+    from unet_export.train.specs import spec_for
+
+    torch.manual_seed(5)
+    config = UNetConfig(dims=3, channels_in=2, classes=3, base=4, depth=2, norm=request.param)
+    network = UNet(config).eval()
+    folder = tmp_path_factory.mktemp(request.param)
+    spec = spec_for(config, name="net", window=(16, 16, 16))
+    export_onnx(network, spec, folder / "net.onnx")
+    export_torch(network, spec, folder / "net.pt2")
+    export_torch(network, spec, folder / "net.pt")
+    fake_model(folder, name="net", channels_in=2, channels_out=3)
+    return network, folder
+
+
+def opened(files: Any, combination: tuple[str, str, str], **options: Any) -> Backend:
+    name, file, library = combination
+    pytest.importorskip(library)
+    return open_backend(name, Setup(open_model(files[1] / file), WINDOW, **options))
+
+
+def windows(n: int) -> list[Any]:
+    rng = np.random.default_rng(2)
+    return [rng.standard_normal((1, 2, *WINDOW), dtype=np.float32) for _ in range(n)]
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(c[:2]))
+def test_gives_what_pytorch_gives(files: Any, combination: tuple[str, str, str]) -> None:
+    import torch
+
+    backend = opened(files, combination)
+    window = windows(1)[0]
+    with torch.inference_mode():
+        expected = files[0](torch.from_numpy(window)).numpy()
+    np.testing.assert_allclose(backend.infer(window), expected, atol=1e-5 * np.abs(expected).max())
+    backend.close()
+
+
+@pytest.mark.parametrize("combination", RINGS, ids=lambda c: "-".join(c[:2]))
+def test_the_same_bytes_for_any_number_of_threads_and_any_slot(files: Any, combination: tuple[str, str, str]) -> None:
+    batches = windows(7)
+    answers = []
+    for threads in (1, 2, 3):
+        backend = opened(files, combination, threads=threads)
+        got: list[Any] = [None] * len(batches)
+        for first in range(0, len(batches), backend.slots):
+            flight = list(enumerate(batches))[first : first + backend.slots]
+            for slot, (_, batch) in enumerate(flight):
+                backend.input(slot)[...] = batch
+                backend.start(slot)
+            for slot, (i, _) in reversed(list(enumerate(flight))):
+                got[i] = backend.result(slot).tobytes()
+        answers.append(got)
+        backend.close()
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("combination", RINGS, ids=lambda c: "-".join(c[:2]))
+def test_slots_are_filled_and_read_in_place(files: Any, combination: tuple[str, str, str]) -> None:
+    backend = opened(files, combination, threads=2)
+    assert backend.slots >= 3
+    for slot in range(backend.slots):
+        assert backend.input(slot) is backend.input(slot)
+        assert backend.input(slot).shape == (1, 2, *WINDOW)
+        assert backend.input(slot).dtype == np.float32
+        assert backend.input(slot).flags.c_contiguous
+    assert len({backend.input(slot).ctypes.data for slot in range(backend.slots)}) == backend.slots
+    backend.close()
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(c[:2]))
+def test_a_window_the_pooling_does_not_divide_is_refused(files: Any, combination: tuple[str, str, str]) -> None:
+    name, file, library = combination
+    pytest.importorskip(library)
+    with pytest.raises(ModelError, match=r"net\.(onnx|pt2|pt)"):
+        open_backend(name, Setup(open_model(files[1] / file), (15, 8, 24)))
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(c[:2]))
+def test_a_precision_it_does_not_run_is_refused(files: Any, combination: tuple[str, str, str]) -> None:
+    with pytest.raises(BackendError, match="use --precision fp32"):
+        opened(files, combination, precision="int8")
+
+
+@pytest.mark.parametrize(
+    "combination", [c for c in COMBINATIONS if c[0] != "onnxruntime"], ids=lambda c: "-".join(c[:2])
+)
+def test_bf16_is_close_where_it_runs(files: Any, combination: tuple[str, str, str]) -> None:
+    try:
+        backend = opened(files, combination, precision="bf16")
+    except BackendError as error:
+        pytest.skip(str(error))
+    import torch
+
+    window = windows(1)[0]
+    with torch.inference_mode():
+        expected = files[0](torch.from_numpy(window)).numpy()
+    got = np.asarray(backend.infer(window), np.float32)
+    assert 0 < np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
+    backend.close()
+
+
+def test_a_spec_that_promises_other_channels_is_found_out(files: Any, tmp_path: Path) -> None:
+    model = open_model(files[1] / "net.onnx")
+    wrong = ModelFile(model.path, model.format, model.sha256, model.spec.model_copy(update={"channels_out": 5}))
+    with pytest.raises(ModelError, match="correct channels_out or margin"):
+        open_backend("openvino", Setup(wrong, WINDOW))
+
+
+def test_the_back_end_follows_the_format(files: Any) -> None:
+    assert choose_backend(open_model(files[1] / "net.onnx"), "cpu") == "openvino"
+    assert choose_backend(open_model(files[1] / "net.pt2"), "cpu") == "pytorch"
+    with pytest.raises(BackendError, match="does not run"):
+        choose_backend(open_model(files[1] / "net.pt2"), "cpu", "openvino")
+    with pytest.raises(BackendError, match="no back end 'cntk'; use one of"):
+        choose_backend(open_model(files[1] / "net.onnx"), "cpu", "cntk")
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unet_engine.backends.libraries.find_spec", lambda _: None)
+    with pytest.raises(BackendError, match=r"pip install 'unet-engine\[onnxruntime\]'"):
+        choose_backend(open_model(files[1] / "net.onnx"), "cpu", "onnxruntime")
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS[2:], ids=lambda c: "-".join(c[:2]))
+def test_on_a_gpu_pytorch_gives_what_the_cpu_gives(files: Any, combination: tuple[str, str, str]) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU on this machine")
+    window = windows(1)[0]
+    expected = opened(files, combination).infer(window)
+    for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.1), ("fp16", 0.02)):
+        got = np.asarray(opened(files, combination, device="cuda:0", precision=precision).infer(window), np.float32)
+        assert np.abs(got - expected).max() < tolerance * np.abs(expected).max()

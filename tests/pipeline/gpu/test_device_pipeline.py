@@ -1,0 +1,375 @@
+"""The device pipeline on a simulated GPU: the bytes of the CPU, nothing in a race, nothing allocated or waited for on the way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import unet_engine
+from support.command_line import cli
+from support.devices import prepared, worked
+from support.stations import work
+from support.stitching import blocks, cases
+from support.volumes import fake_model, make_volume, result_of
+from unet_engine.devices.base import Region
+from unet_engine.devices.simulated import RaceError, SimulatedDevice
+from unet_engine.devices.timeline import Timeline
+from unet_engine.errors import BackendError
+from unet_engine.pipeline.gpu.results import PinnedHalo
+from unet_engine.pipeline.job import Halo
+from unet_engine.plan.box import Box
+from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, COPY_BACK, GATHER, NETWORK, WAITING, Stages
+from unet_engine.profiling.tracing import role
+
+assert blocks is not None  # a fixture
+
+
+def both(volume: str, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What the CPU and what the simulated GPU make of the same volume."""
+    results = []
+    for device in ("cpu", "simulated"):
+        out = str(folder / f"{device}.zarr")
+        results.append(result_of(unet_engine.run(volume, out=out, device=device, **options).out))
+    return results[0], results[1]
+
+
+@given(cases(), st.sampled_from(["labels", "probabilities", "logits"]), st.sampled_from(["uint8", "int16", "float32"]))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_bytes_are_those_of_the_cpu(blocks: Any, case: dict[str, Any], output: str, dtype: str) -> None:
+    """Any shape, window, overlap, blend, block, margin and channels, in 2D and 3D, of any output."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        blocks(case["block"])
+        rng = np.random.default_rng(1)
+        array = rng.integers(0, 100, (case["channels_in"], *case["shape"])).astype(dtype)
+        volume = make_volume(folder / "scan.zarr", array, axes="c" + case["axes"])
+        model = fake_model(
+            folder, axes=case["axes"], window=case["window"], margin=case["margin"], channels_in=case["channels_in"],
+            channels_out=case["channels_out"], activation="sigmoid",
+            window_min=(1,) * len(case["axes"]), window_step=(1,) * len(case["axes"]),
+        )  # fmt: skip
+        cpu, device = both(
+            volume, folder, model=model, overlap=case["overlap"], blend=case["blend"], output=output,
+            normalize="range:10,95",
+        )  # fmt: skip
+        np.testing.assert_array_equal(device.view(np.uint8), cpu.view(np.uint8))
+
+
+# --- order, memory, waiting ---
+
+
+RNG = np.random.default_rng(5)
+
+
+def test_nothing_is_waited_for_or_allocated_per_window(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times the volume: four times the kernels, but the same memory; the host waits three times a block at most."""
+    blocks((2, 2, 2))
+    monkeypatch.setattr("unet_engine.backends.opening.default_batch", lambda *_: 3)
+    seen = []
+    for n, depth in enumerate((32, 128)):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        found = prepared(folder, RNG.integers(0, 99, (depth, 24, 24)).astype(np.uint8))
+        worker = worked(found, folder)
+        device = found.backend.device
+        assert isinstance(device, SimulatedDevice)
+        assert device.counts["fake network"] > 1.5 * device.counts["commit"]
+        assert device.counts["synchronize"] <= 3 * found.job.plan.block_count + 3
+        seen.append((device.counts["pinned"], device.peak, device.counts["commit"], device.counts["event"]))
+        worker.close()
+        del worker, found
+        assert not device.living, "all memory is given back"
+    assert seen[1][2] > 3 * seen[0][2]
+    assert seen[0][1] == seen[1][1], "device memory does not depend on the size of the volume"
+    assert seen[1][0] <= 1.3 * seen[0][0], "nor does pinned memory, once every kind of block was met"
+    assert seen[1][3] <= seen[0][3] + 3
+
+
+def test_the_next_block_is_queued_before_the_host_waits_for_this_one(tmp_path: Path, blocks: Any) -> None:
+    blocks((1, 4, 4))
+    found = prepared(tmp_path, RNG.integers(0, 99, (32, 16, 16)).astype(np.uint8))
+    device = found.backend.device
+    device.order.clear()
+    worked(found, tmp_path)
+    done = [i for i, (stream, what) in enumerate(device.order) if what == "commit"]
+    networks = [i for i, (stream, what) in enumerate(device.order) if what == "fake network"]
+    per_block = len(networks) // len(done)
+    for n, commit in enumerate(done[:-1]):
+        assert sum(i < commit for i in networks) >= per_block * (n + 2) - per_block, "the network has the next block"
+    assert {stream for stream, what in device.order if what in ("commit", "pack")} == {"out"}
+    assert {stream for stream, what in device.order if what in ("gather", "add", "fake network")} == {"compute"}
+
+
+def test_the_raw_block_goes_over_once_in_its_own_type(tmp_path: Path, blocks: Any) -> None:
+    blocks((2, 2, 2))
+    found = prepared(tmp_path, RNG.integers(0, 99, (24, 16, 16)).astype(np.int16))
+    device, sent = found.backend.device, []
+    copy = device.copy
+
+    def counting(stream: Any, target: Region, source: Region) -> None:
+        if source.memory.what == "raw voxels":
+            sent.append(source.size)
+        copy(stream, target, source)
+
+    device.copy = counting
+    worker = worked(found, tmp_path)
+    assert sum(sent) == worker.tally.read().bytes_read
+    assert len(sent) == device.counts["commit"]
+
+
+def _race(first: str, second: str) -> Any:
+    def check() -> None:
+        device = SimulatedDevice()
+        memory, streams = device.allocate(64, "some memory"), (device.stream("a"), device.stream("b"))
+        region = Region.of(memory)
+        for stream, access in zip(streams, (first, second), strict=True):
+            device.run(
+                stream,
+                access,
+                lambda _: None,
+                [region] if access == "read" else [],
+                [region] if access == "write" else [],
+            )
+
+    return check
+
+
+def test_the_simulation_sees_races() -> None:
+    for pair in (("write", "read"), ("read", "write"), ("write", "write")):
+        with pytest.raises(RaceError, match="may not be over"):
+            _race(*pair)()
+    _race("read", "read")()
+    device = SimulatedDevice()
+    memory, event = device.allocate(64, "some memory"), device.event()
+    a, b = device.stream("a"), device.stream("b")
+    device.zero(a, Region.of(memory))
+    device.record(event, a)
+    device.wait(b, event)
+    device.run(b, "read", lambda _: None, [Region.of(memory)], [])
+    pinned = device.pinned(64, "staging")
+    device.copy(b, Region.of(pinned), Region.of(memory))
+    with pytest.raises(RaceError, match="the host reads"):
+        device.touch(Region.of(pinned), "r")
+    device.record(event, b)
+    device.synchronize(event)
+    device.touch(Region.of(pinned), "r")
+    device.seal()
+    with pytest.raises(RaceError, match="after warm-up"):
+        device.allocate(1, "more")
+
+
+@pytest.mark.parametrize("forgotten", ["wait", "synchronize"])
+def test_a_pipeline_that_forgets_to_wait_is_caught(tmp_path: Path, blocks: Any, forgotten: str) -> None:
+    """The simulation is no formality: without waits the same pipeline is a race."""
+    blocks((2, 2, 2))
+    found = prepared(tmp_path, RNG.integers(0, 99, (24, 16, 16)).astype(np.uint8))
+    setattr(found.backend.device, forgotten, lambda *_: None)
+    with pytest.raises(RaceError):
+        worked(found, tmp_path)
+
+
+# --- where the time goes ---
+
+
+def test_a_profile_tells_the_streams_apart_and_waits_for_nothing_more(tmp_path: Path, blocks: Any) -> None:
+    """The same bytes; three events a batch and a few a block; one wait in all, to fix when the device's time begins."""
+    blocks((2, 2, 2))
+    seen, outputs = [], []
+    array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
+    for name, options in (("plain", {}), ("profiled", {"profile": str(tmp_path / "trace.json")})):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = prepared(folder, array, behaviour={"latency_ms": 1}, **options)
+        begun = found.backend.device.counts.copy()
+        worker = worked(found, folder)
+        seen.append(found.backend.device.counts - begun)
+        outputs.append(result_of(folder / "o.zarr"))
+    np.testing.assert_array_equal(outputs[1], outputs[0])
+    plain, profiled = seen
+    assert profiled["synchronize"] == plain["synchronize"] + 1
+    assert profiled["timed"] <= 3 * plain["fake network"] + 12 * plain["commit"] + 7 * plain["pack"]
+    assert "timed" not in plain
+    assert worker.stages is not None
+    snapshot = worker.stages.snapshot(1000)
+    wall = (snapshot.ended - snapshot.begun) / 1e9
+    rows = {role(track): snapshot.seconds(track) for track in snapshot.tracks}
+    for stream, stages in (
+        ("stream in", {COPY, WAITING}),
+        ("stream compute", {GATHER, NETWORK, ADD, WAITING}),
+        ("stream out", {COPY, ACTIVATION, COPY_BACK, WAITING}),
+    ):
+        assert set(rows[stream]) == stages
+        assert sum(rows[stream].values()) == pytest.approx(wall, rel=1e-3), (
+            "stages and waiting are all of a stream's time"
+        )
+    windows = worker.tally.read().inferred
+    assert rows["stream compute"][NETWORK] >= 1e-3 * windows, "the network's time is the network's"
+    assert WAITING in rows["device"], "the host waits for blocks, and that is told"
+    for track in snapshot.tracks:
+        if role(track).startswith("stream"):
+            spans = sorted(track.spans, key=lambda span: span[1])
+            assert all(a[2] <= b[1] and a[3] <= b[3] for a, b in itertools.pairwise(spans)), "one at a time, in order"
+
+
+def test_events_of_a_profile_are_used_again_however_large_the_volume(tmp_path: Path, blocks: Any) -> None:
+    blocks((2, 2, 2))
+    made = []
+    for n, depth in enumerate((32, 128)):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        array = RNG.integers(0, 99, (depth, 24, 24)).astype(np.uint8)
+        found = prepared(folder, array, profile=str(folder / "trace.json"))
+        worked(found, folder).close()
+        made.append(found.backend.device.counts["timed event"])
+    assert made[1] <= made[0] + 20
+
+
+def test_an_anchor_far_back_is_replaced_and_times_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unet_engine.devices.timeline.ANCHOR_SECONDS", 0.0)
+    device, stages = SimulatedDevice(), Stages()
+    stream, memory = device.stream("compute"), device.allocate(8, "some memory")
+    timeline = Timeline(device, stages, {"compute": stream})
+    for _ in range(3):
+        marks = timeline.marks()
+        marks.begin("compute")
+        time.sleep(0.01)
+        device.zero(stream, Region.of(memory))
+        marks.lap("compute", NETWORK)
+        with pytest.raises(RaceError, match="may not have happened"):
+            marks.read()
+        done = device.event()
+        device.record(done, stream)
+        device.synchronize(done)
+        marks.read()
+    track = stages.snapshot(10).tracks[0]
+    assert len(track.spans) == 3
+    assert all(a[2] <= b[1] for a, b in itertools.pairwise(track.spans))
+    assert all(0.01 <= (end - begin) / 1e9 < 1 for _, begin, end, _ in track.spans)
+    assert abs(track.spans[-1][2] - time.time_ns()) < 1e9
+
+
+def test_the_command_shows_the_streams(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (24, 24, 24)).astype(np.uint8))
+    said = cli(
+        "run", "--in", volume, "--model", fake_model(tmp_path), "--device", "simulated", "--profile", tmp_path / "p", "--json"
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert {"stream in", "stream compute", "stream out", "device"} <= set(said.json["stages"])
+    assert "stream compute (1)" in said.err
+    events = json.loads((tmp_path / "p" / "trace.json").read_text())["traceEvents"]
+    streams = {e["name"] for e in events if e.get("cat", "").startswith("stream")}
+    assert {
+        "copy to device",
+        "normalise and gather",
+        "network",
+        "halo add",
+        "activation",
+        "copy from device",
+    } <= streams
+
+
+# --- every way a block is reached ---
+
+
+def test_skipped_windows_regions_and_masks_give_the_bytes_of_the_cpu(tmp_path: Path, blocks: Any) -> None:
+    blocks((2, 2, 2))
+    array = np.zeros((40, 24, 24), np.uint8)
+    array[3:12, 4:20, 4:20] = RNG.integers(1, 99, (9, 16, 16))
+    array[30:34, :6, :6] = 7
+    volume = make_volume(tmp_path / "v.zarr", array, chunks=(8, 8, 8))
+    model = fake_model(
+        tmp_path, window=(8, 8, 8), channels_out=2, activation="softmax", empty=(0.25, -1.5), background=0
+    )
+    for n, options in enumerate(({}, {"roi": "2:37,3:20,0:24"}, {"padding": "constant"}, {"output": "logits"})):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        cpu, device = both(volume, folder, model=model, **options)
+        np.testing.assert_array_equal(device, cpu)
+
+
+def test_a_resume_gives_the_bytes_of_a_whole_run(tmp_path: Path, blocks: Any) -> None:
+    """Blocks committed by an earlier run appear with fewer windows; their halos are computed again."""
+    blocks((2, 2, 2))
+    array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
+    outputs = []
+    for n, parts in enumerate(((lambda _: True,), (lambda i: sum(i) % 3 != 1, lambda i: sum(i) % 3 == 1))):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        for pending in parts:
+            worked(prepared(folder, array, spec={"channels_out": 3}, output="logits"), folder, pending).close()
+        outputs.append(result_of(folder / "o.zarr"))
+    np.testing.assert_array_equal(outputs[1].view(np.uint8), outputs[0].view(np.uint8))
+
+
+def test_a_network_that_fails_names_the_block(tmp_path: Path, blocks: Any) -> None:
+    blocks((2, 2, 2))
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8))
+    model = fake_model(tmp_path, window=(8, 8, 8), fail_at=100)
+    with pytest.raises(BackendError, match=r"fails at window 100, as its file asks \(block \(\d, \d, \d\)\)"):
+        unet_engine.run(volume, model=model, out=str(tmp_path / "o.zarr"), device="simulated")
+
+
+def test_nan_in_the_sums_is_an_error_not_a_label(tmp_path: Path) -> None:
+    array = RNG.random((12, 12, 12)).astype(np.float32)
+    array[5, 5, 5] = 3e38
+    volume = make_volume(tmp_path / "v.zarr", array)
+    with pytest.raises(BackendError, match="NaN or Inf in block"):
+        unet_engine.run(
+            volume,
+            model=fake_model(tmp_path),
+            out=str(tmp_path / "o.zarr"),
+            device="simulated",
+            normalize="range:0,0.1",
+        )
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_station_gives_the_bytes_of_the_local_executor(tmp_path: Path, blocks: Any, length: int) -> None:
+    """Cores and halos pass through host memory there, and calls come from several threads at once."""
+    blocks((2, 2, 2))
+    array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
+    results = []
+    for name in ("local", "station"):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = prepared(folder, array)
+        worker = worked(found, folder, lambda _: name == "local")  # noqa: B023  # called before the next round
+        worker.close()
+        if name == "station":
+            work(found.job, length)
+        results.append(result_of(folder / "o.zarr"))
+    np.testing.assert_array_equal(results[1], results[0])
+
+
+def test_a_halo_in_pinned_memory_is_sent_as_an_ordinary_one() -> None:
+    values = np.ones((1, 2, 2), np.float32)
+    sent = pickle.loads(pickle.dumps(PinnedHalo((0, 0), Box((0, 0), (2, 2)), values)))
+    assert type(sent) is Halo
+    np.testing.assert_array_equal(sent.values, values)
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
+    """The whole way through Dask: halos travel between processes, each with a device of its own."""
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (96, 40, 40)).astype(np.uint8))
+    model = fake_model(tmp_path, window=(8, 8, 8), channels_out=40, activation="softmax")
+    outputs = []
+    for n, options in enumerate(({}, {"workers": 2})):
+        out = str(tmp_path / f"o{n}.zarr")
+        result = unet_engine.run(volume, model=model, out=out, device="simulated", **options)
+        assert result.device == "simulated"
+        outputs.append(result_of(out))
+    assert result.workers == 2
+    np.testing.assert_array_equal(outputs[1], outputs[0])

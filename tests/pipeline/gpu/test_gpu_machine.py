@@ -1,0 +1,256 @@
+"""What surrounds a GPU: the cores next to it, voxels read fast enough, and the script that checks it all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.command_line import cli, environment
+from support.paths import BENCHMARKS
+from support.volumes import fake_model, make_volume
+from unet_engine import machine
+from unet_engine.cluster import affinity, worker_preload
+from unet_engine.devices import opening
+from unet_engine.errors import BackendError
+from unet_engine.model.shipped import shipped_model
+from unet_engine.prepare import decoding
+from unet_engine.prepare.survey import survey
+from unet_engine.settings import Settings
+
+# --- cores ---
+
+
+class NvmlError(Exception):
+    pass
+
+
+def nvml(words: list[int], *, fails: bool = False) -> Any:
+    """NVML with two GPUs whose cores `words` names."""
+
+    def affinity_of(handle: str, size: int) -> list[int]:
+        if fails:
+            raise NvmlError("not supported")
+        return words[:size]
+
+    return SimpleNamespace(
+        NVMLError=NvmlError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda i: f"GPU-{i}",
+        nvmlDeviceGetHandleByUUID=lambda u: u,
+        nvmlDeviceGetCpuAffinity=affinity_of,
+    )
+
+
+def test_the_cores_of_the_mask_are_those_next_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([0b1010, 1 << 63]))
+    assert affinity.cores_near("0") == {1, 3, 127}
+    assert affinity.cores_near("GPU-5f") == {1, 3, 127}
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([0b1], fails=True))
+    assert affinity.cores_near("0") == frozenset()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert affinity.cores_near("0") == frozenset()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_a_worker_stays_near_its_gpu_and_among_the_cores_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed, chosen = {2, 3, 9}, []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: chosen.append(set(cores)))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([0b1110]))
+    monkeypatch.setenv(worker_preload.GPUS, "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    worker = SimpleNamespace(name="job-1", http_server=SimpleNamespace(stop=lambda: None))
+    worker_preload.dask_setup(worker)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    assert chosen == [{2, 3}]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([0b10000]))
+    worker_preload.dask_setup(worker)
+    assert chosen == [{2, 3}], "cores it may not use are no choice"
+
+
+# --- what is missing ---
+
+
+def test_a_gpu_without_the_cuda_module_is_noted_and_an_error_under_strict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = make_volume(tmp_path / "v.zarr", np.ones((64, 64, 64), np.uint8))
+    options = {
+        "input": volume,
+        "model": str(shipped_model("cells_3d.onnx")),
+        "device": "cuda",
+        "backend": "onnxruntime",
+    }
+    monkeypatch.setattr(machine, "gpu_count", lambda: 1)
+    monkeypatch.setattr(
+        "unet_engine.prepare.survey.missing", lambda: "unet-engine was built without CUDA; reinstall it"
+    )
+    found = survey(Settings.of(**options))
+    assert "windows are cut and stitched on the CPU: unet-engine was built without CUDA; reinstall it" in found.notes
+    with pytest.raises(BackendError, match="--strict: windows are cut"):
+        survey(Settings.of(**options, strict=True))
+
+
+@pytest.mark.skipif(machine.gpu_count() > 0, reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_in_words() -> None:
+    with pytest.raises(BackendError, match=r"^cuda:0: "):
+        opening.open_device("cuda:0")
+
+
+# --- reading ---
+
+
+@pytest.mark.parametrize(
+    ("needed", "found", "cores", "threads"),
+    [(1.0, 16.0, 16, 2), (1e9, 1e9, 16, 16), (8.0, 16.0, 16, 12), (1e-9, 1.0, 4, 1)],
+)
+def test_as_many_threads_decode_as_the_rates_ask_for(needed: float, found: float, cores: int, threads: int) -> None:
+    assert decoding.threads_for(needed * 1e9, found * 1e9, cores) == threads
+
+
+def test_the_need_is_windows_per_second_times_new_voxels(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr", np.zeros((64, 64, 64), np.int16), chunks=(16, 16, 16))
+    model = fake_model(tmp_path, window=(16, 16, 16), window_min=(8, 8, 8))
+    from unet_engine.prepare.prepare import prepare
+
+    found = survey(Settings.of(input=volume, model=model, device="simulated", out=str(tmp_path / "o.zarr")))
+    plan = prepare(found).job.plan
+    one = decoding.needed(plan, found.volume, 0.01, 1)
+    block = np.prod([min(b, a.count) for b, a in zip(plan.block, plan.axes, strict=True)])
+    assert one >= 100 * 2 * 8**3, "at least the new voxels of each window: a stride of 8, two bytes each"
+    assert one <= 100 * 2 * 64**3 / block
+    assert decoding.needed(plan, found.volume, 0.005, 2) == pytest.approx(4 * one)
+    assert decoding.found(plan, found.volume) > 0
+
+
+def test_the_plan_prints_rates_and_device_memory(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr", np.ones((40, 40, 40), np.uint8))
+    model = fake_model(tmp_path, channels_out=2, activation="softmax")
+    options = ("plan", "--in", volume, "--model", model, "--device", "simulated")
+    said = cli(*options)
+    assert said.code == 0, said.err
+    assert "GB/s needed" in said.out + said.err
+    assert "of its memory: network" in said.out + said.err
+    facts = cli(*options, "--json").json
+    assert facts["reading"]["threads"] <= machine.cpu_count()
+    assert facts["device_memory"]["sums"] > 0
+    assert cli("plan", "--in", volume, "--model", model, "--device", "cpu", "--json").json["reading"] is None
+
+
+# --- the script ---
+
+
+def check(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), check=False)
+
+
+@pytest.mark.skipif(machine.gpu_count() > 0, reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so_and_exits_with_its_code(tmp_path: Path) -> None:
+    done = check(tmp_path)
+    assert done.returncode == 3
+    assert "no CUDA GPU on this machine" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
+    assert check(tmp_path, "--only", "dreams").returncode == 2
+    assert "is no folder" in check(tmp_path, "--wheels", "nowhere").stderr
+
+
+def test_it_writes_both_reports_and_says_what_could_not_run(tmp_path: Path) -> None:
+    done = check(tmp_path, "--simulate", "--only", "build,bandwidth,gpus,tensorrt,decoding")
+    assert done.returncode == 4, done.stderr
+    report, table = json.loads((tmp_path / "gpu_check.json").read_text()), (tmp_path / "gpu_check.md").read_text()
+    assert [part["state"] for part in report["parts"]] == ["not run", "ran", "not run", "not run", "not run"]
+    assert len(report["parts"][1]["rows"]) == 1 + 3 * 6
+    assert "| gpus | not run | simulated: there is one device |" in table
+    rows = {row["what"]: row["value"] for part in report["parts"][2:] for row in part["rows"]}
+    assert rows["halos from process to process by tcp, GB/s"] > 0
+    assert rows["decoded on the host by 2 thread(s), GB/s"] > 0
+    assert 0.1 < rows["compressed to, share"] < 0.9, "neither a constant nor random bits"
+
+
+def test_what_a_part_measured_is_kept_whenever_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
+    import gpu_parts
+
+    path = tmp_path / "part.json"
+
+    def part(args: Any) -> Any:
+        yield "first", 1.0
+        assert [row["what"] for row in json.loads(path.read_text())["rows"]] == ["first"], (
+            "written before the next begins"
+        )
+        yield "bare network, INT8, windows/s", 437.0
+        raise RuntimeError("the second engine fails")
+
+    monkeypatch.setitem(gpu_parts.PARTS, "tensorrt", part)
+    assert gpu_check.main(["--part", "tensorrt", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert (found["state"], found["why"]) == ("failed", "RuntimeError: the second engine fails")
+    assert [(row["value"], row["held"]) for row in found["rows"]] == [(1.0, None), (437.0, False)]
+
+
+@pytest.mark.slow
+def test_the_network_parts_run_at_toy_size(tmp_path: Path) -> None:
+    pytest.importorskip("monai")
+    done = check(tmp_path, "--simulate", "--only", "end-to-end")
+    assert done.returncode == 0, (tmp_path / "gpu_check.md").read_text() + done.stderr
+    rows = json.loads((tmp_path / "gpu_check.json").read_text())["parts"][0]["rows"]
+    assert {"two runs", "end to end / bare network, small", "decoding needed, GB/s"} <= {row["what"] for row in rows}
+
+
+def test_targets_missed_and_failures_show_in_table_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu_report import Part, Row, exit_code, table
+
+    good, bad = Row.of("end to end / bare network", 0.96), Row.of("peak memory at 100 classes / MONAI's", 0.5)
+    assert (good.held, bad.held) == (True, False)
+    assert exit_code([Part("a", "ran", rows=[good])]) == 0
+    assert exit_code([Part("a", "ran", rows=[good, bad])]) == 1
+    assert exit_code([Part("a", "failed", "why")]) == 1
+    assert exit_code([Part("a", "ran", rows=[good]), Part("b", "not run", "no | such thing")]) == 4
+    text = table([Part("a", "ran", rows=[good, bad]), Part("b", "not run", "no | such thing")])
+    assert "| a | end to end / bare network | 0.96 | at least 0.95 | yes |" in text
+    assert "**no**" in text
+    assert "| b | not run | no / such thing | | |" in text
+
+
+def test_a_part_that_takes_too_long_is_ended_and_the_others_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
+
+    monkeypatch.setitem(gpu_check.BUDGETS, "bandwidth", 0.05)
+    monkeypatch.setattr(sys, "path", sys.path)
+    parts = [
+        "--simulate",
+        "--only",
+        "bandwidth,gpus",
+        "--json",
+        str(tmp_path / "r.json"),
+        "--table",
+        str(tmp_path / "r.md"),
+    ]
+    assert gpu_check.main(parts) == 4
+    assert "took longer than its 0.05 s" in (tmp_path / "r.md").read_text()
+
+
+def test_the_whole_check_ends_within_eight_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
+
+    assert sum(gpu_check.BUDGETS.values()) <= 450, "and half a minute for wheels"

@@ -1,0 +1,318 @@
+"""The GPU's kernels give the reference's bits: any shape, type and memory order. On the CPU always, and on a GPU if there is one.
+
+The functions of `_halo_loop` are those of `_halo_cuda`, kernel bodies and argument checks alike, run in loops (see `cpp_ext/halo_loop.cpp`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from support.arrays import BLOCK_TYPES, WINDOW_TYPES, assert_same_bits, seeds, values
+from unet_engine.stitching import operations, reference
+
+
+class Host:
+    """`_halo_loop` on arrays of NumPy."""
+
+    def __init__(self) -> None:
+        self.kernels: ModuleType = importlib.import_module("unet_engine.devices._halo_loop")
+        self._kept: list[Any] = []
+
+    def put(self, array: np.ndarray) -> Any:
+        self._kept.append(array)
+        strides = [s // array.itemsize for s in array.strides]
+        return self.kernels.array(array.ctypes.data, array.shape, array.dtype.name, strides)
+
+    def get(self, array: np.ndarray, given: Any) -> np.ndarray:
+        return array
+
+
+class Gpu(Host):
+    """`_halo_cuda` on copies of them on the device."""
+
+    def __init__(self) -> None:
+        self.torch = importlib.import_module("torch")
+        self.kernels = importlib.import_module("unet_engine.devices._halo_cuda")
+
+    def put(self, array: np.ndarray) -> Any:
+        # the memory around a view goes along, so that strides stay what they are
+        name = {"uint16": "int16", "uint32": "int32", "uint64": "int64", "bfloat16": "int16"}.get(array.dtype.name)
+        plain = np.ascontiguousarray(array).view(name) if name else np.ascontiguousarray(array)
+        tensor = self.torch.from_numpy(plain.copy()).cuda()
+        strides = tensor.stride()
+        if array.ndim > 3 and not array.flags.c_contiguous:  # channels last
+            order = (0, *range(2, array.ndim), 1)
+            tensor = tensor.permute(order).contiguous().permute(np.argsort(order).tolist())
+            strides = tensor.stride()
+        self.tensors = [*getattr(self, "tensors", []), tensor]
+        return self.kernels.array(tensor.data_ptr(), array.shape, array.dtype.name, strides)
+
+    def get(self, array: np.ndarray, given: Any) -> np.ndarray:
+        self.torch.cuda.synchronize()
+        tensor = next(t for t in self.tensors if t.data_ptr() == self.torch.from_dlpack(given).data_ptr())
+        return tensor.cpu().numpy().view(array.dtype)
+
+
+def _places() -> list[Any]:
+    torch = importlib.util.find_spec("torch") and importlib.import_module("torch")
+    no_gpu = not (torch and torch.cuda.is_available() and importlib.util.find_spec("unet_engine.devices._halo_cuda"))
+    return [Host, pytest.param(Gpu, marks=pytest.mark.skipif(no_gpu, reason="no CUDA GPU"))]
+
+
+@pytest.fixture(params=_places(), ids=["loop", "gpu"])
+def place(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def three(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * (3 - len(shape)) + tuple(shape)
+
+
+def last(array: np.ndarray) -> np.ndarray:
+    """The same batch with its channels last in memory."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> dict[str, Any]:
+    """Some windows of a block: their spans per axis, which of them were skipped, and the sums they are added to."""
+    rng = np.random.default_rng(draw(seeds))
+    axes = draw(st.sampled_from([2, 3]))
+    window = [draw(st.integers(1, 9)) for _ in range(axes - 1)] + [draw(st.sampled_from([1, 5, 31, 40, 130]))]
+    sums = [int(rng.integers(1, 2 * w + 2)) for w in window]
+    window, sums = three(tuple(window)), three(tuple(sums))
+    spans, weights = [], []
+    for w, s in zip(window, sums, strict=True):
+        count = int(rng.integers(1, 4))
+        at = np.sort(rng.integers(-w + 1, s, count)) if w > 1 or s > 1 else np.zeros(count, np.int64)
+        lo = np.maximum(0, -at)
+        hi = np.minimum(w, s - at)
+        spans.append(np.stack([at, lo, hi], 1).astype(np.int64))
+        weights.append(rng.random((count, w)).astype(np.float32))
+    number = int(rng.integers(1, 7))
+    entries = np.stack([rng.integers(0, len(s), number) for s in spans] + [np.full(number, -1)], 1).astype(np.int32)
+    inferred = np.flatnonzero(rng.random(number) < 0.7)
+    entries[inferred, 3] = rng.permutation(len(inferred))
+    return {
+        "rng": rng, "axes": axes, "window": window, "sums": sums, "spans": spans, "weights": weights, "entries": entries,
+        "rows": max(1, len(inferred)),
+    }  # fmt: skip
+
+
+def test_gather_is_the_reference(place: Any) -> None:
+    @settings(max_examples=60, deadline=None)
+    @given(scenes(), st.sampled_from(BLOCK_TYPES), st.sampled_from(WINDOW_TYPES), st.integers(1, 3), st.booleans())
+    def check(scene: dict[str, Any], block_type: str, window_type: Any, channels: int, channels_last: bool) -> None:  # noqa: FBT001
+        device, rng, window, entries = place(), scene["rng"], scene["window"], scene["entries"]
+        shape = tuple(int(rng.integers(1, 12)) for _ in range(3)) if scene["axes"] == 3 else (1, 5, 9)
+        raw = (rng.normal(scale=60, size=(channels, *shape)).clip(0, 120)).astype(block_type)
+        positions = [
+            rng.integers(-1, n, (len(s), w)).astype(np.int32) for n, s, w in zip(shape, scene["spans"], window, strict=True)
+        ]  # fmt: skip
+        scale, shift = rng.random(channels) + 0.5, rng.normal(size=channels)
+        order = np.array(rng.permutation(len(entries))[: scene["rows"]], np.int32)
+        windows = np.zeros((scene["rows"] + 1, channels, *window), window_type)
+        if channels_last:
+            windows = last(windows)
+        out = device.put(windows)
+        device.kernels.gather(
+            out, device.put(raw), [device.put(p) for p in positions], device.put(entries), device.put(order),
+            device.put(scale), device.put(shift), 0.25,
+        )  # fmt: skip
+        got = device.get(windows, out)
+        for row, number in enumerate(order):
+            expected = np.zeros((channels, *window), np.float32)
+            index = [p[e].astype(np.int64) for p, e in zip(positions, entries[number], strict=False)]
+            reference.gather(expected, raw, index, scale, shift, 0.25)
+            assert_same_bits(np.ascontiguousarray(got[row]), expected.astype(window_type))
+        assert not got[len(order) :].any(), "rows that no window was named for stay as they are"
+
+    check()
+
+
+def test_add_is_the_reference_in_the_order_of_the_entries(place: Any) -> None:
+    @settings(max_examples=80, deadline=None)
+    @given(scenes(), st.integers(1, 9), st.sampled_from(WINDOW_TYPES), st.booleans())
+    def check(scene: dict[str, Any], channels: int, dtype: Any, channels_last: bool) -> None:  # noqa: FBT001
+        device, rng, entries = place(), scene["rng"], scene["entries"]
+        windows = values(rng, (scene["rows"], channels, *scene["window"]), dtype, special=0.02)
+        if channels_last:
+            windows = last(windows)
+        sums = values(rng, (channels, *scene["sums"]), special=0.02)
+        constants = rng.normal(size=channels).astype(np.float32)
+        expected = sums.copy()
+        for *ranks, row in entries:
+            spans = [s[r] for s, r in zip(scene["spans"], ranks, strict=True)]
+            weights = [w[r] for w, r in zip(scene["weights"], ranks, strict=True)]
+            at, lo, hi = (tuple(int(s[i]) for s in spans) for i in range(3))
+            if any(h <= l for l, h in zip(lo, hi, strict=True)):
+                continue
+            if row < 0:
+                reference.add_constant(expected, constants, weights, at, lo, hi)
+            else:
+                reference.add(expected, np.ascontiguousarray(windows[row]), weights, at, lo, hi)
+        given_sums = device.put(sums)
+        device.kernels.add(
+            given_sums, device.put(windows), [device.put(w) for w in scene["weights"]], [device.put(s) for s in scene["spans"]],
+            device.put(entries), device.put(constants), (0, 0, 0), scene["sums"],
+        )  # fmt: skip
+        assert_same_bits(device.get(sums, given_sums), expected)
+
+    check()
+
+
+@pytest.mark.parametrize("channels", [2, 16, 104, 512])
+def test_add_takes_any_number_of_classes(place: Any, channels: int) -> None:
+    device, rng = place(), np.random.default_rng(channels)
+    windows = rng.normal(size=(1, channels, 1, 3, 5)).astype(np.float16)
+    sums = np.zeros((channels, 1, 3, 5), np.float32)
+    spans = [np.array([[0, 0, n]], np.int64) for n in (1, 3, 5)]
+    weights = [rng.random((1, n)).astype(np.float32) for n in (1, 3, 5)]
+    entries, constants = np.array([[0, 0, 0, 0]], np.int32), np.zeros(channels, np.float32)
+    expected = sums.copy()
+    reference.add(expected, windows[0], [w[0] for w in weights], (0, 0, 0), (0, 0, 0), (1, 3, 5))
+    given_sums = device.put(sums)
+    device.kernels.add(
+        given_sums, device.put(windows), [device.put(w) for w in weights], [device.put(s) for s in spans], device.put(entries),
+        device.put(constants), (0, 0, 0), (1, 3, 5),
+    )  # fmt: skip
+    assert_same_bits(device.get(sums, given_sums), expected)
+
+
+OUTPUTS = [
+    *(("labels", t) for t in ("uint8", "uint16")),
+    *(("probabilities", t) for t in ("uint8", "float32")),
+    *(("logits", t) for t in ("float32", "float16")),
+]
+
+
+@pytest.mark.parametrize("activation", operations.ACTIVATIONS)
+def test_commit_is_merge_and_finish_of_the_cpu(place: Any, activation: str) -> None:
+    @settings(max_examples=60, deadline=None)
+    @given(seeds, st.sampled_from(OUTPUTS), st.sampled_from([1, 2, 5, 17]), st.integers(0, 9), st.sampled_from([2, 3]))
+    def check(seed: int, output: tuple[str, str], channels: int, count: int, axes: int) -> None:
+        device, rng, (kind, dtype) = place(), np.random.default_rng(seed), output
+        shape = tuple(int(rng.integers(1, 9)) for _ in range(axes - 1)) + (int(rng.choice([3, 40])),)
+        sums = rng.normal(scale=5, size=(channels, *shape)).astype(np.float32)
+        poisoned = bool(rng.random() < 0.3)
+        if poisoned:
+            sums.flat[int(rng.integers(sums.size))] = rng.choice([np.nan, np.inf, -np.inf])
+        halos, at = [], []
+        for _ in range(count):
+            size = [int(rng.integers(1, n + 1)) for n in shape]
+            at.append([int(rng.integers(0, n - s + 1)) for n, s in zip(shape, size, strict=True)])
+            halos.append(rng.normal(size=(channels, *size)).astype(np.float32))
+        expected = sums.copy()
+        for values_, corner in zip(halos, at, strict=True):
+            operations.merge(expected, values_, corner)
+        wanted = np.zeros(shape if kind == "labels" else sums.shape, dtype)
+        if kind == "logits":
+            operations.logits(expected, wanted)
+        else:
+            getattr(operations, kind)(expected, wanted, activation)
+        out, flag = np.zeros_like(wanted), np.zeros(1, np.int32)
+        given_out, given_flag = device.put(out), device.put(flag)
+        device.kernels.commit(
+            device.put(sums), given_out, kind, activation, [device.put(h) for h in halos], at, given_flag
+        )
+        assert_same_bits(device.get(out, given_out), wanted)
+        assert bool(device.get(flag, given_flag)[0]) == poisoned
+
+    check()
+
+
+def test_pack_and_merge_move_a_box(place: Any) -> None:
+    @settings(max_examples=30, deadline=None)
+    @given(seeds, st.sampled_from([2, 3]))
+    def check(seed: int, axes: int) -> None:
+        device, rng = place(), np.random.default_rng(seed)
+        shape = tuple(int(rng.integers(1, 9)) for _ in range(axes - 1)) + (int(rng.choice([3, 70])),)
+        size = tuple(int(rng.integers(1, n + 1)) for n in shape)
+        at = [int(rng.integers(0, n - s + 1)) for n, s in zip(shape, size, strict=True)]
+        sums = values(rng, (3, *shape))
+        box = (slice(None), *(slice(a, a + s) for a, s in zip(at, size, strict=True)))
+        out = np.zeros((3, *size), np.float32)
+        given_out = device.put(out)
+        device.kernels.pack(device.put(sums), given_out, at)
+        assert_same_bits(device.get(out, given_out), sums[box].copy())
+        expected = sums.copy()
+        reference.merge(expected, sums[box].copy(), at)
+        given_sums = device.put(sums.copy())
+        halo_given = device.put(sums[box].copy())
+        kept = sums.copy()
+        given_sums = device.put(kept)
+        device.kernels.merge(given_sums, halo_given, at)
+        assert_same_bits(device.get(kept, given_sums), expected)
+
+    check()
+
+
+def test_wrong_arguments_are_refused_before_anything_runs() -> None:
+    device = Host()
+    k = device.kernels
+    sums, windows = np.zeros((2, 4, 5, 6), np.float32), np.ones((3, 2, 4, 5, 6), np.float32)
+    tables = [np.ones((1, n), np.float32) for n in (4, 5, 6)]
+    spans = [np.array([[0, 0, n]], np.int64) for n in (4, 5, 6)]
+    entries, constants = np.zeros((1, 4), np.int32), np.zeros(2, np.float32)
+
+    def add(
+        sums: np.ndarray = sums,
+        windows: np.ndarray = windows,
+        tables: Any = tables,
+        entries: Any = entries,
+        hi: Any = (4, 5, 6),
+    ) -> None:
+        put = device.put
+        k.add(
+            put(sums), put(windows), [put(t) for t in tables], [put(s) for s in spans], put(entries), put(constants), (0, 0, 0), hi
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match="as many channels"):
+        add(windows=windows[:, :1])
+    with pytest.raises(ValueError, match="axis x: weights"):
+        add(windows=windows[..., :-1])
+    with pytest.raises(ValueError, match="windows must be float32"):
+        add(windows=windows.astype(np.float64))
+    with pytest.raises(ValueError, match="axis z: lo and hi leave"):
+        add(hi=(5, 5, 6))
+    with pytest.raises(ValueError, match="8192 entries"):
+        add(entries=np.zeros((8193, 4), np.int32))
+    with pytest.raises(ValueError, match="axis z: halo leaves"):
+        k.merge(device.put(sums), device.put(sums), [1, 0, 0])
+    flag, labels = np.zeros(1, np.int32), np.zeros((4, 5, 6), np.uint8)
+    for out, kind, words in (
+        (labels[:3], "labels", "shape of sums"), (labels, "pictures", "unknown kind"), (sums, "labels", "uint8 or uint16"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            k.commit(device.put(sums), device.put(out), kind, "softmax", [], [], device.put(flag))
+    many = np.zeros((300, 2, 2), np.float32)
+    with pytest.raises(ValueError, match="take uint16"):
+        k.commit(
+            device.put(many), device.put(np.zeros((2, 2), np.uint8)), "labels", "softmax", [], [], device.put(flag)
+        )
+    assert not sums.any()
+
+
+def test_bfloat16_is_rounded_as_others_do() -> None:
+    device = Host()
+    bits = np.random.default_rng(0).integers(0, 2**32, 20000, np.uint64).astype(np.uint32)
+    raw = bits.view(np.float32).reshape(1, 1, 1, -1)
+    out = np.zeros((1, 1, 1, 1, raw.shape[-1]), ml_dtypes.bfloat16)
+    n = raw.shape[-1]
+    positions = [np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int32), np.arange(n, dtype=np.int32)[None]]
+    one, zero = np.ones(1), np.zeros(1)
+    device.kernels.gather(
+        device.put(out), device.put(raw), [device.put(p) for p in positions], device.put(np.zeros((1, 4), np.int32)),
+        device.put(np.zeros(1, np.int32)), device.put(one), device.put(zero), 0.0,
+    )  # fmt: skip
+    with np.errstate(all="ignore"):
+        assert_same_bits(out[0, 0, 0, 0], raw[0, 0, 0].astype(ml_dtypes.bfloat16))

@@ -1,0 +1,42 @@
+"""Planned runs on the simulated device, and the worker after them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from support.volumes import fake_model, make_volume
+from unet_engine.api import _provenance
+from unet_engine.output.output import Output
+from unet_engine.pipeline.columns import run_local
+from unet_engine.pipeline.worker import Worker
+from unet_engine.prepare.prepare import prepare
+from unet_engine.prepare.survey import survey
+from unet_engine.settings import Settings
+
+
+def prepared(folder: Path, array: np.ndarray, **options: Any) -> Any:
+    """A planned run on the simulated device, and that device."""
+    spec = {"window": (8, 8, 8), "channels_out": 2, "activation": "softmax", **options.pop("spec", {})}
+    model = fake_model(folder, name="net", **options.pop("behaviour", {}), **spec)
+    path = folder / "v.zarr"
+    volume = str(path) if path.exists() else make_volume(path, array)
+    return prepare(
+        survey(Settings.of(input=volume, model=model, device="simulated", out=str(folder / "o.zarr"), **options))
+    )
+
+
+def worked(found: Any, folder: Path, pending: Any = lambda index: True) -> Worker:
+    """The worker, after it ran its part of a planned run."""
+    job = found.job
+    if not (folder / "o.zarr").exists():
+        Output.create(job.out, job.layout, job.plan.digest, _provenance(job)).ledger.begin()
+    worker = Worker(job)
+    worker.__dict__["backend"] = found.backend  # as a team hands it over
+    device = found.backend.device
+    assert worker.pipeline is not None
+    device.seal()
+    run_local([worker], pending)
+    return worker

@@ -1,0 +1,55 @@
+"""Plans that tests draw and make."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from unet_engine.plan.box import Box
+from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.memory import Sizes
+from unet_engine.plan.plan import Plan
+from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
+
+SIZES = Sizes(raw=1, sums=8, out=1)
+
+
+def make(axes: tuple[AxisGrid, ...], roi: Box | None = None, block: tuple[int, ...] | None = None) -> Plan:
+    whole = Box.of_shape([a.size for a in axes])
+    block = block or default_block(axes, 2)
+    chunk = default_chunk(axes, block)
+    return Plan(
+        "zyx"[-len(axes) :],
+        axes,
+        roi or whole,
+        block,
+        chunk,
+        ((),) * len(axes),
+        "reflect",
+        NO_MEMORY,
+        {"block": list(block)},
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Small 2D and 3D plans with odd sizes, blocks, chunks, columns and regions."""
+    ndim = draw(st.integers(2, 3))
+    blend = draw(st.sampled_from(["gaussian", "crop"]))
+    axes = tuple(
+        AxisGrid.with_overlap(
+            draw(st.integers(1, 30)), draw(st.integers(1, 10)), draw(st.sampled_from([0, 0.3, 0.5, 0.75])),
+            draw(st.integers(0, 2)), blend,
+        )
+        for _ in range(ndim)
+    )  # fmt: skip
+    spans = [sorted((draw(st.integers(0, a.size - 1)), draw(st.integers(1, a.size)))) for a in axes]
+    roi = Box(tuple(s[0] for s in spans), tuple(max(s[1], s[0] + 1) for s in spans))
+    plan = make(axes, roi, tuple(draw(st.integers(1, 4)) for _ in axes))
+    plan = replace(plan, chunk=tuple(draw(st.integers(1, 9)) for _ in axes))
+    cuts = tuple(
+        tuple(sorted(draw(st.sets(st.integers(lo + 1, hi - 1), max_size=2)) if hi - lo > 1 else ()))
+        for lo, hi in zip(plan.block_range.lo, plan.block_range.hi, strict=True)
+    )
+    return replace(plan, cuts=cuts)

@@ -1,0 +1,40 @@
+"""Cases of stitching, and blocks of a chosen size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set the windows per block, which a user cannot: the result must not depend on it beyond rounding."""
+
+    def fix(block: tuple[int, ...] | None) -> None:
+        if block is None:
+            monkeypatch.undo()
+        else:
+            monkeypatch.setattr("unet_engine.prepare.prepare.default_block", lambda axes, _: block[-len(axes) :])
+
+    return fix
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    ndim = draw(st.integers(2, 3))
+    channels = draw(st.integers(1, 3))
+    margin = draw(st.integers(0, 2))
+    return {
+        "shape": tuple(draw(st.integers(1, 26)) for _ in range(ndim)),
+        "window": tuple(draw(st.integers(4, 9)) + 2 * margin for _ in range(ndim)),
+        "margin": (margin,) * ndim,
+        "axes": "zyx"[-ndim:],
+        "channels_in": channels,
+        "channels_out": draw(st.integers(1, 4)),
+        "overlap": draw(st.sampled_from([0.0, 0.3, 0.5, 0.75])),
+        "blend": draw(st.sampled_from(["gaussian", "constant", "crop"])),
+        "block": tuple(draw(st.integers(1, 4)) for _ in range(ndim)),
+        "threads": draw(st.integers(1, 3)),
+    }

@@ -1,0 +1,143 @@
+"""Input and output behind the S3 protocol, spoken by a real server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from support.command_line import begin, command
+from support.volumes import fake_model, make_volume, result_of
+from unet_engine.errors import OutputError
+from unet_engine.output.layout import Layout
+from unet_engine.output.output import Output
+from unet_engine.plan.box import Box
+
+pytest.importorskip("s3fs", reason="s3fs is not installed")
+moto = pytest.importorskip("moto.server", reason="moto is not installed")
+
+IMAGE = np.random.default_rng(4).integers(0, 255, (20, 24, 30), dtype=np.uint8)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A server with an empty bucket ``lab``; the environment tells every process where it is."""
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"endpoint_url": f"http://{host}:{port}", "key": "test", "secret": "test"}
+    for name, value in options.items():
+        monkeypatch.setitem(os.environ, f"FSSPEC_S3_{name.upper()}", value)
+    monkeypatch.setitem(os.environ, "AWS_DEFAULT_REGION", "us-east-1")
+    import s3fs
+
+    files = s3fs.S3FileSystem(**options, skip_instance_cache=True)
+    files.mkdir("lab")
+    yield options
+    files.rm("lab", recursive=True)  # what the server keeps outlives it in this process
+    server.stop()
+
+
+def test_from_bucket_to_bucket_gives_the_bytes_of_the_disk(s3: dict[str, Any], tmp_path: Path) -> None:
+    make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
+    local = make_volume(str(tmp_path / "scan.zarr"), IMAGE)
+    model = fake_model(tmp_path)
+    here = command("run", "--in", local, "--model", model, "--out", tmp_path / "o.zarr", "--output", "logits", "--json")
+    there = command("run", "--in", "s3://lab/scan.zarr", "--model", model, "--output", "logits", "--json")
+    assert there.code == 0, there.err
+    assert there.json["out"] == "s3://lab/scan-id.zarr"
+    assert there.json["windows_inferred"] == there.json["windows_planned"]
+    stored = np.asarray(zarr.open_array("s3://lab/scan-id.zarr/0", mode="r", storage_options=s3)[...])
+    assert stored.tobytes() == result_of(here.json["out"]).tobytes()
+
+
+def test_a_remote_run_that_failed_can_be_resumed(s3: dict[str, Any], tmp_path: Path) -> None:
+    make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
+    model = Path(fake_model(tmp_path, fail_at=120))
+    arguments = (
+        "run",
+        "--in",
+        "s3://lab/scan.zarr",
+        "--model",
+        model,
+        "--out",
+        "s3://lab/o.zarr",
+        "--output",
+        "logits",
+    )
+    assert command(*arguments, "--json").code == 6
+    assert command(*arguments).code == 8, "it exists"
+    model.write_text(model.read_text().replace("fail_at = 120", "fail_at = 0"))
+    said = command(*arguments, "--resume")
+    assert said.code == 9, "another model file is another run"
+    said = command(*arguments, "--overwrite", "--json")
+    assert said.code == 0, said.err
+    again = command(*arguments, "--resume", "--json")
+    assert again.json["windows_inferred"] == 0
+
+
+def test_parts_on_a_bucket_give_the_bytes_of_one_run(s3: dict[str, Any], tmp_path: Path) -> None:
+    """Begun at once, where nothing locks: both may make the output, and one of them, or the last to end, completes it."""
+    make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
+    model = fake_model(tmp_path, latency_ms=2)
+    arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", model, "--output", "logits", "--json")
+    processes = [begin(*arguments, "--out", "s3://lab/parts.zarr", "--part", f"{i}/2") for i in (1, 2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert any(json.loads(out.splitlines()[-1])["complete"] for out, _ in said)
+    assert command(*arguments, "--out", "s3://lab/whole.zarr").code == 0
+    import s3fs
+
+    files = s3fs.S3FileSystem(**s3, skip_instance_cache=True)
+    stored = {name: files.find(f"lab/{name}.zarr/0") for name in ("parts", "whole")}
+    assert [key.split("/", 2)[2] for key in stored["parts"]] == [key.split("/", 2)[2] for key in stored["whole"]]
+    for one, other in zip(stored["parts"], stored["whole"], strict=True):
+        assert files.cat(one) == files.cat(other)
+    made = zarr.open_group("s3://lab/parts.zarr", mode="r", storage_options=s3).attrs["unet_engine"]
+    assert made["complete"]
+    assert [part["part"] for part in made["summary"]["parts"]] == ["1/2", "2/2"]
+    again = command("finish", "s3://lab/parts.zarr", "--json")
+    assert again.code == 0, again.err
+    assert again.json["blocks"] == made["summary"]["blocks"]
+
+
+def test_finish_of_remote_parts_tells_what_is_missing(s3: dict[str, Any], tmp_path: Path) -> None:
+    make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
+    arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", fake_model(tmp_path), "--out", "s3://lab/o.zarr")
+    assert command(*arguments, "--part", "2/3").code == 0
+    said = command("finish", "s3://lab/o.zarr")
+    assert said.code == OutputError.exit_code
+    assert "s3://lab/o.zarr lacks " in said.error
+    assert "not finished: 1/3, 3/3" in said.error
+    assert "does not exist" in command("finish", "s3://lab/nowhere.zarr").error
+
+
+def test_chunks_are_put_and_neither_read_nor_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even those that stick out of the array, or hold nothing."""
+    from zarr.storage import FsspecStore
+
+    looks = Layout("zyx", "zyx", (6, 6, 6), (4, 4, 4), 2, "float32", (1.0,) * 3, (0.0,) * 3, None, ("a", "b"))
+    output = Output.create("memory://requests/o.zarr", looks, "d", {"identity": {}, "blocks": [[[0, 1]]] * 3})
+    values = np.random.default_rng(0).random((2, 6, 6, 6), dtype=np.float32)
+    values[1, :4, :4, :4] = 0
+    asked = []
+    for name in ("get", "delete", "set"):
+        real = getattr(FsspecStore, name)
+
+        async def noted(self: Any, key: str, *rest: Any, _name: str = name, _real: Any = real, **more: Any) -> Any:
+            asked.append((_name, key))
+            return await _real(self, key, *rest, **more)
+
+        monkeypatch.setattr(FsspecStore, name, noted)
+    for _ in range(2):
+        asked.clear()
+        output.write(Box.of_shape((6, 6, 6)), values)
+        assert {name for name, _ in asked} == {"set"}
+        assert len({key for _, key in asked}) == len(asked) == 15
+    np.testing.assert_array_equal(zarr.open_array("memory://requests/o.zarr/0", mode="r")[...], values)
