@@ -15,10 +15,13 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import wraps
+from itertools import count
 from typing import Any, ParamSpec, TypeVar
+
+from unet_engine.profiling.recorder import SAMPLED, Recorder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,7 +139,7 @@ class Snapshot:
     def seconds(self, track: TrackFacts) -> dict[int, float]:
         """Per stage the self time, with what no span covers in the track's home: they add up to ``ended - begun``.
 
-        Where a library reads and decodes (encodes and writes) in one call, every `timed.SAMPLED`-th call is taken apart, on whatever track,
+        Where a library reads and decodes (encodes and writes) in one call, every `recorder.SAMPLED`-th call is taken apart, on whatever track,
         and the others are divided as those were. The double stage remains where none could be taken apart.
         """
         ns = [float(n) for n in track.ns]
@@ -150,11 +153,35 @@ class Snapshot:
         return {stage: n / 1e9 for stage, n in enumerate(ns) if n}
 
 
-class Stages:
+class _Span:
+    """The time between entering and leaving, on one track."""
+
+    __slots__ = ("_begun", "_outer", "_stage", "_track")
+
+    def __init__(self, track: Track, stage: int) -> None:
+        self._track, self._stage = track, stage
+        self._begun = self._outer = 0
+
+    def __enter__(self) -> None:
+        track = self._track
+        self._outer, track.inside = track.inside, 0
+        self._begun = time.perf_counter_ns()
+
+    def __exit__(self, *_: object) -> None:
+        ended, track = time.perf_counter_ns(), self._track
+        inner, track.inside = track.inside, self._outer
+        track.add(self._stage, self._begun, ended, inner)
+
+
+class Stages(Recorder):
     """The tracks of one worker. A track is made when its thread first does something; threads of one name, one after another, share it."""
+
+    recording = True
 
     def __init__(self) -> None:
         self._tracks: dict[str, Track] = {}
+        self._calls: dict[str, count[int]] = {}
+        """Per kind, the calls that were counted by `takes_apart`."""
         self._here = threading.local()
         self._begun = time.perf_counter_ns()
         self._epoch = time.time_ns() - self._begun
@@ -190,17 +217,19 @@ class Stages:
             track.next_group()
             yield block
 
-    @contextmanager
-    def span(self, stage: int) -> Iterator[None]:
+    def span(self, stage: int) -> AbstractContextManager[None]:
+        return _Span(self.track(), stage)
+
+    def block(self, stage: int) -> AbstractContextManager[None]:
         track = self.track()
-        outer, track.inside = track.inside, 0
-        begun = time.perf_counter_ns()
-        try:
-            yield
-        finally:
-            ended = time.perf_counter_ns()
-            inner, track.inside = track.inside, outer
-            track.add(stage, begun, ended, inner)
+        track.next_group()
+        return _Span(track, stage)
+
+    def add(self, stage: int, begun: int, ended: int) -> None:
+        self.track().add(stage, begun, ended)
+
+    def takes_apart(self, kind: str) -> bool:
+        return next(self._calls.setdefault(kind, count())) % SAMPLED == 0
 
     def timed(self, stage: int, function: Callable[P, T], *, starts_group: bool = False) -> Callable[P, T]:
         """`function`, each call of which is a span, and of some the beginning of a group. As `span`, at a third of its cost."""
