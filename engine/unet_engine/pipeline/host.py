@@ -79,6 +79,8 @@ class HostPipeline:
                 while not flight.ready:
                     yield from flight.pop()
                 flight.push(predicted, window, windows)
+                if flight.full:
+                    flight.launch()
             flight.push_end(predicted)
             while flight.settled or flight.blocks > BLOCKS_IN_FLIGHT:
                 yield from flight.pop()
@@ -124,6 +126,11 @@ class _Flight:
         return self._place > 0 or self._waiting[self._slot] == 0
 
     @property
+    def full(self) -> bool:
+        """Whether the slot has all windows of a batch."""
+        return self._place == self.job.setup.batch
+
+    @property
     def settled(self) -> bool:
         """Whether the head needs nothing from the device."""
         return bool(self.entries) and (isinstance(self.entries[0], HostPredicted) or self.entries[0].slot is None)
@@ -134,8 +141,6 @@ class _Flight:
         self.entries.append(_Cut(predicted, window, self._slot, self._place))
         self._waiting[self._slot] += 1
         self._place += 1
-        if self._place == self.job.setup.batch:
-            self._launch()
 
     def push_empty(self, predicted: HostPredicted, window: Index) -> None:
         self.entries.append(_Cut(predicted, window, None))
@@ -144,7 +149,8 @@ class _Flight:
         self.entries.append(predicted)
         self.blocks += 1
 
-    def _launch(self) -> None:
+    def launch(self) -> None:
+        """Start the batch that was put into the slot."""
         with self.recorder.span(COPY):
             self.network.start(self._slot)
         self._slot, self._place = (self._slot + 1) % self.network.slots, 0
@@ -164,7 +170,7 @@ class _Flight:
                 operations.add_constant(sums, np.asarray(self.job.model.spec.empty, np.float32), *where)
             return
         if head.slot == self._slot and self._place:
-            self._launch()  # a batch that the end of the work left part empty
+            self.launch()  # a batch that the end of the work left part empty
         try:
             with self.recorder.span(NETWORK):
                 values = self.network.result(head.slot)[head.place]
