@@ -13,11 +13,10 @@ from typing import Any
 from unet_engine.errors import writing
 from unet_engine.execution.choose import team
 from unet_engine.execution.team import Team
-from unet_engine.output import output as store
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Ledger, spans
 from unet_engine.output.locks import Holding, hold
-from unet_engine.output.output import Output
+from unet_engine.output.output import Output, remove
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare.overlap import KEY, facts
@@ -26,6 +25,7 @@ from unet_engine.prepare.survey import check_output, survey
 from unet_engine.profiling import tracing
 from unet_engine.settings import Settings
 from unet_engine.stitching import operations
+from unet_engine.storage import stores
 from unet_engine.version import version_of
 
 Watch = Callable[[Prepared, Team], Any]
@@ -166,10 +166,10 @@ def _open_output(prepared: Prepared) -> Output:
     job, settings = prepared.job, prepared.found.settings
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
     check_output(prepared.found)
-    if store.exists(job.out):
+    if stores.exists(job.out):
         if settings.resume:
             return Output.resume(job.out, job.layout, job.plan.digest, provenance)
-        store.remove(job.out)
+        remove(job.out)
     return Output.create(job.out, job.layout, job.plan.digest, provenance)
 
 

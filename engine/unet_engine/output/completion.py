@@ -8,8 +8,8 @@ from typing import Any
 from unet_engine.errors import OutputError
 from unet_engine.output.header import Ledger
 from unet_engine.output.locks import PATIENCE, Holding, hold
-from unet_engine.output.output import exists
 from unet_engine.settings import parse_part
+from unet_engine.storage import stores
 from unet_engine.units import span
 
 SUMMED = ("windows_planned", "windows_inferred", "windows_skipped", "blocks_planned", "blocks_written", "seconds")
@@ -51,7 +51,7 @@ def finish(path: str) -> dict[str, Any]:
     Raises `OutputError` where it is none of ours, where blocks are missing (how many, the first of them, and what to run), or where it
     is being written.
     """
-    if not exists(path):
+    if not stores.exists(path):
         raise OutputError(f"{path} does not exist; give the --out of the run")
     ledger = Ledger.of(path)
     if not ledger.complete:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from unet_engine.errors import OutputError, first_line, writing
 from unet_engine.output.journal import Journal, LocalJournal, RemoteJournal
+from unet_engine.paths import is_local
+from unet_engine.storage import stores
 
 PROVENANCE = "unet_engine"
 ARRAY = "0"
@@ -26,10 +27,10 @@ class Ledger:
     def __init__(self, path: str, digest: str) -> None:
         self.path, self.digest = path, digest
         self.journal: Journal
-        if "://" in path:
-            self.journal = RemoteJournal(zarr.open_group(path, mode="r+").store_path / ARRAY, digest)
-        else:
+        if is_local(path):
             self.journal = LocalJournal(Path(path, ARRAY), digest)
+        else:
+            self.journal = RemoteJournal(stores.open_group(path, "r+").store_path / ARRAY, digest)
 
     @classmethod
     def of(cls, path: str) -> Ledger:
@@ -43,7 +44,7 @@ class Ledger:
     def header(self) -> dict[str, Any]:
         """As it is now: another process may have written it. Empty where it is gone; `OutputError` where it cannot be read."""
         try:
-            found = zarr.open_group(self.path, mode="r").attrs.get(PROVENANCE)
+            found = stores.open_group(self.path, "r").attrs.get(PROVENANCE)
         except FileNotFoundError:
             return {}
         except Exception as error:
@@ -134,14 +135,14 @@ class Ledger:
             self.journal.remove()
 
     def _rewrite(self, **changed: Any) -> None:
-        group = zarr.open_group(self.path, mode="r+")
+        group = stores.open_group(self.path, "r+")
         group.attrs[PROVENANCE] = {**group.attrs[PROVENANCE], **changed}
 
 
 def read_header(path: str) -> dict[str, Any] | None:
     """Our header of the group at `path`; None where there is no such group, or nothing of ours in it."""
     try:
-        header = zarr.open_group(path, mode="r").attrs.get(PROVENANCE)
+        header = stores.open_group(path, "r").attrs.get(PROVENANCE)
     except Exception:  # whatever it is, we did not write it
         return None
     return dict(header) if isinstance(header, dict) else None
@@ -156,7 +157,7 @@ def spans(indices: Sequence[int]) -> list[list[int]]:
 
 def _leftovers(path: str) -> Iterator[Path]:
     """Temporary files of a run killed while it wrote metadata. No folder of chunks is looked into."""
-    if "://" not in path:
+    if is_local(path):
         yield from Path(path).glob("*.partial")
         yield from Path(path, ARRAY).glob("*.partial")
         yield from Path(path, ARRAY).glob(".lock.*")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import zarr
 
+from unet_engine.paths import is_local
+
 _CONFIG = threading.RLock()
 """zarr's configuration belongs to the process: whoever changes it for a moment keeps other threads from opening arrays."""
 
@@ -19,7 +21,7 @@ def fast_codecs(path: str) -> Iterator[None]:
 
     An array with a codec that the pipeline lacks is read by zarr's own too. The warning about it tells users nothing they could act on.
     """
-    if "://" in path:
+    if not is_local(path):
         with _CONFIG:
             yield
         return
