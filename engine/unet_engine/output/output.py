@@ -24,6 +24,7 @@ from unet_engine.output.layout import Layout
 from unet_engine.output.locks import hold
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Plan
+from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import fast_codecs
 
@@ -31,7 +32,8 @@ from unet_engine.storage.codecs import fast_codecs
 class Output:
     """An opened output group. `write` and `mark` may be called from several threads, and from other processes on the same blocks."""
 
-    def __init__(self, path: str, layout: Layout, digest: str) -> None:
+    def __init__(self, path: str, layout: Layout, digest: str, recorder: Recorder = PLAIN) -> None:
+        """recorder: takes the times of writing."""
         self.path, self.layout, self.digest = path, layout, digest
         with writing(path, "opening it"), fast_codecs(path):
             self.array = stores.open_group(path, "r+")[ARRAY]
@@ -39,9 +41,9 @@ class Output:
         journal = self.ledger.journal
         self.chunks: Chunks
         if isinstance(journal, LocalJournal):
-            self.chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage)
+            self.chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage, recorder)
         else:
-            self.chunks = RemoteChunks(self.array)
+            self.chunks = RemoteChunks(self.array, recorder)
 
     @classmethod
     def create(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:

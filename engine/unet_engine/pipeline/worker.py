@@ -32,9 +32,11 @@ from unet_engine.pipeline.job import Array, Halo, Job, Predicted, Raw, Tally
 from unet_engine.pipeline.recycling import Recycler
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Column, Index, Task
+from unet_engine.profiling.recorder import PLAIN
 from unet_engine.profiling.stages import OTHER, Stages
 from unet_engine.storage.codecs import decoding
-from unet_engine.volumes.zarr_volume import Volume, open_volume
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.formats import open_volume
 
 
 @dataclass
@@ -94,11 +96,11 @@ class Worker:
     @cached_property
     def volume(self) -> Volume:
         with decoding(self.job.decoders):
-            return timed.timed_volume(open_volume(self.job.volume, self.job.volume_axes), self.stages)
+            return open_volume(self.job.volume, self.job.volume_axes)
 
     @cached_property
     def mask(self) -> Volume | None:
-        return timed.timed_volume(open_volume(self.job.mask), self.stages) if self.job.mask else None
+        return open_volume(self.job.mask) if self.job.mask else None
 
     @cached_property
     def backend(self) -> Network:
@@ -126,7 +128,7 @@ class Worker:
 
     @cached_property
     def output(self) -> Output:
-        return timed.timed_output(Output(self.job.out, self.job.layout, self.job.plan.digest), self.stages)
+        return Output(self.job.out, self.job.layout, self.job.plan.digest, self.stages or PLAIN)
 
     def close(self) -> None:
         with self._opening:
@@ -181,11 +183,11 @@ class Worker:
         """
         if not task.windows or (self.job.skips and not self.has_data(task.read)):
             return None
-        voxels = self.volume.read(task.read)
+        voxels = self.volume.read(task.read, self.stages or PLAIN)
         self.tally.add(bytes_read=voxels.nbytes)
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
             self._handle_nonfinite(voxels, task)
-        mask = None if self.mask is None else self.mask.read(task.read)
+        mask = None if self.mask is None else self.mask.read(task.read, self.stages or PLAIN)
         raw = Raw(voxels, mask)
         # a network that is still being opened is not waited for: the pipeline then stages the voxels itself
         return self._pipeline.stage(raw) if self._pipeline else raw

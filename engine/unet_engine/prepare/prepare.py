@@ -27,6 +27,7 @@ from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.overlap import REFERENCE, Candidate, OverlapChoice, Tell, search, silent, stored
 from unet_engine.prepare.survey import Survey
 from unet_engine.settings import parse_part
+from unet_engine.volumes import samples
 from unet_engine.volumes.normalize import Scaling, scaling
 
 FORMAT = 1
@@ -65,7 +66,7 @@ def prepare(found: Survey, workers: int = 0, present: int = 1, tell: Tell = sile
     choice = found.choice
     setup = Setup(model, found.window, devices[0], choice.precision, choice.network, choice.rest, threads)
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
-    fingerprint = volume.fingerprint()
+    fingerprint = samples.fingerprint(volume)
     scale = _scaling(found)
     before = machine.resident_bytes()
     notes: list[str] = []
@@ -178,7 +179,7 @@ def _with_note(found: Survey, plan: Plan) -> Survey:
 def _scaling(found: Survey) -> Scaling:
     normalization, volume = found.model.spec.normalization, found.volume
     fixed = normalization.mode in ("none", "range")
-    return scaling(normalization, [np.zeros(1)] * volume.channels if fixed else volume.samples)
+    return scaling(normalization, [np.zeros(1)] * volume.channels if fixed else samples.values(volume))
 
 
 def _grid(found: Survey) -> tuple[AxisGrid, ...]:
@@ -222,7 +223,7 @@ def _plan(found: Survey, fingerprint: str, scale: Scaling, backend: Network) -> 
         "output": [settings.output, _dtype(found)],
         "block": list(block),
         "replace_nonfinite": settings.replace_nonfinite,
-        "mask": found.mask.fingerprint() if found.mask else None,
+        "mask": samples.fingerprint(found.mask) if found.mask else None,
     }
     flops = None if spec.flops is None else round(spec.flops * prod(setup.window) / prod(spec.window))
     return Plan(

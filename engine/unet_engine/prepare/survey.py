@@ -21,8 +21,10 @@ from unet_engine.settings import CONFIG, Settings
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.units import micrometers
+from unet_engine.volumes import samples
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import quantiles, scaling
-from unet_engine.volumes.zarr_volume import Volume, open_volume
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,8 @@ def survey(settings: Settings) -> Survey:
         _fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
         )
-    if volume.is_local and not volume.has_native_codecs:
-        _fall_back(
-            settings,
-            notes,
-            f"{volume.path} is decoded by zarr's own codecs, which are slower: the native ones lack its layout",
-        )
+    if volume.drawback:
+        _fall_back(settings, notes, volume.drawback)
     return Survey(
         settings=settings,
         volume=volume,
@@ -107,8 +105,8 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
     elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
         notes.append(f"precision {choice.precision}: {choice.why}")
     if choice.proved is not None:
-        scale = scaling(model.spec.normalization, volume.samples)
-        apart = difference(quantiles(volume.samples, scale), choice.proved.calibration.quantiles)
+        scale = scaling(model.spec.normalization, samples.values(volume))
+        apart = difference(quantiles(samples.values(volume), scale), choice.proved.calibration.quantiles)
         if apart:
             notes.append(
                 f"this volume differs from {choice.proved.calibration.volume}, where {choice.precision} was proved: {apart}; "

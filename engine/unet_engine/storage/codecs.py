@@ -16,13 +16,20 @@ _CONFIG = threading.RLock()
 
 
 @contextmanager
+def own_codecs() -> Iterator[None]:
+    """Context in which arrays are opened with zarr's own codecs."""
+    with _CONFIG:
+        yield
+
+
+@contextmanager
 def fast_codecs(path: str) -> Iterator[None]:
     """Context in which arrays on a local disk are opened with the native codec pipeline; remote stores keep zarr's own.
 
     An array with a codec that the pipeline lacks is read by zarr's own too. The warning about it tells users nothing they could act on.
     """
     if not is_local(path):
-        with _CONFIG:
+        with own_codecs():
             yield
         return
     import zarrs  # noqa: F401  # registers the pipeline
