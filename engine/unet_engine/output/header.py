@@ -21,7 +21,7 @@ PROVENANCE = "unet_engine"
 ARRAY = "0"
 
 
-class Ledger:
+class Header:
     """Header and journal of the output at `path`, of the run that `digest` names."""
 
     def __init__(self, path: str, digest: str) -> None:
@@ -33,15 +33,15 @@ class Ledger:
             self.journal = RemoteJournal(stores.open_group(path, "r+").store_path / ARRAY, digest)
 
     @classmethod
-    def of(cls, path: str) -> Ledger:
-        """The ledger of whatever run the output at `path` belongs to. Raises `OutputError` where it is no output of ours."""
+    def of(cls, path: str) -> Header:
+        """The header of whatever run the output at `path` belongs to. Raises `OutputError` where it is no output of ours."""
         header = read_header(path)
         if header is None:
             raise OutputError(f"{path} is not an output of unet-engine; give the --out of the run")
         return cls(path, str(header.get("digest")))
 
     @property
-    def header(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """As it is now: another process may have written it. Empty where it is gone; `OutputError` where it cannot be read."""
         try:
             found = stores.open_group(self.path, "r").attrs.get(PROVENANCE)
@@ -55,7 +55,7 @@ class Ledger:
 
     @property
     def complete(self) -> bool:
-        return bool(self.header.get("complete"))
+        return bool(self.stored.get("complete"))
 
     def settled(self) -> bool:
         """Whether the output is complete. Removes the journal that a run killed right after it completed the output left."""
@@ -90,7 +90,7 @@ class Ledger:
             raise OutputError(f"{self.path} lost its journal while this run was writing it; run again with --resume")
 
     def _check_ours(self) -> None:
-        if self.header.get("digest") != self.digest:
+        if self.stored.get("digest") != self.digest:
             raise OutputError(f"{self.path} was removed or replaced while this run was writing it; start it again")
 
     @property
@@ -109,9 +109,9 @@ class Ledger:
     @property
     def blocks(self) -> list[Sequence[int]]:
         """Per axis the indices of the blocks that write something. Raises `OutputError` for an output of a version that did not say."""
-        spans = self.header.get("blocks")
+        spans = self.stored.get("blocks")
         if spans is None:
-            raise OutputError(f"{self.path} was begun by an older version and cannot be gone on with; use --overwrite")
+            raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
         return [[j for lo, hi in axis for j in range(lo, hi)] for axis in spans]
 
     @property

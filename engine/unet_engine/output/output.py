@@ -18,7 +18,7 @@ from zarr.errors import ContainsArrayError
 
 from unet_engine.errors import OutputError, ResumeError, first_line, writing
 from unet_engine.output.chunks import Chunks, LocalChunks, RemoteChunks
-from unet_engine.output.header import ARRAY, PROVENANCE, Ledger, read_header
+from unet_engine.output.header import ARRAY, PROVENANCE, Header, read_header
 from unet_engine.output.journal import LocalJournal
 from unet_engine.output.layout import Layout
 from unet_engine.output.locks import hold
@@ -37,8 +37,8 @@ class Output:
         self.path, self.layout, self.digest = path, layout, digest
         with writing(path, "opening it"), fast_codecs(path):
             self.array = stores.open_group(path, "r+")[ARRAY]
-            self.ledger = Ledger(path, digest)
-        journal = self.ledger.journal
+            self.header = Header(path, digest)
+        journal = self.header.journal
         self.chunks: Chunks
         if isinstance(journal, LocalJournal):
             self.chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage, recorder)
@@ -61,11 +61,11 @@ class Output:
         return cls.resume(path, layout, digest, provenance)
 
     @staticmethod
-    def _create_array(group: zarr.Group, layout: Layout) -> None:
+    def _create_array(path: str, layout: Layout) -> None:
         channel = layout.channels is not None
         with suppress(ContainsArrayError):  # another process made it just now
-            group.create_array(
-                ARRAY,
+            stores.create_array(
+                f"{path.rstrip('/')}/{ARRAY}",
                 shape=((layout.channels,) if channel else ()) + layout.in_stored_order(layout.shape),
                 chunks=((1,) if channel else ())
                 + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
@@ -84,7 +84,7 @@ class Output:
             raise ResumeError(_not_ours(path)) from error
         except Exception as error:
             raise OutputError(
-                f"{path} cannot be opened to go on with it: {first_line(error)}; restore it, or choose another --out"
+                f"{path} cannot be opened to resume it: {first_line(error)}; restore it, or choose another --out"
             ) from error
         header = group.attrs.get(PROVENANCE)
         if not isinstance(header, dict):
@@ -96,13 +96,13 @@ class Output:
             )
         if ARRAY not in group:
             with writing(path, "creating its array"), fast_codecs(path):
-                cls._create_array(group, layout)
+                cls._create_array(path, layout)
         return cls(path, layout, digest)
 
     def write(self, box: Box, values: npt.NDArray[Any]) -> None:
         """Write `values`, shape (*box.shape) or (channels, *box.shape), at `box`, relative to the output's origin.
 
-        `box` is made of whole chunks, but where the array ends. Call after `Ledger.begin`, here or in the process that leads the run.
+        `box` is made of whole chunks, but where the array ends. Call after `Header.begin`, here or in the process that leads the run.
         Raises `OutputError` where the disk is full or the store refuses; what was written before stays valid.
         """
         layout = self.layout
@@ -113,25 +113,25 @@ class Output:
             try:
                 self.chunks.write(target, values.transpose([*range(lead), *order]))
             except Exception:
-                if self.ledger.journal.is_open:
+                if self.header.journal.is_open:
                     raise
-                self.ledger.check_over()  # somebody else has written this block long ago, and all others
+                self.header.check_over()  # somebody else has written this block long ago, and all others
 
     def mark(self, index: tuple[int, ...]) -> None:
         """Record block `index` as committed; call after its data were written."""
-        self.ledger.mark(index)
+        self.header.mark(index)
 
     def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
         """Which blocks are not committed now. A snapshot, so that a block is never both written and waited for."""
         first = plan.block_range.lo
         done = np.zeros(plan.block_range.shape, bool)
-        for index in self.ledger.journal.marked():
+        for index in self.header.journal.marked():
             done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
         return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
 
 
 def _not_ours(path: str) -> str:
-    return f"{path} is not an output of unet-engine that could be gone on with; choose another --out"
+    return f"{path} is not an output of unet-engine that could be resumed; choose another --out"
 
 
 def is_ours(path: str) -> bool:
@@ -142,14 +142,14 @@ def is_ours(path: str) -> bool:
 def remove(path: str) -> None:
     """Delete an earlier output. Raises `OutputError` where `path` is anything but one, so that no other data is ever lost.
 
-    A kill on the way leaves an output that can be removed again or gone on with, as nothing in it counts as done any more.
+    A kill on the way leaves an output that can be removed again or resumed, as nothing in it counts as done any more.
     """
     if not is_ours(path):
         raise OutputError(
             f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out"
         )
     with hold(path):
-        Ledger.of(path).revoke()
+        Header.of(path).revoke()
         with writing(path, "removing it"):
             stores.store_of(path).remove(path, ARRAY)  # chunks first, the header last
 

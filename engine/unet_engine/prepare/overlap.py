@@ -128,7 +128,7 @@ class OverlapChoice(BaseModel):
 
 
 def stored(found: Survey) -> OverlapChoice | None:
-    """The choice in the output that is to be gone on with; None where there is none. Raises `ResumeError` for another tolerance."""
+    """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` for another tolerance."""
     header = read_header(found.out) if found.settings.resume else None
     if not header or not header.get(KEY):
         return None

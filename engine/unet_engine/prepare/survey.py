@@ -121,7 +121,7 @@ def check_output(found: Survey) -> None:
         return
     if not output.is_ours(found.out):
         raise OutputError(f"{found.out} exists and is not an output of unet-engine; choose another --out")
-    raise OutputError(f"{found.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out")
+    raise OutputError(f"{found.out} exists; use --resume to continue it, --overwrite to replace it, or another --out")
 
 
 # --- model and volume ---

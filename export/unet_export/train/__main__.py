@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--bf16", action="store_true", help="train in bfloat16 (autocast, channels last)")
     how.add_argument(
-        "--start", type=Path, metavar="ONNX", help="go on from this file of an earlier training (with --norm none)"
+        "--start", type=Path, metavar="ONNX", help="resume from this file of an earlier training (with --norm none)"
     )
     how.add_argument(
         "--weights", choices=("fp32", "bf16"), default="fp32", help="bf16: weights that lose nothing in BF16"
