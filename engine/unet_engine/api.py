@@ -13,11 +13,10 @@ from typing import Any
 from unet_engine.errors import writing
 from unet_engine.execution.choose import team
 from unet_engine.execution.team import Team
-from unet_engine.output import output as store
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
-from unet_engine.output.header import Ledger, spans
+from unet_engine.output.header import Header, spans
 from unet_engine.output.locks import Holding, hold
-from unet_engine.output.output import Output
+from unet_engine.output.output import Output, remove
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare.overlap_choice import KEY, facts
@@ -26,6 +25,7 @@ from unet_engine.prepare.survey import check_output, survey
 from unet_engine.profiling import tracing
 from unet_engine.settings import Settings
 from unet_engine.stitching import operations
+from unet_engine.storage import stores
 from unet_engine.version import version_of
 
 Watch = Callable[[Prepared, Team], Any]
@@ -109,14 +109,14 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Re
     def result() -> Result:
         return _result(prepared, crew, time.perf_counter() - begun)
 
-    if output.ledger.settled():
+    if output.header.settled():
         return result()
     with hold(prepared.job.out, _part(prepared)) as holding:
-        if not output.ledger.begin():
+        if not output.header.begin():
             return result()  # the last part completed it just now
-        with _noted(prepared, output.ledger, result), watch(prepared, crew) if watch else nullcontext():
+        with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
             crew.execute(prepared, output.pending(prepared.job.plan))
-        done = _conclude(prepared, output.ledger, holding, result())
+        done = _conclude(prepared, output.header, holding, result())
     return replace(done, profile=profile.write(crew.profile())) if profile else done
 
 
@@ -126,39 +126,39 @@ def _part(prepared: Prepared) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _noted(prepared: Prepared, ledger: Ledger, result: Callable[[], Result]) -> Iterator[None]:
+def _noted(prepared: Prepared, header: Header, result: Callable[[], Result]) -> Iterator[None]:
     """Leave a note of a part in the journal: that it was begun, and in the end what it did, added to what earlier attempts did."""
     part = _part(prepared)
     if part is None:
         yield
         return
-    with writing(ledger.path, "noting the part"):
-        before = ledger.journal.noted(part)
+    with writing(header.path, "noting the part"):
+        before = header.journal.noted(part)
         if before is None:
-            ledger.journal.note(part, before := {"host": platform.node(), "finished": False})
+            header.journal.note(part, before := {"host": platform.node(), "finished": False})
     yield
     done = asdict(result())
     if before["finished"] and not done["blocks_written"]:
         return
     facts = {key: done[key] + (before.get(key, 0) if key in _ADDED else 0) for key in SUMMED}
-    with writing(ledger.path, "noting the part"):
-        ledger.journal.note(part, {**facts, "host": platform.node(), "finished": True})
+    with writing(header.path, "noting the part"):
+        header.journal.note(part, {**facts, "host": platform.node(), "finished": True})
 
 
 _ADDED = ("windows_inferred", "windows_skipped", "blocks_written", "seconds")
 """Figures of a part that grow with every attempt."""
 
 
-def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Result) -> Result:
+def _conclude(prepared: Prepared, header: Header, holding: Holding, result: Result) -> Result:
     """Complete the output where that is this run's to do. A part leaves it to the last one."""
     if _part(prepared):
-        return replace(result, complete=conclude(ledger, holding))
+        return replace(result, complete=conclude(header, holding))
     if not conclude(
-        ledger,
+        header,
         holding,
         {k: v for k, v in asdict(result).items() if k not in _NOT_STORED},
     ):
-        refuse_incomplete(ledger)
+        refuse_incomplete(header)
     return result
 
 
@@ -166,10 +166,10 @@ def _open_output(prepared: Prepared) -> Output:
     job, settings = prepared.job, prepared.survey.settings
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
     check_output(prepared.survey)
-    if store.exists(job.out):
+    if stores.exists(job.out):
         if settings.resume:
             return Output.resume(job.out, job.layout, job.plan.digest, provenance)
-        store.remove(job.out)
+        remove(job.out)
     return Output.create(job.out, job.layout, job.plan.digest, provenance)
 
 

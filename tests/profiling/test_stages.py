@@ -15,6 +15,7 @@ import unet_engine
 from support.command_line import cli
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.pipeline import host
+from unet_engine.plan.box import Box
 from unet_engine.profiling import stages, tracing
 from unet_engine.profiling.recorder import PLAIN
 from unet_engine.profiling.stages import (
@@ -30,7 +31,7 @@ from unet_engine.profiling.stages import (
     Track,
     TrackFacts,
 )
-from unet_engine.volumes.zarr_volume import open_volume
+from unet_engine.volumes.formats import open_volume
 
 LOCAL = {"device", "read", "write"}
 
@@ -211,17 +212,11 @@ def test_a_place_that_cannot_be_is_refused_before_the_run(ramp, model, place, co
 
 def reads(path, count=9):
     recorder = Stages()
-    volume = timed.timed_volume(open_volume(path), recorder)
-    plain = open_volume(path)
+    volume = open_volume(path)
+    box = Box.of_shape(volume.shape)
     for _ in range(count):
-        assert (volume.read(plain_box(plain)) == plain.read(plain_box(plain))).all()
+        assert (volume.read(box, recorder) == volume.read(box)).all()
     return recorder.track().ns
-
-
-def plain_box(volume):
-    from unet_engine.plan.box import Box
-
-    return Box.of_shape(volume.shape)
 
 
 def test_native_reads_are_taken_apart_by_samples(tmp_path):

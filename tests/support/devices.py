@@ -32,7 +32,7 @@ def worked(found: Any, folder: Path, pending: Any = lambda index: True) -> Worke
     """The worker, after it ran its part of a planned run."""
     job = found.job
     if not (folder / "o.zarr").exists():
-        Output.create(job.out, job.layout, job.plan.digest, _provenance(job)).ledger.begin()
+        Output.create(job.out, job.layout, job.plan.digest, _provenance(job)).header.begin()
     worker = Worker(job, Opened(network=found.network))  # as a team hands it over
     device = found.network.device
     assert worker.pipeline is not None

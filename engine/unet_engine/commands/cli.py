@@ -46,9 +46,7 @@ def app() -> None:
 @app.command("run")
 @settings_options
 @cluster_options
-@click.option(
-    "--resume", is_flag=True, default=None, help="Go on with an output that was begun with the same settings."
-)
+@click.option("--resume", is_flag=True, default=None, help="Resume an output that was begun with the same settings.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name

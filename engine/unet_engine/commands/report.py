@@ -134,7 +134,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
     )
     return [
-        ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.volume.array.shape)} {f['dtype']}"),
+        ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.volume.stored_shape)} {f['dtype']}"),
         ("region", f"{plan.names} {f['roi']}"),
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", f"{f['normalization']}: shift {_few(f['shift'])}, scale {_few(f['scale'])}"),

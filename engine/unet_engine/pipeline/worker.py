@@ -31,7 +31,8 @@ from unet_engine.plan.plan import Column, Index, Plan, Task
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import OTHER, Snapshot, Stages
 from unet_engine.storage.codecs import decoding
-from unet_engine.volumes.zarr_volume import Volume, open_volume
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.formats import open_volume
 
 
 class Sink(Protocol):

@@ -7,6 +7,7 @@ from typing import Any
 from unet_engine.backends.base import Network
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.survey import Survey
+from unet_engine.volumes import samples
 from unet_engine.volumes.normalize import Scaling
 
 FORMAT = 1
@@ -40,5 +41,5 @@ def identity(
         "normalization": [str(spec.normalization), list(scale.shift), list(scale.scale)],
         "output": [decisions.kind, decisions.dtype],
         "replace_nonfinite": settings.replace_nonfinite,
-        "mask": survey.mask.fingerprint() if survey.mask else None,
+        "mask": samples.fingerprint(survey.mask) if survey.mask else None,
     }

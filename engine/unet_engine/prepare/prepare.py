@@ -22,6 +22,7 @@ from unet_engine.prepare.draft import Draft, windows_per_block
 from unet_engine.prepare.overlap import search, silent
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.survey import Survey
+from unet_engine.volumes import samples
 from unet_engine.volumes.normalize import Scaling, scaling
 
 Tell = Callable[[str], None]
@@ -105,7 +106,7 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
         place.threads(settings.threads),
     )  # fmt: skip
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
-    fingerprint, scale = survey.volume.fingerprint(), _scaling(survey)
+    fingerprint, scale = samples.fingerprint(survey.volume), _scaling(survey)
     before = machine.resident_bytes()
     windows = windows_per_block(survey, _tiling(survey, survey.window))
     wanted = Wanted(windows, settings.batch, None if settings.window else notes.append)
@@ -118,7 +119,7 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
 def _scaling(survey: Survey) -> Scaling:
     normalization, volume = survey.model.spec.normalization, survey.volume
     fixed = normalization.mode in ("none", "range")
-    return scaling(normalization, [np.zeros(1)] * volume.channels if fixed else volume.samples)
+    return scaling(normalization, [np.zeros(1)] * volume.channels if fixed else samples.values(volume))
 
 
 # --- choose ---
