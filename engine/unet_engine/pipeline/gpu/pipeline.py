@@ -35,8 +35,6 @@ from unet_engine.profiling.stages import ADD, COPY, Stages
 
 BLOCKS_IN_FLIGHT = 1
 """Blocks whose windows may be on the device while the next block is queued."""
-MOST_ENTRIES = 8192
-"""What one kernel takes: see ``launch.hpp``."""
 
 
 @dataclass
@@ -161,7 +159,7 @@ class DevicePipeline:
             task,
             is_empty,
             self.job.setup.batch,
-            MOST_ENTRIES,
+            device.kernels.MOST_ENTRIES,
             piece.array((piece.region.size,), "uint8"),
         )
         device.wait(lane.inward, slot.free)
