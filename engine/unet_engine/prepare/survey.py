@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass, replace
 
 from unet_engine import machine
-from unet_engine.backends import tensorrt_api
-from unet_engine.backends.libraries import choose_backend
-from unet_engine.devices.opening import SIMULATED, is_pipelined, missing
+from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
+from unet_engine.devices.opening import SIMULATED, is_pipelined, missing, unreachable
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ModelSpec, Normalization
@@ -65,6 +64,8 @@ def survey(settings: Settings) -> Survey:
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
+    if devices[0].startswith("cuda") and (lacking := unreachable()):
+        raise BackendError(f"{devices[0]}: {lacking}, or use --device cpu")
     if devices[0].startswith("cuda") and (lacking := missing()):
         _fall_back(settings, notes, f"windows are cut and stitched on the CPU: {lacking}")
     if settings.batch and not is_pipelined(devices[0]):
@@ -194,7 +195,8 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
     if model.format == "fake":
         return ("cpu",) if not wanted.startswith("fake") else tuple(wanted.split(","))
     if wanted == "auto":
-        usable = found > 0 and settings.backend != "openvino" and _runs_on_gpu(model)
+        asked = record(settings.backend).runs_on("cuda") if settings.backend else True
+        usable = found > 0 and asked and runs_on_gpu(model)
         if found and not usable:
             _fall_back(
                 settings,
@@ -216,22 +218,6 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
 
 
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
-
-
-def _runs_on_gpu(model: ModelFile) -> bool:
-    """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are heavy."""
-    try:
-        if model.format == "onnx" and tensorrt_api.installed():
-            return True
-        if model.format == "onnx":
-            import onnxruntime
-
-            return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        import torch
-
-        return bool(torch.cuda.is_available())
-    except ImportError:
-        return False
 
 
 def _fall_back(settings: Settings, notes: list[str], what: str) -> None:
