@@ -23,8 +23,9 @@ def tensorrt(args: argparse.Namespace) -> Figures:
     if args.simulate:
         raise CannotRun("simulated: no engine runs there")
     from unet_engine.backends import tensorrt_api
+    from unet_engine.backends.libraries import record
 
-    if not tensorrt_api.installed():
+    if not record("tensorrt").installed:
         raise CannotRun("TensorRT is not installed; FP16 and INT8 in it stay not measured")
     need("onnxscript", "onnxruntime", "zarr", "pydantic")
     from gpu_network import typed_graphs

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from unet_engine import machine
-from unet_engine.backends import tensorrt_api
-from unet_engine.backends.libraries import choose_backend
+from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
@@ -70,6 +69,7 @@ def survey(settings: Settings) -> Survey:
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
+    place.check()
     if place.note:
         _fall_back(settings, notes, place.note)
     if settings.batch and not place.takes_batches:
@@ -195,7 +195,8 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
     if model.format == "fake":
         return ("cpu",) if not wanted.startswith("fake") else tuple(wanted.split(","))
     if wanted == "auto":
-        usable = found > 0 and settings.backend != "openvino" and _runs_on_gpu(model)
+        asked = record(settings.backend).runs_on("cuda") if settings.backend else True
+        usable = found > 0 and asked and runs_on_gpu(model)
         if found and not usable:
             _fall_back(
                 settings,
@@ -217,22 +218,6 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
 
 
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
-
-
-def _runs_on_gpu(model: ModelFile) -> bool:
-    """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are heavy."""
-    try:
-        if model.format == "onnx" and tensorrt_api.installed():
-            return True
-        if model.format == "onnx":
-            import onnxruntime
-
-            return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        import torch
-
-        return bool(torch.cuda.is_available())
-    except ImportError:
-        return False
 
 
 def _fall_back(settings: Settings, notes: list[str], what: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine import machine
-from unet_engine.backends import tensorrt_api
+from unet_engine.backends.libraries import record
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.file import ModelFile, open_model, with_attachments
 from unet_engine.model.spec import Normalization
@@ -98,7 +98,7 @@ def _backend(request: Request, say: Callable[[str], None]) -> tuple[str, str]:
     if request.backend not in (None, "openvino", "tensorrt"):
         raise BackendError(f"there is nothing to quantise for {request.backend}; use --backend openvino or tensorrt")
     wanted = request.backend or (
-        "tensorrt" if gpus and tensorrt_api.installed() and request.precision != "bf16" else "openvino"
+        "tensorrt" if gpus and record("tensorrt").installed and request.precision != "bf16" else "openvino"
     )
     if wanted == "tensorrt":
         if not gpus:

@@ -20,10 +20,10 @@ from support.stations import work
 from support.stitching import blocks
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.api import _provenance
-from unet_engine.backends import fake_device
+from unet_engine.backends import fake
 from unet_engine.backends.batch_probe import _fill, agree
 from unet_engine.backends.device_tensor import DeviceTensor
-from unet_engine.backends.fake_device import FakeDevice
+from unet_engine.backends.fake import FakeDevice
 from unet_engine.devices import simulated
 from unet_engine.devices.base import Region
 from unet_engine.errors import BackendError, PlanError
@@ -237,7 +237,7 @@ def _other_bits(self: FakeDevice, stream: int, run: Any = FakeDevice.run) -> Non
     """A library that adds up in another order in small batches: the last bit differs."""
     run(self, stream)
     if self.setup.batch < 8:
-        values = fake_device._values(self.output)
+        values = fake._values(self.output)
         values[...] = np.nextafter(values, np.float32(np.inf))
 
 
@@ -288,7 +288,7 @@ def test_rows_of_a_batch_that_differ_agree_with_nothing(tmp_path: Path, monkeypa
 
     def by_row(self: FakeDevice, stream: int) -> None:
         run(self, stream)
-        fake_device._values(self.output)[-1] += 1
+        fake._values(self.output)[-1] += 1
 
     monkeypatch.setattr(FakeDevice, "run", by_row)
     differing = found.network.answers()

@@ -21,9 +21,6 @@ from unet_engine.plan.device_memory import FLAG
 from unet_engine.plan.plan import Task
 from unet_engine.profiling.stages import ACTIVATION, COPY, COPY_BACK, MERGE
 
-MOST_HALOS = 32
-"""What one commit kernel merges: see ``kernels.hpp``."""
-
 
 class Finisher:
     """Finishes blocks of a lane, from any thread."""
@@ -95,7 +92,7 @@ class Finisher:
             end += piece.region.size
         marks.lap("out", COPY)
         # far more halos than any plan gives, unless windows overlap by nearly all their length
-        while len(parts) > MOST_HALOS:
+        while len(parts) > kernels.MOST_HALOS:
 
             def merge(part: Any, corner: tuple[int, ...], stream: int) -> None:
                 kernels.merge(core, part, corner, stream=stream)

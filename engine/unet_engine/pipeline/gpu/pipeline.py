@@ -37,9 +37,6 @@ from unet_engine.plan.plan import Index, Task
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import ADD, COPY
 
-MOST_ENTRIES = 8192
-"""What one kernel takes: see ``launch.hpp``."""
-
 
 @dataclass
 class _Block:
@@ -151,7 +148,7 @@ class DevicePipeline:
             task,
             Windows(self.job, task, raw).is_empty,
             self.job.setup.batch,
-            MOST_ENTRIES,
+            device.kernels.MOST_ENTRIES,
             piece.array((piece.region.size,), "uint8"),
         )
         device.wait(lane.inward, slot.free)
