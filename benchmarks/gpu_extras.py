@@ -150,7 +150,7 @@ def _host_rate(voxels: list[Any], threads: int, seconds: float) -> float:
     import zarr
 
     from unet_engine.storage.codecs import decoding as with_threads
-    from unet_engine.volumes.zarr_volume import open_volume
+    from unet_engine.volumes.formats import open_volume
 
     n = len(voxels)
     with tempfile.TemporaryDirectory() as name:

@@ -10,7 +10,7 @@ import pytest
 import unet_engine
 from support.volumes import make_volume, result_of
 from unet_engine.backends.base import Setup
-from unet_engine.backends.device import contiguous
+from unet_engine.backends.device_tensor import contiguous
 from unet_engine.backends.libraries import open_on_device
 from unet_engine.errors import BackendError, ModelError
 from unet_engine.model.file import open_model

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from unet_engine.backends.base import Array, Setup, ThreadedBackend
-from unet_engine.backends.device import DeviceBackend, DeviceTensor
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.device_tensor import DeviceTensor
 from unet_engine.devices.base import Device, Stream, host_array
 from unet_engine.errors import BackendError
 

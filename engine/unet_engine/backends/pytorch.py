@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from unet_engine.backends.base import Array, Setup, ThreadedBackend
-from unet_engine.backends.device import Borrowed, DeviceBackend, DeviceTensor
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.device_tensor import Borrowed, DeviceTensor
 from unet_engine.devices.base import Device, Region, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
