@@ -19,7 +19,7 @@ import unet_engine
 from support.command_line import cli, environment
 from support.paths import BENCHMARKS
 from support.volumes import fake_model, make_volume
-from unet_engine.backends.libraries import library
+from unet_engine.backends.libraries import library, record
 from unet_engine.commands.bench import offer, peak
 from unet_engine.commands.bench.meter import Meter, machine_limits
 from unet_engine.commands.bench.offer import Wanted, allowed, runnable, setup_of, space_of
@@ -295,7 +295,7 @@ def test_the_page_stands_alone(measured):
 def test_an_unproved_precision_is_measured_and_not_proposed(tmp_path, tiny_onnx):
     """Only bf16 is asked for, and nothing has proved it: there are figures and no proposal, and no run."""
     pytest.importorskip("openvino")
-    if "bf16" not in offer._known("openvino", "cpu"):
+    if "bf16" not in record("openvino").precisions("cpu"):
         pytest.skip("this processor does not compute in bf16")
     volume = make_volume(tmp_path / "scan.zarr", np.ones((32, 32, 32), np.uint8))
     options = [

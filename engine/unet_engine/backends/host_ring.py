@@ -54,7 +54,7 @@ class HostRing(Backend):
 
     def __init__(self, network: DeviceBackend) -> None:
         super().__init__(network.setup)
-        self.name, self.version, self.slots = network.name, network.version, SLOTS
+        self.name, self.version, self.note, self.slots = network.name, network.version, network.note, SLOTS
         self._network, self._device = network, network.device
         self._memory: list[Memory] = []
         self._inward, self._out = self._device.stream("in"), self._device.stream("out")

@@ -16,7 +16,7 @@ from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.host_ring import HostRing
 from unet_engine.backends.libraries import open_backend, open_on_device
 from unet_engine.backends.out_of_memory import is_out_of_memory
-from unet_engine.devices.opening import is_gpu, is_pipelined, missing, unreachable
+from unet_engine.devices.opening import SIMULATED, is_gpu, is_pipelined, missing, unreachable
 from unet_engine.errors import BackendError, PlanError, first_line
 from unet_engine.plan.device_memory import default_batch
 from unet_engine.units import times
@@ -45,9 +45,6 @@ class Place(Protocol):
     def note(self) -> str:
         """What the user should know of it; may be empty."""
 
-    def check(self) -> None:
-        """Raises `BackendError` where the device cannot be used with what is installed."""
-
     def threads(self, asked: int | None) -> int:
         """Windows that are started at the same time, where the user asked for so many."""
 
@@ -73,10 +70,6 @@ class OnHost:
         lacking = missing() if is_gpu(self.device) else ""
         return f"windows are cut and stitched on the CPU: {lacking}" if lacking else ""
 
-    def check(self) -> None:
-        if is_gpu(self.device) and (lacking := unreachable()):
-            raise BackendError(f"{self.device}: {lacking}, or use --device cpu")
-
     def threads(self, asked: int | None) -> int:
         return 1 if is_gpu(self.device) else asked or machine.cpu_count()
 
@@ -95,9 +88,6 @@ class OnDevice:
     device: str
     takes_batches: bool = True
     note: str = ""
-
-    def check(self) -> None:
-        """It is only chosen where all is there."""
 
     def threads(self, asked: int | None) -> int:
         return 1
@@ -137,7 +127,12 @@ def _smaller(setup: Setup, wanted: Wanted, said: str) -> Setup:
 
 
 def place_of(device: str) -> Place:
-    """The place that runs go through on the device called ``cpu``, ``cuda:N`` or ``simulated``."""
+    """The place that runs go through on the device called ``cpu``, ``cuda:N`` or ``simulated``.
+
+    Raises `BackendError` where a GPU cannot be used here at all.
+    """
+    if device != SIMULATED and is_gpu(device) and (lacking := unreachable()):
+        raise BackendError(f"{device}: {lacking}, or use --device cpu")
     return OnDevice(device) if is_pipelined(device) else OnHost(device)
 
 
