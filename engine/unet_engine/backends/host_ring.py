@@ -52,9 +52,9 @@ class HostRing(Backend):
     """Takes over the network and closes it. Memory is all there from the beginning; nothing is allocated per batch, and nothing converted
     where the network takes and gives float32 in C order."""
 
-    def __init__(self, network: DeviceBackend) -> None:
+    def __init__(self, network: DeviceBackend, slots: int = SLOTS) -> None:
         super().__init__(network.setup)
-        self.name, self.version, self.note, self.slots = network.name, network.version, network.note, SLOTS
+        self.name, self.version, self.note, self.slots = network.name, network.version, network.note, slots
         self._network, self._device = network, network.device
         self._memory: list[Memory] = []
         self._inward, self._out = self._device.stream("in"), self._device.stream("out")
@@ -133,7 +133,8 @@ class HostRing(Backend):
     def touch(self, slot: int) -> None:
         """It is all there: page-locked memory is never put off."""
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Give back what is the ring's own; the network stays open."""
         self._device.use()
         with contextlib.suppress(BackendError):  # of a device that failed, nothing is to be had but its memory
             self._device.drain()
@@ -141,6 +142,9 @@ class HostRing(Backend):
         for memory in self._memory:
             self._device.free(memory)
         self._memory = []
+
+    def close(self) -> None:
+        self.leave()
         self._network.close()
 
 

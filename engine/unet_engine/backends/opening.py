@@ -5,16 +5,18 @@ A place (`place_of`) answers what depends on that, so that nobody else asks whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from unet_engine import machine
 from unet_engine.backends.base import Backend, Network, Setup
 from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.host_ring import HostRing
 from unet_engine.backends.libraries import open_backend, open_on_device
 from unet_engine.backends.out_of_memory import is_out_of_memory
-from unet_engine.devices.opening import is_pipelined, missing, unreachable
+from unet_engine.devices.opening import is_gpu, is_pipelined, missing, unreachable
 from unet_engine.errors import BackendError, PlanError, first_line
 from unet_engine.plan.device_memory import default_batch
 from unet_engine.units import times
@@ -43,6 +45,9 @@ class Place(Protocol):
     def note(self) -> str:
         """What the user should know of it; may be empty."""
 
+    def check(self) -> None:
+        """Raises `BackendError` where the device cannot be used with what is installed."""
+
     def threads(self, asked: int | None) -> int:
         """Windows that are started at the same time, where the user asked for so many."""
 
@@ -65,11 +70,15 @@ class OnHost:
 
     @property
     def note(self) -> str:
-        lacking = missing() if self.device.startswith("cuda") else ""
+        lacking = missing() if is_gpu(self.device) else ""
         return f"windows are cut and stitched on the CPU: {lacking}" if lacking else ""
 
+    def check(self) -> None:
+        if is_gpu(self.device) and (lacking := unreachable()):
+            raise BackendError(f"{self.device}: {lacking}, or use --device cpu")
+
     def threads(self, asked: int | None) -> int:
-        return 1 if self.device.startswith("cuda") else asked or machine.cpu_count()
+        return 1 if is_gpu(self.device) else asked or machine.cpu_count()
 
     def open(self, library: str, setup: Setup) -> Network:
         return open_backend(library, setup)
@@ -86,6 +95,9 @@ class OnDevice:
     device: str
     takes_batches: bool = True
     note: str = ""
+
+    def check(self) -> None:
+        """It is only chosen where all is there."""
 
     def threads(self, asked: int | None) -> int:
         return 1
@@ -125,19 +137,22 @@ def _smaller(setup: Setup, wanted: Wanted, said: str) -> Setup:
 
 
 def place_of(device: str) -> Place:
-    """The place that runs go through on the device called ``cpu``, ``cuda:N`` or ``simulated``.
-
-    Raises `BackendError` where a GPU cannot be used here at all.
-    """
-    if device.startswith("cuda") and (lacking := unreachable()):
-        raise BackendError(f"{device}: {lacking}, or use --device cpu")
+    """The place that runs go through on the device called ``cpu``, ``cuda:N`` or ``simulated``."""
     return OnDevice(device) if is_pipelined(device) else OnHost(device)
 
 
-def as_host(network: Network) -> Backend:
-    """The network with slots on the host, whichever place it was opened for: for single windows, asked one by one."""
+@contextmanager
+def as_host(network: Network) -> Iterator[Backend]:
+    """The network with slots on the host, whichever place it was opened for: for single windows, asked one by one. It stays open."""
+    if isinstance(network, DeviceBackend):
+        ring = HostRing(network, slots=1)  # each slot takes memory of the device
+        try:
+            yield ring
+        finally:
+            ring.leave()
+        return
     assert isinstance(network, Backend)
-    return network
+    yield network
 
 
 def open_network(library: str, setup: Setup) -> Network:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from unet_engine.backends.base import Array
+from unet_engine.backends.base import Array, Backend
 from unet_engine.backends.opening import as_host
 from unet_engine.backends.receptive_field import radius
 from unet_engine.errors import DataError, InputError, SettingsError
@@ -59,8 +59,12 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> OverlapCh
     Raises `SettingsError` or `InputError` where overlap makes no difference, `InputError` or `DataError` where the volume has too little to
     compare.
     """
-    survey = draft.survey
-    trier = _Trier(draft, decisions)
+    with as_host(draft.network) as host:
+        return _searched(_Trier(draft, decisions, host), tell)
+
+
+def _searched(trier: _Trier, tell: Tell) -> OverlapChoice:
+    survey = trier.survey
     reach = survey.model.spec.context or radius(trier.host)
     cheaper = _cheaper(trier, reach)
     trier.regions = regions = _regions(trier)
@@ -156,10 +160,11 @@ def _regions(trier: _Trier) -> list[Box]:
 class _Trier:
     """The reference's labels on the regions, and how candidates compare."""
 
-    def __init__(self, draft: Draft, decisions: Decisions) -> None:
+    def __init__(self, draft: Draft, decisions: Decisions, host: Backend) -> None:
+        """host: the network, for windows one by one."""
         self.survey, self.scale, self.window = draft.survey, draft.scale, decisions.tiling.window
         self.tolerance = draft.survey.settings.overlap_tolerance or TOLERANCE
-        self.host = as_host(draft.network)
+        self.host = host
         self._draft, self._decisions = draft, decisions
         self.regions: Sequence[Box] = ()
         self._truth: dict[Box, Array] = {}

@@ -69,6 +69,7 @@ def survey(settings: Settings) -> Survey:
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
+    place.check()
     if place.note:
         _fall_back(settings, notes, place.note)
     if settings.batch and not place.takes_batches:
