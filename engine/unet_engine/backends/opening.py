@@ -140,7 +140,7 @@ def place_of(device: str) -> Place:
 def as_host(network: Network) -> Iterator[Backend]:
     """The network with slots on the host, whichever place it was opened for: for single windows, asked one by one. It stays open."""
     if isinstance(network, DeviceBackend):
-        ring = HostRing(network)
+        ring = HostRing(network, slots=1)  # each slot takes memory of the device
         try:
             yield ring
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unet_engine.backends.base import Setup
-from unet_engine.errors import PlanError, UnetEngineError, first_line
+from unet_engine.errors import PlanError, first_line
 
 
 def smaller(setup: Setup) -> Setup | None:
@@ -27,7 +27,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) -> UnetEngineError:
+def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) -> PlanError:
     """The figures, for an error that ends the run."""
     again = ", after one try with fewer" if retried else ""
     return PlanError(
@@ -36,7 +36,7 @@ def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) 
     )
 
 
-def other_bits(error: BaseException, before: Setup, fewer: Setup, where: str) -> UnetEngineError:
+def other_bits(error: BaseException, before: Setup, fewer: Setup, where: str) -> PlanError:
     """Half the batch would do, but windows that went through the whole one got other last bits: an output is made with one of them."""
     return PlanError(
         f"out of memory {where} with batch {before.batch} ({first_line(error)}), and batch {fewer.batch} gives other last bits on "
