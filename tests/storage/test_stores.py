@@ -1,4 +1,4 @@
-"""Whatever a path or a URL leads to, the same questions are answered there; and nobody else asks which of the two it is."""
+"""Whatever a path or a URL leads to, the same questions are answered; and nobody else asks which of the two it is."""
 
 import re
 from pathlib import Path
