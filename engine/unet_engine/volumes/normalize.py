@@ -1,4 +1,4 @@
-"""Global normalisation: one shift and one scale per channel, computed once from samples of the volume. Pure arithmetic."""
+"""Global normalisation: a shift and a scale per channel, computed once from samples of the volume. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def _channel(normalization: Normalization, values: npt.NDArray[Any], channel: in
         shift, spread = float(bounds[0]), float(bounds[1] - bounds[0])
     if spread == 0:
         raise DataError(
-            f"--normalize {normalization}: all sampled voxels of channel {channel} are {shift:g}; use none or range:LOW,HIGH"
+            f"--normalize {normalization}: all sampled voxels of channel {channel} are {shift:g}; "
+            "use none or range:LOW,HIGH"
         )
     return shift, 1 / spread
