@@ -168,7 +168,7 @@ def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: 
         if trials[-1].passed:
             break
     best = trials[-1] if trials[-1].passed else None
-    names = class_names(found.model.spec)
+    names = found.model.spec.class_names
     return OverlapChoice(
         chosen=best.candidate if best else REFERENCE,
         tolerance=trier.tolerance,
@@ -181,10 +181,6 @@ def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: 
         receptive_radius=reach,
         trials=tuple(trials),
     )
-
-
-def class_names(spec: ModelSpec) -> tuple[str, ...]:
-    return spec.classes or tuple(f"class {k}" for k in range(spec.label_count))
 
 
 def _cheaper(found: Survey, reach: tuple[int, ...] | None, draft: Draft) -> list[Candidate]:
@@ -239,7 +235,7 @@ def _regions(found: Survey, scale: Scaling, contents_of: Callable[[Box], Array])
         )
     contents = np.array([contents_of(box) for box in boxes])
     if np.count_nonzero(contents.sum(0)) == 1:
-        name = class_names(spec)[int(contents.sum(0).argmax())]
+        name = spec.class_names[int(contents.sum(0).argmax())]
         raise DataError(
             f"--overlap auto: the network gives {name} alone in all of {len(boxes)} regions, so there is nothing to compare; "
             "check model and --normalize, or use --overlap 0.5"
@@ -261,7 +257,7 @@ class _Trier:
         return self._draft(candidate, self._found.roi).plan.window_range.size
 
     def judge(self, candidate: Candidate) -> Trial:
-        names = class_names(self._found.model.spec)
+        names = self._found.model.spec.class_names
         confusion, looked_at = Confusion(len(names)), 0
         allowed = (1 - self.tolerance) * sum(region.size for region in self.regions)
         for region in self.regions:

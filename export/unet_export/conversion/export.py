@@ -139,9 +139,8 @@ def _onnx(wanted: Export) -> tuple[ModelSpec, float]:
     given = open_model(path, wanted.window).spec
     proto = onnx.load(path)
     network = FullResolution(_Onnx(proto.SerializeToString(), str(path)))
-    own = {e.key: e.value for e in proto.metadata_props}
-    if METADATA_KEY in own:
-        spec = _changed(wanted, ModelSpec.model_validate_json(own[METADATA_KEY]))
+    if any(entry.key == METADATA_KEY for entry in proto.metadata_props):
+        spec = _changed(wanted, given)
     else:
         sizes = network.network.input.shape[2:]
         fixed = wanted.sizes == "static" or not any(isinstance(s, str) or s is None for s in sizes)

@@ -32,10 +32,6 @@ MEASURED, ROUNDS = 0.5, 3
 """Seconds that a network runs for its time to be taken, and how often, in turn with the one it is compared with."""
 
 
-def class_names(spec: ModelSpec) -> tuple[str, ...]:
-    return spec.classes or tuple(f"class {k}" for k in range(spec.label_count))
-
-
 class Exam:
     """Windows to try candidates on, with what fp32 makes of them. Logits lie in a temporary `file`: they may be large."""
 
@@ -57,7 +53,7 @@ class Exam:
             raise ModelError("the network gives NaN or Inf in fp32 already; correct it before quantising")
 
     def compare(self, infer: Infer) -> Comparison:
-        found = Comparison(class_names(self.spec), self.spec.activation)
+        found = Comparison(self.spec.class_names, self.spec.activation)
         for window, expected in zip(self.windows, self._logits, strict=True):
             found.add(window, np.asarray(expected), np.asarray(infer(window[None])[0], np.float32))
         return found

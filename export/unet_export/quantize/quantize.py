@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ from unet_engine import machine
 from unet_engine.backends import tensorrt_api
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.file import ModelFile, open_model, with_attachments
-from unet_engine.model.spec import Normalization
 from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.volumes.normalize import Scaling, quantiles, scaling
 from unet_engine.volumes.zarr_volume import Volume, open_volume
-from unet_export.quantize.gate import Exam, class_names, reference
+from unet_export.quantize.gate import Exam, reference
 from unet_export.quantize.judging import Bench, Outcome, Request
 from unet_export.quantize.metrics import labels_of
 from unet_export.quantize.windows import sample
@@ -56,14 +54,12 @@ def _opened(request: Request, say: Callable[[str], None]) -> tuple[ModelFile, Vo
         )
     if request.windows < 2 or request.held_out < 2:
         raise SettingsError("--windows and --held-out must be 2 or more each; leave them out for 24 and 16")
-    unknown = set(request.dice_of) - set(class_names(model.spec))
+    unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
         raise SettingsError(
-            f"--min-dice names the class {min(unknown)!r}; the model has {', '.join(class_names(model.spec))}"
+            f"--min-dice names the class {min(unknown)!r}; the model has {', '.join(model.spec.class_names)}"
         )
-    if request.normalize:
-        spec = model.spec.model_copy(update={"normalization": Normalization.parse(request.normalize)})
-        model = replace(model, spec=spec)
+    model = model.normalized(request.normalize)
     volume = open_volume(request.calibrate, request.axes)
     window = checked_window(model.spec, request.window)
     notes: list[str] = []
