@@ -50,7 +50,7 @@ class ModelFile:
     """Names of files beside it that hold weights."""
 
     def normalized(self, how: str | None) -> ModelFile:
-        """The model fed as ``--normalize`` says, or as it promises where that is None. Raises `SettingsError` for what is not understood."""
+        """The model fed as ``--normalize`` says; as it promises where that is None. Raises `SettingsError` for other words."""
         if not how:
             return self
         spec = self.spec.model_copy(update={"normalization": Normalization.parse(how)})

@@ -151,7 +151,7 @@ def session_of_outputs(proto: Any, tensors: Sequence[str]) -> Callable[[Array], 
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """A candidate: how to open it, and what the file would have to carry."""
 
     setup: Setup
@@ -165,18 +165,18 @@ class Trial:
 
 
 @contextmanager
-def opened(trial: Trial) -> Iterator[Backend]:
+def opened(candidate: Candidate) -> Iterator[Backend]:
     """The candidate exactly as a run would open it: from a model file that has it attached."""
     with tempfile.TemporaryDirectory() as folder:
-        setup = trial.setup
-        if trial.data is not None:
+        setup = candidate.setup
+        if candidate.data is not None:
             import base64
 
             path = Path(folder, "candidate.onnx")
             path.write_bytes(b"")
-            attachments.attach(path, path, {f"{NETWORK}{trial.network}": base64.b64encode(trial.data)})
-            setup = replace(setup, model=replace(setup.model, path=path), network=trial.network)
-        backend = open_backend(trial.backend, setup)
+            attachments.attach(path, path, {f"{NETWORK}{candidate.network}": base64.b64encode(candidate.data)})
+            setup = replace(setup, model=replace(setup.model, path=path), network=candidate.network)
+        backend = open_backend(candidate.backend, setup)
         try:
             yield backend
         finally:
