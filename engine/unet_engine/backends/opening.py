@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from unet_engine.backends.base import Backend, Setup
@@ -13,7 +12,7 @@ from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.devices.opening import is_pipelined
 from unet_engine.errors import PlanError, first_line
 from unet_engine.plan.device_memory import default_batch
-from unet_engine.units import times
+from unet_engine.units import Tell, times
 
 Network = Backend | DeviceBackend
 
@@ -24,12 +23,12 @@ def open_network(name: str, setup: Setup) -> Network:
 
 
 def open_fitting(
-    name: str, setup: Setup, windows: int, note: Callable[[str], None] | None, limit: int | None = None
+    name: str, setup: Setup, windows: int, tell: Tell | None, limit: int | None = None
 ) -> tuple[Network, float]:
     """The network with the largest batch that the device has memory for, warm, and its seconds per window. Blocks have `windows` windows.
     No batch is larger than `limit`.
 
-    Where not even one window fits, the next smaller admissible window is tried if there is a `note` to tell the user by; it is None where
+    Where not even one window fits, the next smaller admissible window is tried if there is a `tell`; it is None where
     the user chose the window. Raises `PlanError` with the figures where nothing fits.
     """
     if not is_pipelined(setup.device):
@@ -50,13 +49,13 @@ def open_fitting(
         if setup.batch > 1:
             setup = replace(setup, batch=-(-setup.batch // 2))
             continue
-        window = setup.model.spec.smaller_window(setup.window) if note else None
-        if note is None or window is None:
+        window = setup.model.spec.smaller_window(setup.window) if tell else None
+        if tell is None or window is None:
             raise PlanError(
                 f"one window of {times(setup.window)} does not fit the memory of {setup.device} ({said}); use a smaller --window, "
                 "another --precision, or another --device"
             )
-        note(f"windows of {times(setup.window)} do not fit the memory of {setup.device}: running with {times(window)}")
+        tell(f"windows of {times(setup.window)} do not fit the memory of {setup.device}: running with {times(window)}")
         setup = replace(setup, window=window, batch=default_batch(window, windows, limit))
 
 
@@ -98,6 +97,3 @@ def _warm_up_device(backend: DeviceBackend) -> float:
         device.synchronize(done)
         seconds = time.perf_counter() - begun
     return seconds / backend.setup.batch
-
-
-# --- when memory runs out at run time ---

@@ -31,7 +31,7 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.agreement import Confusion
 from unet_engine.prepare.survey import Survey
 from unet_engine.stitching import operations
-from unet_engine.units import times
+from unet_engine.units import Tell, silent, times
 from unet_engine.volumes import windows
 from unet_engine.volumes.normalize import Scaling
 
@@ -57,7 +57,6 @@ class Candidate(BaseModel):
 
 
 REFERENCE = Candidate(overlap=0.5)
-Tell = Callable[[str], None]
 Draft = Callable[[Candidate, Box], Job]
 """The job that gives the labels of a region (in voxels of the volume) with that overlap."""
 
@@ -143,10 +142,6 @@ def stored(found: Survey) -> OverlapChoice | None:
 
 
 # --- the search ---
-
-
-def silent(text: str) -> None:
-    """For a search, or other preparations, that tell nobody how far they are."""
 
 
 def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: Tell = silent) -> OverlapChoice:

@@ -24,9 +24,10 @@ from unet_engine.plan.memory import Crew, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
 from unet_engine.prepare.decoding import Reading, reading
-from unet_engine.prepare.overlap import REFERENCE, Candidate, OverlapChoice, Tell, search, silent, stored
+from unet_engine.prepare.overlap import REFERENCE, Candidate, OverlapChoice, search, stored
 from unet_engine.prepare.survey import Survey
 from unet_engine.settings import parse_part
+from unet_engine.units import Tell, silent
 from unet_engine.volumes.normalize import Scaling, scaling
 
 FORMAT = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -18,6 +18,7 @@ from unet_engine.commands.bench.whole import Whole, run_whole
 from unet_engine.errors import PlanError
 from unet_engine.model.file import ModelFile
 from unet_engine.plan.box import Box
+from unet_engine.units import Tell
 from unet_engine.volumes.zarr_volume import Volume
 
 FINALISTS = 2
@@ -31,8 +32,6 @@ FEWEST = 6
 """Windows that a run must have for its figures to mean anything."""
 FEW = 16
 """Windows that a run from end to end should have at least: with fewer, its first and last ones weigh too much."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)

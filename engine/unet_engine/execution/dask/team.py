@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from unet_engine.pipeline.job import Counters
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
 from unet_engine.settings import Settings
+from unet_engine.units import Tell
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -43,7 +43,7 @@ def _absolute(settings: Settings) -> dict[str, str]:
 class DaskTeam:
     """The workers of a cluster, which plan too: their devices, libraries and memory are those that count."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Tell) -> None:
         from unet_engine.execution.dask.board import Board
 
         self._cluster, self._tell = cluster, tell
