@@ -7,18 +7,8 @@ from typing import Any
 
 import click
 
+from unet_engine.commands.options import sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
-
-
-def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
-    from unet_engine.settings import parse_window
-
-    if text is None:
-        return None
-    try:
-        return parse_window(text)
-    except ValueError as error:
-        raise SettingsError(f"{option} {text!r}: {error}") from error
 
 
 def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -71,7 +61,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
         _needs(module, "export", "export")
     from unet_export.conversion.export import Export, export
 
-    given["window"] = _sizes("--window", given["window"])
+    given["window"] = sizes("--window", given["window"])
     given["spacing"] = _lengths("--spacing", given["spacing"])
     given["classes"] = tuple(given["classes"].split(",")) if given["classes"] else None
     facts = export(Export(**given), _tell)
@@ -118,7 +108,7 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     from unet_export.quantize.quantize import quantize, table
 
     dice, dice_of = _thresholds(given.pop("min_dice"))
-    given["window"] = _sizes("--window", given["window"])
+    given["window"] = sizes("--window", given["window"])
     request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
     rows = table(quantize(request, _tell))
     _show(rows, Console(stderr=True))
