@@ -44,7 +44,7 @@ KEY = "overlap_choice"
 """Key of the choice in the header of an output."""
 
 
-class Candidate(BaseModel):
+class Overlap(BaseModel):
     """An overlap fraction with the way to blend."""
 
     model_config = ConfigDict(frozen=True)
@@ -56,17 +56,17 @@ class Candidate(BaseModel):
         return f"overlap {self.overlap:.3g}, {self.blend}"
 
 
-REFERENCE = Candidate(overlap=0.5)
-Draft = Callable[[Candidate, Box], Job]
+REFERENCE = Overlap(overlap=0.5)
+Draft = Callable[[Overlap, Box], Job]
 """The job that gives the labels of a region (in voxels of the volume) with that overlap."""
 
 
-class Trial(BaseModel):
+class OverlapTrial(BaseModel):
     """What was found about a candidate. One that fails on the first regions is not tried on the others."""
 
     model_config = ConfigDict(frozen=True)
 
-    candidate: Candidate
+    candidate: Overlap
     windows: int
     """Windows it takes for the region of interest, seams of columns and parts left out."""
     regions: int
@@ -88,8 +88,8 @@ class OverlapChoice(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    chosen: Candidate
-    reference: Candidate = REFERENCE
+    chosen: Overlap
+    reference: Overlap = REFERENCE
     tolerance: float
     agreement: float
     """Measured for what was chosen, as are the Dice coefficients; 1 for the reference itself."""
@@ -102,7 +102,7 @@ class OverlapChoice(BaseModel):
     """Boxes to compare, in voxels of the volume, in this order."""
     receptive_radius: tuple[int, ...] | None
     """Per axis of the model; None where the network sees farther than half a window."""
-    trials: tuple[Trial, ...]
+    trials: tuple[OverlapTrial, ...]
 
     @property
     def line(self) -> str:
@@ -155,7 +155,7 @@ def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: 
     cheaper = _cheaper(found, reach, draft)
     trier = _Trier(found, scale, backend, draft)
     trier.regions = regions = _regions(found, scale, trier.contents)
-    trials: list[Trial] = []
+    trials: list[OverlapTrial] = []
     for candidate in cheaper:
         tell(f"comparing {candidate} with overlap 0.5 on up to {len(regions)} regions")
         trials.append(trier.judge(candidate))
@@ -178,7 +178,7 @@ def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: 
     )
 
 
-def _cheaper(found: Survey, reach: tuple[int, ...] | None, draft: Draft) -> list[Candidate]:
+def _cheaper(found: Survey, reach: tuple[int, ...] | None, draft: Draft) -> list[Overlap]:
     """Candidates that take fewer windows for the whole volume than the reference, those with the fewest first."""
     spec, whole = found.model.spec, Box.of_shape(found.volume.shape)
     polluted = None if reach is None else [max(0, r - m) for r, m in zip(reach, spec.margin, strict=True)]
@@ -187,12 +187,12 @@ def _cheaper(found: Survey, reach: tuple[int, ...] | None, draft: Draft) -> list
             f"--overlap auto: windows of {spec.name} agree wherever they overlap, as it sees no farther than the {times(spec.margin)} "
             "voxels it loses at each side; use --overlap 0"
         )
-    candidates = [Candidate(overlap=overlap) for overlap in OVERLAPS]
+    candidates = [Overlap(overlap=overlap) for overlap in OVERLAPS]
     if polluted is not None:
         sizes = [w - 2 * m for w, m in zip(found.window, spec.margin, strict=True)]
         share = max(2 * p / size for p, size in zip(polluted, sizes, strict=True))
         if share < REFERENCE.overlap:  # neighbours part in the middle of what they share: each keeps what is exact
-            candidates.insert(0, Candidate(overlap=share, blend="crop"))
+            candidates.insert(0, Overlap(overlap=share, blend="crop"))
     windows = {c: draft(c, whole).plan.window_range.size for c in (*candidates, REFERENCE)}
     cheaper = [c for c in candidates if windows[c] < windows[REFERENCE]]
     if not cheaper:
@@ -248,10 +248,10 @@ class _Trier:
         self.regions: Sequence[Box] = ()
         self._truth: dict[Box, Array] = {}
 
-    def windows(self, candidate: Candidate) -> int:
+    def windows(self, candidate: Overlap) -> int:
         return self._draft(candidate, self._found.roi).plan.window_range.size
 
-    def judge(self, candidate: Candidate) -> Trial:
+    def judge(self, candidate: Overlap) -> OverlapTrial:
         names = self._found.model.spec.class_names
         confusion, looked_at = Confusion(len(names)), 0
         allowed = (1 - self.tolerance) * sum(region.size for region in self.regions)
@@ -263,7 +263,7 @@ class _Trier:
             if confusion.differing > allowed:
                 break  # all the other regions together could not make up for it
         figures = (confusion.agreement, *(d for d in confusion.dice if d is not None))
-        return Trial(
+        return OverlapTrial(
             candidate=candidate,
             windows=self.windows(candidate),
             regions=looked_at,
@@ -281,10 +281,10 @@ class _Trier:
             labels = np.empty(logits.shape[1:], np.uint16)
             operations.labels(logits, labels, spec.activation)
         else:
-            labels = self._labels(Candidate(overlap=0), box)
+            labels = self._labels(Overlap(overlap=0), box)
         return np.bincount(labels.ravel(), minlength=spec.label_count)
 
-    def _labels(self, candidate: Candidate, region: Box) -> Array:
+    def _labels(self, candidate: Overlap, region: Box) -> Array:
         """Labels (*region.shape), by the way of every run."""
         job = self._draft(candidate, region)
         worker, kept = Worker(job), _Kept(job)

@@ -17,14 +17,14 @@ from unet_engine.devices.opening import is_pipelined
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.box import Box
-from unet_engine.plan.bundles import run_length
+from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory, device_memory, fit_device
 from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.memory import Crew, Sizes, fit, predict_memory
+from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
 from unet_engine.prepare.decoding import Reading, reading
-from unet_engine.prepare.overlap import REFERENCE, Candidate, OverlapChoice, search, stored
+from unet_engine.prepare.overlap import REFERENCE, Overlap, OverlapChoice, search, stored
 from unet_engine.prepare.survey import Survey
 from unet_engine.settings import parse_part
 from unet_engine.units import Tell, silent
@@ -46,7 +46,7 @@ class Prepared:
     seconds_per_window: float
     overlap: OverlapChoice | None = None
     """What ``--overlap auto`` chose, and why."""
-    crew: Crew | None = None
+    cluster: ClusterShape | None = None
     """The workers it is planned for; None where this process does it all."""
     reading: Reading | None = None
     """Whether reading keeps up, where a GPU computes."""
@@ -94,13 +94,13 @@ def prepare(found: Survey, workers: int = 0, present: int = 1, tell: Tell = sile
         plan = fit_device(plan, sizes, network_bytes(backend), backend.device.free_bytes() + network_bytes(backend))
     budget = settings.memory or loaded + machine.available_memory() // 2
     base = loaded + (len(devices) - 1) * max(0, loaded - before)
-    crew = (
-        _crew(plan, sizes, base, budget, Crew(workers, present, run_length(plan, seconds, workers)))
+    cluster = (
+        _cluster(plan, sizes, base, budget, ClusterShape(workers, present, bundle_length(plan, seconds, workers)))
         if workers
         else None
     )
-    job = replace(job, plan=fit(plan, sizes, base, budget, len(devices), crew))
-    prepared = Prepared(_with_note(found, job.plan), job, backend, budget, seconds, overlap, crew)
+    job = replace(job, plan=fit(plan, sizes, base, budget, len(devices), cluster))
+    prepared = Prepared(_with_note(found, job.plan), job, backend, budget, seconds, overlap, cluster)
     return _about_device(prepared, backend, sizes) if isinstance(backend, DeviceBackend) else prepared
 
 
@@ -135,7 +135,7 @@ def _about_device(prepared: Prepared, backend: DeviceBackend, sizes: Sizes) -> P
     return replace(prepared, job=job, reading=rates, device_memory=memory)
 
 
-def _overlapping(found: Survey, candidate: Candidate) -> Survey:
+def _overlapping(found: Survey, candidate: Overlap) -> Survey:
     settings = found.settings.model_copy(update={"overlap": candidate.overlap, "blend": candidate.blend})
     return replace(found, settings=settings)
 
@@ -147,7 +147,7 @@ def _chosen_overlap(
     if found.settings.overlap != "auto":
         return None
 
-    def draft(candidate: Candidate, roi: Box) -> Job:
+    def draft(candidate: Overlap, roi: Box) -> Job:
         tried = _overlapping(found, candidate)
         labels = tried.settings.model_copy(update={"output": "labels", "dtype": None, "part": None})
         tried = replace(tried, roi=roi, settings=labels)
@@ -156,13 +156,13 @@ def _chosen_overlap(
     return stored(found) or search(found, scale, backend, draft, tell)
 
 
-def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: Crew) -> Crew:
-    """Runs as long as they should be, but no longer than fits without more columns: a column too many costs more than a short run."""
-    for run in range(wanted.run, 1, -1):
-        crew = replace(wanted, run=run)
-        if predict_memory(plan, sizes, base, 1, crew).total <= budget:
-            return crew
-    return replace(wanted, run=1)
+def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:
+    """Bundles as long as they should be, but no longer than fits without more columns: one too many costs more than short bundles."""
+    for length in range(wanted.bundle_length, 1, -1):
+        cluster = replace(wanted, bundle_length=length)
+        if predict_memory(plan, sizes, base, 1, cluster).total <= budget:
+            return cluster
+    return replace(wanted, bundle_length=1)
 
 
 def _with_note(found: Survey, plan: Plan) -> Survey:

@@ -44,12 +44,12 @@ class DaskTeam:
     """The workers of a cluster, which plan too: their devices, libraries and memory are those that count."""
 
     def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Tell) -> None:
-        from unet_engine.execution.dask.board import Board
+        from unet_engine.execution.dask.progress import Progress
 
         self._cluster, self._tell = cluster, tell
         threads = settings.threads or connection.worker_threads(settings)
         self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
-        self._board = Board()
+        self._progress = Progress()
         self.dashboard = cluster.dashboard
         self.notes = cluster.notes
 
@@ -86,20 +86,22 @@ class DaskTeam:
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         from unet_engine.execution.dask.flow import run_dask
 
-        crew, job = prepared.crew, prepared.job
-        assert crew is not None
+        cluster, job = prepared.cluster, prepared.job
+        assert cluster is not None
         block = prepared.seconds_per_window * prod(job.plan.block)
         limit = self._settings.hang_seconds or max(HANG_SECONDS, HANG_FACTOR * block)
-        run_dask(self._cluster.client, job, pending, self._board, crew.run, limit, self._cluster.trouble)
+        run_dask(
+            self._cluster.client, job, pending, self._progress, cluster.bundle_length, limit, self._cluster.trouble
+        )
 
     def counters(self) -> Counters:
-        return self._board.counters()
+        return self._progress.counters()
 
     def detail(self) -> str:
-        return self._board.detail()
+        return self._progress.detail()
 
     def profile(self) -> dict[str, Snapshot]:
-        return self._board.profile()
+        return self._progress.profile()
 
     def facts(self) -> dict[str, Any]:
-        return self._board.facts()
+        return self._progress.facts()
