@@ -11,6 +11,7 @@ from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
 
 Pending = Callable[[Index], bool]
+"""Whether a block is still to be committed."""
 
 
 class Team(Protocol):

@@ -22,8 +22,8 @@ BundleId = tuple[int, ...]
 BUNDLE_SECONDS = 1.0
 """What a bundle should take at least, so that handing it out costs next to nothing."""
 BUNDLES_PER_SECOND = 16.0
-"""Bundles that all workers together should end in a second at most: with more workers, bundles are longer. What one costs scheduler and senders
-of halos does not depend on its length."""
+"""Bundles that all workers together should end in a second at most: with more workers, bundles are longer. What one costs
+scheduler and senders of halos does not depend on its length."""
 BUNDLES_PER_WORKER = 8
 """Bundles that each worker should get at least, so that all end at about the same time."""
 
@@ -48,7 +48,7 @@ class Bundle:
 
 
 def bundles(plan: Plan, pending: Callable[[Index], bool], length: int) -> Iterator[Bundle]:
-    """All that is left to do, in an order in which lower neighbours come first. Lazy, as `Plan.tasks`."""
+    """All that is left to do, `length` blocks at most in each, lower neighbours first. Lazy, as `Plan.tasks`."""
     for column in plan.columns():
         tasks = plan.tasks(column, pending)
         for key, row in itertools.groupby(tasks, lambda task: bundle_id(plan, column, task.block.index, length)):  # noqa: B023
@@ -72,7 +72,8 @@ def _bundle(plan: Plan, key: BundleId, column: Column, tasks: tuple[Task, ...], 
 
 
 def bundle_length(plan: Plan, seconds_per_window: float, workers: int) -> int:
-    """Blocks per bundle: enough for `BUNDLE_SECONDS` and `BUNDLES_PER_SECOND`, few enough for `BUNDLES_PER_WORKER`, a row at most."""
+    """Blocks per bundle: enough for `BUNDLE_SECONDS` and `BUNDLES_PER_SECOND`, few enough for `BUNDLES_PER_WORKER`, and a row
+    at most."""
     wanted = -(-max(BUNDLE_SECONDS, workers / BUNDLES_PER_SECOND) // max(1e-9, prod(plan.block) * seconds_per_window))
     fair = plan.block_count // (BUNDLES_PER_WORKER * max(1, workers))
     row = plan.block_range.shape[plan.order[-1]]

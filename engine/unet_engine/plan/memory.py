@@ -17,10 +17,11 @@ SUMS_IN_FLIGHT = 3
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
 BUNDLES_IN_FLIGHT = 3
-"""Bundles per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being written."""
+"""Bundles per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being
+written."""
 WORKER_BASE = 32 * 2**20
-"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without it, some 23 MiB were
-missing from the prediction."""
+"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without it, some
+23 MiB were missing from the prediction."""
 
 
 @dataclass(frozen=True)

@@ -352,7 +352,7 @@ def read_span(axis: AxisGrid, first: int, last: int, padding: str) -> tuple[int,
 
 
 def middle_span(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
-    """The interval of the volume that a block of so many windows reads in the middle of an axis, where blocks read most."""
+    """The interval of the volume that a block of so many windows reads in the middle of the axis, where blocks read most."""
     first = min(axis.count - 1, axis.count // 2 // windows * windows)
     return read_span(axis, first, min(axis.count - 1, first + windows - 1), padding)
 

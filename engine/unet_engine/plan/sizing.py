@@ -1,7 +1,7 @@
 """Choosing blocks and chunks. Pure arithmetic on sizes.
 
 The block grid follows from the volume, the windows and the number of output channels alone, so that one volume and one model always
-give the same bytes. The memory budget shrinks blocks only where even a single column of default blocks does not fit (`memory`).
+give the same bytes. A memory budget shrinks blocks only where even a single column of default ones does not fit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def default_chunk(axes: tuple[AxisGrid, ...], block: tuple[int, ...]) -> tuple[i
 
 
 def shrunk(plan: Plan) -> Plan | None:
-    """The plan in a single column with blocks that are a window shorter along their longest axis; None where none can be shorter."""
+    """The plan in a single column, its blocks a window shorter along their longest axis; None where none can be shorter."""
     target = chunk_target(plan.axes)
     floor = [least_windows(axis, target) for axis in plan.axes]
     a = max(range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1)

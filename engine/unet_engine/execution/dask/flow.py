@@ -105,7 +105,8 @@ class _Flow:
         self._client, self._ticket = client, ticket
         self._completed: SimpleQueue[Future] = SimpleQueue()
         self._open: dict[Future, tuple[Bundle, list[Future]]] = {}
-        """By the future that ends a bundle, the bundle and the parcels it merges: Dask may see us let go of them before it sees the commit."""
+        """By the future that ends a bundle, the bundle and the parcels it merges: Dask may see us let go of them before it sees
+        the commit."""
         self._waiting: defaultdict[BundleId, list[Future]] = defaultdict(list)
         """By bundle that is not submitted yet, the parcels it will merge. Held here, or Dask would drop them."""
         self._count = 0

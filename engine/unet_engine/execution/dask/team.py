@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
 from unet_engine.errors import ClusterError, first_line
+from unet_engine.execution.dask.progress import Progress
 from unet_engine.execution.team import Pending
 from unet_engine.pipeline.job import Counters
 from unet_engine.prepare.prepare import Prepared
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
 
 HANG_SECONDS = 60.0
 """How long a worker may be silent, and the least that a step of a block may take, before it counts as hung."""
-
-
 HANG_FACTOR = 20
 """How many times the expected time a block may take."""
-
-
 GATHER_SECONDS = 10.0
 """How long to wait for the other workers once there is one. Those that come later are used, but not counted on for memory."""
 
@@ -44,8 +41,6 @@ class DaskTeam:
     """The workers of a cluster, which plan too: their devices, libraries and memory are those that count."""
 
     def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Tell) -> None:
-        from unet_engine.execution.dask.progress import Progress
-
         self._cluster, self._tell = cluster, tell
         threads = settings.threads or connection.worker_threads(settings)
         self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
