@@ -103,9 +103,7 @@ def session(network: str | bytes) -> Infer:
     """An ONNX network in ONNX Runtime on all cores, as written: nothing is rearranged that could change what is rounded when."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = machine.cpu_count()
-    options.log_severity_level = 3
+    options = _session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         opened = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
@@ -129,11 +127,8 @@ def session_of_outputs(proto: Any, tensors: Sequence[str]) -> Callable[[Array], 
     del opened.graph.output[:]
     inputs = {i.name for i in proto.graph.input}
     opened.graph.output.extend(onnx.helper.make_empty_tensor_value_info(t) for t in tensors if t not in inputs)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = machine.cpu_count()
-    options.log_severity_level = 3
     ready = (
-        onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(opened.SerializeToString(), _session_options(), providers=["CPUExecutionProvider"])
         if opened.graph.output
         else None
     )
@@ -145,6 +140,16 @@ def session_of_outputs(proto: Any, tensors: Sequence[str]) -> Callable[[Array], 
         return [x if t in inputs else np.asarray(next(outputs)) for t in tensors]
 
     return fetch
+
+
+def _session_options() -> Any:
+    """All cores, and no warnings."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = machine.cpu_count()
+    options.log_severity_level = 3
+    return options
 
 
 # --- a candidate on its back end ---
