@@ -20,7 +20,7 @@ from unet_engine.output.locks import Holding, hold
 from unet_engine.output.output import Output
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
-from unet_engine.prepare.overlap import KEY, facts
+from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
 from unet_engine.profiling import tracing
@@ -72,7 +72,7 @@ class Result:
     halo_bytes: int = 0
     """Halos sent from one worker to another."""
     overlap_choice: dict[str, Any] | None = None
-    """What ``--overlap auto`` took and on what grounds: fields of `unet_engine.prepare.overlap.OverlapChoice`."""
+    """What ``--overlap auto`` took and on what grounds: fields of `unet_engine.prepare.overlap_choice.OverlapChoice`."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
@@ -93,14 +93,14 @@ def run(input: str, **options: Any) -> Result:
 def make_plan(input: str, **options: Any) -> Plan:
     """The plan that `run` with the same options would execute; nothing is written."""
     prepared = prepare(survey(Settings.of(input=input, **options)))
-    if prepared.backend:
-        prepared.backend.close()
+    if prepared.network:
+        prepared.network.close()
     return prepared.job.plan
 
 
 def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Result:
     """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so."""
-    settings = prepared.found.settings
+    settings = prepared.survey.settings
     # before any work: a place that cannot be written is said now, not after hours
     profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
     begun = time.perf_counter()
@@ -122,7 +122,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Re
 
 def _part(prepared: Prepared) -> tuple[int, int] | None:
     """Part (i, n), or None for a run of all parts. ``--part 1/1`` is a part: it may be repeated, and resumes."""
-    return prepared.job.plan.part if prepared.found.settings.part else None
+    return prepared.job.plan.part if prepared.survey.settings.part else None
 
 
 @contextmanager
@@ -163,9 +163,9 @@ def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Resu
 
 
 def _open_output(prepared: Prepared) -> Output:
-    job, settings = prepared.job, prepared.found.settings
+    job, settings = prepared.job, prepared.survey.settings
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
-    check_output(prepared.found)
+    check_output(prepared.survey)
     if store.exists(job.out):
         if settings.resume:
             return Output.resume(job.out, job.layout, job.plan.digest, provenance)
@@ -218,10 +218,10 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         bytes_written=counters.bytes_written,
         predicted_rss_bytes=job.plan.memory.total,
         backend=job.backend,
-        device=",".join(prepared.found.devices),
+        device=",".join(prepared.survey.devices),
         precision=job.setup.precision,
         stitching=operations.IMPLEMENTATION,
-        part=prepared.found.settings.part,
+        part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,

@@ -16,7 +16,7 @@ from support.volumes import make_volume, result_of
 from unet_engine.backends import tensorrt as tensorrt_backend
 from unet_engine.backends import tensorrt_api, tensorrt_device
 from unet_engine.backends.base import Setup
-from unet_engine.backends.device import contiguous
+from unet_engine.backends.device_tensor import contiguous
 from unet_engine.backends.libraries import open_on_device
 from unet_engine.devices.simulated import SimulatedDevice
 from unet_engine.errors import BackendError, ModelError

@@ -40,7 +40,7 @@ def prepared(tmp_path, volume, **options):
         **options,
     }
     ready = prepare.prepare(survey(Settings.of(input=volume, **options)))
-    ready.backend.close()
+    ready.network.close()
     api._open_output(ready).ledger.begin()
     return ready.job
 

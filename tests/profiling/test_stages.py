@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import unet_engine
 from support.command_line import cli
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.pipeline import timed, worker
+from unet_engine.pipeline import host
 from unet_engine.profiling import stages, tracing
+from unet_engine.profiling.recorder import PLAIN
 from unet_engine.profiling.stages import (
     ADD,
     DECODE,
@@ -135,16 +136,20 @@ def test_a_profile_changes_no_byte(ramp, model, profiled):
     assert (result_of("plain.zarr") == result_of("out.zarr")).all()
 
 
-def test_without_a_profile_the_functions_are_called_themselves(ramp, model, monkeypatch):
+def test_without_a_profile_a_recorder_that_does_nothing_is_handed_on(ramp, model, monkeypatch):
     seen = []
-    predict = worker.predict
-    monkeypatch.setattr(worker, "predict", lambda *args: seen.append(args) or predict(*args))
+    made = host.HostPipeline.__init__
+    monkeypatch.setattr(host.HostPipeline, "__init__", lambda self, *args: seen.append(args) or made(self, *args))
     monkeypatch.setattr(stages.Stages, "__init__", lambda self: pytest.fail("nobody asked for a profile"))
     unet_engine.run(ramp[1], model=model, out="out.zarr")
-    for _, backend, _, _, _, tools in seen:
-        assert tools is timed.PLAIN
-        assert "backends" in type(backend).__module__
-    assert timed.PLAIN.add is timed.halo.add
+    for _, network, _, recorder in seen:
+        assert recorder is PLAIN
+        assert "backends" in type(network).__module__
+    assert seen
+    assert PLAIN.span(ADD) is PLAIN.span(GATHER)  # one context for all: nothing is allocated
+    work = [1, 2]
+    assert PLAIN.fed(work) is work
+    assert not any(PLAIN.takes_apart("read") for _ in range(20))
 
 
 @pytest.mark.slow

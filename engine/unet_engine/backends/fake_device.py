@@ -8,7 +8,8 @@ import tomllib
 import numpy as np
 
 from unet_engine.backends.base import Setup
-from unet_engine.backends.device import DeviceBackend, DeviceTensor
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.device_tensor import DeviceTensor
 from unet_engine.devices.base import Device, Stream, host_array
 from unet_engine.errors import BackendError
 

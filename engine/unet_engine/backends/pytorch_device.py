@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from unet_engine.backends.base import Setup
-from unet_engine.backends.device import Borrowed, DeviceBackend, DeviceTensor
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.device_tensor import Borrowed, DeviceTensor
 from unet_engine.backends.pytorch import loaded
 from unet_engine.devices.base import Device, Region, Stream
 from unet_engine.devices.opening import SIMULATED

@@ -62,7 +62,7 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
     try:
         with team(Settings.of(**_required(given)), lambda text: _tell(console, [text])) as crew:
             prepared = crew.prepare()
-            _tell(console, (*crew.notes, *prepared.found.notes))
+            _tell(console, (*crew.notes, *prepared.notes))
             report.print_pairs(report.plan_lines(prepared), console)
             if crew.dashboard:
                 report.print_pairs([("dashboard", crew.dashboard)], console)
@@ -101,7 +101,7 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return
-    _tell(console, prepared.found.notes)
+    _tell(console, prepared.notes)
     report.print_pairs(report.plan_lines(prepared), Console())
 
 

@@ -31,13 +31,14 @@ from unet_engine.output.layout import Layout
 from unet_engine.output.locks import hold
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Plan
+from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.storage.codecs import fast_codecs
 
 
 class Output:
     """An opened output group. `write` and `mark` may be called from several threads, and from other processes on the same blocks."""
 
-    def __init__(self, path: str, layout: Layout, digest: str) -> None:
+    def __init__(self, path: str, layout: Layout, digest: str, recorder: Recorder = PLAIN) -> None:
         self.path, self.layout, self.digest = path, layout, digest
         with writing(path, "opening it"), fast_codecs(path):
             self.array = zarr.open_group(path, mode="r+")[ARRAY]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from unet_engine import machine
 from unet_engine.backends import tensorrt_api
 from unet_engine.backends.libraries import choose_backend
-from unet_engine.devices.opening import SIMULATED, is_pipelined, missing
+from unet_engine.backends.opening import place_of
+from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ModelSpec
@@ -62,9 +63,10 @@ def survey(settings: Settings) -> Survey:
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
-    if devices[0].startswith("cuda") and (lacking := missing()):
-        _fall_back(settings, notes, f"windows are cut and stitched on the CPU: {lacking}")
-    if settings.batch and not is_pipelined(devices[0]):
+    place = place_of(devices[0])
+    if place.note:
+        _fall_back(settings, notes, place.note)
+    if settings.batch and not place.takes_batches:
         raise SettingsError(
             f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
         )
@@ -112,14 +114,16 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
             )
 
 
-def check_output(found: Survey) -> None:
+def check_output(survey: Survey) -> None:
     """Refuse an output that exists unless the settings say what to do with it. Raises `OutputError`."""
-    settings = found.settings
-    if settings.resume or settings.overwrite or not output.exists(found.out):
+    settings = survey.settings
+    if settings.resume or settings.overwrite or not output.exists(survey.out):
         return
-    if not output.is_ours(found.out):
-        raise OutputError(f"{found.out} exists and is not an output of unet-engine; choose another --out")
-    raise OutputError(f"{found.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out")
+    if not output.is_ours(survey.out):
+        raise OutputError(f"{survey.out} exists and is not an output of unet-engine; choose another --out")
+    raise OutputError(
+        f"{survey.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out"
+    )
 
 
 # --- model and volume ---

@@ -19,6 +19,7 @@ from zarr.errors import UnstableSpecificationWarning
 
 from unet_engine.errors import DataError, InputError, first_line
 from unet_engine.plan.box import Box
+from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.storage.codecs import fast_codecs
 from unet_engine.units import times
 
@@ -103,7 +104,7 @@ class Volume:
     def _along(self, values: Sequence[int]) -> tuple[int, ...]:
         return tuple(int(values[self.axes.index(a)]) for a in self.spatial)
 
-    def read(self, box: Box) -> npt.NDArray[Any]:
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> npt.NDArray[Any]:
         """The voxels of `box`: shape (channels, *box.shape), the volume's dtype in native byte order, C-contiguous.
 
         Raises `DataError` naming the chunk that cannot be read.

@@ -1,4 +1,4 @@
-"""The command line of `unet_export.train.training`."""
+"""The command line of `unet_export.train`."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m unet_export.train.training", description="Train a U-Net to a model file."
-    )
+    p = argparse.ArgumentParser(prog="python -m unet_export.train", description="Train a U-Net to a model file.")
     data = p.add_argument_group("data")
     data.add_argument("--image", type=Path, help="TIFF, .npy or Zarr array")
     data.add_argument("--labels", type=Path, help="class ids on the same grid")

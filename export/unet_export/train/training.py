@@ -1,4 +1,4 @@
-"""Train a U-Net and write its model file: ``python -m unet_export.train.training --help``."""
+"""Train a U-Net and write its model file: ``python -m unet_export.train --help``."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_a_gpu_without_the_cuda_module_is_noted_and_an_error_under_strict(
     }
     monkeypatch.setattr(machine, "gpu_count", lambda: 1)
     monkeypatch.setattr(
-        "unet_engine.prepare.survey.missing", lambda: "unet-engine was built without CUDA; reinstall it"
+        "unet_engine.backends.opening.missing", lambda: "unet-engine was built without CUDA; reinstall it"
     )
     found = survey(Settings.of(**options))
     assert "windows are cut and stitched on the CPU: unet-engine was built without CUDA; reinstall it" in found.notes
