@@ -5,7 +5,7 @@ A place (`place_of`) answers what depends on that, so that nobody else asks whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -19,7 +19,7 @@ from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.devices.opening import SIMULATED, is_gpu, is_pipelined, missing, unreachable
 from unet_engine.errors import BackendError, PlanError, first_line
 from unet_engine.plan.device_memory import default_batch
-from unet_engine.units import times
+from unet_engine.units import Tell, times
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Wanted:
     """Windows in a block of the plan, which batches divide."""
     most: int | None = None
     """Windows in a batch, at most; None: as many as are worth it."""
-    tell: Callable[[str], None] | None = None
+    tell: Tell | None = None
     """Told where a smaller window is taken for want of memory; None where the user chose the window, which then stays."""
 
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from unet_engine.backends.base import Setup
 from unet_engine.errors import PlanError, first_line
 
+_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate memory", "out_of_memory")
+"""What libraries say then, in small letters."""
+
 
 def smaller(setup: Setup) -> Setup | None:
     """Half the windows at once, rounded up; None where there is but one."""
     if setup.batch > 1:
         return replace(setup, batch=-(-setup.batch // 2))
     return replace(setup, threads=setup.threads // 2) if setup.threads > 1 else None
-
-
-_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate memory", "out_of_memory")
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -47,12 +47,8 @@ def quantiles(samples: Sequence[npt.NDArray[Any]], scale: Scaling) -> Quantiles:
 
 def _channel(normalization: Normalization, values: npt.NDArray[Any], channel: int) -> tuple[float, float]:
     mode, low, high = normalization.mode, normalization.low, normalization.high
-    if mode == "none":
-        return 0.0, 1.0
-    if mode == "range":
-        assert low is not None
-        assert high is not None
-        return low, 1 / (high - low)
+    if normalization.fixed:
+        return normalization.fixed
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
     if not values.size:

@@ -27,7 +27,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Candidate:
+class Configuration:
     group: Group
     window: Window
     """Input size per axis of the model."""
