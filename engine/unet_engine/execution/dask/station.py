@@ -105,6 +105,8 @@ class Station:
         self._ahead = threading.Semaphore(READ_AHEAD)
         self._reading = threading.Lock()
         self._closed = self._ended = False
+        self._refused: Exception | None = None
+        """Why half the windows at once would not do, once that was found: all orders that run out after that are told the same."""
         self._door = threading.Lock()
         """Held to put something into the queue, so that nothing comes after the end."""
         self._watch = _Watch(limit, hung)
@@ -231,11 +233,12 @@ class Station:
         if is_out_of_memory(error):
             index = self._inside[0].task.block.index if self._inside else "none"
             try:
-                self.worker.shrink(error, f"in block {index} on {self.address}")
+                if self._refused is None:
+                    self.worker.shrink(error, f"in block {index} on {self.address}")
+                    return
             except Exception as refused:
-                error = refused
-            else:
-                return
+                self._refused = refused
+            error = self._refused
         self._watch.beat("device", busy=False)
         while self._inside:
             self._ahead.release()
