@@ -212,7 +212,7 @@ def _commit_once(device: Device, rng: Any, classes: int) -> list[str]:
     ):  # fmt: skip
         wanted = np.zeros(shape if kind == "labels" else sums.shape, dtype)
         if kind == "labels":
-            reference.labels(expected, wanted, threshold=False)
+            reference.labels(expected, wanted, above=None)
         elif kind == "logits":
             reference.logits(expected, wanted)
         else:

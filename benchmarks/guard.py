@@ -181,7 +181,7 @@ def _stitching(side: int) -> list[Pair]:
         Pair(
             "labels",
             _timed(lambda: operations.labels(part, labels, "softmax")),
-            _timed(lambda: reference.labels(part, labels, threshold=False)),
+            _timed(lambda: reference.labels(part, labels, above=None)),
             CALLS,
         ),
     ]

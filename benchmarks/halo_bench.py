@@ -97,7 +97,7 @@ def cases(shape: tuple[int, ...], threads: int) -> list[Case]:
         case(
             "labels softmax", 4 * voxels + labels.size,
             lambda: operations.labels(part, labels, "softmax", **many),
-            lambda: reference.labels(part, labels, threshold=False),
+            lambda: reference.labels(part, labels, above=None),
         ),
         case(
             "softmax uint8", 5 * voxels,

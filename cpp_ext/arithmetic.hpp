@@ -174,9 +174,18 @@ HALO_FN float minus_infinity() { return float_of_bits(0xff800000u); }
 // False for NaN: a NaN never becomes the largest, and of equal values the first stays.
 HALO_FN bool is_larger(float value, float best) { return value > best; }
 
+// How labels follow from the largest value: the channel, or with a threshold 1 + the channel where it lies above `above`, else 0.
+struct LabelRule {
+  bool threshold;
+  float above;
+};
+
+// A probability above a half. Sums of weighted halves may miss 0.5 by their rounding, and undecided voxels shall not depend on the windows.
+constexpr float kAboveHalf = 0.5f + 9.5367431640625e-7f;  // 2^-20
+
 // The label of a voxel whose largest value is `best` in channel `channel`.
-HALO_FN std::int32_t label_of(float best, std::int32_t channel, bool threshold) {
-  return threshold ? (best > 0.0f ? channel + 1 : 0) : channel;
+HALO_FN std::int32_t label_of(float best, std::int32_t channel, LabelRule rule) {
+  return rule.threshold ? (best > rule.above ? channel + 1 : 0) : channel;
 }
 
 // exp(x) for x <= 0 to 2 ulp, 0 below -87; from additions and products only, so that the CPU's C library does not matter.

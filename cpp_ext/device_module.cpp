@@ -271,20 +271,28 @@ void commit_as(const Commit& given, const Finish& finish, bool is_label) {
   launch::commit(launch::Queue{given.sums_array.device_id(), given.stream}, body);
 }
 
-void commit_labels(const Commit& given, bool threshold) {
+void commit_labels(const Commit& given, LabelRule rule) {
   const index_t channels = static_cast<index_t>(given.sums_array.shape(0));
   const auto check_highest = [&](index_t highest) {
-    if (channels - (threshold ? 0 : 1) > highest) refuse("labels do not fit into the type of out: take uint16");
+    if (channels - (rule.threshold ? 0 : 1) > highest) refuse("labels do not fit into the type of out: take uint16");
   };
   if (is(given.out_array, Code::UInt, 8)) {
     check_highest(std::numeric_limits<std::uint8_t>::max());
-    return commit_as(given, ToLabel<std::uint8_t>{threshold}, true);
+    return commit_as(given, ToLabel<std::uint8_t>{rule}, true);
   }
   if (is(given.out_array, Code::UInt, 16)) {
     check_highest(std::numeric_limits<std::uint16_t>::max());
-    return commit_as(given, ToLabel<std::uint16_t>{threshold}, true);
+    return commit_as(given, ToLabel<std::uint16_t>{rule}, true);
   }
   refuse("labels must be uint8 or uint16");
+}
+
+bool are_probabilities(const std::string& activation) { return activation == "probabilities" || activation == "probabilities_each"; }
+
+// As `label_threshold` of operations.py has it.
+LabelRule label_rule(const std::string& activation, std::size_t channels) {
+  const bool threshold = channels == 1 || activation == "sigmoid" || activation == "probabilities_each";
+  return {threshold, are_probabilities(activation) ? kAboveHalf : 0.0f};
 }
 
 template <typename T>
@@ -297,15 +305,15 @@ void commit(const Array& sums, const Array& out, const std::string& kind, const 
             const std::vector<Input>& halos, const std::vector<std::vector<index_t>>& at, const Array& nonfinite, std::uintptr_t stream) {
   check_device(sums, out, "out");
   check_device(sums, nonfinite, "nonfinite");
-  if (activation != "softmax" && activation != "sigmoid" && activation != "none") {
-    refuse("unknown activation '" + activation + "': take one of softmax, sigmoid, none");
+  if (activation != "softmax" && activation != "sigmoid" && activation != "none" && !are_probabilities(activation)) {
+    refuse("unknown activation '" + activation + "': take one of softmax, sigmoid, none, probabilities, probabilities_each");
   }
   if (halos.size() > kMostHalos) refuse("commit takes " + std::to_string(kMostHalos) + " halos at most: merge some first");
   if (halos.size() != at.size()) refuse("give one position per halo");
   if (!is(nonfinite, Code::Int, 32) || nonfinite.size() != 1) refuse("nonfinite must be one int32");
   if (sums.ndim() == 0 || sums.shape(0) == 0) refuse("sums has no channel: give at least one");
   const Commit given{sums, out, halos, at, static_cast<std::int32_t*>(nonfinite.data()), stream};
-  if (kind == "labels") return commit_labels(given, activation == "sigmoid" || sums.shape(0) == 1);
+  if (kind == "labels") return commit_labels(given, label_rule(activation, sums.shape(0)));
   if (kind == "probabilities") {
     if (is(out, Code::UInt, 8)) return commit_probabilities<std::uint8_t>(given, activation);
     if (is(out, Code::Float, 32)) return commit_probabilities<float>(given, activation);

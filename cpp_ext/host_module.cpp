@@ -4,10 +4,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <array>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -251,17 +253,18 @@ Corner check_out(const View<T>& out, const View<const float>& sums, index_t chan
 }
 
 template <typename T>
-void labels(const Input& sums_array, const Array& out_array, bool threshold, int threads) {
+void labels(const Input& sums_array, const Array& out_array, std::optional<float> above, int threads) {
   const auto sums = view<const float>(sums_array, "sums");
   const auto out = view<T>(out_array, "out");
   const Corner shape = check_out(out, sums, 1);
   const index_t channels = sums.shape[0];
+  const LabelRule rule{above.has_value(), above.value_or(0.0f)};
   const nb::gil_scoped_release release;
   // A row costs as much as its channels: count them, so that a small image of many classes is split as well.
   parallel_rows(shape[0] * shape[1], shape[2] * channels, threads, [&](index_t begin, index_t end) {
     for (index_t row = begin; row < end; ++row) {
       const index_t z = row / shape[1], y = row % shape[1];
-      label_row(out.at(0, z, y, 0), sums.at(0, z, y, 0), sums.stride[0], channels, shape[2], threshold);
+      label_row(out.at(0, z, y, 0), sums.at(0, z, y, 0), sums.stride[0], channels, shape[2], rule);
     }
   });
 }

@@ -228,7 +228,7 @@ struct HaloPart {
 template <typename T>
 struct ToLabel {
   using Out = T;
-  bool threshold;
+  LabelRule rule;
   struct State {
     float best;
     std::int32_t channel;
@@ -240,7 +240,7 @@ struct ToLabel {
     state.channel = static_cast<std::int32_t>(k);
   }
   HALO_FN void end(const State& state, T* out, index_t, float*, index_t, index_t) const {
-    *out = static_cast<T>(label_of(state.best, state.channel, threshold));
+    *out = static_cast<T>(label_of(state.best, state.channel, rule));
   }
   static constexpr bool kKeepsSums = false;
 };

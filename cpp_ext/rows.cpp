@@ -36,7 +36,7 @@ HALO_FN auto differ(T a, T b) {
 
 template <typename T>
 HALO_FN void label_strip(T* HALO_RESTRICT out, const float* HALO_RESTRICT sums, index_t stride, index_t channels,
-                         index_t n, bool threshold) {
+                         index_t n, LabelRule rule) {
   float best[kStrip];
   std::int32_t channel[kStrip];
   std::fill_n(best, n, minus_infinity());
@@ -49,7 +49,7 @@ HALO_FN void label_strip(T* HALO_RESTRICT out, const float* HALO_RESTRICT sums, 
       channel[x] = larger ? static_cast<std::int32_t>(k) : channel[x];
     }
   }
-  for (index_t x = 0; x < n; ++x) out[x] = static_cast<T>(label_of(best[x], channel[x], threshold));
+  for (index_t x = 0; x < n; ++x) out[x] = static_cast<T>(label_of(best[x], channel[x], rule));
 }
 
 template <typename T>
@@ -124,9 +124,9 @@ HALO_CLONES void merge_row(float* HALO_RESTRICT sums, const float* HALO_RESTRICT
 
 #define HALO_DEFINE(T)                                                                                             \
   HALO_CLONES void label_row(T* out, const float* sums, index_t stride, index_t channels, index_t n,               \
-                             bool threshold) noexcept {                                                            \
+                             LabelRule rule) noexcept {                                                            \
     for (index_t x = 0; x < n; x += kStrip)                                                                        \
-      label_strip(out + x, sums + x, stride, channels, std::min(kStrip, n - x), threshold);                        \
+      label_strip(out + x, sums + x, stride, channels, std::min(kStrip, n - x), rule);                             \
   }
 HALO_DEFINE(std::uint8_t)
 HALO_DEFINE(std::uint16_t)

@@ -31,8 +31,8 @@ void add_constant_rows(float* sums, index_t sums_stride, float value, float wz, 
 void merge_row(float* sums, const float* in, index_t n) noexcept;
 
 // The labels of one row of voxels; `stride` lies between the channels of `sums`.
-void label_row(std::uint8_t* out, const float* sums, index_t stride, index_t channels, index_t n, bool threshold) noexcept;
-void label_row(std::uint16_t* out, const float* sums, index_t stride, index_t channels, index_t n, bool threshold) noexcept;
+void label_row(std::uint8_t* out, const float* sums, index_t stride, index_t channels, index_t n, LabelRule rule) noexcept;
+void label_row(std::uint16_t* out, const float* sums, index_t stride, index_t channels, index_t n, LabelRule rule) noexcept;
 
 // out[k][i] = quantise(softmax over k) for n <= kStrip voxels, with room for `channels * n` floats in `scratch`.
 void softmax_row(std::uint8_t* out, index_t out_stride, const float* sums, index_t stride, index_t channels, index_t n,

@@ -55,6 +55,8 @@ class Settings(BaseModel):
     """Axes of the stored array, e.g. ``czyx``; default: what its metadata say."""
     normalize: str | None = None
     """``none``, ``zscore``, ``minmax``, ``percentile:1,99`` or ``range:-1000,400``; default: what the model names."""
+    activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None = None
+    """What the network's outputs are, see `unet_engine.model.spec.Activation`; default: what the model or its graph says."""
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
     mask: str | None = None

@@ -183,3 +183,31 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path):
         assert said.code == 5
         assert message in said.error
     assert cli("export", tmp_path / "w.pth", "--out", tmp_path / "n.pt2").code == 2
+
+
+class _EvalSigmoid(torch.nn.Module):
+    """Ends in a sigmoid or softmax in evaluation alone, as pytorch-3dunet's networks do."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.last = torch.nn.Conv2d(1, classes, 1)
+        self.end = torch.nn.Sigmoid() if classes == 1 else torch.nn.Softmax(dim=1)
+
+    def forward(self, x):
+        return self.last(x) if self.training else self.end(self.last(x))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_an_activation_of_evaluation_alone_is_found_in_what_is_exported(tmp_path, classes):
+    from unet_export.conversion.export import Export, export
+
+    script = str(tmp_path / "net.pt")
+    torch.jit.save(torch.jit.trace(_EvalSigmoid(classes).eval(), torch.zeros(1, 1, 32, 32)), script)
+    told = []
+    export(Export(script, str(tmp_path / "net.onnx"), window=(32, 32)), told.append)
+    assert open_model(tmp_path / "net.onnx").spec.activation == "probabilities"
+    assert any("its outputs are taken as probabilities" in line for line in told)
+    told.clear()
+    export(Export(script, str(tmp_path / "said.onnx"), window=(32, 32), activation="sigmoid"), told.append)
+    assert open_model(tmp_path / "said.onnx").spec.activation == "sigmoid"
+    assert any("would be applied again" in line for line in told)

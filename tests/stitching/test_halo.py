@@ -174,7 +174,7 @@ def test_labels_are_the_reference(
     sums = strided(rng, np.where(rng.random(few.shape) < 0.3, rng.choice(SPECIAL, few.shape), few))
     out, expected = strided(rng, np.full(shape, 99, dtype)), np.zeros(shape, dtype)
     operations.labels(sums, out, activation, threads=threads)
-    reference.labels(sums, expected, threshold=activation == "sigmoid" or k == 1)
+    reference.labels(sums, expected, above=operations.label_threshold(activation, k))
     np.testing.assert_array_equal(out, expected)
 
 

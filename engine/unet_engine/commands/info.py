@@ -31,7 +31,14 @@ def _model(path: str, window: str | None) -> dict[str, Any]:
     spec = model.spec.model_dump(mode="json")
     spec["normalization"] = str(model.spec.normalization)
     judged = [_judged(verdict) for verdict in model.verdicts]
-    return {"model": str(model.path), "format": model.format, "sha256": model.sha256, "judged": judged, **spec}
+    return {
+        "model": str(model.path),
+        "format": model.format,
+        "sha256": model.sha256,
+        "judged": judged,
+        "ends_in": model.ends_in or None,
+        **spec,
+    }
 
 
 def _judged(verdict: Verdict) -> str:

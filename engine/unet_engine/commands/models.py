@@ -10,6 +10,8 @@ import click
 from unet_engine.commands.options import sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
 
+ACTIVATIONS = ["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
+
 
 def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
@@ -46,7 +48,11 @@ def _needs(module: str, extra: str, what: str) -> None:
 )
 @click.option("--name", help="Of the model; default: that of the file.")
 @click.option("--classes", metavar="A,B,…", help="Names of labels 0, 1, …")
-@click.option("--activation", type=click.Choice(["softmax", "sigmoid", "none"]), help="Default: by number of outputs.")
+@click.option(
+    "--activation",
+    type=click.Choice(ACTIVATIONS),
+    help="What outputs are; default: what the graph ends in, else by their number.",
+)
 @click.option("--normalize", metavar="HOW", help="What training did: none, zscore, percentile:1,99, range:0,255, …")
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
@@ -88,6 +94,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), help="Instead of what the model names, as for run.")
 @click.option(
     "--min-dice", multiple=True, metavar="[CLASS=]D", help="Least Dice against fp32; default 0.999, int8 0.995."
 )

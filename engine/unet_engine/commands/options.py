@@ -49,6 +49,11 @@ _SETTINGS = [
         metavar="HOW",
         help="none, zscore, minmax, percentile:1,99 or range:-1000,400; default: the model's.",
     ),
+    click.option(
+        "--activation",
+        metavar="A",
+        help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each channel; default: the model's.",
+    ),
     click.option("--replace-nonfinite", type=float, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),

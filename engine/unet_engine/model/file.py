@@ -18,10 +18,10 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from unet_engine.errors import ModelError
+from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments
 from unet_engine.model.onnx_file import onnx_spec
-from unet_engine.model.spec import METADATA_KEY, ModelSpec, Normalization, read_toml
+from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
 from unet_engine.model.verdict import Verdict
 
 Format = Literal["onnx", "pt2", "torchscript", "fake"]
@@ -48,6 +48,8 @@ class ModelFile:
     verdicts: tuple[Verdict, ...] = ()
     outside: tuple[str, ...] = ()
     """Names of files beside it that hold weights."""
+    ends_in: str = ""
+    """What in the graph told the spec's activation, e.g. "the network ends in Sigmoid"; empty where it was said, or guessed."""
 
     def normalized(self, how: str | None) -> ModelFile:
         """The model fed as ``--normalize`` says; as it promises where that is None. Raises `SettingsError` for other words."""
@@ -56,11 +58,27 @@ class ModelFile:
         spec = self.spec.model_copy(update={"normalization": Normalization.parse(how)})
         return replace(self, spec=spec)
 
+    def activated(self, activation: Activation | None) -> ModelFile:
+        """The model whose outputs are what ``--activation`` says; as it promises where that is None. Raises `SettingsError` where the
+        model cannot be of that kind."""
+        if activation is None:
+            return self
+        try:
+            spec = ModelSpec.model_validate({**self.spec.model_dump(), "activation": activation})
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"--activation {activation} does not fit {self.path}: {said}") from error
+        return replace(self, spec=spec, ends_in="")
 
-def open_model(path: str | Path, window: Sequence[int] | None = None) -> ModelFile:
+
+def open_model(
+    path: str | Path, window: Sequence[int] | None = None, activation: Activation | None = None
+) -> ModelFile:
     """Read what the model at `path` promises. `window` is needed, and used, only where the file does not fix a size itself.
+    `activation` wins over what the file says.
 
-    Raises `ModelError` where the file is missing, corrupt, of no known format, or says too little.
+    Raises `SettingsError` where the model cannot be of that kind, and `ModelError` where the file is missing, corrupt, of no
+    known format, or says too little.
     """
     path = Path(path)
     if not path.exists():
@@ -68,16 +86,17 @@ def open_model(path: str | Path, window: Sequence[int] | None = None) -> ModelFi
     if path.is_dir():
         raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
     kind = _format(path)
-    files = [path]
+    files, ends_in = [path], ""
     if kind == "onnx":
-        spec, weights = onnx_spec(path, tuple(window) if window else None)
+        spec, weights, ends_in = onnx_spec(path, tuple(window) if window else None, activation)
         files += weights
     elif kind == "fake":
         spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
     else:
         spec = _archive_spec(path)
     verdicts = _verdicts(path) if kind == "onnx" else ()
-    return ModelFile(path, kind, _hash(files, kind), spec, verdicts, tuple(f.name for f in files[1:]))
+    outside = tuple(f.name for f in files[1:])
+    return ModelFile(path, kind, _hash(files, kind), spec, verdicts, outside, ends_in).activated(activation)
 
 
 def is_model(path: str | Path) -> bool:

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import ModelError, UnetEngineError, first_line
-from unet_engine.model.spec import METADATA_KEY, ModelSpec, read_toml
+from unet_engine.model.ending import refusal
+from unet_engine.model.onnx_ending import ending, opset_of
+from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.units import times
 
 
-def onnx_spec(path: Path, window: tuple[int, ...] | None) -> tuple[ModelSpec, list[Path]]:
-    """The spec, and the files that hold weights outside `path`. `window` is for a graph that fixes no sizes.
+def onnx_spec(
+    path: Path, window: tuple[int, ...] | None, activation: Activation | None = None
+) -> tuple[ModelSpec, list[Path], str]:
+    """The spec, the files that hold weights outside `path`, and what in the graph told the activation (see `Ending`).
 
-    Raises `ModelError` where the file is corrupt, is no network of one image, or says too little.
+    `window` is for a graph that fixes no sizes; Where `activation` is given, it is the caller's to put in. Raises `ModelError` where the file
+    is corrupt, is no network of one image, or says too little.
     """
     import onnx
 
@@ -26,9 +31,11 @@ def onnx_spec(path: Path, window: tuple[int, ...] | None) -> tuple[ModelSpec, li
         outside = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
         weights = [path.parent / name for name in sorted(outside)]
         if spec_text is not None:
-            return ModelSpec.exported(spec_text, path), weights
+            return ModelSpec.exported(spec_text, path), weights, ""
         beside = path.with_suffix(".toml")
-        return _spec_from_graph(path, model, window, _given(beside) if beside.is_file() else {}), weights
+        given = _given(beside) if beside.is_file() else {}
+        spec, why = _spec_from_graph(path, model, window, given | ({"activation": "none"} if activation else {}))
+        return spec, weights, why
     except UnetEngineError:
         raise
     except Exception as error:  # the parser and shape inference raise what they like, down to UnicodeDecodeError
@@ -44,8 +51,10 @@ def _given(beside: Path) -> dict[str, Any]:
     return given
 
 
-def _spec_from_graph(path: Path, model: Any, window: tuple[int, ...] | None, given: dict[str, Any]) -> ModelSpec:
-    """A foreign network: everything its shapes tell, for the one window it has or is given; `given` keys win."""
+def _spec_from_graph(
+    path: Path, model: Any, window: tuple[int, ...] | None, given: dict[str, Any]
+) -> tuple[ModelSpec, str]:
+    """A foreign network: everything its graph tells, for the one window it has or is given; `given` keys win."""
     inputs = [i for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}]
     if len(inputs) != 1:
         raise ModelError(f"{path} has {len(inputs)} inputs; one image input is needed")
@@ -66,23 +75,27 @@ def _spec_from_graph(path: Path, model: Any, window: tuple[int, ...] | None, giv
         raise ModelError(
             f"{path} says no number of input channels; write channels_in to {path.with_suffix('.toml').name}"
         )
-    shape, flops = _traced(path, model, inputs[0].name, (1, channels, *window))
+    shape, shapes = _traced(path, model, inputs[0].name, (1, channels, *window))
     margins = [(size - out) // 2 for size, out in zip(window, shape[2:], strict=True)]
     if any(m < 0 or size - out != 2 * m for m, size, out in zip(margins, window, shape[2:], strict=True)):
         raise ModelError(
             f"{path} turns {times(window)} into {times(shape[2:])}; an output of the same size, or smaller evenly, is needed"
         )
+    activation, why = ending(model.graph, opset_of(model), shapes, model.graph.output[0].name).activation(shape[1])
+    if activation is None and "activation" not in given:
+        raise ModelError(refusal(path, why))
     values = {
         "name": path.stem, "axes": axes, "channels_in": channels, "channels_out": shape[1], "window": window, "window_min": window,
-        "window_step": (0,) * len(axes), "margin": margins, "activation": "softmax" if shape[1] > 1 else "sigmoid", "flops": flops,
+        "window_step": (0,) * len(axes), "margin": margins, "activation": activation, "flops": _flops(model.graph, shapes),
     }  # fmt: skip
-    return ModelSpec.written(
+    spec = ModelSpec.written(
         {**values, **given, "window": window, "window_min": window, "window_step": (0,) * len(axes)}, path
     )
+    return spec, "" if "activation" in given else why
 
 
-def _traced(path: Path, model: Any, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Output shape and FLOPs of the graph for one input shape, by ONNX shape inference."""
+def _traced(path: Path, model: Any, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, list[int]]]:
+    """Output shape of the graph for one input shape, and the shapes of all its tensors by name, by ONNX shape inference."""
     import onnx
 
     graph = model.graph
@@ -110,7 +123,7 @@ def _traced(path: Path, model: Any, name: str, shape: tuple[int, ...]) -> tuple[
             f"{path}: the shape of its output cannot be told; write the spec to {path.with_suffix('.toml').name}"
         )
     shapes |= {t.name: list(t.dims) for t in graph.initializer} | {name: list(shape)}
-    return tuple(out), _flops(graph, shapes)
+    return tuple(out), shapes
 
 
 def _flops(graph: Any, shapes: dict[str, list[int]]) -> int:

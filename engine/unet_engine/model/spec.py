@@ -18,7 +18,12 @@ EXPORT_KEY = "unet_engine.export"
 """Of an ONNX file: what it was compared with when it was exported, and by how much they differed. JSON in ``metadata_props``."""
 
 NormalizationMode = Literal["none", "zscore", "minmax", "percentile", "range"]
-Activation = Literal["softmax", "sigmoid", "none"]
+Activation = Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
+"""What the network's outputs are: logits of classes that exclude one another (`softmax`), logits of each channel on its own (`sigmoid`),
+numbers (`none`), or probabilities already: of classes that exclude one another, as after a softmax, or of a single channel
+(`probabilities`), or of each channel on its own, as after a sigmoid (`probabilities_each`)."""
+ARE_PROBABILITIES = ("probabilities", "probabilities_each")
+_EACH = ("sigmoid", "probabilities_each")
 
 
 class Normalization(BaseModel):
@@ -120,7 +125,7 @@ class ModelSpec(BaseModel):
                 raise ValueError(f"{field} has {len(value)} entries for the {n} axes {self.axes}")
         if self.empty is not None and len(self.empty) != self.channels_out:
             raise ValueError(f"empty has {len(self.empty)} entries for {self.channels_out} output channels")
-        labels = self.channels_out + 1 if self.activation == "sigmoid" else self.channels_out
+        labels = self.channels_out if self.activation == "none" else self.label_count
         if self.classes and len(self.classes) != labels:
             raise ValueError(f"{len(self.classes)} class names for {labels} labels")
         if self.activation == "softmax" and self.channels_out == 1:
@@ -186,8 +191,8 @@ class ModelSpec(BaseModel):
 
     @property
     def label_count(self) -> int:
-        """Number of different labels: sigmoid adds a background 0 to its channels, one channel means 0 and 1."""
-        return self.channels_out + 1 if self.activation == "sigmoid" or self.channels_out == 1 else self.channels_out
+        """Number of different labels: channels on their own have a background 0 beside them, one channel means 0 and 1."""
+        return self.channels_out + 1 if self.activation in _EACH or self.channels_out == 1 else self.channels_out
 
     @property
     def class_names(self) -> tuple[str, ...]:

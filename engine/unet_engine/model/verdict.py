@@ -99,6 +99,8 @@ class Verdict(_Frozen):
     """Arithmetic of the layers that are not quantised: fp32, fp16 or bf16."""
     window: tuple[int, ...]
     normalization: str
+    activation: str | None = None
+    """What the outputs were taken for; None in verdicts from before there were networks that give probabilities."""
     passed: bool
     emulated: bool
     """Judged by computing as the back end would, elsewhere: figures only, no permission to run."""

@@ -30,6 +30,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Column, Index, Plan, Task
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import OTHER, Snapshot, Stages
+from unet_engine.stitching import operations
 from unet_engine.storage.codecs import decoding
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
@@ -273,6 +274,7 @@ class Worker:
 def _clear_winner(spec: ModelSpec) -> bool:
     """Whether rounding cannot change the label of the constant for empty windows."""
     values = sorted(spec.empty or (0.0,))
-    if spec.activation == "sigmoid" or len(values) == 1:
-        values = [0.0, *values[-2:]] if values[-1] > 0 else [values[-1], 0.0]
+    above = operations.label_threshold(spec.activation, len(values))
+    if above is not None:
+        values = sorted([*values, above])
     return len(values) > 1 and values[-1] - values[-2] > 1e-3 * max(map(abs, values))

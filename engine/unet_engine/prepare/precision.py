@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from unet_engine.backends.libraries import library, record
 from unet_engine.errors import BackendError
 from unet_engine.model.file import ModelFile
+from unet_engine.model.spec import ARE_PROBABILITIES
 from unet_engine.model.verdict import Verdict
 from unet_engine.units import times
 
@@ -59,6 +60,11 @@ def _objection(verdict: Verdict, model: ModelFile, backend: str, here: str, wind
         (
             verdict.normalization != str(model.spec.normalization),
             f"was judged for --normalize {verdict.normalization}, not {model.spec.normalization}",
+        ),
+        (
+            model.spec.activation != verdict.activation
+            and (verdict.activation is not None or model.spec.activation in ARE_PROBABILITIES),
+            f"was judged for outputs of another --activation than {model.spec.activation}",
         ),
     )
     return next((text for holds, text in reasons if holds), "")

@@ -10,8 +10,9 @@ from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
+from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model
-from unet_engine.model.spec import ModelSpec
+from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
 from unet_engine.paths import absolute
@@ -61,7 +62,8 @@ def survey(settings: Settings) -> Survey:
     volume = open_volume(settings.input, settings.axes)
     if settings.window is not None and len(settings.window) not in (2, 3):
         raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
-    model = open_model(settings.model, settings.window).normalized(settings.normalize)
+    model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
+    _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
@@ -94,6 +96,18 @@ def survey(settings: Settings) -> Survey:
         out=_out(settings, volume, model),
         notes=tuple(notes),
     )
+
+
+def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> None:
+    """Say what the outputs are taken for where the graph told it. Raises `SettingsError` where logits are asked of what has none."""
+    activation = model.spec.activation
+    if model.ends_in:
+        notes.append(outputs_note(activation, model.ends_in))
+    if settings.output == "logits" and activation in ARE_PROBABILITIES:
+        raise SettingsError(
+            f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "
+            "use --output probabilities"
+        )
 
 
 def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:

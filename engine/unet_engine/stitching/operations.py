@@ -34,7 +34,19 @@ F32 = NDArray[np.float32]
 Array = NDArray[Any]
 T = TypeVar("T")
 
-ACTIVATIONS = ("softmax", "sigmoid", "none")
+ACTIVATIONS = ("softmax", "sigmoid", "none", "probabilities", "probabilities_each")
+"""What becomes of blended outputs: see `labels` and `probabilities`. The last two are of networks that give probabilities themselves."""
+ABOVE_HALF = 0.5 + 2.0**-20
+"""Above a half by more than blending rounds: a voxel of exactly 0.5 is label 0 however the windows lie. `kAboveHalf` of arithmetic.hpp."""
+
+
+def label_threshold(activation: str, channels: int) -> float | None:
+    """The value that the largest channel has to exceed, to be labelled 1 + its number, else 0; None: the label is the channel."""
+    if channels > 1 and activation not in ("sigmoid", "probabilities_each"):
+        return None
+    return ABOVE_HALF if activation in ("probabilities", "probabilities_each") else 0.0
+
+
 _BLOCK_TYPES = ("bool", *(f"{u}int{n}" for u in ("u", "") for n in (8, 16, 32, 64)), "float16", "float32", "float64")
 
 
@@ -172,29 +184,31 @@ def merge(sums: F32, halo: F32, at: Sequence[int], *, threads: int = 1) -> None:
 def labels(sums: F32, out: NDArray[np.unsignedinteger], activation: str, *, threads: int = 1) -> None:
     """Reduce sums (K, *S) to labels, out (*S) uint8 or uint16.
 
-    "softmax" and "none" with K > 1: the channel of the largest logit. "sigmoid", and K == 1 whatever the activation:
-    0 where no logit is above 0, else 1 + the channel of the largest. Of equal logits the lowest channel wins. A NaN
-    counts as minus infinity, so it never wins: a voxel of NaN alone becomes 0.
+    "softmax", "none" and "probabilities" with K > 1: the channel of the largest value. "sigmoid", "probabilities_each",
+    and K == 1 whatever the activation: 0 where no logit is above 0 or no probability above a half (`ABOVE_HALF`), else
+    1 + the channel of the largest. Of equal values the lowest channel wins. A NaN counts as minus infinity, so it never
+    wins: a voxel of NaN alone becomes 0.
     """
     _check_activation(activation)
     _check_sums(sums, out.ndim)
     _check_type("out", out, "uint8", "uint16")
     _check_out(out, sums.shape[1:])
-    threshold = activation == "sigmoid" or sums.shape[0] == 1
-    highest = sums.shape[0] - (0 if threshold else 1)
+    above = label_threshold(activation, sums.shape[0])
+    highest = sums.shape[0] - (1 if above is None else 0)
     if highest > np.iinfo(out.dtype).max:
         raise ValueError(f"labels up to {highest} do not fit into {out.dtype}: take uint16, of at most 65535")
     if _native is None:
-        reference.labels(sums, out, threshold=threshold)
+        reference.labels(sums, out, above=above)
         return
     run = _native.labels_uint8 if out.dtype == np.uint8 else _native.labels_uint16
-    run(_3d(sums), _3d(out[None]), threshold, threads)
+    run(_3d(sums), _3d(out[None]), above, threads)
 
 
 def probabilities(sums: F32, out: Array, activation: str, *, threads: int = 1) -> None:
     """Turn sums (K, *S) into probabilities, out (K, *S) float32 or uint8 (255 * p, halves rounded up).
 
-    "softmax" over the channels, "sigmoid" per channel, or "none": clipped to 0..1. NaN stays NaN in float32 (softmax:
+    "softmax" over the channels, "sigmoid" per channel, or as they are but clipped to 0..1 ("none", "probabilities",
+    "probabilities_each": blending may round 1 up). NaN stays NaN in float32 (softmax:
     the whole voxel) and becomes 0 in uint8.
     """
     _check_activation(activation)

@@ -78,12 +78,12 @@ def merge(sums: F32, halo: F32, at: Sequence[int]) -> None:
         sums[(slice(None), *(slice(a, a + n) for a, n in zip(at, halo.shape[1:], strict=True)))] += halo
 
 
-def labels(sums: F32, out: NDArray[np.unsignedinteger], *, threshold: bool) -> None:
-    """`threshold`: 0 where no logit is above zero, else 1 + the channel of the largest; otherwise the channel."""
+def labels(sums: F32, out: NDArray[np.unsignedinteger], *, above: float | None) -> None:
+    """0 where no value is above `above`, else 1 + the channel of the largest; the channel where `above` is None."""
     known = np.where(np.isnan(sums), np.float32(-np.inf), sums)
     best = known.argmax(axis=0)
-    if threshold:
-        best = np.where(known.max(axis=0) > 0, best + 1, 0)
+    if above is not None:
+        best = np.where(known.max(axis=0) > np.float32(above), best + 1, 0)
     out[...] = best.astype(out.dtype)
 
 
@@ -149,7 +149,13 @@ def _clip(sums: F32) -> F32:
     return np.where(sums < 0, np.float32(0), np.where(sums > 1, np.float32(1), sums))
 
 
-_PROBABILITY = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _clip}
+_PROBABILITY = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "none": _clip,
+    "probabilities": _clip,
+    "probabilities_each": _clip,
+}
 
 
 def _target(sums: F32, at: Sequence[int], lo: Sequence[int], hi: Sequence[int]) -> F32:

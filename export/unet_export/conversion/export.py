@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError, first_line
+from unet_engine.model.ending import outputs_note, refusal
 from unet_engine.model.file import open_model
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization
+from unet_engine.model.onnx_ending import ending_for
+from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
 from unet_engine.units import Tell
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
 from unet_export.conversion.exporters import from_module, from_program, from_script
@@ -49,7 +51,7 @@ def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
     if not wanted.out.lower().endswith(".onnx"):
         raise SettingsError(f"--out {wanted.out} names no ONNX file; write it like model.onnx")
     if wanted.checkpoint.lower().endswith(".onnx"):
-        spec, error = _onnx(wanted)
+        spec, error = _onnx(wanted, tell)
     else:
         spec, error = _torch(wanted, tell)
     if not any(spec.window_step) and wanted.sizes == "auto":
@@ -70,28 +72,69 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
         network = FullResolution(network)
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
     _check_free(wanted, geometry)
-    spec = _spec(wanted, geometry, _embedded(wanted.checkpoint))
+    embedded = _embedded(wanted.checkpoint)
+    meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or embedded is not None, tell)
+    spec = _spec(wanted, geometry, embedded)
     try:
-        return spec, _written(checkpoint, network, spec, wanted.out)
+        return _written(checkpoint, network, spec, wanted.out, meaning)
     except ModelError:
         if wanted.sizes != "auto" or not any(spec.window_step):
             raise
     # what cannot be exported at all fails again, with the reason that matters
     fixed = spec.model_copy(update={"window_min": spec.window, "window_step": (0,) * len(spec.axes)})
-    return fixed, _written(checkpoint, network, fixed, wanted.out)
+    return _written(checkpoint, network, fixed, wanted.out, meaning)
 
 
-def _written(checkpoint: Checkpoint, network: Any, spec: ModelSpec, out: str) -> float:
+def _written(
+    checkpoint: Checkpoint, network: Any, spec: ModelSpec, out: str, meaning: _Meaning
+) -> tuple[ModelSpec, float]:
+    """The spec as it was written, and the largest difference: the exported graph has a say in the activation."""
+
+    def write(proto: Any, reference: Any) -> tuple[ModelSpec, float]:
+        looked_at = meaning.of(proto, spec)
+        return looked_at, write_onnx(proto, reference, looked_at, out)
+
     if checkpoint.kind == "module":
         with frozen(network) as net:
-            return write_onnx(from_module(net, spec), net, spec, out)
+            return write(from_module(net, spec), net)
     if checkpoint.kind == "torchscript":
         example = torch.zeros((1, spec.channels_in, *spec.window))
         script = network if not isinstance(network, FullResolution) else torch.jit.trace(network, example)
-        return write_onnx(from_script(script, spec), network, spec, out)
+        return write(from_script(script, spec), network)
     if isinstance(network, FullResolution):
-        return write_onnx(from_module(network, spec), network, spec, out)
-    return write_onnx(from_program(checkpoint.program, spec.name), network, spec, out)
+        return write(from_module(network, spec), network)
+    return write(from_program(checkpoint.program, spec.name), network)
+
+
+@dataclass
+class _Meaning:
+    """What the outputs of an exported graph are: what was said of them, else what the graph proves, else a guess by their number."""
+
+    source: str
+    said: bool
+    """Whether the user or a spec names the activation."""
+    tell: Tell
+    told: str = ""
+
+    def of(self, proto: Any, spec: ModelSpec) -> ModelSpec:
+        """`spec` with the activation of the graph's first output. Raises `ModelError` where it has to be said."""
+        end = ending_for(proto, (1, spec.channels_in, *spec.window))
+        found, why = end.activation(spec.channels_out)
+        if not self.said and found is None:
+            raise ModelError(refusal(self.source, why))
+        if not self.said and found is not None:
+            self._tell(outputs_note(found, why))
+            return _validated({**spec.model_dump(), "activation": found})
+        if end.are_probabilities and spec.activation in ("softmax", "sigmoid"):
+            self._tell(
+                f"{why} already, and {spec.activation} would be applied again; use --activation {found or 'probabilities'}"
+            )
+        return spec
+
+    def _tell(self, text: str) -> None:
+        if text and text != self.told:
+            self.tell(f"note: {text}")
+        self.told = text
 
 
 def _check_free(wanted: Export, found: Geometry) -> None:
@@ -131,14 +174,15 @@ class _Onnx(nn.Module):  # type: ignore[misc]  # the type checker skips torch
         return [torch.from_numpy(np.array(y)) for y in self._session.run(None, {self.input.name: x.numpy()})]
 
 
-def _onnx(wanted: Export) -> tuple[ModelSpec, float]:
+def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     """A foreign network gets a spec, a single output and a check; its own layers stay as they are."""
     import onnx
 
     path = Path(wanted.checkpoint)
-    given = open_model(path, wanted.window).spec
+    given = open_model(path, wanted.window, wanted.activation).spec
     proto = onnx.load(path)
     network = FullResolution(_Onnx(proto.SerializeToString(), str(path)))
+    said = _says_activation(wanted, proto, path)
     if any(entry.key == METADATA_KEY for entry in proto.metadata_props):
         spec = _changed(wanted, given)
     else:
@@ -151,7 +195,18 @@ def _onnx(wanted: Export) -> tuple[ModelSpec, float]:
         proto.metadata_props.remove(entry)
     if len(network.network.outputs) > 1:
         _keep_output(proto, network, spec)
+    spec = _Meaning(str(path), said, tell).of(proto, spec)
     return spec, write_onnx(proto, network, spec, wanted.out, origin=f"the ONNX file {path.name}")
+
+
+def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
+    """Whether the activation was said, by the user, by the file's own spec or by the one beside it."""
+    beside = path.with_suffix(".toml")
+    return (
+        wanted.activation is not None
+        or any(entry.key == METADATA_KEY for entry in proto.metadata_props)
+        or (beside.is_file() and "activation" in read_toml(beside))
+    )
 
 
 def _keep_output(proto: Any, network: Any, spec: ModelSpec) -> None:

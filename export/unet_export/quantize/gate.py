@@ -71,7 +71,7 @@ def reference(model: ModelFile, path: str | None, window: tuple[int, ...]) -> tu
     from importlib.util import find_spec
 
     if path is not None:
-        original = open_model(path, window)
+        original = open_model(path, window, model.spec.activation)
         if (original.spec.axes, original.spec.channels_in, original.spec.channels_out) != (
             model.spec.axes, model.spec.channels_in, model.spec.channels_out,
         ):  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unet_engine.backends.base import Setup
 from unet_engine.model.file import ModelFile
+from unet_engine.model.spec import Activation
 from unet_engine.model.verdict import Calibration, Verdict, shortfall
 from unet_engine.units import Tell
 from unet_export.quantize.fallback import Attempt, rescue
@@ -40,6 +41,7 @@ class Request:
     window: tuple[int, ...] | None = None
     axes: str | None = None
     normalize: str | None = None
+    activation: Activation | None = None
     dice: float | None = None
     dice_of: dict[str, float] = field(default_factory=dict)
     agreement: float | None = None
@@ -161,6 +163,7 @@ def outcome_of(chosen: Chosen, precision: str, backend: str, library: str, judgi
         rest=attempt.candidate.setup.rest,
         window=judging.window,
         normalization=str(judging.model.spec.normalization),
+        activation=judging.model.spec.activation,
         passed=passed,
         emulated=attempt.seconds is None,
         reason=f"passed{kept}" if passed else reason,

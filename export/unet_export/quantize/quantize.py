@@ -10,6 +10,7 @@ from typing import Any
 from unet_engine import machine
 from unet_engine.backends.libraries import record
 from unet_engine.errors import BackendError, SettingsError
+from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model, with_attachments
 from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.prepare.survey import check_volume, checked_window
@@ -65,7 +66,7 @@ def table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int, ...], Scaling]:
     """Model, volume, window and normalisation that the request names, checked against one another."""
-    model = open_model(request.model, request.window)
+    model = open_model(request.model, request.window, request.activation)
     if model.format != "onnx":
         raise SettingsError(
             f"{request.model} is no ONNX file; make one first: unet-engine export {request.model} --out model.onnx"
@@ -84,7 +85,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     model = model.normalized(request.normalize)
     volume = open_volume(request.calibrate, request.axes)
     window = checked_window(model.spec, request.window)
-    notes: list[str] = []
+    notes = [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
     check_volume(volume, model, notes)
     scale = scaling(model.spec.normalization, samples.values(volume))
     notes += _modality(model, volume, scale)

@@ -179,7 +179,10 @@ def _opened(ticket: Ticket, worker: Any) -> Station:
         )
     machine.return_freed_blocks()
     job: Job = pickle.loads(ticket.job)
-    if job.model.format != "fake" and open_model(job.model.path, job.setup.window).sha256 != job.model.sha256:
+    if (
+        job.model.format != "fake"
+        and open_model(job.model.path, job.setup.window, job.model.spec.activation).sha256 != job.model.sha256
+    ):
         raise ModelError(f"{job.model.path} on {host()} is another model than the run was planned with; copy it there")
     same_process = ticket.client == (socket.gethostname(), os.getpid())
 

@@ -1,0 +1,63 @@
+"""From what bounds a network's outputs to the activation of its spec, and what the user is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from unet_engine.model.spec import Activation
+
+SLACK = 1e-3
+"""Probabilities may leave 0 to 1 by rounding, and sum to 1 as badly."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the graph proves of a network's outputs."""
+
+    low: float = -inf
+    high: float = inf
+    end: str = ""
+    """The operator that bounds them, as its library calls it."""
+    exclusive: bool | None = None
+    """Whether the channels of a voxel sum to 1. None: nothing makes them; False: something does so along another axis, or did."""
+
+    @property
+    def are_probabilities(self) -> bool:
+        return self.low >= -SLACK and self.high <= 1 + SLACK
+
+    def activation(self, channels: int) -> tuple[Activation | None, str]:
+        """The activation of a network with so many output channels, and why. None: the graph contradicts every guess; the reason says how."""
+        if self.are_probabilities:
+            return self._of_probabilities(channels)
+        if self.low >= -SLACK and self.high < inf:
+            return None, f"the network ends in {self.end}, with outputs from {self.low:.4g} to {self.high:.4g}"
+        if channels == 1 and self.high <= SLACK:
+            return None, f"the network ends in {self.end}, with outputs that are never above 0"
+        if self.high < inf and self.end == "LogSoftmax":
+            # softmax(log p) = p / sum(p) = p, so logarithms of probabilities are logits like any others
+            return "softmax", f"the network ends in {self.end}"
+        return ("softmax" if channels > 1 else "sigmoid"), ""
+
+    def _of_probabilities(self, channels: int) -> tuple[Activation | None, str]:
+        if channels > 1 and self.exclusive is False:
+            return None, f"the network ends in {self.end}, but not over all its {channels} channels"
+        each = channels > 1 and self.exclusive is None
+        return "probabilities_each" if each else "probabilities", f"the network ends in {self.end}"
+
+
+def outputs_note(activation: Activation, why: str) -> str:
+    """What people are told of an activation that was found in the graph; empty where nothing was."""
+    if not why:
+        return ""
+    what = {
+        "probabilities": "its outputs are taken as probabilities",
+        "probabilities_each": "its outputs are taken as probabilities of each channel on its own",
+        "softmax": "its outputs are taken as logits of a softmax",
+    }[activation]
+    return f"{why}: {what}; --activation says otherwise"
+
+
+def refusal(path: object, why: str) -> str:
+    """The error where it has to be asked for."""
+    return f"{path}: {why}; say what its outputs are with --activation, or export what lies before it"

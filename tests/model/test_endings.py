@@ -1,0 +1,211 @@
+"""Foreign networks that end in a sigmoid or softmax: labels and probabilities are those of the network, applied once."""
+
+import numpy as np
+import pytest
+import zarr
+
+import unet_engine
+from support.command_line import cli
+from unet_engine.errors import ModelError, SettingsError
+from unet_engine.model.file import open_model
+from unet_engine.stitching import operations
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+VOXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 20), dtype=np.uint8)
+LOGIT = (VOXELS.astype(np.float64) - 128) / 16
+P = 1 / (1 + np.exp(-LOGIT))
+
+
+def node(kind, given, out, **attributes):
+    return helper.make_node(kind, given.split(), [out], **attributes)
+
+
+def network(path, nodes, channels=1, axes=3, opset=17, out=None, **more):
+    """A convolution "c" of logits (x - 128) / 16 times 1, -1, 0.5 per channel, and `nodes` that lead from it to "y"."""
+    factors = np.array([1, -1, 0.5], np.float32)[:channels]
+    weights = {
+        "w": (factors / 16).reshape(channels, 1, *(1,) * axes), "b": factors * np.float32(-8),
+        "zero": np.float32(0), "one": np.float32(1), "half": np.float32(0.5), "tiny": np.float32(1e-7), "full": np.float32(255),
+        "axis1": np.array([1]), **more,
+    }  # fmt: skip
+    shape = [1, 1, *(8,) * axes]
+    graph = helper.make_graph(
+        [node("Conv", "x w b", "c"), *nodes], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, out or channels, *shape[2:]])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return str(path)
+
+
+def scan(folder, axes=3):
+    path = folder / "v.zarr"
+    if not path.exists():
+        zarr.save_array(str(path), VOXELS if axes == 3 else VOXELS[0])
+    return str(path)
+
+
+def run(folder, model, axes=3, **options):
+    out = str(folder / f"{len(list(folder.iterdir()))}.zarr")
+    unet_engine.run(scan(folder, axes), model=model, out=out, **options)
+    return zarr.open_array(out + "/0", mode="r")[...]
+
+
+SHAPE = np.array([1, 1, 8, 64])
+BACK = np.array([1, 1, 8, 8, 8])
+ONE_CHANNEL = {
+    "Sigmoid": [node("Sigmoid", "c", "y")],
+    "Identity": [node("Sigmoid", "c", "s"), node("Identity", "s", "y")],
+    "Clip": [node("Sigmoid", "c", "s"), node("Clip", "s tiny one", "y")],
+    "Reshape": [node("Sigmoid", "c", "s"), node("Reshape", "s to", "r"), node("Reshape", "r back", "y")],
+    "Transpose": [
+        node("Transpose", "c", "t", perm=[0, 2, 3, 4, 1]), node("Sigmoid", "t", "s"), node("Transpose", "s", "y", perm=[0, 4, 1, 2, 3]),
+    ],
+    "Reshape by the input's own shape": [node("Sigmoid", "c", "s"), node("Shape", "x", "n"), node("Reshape", "s n", "y")],
+    "mean": [
+        node("Sigmoid", "c", "s"), node("Sigmoid", "c", "t"), node("Add", "s t", "a"), node("Mul", "a half", "y"),
+    ],
+    "written out": [node("Neg", "c", "n"), node("Exp", "n", "e"), node("Add", "e one", "a"), node("Div", "one a", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("ending", ONE_CHANNEL)
+def test_a_sigmoid_at_the_end_is_not_applied_twice(tmp_path, ending, backend):
+    pytest.importorskip(backend)
+    model = network(tmp_path / "net.onnx", ONE_CHANNEL[ending], to=SHAPE, back=BACK)
+    assert open_model(model).spec.activation == "probabilities"
+    np.testing.assert_array_equal(run(tmp_path, model, backend=backend), VOXELS > 128)
+    found = run(tmp_path, model, backend=backend, output="probabilities", dtype="float32")
+    np.testing.assert_allclose(found[0], P, atol=1e-5)
+
+
+def test_a_hard_sigmoid_of_a_plane(tmp_path):
+    model = network(tmp_path / "net.onnx", [node("HardSigmoid", "c", "y")], axes=2)
+    assert "HardSigmoid" in open_model(model).ends_in
+    np.testing.assert_array_equal(run(tmp_path, model, 2), VOXELS[0] > 128)
+    found = run(tmp_path, model, 2, output="probabilities")
+    np.testing.assert_allclose(found[0], 255 * np.clip(0.2 * LOGIT[0] + 0.5, 0, 1), atol=0.51)
+
+
+WRITTEN_OUT = [
+    node("ReduceMax", "c", "m", axes=[1]), node("Sub", "c m", "d"), node("Exp", "d", "e"),
+    node("ReduceSum", "e axis1", "t"), node("Div", "e t", "y"),
+]  # fmt: skip
+SOFTMAX = {
+    "Softmax": ([node("Softmax", "c", "y", axis=1)], "probabilities"),
+    "Clip": ([node("Softmax", "c", "s", axis=1), node("Clip", "s zero one", "y")], "probabilities"),
+    "Transpose": (
+        [
+            node("Transpose", "c", "t", perm=[0, 2, 3, 4, 1]), node("Softmax", "t", "s", axis=-1),
+            node("Transpose", "s", "y", perm=[0, 4, 1, 2, 3]),
+        ],
+        "probabilities",
+    ),
+    "written out": (WRITTEN_OUT, "probabilities"),
+    "LogSoftmax": ([node("LogSoftmax", "c", "y", axis=1)], "softmax"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", SOFTMAX)
+def test_a_softmax_at_the_end_is_not_applied_twice(tmp_path, ending):
+    nodes, activation = SOFTMAX[ending]
+    model = network(tmp_path / "net.onnx", nodes, channels=3)
+    assert open_model(model).spec.activation == activation
+    e = np.exp(np.stack([LOGIT, -LOGIT, LOGIT / 2]))
+    sure = VOXELS != 128  # all three are equal there
+    np.testing.assert_array_equal(run(tmp_path, model)[sure], e.argmax(0)[sure])
+    # logarithms are blended as the logits they are, of windows that agree here
+    np.testing.assert_allclose(run(tmp_path, model, output="probabilities", dtype="float32"), e / e.sum(0), atol=1e-5)
+
+
+def test_sigmoids_of_several_channels_stand_on_their_own(tmp_path):
+    model = network(tmp_path / "net.onnx", [node("Sigmoid", "c", "y")], channels=2)
+    assert open_model(model).spec.activation == "probabilities_each"
+    np.testing.assert_array_equal(run(tmp_path, model), np.where(VOXELS > 128, 1, np.where(VOXELS < 128, 2, 0)))
+
+
+def test_the_second_half_of_a_split_is_looked_at_too(tmp_path):
+    nodes = [node("Sigmoid", "c", "s"), helper.make_node("Split", ["s"], ["z", "y"], axis=1)]
+    model = network(tmp_path / "net.onnx", nodes, channels=2, out=1)
+    np.testing.assert_array_equal(run(tmp_path, model), VOXELS < 128)
+
+
+def test_a_probability_and_its_opposite_exclude_one_another(tmp_path):
+    nodes = [node("Sigmoid", "c", "s"), node("Sub", "one s", "n"), node("Concat", "n s", "y", axis=1)]
+    model = network(tmp_path / "net.onnx", nodes, out=2)
+    assert open_model(model).spec.activation == "probabilities"
+    np.testing.assert_array_equal(run(tmp_path, model), VOXELS > 128)
+
+
+IN_THE_MIDDLE = {
+    "gate": [node("Sigmoid", "c", "s"), node("Mul", "c s", "y")],  # also Swish
+    "convolution": [node("Sigmoid", "c", "s"), node("Conv", "s k", "y")],
+    "clipped logits": [node("Clip", "c low high", "y")],
+}
+
+
+@pytest.mark.parametrize("ending", IN_THE_MIDDLE)
+def test_a_sigmoid_in_the_middle_is_not_the_end(tmp_path, ending):
+    more = {"k": np.ones((1, 1, 1, 1, 1), np.float32), "low": np.float32(-50), "high": np.float32(50)}
+    model = open_model(network(tmp_path / "net.onnx", IN_THE_MIDDLE[ending], **more))
+    assert (model.spec.activation, model.ends_in) == ("sigmoid", "")
+
+
+ASKED = {
+    "another axis": ([node("Softmax", "c", "y", axis=-1)], 3, None),
+    "older, over all axes": ([node("Softmax", "c", "y", axis=1)], 3, 11),
+    "part of the classes": ([node("Softmax", "c", "s", axis=1), node("Slice", "s one_ three axis1", "y")], 3, None),
+    "times 255": ([node("Sigmoid", "c", "s"), node("Mul", "s full", "y")], 1, None),
+    "never above 0": ([node("Sigmoid", "c", "s"), node("Log", "s", "y")], 1, None),
+}
+
+
+@pytest.mark.parametrize("ending", ASKED)
+def test_what_the_graph_does_not_settle_is_asked_for(tmp_path, ending):
+    nodes, channels, opset = ASKED[ending]
+    model = network(
+        tmp_path / "net.onnx", nodes, channels, opset=opset or 17, out=2 if "part" in ending else None,
+        one_=np.array([1]), three=np.array([3]),
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="say what its outputs are with --activation"):
+        open_model(model)
+    assert open_model(model, activation="none").spec.activation == "none"
+
+
+def test_the_option_and_the_file_beside_win(tmp_path):
+    model = network(tmp_path / "net.onnx", [node("Sigmoid", "c", "y")])
+    said = cli(
+        "run", "--in", scan(tmp_path), "--model", model, "--out", str(tmp_path / "o.zarr"), "--activation", "sigmoid"
+    )
+    assert (said.code, "taken as" in said.err) == (0, False)
+    (tmp_path / "net.toml").write_text('activation = "sigmoid"\n')
+    assert open_model(model).spec.activation == "sigmoid"
+    assert open_model(model, activation="probabilities").spec.activation == "probabilities"
+    with pytest.raises(SettingsError, match="softmax over one channel is constant"):
+        open_model(model, activation="softmax")
+
+
+def test_people_are_told_and_logits_refused(tmp_path):
+    model = network(tmp_path / "net.onnx", [node("Sigmoid", "c", "y")])
+    assert cli("info", model, "--json").json["ends_in"] == "the network ends in Sigmoid"
+    asked = ["--in", scan(tmp_path), "--model", model, "--out", str(tmp_path / "o.zarr")]
+    assert "the network ends in Sigmoid: its outputs are taken as probabilities" in cli("plan", *asked).err
+    said = cli("run", *asked, "--output", "logits")
+    assert said.code == 2
+    assert "net.onnx gives probabilities and has no logits" in said.error
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_half_is_background_however_it_was_rounded(monkeypatch, native):
+    if not native:
+        monkeypatch.setattr(operations, "_native", None)
+    sums = np.array([[0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.501, np.nan]], np.float32).reshape(1, 1, 4)
+    out = np.zeros((1, 4), np.uint8)
+    operations.labels(sums, out, "probabilities")
+    assert out.tolist() == [[0, 0, 1, 0]]
