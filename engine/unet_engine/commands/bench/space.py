@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import log, prod
+from math import prod
 
 from unet_engine.model.spec import ModelSpec
 from unet_engine.plan.box import Box
@@ -117,31 +116,6 @@ class Field:
         own = max(self.spec.window)
         found = dict.fromkeys(self.scaled(size / own) for size in range(min(sizes), max(sizes) + 1))
         return tuple(w for w in found if self.fits(w))
-
-
-def neighbours(field: Field, measured: Mapping[Window, float], count: int) -> list[Window]:
-    """Up to `count` windows that were not measured and should be worth more than the best that was.
-
-    measured: windows per second of windows measured. Between two of them the time per voxel is taken to lie on a straight line over the
-    logarithm of the voxels; the number of windows on the volume is exact, and what makes neighbours differ most on small volumes.
-    """
-    known = sorted((prod(w), 1 / (prod(w) * rate)) for w, rate in measured.items())
-    best = max(field.rate(w, rate) for w, rate in measured.items())
-    found = []
-    for window in field.finer():
-        if window in measured or not known[0][0] <= prod(window) <= known[-1][0]:
-            continue
-        worth = field.rate(window, 1 / (prod(window) * _between(known, prod(window))))
-        if worth > best:
-            found.append((worth, window))
-    return [window for _, window in sorted(found, reverse=True)[:count]]
-
-
-def _between(known: Sequence[tuple[int, float]], voxels: int) -> float:
-    for (x0, y0), (x1, y1) in pairwise(known):
-        if x0 <= voxels <= x1:
-            return y0 + (y1 - y0) * (log(voxels / x0) / log(x1 / x0) if x1 > x0 else 0)
-    return known[0][1]
 
 
 def region(field: Field, window: Window, windows: int) -> Box:
