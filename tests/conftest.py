@@ -1,28 +1,30 @@
 """What the tests share: small volumes, the identity network, a tiny real one, and the command line with all it prints."""
 
-import faulthandler
-import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
-from hypothesis import settings as hypothesis_settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
+from support.paths import ROOT
 from support.volumes import fake_model, make_volume
 from unet_engine.model.spec import ModelSpec
 from unet_engine.settings import CONFIG
 
-# Machines are shared, so an example may take long for no reason of its own.
-hypothesis_settings.register_profile("unhurried", deadline=None)
-hypothesis_settings.load_profile("unhurried")
+pytest_plugins = ["support.turns"]
 
-EXIT_SECONDS = 60
-"""How long Python may take to end after the tests."""
-
-
-def pytest_unconfigure():
-    """A thread that a test left hanging would keep Python from ending: show it, and fail."""
-    faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=sys.__stderr__)
+# Machines are shared, so an example may take long for no reason of its own. `make fresh` draws other examples each time.
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "fresh",
+    deadline=None,
+    derandomize=False,
+    database=DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples"),
+    print_blob=True,
+    max_examples=1000,
+)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

@@ -103,11 +103,16 @@ def search(
         run.over([Candidate(group, window, first) for window in space.windows[1:] for group in near])
     for kind in space.kinds(found.samples)[:1]:  # what may not be proposed is not looked into any further
         best = found.best(kind)[0]
-        run.over([replace(best, batch=batch) for batch in space.batches if batch != best.batch])
+        _other_batches(run, space, found, best)
         _refine(run, space, found, best)
+        _other_batches(run, space, found, found.best(space.like(best, found.samples))[0])
     for kind in space.kinds(found.samples):
         _halve(run, found, kind)
     return found
+
+
+def _other_batches(run: _Rounds, space: Space, found: Found, best: Candidate) -> None:
+    run.over([c for batch in space.batches if (c := replace(best, batch=batch)) not in found.samples])
 
 
 def _refine(run: _Rounds, space: Space, found: Found, best: Candidate) -> None:
