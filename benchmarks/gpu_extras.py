@@ -23,8 +23,9 @@ def tensorrt(args: argparse.Namespace) -> Figures:
     if args.simulate:
         raise CannotRun("simulated: no engine runs there")
     from unet_engine.backends import tensorrt_api
+    from unet_engine.backends.libraries import record
 
-    if not tensorrt_api.installed():
+    if not record("tensorrt").installed:
         raise CannotRun("TensorRT is not installed; FP16 and INT8 in it stay not measured")
     need("onnxscript", "onnxruntime", "zarr", "pydantic")
     from gpu_network import typed_graphs
@@ -149,7 +150,7 @@ def _host_rate(voxels: list[Any], threads: int, seconds: float) -> float:
     import zarr
 
     from unet_engine.storage.codecs import decoding as with_threads
-    from unet_engine.volumes.zarr_volume import open_volume
+    from unet_engine.volumes.formats import open_volume
 
     n = len(voxels)
     with tempfile.TemporaryDirectory() as name:

@@ -249,7 +249,7 @@ def _machine() -> str:
 def _print(found: dict[str, Ratio], known: dict[str, Any] | None, fallen: set[str]) -> None:
     print(_machine() + ("" if known else ": no baseline is stored for it, ratios must reach a floor; see --record"))
     print("| ratio | now, quartiles | before, quartiles | must reach | |\n|---|---|---|---|---|")
-    shown = {"add": "`halo.add`, times NumPy", "gather": "`halo.gather`, times NumPy", "labels": "`halo.labels`, times NumPy",
+    shown = {"add": "`operations.add`, times NumPy", "gather": "`operations.gather`, times NumPy", "labels": "`operations.labels`, times NumPy",
              "3D": "run ÷ bare network, 3D", "2D": "run ÷ bare network, 2D"}  # fmt: skip
     for name, ratio in found.items():
         before = Ratio(**known[name]) if known and name in known else None

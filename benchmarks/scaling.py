@@ -32,7 +32,8 @@ from unet_engine.execution.dask.board import Board
 from unet_engine.model.file import ModelFile
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output.layout import Layout
-from unet_engine.pipeline.job import Job, Predicted
+from unet_engine.pipeline.host import HostPredicted
+from unet_engine.pipeline.job import Job
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.box import Box
 from unet_engine.plan.bundles import run_length
@@ -54,7 +55,7 @@ class SimulatedWorker(Worker):
     def read(self, task):
         return None
 
-    def predict(self, work) -> Iterator[Predicted]:
+    def predict(self, work) -> Iterator[HostPredicted]:
         free = None
         for item in work:
             if item is None:
@@ -64,7 +65,7 @@ class SimulatedWorker(Worker):
             free = (free or time.monotonic()) + len(task.windows) * LATENCY
             time.sleep(max(0.0, free - time.monotonic()))
             self.tally.add(inferred=len(task.windows))
-            yield Predicted(task, np.zeros((1, *task.block.sums.shape), np.float32))
+            yield HostPredicted(task, np.zeros((1, *task.block.sums.shape), np.float32))
 
     def commit(self, task, core, halos):
         self.tally.add(blocks=1)

@@ -67,7 +67,7 @@ def _output(path: Path, values: np.ndarray) -> Output:
         "zyx", "zyx", values.shape[-3:], (64,) * 3, channels, str(values.dtype), (1.0,) * 3, (0.0,) * 3, None, ()
     )
     output = Output.create(str(path), layout, "d", {"identity": {}, "blocks": [[[0, 1]]] * 3})
-    output.ledger.begin()
+    output.header.begin()
     return output
 
 

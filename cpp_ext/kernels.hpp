@@ -1,5 +1,5 @@
-// The bodies of the GPU's kernels: what one thread does. `halo.cu` launches them over a grid, `halo_loop.cpp` runs the very same code in
-// loops on the CPU, where the tests compare it with `engine/unet_engine/halo_reference.py`.
+// The bodies of the GPU's kernels: what one thread does. `launch_cuda.cu` launches them over a grid, `launch_loop.cpp` runs the very
+// same code in loops on the CPU, where the tests compare it with `engine/unet_engine/stitching/reference.py`.
 //
 // All are in gather form: a thread owns what it writes, so there are no atomics and no order but the one written here.
 //
@@ -9,13 +9,13 @@
 //   AddBody       tiles of voxels, each with the list of windows that meet it.
 #pragma once
 
-#include "halo.hpp"
+#include "arithmetic.hpp"
 
 namespace unet_engine {
 
 constexpr int kLanes = 32;      // threads of a row or tile along x: a warp
 constexpr int kPerThread = 4;   // elements along x that one thread handles, kLanes apart: so many loads are under way at once
-constexpr int kMostHalos = 32;  // that one commit merges
+constexpr int kMostHalos = 32;  // that one commit merges; Python is told as MOST_HALOS
 
 // Where windows lie along one axis of a block: origin in the sums (may be negative), and the range to add, in window coordinates.
 struct Span {

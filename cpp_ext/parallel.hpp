@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "halo.hpp"
+#include "arithmetic.hpp"
 
 #if defined(__SSE2__)
 #include <xmmintrin.h>

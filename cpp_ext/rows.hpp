@@ -1,33 +1,13 @@
-// The inner loops of `halo.cpp`, over contiguous rows. Compiled several times, for AVX-512, AVX2 and any x86-64, and chosen
-// when the module is loaded (elsewhere: compiled once). The results are the same bits, see `halo.hpp`.
+// The inner loops of `host_module.cpp`, over contiguous rows. Compiled several times, for AVX-512, AVX2 and any x86-64, and chosen
+// when the module is loaded (elsewhere: compiled once). The results are the same bits, see `arithmetic.hpp`.
 #pragma once
 
-#include "halo.hpp"
+#include "types.hpp"
 
 namespace unet_engine {
 
 // Voxels of a row whose intermediate values stay in the first-level cache.
 constexpr index_t kStrip = 1024;
-
-// The element types that a block may have (bool comes as uint8).
-#define HALO_BLOCK_TYPES(DO) \
-  DO(std::uint8_t)           \
-  DO(std::int8_t)            \
-  DO(std::uint16_t)          \
-  DO(std::int16_t)           \
-  DO(std::uint32_t)          \
-  DO(std::int32_t)           \
-  DO(std::uint64_t)          \
-  DO(std::int64_t)           \
-  DO(Half)                   \
-  DO(float)                  \
-  DO(double)
-
-// The element types of a network's output.
-#define HALO_WINDOW_TYPES(DO) \
-  DO(float)                   \
-  DO(Half)                    \
-  DO(BFloat16)
 
 // out[i] = normalise(in[i]);   whether all in[i] == value
 #define HALO_DECLARE(T)                                                                        \

@@ -109,7 +109,7 @@ def digest(folder, axes, *, parts=0, resumed=False, mask=False, **options):
 
 
 def _resumed(scan, options):
-    """A run whose network fails half way, gone on with."""
+    """A run whose network fails half way, resumed."""
     calls, start = [], FakeBackend.start
 
     def failing(self, slot):

@@ -13,19 +13,19 @@ from typing import Any
 from unet_engine.errors import writing
 from unet_engine.execution.choose import team
 from unet_engine.execution.team import Team
-from unet_engine.output import output as store
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
-from unet_engine.output.header import Ledger, spans
+from unet_engine.output.header import Header, spans
 from unet_engine.output.locks import Holding, hold
-from unet_engine.output.output import Output
+from unet_engine.output.output import Output, remove
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
-from unet_engine.prepare.overlap import KEY, facts
+from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
 from unet_engine.profiling import tracing
 from unet_engine.settings import Settings
 from unet_engine.stitching import operations
+from unet_engine.storage import stores
 from unet_engine.version import version_of
 
 Watch = Callable[[Prepared, Team], Any]
@@ -72,7 +72,7 @@ class Result:
     halo_bytes: int = 0
     """Halos sent from one worker to another."""
     overlap_choice: dict[str, Any] | None = None
-    """What ``--overlap auto`` took and on what grounds: fields of `unet_engine.prepare.overlap.OverlapChoice`."""
+    """What ``--overlap auto`` took and on what grounds: fields of `unet_engine.prepare.overlap_choice.OverlapChoice`."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
@@ -93,14 +93,14 @@ def run(input: str, **options: Any) -> Result:
 def make_plan(input: str, **options: Any) -> Plan:
     """The plan that `run` with the same options would execute; nothing is written."""
     prepared = prepare(survey(Settings.of(input=input, **options)))
-    if prepared.backend:
-        prepared.backend.close()
+    if prepared.network:
+        prepared.network.close()
     return prepared.job.plan
 
 
 def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Result:
     """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so."""
-    settings = prepared.found.settings
+    settings = prepared.survey.settings
     # before any work: a place that cannot be written is said now, not after hours
     profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
     begun = time.perf_counter()
@@ -109,67 +109,67 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Re
     def result() -> Result:
         return _result(prepared, crew, time.perf_counter() - begun)
 
-    if output.ledger.settled():
+    if output.header.settled():
         return result()
     with hold(prepared.job.out, _part(prepared)) as holding:
-        if not output.ledger.begin():
+        if not output.header.begin():
             return result()  # the last part completed it just now
-        with _noted(prepared, output.ledger, result), watch(prepared, crew) if watch else nullcontext():
+        with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
             crew.execute(prepared, output.pending(prepared.job.plan))
-        done = _conclude(prepared, output.ledger, holding, result())
+        done = _conclude(prepared, output.header, holding, result())
     return replace(done, profile=profile.write(crew.profile())) if profile else done
 
 
 def _part(prepared: Prepared) -> tuple[int, int] | None:
     """Part (i, n), or None for a run of all parts. ``--part 1/1`` is a part: it may be repeated, and resumes."""
-    return prepared.job.plan.part if prepared.found.settings.part else None
+    return prepared.job.plan.part if prepared.survey.settings.part else None
 
 
 @contextmanager
-def _noted(prepared: Prepared, ledger: Ledger, result: Callable[[], Result]) -> Iterator[None]:
+def _noted(prepared: Prepared, header: Header, result: Callable[[], Result]) -> Iterator[None]:
     """Leave a note of a part in the journal: that it was begun, and in the end what it did, added to what earlier attempts did."""
     part = _part(prepared)
     if part is None:
         yield
         return
-    with writing(ledger.path, "noting the part"):
-        before = ledger.journal.noted(part)
+    with writing(header.path, "noting the part"):
+        before = header.journal.noted(part)
         if before is None:
-            ledger.journal.note(part, before := {"host": platform.node(), "finished": False})
+            header.journal.note(part, before := {"host": platform.node(), "finished": False})
     yield
     done = asdict(result())
     if before["finished"] and not done["blocks_written"]:
         return
     facts = {key: done[key] + (before.get(key, 0) if key in _ADDED else 0) for key in SUMMED}
-    with writing(ledger.path, "noting the part"):
-        ledger.journal.note(part, {**facts, "host": platform.node(), "finished": True})
+    with writing(header.path, "noting the part"):
+        header.journal.note(part, {**facts, "host": platform.node(), "finished": True})
 
 
 _ADDED = ("windows_inferred", "windows_skipped", "blocks_written", "seconds")
 """Figures of a part that grow with every attempt."""
 
 
-def _conclude(prepared: Prepared, ledger: Ledger, holding: Holding, result: Result) -> Result:
+def _conclude(prepared: Prepared, header: Header, holding: Holding, result: Result) -> Result:
     """Complete the output where that is this run's to do. A part leaves it to the last one."""
     if _part(prepared):
-        return replace(result, complete=conclude(ledger, holding))
+        return replace(result, complete=conclude(header, holding))
     if not conclude(
-        ledger,
+        header,
         holding,
         {k: v for k, v in asdict(result).items() if k not in _NOT_STORED},
     ):
-        refuse_incomplete(ledger)
+        refuse_incomplete(header)
     return result
 
 
 def _open_output(prepared: Prepared) -> Output:
-    job, settings = prepared.job, prepared.found.settings
+    job, settings = prepared.job, prepared.survey.settings
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
-    check_output(prepared.found)
-    if store.exists(job.out):
+    check_output(prepared.survey)
+    if stores.exists(job.out):
         if settings.resume:
             return Output.resume(job.out, job.layout, job.plan.digest, provenance)
-        store.remove(job.out)
+        remove(job.out)
     return Output.create(job.out, job.layout, job.plan.digest, provenance)
 
 
@@ -218,10 +218,10 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         bytes_written=counters.bytes_written,
         predicted_rss_bytes=job.plan.memory.total,
         backend=job.backend,
-        device=",".join(prepared.found.devices),
+        device=",".join(prepared.survey.devices),
         precision=job.setup.precision,
         stitching=operations.IMPLEMENTATION,
-        part=prepared.found.settings.part,
+        part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Set
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unet_engine.errors import SettingsError
+from unet_engine.paths import absolute, is_local
 from unet_engine.units import parse_bytes
 
 CONFIG = "unet-engine.toml"
@@ -236,9 +236,9 @@ _OPTIONS = {"input": "in"}
 def _config(volume: str) -> tuple[Path | None, dict[str, Any]]:
     """The nearest `CONFIG` and the settings in it. Paths in it are relative to it."""
     places = [Path.cwd()]
-    if volume and "://" not in volume:
+    if volume and is_local(volume):
         # the input may be an array inside a group: beside the outermost folder called .zarr
-        path = Path(os.path.abspath(volume))  # noqa: PTH100  # symlinks are not resolved: beside where the user says it is
+        path = Path(absolute(volume))
         places.append(next((p.parent for p in reversed([path, *path.parents]) if p.suffix == ".zarr"), path.parent))
     for place in places:
         if (path := place / CONFIG).is_file():
@@ -249,7 +249,7 @@ def _config(volume: str) -> tuple[Path | None, dict[str, Any]]:
             except OSError as error:
                 raise SettingsError(f"{path} cannot be read: {error.strerror}; correct its permissions") from error
             for key in ("model", "mask", "out", "profile"):
-                if isinstance(value := values.get(key), str) and value and "://" not in value and value != AUTO_PROFILE:
+                if isinstance(value := values.get(key), str) and value and is_local(value) and value != AUTO_PROFILE:
                     values[key] = str(path.parent / value)
             return path, values
     return None, {}

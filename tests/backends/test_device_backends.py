@@ -1,27 +1,19 @@
-"""Back ends on device memory, on the simulated GPU with real networks, and TensorRT with a driver that only records."""
+"""Back ends on device memory, on the simulated GPU with real networks."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 import unet_engine
-from support.late_cuda import LateCuda
 from support.volumes import make_volume, result_of
-from unet_engine.backends import tensorrt as tensorrt_backend
-from unet_engine.backends import tensorrt_api, tensorrt_device
 from unet_engine.backends.base import Setup
-from unet_engine.backends.device import contiguous
+from unet_engine.backends.device_tensor import contiguous
 from unet_engine.backends.libraries import open_on_device
-from unet_engine.devices.simulated import SimulatedDevice
 from unet_engine.errors import BackendError, ModelError
 from unet_engine.model.file import open_model
-from unet_engine.model.shipped import shipped_model
 
 
 @pytest.fixture(scope="module")
@@ -116,89 +108,3 @@ def test_a_precision_or_a_back_end_that_does_not_run_there_is_refused(files: Pat
 
 def test_strides_of_c_order() -> None:
     assert contiguous((2, 3, 4)) == (12, 4, 1)
-
-
-class DoublingContext:
-    """An execution context of a network that doubles, on memory by address."""
-
-    def __init__(self, shape: tuple[int, ...], device: SimulatedDevice, seen: list[str]) -> None:
-        self.shape, self.addresses, self.seen, self.device = shape, {}, seen, device
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        assert shape == self.shape
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shape
-
-    def update_device_memory_size_for_shapes(self) -> int:
-        return 0
-
-    def set_tensor_address(self, name: str, address: int) -> None:
-        self.addresses[name] = address
-
-    def execute_async_v3(self, stream: int) -> bool:
-        self.seen.append("enqueue")
-        source, target = (
-            np.from_dlpack(self.device.kernels.array(self.addresses[n], self.shape, "float32")) for n in ("in", "out")
-        )
-        np.multiply(source, 2, out=target)
-        return True
-
-
-class RecordingCuda(LateCuda):
-    """What TensorRT needs of CUDA beside the pipeline's device: graphs, of which it counts the launches."""
-
-    def __init__(self, seen: list[str]) -> None:
-        super().__init__()
-        self.seen = seen
-
-    def drain(self, stream: Any) -> None:
-        self.seen.append("drain")
-
-    def begin_capture(self, stream: Any) -> None:
-        self.seen.append("begin")
-
-    def end_capture(self, stream: Any) -> str:
-        return "graph"
-
-    def launch(self, graph: str, stream: Any) -> None:
-        self.seen.append("launch")
-
-
-def test_tensorrt_binds_the_pipelines_memory_and_launches_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells, seen = open_model(shipped_model("cells_3d.onnx")), []
-    spec = cells.spec.model_copy(update={"channels_out": 1, "activation": "none", "classes": (), "empty": None})
-    setup = Setup(replace(cells, spec=spec), (8, 8, 8), "simulated")
-    contexts: list[DoublingContext] = []
-
-    def context(strategy: Any) -> DoublingContext:
-        contexts.append(DoublingContext(setup.input_shape, SimulatedDevice(), seen))
-        return contexts[-1]
-
-    engine = SimpleNamespace(
-        create_execution_context=context,
-        num_io_tensors=2,
-        get_tensor_name=lambda i: ("out", "in")[i],
-        get_tensor_mode=lambda name: name,
-    )
-    fake = SimpleNamespace(
-        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: engine),
-        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=2),
-        TensorIOMode=SimpleNamespace(INPUT="in"),
-        __version__="0",
-        __name__="tensorrt",
-    )
-    monkeypatch.setattr(tensorrt_api, "module", lambda: fake)
-    monkeypatch.setattr(tensorrt_api, "logger", lambda: SimpleNamespace(said=lambda: ""))
-    monkeypatch.setattr(tensorrt_backend, "engine_for", lambda *_: b"")
-    monkeypatch.setattr(tensorrt_device, "_cuda", lambda device: RecordingCuda(seen))
-    backend = open_on_device("tensorrt", setup)
-    assert contexts[0].addresses == {"in": backend.input.region.address, "out": backend.output.region.address}
-    assert seen == ["enqueue", "drain", "begin", "enqueue"], "warm before recording, waited for only then"
-    backend.run(backend.stream.handle)
-    backend.run(backend.stream.handle)
-    assert seen[4:] == ["launch", "launch"]
-    backend.close()
-    with pytest.raises(BackendError, match="was closed"):
-        backend.run(backend.stream.handle)
-    assert not backend.device.living  # type: ignore[attr-defined]

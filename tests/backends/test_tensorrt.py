@@ -1,22 +1,22 @@
-"""TensorRT without a GPU: graphs parse and build, builds can be given up, the cache trusts nothing, slots keep their order."""
+"""TensorRT without a GPU: graphs parse and build, builds can be given up, the cache trusts nothing, the graph runs in the pipeline's memory."""
 
 import shutil
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from support.late_cuda import LateCuda, Stream
+from support.tensorrt import doubling
+from unet_engine import machine
 from unet_engine.backends import engine_cache, tensorrt_api
 from unet_engine.backends import tensorrt as backend_module
 from unet_engine.backends.base import Setup
-from unet_engine.backends.libraries import choose_backend, open_backend
+from unet_engine.backends.libraries import choose_backend, open_backend, open_on_device, record
 from unet_engine.errors import BackendError, ModelError
 from unet_engine.model.file import open_model
 from unet_engine.model.shipped import shipped_model
 
-GPUS = 0 if not tensorrt_api.installed() else __import__("unet_engine.machine", fromlist=["gpu_count"]).gpu_count()
+GPUS = machine.gpu_count() if record("tensorrt").installed else 0
 WINDOW = (16, 16, 16)
 
 
@@ -75,9 +75,11 @@ def test_a_folder_that_others_may_write_to_is_refused():
 def test_it_runs_on_gpus_alone_and_says_so(cells, monkeypatch):
     with pytest.raises(BackendError, match="NVIDIA GPUs alone"):
         choose_backend(cells, "cpu", "tensorrt")
-    monkeypatch.setattr(tensorrt_api, "installed", lambda: True)
+    monkeypatch.setattr("unet_engine.backends.libraries.find_spec", lambda name: name)
     assert choose_backend(cells, "cuda") == "tensorrt"
-    monkeypatch.setattr(tensorrt_api, "installed", lambda: False)
+    monkeypatch.setattr(
+        "unet_engine.backends.libraries.find_spec", lambda name: None if name in tensorrt_api.MODULES else name
+    )
     assert choose_backend(cells, "cuda") == "onnxruntime"
 
 
@@ -101,7 +103,7 @@ def test_a_window_that_makes_too_large_tensors_is_refused_by_name(cells):
 
 # --- building ---
 
-needs_trt = pytest.mark.skipif(not tensorrt_api.installed(), reason="TensorRT is not installed")
+needs_trt = pytest.mark.skipif(not record("tensorrt").installed, reason="TensorRT is not installed")
 SHAPES = tensorrt_api.Shapes((1, 1, *WINDOW), (1, 1, *WINDOW), (2, 1, *WINDOW))
 
 
@@ -171,66 +173,28 @@ def test_an_operator_that_it_does_not_know_is_named():
         tensorrt_api.build(b"no network", tensorrt_api.Shapes(shape, shape, shape), target="SM89")
 
 
-# --- slots, on a device that computes late ---
+# --- on a device that knows what comes before what ---
 
 
-class Context:
-    """A network that doubles."""
-
-    def __init__(self, cuda, shape):
-        self.cuda, self.shape, self.addresses = cuda, shape, {}
-
-    def set_input_shape(self, name, shape):
-        assert shape == self.shape
-
-    def get_tensor_shape(self, name):
-        return self.shape
-
-    def update_device_memory_size_for_shapes(self):
-        return 128
-
-    def set_device_memory(self, address, size):
-        assert address in self.cuda.memory
-
-    def set_tensor_address(self, name, address):
-        self.addresses[name] = address
-
-    def execute_async_v3(self, stream):
-        source, target = (self.cuda.memory[self.addresses[n]].view(np.float32) for n in ("in", "out"))
-        self.cuda.put(Stream.known[stream], lambda: np.multiply(source, 2, out=target))
-        return True
+def test_it_binds_the_pipelines_memory_and_launches_one_graph(monkeypatch):
+    setup, contexts, device = doubling(monkeypatch)
+    backend = open_on_device("tensorrt", setup)
+    (context,) = contexts
+    assert context.addresses == {"in": backend.input.region.address, "out": backend.output.region.address}
+    assert device.seen == ["enqueue", "wait", "capture"], "warm before recording, waited for only then"
+    backend.run(backend.stream.handle)
+    backend.run(backend.stream.handle)
+    assert device.seen[3:] == ["launch", "enqueue", "launch", "enqueue"]
+    backend.close()
+    with pytest.raises(BackendError, match="was closed"):
+        backend.run(backend.stream.handle)
+    assert not device.living
 
 
-@pytest.fixture
-def late(cells, monkeypatch):
-    """The back end on that device, running the network that doubles."""
-    cuda = LateCuda()
-    spec = cells.spec.model_copy(update={"channels_out": 1, "activation": "none", "classes": (), "empty": None})
-    from dataclasses import replace
-
-    setup = Setup(replace(cells, spec=spec), (8, 8, 8), "cuda:0")
-    engine = SimpleNamespace(
-        create_execution_context=lambda strategy: Context(cuda, setup.input_shape),
-        num_io_tensors=2,
-        get_tensor_name=lambda i: ("out", "in")[i],
-        get_tensor_mode=lambda name: name,
-    )
-    fake = SimpleNamespace(
-        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: engine),
-        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=2),
-        TensorIOMode=SimpleNamespace(INPUT="in"),
-        __version__="0",
-        __name__="tensorrt",
-    )
-    monkeypatch.setattr(tensorrt_api, "module", lambda: fake)
-    monkeypatch.setattr(tensorrt_api, "logger", lambda: SimpleNamespace(said=lambda: ""))
-    monkeypatch.setattr(backend_module, "_cuda", lambda device: cuda)
-    monkeypatch.setattr(backend_module, "engine_for", lambda *_: b"")
-    return open_backend("tensorrt", setup), cuda
-
-
-def test_every_slot_gives_the_double_of_its_own_input_in_any_order(late):
-    backend, _ = late
+def test_every_slot_gives_the_double_of_its_own_input_in_any_order(monkeypatch):
+    setup, _, device = doubling(monkeypatch)
+    backend = open_backend("tensorrt", setup)
+    device.seal()
     rng = np.random.default_rng(0)
     for _ in range(3):
         given = [rng.standard_normal((1, 1, 8, 8, 8), dtype=np.float32) for _ in range(backend.slots)]
@@ -241,10 +205,12 @@ def test_every_slot_gives_the_double_of_its_own_input_in_any_order(late):
             np.testing.assert_array_equal(backend.result(slot), 2 * given[slot])
 
 
-def test_closing_gives_back_all_memory_once(late):
-    backend, cuda = late
+def test_closing_gives_back_all_memory_once(monkeypatch):
+    setup, _, device = doubling(monkeypatch)
+    backend = open_backend("tensorrt", setup)
+    assert device.living
     backend.close()
-    assert sorted(cuda.freed) == sorted(cuda.memory)
+    assert not device.living
 
 
 @pytest.mark.skipif(GPUS == 0, reason="no GPU on this machine")

@@ -9,11 +9,14 @@ import pytest
 from support import networks
 from unet_engine import machine
 from unet_engine.backends import tensorrt_api
+from unet_engine.backends.libraries import record
+from unet_engine.devices.base import Region, host_array
+from unet_engine.devices.opening import open_device
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
-if not tensorrt_api.installed() or "rtx" not in tensorrt_api.module().__name__:
+if not record("tensorrt").installed or "rtx" not in tensorrt_api.module().__name__:
     pytest.skip("TensorRT-RTX is not installed", allow_module_level=True)
 
 from unet_engine.model.shipped import shipped_model  # noqa: E402
@@ -118,22 +121,24 @@ def test_fp16_and_int8_graphs_parse_and_build(name):
 
 def _compare_on_gpu(data, network, x):
     """The engine built for this GPU against PyTorch; INT8 without calibration on real data is only roughly the same."""
-    from unet_engine.backends.cuda import Cuda
-
-    cuda = Cuda(0)
+    device = open_device("cuda:0")
     engine, _ = tensorrt_api.build(data, tensorrt_api.Shapes(x.shape, x.shape, x.shape))
     loaded = tensorrt_api.module().Runtime(tensorrt_api.logger()).deserialize_cuda_engine(engine)
     context = loaded.create_execution_context()
     with torch.inference_mode():
         expected = network(torch.from_numpy(x)).numpy()
-    (host_in, array_in), (host_out, array_out) = cuda.pinned(x.shape), cuda.pinned(expected.shape)
-    device_in, device_out, stream = cuda.allocate(x.nbytes), cuda.allocate(expected.nbytes), cuda.stream()
-    array_in[...] = x
     context.set_input_shape(loaded.get_tensor_name(0), x.shape)
-    context.set_tensor_address(loaded.get_tensor_name(0), device_in)
-    context.set_tensor_address(loaded.get_tensor_name(1), device_out)
-    cuda.copy(device_in, host_in, x.nbytes, stream)
-    assert context.execute_async_v3(int(stream))
-    cuda.copy(host_out, device_out, expected.nbytes, stream)
-    cuda.drain(stream)
-    assert np.abs(array_out - expected).max() < 0.2 * np.abs(expected).max()
+    on_host, on_device = [], []
+    for i, size in enumerate((x.nbytes, expected.nbytes)):
+        on_host.append(device.pinned(size, "test"))
+        on_device.append(device.allocate(size, "test"))
+        context.set_tensor_address(loaded.get_tensor_name(i), on_device[i].address)
+    stream, done = device.stream("compute"), device.event()
+    host_array(on_host[0]).view(np.float32).reshape(x.shape)[...] = x
+    device.copy(stream, Region.of(on_device[0]), Region.of(on_host[0]))
+    assert context.execute_async_v3(stream.handle)
+    device.copy(stream, Region.of(on_host[1]), Region.of(on_device[1]))
+    device.record(done, stream)
+    device.synchronize(done)
+    got = host_array(on_host[1]).view(np.float32).reshape(expected.shape)
+    assert np.abs(got - expected).max() < 0.2 * np.abs(expected).max()

@@ -44,8 +44,9 @@ def test_what_must_be_decoded_is_at_least_every_voxel_once_and_grows_with_chunks
 def test_the_graphs_for_tensorrt_have_quantised_convolutions_and_build(monkeypatch):
     pytest.importorskip("onnxscript")
     from unet_engine.backends import tensorrt_api
+    from unet_engine.backends.libraries import record
 
-    if not tensorrt_api.installed() or "rtx" not in tensorrt_api.module().__name__:
+    if not record("tensorrt").installed or "rtx" not in tensorrt_api.module().__name__:
         pytest.skip("TensorRT-RTX is not installed")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from gpu_network import MLPerfUNet, typed_graphs

@@ -40,8 +40,8 @@ def prepared(tmp_path, volume, **options):
         **options,
     }
     ready = prepare.prepare(survey(Settings.of(input=volume, **options)))
-    ready.backend.close()
-    api._open_output(ready).ledger.begin()
+    ready.network.close()
+    api._open_output(ready).header.begin()
     return ready.job
 
 

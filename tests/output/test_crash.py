@@ -20,7 +20,7 @@ from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, OutputError
 from unet_engine.output.completion import finish
-from unet_engine.output.header import Ledger
+from unet_engine.output.header import Header
 from unet_engine.output.layout import Layout
 from unet_engine.output.output import Output
 from unet_engine.plan.box import Box
@@ -337,9 +337,9 @@ def test_a_writer_killed_at_random_moments_takes_nothing_from_blocks_another_one
     out = tmp_path / "out.zarr"
     unet_engine.run(volume, model=model, out=str(out), **OPTIONS)
     np.save(tmp_path / "voxels.npy", result_of(out))
-    ledger = all_but_complete(out)
+    header = all_but_complete(out)
     facts = {
-        "out": str(out), "digest": ledger.digest, "voxels": str(tmp_path / "voxels.npy"), "kills": 40,
+        "out": str(out), "digest": header.digest, "voxels": str(tmp_path / "voxels.npy"), "kills": 40,
         "boxes": [(box.lo, box.hi) for box in map(plan.write_box, plan.block_range.points()) if not box.is_empty],
         "layout": layout(plan),
     }  # fmt: skip
@@ -360,15 +360,15 @@ def test_a_writer_killed_at_random_moments_takes_nothing_from_blocks_another_one
 
 
 def all_but_complete(out):
-    """The ledger of an output made to look as it does after its last block and before its end."""
-    ledger = Ledger.of(str(out))
-    assert ledger.complete
-    ledger.revoke()
-    assert ledger.begin()
-    for index in itertools.product(*ledger.blocks):
-        ledger.mark(index)
-    assert not ledger.complete
-    return ledger
+    """The header of an output made to look as it does after its last block and before its end."""
+    header = Header.of(str(out))
+    assert header.complete
+    header.revoke()
+    assert header.begin()
+    for index in itertools.product(*header.blocks):
+        header.mark(index)
+    assert not header.complete
+    return header
 
 
 def layout(plan, dtype="float32"):
@@ -393,8 +393,8 @@ def lost(tmp_path, case):
     out = tmp_path / "lost.zarr"
     unet_engine.run(volume, model=model, out=str(out), **OPTIONS)
     values = result_of(out)
-    ledger = all_but_complete(out)
-    worker = Output(str(out), Layout(**layout(plan)), ledger.digest)
+    header = all_but_complete(out)
+    worker = Output(str(out), Layout(**layout(plan)), header.digest)
     index = next(i for i in plan.block_range.points() if not plan.write_box(i).is_empty)
     box = plan.write_box(index)
     worker.write(box, values[(slice(None), *box.slices())])
@@ -415,7 +415,7 @@ def test_a_worker_that_comes_back_after_its_output_was_replaced_touches_nothing(
     worker, index, box, values, out = lost
     volume, model, _ = case
     with pytest.MonkeyPatch.context() as patch:  # the other run is not over yet
-        patch.setattr(Ledger, "finish", lambda *_: None)
+        patch.setattr(Header, "finish", lambda *_: None)
         unet_engine.run(volume, model=model, out=str(out), overwrite=True, blend="constant", **OPTIONS)
     before = chunks(out)
     with pytest.raises(OutputError, match="was removed or replaced"):
@@ -449,7 +449,7 @@ def test_a_kill_while_an_output_is_overwritten_leaves_one_that_is_done_again(tmp
 def test_chunks_of_nothing_but_zeros_are_not_stored(tmp_path):
     looks = Layout("zyx", "zyx", (8,) * 3, (4,) * 3, None, "uint8", (1,) * 3, (0,) * 3, None, ("a",))
     output = Output.create(str(tmp_path / "o.zarr"), looks, "d", {"identity": {}, "blocks": [[[0, 1]]] * 3})
-    output.ledger.begin()
+    output.header.begin()
     values = np.zeros((8, 8, 8), np.uint8)
     values[5, 1, 1] = 7
     output.write(Box.of_shape((8, 8, 8)), values)

@@ -76,7 +76,7 @@ def test_nothing_but_the_result_is_left_in_a_complete_output(tmp_path: Path) -> 
 def test_a_network_that_fails_names_block_and_window_and_the_run_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unet_engine.prepare.prepare.default_block", lambda *_: (2, 2, 2))
+    monkeypatch.setattr("unet_engine.prepare.draft.default_block", lambda *_: (2, 2, 2))
     image = np.random.default_rng(0).random((16, 24, 32), dtype=np.float32)
     volume, out = make_volume(str(tmp_path / "v.zarr"), image), str(tmp_path / "o.zarr")
     with pytest.raises(BackendError, match=r"window \(\d, \d, \d\)"):

@@ -30,7 +30,7 @@ from support.plans import SIZES, make, plans
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.errors import OutputError, ResumeError
 from unet_engine.output.completion import conclude
-from unet_engine.output.header import Ledger, spans
+from unet_engine.output.header import Header, spans
 from unet_engine.output.layout import Layout
 from unet_engine.output.locks import hold
 from unet_engine.output.output import Output
@@ -379,7 +379,7 @@ def test_finish_completes_what_is_all_there(case: Case, tmp_path: Path, monkeypa
     out = tmp_path / "out.zarr"
     case.run(out, part="1/2")
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "finish", lambda *_: None)
+        patch.setattr(Header, "finish", lambda *_: None)
         case.run(out, part="2/2")
     assert not header(out)["complete"]
     said = cli("finish", out, "--json")
@@ -455,21 +455,21 @@ def test_of_parts_that_end_together_one_completes(
     out = str(tmp_path / "out.zarr")
     output = Output.create(out, LAYOUT, "d", FACTS)
     blocks = list(itertools.product((0, 1), (0, 1), (0,)))
-    completed, finish = [], Ledger.finish
+    completed, finish = [], Header.finish
 
-    def counted(ledger: Ledger, summary: Any) -> None:
+    def counted(header: Header, summary: Any) -> None:
         completed.append(threading.get_ident())
-        finish(ledger, summary)
+        finish(header, summary)
 
-    monkeypatch.setattr(Ledger, "finish", counted)
+    monkeypatch.setattr(Header, "finish", counted)
 
     def part(i: int) -> bool:
         with hold(out, (i + 1, 4)) as holding:
-            if not output.ledger.begin():
+            if not output.header.begin():
                 return True
             output.mark(blocks[i])
-            output.ledger.journal.note((i + 1, 4), {"finished": True})
-            return conclude(output.ledger, holding)
+            output.header.journal.note((i + 1, 4), {"finished": True})
+            return conclude(output.header, holding)
 
     ended = at_once(4, part)
     assert all(isinstance(e, bool) for e in ended), ended

@@ -14,7 +14,7 @@ from unet_engine.backends.libraries import open_backend
 from unet_engine.backends.receptive_field import radius
 from unet_engine.model.file import open_model
 from unet_engine.prepare import overlap
-from unet_engine.prepare.overlap import OverlapChoice
+from unet_engine.prepare.overlap_choice import OverlapChoice
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 import unet_engine
 from support.command_line import cli
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.pipeline import timed, worker
+from unet_engine.pipeline import host
+from unet_engine.plan.box import Box
 from unet_engine.profiling import stages, tracing
+from unet_engine.profiling.recorder import PLAIN
 from unet_engine.profiling.stages import (
     ADD,
     DECODE,
@@ -29,7 +31,7 @@ from unet_engine.profiling.stages import (
     Track,
     TrackFacts,
 )
-from unet_engine.volumes.zarr_volume import open_volume
+from unet_engine.volumes.formats import open_volume
 
 LOCAL = {"device", "read", "write"}
 
@@ -135,16 +137,20 @@ def test_a_profile_changes_no_byte(ramp, model, profiled):
     assert (result_of("plain.zarr") == result_of("out.zarr")).all()
 
 
-def test_without_a_profile_the_functions_are_called_themselves(ramp, model, monkeypatch):
+def test_without_a_profile_a_recorder_that_does_nothing_is_handed_on(ramp, model, monkeypatch):
     seen = []
-    predict = worker.predict
-    monkeypatch.setattr(worker, "predict", lambda *args: seen.append(args) or predict(*args))
+    made = host.HostPipeline.__init__
+    monkeypatch.setattr(host.HostPipeline, "__init__", lambda self, *args: seen.append(args) or made(self, *args))
     monkeypatch.setattr(stages.Stages, "__init__", lambda self: pytest.fail("nobody asked for a profile"))
     unet_engine.run(ramp[1], model=model, out="out.zarr")
-    for _, backend, _, _, _, tools in seen:
-        assert tools is timed.PLAIN
-        assert "backends" in type(backend).__module__
-    assert timed.PLAIN.add is timed.halo.add
+    for _, network, _, recorder in seen:
+        assert recorder is PLAIN
+        assert "backends" in type(network).__module__
+    assert seen
+    assert PLAIN.span(ADD) is PLAIN.span(GATHER)  # one context for all: nothing is allocated
+    work = [1, 2]
+    assert PLAIN.fed(work) is work
+    assert not any(PLAIN.takes_apart("read") for _ in range(20))
 
 
 @pytest.mark.slow
@@ -206,17 +212,11 @@ def test_a_place_that_cannot_be_is_refused_before_the_run(ramp, model, place, co
 
 def reads(path, count=9):
     recorder = Stages()
-    volume = timed.timed_volume(open_volume(path), recorder)
-    plain = open_volume(path)
+    volume = open_volume(path)
+    box = Box.of_shape(volume.shape)
     for _ in range(count):
-        assert (volume.read(plain_box(plain)) == plain.read(plain_box(plain))).all()
+        assert (volume.read(box, recorder) == volume.read(box)).all()
     return recorder.track().ns
-
-
-def plain_box(volume):
-    from unet_engine.plan.box import Box
-
-    return Box.of_shape(volume.shape)
 
 
 def test_native_reads_are_taken_apart_by_samples(tmp_path):

@@ -14,8 +14,8 @@ from unet_engine.errors import DataError, InputError
 from unet_engine.model.file import open_model, with_attachments
 from unet_engine.model.shipped import shipped_model
 from unet_engine.model.verdict import Thresholds, Verdict, difference, shortfall
+from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import Scaling
-from unet_engine.volumes.zarr_volume import open_volume
 from unet_export.quantize.fallback import Attempt, rescue
 from unet_export.quantize.gate import Exam
 from unet_export.quantize.judging import search

@@ -33,8 +33,8 @@ def test_kernels_compile_without_warnings(architecture: str, tmp_path: Path) -> 
         pytest.skip(f"nvcc {version} does not know sm_{architecture}")
     command = [
         *(nvcc, "-std=c++17", "-O3", "--fmad=false", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror"),
-        *(f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-c", str(SOURCES / "halo.cu")),
-        *("-o", str(tmp_path / "halo.o")),
+        *(f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-c", str(SOURCES / "launch_cuda.cu")),
+        *("-o", str(tmp_path / "launch_cuda.o")),
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -47,16 +47,17 @@ def test_the_module_imports_without_a_driver_and_is_what_the_stub_says(name: str
         module = importlib.import_module(f"unet_engine.devices.{name}")
     except ModuleNotFoundError:
         pytest.skip(f"{name} is not built")
-    assert _functions_of_the_stub(name) == {n for n in dir(module) if not n.startswith("_")}
+    assert _names_in_the_stub(name) == {n for n in dir(module) if not n.startswith("_")}
 
 
-def _functions_of_the_stub(name: str) -> set[str]:
+def _names_in_the_stub(name: str) -> set[str]:
     stub = ast.parse((Path(devices.__file__).parent / f"{name}.pyi").read_text())
-    functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    names = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    names |= {str(getattr(node.target, "id", "")) for node in stub.body if isinstance(node, ast.AnnAssign)}
     for node in stub.body:
         if isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == ["*"]:
-            functions |= _functions_of_the_stub(str(node.module).removeprefix("unet_engine.devices."))
-    return functions
+            names |= _names_in_the_stub(str(node.module).removeprefix("unet_engine.devices."))
+    return names
 
 
 def test_arrays_of_the_host_are_refused_by_the_cuda_module() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from support.volumes import fake_model, make_volume
 from unet_engine.api import _provenance
 from unet_engine.output.output import Output
-from unet_engine.pipeline.columns import run_local
-from unet_engine.pipeline.worker import Worker
+from unet_engine.pipeline.columns import run_columns
+from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
 from unet_engine.settings import Settings
@@ -32,11 +32,10 @@ def worked(found: Any, folder: Path, pending: Any = lambda index: True) -> Worke
     """The worker, after it ran its part of a planned run."""
     job = found.job
     if not (folder / "o.zarr").exists():
-        Output.create(job.out, job.layout, job.plan.digest, _provenance(job)).ledger.begin()
-    worker = Worker(job)
-    worker.__dict__["backend"] = found.backend  # as a team hands it over
-    device = found.backend.device
+        Output.create(job.out, job.layout, job.plan.digest, _provenance(job)).header.begin()
+    worker = Worker(job, Opened(network=found.network))  # as a team hands it over
+    device = found.network.device
     assert worker.pipeline is not None
     device.seal()
-    run_local([worker], pending)
+    run_columns([worker], pending)
     return worker

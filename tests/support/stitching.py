@@ -16,7 +16,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> Any:
         if block is None:
             monkeypatch.undo()
         else:
-            monkeypatch.setattr("unet_engine.prepare.prepare.default_block", lambda axes, _: block[-len(axes) :])
+            monkeypatch.setattr("unet_engine.prepare.draft.default_block", lambda axes, _: block[-len(axes) :])
 
     return fix
 

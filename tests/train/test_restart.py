@@ -1,4 +1,4 @@
-"""Going on from an exported network, and weights that BF16 holds."""
+"""Resuming from an exported network, and weights that BF16 holds."""
 
 import numpy as np
 import pytest

@@ -6,6 +6,7 @@ copied or allocated. `start` returns at once; several slots are in flight while 
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import numpy.typing as npt
 
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.file import ModelFile
+from unet_engine.plan.device_memory import DeviceMemory
+from unet_engine.plan.memory import Sizes
+from unet_engine.plan.plan import Plan
 
 Array = npt.NDArray[Any]
 
@@ -48,17 +52,52 @@ class Setup:
         return (self.batch, spec.channels_out, *(w - 2 * m for w, m in zip(self.window, spec.margin, strict=True)))
 
 
-class Backend(ABC):
-    """Runs one network on windows of one size. Not thread-safe: one caller fills, starts and reads the slots."""
+ONE_BY_ONE = frozenset({"windows are inferred one by one"})
+"""What networks answer whose windows never share a batch: see `Network.answers`."""
+
+
+class Network(ABC):
+    """A network that is loaded, as planning sees it. Where its windows are cut and added is the pipeline's business alone."""
 
     name: str
     version: str
     """Name and version of the library: part of what names a run, as another version may give other bytes."""
-    slots: int
-    """How many batches may be started before the first result is read."""
+    note: str = ""
+    """What the user should know of how it runs."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+
+    @abstractmethod
+    def warm_up(self) -> float:
+        """Take the memory that inference takes, and tell the seconds per window."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of the setup, beside window and precision, may change the bytes and so names the run."""
+        return {}
+
+    def answers(self) -> frozenset[str]:
+        """Hashes of what the rows of a batch answer to one window: two sizes of batch that tell the same may stand for one another."""
+        return ONE_BY_ONE
+
+    def fitted(self, plan: Plan, sizes: Sizes) -> Plan:
+        """The plan with blocks that fit the memory of the network's device. Raises `PlanError` where none do."""
+        return plan
+
+    def device_memory(self, plan: Plan, sizes: Sizes) -> DeviceMemory | None:
+        """Predicted peak of the device's memory; None where the windows lie in the memory of the host."""
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back memory and threads. The network is not used afterwards, and nothing of it may be under way."""
+
+
+class Backend(Network):
+    """Takes windows from the host, in slots. Not thread-safe: one caller fills, starts and reads the slots."""
+
+    slots: int
+    """How many batches may be started before the first result is read."""
 
     @abstractmethod
     def input(self, slot: int) -> Array:
@@ -80,9 +119,21 @@ class Backend(ABC):
         self.start(slot)
         self.result(slot)
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give back memory and threads. The back end is not used afterwards."""
+    def warm_up(self) -> float:
+        """A batch on every thread, all at once, and the other slots touched, so that all memory is taken: with hundreds of classes the
+        outputs of slots that were never used would be missing from what is measured."""
+        begun = time.perf_counter()
+        busy = range(min(self.slots, self.setup.threads))
+        for slot in range(self.slots):
+            self.input(slot)[...] = 0
+        for slot in busy:
+            self.start(slot)
+        for slot in busy:
+            self.result(slot)
+        seconds = (time.perf_counter() - begun) / (len(busy) * self.setup.batch)
+        for slot in range(len(busy), self.slots):
+            self.touch(slot)
+        return seconds
 
     def infer(self, batch: Array) -> Array:
         """One batch in, one out, copied: for warming up, probing and tests."""

@@ -7,34 +7,40 @@ in another order shows; still it is a test and no proof.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 
 import numpy as np
 
 from unet_engine.backends.base import Array
-from unet_engine.backends.device import DeviceBackend, DeviceTensor
+from unet_engine.backends.device_tensor import DeviceTensor
+from unet_engine.devices.base import Device, Stream
 from unet_engine.devices.pinned import PinnedPool
 
 PROBE_BYTES = 2**24
 """Bytes of a row's answer that are compared, at most."""
 
 
-def answers(backend: DeviceBackend) -> frozenset[str]:
-    """Hashes of what the rows of one batch answer to the same window. The host waits for it."""
-    device, stream = backend.device, backend.stream
+def answers(
+    device: Device, stream: Stream, run: Callable[[int], None], tensors: tuple[DeviceTensor, DeviceTensor], batch: int
+) -> frozenset[str]:
+    """Hashes of what the rows of one batch answer to the same window. The host waits for it.
+
+    run: queues the network on a stream; tensors: its input and its output for `batch` windows.
+    """
     device.use()
-    pool, done = PinnedPool(device, "probe"), device.event()
+    (asked, given), pool, done = tensors, PinnedPool(device, "probe"), device.event()
     try:
-        asked = pool.take(backend.input.region.size)
-        device.touch(asked.region, "w")
-        _fill(asked.array((asked.region.size,), "uint8"), backend.input)
-        device.copy(stream, backend.input.region, asked.region)
-        device.run(stream, "probe", backend.run, [backend.input.region], [backend.output.region])
-        row = backend.output.region.size // backend.setup.batch
+        question = pool.take(asked.region.size)
+        device.touch(question.region, "w")
+        _fill(question.array((question.region.size,), "uint8"), asked)
+        device.copy(stream, asked.region, question.region)
+        device.run(stream, "probe", run, [asked.region], [given.region])
+        row = given.region.size // batch
         count = min(row, PROBE_BYTES)
         told = [pool.take(count) for _ in range(2)]
-        for piece, start in zip(told, (0, row * (backend.setup.batch - 1)), strict=True):
-            device.copy(stream, piece.region, backend.output.region.part(start, count))
+        for piece, start in zip(told, (0, row * (batch - 1)), strict=True):
+            device.copy(stream, piece.region, given.region.part(start, count))
         device.record(done, stream)
         device.synchronize(done)
         for piece in told:

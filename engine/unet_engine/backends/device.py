@@ -6,56 +6,30 @@ the stream has come that far. Nothing passes through the host, and nothing is wa
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+import time
+from abc import abstractmethod
+from typing import Any
 
-from unet_engine.backends.base import Setup, check_output
+from unet_engine.backends.base import ONE_BY_ONE, Network, Setup, check_output
+from unet_engine.backends.batch_probe import answers
+from unet_engine.backends.device_tensor import DeviceTensor, contiguous
 from unet_engine.devices.base import Device, Memory, Region, Stream
+from unet_engine.plan.device_memory import DeviceMemory, device_memory, fit_device
+from unet_engine.plan.memory import Sizes
+from unet_engine.plan.plan import Plan
 
 
-@dataclass(frozen=True)
-class DeviceTensor:
-    """A batch in device memory: (batch, channels, *spatial), of any memory order."""
-
-    region: Region
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    """Elements."""
-    dtype: str
-    """``float32``, ``float16`` or ``bfloat16``."""
-
-
-@dataclass(frozen=True)
-class Borrowed:
-    """Memory that a library allocated and keeps."""
-
-    address: int
-    size: int
-
-
-def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of an array in C order, in elements."""
-    strides, step = [], 1
-    for n in reversed(shape):
-        strides.append(step)
-        step *= n
-    return tuple(reversed(strides))
-
-
-class DeviceBackend(ABC):
+class DeviceBackend(Network):
     """Runs one network on windows of one size on one device. `run` may be called from one thread at a time."""
 
-    name: str
-    version: str
     input: DeviceTensor
     output: DeviceTensor
     recorded: bool = False
     """Whether a batch is one CUDA graph."""
-    note: str = ""
-    """What the user should know of how it runs."""
 
     def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
-        self.setup, self.device, self.stream = setup, device, stream
+        super().__init__(setup)
+        self.device, self.stream = device, stream
         self.free_before = device.free_bytes()
         """Device memory that was free before the network was loaded."""
 
@@ -63,9 +37,36 @@ class DeviceBackend(ABC):
     def run(self, stream: int) -> None:
         """Queue the network on `stream`, the handle of the one it was opened with. Raises `BackendError`."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give back memory. Nothing may be under way."""
+    @property
+    def taken(self) -> int:
+        """Bytes of device memory that opening and warming up took."""
+        return max(0, self.free_before - self.device.free_bytes())
+
+    def warm_up(self) -> float:
+        """The first batch loads kernels and takes memory; the second is timed."""
+        device, seconds = self.device, 0.0
+        device.use()
+        for _ in range(2):
+            begun, done = time.perf_counter(), device.event()
+            device.run(self.stream, "warm-up", self.run, [self.input.region], [self.output.region])
+            device.record(done, self.stream)
+            device.synchronize(done)
+            seconds = time.perf_counter() - begun
+        return seconds / self.setup.batch
+
+    def identity(self) -> dict[str, Any]:
+        return {"batch": self.setup.batch}
+
+    def answers(self) -> frozenset[str]:
+        if self.setup.batch == 1:
+            return ONE_BY_ONE
+        return answers(self.device, self.stream, self.run, (self.input, self.output), self.setup.batch)
+
+    def fitted(self, plan: Plan, sizes: Sizes) -> Plan:
+        return fit_device(plan, sizes, self.taken, self.device.free_bytes() + self.taken)
+
+    def device_memory(self, plan: Plan, sizes: Sizes) -> DeviceMemory:
+        return device_memory(plan, sizes, self.taken)
 
     def _check_output(self, shape: tuple[int, ...]) -> None:
         check_output(self.setup, shape)

@@ -1,103 +1,160 @@
-"""Opening a network for a run, and what to do where memory runs out: half the batch, then a smaller window, then the figures."""
+"""Opening a network for a run where its windows are cut and added: on the host, or on the device that computes.
+
+A place (`place_of`) answers what depends on that, so that nobody else asks which kind a device is.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from unet_engine.backends.base import Backend, Setup
+from unet_engine import machine
+from unet_engine.backends.base import Backend, Network, Setup
 from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.host_ring import HostRing
 from unet_engine.backends.libraries import open_backend, open_on_device
 from unet_engine.backends.out_of_memory import is_out_of_memory
-from unet_engine.devices.opening import is_pipelined
-from unet_engine.errors import PlanError, first_line
+from unet_engine.devices.opening import is_gpu, is_pipelined, missing, unreachable
+from unet_engine.errors import BackendError, PlanError, first_line
 from unet_engine.plan.device_memory import default_batch
 from unet_engine.units import times
 
-Network = Backend | DeviceBackend
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a network is opened for."""
+
+    windows: int
+    """Windows in a block of the plan, which batches divide."""
+    most: int | None = None
+    """Windows in a batch, at most; None: as many as are worth it."""
+    tell: Callable[[str], None] | None = None
+    """Told where a smaller window is taken for want of memory; None where the user chose the window, which then stays."""
 
 
-def open_network(name: str, setup: Setup) -> Network:
-    """The network on the device that `setup` names: for the device pipeline where that runs, for the host otherwise."""
-    return open_on_device(name, setup) if is_pipelined(setup.device) else open_backend(name, setup)
+class Place(Protocol):
+    """Where windows are cut, inferred and added."""
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether several windows are inferred at once."""
+
+    @property
+    def note(self) -> str:
+        """What the user should know of it; may be empty."""
+
+    def check(self) -> None:
+        """Raises `BackendError` where the device cannot be used with what is installed."""
+
+    def threads(self, asked: int | None) -> int:
+        """Windows that are started at the same time, where the user asked for so many."""
+
+    def open(self, library: str, setup: Setup) -> Network:
+        """The network as `setup` says. Raises `BackendError` or `ModelError` where the library refuses it."""
+
+    def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
+        """The network with the largest batch there is memory for, warm, and its seconds per window.
+
+        Raises `PlanError` with the figures where not even one window fits.
+        """
 
 
-def open_fitting(
-    name: str, setup: Setup, windows: int, note: Callable[[str], None] | None, limit: int | None = None
-) -> tuple[Network, float]:
-    """The network with the largest batch that the device has memory for, warm, and its seconds per window. Blocks have `windows` windows.
-    No batch is larger than `limit`.
+@dataclass(frozen=True)
+class OnHost:
+    """Windows lie in the memory of the host, whatever computes the network."""
 
-    Where not even one window fits, the next smaller admissible window is tried if there is a `note` to tell the user by; it is None where
-    the user chose the window. Raises `PlanError` with the figures where nothing fits.
-    """
-    if not is_pipelined(setup.device):
-        backend: Network = open_backend(name, setup)
-        return backend, warm_up(backend)
-    setup = replace(setup, batch=default_batch(setup.window, windows, limit))
-    while True:
-        opened: DeviceBackend | None = None
+    device: str
+    takes_batches: bool = False
+
+    @property
+    def note(self) -> str:
+        lacking = missing() if is_gpu(self.device) else ""
+        return f"windows are cut and stitched on the CPU: {lacking}" if lacking else ""
+
+    def check(self) -> None:
+        if is_gpu(self.device) and (lacking := unreachable()):
+            raise BackendError(f"{self.device}: {lacking}, or use --device cpu")
+
+    def threads(self, asked: int | None) -> int:
+        return 1 if is_gpu(self.device) else asked or machine.cpu_count()
+
+    def open(self, library: str, setup: Setup) -> Network:
+        return open_backend(library, setup)
+
+    def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
+        network = self.open(library, setup)
+        return network, network.warm_up()
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """Windows never leave the device between the raw voxels and the finished ones."""
+
+    device: str
+    takes_batches: bool = True
+    note: str = ""
+
+    def check(self) -> None:
+        """It is only chosen where all is there."""
+
+    def threads(self, asked: int | None) -> int:
+        return 1
+
+    def open(self, library: str, setup: Setup) -> DeviceBackend:
+        return open_on_device(library, setup)
+
+    def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
+        setup = replace(setup, batch=default_batch(setup.window, wanted.windows, wanted.most))
+        while True:
+            opened: DeviceBackend | None = None
+            try:
+                opened = self.open(library, setup)
+                return opened, opened.warm_up()
+            except Exception as error:
+                if opened:
+                    opened.close()
+                if not is_out_of_memory(error):
+                    raise
+                setup = _smaller(setup, wanted, first_line(error))
+
+
+def _smaller(setup: Setup, wanted: Wanted, said: str) -> Setup:
+    """Half the batch; of one window, the next smaller window where the user did not choose it. Raises `PlanError`."""
+    if setup.batch > 1:
+        return replace(setup, batch=-(-setup.batch // 2))
+    window = setup.model.spec.smaller_window(setup.window) if wanted.tell else None
+    if wanted.tell is None or window is None:
+        raise PlanError(
+            f"one window of {times(setup.window)} does not fit the memory of {setup.device} ({said}); use a smaller --window, "
+            "another --precision, or another --device"
+        )
+    wanted.tell(
+        f"windows of {times(setup.window)} do not fit the memory of {setup.device}: running with {times(window)}"
+    )
+    return replace(setup, window=window, batch=default_batch(window, wanted.windows, wanted.most))
+
+
+def place_of(device: str) -> Place:
+    """The place that runs go through on the device called ``cpu``, ``cuda:N`` or ``simulated``."""
+    return OnDevice(device) if is_pipelined(device) else OnHost(device)
+
+
+@contextmanager
+def as_host(network: Network) -> Iterator[Backend]:
+    """The network with slots on the host, whichever place it was opened for: for single windows, asked one by one. It stays open."""
+    if isinstance(network, DeviceBackend):
+        ring = HostRing(network)
         try:
-            opened = open_on_device(name, setup)
-            return opened, warm_up(opened)
-        except Exception as error:
-            if opened:
-                opened.close()
-            if not is_out_of_memory(error):
-                raise
-            said = first_line(error)
-        if setup.batch > 1:
-            setup = replace(setup, batch=-(-setup.batch // 2))
-            continue
-        window = setup.model.spec.smaller_window(setup.window) if note else None
-        if note is None or window is None:
-            raise PlanError(
-                f"one window of {times(setup.window)} does not fit the memory of {setup.device} ({said}); use a smaller --window, "
-                "another --precision, or another --device"
-            )
-        note(f"windows of {times(setup.window)} do not fit the memory of {setup.device}: running with {times(window)}")
-        setup = replace(setup, window=window, batch=default_batch(window, windows, limit))
+            yield ring
+        finally:
+            ring.leave()
+        return
+    assert isinstance(network, Backend)
+    yield network
 
 
-def network_bytes(backend: DeviceBackend) -> int:
-    """Device memory that opening and warming up the network took."""
-    return max(0, backend.free_before - backend.device.free_bytes())
-
-
-def warm_up(backend: Network) -> float:
-    """A batch on every thread, all at once, and the other slots touched, so that the memory the network takes is taken; and the seconds per
-    window.
-
-    With hundreds of classes the outputs of slots that were never used would be missing from the memory that is measured.
-    """
-    if isinstance(backend, DeviceBackend):
-        return _warm_up_device(backend)
-    begun = time.perf_counter()
-    busy = range(min(backend.slots, backend.setup.threads))
-    for slot in range(backend.slots):
-        backend.input(slot)[...] = 0
-    for slot in busy:
-        backend.start(slot)
-    for slot in busy:
-        backend.result(slot)
-    seconds = (time.perf_counter() - begun) / (len(busy) * backend.setup.batch)
-    for slot in range(len(busy), backend.slots):
-        backend.touch(slot)
-    return seconds
-
-
-def _warm_up_device(backend: DeviceBackend) -> float:
-    """The first batch loads kernels and takes memory; the second is timed."""
-    device, seconds = backend.device, 0.0
-    device.use()
-    for _ in range(2):
-        begun, done = time.perf_counter(), device.event()
-        device.run(backend.stream, "warm-up", backend.run, [backend.input.region], [backend.output.region])
-        device.record(done, backend.stream)
-        device.synchronize(done)
-        seconds = time.perf_counter() - begun
-    return seconds / backend.setup.batch
-
-
-# --- when memory runs out at run time ---
+def open_network(library: str, setup: Setup) -> Network:
+    """The network on the device that `setup` names."""
+    return place_of(setup.device).open(library, setup)

@@ -1,17 +1,35 @@
-"""PyTorch: ``.pt2`` (torch.export) and TorchScript, on CPU or CUDA. Imported only where it is used."""
+"""PyTorch: ``.pt2`` (torch.export) and TorchScript, on the CPU and on device memory. Imported only where it is used.
+
+On a GPU it goes through cuDNN, channels last, a batch recorded as one CUDA graph; it is the one back end there that needs nothing but PyTorch.
+fp16 and bf16 run under autocast, whose input and output are of that type. Algorithms are cuDNN's deterministic ones, chosen without timing
+them, so that two runs give the same bytes; TF32 is off, as fp32 means fp32.
+"""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
 from unet_engine.backends.base import Array, Setup, ThreadedBackend
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.device_tensor import Borrowed, DeviceTensor
+from unet_engine.devices.base import Device, Region, Stream
+from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FEW_CLASSES = 8
+"""Up to so many, a voxel's classes share a sector of 32 bytes, and channels last costs nothing in reading."""
+WARM_UP = 3
+"""Batches before recording, as PyTorch asks: libraries set themselves up in the first."""
+
+
+def sees_gpu() -> bool:
+    """Whether PyTorch here can use one."""
+    return bool(torch.cuda.is_available())
 
 
 class PyTorchBackend(ThreadedBackend):
@@ -20,19 +38,14 @@ class PyTorchBackend(ThreadedBackend):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.version = f"torch {torch.__version__}"
-        self._device = torch.device(setup.device)
-        if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise BackendError(f"this PyTorch sees no GPU for {setup.device}; use --device cpu")
-        self._refuse_precision("fp32", "bf16", *(["fp16"] if self._device.type == "cuda" else []))
-        self._network = loaded(setup).to(self._device)
+        self._refuse_precision("fp32", "bf16")
+        self._network = loaded(setup)
         super().__init__(setup)
-        pinned = self._device.type == "cuda"
-        self._host_in = [torch.zeros(setup.input_shape, pin_memory=pinned) for _ in range(self.slots)]
-        self._host_out = [torch.zeros(setup.output_shape, pin_memory=pinned) for _ in range(self.slots)]
-        self._inputs = [t.numpy() for t in self._host_in]
+        self._in = [torch.from_numpy(array) for array in self._inputs]
+        self._out = [torch.zeros(setup.output_shape) for _ in range(self.slots)]
         try:
             with torch.inference_mode():
-                shape = tuple(self._network(self._host_in[0].to(self._device)).shape)
+                shape = tuple(self._network(self._in[0]).shape)
         except Exception as error:
             self.close()
             raise ModelError(
@@ -45,13 +58,116 @@ class PyTorchBackend(ThreadedBackend):
         torch.set_num_threads(1)
 
     def _run(self, slot: int) -> Array:
-        kind = self._device.type
-        dtype = _AUTOCAST.get(self.setup.precision)
-        with torch.inference_mode(), torch.autocast(kind, dtype) if dtype else nullcontext():
-            window = self._host_in[slot].to(self._device, non_blocking=True)
-            self._host_out[slot].copy_(self._network(window))
-        out: Array = self._host_out[slot].numpy()
+        exact = self.setup.precision == "fp32"
+        with torch.inference_mode(), nullcontext() if exact else torch.autocast("cpu", _TYPES[self.setup.precision]):
+            self._out[slot].copy_(self._network(self._in[slot]))
+        out: Array = self._out[slot].numpy()
         return np.asarray(out)
+
+
+class PyTorchDevice(DeviceBackend):
+    name = "pytorch"
+
+    def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
+        super().__init__(setup, device, stream)
+        self.version = f"torch {torch.__version__}"
+        if setup.precision not in _TYPES:
+            raise BackendError(
+                f"pytorch on {setup.device} does not run {setup.precision} here; use --precision {', '.join(_TYPES)}"
+            )
+        self._where = torch.device("cpu" if device.name == SIMULATED else setup.device)
+        if self._where.type == "cuda" and not sees_gpu():
+            raise BackendError(f"this PyTorch sees no GPU for {setup.device}; use --device cpu")
+        self._type = _TYPES[setup.precision]
+        self._graph: Any = None
+        self._network = loaded(setup).to(self._where)
+        with self._in_context():
+            self._static = torch.zeros(setup.input_shape, dtype=self._type, device=self._where)
+            self._static = self._static.contiguous(memory_format=_channels_last(self._static))
+            _prepare_weights(self._network, self._type)
+            try:
+                for _ in range(WARM_UP):
+                    out = self._computed()
+            except Exception as error:
+                if "out of memory" in str(error).lower():
+                    raise BackendError(f"{setup.device}: {first_line(error)}") from error
+                raise ModelError(
+                    f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}"
+                ) from error
+            self._check_output(tuple(out.shape))
+            self._out = torch.zeros_like(out)
+            self._record()
+        self.input, self.output = _tensor(self._static), _tensor(self._out)
+
+    def _computed(self) -> Any:
+        """A batch through the network. Many classes are put channels first: what adds windows up reads along rows."""
+        out = self._network(self._static)
+        return out.contiguous() if out.shape[1] > FEW_CLASSES else out
+
+    def _in_context(self) -> ExitStack:
+        """The stream the pipeline computes on, and how to compute."""
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        if self._where.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+            stack.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(self.stream.handle, device=self._where)))
+        if self._type is not torch.float32:
+            # no cache of converted weights: a graph would keep reading one that was freed
+            stack.enter_context(torch.autocast(self._where.type, self._type, cache_enabled=False))
+        return stack
+
+    def _record(self) -> None:
+        """Record a batch as a CUDA graph; networks that wait for the host half-way cannot be, and run call by call."""
+        if self._where.type != "cuda":
+            return
+        graph = torch.cuda.CUDAGraph()
+        try:
+            torch.cuda.synchronize(self._where)
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                self._out = self._computed()
+        except RuntimeError as error:
+            if "out of memory" in str(error).lower():
+                raise BackendError(f"{self.setup.device}: {first_line(error)}") from error
+            torch.cuda.synchronize(self._where)
+            self._out = torch.zeros_like(self._computed())
+            self.note = f"the network cannot be recorded as a CUDA graph and runs call by call: {first_line(error)}"
+            return
+        self._graph, self.recorded = graph, True
+
+    def run(self, stream: int) -> None:
+        try:
+            if self._graph is not None:
+                with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=self._where)):
+                    self._graph.replay()
+                return
+            with self._in_context():
+                self._out.copy_(self._computed())
+        except RuntimeError as error:
+            raise BackendError(f"pytorch failed on a batch: {first_line(error)}") from error
+
+    def close(self) -> None:
+        self._graph = self._network = self._static = self._out = None
+        if self._where.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _tensor(tensor: Any) -> DeviceTensor:
+    """Of any strides: channels last stays what it is."""
+    size = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.element_size()
+    region = Region(Borrowed(tensor.data_ptr(), size), 0, size)
+    return DeviceTensor(region, tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype).removeprefix("torch."))
+
+
+def _channels_last(tensor: Any) -> Any:
+    return torch.channels_last_3d if tensor.dim() == 5 else torch.channels_last
+
+
+def _prepare_weights(network: Any, kind: torch.dtype) -> None:
+    """The weights of convolutions, in place: channels last and in the type computed in, so that nothing converts them batch by batch."""
+    for parameter in network.parameters():
+        if parameter.dim() in (4, 5):
+            parameter.data = parameter.data.to(kind).contiguous(memory_format=_channels_last(parameter))
 
 
 def loaded(setup: Setup) -> Any:

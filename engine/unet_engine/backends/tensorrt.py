@@ -1,179 +1,98 @@
-"""TensorRT on an NVIDIA GPU. Everything that is decided on the host is tested without one; throughput is not measured yet.
-
-    start(slot):  host in --copy--> device in --graph--> device out --copy--> host out       result(slot) waits for `done`
-    streams:              "in"                 "compute"             "out"
-
-One execution context computes slot after slot, so all share its scratch memory, which is ours. Each slot has buffers of its own and a
-CUDA graph recorded on them; the copies of other slots go on meanwhile.
-"""
+"""TensorRT on an NVIDIA GPU: an engine between two arrays on the device, as one CUDA graph. Everything that is decided on the host is tested
+without a GPU; throughput is not measured yet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import sha256
-from math import prod
-from typing import Any
 
-from unet_engine import machine
 from unet_engine.backends import engine_cache, tensorrt_api
-from unet_engine.backends.base import Array, Backend, Setup
-from unet_engine.backends.cuda import Cuda
+from unet_engine.backends.base import Setup
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.devices.base import Device, Graph, Memory, Stream
+from unet_engine.devices.opening import open_device
 from unet_engine.errors import BackendError, ModelError
 from unet_engine.model.file import attached_network
 
-SLOTS = 4
-"""Batches in flight: one computes, one is copied in, one out, one is filled."""
 FORMAT = 1
 """Changes when an engine would be built in another way from the same key."""
 
 
 def library(device: str) -> str:
     """What a verdict is bound to."""
-    return f"{tensorrt_api.version()} on {_cuda(device).describe()}"
+    opened = open_device(device)
+    try:
+        return f"{tensorrt_api.version()} on {opened.describe()}"
+    finally:
+        opened.close()
 
 
-def _cuda(device: str) -> Cuda:
-    # a runtime without a GPU ends the process: the driver is asked first
-    number, found = int(device.partition(":")[2] or 0), machine.gpu_count()
-    if number >= found:
-        raise BackendError(f"TensorRT needs a GPU, and this machine shows {found}; use --device cpu")
-    return Cuda(number)
+class TensorRTDevice(DeviceBackend):
+    name = "tensorrt"
 
+    def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
+        super().__init__(setup, device, stream)
+        self.version = tensorrt_api.version()
+        self._load(engine_for(setup, network_of(setup), device.describe()))
+        self._make_context()
+        self.input, self._in = self._allocated(setup.input_shape, "float32", "input of the network")
+        self.output, self._out = self._allocated(setup.output_shape, "float32", "output of the network")
+        self._graph: Graph | None = self._recorded()
+        self.recorded = True
 
-@dataclass
-class _Slot:
-    host_in: int
-    host_out: int
-    input: Array
-    output: Array
-    device_in: int
-    device_out: int
-    copied_in: Any
-    computed: Any
-    done: Any
-    graph: Any = None
-
-
-class Execution:
-    """An engine with its execution context, whose scratch memory is ours. Input and output are bound by address."""
-
-    def __init__(self, setup: Setup, cuda: Cuda) -> None:
-        self._cuda, self.version = cuda, tensorrt_api.version()
-        network = network_of(setup)
-        engine = engine_for(setup, network, cuda.describe())
-        trt_module = tensorrt_api.module()
+    def _load(self, engine: bytes) -> None:
         self._logger = tensorrt_api.logger()
-        self._runtime = trt_module.Runtime(self._logger)
+        self._runtime = tensorrt_api.module().Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise BackendError(
                 f"TensorRT does not load the engine it built: {self._logger.said()}; delete the cache and run again"
             )
-        self._make_context(setup, trt_module)
 
-    def _make_context(self, setup: Setup, trt_module: Any) -> None:
-        strategy = trt_module.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = self._engine.create_execution_context(strategy)
+    def _make_context(self) -> None:
+        """The execution context, whose scratch memory is ours."""
+        trt, setup = tensorrt_api.module(), self.setup
+        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt_module.TensorIOMode.INPUT]
+        inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         if len(inputs) != 1 or len(names) != 2:
             raise ModelError(
                 f"{setup.model.path} has {len(names)} inputs and outputs; export it again: one of each is needed"
             )
-        self._in, self._out = inputs[0], next(n for n in names if n != inputs[0])
-        self._context.set_input_shape(self._in, setup.input_shape)
-        self.output_shape = tuple(self._context.get_tensor_shape(self._out))
-        scratch = int(self._context.update_device_memory_size_for_shapes())
-        self._scratch = self._cuda.allocate(scratch)
-        if scratch:
-            self._context.set_device_memory(self._scratch, scratch)
+        self._names = inputs[0], next(n for n in names if n != inputs[0])
+        self._context.set_input_shape(self._names[0], setup.input_shape)
+        self._check_output(tuple(self._context.get_tensor_shape(self._names[1])))
+        count = int(self._context.update_device_memory_size_for_shapes())
+        self._scratch: Memory | None = self.device.allocate(count, "TensorRT's scratch memory") if count else None
+        if self._scratch:
+            self._context.set_device_memory(self._scratch.address, count)
 
-    def bind(self, source: int, target: int) -> None:
-        """Read the input from, and write the output to, device memory at these addresses."""
-        self._context.set_tensor_address(self._in, source)
-        self._context.set_tensor_address(self._out, target)
+    def _recorded(self) -> Graph:
+        """Run once, as TensorRT asks before recording, and record."""
+        for name, tensor in zip(self._names, (self.input, self.output), strict=True):
+            self._context.set_tensor_address(name, tensor.region.address)
+        self._enqueue(self.stream.handle)
+        done = self.device.event()
+        self.device.record(done, self.stream)
+        self.device.synchronize(done)
+        return self.device.capture(self.stream, "recording the network", self._enqueue)
 
-    def enqueue(self, stream: Any) -> None:
-        if not self._context.execute_async_v3(int(stream)):
+    def _enqueue(self, stream: int) -> None:
+        if not self._context.execute_async_v3(stream):
             raise BackendError(f"TensorRT failed on a window: {self._logger.said()}")
 
-    def close(self) -> None:
-        self._context = self._engine = self._runtime = None
-        self._cuda.free(self._scratch)
-
-
-class TensorRTBackend(Backend):
-    name = "tensorrt"
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._cuda = _cuda(setup.device)
-        self.slots = SLOTS
-        self._execution = Execution(setup, self._cuda)
-        self.version = self._execution.version
-        self._check_output(self._execution.output_shape)
-        self._streams = [self._cuda.stream() for _ in range(3)]
-        self._ring = [self._make_slot() for _ in range(self.slots)]
-        self._record_graphs()
-
-    def _make_slot(self) -> _Slot:
-        cuda, setup = self._cuda, self.setup
-        host_in, array_in = cuda.pinned(setup.input_shape)
-        host_out, array_out = cuda.pinned(setup.output_shape)
-        return _Slot(
-            host_in, host_out, array_in, array_out,
-            cuda.allocate(4 * prod(setup.input_shape)), cuda.allocate(4 * prod(setup.output_shape)),
-            cuda.event(), cuda.event(), cuda.event(),
-        )  # fmt: skip
-
-    def _record_graphs(self) -> None:
-        """Run each slot once, as TensorRT asks before recording, and record its computation."""
-        compute = self._streams[1]
-        for slot in self._ring:
-            self._execution.bind(slot.device_in, slot.device_out)
-            self._cuda.copy(slot.device_in, slot.host_in, slot.input.nbytes, compute)
-            self._execution.enqueue(compute)
-            self._cuda.drain(compute)
-            self._cuda.begin_capture(compute)
-            self._execution.enqueue(compute)
-            slot.graph = self._cuda.end_capture(compute)
-
-    def input(self, slot: int) -> Array:
-        return self._ring[slot].input
-
-    def start(self, slot: int) -> None:
-        s, cuda = self._ring[slot], self._cuda
-        cuda.use()  # the thread that fills slots need not be the one that opened them
-        copy_in, compute, copy_out = self._streams
-        cuda.copy(s.device_in, s.host_in, s.input.nbytes, copy_in)
-        cuda.record(s.copied_in, copy_in)
-        cuda.wait(compute, s.copied_in)
-        cuda.launch(s.graph, compute)
-        cuda.record(s.computed, compute)
-        cuda.wait(copy_out, s.computed)
-        cuda.copy(s.host_out, s.device_out, s.output.nbytes, copy_out)
-        cuda.record(s.done, copy_out)
-
-    def result(self, slot: int) -> Array:
-        self._cuda.finish(self._ring[slot].done)
-        return self._ring[slot].output
+    def run(self, stream: int) -> None:
+        if self._graph is None:
+            raise BackendError("the network was closed")
+        self._graph.launch(stream)
 
     def close(self) -> None:
-        cuda = self._cuda
-        for stream in self._streams:
-            cuda.drain(stream)
-        for s in self._ring:
-            cuda.destroy_graph(s.graph)
-            for event in (s.copied_in, s.computed, s.done):
-                cuda.destroy_event(event)
-            for address in (s.device_in, s.device_out):
-                cuda.free(address)
-            for address in (s.host_in, s.host_out):
-                cuda.unpin(address)
-        for stream in self._streams:
-            cuda.destroy_stream(stream)
-        self._ring, self._streams = [], []
-        self._execution.close()
+        self.device.drain()
+        if self._graph:
+            self._graph.close()
+        self._graph = self._context = self._engine = self._runtime = None
+        for memory in (self._scratch, self._in, self._out):
+            if memory:
+                self.device.free(memory)
 
 
 # --- engines ---

@@ -29,10 +29,6 @@ Progress = Callable[[str, float], None]
 """Called with the phase of a build and how much of it is done, 0 to 1."""
 
 
-def installed() -> bool:
-    return any(find_spec(name) for name in MODULES)
-
-
 @cache
 def module() -> ModuleType:
     """Raises `BackendError` where none of `MODULES` can be imported."""

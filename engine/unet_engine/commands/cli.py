@@ -46,9 +46,7 @@ def app() -> None:
 @app.command("run")
 @settings_options
 @cluster_options
-@click.option(
-    "--resume", is_flag=True, default=None, help="Go on with an output that was begun with the same settings."
-)
+@click.option("--resume", is_flag=True, default=None, help="Resume an output that was begun with the same settings.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
@@ -62,7 +60,7 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
     try:
         with team(Settings.of(**_required(given)), lambda text: _tell(console, [text])) as crew:
             prepared = crew.prepare()
-            _tell(console, (*crew.notes, *prepared.found.notes))
+            _tell(console, (*crew.notes, *prepared.notes))
             report.print_pairs(report.plan_lines(prepared), console)
             if crew.dashboard:
                 report.print_pairs([("dashboard", crew.dashboard)], console)
@@ -101,7 +99,7 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return
-    _tell(console, prepared.found.notes)
+    _tell(console, prepared.notes)
     report.print_pairs(report.plan_lines(prepared), Console())
 
 

@@ -46,7 +46,8 @@ PACKAGES = {
     "onnxruntime": ("onnxruntime", "unet-engine[onnxruntime]"),
     "torch": ("torch", "unet-engine[torch]"),
     "tensorrt": ("tensorrt_rtx_cu13_bindings", "unet-engine[tensorrt]"),
-    "cuda-bindings": ("cuda-bindings", "unet-engine[tensorrt]"),
+    "cuda-core": ("cuda-core", "unet-engine[cuda]"),
+    "cuda-bindings": ("cuda-bindings", "unet-engine[cuda]"),
     "nncf": ("nncf", "unet-engine[quantize]"),
     "onnxscript": ("onnxscript", "unet-engine[export]"),
 }
@@ -156,12 +157,16 @@ def _first_line_of(command: list[str], word: str) -> str:
 
 def planned() -> list[tuple[str, str, str]]:
     """(back end, device, precision) of all that this engine could run on a machine with these devices."""
-    trials = [("openvino", "cpu", p) for p in ("fp32", "bf16", "fp16", "int8")]
-    trials += [("onnxruntime", "cpu", "fp32"), ("pytorch", "cpu", "fp32"), ("pytorch", "cpu", "bf16")]
-    if machine.gpu_count():
-        trials += [("tensorrt", "cuda:0", p) for p in ("fp32", "fp16", "int8")]
-        trials += [("pytorch", "cuda:0", p) for p in ("fp32", "bf16", "fp16")] + [("onnxruntime", "cuda:0", "fp32")]
-    return trials
+    from unet_engine.backends.libraries import LIBRARIES
+
+    devices = {"cpu": "cpu", **({"cuda": "cuda:0"} if machine.gpu_count() else {})}
+    return [
+        (library.name, device, precision)
+        for kind, device in devices.items()
+        for library in LIBRARIES
+        if library.modules  # the one without stands for none
+        for precision in library.devices.get(kind, ())
+    ]
 
 
 def examine(done: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:

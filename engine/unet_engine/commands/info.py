@@ -11,14 +11,15 @@ from unet_engine.errors import InputError, SettingsError
 from unet_engine.model.file import is_model, open_model
 from unet_engine.model.verdict import Verdict
 from unet_engine.settings import parse_window
-from unet_engine.volumes.zarr_volume import open_volume
+from unet_engine.volumes import samples
+from unet_engine.volumes.formats import format_of, open_volume
 
 
 def describe(path: str, axes: str | None = None, window: str | None = None) -> dict[str, Any]:
     """What `path` is, as plain values. Raises `ModelError` or `InputError` as opening it does."""
     if is_model(path):
         return _model(path, window)
-    if Path(path).is_file():
+    if Path(path).is_file() and format_of(path) is None:
         raise InputError(
             f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a Zarr volume, which is a folder or a URL"
         )
@@ -45,18 +46,11 @@ def _judged(verdict: Verdict) -> str:
 
 def _volume(path: str, axes: str | None) -> dict[str, Any]:
     volume = open_volume(path, axes)
-    array = volume.array
-    sample = np.concatenate(volume.samples)
+    sample = np.concatenate(samples.values(volume))
     finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
     return {
         "volume": path,
-        "zarr_format": array.metadata.zarr_format,
-        "axes": volume.axes,
-        "shape": list(array.shape),
-        "dtype": str(array.dtype),
-        "chunks": list(array.chunks),
-        "shards": list(array.shards) if array.shards else None,
-        "bytes": int(array.nbytes),
+        **volume.facts(),
         "channels": volume.channels,
         "spacing": list(volume.spacing) if volume.spacing else None,
         "unit": volume.unit,

@@ -17,7 +17,7 @@ from unet_engine.api import Result
 from unet_engine.execution.team import Team
 from unet_engine.plan.plan import read_span
 from unet_engine.prepare.decoding import Reading
-from unet_engine.prepare.overlap import facts
+from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling import tracing
 from unet_engine.stitching import operations
@@ -37,31 +37,31 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
             spans = [read_span(axis, first, last, plan.padding) for first, last in ends]
             voxels *= sum(min(axis.size, -(-stop // chunk) * chunk) - start // chunk * chunk for start, stop in spans)
         total += voxels
-    return total * prepared.found.volume.voxel_bytes
+    return total * prepared.survey.volume.voxel_bytes
 
 
 def plan_facts(prepared: Prepared) -> dict[str, Any]:
     """The plan as plain values, for tables and JSON."""
     plan, job, memory = prepared.job.plan, prepared.job, prepared.job.plan.memory
-    volume = prepared.found.volume
+    volume = prepared.survey.volume
     read = bytes_read(prepared, (1,) * len(plan.axes))
     decoded = bytes_read(prepared, volume.chunks)
     once = max(1, plan.voxel_count) * volume.voxel_bytes
-    lanes = prepared.crew.workers if prepared.crew else len(prepared.found.devices)
+    lanes = prepared.crew.workers if prepared.crew else len(prepared.survey.devices)
     flops = plan.flops_per_window
     written = plan.voxel_count * job.layout.voxel_bytes
     return {
         "input": job.volume,
-        "shape": list(prepared.found.volume.shape),
+        "shape": list(prepared.survey.volume.shape),
         "axes": job.volume_axes,
-        "dtype": str(prepared.found.volume.dtype),
+        "dtype": str(prepared.survey.volume.dtype),
         "roi": str(plan.roi),
         "out": job.out,
         "output": job.kind,
         "output_dtype": job.layout.dtype,
         "digest": plan.digest,
         "backend": job.backend,
-        "device": list(prepared.found.devices),
+        "device": list(prepared.survey.devices),
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
         "normalization": str(job.model.spec.normalization),
@@ -91,7 +91,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "seconds_per_window": prepared.seconds_per_window,
         "seconds": round(prepared.seconds_per_window * plan.window_count / lanes, 3),
         "overlap_choice": facts(prepared.overlap),
-        "notes": list(prepared.found.notes),
+        "notes": list(prepared.notes),
     }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
     )
     return [
-        ("input", f"{f['input']}  {f['axes']} {times(prepared.found.volume.array.shape)} {f['dtype']}"),
+        ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.volume.stored_shape)} {f['dtype']}"),
         ("region", f"{plan.names} {f['roi']}"),
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", f"{f['normalization']}: shift {_few(f['shift'])}, scale {_few(f['scale'])}"),
@@ -151,7 +151,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         (
             "read",
             f"{size(f['bytes_read'])}, each voxel {f['read_factor']} times "
-            f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.found.volume.chunks)})",
+            f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.survey.volume.chunks)})",
         ),
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
         ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, sums {size(m.sums)}, "
@@ -164,9 +164,9 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
 
 def _who(prepared: Prepared) -> list[tuple[str, str]]:
     lines = []
-    if prepared.found.settings.part:
+    if prepared.survey.settings.part:
         boxes = ", ".join(str(prepared.job.plan.region(box)) for box in prepared.job.plan.share) or "nothing"
-        lines.append(("part", f"{prepared.found.settings.part}: voxels {boxes}"))
+        lines.append(("part", f"{prepared.survey.settings.part}: voxels {boxes}"))
     if prepared.crew is None:
         return lines
     crew = prepared.crew

@@ -1,19 +1,25 @@
-"""Stitching on the GPU, bit for bit as `unet_engine.stitching.operations` does it on the CPU. Present where nvcc was at build time.
+"""Stitching on the GPU, bit for bit as `unet_engine.stitching.operations` does it on the CPU. Present where nvcc
+was at build time.
 
-`DeviceArray` is anything that speaks DLPack on a CUDA device (torch, CuPy, JAX, or `array` below), channels first with two or three
-spatial axes, of any strides: channels last is a matter of strides. Work is queued on `stream` (a `cudaStream_t` as an integer, 0 the
-default stream) of the device of the first array; the caller keeps the arrays alive until it ran. Nothing is allocated, copied or waited
-for, so calls may be recorded in a CUDA graph. Wrong shapes, types, devices and ranges raise ValueError before anything is queued; a failed
-launch raises RuntimeError with the kernel's name. What lies *in* arrays on the device (positions, spans, entries) is not looked into.
+`DeviceArray` is anything that speaks DLPack on a CUDA device (torch, CuPy, JAX, or `array` below), channels first with
+two or three spatial axes, of any strides: channels last is a matter of strides. Work is queued on `stream` (a
+`cudaStream_t` as an integer, 0 the default stream) of the device of the first array; the caller keeps the arrays alive
+until it ran. Nothing is allocated, copied or waited for, so calls may be recorded in a CUDA graph. Wrong shapes,
+types, devices and ranges raise ValueError before anything is queued; a failed launch raises RuntimeError with the
+kernel's name. What lies *in* arrays on the device (positions, spans, entries) is not looked into.
 
-`entries` (windows, 4) int32 names for each window the span that it takes on z, y and x, and its row in the batch; -1 for a window that was
-skipped and stands for a constant. Tables are given for three axes always.
+`entries` (windows, 4) int32 names for each window the span that it takes on z, y and x, and its row in the batch; -1
+for a window that was skipped and stands for a constant. Tables are given for three axes always.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 DeviceArray = Any
+MOST_ENTRIES: int
+"""Entries that one `add` takes."""
+MOST_HALOS: int
+"""Halos that one `commit` merges."""
 
 def array(
     address: int,
@@ -38,7 +44,8 @@ def gather(
     *,
     stream: int = 0,
 ) -> None:
-    """`halo.gather` of the entries that `order` (n,) int32 names, to the first n of windows (N, C, *W) float32, float16 or bfloat16.
+    """`operations.gather` of the entries that `order` (n,) int32 names, to the first n of windows (N, C, *W)
+    float32, float16 or bfloat16.
 
     raw: (C, *S) bool, any integer, float16 to float64. positions: per axis (spans, W[axis]) int32, -1 for `fill`.
     scale, shift: (C,) float64.
@@ -56,18 +63,19 @@ def add(
     *,
     stream: int = 0,
 ) -> None:
-    """`halo.add` and `halo.add_constant` of all entries to sums (K, *S) float32, in their order; 8192 at most.
+    """`operations.add` and `operations.add_constant` of all entries to sums (K, *S) float32, in their order;
+    `MOST_ENTRIES` at most.
 
-    windows: (N, K, *W) float32, float16 or bfloat16. weights: per axis (spans, W[axis]) float32. spans: per axis (spans, 3) int64: where the
-    window begins in the sums, and the range to add in window coordinates. constants: (K,) float32. lo, hi: three voxels each: a box of the
-    sums that holds all that is added.
+    windows: (N, K, *W) float32, float16 or bfloat16. weights: per axis (spans, W[axis]) float32. spans: per axis
+    (spans, 3) int64: where the window begins in the sums, and the range to add in window coordinates. constants: (K,)
+    float32. lo, hi: three voxels each: a box of the sums that holds all that is added.
     """
 
 def pack(sums: DeviceArray, out: DeviceArray, at: Sequence[int], *, stream: int = 0) -> None:
     """out (K, *H) = sums[:, at : at + H], both float32."""
 
 def merge(sums: DeviceArray, halo: DeviceArray, at: Sequence[int], *, stream: int = 0) -> None:
-    """As `halo.merge`."""
+    """As `operations.merge`."""
 
 def commit(
     sums: DeviceArray,
@@ -80,8 +88,10 @@ def commit(
     *,
     stream: int = 0,
 ) -> None:
-    """Merge up to 32 halos, in their order, and finish, in one pass: `halo.labels`, `halo.probabilities` or `halo.logits`, as `kind` says.
+    """Merge up to `MOST_HALOS` halos, in their order, and finish, in one pass: `operations.labels`,
+    `operations.probabilities` or `operations.logits`, as `kind` says.
 
-    out: (*S) uint8 or uint16 for labels, (K, *S) uint8 or float32 for probabilities, float32 or float16 for logits. nonfinite: one int32, set
-    to 1 where a merged sum is NaN or Inf. Softmax leaves the merged sums in `sums`; otherwise they are only read.
+    out: (*S) uint8 or uint16 for labels, (K, *S) uint8 or float32 for probabilities, float32 or float16 for logits.
+    nonfinite: one int32, set to 1 where a merged sum is NaN or Inf. Softmax leaves the merged sums in `sums`;
+    otherwise they are only read.
     """

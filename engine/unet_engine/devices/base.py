@@ -36,6 +36,16 @@ class Event(Protocol):
     """A point in the order of a stream."""
 
 
+class Graph(Protocol):
+    """Work that was recorded once, on memory of fixed addresses, to be put on a stream again and again in one call."""
+
+    def launch(self, stream: int) -> None:
+        """Put it on the stream of this handle. Raises `BackendError`."""
+
+    def close(self) -> None:
+        """Give it back. None of it may be under way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """Some bytes of a memory: what is copied, read or written."""
@@ -68,7 +78,7 @@ class Device(Protocol):
 
     @property
     def kernels(self) -> Any:
-        """Module with the functions of ``_halo_cuda.pyi``."""
+        """Module with the functions of ``_halo_cuda.pyi``. Only the device pipeline asks for it: it is not built everywhere."""
 
     def describe(self) -> str:
         """Product and compute capability, e.g. ``NVIDIA H200 (9.0)``."""
@@ -113,7 +123,7 @@ class Device(Protocol):
         """Wait for everything; before memory is freed, and on the way out."""
 
     def copy(self, stream: Stream, target: Region, source: Region) -> None:
-        """Bytes from pinned to device memory or back; both of one size."""
+        """Bytes from pinned to device memory, back, or inside the device; both of one size."""
 
     def zero(self, stream: Stream, target: Region) -> None: ...
 
@@ -121,6 +131,9 @@ class Device(Protocol):
         self, stream: Stream, what: str, work: Callable[[int], None], reads: Sequence[Region], writes: Sequence[Region]
     ) -> None:
         """Let `work` put a kernel or a network on the stream, whose handle it is given. `reads` and `writes` are for the simulation."""
+
+    def capture(self, stream: Stream, what: str, work: Callable[[int], None]) -> Graph:
+        """What `work` would put on the stream, whose handle it is given, recorded and not done."""
 
     def touch(self, region: Region, access: str) -> None:
         """The host is about to read (``r``) or write (``w``) pinned memory. Nothing but the simulation looks at it."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from unet_engine.devices.base import Event, Memory, Region, Stream
+from unet_engine.devices.base import Event, Graph, Memory, Region, Stream
 from unet_engine.errors import BackendError, first_line
 from unet_engine.units import size as shown
 
@@ -31,6 +32,18 @@ class CudaEvent:
     event: Any
 
 
+@dataclass(frozen=True, eq=False)
+class CudaGraph:
+    device: CudaDevice
+    executable: Any
+
+    def launch(self, stream: int) -> None:
+        self.device.call("launching a graph", "cuGraphLaunch", self.executable, stream)
+
+    def close(self) -> None:
+        self.device.call("giving a graph back", "cuGraphExecDestroy", self.executable)
+
+
 class CudaDevice:
     """See `unet_engine.devices.base.Device`."""
 
@@ -38,9 +51,7 @@ class CudaDevice:
         from cuda import core
         from cuda.bindings import driver
 
-        from unet_engine.devices import _halo_cuda
-
-        self._core, self._driver, self.kernels = core, driver, _halo_cuda
+        self._core, self._driver = core, driver
         self.ordinal, self.name = ordinal, f"cuda:{ordinal}"
         self._current = threading.local()
         self.use()
@@ -48,6 +59,12 @@ class CudaDevice:
             # plain page-locked memory: pools of it need a newer driver
             self._pinned = core.LegacyPinnedMemoryResource()
             self._setup = self._device.create_stream()
+
+    @cached_property
+    def kernels(self) -> Any:
+        from unet_engine.devices import _halo_cuda
+
+        return _halo_cuda
 
     @contextmanager
     def _said(self, what: str) -> Iterator[None]:
@@ -161,29 +178,45 @@ class CudaDevice:
         if target.size != source.size:
             raise ValueError(f"{source.size} bytes do not fit {target.size}")
         if target.size:
-            self._call("copying", "cuMemcpyAsync", target.address, source.address, target.size, stream)
+            self.call("copying", "cuMemcpyAsync", target.address, source.address, target.size, _handle(stream))
 
     def zero(self, stream: Stream, target: Region) -> None:
         if target.size:
-            self._call("clearing memory", "cuMemsetD8Async", target.address, 0, target.size, stream)
+            self.call("clearing memory", "cuMemsetD8Async", target.address, 0, target.size, _handle(stream))
 
-    def _call(self, what: str, function: str, *arguments: Any) -> None:
-        """A call of the driver, whose last argument is a stream: parts of buffers need no objects of their own so."""
-        *given, stream = arguments
-        assert isinstance(stream, CudaStream)
-        code = int(getattr(self._driver, function)(*given, stream.stream.handle)[0])
-        if code:
-            said = self._driver.cuGetErrorString(self._driver.CUresult(code))[1]
+    def call(self, what: str, function: str, *arguments: Any) -> Any:
+        """A call of the driver and what it gives: parts of buffers need no objects of their own so."""
+        code, *given = getattr(self._driver, function)(*arguments)
+        if int(code):
+            said = self._driver.cuGetErrorString(code)[1]
             words = said.decode() if isinstance(said, bytes) else str(said)
             raise BackendError(
                 f"{self.name}, {what}: {words}; use a smaller --window, another --device, or --device cpu"
             )
+        return given[0] if given else None
 
     def run(
         self, stream: Stream, what: str, work: Callable[[int], None], reads: Sequence[Region], writes: Sequence[Region]
     ) -> None:
         with self._said(what):
             work(stream.handle)
+
+    def capture(self, stream: Stream, what: str, work: Callable[[int], None]) -> Graph:
+        # of this thread alone: others go on allocating meanwhile
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.call(what, "cuStreamBeginCapture", _handle(stream), mode)
+        try:
+            with self._said(what):
+                work(stream.handle)
+        except BaseException:
+            with suppress(BackendError):  # the stream must not be left capturing; the first error is the one to tell
+                self.call(what, "cuGraphDestroy", self.call(what, "cuStreamEndCapture", _handle(stream)))
+            raise
+        graph = self.call(what, "cuStreamEndCapture", _handle(stream))
+        try:
+            return CudaGraph(self, self.call(what, "cuGraphInstantiate", graph, 0))
+        finally:
+            self.call(what, "cuGraphDestroy", graph)
 
     def touch(self, region: Region, access: str) -> None:
         """Nobody watches."""
@@ -193,3 +226,8 @@ class CudaDevice:
 
     def close(self) -> None:
         self._setup.close()
+
+
+def _handle(stream: Stream) -> Any:
+    assert isinstance(stream, CudaStream)
+    return stream.stream.handle

@@ -12,15 +12,25 @@ SIMULATED = "simulated"
 """Name of the device that NumPy stands in for; see `unet_engine.devices.simulated`."""
 
 
+def is_gpu(name: str) -> bool:
+    """Whether `name` (``cpu``, ``cuda:N``, ``simulated``), or its part before the colon, means a GPU."""
+    return name == SIMULATED or name.startswith("cuda")
+
+
 def is_pipelined(name: str) -> bool:
-    """Whether work on the device called `name` (``cpu``, ``cuda:N``, ``simulated``) goes through the device pipeline."""
-    return name == SIMULATED or (name.startswith("cuda") and not missing())
+    """Whether work on the device called `name` goes through the device pipeline."""
+    return name == SIMULATED or (is_gpu(name) and not missing())
 
 
 def missing() -> str:
     """What the device pipeline lacks here to run on a GPU; empty if nothing."""
     if find_spec("unet_engine.devices._halo_cuda") is None:
         return "unet-engine was built without CUDA; reinstall it where nvcc is on PATH"
+    return unreachable()
+
+
+def unreachable() -> str:
+    """What lacks here for a GPU to be used at all, be windows cut and stitched there or on the CPU; empty if nothing."""
     try:
         found = find_spec("cuda.core")
     except ModuleNotFoundError:
@@ -34,11 +44,11 @@ def open_device(name: str) -> Device:
         from unet_engine.devices.simulated import SimulatedDevice
 
         return SimulatedDevice()
-    if lacking := missing():
-        raise BackendError(f"{name}: {lacking}, or use --device cpu")
     number, found = int(name.partition(":")[2] or 0), gpu_count()
     if number >= found:
         raise BackendError(f"{name}: this machine shows {found} GPU(s), counted from 0; use --device cpu")
+    if lacking := unreachable():
+        raise BackendError(f"{name}: {lacking}, or use --device cpu")
     from unet_engine.devices.cuda import CudaDevice
 
     return CudaDevice(number)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.devices.base import Event, Memory, Region, Stream, host_array
+from unet_engine.devices.base import Event, Graph, Memory, Region, Stream, host_array
 from unet_engine.errors import BackendError
 
 Clock = dict[str, int]
@@ -74,6 +74,24 @@ class SimulatedEvent:
     """When it happened, in nanoseconds; only of a timed one."""
 
 
+@dataclass(eq=False)
+class SimulatedGraph:
+    """Does the work whenever it is launched: what it reads is looked up then, as on a GPU."""
+
+    device: SimulatedDevice
+    what: str
+    work: Callable[[int], None]
+
+    def launch(self, stream: int) -> None:
+        if self not in self.device.graphs:
+            raise RaceError(f"{self.what} is launched after it was given back")
+        self.device.counts["launch"] += 1
+        self.work(stream)
+
+    def close(self) -> None:
+        self.device.graphs.remove(self)
+
+
 HOST = "host"
 
 
@@ -96,6 +114,7 @@ class SimulatedDevice:
         self._host = SimulatedStream(HOST, 0)
         self._known_streams: list[SimulatedStream] = []
         self._living: dict[int, SimulatedMemory] = {}
+        self.graphs: list[SimulatedGraph] = []
         self._foreign: dict[int, SimulatedMemory] = {}
 
     def describe(self) -> str:
@@ -151,8 +170,8 @@ class SimulatedDevice:
 
     @property
     def living(self) -> list[str]:
-        """What memory is for that was not given back."""
-        return sorted(memory.what for memory in self._living.values())
+        """What memory and graphs are for that were not given back."""
+        return sorted([memory.what for memory in self._living.values()] + [graph.what for graph in self.graphs])
 
     # --- order ---
 
@@ -230,6 +249,12 @@ class SimulatedDevice:
         assert isinstance(stream, SimulatedStream)
         with self._begun(stream, what, reads, writes):
             work(stream.handle)
+
+    def capture(self, stream: Stream, what: str, work: Callable[[int], None]) -> Graph:
+        with self._lock:
+            self.counts["capture"] += 1
+            self.graphs.append(SimulatedGraph(self, what, work))
+            return self.graphs[-1]
 
     def touch(self, region: Region, access: str) -> None:
         with self._lock:

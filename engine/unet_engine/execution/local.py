@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from unet_engine import machine
 from unet_engine.cluster import connection
 from unet_engine.execution.team import Pending
-from unet_engine.pipeline.columns import run_local
+from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.job import Counters
-from unet_engine.pipeline.worker import Worker
+from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.prepare.overlap import Tell, silent
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
@@ -34,24 +34,23 @@ class LocalTeam:
         self.notes: tuple[str, ...] = (note,) if note else ()
 
     def prepare(self) -> Prepared:
-        found = survey(self._settings)
-        check_output(found)
-        prepared = prepare(found, tell=self._tell)
-        self._workers = [
-            Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)))
-            for device in prepared.found.devices
-        ]
+        surveyed = survey(self._settings)
+        check_output(surveyed)
+        prepared = prepare(surveyed, tell=self._tell)
         # the first takes over the network that planning loaded
-        self._workers[0].__dict__["backend"] = prepared.backend
+        opened = [Opened(network=prepared.network), *(Opened() for _ in prepared.survey.devices[1:])]
+        self._workers = [
+            Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)), handed)
+            for device, handed in zip(prepared.survey.devices, opened, strict=True)
+        ]
         return prepared
 
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         for worker in self._workers:
-            if worker.stages:
-                worker.stages.restart()
-        run_local(self._workers, pending)
+            worker.recorder.restart()
+        run_columns(self._workers, pending)
         self._profile = {
-            worker.job.setup.device: worker.stages.snapshot(SPANS) for worker in self._workers if worker.stages
+            worker.job.setup.device: profile for worker in self._workers if (profile := worker.profile(SPANS))
         }
 
     def profile(self) -> dict[str, Snapshot]:

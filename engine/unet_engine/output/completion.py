@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from unet_engine.errors import OutputError
-from unet_engine.output.header import Ledger
+from unet_engine.output.header import Header
 from unet_engine.output.locks import PATIENCE, Holding, hold
-from unet_engine.output.output import exists
 from unet_engine.settings import parse_part
+from unet_engine.storage import stores
 from unet_engine.units import span
 
 SUMMED = ("windows_planned", "windows_inferred", "windows_skipped", "blocks_planned", "blocks_written", "seconds")
 """Figures of parts that add up to those of the output."""
 
 
-def conclude(ledger: Ledger, holding: Holding, facts: Mapping[str, Any] | None = None) -> bool:
+def conclude(header: Header, holding: Holding, facts: Mapping[str, Any] | None = None) -> bool:
     """Complete the output if all blocks are there and nobody else is at it; whether it is complete now.
 
     facts: what a run of all parts says of itself, None for the end of a part
@@ -30,19 +30,19 @@ def conclude(ledger: Ledger, holding: Holding, facts: Mapping[str, Any] | None =
     Where there are no locks, whoever looks last sees all; two may complete the output, with the same words, as notes go after the header.
     """
     holding.leave()
-    if not ledger.all_marked or not holding.is_alone():
-        return ledger.complete  # markers are also missing where another one has just completed it
-    summary = summarize(ledger, facts)
-    if not ledger.complete:
-        ledger.finish(summary)
+    if not header.all_marked or not holding.is_alone():
+        return header.complete  # markers are also missing where another one has just completed it
+    summary = summarize(header, facts)
+    if not header.complete:
+        header.finish(summary)
     return True
 
 
-def summarize(ledger: Ledger, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def summarize(header: Header, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What is known of how the output was made: `facts` of a whole run, else the sums over the parts; and the parts."""
-    parts = ledger.journal.notes()
+    parts = header.journal.notes()
     sums = {key: round(sum(part.get(key, 0) for part in parts), 4) for key in SUMMED} if parts else {}
-    return {**(facts or sums), "blocks": ledger.block_count, **({"parts": parts} if parts else {})}
+    return {**(facts or sums), "blocks": header.block_count, **({"parts": parts} if parts else {})}
 
 
 def finish(path: str) -> dict[str, Any]:
@@ -51,28 +51,28 @@ def finish(path: str) -> dict[str, Any]:
     Raises `OutputError` where it is none of ours, where blocks are missing (how many, the first of them, and what to run), or where it
     is being written.
     """
-    if not exists(path):
+    if not stores.exists(path):
         raise OutputError(f"{path} does not exist; give the --out of the run")
-    ledger = Ledger.of(path)
-    if not ledger.complete:
-        refuse_incomplete(ledger)
+    header = Header.of(path)
+    if not header.complete:
+        refuse_incomplete(header)
         with hold(path, patience=PATIENCE) as holding:
-            if not conclude(ledger, holding):
-                refuse_incomplete(ledger)
-    return {"out": path, "complete": True, **ledger.header.get("summary", {})}
+            if not conclude(header, holding):
+                refuse_incomplete(header)
+    return {"out": path, "complete": True, **header.stored.get("summary", {})}
 
 
-def refuse_incomplete(ledger: Ledger) -> None:
+def refuse_incomplete(header: Header) -> None:
     """Raises `OutputError` where blocks are missing: how many, the first of them, and what to run."""
-    missing = ledger.missing()
-    if missing and not ledger.complete:
+    missing = header.missing()
+    if missing and not header.complete:
         raise OutputError(
-            f"{ledger.path} lacks {len(missing):,} of {ledger.block_count:,} blocks, the first is {missing[0]}; {_advice(ledger)}"
+            f"{header.path} lacks {len(missing):,} of {header.block_count:,} blocks, the first is {missing[0]}; {_advice(header)}"
         )
 
 
-def _advice(ledger: Ledger) -> str:
-    notes = [(parse_part(note["part"]), note) for note in ledger.journal.notes()]
+def _advice(header: Header) -> str:
+    notes = [(parse_part(note["part"]), note) for note in header.journal.notes()]
     finished = {part for part, note in notes if note["finished"]}
     left = [f"{i}/{n}" for n in sorted({n for (_, n), _ in notes}) for i in range(1, n + 1) if (i, n) not in finished]
     if not left:

@@ -11,39 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from unet_engine.errors import OutputError, first_line, writing
 from unet_engine.output.journal import Journal, LocalJournal, RemoteJournal
+from unet_engine.paths import is_local
+from unet_engine.storage import stores
 
 PROVENANCE = "unet_engine"
 ARRAY = "0"
 
 
-class Ledger:
+class Header:
     """Header and journal of the output at `path`, of the run that `digest` names."""
 
     def __init__(self, path: str, digest: str) -> None:
         self.path, self.digest = path, digest
         self.journal: Journal
-        if "://" in path:
-            self.journal = RemoteJournal(zarr.open_group(path, mode="r+").store_path / ARRAY, digest)
-        else:
+        if is_local(path):
             self.journal = LocalJournal(Path(path, ARRAY), digest)
+        else:
+            self.journal = RemoteJournal(stores.open_group(path, "r+").store_path / ARRAY, digest)
 
     @classmethod
-    def of(cls, path: str) -> Ledger:
-        """The ledger of whatever run the output at `path` belongs to. Raises `OutputError` where it is no output of ours."""
+    def of(cls, path: str) -> Header:
+        """The header of whatever run the output at `path` belongs to. Raises `OutputError` where it is no output of ours."""
         header = read_header(path)
         if header is None:
             raise OutputError(f"{path} is not an output of unet-engine; give the --out of the run")
         return cls(path, str(header.get("digest")))
 
     @property
-    def header(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """As it is now: another process may have written it. Empty where it is gone; `OutputError` where it cannot be read."""
         try:
-            found = zarr.open_group(self.path, mode="r").attrs.get(PROVENANCE)
+            found = stores.open_group(self.path, "r").attrs.get(PROVENANCE)
         except FileNotFoundError:
             return {}
         except Exception as error:
@@ -54,7 +55,7 @@ class Ledger:
 
     @property
     def complete(self) -> bool:
-        return bool(self.header.get("complete"))
+        return bool(self.stored.get("complete"))
 
     def settled(self) -> bool:
         """Whether the output is complete. Removes the journal that a run killed right after it completed the output left."""
@@ -89,7 +90,7 @@ class Ledger:
             raise OutputError(f"{self.path} lost its journal while this run was writing it; run again with --resume")
 
     def _check_ours(self) -> None:
-        if self.header.get("digest") != self.digest:
+        if self.stored.get("digest") != self.digest:
             raise OutputError(f"{self.path} was removed or replaced while this run was writing it; start it again")
 
     @property
@@ -108,9 +109,9 @@ class Ledger:
     @property
     def blocks(self) -> list[Sequence[int]]:
         """Per axis the indices of the blocks that write something. Raises `OutputError` for an output of a version that did not say."""
-        spans = self.header.get("blocks")
+        spans = self.stored.get("blocks")
         if spans is None:
-            raise OutputError(f"{self.path} was begun by an older version and cannot be gone on with; use --overwrite")
+            raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
         return [[j for lo, hi in axis for j in range(lo, hi)] for axis in spans]
 
     @property
@@ -134,14 +135,14 @@ class Ledger:
             self.journal.remove()
 
     def _rewrite(self, **changed: Any) -> None:
-        group = zarr.open_group(self.path, mode="r+")
+        group = stores.open_group(self.path, "r+")
         group.attrs[PROVENANCE] = {**group.attrs[PROVENANCE], **changed}
 
 
 def read_header(path: str) -> dict[str, Any] | None:
     """Our header of the group at `path`; None where there is no such group, or nothing of ours in it."""
     try:
-        header = zarr.open_group(path, mode="r").attrs.get(PROVENANCE)
+        header = stores.open_group(path, "r").attrs.get(PROVENANCE)
     except Exception:  # whatever it is, we did not write it
         return None
     return dict(header) if isinstance(header, dict) else None
@@ -156,7 +157,7 @@ def spans(indices: Sequence[int]) -> list[list[int]]:
 
 def _leftovers(path: str) -> Iterator[Path]:
     """Temporary files of a run killed while it wrote metadata. No folder of chunks is looked into."""
-    if "://" not in path:
+    if is_local(path):
         yield from Path(path).glob("*.partial")
         yield from Path(path, ARRAY).glob("*.partial")
         yield from Path(path, ARRAY).glob(".lock.*")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from unet_engine.errors import OutputError, writing
 from unet_engine.output.header import ARRAY
+from unet_engine.paths import is_local
 
 try:
     import fcntl
@@ -50,7 +51,7 @@ def hold(path: str, part: tuple[int, int] | None = None, patience: float = 0.0) 
     Raises `OutputError` where others are in the way, after `patience` seconds.
     """
     folder = Path(path, ARRAY)
-    if "://" in path or fcntl is None or not folder.is_dir():
+    if not is_local(path) or fcntl is None or not folder.is_dir():
         yield Holding(None)
         return
     with ExitStack() as held:

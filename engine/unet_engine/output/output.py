@@ -6,9 +6,6 @@ prove nothing, since empty ones are not written and a block's others may be miss
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,37 +14,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.group import GroupMetadata
-from zarr.core.sync import sync
-from zarr.errors import ContainsArrayError, ContainsGroupError
-from zarr.storage import LocalStore
+from zarr.errors import ContainsArrayError
 
 from unet_engine.errors import OutputError, ResumeError, first_line, writing
 from unet_engine.output.chunks import Chunks, LocalChunks, RemoteChunks
-from unet_engine.output.header import ARRAY, PROVENANCE, Ledger, read_header
+from unet_engine.output.header import ARRAY, PROVENANCE, Header, read_header
 from unet_engine.output.journal import LocalJournal
 from unet_engine.output.layout import Layout
 from unet_engine.output.locks import hold
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Plan
+from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.storage import stores
 from unet_engine.storage.codecs import fast_codecs
 
 
 class Output:
     """An opened output group. `write` and `mark` may be called from several threads, and from other processes on the same blocks."""
 
-    def __init__(self, path: str, layout: Layout, digest: str) -> None:
+    def __init__(self, path: str, layout: Layout, digest: str, recorder: Recorder = PLAIN) -> None:
+        """recorder: takes the times of writing."""
         self.path, self.layout, self.digest = path, layout, digest
         with writing(path, "opening it"), fast_codecs(path):
-            self.array = zarr.open_group(path, mode="r+")[ARRAY]
-            self.ledger = Ledger(path, digest)
-        journal = self.ledger.journal
+            self.array = stores.open_group(path, "r+")[ARRAY]
+            self.header = Header(path, digest)
+        journal = self.header.journal
         self.chunks: Chunks
         if isinstance(journal, LocalJournal):
-            self.chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage)
+            self.chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage, recorder)
         else:
-            self.chunks = RemoteChunks(self.array)
+            self.chunks = RemoteChunks(self.array, recorder)
 
     @classmethod
     def create(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
@@ -61,16 +57,15 @@ class Output:
             PROVENANCE: {**provenance, "digest": digest, "complete": False},
         }
         with writing(path, "creating it"):
-            _claim(path, attributes)
+            stores.store_of(path).create_group(path, attributes)
         return cls.resume(path, layout, digest, provenance)
 
     @staticmethod
     def _create_array(path: str, layout: Layout) -> None:
         channel = layout.channels is not None
         with suppress(ContainsArrayError):  # another process made it just now
-            zarr.create_array(
+            stores.create_array(
                 f"{path.rstrip('/')}/{ARRAY}",
-                zarr_format=3,
                 shape=((layout.channels,) if channel else ()) + layout.in_stored_order(layout.shape),
                 chunks=((1,) if channel else ())
                 + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
@@ -84,12 +79,12 @@ class Output:
     def resume(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
         """Open the output of an earlier run. Raises `ResumeError` naming what differs where that run was another one."""
         try:
-            group = zarr.open_group(path, mode="r+")
+            group = stores.open_group(path, "r+")
         except FileNotFoundError as error:
             raise ResumeError(_not_ours(path)) from error
         except Exception as error:
             raise OutputError(
-                f"{path} cannot be opened to go on with it: {first_line(error)}; restore it, or choose another --out"
+                f"{path} cannot be opened to resume it: {first_line(error)}; restore it, or choose another --out"
             ) from error
         header = group.attrs.get(PROVENANCE)
         if not isinstance(header, dict):
@@ -107,7 +102,7 @@ class Output:
     def write(self, box: Box, values: npt.NDArray[Any]) -> None:
         """Write `values`, shape (*box.shape) or (channels, *box.shape), at `box`, relative to the output's origin.
 
-        `box` is made of whole chunks, but where the array ends. Call after `Ledger.begin`, here or in the process that leads the run.
+        `box` is made of whole chunks, but where the array ends. Call after `Header.begin`, here or in the process that leads the run.
         Raises `OutputError` where the disk is full or the store refuses; what was written before stays valid.
         """
         layout = self.layout
@@ -118,68 +113,25 @@ class Output:
             try:
                 self.chunks.write(target, values.transpose([*range(lead), *order]))
             except Exception:
-                if self.ledger.journal.is_open:
+                if self.header.journal.is_open:
                     raise
-                self.ledger.check_over()  # somebody else has written this block long ago, and all others
+                self.header.check_over()  # somebody else has written this block long ago, and all others
 
     def mark(self, index: tuple[int, ...]) -> None:
         """Record block `index` as committed; call after its data were written."""
-        self.ledger.mark(index)
+        self.header.mark(index)
 
     def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
         """Which blocks are not committed now. A snapshot, so that a block is never both written and waited for."""
         first = plan.block_range.lo
         done = np.zeros(plan.block_range.shape, bool)
-        for index in self.ledger.journal.marked():
+        for index in self.header.journal.marked():
             done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
         return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
 
 
-def _claim(path: str, attributes: Mapping[str, Any]) -> None:
-    """Make the group, unless somebody did before. On a local disk exactly one of several processes does; on a remote store several
-    may, and `Output.resume` finds out whose header stayed."""
-    if "://" in path:
-        with suppress(ContainsGroupError):
-            zarr.create_group(path, attributes=dict(attributes), zarr_format=3)
-        return
-    metadata = GroupMetadata(attributes=dict(attributes), zarr_format=3).to_buffer_dict(default_buffer_prototype())
-    store = LocalStore(path)
-    for key, data in metadata.items():
-        try:
-            sync(store.set_if_not_exists(key, data))
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            sync(store.set(key, data))
-
-
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What file systems without hard links say, by which the store makes sure that there is but one header."""
-
-
 def _not_ours(path: str) -> str:
-    return f"{path} is not an output of unet-engine that could be gone on with; choose another --out"
-
-
-def exists(path: str) -> bool:
-    """Whether something lies at `path`: any file or folder, or a Zarr node in a remote store."""
-    if "://" in path:
-        try:
-            zarr.open(path, mode="r")
-        except FileNotFoundError:
-            return False
-        except Exception as error:
-            raise OutputError(
-                f"{path} cannot be reached: {first_line(error)}; check the URL and that its file system is installed"
-            ) from error
-        return True
-    try:
-        # a run killed while it created the group leaves no more than a temporary file
-        return any(not p.name.endswith(".partial") for p in Path(path).iterdir())
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return os.path.lexists(path)
+    return f"{path} is not an output of unet-engine that could be resumed; choose another --out"
 
 
 def is_ours(path: str) -> bool:
@@ -190,20 +142,16 @@ def is_ours(path: str) -> bool:
 def remove(path: str) -> None:
     """Delete an earlier output. Raises `OutputError` where `path` is anything but one, so that no other data is ever lost.
 
-    A kill on the way leaves an output that can be removed again or gone on with, as nothing in it counts as done any more.
+    A kill on the way leaves an output that can be removed again or resumed, as nothing in it counts as done any more.
     """
     if not is_ours(path):
         raise OutputError(
             f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out"
         )
     with hold(path):
-        Ledger.of(path).revoke()
+        Header.of(path).revoke()
         with writing(path, "removing it"):
-            if "://" in path:
-                sync(zarr.open_group(path, mode="r+").store_path.delete_dir())
-            else:
-                shutil.rmtree(Path(path, ARRAY), ignore_errors=True)  # chunks first, the header last
-                shutil.rmtree(path)
+            stores.store_of(path).remove(path, ARRAY)  # chunks first, the header last
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The local executor: columns of a plan dealt to the devices of this machine, one thread per device.
+"""Columns of a plan dealt to the devices of this process, one thread per device.
 
 Within a column three things overlap: reading the next block, inferring this one, writing the last. A Dask executor needs no more than
 `Worker.read`, `predict` and `commit` either.
@@ -8,40 +8,57 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.pipeline.job import Halo, Raw
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.plan import Column, Index, Task
+from unet_engine.profiling.recorder import Recorder
+from unet_engine.profiling.stages import MERGE, WAITING
 
 Pending = Callable[[Index], bool]
+T = TypeVar("T")
 
 
-def run_local(workers: list[Worker], pending: Pending) -> None:
-    """Run every column of the workers' plan. The first error stops all lanes, after what they were writing is written."""
+def run_columns(workers: Sequence[Worker], pending: Pending) -> None:
+    """Run every column of the workers' plan. The first error stops all devices, after what they were writing is written."""
     columns: SimpleQueue[Column] = SimpleQueue()
     for column in workers[0].job.plan.columns():
         columns.put(column)
     stop = threading.Event()
     if len(workers) == 1:
-        _lane(workers[0], columns, pending, stop)
+        _device_thread(workers[0], columns, pending, stop)
         return
-    with ThreadPoolExecutor(len(workers), "lane") as lanes:
-        running = [lanes.submit(_lane, worker, columns, pending, stop) for worker in workers]
+    with ThreadPoolExecutor(len(workers), "device") as devices:
+        running = [devices.submit(_device_thread, worker, columns, pending, stop) for worker in workers]
         try:
-            for lane in running:
-                lane.result()
+            for device in running:
+                device.result()
         finally:
             stop.set()
 
 
-def _lane(worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: threading.Event) -> None:
+def _device_thread(worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: threading.Event) -> None:
+    """Column after column. Where memory runs out the first time, what is left of that column once more with half the windows at once.
+
+    Blocks that were committed stay so; windows that reach from them into others are inferred again, as in a resume. Raises `PlanError` with
+    the figures where memory runs out again, or where half would give other bytes: see `Worker.shrink`.
+    """
+    again: Column | None = None
     try:
         while not stop.is_set():
-            _run_column_twice(worker, columns.get_nowait(), pending, stop)
+            column, again = again or columns.get_nowait(), None
+            try:
+                run_column(worker, column, pending, stop)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                worker.shrink(error, f"in column {column.number}")
+                again, pending = column, _both(pending, worker.output.pending(worker.job.plan))
     except Empty:
         return
     except BaseException:
@@ -49,22 +66,8 @@ def _lane(worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: 
         raise
 
 
-def _run_column_twice(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:
-    """One column; where memory runs out the first time, what is left of it once more with half the windows at once.
-
-    Blocks that were committed stay so; windows that reach from them into others are inferred again, as in a resume. Raises `PlanError` with
-    the figures where memory runs out again, or where half would give other bytes: see `Worker.shrink`.
-    """
-    try:
-        run_column(worker, column, pending, stop)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        worker.shrink(error, f"in column {column.number}")
-    else:
-        return
-    left = worker.output.pending(worker.job.plan)  # as a resume finds out
-    _run_column_twice(worker, column, lambda index: pending(index) and left(index), stop)
+def _both(first: Pending, second: Pending) -> Pending:
+    return lambda index: first(index) and second(index)
 
 
 def run_column(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:
@@ -75,10 +78,11 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
         try:
             for done in worker.predict(_read_ahead(worker, _tasks(worker, column, pending), reader)):
                 for target, halo in done.halos():
-                    waiting[target].append(worker.tools.keep(halo))
+                    with worker.recorder.span(MERGE):
+                        waiting[target].append(halo.copied())
                 if done.task.commits:
                     if writing:
-                        worker.tools.wait(writing)
+                        _waited(worker.recorder, writing)
                     block = done.task.block
                     writing = writer.submit(
                         worker.commit, done.task, done.inside(block.write), waiting.pop(block.index, [])
@@ -88,7 +92,12 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
         finally:
             # what was handed over is written even when something else failed
             if writing:
-                worker.tools.wait(writing)
+                _waited(worker.recorder, writing)
+
+
+def _waited(recorder: Recorder, future: Future[T]) -> T:
+    with recorder.span(WAITING):
+        return future.result()
 
 
 def _tasks(worker: Worker, column: Column, pending: Pending) -> Iterator[Task]:
@@ -104,7 +113,7 @@ def _read_ahead(worker: Worker, tasks: Iterable[Task], reader: ThreadPoolExecuto
     for task in tasks:
         following = (task, reader.submit(worker.read, task))
         if ahead:
-            yield ahead[0], worker.tools.wait(ahead[1])
+            yield ahead[0], _waited(worker.recorder, ahead[1])
         ahead = following
     if ahead:
-        yield ahead[0], worker.tools.wait(ahead[1])
+        yield ahead[0], _waited(worker.recorder, ahead[1])

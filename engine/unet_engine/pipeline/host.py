@@ -1,4 +1,4 @@
-"""Windows on their way through the network: cut, in flight, added, strictly in order.
+"""The pipeline of the host. Windows on their way through the network: cut, in flight, added, strictly in order.
 
     windows of block n     [c0][c1][c2] ... [c63]|[c0][c1] ...    windows of block n + 1
                             ^ head: waited for, added              ^ tail: cut into a free slot, started
@@ -10,67 +10,100 @@ enter the device before the last of this one have left it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from unet_engine.backends.base import Backend
+from unet_engine.backends.base import Array, Backend
 from unet_engine.errors import BackendError
-from unet_engine.pipeline import timed
-from unet_engine.pipeline.job import Array, Job, Predicted, Raw, Tally
+from unet_engine.pipeline.base import BLOCKS_IN_FLIGHT, Work
+from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.recycling import Recycler
-from unet_engine.pipeline.timed import Tools
+from unet_engine.pipeline.windows import Windows, placement
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
+from unet_engine.profiling.recorder import Recorder
+from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, GATHER, MERGE, NETWORK
 from unet_engine.stitching import operations
-from unet_engine.stitching.weights import axis_weights
-
-BLOCKS_IN_FLIGHT = 1
-"""Blocks whose last windows may still be in the network while the next block is cut; more would only cost memory."""
 
 
-def predict(
-    job: Job,
-    backend: Backend,
-    tally: Tally,
-    work: Iterable[tuple[Task, Raw | None] | None],
-    memory: Recycler,
-    tools: Tools = timed.PLAIN,
-) -> Iterator[Predicted]:
-    """Infer the windows of each task and add them up in sums from `memory`; yields the blocks in the order they came.
+@dataclass(frozen=True, slots=True)
+class HostPredicted:
+    """Sums of one block: (channels out, *task.block.sums.shape) float32."""
 
-    A None among the work means that none is to be had right now: all that is in the network is then waited for and yielded.
-    Raises `BackendError` naming block and window where the network fails.
-    """
-    flight = _Flight(job, backend, tally, tools)
-    for item in work:
-        if item is None:
-            while flight.entries:
-                yield from flight.pop()
-            continue
-        task, raw = item
-        predicted = Predicted(task, memory.zeros((job.model.spec.channels_out, *task.block.sums.shape)))
-        cutter = _Cutter(job, task, raw, tools)
-        for window in task.windows:
-            if cutter.is_empty(window):
-                flight.push_empty(predicted, window)
+    task: Task
+    sums: Array
+
+    def inside(self, box: Box) -> Array:
+        """The sums in `box`, as a view."""
+        view: Array = self.sums[(slice(None), *box.relative_to(self.task.block.sums.lo).slices())]
+        return view
+
+    def detached(self) -> HostPredicted:
+        return self
+
+    def halos(self) -> Iterator[tuple[Index, Halo]]:
+        """The block each halo goes to, and the halo as a view of the sums."""
+        for target, box in self.task.halos:
+            yield target, Halo(self.task.block.index, box, self.inside(box))
+
+
+class HostPipeline:
+    """See `unet_engine.pipeline.base.Pipeline`."""
+
+    def __init__(self, job: Job, network: Backend, tally: Tally, recorder: Recorder) -> None:
+        self._job, self._network, self._tally, self._recorder = job, network, tally, recorder
+        self._memory = Recycler()
+        """For sums. Halos get memory of their own from the system: they come in so many sizes, and wait so differently long, that gaps
+        between them took a third more memory (measured with 104 classes)."""
+
+    def pin(self, raw: Raw) -> Raw:
+        return raw
+
+    def predict(self, work: Work) -> Iterator[HostPredicted]:
+        flight = _Flight(self._job, self._network, self._tally, self._recorder)
+        for item in work:
+            if item is None:
+                while flight.entries:
+                    yield from flight.pop()
                 continue
-            while not flight.ready:
+            task, raw = item
+            shape = (self._job.model.spec.channels_out, *task.block.sums.shape)
+            predicted = HostPredicted(task, self._memory.zeros(shape))
+            windows = Windows(self._job, task, raw)
+            for window in task.windows:
+                if windows.is_empty(window):
+                    flight.push_empty(predicted, window)
+                    continue
+                while not flight.ready:
+                    yield from flight.pop()
+                flight.push(predicted, window, windows)
+                if flight.full:
+                    flight.launch()
+            flight.push_end(predicted)
+            while flight.settled or flight.blocks > BLOCKS_IN_FLIGHT:
                 yield from flight.pop()
-            flight.push(predicted, window, cutter)
-        flight.push_end(predicted)
-        while flight.settled or flight.blocks > BLOCKS_IN_FLIGHT:
+        while flight.entries:
             yield from flight.pop()
-    while flight.entries:
-        yield from flight.pop()
+
+    def finish(self, task: Task, core: Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
+        with self._recorder.span(MERGE):
+            for lower in sorted(halos, key=lambda h: h.source, reverse=True):
+                operations.merge(core, lower.values, lower.box.relative_to(task.block.write.lo).lo)
+        finite = bool(np.isfinite(np.sum(core)))
+        with self._recorder.span(ACTIVATION):
+            return self._job.reduction.on_host(core), finite
+
+    def close(self) -> None:
+        """Sums go with whoever holds them; the network is another's."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """One window of one block. `slot` is None where the window is skipped."""
 
-    predicted: Predicted
+    predicted: HostPredicted
     window: Index
     slot: int | None
     place: int = 0
@@ -79,11 +112,11 @@ class _Cut:
 class _Flight:
     """First in, first out: windows in the network, skipped windows between them, and the ends of blocks."""
 
-    def __init__(self, job: Job, backend: Backend, tally: Tally, tools: Tools) -> None:
-        self.job, self.backend, self.tally, self.tools = job, backend, tally, tools
-        self.entries: deque[_Cut | Predicted] = deque()
+    def __init__(self, job: Job, network: Backend, tally: Tally, recorder: Recorder) -> None:
+        self.job, self.network, self.tally, self.recorder = job, network, tally, recorder
+        self.entries: deque[_Cut | HostPredicted] = deque()
         self.blocks = 0
-        self._waiting = [0] * backend.slots
+        self._waiting = [0] * network.slots
         """Per slot, windows that were put in and not yet added."""
         self._slot = self._place = 0
 
@@ -93,105 +126,57 @@ class _Flight:
         return self._place > 0 or self._waiting[self._slot] == 0
 
     @property
+    def full(self) -> bool:
+        """Whether the slot has all windows of a batch."""
+        return self._place == self.job.setup.batch
+
+    @property
     def settled(self) -> bool:
         """Whether the head needs nothing from the device."""
-        return bool(self.entries) and (isinstance(self.entries[0], Predicted) or self.entries[0].slot is None)
+        return bool(self.entries) and (isinstance(self.entries[0], HostPredicted) or self.entries[0].slot is None)
 
-    def push(self, predicted: Predicted, window: Index, cutter: _Cutter) -> None:
-        cutter.cut(window, self.backend.input(self._slot)[self._place])
+    def push(self, predicted: HostPredicted, window: Index, windows: Windows) -> None:
+        with self.recorder.span(GATHER):
+            windows.cut(window, self.network.input(self._slot)[self._place])
         self.entries.append(_Cut(predicted, window, self._slot, self._place))
         self._waiting[self._slot] += 1
         self._place += 1
-        if self._place == self.job.setup.batch:
-            self._launch()
 
-    def push_empty(self, predicted: Predicted, window: Index) -> None:
+    def push_empty(self, predicted: HostPredicted, window: Index) -> None:
         self.entries.append(_Cut(predicted, window, None))
 
-    def push_end(self, predicted: Predicted) -> None:
+    def push_end(self, predicted: HostPredicted) -> None:
         self.entries.append(predicted)
         self.blocks += 1
 
-    def _launch(self) -> None:
-        self.backend.start(self._slot)
-        self._slot, self._place = (self._slot + 1) % self.backend.slots, 0
+    def launch(self) -> None:
+        """Start the batch that was put into the slot."""
+        with self.recorder.span(COPY):
+            self.network.start(self._slot)
+        self._slot, self._place = (self._slot + 1) % self.network.slots, 0
 
-    def pop(self) -> Iterator[Predicted]:
+    def pop(self) -> Iterator[HostPredicted]:
         """Take the head off: add a window (waiting for it), or yield a block that is done."""
         head = self.entries.popleft()
-        if isinstance(head, Predicted):
+        if isinstance(head, HostPredicted):
             self.blocks -= 1
             yield head
             return
         sums, block = head.predicted.sums, head.predicted.task.block
-        placement = _placement(self.job, head.window, block.sums)
+        where = placement(self.job, head.window, block.sums)
         if head.slot is None:
             self.tally.add(skipped=1)
-            self.tools.add_constant(sums, np.asarray(self.job.model.spec.empty, np.float32), *placement)
+            with self.recorder.span(ADD):
+                operations.add_constant(sums, np.asarray(self.job.model.spec.empty, np.float32), *where)
             return
         if head.slot == self._slot and self._place:
-            self._launch()  # a batch that the end of the work left part empty
+            self.launch()  # a batch that the end of the work left part empty
         try:
-            values = self.backend.result(head.slot)[head.place]
+            with self.recorder.span(NETWORK):
+                values = self.network.result(head.slot)[head.place]
         except BackendError as error:
             raise BackendError(f"{error} (block {block.index}, window {head.window})") from error
         self.tally.add(inferred=1)
-        self.tools.add(sums, values.reshape(len(values), *self.job.plan.window_shape), *placement)
+        with self.recorder.span(ADD):
+            operations.add(sums, values.reshape(len(values), *self.job.plan.window_shape), *where)
         self._waiting[head.slot] -= 1
-
-
-def _placement(
-    job: Job, window: Index, sums: Box
-) -> tuple[Sequence[Array], Sequence[int], Sequence[int], Sequence[int]]:
-    """Weights, position and range of a window in the sums of its block."""
-    axes = list(zip(job.plan.axes, window, strict=True))
-    starts = [axis.start(k) for axis, k in axes]
-    supports = [axis.support(k) for axis, k in axes]
-    inside = (Box(*map(tuple, zip(*supports, strict=True))) & sums).relative_to(starts)
-    at = [s - l for s, l in zip(starts, sums.lo, strict=True)]
-    return [axis_weights(axis, k) for axis, k in axes], at, inside.lo, inside.hi
-
-
-def emptiness(job: Job, task: Task, raw: Raw | None) -> Callable[[Index], bool]:
-    """The test of which windows of `task` are skipped."""
-    return _Cutter(job, task, raw, timed.PLAIN).is_empty
-
-
-class _Cutter:
-    """Cuts the windows of one task out of its raw block."""
-
-    def __init__(self, job: Job, task: Task, raw: Raw | None, tools: Tools) -> None:
-        self._raw, self._skips = raw, job.skips
-        self._axes, self._lo = job.plan.axes, task.read.lo
-        self._background = job.model.spec.background
-        self._scale = np.asarray(job.scaling.scale)
-        self._shift = np.asarray(job.scaling.shift)
-        self._padding = job.plan.padding
-        self._gather = tools.gather
-        self._index: dict[tuple[int, int], Array] = {}
-
-    def _positions(self, a: int, k: int) -> Array:
-        """Where along axis `a` each voxel of window k lies in the raw block; -1 for constant padding."""
-        if (a, k) not in self._index:
-            source = np.asarray(self._axes[a].source(*self._axes[a].input(k), self._padding), np.int64)
-            self._index[a, k] = np.where(source < 0, -1, source - self._lo[a])
-        return self._index[a, k]
-
-    def is_empty(self, window: Index) -> bool:
-        if not self._skips:
-            return False
-        if self._raw is None:
-            return True
-        spans = [self._positions(a, k) for a, k in enumerate(window)]
-        lo = [int(s[s >= 0].min()) for s in spans]
-        hi = [int(s.max()) + 1 for s in spans]
-        if self._raw.mask is not None and operations.is_constant(self._raw.mask, lo, hi, 0):
-            return True
-        return operations.is_constant(self._raw.voxels, lo, hi, self._background)
-
-    def cut(self, window: Index, out: Array) -> None:
-        """Normalise one window into ``out``: (channels in, *window) float32."""
-        assert self._raw is not None
-        spans = [self._positions(a, k) for a, k in enumerate(window)]
-        shaped = out.reshape(len(out), *(s.size for s in spans))
-        self._gather(shaped, self._raw.voxels, spans, self._scale, self._shift, 0.0)

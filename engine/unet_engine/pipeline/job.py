@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
-import numpy.typing as npt
-
-from unet_engine.backends.base import Setup
+from unet_engine.backends.base import ONE_BY_ONE, Array, Setup
 from unet_engine.model.file import ModelFile
 from unet_engine.output.layout import Layout
+from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
 from unet_engine.plan.box import Box
-from unet_engine.plan.plan import Index, Plan, Task
+from unet_engine.plan.plan import Index, Plan
 from unet_engine.volumes.normalize import Scaling
-
-Array = npt.NDArray[Any]
-Kind = Literal["labels", "probabilities", "logits"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +34,18 @@ class Job:
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     decoders: int | None = None
     """Threads that decode chunks of the volume; None: one per core."""
-    answers: frozenset[str] = frozenset()
-    """What a batch of the GPU's network told of itself as the run was planned, see `unet_engine.backends.batch_probe`."""
+    answers: frozenset[str] = ONE_BY_ONE
+    """What the network told of its batches as the run was planned, see `Network.answers`."""
 
     @property
     def skips(self) -> bool:
         """Whether windows of nothing but background are left out: only where the spec names what they stand for."""
         return self.model.spec.empty is not None
+
+    @property
+    def reduction(self) -> Reduction:
+        """What turns finished sums into voxels of the output."""
+        return REDUCTIONS[self.kind](self.model.spec.activation, self.layout.dtype)
 
 
 @dataclass(slots=True)
@@ -107,25 +106,3 @@ class Halo:
     def copied(self) -> Halo:
         """The same, holding nothing of the sums it was cut from."""
         return Halo(self.source, self.box, self.values.copy())
-
-
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """Sums of one block: (channels out, *task.block.sums.shape) float32."""
-
-    task: Task
-    sums: Array
-
-    def inside(self, box: Box) -> Array:
-        """The sums in `box`, as a view."""
-        view: Array = self.sums[(slice(None), *box.relative_to(self.task.block.sums.lo).slices())]
-        return view
-
-    def detached(self) -> Predicted:
-        """The same with nothing left on a device: it was on none."""
-        return self
-
-    def halos(self) -> Iterator[tuple[Index, Halo]]:
-        """The block each halo goes to, and the halo as a view of the sums."""
-        for target, box in self.task.halos:
-            yield target, Halo(self.task.block.index, box, self.inside(box))

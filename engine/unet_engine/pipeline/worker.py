@@ -2,71 +2,151 @@
 
 read(task)     the block's part of the volume, or None where nothing is stored
 predict(work)  windows cut, normalised, inferred and added, in order, without a pause between blocks  => sums
-commit(...)    halos of lower blocks merged, activation, argmax or cast, written, marked
+commit(...)    halos of lower blocks merged, reduced to labels or what is asked for, written, marked
 """
 
 from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import Any, Protocol
 
 import numpy as np
 
-from unet_engine.backends.batch_probe import agree, answers
-from unet_engine.backends.device import DeviceBackend
-from unet_engine.backends.opening import Network, open_network
+from unet_engine.backends.base import Array, Network
+from unet_engine.backends.batch_probe import agree
+from unet_engine.backends.opening import open_network
 from unet_engine.backends.out_of_memory import is_out_of_memory, no_memory, other_bits, smaller
-from unet_engine.devices.opening import is_pipelined
 from unet_engine.errors import BackendError, DataError, PlanError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output.output import Output
-from unet_engine.pipeline import timed
-from unet_engine.pipeline.gpu.pipeline import DevicePipeline
-from unet_engine.pipeline.gpu.results import DeviceCore, DevicePredicted
-from unet_engine.pipeline.host import emptiness, predict
-from unet_engine.pipeline.job import Array, Halo, Job, Predicted, Raw, Tally
-from unet_engine.pipeline.recycling import Recycler
+from unet_engine.pipeline.base import Core, Pipeline, Predicted, Work
+from unet_engine.pipeline.choose import pipeline_of
+from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.plan.box import Box
-from unet_engine.plan.plan import Column, Index, Task
-from unet_engine.profiling.stages import OTHER, Stages
+from unet_engine.plan.plan import Column, Index, Plan, Task
+from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.profiling.stages import OTHER, Snapshot, Stages
 from unet_engine.storage.codecs import decoding
-from unet_engine.volumes.zarr_volume import Volume, open_volume
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.formats import open_volume
+
+
+class Sink(Protocol):
+    """Where blocks are written: an `Output`, or whatever keeps them."""
+
+    def write(self, box: Box, values: Array) -> None:
+        """`values`, (*box.shape) or (channels, *box.shape), at `box`, relative to the region's origin."""
+
+    def mark(self, index: Index) -> None:
+        """The block's data are written."""
+
+    def pending(self, plan: Plan) -> Callable[[Index], bool]:
+        """Which blocks are not written now. A snapshot."""
 
 
 @dataclass
+class Opened:
+    """What is open already, handed to a worker. What is None it opens itself when first used."""
+
+    volume: Volume | None = None
+    mask: Volume | None = None
+    network: Network | None = None
+    """Closed by `Worker.close`, but not by `Worker.leave`."""
+    output: Sink | None = None
+
+
 class Worker:
-    """Executes tasks of one job on one device. Handles are opened when first used and dropped on pickling."""
+    """Executes tasks of one job on one device. Only the job is pickled."""
 
-    job: Job
-    tally: Tally = field(default_factory=Tally)
-    stages: Stages | None = None
-    """Where the time goes; there only where the job is profiled."""
-    sums: Recycler = field(default_factory=Recycler, repr=False)
-    """Memory for sums. Halos get memory of their own from the system: they come in so many sizes, and wait so differently long, that gaps
-    between them took a third more memory (measured with 104 classes)."""
-    _opening: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    _pipeline: DevicePipeline | None = field(default=None, repr=False)
+    def __init__(self, job: Job, opened: Opened | None = None) -> None:
+        self.job = job
+        self.tally = Tally()
+        self.recorder: Recorder = Stages() if job.profiled else PLAIN
+        """Where the time goes."""
+        self.shrunk = False
+        """Whether memory ran out once and fewer windows are inferred at once since."""
+        self._opened = replace(opened) if opened else Opened()
+        self._opening = threading.RLock()
+        self._pipeline: Pipeline | None = None
 
-    shrunk: bool = False
-    """Whether memory ran out once and fewer windows are inferred at once since."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Worker, (self.job,))
 
-    def __post_init__(self) -> None:
-        if self.job.profiled and self.stages is None:
-            self.stages = Stages()
-        self.tools = timed.tools(self.stages)
-        if self.stages:  # what is in no other stage of these is `other`, and not waiting
-            for name in ("settle", "read", "commit"):
-                setattr(self, name, self.stages.timed(OTHER, getattr(self, name), starts_group=name != "settle"))
+    def profile(self, spans: int = 0) -> Snapshot | None:
+        """Where the time went, with at most so many spans of each thread; None where the job is not profiled."""
+        return self.recorder.snapshot(spans) if isinstance(self.recorder, Stages) else None
+
+    # --- what is open ---
+
+    @property
+    def volume(self) -> Volume:
+        if self._opened.volume is None:
+            with self._opening, decoding(self.job.decoders):
+                self._opened.volume = self._opened.volume or open_volume(self.job.volume, self.job.volume_axes)
+        return self._opened.volume
+
+    @property
+    def mask(self) -> Volume | None:
+        if self._opened.mask is None and self.job.mask:
+            with self._opening:
+                self._opened.mask = self._opened.mask or open_volume(self.job.mask)
+        return self._opened.mask
+
+    @property
+    def output(self) -> Sink:
+        if self._opened.output is None:
+            with self._opening:
+                self._opened.output = self._opened.output or Output(
+                    self.job.out, self.job.layout, self.job.plan.digest, self.recorder
+                )
+        return self._opened.output
+
+    @property
+    def network(self) -> Network:
+        """Raises `BackendError` where the library here is another one than the run was planned with: it may give other bytes."""
+        with self._opening:
+            if self._opened.network is None:
+                network = open_network(self.job.backend, self.job.setup)
+                planned = self.job.plan.identity.get("backend", network.version)
+                if network.version != planned:
+                    network.close()
+                    raise BackendError(
+                        f"{platform.node()} has {network.version}, the run was planned with {planned}; install the same version everywhere"
+                    )
+                self._opened.network = network
+            return self._opened.network
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Opened with its network when first asked for: readers, writers and the predicting thread may all be first."""
+        with self._opening:
+            if self._pipeline is None:
+                self._pipeline = pipeline_of(self.job, self.network, self.tally, self.recorder, self.volume.voxel_bytes)
+            return self._pipeline
+
+    def leave(self) -> None:
+        """Give back what the pipeline holds. What was handed in stays open."""
+        with self._opening:
+            if self._pipeline:
+                self._pipeline.close()
+            self._pipeline = None
+
+    def close(self) -> None:
+        with self._opening:
+            self.leave()
+            if self._opened.network:
+                self._opened.network.close()
+            self._opened.network = None
 
     def shrink(self, error: BaseException, where: str) -> None:
         """Go on with half the windows at once, after memory ran out with `error`, if the bytes are the same so.
 
-        Raises `PlanError` with the figures where it ran out before, or does as the network is opened again, and where a GPU's smaller
-        batch gives other bits.
+        Raises `PlanError` with the figures where it ran out before, or does as the network is opened again, and where a smaller batch gives
+        other bits.
         """
         before = self.job.setup
         fewer = None if self.shrunk else smaller(before)
@@ -75,10 +155,8 @@ class Worker:
         with self._opening:
             self.close()
             self.job, self.shrunk = replace(self.job, setup=fewer), True
-            if not is_pipelined(fewer.device):
-                return  # windows are inferred one by one there
             try:
-                if not agree(self.job.answers, answers(cast(DeviceBackend, self.backend))):
+                if not agree(self.job.answers, self.network.answers()):
                     raise other_bits(error, before, fewer, where) from error
             except Exception as again:
                 # nothing may go through a batch that was not found to give the same
@@ -87,54 +165,6 @@ class Worker:
                 if isinstance(again, PlanError) or not is_out_of_memory(again):
                     raise
                 raise no_memory(again, fewer, where, retried=True) from again
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Worker, (self.job,))
-
-    @cached_property
-    def volume(self) -> Volume:
-        with decoding(self.job.decoders):
-            return timed.timed_volume(open_volume(self.job.volume, self.job.volume_axes), self.stages)
-
-    @cached_property
-    def mask(self) -> Volume | None:
-        return timed.timed_volume(open_volume(self.job.mask), self.stages) if self.job.mask else None
-
-    @cached_property
-    def backend(self) -> Network:
-        """Raises `BackendError` where the library here is another one than the run was planned with: it may give other bytes."""
-        backend = open_network(self.job.backend, self.job.setup)
-        planned = self.job.plan.identity.get("backend", backend.version)
-        if backend.version != planned:
-            backend.close()
-            raise BackendError(
-                f"{platform.node()} has {backend.version}, the run was planned with {planned}; install the same version everywhere"
-            )
-        return backend
-
-    @property
-    def pipeline(self) -> DevicePipeline | None:
-        """What a GPU does of the work, opened with its network when first asked for; None on a CPU."""
-        if not is_pipelined(self.job.setup.device):
-            return None
-        with self._opening:  # readers, writers and the device's thread may all be first
-            if self._pipeline is None:
-                backend = self.backend
-                assert isinstance(backend, DeviceBackend)
-                self._pipeline = DevicePipeline(self.job, backend, self.tally, self.volume.voxel_bytes, self.stages)
-            return self._pipeline
-
-    @cached_property
-    def output(self) -> Output:
-        return timed.timed_output(Output(self.job.out, self.job.layout, self.job.plan.digest), self.stages)
-
-    def close(self) -> None:
-        with self._opening:
-            if self._pipeline:
-                self._pipeline.close()
-            self._pipeline = None
-            if "backend" in self.__dict__:
-                self.__dict__.pop("backend").close()
 
     # --- emptiness ---
 
@@ -166,11 +196,14 @@ class Worker:
         """
         if not self.job.skips:
             return task
-        if task.commits and self.is_void(task.block.index):
-            self.commit_void(task)
-        left = self.job.plan.task(task.block.index, column, lambda index: pending(index) and not self.is_void(index))
-        self.tally.add(skipped=len(task.windows) - len(left.windows if left else ()))
-        return left
+        with self.recorder.span(OTHER):
+            if task.commits and self.is_void(task.block.index):
+                self.commit_void(task)
+            left = self.job.plan.task(
+                task.block.index, column, lambda index: pending(index) and not self.is_void(index)
+            )
+            self.tally.add(skipped=len(task.windows) - len(left.windows if left else ()))
+            return left
 
     # --- read ---
 
@@ -179,16 +212,16 @@ class Worker:
 
         Raises `DataError` on NaN or Inf, naming block and box, unless the job replaces them.
         """
-        if not task.windows or (self.job.skips and not self.has_data(task.read)):
-            return None
-        voxels = self.volume.read(task.read)
-        self.tally.add(bytes_read=voxels.nbytes)
-        if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-            self._handle_nonfinite(voxels, task)
-        mask = None if self.mask is None else self.mask.read(task.read)
-        raw = Raw(voxels, mask)
-        # a network that is still being opened is not waited for: the pipeline then stages the voxels itself
-        return self._pipeline.stage(raw) if self._pipeline else raw
+        with self.recorder.block(OTHER):
+            if not task.windows or (self.job.skips and not self.has_data(task.read)):
+                return None
+            voxels = self.volume.read(task.read, self.recorder)
+            self.tally.add(bytes_read=voxels.nbytes)
+            if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+                self._handle_nonfinite(voxels, task)
+            raw = Raw(voxels, None if self.mask is None else self.mask.read(task.read, self.recorder))
+            # a pipeline that is still being opened is not waited for: it then pins the voxels itself
+            return self._pipeline.pin(raw) if self._pipeline else raw
 
     def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
         bad = ~np.isfinite(voxels)
@@ -203,63 +236,33 @@ class Worker:
 
     # --- predict ---
 
-    def predict(
-        self, work: Iterable[tuple[Task, Raw | None] | None]
-    ) -> Iterator[Predicted] | Iterator[DevicePredicted]:
-        """See `unet_engine.pipeline.host.predict` and `unet_engine.pipeline.gpu.pipeline`."""
-        if self.stages:
-            work = self.stages.fed(work)
-        if pipeline := self.pipeline:
-            return pipeline.predict(work, lambda task, raw: emptiness(self.job, task, raw))
-        assert not isinstance(self.backend, DeviceBackend)
-        return predict(
-            self.job, timed.timed_backend(self.backend, self.stages), self.tally, work, self.sums, self.tools
-        )
+    def predict(self, work: Work) -> Iterator[Predicted]:
+        """See `Pipeline.predict`."""
+        return self.pipeline.predict(self.recorder.fed(work))
 
     # --- commit ---
 
-    def commit(self, task: Task, core: Array | DeviceCore, halos: Sequence[Halo]) -> None:
-        """Finish and write the block's write box. Halos are added from the highest lower block down: one order, the same bytes.
+    def commit(self, task: Task, core: Core, halos: Sequence[Halo]) -> None:
+        """Finish and write the block's write box.
 
-        core: the block's own sums there, (channels out, *task.block.write.shape) float32, or where the device keeps them; it is used up.
+        core: the block's own sums there, as `Predicted.inside` or `Part` gives them; it is used up. Raises `BackendError` where sums are not
+        finite.
         """
-        if pipeline := self.pipeline:
-            values, finite = pipeline.finish(task, core, halos)
-            self._check_finite(task, finite=finite)
+        with self.recorder.block(OTHER):
+            values, finite = self.pipeline.finish(task, core, halos)
+            if not finite:
+                raise BackendError(
+                    f"the network gave NaN or Inf in block {task.block.index} (voxels {task.block.write}) at {self.job.setup.precision}; "
+                    "use --precision fp32, or check the model and its --normalize"
+                )
             self._write(task, values)
-            return
-        assert not isinstance(core, DeviceCore)
-        block = task.block
-        for lower in sorted(halos, key=lambda h: h.source, reverse=True):
-            self.tools.merge(core, lower.values, lower.box.relative_to(block.write.lo).lo)
-        self._check_finite(task, finite=bool(np.isfinite(np.sum(core))))
-        self._write(task, self._finished(core))
-
-    def _check_finite(self, task: Task, *, finite: bool) -> None:
-        if not finite:
-            raise BackendError(
-                f"the network gave NaN or Inf in block {task.block.index} (voxels {task.block.write}) at {self.job.setup.precision}; "
-                "use --precision fp32, or check the model and its --normalize"
-            )
 
     def commit_void(self, task: Task) -> None:
         """Write a block that is empty and so are all its neighbours: the spec's constant everywhere."""
         shape = task.block.write.shape
         constant = np.asarray(self.job.model.spec.empty, np.float32).reshape(-1, *(1,) * len(shape))
-        final = np.ascontiguousarray(np.broadcast_to(constant, (len(constant), *shape)))
-        self._write(task, self._finished(final))
-
-    def _finished(self, final: Array) -> Array:
-        shape = final.shape[1:] if self.job.kind == "labels" else final.shape
-        out = np.empty(shape, self.job.layout.dtype)
-        activation = self.job.model.spec.activation
-        if self.job.kind == "labels":
-            self.tools.labels(final, out, activation)
-        elif self.job.kind == "probabilities":
-            self.tools.probabilities(final, out, activation)
-        else:
-            self.tools.logits(final, out)
-        return out
+        sums = np.ascontiguousarray(np.broadcast_to(constant, (len(constant), *shape)))
+        self._write(task, self.job.reduction.on_host(sums))
 
     def _write(self, task: Task, values: Array) -> None:
         self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)

@@ -150,7 +150,6 @@ def fit_device(plan: Plan, sizes: Sizes, network: int, free: int) -> Plan:
             block=block,
             chunk=default_chunk(plan.axes, block),
             cuts=((),) * len(block),
-            identity={**plan.identity, "block": list(block)},
         )
     return plan
 

@@ -144,7 +144,6 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew
             block=block,
             chunk=default_chunk(plan.axes, block),
             cuts=((),) * len(block),
-            identity={**plan.identity, "block": list(block)},
         )
 
 

@@ -98,11 +98,16 @@ class Plan:
     """Per axis the block indices at which columns part, those of all boxes of the share together."""
     padding: str
     memory: Memory
-    identity: Mapping[str, Any] = field(compare=False)
-    """What decides the bytes of the result, as JSON values; see `digest`."""
+    facts: Mapping[str, Any] = field(compare=False)
+    """What else decides the bytes of the result, as JSON values; see `identity`. Empty as long as the run has no name."""
     flops_per_window: int | None = None
     part: tuple[int, int] = (1, 1)
     """Which of how many parts this run does, counted from 1; see `share`."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the bytes of the result, as JSON values: a run is resumed only by one of the same identity."""
+        return {**self.facts, "block": list(self.block)}
 
     @cached_property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ from unet_engine import machine
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.plan import Plan, read_span
-from unet_engine.volumes.zarr_volume import Volume
+from unet_engine.volumes.base import Volume
 
 SPARE = 1.5
 """Threads that decode, over what would just do: blocks come in bursts."""

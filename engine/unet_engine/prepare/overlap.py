@@ -11,135 +11,38 @@ region still gives the bytes of the whole run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from unet_engine.backends.base import Backend
-from unet_engine.backends.opening import Network
+from unet_engine.backends.base import Array, Backend
+from unet_engine.backends.opening import as_host
 from unet_engine.backends.receptive_field import radius
-from unet_engine.errors import DataError, InputError, ResumeError, SettingsError
+from unet_engine.errors import DataError, InputError, SettingsError
 from unet_engine.model.spec import ModelSpec
-from unet_engine.output.header import read_header
-from unet_engine.pipeline.columns import run_local
-from unet_engine.pipeline.job import Array, Job
-from unet_engine.pipeline.worker import Worker
+from unet_engine.pipeline.columns import run_columns
+from unet_engine.pipeline.job import Job
+from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
-from unet_engine.plan.grid import Blend
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare.agreement import Confusion
-from unet_engine.prepare.survey import Survey
+from unet_engine.prepare.decisions import Decisions
+from unet_engine.prepare.draft import Draft
+from unet_engine.prepare.overlap_choice import REFERENCE, TOLERANCE, Candidate, OverlapChoice, Trial
 from unet_engine.stitching import operations
 from unet_engine.units import times
 from unet_engine.volumes import windows
-from unet_engine.volumes.normalize import Scaling
 
 SEED = 0
 REGIONS, LEAST_REGIONS = 8, 4
 """Regions that are compared, and how few are still enough."""
 OVERLAPS = (0.375, 0.25, 0.125, 0.0)
-TOLERANCE = 0.999
-KEY = "overlap_choice"
-"""Key of the choice in the header of an output."""
 
 
-class Candidate(BaseModel):
-    """An overlap fraction with the way to blend."""
-
-    model_config = ConfigDict(frozen=True)
-
-    overlap: float
-    blend: Blend = "gaussian"
-
-    def __str__(self) -> str:
-        return f"overlap {self.overlap:.3g}, {self.blend}"
-
-
-REFERENCE = Candidate(overlap=0.5)
 Tell = Callable[[str], None]
-Draft = Callable[[Candidate, Box], Job]
-"""The job that gives the labels of a region (in voxels of the volume) with that overlap."""
-
-
-class Trial(BaseModel):
-    """What was found about a candidate. One that fails on the first regions is not tried on the others."""
-
-    model_config = ConfigDict(frozen=True)
-
-    candidate: Candidate
-    windows: int
-    """Windows it takes for the region of interest, seams of columns and parts left out."""
-    regions: int
-    """Regions it was compared on."""
-    agreement: float
-    """Fraction of voxels there with the same label as the reference's."""
-    dice: dict[str, float | None]
-    """Dice coefficient of each class against the reference; None for a class that is not there."""
-    passed: bool
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The class with the least Dice coefficient."""
-        return min(((name, d) for name, d in self.dice.items() if d is not None), key=lambda pair: pair[1])
-
-
-class OverlapChoice(BaseModel):
-    """The overlap that ``auto`` took, and on what grounds; as stored in the output."""
-
-    model_config = ConfigDict(frozen=True)
-
-    chosen: Candidate
-    reference: Candidate = REFERENCE
-    tolerance: float
-    agreement: float
-    """Measured for what was chosen, as are the Dice coefficients; 1 for the reference itself."""
-    dice: dict[str, float | None]
-    windows: int
-    windows_of_reference: int
-    """Windows of both for the region of interest, seams of columns and parts left out."""
-    seed: int
-    regions: tuple[str, ...]
-    """Boxes to compare, in voxels of the volume, in this order."""
-    receptive_radius: tuple[int, ...] | None
-    """Per axis of the model; None where the network sees farther than half a window."""
-    trials: tuple[Trial, ...]
-
-    @property
-    def line(self) -> str:
-        """The choice in a sentence."""
-        where = f"on {len(self.regions)} regions of this volume"
-        if self.chosen == self.reference:
-            best = max(self.trials, key=lambda t: min(t.agreement, t.worst[1]))
-            where = "on regions of this volume"
-            return (
-                f"overlap 0.5 is kept: no smaller one reaches {self.tolerance:g} {where}; the nearest is {best.candidate} with "
-                f"{best.agreement:.5f} of the labels and a Dice of {best.worst[1]:.5f} for {best.worst[0]}; see --overlap-tolerance"
-            )
-        name, worst = min(((n, d) for n, d in self.dice.items() if d is not None), key=lambda pair: pair[1])
-        return (
-            f"{self.chosen} takes {self.windows:,} windows instead of {self.windows_of_reference:,} "
-            f"({self.windows_of_reference / self.windows:.2f} times fewer); {where} {self.agreement:.5f} of the labels agree with "
-            f"overlap 0.5, least Dice {worst:.5f} ({name})"
-        )
 
 
 # --- what an earlier run chose ---
-
-
-def stored(found: Survey) -> OverlapChoice | None:
-    """The choice in the output that is to be gone on with; None where there is none. Raises `ResumeError` for another tolerance."""
-    header = read_header(found.out) if found.settings.resume else None
-    if not header or not header.get(KEY):
-        return None
-    choice = OverlapChoice.model_validate(header[KEY])
-    wanted = found.settings.overlap_tolerance or TOLERANCE
-    if choice.tolerance != wanted:
-        raise ResumeError(
-            f"{found.out} was begun with --overlap-tolerance {choice.tolerance:g}, now {wanted:g}: repeat that run's settings "
-            "or use --overwrite"
-        )
-    return choice
 
 
 # --- the search ---
@@ -149,17 +52,22 @@ def silent(text: str) -> None:
     """For a search, or other preparations, that tell nobody how far they are."""
 
 
-def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: Tell = silent) -> OverlapChoice:
+def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> OverlapChoice:
     """Try the candidates that are cheaper than the reference, the cheapest first, and take the first that agrees with it. `tell` hears how
-    far it is.
+    far it is. Of the decisions so far only the tiling's overlap and blend are open.
 
     Raises `SettingsError` or `InputError` where overlap makes no difference, `InputError` or `DataError` where the volume has too little to
     compare.
     """
-    reach = found.model.spec.context or (radius(backend) if isinstance(backend, Backend) else None)
-    cheaper = _cheaper(found, reach, draft)
-    trier = _Trier(found, scale, backend, draft)
-    trier.regions = regions = _regions(found, scale, trier.contents)
+    with as_host(draft.network) as host:
+        return _searched(_Trier(draft, decisions, host), tell)
+
+
+def _searched(trier: _Trier, tell: Tell) -> OverlapChoice:
+    survey = trier.survey
+    reach = survey.model.spec.context or radius(trier.host)
+    cheaper = _cheaper(trier, reach)
+    trier.regions = regions = _regions(trier)
     trials: list[Trial] = []
     for candidate in cheaper:
         tell(f"comparing {candidate} with overlap 0.5 on up to {len(regions)} regions")
@@ -168,7 +76,7 @@ def search(found: Survey, scale: Scaling, backend: Network, draft: Draft, tell: 
         if trials[-1].passed:
             break
     best = trials[-1] if trials[-1].passed else None
-    names = class_names(found.model.spec)
+    names = class_names(survey.model.spec)
     return OverlapChoice(
         chosen=best.candidate if best else REFERENCE,
         tolerance=trier.tolerance,
@@ -187,9 +95,10 @@ def class_names(spec: ModelSpec) -> tuple[str, ...]:
     return spec.classes or tuple(f"class {k}" for k in range(spec.label_count))
 
 
-def _cheaper(found: Survey, reach: tuple[int, ...] | None, draft: Draft) -> list[Candidate]:
+def _cheaper(trier: _Trier, reach: tuple[int, ...] | None) -> list[Candidate]:
     """Candidates that take fewer windows for the whole volume than the reference, those with the fewest first."""
-    spec, whole = found.model.spec, Box.of_shape(found.volume.shape)
+    survey, window = trier.survey, trier.window
+    spec, whole = survey.model.spec, Box.of_shape(survey.volume.shape)
     polluted = None if reach is None else [max(0, r - m) for r, m in zip(reach, spec.margin, strict=True)]
     if reach is not None and _sees_no_padding(spec, reach):
         raise SettingsError(
@@ -198,18 +107,18 @@ def _cheaper(found: Survey, reach: tuple[int, ...] | None, draft: Draft) -> list
         )
     candidates = [Candidate(overlap=overlap) for overlap in OVERLAPS]
     if polluted is not None:
-        sizes = [w - 2 * m for w, m in zip(found.window, spec.margin, strict=True)]
+        sizes = [w - 2 * m for w, m in zip(window, spec.margin, strict=True)]
         share = max(2 * p / size for p, size in zip(polluted, sizes, strict=True))
         if share < REFERENCE.overlap:  # neighbours part in the middle of what they share: each keeps what is exact
             candidates.insert(0, Candidate(overlap=share, blend="crop"))
-    windows = {c: draft(c, whole).plan.window_range.size for c in (*candidates, REFERENCE)}
-    cheaper = [c for c in candidates if windows[c] < windows[REFERENCE]]
+    counts = {c: trier.windows(c, whole) for c in (*candidates, REFERENCE)}
+    cheaper = [c for c in candidates if counts[c] < counts[REFERENCE]]
     if not cheaper:
         raise InputError(
-            f"--overlap auto: {found.volume.path} is too small for it, any overlap takes {windows[REFERENCE]} window(s) of "
-            f"{times(found.window)}; use --overlap 0.5"
+            f"--overlap auto: {survey.volume.path} is too small for it, any overlap takes {counts[REFERENCE]} window(s) of "
+            f"{times(window)}; use --overlap 0.5"
         )
-    return sorted(cheaper, key=lambda c: windows[c])
+    return sorted(cheaper, key=lambda c: counts[c])
 
 
 def _sees_no_padding(spec: ModelSpec, reach: tuple[int, ...]) -> bool:
@@ -223,21 +132,21 @@ def _sees_no_padding(spec: ModelSpec, reach: tuple[int, ...]) -> bool:
     )
 
 
-def _regions(found: Survey, scale: Scaling, contents_of: Callable[[Box], Array]) -> list[Box]:
+def _regions(trier: _Trier) -> list[Box]:
     """Up to `REGIONS` boxes of one window each, those richest in rare classes first: a candidate that fails does so soon."""
-    volume, window, spec = found.volume, found.window, found.model.spec
+    survey, window, spec = trier.survey, trier.window, trier.survey.model.spec
     rng = np.random.default_rng(SEED)
 
     def unmasked(box: Box) -> bool:
-        return found.mask is None or bool(found.mask.read(box).any())
+        return survey.mask is None or bool(survey.mask.read(box).any())
 
-    boxes = windows.pool(volume, scale, window, windows.POOL * REGIONS, rng, unmasked)
+    boxes = windows.pool(survey.volume, trier.scale, window, windows.POOL * REGIONS, rng, unmasked)
     if len(boxes) < LEAST_REGIONS:
         raise InputError(
-            f"--overlap auto: {volume.path} has {len(boxes)} region(s) of {times(window)} with an image in them, and {LEAST_REGIONS} are "
-            "needed; use a smaller --window, or --overlap 0.5"
+            f"--overlap auto: {survey.volume.path} has {len(boxes)} region(s) of {times(window)} with an image in them, and "
+            f"{LEAST_REGIONS} are needed; use a smaller --window, or --overlap 0.5"
         )
-    contents = np.array([contents_of(box) for box in boxes])
+    contents = np.array([trier.contents(box) for box in boxes])
     if np.count_nonzero(contents.sum(0)) == 1:
         name = class_names(spec)[int(contents.sum(0).argmax())]
         raise DataError(
@@ -251,17 +160,25 @@ def _regions(found: Survey, scale: Scaling, contents_of: Callable[[Box], Array])
 class _Trier:
     """The reference's labels on the regions, and how candidates compare."""
 
-    def __init__(self, found: Survey, scale: Scaling, backend: Network, draft: Draft) -> None:
-        self.tolerance = found.settings.overlap_tolerance or TOLERANCE
-        self._found, self._scale, self._backend, self._draft = found, scale, backend, draft
+    def __init__(self, draft: Draft, decisions: Decisions, host: Backend) -> None:
+        """host: the network, for windows one by one."""
+        self.survey, self.scale, self.window = draft.survey, draft.scale, decisions.tiling.window
+        self.tolerance = draft.survey.settings.overlap_tolerance or TOLERANCE
+        self.host = host
+        self._draft, self._decisions = draft, decisions
         self.regions: Sequence[Box] = ()
         self._truth: dict[Box, Array] = {}
 
-    def windows(self, candidate: Candidate) -> int:
-        return self._draft(candidate, self._found.roi).plan.window_range.size
+    def _labels_of(self, candidate: Candidate, region: Box) -> Decisions:
+        tiling = replace(self._decisions.tiling, overlap=candidate.overlap, blend=candidate.blend)
+        return self._decisions.labels_of(self.survey.model.spec, region, tiling)
+
+    def windows(self, candidate: Candidate, region: Box | None = None) -> int:
+        """Windows that it takes for a region of the volume, by default for the region of interest."""
+        return self._draft.plan(self._labels_of(candidate, region or self.survey.roi)).window_range.size
 
     def judge(self, candidate: Candidate) -> Trial:
-        names = class_names(self._found.model.spec)
+        names = class_names(self.survey.model.spec)
         confusion, looked_at = Confusion(len(names)), 0
         allowed = (1 - self.tolerance) * sum(region.size for region in self.regions)
         for region in self.regions:
@@ -282,26 +199,22 @@ class _Trier:
         )
 
     def contents(self, box: Box) -> Array:
-        """Voxels of each label there, (labels,); of one window, or where a device pipeline has the network, of all windows that meet it."""
-        found, spec = self._found, self._found.model.spec
-        if isinstance(self._backend, Backend):
-            window = windows.cut(found.volume, self._scale, box, found.window)
-            logits = np.ascontiguousarray(self._backend.infer(window[None])[0], np.float32)
-            labels = np.empty(logits.shape[1:], np.uint16)
-            operations.labels(logits, labels, spec.activation)
-        else:
-            labels = self._labels(Candidate(overlap=0), box)
+        """Voxels of each label in one window, (labels,)."""
+        spec = self.survey.model.spec
+        window = windows.cut(self.survey.volume, self.scale, box, self.window)
+        logits = np.ascontiguousarray(self.host.infer(window[None])[0], np.float32)
+        labels = np.empty(logits.shape[1:], np.uint16)
+        operations.labels(logits, labels, spec.activation)
         return np.bincount(labels.ravel(), minlength=spec.label_count)
 
     def _labels(self, candidate: Candidate, region: Box) -> Array:
-        """Labels (*region.shape), by the way of every run."""
-        job = self._draft(candidate, region)
-        worker, kept = Worker(job), _Kept(job)
-        # what is open already, and an output that is kept in memory
-        worker.__dict__.update(volume=self._found.volume, mask=self._found.mask, backend=self._backend, output=kept)
-        run_local([worker], lambda _: True)
-        worker.__dict__.pop("backend")  # it stays open
-        worker.close()
+        """Labels (*region.shape), by the way of every run, but kept in memory."""
+        decisions = self._labels_of(candidate, region)
+        job = self._draft.job(decisions, self._draft.plan(decisions))
+        kept = _Kept(job)
+        worker = Worker(job, Opened(self.survey.volume, self.survey.mask, self._draft.network, kept))
+        run_columns([worker], lambda _: True)
+        worker.leave()
         return kept.values
 
 
@@ -315,13 +228,8 @@ class _Kept:
         self.values[box.slices()] = values
 
     def mark(self, index: tuple[int, ...]) -> None:
-        """Nobody will go on with it."""
+        """Nobody will resume it."""
 
     def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
         """All of it: nothing is kept of what was done."""
         return lambda _: True
-
-
-def facts(choice: OverlapChoice | None) -> dict[str, Any] | None:
-    """The choice as JSON values."""
-    return choice.model_dump(mode="json") if choice else None

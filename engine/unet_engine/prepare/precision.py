@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unet_engine.backends.libraries import library
+from unet_engine.backends.libraries import library, record
 from unet_engine.errors import BackendError
 from unet_engine.model.file import ModelFile
 from unet_engine.model.verdict import Verdict
 from unet_engine.units import times
 
 PROVABLE = ("int8", "fp16", "bf16")
-_FREE = ("fp32", "fp16", "bf16")
-"""Precisions that need no network of their own on a CPU and in PyTorch: the library rounds as it computes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def _objection(verdict: Verdict, model: ModelFile, backend: str, here: str, wind
 def _unproved(model: ModelFile, backend: str, asked: str, what: str) -> Choice:
     if asked == "auto":
         return Choice("fp32", None, "fp32", f"{what}; unet-engine quantize may find a faster precision")
-    if asked == "int8" or backend == "tensorrt":
+    if asked == "int8" or record(backend).typed:
         raise BackendError(
             f"{what}, so {asked} is refused; run: unet-engine quantize {model.path} --calibrate SCAN.zarr --precision {asked}"
         )

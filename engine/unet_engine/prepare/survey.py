@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, replace
 
 from unet_engine import machine
-from unet_engine.backends import tensorrt_api
-from unet_engine.backends.libraries import choose_backend
-from unet_engine.devices.opening import SIMULATED, is_pipelined, missing
+from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
+from unet_engine.backends.opening import place_of
+from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ModelSpec, Normalization
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
+from unet_engine.paths import absolute
 from unet_engine.plan.box import Box
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.settings import CONFIG, Settings
 from unet_engine.stitching import operations
+from unet_engine.storage import stores
 from unet_engine.units import micrometers
+from unet_engine.volumes import samples
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import quantiles, scaling
-from unet_engine.volumes.zarr_volume import Volume, open_volume
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,11 @@ def survey(settings: Settings) -> Survey:
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
-    if devices[0].startswith("cuda") and (lacking := missing()):
-        _fall_back(settings, notes, f"windows are cut and stitched on the CPU: {lacking}")
-    if settings.batch and not is_pipelined(devices[0]):
+    place = place_of(devices[0])
+    place.check()
+    if place.note:
+        _fall_back(settings, notes, place.note)
+    if settings.batch and not place.takes_batches:
         raise SettingsError(
             f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
         )
@@ -78,12 +83,8 @@ def survey(settings: Settings) -> Survey:
         _fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
         )
-    if volume.is_local and not volume.has_native_codecs:
-        _fall_back(
-            settings,
-            notes,
-            f"{volume.path} is decoded by zarr's own codecs, which are slower: the native ones lack its layout",
-        )
+    if volume.drawback:
+        _fall_back(settings, notes, volume.drawback)
     return Survey(
         settings=settings,
         volume=volume,
@@ -106,8 +107,8 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
     elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
         notes.append(f"precision {choice.precision}: {choice.why}")
     if choice.proved is not None:
-        scale = scaling(model.spec.normalization, volume.samples)
-        apart = difference(quantiles(volume.samples, scale), choice.proved.calibration.quantiles)
+        scale = scaling(model.spec.normalization, samples.values(volume))
+        apart = difference(quantiles(samples.values(volume), scale), choice.proved.calibration.quantiles)
         if apart:
             notes.append(
                 f"this volume differs from {choice.proved.calibration.volume}, where {choice.precision} was proved: {apart}; "
@@ -115,14 +116,14 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
             )
 
 
-def check_output(found: Survey) -> None:
+def check_output(survey: Survey) -> None:
     """Refuse an output that exists unless the settings say what to do with it. Raises `OutputError`."""
-    settings = found.settings
-    if settings.resume or settings.overwrite or not output.exists(found.out):
+    settings = survey.settings
+    if settings.resume or settings.overwrite or not stores.exists(survey.out):
         return
-    if not output.is_ours(found.out):
-        raise OutputError(f"{found.out} exists and is not an output of unet-engine; choose another --out")
-    raise OutputError(f"{found.out} exists; use --resume to go on with it, --overwrite to replace it, or another --out")
+    if not output.is_ours(survey.out):
+        raise OutputError(f"{survey.out} exists and is not an output of unet-engine; choose another --out")
+    raise OutputError(f"{survey.out} exists; use --resume to continue it, --overwrite to replace it, or another --out")
 
 
 # --- model and volume ---
@@ -194,7 +195,8 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
     if model.format == "fake":
         return ("cpu",) if not wanted.startswith("fake") else tuple(wanted.split(","))
     if wanted == "auto":
-        usable = found > 0 and settings.backend != "openvino" and _runs_on_gpu(model)
+        asked = record(settings.backend).runs_on("cuda") if settings.backend else True
+        usable = found > 0 and asked and runs_on_gpu(model)
         if found and not usable:
             _fall_back(
                 settings,
@@ -218,22 +220,6 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
 
 
-def _runs_on_gpu(model: ModelFile) -> bool:
-    """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are heavy."""
-    try:
-        if model.format == "onnx" and tensorrt_api.installed():
-            return True
-        if model.format == "onnx":
-            import onnxruntime
-
-            return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        import torch
-
-        return bool(torch.cuda.is_available())
-    except ImportError:
-        return False
-
-
 def _fall_back(settings: Settings, notes: list[str], what: str) -> None:
     if settings.strict:
         raise BackendError(f"--strict: {what}")
@@ -245,26 +231,16 @@ def _fall_back(settings: Settings, notes: list[str], what: str) -> None:
 
 def _out(settings: Settings, volume: Volume, model: ModelFile) -> str:
     """Beside the input (the outermost .zarr folder of its path), named after both. Never the input or inside it."""
-    root = volume.path.rstrip("/")
-    if "://" not in root:
-        root = os.path.abspath(root)  # noqa: PTH100  # no symlinks resolved: beside where the user says it is
+    root = absolute(volume.path.rstrip("/"))
     parts = root.split("/")
     outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
     top = "/".join(parts[: outermost + 1])
     if settings.out is None:
         return f"{top.removesuffix('.zarr')}-{model.spec.name}.zarr"
     for other in (top, settings.mask):
-        if other and _overlap(settings.out, other):
+        if other and stores.nested(settings.out, other):
             raise SettingsError(f"--out {settings.out} overlaps the input {other}; choose a folder of its own")
     return settings.out
-
-
-def _overlap(a: str, b: str) -> bool:
-    """Whether one of two paths is the other or lies in it, however they are written."""
-    if "://" in a or "://" in b:
-        return a.rstrip("/") == b.rstrip("/")
-    a, b = os.path.realpath(a), os.path.realpath(b)
-    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
 
 
 def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:

@@ -35,6 +35,9 @@ class Recorder:
         """The same `blocks`, taken by a thread that feeds a device: when it is in no span it is busy, too. Each is a block of spans."""
         return blocks
 
+    def restart(self) -> None:
+        """Count from now on. Call while nothing is under way."""
+
     def takes_apart(self, kind: str) -> bool:
         """Whether this call of what a library does in one, such as reading and decoding, is to be taken apart: one in `SAMPLED` is."""
         return False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import OutputError, SettingsError
+from unet_engine.paths import is_local
 from unet_engine.profiling import charts
 from unet_engine.profiling.stages import NAMES, OF_A_GROUP, OTHER, Snapshot, TrackFacts
 from unet_engine.settings import AUTO_PROFILE
@@ -140,11 +141,11 @@ class Place:
     @classmethod
     def of(cls, asked: str, out: str) -> Place:
         """The place that ``--profile`` names, for a run to `out`. Made, and tried, here. Raises `SettingsError` or `OutputError`."""
-        if "://" in asked:
+        if not is_local(asked):
             raise SettingsError(f"--profile {asked}: a profile is written to a local disk; give a folder or NAME.json")
         if asked == AUTO_PROFILE:
             root = out.rstrip("/").removesuffix(".zarr") + "-profile"
-            asked = root.rpartition("/")[2] if "://" in root else root
+            asked = root if is_local(root) else root.rpartition("/")[2]
         path = Path(asked)
         if path.suffix and path.suffix != ".json" and not path.is_dir():
             raise SettingsError(f"--profile {asked}: the trace is JSON; give a folder or NAME.json")

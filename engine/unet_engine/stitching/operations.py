@@ -205,7 +205,7 @@ def probabilities(sums: F32, out: Array, activation: str, *, threads: int = 1) -
         reference.probabilities(sums, out, activation)
         return
     run = _native.probabilities_uint8 if out.dtype == np.uint8 else _native.probabilities_float32
-    run(_3d(sums), _3d(out), ACTIVATIONS.index(activation), threads)
+    run(_3d(sums), _3d(out), activation, threads)
 
 
 def logits(sums: F32, out: NDArray[np.floating], *, threads: int = 1) -> None:

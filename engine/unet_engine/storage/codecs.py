@@ -9,8 +9,17 @@ from contextlib import contextmanager
 
 import zarr
 
+from unet_engine.paths import is_local
+
 _CONFIG = threading.RLock()
 """zarr's configuration belongs to the process: whoever changes it for a moment keeps other threads from opening arrays."""
+
+
+@contextmanager
+def own_codecs() -> Iterator[None]:
+    """Context in which arrays are opened with zarr's own codecs."""
+    with _CONFIG:
+        yield
 
 
 @contextmanager
@@ -19,8 +28,8 @@ def fast_codecs(path: str) -> Iterator[None]:
 
     An array with a codec that the pipeline lacks is read by zarr's own too. The warning about it tells users nothing they could act on.
     """
-    if "://" in path:
-        with _CONFIG:
+    if not is_local(path):
+        with own_codecs():
             yield
         return
     import zarrs  # noqa: F401  # registers the pipeline

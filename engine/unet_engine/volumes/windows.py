@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.plan.box import Box
+from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
-from unet_engine.volumes.zarr_volume import Volume
 
 Array = npt.NDArray[Any]
 READ = 8

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine import machine
-from unet_engine.backends import tensorrt_api
+from unet_engine.backends.libraries import record
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.file import ModelFile, open_model, with_attachments
 from unet_engine.model.spec import Normalization
 from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.prepare.survey import check_volume, checked_window
+from unet_engine.volumes import samples
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import Scaling, quantiles, scaling
-from unet_engine.volumes.zarr_volume import Volume, open_volume
 from unet_export.quantize.gate import Exam, class_names, reference
 from unet_export.quantize.judging import Bench, Outcome, Request
 from unet_export.quantize.metrics import labels_of
@@ -68,7 +70,7 @@ def _opened(request: Request, say: Callable[[str], None]) -> tuple[ModelFile, Vo
     window = checked_window(model.spec, request.window)
     notes: list[str] = []
     check_volume(volume, model, notes)
-    scale = scaling(model.spec.normalization, volume.samples)
+    scale = scaling(model.spec.normalization, samples.values(volume))
     notes += _modality(model, volume, scale)
     for note in notes:
         say(f"note: {note}")
@@ -77,7 +79,7 @@ def _opened(request: Request, say: Callable[[str], None]) -> tuple[ModelFile, Vo
 
 def _modality(model: ModelFile, volume: Volume, scale: Scaling) -> Iterator[str]:
     """Whether the voxels look like those the network was made for, as far as the model file tells."""
-    found = quantiles(volume.samples, scale)
+    found = quantiles(samples.values(volume), scale)
     if model.spec.input_quantiles:
         apart = difference(found, model.spec.input_quantiles)
         if apart:
@@ -96,7 +98,7 @@ def _backend(request: Request, say: Callable[[str], None]) -> tuple[str, str]:
     if request.backend not in (None, "openvino", "tensorrt"):
         raise BackendError(f"there is nothing to quantise for {request.backend}; use --backend openvino or tensorrt")
     wanted = request.backend or (
-        "tensorrt" if gpus and tensorrt_api.installed() and request.precision != "bf16" else "openvino"
+        "tensorrt" if gpus and record("tensorrt").installed and request.precision != "bf16" else "openvino"
     )
     if wanted == "tensorrt":
         if not gpus:
@@ -124,11 +126,11 @@ def _bench(
     )  # fmt: skip
     calibration = Calibration(
         volume=volume.path,
-        fingerprint=volume.fingerprint(),
+        fingerprint=samples.fingerprint(volume),
         windows=len(drawn.calibration),
         held_out=len(drawn.held_out),
         seed=request.seed,
-        quantiles=quantiles(volume.samples, scale),
+        quantiles=quantiles(samples.values(volume), scale),
     )
     say(
         f"{calibration.windows} windows to calibrate on, {calibration.held_out} others to judge on (seed {request.seed}); reference: {name}"

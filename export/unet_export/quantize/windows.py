@@ -13,9 +13,9 @@ import numpy as np
 from unet_engine.errors import DataError, InputError
 from unet_engine.plan.box import Box
 from unet_engine.units import times
+from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.windows import POOL, Array, cut, dealt, pool
-from unet_engine.volumes.zarr_volume import Volume
 
 LEAST = 2
 """Windows that each set needs at least."""

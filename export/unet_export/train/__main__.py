@@ -1,4 +1,4 @@
-"""The command line of `unet_export.train.training`."""
+"""The command line of `unet_export.train`."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m unet_export.train.training", description="Train a U-Net to a model file."
-    )
+    p = argparse.ArgumentParser(prog="python -m unet_export.train", description="Train a U-Net to a model file.")
     data = p.add_argument_group("data")
     data.add_argument("--image", type=Path, help="TIFF, .npy or Zarr array")
     data.add_argument("--labels", type=Path, help="class ids on the same grid")
@@ -60,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--bf16", action="store_true", help="train in bfloat16 (autocast, channels last)")
     how.add_argument(
-        "--start", type=Path, metavar="ONNX", help="go on from this file of an earlier training (with --norm none)"
+        "--start", type=Path, metavar="ONNX", help="resume from this file of an earlier training (with --norm none)"
     )
     how.add_argument(
         "--weights", choices=("fp32", "bf16"), default="fp32", help="bf16: weights that lose nothing in BF16"

@@ -1,4 +1,4 @@
-"""Going on from a network that training wrote, and weights that BF16 can hold."""
+"""Resuming from a network that training wrote, and weights that BF16 can hold."""
 
 from __future__ import annotations
 

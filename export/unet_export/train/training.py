@@ -1,4 +1,4 @@
-"""Train a U-Net and write its model file: ``python -m unet_export.train.training --help``."""
+"""Train a U-Net and write its model file: ``python -m unet_export.train --help``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrainSettings:
     seed: int = 0
     bf16: bool = False
     start: Path | None = None
-    """ONNX file of an earlier training to go on from (see `restart.load_weights`)."""
+    """ONNX file of an earlier training to resume from (see `restart.load_weights`)."""
     weights: Literal["fp32", "bf16"] = "fp32"
     """bf16: weights and biases that BF16 holds exactly (see `restart.hold_in_bf16`)."""
     holdout: int = 16

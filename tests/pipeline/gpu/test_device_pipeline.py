@@ -83,7 +83,7 @@ def test_nothing_is_waited_for_or_allocated_per_window(
         folder.mkdir()
         found = prepared(folder, RNG.integers(0, 99, (depth, 24, 24)).astype(np.uint8))
         worker = worked(found, folder)
-        device = found.backend.device
+        device = found.network.device
         assert isinstance(device, SimulatedDevice)
         assert device.counts["fake network"] > 1.5 * device.counts["commit"]
         assert device.counts["synchronize"] <= 3 * found.job.plan.block_count + 3
@@ -100,7 +100,7 @@ def test_nothing_is_waited_for_or_allocated_per_window(
 def test_the_next_block_is_queued_before_the_host_waits_for_this_one(tmp_path: Path, blocks: Any) -> None:
     blocks((1, 4, 4))
     found = prepared(tmp_path, RNG.integers(0, 99, (32, 16, 16)).astype(np.uint8))
-    device = found.backend.device
+    device = found.network.device
     device.order.clear()
     worked(found, tmp_path)
     done = [i for i, (stream, what) in enumerate(device.order) if what == "commit"]
@@ -115,7 +115,7 @@ def test_the_next_block_is_queued_before_the_host_waits_for_this_one(tmp_path: P
 def test_the_raw_block_goes_over_once_in_its_own_type(tmp_path: Path, blocks: Any) -> None:
     blocks((2, 2, 2))
     found = prepared(tmp_path, RNG.integers(0, 99, (24, 16, 16)).astype(np.int16))
-    device, sent = found.backend.device, []
+    device, sent = found.network.device, []
     copy = device.copy
 
     def counting(stream: Any, target: Region, source: Region) -> None:
@@ -175,7 +175,7 @@ def test_a_pipeline_that_forgets_to_wait_is_caught(tmp_path: Path, blocks: Any, 
     """The simulation is no formality: without waits the same pipeline is a race."""
     blocks((2, 2, 2))
     found = prepared(tmp_path, RNG.integers(0, 99, (24, 16, 16)).astype(np.uint8))
-    setattr(found.backend.device, forgotten, lambda *_: None)
+    setattr(found.network.device, forgotten, lambda *_: None)
     with pytest.raises(RaceError):
         worked(found, tmp_path)
 
@@ -192,17 +192,17 @@ def test_a_profile_tells_the_streams_apart_and_waits_for_nothing_more(tmp_path: 
         folder = tmp_path / name
         folder.mkdir()
         found = prepared(folder, array, behaviour={"latency_ms": 1}, **options)
-        begun = found.backend.device.counts.copy()
+        begun = found.network.device.counts.copy()
         worker = worked(found, folder)
-        seen.append(found.backend.device.counts - begun)
+        seen.append(found.network.device.counts - begun)
         outputs.append(result_of(folder / "o.zarr"))
     np.testing.assert_array_equal(outputs[1], outputs[0])
     plain, profiled = seen
     assert profiled["synchronize"] == plain["synchronize"] + 1
     assert profiled["timed"] <= 3 * plain["fake network"] + 12 * plain["commit"] + 7 * plain["pack"]
     assert "timed" not in plain
-    assert worker.stages is not None
-    snapshot = worker.stages.snapshot(1000)
+    assert worker.recorder.recording
+    snapshot = worker.recorder.snapshot(1000)
     wall = (snapshot.ended - snapshot.begun) / 1e9
     rows = {role(track): snapshot.seconds(track) for track in snapshot.tracks}
     for stream, stages in (
@@ -232,7 +232,7 @@ def test_events_of_a_profile_are_used_again_however_large_the_volume(tmp_path: P
         array = RNG.integers(0, 99, (depth, 24, 24)).astype(np.uint8)
         found = prepared(folder, array, profile=str(folder / "trace.json"))
         worked(found, folder).close()
-        made.append(found.backend.device.counts["timed event"])
+        made.append(found.network.device.counts["timed event"])
     assert made[1] <= made[0] + 20
 
 

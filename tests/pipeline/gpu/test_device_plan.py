@@ -20,16 +20,16 @@ from support.stations import work
 from support.stitching import blocks
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.api import _provenance
-from unet_engine.backends import fake_device
-from unet_engine.backends.batch_probe import _fill, agree, answers
-from unet_engine.backends.device import DeviceTensor
-from unet_engine.backends.fake_device import FakeDevice
+from unet_engine.backends import fake
+from unet_engine.backends.batch_probe import _fill, agree
+from unet_engine.backends.device_tensor import DeviceTensor
+from unet_engine.backends.fake import FakeDevice
 from unet_engine.devices import simulated
 from unet_engine.devices.base import Region
 from unet_engine.errors import BackendError, PlanError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output.output import Output
-from unet_engine.pipeline.columns import run_local
+from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan import device_memory as device_sizes
 from unet_engine.plan.box import Box
@@ -49,7 +49,7 @@ RNG = np.random.default_rng(5)
 def test_the_formula_is_what_is_allocated(tmp_path: Path, blocks: Any) -> None:
     blocks((2, 2, 2))
     found = prepared(tmp_path, RNG.integers(0, 99, (40, 24, 24)).astype(np.int16))
-    device, plan = found.backend.device, found.job.plan
+    device, plan = found.network.device, found.job.plan
     network = device.used
     worked(found, tmp_path)
     sizes = Sizes(2, 4 * 2, found.job.layout.voxel_bytes)
@@ -237,7 +237,7 @@ def _other_bits(self: FakeDevice, stream: int, run: Any = FakeDevice.run) -> Non
     """A library that adds up in another order in small batches: the last bit differs."""
     run(self, stream)
     if self.setup.batch < 8:
-        values = fake_device._values(self.output)
+        values = fake._values(self.output)
         values[...] = np.nextafter(values, np.float32(np.inf))
 
 
@@ -267,7 +267,7 @@ def test_half_a_batch_that_gives_other_bits_ends_the_run_with_what_to_do(
         with pytest.raises(
             PlanError, match=r"batch 4 gives other last bits on simulated.*--resume, or .*--batch 4 --overwrite"
         ):
-            work(found.job, 2) if station else run_local([Worker(found.job)], lambda _: True)
+            work(found.job, 2) if station else run_columns([Worker(found.job)], lambda _: True)
     assert found.job.setup.batch == 8
     done = Output.resume(found.job.out, found.job.layout, found.job.plan.digest, _provenance(found.job))
     left = done.pending(found.job.plan)
@@ -281,17 +281,17 @@ def test_half_a_batch_that_gives_other_bits_ends_the_run_with_what_to_do(
 def test_rows_of_a_batch_that_differ_agree_with_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = prepared(tmp_path, RNG.integers(0, 99, (24, 24, 24)).astype(np.uint8))
     assert found.job.setup.batch > 1
-    told = answers(found.backend)
+    told = found.network.answers()
     assert told == found.job.answers
     assert agree(told, told)
     run = FakeDevice.run
 
     def by_row(self: FakeDevice, stream: int) -> None:
         run(self, stream)
-        fake_device._values(self.output)[-1] += 1
+        fake._values(self.output)[-1] += 1
 
     monkeypatch.setattr(FakeDevice, "run", by_row)
-    differing = answers(found.backend)
+    differing = found.network.answers()
     assert len(differing) == 2
     assert not agree(differing, differing)
     assert not agree(told, differing)
@@ -343,7 +343,7 @@ def test_after_a_refusal_nothing_goes_through_the_smaller_batch(
         worker.shrink(BackendError("CUDA error: out of memory"), "somewhere")
     assert worker.job.setup.batch == 8
     assert worker.pipeline is not None
-    assert worker.backend.setup.batch == 8
+    assert worker.network.setup.batch == 8
     with pytest.raises(PlanError, match=r"with 1 window.* of batch 8 at once, after one try with fewer"):
         worker.shrink(BackendError("CUDA error: out of memory"), "somewhere")
     worker.close()

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import unet_engine
 from support.command_line import cli, environment
 from support.paths import BENCHMARKS
-from support.volumes import fake_model, make_volume
+from support.volumes import fake_model, make_volume, result_of
 from unet_engine import machine
 from unet_engine.cluster import affinity, worker_preload
 from unet_engine.devices import opening
+from unet_engine.devices.simulated import SimulatedDevice
 from unet_engine.errors import BackendError
 from unet_engine.model.shipped import shipped_model
 from unet_engine.prepare import decoding
@@ -92,13 +94,38 @@ def test_a_gpu_without_the_cuda_module_is_noted_and_an_error_under_strict(
         "backend": "onnxruntime",
     }
     monkeypatch.setattr(machine, "gpu_count", lambda: 1)
+    monkeypatch.setattr("unet_engine.prepare.survey.unreachable", lambda: "")
     monkeypatch.setattr(
-        "unet_engine.prepare.survey.missing", lambda: "unet-engine was built without CUDA; reinstall it"
+        "unet_engine.backends.opening.missing", lambda: "unet-engine was built without CUDA; reinstall it"
     )
     found = survey(Settings.of(**options))
     assert "windows are cut and stitched on the CPU: unet-engine was built without CUDA; reinstall it" in found.notes
     with pytest.raises(BackendError, match="--strict: windows are cut"):
         survey(Settings.of(**options, strict=True))
+    monkeypatch.setattr("unet_engine.prepare.survey.unreachable", lambda: "cuda-core is not installed; run: pip")
+    with pytest.raises(BackendError, match=r"^cuda:0: cuda-core is not installed; run: pip, or use --device cpu$"):
+        survey(Settings.of(**options))
+
+
+def test_windows_are_inferred_on_a_gpu_without_the_cuda_module_and_stitched_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes as on the CPU, by the ring that every network on a device can be put behind."""
+    volume = make_volume(tmp_path / "v.zarr", np.random.default_rng(4).integers(0, 99, (40, 24, 30)).astype(np.int16))
+    model = fake_model(tmp_path, window=(16, 16, 16), channels_out=2, activation="softmax", margin=(2, 2, 2))
+    options = {"model": model, "output": "probabilities"}
+    on_cpu = unet_engine.run(volume, out=str(tmp_path / "cpu.zarr"), **options)
+    device = SimulatedDevice()
+    monkeypatch.setattr(machine, "gpu_count", lambda: 1)
+    monkeypatch.setattr("unet_engine.prepare.survey.unreachable", lambda: "")
+    for place in ("prepare.survey", "devices.opening"):
+        monkeypatch.setattr(f"unet_engine.{place}.missing", lambda: "unet-engine was built without CUDA")
+    monkeypatch.setattr("unet_engine.backends.libraries.open_device", lambda name: device)
+    on_gpu = unet_engine.run(volume, gpus=1, out=str(tmp_path / "gpu.zarr"), **options)
+    np.testing.assert_array_equal(result_of(on_gpu.out), result_of(on_cpu.out))
+    assert device.counts["fake network"] > 8
+    assert not device.counts["gather"]
+    assert not device.living
 
 
 @pytest.mark.skipif(machine.gpu_count() > 0, reason="this machine has a GPU")

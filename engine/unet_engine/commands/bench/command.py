@@ -25,7 +25,7 @@ from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.shipped import shipped_model
 from unet_engine.prepare.survey import check_volume
 from unet_engine.version import version_of
-from unet_engine.volumes.zarr_volume import open_volume
+from unet_engine.volumes.formats import open_volume
 
 SECONDS = 60.0
 LEAST_SECONDS = 10.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from unet_engine import machine
 from unet_engine.backends.base import Setup
-from unet_engine.backends.libraries import BACKENDS, choose_backend
+from unet_engine.backends.libraries import LIBRARIES, choose_backend, record
 from unet_engine.commands.bench.search import Space
 from unet_engine.commands.bench.space import Candidate, Field, Group, Window
 from unet_engine.errors import BackendError, SettingsError
@@ -40,27 +40,25 @@ def devices(wanted: Wanted) -> tuple[str, ...]:
 
 def groups(model: ModelFile, wanted: Wanted) -> tuple[Group, ...]:
     """Every way to compute the model here: what is installed, runs the format and knows the precision, as far as can be told unloaded."""
-    for name in wanted.backends:
-        if name not in BACKENDS:
-            raise BackendError(f"there is no back end {name!r}; use one of {', '.join(BACKENDS)}")
+    libraries = [record(name) for name in wanted.backends] or LIBRARIES
     for name in wanted.precisions:
         if name not in PRECISIONS:
             raise SettingsError(f"--precision {name!r} is none; use some of {', '.join(PRECISIONS)}")
     found = []
     for device in devices(wanted):
-        for backend in wanted.backends or BACKENDS:
-            if model.format not in BACKENDS[backend]:
+        for library in libraries:
+            if model.format not in library.formats:
                 continue
             try:
-                choose_backend(model, device.partition(":")[0], backend)
+                choose_backend(model, device.partition(":")[0], library.name)
             except BackendError:
                 if wanted.backends:
                     raise
                 continue
             found += [
-                Group(device, backend, p)
+                Group(device, library.name, p)
                 for p in wanted.precisions or PRECISIONS
-                if p in _known(backend, device) and (p != "int8" or _attached(model, backend))
+                if p in library.precisions(device) and (p != "int8" or _attached(model, library.name))
             ]
     if not found:
         raise SettingsError(
@@ -68,17 +66,6 @@ def groups(model: ModelFile, wanted: Wanted) -> tuple[Group, ...]:
             "leave out --devices, --backend or --precision"
         )
     return tuple(found)
-
-
-def _known(backend: str, device: str) -> tuple[str, ...]:
-    """Precisions that a back end computes in on this device without being told a network for it."""
-    if backend == "openvino":
-        from unet_engine.backends.openvino import precisions
-
-        return precisions(device)
-    if backend == "pytorch":
-        return ("fp32", "bf16", "fp16") if device.startswith("cuda") else ("fp32", "bf16")
-    return PRECISIONS if backend == "tensorrt" else ("fp32",)
 
 
 def _attached(model: ModelFile, backend: str) -> bool:

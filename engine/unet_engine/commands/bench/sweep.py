@@ -18,7 +18,7 @@ from unet_engine.commands.bench.whole import Whole, run_whole
 from unet_engine.errors import PlanError
 from unet_engine.model.file import ModelFile
 from unet_engine.plan.box import Box
-from unet_engine.volumes.zarr_volume import Volume
+from unet_engine.volumes.base import Volume
 
 FINALISTS = 2
 REPEATS = 3

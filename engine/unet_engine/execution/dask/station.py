@@ -19,13 +19,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
+from unet_engine.backends.base import Array
 from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.errors import ClusterError
-from unet_engine.pipeline.gpu.results import DevicePredicted
-from unet_engine.pipeline.job import Array, Halo, Job, Predicted, Raw
+from unet_engine.pipeline.base import Predicted
+from unet_engine.pipeline.job import Halo, Job, Raw
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.bundles import Run
 from unet_engine.plan.plan import Index, Task
+from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.profiling.stages import MERGE, WAITING
 
 READ_AHEAD = 2
 """Blocks read but not yet inferred: the one being cut and the one behind it."""
@@ -41,9 +44,10 @@ class Part:
     halos: tuple[tuple[Index, Halo], ...]
 
     @classmethod
-    def of(cls, predicted: Predicted | DevicePredicted, keep: Callable[[Halo], Halo] = Halo.copied) -> Part:
+    def of(cls, predicted: Predicted, recorder: Recorder = PLAIN) -> Part:
         core = predicted.inside(predicted.task.block.write).copy() if predicted.task.commits else None
-        return cls(predicted.task, core, tuple((to, keep(halo)) for to, halo in predicted.halos()))
+        with recorder.span(MERGE):
+            return cls(predicted.task, core, tuple((to, halo.copied()) for to, halo in predicted.halos()))
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +88,7 @@ class _Order:
 
     task: Task
     raw: Raw | None
-    sums: Future[Predicted | DevicePredicted] = field(default_factory=Future)
+    sums: Future[Predicted] = field(default_factory=Future)
 
 
 class Station:
@@ -121,7 +125,7 @@ class Station:
                     left = self.worker.settle(task, run.column, targets.__contains__)
                 if left:
                     orders.append(self._enqueue(left))
-        return Sums(tuple(Part.of(order.sums.result(), self.worker.tools.keep) for order in orders))
+        return Sums(tuple(Part.of(order.sums.result(), self.worker.recorder) for order in orders))
 
     def _enqueue(self, task: Task) -> _Order:
         self._ahead.acquire()
@@ -183,12 +187,16 @@ class Station:
 
     def _take(self) -> bool:
         """Wait for an order; False at the end."""
-        order = self.worker.tools.take(self._queue)
+        order = self._waited()
         if order is None or self._closed:
             self._refuse(order)
             return False
         self._inside.append(order)
         return True
+
+    def _waited(self) -> _Order | None:
+        with self.worker.recorder.span(WAITING):
+            return self._queue.get()
 
     def _refuse(self, order: _Order | None) -> None:
         """Tell all who still wait that the run is over."""
@@ -208,7 +216,7 @@ class Station:
                 taken = self._queue.get_nowait()
             except Empty:
                 yield None
-                taken = self.worker.tools.take(self._queue)
+                taken = self._waited()
             if taken is None or self._closed:
                 self._refuse(taken)
                 return

@@ -151,8 +151,8 @@ def _at_work(ticket: Ticket, label: Label, stage: str) -> Iterator[Station]:
         "processor": _PROCESSOR,
         **asdict(here.worker.tally.take()),
     }
-    if here.worker.stages:
-        facts["stages"] = as_dict(here.worker.stages.snapshot())
+    if profile := here.worker.profile():
+        facts["stages"] = as_dict(profile)
     worker.log_event(ticket.name, facts)
 
 
@@ -212,7 +212,7 @@ def close(name: str, dask_worker: Any) -> None:
 def profile(name: str, spans: int, dask_worker: Any) -> Snapshot | None:
     """Where the time of this worker went in a run, with `spans` of each thread for a trace. To be called through `Client.run`."""
     here = _stations.get((dask_worker.address, name))
-    return here.worker.stages.snapshot(spans) if here and here.worker.stages else None
+    return here.worker.profile(spans) if here else None
 
 
 # --- planning ---
@@ -224,12 +224,12 @@ def plan_here(settings: Settings, workers: int, present: int) -> Prepared:
     Raises what `survey`, `check_output` and `prepare` raise.
     """
     worker = get_worker()
-    found = survey(settings.model_copy(update=_own(settings, worker)))
-    check_output(found)
-    prepared = prepare(replace(found, devices=found.devices[:1]), workers, present)
-    if prepared.backend:
-        prepared.backend.close()
-    return replace(prepared, backend=None)
+    surveyed = survey(settings.model_copy(update=_own(settings, worker)))
+    check_output(surveyed)
+    prepared = prepare(replace(surveyed, devices=surveyed.devices[:1]), workers, present)
+    if prepared.network:
+        prepared.network.close()
+    return replace(prepared, network=None)
 
 
 def _own(settings: Settings, worker: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from math import prod
@@ -12,6 +11,7 @@ from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
 from unet_engine.errors import ClusterError, first_line
 from unet_engine.execution.team import Pending
+from unet_engine.paths import absolute
 from unet_engine.pipeline.job import Counters
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
@@ -36,8 +36,7 @@ GATHER_SECONDS = 10.0
 def _absolute(settings: Settings) -> dict[str, str]:
     """Paths as other processes will find them, whose working folder is another one."""
     given = {name: getattr(settings, name) for name in ("input", "model", "out", "mask")}
-    # no symlinks resolved: the output lies beside where the user says the input is
-    return {name: os.path.abspath(path) for name, path in given.items() if path and "://" not in path}  # noqa: PTH100
+    return {name: absolute(path) for name, path in given.items() if path}
 
 
 class DaskTeam:

@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from unet_engine.backends.base import Array
 from unet_engine.devices.pinned import Piece
 from unet_engine.devices.timeline import Marks
 from unet_engine.pipeline.gpu.buffers import SumsSlot
 from unet_engine.pipeline.gpu.lane import Lane, three
 from unet_engine.pipeline.gpu.results import DeviceCore
-from unet_engine.pipeline.job import Array, Halo
+from unet_engine.pipeline.job import Halo
+from unet_engine.pipeline.reduction import Merging
 from unet_engine.plan.device_memory import FLAG
 from unet_engine.plan.plan import Task
 from unet_engine.profiling.stages import ACTIVATION, COPY, COPY_BACK, MERGE
-
-MOST_HALOS = 32
-"""What one commit kernel merges: see ``kernels.hpp``."""
 
 
 class Finisher:
@@ -30,13 +29,13 @@ class Finisher:
         self._lane = lane
 
     def finish(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        """See `unet_engine.pipeline.gpu.pipeline.DevicePipeline.finish`."""
+        """See `unet_engine.pipeline.base.Pipeline.finish`."""
         lane, device = self._lane, self._lane.device
         device.use()
         ordered = sorted(halos, key=lambda h: h.source, reverse=True)
         pieces = [lane.pinned_copy(halo.values) for halo in ordered]
         shape = task.block.write.shape
-        out_shape = shape if lane.job.kind == "labels" else (lane.channels_out, *shape)
+        out_shape = lane.job.reduction.shape((lane.channels_out, *shape))
         count = FLAG + prod(out_shape) * np.dtype(lane.job.layout.dtype).itemsize
         kept = lane.pinned_copy(core) if isinstance(core, np.ndarray) else None
         back = lane.pools["finished voxels"].take(count)
@@ -93,7 +92,7 @@ class Finisher:
             end += piece.region.size
         marks.lap("out", COPY)
         # far more halos than any plan gives, unless windows overlap by nearly all their length
-        while len(parts) > MOST_HALOS:
+        while len(parts) > kernels.MOST_HALOS:
 
             def merge(part: Any, corner: tuple[int, ...], stream: int) -> None:
                 kernels.merge(core, part, corner, stream=stream)
@@ -103,13 +102,12 @@ class Finisher:
             marks.lap("out", MERGE)
         flag, values = lane.buffers.out.part(0, FLAG), lane.buffers.out.part(FLAG, lane.buffers.out.size - FLAG)
         device.zero(lane.out, flag)
-        out_3 = three(write.shape) if lane.job.kind == "labels" else (k, *write3)
-        out = device.array(values, out_3, lane.job.layout.dtype)
-        nonfinite = device.array(flag.part(0, 4), (1,), "int32")
-        kind, activation = lane.job.kind, lane.job.model.spec.activation
+        reduction = lane.job.reduction
+        out = device.array(values, reduction.shape((k, *write3)), lane.job.layout.dtype)
+        merging = Merging(parts, corners, device.array(flag.part(0, 4), (1,), "int32"))
         device.run(
             lane.out, "commit",
-            lambda s: kernels.commit(core, out, kind, activation, parts, corners, nonfinite, stream=s),
+            lambda s: reduction.on_device(kernels, core, out, merging, s),
             [region, *used], [region, flag, values],
         )  # fmt: skip
         marks.lap("out", ACTIVATION)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.backends.device import DeviceTensor
+from unet_engine.backends.device_tensor import DeviceTensor
 from unet_engine.devices.base import Region
 from unet_engine.devices.timeline import Marks
 from unet_engine.pipeline.gpu.buffers import RawSlot

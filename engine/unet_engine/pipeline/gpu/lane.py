@@ -10,23 +10,25 @@ from typing import Any
 
 import numpy as np
 
+from unet_engine.backends.base import Array
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.base import Region
 from unet_engine.devices.pinned import Piece, PinnedPool, piece_of
 from unet_engine.devices.timeline import NO_MARKS, Marks, Timeline
 from unet_engine.errors import BackendError
 from unet_engine.pipeline.gpu.buffers import DeviceBuffers, SumsSlot
-from unet_engine.pipeline.job import Array, Job
+from unet_engine.pipeline.job import Job
 from unet_engine.plan.device_memory import aligned, extents
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Task
+from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import COPY_BACK, WAITING, Stages
 
 
 class Lane:
     """One device at work for one job. What is allocated here lasts as long as the lane."""
 
-    def __init__(self, job: Job, backend: DeviceBackend, voxel_bytes: int, stages: Stages | None) -> None:
+    def __init__(self, job: Job, backend: DeviceBackend, voxel_bytes: int, recorder: Recorder) -> None:
         """voxel_bytes: of one voxel of the volume, all channels together."""
         self.job, self.backend, self.device = job, backend, backend.device
         self.device.use()
@@ -44,9 +46,9 @@ class Lane:
         self.queueing = threading.Lock()
         """Held while the work of one block is put on the out stream: memory for halos and finished voxels is used by one after the other."""
         self.constants = self._put_constants()
-        self._synchronize = stages.timed(WAITING, self.device.synchronize) if stages else self.device.synchronize
+        self._recorder = recorder
         streams = {"in": self.inward, "compute": backend.stream, "out": self.out}
-        self._timeline = Timeline(self.device, stages, streams) if stages else None
+        self._timeline = Timeline(self.device, recorder, streams) if isinstance(recorder, Stages) else None
 
     def close(self) -> None:
         """Wait for what is under way and give back all memory."""
@@ -90,7 +92,8 @@ class Lane:
 
     def wait_for(self, event: Any) -> None:
         """Wait on the host, and have the event used again."""
-        self._synchronize(event)
+        with self._recorder.span(WAITING):
+            self.device.synchronize(event)
         self.give(event)
 
     def marks(self) -> Marks:

@@ -1,4 +1,4 @@
-"""Windows on a GPU from raw voxels to finished ones: what `unet_engine.pipeline.host` and `Worker.commit` do on a CPU, with the same bytes.
+"""The pipeline of a GPU: windows from raw voxels to finished ones, on the device. The host's bytes.
 
     host     read, stage       tables              halos, labels
     in            raw + tables --copied-.                                          copies to the device
@@ -14,29 +14,28 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from unet_engine.backends.base import Array
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.pinned import Piece, piece_of
 from unet_engine.devices.timeline import NO_MARKS, Marks
 from unet_engine.errors import BackendError
+from unet_engine.pipeline.base import BLOCKS_IN_FLIGHT, Work
 from unet_engine.pipeline.gpu.buffers import DeviceBuffers, RawSlot, SumsSlot
 from unet_engine.pipeline.gpu.finish import Finisher
 from unet_engine.pipeline.gpu.inference import Inference
 from unet_engine.pipeline.gpu.lane import Lane
 from unet_engine.pipeline.gpu.results import DeviceCore, DevicePredicted, PinnedHalo
 from unet_engine.pipeline.gpu.tables import Tables, fill_tables
-from unet_engine.pipeline.job import Array, Halo, Job, Raw, Tally
+from unet_engine.pipeline.job import Halo, Job, Raw, Tally
+from unet_engine.pipeline.windows import Windows
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
-from unet_engine.profiling.stages import ADD, COPY, Stages
-
-BLOCKS_IN_FLIGHT = 1
-"""Blocks whose windows may be on the device while the next block is queued."""
-MOST_ENTRIES = 8192
-"""What one kernel takes: see ``launch.hpp``."""
+from unet_engine.profiling.recorder import Recorder
+from unet_engine.profiling.stages import ADD, COPY
 
 
 @dataclass
@@ -54,14 +53,12 @@ class _Block:
 
 
 class DevicePipeline:
-    """Predicts and commits blocks of one job on one device. `predict` runs on one thread; `stage` and `finish` may run on others."""
+    """See `unet_engine.pipeline.base.Pipeline`."""
 
-    def __init__(
-        self, job: Job, backend: DeviceBackend, tally: Tally, voxel_bytes: int, stages: Stages | None = None
-    ) -> None:
-        """voxel_bytes: of one voxel of the volume, all channels together. stages: where the time of the streams is told, if at all."""
+    def __init__(self, job: Job, backend: DeviceBackend, tally: Tally, voxel_bytes: int, recorder: Recorder) -> None:
+        """voxel_bytes: of one voxel of the volume, all channels together. recorder: is told the time of the streams, too."""
         self.job, self.device, self._tally = job, backend.device, tally
-        self._lane = Lane(job, backend, voxel_bytes, stages)
+        self._lane = Lane(job, backend, voxel_bytes, recorder)
         self._inference, self._finisher = Inference(self._lane), Finisher(self._lane)
 
     @property
@@ -74,8 +71,8 @@ class DevicePipeline:
 
     # --- read ---
 
-    def stage(self, raw: Raw) -> Raw:
-        """The same voxels in pinned memory, from where they are copied over; called by whoever reads, off the device's thread."""
+    def pin(self, raw: Raw) -> Raw:
+        """The same voxels in pinned memory, from where they are copied over."""
         self.device.use()
         piece = self._lane.pools["raw voxels"].take(raw.voxels.nbytes)
         self.device.touch(piece.region, "w")
@@ -85,21 +82,13 @@ class DevicePipeline:
 
     # --- predict ---
 
-    def predict(
-        self,
-        work: Iterable[tuple[Task, Raw | None] | None],
-        skipping: Callable[[Task, Raw | None], Callable[[Index], bool]],
-    ) -> Iterator[DevicePredicted]:
-        """As `unet_engine.pipeline.host.predict`. `skipping` gives for a task the test of which windows are left out.
-
-        Raises `BackendError` naming the block where the network or the device fails.
-        """
+    def predict(self, work: Work) -> Iterator[DevicePredicted]:
         self.device.use()
         queued: deque[_Block] = deque()
         try:
             for item in work:
                 if item is not None:
-                    queued.append(self._queue(*item, skipping(*item)))
+                    queued.append(self._queue(*item))
                 while len(queued) > (0 if item is None else BLOCKS_IN_FLIGHT):
                     yield self._finished(queued.popleft())
             while queued:
@@ -113,14 +102,14 @@ class DevicePipeline:
             self.device.synchronize(block.done)
         self.buffers.give_sums(block.slot)
 
-    def _queue(self, task: Task, raw: Raw | None, is_empty: Callable[[Index], bool]) -> _Block:
+    def _queue(self, task: Task, raw: Raw | None) -> _Block:
         """Put all of one block on the streams."""
         lane, device, stream = self._lane, self.device, self._lane.backend.stream
         slot = self.buffers.take_sums()
         block = _Block(task, slot, [], lane.event(), marks=lane.marks())
         marks = block.marks
         try:
-            there, tables = self._send(task, raw, is_empty, block)
+            there, tables = self._send(task, raw, block)
             device.wait(stream, there.copied)
             device.wait(stream, slot.free)
             sums = slot.sums.part(0, 4 * self._lane.channels_out * task.block.sums.size)
@@ -149,9 +138,7 @@ class DevicePipeline:
         block.inferred = tables.inferred
         return block
 
-    def _send(
-        self, task: Task, raw: Raw | None, is_empty: Callable[[Index], bool], block: _Block
-    ) -> tuple[RawSlot, Tables]:
+    def _send(self, task: Task, raw: Raw | None, block: _Block) -> tuple[RawSlot, Tables]:
         """Copy the raw voxels and the tables of a block over."""
         lane, device, slot = self._lane, self.device, self.buffers.next_raw()
         piece = self._lane.pools["tables"].take(lane.largest.table_bytes)
@@ -159,9 +146,9 @@ class DevicePipeline:
         tables = fill_tables(
             self.job.plan,
             task,
-            is_empty,
+            Windows(self.job, task, raw).is_empty,
             self.job.setup.batch,
-            MOST_ENTRIES,
+            device.kernels.MOST_ENTRIES,
             piece.array((piece.region.size,), "uint8"),
         )
         device.wait(lane.inward, slot.free)
@@ -169,7 +156,7 @@ class DevicePipeline:
         device.copy(lane.inward, slot.tables.part(0, tables.size), piece.region.part(0, tables.size))
         block.held.append(piece)
         if raw is not None and tables.inferred:
-            staged = piece_of(raw.voxels, device) or piece_of(self.stage(raw).voxels, device)
+            staged = piece_of(raw.voxels, device) or piece_of(self.pin(raw).voxels, device)
             assert staged is not None
             block.held.append(staged)
             device.copy(lane.inward, slot.raw.part(0, staged.region.size), staged.region)
@@ -200,9 +187,5 @@ class DevicePipeline:
     # --- what is left to other threads ---
 
     def finish(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        """Merge `halos`, in descending order of their blocks, and finish the write box: the voxels to be written, and whether all sums
-        were finite. A core on the device is released.
-
-        core: where `predict` left it, or as `DeviceCore.copy` gives it.
-        """
+        """core: where `predict` left it, which is released, or as `DeviceCore.copy` gives it."""
         return self._finisher.finish(task, core, halos)

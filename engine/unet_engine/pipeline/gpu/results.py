@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from unet_engine.backends.base import Array
 from unet_engine.pipeline.gpu.buffers import SumsSlot
 from unet_engine.pipeline.gpu.lane import Lane
-from unet_engine.pipeline.job import Array, Halo
+from unet_engine.pipeline.job import Halo
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
 
@@ -35,7 +36,7 @@ class DeviceCore:
 
 @dataclass
 class DevicePredicted:
-    """Sums of one block: its core on the device, its halos on the host. See `unet_engine.pipeline.job.Predicted`."""
+    """Sums of one block: its core on the device, its halos on the host. See `unet_engine.pipeline.base.Predicted`."""
 
     task: Task
     core: DeviceCore | Array | None

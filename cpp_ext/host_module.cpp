@@ -1,6 +1,6 @@
-// The CPU half of stitching as the Python module `unet_engine.stitching._halo`. `engine/unet_engine/halo.py` checks types and shapes and
-// says what each function means; what guards memory (bounds, channels, strides) is checked here once more. Every function
-// releases the GIL.
+// The CPU half of stitching as the Python module `unet_engine.stitching._halo`. `engine/unet_engine/stitching/operations.py` checks
+// types and shapes and says what each function means; what guards memory (bounds, channels, strides) is checked here once more. Every
+// function releases the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "halo.hpp"
+#include "arithmetic.hpp"
 #include "parallel.hpp"
 #include "rows.hpp"
 
@@ -283,13 +283,13 @@ void softmax(const View<const float>& sums, const View<T>& out, const Corner& sh
 }
 
 template <typename T>
-void probabilities(const Input& sums_array, const Array& out_array, int activation, int threads) {
+void probabilities(const Input& sums_array, const Array& out_array, const std::string& activation, int threads) {
   const auto sums = view<const float>(sums_array, "sums");
   const auto out = view<T>(out_array, "out");
   const Corner shape = check_out(out, sums, sums.shape[0]);
   const nb::gil_scoped_release release;
-  if (static_cast<Activation>(activation) == Activation::kSoftmax) return softmax(sums, out, shape, threads);
-  const bool is_sigmoid = static_cast<Activation>(activation) == Activation::kSigmoid;
+  if (activation == "softmax") return softmax(sums, out, shape, threads);
+  const bool is_sigmoid = activation == "sigmoid";
   for_planes(sums.shape[0], shape, threads, [&](index_t k, index_t z, index_t y, index_t y_end) {
     for (; y < y_end; ++y) {
       T* row = out.at(k, z, y, 0);

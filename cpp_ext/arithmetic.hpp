@@ -1,5 +1,5 @@
 // The arithmetic of stitching, once for CPU and GPU: `rows.cpp` loops over these functions, `kernels.hpp` makes kernels of them, and
-// `engine/unet_engine/halo_reference.py` repeats them in NumPy. All three give the same bits, which holds only without
+// `engine/unet_engine/stitching/reference.py` repeats them in NumPy. All three give the same bits, which holds only without
 // fused multiply-add: compile with -ffp-contract=off (GCC, Clang) and --fmad=false (nvcc).
 //
 // Arrays are channels first in three spatial axes (two axes get a leading one of size 1). Everything is 64-bit: a volume
@@ -36,8 +36,6 @@ struct Half {
 struct BFloat16 {
   std::uint16_t bits;
 };
-
-enum class Activation : int { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
 
 // A strided array (channels, z, y, x); strides in elements.
 template <typename T>

@@ -158,14 +158,6 @@ void add(const Queue& queue, const AddBody<T>& body) {
   check(cudaGetLastError(), "add_kernel", queue.device);
 }
 
-#define LAUNCH_ADD(T) template void add<T>(const Queue&, const AddBody<T>&);
-LAUNCH_WINDOW_TYPES(LAUNCH_ADD)
-#define LAUNCH_GATHER(T)                                                        \
-  template void gather<T, float>(const Queue&, const GatherBody<T, float>&);    \
-  template void gather<T, Half>(const Queue&, const GatherBody<T, Half>&);      \
-  template void gather<T, BFloat16>(const Queue&, const GatherBody<T, BFloat16>&);
-LAUNCH_BLOCK_TYPES(LAUNCH_GATHER)
-#define LAUNCH_COMMIT(F) template void commit<F>(const Queue&, const CommitBody<F>&);
-LAUNCH_FINISHES(LAUNCH_COMMIT)
+HALO_INSTANTIATE_LAUNCHERS
 
 }  // namespace unet_engine::launch

@@ -1,7 +1,7 @@
-// The GPU half of stitching as a Python module: DLPack arrays in, no torch needed. Built twice: `unet_engine.devices._halo_cuda` on CUDA arrays with
-// `halo.cu`, which imports without a driver, and, with UNET_ENGINE_LOOP defined, `unet_engine.devices._halo_loop` on arrays of the host with
-// `halo_loop.cpp`, for tests. What the functions mean is said in `engine/unet_engine/_halo_cuda.pyi`; all checks come before anything is
-// queued. Arrays that lie on the device are not looked into.
+// The GPU half of stitching as a Python module: DLPack arrays in, no torch needed. Built twice: `unet_engine.devices._halo_cuda` on
+// CUDA arrays with `launch_cuda.cu`, which imports without a driver, and, with UNET_ENGINE_LOOP defined,
+// `unet_engine.devices._halo_loop` on arrays of the host with `launch_loop.cpp`, for tests. What the functions mean is said in
+// `engine/unet_engine/devices/_halo_cuda.pyi`; all checks come before anything is queued. Arrays on the device are not looked into.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -350,6 +350,8 @@ NB_MODULE(_halo_cuda, m) {
 #endif
   using namespace unet_engine;
   using namespace nanobind::literals;
+  m.attr("MOST_ENTRIES") = launch::kMostEntries;
+  m.attr("MOST_HALOS") = kMostHalos;
   m.def("array", &array, "address"_a, "shape"_a, "dtype"_a, "strides"_a = nb::none(), "owner"_a = nb::none(), nb::kw_only(), "device"_a = 0);
   m.def("gather", &gather, "windows"_a, "raw"_a, "positions"_a, "entries"_a, "order"_a, "scale"_a, "shift"_a, "fill"_a, nb::kw_only(),
         "stream"_a = 0);

@@ -1,5 +1,5 @@
-// Runs the kernels of `kernels.hpp` on the CPU, thread after thread of the grid that `halo.cu` would launch: what the tests and the simulated
-// device run, so that indexing, layouts and types are checked where there is no GPU. Not fast, and not meant to be.
+// Runs the kernels of `kernels.hpp` on the CPU, thread after thread of the grid that `launch_cuda.cu` would launch: what the tests and
+// the simulated device run, so that indexing, layouts and types are checked where there is no GPU. Not fast, and not meant to be.
 #include <algorithm>
 #include <vector>
 
@@ -70,14 +70,6 @@ void add(const Queue&, const AddBody<T>& body) {
   }
 }
 
-#define LAUNCH_ADD(T) template void add<T>(const Queue&, const AddBody<T>&);
-LAUNCH_WINDOW_TYPES(LAUNCH_ADD)
-#define LAUNCH_GATHER(T)                                                        \
-  template void gather<T, float>(const Queue&, const GatherBody<T, float>&);    \
-  template void gather<T, Half>(const Queue&, const GatherBody<T, Half>&);      \
-  template void gather<T, BFloat16>(const Queue&, const GatherBody<T, BFloat16>&);
-LAUNCH_BLOCK_TYPES(LAUNCH_GATHER)
-#define LAUNCH_COMMIT(F) template void commit<F>(const Queue&, const CommitBody<F>&);
-LAUNCH_FINISHES(LAUNCH_COMMIT)
+HALO_INSTANTIATE_LAUNCHERS
 
 }  // namespace unet_engine::launch

@@ -1,0 +1,18 @@
+"""Text that says where something lies: a path on a local disk, or a URL. What is there is for `unet_engine.storage.stores` to say."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` is one of a local disk, rather than a URL such as ``s3://bucket/scan.zarr``."""
+    return "://" not in path
+
+
+def absolute(path: str) -> str:
+    """`path` as other processes find it, whose working folder is another one. A URL stays as it is.
+
+    No symlinks are resolved: what lies beside a volume lies beside where the user says the volume is.
+    """
+    return os.path.abspath(path) if is_local(path) else path  # noqa: PTH100

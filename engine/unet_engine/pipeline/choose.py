@@ -1,0 +1,19 @@
+"""Which pipeline a network goes into: the one line that knows both."""
+
+from __future__ import annotations
+
+from unet_engine.backends.base import Backend, Network
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.pipeline.base import Pipeline
+from unet_engine.pipeline.gpu.pipeline import DevicePipeline
+from unet_engine.pipeline.host import HostPipeline
+from unet_engine.pipeline.job import Job, Tally
+from unet_engine.profiling.recorder import Recorder
+
+
+def pipeline_of(job: Job, network: Network, tally: Tally, recorder: Recorder, voxel_bytes: int) -> Pipeline:
+    """The pipeline of one worker. voxel_bytes: of one voxel of the volume, all channels together."""
+    if isinstance(network, DeviceBackend):
+        return DevicePipeline(job, network, tally, voxel_bytes, recorder)
+    assert isinstance(network, Backend)
+    return HostPipeline(job, network, tally, recorder)

@@ -1,0 +1,92 @@
+"""From the sums of a block to what is written: the last step of every pipeline, on the host and on a device.
+
+    sums (channels, *write) float32  --reduction-->  labels (*write), or probabilities or logits (channels, *write)
+
+A reduction is whatever turns finished sums into voxels of the output. Bringing them back to the grid of the scan, putting the members of an
+ensemble together, or masking are reductions, too, or wrap one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from unet_engine.backends.base import Array
+from unet_engine.model.spec import Activation
+from unet_engine.stitching import operations
+
+Kind = Literal["labels", "probabilities", "logits"]
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What a device does in the same pass: halos that are added to the core before it is reduced. Arrays as `Device.array` makes them."""
+
+    parts: Sequence[Any]
+    corners: Sequence[tuple[int, ...]]
+    """Where each part begins in the core."""
+    nonfinite: Any
+    """int32 of length 1, set where any sum is NaN or Inf."""
+
+
+@dataclass(frozen=True)
+class Reduction(ABC):
+    """What is written for sums of the network's output."""
+
+    activation: Activation
+    dtype: str
+    kind: ClassVar[Kind]
+
+    def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of what is written for sums of the shape `sums`, (channels, *write)."""
+        return sums
+
+    def on_host(self, sums: Array) -> Array:
+        """Voxels for `sums`, (channels, *write) float32, which may be changed."""
+        out = np.empty(self.shape(sums.shape), self.dtype)
+        self._reduce(sums, out)
+        return out
+
+    @abstractmethod
+    def _reduce(self, sums: Array, out: Array) -> None:
+        """Write the voxels for `sums` to `out`."""
+
+    def on_device(self, kernels: Any, core: Any, out: Any, merging: Merging, stream: int) -> None:
+        """Queue the same on `stream`: `core` (channels, z, y, x) to `out`, both in the memory of the device; halos are added first."""
+        kernels.commit(
+            core, out, self.kind, self.activation, merging.parts, merging.corners, merging.nonfinite, stream=stream
+        )
+
+
+class Labels(Reduction):
+    """The most likely class; of a sigmoid the most likely one that reaches a half, counted from 1, else 0."""
+
+    kind = "labels"
+
+    def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
+        return sums[1:]
+
+    def _reduce(self, sums: Array, out: Array) -> None:
+        operations.labels(sums, out, self.activation)
+
+
+class Probabilities(Reduction):
+    kind = "probabilities"
+
+    def _reduce(self, sums: Array, out: Array) -> None:
+        operations.probabilities(sums, out, self.activation)
+
+
+class Logits(Reduction):
+    kind = "logits"
+
+    def _reduce(self, sums: Array, out: Array) -> None:
+        operations.logits(sums, out)
+
+
+REDUCTIONS: dict[Kind, type[Reduction]] = {c.kind: c for c in (Labels, Probabilities, Logits)}
+"""What a run can write, by the name that users give."""

@@ -1,0 +1,67 @@
+"""The windows of one task: which are left out, how they are cut, and where they lie in the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unet_engine.backends.base import Array
+from unet_engine.pipeline.job import Job, Raw
+from unet_engine.plan.box import Box
+from unet_engine.plan.plan import Index, Task
+from unet_engine.stitching import operations
+from unet_engine.stitching.weights import axis_weights
+
+Placement = tuple[Sequence[Array], Sequence[int], Sequence[int], Sequence[int]]
+"""Weights per axis, position in the sums, and the range that is added, as `operations.add` takes them."""
+
+
+class Windows:
+    """Those of one task, over its raw voxels; None where nothing is stored."""
+
+    def __init__(self, job: Job, task: Task, raw: Raw | None) -> None:
+        self._raw, self._skips = raw, job.skips
+        self._axes, self._lo = job.plan.axes, task.read.lo
+        self._background = job.model.spec.background
+        self._scale = np.asarray(job.scaling.scale)
+        self._shift = np.asarray(job.scaling.shift)
+        self._padding = job.plan.padding
+        self._index: dict[tuple[int, int], Array] = {}
+
+    def _positions(self, a: int, k: int) -> Array:
+        """Where along axis `a` each voxel of window k lies in the raw block; -1 for constant padding."""
+        if (a, k) not in self._index:
+            source = np.asarray(self._axes[a].source(*self._axes[a].input(k), self._padding), np.int64)
+            self._index[a, k] = np.where(source < 0, -1, source - self._lo[a])
+        return self._index[a, k]
+
+    def is_empty(self, window: Index) -> bool:
+        """Whether the window is skipped: it holds nothing but background, or the mask leaves it out."""
+        if not self._skips:
+            return False
+        if self._raw is None:
+            return True
+        spans = [self._positions(a, k) for a, k in enumerate(window)]
+        lo = [int(s[s >= 0].min()) for s in spans]
+        hi = [int(s.max()) + 1 for s in spans]
+        if self._raw.mask is not None and operations.is_constant(self._raw.mask, lo, hi, 0):
+            return True
+        return operations.is_constant(self._raw.voxels, lo, hi, self._background)
+
+    def cut(self, window: Index, out: Array) -> None:
+        """Normalise one window into ``out``: (channels in, *window) float32."""
+        assert self._raw is not None
+        spans = [self._positions(a, k) for a, k in enumerate(window)]
+        shaped = out.reshape(len(out), *(s.size for s in spans))
+        operations.gather(shaped, self._raw.voxels, spans, self._scale, self._shift, 0.0)
+
+
+def placement(job: Job, window: Index, sums: Box) -> Placement:
+    """Where a window goes in the sums of its block, which span the box `sums`."""
+    axes = list(zip(job.plan.axes, window, strict=True))
+    starts = [axis.start(k) for axis, k in axes]
+    supports = [axis.support(k) for axis, k in axes]
+    inside = (Box(*map(tuple, zip(*supports, strict=True))) & sums).relative_to(starts)
+    at = [s - l for s, l in zip(starts, sums.lo, strict=True)]
+    return [axis_weights(axis, k) for axis, k in axes], at, inside.lo, inside.hi

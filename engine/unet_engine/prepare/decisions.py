@@ -1,0 +1,55 @@
+"""What is decided for a run where its settings leave it open. The settings themselves stay as the user gave them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from unet_engine.model.spec import ModelSpec
+from unet_engine.pipeline.reduction import Kind
+from unet_engine.plan.box import Box
+from unet_engine.plan.grid import Blend
+from unet_engine.settings import Settings, parse_part
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How windows lie over the volume, and how they are put together."""
+
+    window: tuple[int, ...]
+    """Input size per axis of the model."""
+    overlap: float
+    """Fraction by which neighbours overlap."""
+    blend: Blend
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What runs, over which part of the volume, and what is written."""
+
+    tiling: Tiling
+    roi: Box
+    part: tuple[int, int]
+    """Which of how many parts, counted from 1."""
+    kind: Kind
+    dtype: str
+    """Type of the voxels that are written."""
+
+    @classmethod
+    def of(cls, settings: Settings, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
+        part = parse_part(settings.part) if settings.part else (1, 1)
+        return cls(tiling, roi, part, settings.output, _dtype(settings, spec))
+
+    def labels_of(self, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
+        """The same for the labels of a region with another tiling, whatever is written in the end."""
+        return replace(self, tiling=tiling, roi=roi, part=(1, 1), kind="labels", dtype=label_dtype(spec))
+
+
+def label_dtype(spec: ModelSpec) -> str:
+    """The smallest unsigned type that holds the labels."""
+    return "uint8" if spec.label_count <= 256 else "uint16"
+
+
+def _dtype(settings: Settings, spec: ModelSpec) -> str:
+    if settings.output == "labels":
+        return label_dtype(spec)
+    return settings.dtype or ("uint8" if settings.output == "probabilities" else "float32")

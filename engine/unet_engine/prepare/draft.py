@@ -1,0 +1,114 @@
+"""From decisions to a plan and a job: the grid of windows, the blocks, what the output looks like. Nothing is fitted to memory yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+from unet_engine.backends.base import Network
+from unet_engine.output.layout import Layout
+from unet_engine.pipeline.job import Job
+from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.memory import Sizes
+from unet_engine.plan.plan import Plan
+from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
+from unet_engine.prepare.decisions import Decisions, Tiling
+from unet_engine.prepare.identity import identity
+from unet_engine.prepare.survey import Survey
+from unet_engine.volumes.normalize import Scaling
+
+
+def grid(survey: Survey, tiling: Tiling) -> tuple[AxisGrid, ...]:
+    """One axis per spatial axis of the volume; axes the model does not have are walked plane by plane."""
+    spec, shape = survey.model.spec, survey.volume.shape
+    planes = len(shape) - len(spec.axes)
+    sizes = [w - 2 * m for w, m in zip(tiling.window, spec.margin, strict=True)]
+    return tuple(
+        AxisGrid(size, 1, 1, 0, tiling.blend) if a < planes
+        else AxisGrid.with_overlap(size, sizes[a - planes], tiling.overlap, spec.margin[a - planes], tiling.blend)
+        for a, size in enumerate(shape)
+    )  # fmt: skip
+
+
+def windows_per_block(survey: Survey, tiling: Tiling) -> int:
+    """Windows of a default block: batches divide it."""
+    return prod(default_block(grid(survey, tiling), survey.model.spec.channels_out))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What plans are made from, whatever is tried: the survey, the network that is open, and what the volume's samples say."""
+
+    survey: Survey
+    network: Network
+    scale: Scaling
+    fingerprint: str
+
+    def plan(self, decisions: Decisions) -> Plan:
+        """A plan of default blocks in a single column, not named yet; fitting shrinks them where it must and deals them into columns."""
+        survey, spec, window = self.survey, self.survey.model.spec, decisions.tiling.window
+        axes = grid(survey, decisions.tiling)
+        block = default_block(axes, spec.channels_out)
+        return Plan(
+            names=survey.volume.spatial,
+            axes=axes,
+            roi=decisions.roi,
+            block=block,
+            chunk=default_chunk(axes, block),
+            cuts=((),) * len(axes),
+            padding=survey.settings.padding,
+            memory=NO_MEMORY,
+            facts={},
+            flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
+            part=decisions.part,
+        )
+
+    def named(self, plan: Plan, decisions: Decisions) -> Plan:
+        """The same with all that decides the bytes, and so its digest."""
+        return replace(plan, facts=identity(self.survey, decisions, self.network, self.scale, self.fingerprint))
+
+    def job(self, decisions: Decisions, plan: Plan) -> Job:
+        """What workers do of `plan`, which was made of these `decisions`."""
+        survey, settings = self.survey, self.survey.settings
+        return Job(
+            plan=plan,
+            volume=settings.input,
+            volume_axes=survey.volume.axes,
+            model=survey.model,
+            backend=survey.backend,
+            setup=self.network.setup,
+            scaling=self.scale,
+            kind=decisions.kind,
+            out=survey.out,
+            layout=_layout(survey, decisions, plan),
+            replace_nonfinite=settings.replace_nonfinite,
+            mask=settings.mask,
+            profiled=settings.profile is not None,
+        )
+
+    def sizes(self, job: Job, decoders: int) -> Sizes:
+        """Bytes that the memory prediction needs, where so many chunks are decoded at once."""
+        volume = self.survey.volume
+        return Sizes(
+            volume.voxel_bytes,
+            4 * self.survey.model.spec.channels_out,
+            job.layout.voxel_bytes,
+            decoders * volume.chunk_bytes,
+        )
+
+
+def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
+    volume, spec = survey.volume, survey.model.spec
+    spacing = volume.spacing or (1.0,) * len(plan.axes)
+    return Layout(
+        names=plan.names,
+        stored=volume.stored_spatial,
+        shape=plan.roi.shape,
+        chunk=plan.chunk,
+        channels=None if decisions.kind == "labels" else spec.channels_out,
+        dtype=decisions.dtype,
+        spacing=spacing,
+        translation=tuple(t + s * l for t, s, l in zip(volume.translation, spacing, plan.roi.lo, strict=True)),
+        unit=volume.unit,
+        classes=spec.classes,
+    )

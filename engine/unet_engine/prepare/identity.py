@@ -1,0 +1,45 @@
+"""What names a run: all that decides the bytes of its output, as JSON values. An output can be resumed only by a run of the same identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unet_engine.backends.base import Network
+from unet_engine.prepare.decisions import Decisions
+from unet_engine.prepare.survey import Survey
+from unet_engine.volumes import samples
+from unet_engine.volumes.normalize import Scaling
+
+FORMAT = 1
+"""Changes whenever the same settings would give other bytes than an earlier version's."""
+
+_DECIDE_NO_BYTE = {"name", "classes", "flops", "spacing", "spacing_unit", "input_quantiles"}
+"""Fields of a spec that may be corrected without making another run of it."""
+
+
+def identity(
+    survey: Survey, decisions: Decisions, network: Network, scale: Scaling, fingerprint: str
+) -> dict[str, Any]:
+    """All of it but the block grid, which the plan knows: see `Plan.identity`. fingerprint: of the volume."""
+    settings, spec, setup, tiling = survey.settings, survey.model.spec, network.setup, decisions.tiling
+    return {
+        "format": FORMAT,
+        "input": fingerprint,
+        "shape": list(survey.volume.shape),
+        "roi": str(decisions.roi),
+        "model": survey.model.sha256,
+        "spec": spec.model_dump_json(exclude=_DECIDE_NO_BYTE),
+        "backend": network.version,
+        "device": setup.device.partition(":")[0],
+        "precision": setup.precision,
+        **network.identity(),
+        "network": [setup.network or survey.model.sha256, setup.rest],
+        "window": list(tiling.window),
+        "overlap": tiling.overlap,
+        "blend": tiling.blend,
+        "padding": settings.padding,
+        "normalization": [str(spec.normalization), list(scale.shift), list(scale.scale)],
+        "output": [decisions.kind, decisions.dtype],
+        "replace_nonfinite": settings.replace_nonfinite,
+        "mask": samples.fingerprint(survey.mask) if survey.mask else None,
+    }

@@ -1,0 +1,159 @@
+"""Stores: the one place that knows what a path or a URL leads to, what is there, and how it is made and removed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.group import GroupMetadata
+from zarr.core.sync import sync
+from zarr.errors import ContainsGroupError
+from zarr.storage import LocalStore, StorePath
+
+from unet_engine.errors import OutputError, first_line
+from unet_engine.paths import is_local
+
+
+class Store(Protocol):
+    """A kind of place where arrays lie. A new kind is one class like those below, and one line in `STORES`."""
+
+    def recognises(self, path: str) -> bool:
+        """Whether `path` leads to this kind of place. Text alone decides, nothing is opened."""
+
+    def location(self, path: str) -> Any:
+        """What zarr is to open for `path`: a store of zarr's, or text that zarr makes one of."""
+
+    def exists(self, path: str) -> bool:
+        """Whether something lies at `path`. Raises `OutputError` where that cannot be found out."""
+
+    def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
+        """Make a group of Zarr v3 at `path`, unless somebody did before."""
+
+    def remove(self, path: str, first: str) -> None:
+        """Delete all that lies at `path`: what is called `first` in it before the rest, as far as the place has an order."""
+
+
+class LocalDisk:
+    """Files and folders."""
+
+    def recognises(self, path: str) -> bool:
+        return is_local(path)
+
+    def location(self, path: str) -> Any:
+        return path
+
+    def exists(self, path: str) -> bool:
+        """True for any file, and for a folder with anything in it."""
+        try:
+            # a run killed while it created the group leaves no more than a temporary file
+            return any(not p.name.endswith(".partial") for p in Path(path).iterdir())
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return os.path.lexists(path)
+
+    def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
+        """Exactly one of several processes makes it."""
+        metadata = GroupMetadata(attributes=dict(attributes), zarr_format=3).to_buffer_dict(default_buffer_prototype())
+        store = LocalStore(path)
+        for key, data in metadata.items():
+            try:
+                sync(store.set_if_not_exists(key, data))
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                sync(store.set(key, data))
+
+    def remove(self, path: str, first: str) -> None:
+        shutil.rmtree(Path(path, first), ignore_errors=True)
+        shutil.rmtree(path)
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links say, by which zarr makes sure that there is but one header."""
+
+
+class Url:
+    """Whatever fsspec has a file system for, such as ``s3://``."""
+
+    def recognises(self, path: str) -> bool:
+        return not is_local(path)
+
+    def location(self, path: str) -> Any:
+        return path
+
+    def exists(self, path: str) -> bool:
+        """True for a Zarr array or group."""
+        try:
+            zarr.open(self.location(path), mode="r")
+        except FileNotFoundError:
+            return False
+        except Exception as error:
+            raise OutputError(
+                f"{path} cannot be reached: {first_line(error)}; check the URL and that its file system is installed"
+            ) from error
+        return True
+
+    def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
+        """Several processes may make it; the header of one stays."""
+        with suppress(ContainsGroupError):
+            zarr.create_group(self.location(path), attributes=dict(attributes), zarr_format=3)
+
+    def remove(self, path: str, first: str) -> None:
+        sync(zarr.open_group(self.location(path), mode="r+").store_path.delete_dir())
+
+
+STORES: tuple[Store, ...] = (LocalDisk(), Url())
+"""In the order in which they are asked. Any text is a path or a URL, so one of them always is the one."""
+
+
+def store_of(path: str) -> Store:
+    return next(store for store in STORES if store.recognises(path))
+
+
+def open_node(path: str) -> zarr.Array | zarr.Group:
+    """The array or group at `path`, for reading. Raises what zarr raises, `FileNotFoundError` where there is none."""
+    return zarr.open(store_of(path).location(path), mode="r")
+
+
+def open_group(path: str, mode: str) -> zarr.Group:
+    """The group at `path`. Raises what zarr raises, `FileNotFoundError` where there is none."""
+    return zarr.open_group(store_of(path).location(path), mode=mode)
+
+
+def create_array(path: str, **options: Any) -> zarr.Array:
+    """A new array of Zarr v3; `options` as those of `zarr.create_array`. Touches no group that it lies in. Raises what zarr raises."""
+    return zarr.create_array(store_of(path).location(path), zarr_format=3, **options)
+
+
+def exists(path: str) -> bool:
+    """Whether something lies at `path`: any file or folder, or a Zarr node behind a URL. Raises `OutputError` if it cannot be reached."""
+    return store_of(path).exists(path)
+
+
+def nested(a: str, b: str) -> bool:
+    """Whether one of two paths is the other or lies in it, however they are written."""
+    if not is_local(a) or not is_local(b):
+        return a.rstrip("/") == b.rstrip("/")
+    a, b = os.path.realpath(a), os.path.realpath(b)
+    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
+
+
+def file_of(place: StorePath) -> Path | None:
+    """The file that holds what zarr has at `place`, on a local disk; None in other stores."""
+    root = getattr(place.store, "root", None)
+    return Path(root, place.path) if isinstance(root, Path) else None
+
+
+def holds(place: StorePath) -> bool:
+    """Whether anything is stored at `place`."""
+    # a local file is asked for directly: a thousand times per block, the detour through the event loop would show
+    file = file_of(place)
+    return bool(sync(place.exists())) if file is None else file.exists()

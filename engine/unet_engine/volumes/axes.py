@@ -1,0 +1,37 @@
+"""What the axes of a stored array are called, and whether it is a volume at all. The same words for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import InputError
+from unet_engine.units import times
+
+_BY_RANK = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
+
+
+def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: str | None) -> str:
+    """The axes of the array at `path`: `axes`, or what is usual where nobody names them.
+
+    Raises `InputError` where the array is no volume: no numbers, axes that are not understood, several time points, no voxels.
+    """
+    if dtype.kind not in "buif":
+        raise InputError(f"{path} holds {dtype}; convert it to integers or floating point numbers")
+    names = axes or _BY_RANK.get(len(shape), "")
+    if len(shape) < 2:
+        raise InputError(f"{path} has {len(shape)} axes ({times(shape)}); give a volume with 2 or 3 spatial axes")
+    if len(names) != len(shape):
+        fit = f"which {names!r} does not fit" if names else "and nothing says which"
+        raise InputError(f"{path} has {len(shape)} axes ({times(shape)}), {fit}; use --axes, e.g. czyx")
+    if len(set(names)) != len(names) or not set(names) <= set("tczyx") or not {"y", "x"} <= set(names):
+        raise InputError(
+            f"axes {names!r} of {path} are not understood; name each of t, c, z, y, x at most once, y and x always"
+        )
+    if "t" in names and shape[names.index("t")] != 1:
+        raise InputError(f"{path} has {shape[names.index('t')]} time points; run one at a time on an array without t")
+    if 0 in shape:
+        raise InputError(f"{path} is empty, its shape is {times(shape)}; give a volume with voxels")
+    return names

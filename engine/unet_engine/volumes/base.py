@@ -1,0 +1,237 @@
+"""What a volume is to all who read one, and what a format is. `StoredVolume` says once what follows from a few facts of any format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_engine.errors import DataError, first_line
+from unet_engine.plan.box import Box
+from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.profiling.stages import READ_DECODE
+
+Array = npt.NDArray[Any]
+Selection = tuple[slice | int, ...]
+"""What is read of a stored array, one entry per stored axis."""
+T = TypeVar("T")
+
+
+class Volume(Protocol):
+    """A volume opened for reading, from any number of threads at once. It is a key by its identity.
+
+    Shapes, boxes and tuples per axis are spatial and in voxels, in the order of `spatial`, unless they are said to be stored.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def axes(self) -> str:
+        """The axes in the order they are stored, of t, c, z, y, x, e.g. ``czyx``."""
+
+    @property
+    def spatial(self) -> str:
+        """z, y, x as far as present."""
+
+    @property
+    def stored_spatial(self) -> str:
+        """The spatial axes in the order they are stored, which the output keeps."""
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Sizes in the order of `axes`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """What is read and decoded at once."""
+
+    @property
+    def channels(self) -> int:
+        """How many; 1 where there is no such axis."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels as they are read: bool, integers or floating point numbers in native byte order."""
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of one voxel with all its channels."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one decoded chunk, no larger than the volume."""
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Distance between voxels in `unit`; None where it is not known."""
+
+    @property
+    def translation(self) -> tuple[float, ...]:
+        """Where the first voxel lies, in `unit`."""
+
+    @property
+    def unit(self) -> str | None:
+        """As OME-Zarr names units, e.g. ``micrometer``; None where it is not known."""
+
+    @property
+    def fill_value(self) -> float:
+        """What voxels are that are not stored."""
+
+    @property
+    def drawback(self) -> str | None:
+        """What makes reading slower than it need be, as the user is told; None where nothing does."""
+
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        """The voxels of `box`: shape (channels, *box.shape), of `dtype`, C-contiguous. `recorder` takes the times.
+
+        Raises `DataError` naming what cannot be read.
+        """
+
+    def has_data(self, box: Box) -> bool:
+        """Whether anything but `fill_value` may be in `box`, told without reading voxels."""
+
+    def facts(self) -> dict[str, Any]:
+        """What people are shown of how it is stored, as plain values by name."""
+
+
+class Format(Protocol):
+    """A kind of file or folder that volumes come in."""
+
+    def recognises(self, path: str) -> bool:
+        """Whether `path` looks like one of these. Cheap, and never raises for what is not there."""
+
+    def open(self, path: str, axes: str | None) -> Volume:
+        """Open it. `axes` overrides what its metadata say. Raises `InputError` naming what is missing and what to do."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StoredVolume(ABC):
+    """A volume that is a stored array. A format gives these facts, `stored`, and `has_data` where it can tell."""
+
+    path: str
+    axes: str
+    stored_shape: tuple[int, ...]
+    stored_chunks: tuple[int, ...]
+    stored_dtype: np.dtype[Any]
+    stored_spacing: Sequence[float] | None = None
+    stored_translation: Sequence[float] | None = None
+    unit: str | None = None
+    fill_value: float = 0.0
+
+    remedy: ClassVar[str] = "restore it"
+    """What to do about a chunk that cannot be read."""
+
+    @abstractmethod
+    def stored(self, selection: Selection) -> Array:
+        """The voxels of `selection`: the axes in stored order, without those that an index is given of. Raises whatever it likes."""
+
+    def has_data(self, box: Box) -> bool:
+        return True
+
+    @property
+    def drawback(self) -> str | None:
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "axes": self.axes,
+            "shape": list(self.stored_shape),
+            "dtype": str(self.stored_dtype),
+            "chunks": list(self.stored_chunks),
+            "bytes": prod(self.stored_shape) * self.stored_dtype.itemsize,
+        }
+
+    # --- what follows ---
+
+    @property
+    def spatial(self) -> str:
+        return "".join(a for a in "zyx" if a in self.axes)
+
+    @property
+    def stored_spatial(self) -> str:
+        return "".join(a for a in self.axes if a in "zyx")
+
+    def along(self, values: Sequence[T]) -> tuple[T, ...]:
+        """Those of the spatial axes out of `values` in stored order."""
+        return tuple(values[self.axes.index(a)] for a in self.spatial)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.along(self.stored_shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        return self.along(self.stored_chunks)
+
+    @property
+    def channels(self) -> int:
+        return self.stored_shape[self.axes.index("c")] if "c" in self.axes else 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        native: np.dtype[Any] = self.stored_dtype.newbyteorder("=")
+        return native
+
+    @property
+    def voxel_bytes(self) -> int:
+        return self.dtype.itemsize * self.channels
+
+    @property
+    def chunk_bytes(self) -> int:
+        return prod(map(min, self.stored_chunks, self.stored_shape)) * self.dtype.itemsize
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        return self.along(self.stored_spacing) if self.stored_spacing else None
+
+    @property
+    def translation(self) -> tuple[float, ...]:
+        return self.along(self.stored_translation) if self.stored_translation else (0.0,) * len(self.spatial)
+
+    # --- reading ---
+
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        with recorder.span(READ_DECODE):
+            return self.voxels(box, self.stored)
+
+    def voxels(self, box: Box, stored: Callable[[Selection], Array]) -> Array:
+        """What `read` gives, with `stored` to get at it."""
+        try:
+            found = stored(self._selection(box))
+        except Exception as error:
+            raise self._unreadable(box, error) from error
+        return self._oriented(np.asarray(found))
+
+    def _selection(self, box: Box) -> Selection:
+        spans: dict[str, slice | int] = dict(zip(self.spatial, box.slices(), strict=True))
+        return tuple(spans.get(a, slice(None) if a == "c" else 0) for a in self.axes)
+
+    def _oriented(self, stored: Array) -> Array:
+        kept = [a for a in self.axes if a in "czyx"]
+        wanted = [a for a in "czyx" if a in kept]
+        voxels = stored.transpose([kept.index(a) for a in wanted])
+        if "c" not in kept:
+            voxels = voxels[np.newaxis]
+        return np.ascontiguousarray(voxels, dtype=self.dtype)
+
+    def _unreadable(self, box: Box, error: Exception) -> DataError:
+        """Find the chunk at fault by reading one by one."""
+        for cell in box.cells(self.chunks):
+            try:
+                self.stored(self._selection(cell))
+            except Exception as fault:
+                corner = tuple(l // c for l, c in zip(cell.lo, self.chunks, strict=True))
+                where = " ".join(f"{a}={i}" for a, i in zip(self.spatial, corner, strict=True))
+                return DataError(
+                    f"{self.path}: chunk {where} (voxels {cell}) cannot be read: {first_line(fault)}; {self.remedy}"
+                )
+        return DataError(f"{self.path}: voxels {box} cannot be read: {first_line(error)}")

@@ -1,0 +1,31 @@
+"""The formats that volumes come in. A new one is a file beside this one, and a line in `FORMATS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unet_engine.errors import InputError
+from unet_engine.paths import is_local
+from unet_engine.volumes.base import Format, Volume
+from unet_engine.volumes.zarr_volume import ZarrFormat
+
+FORMATS: list[Format] = [ZarrFormat()]
+"""In the order in which they are asked. Zarr is the last: it takes every folder and every URL."""
+
+
+def format_of(path: str) -> Format | None:
+    """The format that recognises `path`; None where none does."""
+    return next((format for format in FORMATS if format.recognises(path)), None)
+
+
+def open_volume(path: str, axes: str | None = None) -> Volume:
+    """Open the volume at `path`, in whatever format it is. `axes` overrides what its metadata say, e.g. ``czyx``.
+
+    Raises `InputError` naming what is missing and what to do.
+    """
+    path = str(path)
+    if format := format_of(path):
+        return format.open(path, axes)
+    if is_local(path) and not Path(path).exists():
+        raise InputError(f"{path} does not exist; give the path of a Zarr array or group")
+    raise InputError(f"{path} is a file, and a Zarr volume is a folder; convert it to Zarr first")

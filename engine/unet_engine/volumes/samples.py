@@ -1,0 +1,59 @@
+"""What is looked at of a volume before it is read whole: a few boxes spread over it, for its statistics and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from math import prod
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from unet_engine.plan.box import Box
+from unet_engine.volumes.base import Array, Volume
+
+SAMPLES = 64
+SAMPLE_VOXELS = 2**16
+"""Normalisation and fingerprint look at this many boxes of at most so many voxels, spread over the volume."""
+
+_READ: WeakKeyDictionary[Volume, list[Array]] = WeakKeyDictionary()
+"""The samples of volumes that are still open: statistics, quantiles and fingerprint all ask for them, and they are read once."""
+
+
+def boxes(volume: Volume) -> Iterator[Box]:
+    """Up to `SAMPLES` boxes inside single chunks, spread by a low-discrepancy sequence; the whole of a small volume.
+
+    Additive recurrence with powers of the generalised golden ratio (M. Roberts, 2018).
+    """
+    if prod(volume.shape) <= SAMPLES * SAMPLE_VOXELS // 4:
+        yield from Box.of_shape(volume.shape).cells(volume.chunks)
+        return
+    n = len(volume.shape)
+    ratio = 1.0
+    for _ in range(32):
+        ratio = (1 + ratio) ** (1 / (n + 1))
+    side = round(SAMPLE_VOXELS ** (1 / n))
+    for i in range(1, SAMPLES + 1):
+        corner = [int(size * ((0.5 + i * ratio ** -(a + 1)) % 1)) for a, size in enumerate(volume.shape)]
+        lo = [x // c * c + min(x % c, max(0, c - side)) for x, c in zip(corner, volume.chunks, strict=True)]
+        hi = [min(l + min(side, c), size) for l, c, size in zip(lo, volume.chunks, volume.shape, strict=True)]
+        yield Box(tuple(lo), tuple(hi))
+
+
+def values(volume: Volume) -> list[Array]:
+    """Values of the boxes per channel, flat. Boxes without stored data are left out, unless all are. Raises `DataError` as reading does."""
+    found = _READ.get(volume)
+    if found is None:
+        present = [box for box in boxes(volume) if volume.has_data(box)] or [next(iter(boxes(volume)))]
+        blocks = [volume.read(box).reshape(volume.channels, -1) for box in present]
+        found = [np.concatenate([block[c] for block in blocks]) for c in range(volume.channels)]
+        _READ[volume] = found
+    return found
+
+
+def fingerprint(volume: Volume) -> str:
+    """Tells volumes apart without reading them whole: hash of shape, type, axes and the samples."""
+    digest = hashlib.sha256(f"{volume.shape} {volume.dtype} {volume.axes}".encode())
+    for channel in values(volume):
+        digest.update(channel.tobytes())
+    return digest.hexdigest()[:16]

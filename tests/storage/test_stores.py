@@ -1,0 +1,90 @@
+"""Whatever a path or a URL leads to, the same questions are answered there; and nobody else asks which of the two it is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import unet_engine
+import unet_export
+from unet_engine.errors import OutputError
+from unet_engine.paths import absolute, is_local
+from unet_engine.storage import stores
+
+pytest.importorskip("fsspec", reason="fsspec is not installed")
+
+
+@pytest.fixture(params=["disk", "memory"])
+def place(request, tmp_path):
+    """Where nothing lies yet."""
+    return str(tmp_path / "o.zarr") if request.param == "disk" else f"memory://{tmp_path}/o.zarr"
+
+
+def test_of_two_groups_at_one_place_the_first_stays(place):
+    store = stores.store_of(place)
+    assert not stores.exists(place)
+    for maker in ("first", "second"):
+        store.create_group(place, {"maker": maker})
+    assert stores.exists(place)
+    assert dict(stores.open_group(place, "r").attrs) == {"maker": "first"}
+    store.remove(place, "0")
+    assert not stores.exists(place)
+    with pytest.raises(FileNotFoundError):
+        stores.open_node(place)
+
+
+def test_what_is_stored_is_found_by_its_key(place):
+    stores.store_of(place).create_group(place, {})
+    array = stores.open_group(place, "r+").create_array("0", shape=(4, 4), chunks=(2, 2), dtype="uint8")
+    array[:2, :2] = 1
+    assert stores.holds(array.store_path / "c/0/0")
+    assert not stores.holds(array.store_path / "c/1/1")
+    file = stores.file_of(array.store_path / "c/0/0")
+    assert file == (Path(place, "0", "c/0/0") if is_local(place) else None)
+
+
+def test_a_disk_holds_something_where_there_is_any_file(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "zarr.json.1.partial").touch()
+    (tmp_path / "file").touch()
+    found = [name for name in ("nothing", "empty", "begun", "file") if stores.exists(str(tmp_path / name))]
+    assert found == ["file"]
+
+
+def test_a_url_that_leads_nowhere_is_one_line():
+    with pytest.raises(OutputError, match=r"nosuch://bucket/o.zarr cannot be reached: .*; check the URL"):
+        stores.exists("nosuch://bucket/o.zarr")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "nested"),
+    [
+        ("scan.zarr", "./scan.zarr/", True),
+        ("scan.zarr/0", "scan.zarr", True),
+        ("scan.zarr", "scan.zarr2", False),
+        ("link.zarr/1", "scan.zarr", True),
+        ("s3://lab/scan.zarr", "s3://lab/scan.zarr/", True),
+        ("s3://lab/scan.zarr", "s3://lab/other.zarr", False),
+    ],
+)
+def test_one_path_in_another(tmp_path, monkeypatch, a, b, nested):
+    monkeypatch.chdir(tmp_path)
+    Path("scan.zarr").mkdir()
+    Path("link.zarr").symlink_to("scan.zarr")
+    assert stores.nested(a, b) is stores.nested(b, a) is nested
+
+
+def test_paths_are_made_absolute_and_urls_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("/")
+    assert absolute("link/../scan.zarr") == str(tmp_path / "scan.zarr")
+    assert absolute("link/scan.zarr") == str(tmp_path / "link/scan.zarr")
+    assert absolute("s3://lab/scan.zarr") == "s3://lab/scan.zarr"
+
+
+def test_nobody_else_tells_a_url_by_its_text():
+    """Addresses of a cluster are another thing."""
+    rooms = [Path(package.__file__).parent for package in (unet_engine, unet_export)]
+    asking = {p for room in rooms for p in room.rglob("*.py") if re.search(r"[\"']://[\"'] (not )?in ", p.read_text())}
+    assert {p.name for p in asking if p.parent.name != "cluster"} <= {"paths.py", "zarr_volume.py"}
