@@ -2,29 +2,14 @@
 
 from pathlib import Path
 
-import hypothesis
 import numpy as np
 import pytest
-from hypothesis.database import DirectoryBasedExampleDatabase
 
-from support.paths import ROOT
 from support.volumes import fake_model, make_volume
 from unet_engine.model.spec import ModelSpec
 from unet_engine.settings import CONFIG
 
-pytest_plugins = ["support.turns"]
-
-# Machines are shared, so an example may take long for no reason of its own. `make fresh` draws other examples each time.
-hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None)
-hypothesis.settings.register_profile(
-    "fresh",
-    deadline=None,
-    derandomize=False,
-    database=DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples"),
-    print_blob=True,
-    max_examples=1000,
-)
-hypothesis.settings.load_profile("fixed")
+pytest_plugins = ["support.examples", "support.turns"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +30,19 @@ def ramp(tmp_path):
 def model(tmp_path):
     """The identity network."""
     return fake_model(tmp_path)
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Set the windows per block, which a user cannot: the result must not depend on it beyond rounding."""
+
+    def fix(block):
+        if block is None:
+            monkeypatch.undo()
+        else:
+            monkeypatch.setattr("unet_engine.prepare.draft.default_block", lambda axes, _: block[-len(axes) :])
+
+    return fix
 
 
 @pytest.fixture(scope="session")
