@@ -61,3 +61,12 @@ def tiny_onnx(tmp_path_factory):
     spec: ModelSpec = spec_for(config, name="tiny", window=(16, 16, 16))
     export_onnx(UNet(config).eval(), spec, path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def tissue(tmp_path_factory):
+    """A volume of the tissue that the demo networks know."""
+    from unet_export.train.tissue import make_tissue
+
+    folder = tmp_path_factory.mktemp("tissue")
+    return make_volume(folder / "scan.zarr", make_tissue((48, 64, 64), 7)[0], chunks=(16, 32, 32))
