@@ -23,7 +23,7 @@ from unet_engine.commands.bench.command import PLANE
 from unet_engine.commands.bench.meter import Meter
 from unet_engine.commands.bench.offer import Wanted, groups, runnable, setup_of
 from unet_engine.commands.bench.search import Space, search
-from unet_engine.commands.bench.space import Candidate, Field
+from unet_engine.commands.bench.space import Configuration, Field
 from unet_engine.commands.bench.sweep import BARE_SHARE
 from unet_engine.commands.demo import SHAPE
 from unet_engine.model.file import open_model
@@ -72,8 +72,8 @@ def _compare(path: str, args: argparse.Namespace) -> dict[str, Any]:
     batches = tuple(map(int, args.batches.split(",")))
     windows = dict.fromkeys([*where.ladder(), *where.finer()[:: args.every]])
     space = Space(groups(model, wanted), where.ladder(), batches, lambda _: True)
-    everything = [Candidate(space.groups[0], w, b) for w in windows for b in batches]
-    samples: dict[Candidate, list[float]] = {}
+    everything = [Configuration(space.groups[0], w, b) for w in windows for b in batches]
+    samples: dict[Configuration, list[float]] = {}
     chosen, measurements = [], []
     with Meter(lambda c: setup_of(model, wanted, c), least_rate=0.0) as meter:
         for turn in range(max(args.rounds, args.searches)):
@@ -87,7 +87,7 @@ def _compare(path: str, args: argparse.Namespace) -> dict[str, Any]:
         worth = {c: where.rate(c.window, statistics.median(rates)) for c, rates in samples.items()}
         usable = sorted(filter(runnable, worth), key=lambda c: -worth[c])
         first = max(usable, key=lambda c: where.rate(c.window, samples[c][0]))
-        again: dict[Candidate, list[float]] = {c: [] for c in dict.fromkeys([*usable[:3], first, *chosen])}
+        again: dict[Configuration, list[float]] = {c: [] for c in dict.fromkeys([*usable[:3], first, *chosen])}
         for _ in range(args.finals):
             for candidate, rates in again.items():
                 if rate := meter(candidate):
@@ -109,7 +109,7 @@ def _compare(path: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _searched(model: Any, wanted: Wanted, where: Field, space: Space, seconds: float) -> tuple[Candidate, int]:
+def _searched(model: Any, wanted: Wanted, where: Field, space: Space, seconds: float) -> tuple[Configuration, int]:
     """What the search chooses with processes of its own, and how often it measured."""
     begun = time.perf_counter()
     with Meter(lambda c: setup_of(model, wanted, c), least_rate=0.0) as meter:

@@ -16,7 +16,7 @@ from math import prod
 from types import SimpleNamespace
 
 from unet_engine.plan.box import Box
-from unet_engine.plan.bundles import run_length, runs
+from unet_engine.plan.bundles import bundle_length, bundles
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
@@ -32,7 +32,7 @@ CLASSES, GPUS = (3, 16, 104), (2, 8)
 
 @dataclass(frozen=True)
 class Halos:
-    """Halos of one run, by the blocks that send them."""
+    """Halos of one bundle, by the blocks that send them."""
 
     classes: int
     gpus: int
@@ -61,13 +61,13 @@ def plan_of(classes: int) -> Plan:
 
 
 def halos(classes: int, gpus: int, windows_per_second: float) -> Halos:
-    """Counted over every run of blocks, as they are handed to the workers of `gpus` GPUs."""
+    """Counted over every bundle of blocks, as they are handed to the workers of `gpus` GPUs."""
     plan = plan_of(classes)
-    length = run_length(plan, 1 / windows_per_second, gpus)
+    length = bundle_length(plan, 1 / windows_per_second, gpus)
     sent = blocks = windows = 0
-    for run in runs(plan, lambda _: True, length):
-        leaving = {block for _, targets in run.targets for block in targets}
-        for task in run.tasks:
+    for bundle in bundles(plan, lambda _: True, length):
+        leaving = {block for _, targets in bundle.targets for block in targets}
+        for task in bundle.tasks:
             sent += sum(box.size for to, box in task.halos if to in leaving) * 4 * classes
             windows += len(task.windows)
             blocks += 1

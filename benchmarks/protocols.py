@@ -2,7 +2,7 @@
 
     python benchmarks/protocols.py [--megabytes 100] [--rounds 5] [--json FILE]
 
-Two processes each, as ``run --workers 2 --protocol P`` starts them. What is sent is a `Piece` with one halo, as a run sends it. The two
+Two processes each, as ``run --workers 2 --protocol P`` starts them. What is sent is a `HaloParcel` with one halo, as a run sends it. The two
 protocols take turns, round by round; printed are the median rate of each, least and most, and the median of the rounds' ratios.
 """
 
@@ -21,29 +21,29 @@ from typing import Any
 import numpy as np
 
 from unet_engine.cluster.connection import connect
-from unet_engine.execution.dask.station import Piece
+from unet_engine.execution.dask.station import HaloParcel
 from unet_engine.pipeline.job import Halo
 from unet_engine.plan.box import Box
 from unet_engine.settings import Settings
 
 
-def made(count: int) -> Piece:
+def made(count: int) -> HaloParcel:
     halo = Halo((0, 0, 0), Box((0, 0, 0), (1, 1, count)), np.ones((1, 1, 1, count), np.float32))
-    return Piece("elsewhere", (((0, 0, 1), halo),))
+    return HaloParcel("elsewhere", (((0, 0, 1), halo),))
 
 
-def arrived(piece: Piece) -> float:
-    return float(piece.halos[0][1].values.flat[0])
+def arrived(parcel: HaloParcel) -> float:
+    return float(parcel.halos[0][1].values.flat[0])
 
 
 def sent(client: Any, megabytes: int) -> float:
-    """GB/s of one piece from the first worker to the second."""
+    """GB/s of one parcel from the first worker to the second."""
     first, second = client.scheduler_info(n_workers=-1)["workers"]
     count = megabytes * 10**6 // 4
-    piece = client.submit(made, count, workers=[first], pure=False)
-    client.submit(arrived, piece, workers=[first], pure=False).result()  # it is there
+    parcel = client.submit(made, count, workers=[first], pure=False)
+    client.submit(arrived, parcel, workers=[first], pure=False).result()  # it is there
     begun = time.perf_counter()
-    client.submit(arrived, piece, workers=[second], pure=False).result()
+    client.submit(arrived, parcel, workers=[second], pure=False).result()
     return megabytes / 1e3 / (time.perf_counter() - begun)
 
 

@@ -21,7 +21,7 @@ from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import open_backend
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.volumes.normalize import scaling
-from unet_export.quantize.gate import class_names, session
+from unet_export.quantize.gate import session
 from unet_export.quantize.metrics import Comparison, to_bf16
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -37,7 +37,7 @@ def main() -> None:
     plain = [session(proto.SerializeToString())(w) for w in windows]
 
     def told(name: str, infer: Callable[[Any], Any]) -> None:
-        found = Comparison(class_names(model.spec), model.spec.activation)
+        found = Comparison(model.spec.class_names, model.spec.activation)
         for window, expected in zip(windows, plain, strict=True):
             found.add(window[0], expected[0], infer(window)[0])
         print(f"| {name} | {found.figures.worst_dice:.5f} |", flush=True)

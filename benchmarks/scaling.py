@@ -28,7 +28,7 @@ import psutil
 
 from unet_engine.backends.base import Setup
 from unet_engine.execution.dask import station
-from unet_engine.execution.dask.board import Board
+from unet_engine.execution.dask.progress import Progress
 from unet_engine.model.file import ModelFile
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output.layout import Layout
@@ -36,7 +36,7 @@ from unet_engine.pipeline.host import HostPredicted
 from unet_engine.pipeline.job import Job
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.box import Box
-from unet_engine.plan.bundles import run_length
+from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY
@@ -110,8 +110,8 @@ SAMPLE_SECONDS = 0.27
 class Meter:
     """Windows inferred and memory held, over time."""
 
-    def __init__(self, board: Board, processes: dict[str, int]) -> None:
-        self.board, self.rows = board, []
+    def __init__(self, progress: Progress, processes: dict[str, int]) -> None:
+        self.progress, self.rows = progress, []
         self._processes = {name: psutil.Process(pid) for name, pid in processes.items()}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -119,7 +119,7 @@ class Meter:
     def _loop(self) -> None:
         begun = time.perf_counter()
         while not self._stop.wait(SAMPLE_SECONDS):
-            row = {"seconds": time.perf_counter() - begun, "windows": self.board.counters().inferred}
+            row = {"seconds": time.perf_counter() - begun, "windows": self.progress.counters().inferred}
             row |= {f"{name}_bytes": p.memory_info().rss for name, p in self._processes.items()}
             row |= {f"{name}_cpu": sum(p.cpu_times()[:2]) for name, p in self._processes.items()}
             self.rows.append(row)
@@ -184,21 +184,21 @@ def measure(workers: int, seconds: float | None) -> dict:
     from unet_engine.execution.dask.flow import run_dask
 
     whole = plan(BLOCKS)
-    length = run_length(whole, LATENCY, workers)
+    length = bundle_length(whole, LATENCY, workers)
     with cluster(workers) as (file, scheduler), configured(QUIET), Client(scheduler_file=file) as client:
         client.wait_for_workers(workers, timeout=300)
-        board = Board()
+        progress = Progress()
         ended = []
 
         def go() -> None:
             try:
-                run_dask(client, job(whole), lambda _: True, board, length, 600)
+                run_dask(client, job(whole), lambda _: True, progress, length, 600)
             except Exception as error:
                 ended.append(error)
             else:
                 ended.append(None)
 
-        with Meter(board, {"scheduler": scheduler, "client": os.getpid()}) as meter:
+        with Meter(progress, {"scheduler": scheduler, "client": os.getpid()}) as meter:
             begun = time.perf_counter()
             thread = threading.Thread(target=go, daemon=True)
             thread.start()
@@ -207,7 +207,7 @@ def measure(workers: int, seconds: float | None) -> dict:
     rows = meter.rows
     if seconds is None:
         assert ended == [None], ended
-        assert board.counters().inferred == whole.window_count
+        assert progress.counters().inferred == whole.window_count
         rate = whole.window_count / wall
     else:
         # a line through the counts, since each event tells of some hundred windows at once
@@ -215,8 +215,8 @@ def measure(workers: int, seconds: float | None) -> dict:
         rate = float(np.polyfit(*np.transpose(steady), 1)[0])
     return {
         "workers": workers, "blocks_per_run": length, "blocks": whole.block_count,
-        "windows": board.counters().inferred, "seconds": wall, "whole": seconds is None, "windows_per_second": rate,
-        "overhead": workers / LATENCY / rate - 1, "halo_bytes": board.counters().halo_bytes,
+        "windows": progress.counters().inferred, "seconds": wall, "whole": seconds is None, "windows_per_second": rate,
+        "overhead": workers / LATENCY / rate - 1, "halo_bytes": progress.counters().halo_bytes,
         "scheduler_cores": (rows[-1]["scheduler_cpu"] - rows[0]["scheduler_cpu"]) / (rows[-1]["seconds"] - rows[0]["seconds"]),
         "client_cores": (rows[-1]["client_cpu"] - rows[0]["client_cpu"]) / (rows[-1]["seconds"] - rows[0]["seconds"]),
         "machine_cores": psutil.cpu_count(), "rows": rows[::20] if seconds is None else [],

@@ -1,4 +1,4 @@
-"""What the tests share: small volumes, the identity network, a tiny real one, and the command line with all it prints."""
+"""Fixtures of all tests: small volumes, the identity network, a tiny real one."""
 
 from pathlib import Path
 

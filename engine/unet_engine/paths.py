@@ -1,4 +1,4 @@
-"""Text that says where something lies: a path on a local disk, or a URL. What is there is for `unet_engine.storage.stores` to say."""
+"""Text that says where something lies: a path on a local disk, or a URL. What is there, `storage.stores` tells."""
 
 from __future__ import annotations
 

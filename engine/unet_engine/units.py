@@ -1,9 +1,13 @@
-"""Sizes, durations and lengths as people write and read them. Pure text and numbers."""
+"""What people write and read: sizes, durations and lengths as text, and the way to tell them something."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+Tell = Callable[[str], None]
+"""Told to the user, one line at a time: what takes long, what is done otherwise than expected."""
+
 
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MICROMETERS = {
@@ -14,6 +18,10 @@ _MICROMETERS = {
     "centimeter": 1e4,
     "meter": 1e6,
 }
+
+
+def silent(_: str) -> None:
+    """The `Tell` of those who have nobody to tell."""
 
 
 def size(n: float) -> str:

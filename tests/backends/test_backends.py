@@ -10,7 +10,8 @@ import pytest
 
 from support.volumes import fake_model
 from unet_engine.backends.base import Backend, Setup
-from unet_engine.backends.libraries import choose_backend, open_backend
+from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.libraries import CPU, GPU, LIBRARIES, Library, _named, choose_backend, open_backend
 from unet_engine.errors import BackendError, ModelError
 from unet_engine.model.file import ModelFile, open_model
 
@@ -137,6 +138,22 @@ def test_a_spec_that_promises_other_channels_is_found_out(files: Any, tmp_path: 
     wrong = ModelFile(model.path, model.format, model.sha256, model.spec.model_copy(update={"channels_out": 5}))
     with pytest.raises(ModelError, match="correct channels_out or margin"):
         open_backend("openvino", Setup(wrong, WINDOW))
+
+
+@pytest.mark.parametrize("known", LIBRARIES, ids=lambda known: known.name)
+def test_a_record_says_what_its_module_has(known: Library) -> None:
+    assert [CPU] * bool(known.host) + [GPU] * bool(known.on_device) == list(known.devices)
+    assert all("fp32" in precisions for precisions in known.devices.values())
+    if known.modules:
+        pytest.importorskip(known.modules[-1] if known.name == "tensorrt" else known.modules[0])
+    for what, kind in ((known.host, Backend), (known.on_device, DeviceBackend)):
+        if what:
+            found = _named(what)
+            assert isinstance(found, type)
+            assert issubclass(found, kind)
+            assert found.name == known.name
+    for function in (known.bound_to, known.computes_in, known.sees_gpu):
+        assert not function or callable(_named(function))
 
 
 def test_the_back_end_follows_the_format(files: Any) -> None:

@@ -19,13 +19,13 @@ import unet_engine
 from support.command_line import cli, environment
 from support.paths import BENCHMARKS
 from support.volumes import fake_model, make_volume
-from unet_engine.backends.libraries import library
+from unet_engine.backends.libraries import library, record
 from unet_engine.commands.bench import offer, peak
 from unet_engine.commands.bench.meter import Meter, machine_limits
 from unet_engine.commands.bench.offer import Wanted, allowed, runnable, setup_of, space_of
 from unet_engine.commands.bench.page import page
 from unet_engine.commands.bench.search import LEAST, Space, search
-from unet_engine.commands.bench.space import Candidate, Field, Group, region
+from unet_engine.commands.bench.space import Configuration, Field, Group, region
 from unet_engine.commands.bench.sweep import options_of
 from unet_engine.errors import UnetEngineError
 from unet_engine.model.file import open_model
@@ -126,7 +126,7 @@ def test_the_choice_is_within_five_percent_of_the_best(overhead, knee, slope, ga
     truth = surface(where, overhead, knee, slope, gain)
     space = Space((CPU,), where.ladder(), (1, 4), lambda _: True)
     found = search(space, where, lambda c: truth(c) * noise.normal(1, 0.01), lambda: False)
-    everything = [Candidate(CPU, w, b) for w in {*where.finer(), *where.ladder()} for b in (1, 4)]
+    everything = [Configuration(CPU, w, b) for w in {*where.finer(), *where.ladder()} for b in (1, 4)]
     best = max(where.rate(c.window, truth(c)) for c in everything)
     chosen = found.best()[0]
     assert where.rate(chosen.window, truth(chosen)) >= 0.95 * best
@@ -177,7 +177,7 @@ def test_what_cannot_run_is_asked_once():
 
 def test_only_what_the_gate_passed_may_be_proposed():
     model = open_model(shipped_model("cells_3d.onnx"))
-    fp32, bf16, int8 = (Candidate(Group("cpu", "openvino", p), model.spec.window) for p in ("fp32", "bf16", "int8"))
+    fp32, bf16, int8 = (Configuration(Group("cpu", "openvino", p), model.spec.window) for p in ("fp32", "bf16", "int8"))
     assert allowed(model, fp32)
     assert not allowed(model, bf16)
     assert not allowed(model, int8)
@@ -205,7 +205,7 @@ def test_int8_without_a_network_is_not_even_tried():
 
 def test_a_configuration_is_measured_in_a_process_of_its_own_and_failures_are_told():
     model = open_model(shipped_model("cells_3d.onnx"))
-    good, bad = Candidate(CPU, (16, 16, 16)), Candidate(Group("cpu", "onnxruntime", "bf16"), (16, 16, 16))
+    good, bad = Configuration(CPU, (16, 16, 16)), Configuration(Group("cpu", "onnxruntime", "bf16"), (16, 16, 16))
     with Meter(lambda c: setup_of(model, Wanted(threads=1), c), least_rate=0.0) as meter:
         meter.load([good, bad])
         assert meter(good) > 0
@@ -219,7 +219,7 @@ def test_a_configuration_is_measured_in_a_process_of_its_own_and_failures_are_to
 
 def test_what_is_too_slow_to_be_run_is_left_out():
     model = open_model(shipped_model("cells_3d.onnx"))
-    slow = Candidate(CPU, (16, 16, 16))
+    slow = Configuration(CPU, (16, 16, 16))
     with Meter(lambda c: setup_of(model, Wanted(threads=1), c), least_rate=1e9) as meter:
         assert meter(slow) is None
         assert "too slow" in meter.failed[slow]
@@ -297,7 +297,7 @@ def test_the_page_stands_alone(measured):
 def test_an_unproved_precision_is_measured_and_not_proposed(tmp_path, tiny_onnx):
     """Only bf16 is asked for, and nothing has proved it: there are figures and no proposal, and no run."""
     pytest.importorskip("openvino")
-    if "bf16" not in offer._known("openvino", "cpu"):
+    if "bf16" not in record("openvino").precisions("cpu"):
         pytest.skip("this processor does not compute in bf16")
     volume = make_volume(tmp_path / "scan.zarr", np.ones((32, 32, 32), np.uint8))
     options = [
@@ -401,8 +401,8 @@ def test_the_benchmarks_run_at_toy_size(tmp_path):
 def test_a_gpus_batch_is_an_option_of_the_run_and_a_cpus_is_not():
     gpu, cpu = (Group(device, "onnxruntime", "fp32") for device in ("cuda:0", "cpu"))
     for batch in (1, 4):
-        assert options_of(Candidate(gpu, (64, 64, 64), batch))[-2:] == ["--batch", str(batch)]
-        assert "--batch" not in options_of(Candidate(cpu, (64, 64, 64), batch))
-        assert runnable(Candidate(gpu, (64, 64, 64), batch))
-    assert runnable(Candidate(cpu, (64, 64, 64), 1))
-    assert not runnable(Candidate(cpu, (64, 64, 64), 4))
+        assert options_of(Configuration(gpu, (64, 64, 64), batch))[-2:] == ["--batch", str(batch)]
+        assert "--batch" not in options_of(Configuration(cpu, (64, 64, 64), batch))
+        assert runnable(Configuration(gpu, (64, 64, 64), batch))
+    assert runnable(Configuration(cpu, (64, 64, 64), 1))
+    assert not runnable(Configuration(cpu, (64, 64, 64), 4))

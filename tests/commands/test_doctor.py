@@ -35,8 +35,8 @@ def test_the_report_names_machine_packages_and_what_works(monkeypatch):
 
 
 def test_the_table_is_for_people(monkeypatch):
-    trial = doctor.Trial("openvino", "cpu", "bf16", True, 1.0, 0.01, "works")  # noqa: FBT003
-    monkeypatch.setattr(doctor, "examine", lambda done: [trial])
+    check = doctor.Check("openvino", "cpu", "bf16", True, 1.0, 0.01, "works")  # noqa: FBT003
+    monkeypatch.setattr(doctor, "examine", lambda done: [check])
     said = cli("doctor")
     assert "bf16" in said.out
     assert "processor" in said.out
@@ -62,7 +62,7 @@ def test_a_library_that_ends_its_process_is_one_line_of_the_report(monkeypatch):
 
 
 def test_nothing_that_works_is_an_error(monkeypatch):
-    broken = doctor.Trial("openvino", "cpu", "fp32", False, None, None, "no")  # noqa: FBT003
+    broken = doctor.Check("openvino", "cpu", "fp32", False, None, None, "no")  # noqa: FBT003
     monkeypatch.setattr(doctor, "examine", lambda done: [broken])
     said = cli("doctor")
     assert said.code == 6

@@ -303,16 +303,16 @@ def test_memory_that_runs_out_outside_the_network_names_what_to_change(tmp_path,
 
 
 def test_a_thread_that_hangs_ends_the_run_since_it_cannot_be_ended_itself():
-    from unet_engine.execution.dask.board import Board
-    from unet_engine.execution.dask.flow import _progress
+    from unet_engine.execution.dask.flow import _step
+    from unet_engine.execution.dask.progress import Progress
 
-    board = Board()
-    board.event({"hung": "writing block (0, 0, 1) on a", "ended": True})
-    assert board.stuck is None
-    board.event({"hung": "writing block (0, 0, 2) on b", "ended": False})
-    board.event({"hung": "writing block (0, 0, 3) on a", "ended": True})
+    progress = Progress()
+    progress.event({"hung": "writing block (0, 0, 1) on a", "ended": True})
+    assert progress.stuck is None
+    progress.event({"hung": "writing block (0, 0, 2) on b", "ended": False})
+    progress.event({"hung": "writing block (0, 0, 3) on a", "ended": True})
     with pytest.raises(ClusterError, match=r"block \(0, 0, 2\) on b.*--resume"):
-        _progress(None, board, lambda: None)
+        _step(None, progress, lambda: None)
 
 
 # --- helpers ---

@@ -18,7 +18,7 @@ from unet_engine import api
 from unet_engine.errors import BackendError, ClusterError, DataError, PlanError
 from unet_engine.execution.dask import station
 from unet_engine.execution.dask.station import Station
-from unet_engine.plan.bundles import runs
+from unet_engine.plan.bundles import bundles
 from unet_engine.prepare import prepare
 from unet_engine.prepare.survey import survey
 from unet_engine.settings import Settings
@@ -57,11 +57,11 @@ def test_same_bytes_as_the_local_executor_and_every_window_once(tmp_path, volume
 
 
 def test_a_commit_can_be_repeated(tmp_path, volume):
-    """A worker that is thought lost may still commit, and its run be committed again from the same sums."""
+    """A worker that is thought lost may still commit, and its bundle be committed again from the same sums."""
     job = prepared(tmp_path, volume)
     here = Station(job, "here", 60, pytest.fail)
-    run = next(iter(runs(job.plan, lambda _: True, 3)))
-    sums = pickle.loads(pickle.dumps(here.predict(run)))
+    bundle = next(iter(bundles(job.plan, lambda _: True, 3)))
+    sums = pickle.loads(pickle.dumps(here.predict(bundle)))
     before = [part.core.copy() for part in sums.parts]
     for _ in range(2):
         here.commit(sums, [])
@@ -91,7 +91,7 @@ def test_at_most_two_blocks_are_held_raw(tmp_path, volume, monkeypatch):
     monkeypatch.setattr(here.worker, "read", counted_read)
     monkeypatch.setattr(here.worker, "predict", counted_predict)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(here.predict, runs(job.plan, lambda _: True, 2)))
+        list(pool.map(here.predict, bundles(job.plan, lambda _: True, 2)))
     here.close()
     assert most[0] == station.READ_AHEAD
 
@@ -141,7 +141,7 @@ def test_a_network_that_hangs_is_noticed(tmp_path, volume):
     model = replace(job.model, path=_model(tmp_path, "hanging", hang_once=tmp_path / "hung"))
     here = Station(replace(job, model=model, setup=replace(job.setup, model=model)), "here", 0.5, hung)
     begun = time.monotonic()
-    caller = threading.Thread(target=here.predict, args=(next(iter(runs(job.plan, lambda _: True, 1))),))
+    caller = threading.Thread(target=here.predict, args=(next(iter(bundles(job.plan, lambda _: True, 1))),))
     caller.start()
     try:
         assert noticed.wait(10)
@@ -169,7 +169,7 @@ def test_closing_lets_everybody_who_waits_go(tmp_path, volume):
     model = replace(job.model, path=_model(tmp_path, "slow", latency_ms=5))
     here = Station(replace(job, model=model, setup=replace(job.setup, model=model)), "here", 60, pytest.fail)
     with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(here.predict, run) for run in runs(job.plan, lambda _: True, 1)]
+        calls = [pool.submit(here.predict, bundle) for bundle in bundles(job.plan, lambda _: True, 1)]
         calls[0].result()
         here.close()
         errors = [call.exception(timeout=20) for call in calls]

@@ -63,7 +63,7 @@ def test_parts_are_a_partition_of_blocks_and_voxels(plan: Plan, n: int) -> None:
 @given(plans(), st.integers(1, 9), st.integers(1, 3), st.lists(st.integers(1, 4), min_size=3, max_size=3))
 @settings(max_examples=60)
 def test_memory_cuts_parts_into_columns_and_changes_nothing_else(
-    plan: Plan, n: int, lanes: int, counts: list[int]
+    plan: Plan, n: int, devices: int, counts: list[int]
 ) -> None:
     for part in parts_of(replace(plan, cuts=((),) * len(plan.axes)), n):
         cut = cut_columns(part, counts[: len(plan.axes)])
@@ -74,9 +74,9 @@ def test_memory_cuts_parts_into_columns_and_changes_nothing_else(
         assert cut.column_count == len(list(cut.columns()))
         assert cut.window_count == sum(cut.column_windows(c).size for c in cut.columns()) >= part.window_count
         assert not part.share or cut.seam_factor >= part.seam_factor >= 1
-        fitted = fit(part, SIZES, 0, 2**40, lanes)
+        fitted = fit(part, SIZES, 0, 2**40, devices)
         assert fitted.share == part.share
-        assert fitted.column_count >= min(lanes, sum(box.size for box in part.share))
+        assert fitted.column_count >= min(devices, sum(box.size for box in part.share))
 
 
 @given(plans(), st.integers(1, 40))
@@ -196,7 +196,7 @@ def only_the_result_is_left(out: Path) -> bool:
 def test_parts_in_any_order_give_the_bytes_of_one_run(
     case: Case, tmp_path: Path, n: int, options: dict[str, Any]
 ) -> None:
-    """Whatever each machine is like: other threads, and other columns for other lanes."""
+    """Whatever each machine is like: other threads, and other columns for other devices."""
     options = {**options, "device": "fake:0"} | ({"mask": case.mask} if options.get("mask") else {})
     whole = case.run(tmp_path / "whole.zarr", **options)
     out, order = tmp_path / "out.zarr", RNG.permutation(np.arange(1, n + 1))

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 import unet_engine
 from support.command_line import cli
 from support.volumes import fake_model, make_volume, result_of
+from unet_engine.output.layout import Layout
+from unet_engine.output.output import Output
+from unet_engine.paths import is_local
 from unet_engine.pipeline import host
 from unet_engine.plan.box import Box
 from unet_engine.profiling import stages, tracing
@@ -21,11 +24,14 @@ from unet_engine.profiling.recorder import PLAIN
 from unet_engine.profiling.stages import (
     ADD,
     DECODE,
+    ENCODE,
+    ENCODE_WRITE,
     GATHER,
     OTHER,
     READ,
     READ_DECODE,
     WAITING,
+    WRITE,
     Snapshot,
     Stages,
     Track,
@@ -246,6 +252,36 @@ def test_what_zarr_decodes_itself_is_timed_at_the_store(tmp_path):
     assert ns[READ]
     assert ns[DECODE]
     assert not ns[READ_DECODE]
+
+
+# --- encoding and writing ---
+
+
+def writes(path, count=9):
+    recorder, values = Stages(), np.random.default_rng(0).integers(0, 99, (8, 8, 8), np.uint8)
+    looks = Layout("zyx", "zyx", (8,) * 3, (4,) * 3, None, "uint8", (1.0,) * 3, (0.0,) * 3, None, ())
+    Output.create(path, looks, "d", {"identity": {}, "blocks": [[[0, 1]]] * 3}).header.begin()
+    output = Output(path, looks, "d", recorder)
+    for _ in range(count):
+        output.write(Box.of_shape(values.shape), values)
+    assert (result_of(path) == values).all() if is_local(path) else (output.array[...] == values).all()
+    return recorder.track().ns
+
+
+def test_native_writes_are_taken_apart_by_samples_and_leave_nothing_behind(tmp_path):
+    ns = writes(str(tmp_path / "o.zarr"))
+    assert ns[ENCODE]
+    assert ns[WRITE]
+    assert ns[ENCODE_WRITE]
+    assert not list((tmp_path / "o.zarr").rglob("*.again"))
+
+
+def test_what_is_sent_to_a_store_is_encoded_first():
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    ns = writes("memory://stages/o.zarr")
+    assert ns[ENCODE]
+    assert ns[WRITE]
+    assert not ns[ENCODE_WRITE]
 
 
 # --- bookkeeping ---

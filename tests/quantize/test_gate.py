@@ -194,7 +194,7 @@ def test_layers_are_chosen_on_other_windows_than_the_verdict_rests_on_with_somet
         (0.992, 0.92, 0.96, 0.08)
     )
     held, choosing = SimpleNamespace(windows=[0]), SimpleNamespace(windows=[0, 1, 2])
-    bench = SimpleNamespace(held=held, choosing=choosing, say=lambda _: None)
+    judging = SimpleNamespace(held=held, choosing=choosing, tell=lambda _: None)
     for needed_in_the_end, passes in ((3, True), (4, False)):
         asked = []
 
@@ -203,8 +203,8 @@ def test_layers_are_chosen_on_other_windows_than_the_verdict_rests_on_with_somet
             short = len(kept) < (needed if exam is held else 3)
             return Attempt(kept, Comparison(("a",), "none"), "no" if short else "", 1.0, 2.0)
 
-        found = search("int8", attempt, lambda: tuple("abcdef"), bench)
-        assert (found.attempt.kept, found.chosen) == (("a", "b", "c"), 3)
+        found = search("int8", attempt, lambda: tuple("abcdef"), judging)
+        assert (found.attempt.kept, found.windows) == (("a", "b", "c"), 3)
         assert [kept for kept, exam in asked if exam is held] == [0, 3]
         assert (not found.attempt.shortfall) == passes
         assert passes or "where its layers were chosen it passed" in found.attempt.shortfall

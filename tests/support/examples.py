@@ -1,4 +1,4 @@
-"""Which examples Hypothesis draws: the same ones each time, or with ``--hypothesis-profile fresh`` others that no run has drawn before."""
+"""Which examples Hypothesis draws: the same ones each time, or new ones with ``--hypothesis-profile fresh``."""
 
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase

@@ -1,4 +1,4 @@
-"""Hooks for tests in several processes at once: some have the machine to themselves, and a process that does not end fails the whole run."""
+"""Tests in several processes at once: some have the machine to themselves, and a process that does not end is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A format is a class and a line in a list: whoever reads a volume asks its protocol alone, and gets the same bytes from any format."""
+"""A format is a class and a line in a list: whoever reads a volume asks its protocol alone, whatever the format."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +72,11 @@ def test_a_run_on_another_format_gives_the_bytes_of_zarr(npy, tmp_path, shape, d
     model = fake_model(
         tmp_path, channels_in=channels, channels_out=channels, activation="sigmoid", empty=[0.0] * channels
     )
+    paths = stored_twice(tmp_path, RNG.integers(0, 99, shape).astype(dtype))
     results = [
         unet_engine.run(path, model=model, out=str(tmp_path / f"{kind}.zarr"), blend="gaussian", **options)
-        for kind, path in zip(("npy", "zarr"), stored_twice(tmp_path, RNG.integers(0, 99, shape).astype(dtype)), strict=True)
-    ]  # fmt: skip
+        for kind, path in zip(("npy", "zarr"), paths, strict=True)
+    ]
     assert files(tmp_path / "npy.zarr") == files(tmp_path / "zarr.zarr")
     assert results[0].digest == results[1].digest
     assert results[0].voxels > 0
@@ -95,8 +96,9 @@ def test_every_command_takes_it(npy, tmp_path):
     path, _ = stored_twice(tmp_path, RNG.integers(0, 99, (20, 22, 24), np.uint8))
     told = cli("info", path, "--json").json
     assert {**told, "volume": None} == {
-        "volume": None, "axes": "zyx", "shape": [20, 22, 24], "dtype": "uint8", "chunks": [8, 8, 8], "bytes": 20 * 22 * 24,
-        "channels": 1, "spacing": None, "unit": None, "sampled_range": [0, 98], "sampled_mean": pytest.approx(49, abs=1),
+        "volume": None, "axes": "zyx", "shape": [20, 22, 24], "dtype": "uint8", "chunks": [8, 8, 8],
+        "bytes": 20 * 22 * 24, "channels": 1, "spacing": None, "unit": None,
+        "sampled_range": [0, 98], "sampled_mean": pytest.approx(49, abs=1),
     }  # fmt: skip
     planned = cli("plan", "--in", path, "--model", fake_model(tmp_path))
     assert planned.code == 0, planned.err

@@ -52,9 +52,9 @@ class HostRing(Backend):
     """Takes over the network and closes it. Memory is all there from the beginning; nothing is allocated per batch, and nothing converted
     where the network takes and gives float32 in C order."""
 
-    def __init__(self, network: DeviceBackend) -> None:
+    def __init__(self, network: DeviceBackend, slots: int = SLOTS) -> None:
         super().__init__(network.setup)
-        self.name, self.version, self.slots = network.name, network.version, SLOTS
+        self.name, self.version, self.note, self.slots = network.name, network.version, network.note, slots
         self._network, self._device = network, network.device
         self._memory: list[Memory] = []
         self._inward, self._out = self._device.stream("in"), self._device.stream("out")

@@ -5,7 +5,7 @@ A place (`place_of`) answers what depends on that, so that nobody else asks whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,10 +16,10 @@ from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.host_ring import HostRing
 from unet_engine.backends.libraries import open_backend, open_on_device
 from unet_engine.backends.out_of_memory import is_out_of_memory
-from unet_engine.devices.opening import is_gpu, is_pipelined, missing, unreachable
+from unet_engine.devices.opening import SIMULATED, is_gpu, is_pipelined, missing, unreachable
 from unet_engine.errors import BackendError, PlanError, first_line
 from unet_engine.plan.device_memory import default_batch
-from unet_engine.units import times
+from unet_engine.units import Tell, times
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Wanted:
     """Windows in a block of the plan, which batches divide."""
     most: int | None = None
     """Windows in a batch, at most; None: as many as are worth it."""
-    tell: Callable[[str], None] | None = None
+    tell: Tell | None = None
     """Told where a smaller window is taken for want of memory; None where the user chose the window, which then stays."""
 
 
@@ -44,9 +44,6 @@ class Place(Protocol):
     @property
     def note(self) -> str:
         """What the user should know of it; may be empty."""
-
-    def check(self) -> None:
-        """Raises `BackendError` where the device cannot be used with what is installed."""
 
     def threads(self, asked: int | None) -> int:
         """Windows that are started at the same time, where the user asked for so many."""
@@ -73,10 +70,6 @@ class OnHost:
         lacking = missing() if is_gpu(self.device) else ""
         return f"windows are cut and stitched on the CPU: {lacking}" if lacking else ""
 
-    def check(self) -> None:
-        if is_gpu(self.device) and (lacking := unreachable()):
-            raise BackendError(f"{self.device}: {lacking}, or use --device cpu")
-
     def threads(self, asked: int | None) -> int:
         return 1 if is_gpu(self.device) else asked or machine.cpu_count()
 
@@ -95,9 +88,6 @@ class OnDevice:
     device: str
     takes_batches: bool = True
     note: str = ""
-
-    def check(self) -> None:
-        """It is only chosen where all is there."""
 
     def threads(self, asked: int | None) -> int:
         return 1
@@ -137,7 +127,12 @@ def _smaller(setup: Setup, wanted: Wanted, said: str) -> Setup:
 
 
 def place_of(device: str) -> Place:
-    """The place that runs go through on the device called ``cpu``, ``cuda:N`` or ``simulated``."""
+    """The place that runs go through on the device called ``cpu``, ``cuda:N`` or ``simulated``.
+
+    Raises `BackendError` where a GPU cannot be used here at all.
+    """
+    if device != SIMULATED and is_gpu(device) and (lacking := unreachable()):
+        raise BackendError(f"{device}: {lacking}, or use --device cpu")
     return OnDevice(device) if is_pipelined(device) else OnHost(device)
 
 
@@ -145,7 +140,7 @@ def place_of(device: str) -> Place:
 def as_host(network: Network) -> Iterator[Backend]:
     """The network with slots on the host, whichever place it was opened for: for single windows, asked one by one. It stays open."""
     if isinstance(network, DeviceBackend):
-        ring = HostRing(network)
+        ring = HostRing(network, slots=1)  # each slot takes memory of the device
         try:
             yield ring
         finally:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unet_engine.backends.base import Setup
-from unet_engine.errors import PlanError, UnetEngineError, first_line
+from unet_engine.errors import PlanError, first_line
+
+_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate memory", "out_of_memory")
+"""What libraries say then, in small letters."""
 
 
 def smaller(setup: Setup) -> Setup | None:
@@ -13,9 +16,6 @@ def smaller(setup: Setup) -> Setup | None:
     if setup.batch > 1:
         return replace(setup, batch=-(-setup.batch // 2))
     return replace(setup, threads=setup.threads // 2) if setup.threads > 1 else None
-
-
-_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate memory", "out_of_memory")
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -27,7 +27,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) -> UnetEngineError:
+def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) -> PlanError:
     """The figures, for an error that ends the run."""
     again = ", after one try with fewer" if retried else ""
     return PlanError(
@@ -36,7 +36,7 @@ def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) 
     )
 
 
-def other_bits(error: BaseException, before: Setup, fewer: Setup, where: str) -> UnetEngineError:
+def other_bits(error: BaseException, before: Setup, fewer: Setup, where: str) -> PlanError:
     """Half the batch would do, but windows that went through the whole one got other last bits: an output is made with one of them."""
     return PlanError(
         f"out of memory {where} with batch {before.batch} ({first_line(error)}), and batch {fewer.batch} gives other last bits on "

@@ -17,6 +17,7 @@ from unet_engine.cluster.dashboard import dashboard
 from unet_engine.cluster.dask_settings import check_protocol, security
 from unet_engine.errors import ClusterError, SettingsError, first_line
 from unet_engine.settings import Settings
+from unet_engine.units import Tell
 from unet_engine.version import our_version
 
 if TYPE_CHECKING:
@@ -142,8 +143,8 @@ def _port(cluster: SpecCluster) -> int:
     return int(cluster.scheduler.http_server.port)
 
 
-def wait_for_workers(cluster: Cluster, note: Callable[[str], None]) -> None:
-    """Return once there is a worker. Meanwhile `note` is told now and then what is waited for.
+def wait_for_workers(cluster: Cluster, tell: Tell) -> None:
+    """Return once there is a worker. Meanwhile `tell` hears now and then what is waited for.
 
     Raises `ClusterError` where none comes: for a running scheduler after `WORKER_SECONDS`, for jobs when they end before a worker connects.
     """
@@ -157,7 +158,7 @@ def wait_for_workers(cluster: Cluster, note: Callable[[str], None]) -> None:
             raise ClusterError(f"the scheduler {address} has no workers; start some with: dask worker {address}")
         if now - noted > NOTE_EVERY:
             noted = now
-            note(f"waiting for workers: {cluster.state()}".rstrip(": "))
+            tell(f"waiting for workers: {cluster.state()}".rstrip(": "))
         time.sleep(0.1)
 
 

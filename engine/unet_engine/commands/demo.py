@@ -14,6 +14,7 @@ from unet_engine.commands import report
 from unet_engine.errors import OutputError
 from unet_engine.execution.choose import team
 from unet_engine.model.shipped import shipped_model
+from unet_engine.prepare.agreement import Confusion
 from unet_engine.settings import CONFIG, Settings
 from unet_engine.units import times
 
@@ -44,7 +45,9 @@ def demo(folder: str) -> dict[str, Any]:
         report.print_pairs(report.plan_lines(prepared), console)
         result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     labels = np.asarray(zarr.open_array(root / "labels.zarr" / "0", mode="r")[...])
-    dice = {name: round(_dice(labels == k, truth == k), 4) for k, name in enumerate(CLASSES)}
+    confusion = Confusion(len(CLASSES))
+    confusion.add(truth, labels)
+    dice = {name: round(1.0 if d is None else d, 4) for name, d in zip(CLASSES, confusion.dice, strict=True)}
     _picture(root / "demo.png", image, labels, truth)
     console.print(report.result_line(result), highlight=False, soft_wrap=True)
     console.print("Dice against the truth: " + ", ".join(f"{k} {v:.3f}" for k, v in dice.items()), highlight=False)
@@ -93,11 +96,6 @@ def _volume(root: Path) -> tuple[Image, Image]:
     except OSError as error:
         raise OutputError(f"{root} cannot be written: {error.strerror}; choose another folder") from error
     return image, truth
-
-
-def _dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
-    total = int(a.sum()) + int(b.sum())
-    return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 
 
 def _picture(path: Path, image: Image, labels: Image, truth: Image) -> None:

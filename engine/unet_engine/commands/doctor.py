@@ -1,6 +1,6 @@
 """``unet-engine doctor``: what this machine has, and which back ends and precisions work on it, found out by running a small network.
 
-Every trial is a process of its own, so that a library that ends its process (a driver too old, an instruction that is missing) shows as
+Every check is a process of its own, so that a library that ends its process (a driver too old, an instruction that is missing) shows as
 one line and not as the end of the report.
 """
 
@@ -26,7 +26,7 @@ from unet_engine.version import version_of
 
 WINDOW = (16, 16, 16)
 SECONDS = 120
-"""A trial that takes longer counts as hung."""
+"""A check that takes longer counts as hung."""
 INSTRUCTIONS = (
     "avx2",
     "fma",
@@ -59,8 +59,8 @@ _OTHER_NAMES = {
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One back end in one precision on one device, tried."""
+class Check:
+    """One back end in one precision on one device, tried out."""
 
     backend: str
     device: str
@@ -152,7 +152,7 @@ def _first_line_of(command: list[str], word: str) -> str:
     return next((line.strip() for line in done.stdout.splitlines() if word in line), "")
 
 
-# --- trials ---
+# --- checks ---
 
 
 def planned() -> list[tuple[str, str, str]]:
@@ -169,7 +169,7 @@ def planned() -> list[tuple[str, str, str]]:
     ]
 
 
-def examine(done: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
+def examine(done: Callable[[Check], None] = lambda check: None) -> list[Check]:
     """Run all that is planned, each in a process of its own; `done` is called after each."""
     found = []
     for combination in planned():
@@ -178,29 +178,29 @@ def examine(done: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
     return found
 
 
-def _in_a_process(backend: str, device: str, precision: str) -> Trial:
+def _in_a_process(backend: str, device: str, precision: str) -> Check:
     command = [sys.executable, "-m", "unet_engine.commands.doctor", backend, device, precision]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Trial(backend, device, precision, False, None, None, f"did not answer for {SECONDS} s")  # noqa: FBT003
+        return Check(backend, device, precision, False, None, None, f"did not answer for {SECONDS} s")  # noqa: FBT003
     try:
-        return Trial(**json.loads(ended.stdout.strip().splitlines()[-1]))
+        return Check(**json.loads(ended.stdout.strip().splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
         how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"exit code {ended.returncode}"
-        return Trial(backend, device, precision, False, None, None, f"ended its process ({how})")  # noqa: FBT003
+        return Check(backend, device, precision, False, None, None, f"ended its process ({how})")  # noqa: FBT003
 
 
-def attempt(backend: str, device: str, precision: str) -> Trial:
-    """One trial, in this process."""
+def attempt(backend: str, device: str, precision: str) -> Check:
+    """One check, in this process."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             milliseconds, difference = _run(backend, device, precision, Path(folder))
     except UnetEngineError as error:
-        return Trial(backend, device, precision, False, None, None, str(error))  # noqa: FBT003
-    except Exception as error:  # libraries raise what they like, and a trial has to report all of it
-        return Trial(backend, device, precision, False, None, None, first_line(error))  # noqa: FBT003
-    return Trial(backend, device, precision, True, milliseconds, difference, "works")  # noqa: FBT003
+        return Check(backend, device, precision, False, None, None, str(error))  # noqa: FBT003
+    except Exception as error:  # libraries raise what they like, and a check has to report all of it
+        return Check(backend, device, precision, False, None, None, first_line(error))  # noqa: FBT003
+    return Check(backend, device, precision, True, milliseconds, difference, "works")  # noqa: FBT003
 
 
 def _run(backend: str, device: str, precision: str, folder: Path) -> tuple[float, float]:
@@ -238,7 +238,7 @@ def _opened(backend: str, setup: Any, window: Any) -> Any:
         data = OpenVINOInt8(setup.model, WINDOW, [window[0]]).network()
     elif backend == "tensorrt" and setup.precision != "fp32":
         data = _typed(setup, window)
-    return gate.opened(gate.Trial(setup, backend, data))
+    return gate.opened(gate.Candidate(setup, backend, data))
 
 
 def _typed(setup: Any, window: Any) -> bytes:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.errors import InputError, SettingsError
+from unet_engine.commands.options import sizes
+from unet_engine.errors import InputError
 from unet_engine.model.file import is_model, open_model
 from unet_engine.model.verdict import Verdict
-from unet_engine.settings import parse_window
 from unet_engine.volumes import samples
 from unet_engine.volumes.formats import format_of, open_volume
 
@@ -27,11 +27,7 @@ def describe(path: str, axes: str | None = None, window: str | None = None) -> d
 
 
 def _model(path: str, window: str | None) -> dict[str, Any]:
-    try:
-        sizes = parse_window(window) if window is not None else None
-    except ValueError as error:
-        raise SettingsError(f"--window {window!r}: {error}") from error
-    model = open_model(path, sizes)
+    model = open_model(path, sizes("--window", window))
     spec = model.spec.model_dump(mode="json")
     spec["normalization"] = str(model.spec.normalization)
     judged = [_judged(verdict) for verdict in model.verdicts]

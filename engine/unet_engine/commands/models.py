@@ -7,18 +7,8 @@ from typing import Any
 
 import click
 
+from unet_engine.commands.options import sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
-
-
-def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
-    from unet_engine.settings import parse_window
-
-    if text is None:
-        return None
-    try:
-        return parse_window(text)
-    except ValueError as error:
-        raise SettingsError(f"{option} {text!r}: {error}") from error
 
 
 def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -30,7 +20,7 @@ def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
         raise SettingsError(f"{option} {text!r}: give one number per axis, e.g. 0.05,0.005,0.005") from error
 
 
-def _say(line: str) -> None:
+def _tell(line: str) -> None:
     click.echo(line, err=True)
 
 
@@ -71,11 +61,11 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
         _needs(module, "export", "export")
     from unet_export.conversion.export import Export, export
 
-    given["window"] = _sizes("--window", given["window"])
+    given["window"] = sizes("--window", given["window"])
     given["spacing"] = _lengths("--spacing", given["spacing"])
     given["classes"] = tuple(given["classes"].split(",")) if given["classes"] else None
-    facts = export(Export(**given), _say)
-    _say(
+    facts = export(Export(**given), _tell)
+    _tell(
         f"{facts['out']}: window {facts['window']}, sizes {facts['window_min']} + k*{facts['window_step']}, "
         f"{facts['largest_difference']:.1e} from PyTorch"
     )
@@ -118,9 +108,9 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     from unet_export.quantize.quantize import quantize, table
 
     dice, dice_of = _thresholds(given.pop("min_dice"))
-    given["window"] = _sizes("--window", given["window"])
+    given["window"] = sizes("--window", given["window"])
     request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
-    rows = table(quantize(request, _say))
+    rows = table(quantize(request, _tell))
     _show(rows, Console(stderr=True))
     if as_json:
         click.echo(json.dumps(rows))
@@ -164,24 +154,24 @@ def doctor_command(as_json: bool) -> None:  # noqa: FBT001
     console = Console(stderr=as_json)
     if not as_json:
         report.print_pairs([(name.replace("_", " "), text) for name, text in found.items()], console)
-    trials = doctor.examine(lambda trial: _say(f"{trial.backend} {trial.precision} on {trial.device}: {trial.said}"))
+    checks = doctor.examine(lambda check: _tell(f"{check.backend} {check.precision} on {check.device}: {check.said}"))
     if as_json:
-        click.echo(json.dumps({"facts": found, "trials": [asdict(t) for t in trials]}))
+        click.echo(json.dumps({"facts": found, "trials": [asdict(c) for c in checks]}))
     else:
-        _show_trials([asdict(t) for t in trials], console)
-    if not any(trial.works for trial in trials):
+        _show_checks([asdict(c) for c in checks], console)
+    if not any(check.works for check in checks):
         raise BackendError("no back end works here; reinstall with: pip install --force-reinstall unet-engine")
 
 
-def _show_trials(trials: list[dict[str, Any]], console: Any) -> None:
+def _show_checks(checks: list[dict[str, Any]], console: Any) -> None:
     from rich.table import Table
 
     table = Table("back end", "device", "precision", "works", "from fp32", "what to know")
-    for trial in trials:
-        works = "yes" if trial["works"] else "no"
-        difference = "–" if trial["difference"] is None else f"{trial['difference']:.1e}"
-        said = "" if trial["works"] else trial["said"]
-        table.add_row(trial["backend"], trial["device"], trial["precision"], works, difference, said)
+    for check in checks:
+        works = "yes" if check["works"] else "no"
+        difference = "–" if check["difference"] is None else f"{check['difference']:.1e}"
+        said = "" if check["works"] else check["said"]
+        table.add_row(check["backend"], check["device"], check["precision"], works, difference, said)
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""The options of the command line that are settings: the same names as in `unet_engine.settings.Settings`, with dashes."""
+"""The options of the command line that are settings, with the names of `unet_engine.settings.Settings`; how sizes are read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
+from unet_engine.errors import SettingsError
 
 _SETTINGS = [
     click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
@@ -99,6 +101,18 @@ _CLUSTER = [
         help="Ask visitors of the dashboard for this.",
     ),
 ]
+
+
+def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
+    """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the option."""
+    from unet_engine.settings import parse_window
+
+    if text is None:
+        return None
+    try:
+        return parse_window(text)
+    except ValueError as error:
+        raise SettingsError(f"{option} {text!r}: {error}") from error
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

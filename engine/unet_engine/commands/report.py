@@ -47,7 +47,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     read = bytes_read(prepared, (1,) * len(plan.axes))
     decoded = bytes_read(prepared, volume.chunks)
     once = max(1, plan.voxel_count) * volume.voxel_bytes
-    lanes = prepared.crew.workers if prepared.crew else len(prepared.survey.devices)
+    devices = prepared.cluster.workers if prepared.cluster else len(prepared.survey.devices)
     flops = plan.flops_per_window
     written = plan.voxel_count * job.layout.voxel_bytes
     return {
@@ -89,7 +89,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "reading": _rates(prepared.reading),
         "batch": job.setup.batch,
         "seconds_per_window": prepared.seconds_per_window,
-        "seconds": round(prepared.seconds_per_window * plan.window_count / lanes, 3),
+        "seconds": round(prepared.seconds_per_window * plan.window_count / devices, 3),
         "overlap_choice": facts(prepared.overlap),
         "notes": list(prepared.notes),
     }  # fmt: skip
@@ -167,11 +167,11 @@ def _who(prepared: Prepared) -> list[tuple[str, str]]:
     if prepared.survey.settings.part:
         boxes = ", ".join(str(prepared.job.plan.region(box)) for box in prepared.job.plan.share) or "nothing"
         lines.append(("part", f"{prepared.survey.settings.part}: voxels {boxes}"))
-    if prepared.crew is None:
+    if prepared.cluster is None:
         return lines
-    crew = prepared.crew
-    blocks = f"{crew.run} blocks" if crew.run > 1 else "a block"
-    shown = f"{crew.workers} ({crew.present} are there), handed {blocks} at a time; memory is that of each"
+    cluster = prepared.cluster
+    blocks = f"{cluster.bundle_length} blocks" if cluster.bundle_length > 1 else "a block"
+    shown = f"{cluster.workers} ({cluster.present} are there), handed {blocks} at a time; memory is that of each"
     return [*lines, ("workers", shown)]
 
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from unet_engine import machine
 from unet_engine.cluster import connection
 from unet_engine.execution.dask.team import HANG_SECONDS, DaskTeam
 from unet_engine.execution.local import LocalTeam
 from unet_engine.execution.team import Team
-from unet_engine.prepare.overlap import Tell, silent
 from unet_engine.settings import Settings
-
-if TYPE_CHECKING:
-    pass
+from unet_engine.units import Tell, silent
 
 
 @contextmanager

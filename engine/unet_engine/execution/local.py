@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unet_engine import machine
 from unet_engine.cluster import connection
@@ -11,14 +11,11 @@ from unet_engine.execution.team import Pending
 from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.job import Counters
 from unet_engine.pipeline.worker import Opened, Worker
-from unet_engine.prepare.overlap import Tell, silent
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
 from unet_engine.profiling.stages import SPANS, Snapshot
 from unet_engine.settings import Settings
-
-if TYPE_CHECKING:
-    pass
+from unet_engine.units import Tell, silent
 
 
 class LocalTeam:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from unet_engine.pipeline.job import Counters
 from unet_engine.plan.plan import Index
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
 
-if TYPE_CHECKING:
-    pass
-
-
 Pending = Callable[[Index], bool]
+"""Whether a block is still to be committed."""
 
 
 class Team(Protocol):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -56,6 +59,17 @@ class Normalization(BaseModel):
             raise SettingsError(
                 f"--normalize {text!r} is not understood; use none, zscore, minmax, percentile:1,99 or range:-1000,400"
             ) from error
+
+    @property
+    def fixed(self) -> tuple[float, float] | None:
+        """(shift, scale) of ``(x - shift) * scale`` where they need no voxels; None where they have to be measured."""
+        if self.mode == "none":
+            return 0.0, 1.0
+        if self.mode == "range":
+            assert self.low is not None  # both were checked
+            assert self.high is not None
+            return self.low, 1 / (self.high - self.low)
+        return None
 
     def __str__(self) -> str:
         return self.mode if self.low is None else f"{self.mode}:{self.low:g},{self.high:g}"
@@ -114,6 +128,26 @@ class ModelSpec(BaseModel):
         self.check_window(self.window)
         return self
 
+    @classmethod
+    def written(cls, values: Mapping[str, Any], source: Path) -> ModelSpec:
+        """The spec with these values, which somebody wrote to `source`. Raises `ModelError` naming the first that is wrong."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "spec"
+            raise ModelError(f"{source}: the model spec is not valid: {where}: {first['msg']}; correct it") from error
+
+    @classmethod
+    def exported(cls, text: str, source: Path) -> ModelSpec:
+        """The spec that an export left in `source` as JSON. Raises `ModelError` where it is not valid."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ModelError(
+                f"{source}: its model spec is not valid: {error.errors()[0]['msg']}; export it again"
+            ) from error
+
     def smaller_window(self, window: tuple[int, ...]) -> tuple[int, ...] | None:
         """The next smaller admissible window, its longest axis shrunk by a step or to about three quarters; None where there is none."""
         order = sorted(range(len(window)), key=lambda a: -window[a])
@@ -154,3 +188,16 @@ class ModelSpec(BaseModel):
     def label_count(self) -> int:
         """Number of different labels: sigmoid adds a background 0 to its channels, one channel means 0 and 1."""
         return self.channels_out + 1 if self.activation == "sigmoid" or self.channels_out == 1 else self.channels_out
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for each label: those in `classes`, or their numbers."""
+        return self.classes or tuple(f"class {k}" for k in range(self.label_count))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file says that holds a spec or a part of one. Raises `ModelError` where it is no TOML."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not valid TOML: {error}; correct it") from error

@@ -1,8 +1,9 @@
 """Chunks that change from absent to complete, and never otherwise.
 
-Several processes may write the same block: a worker that was thought lost may still be running. They write the same bytes, so all that
-matters is that no chunk is ever removed, emptied or half-written. Chunks are encoded into a scratch array that holds nothing yet, so none
-is ever read either, and then each is put to its place at once: by a rename on a local disk, by one request on a remote store.
+Several processes may write the same block: a worker that was thought lost may still be running. They write the same
+bytes, so all that matters is that no chunk is ever removed, emptied or half-written. Chunks are encoded into a scratch
+array that holds nothing yet, so none is ever read either, and then each is put to its place at once: by a rename on a
+local disk, by one request on a remote store.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ PUTS = 16
 
 
 class Chunks(ABC):
-    """Writes whole chunks of `array`. Chunks of nothing but the fill value are not stored. Safe to use from several threads."""
+    """Writes whole chunks of `array`. Chunks of nothing but the fill value are not stored. Safe to use from several
+    threads."""
 
     def __init__(self, array: zarr.Array, recorder: Recorder = PLAIN) -> None:
         self._array, self._recorder = array, recorder
 
     @abstractmethod
     def write(self, target: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
-        """Write `values` at `target`, which begins and ends where chunks or the array do. Nothing is written where this raises, or
-        some chunks whole. Raises `FileNotFoundError` where the journal that the scratch arrays lie in was taken away."""
+        """Write `values` at `target`, which begins and ends where chunks or the array do. Nothing is written where this
+        raises, or some chunks whole. Raises `FileNotFoundError` where the journal that the scratch arrays lie in was
+        taken away."""
 
     def _scratch_metadata(self) -> bytes:
         """Those of the array, but with chunks named ``c.b.a``, so that a folder of them has no folders."""
@@ -59,10 +62,11 @@ class Chunks(ABC):
 
 
 class LocalChunks(Chunks):
-    """Through folders in `stage`, one for every thread that is writing. What a kill leaves in one goes when `stage` does.
+    """Through folders in `stage`, one for every thread that is writing. What a kill leaves in one goes when `stage`
+    does.
 
-    The native codecs encode and write in one call. Where times are taken, some blocks are taken apart: their encoded bytes are written a
-    second time, which is the writing, and what the call took beyond that was the encoding.
+    The native codecs encode and write in one call. Where times are taken, some blocks are taken apart: their encoded
+    bytes are written a second time, which is the writing, and what the call took beyond that was the encoding.
     """
 
     def __init__(self, array: zarr.Array, folder: Path, stage: Path, recorder: Recorder = PLAIN) -> None:
@@ -109,8 +113,8 @@ class LocalChunks(Chunks):
 
     def _publish(self, place: Path) -> None:
         """Move the chunks in `place` to where they belong."""
-        # The native codecs make folders that are missing, so this one may be theirs and not ours. From here on no folder is made in
-        # the journal: where it is taken away now, the renames fail.
+        # The native codecs make folders that are missing, so this one may be theirs and not ours. From here on no
+        # folder is made in the journal: where it is taken away now, the renames fail.
         if not (place / METADATA).exists():
             shutil.rmtree(place, ignore_errors=True)
             with contextlib.suppress(OSError):

@@ -21,13 +21,15 @@ def conclude(header: Header, holding: Holding, facts: Mapping[str, Any] | None =
 
     facts: what a run of all parts says of itself, None for the end of a part
 
-    Several parts may end together, and exactly one must complete the output. Each has marked its blocks, then (1) gives up its share,
-    (2) looks for all markers, and if they are there (3) asks for the whole.
-    - At least one does: of all parts, take that which gives up its share last. All others have marked all they will, so it sees all
-      markers and asks. Nobody holds a share any more, so it is refused only where another one holds the whole, who saw all markers, too.
+    Several parts may end together, and exactly one must complete the output. Each has marked its blocks, then (1) gives
+    up its share, (2) looks for all markers, and if they are there (3) asks for the whole.
+    - At least one does: of all parts, take that which gives up its share last. All others have marked all they will, so
+      it sees all markers and asks. Nobody holds a share any more, so it is refused only where another one holds the
+      whole, who saw all markers, too.
     - Only one does: who holds the whole reads the header again, which says so where another one was here before.
-    Looking before (1) would not do: one part could look too early, and its share be in the way of the one that sees all markers.
-    Where there are no locks, whoever looks last sees all; two may complete the output, with the same words, as notes go after the header.
+    Looking before (1) would not do: one part could look too early, and its share be in the way of the one that sees all
+    markers. Where there are no locks, whoever looks last sees all; two may complete the output, with the same words, as
+    notes go after the header.
     """
     holding.leave()
     if not header.all_marked or not holding.is_alone():
@@ -48,8 +50,8 @@ def summarize(header: Header, facts: Mapping[str, Any] | None = None) -> dict[st
 def finish(path: str) -> dict[str, Any]:
     """Complete the output at `path` if all its blocks are there; returns its summary with ``out``.
 
-    Raises `OutputError` where it is none of ours, where blocks are missing (how many, the first of them, and what to run), or where it
-    is being written.
+    Raises `OutputError` where it is none of ours, where blocks are missing (how many, the first of them, and what to
+    run), or where it is being written.
     """
     if not stores.exists(path):
         raise OutputError(f"{path} does not exist; give the --out of the run")
@@ -67,7 +69,8 @@ def refuse_incomplete(header: Header) -> None:
     missing = header.missing()
     if missing and not header.complete:
         raise OutputError(
-            f"{header.path} lacks {len(missing):,} of {header.block_count:,} blocks, the first is {missing[0]}; {_advice(header)}"
+            f"{header.path} lacks {len(missing):,} of {header.block_count:,} blocks, the first is {missing[0]}; "
+            f"{_advice(header)}"
         )
 
 

@@ -1,4 +1,5 @@
-"""What an output says about itself: the header in its group (identity, provenance, complete or not) and the journal of what is done.
+"""What an output says about itself: the header in its group (identity, provenance, complete or not) and the journal of
+what is done.
 
 Nothing here knows voxels or needs the plan: `unet-engine finish` works on this alone.
 """
@@ -34,7 +35,8 @@ class Header:
 
     @classmethod
     def of(cls, path: str) -> Header:
-        """The header of whatever run the output at `path` belongs to. Raises `OutputError` where it is no output of ours."""
+        """The header of whatever run the output at `path` belongs to. Raises `OutputError` where it is no output of
+        ours."""
         header = read_header(path)
         if header is None:
             raise OutputError(f"{path} is not an output of unet-engine; give the --out of the run")
@@ -42,7 +44,8 @@ class Header:
 
     @property
     def stored(self) -> dict[str, Any]:
-        """As it is now: another process may have written it. Empty where it is gone; `OutputError` where it cannot be read."""
+        """As it is now: another process may have written it. Empty where it is gone; `OutputError` where it cannot be
+        read."""
         try:
             found = stores.open_group(self.path, "r").attrs.get(PROVENANCE)
         except FileNotFoundError:
@@ -58,7 +61,8 @@ class Header:
         return bool(self.stored.get("complete"))
 
     def settled(self) -> bool:
-        """Whether the output is complete. Removes the journal that a run killed right after it completed the output left."""
+        """Whether the output is complete. Removes the journal that a run killed right after it completed the output
+        left."""
         if not self.complete:
             return False
         with writing(self.path, "removing its journal"):
@@ -66,7 +70,8 @@ class Header:
         return True
 
     def begin(self) -> bool:
-        """Whether there may be anything left to do; if so, blocks can be marked from now on. Call while holding the output."""
+        """Whether there may be anything left to do; if so, blocks can be marked from now on. Call while holding the
+        output."""
         self._check_ours()
         if self.settled():
             return False
@@ -84,7 +89,8 @@ class Header:
                 self.check_over()
 
     def check_over(self) -> None:
-        """Return where the journal is gone because all is done; raise `OutputError` where the output was removed or replaced."""
+        """Return where the journal is gone because all is done; raise `OutputError` where the output was removed or
+        replaced."""
         self._check_ours()
         if not self.complete:
             raise OutputError(f"{self.path} lost its journal while this run was writing it; run again with --resume")
@@ -108,7 +114,8 @@ class Header:
 
     @property
     def blocks(self) -> list[Sequence[int]]:
-        """Per axis the indices of the blocks that write something. Raises `OutputError` for an output of a version that did not say."""
+        """Per axis the indices of the blocks that write something. Raises `OutputError` for an output of a version that
+        did not say."""
         spans = self.stored.get("blocks")
         if spans is None:
             raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
@@ -119,7 +126,8 @@ class Header:
         return prod(map(len, self.blocks))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """State that every block is there, and how it was made. The journal has served and is removed, with all that kills left in it."""
+        """State that every block is there, and how it was made. The journal has served and is removed, with all that
+        kills left in it."""
         self._check_ours()  # a remote store cannot keep two runs from beginning one output
         with writing(self.path, "completing it"):
             self._rewrite(complete=True, summary=dict(summary))
@@ -129,7 +137,8 @@ class Header:
                 place.unlink(missing_ok=True)
 
     def revoke(self) -> None:
-        """State that the output is not complete, whatever it said, and forget all markers: what is removed must not look done halfway."""
+        """State that the output is not complete, whatever it said, and forget all markers: what is removed must not
+        look done halfway."""
         with writing(self.path, "removing it"):
             self._rewrite(complete=False)
             self.journal.remove()

@@ -1,8 +1,8 @@
 """The journal of an output that is not complete: which blocks are committed, how far the parts have come.
 
-Small objects in ``0/.journal/<digest>``, beside the chunks, each put there whole. On a local disk, only what opens a journal makes its
-folder: a writer that was thought lost and comes back after the output was completed or replaced finds no folder, and can neither bring
-the journal back nor touch the chunks of another run.
+Small objects in ``0/.journal/<digest>``, beside the chunks, each put there whole. On a local disk, only what opens a
+journal makes its folder: a writer that was thought lost and comes back after the output was completed or replaced finds
+no folder, and can neither bring the journal back nor touch the chunks of another run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Journal(ABC):
 
     @abstractmethod
     def put(self, name: str, data: bytes) -> None:
-        """Store or replace an object, whole or not at all. Raises `FileNotFoundError` where a local journal is not open."""
+        """Store or replace an object, whole or not at all. Raises `FileNotFoundError` where a local journal is not
+        open."""
 
     @abstractmethod
     def get(self, name: str) -> bytes | None: ...

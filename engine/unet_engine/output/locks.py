@@ -3,8 +3,9 @@
     0/.lock           a whole run holds it exclusively, parts share it
     0/.lock.<i>.<n>   held by whoever runs part i of n
 
-The locks are those of the operating system: they end with the process, however it dies. Remote stores, and file systems without locks,
-are not protected; there, writers of one run do each other no harm, since chunks and markers are only ever replaced by their equals.
+The locks are those of the operating system: they end with the process, however it dies. Remote stores, and file systems
+without locks, are not protected; there, writers of one run do each other no harm, since chunks and markers are only
+ever replaced by their equals.
 """
 
 from __future__ import annotations

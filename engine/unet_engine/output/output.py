@@ -1,7 +1,8 @@
 """The output: an OME-Zarr 0.5 group with the result at ``0``, and beside its chunks the journal of what is committed.
 
-A block counts as done only by its marker, a small object ``0/.journal/<digest>/<block>`` written after its data; chunks that exist
-prove nothing, since empty ones are not written and a block's others may be missing. The journal goes away once the output is complete.
+A block counts as done only by its marker, a small object ``0/.journal/<digest>/<block>`` written after its data; chunks
+that exist prove nothing, since empty ones are not written and a block's others may be missing. The journal goes away
+once the output is complete.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from unet_engine.storage.codecs import fast_codecs
 
 
 class Output:
-    """An opened output group. `write` and `mark` may be called from several threads, and from other processes on the same blocks."""
+    """An opened output group. `write` and `mark` may be called from several threads, and from other processes on the
+    same blocks."""
 
     def __init__(self, path: str, layout: Layout, digest: str, recorder: Recorder = PLAIN) -> None:
         """recorder: takes the times of writing."""
@@ -49,8 +51,9 @@ class Output:
     def create(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
         """Make the group and the array, or take over what another process with the same settings made at the same time.
 
-        Whoever stores the header first has begun the output; all others compare theirs with it, as a resume does. What follows from the
-        header is the same whoever writes it. Raises `ResumeError` where the other process runs something else.
+        Whoever stores the header first has begun the output; all others compare theirs with it, as a resume does. What
+        follows from the header is the same whoever writes it. Raises `ResumeError` where the other process runs
+        something else.
         """
         attributes = {
             "ome": layout.ome(Path(path).stem),
@@ -77,7 +80,7 @@ class Output:
 
     @classmethod
     def resume(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
-        """Open the output of an earlier run. Raises `ResumeError` naming what differs where that run was another one."""
+        """Open the output of an earlier run. Raises `ResumeError` naming what differs if that run was another one."""
         try:
             group = stores.open_group(path, "r+")
         except FileNotFoundError as error:
@@ -102,8 +105,9 @@ class Output:
     def write(self, box: Box, values: npt.NDArray[Any]) -> None:
         """Write `values`, shape (*box.shape) or (channels, *box.shape), at `box`, relative to the output's origin.
 
-        `box` is made of whole chunks, but where the array ends. Call after `Header.begin`, here or in the process that leads the run.
-        Raises `OutputError` where the disk is full or the store refuses; what was written before stays valid.
+        `box` is made of whole chunks, but where the array ends. Call after `Header.begin`, here or in the process that
+        leads the run. Raises `OutputError` where the disk is full or the store refuses; what was written before stays
+        valid.
         """
         layout = self.layout
         lead = 0 if layout.channels is None else 1
@@ -140,7 +144,8 @@ def is_ours(path: str) -> bool:
 
 
 def remove(path: str) -> None:
-    """Delete an earlier output. Raises `OutputError` where `path` is anything but one, so that no other data is ever lost.
+    """Delete an earlier output. Raises `OutputError` where `path` is anything but one, so that no other data is ever
+    lost.
 
     A kill on the way leaves an output that can be removed again or resumed, as nothing in it counts as done any more.
     """

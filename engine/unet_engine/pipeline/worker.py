@@ -69,6 +69,8 @@ class Worker:
         """Where the time goes."""
         self.shrunk = False
         """Whether memory ran out once and fewer windows are inferred at once since."""
+        self._refusal: PlanError | None = None
+        """Why half the windows at once would not do, once that was found: whoever runs out after that is told the same."""
         self._opened = replace(opened) if opened else Opened()
         self._opening = threading.RLock()
         self._pipeline: Pipeline | None = None
@@ -148,6 +150,8 @@ class Worker:
         Raises `PlanError` with the figures where it ran out before, or does as the network is opened again, and where a smaller batch gives
         other bits.
         """
+        if self._refusal:
+            raise self._refusal from error
         before = self.job.setup
         fewer = None if self.shrunk else smaller(before)
         if fewer is None:
@@ -162,9 +166,13 @@ class Worker:
                 # nothing may go through a batch that was not found to give the same
                 self.close()
                 self.job = replace(self.job, setup=before)
-                if isinstance(again, PlanError) or not is_out_of_memory(again):
+                if isinstance(again, PlanError):
+                    self._refusal = again
+                elif is_out_of_memory(again):
+                    self._refusal = no_memory(again, fewer, where, retried=True)
+                else:
                     raise
-                raise no_memory(again, fewer, where, retried=True) from again
+                raise self._refusal from error
 
     # --- emptiness ---
 

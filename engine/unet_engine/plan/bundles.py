@@ -1,9 +1,9 @@
-"""Tasks of neighbouring blocks in one piece of work for a cluster. Pure: no Dask, no voxels.
+"""Bundles: tasks of neighbouring blocks as one piece of work for a cluster. Pure: no Dask, no voxels.
 
-A block of small windows on a fast device takes less time than a scheduler needs to hand it out. A run is up to `length` blocks that
+A block of small windows on a fast device takes less time than a scheduler needs to hand it out. A bundle is up to `length` blocks that
 follow one another along the fastest axis of a column: halos between them never leave the worker, so that fewer things are sent, too.
 
-    blocks of a row   |0 1 2 3|4 5 6 7|8 9|      runs (row, 0), (row, 1), (row, 2) of length 4
+    blocks of a row   |0 1 2 3|4 5 6 7|8 9|      bundles (row, 0), (row, 1), (row, 2) of length 4
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from math import prod
 
 from unet_engine.plan.plan import Column, Index, Plan, Task
 
-RunId = tuple[int, ...]
-"""Number of the column, then the block index with the fastest axis counted in runs."""
+BundleId = tuple[int, ...]
+"""Number of the column, then the block index with the fastest axis counted in bundles."""
 
-RUN_SECONDS = 1.0
-"""What a run should take at least, so that handing it out costs next to nothing."""
-RUNS_PER_SECOND = 16.0
-"""Runs that all workers together should end in a second at most: with more workers, runs are longer. What one costs scheduler and senders
-of halos does not depend on its length."""
-RUNS_PER_WORKER = 8
-"""Runs that each worker should get at least, so that all end at about the same time."""
+BUNDLE_SECONDS = 1.0
+"""What a bundle should take at least, so that handing it out costs next to nothing."""
+BUNDLES_PER_SECOND = 16.0
+"""Bundles that all workers together should end in a second at most: with more workers, bundles are longer. What one costs
+scheduler and senders of halos does not depend on its length."""
+BUNDLES_PER_WORKER = 8
+"""Bundles that each worker should get at least, so that all end at about the same time."""
 
 
 @dataclass(frozen=True)
-class Run:
+class Bundle:
     """Consecutive tasks of one row of one column, predicted and committed together."""
 
-    id: RunId
+    id: BundleId
     column: Column
     tasks: tuple[Task, ...]
-    targets: tuple[tuple[RunId, frozenset[Index]], ...]
-    """Other runs that wait for halos of this one, and the blocks in them that do."""
+    targets: tuple[tuple[BundleId, frozenset[Index]], ...]
+    """Other bundles that wait for halos of this one, and the blocks in them that do."""
 
     @cached_property
     def commits(self) -> bool:
@@ -47,33 +47,34 @@ class Run:
         return f"block {first.index}" if first is last else f"blocks {first.index} to {last.index}"
 
 
-def runs(plan: Plan, pending: Callable[[Index], bool], length: int) -> Iterator[Run]:
-    """All that is left to do, in an order in which lower neighbours come first. Lazy, as `Plan.tasks`."""
+def bundles(plan: Plan, pending: Callable[[Index], bool], length: int) -> Iterator[Bundle]:
+    """All that is left to do, `length` blocks at most in each, lower neighbours first. Lazy, as `Plan.tasks`."""
     for column in plan.columns():
         tasks = plan.tasks(column, pending)
-        for key, row in itertools.groupby(tasks, lambda task: run_id(plan, column, task.block.index, length)):  # noqa: B023
-            yield _run(plan, key, column, tuple(row), length)
+        for key, row in itertools.groupby(tasks, lambda task: bundle_id(plan, column, task.block.index, length)):  # noqa: B023
+            yield _bundle(plan, key, column, tuple(row), length)
 
 
-def run_id(plan: Plan, column: Column, block: Index, length: int) -> RunId:
+def bundle_id(plan: Plan, column: Column, block: Index, length: int) -> BundleId:
     fast = plan.order[-1]
     # blocks of lower columns that only spill in lie below the column's first: they count as rows of their own
     place = (block[fast] - column.blocks.lo[fast]) // length
     return (column.number, *(place if a == fast else i for a, i in enumerate(block)))
 
 
-def _run(plan: Plan, key: RunId, column: Column, tasks: tuple[Task, ...], length: int) -> Run:
-    targets: dict[RunId, set[Index]] = {}
+def _bundle(plan: Plan, key: BundleId, column: Column, tasks: tuple[Task, ...], length: int) -> Bundle:
+    targets: dict[BundleId, set[Index]] = {}
     for task in tasks:
         for block, _ in task.halos:
-            if (other := run_id(plan, column, block, length)) != key:
+            if (other := bundle_id(plan, column, block, length)) != key:
                 targets.setdefault(other, set()).add(block)
-    return Run(key, column, tasks, tuple((other, frozenset(blocks)) for other, blocks in sorted(targets.items())))
+    return Bundle(key, column, tasks, tuple((other, frozenset(blocks)) for other, blocks in sorted(targets.items())))
 
 
-def run_length(plan: Plan, seconds_per_window: float, workers: int) -> int:
-    """Blocks per run: enough for `RUN_SECONDS` and `RUNS_PER_SECOND`, few enough for `RUNS_PER_WORKER`, a row at most."""
-    wanted = -(-max(RUN_SECONDS, workers / RUNS_PER_SECOND) // max(1e-9, prod(plan.block) * seconds_per_window))
-    fair = plan.block_count // (RUNS_PER_WORKER * max(1, workers))
+def bundle_length(plan: Plan, seconds_per_window: float, workers: int) -> int:
+    """Blocks per bundle: enough for `BUNDLE_SECONDS` and `BUNDLES_PER_SECOND`, few enough for `BUNDLES_PER_WORKER`, and a row
+    at most."""
+    wanted = -(-max(BUNDLE_SECONDS, workers / BUNDLES_PER_SECOND) // max(1e-9, prod(plan.block) * seconds_per_window))
+    fair = plan.block_count // (BUNDLES_PER_WORKER * max(1, workers))
     row = plan.block_range.shape[plan.order[-1]]
     return int(max(1, min(wanted, fair, row)))

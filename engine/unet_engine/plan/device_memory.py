@@ -12,13 +12,13 @@ Everything is allocated once, for the largest block of the plan, so the peak doe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 from unet_engine.errors import PlanError
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan, read_span
-from unet_engine.plan.sizing import chunk_target, default_chunk, least_windows
+from unet_engine.plan.sizing import shrunk
 from unet_engine.units import size, times
 
 RAW_SLOTS = 2
@@ -134,23 +134,13 @@ def fit_device(plan: Plan, sizes: Sizes, network: int, free: int) -> Plan:
     """
     budget = free - RESERVE
     while (need := device_memory(plan, sizes, network).total) > budget:
-        target = chunk_target(plan.axes)
-        floor = [least_windows(axis, target) for axis in plan.axes]
-        a = max(
-            range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
-        )
-        if plan.block[a] <= floor[a]:
+        smaller = shrunk(plan)
+        if smaller is None:
             raise PlanError(
                 f"the smallest plan needs {size(need)} of device memory and {size(max(0, budget))} can be had ({size(network)} of it for "
                 f"the network, blocks of {times(plan.block)} windows); use a smaller --window or another --device"
             )
-        block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
-        plan = replace(
-            plan,
-            block=block,
-            chunk=default_chunk(plan.axes, block),
-            cuts=((),) * len(block),
-        )
+        plan = smaller
     return plan
 
 

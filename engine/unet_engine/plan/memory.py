@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from unet_engine.errors import PlanError
-from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.plan import Memory, Plan, read_span
-from unet_engine.plan.sizing import chunk_target, default_chunk, extent, least_windows
+from unet_engine.plan.plan import HostMemory, Plan, middle_span
+from unet_engine.plan.sizing import shrunk, sums_span
 from unet_engine.units import size
 
 SUMS_IN_FLIGHT = 3
 """Blocks being inferred, being finished by the windows still in flight, and being written."""
-
-
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
+BUNDLES_IN_FLIGHT = 3
+"""Bundles per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being
+written."""
+WORKER_BASE = 32 * 2**20
+"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without it, some
+23 MiB were missing from the prediction."""
 
 
 @dataclass(frozen=True)
@@ -35,38 +38,31 @@ class Sizes:
     """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
 
 
-RUNS_IN_FLIGHT = 3
-"""Runs per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being written."""
-
-
-CREW_BASE = 32 * 2**20
-"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without it, some 23 MiB were
-missing from the prediction."""
-
-
 @dataclass(frozen=True)
-class Crew:
-    """Workers of a cluster, who share the blocks of each column between them."""
+class ClusterShape:
+    """What of a cluster decides memory: its workers share the blocks of each column between them."""
 
     workers: int
     """How many there will be."""
     present: int
     """How many are sure to be there: those that hold all halos that wait, however late the others come."""
-    run: int
-    """Blocks that follow one another along the fastest axis and are handed out together."""
+    bundle_length: int
+    """Blocks that are handed out together at most (see `unet_engine.plan.bundles`)."""
 
 
-def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int, crew: Crew | None = None) -> Memory:
-    """Peak bytes of one process: of `lanes` columns run at once, or, with a `crew`, of one of its workers.
+def predict_memory(
+    plan: Plan, sizes: Sizes, base: int, devices: int, cluster: ClusterShape | None = None
+) -> HostMemory:
+    """Peak bytes of one process: of a column on each of `devices` devices at once, or, with a `cluster`, of one of its workers.
 
     Waiting halos follow from Little's law: bytes times the blocks they wait for. Workers hold their share of them, at most twice it for
     want of balance, and while they are sent.
     """
-    spans = [extent(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
+    spans = [sums_span(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
     reads = [
         hi - lo
         for axis, windows in zip(plan.axes, plan.block, strict=True)
-        for lo, hi in [_widest_read(axis, windows, plan.padding)]
+        for lo, hi in [middle_span(axis, windows, plan.padding)]
     ]
     # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
     spans = [
@@ -76,23 +72,18 @@ def predict_memory(plan: Plan, sizes: Sizes, base: int, lanes: int, crew: Crew |
     writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, plan.roi.shape, strict=True)]
     halos = _waiting_halos(plan, spans, writes) * sizes.sums
     in_flight = SUMS_IN_FLIGHT
-    if crew:
-        halos = min(halos, halos * 2 // crew.present)
-        # a run more than the average, and in a commit the copy that is finished and the halos that came for it
-        in_flight = (RUNS_IN_FLIGHT + 1) * crew.run + 1
-        base += CREW_BASE
-    return Memory(
+    if cluster:
+        halos = min(halos, halos * 2 // cluster.present)
+        # a bundle more than the average, and in a commit the copy that is finished and the halos that came for it
+        in_flight = (BUNDLES_IN_FLIGHT + 1) * cluster.bundle_length + 1
+        base += WORKER_BASE
+    return HostMemory(
         base=base,
-        raw=lanes * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),
-        sums=lanes * min(in_flight, prod(plan.share_shape) + (crew is not None)) * prod(spans) * sizes.sums,
-        halos=lanes * halos,
-        commit=lanes * 2 * prod(writes) * sizes.out,
+        raw=devices * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),
+        sums=devices * min(in_flight, prod(plan.share_shape) + (cluster is not None)) * prod(spans) * sizes.sums,
+        halos=devices * halos,
+        commit=devices * 2 * prod(writes) * sizes.out,
     )
-
-
-def _widest_read(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
-    middle = min(axis.count - 1, axis.count // 2 // windows * windows)
-    return read_span(axis, middle, min(axis.count - 1, middle + windows - 1), padding)
 
 
 def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
@@ -118,45 +109,35 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     return round(waiting)
 
 
-def fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None = None) -> Plan:
-    """The plan with as few columns as fit `budget` bytes (at least one per lane), shrinking blocks only where they must.
+def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None = None) -> Plan:
+    """The plan with as few columns as fit `budget` bytes (at least one per device), shrinking blocks only where they must.
 
     Raises `PlanError` where one column of the smallest blocks needs more than the budget.
     """
-    while True:
-        columns = _columns_that_fit(plan, sizes, base, budget, lanes, crew)
-        if columns is not None:
-            return columns
-        target = chunk_target(plan.axes)
-        floor = tuple(least_windows(axis, target) for axis in plan.axes)
-        a = max(
-            range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1
-        )
-        if plan.block[a] <= floor[a]:
-            need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, lanes, crew).total
+    while (fitting := _columns_that_fit(plan, sizes, base, budget, devices, cluster)) is None:
+        smaller = shrunk(plan)
+        if smaller is None:
+            need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, devices, cluster).total
             raise PlanError(
                 f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
                 f"({size(base)} of it for the process and the network); give more memory or a smaller --window"
             )
-        block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
-        plan = replace(
-            plan,
-            block=block,
-            chunk=default_chunk(plan.axes, block),
-            cuts=((),) * len(block),
-        )
+        plan = smaller
+    return fitting
 
 
-def _columns_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, lanes: int, crew: Crew | None) -> Plan | None:
+def _columns_that_fit(
+    plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None
+) -> Plan | None:
     counts = [1] * len(plan.axes)
     blocks = plan.share_shape
     while True:
         cut = cut_columns(plan, counts)
-        memory = predict_memory(cut, sizes, base, lanes, crew)
-        if cut.column_count >= min(lanes, sum(box.size for box in plan.share)) and memory.total <= budget:
+        memory = predict_memory(cut, sizes, base, devices, cluster)
+        if cut.column_count >= min(devices, sum(box.size for box in plan.share)) and memory.total <= budget:
             return replace(cut, memory=memory)
         fits = memory.total <= budget
-        # cut across the stream, where halos wait; along it only to give every lane a column
+        # cut across the stream, where halos wait; along it only to give every device a column
         wide = [a for a in plan.order[1:] if counts[a] < blocks[a]] or ([plan.order[0]] if fits else [])
         wide = [a for a in wide if counts[a] < blocks[a]]
         if not wide:

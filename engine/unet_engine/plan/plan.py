@@ -68,7 +68,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Memory:
+class HostMemory:
     """Predicted peak, in bytes. `base` is the process with its libraries and the network loaded; the rest grows with the block."""
 
     base: int
@@ -97,7 +97,7 @@ class Plan:
     cuts: tuple[tuple[int, ...], ...]
     """Per axis the block indices at which columns part, those of all boxes of the share together."""
     padding: str
-    memory: Memory
+    memory: HostMemory
     facts: Mapping[str, Any] = field(compare=False)
     """What else decides the bytes of the result, as JSON values; see `identity`. Empty as long as the run has no name."""
     flops_per_window: int | None = None
@@ -354,6 +354,12 @@ def read_span(axis: AxisGrid, first: int, last: int, padding: str) -> tuple[int,
     inside = [x for x in axis.source(lo, min(hi, 0), padding) + axis.source(max(lo, axis.size), hi, padding) if x >= 0]
     lo, hi = max(lo, 0), min(hi, axis.size)
     return min([lo, *inside]), max([hi, *(x + 1 for x in inside)])
+
+
+def middle_span(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
+    """The interval of the volume that a block of so many windows reads in the middle of the axis, where blocks read most."""
+    first = min(axis.count - 1, axis.count // 2 // windows * windows)
+    return read_span(axis, first, min(axis.count - 1, first + windows - 1), padding)
 
 
 def _box(ranges: Iterator[range]) -> Box:

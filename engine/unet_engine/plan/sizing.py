@@ -1,18 +1,20 @@
-"""Choosing blocks, chunks and columns. Pure arithmetic on sizes.
+"""Choosing blocks and chunks. Pure arithmetic on sizes.
 
 The block grid follows from the volume, the windows and the number of output channels alone, so that one volume and one model always
-give the same bytes. The memory budget only decides how many columns the blocks are dealt into, and shrinks blocks where even a single
-column of default blocks does not fit.
+give the same bytes. A memory budget shrinks blocks only where even a single column of default ones does not fit.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.plan import Memory, Plan
+from unet_engine.plan.plan import HostMemory, Plan
 
+NO_MEMORY = HostMemory(0, 0, 0, 0, 0)
+"""Of a plan whose memory is not known yet."""
 SUMS_TARGET = 128 * 2**20
 """Bytes of float32 sums a default block stays under: several are in flight, and larger ones gain little."""
 SUMS_WINDOWS, SUMS_MOST = 2, 512 * 2**20
@@ -36,12 +38,29 @@ def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, .
         if (
             larger[a] > axis.count
             or block[a] * axis.stride >= enough[a]
-            or 4 * channels_out * prod(map(extent, axes, larger)) > most
+            or 4 * channels_out * prod(map(sums_span, axes, larger)) > most
         ):
             growing.remove(a)
         else:
             block = larger
     return tuple(block)
+
+
+def default_chunk(axes: tuple[AxisGrid, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """Voxels per chunk of the output, for blocks of `block` windows."""
+    target = chunk_target(axes)
+    return tuple(chunk_length(axis, windows, target) for axis, windows in zip(axes, block, strict=True))
+
+
+def shrunk(plan: Plan) -> Plan | None:
+    """The plan in a single column, its blocks a window shorter along their longest axis; None where none can be shorter."""
+    target = chunk_target(plan.axes)
+    floor = [least_windows(axis, target) for axis in plan.axes]
+    a = max(range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1)
+    if plan.block[a] <= floor[a]:
+        return None
+    block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
+    return replace(plan, block=block, chunk=default_chunk(plan.axes, block), cuts=((),) * len(block))
 
 
 def least_windows(axis: AxisGrid, target: int) -> int:
@@ -56,7 +75,7 @@ def least_windows(axis: AxisGrid, target: int) -> int:
     return axis.count
 
 
-def extent(axis: AxisGrid, windows: int) -> int:
+def sums_span(axis: AxisGrid, windows: int) -> int:
     """Voxels that the sums of a block of `windows` windows span."""
     if axis.blend == "crop":
         return min(axis.size, min(windows, axis.count) * axis.stride + (axis.window - axis.stride + 1) // 2)
@@ -68,11 +87,6 @@ def chunk_target(axes: tuple[AxisGrid, ...]) -> int:
     if len(axes) == 2:
         return 512
     return 256 if any(axis.window == 1 for axis in axes) else 64
-
-
-def default_chunk(axes: tuple[AxisGrid, ...], block: tuple[int, ...]) -> tuple[int, ...]:
-    target = chunk_target(axes)
-    return tuple(chunk_length(axis, windows, target) for axis, windows in zip(axes, block, strict=True))
 
 
 def chunk_length(axis: AxisGrid, windows: int, target: int) -> int:
@@ -87,6 +101,3 @@ def chunk_length(axis: AxisGrid, windows: int, target: int) -> int:
     if 2 * best >= min(target, period):
         return best
     return min(target, period)
-
-
-NO_MEMORY = Memory(0, 0, 0, 0, 0)

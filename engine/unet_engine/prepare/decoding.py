@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from unet_engine import machine
 from unet_engine.plan.box import Box
-from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.plan import Plan, read_span
+from unet_engine.plan.plan import Plan, middle_span
 from unet_engine.volumes.base import Volume
 
 SPARE = 1.5
@@ -40,15 +39,10 @@ def needed(plan: Plan, volume: Volume, seconds_per_window: float, devices: int) 
     """
     spans, windows = [], 1
     for axis, step, chunk in zip(plan.axes, plan.block, volume.chunks, strict=True):
-        lo, hi = _middle(axis, step, plan.padding)
+        lo, hi = middle_span(axis, step, plan.padding)
         spans.append(min(axis.size, -(-hi // chunk) * chunk) - lo // chunk * chunk)
         windows *= min(step, axis.count)
     return math.prod(spans) * volume.voxel_bytes / windows * devices / max(1e-9, seconds_per_window)
-
-
-def _middle(axis: AxisGrid, step: int, padding: str) -> tuple[int, int]:
-    first = min(axis.count - 1, axis.count // 2 // step * step)
-    return read_span(axis, first, min(axis.count - 1, first + step - 1), padding)
 
 
 def found(plan: Plan, volume: Volume) -> float:
@@ -56,7 +50,7 @@ def found(plan: Plan, volume: Volume) -> float:
     lo, hi = [], []
     room = TRIAL_BYTES // max(1, volume.voxel_bytes)
     for axis, step, chunk in zip(plan.axes, plan.block, volume.chunks, strict=True):
-        start, stop = _middle(axis, step, plan.padding)
+        start, stop = middle_span(axis, step, plan.padding)
         start, stop = start // chunk * chunk, min(axis.size, -(-stop // chunk) * chunk)
         length = max(min(chunk, stop - start), min(stop - start, room // chunk * chunk))
         lo.append(start)

@@ -28,9 +28,9 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.agreement import Confusion
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.draft import Draft
-from unet_engine.prepare.overlap_choice import REFERENCE, TOLERANCE, Candidate, OverlapChoice, Trial
+from unet_engine.prepare.overlap_choice import REFERENCE, TOLERANCE, Overlap, OverlapChoice, OverlapTrial
 from unet_engine.stitching import operations
-from unet_engine.units import times
+from unet_engine.units import Tell, silent, times
 from unet_engine.volumes import windows
 
 SEED = 0
@@ -39,17 +39,10 @@ REGIONS, LEAST_REGIONS = 8, 4
 OVERLAPS = (0.375, 0.25, 0.125, 0.0)
 
 
-Tell = Callable[[str], None]
-
-
 # --- what an earlier run chose ---
 
 
 # --- the search ---
-
-
-def silent(text: str) -> None:
-    """For a search, or other preparations, that tell nobody how far they are."""
 
 
 def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> OverlapChoice:
@@ -68,7 +61,7 @@ def _searched(trier: _Trier, tell: Tell) -> OverlapChoice:
     reach = survey.model.spec.context or radius(trier.host)
     cheaper = _cheaper(trier, reach)
     trier.regions = regions = _regions(trier)
-    trials: list[Trial] = []
+    trials: list[OverlapTrial] = []
     for candidate in cheaper:
         tell(f"comparing {candidate} with overlap 0.5 on up to {len(regions)} regions")
         trials.append(trier.judge(candidate))
@@ -76,7 +69,7 @@ def _searched(trier: _Trier, tell: Tell) -> OverlapChoice:
         if trials[-1].passed:
             break
     best = trials[-1] if trials[-1].passed else None
-    names = class_names(survey.model.spec)
+    names = survey.model.spec.class_names
     return OverlapChoice(
         chosen=best.candidate if best else REFERENCE,
         tolerance=trier.tolerance,
@@ -91,11 +84,7 @@ def _searched(trier: _Trier, tell: Tell) -> OverlapChoice:
     )
 
 
-def class_names(spec: ModelSpec) -> tuple[str, ...]:
-    return spec.classes or tuple(f"class {k}" for k in range(spec.label_count))
-
-
-def _cheaper(trier: _Trier, reach: tuple[int, ...] | None) -> list[Candidate]:
+def _cheaper(trier: _Trier, reach: tuple[int, ...] | None) -> list[Overlap]:
     """Candidates that take fewer windows for the whole volume than the reference, those with the fewest first."""
     survey, window = trier.survey, trier.window
     spec, whole = survey.model.spec, Box.of_shape(survey.volume.shape)
@@ -105,12 +94,12 @@ def _cheaper(trier: _Trier, reach: tuple[int, ...] | None) -> list[Candidate]:
             f"--overlap auto: windows of {spec.name} agree wherever they overlap, as it sees no farther than the {times(spec.margin)} "
             "voxels it loses at each side; use --overlap 0"
         )
-    candidates = [Candidate(overlap=overlap) for overlap in OVERLAPS]
+    candidates = [Overlap(overlap=overlap) for overlap in OVERLAPS]
     if polluted is not None:
         sizes = [w - 2 * m for w, m in zip(window, spec.margin, strict=True)]
         share = max(2 * p / size for p, size in zip(polluted, sizes, strict=True))
         if share < REFERENCE.overlap:  # neighbours part in the middle of what they share: each keeps what is exact
-            candidates.insert(0, Candidate(overlap=share, blend="crop"))
+            candidates.insert(0, Overlap(overlap=share, blend="crop"))
     counts = {c: trier.windows(c, whole) for c in (*candidates, REFERENCE)}
     cheaper = [c for c in candidates if counts[c] < counts[REFERENCE]]
     if not cheaper:
@@ -148,7 +137,7 @@ def _regions(trier: _Trier) -> list[Box]:
         )
     contents = np.array([trier.contents(box) for box in boxes])
     if np.count_nonzero(contents.sum(0)) == 1:
-        name = class_names(spec)[int(contents.sum(0).argmax())]
+        name = spec.class_names[int(contents.sum(0).argmax())]
         raise DataError(
             f"--overlap auto: the network gives {name} alone in all of {len(boxes)} regions, so there is nothing to compare; "
             "check model and --normalize, or use --overlap 0.5"
@@ -169,16 +158,16 @@ class _Trier:
         self.regions: Sequence[Box] = ()
         self._truth: dict[Box, Array] = {}
 
-    def _labels_of(self, candidate: Candidate, region: Box) -> Decisions:
+    def _labels_of(self, candidate: Overlap, region: Box) -> Decisions:
         tiling = replace(self._decisions.tiling, overlap=candidate.overlap, blend=candidate.blend)
         return self._decisions.labels_of(self.survey.model.spec, region, tiling)
 
-    def windows(self, candidate: Candidate, region: Box | None = None) -> int:
+    def windows(self, candidate: Overlap, region: Box | None = None) -> int:
         """Windows that it takes for a region of the volume, by default for the region of interest."""
         return self._draft.plan(self._labels_of(candidate, region or self.survey.roi)).window_range.size
 
-    def judge(self, candidate: Candidate) -> Trial:
-        names = class_names(self.survey.model.spec)
+    def judge(self, candidate: Overlap) -> OverlapTrial:
+        names = self.survey.model.spec.class_names
         confusion, looked_at = Confusion(len(names)), 0
         allowed = (1 - self.tolerance) * sum(region.size for region in self.regions)
         for region in self.regions:
@@ -189,7 +178,7 @@ class _Trier:
             if confusion.differing > allowed:
                 break  # all the other regions together could not make up for it
         figures = (confusion.agreement, *(d for d in confusion.dice if d is not None))
-        return Trial(
+        return OverlapTrial(
             candidate=candidate,
             windows=self.windows(candidate),
             regions=looked_at,
@@ -207,7 +196,7 @@ class _Trier:
         operations.labels(logits, labels, spec.activation)
         return np.bincount(labels.ravel(), minlength=spec.label_count)
 
-    def _labels(self, candidate: Candidate, region: Box) -> Array:
+    def _labels(self, candidate: Overlap, region: Box) -> Array:
         """Labels (*region.shape), by the way of every run, but kept in memory."""
         decisions = self._labels_of(candidate, region)
         job = self._draft.job(decisions, self._draft.plan(decisions))

@@ -18,7 +18,7 @@ KEY = "overlap_choice"
 """Key of the choice in the header of an output."""
 
 
-class Candidate(BaseModel):
+class Overlap(BaseModel):
     """An overlap fraction with the way to blend."""
 
     model_config = ConfigDict(frozen=True)
@@ -30,15 +30,15 @@ class Candidate(BaseModel):
         return f"overlap {self.overlap:.3g}, {self.blend}"
 
 
-REFERENCE = Candidate(overlap=0.5)
+REFERENCE = Overlap(overlap=0.5)
 
 
-class Trial(BaseModel):
+class OverlapTrial(BaseModel):
     """What was found about a candidate. One that fails on the first regions is not tried on the others."""
 
     model_config = ConfigDict(frozen=True)
 
-    candidate: Candidate
+    candidate: Overlap
     windows: int
     """Windows it takes for the region of interest, seams of columns and parts left out."""
     regions: int
@@ -60,8 +60,8 @@ class OverlapChoice(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    chosen: Candidate
-    reference: Candidate = REFERENCE
+    chosen: Overlap
+    reference: Overlap = REFERENCE
     tolerance: float
     agreement: float
     """Measured for what was chosen, as are the Dice coefficients; 1 for the reference itself."""
@@ -74,7 +74,7 @@ class OverlapChoice(BaseModel):
     """Boxes to compare, in voxels of the volume, in this order."""
     receptive_radius: tuple[int, ...] | None
     """Per axis of the model; None where the network sees farther than half a window."""
-    trials: tuple[Trial, ...]
+    trials: tuple[OverlapTrial, ...]
 
     @property
     def line(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -12,20 +11,19 @@ from unet_engine import machine
 from unet_engine.backends.base import Network, Setup
 from unet_engine.backends.opening import Wanted, place_of
 from unet_engine.pipeline.job import Job
-from unet_engine.plan.bundles import run_length
+from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
-from unet_engine.plan.memory import Crew, Sizes, fit, predict_memory
+from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
-from unet_engine.prepare.overlap import search, silent
+from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.survey import Survey
+from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples
 from unet_engine.volumes.normalize import Scaling, scaling
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Prepared:
     """What the user should know: the survey's notes, and those of preparing."""
     overlap: OverlapChoice | None = None
     """What ``--overlap auto`` chose, and why."""
-    crew: Crew | None = None
+    cluster: ClusterShape | None = None
     """The workers it is planned for; None where this process does it all."""
     reading: Reading | None = None
     """Whether reading keeps up, where a GPU computes."""
@@ -75,7 +73,7 @@ def prepare(survey: Survey, workers: int = 0, present: int = 1, tell: Tell = sil
         loaded.seconds_per_window,
         tuple(notes),
         choice,
-        fitted.crew,
+        fitted.cluster,
     )
     memory = draft.network.device_memory(job.plan, fitted.sizes)
     if memory is None:
@@ -118,8 +116,7 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
 
 def _scaling(survey: Survey) -> Scaling:
     normalization, volume = survey.model.spec.normalization, survey.volume
-    fixed = normalization.mode in ("none", "range")
-    return scaling(normalization, [np.zeros(1)] * volume.channels if fixed else samples.values(volume))
+    return scaling(normalization, [np.zeros(1)] * volume.channels if normalization.fixed else samples.values(volume))
 
 
 # --- choose ---
@@ -152,7 +149,7 @@ class _Fitted:
     plan: Plan
     sizes: Sizes
     budget: int
-    crew: Crew | None
+    cluster: ClusterShape | None
 
 
 def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) -> _Fitted:
@@ -162,20 +159,20 @@ def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) 
     budget = survey.settings.memory or loaded.after + machine.available_memory() // 2
     devices = len(survey.devices)
     base = loaded.after + (devices - 1) * max(0, loaded.after - loaded.before)
-    crew = None
+    cluster = None
     if workers:
-        wanted = Crew(workers, present, run_length(plan, loaded.seconds_per_window, workers))
-        crew = _crew(plan, sizes, base, budget, wanted)
-    return _Fitted(fit(plan, sizes, base, budget, devices, crew), sizes, budget, crew)
+        wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))
+        cluster = _cluster(plan, sizes, base, budget, wanted)
+    return _Fitted(fit(plan, sizes, base, budget, devices, cluster), sizes, budget, cluster)
 
 
-def _crew(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: Crew) -> Crew:
-    """Runs as long as they should be, but no longer than fits without more columns: a column too many costs more than a short run."""
-    for run in range(wanted.run, 1, -1):
-        crew = replace(wanted, run=run)
-        if predict_memory(plan, sizes, base, 1, crew).total <= budget:
-            return crew
-    return replace(wanted, run=1)
+def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:
+    """Bundles as long as they should be, but no longer than fits without more columns: one too many costs more than short bundles."""
+    for length in range(wanted.bundle_length, 1, -1):
+        cluster = replace(wanted, bundle_length=length)
+        if predict_memory(plan, sizes, base, 1, cluster).total <= budget:
+            return cluster
+    return replace(wanted, bundle_length=1)
 
 
 def _idle(survey: Survey, plan: Plan) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from unet_engine import machine
 from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
@@ -11,7 +11,7 @@ from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
 from unet_engine.model.file import ModelFile, open_model
-from unet_engine.model.spec import ModelSpec, Normalization
+from unet_engine.model.spec import ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
 from unet_engine.paths import absolute
@@ -61,15 +61,11 @@ def survey(settings: Settings) -> Survey:
     volume = open_volume(settings.input, settings.axes)
     if settings.window is not None and len(settings.window) not in (2, 3):
         raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
-    model = open_model(settings.model, settings.window)
-    if settings.normalize:
-        spec = model.spec.model_copy(update={"normalization": Normalization.parse(settings.normalize)})
-        model = replace(model, spec=spec)
+    model = open_model(settings.model, settings.window).normalized(settings.normalize)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
-    place.check()
     if place.note:
         _fall_back(settings, notes, place.note)
     if settings.batch and not place.takes_batches:

@@ -11,7 +11,7 @@ from zarr.storage import WrapperStore
 
 
 class BusyStore(WrapperStore[Any]):  # type: ignore[misc]
-    """Counts the time during which at least one request is under way. All requests of zarr come from its one event loop."""
+    """Counts the time while any request is under way. All requests of zarr come from its one event loop."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)

@@ -12,7 +12,7 @@ import zarr
 from unet_engine.paths import is_local
 
 _CONFIG = threading.RLock()
-"""zarr's configuration belongs to the process: whoever changes it for a moment keeps other threads from opening arrays."""
+"""zarr's configuration belongs to the process: who changes it for a moment keeps other threads from opening arrays."""
 
 
 @contextmanager
@@ -26,7 +26,8 @@ def own_codecs() -> Iterator[None]:
 def fast_codecs(path: str) -> Iterator[None]:
     """Context in which arrays on a local disk are opened with the native codec pipeline; remote stores keep zarr's own.
 
-    An array with a codec that the pipeline lacks is read by zarr's own too. The warning about it tells users nothing they could act on.
+    An array with a codec that the pipeline lacks is read by zarr's own too. The warning about it tells users nothing
+    they could act on.
     """
     if not is_local(path):
         with own_codecs():
@@ -41,6 +42,6 @@ def fast_codecs(path: str) -> Iterator[None]:
 
 @contextmanager
 def decoding(threads: int | None) -> Iterator[None]:
-    """Context in which volumes are opened that decode so many chunks at once; None leaves it to the codecs: all cores."""
+    """Context to open volumes in that decode so many chunks at once; None leaves it to the codecs, all cores."""
     with zarr.config.set({"codec_pipeline.chunk_concurrent_maximum": threads} if threads else {}):
         yield

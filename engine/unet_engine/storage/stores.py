@@ -37,7 +37,7 @@ class Store(Protocol):
         """Make a group of Zarr v3 at `path`, unless somebody did before."""
 
     def remove(self, path: str, first: str) -> None:
-        """Delete all that lies at `path`: what is called `first` in it before the rest, as far as the place has an order."""
+        """Delete all that lies at `path`: what is called `first` in it before the rest, where there is an order."""
 
 
 class LocalDisk:
@@ -129,12 +129,14 @@ def open_group(path: str, mode: str) -> zarr.Group:
 
 
 def create_array(path: str, **options: Any) -> zarr.Array:
-    """A new array of Zarr v3; `options` as those of `zarr.create_array`. Touches no group that it lies in. Raises what zarr raises."""
+    """A new array of Zarr v3, with the `options` of `zarr.create_array`; the group around it is not touched. Raises
+    what zarr raises."""
     return zarr.create_array(store_of(path).location(path), zarr_format=3, **options)
 
 
 def exists(path: str) -> bool:
-    """Whether something lies at `path`: any file or folder, or a Zarr node behind a URL. Raises `OutputError` if it cannot be reached."""
+    """Whether something lies at `path`: any file or folder, or a Zarr node behind a URL. Raises `OutputError` if it
+    cannot be reached."""
     return store_of(path).exists(path)
 
 

@@ -16,7 +16,8 @@ _BY_RANK = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: str | None) -> str:
     """The axes of the array at `path`: `axes`, or what is usual where nobody names them.
 
-    Raises `InputError` where the array is no volume: no numbers, axes that are not understood, several time points, no voxels.
+    Raises `InputError` where the array is no volume: no numbers, axes that are not understood, several time points, no
+    voxels.
     """
     if dtype.kind not in "buif":
         raise InputError(f"{path} holds {dtype}; convert it to integers or floating point numbers")

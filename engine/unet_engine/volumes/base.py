@@ -1,4 +1,4 @@
-"""What a volume is to all who read one, and what a format is. `StoredVolume` says once what follows from a few facts of any format."""
+"""What a volume is to all who read one, what a format is, and what any format's few facts come to (`StoredVolume`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ T = TypeVar("T")
 class Volume(Protocol):
     """A volume opened for reading, from any number of threads at once. It is a key by its identity.
 
-    Shapes, boxes and tuples per axis are spatial and in voxels, in the order of `spatial`, unless they are said to be stored.
+    Shapes, boxes and tuples per axis are spatial and in voxels, in the order of `spatial`, unless they are said to be
+    stored.
     """
 
     @property
@@ -110,7 +111,7 @@ class Format(Protocol):
         """Whether `path` looks like one of these. Cheap, and never raises for what is not there."""
 
     def open(self, path: str, axes: str | None) -> Volume:
-        """Open it. `axes` overrides what its metadata say. Raises `InputError` naming what is missing and what to do."""
+        """Open it; `axes` overrides its metadata. Raises `InputError` naming what is missing and what to do."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -132,7 +133,8 @@ class StoredVolume(ABC):
 
     @abstractmethod
     def stored(self, selection: Selection) -> Array:
-        """The voxels of `selection`: the axes in stored order, without those that an index is given of. Raises whatever it likes."""
+        """The voxels of `selection`: the axes in stored order, without those that an index is given of. May raise
+        anything."""
 
     def has_data(self, box: Box) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Global normalisation: one shift and one scale per channel, computed once from samples of the volume. Pure arithmetic."""
+"""Global normalisation: a shift and a scale per channel, computed once from samples of the volume. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -47,12 +47,8 @@ def quantiles(samples: Sequence[npt.NDArray[Any]], scale: Scaling) -> Quantiles:
 
 def _channel(normalization: Normalization, values: npt.NDArray[Any], channel: int) -> tuple[float, float]:
     mode, low, high = normalization.mode, normalization.low, normalization.high
-    if mode == "none":
-        return 0.0, 1.0
-    if mode == "range":
-        assert low is not None
-        assert high is not None
-        return low, 1 / (high - low)
+    if normalization.fixed:
+        return normalization.fixed
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
     if not values.size:
@@ -65,6 +61,7 @@ def _channel(normalization: Normalization, values: npt.NDArray[Any], channel: in
         shift, spread = float(bounds[0]), float(bounds[1] - bounds[0])
     if spread == 0:
         raise DataError(
-            f"--normalize {normalization}: all sampled voxels of channel {channel} are {shift:g}; use none or range:LOW,HIGH"
+            f"--normalize {normalization}: all sampled voxels of channel {channel} are {shift:g}; "
+            "use none or range:LOW,HIGH"
         )
     return shift, 1 / spread

@@ -24,7 +24,7 @@ class Resolution:
 
 
 def full_resolution(path: str, group: zarr.Group) -> Resolution:
-    """That of the first image in the multiscales of `group`. Raises `InputError` where there is none, or it is not valid."""
+    """That of the first image in the multiscales of `group`. Raises `InputError` where there is no valid one."""
     attributes = dict(group.attrs)
     scales = dict(attributes.get("ome", attributes)).get("multiscales")
     if not scales:
@@ -49,17 +49,20 @@ def full_resolution(path: str, group: zarr.Group) -> Resolution:
         array = zarr.open_array(group.store_path / where, mode="r")
     except Exception as error:
         raise InputError(
-            f"{path}: its full resolution {where!r} cannot be opened: {first_line(error)}; restore it, or name another array, e.g. {path}/1"
+            f"{path}: its full resolution {where!r} cannot be opened: {first_line(error)}; "
+            f"restore it, or name another array, e.g. {path}/1"
         ) from error
     if any(values is not None and len(values) != array.ndim for values in (scale, translation)):
         raise InputError(
-            f"{path}: scale or translation do not fit the {array.ndim} axes of {where!r}; name the array itself: {path}/{where}"
+            f"{path}: scale or translation do not fit the {array.ndim} axes of {where!r}; "
+            f"name the array itself: {path}/{where}"
         )
     return Resolution(array, names, scale, translation, units[-1] if units else None)
 
 
 def _placed(moves: Sequence[Mapping[str, Any]]) -> tuple[list[float] | None, list[float] | None]:
-    """Scale and translation that `moves`, done one after the other, come to. A resolution's own come before those of all resolutions."""
+    """Scale and translation that `moves`, done one after the other, come to. A resolution's own come before those of
+    all resolutions."""
     scale: list[float] | None = None
     translation: list[float] | None = None
     for move in moves:

@@ -1,4 +1,4 @@
-"""What is looked at of a volume before it is read whole: a few boxes spread over it, for its statistics and its fingerprint."""
+"""What is looked at of a volume before it is read whole: a few boxes all over it, for statistics and a fingerprint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLE_VOXELS = 2**16
 """Normalisation and fingerprint look at this many boxes of at most so many voxels, spread over the volume."""
 
 _READ: WeakKeyDictionary[Volume, list[Array]] = WeakKeyDictionary()
-"""The samples of volumes that are still open: statistics, quantiles and fingerprint all ask for them, and they are read once."""
+"""The samples of volumes that are still open: statistics and fingerprint ask for the same, and they are read once."""
 
 
 def boxes(volume: Volume) -> Iterator[Box]:
@@ -41,7 +41,10 @@ def boxes(volume: Volume) -> Iterator[Box]:
 
 
 def values(volume: Volume) -> list[Array]:
-    """Values of the boxes per channel, flat. Boxes without stored data are left out, unless all are. Raises `DataError` as reading does."""
+    """Values of the boxes per channel, flat. Boxes without stored data are left out, unless all are.
+
+    Raises `DataError` as reading does.
+    """
     found = _READ.get(volume)
     if found is None:
         present = [box for box in boxes(volume) if volume.has_data(box)] or [next(iter(boxes(volume)))]

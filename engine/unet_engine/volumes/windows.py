@@ -1,8 +1,9 @@
 """Windows of a user's volume to try a network on, the same ones for the same seed.
 
-The volume is divided into cells of one window each, from an offset that the seed draws, so no two windows share a voxel. Many cells are
-read; a pool is half of it those of highest contrast and half those drawn. By the labels in them, windows are then dealt class by class, the
-rarest class first, so that what is rare is in every set, and filled up at random.
+The volume is divided into cells of one window each, from an offset that the seed draws, so no two windows share a
+voxel. Many cells are read; a pool is half of it those of highest contrast and half those drawn. By the labels in them,
+windows are then dealt class by class, the rarest class first, so that what is rare is in every set, and filled up at
+random.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def pool(
     rng: np.random.Generator,
     admits: Callable[[Box], bool] = lambda _: True,
 ) -> list[Box]:
-    """Up to `size` cells that hold more than one value: half of highest contrast, half as they were drawn; of those that `admits`."""
+    """Up to `size` cells that hold more than one value: half of highest contrast, half as they were drawn; of those
+    that `admits`."""
     boxes, spreads = [], []
     for box in _cells(volume, window, rng, READ * size // POOL, admits):
         spread = float(np.std(cut(volume, scale, box, window)))
@@ -67,7 +69,8 @@ def _cells(
 
 
 def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Array:
-    """The voxels of `box` normalised: (channels, *window) float32. What the volume lacks is reflected, NaN and Inf become the shift."""
+    """The voxels of `box` normalised: (channels, *window) float32. What the volume lacks is reflected, NaN and Inf
+    become the shift."""
     raw = volume.read(box).astype(np.float32)
     planes = raw.ndim - 1 - len(window)
     raw = raw.reshape(raw.shape[0], *raw.shape[1 + planes :])
@@ -79,7 +82,7 @@ def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Ar
 
 
 def dealt(contents: Array, shares: Sequence[int], rng: np.random.Generator) -> tuple[list[int], ...]:
-    """Indices for sets of `shares` windows each, in turn, from the voxels per label (windows, labels) of each window."""
+    """Indices for sets of `shares` windows each, in turn, from the voxels per label (windows, labels) in each."""
     left = [int(i) for i in rng.permutation(len(contents))]
     sets: tuple[list[int], ...] = tuple([] for _ in shares)
     present = [int(c) for c in np.argsort(contents.sum(0), kind="stable") if contents[:, c].any()]

@@ -64,7 +64,8 @@ def _opened(path: str) -> zarr.Array | zarr.Group:
             return stores.open_node(path)
     except FileNotFoundError as error:
         raise InputError(
-            f"{path} holds no Zarr array or group (no zarr.json, .zarray or .zgroup); give the path of one, e.g. {path}/NAME"
+            f"{path} holds no Zarr array or group (no zarr.json, .zarray or .zgroup); "
+            f"give the path of one, e.g. {path}/NAME"
         ) from error
     except Exception as error:
         raise InputError(
@@ -96,9 +97,10 @@ def _with_fast_codecs(path: str, array: zarr.Array) -> zarr.Array:
 class ZarrVolume(StoredVolume):
     """Read by chunks, or by the inner chunks of shards.
 
-    Reading and decoding are told apart as far as they can be. The native codecs of local arrays do both in one call: of some calls the
-    stored bytes are fetched beforehand, which is the reading, so that the call itself finds them in memory and decodes. What zarr's own
-    codecs read is timed at the store, for every call; fetching and decoding overlap there, and counts as reading while anything is under way.
+    Reading and decoding are told apart as far as they can be. The native codecs of local arrays do both in one call: of
+    some calls the stored bytes are fetched beforehand, which is the reading, so that the call itself finds them in
+    memory and decodes. What zarr's own codecs read is timed at the store, for every call; fetching and decoding overlap
+    there, and counts as reading while anything is under way.
     """
 
     array: zarr.Array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError, first_line
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization
+from unet_engine.units import Tell
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
 from unet_export.conversion.exporters import from_module, from_program, from_script
 from unet_export.conversion.onnx_export import frozen, write_onnx
@@ -44,16 +44,16 @@ class Export:
     background: float | None = None
 
 
-def export(wanted: Export, say: Callable[[str], None] = print) -> dict[str, Any]:
+def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
     """Write ``wanted.out`` and return what it is. Raises `SettingsError`, `ModelError` or `OutputError`."""
     if not wanted.out.lower().endswith(".onnx"):
         raise SettingsError(f"--out {wanted.out} names no ONNX file; write it like model.onnx")
     if wanted.checkpoint.lower().endswith(".onnx"):
         spec, error = _onnx(wanted)
     else:
-        spec, error = _torch(wanted, say)
+        spec, error = _torch(wanted, tell)
     if not any(spec.window_step) and wanted.sizes == "auto":
-        say(
+        tell(
             f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its file"
         )
     return {"out": wanted.out, "largest_difference": error, **spec.model_dump(mode="json")}
@@ -62,11 +62,11 @@ def export(wanted: Export, say: Callable[[str], None] = print) -> dict[str, Any]
 # --- PyTorch in ---
 
 
-def _torch(wanted: Export, say: Callable[[str], None]) -> tuple[ModelSpec, float]:
+def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     checkpoint = open_checkpoint(wanted.checkpoint, wanted.factory, wanted.arguments)
     network = checkpoint.network
     if (heads := head_count(network, wanted.window, wanted.channels)) > 1:
-        say(f"note: the network has {heads} outputs; that of the highest resolution is kept")
+        tell(f"note: the network has {heads} outputs; that of the highest resolution is kept")
         network = FullResolution(network)
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
     _check_free(wanted, geometry)
@@ -139,9 +139,8 @@ def _onnx(wanted: Export) -> tuple[ModelSpec, float]:
     given = open_model(path, wanted.window).spec
     proto = onnx.load(path)
     network = FullResolution(_Onnx(proto.SerializeToString(), str(path)))
-    own = {e.key: e.value for e in proto.metadata_props}
-    if METADATA_KEY in own:
-        spec = _changed(wanted, ModelSpec.model_validate_json(own[METADATA_KEY]))
+    if any(entry.key == METADATA_KEY for entry in proto.metadata_props):
+        spec = _changed(wanted, given)
     else:
         sizes = network.network.input.shape[2:]
         fixed = wanted.sizes == "static" or not any(isinstance(s, str) or s is None for s in sizes)

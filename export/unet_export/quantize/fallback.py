@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unet_engine.model.verdict import Figures
+from unet_engine.units import Tell
 from unet_export.quantize.metrics import Comparison
 
 GAIN = 1.02
@@ -25,7 +26,8 @@ class Attempt:
     seconds: float | None
     """Per window; None where it was emulated."""
     fp32_seconds: float | None
-    trial: Any = None
+    candidate: Any = None
+    """A `gate.Candidate`, or whatever else is tried."""
 
     @property
     def figures(self) -> Figures:
@@ -36,9 +38,7 @@ class Attempt:
         return self.seconds is None or not self.fp32_seconds or self.fp32_seconds / self.seconds > GAIN
 
 
-def rescue(
-    first: Attempt, order: Sequence[str], attempt: Callable[[tuple[str, ...]], Attempt], say: Callable[[str], None]
-) -> Attempt:
+def rescue(first: Attempt, order: Sequence[str], attempt: Callable[[tuple[str, ...]], Attempt], tell: Tell) -> Attempt:
     """The candidate with the fewest layers kept, in `order`, that passes; else the last one tried.
 
     Doubles the number of kept layers until one passes or gains nothing, then halves the interval: a network of n layers is
@@ -48,7 +48,7 @@ def rescue(
     passing: Attempt | None = None
     while passing is None and failing < len(order):
         last = attempt(tuple(order[:count]))
-        say(f"with {count} layer(s) kept ({', '.join(order[: min(count, 3)])}): {last.shortfall or 'passes'}")
+        tell(f"with {count} layer(s) kept ({', '.join(order[: min(count, 3)])}): {last.shortfall or 'passes'}")
         if not last.shortfall:
             passing = last
         elif not last.gains:

@@ -32,10 +32,6 @@ MEASURED, ROUNDS = 0.5, 3
 """Seconds that a network runs for its time to be taken, and how often, in turn with the one it is compared with."""
 
 
-def class_names(spec: ModelSpec) -> tuple[str, ...]:
-    return spec.classes or tuple(f"class {k}" for k in range(spec.label_count))
-
-
 class Exam:
     """Windows to try candidates on, with what fp32 makes of them. Logits lie in a temporary `file`: they may be large."""
 
@@ -57,7 +53,7 @@ class Exam:
             raise ModelError("the network gives NaN or Inf in fp32 already; correct it before quantising")
 
     def compare(self, infer: Infer) -> Comparison:
-        found = Comparison(class_names(self.spec), self.spec.activation)
+        found = Comparison(self.spec.class_names, self.spec.activation)
         for window, expected in zip(self.windows, self._logits, strict=True):
             found.add(window, np.asarray(expected), np.asarray(infer(window[None])[0], np.float32))
         return found
@@ -107,9 +103,7 @@ def session(network: str | bytes) -> Infer:
     """An ONNX network in ONNX Runtime on all cores, as written: nothing is rearranged that could change what is rounded when."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = machine.cpu_count()
-    options.log_severity_level = 3
+    options = _session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         opened = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
@@ -133,11 +127,8 @@ def session_of_outputs(proto: Any, tensors: Sequence[str]) -> Callable[[Array], 
     del opened.graph.output[:]
     inputs = {i.name for i in proto.graph.input}
     opened.graph.output.extend(onnx.helper.make_empty_tensor_value_info(t) for t in tensors if t not in inputs)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = machine.cpu_count()
-    options.log_severity_level = 3
     ready = (
-        onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(opened.SerializeToString(), _session_options(), providers=["CPUExecutionProvider"])
         if opened.graph.output
         else None
     )
@@ -151,11 +142,21 @@ def session_of_outputs(proto: Any, tensors: Sequence[str]) -> Callable[[Array], 
     return fetch
 
 
+def _session_options() -> Any:
+    """All cores, and no warnings."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = machine.cpu_count()
+    options.log_severity_level = 3
+    return options
+
+
 # --- a candidate on its back end ---
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """A candidate: how to open it, and what the file would have to carry."""
 
     setup: Setup
@@ -169,18 +170,18 @@ class Trial:
 
 
 @contextmanager
-def opened(trial: Trial) -> Iterator[Backend]:
+def opened(candidate: Candidate) -> Iterator[Backend]:
     """The candidate exactly as a run would open it: from a model file that has it attached."""
     with tempfile.TemporaryDirectory() as folder:
-        setup = trial.setup
-        if trial.data is not None:
+        setup = candidate.setup
+        if candidate.data is not None:
             import base64
 
             path = Path(folder, "candidate.onnx")
             path.write_bytes(b"")
-            attachments.attach(path, path, {f"{NETWORK}{trial.network}": base64.b64encode(trial.data)})
-            setup = replace(setup, model=replace(setup.model, path=path), network=trial.network)
-        backend = open_backend(trial.backend, setup)
+            attachments.attach(path, path, {f"{NETWORK}{candidate.network}": base64.b64encode(candidate.data)})
+            setup = replace(setup, model=replace(setup.model, path=path), network=candidate.network)
+        backend = open_backend(candidate.backend, setup)
         try:
             yield backend
         finally:

@@ -6,7 +6,7 @@ sums over a window leave the range of FP16 first; whole layers stay there as the
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -87,29 +87,36 @@ def to_half(proto: Any, kept: Collection[str] = ()) -> Any:
             halves.add(new)
         return new
 
-    for old in graph.proto.graph.node:
-        node = onnx.NodeProto()
-        node.CopyFrom(old)
-        half = not _stays(old, graph, kept)
-        for i, name in enumerate(old.input):
-            if name not in graph.floats or i in _FLOAT_ONLY.get(old.op_type, ()):
-                if name in graph.initializers:
-                    constant(name, half=False)
-            elif name in graph.initializers:
-                node.input[i] = constant(name, half)
-            else:
-                node.input[i] = activation(name, half)
-        if half and any(o in graph.floats for o in old.output):
+    for node, half in _walk(graph, kept, constant, activation):
+        if half and any(o in graph.floats for o in node.output):
             _retype(node)
-            halves.update(o for o in old.output if o in graph.floats)
+            halves.update(o for o in node.output if o in graph.floats)
         nodes.append(node)
     result.graph.node.extend(_outputs_in_single(nodes, graph, halves))
     result.graph.initializer.extend(made.values())
     return result
 
 
-def _stays(node: Any, graph: Graph, kept: Collection[str]) -> bool:
-    return node.op_type in NORMS or graph.layer[node.output[0]] in kept
+def _walk(
+    graph: Graph, kept: Collection[str], constant: Callable[[str, bool], str], activation: Callable[[str, bool], str]
+) -> Iterator[tuple[Any, bool]]:
+    """A copy of each node, and whether it computes in FP16: its layer is not `kept` and it is no normalisation.
+
+    The inputs of the copy are called as `constant` and `activation` say, each asked with a name and whether FP16 is wanted there.
+    """
+    import onnx
+
+    for old in graph.proto.graph.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(old)
+        half = old.op_type not in NORMS and graph.layer[old.output[0]] not in kept
+        for i, name in enumerate(old.input):
+            typed = name in graph.floats and i not in _FLOAT_ONLY.get(old.op_type, ())
+            if name in graph.initializers:
+                node.input[i] = constant(name, half and typed)
+            elif typed:
+                node.input[i] = activation(name, half)
+        yield node, half
 
 
 def _check_range(name: str, values: Array, graph: Graph) -> None:
@@ -173,32 +180,34 @@ def emulated(proto: Any, kept: Collection[str] = ()) -> Any:
     result.functions.append(parser.parse_function(_HELPERS))
     result.opset_import.append(helper.make_opsetid(domain, 1))
     del result.graph.node[:], result.graph.value_info[:]
-    rounded: dict[str, str] = {}
+    rounded: set[str] = set()
+    """Tensors that were made by rounding others."""
+
+    def constant(name: str, half: bool) -> str:  # noqa: FBT001
+        if not half:
+            return name
+        new = f"{name}/half"
+        if new not in rounded:
+            with np.errstate(over="ignore"):
+                values = graph.values(name).astype(np.float16).astype(np.float32)
+            result.graph.initializer.append(numpy_helper.from_array(values, new))
+            rounded.add(new)
+        return new
+
+    def activation(name: str, half: bool) -> str:  # noqa: FBT001
+        # rounding what is rounded changes nothing, so layers that are kept may hand over either
+        if not half:
+            return name
+        new = f"{name}/rounded"
+        if new not in rounded:
+            result.graph.node.append(helper.make_node("RoundToHalf", [name], [new], name=new, domain=domain))
+            rounded.add(new)
+        return new
+
     names = {o.name for o in graph.proto.graph.output}
-    for old in graph.proto.graph.node:
-        node = onnx.NodeProto()
-        node.CopyFrom(old)
-        half = not _stays(old, graph, kept)
-        for i, name in enumerate(old.input):
-            if name not in graph.floats or i in _FLOAT_ONLY.get(old.op_type, ()):
-                continue
-            if name in graph.initializers:
-                if half and f"{name}/half" not in rounded:
-                    with np.errstate(over="ignore"):
-                        values = graph.values(name).astype(np.float16).astype(np.float32)
-                    result.graph.initializer.append(numpy_helper.from_array(values, f"{name}/half"))
-                    rounded[f"{name}/half"] = ""
-                node.input[i] = f"{name}/half" if half else name
-            elif half:
-                # rounding what is rounded changes nothing, so layers that are kept may hand over either
-                if name not in rounded:
-                    rounded[name] = f"{name}/rounded"
-                    result.graph.node.append(
-                        helper.make_node("RoundToHalf", [name], [rounded[name]], name=rounded[name], domain=domain)
-                    )
-                node.input[i] = rounded[name]
-        result.graph.node.append(node)
-        if half and (out := names & set(old.output)):
+    for walked, half in _walk(graph, kept, constant, activation):
+        result.graph.node.append(walked)
+        if half and (out := names & set(walked.output)):
             for name in out:
                 node = result.graph.node[-1]
                 node.output[list(node.output).index(name)] = f"{name}/exact"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +10,19 @@ from pathlib import Path
 from unet_engine.backends.base import Setup
 from unet_engine.model.file import ModelFile
 from unet_engine.model.verdict import Calibration, Verdict, shortfall
+from unet_engine.units import Tell
 from unet_export.quantize.fallback import Attempt, rescue
-from unet_export.quantize.gate import Exam, Infer, Trial, both_seconds, opened
+from unet_export.quantize.gate import Candidate, Exam, Infer, both_seconds, opened
 from unet_export.quantize.windows import Sample
 
 SENSITIVITY_WINDOWS = 2
+"""Of those that scales are measured on, so many tell how sensitive a layer is."""
 
 
 @dataclass(frozen=True)
 class Request:
+    """What to make and what to ask of it; see ``unet-engine quantize --help``."""
+
     model: str
     calibrate: str
     precision: str = "auto"
@@ -46,7 +50,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Judging:
     """All that candidates are made from and judged with."""
 
     request: Request
@@ -60,11 +64,11 @@ class Bench:
     """The reference."""
     folder: Path
     calibration: Calibration
-    say: Callable[[str], None]
+    tell: Tell
 
     @cached_property
     def choosing(self) -> Exam:
-        """On which layers are chosen, with a little more asked than in the end: a choice fits the windows it was made on best."""
+        """On which layers are chosen, with a little more asked than in the end: a choice fits best the windows it was made on."""
         stricter = {precision: limits.to_spare() for precision, limits in self.held.thresholds.items()}
         return Exam(self.sample.choosing, self.infer, self.model.spec, self.folder / "choosing.npy", stricter)
 
@@ -75,12 +79,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What was found out about a precision on a back end, and the candidate that it rests on."""
+
     verdict: Verdict
     attempt: Attempt
 
 
 @dataclass(frozen=True)
-class Found:
+class Chosen:
     """The candidate that a verdict is about, and what came before it."""
 
     attempt: Attempt
@@ -88,7 +94,7 @@ class Found:
     """Layers by sensitivity, the worst first; empty if nothing had to be left out."""
     before: str = ""
     """Why the candidate with nothing left out failed."""
-    chosen: int = 0
+    windows: int = 0
     """Windows that layers were chosen on."""
 
 
@@ -96,34 +102,43 @@ def search(
     precision: str,
     attempt: Callable[[tuple[str, ...], Exam], Attempt],
     order: Callable[[], tuple[str, ...]],
-    bench: Bench,
-) -> Found:
-    """The candidate with nothing left out if it passes, else the one the fallback ends with. The windows that the verdict rests on have
-    no say in the choice of layers."""
-    first = attempt((), bench.held)
+    judging: Judging,
+) -> Chosen:
+    """The candidate with nothing left out if it passes, else the one the fallback ends with.
+
+    `attempt` makes and judges the candidate with these layers kept in full precision, `order` gives the layers by sensitivity. The
+    windows that the verdict rests on have no say in the choice of layers.
+    """
+    first = attempt((), judging.held)
     if not first.shortfall:
-        return Found(first)
-    bench.say(f"{precision}: {first.shortfall}; falling back layer by layer")
+        return Chosen(first)
+    judging.tell(f"{precision}: {first.shortfall}; falling back layer by layer")
     sensitive = order()
-    chosen = rescue(first, sensitive, lambda kept: attempt(kept, bench.choosing), bench.say)
-    last = attempt(chosen.kept, bench.held) if chosen.kept else first
+    chosen = rescue(first, sensitive, lambda kept: attempt(kept, judging.choosing), judging.tell)
+    last = attempt(chosen.kept, judging.held) if chosen.kept else first
     if last.shortfall and not chosen.shortfall:
         last = replace(last, shortfall=f"{last.shortfall}; where its layers were chosen it passed")
-    return Found(last, sensitive, first.shortfall, len(bench.choosing.windows))
+    return Chosen(last, sensitive, first.shortfall, len(judging.choosing.windows))
 
 
-def judge(trial: Trial, kept: tuple[str, ...], exam: Exam) -> Attempt:
+def judge(candidate: Candidate, kept: tuple[str, ...], exam: Exam) -> Attempt:
     """Run a candidate on its back end over the windows of `exam`; its time and that of fp32 are taken in turn."""
-    fp32 = Trial(replace(trial.setup, precision="fp32", rest="fp32"), trial.backend, None)
-    with opened(trial) as backend, opened(fp32) as exact:
+    fp32 = Candidate(replace(candidate.setup, precision="fp32", rest="fp32"), candidate.backend, None)
+    with opened(candidate) as backend, opened(fp32) as exact:
         compared = exam.compare(backend.infer)
         seconds, fp32_seconds = both_seconds(backend, exact, exam.windows)
-    reason = shortfall(compared.figures, exam.thresholds[trial.setup.precision])
-    return Attempt(kept, compared, reason, seconds, fp32_seconds, trial)
+    reason = shortfall(compared.figures, exam.thresholds[candidate.setup.precision])
+    return Attempt(kept, compared, reason, seconds, fp32_seconds, candidate)
 
 
-def verdict_of(found: Found, precision: str, backend: str, where: str, bench: Bench) -> Verdict:
-    attempt, sensitive = found.attempt, found.sensitive
+def by_error(errors: Mapping[str, float]) -> tuple[str, ...]:
+    """Layers by the error that each brings alone, the worst first."""
+    return tuple(sorted(errors, key=lambda layer: -errors[layer]))
+
+
+def outcome_of(chosen: Chosen, precision: str, backend: str, library: str, judging: Judging) -> Outcome:
+    """The verdict on what was chosen, which holds for `library` alone: its version, and the kind of processor or GPU."""
+    attempt, sensitive = chosen.attempt, chosen.sensitive
     reason = attempt.shortfall
     if not reason and not attempt.gains:
         reason = (
@@ -133,27 +148,28 @@ def verdict_of(found: Found, precision: str, backend: str, where: str, bench: Be
     if reason and sensitive:
         reason += f"; most sensitive: {', '.join(sensitive[:3])}"
     kept = (
-        f" with {len(attempt.kept)} layer(s) in full precision ({', '.join(attempt.kept[:3])}), without: {found.before}"
+        f" with {len(attempt.kept)} layer(s) in full precision ({', '.join(attempt.kept[:3])}), without: {chosen.before}"
         if attempt.kept
         else ""
     )
-    return Verdict(
+    verdict = Verdict(
         precision=precision,
         backend=backend,
-        library=where,
-        model=bench.model.sha256,
-        network=attempt.trial.network,
-        rest=attempt.trial.setup.rest,
-        window=bench.window,
-        normalization=str(bench.model.spec.normalization),
+        library=library,
+        model=judging.model.sha256,
+        network=attempt.candidate.network,
+        rest=attempt.candidate.setup.rest,
+        window=judging.window,
+        normalization=str(judging.model.spec.normalization),
         passed=passed,
         emulated=attempt.seconds is None,
         reason=f"passed{kept}" if passed else reason,
         kept=attempt.kept,
         sensitive=sensitive[:8],
         figures=attempt.figures,
-        thresholds=bench.held.thresholds[precision],
-        calibration=bench.calibration.model_copy(update={"choosing": found.chosen}),
+        thresholds=judging.held.thresholds[precision],
+        calibration=judging.calibration.model_copy(update={"choosing": chosen.windows}),
         seconds_per_window=attempt.seconds,
         fp32_seconds_per_window=attempt.fp32_seconds,
     )
+    return Outcome(verdict, attempt)

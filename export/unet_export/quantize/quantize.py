@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,60 @@ from unet_engine import machine
 from unet_engine.backends.libraries import record
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.file import ModelFile, open_model, with_attachments
-from unet_engine.model.spec import Normalization
 from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.prepare.survey import check_volume, checked_window
+from unet_engine.units import Tell
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import Scaling, quantiles, scaling
-from unet_export.quantize.gate import Exam, class_names, reference
-from unet_export.quantize.judging import Bench, Outcome, Request
+from unet_export.quantize import openvino_candidates, tensorrt_candidates
+from unet_export.quantize.gate import Exam, reference
+from unet_export.quantize.judging import Judging, Outcome, Request
 from unet_export.quantize.metrics import labels_of
+from unet_export.quantize.report import write_report
 from unet_export.quantize.windows import sample
 
 LEAST_DICE = {"fp16": 0.999, "bf16": 0.999, "int8": 0.995}
+"""Of every class against fp32, unless the user asks for something else."""
 
 
-def quantize(request: Request, say: Callable[[str], None] = print) -> list[Outcome]:
+def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
     """Judge every candidate, write verdicts and what passed to the model file, and the report. Nothing is raised for a candidate
     that fails: the verdict says so. Raises the errors of what cannot be judged at all."""
-    backend, device = _backend(request, say)
-    model, volume, window, scale = _opened(request, say)
+    backend, device = _backend(request, tell)
+    model, volume, window, scale = _opened(request, tell)
     out = Path(request.out or request.model)
     with tempfile.TemporaryDirectory() as folder:
-        bench = _bench(request, model, volume, window, scale, Path(folder), say)
-        outcomes = list(_candidates(backend, device, bench))
+        judging = _judging(request, model, volume, window, scale, Path(folder), tell)
+        outcomes = list(_candidates(backend, device, judging))
     fresh = {(o.verdict.precision, o.verdict.backend) for o in outcomes}
     older = [v for v in model.verdicts if v.model == model.sha256 and (v.precision, v.backend) not in fresh]
-    networks = {o.attempt.trial.network: o.attempt.trial.data for o in outcomes if o.attempt.trial.data is not None}
+    networks = {
+        o.attempt.candidate.network: o.attempt.candidate.data for o in outcomes if o.attempt.candidate.data is not None
+    }
     with_attachments(model, out, [*older, *(o.verdict for o in outcomes)], networks)
-    from unet_export.quantize.report import write_report
-
     write_report(Path(request.report or out.with_suffix(".gate.html")), model, outcomes)
     return outcomes
 
 
-def _opened(request: Request, say: Callable[[str], None]) -> tuple[ModelFile, Volume, tuple[int, ...], Scaling]:
+def table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    """One row per candidate, for people and for ``--json``."""
+    rows = []
+    for v in (o.verdict for o in outcomes):
+        dice = v.figures.worst_dice
+        rows.append({
+            "precision": v.precision, "backend": v.backend, "passed": v.passed, "emulated": v.emulated,
+            "speedup": None if v.speedup is None else round(v.speedup, 3),
+            "least_dice": None if dice is None else round(dice, 6),
+            "agreement": round(v.figures.agreement, 6), "max_error": v.figures.max_error,
+            "mean_error": v.figures.mean_error, "kept": list(v.kept), "reason": v.reason,
+        })  # fmt: skip
+    return rows
+
+
+def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int, ...], Scaling]:
+    """Model, volume, window and normalisation that the request names, checked against one another."""
     model = open_model(request.model, request.window)
     if model.format != "onnx":
         raise SettingsError(
@@ -58,14 +76,12 @@ def _opened(request: Request, say: Callable[[str], None]) -> tuple[ModelFile, Vo
         )
     if request.windows < 2 or request.held_out < 2:
         raise SettingsError("--windows and --held-out must be 2 or more each; leave them out for 24 and 16")
-    unknown = set(request.dice_of) - set(class_names(model.spec))
+    unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
         raise SettingsError(
-            f"--min-dice names the class {min(unknown)!r}; the model has {', '.join(class_names(model.spec))}"
+            f"--min-dice names the class {min(unknown)!r}; the model has {', '.join(model.spec.class_names)}"
         )
-    if request.normalize:
-        spec = model.spec.model_copy(update={"normalization": Normalization.parse(request.normalize)})
-        model = replace(model, spec=spec)
+    model = model.normalized(request.normalize)
     volume = open_volume(request.calibrate, request.axes)
     window = checked_window(model.spec, request.window)
     notes: list[str] = []
@@ -73,7 +89,7 @@ def _opened(request: Request, say: Callable[[str], None]) -> tuple[ModelFile, Vo
     scale = scaling(model.spec.normalization, samples.values(volume))
     notes += _modality(model, volume, scale)
     for note in notes:
-        say(f"note: {note}")
+        tell(f"note: {note}")
     return model, volume, window, scale
 
 
@@ -93,7 +109,8 @@ def _modality(model: ModelFile, volume: Volume, scale: Scaling) -> Iterator[str]
                 )
 
 
-def _backend(request: Request, say: Callable[[str], None]) -> tuple[str, str]:
+def _backend(request: Request, tell: Tell) -> tuple[str, str]:
+    """The back end that candidates are made for, and the device they are judged on."""
     gpus = machine.gpu_count()
     if request.backend not in (None, "openvino", "tensorrt"):
         raise BackendError(f"there is nothing to quantise for {request.backend}; use --backend openvino or tensorrt")
@@ -102,22 +119,29 @@ def _backend(request: Request, say: Callable[[str], None]) -> tuple[str, str]:
     )
     if wanted == "tensorrt":
         if not gpus:
-            say(
+            tell(
                 "note: no GPU here: figures for TensorRT are emulated; they permit nothing until quantize runs where there is one"
             )
-        return "tensorrt", "cuda:0" if gpus else "none"
+        return "tensorrt", "cuda:0" if gpus else tensorrt_candidates.NO_GPU
     return "openvino", "cpu"
 
 
-def _bench(
+def _candidates(backend: str, device: str, judging: Judging) -> Iterator[Outcome]:
+    if backend == "tensorrt":
+        return tensorrt_candidates.candidates(device, judging)
+    return openvino_candidates.candidates(judging)
+
+
+def _judging(
     request: Request,
     model: ModelFile,
     volume: Volume,
     window: tuple[int, ...],
     scale: Scaling,
     folder: Path,
-    say: Callable[[str], None],
-) -> Bench:
+    tell: Tell,
+) -> Judging:
+    """Runs the reference on the windows that it draws; its logits lie in `folder`."""
     infer, name = reference(model, request.reference, window)
     spec = model.spec
     drawn = sample(
@@ -132,48 +156,19 @@ def _bench(
         seed=request.seed,
         quantiles=quantiles(samples.values(volume), scale),
     )
-    say(
+    tell(
         f"{calibration.windows} windows to calibrate on, {calibration.held_out} others to judge on (seed {request.seed}); reference: {name}"
     )
     if len(drawn.held_out) < request.held_out:
-        say(
+        tell(
             f"note: {volume.path} has no more windows; a verdict on {len(drawn.held_out)} says less than one on {request.held_out}"
         )
     thresholds = {precision: _thresholds(request, precision) for precision in LEAST_DICE}
     held = Exam(drawn.held_out, infer, spec, folder / "held.npy", thresholds)
     threads = request.threads or machine.cpu_count()
-    return Bench(request, model, window, threads, drawn, held, infer, folder, calibration, say)
+    return Judging(request, model, window, threads, drawn, held, infer, folder, calibration, tell)
 
 
 def _thresholds(request: Request, precision: str) -> Thresholds:
     dice = LEAST_DICE[precision] if request.dice is None else request.dice
     return Thresholds(dice=dice, dice_of=request.dice_of, agreement=request.agreement, max_error=request.max_error)
-
-
-# --- candidates ---
-
-
-def _candidates(backend: str, device: str, bench: Bench) -> Iterator[Outcome]:
-    if backend == "tensorrt":
-        from unet_export.quantize import tensorrt_candidates
-
-        yield from tensorrt_candidates.candidates(device, bench)
-        return
-    from unet_export.quantize import openvino_candidates
-
-    yield from openvino_candidates.candidates(bench)
-
-
-def table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    """One row per candidate, for people and for ``--json``."""
-    rows = []
-    for v in (o.verdict for o in outcomes):
-        dice = v.figures.worst_dice
-        rows.append({
-            "precision": v.precision, "backend": v.backend, "passed": v.passed, "emulated": v.emulated,
-            "speedup": None if v.speedup is None else round(v.speedup, 3),
-            "least_dice": None if dice is None else round(dice, 6),
-            "agreement": round(v.figures.agreement, 6), "max_error": v.figures.max_error,
-            "mean_error": v.figures.mean_error, "kept": list(v.kept), "reason": v.reason,
-        })  # fmt: skip
-    return rows

@@ -111,16 +111,16 @@ def run(options: argparse.Namespace) -> None:
         "background": options.background,
     }
     spec_for(config, **promise)  # refuses what the file could not say before the time is spent
-    _say(f"{config}")
-    trained = train(config, volume, settings, report=_say)
-    _say(f"loss {trained.loss:.4f}; held-out Dice: {show_dice(classes, trained.dice)}")
+    _tell(f"{config}")
+    trained = train(config, volume, settings, tell=_tell)
+    _tell(f"loss {trained.loss:.4f}; held-out Dice: {show_dice(classes, trained.dice)}")
     spec = spec_for(config, **promise, empty_from=trained.model if options.empty else None)
     # what a scan of another modality is told apart by, before anything is calibrated on it
     scale = scaling(settings.normalization, list(volume.image))
     spec = spec.model_copy(update={"input_quantiles": quantiles(list(volume.image), scale)})
     export = export_onnx if options.out.suffix == ".onnx" else export_torch
     error = export(trained.model, spec, options.out)
-    _say(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.2f} MB), {error:.1e} from PyTorch")
+    _tell(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.2f} MB), {error:.1e} from PyTorch")
 
 
 def _volume(options: argparse.Namespace) -> tuple[LabelledVolume, tuple[str, ...]]:
@@ -136,7 +136,7 @@ def _volume(options: argparse.Namespace) -> tuple[LabelledVolume, tuple[str, ...
     return load(options.image, options.labels, axes=options.axes, ignore=options.ignore), options.classes
 
 
-def _say(line: str) -> None:
+def _tell(line: str) -> None:
     print(line, flush=True)
 
 

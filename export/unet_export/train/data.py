@@ -17,7 +17,6 @@ from unet_engine.model.spec import Normalization
 from unet_engine.plan.box import Box
 from unet_export.train.augment import Augmentation, vary
 from unet_export.train.geometry import UNetConfig, check_window, output_margin
-from unet_export.train.specs import fixed_shift_scale
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _ordered(array: npt.NDArray[Any], axes: str, wanted: str, path: str | Path) 
 
 def shift_scale(normalization: Normalization, image: npt.NDArray[Any]) -> tuple[Tensor, Tensor]:
     """Global (shift, scale) per channel of image (c, z, y, x) for ``(x - shift) * scale``, float32 (c, 1, 1, 1)."""
-    pairs = [fixed_shift_scale(normalization) or _measured(normalization, channel) for channel in image]
+    pairs = [normalization.fixed or _measured(normalization, channel) for channel in image]
     shift, scale = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1, 1) for v in zip(*pairs, strict=True))
     return shift, scale
 

@@ -72,30 +72,18 @@ def spec_for(
         raise SettingsError("; ".join(str(e["msg"]) for e in error.errors())) from error
 
 
-def fixed_shift_scale(normalization: Normalization) -> tuple[float, float] | None:
-    """(shift, scale) of ``(x - shift) * scale`` where it needs no voxels, else None."""
-    if normalization.mode == "none":
-        return 0.0, 1.0
-    if normalization.mode == "range":
-        assert normalization.low is not None  # Normalization has checked both bounds
-        assert normalization.high is not None
-        return normalization.low, 1 / (normalization.high - normalization.low)
-    return None
-
-
 def empty_output(
     model: UNet, window: tuple[int, ...], normalization: Normalization, background: float
 ) -> tuple[float, ...]:
     """Logit per class at the centre of a window that holds `background` everywhere."""
     import torch
 
-    pair = fixed_shift_scale(normalization)
-    if pair is None:
+    if normalization.fixed is None:
         raise SettingsError(
             f"the output of an empty window depends on the volume under {normalization}; "
             "train with none or range, or leave `empty` out"
         )
-    shift, scale = pair
+    shift, scale = normalization.fixed
     x = torch.full((1, model.config.channels_in, *window), (background - shift) * scale)
     was_training = model.training
     model.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ import torch
 
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import Normalization
+from unet_engine.units import Tell
 from unet_export.train.augment import Augmentation
 from unet_export.train.data import LabelledVolume, batches, hold_out, shift_scale
 from unet_export.train.evaluate import held_out_dice
@@ -57,9 +57,7 @@ class Trained:
     dice: tuple[float, ...]
 
 
-def train(
-    config: UNetConfig, volume: LabelledVolume, settings: TrainSettings, report: Callable[[str], None] = print
-) -> Trained:
+def train(config: UNetConfig, volume: LabelledVolume, settings: TrainSettings, tell: Tell = print) -> Trained:
     """Train on all of `volume` but its last `settings.holdout` slices, then measure Dice on those.
 
     AdamW with a one-cycle learning rate. The same settings, seed, machine and thread count give the same weights.
@@ -110,14 +108,14 @@ def train(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        _report_step(report, settings.steps, losses, time.monotonic() - start)
+        _report_step(tell, settings.steps, losses, time.monotonic() - start)
     let_go(model)
-    report("measuring Dice on the held-out slab")
+    tell("measuring Dice on the held-out slab")
     dice = held_out_dice(model, volume, held_out, normalization=normalization, window=settings.window)
     return Trained(model, float(np.mean(losses[-max(1, settings.steps // 20) :])), dice)
 
 
-def _report_step(report: Callable[[str], None], steps: int, losses: list[float], seconds: float) -> None:
+def _report_step(tell: Tell, steps: int, losses: list[float], seconds: float) -> None:
     done = len(losses)
     every = max(1, steps // 40)
     if done % every and done != steps:
@@ -125,4 +123,4 @@ def _report_step(report: Callable[[str], None], steps: int, losses: list[float],
     if not np.isfinite(losses[-1]):
         raise SettingsError(f"the loss is {losses[-1]} at step {done}; use a smaller lr")
     left = seconds / done * (steps - done)
-    report(f"step {done}/{steps}  loss {np.mean(losses[-every:]):.4f}  {seconds / done:.2f} s/step  {left:.0f} s left")
+    tell(f"step {done}/{steps}  loss {np.mean(losses[-every:]):.4f}  {seconds / done:.2f} s/step  {left:.0f} s left")

@@ -94,7 +94,7 @@ def test_a_gpu_without_the_cuda_module_is_noted_and_an_error_under_strict(
         "backend": "onnxruntime",
     }
     monkeypatch.setattr(machine, "gpu_count", lambda: 1)
-    monkeypatch.setattr("unet_engine.prepare.survey.unreachable", lambda: "")
+    monkeypatch.setattr("unet_engine.backends.opening.unreachable", lambda: "")
     monkeypatch.setattr(
         "unet_engine.backends.opening.missing", lambda: "unet-engine was built without CUDA; reinstall it"
     )
@@ -102,7 +102,7 @@ def test_a_gpu_without_the_cuda_module_is_noted_and_an_error_under_strict(
     assert "windows are cut and stitched on the CPU: unet-engine was built without CUDA; reinstall it" in found.notes
     with pytest.raises(BackendError, match="--strict: windows are cut"):
         survey(Settings.of(**options, strict=True))
-    monkeypatch.setattr("unet_engine.prepare.survey.unreachable", lambda: "cuda-core is not installed; run: pip")
+    monkeypatch.setattr("unet_engine.backends.opening.unreachable", lambda: "cuda-core is not installed; run: pip")
     with pytest.raises(BackendError, match=r"^cuda:0: cuda-core is not installed; run: pip, or use --device cpu$"):
         survey(Settings.of(**options))
 
@@ -117,8 +117,8 @@ def test_windows_are_inferred_on_a_gpu_without_the_cuda_module_and_stitched_on_t
     on_cpu = unet_engine.run(volume, out=str(tmp_path / "cpu.zarr"), **options)
     device = SimulatedDevice()
     monkeypatch.setattr(machine, "gpu_count", lambda: 1)
-    monkeypatch.setattr("unet_engine.prepare.survey.unreachable", lambda: "")
-    for place in ("prepare.survey", "devices.opening"):
+    monkeypatch.setattr("unet_engine.backends.opening.unreachable", lambda: "")
+    for place in ("backends.opening", "devices.opening"):
         monkeypatch.setattr(f"unet_engine.{place}.missing", lambda: "unet-engine was built without CUDA")
     monkeypatch.setattr("unet_engine.backends.libraries.open_device", lambda name: device)
     on_gpu = unet_engine.run(volume, gpus=1, out=str(tmp_path / "gpu.zarr"), **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from unet_engine.errors import SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.shipped import shipped_model
 from unet_engine.prepare.survey import check_volume
+from unet_engine.units import Tell
 from unet_engine.version import version_of
 from unet_engine.volumes.formats import open_volume
 
@@ -47,7 +48,7 @@ class Request:
     seconds: float = SECONDS
 
 
-def bench(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
+def bench(request: Request, tell: Tell) -> dict[str, Any]:
     """Measure, and return all there is to say as plain values (see `report.facts`). Raises before anything is measured where it can."""
     begun = time.perf_counter()
     if (request.model is None) != (request.input is None):
@@ -93,7 +94,7 @@ def _options(request: Request, model: ModelFile) -> tuple[str, ...]:
     return tuple(options)
 
 
-def _limits(device: str, subjects: Sequence[Subject], request: Request, tell: Callable[[str], None]) -> Limits:
+def _limits(device: str, subjects: Sequence[Subject], request: Request, tell: Tell) -> Limits:
     used = {g.precision for s in subjects for g in groups(s.model, request.wanted) if g.device == device}
     tell(f"{device}: what matrix products and copies reach")
     found = machine_limits(device, [p for p in PRECISIONS if p in used], request.wanted.threads or machine.cpu_count())
@@ -115,7 +116,7 @@ class _Demo:
         n = len(self.model.spec.axes)
         return tuple(size * MIRRORED[n] for size in self.shape[-n:])
 
-    def subject(self, folder: Path, request: Request, tell: Callable[[str], None]) -> Subject:
+    def subject(self, folder: Path, request: Request, tell: Tell) -> Subject:
         from unet_export.train.tissue import make_tissue
 
         name, axes = self.model.spec.name, self.model.spec.axes

@@ -8,7 +8,7 @@ from unet_engine import machine
 from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import LIBRARIES, choose_backend, record
 from unet_engine.commands.bench.search import Space
-from unet_engine.commands.bench.space import Candidate, Field, Group, Window
+from unet_engine.commands.bench.space import Configuration, Field, Group, Window
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.file import ModelFile
 from unet_engine.prepare.precision import Choice, choose
@@ -72,41 +72,44 @@ def _attached(model: ModelFile, backend: str) -> bool:
     return any(v.backend == backend and v.precision == "int8" and v.network for v in model.verdicts)
 
 
-def choice_of(model: ModelFile, candidate: Candidate) -> Choice:
-    """How the candidate is computed. `Choice.proved` says whether a run may, or it is fp32; the gate itself is only asked, never passed by."""
-    group = candidate.group
+def choice_of(model: ModelFile, configuration: Configuration) -> Choice:
+    """How the configuration is computed. `Choice.proved` says whether a run may, or it is fp32.
+
+    The gate itself is only asked, never passed by.
+    """
+    group = configuration.group
     try:
-        return choose(model, group.backend, group.device, group.precision, candidate.window)
+        return choose(model, group.backend, group.device, group.precision, configuration.window)
     except BackendError as refused:
         judged = [v for v in model.verdicts if v.backend == group.backend and v.precision == group.precision]
         network, rest = (judged[-1].network, judged[-1].rest) if judged else (None, "fp32")
         return Choice(group.precision, network, rest, str(refused))
 
 
-def allowed(model: ModelFile, candidate: Candidate) -> bool:
+def allowed(model: ModelFile, configuration: Configuration) -> bool:
     """Whether `run` takes it as proved."""
-    return runnable(candidate) and (
-        candidate.group.precision == "fp32" or choice_of(model, candidate).proved is not None
+    return runnable(configuration) and (
+        configuration.group.precision == "fp32" or choice_of(model, configuration).proved is not None
     )
 
 
-def runnable(candidate: Candidate) -> bool:
+def runnable(configuration: Configuration) -> bool:
     """Whether a run can be told to use its batch: on a CPU a run has none."""
-    return candidate.batch == 1 or candidate.group.device != "cpu"
+    return configuration.batch == 1 or configuration.group.device != "cpu"
 
 
-def setup_of(model: ModelFile, wanted: Wanted, candidate: Candidate) -> Setup:
-    choice = choice_of(model, candidate)
-    threads = 1 if candidate.group.device.startswith("cuda") else wanted.threads or machine.cpu_count()
+def setup_of(model: ModelFile, wanted: Wanted, configuration: Configuration) -> Setup:
+    choice = choice_of(model, configuration)
+    threads = 1 if configuration.group.device.startswith("cuda") else wanted.threads or machine.cpu_count()
     return Setup(
         model,
-        candidate.window,
-        candidate.group.device,
+        configuration.window,
+        configuration.group.device,
         choice.precision,
         choice.network,
         choice.rest,
         threads,
-        candidate.batch,
+        configuration.batch,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from unet_engine.commands.options import sizes
 from unet_engine.errors import OutputError, SettingsError
 
 
@@ -88,12 +89,8 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _window(text: str) -> tuple[int, ...]:
-    from unet_engine.settings import parse_window
-
-    try:
-        window = parse_window(text)
-    except ValueError as error:
-        raise SettingsError(f"--windows {text!r}: {error}") from error
+    window = sizes("--windows", text)
+    assert window is not None
     if min(window) < 1 or len(window) not in (2, 3):
         raise SettingsError(f"--windows {text!r}: give one positive size per axis, e.g. 64,64,64")
     return window

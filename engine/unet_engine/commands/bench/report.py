@@ -65,7 +65,7 @@ def _sweep(outcome: Outcome, limits: Sequence[Limits]) -> dict[str, Any]:
 
 
 def _row(outcome: Outcome, row: Row, limits: Sequence[Limits]) -> dict[str, Any]:
-    c = row.candidate
+    c = row.configuration
     flops = outcome.field.flops(c.window)
     moved = traffic(outcome.model, c.window) if row.samples else None
     peak = next((l.flops.get(c.group.precision) for l in limits if l.device == c.group.device), None)
@@ -110,7 +110,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 def command(outcome: Outcome, row: Row) -> str:
     """The command that runs the user's volume as `row` was."""
-    return shlex.join(["unet-engine", "run", "--in", outcome.volume, *outcome.options, *options_of(row.candidate)])
+    return shlex.join(["unet-engine", "run", "--in", outcome.volume, *outcome.options, *options_of(row.configuration)])
 
 
 # --- for people ---

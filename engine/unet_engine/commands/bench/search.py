@@ -1,12 +1,13 @@
-"""Which configurations to measure, and how often: successive halving (Jamieson and Talwalkar, 2016) in rounds over all that are left.
+"""Which configurations to measure, and how often: successive halving in rounds over all that are left.
 
     1  every way to compute (device, back end, precision) with the model's own window
     2  windows of several sizes with those of them that came near the best
     3  batches of the best, then what should be better still, by what is known by then: sizes in between, in any batch
-    4  the better half again, and again the better half of it
+    4  the better half again, and again the better half of it (Jamieson and Talwalkar, 2016)
 
-Within a round each is measured once before any is measured again, so that a machine that becomes slower is so for all. Decisions are by
-medians; what lies within `NOISE` of the last one kept is kept, too. Pure: measuring is a function, and so is the clock.
+Within a round each is measured once before any is measured again, so that a machine that becomes slower is so for all.
+Decisions are by medians; what lies within `NOISE` of the last one kept is kept, too. Pure: measuring is a function, and
+so is the clock.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from unet_engine.commands.bench.promise import promising
-from unet_engine.commands.bench.space import Candidate, Field, Group, Window
+from unet_engine.commands.bench.space import Configuration, Field, Group, Window
 
 NOISE = 0.03
 """Two medians that differ by less are taken for equal."""
@@ -31,25 +32,25 @@ REFINED = 3
 LEAST = 3
 """Measurements the best have in the end, if time allows."""
 
-Measure = Callable[[Candidate], float | None]
+Measure = Callable[[Configuration], float | None]
 """Windows per second of one measurement; None where the configuration cannot run."""
 
 
 @dataclass
-class Found:
+class Ranking:
     """Windows per second of every measurement, by configuration."""
 
     field: Field
-    samples: dict[Candidate, list[float]] = dataclasses.field(default_factory=dict)
+    samples: dict[Configuration, list[float]] = dataclasses.field(default_factory=dict)
 
-    def median(self, candidate: Candidate) -> float:
+    def median(self, candidate: Configuration) -> float:
         return statistics.median(self.samples[candidate])
 
-    def worth(self, candidate: Candidate) -> float:
+    def worth(self, candidate: Configuration) -> float:
         """Voxels of the volume per second."""
         return self.field.rate(candidate.window, self.median(candidate))
 
-    def best(self, among: Sequence[Candidate] | None = None) -> list[Candidate]:
+    def best(self, among: Sequence[Configuration] | None = None) -> list[Configuration]:
         """From the best to the worst."""
         return sorted(self.samples if among is None else among, key=self.worth, reverse=True)
 
@@ -62,21 +63,21 @@ class Space:
     windows: tuple[Window, ...]
     """The first one is that of stage 1."""
     batches: tuple[int, ...]
-    free: Callable[[Candidate], bool]
+    free: Callable[[Configuration], bool]
     """Whether a run would accept it. Others are measured for comparison, and ranked among themselves."""
     refine: bool = True
     """Whether windows beside `windows` may be tried."""
 
-    def all(self) -> list[Candidate]:
-        return [Candidate(g, w, b) for g in self.groups for w in self.windows for b in self.batches]
+    def all(self) -> list[Configuration]:
+        return [Configuration(g, w, b) for g in self.groups for w in self.windows for b in self.batches]
 
-    def like(self, one: Candidate, candidates: Iterable[Candidate]) -> list[Candidate]:
+    def like(self, one: Configuration, candidates: Iterable[Configuration]) -> list[Configuration]:
         """Those that may be proposed if `one` may, and may not if it may not."""
         return [c for c in candidates if self.free(c) == self.free(one)]
 
-    def kinds(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    def kinds(self, candidates: Iterable[Configuration]) -> list[list[Configuration]]:
         """Those that may be proposed, then the others; a kind that has none is left out."""
-        both: tuple[list[Candidate], list[Candidate]] = ([], [])
+        both: tuple[list[Configuration], list[Configuration]] = ([], [])
         for candidate in candidates:
             both[not self.free(candidate)].append(candidate)
         return [kind for kind in both if kind]
@@ -87,20 +88,20 @@ def search(
     where: Field,
     measure: Measure,
     enough: Callable[[], bool],
-    load: Callable[[Sequence[Candidate]], None] = lambda _: None,
-) -> Found:
+    load: Callable[[Sequence[Configuration]], None] = lambda _: None,
+) -> Ranking:
     """Measure until the best is known well enough, or time is up.
 
     enough: whether no time is left; asked before every measurement but the first of each way to compute
     load: makes ready what is measured next, a few at a time
     """
-    found = Found(where)
+    found = Ranking(where)
     run = _Rounds(found, measure, enough, load)
     first = space.batches[0]
-    run.over([Candidate(group, space.windows[0], first) for group in space.groups], least=True)
+    run.over([Configuration(group, space.windows[0], first) for group in space.groups], least=True)
     for kind in space.kinds(found.samples):
         near = [c.group for c in _near(found, kind)]
-        run.over([Candidate(group, window, first) for window in space.windows[1:] for group in near])
+        run.over([Configuration(group, window, first) for window in space.windows[1:] for group in near])
     for kind in space.kinds(found.samples)[:1]:  # what may not be proposed is not looked into any further
         best = found.best(kind)[0]
         _other_batches(run, space, found, best)
@@ -111,11 +112,11 @@ def search(
     return found
 
 
-def _other_batches(run: _Rounds, space: Space, found: Found, best: Candidate) -> None:
+def _other_batches(run: _Rounds, space: Space, found: Ranking, best: Configuration) -> None:
     run.over([c for batch in space.batches if (c := replace(best, batch=batch)) not in found.samples])
 
 
-def _refine(run: _Rounds, space: Space, found: Found, best: Candidate) -> None:
+def _refine(run: _Rounds, space: Space, found: Ranking, best: Configuration) -> None:
     """Try what should be better than the best so far, computed as it is, each time by all that is known."""
     windows = found.field.finer() if space.refine else ()
     for _ in range(REFINED):
@@ -125,7 +126,7 @@ def _refine(run: _Rounds, space: Space, found: Found, best: Candidate) -> None:
         run.over(space.like(best, run.possible(better))[:LOADED])
 
 
-def _halve(run: _Rounds, found: Found, left: list[Candidate]) -> None:
+def _halve(run: _Rounds, found: Ranking, left: list[Configuration]) -> None:
     count = len(left)
     while count > 1 and not run.over_time:
         count = ceil(count / 2)
@@ -135,7 +136,7 @@ def _halve(run: _Rounds, found: Found, left: list[Candidate]) -> None:
         run.over(left)
 
 
-def kept(found: Found, left: Sequence[Candidate], count: int) -> list[Candidate]:
+def kept(found: Ranking, left: Sequence[Configuration], count: int) -> list[Configuration]:
     """The best `count`, and those that are no worse than the last of them but for noise (at most as many again)."""
     ranked = found.best(left)
     bar = found.worth(ranked[count - 1]) * (1 - NOISE)
@@ -144,17 +145,21 @@ def kept(found: Found, left: Sequence[Candidate], count: int) -> list[Candidate]
 
 class _Rounds:
     def __init__(
-        self, found: Found, measure: Measure, enough: Callable[[], bool], load: Callable[[Sequence[Candidate]], None]
+        self,
+        found: Ranking,
+        measure: Measure,
+        enough: Callable[[], bool],
+        load: Callable[[Sequence[Configuration]], None],
     ) -> None:
         self._found, self._measure, self._enough, self._load = found, measure, enough, load
-        self._failed: set[Candidate] = set()
+        self._failed: set[Configuration] = set()
         self.over_time = False
 
-    def possible(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+    def possible(self, candidates: Iterable[Configuration]) -> list[Configuration]:
         """Each once, without those that are known not to run."""
         return [c for c in dict.fromkeys(candidates) if c not in self._failed]
 
-    def over(self, candidates: Sequence[Candidate], *, least: bool = False) -> None:
+    def over(self, candidates: Sequence[Configuration], *, least: bool = False) -> None:
         """One measurement of each."""
         left = self.possible(candidates)
         for i, candidate in enumerate(left):
@@ -170,6 +175,6 @@ class _Rounds:
                 self._found.samples.setdefault(candidate, []).append(rate)
 
 
-def _near(found: Found, kind: Sequence[Candidate]) -> list[Candidate]:
+def _near(found: Ranking, kind: Sequence[Configuration]) -> list[Configuration]:
     best = found.worth(found.best(kind)[0])
     return [c for c in kind if found.worth(c) >= NEAR * best]

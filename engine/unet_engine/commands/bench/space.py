@@ -26,7 +26,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Candidate:
+class Configuration:
     group: Group
     window: Window
     """Input size per axis of the model."""
@@ -64,7 +64,7 @@ class Field:
         return prod(axis.count for axis in self.axes(window))
 
     def rate(self, window: Window, windows_per_second: float) -> float:
-        """Voxels of the whole volume per second at this rate: what configurations of different windows are compared by."""
+        """Voxels of the whole volume per second at this rate, by which different windows are compared."""
         return prod(self.shape) * windows_per_second / self.windows(window)
 
     def flops(self, window: Window) -> float | None:
@@ -92,7 +92,7 @@ class Field:
         )
 
     def scaled(self, factor: float) -> Window:
-        """The admissible window nearest to `factor` times the model's own, no larger than the volume where that can be."""
+        """The admissible window nearest to `factor` times the model's own, if possible no larger than the volume."""
         spec, found = self.spec, []
         axes = zip(
             spec.window, self.shape[-len(spec.window) :], spec.window_min, spec.window_step, spec.margin, strict=True
@@ -106,7 +106,7 @@ class Field:
         return tuple(found)
 
     def ladder(self) -> tuple[Window, ...]:
-        """Windows to try first, the model's own at the front where it fits. At least one, even if the volume is smaller."""
+        """Windows to try first, the model's own at the front where it fits. One at least, however small the volume."""
         tried = dict.fromkeys(map(self.scaled, LADDER))
         return tuple(w for w in tried if self.fits(w)) or (self.spec.window,)
 
@@ -119,8 +119,10 @@ class Field:
 
 
 def region(field: Field, window: Window, windows: int) -> Box:
-    """A box at the volume's origin that takes about so many windows (three quarters at least, of those that there are): the axis with the
-    most windows loses one, again and again."""
+    """A box at the volume's origin that takes about so many windows, three quarters of them or all there are at least.
+
+    The axis with the most windows loses one, again and again.
+    """
     stop = list(field.shape)
     axes = field.axes(window)
     counts = [len(axis.meeting(0, size)) for axis, size in zip(axes, stop, strict=True)]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from unet_engine import machine
 from unet_engine.commands.bench.meter import Meter
 from unet_engine.commands.bench.offer import Wanted, allowed, choice_of, runnable, setup_of, space_of
-from unet_engine.commands.bench.search import Found, search
-from unet_engine.commands.bench.space import Candidate, Field, region
+from unet_engine.commands.bench.search import Ranking, search
+from unet_engine.commands.bench.space import Configuration, Field, region
 from unet_engine.commands.bench.whole import Whole, run_whole
 from unet_engine.errors import PlanError
 from unet_engine.model.file import ModelFile
 from unet_engine.plan.box import Box
+from unet_engine.units import Tell
 from unet_engine.volumes.base import Volume
 
 FINALISTS = 2
@@ -31,8 +32,6 @@ FEWEST = 6
 """Windows that a run must have for its figures to mean anything."""
 FEW = 16
 """Windows that a run from end to end should have at least: with fewer, its first and last ones weigh too much."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class EndToEnd:
 class Row:
     """What is known of one configuration."""
 
-    candidate: Candidate
+    configuration: Configuration
     proved: bool
     """Whether a run takes it: fp32, or what the accuracy gate has passed."""
     note: str = ""
@@ -110,7 +109,7 @@ class Outcome:
 
     def worth(self, row: Row) -> float | None:
         """Voxels of the whole volume per second, bare."""
-        return None if row.bare is None else self.field.rate(row.candidate.window, row.bare)
+        return None if row.bare is None else self.field.rate(row.configuration.window, row.bare)
 
 
 def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outcome:
@@ -135,7 +134,7 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
                 f"nothing of {model.path.name} could be measured: {why}; try other --windows or more --seconds"
             )
         finalists = [row for row in rows if row.proved and row.samples][:FINALISTS]
-        meter.close(but=[row.candidate for row in finalists])
+        meter.close(but=[row.configuration for row in finalists])
         if finalists:
             left = seconds - (time.perf_counter() - begun)
             _run_finalists(outcome, finalists, meter, left, ["--in", volume.path, *subject.options], tell)
@@ -150,13 +149,13 @@ def score(outcome: Outcome, row: Row) -> float:
     return (outcome.worth(row) or 0.0) * (row.efficiency or 0.0)
 
 
-def _row(model: ModelFile, candidate: Candidate, found: Found, meter: Meter) -> Row:
-    choice = choice_of(model, candidate)
-    proved = allowed(model, candidate)
-    note = meter.failed.get(candidate, "")
+def _row(model: ModelFile, configuration: Configuration, found: Ranking, meter: Meter) -> Row:
+    choice = choice_of(model, configuration)
+    proved = allowed(model, configuration)
+    note = meter.failed.get(configuration, "")
     if not note and not proved:
-        note = "run has no batches on a CPU" if not runnable(candidate) else f"not proved: {choice.why}"
-    return Row(candidate, proved, note, tuple(found.samples.get(candidate, ())), meter.peaks.get(candidate))
+        note = "run has no batches on a CPU" if not runnable(configuration) else f"not proved: {choice.why}"
+    return Row(configuration, proved, note, tuple(found.samples.get(configuration, ())), meter.peaks.get(configuration))
 
 
 def _run_finalists(
@@ -165,12 +164,12 @@ def _run_finalists(
     """Runs of each in turn, a measurement of its bare network before and after every one, as long as there is time."""
     chosen, box = _affordable(outcome, finalists, seconds)
     outcome.region = str(box)
-    runs: dict[Candidate, list[Whole]] = {row.candidate: [] for row in chosen}
-    around: dict[Candidate, list[float]] = {row.candidate: [] for row in chosen}
+    runs: dict[Configuration, list[Whole]] = {row.configuration: [] for row in chosen}
+    around: dict[Configuration, list[float]] = {row.configuration: [] for row in chosen}
     begun, longest = time.perf_counter(), 0.0
     for repeat in range(REPEATS):
         for row in chosen:
-            c = row.candidate
+            c = row.configuration
             if (repeat or row is not chosen[0]) and time.perf_counter() - begun + longest > seconds:
                 continue
             tell(f"{outcome.name}: run {repeat + 1} of {c}")
@@ -181,8 +180,8 @@ def _run_finalists(
             runs[c].append(whole)
             around[c].append(statistics.mean(rates) if rates else row.bare or 0.0)
     for row in chosen:
-        if runs[row.candidate]:
-            row.end_to_end = EndToEnd(tuple(runs[row.candidate]), tuple(around[row.candidate]))
+        if runs[row.configuration]:
+            row.end_to_end = EndToEnd(tuple(runs[row.configuration]), tuple(around[row.configuration]))
 
 
 def _affordable(outcome: Outcome, finalists: Sequence[Row], seconds: float) -> tuple[Sequence[Row], Box]:
@@ -194,37 +193,37 @@ def _affordable(outcome: Outcome, finalists: Sequence[Row], seconds: float) -> t
         windows = max(FEWEST, int(each * (slowest.bare or 1.0)))
         if windows >= FEW or count == 1:
             break
-    return chosen, region(outcome.field, slowest.candidate.window, windows)
+    return chosen, region(outcome.field, slowest.configuration.window, windows)
 
 
-def options_of(candidate: Candidate) -> list[str]:
+def options_of(configuration: Configuration) -> list[str]:
     """The options of ``run`` that give this configuration."""
-    group = candidate.group
+    group = configuration.group
     options = [
         "--backend",
         group.backend,
         "--precision",
         group.precision,
         "--window",
-        ",".join(map(str, candidate.window)),
+        ",".join(map(str, configuration.window)),
     ]
     if group.device != "cpu" or machine.gpu_count():
         options += ["--device", group.device]
-    return options + (["--batch", str(candidate.batch)] if group.device != "cpu" else [])
+    return options + (["--batch", str(configuration.batch)] if group.device != "cpu" else [])
 
 
 def _notes(outcome: Outcome) -> Iterator[str]:
     if outcome.best is None:
         yield "nothing that was measured is proved, so nothing is proposed; see unet-engine quantize"
         return
-    faster = [r for r in outcome.rows if not r.proved and r.samples and runnable(r.candidate)]
+    faster = [r for r in outcome.rows if not r.proved and r.samples and runnable(r.configuration)]
     top = max(faster, key=lambda r: outcome.worth(r) or 0.0, default=None)
     best = outcome.worth(outcome.best) or 1.0
     if top and (ratio := (outcome.worth(top) or 0.0) / best) > 1.05:
         yield (
-            f"{top.candidate.group.precision} on {top.candidate.group.backend} is {ratio:.2f} times as fast bare, but not proved; "
+            f"{top.configuration.group.precision} on {top.configuration.group.backend} is {ratio:.2f} times as fast bare, but not proved; "
             f"prove it on your own volume: unet-engine quantize {outcome.model.path} --calibrate SCAN.zarr "
-            f"--precision {top.candidate.group.precision}"
+            f"--precision {top.configuration.group.precision}"
         )
     run = outcome.best.end_to_end
     windows = run.runs[0].facts["windows_inferred"] if run else 0

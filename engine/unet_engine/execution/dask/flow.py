@@ -1,7 +1,7 @@
-"""The executor for Dask clusters: runs of blocks handed out in plan order, as many at a time as the workers can use.
+"""The executor for Dask clusters: bundles of blocks handed out in plan order, as many at a time as the workers can use.
 
-    predict(run) --> sums --+--> commit(run)
-                            +--> piece for each run above --> their commits
+    predict(bundle) --> sums --+--> commit(bundle)
+                               +--> parcel of halos for each bundle above --> their commits
 
 The scheduler sees names, sizes and places; workers read voxels from the volume and halos from one another. A task whose worker is lost is
 repeated elsewhere by Dask, with what it depends on. Nothing here grows with the volume: what is submitted is bounded, what is not yet
@@ -23,11 +23,11 @@ from distributed.scheduler import KilledWorker
 
 from unet_engine.errors import ClusterError, UnetEngineError
 from unet_engine.execution.dask import tasks
-from unet_engine.execution.dask.board import LOOK_EVERY, Board
+from unet_engine.execution.dask.progress import LOOK_EVERY, Progress
 from unet_engine.execution.dask.tasks import Label, Sealed, Ticket, Wanted
 from unet_engine.pipeline.job import Job
-from unet_engine.plan.bundles import Run, RunId, runs
-from unet_engine.plan.memory import RUNS_IN_FLIGHT
+from unet_engine.plan.bundles import Bundle, BundleId, bundles
+from unet_engine.plan.memory import BUNDLES_IN_FLIGHT
 from unet_engine.plan.plan import Index
 from unet_engine.profiling.stages import SPANS
 
@@ -39,7 +39,7 @@ def run_dask(
     client: Client,
     job: Job,
     pending: Callable[[Index], bool],
-    board: Board,
+    progress: Progress,
     length: int,
     limit: float,
     trouble: Callable[[], str | None] = lambda: None,
@@ -54,40 +54,40 @@ def run_dask(
     # no two runs share keys: the scheduler may still hold those of one that was interrupted
     name = f"unet-{job.plan.digest}-{uuid4().hex[:8]}"
     flow = _Flow(client, tasks.ticket(job, name, limit))
-    with _listening(client, name, board):
+    with _listening(client, name, progress):
         try:
-            for run in runs(job.plan, pending, length):
-                while flow.in_flight >= RUNS_IN_FLIGHT * max(1, board.worker_count):
-                    _progress(flow, board, trouble)
-                flow.submit(run)
-                board.submitted()
+            for bundle in bundles(job.plan, pending, length):
+                while flow.in_flight >= BUNDLES_IN_FLIGHT * max(1, progress.worker_count):
+                    _step(flow, progress, trouble)
+                flow.submit(bundle)
+                progress.submitted()
             while flow.in_flight:
-                _progress(flow, board, trouble)
+                _step(flow, progress, trouble)
             if job.profiled:
-                spans = min(SPANS, SPANS_IN_ALL // max(1, board.worker_count))
+                spans = min(SPANS, SPANS_IN_ALL // max(1, progress.worker_count))
                 with suppress(Exception):  # all blocks are committed; what is missing then is only spans of the trace
-                    board.profiled(client.run(tasks.profile, name, spans, on_error="ignore"))
+                    progress.profiled(client.run(tasks.profile, name, spans, on_error="ignore"))
         finally:
             flow.drop()
             with suppress(Exception):  # the workers or the scheduler may be gone
                 client.run(tasks.close, name, on_error="ignore")
 
 
-def _progress(flow: _Flow, board: Board, trouble: Callable[[], str | None]) -> None:
-    if board.stuck:
-        raise ClusterError(f"{board.stuck}; what is committed stays, run the same command with --resume")
-    if not flow.wait(LOOK_EVERY) and not board.worker_count and (why := trouble()):
+def _step(flow: _Flow, progress: Progress, trouble: Callable[[], str | None]) -> None:
+    if progress.stuck:
+        raise ClusterError(f"{progress.stuck}; what is committed stays, run the same command with --resume")
+    if not flow.wait(LOOK_EVERY) and not progress.worker_count and (why := trouble()):
         raise ClusterError(f"{why}; what is committed stays, run the same command with --resume")
 
 
 @contextmanager
-def _listening(client: Client, topic: str, board: Board) -> Iterator[None]:
+def _listening(client: Client, topic: str, progress: Progress) -> Iterator[None]:
     def seen(event: tuple[float, dict[str, Any]]) -> None:
-        board.event(event[1])
+        progress.event(event[1])
 
     client.subscribe_topic(topic, seen)
     try:
-        with board.watching(lambda: _worker_addresses(client)):
+        with progress.watching(lambda: _worker_addresses(client)):
             yield
     finally:
         with suppress(Exception):
@@ -99,42 +99,43 @@ def _worker_addresses(client: Client) -> set[str]:
 
 
 class _Flow:
-    """What is submitted and not yet committed, and the halos that runs still to be submitted will need."""
+    """What is submitted and not yet committed, and the halos that bundles still to be submitted will need."""
 
     def __init__(self, client: Client, ticket: Ticket) -> None:
         self._client, self._ticket = client, ticket
         self._completed: SimpleQueue[Future] = SimpleQueue()
-        self._open: dict[Future, tuple[Run, list[Future]]] = {}
-        """By the future that ends a run, the run and the pieces it merges: Dask may see us let go of them before it sees the run."""
-        self._waiting: defaultdict[RunId, list[Future]] = defaultdict(list)
-        """By run that is not submitted yet, the pieces it will merge. Held here, or Dask would drop them."""
+        self._open: dict[Future, tuple[Bundle, list[Future]]] = {}
+        """By the future that ends a bundle, the bundle and the parcels it merges: Dask may see us let go of them before it sees
+        the commit."""
+        self._waiting: defaultdict[BundleId, list[Future]] = defaultdict(list)
+        """By bundle that is not submitted yet, the parcels it will merge. Held here, or Dask would drop them."""
         self._count = 0
 
     @property
     def in_flight(self) -> int:
         return len(self._open)
 
-    def submit(self, run: Run) -> None:
-        """Hand over one run: its tasks and their order before those submitted later."""
+    def submit(self, bundle: Bundle) -> None:
+        """Hand over one bundle: its tasks and their order before those submitted later."""
         name, ticket = self._ticket.name, self._ticket
-        sums = (f"predict-{name}", *run.id)
-        graph: dict[Any, Any] = {sums: (tasks.predict, ticket, Sealed.of(run))}
-        pieces = {}
-        for target, blocks in run.targets:
-            pieces[target] = (f"piece-{name}", *run.id, *target)
-            graph[pieces[target]] = (tasks.piece, sums, Wanted(blocks))
-        keys = list(pieces.values())
-        lower = self._waiting.pop(run.id, [])
-        if run.commits:
-            keys.append((f"commit-{name}", *run.id))
-            graph[keys[-1]] = (tasks.commit, ticket, Label.of(run), sums, *lower)
+        sums = (f"predict-{name}", *bundle.id)
+        graph: dict[Any, Any] = {sums: (tasks.predict, ticket, Sealed.of(bundle))}
+        parcels = {}
+        for target, blocks in bundle.targets:
+            parcels[target] = (f"piece-{name}", *bundle.id, *target)
+            graph[parcels[target]] = (tasks.parcel, sums, Wanted(blocks))
+        keys = list(parcels.values())
+        lower = self._waiting.pop(bundle.id, [])
+        if bundle.commits:
+            keys.append((f"commit-{name}", *bundle.id))
+            graph[keys[-1]] = (tasks.commit, ticket, Label.of(bundle), sums, *lower)
         futures = self._client.get(graph, keys, sync=False, priority=-self._count)
         self._count += 1
-        for target, future in zip(pieces, futures, strict=False):
+        for target, future in zip(parcels, futures, strict=False):
             self._waiting[target].append(future)
-        # a run that only spills upwards is done with its first piece
-        last = futures[-1] if run.commits else futures[0]
-        self._open[last] = (run, lower)
+        # a bundle that only spills upwards is done with its first parcel
+        last = futures[-1] if bundle.commits else futures[0]
+        self._open[last] = (bundle, lower)
         last.add_done_callback(self._completed.put)
 
     def wait(self, seconds: float) -> bool:
@@ -143,28 +144,28 @@ class _Flow:
             future = self._completed.get(timeout=seconds)
         except Empty:
             return False
-        run, _ = self._open.pop(future)
+        bundle, _ = self._open.pop(future)
         if future.status != "finished":
-            raise self._failure(future, run)
+            raise self._failure(future, bundle)
         return True
 
-    def _failure(self, future: Future, run: Run) -> UnetEngineError:
+    def _failure(self, future: Future, bundle: Bundle) -> UnetEngineError:
         if future.status != "error":
             return ClusterError(
-                f"the scheduler lost {run}: it was stopped or restarted; what is committed stays, run the same command with --resume"
+                f"the scheduler lost {bundle}: it was stopped or restarted; what is committed stays, run the same command with --resume"
             )
         error = future.exception()
         if isinstance(error, UnetEngineError):
             return error
         if isinstance(error, KilledWorker):
             return ClusterError(
-                f"{run} was given up: {error.allowed_failures + 1} workers died over it, the last {error.last_worker.address}, most "
+                f"{bundle} was given up: {error.allowed_failures + 1} workers died over it, the last {error.last_worker.address}, most "
                 "likely out of memory; use fewer --workers, a smaller --memory per worker or a smaller --window, then --resume"
             )
         if isinstance(error, FutureCancelledError):
-            return ClusterError(f"{run} was cancelled ({error}); run the same command with --resume")
+            return ClusterError(f"{bundle} was cancelled ({error}); run the same command with --resume")
         return UnetEngineError(
-            f"unexpected {type(error).__name__} from Dask in {run}: {error}; run again with --resume"
+            f"unexpected {type(error).__name__} from Dask in {bundle}: {error}; run again with --resume"
         )
 
     def drop(self) -> None:

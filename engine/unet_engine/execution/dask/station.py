@@ -1,9 +1,9 @@
 """One job in one worker of a cluster: a `Worker` whose device is fed from a queue, while the cluster's threads read, merge and write.
 
     threads of the cluster        queue               device thread
-    predict(run): read, read  ->  [b3][b2]  ->  windows of b1 through the network, b2's right behind them
+    predict(bundle): read, read -> [b3][b2]  ->  windows of b1 through the network, b2's right behind them
                   wait for sums   <-------------------------------'
-    commit(run):  halos merged, written, marked
+    commit(bundle): halos merged, written, marked
 
 Blocks enter the network one behind the other without a pause, whichever calls they came from. At most `READ_AHEAD` blocks are held raw.
 """
@@ -25,7 +25,7 @@ from unet_engine.errors import ClusterError
 from unet_engine.pipeline.base import Predicted
 from unet_engine.pipeline.job import Halo, Job, Raw
 from unet_engine.pipeline.worker import Worker
-from unet_engine.plan.bundles import Run
+from unet_engine.plan.bundles import Bundle
 from unet_engine.plan.plan import Index, Task
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import MERGE, WAITING
@@ -36,7 +36,7 @@ READ_AHEAD = 2
 
 @dataclass(frozen=True)
 class Part:
-    """The sums of one block, taken apart, so that each piece can go when nothing needs it any more."""
+    """The sums of one block, taken apart, so that each part of them can go when nothing needs it any more."""
 
     task: Task
     core: Array | None
@@ -56,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Sums:
-    """What `predict` leaves for `commit` and for other runs."""
+    """What `predict` leaves for `commit` and for other bundles."""
 
     parts: tuple[Part, ...]
 
@@ -66,8 +66,8 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The halos that one run sends to another."""
+class HaloParcel:
+    """The halos that one bundle sends to another."""
 
     origin: str
     """Address of the worker that made it."""
@@ -77,9 +77,9 @@ class Piece:
         return sum(halo.values.nbytes for _, halo in self.halos)
 
 
-def piece(sums: Sums, targets: frozenset[Index], origin: str) -> Piece:
-    """The halos for the blocks `targets`, which lie in another run; they are shared with `sums`, not copied."""
-    return Piece(origin, tuple((to, halo) for part in sums.parts for to, halo in part.halos if to in targets))
+def parcel(sums: Sums, targets: frozenset[Index], origin: str) -> HaloParcel:
+    """The halos for the blocks `targets`, which lie in another bundle; they are shared with `sums`, not copied."""
+    return HaloParcel(origin, tuple((to, halo) for part in sums.parts for to, halo in part.halos if to in targets))
 
 
 @dataclass
@@ -92,7 +92,7 @@ class _Order:
 
 
 class Station:
-    """Predicts and commits runs of one job. Calls may come from several threads at once."""
+    """Predicts and commits bundles of one job. Calls may come from several threads at once."""
 
     def __init__(self, job: Job, address: str, limit: float, hung: Callable[[str], None]) -> None:
         """limit: seconds that reading, inferring or writing one block may take; `hung` is called with what took longer."""
@@ -113,16 +113,16 @@ class Station:
 
     # --- what the cluster calls ---
 
-    def predict(self, run: Run) -> Sums:
-        """Read and infer the blocks of a run. Void ones are written here and now."""
+    def predict(self, bundle: Bundle) -> Sums:
+        """Read and infer the blocks of a bundle. Void ones are written here and now."""
         self.used = time.monotonic()
         orders = []
-        with self._reading:  # one run after the other, so that the first one's sums are complete first
-            for task in run.tasks:
+        with self._reading:  # one bundle after the other, so that the first one's sums are complete first
+            for task in bundle.tasks:
                 targets = {task.block.index} if task.commits else set()
                 targets.update(to for to, _ in task.halos)
                 with self._watch.over(f"looking at block {task.block.index}"):
-                    left = self.worker.settle(task, run.column, targets.__contains__)
+                    left = self.worker.settle(task, bundle.column, targets.__contains__)
                 if left:
                     orders.append(self._enqueue(left))
         return Sums(tuple(Part.of(order.sums.result(), self.worker.recorder) for order in orders))
@@ -143,11 +143,11 @@ class Station:
             raise
         return order
 
-    def commit(self, sums: Sums, pieces: Sequence[Piece]) -> None:
-        """Add the halos from this run and others to each block's own sums, finish and write it. Leaves `sums` as they are."""
+    def commit(self, sums: Sums, parcels: Sequence[HaloParcel]) -> None:
+        """Add the halos from this bundle and others to each block's own sums, finish and write it. Leaves `sums` as they are."""
         self.used = time.monotonic()
         arrived: defaultdict[Index, list[Halo]] = defaultdict(list)
-        for foreign in pieces:
+        for foreign in parcels:
             for to, halo in foreign.halos:
                 arrived[to].append(halo)
             if foreign.origin != self.address:

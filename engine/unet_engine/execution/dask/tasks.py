@@ -23,10 +23,10 @@ from unet_engine import machine
 from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.errors import ClusterError, ModelError, PlanError, UnetEngineError, first_line
 from unet_engine.execution.dask import station
-from unet_engine.execution.dask.station import Piece, Station, Sums
+from unet_engine.execution.dask.station import HaloParcel, Station, Sums
 from unet_engine.model.file import open_model
 from unet_engine.pipeline.job import Job
-from unet_engine.plan.bundles import Run, RunId
+from unet_engine.plan.bundles import Bundle, BundleId
 from unet_engine.plan.plan import Index
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
@@ -65,45 +65,45 @@ def ticket(job: Job, name: str, limit: float) -> Ticket:
 
 @dataclass(frozen=True)
 class Label:
-    """What is said of a run: its name for events, and words for errors."""
+    """What is said of a bundle: its name for events, and words for errors."""
 
-    id: RunId
+    id: BundleId
     text: str
 
     @classmethod
-    def of(cls, run: Run) -> Label:
-        return cls(run.id, f"{run} (from voxels {run.tasks[0].block.write})")
+    def of(cls, bundle: Bundle) -> Label:
+        return cls(bundle.id, f"{bundle} (from voxels {bundle.tasks[0].block.write})")
 
-    def __dask_tokenize__(self) -> RunId:
+    def __dask_tokenize__(self) -> BundleId:
         return self.id
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """A run on its way to a worker. Sealed, since the scheduler would unpack every window of it, and keeps what it sent for a while."""
+    """A bundle on its way to a worker. Sealed, since the scheduler would unpack every window of it, and keeps what it sent for a while."""
 
     label: Label
     content: bytes
 
     @classmethod
-    def of(cls, run: Run) -> Sealed:
-        return cls(Label.of(run), pickle.dumps(run))
+    def of(cls, bundle: Bundle) -> Sealed:
+        return cls(Label.of(bundle), pickle.dumps(bundle))
 
-    def __dask_tokenize__(self) -> RunId:
+    def __dask_tokenize__(self) -> BundleId:
         # keys are made of it already; else Dask would hash all of it
         return self.label.id
 
 
 def predict(ticket: Ticket, sealed: Sealed) -> Sums:
-    """Infer the blocks of a run."""
+    """Infer the blocks of a bundle."""
     with _at_work(ticket, sealed.label, "predicted") as here:
-        run: Run = pickle.loads(sealed.content)
-        return here.predict(run)
+        bundle: Bundle = pickle.loads(sealed.content)
+        return here.predict(bundle)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Blocks of another run that wait for halos. A class of its own, since Dask looks for its keys in tuples and sets."""
+    """Blocks of another bundle that wait for halos. A class of its own, since Dask looks for its keys in tuples and sets."""
 
     blocks: frozenset[Index]
 
@@ -111,20 +111,20 @@ class Wanted:
         return sorted(self.blocks)
 
 
-def piece(sums: Sums, wanted: Wanted) -> Piece:
-    """Pick out of a run's sums what another run needs."""
-    return station.piece(sums, wanted.blocks, get_worker().address)
+def parcel(sums: Sums, wanted: Wanted) -> HaloParcel:
+    """Pick out of a bundle's sums what another one needs."""
+    return station.parcel(sums, wanted.blocks, get_worker().address)
 
 
-def commit(ticket: Ticket, label: Label, sums: Sums, *pieces: Piece) -> None:
-    """Merge, finish, write and mark the blocks of a run."""
+def commit(ticket: Ticket, label: Label, sums: Sums, *parcels: HaloParcel) -> None:
+    """Merge, finish, write and mark the blocks of a bundle."""
     with _at_work(ticket, label, "committed") as here:
-        here.commit(sums, pieces)
+        here.commit(sums, parcels)
 
 
 @contextmanager
 def _at_work(ticket: Ticket, label: Label, stage: str) -> Iterator[Station]:
-    """The station, and an event with what it did. Errors that are not ours get the run and the worker's name."""
+    """The station, and an event with what it did. Errors that are not ours get the bundle's and the worker's name."""
     begun = time.perf_counter()
     worker = get_worker()
     try:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
 from unet_engine.errors import ClusterError, first_line
+from unet_engine.execution.dask.progress import Progress
 from unet_engine.execution.team import Pending
 from unet_engine.paths import absolute
 from unet_engine.pipeline.job import Counters
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
 from unet_engine.settings import Settings
+from unet_engine.units import Tell
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
 
 HANG_SECONDS = 60.0
 """How long a worker may be silent, and the least that a step of a block may take, before it counts as hung."""
-
-
 HANG_FACTOR = 20
 """How many times the expected time a block may take."""
-
-
 GATHER_SECONDS = 10.0
 """How long to wait for the other workers once there is one. Those that come later are used, but not counted on for memory."""
 
@@ -42,13 +39,11 @@ def _absolute(settings: Settings) -> dict[str, str]:
 class DaskTeam:
     """The workers of a cluster, which plan too: their devices, libraries and memory are those that count."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Callable[[str], None]) -> None:
-        from unet_engine.execution.dask.board import Board
-
+    def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Tell) -> None:
         self._cluster, self._tell = cluster, tell
         threads = settings.threads or connection.worker_threads(settings)
         self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
-        self._board = Board()
+        self._progress = Progress()
         self.dashboard = cluster.dashboard
         self.notes = cluster.notes
 
@@ -85,20 +80,22 @@ class DaskTeam:
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         from unet_engine.execution.dask.flow import run_dask
 
-        crew, job = prepared.crew, prepared.job
-        assert crew is not None
+        cluster, job = prepared.cluster, prepared.job
+        assert cluster is not None
         block = prepared.seconds_per_window * prod(job.plan.block)
         limit = self._settings.hang_seconds or max(HANG_SECONDS, HANG_FACTOR * block)
-        run_dask(self._cluster.client, job, pending, self._board, crew.run, limit, self._cluster.trouble)
+        run_dask(
+            self._cluster.client, job, pending, self._progress, cluster.bundle_length, limit, self._cluster.trouble
+        )
 
     def counters(self) -> Counters:
-        return self._board.counters()
+        return self._progress.counters()
 
     def detail(self) -> str:
-        return self._board.detail()
+        return self._progress.detail()
 
     def profile(self) -> dict[str, Snapshot]:
-        return self._board.profile()
+        return self._progress.profile()
 
     def facts(self) -> dict[str, Any]:
-        return self._board.facts()
+        return self._progress.facts()

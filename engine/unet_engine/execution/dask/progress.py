@@ -34,7 +34,7 @@ class Share:
         return self.inferred / max(1e-9, self.last - self.begun)
 
 
-class Board:
+class Progress:
     """Counters of all workers. `event` may be called from another thread than the rest."""
 
     def __init__(self) -> None:
@@ -61,12 +61,12 @@ class Board:
         return self._tally.read()
 
     def submitted(self) -> None:
-        """A run is on its way."""
+        """A bundle is on its way."""
         self._submitted += 1
 
     @property
     def repeated(self) -> int:
-        """Runs predicted more than once, because the worker that held their sums was lost. While the run lasts, at least so many."""
+        """Bundles predicted more than once, as the worker that held their sums was lost. While the run lasts, at least so many."""
         return max(0, self._predicted - self._submitted)
 
     def event(self, facts: dict[str, Any]) -> None:
