@@ -160,7 +160,7 @@ def test_workers_killed_at_random_moments(tmp_path, case, seed):
 def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     volume, _, alone = case
     out = tmp_path / "out.zarr"
-    args = ["--in", volume, "--model", fake_model(tmp_path, latency_ms=3), "--out", out, "--workers", 2, *FLAGS]
+    args = ["--in", volume, "--model", fake_model(tmp_path, latency_ms=6), "--out", out, "--workers", 2, *FLAGS]
     process = begin("run", *args)
     wait_for_blocks(out, process)
     family = psutil.Process(process.pid).children(recursive=True)
