@@ -22,6 +22,7 @@ def guard():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_same_engine_passes_and_a_slowed_down_one_fails(guard, tmp_path, monkeypatch, capsys):
     baseline = tmp_path / "guard.json"
     assert guard.main(["--quick", "--record", "--baseline", str(baseline)]) == 0

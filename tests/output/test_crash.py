@@ -15,7 +15,7 @@ import pytest
 
 import unet_engine
 from support.command_line import begin, cli, environment
-from support.outputs import chunks, marked
+from support.outputs import chunks, marked, wait_for_blocks
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, OutputError
@@ -91,9 +91,7 @@ def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     volume, model, whole = case
     out = tmp_path / "out.zarr"
     process = begin("run", "--in", volume, "--model", model, "--out", out, *FLAGS)
-    while not marked(out):
-        assert process.poll() is None
-        time.sleep(0.005)
+    wait_for_blocks(out, process)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
@@ -291,13 +289,13 @@ def test_two_runs_never_write_one_output(tmp_path, case):
     volume, model, whole = case
     out = tmp_path / "shared.zarr"
     first = begin("run", "--in", volume, "--model", model, "--out", out, *FLAGS)
-    while not marked(out):
-        assert first.poll() is None, "it was over before the second one began"
-        time.sleep(0.005)
+    wait_for_blocks(out, first)
+    first.send_signal(signal.SIGSTOP)  # or a busy machine may let it end before the second one begins
     for option in ("--resume", "--overwrite"):
         said = cli("run", "--in", volume, "--model", model, "--out", out, option, *FLAGS)
         assert said.code == OutputError.exit_code
         assert "is being written by another run" in said.error
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
     assert chunks(out) == whole
     assert not (out / "0" / ".lock").exists()

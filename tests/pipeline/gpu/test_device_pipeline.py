@@ -19,7 +19,7 @@ import unet_engine
 from support.command_line import cli
 from support.devices import prepared, worked
 from support.stations import work
-from support.stitching import blocks, cases
+from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.devices.base import Region
 from unet_engine.devices.simulated import RaceError, SimulatedDevice
@@ -30,8 +30,6 @@ from unet_engine.pipeline.job import Halo
 from unet_engine.plan.box import Box
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, COPY_BACK, GATHER, NETWORK, WAITING, Stages
 from unet_engine.profiling.tracing import role
-
-assert blocks is not None  # a fixture
 
 
 def both(volume: str, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:

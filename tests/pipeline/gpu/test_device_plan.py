@@ -17,7 +17,6 @@ from support.command_line import cli
 from support.devices import prepared, worked
 from support.plans import plans
 from support.stations import work
-from support.stitching import blocks
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.api import _provenance
 from unet_engine.backends import fake
@@ -42,7 +41,6 @@ from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
 from unet_engine.settings import Settings
 
-assert blocks is not None  # a fixture
 RNG = np.random.default_rng(5)
 
 
