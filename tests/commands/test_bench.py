@@ -1,4 +1,5 @@
-"""`unet-engine bench`: it measures in turn, finds the best within its time, proposes only what is proved, and says what it did."""
+"""`unet-engine bench`: it measures in turn, finds the best within its time, proposes only what is proved, and says what
+it did."""
 
 import itertools
 import json
@@ -103,7 +104,8 @@ def test_a_region_takes_about_as_many_windows_as_asked(shape, wanted):
 
 
 def surface(where, overhead, knee, slope, gain):
-    """Windows per second of a made-up network: a cost per call, one per voxel, more of it beyond the cache; batches save part of the first."""
+    """Windows per second of a made-up network: a cost per call, one per voxel, more of it beyond the cache; batches
+    save part of the first."""
 
     def rate(candidate):
         voxels = math.prod(candidate.window)

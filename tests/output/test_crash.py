@@ -74,7 +74,8 @@ def test_kill_at_random_moments(tmp_path, case):
 
 
 def _killed(args, out, moments):
-    """Start, wait until there are some more blocks than before, and a moment, and kill. Whether the run was still going on."""
+    """Start, wait until there are some more blocks than before, and a moment, and kill. Whether the run was still going
+    on."""
     wanted = len(marked(out)) + moments.choice([-1, 0, 1, 2])
     process = begin(*args)
     while process.poll() is None and (len(marked(out)) < wanted or (wanted >= 0 and not (out / "zarr.json").exists())):
@@ -143,7 +144,8 @@ def resumed(case, out):
 
 
 def test_half_written_chunks_are_written_again(case, half):
-    """A kill while a chunk is written leaves part of a file. Those of committed blocks are whole, all others may be anything."""
+    """A kill while a chunk is written leaves part of a file. Those of committed blocks are whole, all others may be
+    anything."""
     out, committed = half
     plan = unet_engine.make_plan(case[0], model=case[1], **OPTIONS)
     for index in set(plan.block_range.points()) - committed:
@@ -329,7 +331,8 @@ for _ in range(facts["kills"]):
 
 
 def test_a_writer_killed_at_random_moments_takes_nothing_from_blocks_another_one_marked(tmp_path, case):
-    """A worker thought lost may still be writing what others wrote and marked. Whenever it dies, the output is whole."""
+    """A worker thought lost may still be writing what others wrote and marked. Whenever it dies, the output is
+    whole."""
     volume, model, whole = case
     plan = unet_engine.make_plan(volume, model=model, **OPTIONS)
     out = tmp_path / "out.zarr"
@@ -385,7 +388,8 @@ def layout(plan, dtype="float32"):
 
 @pytest.fixture
 def lost(tmp_path, case):
-    """A worker that has written one block and was then forgotten, its block, and the output: (worker, index, box, values, path)."""
+    """A worker that has written one block and was then forgotten, its block, and the output: (worker, index, box,
+    values, path)."""
     volume, model, _ = case
     plan = unet_engine.make_plan(volume, model=model, **OPTIONS)
     out = tmp_path / "lost.zarr"

@@ -1,4 +1,5 @@
-"""Parts of one output: a partition that all machines agree on, the same bytes as one run, and the last one to end completes it."""
+"""Parts of one output: a partition that all machines agree on, the same bytes as one run, and the last one to end
+completes it."""
 
 from __future__ import annotations
 
@@ -135,7 +136,8 @@ SHAPE = (24, 60, 64)
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A volume most of which is empty, a mask, a network that takes its time and says what empty means; 2 by 4 by 4 blocks."""
+    """A volume most of which is empty, a mask, a network that takes its time and says what empty means; 2 by 4 by 4
+    blocks."""
     folder = tmp_path_factory.mktemp("parts")
     image = np.zeros(SHAPE, np.uint8)
     image[3:20, 5:50, 30:] = RNG.integers(1, 255, (17, 45, 34))

@@ -238,7 +238,8 @@ def quantized(model, tissue, *options):
 
 @pytest.fixture(scope="module")
 def proved(tissue, tmp_path_factory):
-    """The demo network with verdicts for bf16 and int8 (thresholds that small windows reach): path, what the command said."""
+    """The demo network with verdicts for bf16 and int8 (thresholds that small windows reach): path, what the command
+    said."""
     pytest.importorskip("nncf")
     path = tmp_path_factory.mktemp("proved") / "cells.onnx"
     shutil.copy(shipped_model("cells_3d.onnx"), path)

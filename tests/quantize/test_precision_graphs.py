@@ -1,4 +1,5 @@
-"""FP16 and INT8 graphs for TensorRT: the arithmetic that is emulated is the one that was typed, and layers that overflow are found."""
+"""FP16 and INT8 graphs for TensorRT: the arithmetic that is emulated is the one that was typed, and layers that
+overflow are found."""
 
 import shutil
 

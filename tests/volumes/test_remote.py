@@ -85,7 +85,8 @@ def test_a_remote_run_that_failed_can_be_resumed(s3: dict[str, Any], tmp_path: P
 
 
 def test_parts_on_a_bucket_give_the_bytes_of_one_run(s3: dict[str, Any], tmp_path: Path) -> None:
-    """Begun at once, where nothing locks: both may make the output, and one of them, or the last to end, completes it."""
+    """Begun at once, where nothing locks: both may make the output, and one of them, or the last to end, completes
+    it."""
     make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
     model = fake_model(tmp_path, latency_ms=2)
     arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", model, "--output", "logits", "--json")

@@ -1,4 +1,5 @@
-"""The device pipeline on a simulated GPU: the bytes of the CPU, nothing in a race, nothing allocated or waited for on the way."""
+"""The device pipeline on a simulated GPU: the bytes of the CPU, nothing in a race, nothing allocated or waited for on
+the way."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ RNG = np.random.default_rng(5)
 def test_nothing_is_waited_for_or_allocated_per_window(
     tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four times the volume: four times the kernels, but the same memory; the host waits three times a block at most."""
+    """Four times the volume: four times the kernels, but the same memory; the host waits three times a block at
+    most."""
     blocks((2, 2, 2))
     monkeypatch.setattr("unet_engine.backends.opening.default_batch", lambda *_: 3)
     seen = []

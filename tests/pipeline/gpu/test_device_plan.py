@@ -1,4 +1,5 @@
-"""Device memory: the formula is what the pipeline allocates, plans are fitted to it beforehand, and running out is met once."""
+"""Device memory: the formula is what the pipeline allocates, plans are fitted to it beforehand, and running out is met
+once."""
 
 from __future__ import annotations
 
@@ -243,7 +244,8 @@ def _other_bits(self: FakeDevice, stream: int, run: Any = FakeDevice.run) -> Non
 def test_half_a_batch_that_gives_other_bits_ends_the_run_with_what_to_do(
     tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch, *, station: bool
 ) -> None:
-    """What is committed stays; with memory to spare a resume completes it, to the bytes of a run that met no trouble."""
+    """What is committed stays; with memory to spare a resume completes it, to the bytes of a run that met no
+    trouble."""
     blocks((2, 2, 2))
     array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
     volume = make_volume(tmp_path / "v.zarr", array)
