@@ -15,12 +15,11 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 
 import unet_engine
-from support.stitching import blocks, cases
+from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.memory import cut_columns
 from unet_engine.stitching.weights import profile
 
-assert blocks is not None  # a fixture
 RNG = np.random.default_rng(11)
 
 

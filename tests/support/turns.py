@@ -1,11 +1,9 @@
-"""Tests in several processes at once: some have the machine to themselves, and a process that does not end is told."""
+"""Tests in several processes at once: some have the machine to themselves, and one that does not end is told."""
 
 from __future__ import annotations
 
-import atexit
 import faulthandler
 import fcntl
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,23 +43,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         room.__exit__(None, None, None)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("numprocesses", None):
-        from xdist.workermanage import NodeManager
-
-        NodeManager.EXIT_TIMEOUT = EXIT_SECONDS + 10
-        for left in _folder(config).glob("ending-*"):
-            left.unlink()
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """A thread that a test left hanging would keep Python from ending: show it, and fail."""
-    faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=sys.__stderr__)
-    if hasattr(config, "workerinput"):  # nobody looks at its exit code: a file tells that it did not end by itself
-        ending = _folder(config) / f"ending-{os.getpid()}"
-        ending.touch()
-        atexit.register(ending.unlink, missing_ok=True)
-    elif left := [*_folder(config).glob("ending-*")] if config.getoption("numprocesses", None) else []:
-        print(f"{len(left)} test processes did not end after their tests: see the stack above", file=sys.__stderr__)
-        sys.__stderr__.flush()
-        os._exit(1)
+    """A thread that a test left hanging would keep Python from ending: show it, and fail.
+
+    Not in one of several processes: that one waits for the others, and is ended by the one that began it.
+    """
+    if not hasattr(config, "workerinput"):
+        faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=sys.__stderr__)
