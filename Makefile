@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
 
-.PHONY: demo test check lint bench clean
+# Processes that run tests at once: many of them wait for others.
+TESTERS ?= 2
+
+.PHONY: demo test fresh check lint bench clean
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -22,7 +25,11 @@ demo: .venv/run
 	$(BIN)/unet-engine demo demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+
+# The property tests alone, each with a thousand examples that were never drawn before.
+fresh: .venv/dev
+	$(BIN)/python -m pytest -n $(TESTERS) -m hypothesis --hypothesis-profile fresh
 
 lint: .venv/dev
 	$(BIN)/ruff check .

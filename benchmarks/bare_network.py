@@ -2,8 +2,9 @@
 
     python benchmarks/bare_network.py [--precision fp32] [--seconds 8] [--rounds 2] [--monai]
 
-The network is that of ``end_to_end.py``. The peak beside it is the best of a matrix product and a convolution, measured here too (see
-`unet_engine.commands.bench.peak`). The layouts are tried in turn, round after round, so that drift of the machine shows.
+The network is that of ``end_to_end.py``. The peak beside it is the best of a matrix product and a convolution, measured
+here too (see `unet_engine.commands.bench.peak`). The layouts are tried in turn, round after round, so that drift of the
+machine shows.
 """
 
 from __future__ import annotations

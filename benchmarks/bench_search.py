@@ -1,13 +1,15 @@
-"""How good is what ``unet-engine bench`` chooses? Its search against an exhaustive sweep of the same configurations, in the same run.
+"""How good is what ``unet-engine bench`` chooses? Its search against an exhaustive sweep of the same configurations, in
+the same run.
 
     python benchmarks/bench_search.py [--model net.onnx] [--shape Z,Y,X] [--backend openvino] [--precision fp32] [--batches 1,4]
                                       [--every 2] [--rounds 3] [--searches 3] [--seconds 30] [--finals 7] [--json FILE] [--quick]
 
-The sweep measures every window between half and twice the model's own that has about its shape (each ``--every``-th of them), with every
-batch, one measurement of each per round; between its rounds the search runs, with the time that `bench` would give it. The best of many
-noisy medians is partly the luckiest, so the three best of the sweep and all choices meet again, in ``--finals`` rounds of their own: ratio =
-voxels per second of the choice ÷ those of the best there, medians of these rounds alone. The noise of the method: the same for the best of
-the first round of the sweep. Batches that a run cannot use, above 1 on a CPU, are measured and told, but are no choice.
+The sweep measures every window between half and twice the model's own that has about its shape (each ``--every``-th of
+them), with every batch, one measurement of each per round; between its rounds the search runs, with the time that
+`bench` would give it. The best of many noisy medians is partly the luckiest, so the three best of the sweep and all
+choices meet again, in ``--finals`` rounds of their own: ratio = voxels per second of the choice ÷ those of the best
+there, medians of these rounds alone. The noise of the method: the same for the best of the first round of the sweep.
+Batches that a run cannot use, above 1 on a CPU, are measured and told, but are no choice.
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@
     python benchmarks/end_to_end.py [--case 3D | 2D] [--model net.onnx] [--volume volume.tif] [--precisions fp32 bf16 int8]
                                     [--repeats 2] [--crop Z,Y,X] [--monai] [--json FILE] [--quick]
 
-For each precision and repetition, in turn: the bare network (OpenVINO's asynchronous queue, best of its thread layouts), the whole of
-``unet-engine run`` as a process of its own, the bare network again. Efficiency is windows × bare seconds per window ÷ wall seconds of the
-process, start and loading included; the bare time is the mean of before and after, since shared machines drift. MONAI runs the same
-network (fp32, gaussian, batch 4, 2 threads) in PyTorch on a crop of 160³, in turn with the engine: with the module as it is, and frozen to
-TorchScript, which folds the normalisation away.
+For each precision and repetition, in turn: the bare network (OpenVINO's asynchronous queue, best of its thread
+layouts), the whole of ``unet-engine run`` as a process of its own, the bare network again. Efficiency is windows × bare
+seconds per window ÷ wall seconds of the process, start and loading included; the bare time is the mean of before and
+after, since shared machines drift. MONAI runs the same network (fp32, gaussian, batch 4, 2 threads) in PyTorch on a
+crop of 160³, in turn with the engine: with the module as it is, and frozen to TorchScript, which folds the
+normalisation away.
 
-``--case 2D`` is a satellite mosaic of three channels in windows of 512². Without ``--model`` (MONAI needs it so): a U-Net of 16 filters and 4
-levels with random weights. Without ``--volume``: the EM volume or the mosaic of the shared data, or noise of the same size where there is none.
-int8 is calibrated on the volume first, and judged with whatever Dice: what a real network loses is `precision.py`'s to measure.
+``--case 2D`` is a satellite mosaic of three channels in windows of 512². Without ``--model`` (MONAI needs it so): a
+U-Net of 16 filters and 4 levels with random weights. Without ``--volume``: the EM volume or the mosaic of the shared
+data, or noise of the same size where there is none. int8 is calibrated on the volume first, and judged with whatever
+Dice: what a real network loses is `precision.py`'s to measure.
 """
 
 from __future__ import annotations
@@ -213,7 +215,8 @@ def _efficiency(args: argparse.Namespace, root: Path, precision: str, repeat: in
 
 
 def _against_monai(args: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """The engine and MONAI on the same crop, in turn; MONAI with the module as it was trained, and frozen to TorchScript."""
+    """The engine and MONAI on the same crop, in turn; MONAI with the module as it was trained, and frozen to
+    TorchScript."""
     import zarr
 
     crop = np.asarray(zarr.open_array(args.zarr, mode="r")[:160, :160, :160])

@@ -1,10 +1,12 @@
-"""Everything that needs a GPU, in one run of under eight minutes: builds, tests, measures, and writes one JSON and one Markdown table.
+"""Everything that needs a GPU, in one run of under eight minutes: builds, tests, measures, and writes one JSON and one
+Markdown table.
 
     python benchmarks/gpu_check.py [--quick] [--wheels FOLDER] [--only PART,PART] [--json FILE] [--table FILE]
 
-Run it from the repository's root, with Python, nvcc and PyTorch for CUDA there. What else is missing is installed from the wheels in
-``--wheels`` into a folder of its own, without a network. Every part has a time budget and is a process of its own, so that one that hangs or
-fails takes nothing with it; a part that cannot run says why. Ratios are of figures measured in the same process, turn by turn.
+Run it from the repository's root, with Python, nvcc and PyTorch for CUDA there. What else is missing is installed from
+the wheels in ``--wheels`` into a folder of its own, without a network. Every part has a time budget and is a process of
+its own, so that one that hangs or fails takes nothing with it; a part that cannot run says why. Ratios are of figures
+measured in the same process, turn by turn.
 
     build        the CUDA module for this GPU's architecture, with warnings as errors
     tests        kernel, pipeline and back end tests, and every kernel once against NumPy
@@ -17,7 +19,8 @@ fails takes nothing with it; a part that cannot run says why. Ratios are of figu
     gpus         halos between two processes by TCP and UCX, and between two GPUs, where there are two
     decoding     GB/s of voxels decoded by the host's threads, and by nvCOMP where it is installed, against GB/s needed
 
-Exit codes: 0 all parts ran and held; 1 a part failed or a target was missed; 2 wrong arguments; 3 there is no GPU; 4 a part could not run.
+Exit codes: 0 all parts ran and held; 1 a part failed or a target was missed; 2 wrong arguments; 3 there is no GPU; 4 a
+part could not run.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""What can be counted before anything is measured on a GPU: halos between GPUs, and voxels to be decoded. Prints the tables of docs/gpu.md.
+"""What can be counted before anything is measured on a GPU: halos between GPUs, and voxels to be decoded. Prints the
+tables of docs/gpu.md.
 
     python benchmarks/gpu_counts.py [--rates 1,3,50] [--windows-per-second 314] [--decode]
 
-The case is the target's: MLPerf's 3D U-Net, 128³ windows, overlap 0.5, 512×512×1024 int16. Geometry is the planner's own, block by block.
-Rates of networks and wires are given; ``--decode`` alone measures: what a core decodes, by processor time, so that other load matters little.
+The case is the target's: MLPerf's 3D U-Net, 128³ windows, overlap 0.5, 512×512×1024 int16. Geometry is the planner's
+own, block by block. Rates of networks and wires are given; ``--decode`` alone measures: what a core decodes, by
+processor time, so that other load matters little.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class Halos:
         return self.bytes / rate
 
     def saving(self, rate: float) -> float:
-        """Share of a run that a path of no cost would save: what of the sending is longer than the network it happens beside."""
+        """Share of a run that a path of no cost would save: what of the sending is longer than the network it happens
+        beside."""
         return max(0.0, 1 - self.network_seconds / self.seconds(rate)) if self.bytes else 0.0
 
 

@@ -19,7 +19,8 @@ from gpu_report import CannotRun
 
 
 def tensorrt(args: argparse.Namespace) -> Figures:
-    """The bare engine from random weights in FP16 and INT8: its speed does not depend on them, nor on what it was calibrated on."""
+    """The bare engine from random weights in FP16 and INT8: its speed does not depend on them, nor on what it was
+    calibrated on."""
     if args.simulate:
         raise CannotRun("simulated: no engine runs there")
     from unet_engine.backends import tensorrt_api
@@ -47,7 +48,8 @@ def tensorrt(args: argparse.Namespace) -> Figures:
 
 
 def _engine_rate(path: Path, window: tuple[int, ...], batches: int = 30) -> float:
-    """Windows per second of the network alone, replayed back to back. The graph says its types, so it is opened as it is."""
+    """Windows per second of the network alone, replayed back to back. The graph says its types, so it is opened as it
+    is."""
     from unet_engine.backends.base import Setup
     from unet_engine.backends.libraries import open_on_device
     from unet_engine.backends.opening import warm_up
@@ -72,7 +74,8 @@ def _engine_rate(path: Path, window: tuple[int, ...], batches: int = 30) -> floa
 
 
 def gpus(args: argparse.Namespace) -> Figures:
-    """Bytes per second of halos: between two GPUs through host memory and peer to peer, and between two processes by TCP and UCX."""
+    """Bytes per second of halos: between two GPUs through host memory and peer to peer, and between two processes by
+    TCP and UCX."""
     yield from _by_protocol(args)
     if args.simulate:
         raise CannotRun("simulated: there is one device")
@@ -121,7 +124,8 @@ CHUNK, CHUNKS = 64, 64
 
 
 def decoding(args: argparse.Namespace) -> Figures:
-    """GB/s of decoded voxels on the host, per number of threads, and by nvCOMP on the GPU with the compressed bytes' way there."""
+    """GB/s of decoded voxels on the host, per number of threads, and by nvCOMP on the GPU with the compressed bytes'
+    way there."""
     from gpu_counts import decoding as needed
     from numcodecs import zstd
 
@@ -146,7 +150,8 @@ def decoding(args: argparse.Namespace) -> Figures:
 
 
 def _host_rate(voxels: list[Any], threads: int, seconds: float) -> float:
-    """As a run reads: zarr with the codec pipeline of zarrs, chunks decoded on so many threads; from a folder the system has in memory."""
+    """As a run reads: zarr with the codec pipeline of zarrs, chunks decoded on so many threads; from a folder the
+    system has in memory."""
     import zarr
 
     from unet_engine.storage.codecs import decoding as with_threads

@@ -1,4 +1,5 @@
-"""The kernels alone, for `gpu_check.py`: their bandwidth against a copy on the device, and one pass over all of them for compute-sanitizer.
+"""The kernels alone, for `gpu_check.py`: their bandwidth against a copy on the device, and one pass over all of them
+for compute-sanitizer.
 
 python benchmarks/gpu_kernels.py            every kernel once on small cases, compared with NumPy (what the sanitizer watches)
 """
@@ -108,7 +109,8 @@ def copy_bandwidth(device: Device, count: int, seconds: float) -> float:
 
 
 def bandwidth(device: Device, classes: int, window: int, dtype: str, seconds: float) -> dict[str, dict[str, float]]:
-    """Seconds and bytes that must be moved, per kernel, for one window of `window`³ voxels in sums half as large again."""
+    """Seconds and bytes that must be moved, per kernel, for one window of `window`³ voxels in sums half as large
+    again."""
     arrays, k = Arrays(device), device.kernels
     try:
         size, rng = (window,) * 3, np.random.default_rng(0)

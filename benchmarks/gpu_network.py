@@ -1,5 +1,5 @@
-"""MLPerf's 3D U-Net as it is described there: filters 32, 64, 128, 256, 320, InstanceNorm, LeakyReLU, transposed convolutions up, three
-classes. Random weights: only its speed and memory are measured."""
+"""MLPerf's 3D U-Net as it is described there: filters 32, 64, 128, 256, 320, InstanceNorm, LeakyReLU, transposed
+convolutions up, three classes. Random weights: only its speed and memory are measured."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ CALIBRATION = (32, 32, 32)
 
 
 def typed_graphs(network: nn.Module, window: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """ONNX graphs for TensorRT as `unet-engine quantize` makes them, by precision: FP16, and convolutions in INT8 with FP16 between."""
+    """ONNX graphs for TensorRT as `unet-engine quantize` makes them, by precision: FP16, and convolutions in INT8 with
+    FP16 between."""
     import numpy as np
 
     from unet_engine.model.spec import METADATA_KEY

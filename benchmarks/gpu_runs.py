@@ -17,7 +17,8 @@ from gpu_common import Figures, bare_rate, device_name, need, network_of, volume
 
 
 def end_to_end(args: argparse.Namespace) -> Figures:
-    """Bare, engine, bare, twice: the bare figure is the mean of before and after, as clocks drift. Then the engine again, profiled."""
+    """Bare, engine, bare, twice: the bare figure is the mean of before and after, as clocks drift. Then the engine
+    again, profiled."""
     need("torch", "zarr", "zarrs", "pydantic")
     import torch
     from gpu_network import flops, save

@@ -10,8 +10,8 @@ overlap   0 to 0.75, a small real network; law: windows by the grid's rule, towa
           window as for the most windows
 workers   1 to 64, simulated by `scaling.py`; law: windows a second follow workers
 
-Every run is a process of its own. What is measured is the seconds of the run without its start, and the peak memory of the process. Each
-point is run `REPEATS` times, in turn; the median is plotted, least and most as bars.
+Every run is a process of its own. What is measured is the seconds of the run without its start, and the peak memory of
+the process. Each point is run `REPEATS` times, in turn; the median is plotted, least and most as bars.
 """
 
 from __future__ import annotations

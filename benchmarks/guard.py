@@ -1,12 +1,14 @@
-"""Whether the engine has become slower: a small set of ratios, each taken within one round, against those stored earlier.
+"""Whether the engine has become slower: a small set of ratios, each taken within one round, against those stored
+earlier.
 
     python benchmarks/guard.py [--baseline FILE] [--record] [--quick]
 
-Stitching against NumPy, and the whole of a run (without its start) against the bare network, in 3D and 2D. Every round measures both sides of
-every ratio, so that a busy neighbour slows both. The noise of a ratio is the spread of its rounds. It fails where the upper quartile of the
-rounds is below the lower quartile of the baseline's, and is so again when measured a second time; then the exit code is 1. On a machine whose
-baseline is not stored, ratios must reach `FLOOR`. ``--record`` adds what was measured to this machine's baseline: best more than once, at
-different hours. Under two minutes.
+Stitching against NumPy, and the whole of a run (without its start) against the bare network, in 3D and 2D. Every round
+measures both sides of every ratio, so that a busy neighbour slows both. The noise of a ratio is the spread of its
+rounds. It fails where the upper quartile of the rounds is below the lower quartile of the baseline's, and is so again
+when measured a second time; then the exit code is 1. On a machine whose baseline is not stored, ratios must reach
+`FLOOR`. ``--record`` adds what was measured to this machine's baseline: best more than once, at different hours. Under
+two minutes.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ BASELINE = Path(__file__).parent / "results" / "guard.json"
 MODELS = Path(unet_engine.__file__).parent / "models"
 ROUNDS, CALLS = 7, 25
 LEAST_NOISE = {"add": 0.15, "gather": 0.15, "labels": 0.15, "3D": 0.03, "2D": 0.03}
-"""Part of a ratio that is always allowed for: so much the same code moves from hour to hour. What neighbours do to caches and memory tells on
-stitching, which is less than a hundredth of a run."""
+"""Part of a ratio that is always allowed for: so much the same code moves from hour to hour. What neighbours do to
+caches and memory tells on stitching, which is less than a hundredth of a run."""
 SESSIONS = 5
 """Recordings whose rounds are kept, so that a baseline has the noise between hours in it."""
 FLOOR = {"add": 1.5, "gather": 4.0, "labels": 3.0, "3D": 0.8, "2D": 0.6}

@@ -61,7 +61,8 @@ def model_of(case: Case, filters: int, root: Path) -> Path:
 
 
 def volume_of(case: Case, root: Path, given: str | None = None, crop: str | None = None) -> Path:
-    """The volume of the case, or a TIFF that is given, as Zarr in `root`; of it the first voxels along each axis, as in ``64,128,128``."""
+    """The volume of the case, or a TIFF that is given, as Zarr in `root`; of it the first voxels along each axis, as in
+    ``64,128,128``."""
     import zarr
 
     path = Path(given) if given else case.volume

@@ -2,10 +2,11 @@
 
     python benchmarks/memory.py [--overlap 0.5] [--workers N] [--json FILE] [--quick]
 
-A volume of 256×512×512, one of 64 times the voxels (the same chunks again, as hard links) grown on every axis, and one of 64 times the voxels
-grown on its longest axis alone. The network is the fake back end (identity, two classes out, windows of 64³), so that hours become
-minutes; everything around it is real. The larger volumes run with ``--memory`` set to the peak of the small one, and with the default.
-With ``--workers`` the run is spread over processes by Dask; peak and prediction are then those of the worker that took most.
+A volume of 256×512×512, one of 64 times the voxels (the same chunks again, as hard links) grown on every axis, and one
+of 64 times the voxels grown on its longest axis alone. The network is the fake back end (identity, two classes out,
+windows of 64³), so that hours become minutes; everything around it is real. The larger volumes run with ``--memory``
+set to the peak of the small one, and with the default. With ``--workers`` the run is spread over processes by Dask;
+peak and prediction are then those of the worker that took most.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Plots of `scaling.py` for docs/scaling.md: overhead and cores against workers, memory over a whole run.
 
-python benchmarks/plot_scaling.py benchmarks/results/scaling.json benchmarks/results/scaling_whole.json docs/images/scaling.png
+python benchmarks/plot_scaling.py benchmarks/results/scaling.json benchmarks/results/scaling_whole.json
+docs/images/scaling.png
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@
    turn with the engine.
 4. Truth: the last ``--held-out`` planes of a labelled volume, predicted from all of it; Dice per class for each precision in one table.
 
-Without ``--volume`` and ``--truth`` the shared EM data is taken. ``--quick``: the shipped network on synthetic tissue, a minute.
+Without ``--volume`` and ``--truth`` the shared EM data is taken. ``--quick``: the shipped network on synthetic tissue,
+a minute.
 """
 
 from __future__ import annotations

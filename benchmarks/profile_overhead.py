@@ -2,10 +2,11 @@
 
     python benchmarks/profile_overhead.py [--pairs 12] [--model net.onnx] [--window Z,Y,X] [--shape Z,Y,X] [--json FILE] [--quick]
 
-Counted: the cost of one span (many of them, timed in a loop) times the spans of a run, over the time of the run. Measured: runs with and
-without a profile in turn, in one process, the order swapped from pair to pair; the ratio of each pair, median (least to most), and as the
-noise of the method the same ratio between two runs that are both plain. The volume is noise; the network the demo's 3D one. With
-``--fake`` the network costs nothing, so that the ratio is that of all other work, the worst there can be.
+Counted: the cost of one span (many of them, timed in a loop) times the spans of a run, over the time of the run.
+Measured: runs with and without a profile in turn, in one process, the order swapped from pair to pair; the ratio of
+each pair, median (least to most), and as the noise of the method the same ratio between two runs that are both plain.
+The volume is noise; the network the demo's 3D one. With ``--fake`` the network costs nothing, so that the ratio is that
+of all other work, the worst there can be.
 """
 
 from __future__ import annotations

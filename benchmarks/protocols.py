@@ -1,9 +1,11 @@
-"""How fast halos go from one worker process of this machine to another: TCP against UCX, where that is installed. Needs no GPU.
+"""How fast halos go from one worker process of this machine to another: TCP against UCX, where that is installed. Needs
+no GPU.
 
     python benchmarks/protocols.py [--megabytes 100] [--rounds 5] [--json FILE]
 
-Two processes each, as ``run --workers 2 --protocol P`` starts them. What is sent is a `HaloParcel` with one halo, as a run sends it. The two
-protocols take turns, round by round; printed are the median rate of each, least and most, and the median of the rounds' ratios.
+Two processes each, as ``run --workers 2 --protocol P`` starts them. What is sent is a `HaloParcel` with one halo, as a
+run sends it. The two protocols take turns, round by round; printed are the median rate of each, least and most, and the
+median of the rounds' ratios.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""What rounding to BF16 costs a network, one thing at a time: the image, weights, biases, activations; then OpenVINO itself.
+"""What rounding to BF16 costs a network, one thing at a time: the image, weights, biases, activations; then OpenVINO
+itself.
 
     python benchmarks/rounding.py --model net.onnx --image image.tif [--windows 4] [--seed 0]
 
-The ONNX runs in fp32 in ONNX Runtime with the named tensors rounded to the nearest BF16, on random windows of the image, normalised as the
-model's spec says. Printed is the least Dice coefficient of any class against the network as it is. For 3D networks of one channel.
+The ONNX runs in fp32 in ONNX Runtime with the named tensors rounded to the nearest BF16, on random windows of the
+image, normalised as the model's spec says. Printed is the least Dice coefficient of any class against the network as it
+is. For 3D networks of one channel.
 """
 
 from __future__ import annotations
@@ -89,8 +91,8 @@ def _windows(model: ModelFile, args: argparse.Namespace) -> list[Any]:
 def _rounded(
     proto: Any, *, weights: int | None, inputs: tuple[int, ...] = (1,), activations: bool = False
 ) -> Callable[[Any], Any]:
-    """The network with `inputs` (1 weights, 2 biases) of its first `weights` convolutions rounded, None: of all; and what flows between
-    layers, where `activations` says so."""
+    """The network with `inputs` (1 weights, 2 biases) of its first `weights` convolutions rounded, None: of all; and
+    what flows between layers, where `activations` says so."""
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     graph = changed.graph

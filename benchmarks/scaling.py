@@ -1,8 +1,10 @@
-"""How many workers one scheduler feeds: the real executor over simulated workers, whose network takes a fixed time and nothing else.
+"""How many workers one scheduler feeds: the real executor over simulated workers, whose network takes a fixed time and
+nothing else.
 
-Every worker is a Dask worker process of its own; only reading, the network and writing are replaced by waiting, 2.3 ms a window as on one
-H200 (438 windows of 128 cubed a second). Halos are real but small: 8 cubed windows, so that memory and network of this machine do not
-count. The plan has 103,823 blocks of 64 windows. Overhead is wall time over ideal time, windows x 2.3 ms / workers, minus 1.
+Every worker is a Dask worker process of its own; only reading, the network and writing are replaced by waiting, 2.3 ms
+a window as on one H200 (438 windows of 128 cubed a second). Halos are real but small: 8 cubed windows, so that memory
+and network of this machine do not count. The plan has 103,823 blocks of 64 windows. Overhead is wall time over ideal
+time, windows x 2.3 ms / workers, minus 1.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json            seconds per point: --seconds 60
     python benchmarks/scaling.py --workers 16 --whole                             the whole plan, with memory of scheduler and client
@@ -144,7 +146,8 @@ QUIET = {
 
 @contextmanager
 def cluster(workers: int):
-    """A scheduler in a process of its own, simulated workers in others; yields the scheduler's file and process number."""
+    """A scheduler in a process of its own, simulated workers in others; yields the scheduler's file and process
+    number."""
     from dask.config import serialize
 
     environment = {**os.environ, "DASK_INTERNAL_INHERIT_CONFIG": serialize(QUIET)}

@@ -1,9 +1,10 @@
-"""Writing a block of chunks: as the engine does, beside the same codecs in place, and zarr's own codecs through its store.
+"""Writing a block of chunks: as the engine does, beside the same codecs in place, and zarr's own codecs through its
+store.
 
     python benchmarks/writing.py [--size 318] [--rounds 8] [--folder DIR]
 
-Voxels of synthetic tissue: labels (uint8) and smooth probabilities with noise (two classes, float32). The ways take turns, round after
-round; a round writes a fresh array of chunks of 64 voxels a side.
+Voxels of synthetic tissue: labels (uint8) and smooth probabilities with noise (two classes, float32). The ways take
+turns, round after round; a round writes a fresh array of chunks of 64 voxels a side.
 """
 
 from __future__ import annotations

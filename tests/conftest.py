@@ -1,28 +1,15 @@
-"""What the tests share: small volumes, the identity network, a tiny real one, and the command line with all it prints."""
+"""Fixtures of all tests: small volumes, the identity network, a tiny real one."""
 
-import faulthandler
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings as hypothesis_settings
 
 from support.volumes import fake_model, make_volume
 from unet_engine.model.spec import ModelSpec
 from unet_engine.settings import CONFIG
 
-# Machines are shared, so an example may take long for no reason of its own.
-hypothesis_settings.register_profile("unhurried", deadline=None)
-hypothesis_settings.load_profile("unhurried")
-
-EXIT_SECONDS = 60
-"""How long Python may take to end after the tests."""
-
-
-def pytest_unconfigure():
-    """A thread that a test left hanging would keep Python from ending: show it, and fail."""
-    faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=sys.__stderr__)
+pytest_plugins = ["support.examples", "support.turns"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +32,19 @@ def model(tmp_path):
     return fake_model(tmp_path)
 
 
+@pytest.fixture
+def blocks(monkeypatch):
+    """Set the windows per block, which a user cannot: the result must not depend on it beyond rounding."""
+
+    def fix(block):
+        if block is None:
+            monkeypatch.undo()
+        else:
+            monkeypatch.setattr("unet_engine.prepare.draft.default_block", lambda axes, _: block[-len(axes) :])
+
+    return fix
+
+
 @pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory):
     """A real network in 3D with two poolings and two classes, untrained, as a model file."""
@@ -61,3 +61,12 @@ def tiny_onnx(tmp_path_factory):
     spec: ModelSpec = spec_for(config, name="tiny", window=(16, 16, 16))
     export_onnx(UNet(config).eval(), spec, path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def tissue(tmp_path_factory):
+    """A volume of the tissue that the demo networks know."""
+    from unet_export.train.tissue import make_tissue
+
+    folder = tmp_path_factory.mktemp("tissue")
+    return make_volume(folder / "scan.zarr", make_tissue((48, 64, 64), 7)[0], chunks=(16, 32, 32))

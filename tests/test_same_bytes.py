@@ -1,7 +1,9 @@
-"""A matrix of small runs gives the bytes that were stored before the modules moved: outputs and the digests of their plans.
+"""A matrix of small runs gives the bytes that were stored before the modules moved: outputs and the digests of their
+plans.
 
-`same_bytes.json` was made by the commit before (06d64e7) with ``python tests/test_same_bytes.py``. The identity network stands for all: what
-it gives is the same on every processor, while its windows are cut, weighted, added and finished as those of any network.
+`same_bytes.json` was made by the commit before (06d64e7) with ``python tests/test_same_bytes.py``. The identity network
+stands for all: what it gives is the same on every processor, while its windows are cut, weighted, added and finished as
+those of any network.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """The ways to get from a Zarr volume and a network to a Zarr array of labels: ours and the peers'.
 
-The body of each function is what a user has to write; `lines` counts it. All get the same: the volume's path, the network as ``job.module`` and
-as ``job.onnx``, the window, and where to write. All read uint8, divide by 255, and write uint8 labels in chunks of the case.
+The body of each function is what a user has to write; `lines` counts it. All get the same: the volume's path, the
+network as ``job.module`` and as ``job.onnx``, the window, and where to write. All read uint8, divide by 255, and write
+uint8 labels in chunks of the case.
 """
 
 from __future__ import annotations
@@ -247,7 +248,8 @@ ENGINES = {"gaussian": "engine", "constant": "engine, constant", "crop": "engine
 
 
 def lines(work: Callable[[Job], None]) -> int:
-    """Lines of code in the body of a function: no comments, no blank lines; a statement over several lines counts as those it takes."""
+    """Lines of code in the body of a function: no comments, no blank lines; a statement over several lines counts as
+    those it takes."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(work)))
     occupied: set[int] = set()
     for statement in ast.walk(tree.body[0]):

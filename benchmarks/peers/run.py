@@ -3,14 +3,15 @@
     python benchmarks/peers/run.py [--cases 3D 2D organs scan] [--sizes 1 8 64] [--base 16] [--repeats 1] [--only NAME ...]
                                    [--python PEERS/bin/python] [--limit SECONDS] [--json FILE] [--markdown FILE] [--quick]
 
-Every contestant runs in a process of its own, pinned to the same two cores with as many threads, and does all of it: read the Zarr
-volume, infer, stitch, argmax, write labels as Zarr. Importing libraries, building the PyTorch module and, for ``torch.compile``, compiling are
-not counted but told apart; what the engine, dask and bioimageio.core take to load the ONNX file is. Repetitions take turns.
-In the case ``scan`` the volume has twice the network's resolution: the image is resampled, and labels or logits are brought back to it.
-Agreement is the fraction of voxels with the label that the engine gives when it blends alike (Gaussian, constant, or cropped to the
-centres; in ``scan``, by interpolated logits). Peak memory is that of the process. Lines are those of the contestant's function in
-`contestants.py`. A peer that cannot be imported, fails, or takes longer than ``--limit`` is named with the reason. Peers may live in
-another environment (``requirements.txt`` here); ``--python`` names its interpreter.
+Every contestant runs in a process of its own, pinned to the same two cores with as many threads, and does all of it:
+read the Zarr volume, infer, stitch, argmax, write labels as Zarr. Importing libraries, building the PyTorch module and,
+for ``torch.compile``, compiling are not counted but told apart; what the engine, dask and bioimageio.core take to load
+the ONNX file is. Repetitions take turns. In the case ``scan`` the volume has twice the network's resolution: the image
+is resampled, and labels or logits are brought back to it. Agreement is the fraction of voxels with the label that the
+engine gives when it blends alike (Gaussian, constant, or cropped to the centres; in ``scan``, by interpolated logits).
+Peak memory is that of the process. Lines are those of the contestant's function in `contestants.py`. A peer that cannot
+be imported, fails, or takes longer than ``--limit`` is named with the reason. Peers may live in another environment
+(``requirements.txt`` here); ``--python`` names its interpreter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What the contestants work on: volumes of 1, 8 and 64 times some voxels, one network as PyTorch module and as ONNX file."""
+"""What the contestants work on: volumes of 1, 8 and 64 times some voxels, one network as PyTorch module and as ONNX
+file."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the volumes it runs over. Sizes are window + k * stride along every axis, so that all grids are the same."""
+    """A network and the volumes it runs over. Sizes are window + k * stride along every axis, so that all grids are the
+    same."""
 
     name: str
     window: tuple[int, ...]
@@ -124,7 +126,8 @@ def _balance(case: Case, module: Any) -> None:
 
 
 def volume(case: Case, times: int, path: Path) -> None:
-    """The shared EM volume or satellite mosaic mirrored to the size, noise where there is none; written slab by slab."""
+    """The shared EM volume or satellite mosaic mirrored to the size, noise where there is none; written slab by
+    slab."""
     shape = case.shape(times)
     tile = _tile(len(shape))
     array = zarr.create_array(
@@ -150,7 +153,8 @@ def _tile(ndim: int) -> np.ndarray:
 
 
 def _image(path: Path) -> np.ndarray:
-    """A TIFF, whole: (z, y, x) or (y, x, channels) uint8. Pillow decodes what tifffile needs another package for, tifffile reads stacks."""
+    """A TIFF, whole: (z, y, x) or (y, x, channels) uint8. Pillow decodes what tifffile needs another package for,
+    tifffile reads stacks."""
     import tifffile
     from PIL import Image
 
@@ -164,7 +168,8 @@ def _image(path: Path) -> np.ndarray:
 
 
 def weights(case: Case) -> Any:
-    """The Gaussian of a window with the floor that the engine gives each axis; MONAI's own has one floor for their product."""
+    """The Gaussian of a window with the floor that the engine gives each axis; MONAI's own has one floor for their
+    product."""
     import torch
 
     from unet_engine.stitching.weights import profile
@@ -173,7 +178,8 @@ def weights(case: Case) -> Any:
 
 
 def nnunet_plans(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The plans and the dataset description that nnU-Net's predictor asks for: the network at spacing 1, nothing normalised."""
+    """The plans and the dataset description that nnU-Net's predictor asks for: the network at spacing 1, nothing
+    normalised."""
     resample = {
         f"resampling_fn_{what}{suffix}": value
         for what in ("data", "seg", "probabilities")

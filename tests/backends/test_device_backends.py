@@ -39,7 +39,8 @@ COMBINATIONS = [("onnxruntime", "net.onnx"), ("pytorch", "net.pt2")]
 
 @pytest.mark.parametrize(("name", "file"), COMBINATIONS)
 def test_a_real_network_gives_what_it_gives_on_the_cpu(files: Path, tmp_path: Path, name: str, file: str) -> None:
-    """Voxels go to the device, logits come back; the library reads and writes the pipeline's own memory, channels last in PyTorch."""
+    """Voxels go to the device, logits come back; the library reads and writes the pipeline's own memory, channels last
+    in PyTorch."""
     pytest.importorskip("torch" if name == "pytorch" else name)
     array = np.random.default_rng(3).normal(100, 20, (2, 30, 24, 28)).astype(np.float32)
     volume = make_volume(tmp_path / "v.zarr", array, axes="czyx")

@@ -1,4 +1,5 @@
-"""A network on a device behind a ring of host memory: the same bytes as on the host, no race, nothing allocated per batch, nothing left."""
+"""A network on a device behind a ring of host memory: the same bytes as on the host, no race, nothing allocated per
+batch, nothing left."""
 
 from __future__ import annotations
 

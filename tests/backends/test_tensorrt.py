@@ -1,4 +1,5 @@
-"""TensorRT without a GPU: graphs parse and build, builds can be given up, the cache trusts nothing, the graph runs in the pipeline's memory."""
+"""TensorRT without a GPU: graphs parse and build, builds can be given up, the cache trusts nothing, the graph runs in
+the pipeline's memory."""
 
 import shutil
 import threading

@@ -1,4 +1,5 @@
-"""A matrix of networks: their FP16 and INT8 graphs parse and build in TensorRT-RTX for two architectures, without a GPU.
+"""A matrix of networks: their FP16 and INT8 graphs parse and build in TensorRT-RTX for two architectures, without a
+GPU.
 
 Where there is a GPU the same graphs run and are compared with PyTorch.
 """

@@ -1,4 +1,5 @@
-"""What docs/gpu.md says without a GPU is what the planner's geometry gives, and the graphs that a GPU is to run can be built."""
+"""What docs/gpu.md says without a GPU is what the planner's geometry gives, and the graphs that a GPU is to run can be
+built."""
 
 import pytest
 

@@ -22,6 +22,7 @@ def guard():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_same_engine_passes_and_a_slowed_down_one_fails(guard, tmp_path, monkeypatch, capsys):
     baseline = tmp_path / "guard.json"
     assert guard.main(["--quick", "--record", "--baseline", str(baseline)]) == 0
@@ -33,9 +34,10 @@ def test_the_same_engine_passes_and_a_slowed_down_one_fails(guard, tmp_path, mon
     add = operations.add
 
     def slow(*arguments):
-        time.sleep(0.1)
+        time.sleep(0.2)
         add(*arguments)
 
+    monkeypatch.setattr(guard, "CALLS", 3)  # each of them sleeps
     monkeypatch.setattr(operations, "add", slow)
     assert guard.main(["--quick", "--baseline", str(baseline)]) == 1
     said = capsys.readouterr().err

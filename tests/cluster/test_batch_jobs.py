@@ -1,4 +1,5 @@
-"""What the file behind --cluster may say, the job scripts it becomes, and what is said where there is no batch system."""
+"""What the file behind --cluster may say, the job scripts it becomes, and what is said where there is no batch
+system."""
 
 import subprocess
 import sys

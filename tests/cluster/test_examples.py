@@ -1,4 +1,5 @@
-"""The examples of docs/cluster.md are files, are what the page shows, and do what they say. `test_slurm` submits those for SLURM."""
+"""The examples of docs/cluster.md are files, are what the page shows, and do what they say. `test_slurm` submits those
+for SLURM."""
 
 import os
 import shlex

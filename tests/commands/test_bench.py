@@ -1,4 +1,5 @@
-"""`unet-engine bench`: it measures in turn, finds the best within its time, proposes only what is proved, and says what it did."""
+"""`unet-engine bench`: it measures in turn, finds the best within its time, proposes only what is proved, and says what
+it did."""
 
 import itertools
 import json
@@ -103,7 +104,8 @@ def test_a_region_takes_about_as_many_windows_as_asked(shape, wanted):
 
 
 def surface(where, overhead, knee, slope, gain):
-    """Windows per second of a made-up network: a cost per call, one per voxel, more of it beyond the cache; batches save part of the first."""
+    """Windows per second of a made-up network: a cost per call, one per voxel, more of it beyond the cache; batches
+    save part of the first."""
 
     def rate(candidate):
         voxels = math.prod(candidate.window)
@@ -118,6 +120,8 @@ def surface(where, overhead, knee, slope, gain):
     st.lists(st.integers(150, 900), min_size=3, max_size=3), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 @example(0.03, 2**16, 0.3, 0.3, [192, 384, 384], 0)
+@example(0.03125, 1112321.0, 0.3125, 0.0, [281, 301, 559], 0)  # 104³ lies far below the line between 96³ and 128³
+@example(0.035, 482057.0, 0.356, 0.492, [630, 439, 501], 0)  # 80³ in batches of 4, between sizes measured alone
 def test_the_choice_is_within_five_percent_of_the_best(overhead, knee, slope, gain, shape, seed):
     """Of all windows and batches there are, on a machine whose figures scatter by one percent."""
     where, noise = Field(SPEC, tuple(shape)), np.random.default_rng(seed)

@@ -24,6 +24,7 @@ RESULT_KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("args", [[], *([c] for c in COMMANDS)], ids=["group", *COMMANDS])
 def test_help_is_instant(args):
     best = float("inf")

@@ -18,7 +18,7 @@ import pytest
 
 import unet_engine
 from support.command_line import begin, cli, command
-from support.outputs import chunks, marked
+from support.outputs import chunks, marked, wait_for_blocks
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import BackendError, ClusterError, DataError, PlanError
 
@@ -160,11 +160,9 @@ def test_workers_killed_at_random_moments(tmp_path, case, seed):
 def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     volume, _, alone = case
     out = tmp_path / "out.zarr"
-    args = ["--in", volume, "--model", fake_model(tmp_path, latency_ms=3), "--out", out, "--workers", 2, *FLAGS]
+    args = ["--in", volume, "--model", fake_model(tmp_path, latency_ms=6), "--out", out, "--workers", 2, *FLAGS]
     process = begin("run", *args)
-    while not marked(out):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for_blocks(out, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
@@ -184,9 +182,7 @@ def test_the_scheduler_killed_and_the_run_resumed(tmp_path, case):
     args = ["--in", volume, "--model", model, "--out", out, "--scheduler", file, *FLAGS]
     with dask_processes(file, workers=2) as started:
         process = begin("run", *args)
-        while len(marked(out)) < 2:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.01)
+        wait_for_blocks(out, process, 2)
         started[0].kill()
         said = process.communicate(timeout=120)[1]
     assert process.returncode == ClusterError.exit_code

@@ -1,4 +1,5 @@
-"""Workers on hosts of their own, one of which is cut off from the network in mid-run while all of its processes go on."""
+"""Workers on hosts of their own, one of which is cut off from the network in mid-run while all of its processes go
+on."""
 
 import subprocess
 import sys

@@ -15,7 +15,7 @@ import pytest
 
 import unet_engine
 from support.command_line import begin, cli, environment
-from support.outputs import chunks, marked
+from support.outputs import chunks, marked, wait_for_blocks
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, OutputError
@@ -74,7 +74,8 @@ def test_kill_at_random_moments(tmp_path, case):
 
 
 def _killed(args, out, moments):
-    """Start, wait until there are some more blocks than before, and a moment, and kill. Whether the run was still going on."""
+    """Start, wait until there are some more blocks than before, and a moment, and kill. Whether the run was still going
+    on."""
     wanted = len(marked(out)) + moments.choice([-1, 0, 1, 2])
     process = begin(*args)
     while process.poll() is None and (len(marked(out)) < wanted or (wanted >= 0 and not (out / "zarr.json").exists())):
@@ -91,9 +92,7 @@ def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     volume, model, whole = case
     out = tmp_path / "out.zarr"
     process = begin("run", "--in", volume, "--model", model, "--out", out, *FLAGS)
-    while not marked(out):
-        assert process.poll() is None
-        time.sleep(0.005)
+    wait_for_blocks(out, process)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
@@ -145,7 +144,8 @@ def resumed(case, out):
 
 
 def test_half_written_chunks_are_written_again(case, half):
-    """A kill while a chunk is written leaves part of a file. Those of committed blocks are whole, all others may be anything."""
+    """A kill while a chunk is written leaves part of a file. Those of committed blocks are whole, all others may be
+    anything."""
     out, committed = half
     plan = unet_engine.make_plan(case[0], model=case[1], **OPTIONS)
     for index in set(plan.block_range.points()) - committed:
@@ -291,13 +291,13 @@ def test_two_runs_never_write_one_output(tmp_path, case):
     volume, model, whole = case
     out = tmp_path / "shared.zarr"
     first = begin("run", "--in", volume, "--model", model, "--out", out, *FLAGS)
-    while not marked(out):
-        assert first.poll() is None, "it was over before the second one began"
-        time.sleep(0.005)
+    wait_for_blocks(out, first)
+    first.send_signal(signal.SIGSTOP)  # or a busy machine may let it end before the second one begins
     for option in ("--resume", "--overwrite"):
         said = cli("run", "--in", volume, "--model", model, "--out", out, option, *FLAGS)
         assert said.code == OutputError.exit_code
         assert "is being written by another run" in said.error
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
     assert chunks(out) == whole
     assert not (out / "0" / ".lock").exists()
@@ -331,7 +331,8 @@ for _ in range(facts["kills"]):
 
 
 def test_a_writer_killed_at_random_moments_takes_nothing_from_blocks_another_one_marked(tmp_path, case):
-    """A worker thought lost may still be writing what others wrote and marked. Whenever it dies, the output is whole."""
+    """A worker thought lost may still be writing what others wrote and marked. Whenever it dies, the output is
+    whole."""
     volume, model, whole = case
     plan = unet_engine.make_plan(volume, model=model, **OPTIONS)
     out = tmp_path / "out.zarr"
@@ -387,7 +388,8 @@ def layout(plan, dtype="float32"):
 
 @pytest.fixture
 def lost(tmp_path, case):
-    """A worker that has written one block and was then forgotten, its block, and the output: (worker, index, box, values, path)."""
+    """A worker that has written one block and was then forgotten, its block, and the output: (worker, index, box,
+    values, path)."""
     volume, model, _ = case
     plan = unet_engine.make_plan(volume, model=model, **OPTIONS)
     out = tmp_path / "lost.zarr"

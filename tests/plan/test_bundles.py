@@ -25,7 +25,8 @@ def test_bundles_hold_every_task_once_in_plan_order(plan: Plan, length: int, ran
 @given(plans(), st.integers(1, 5))
 @settings(max_examples=80)
 def test_every_halo_reaches_its_block_from_its_own_bundle_or_one_parcel(plan: Plan, length: int) -> None:
-    """What a bundle merges was sent by bundles that came before it, and nothing is sent to a bundle that never comes."""
+    """What a bundle merges was sent by bundles that came before it, and nothing is sent to a bundle that never
+    comes."""
     sent: dict[tuple[int, ...], set[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     for bundle in bundles(plan, lambda _: True, length):
         own = {t.block.index for t in bundle.tasks if t.commits}

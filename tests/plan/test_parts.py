@@ -1,4 +1,5 @@
-"""Parts of one output: a partition that all machines agree on, the same bytes as one run, and the last one to end completes it."""
+"""Parts of one output: a partition that all machines agree on, the same bytes as one run, and the last one to end
+completes it."""
 
 from __future__ import annotations
 
@@ -6,9 +7,8 @@ import errno
 import itertools
 import json
 import re
-import subprocess
+import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 import unet_engine
 from support.command_line import begin, cli, command
+from support.outputs import chunks, marked, wait_for_blocks
 from support.plans import SIZES, make, plans
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.errors import OutputError, ResumeError
@@ -135,7 +136,8 @@ SHAPE = (24, 60, 64)
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A volume most of which is empty, a mask, a network that takes its time and says what empty means; 2 by 4 by 4 blocks."""
+    """A volume most of which is empty, a mask, a network that takes its time and says what empty means; 2 by 4 by 4
+    blocks."""
     folder = tmp_path_factory.mktemp("parts")
     image = np.zeros(SHAPE, np.uint8)
     image[3:20, 5:50, 30:] = RNG.integers(1, 255, (17, 45, 34))
@@ -167,11 +169,6 @@ class Case:
     def args(self, out: Path, *more: str) -> list[str]:
         """The slow network on the whole volume."""
         return ["run", "--in", self.volume, "--model", self.slow, "--out", str(out), "--output", "logits", *more]
-
-
-def chunks(out: Path | str) -> dict[str, bytes]:
-    root = Path(out) / "0" / "c"
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def header(out: Path | str) -> dict[str, Any]:
@@ -278,16 +275,6 @@ def test_plan_shows_a_part(case: Case, tmp_path: Path) -> None:
 # --- at the same time -------------------------------------------------------------------------------------------------------------
 
 
-def marked(out: Path) -> int:
-    return sum(p.name[0].isdigit() and not p.name.endswith(".partial") for p in out.glob("0/.journal/*/*"))
-
-
-def wait_for_blocks(out: Path, process: subprocess.Popen[str], count: int = 1) -> None:
-    while marked(out) < count:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("n", [2, 3])
 def test_parts_begun_at_once_make_one_output_and_one_of_them_completes_it(case: Case, tmp_path: Path, n: int) -> None:
     out = tmp_path / "out.zarr"
@@ -310,7 +297,7 @@ def test_a_part_killed_and_run_again(case: Case, tmp_path: Path) -> None:
     wait_for_blocks(out, process, 3)
     process.kill()
     process.communicate()
-    had = marked(out)
+    had = len(marked(out))
     other = command(*case.args(out, "--part", "2/2", "--json"))
     assert other.code == 0, other.err
     assert not other.json["complete"]
@@ -330,6 +317,7 @@ def test_who_may_write_beside_a_part_and_who_may_not(case: Case, tmp_path: Path)
     out = tmp_path / "out.zarr"
     process = begin(*case.args(out, "--part", "1/2"))
     wait_for_blocks(out, process)
+    process.send_signal(signal.SIGSTOP)  # or a busy machine may let it end before the others begin
     twice = cli(*case.args(out, "--part", "1/2"))
     assert twice.code == OutputError.exit_code
     assert f"part 1/2 of {out} is being run already" in twice.error
@@ -337,6 +325,7 @@ def test_who_may_write_beside_a_part_and_who_may_not(case: Case, tmp_path: Path)
         whole = cli(*case.args(out, option))
         assert whole.code == OutputError.exit_code
         assert "is being written by another run" in whole.error
+    process.send_signal(signal.SIGCONT)
     assert process.poll() is None, "it was over before the others were refused"
     other_count = command(*case.args(out, "--part", "3/3"))
     assert other_count.code == 0, "a part of another number of parts may write the same blocks"

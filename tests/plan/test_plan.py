@@ -91,7 +91,8 @@ def test_a_task_needs_lower_blocks_only_and_they_come_first(plan: Plan) -> None:
 
 
 def test_the_drawn_block_grid() -> None:
-    """16 voxels, window 4, stride 2: seven windows in blocks of three; chunks of 6 fall on the block edges at 6 and 12."""
+    """16 voxels, window 4, stride 2: seven windows in blocks of three; chunks of 6 fall on the block edges at 6 and
+    12."""
     plan = replace(make((AxisGrid(16, 4, 2), AxisGrid(4, 4, 2)), block=(3, 1)), chunk=(6, 4))
     blocks = list(plan.blocks())
     assert [(b.windows.lo[0], b.windows.hi[0]) for b in blocks] == [(0, 3), (3, 6), (6, 7)]

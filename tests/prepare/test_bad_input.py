@@ -1,4 +1,5 @@
-"""What cannot work is refused in one line that names the place and the remedy, with the documented exit code, and nothing is lost."""
+"""What cannot work is refused in one line that names the place and the remedy, with the documented exit code, and
+nothing is lost."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +25,8 @@ from unet_engine.errors import (
 
 
 def refused(said, kind, *words, lines=1):
-    """`said` is the refusal of `kind`: `lines` lines on stderr (None: the plan before it), the last one with all `words` in it."""
+    """`said` is the refusal of `kind`: `lines` lines on stderr (None: the plan before it), the last one with all
+    `words` in it."""
     assert said.code == kind.exit_code, said.err
     assert "Traceback" not in said.err
     assert "Warning" not in said.err
@@ -303,7 +305,8 @@ def test_truncated_chunk_of_zarr_v2_in_fortran_order(run, tmp_path):
 
 
 def test_a_chunk_damaged_during_the_run_loses_nothing_that_was_written(run, tmp_path, monkeypatch):
-    """The run stops at it; once the chunk is restored, a resume redoes no committed block and gives the undisturbed bytes."""
+    """The run stops at it; once the chunk is restored, a resume redoes no committed block and gives the undisturbed
+    bytes."""
     long = make_volume(tmp_path / "long.zarr", np.random.default_rng(0).integers(1, 200, (96, 8, 8), np.uint8))
     assert run(out="whole.zarr", **{"in": long}).code == 0
     chunk = Path(long, "c/11/0/0")
@@ -420,7 +423,8 @@ def test_a_network_that_fails_half_way(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def foreign(tiny_onnx, tmp_path_factory):
-    """The tiny network as others export it: without a spec. Returns a function: with the sizes that the file fixes, its path."""
+    """The tiny network as others export it: without a spec. Returns a function: with the sizes that the file fixes, its
+    path."""
     onnx = pytest.importorskip("onnx")
     folder = tmp_path_factory.mktemp("foreign")
 

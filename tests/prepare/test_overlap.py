@@ -1,4 +1,5 @@
-"""``--overlap auto``: the cheapest overlap that agrees with 0.5 on the user's own volume, chosen once, kept by whoever goes on."""
+"""``--overlap auto``: the cheapest overlap that agrees with 0.5 on the user's own volume, chosen once, kept by whoever
+goes on."""
 
 from pathlib import Path
 
@@ -23,7 +24,8 @@ LOOSE = 0.96
 
 
 def network(folder, window=16, name="net", **fields):
-    """A U-Net that was not trained, without padding lost, as a model file. Its last layer is scaled so that both classes occur."""
+    """A U-Net that was not trained, without padding lost, as a model file. Its last layer is scaled so that both
+    classes occur."""
     from unet_export.conversion.onnx_export import export_onnx
     from unet_export.train.geometry import UNetConfig
     from unet_export.train.nets import UNet
@@ -83,7 +85,8 @@ def done(scene, tmp_path_factory):
 
 
 def test_what_is_measured_is_what_whole_runs_give(scene, done, tmp_path):
-    """The figures in the output are those one gets by running the volume with both overlaps and comparing the labels by hand."""
+    """The figures in the output are those one gets by running the volume with both overlaps and comparing the labels by
+    hand."""
     choice = choice_in(done[0])
     assert choice.chosen.overlap < 0.5
     half = unet_engine.run(*scene[:1], model=scene[1], out=str(tmp_path / "half.zarr"))
@@ -190,7 +193,8 @@ def models(tmp_path_factory):
 
 
 def test_crop_by_the_receptive_field_is_exact(models, tmp_path):
-    """A network that sees 9 voxels far in windows of 48: cropped by that, no label depends on the grid, so it is among what is tried."""
+    """A network that sees 9 voxels far in windows of 48: cropped by that, no label depends on the grid, so it is among
+    what is tried."""
     assert open_model(models["shallow"]).spec.context == (9, 9, 9)
     noise = np.random.default_rng(0).normal(size=(96, 108, 108)).astype(np.float32)
     volume = make_volume(tmp_path / "v.zarr", noise, chunks=(48, 48, 48))

@@ -1,4 +1,5 @@
-"""Where the time goes: every moment of every thread is in exactly one stage, a trace is bounded, and who does not ask pays nothing."""
+"""Where the time goes: every moment of every thread is in exactly one stage, a trace is bounded, and who does not ask
+pays nothing."""
 
 import itertools
 import json

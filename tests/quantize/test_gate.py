@@ -231,14 +231,6 @@ def test_an_image_that_does_not_fit_into_bf16_is_named_as_the_cause(tmp_path, mi
 WINDOW = "16,16,16"
 
 
-@pytest.fixture(scope="module")
-def tissue(tmp_path_factory):
-    from unet_export.train.tissue import make_tissue
-
-    folder = tmp_path_factory.mktemp("tissue")
-    return make_volume(folder / "scan.zarr", make_tissue((48, 64, 64), 7)[0], chunks=(16, 32, 32))
-
-
 def quantized(model, tissue, *options):
     few = ["--windows", 6, "--held-out", 6, "--window", WINDOW, "--threads", 1]
     return cli("quantize", model, "--calibrate", tissue, *few, "--json", *options)
@@ -246,7 +238,8 @@ def quantized(model, tissue, *options):
 
 @pytest.fixture(scope="module")
 def proved(tissue, tmp_path_factory):
-    """The demo network with verdicts for bf16 and int8 (thresholds that small windows reach): path, what the command said."""
+    """The demo network with verdicts for bf16 and int8 (thresholds that small windows reach): path, what the command
+    said."""
     pytest.importorskip("nncf")
     path = tmp_path_factory.mktemp("proved") / "cells.onnx"
     shutil.copy(shipped_model("cells_3d.onnx"), path)

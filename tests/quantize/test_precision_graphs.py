@@ -1,4 +1,5 @@
-"""FP16 and INT8 graphs for TensorRT: the arithmetic that is emulated is the one that was typed, and layers that overflow are found."""
+"""FP16 and INT8 graphs for TensorRT: the arithmetic that is emulated is the one that was typed, and layers that
+overflow are found."""
 
 import shutil
 
@@ -7,7 +8,6 @@ import pytest
 
 from support import networks
 from support.command_line import cli
-from support.volumes import make_volume
 from unet_engine.errors import ModelError
 from unet_engine.model.file import attached_network, open_model
 from unet_engine.model.shipped import shipped_model
@@ -171,13 +171,6 @@ def test_a_clipped_outlier_gives_way_to_the_many():
 
 
 # --- through the command ---
-
-
-@pytest.fixture(scope="module")
-def tissue(tmp_path_factory):
-    from unet_export.train.tissue import make_tissue
-
-    return make_volume(tmp_path_factory.mktemp("t") / "scan.zarr", make_tissue((48, 64, 64), 7)[0], chunks=(16, 32, 32))
 
 
 def command(path, tissue, *options):

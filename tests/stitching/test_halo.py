@@ -1,4 +1,5 @@
-"""Stitching arithmetic: the native functions give the reference's bits, for any threads, views and types, and guard memory."""
+"""Stitching arithmetic: the native functions give the reference's bits, for any threads, views and types, and guard
+memory."""
 
 from __future__ import annotations
 
@@ -311,7 +312,8 @@ def test_uint8_rounds_halves_up_and_nan_to_zero() -> None:
 
 @pytest.mark.usefixtures("implementation")
 def test_wide_types_are_subtracted_before_they_are_rounded() -> None:
-    """2**24 + 1 and its neighbours are one number in float32: a 32-bit volume must not lose its lowest bits before the shift."""
+    """2**24 + 1 and its neighbours are one number in float32: a 32-bit volume must not lose its lowest bits before the
+    shift."""
     block = (2**24 + np.arange(5, dtype=np.int32)).reshape(1, 1, 5)
     out = np.zeros((1, 1, 5), np.float32)
     operations.gather(out, block, (np.arange(1), np.arange(5)), np.ones(1), np.array([2.0**24]), 0)

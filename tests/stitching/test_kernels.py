@@ -1,6 +1,8 @@
-"""The GPU's kernels give the reference's bits: any shape, type and memory order. On the CPU always, and on a GPU if there is one.
+"""The GPU's kernels give the reference's bits: any shape, type and memory order. On the CPU always, and on a GPU if
+there is one.
 
-The functions of `_halo_loop` are those of `_halo_cuda`, kernel bodies and argument checks alike, run in loops (see `cpp_ext/launch_loop.cpp`).
+The functions of `_halo_loop` are those of `_halo_cuda`, kernel bodies and argument checks alike, run in loops (see
+`cpp_ext/launch_loop.cpp`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What comes out equals what the theory says: the identity gives the input, MONAI and the whole volume agree, bytes never vary."""
+"""What comes out equals what the theory says: the identity gives the input, MONAI and the whole volume agree, bytes
+never vary."""
 
 from __future__ import annotations
 
@@ -14,12 +15,11 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 
 import unet_engine
-from support.stitching import blocks, cases
+from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.memory import cut_columns
 from unet_engine.stitching.weights import profile
 
-assert blocks is not None  # a fixture
 RNG = np.random.default_rng(11)
 
 
@@ -179,7 +179,8 @@ def test_another_block_size_agrees_to_rounding(net3d: Any, volume3d: Any, tmp_pa
 
 
 def test_several_lanes_give_the_bytes_of_one(tmp_path: Path, blocks: Any) -> None:
-    """Two devices, two columns: the fake back end stands for GPUs. A seam is inferred by both sides and nothing else differs."""
+    """Two devices, two columns: the fake back end stands for GPUs. A seam is inferred by both sides and nothing else
+    differs."""
     image = RNG.random((20, 40, 40), dtype=np.float32)
     volume, model = make_volume(str(tmp_path / "v.zarr"), image), fake_model(tmp_path)
     blocks((2, 2, 2))
@@ -236,7 +237,8 @@ def sparse(tmp_path: Path) -> tuple[str, npt.NDArray[np.uint8]]:
 
 
 def test_cost_follows_the_foreground(sparse: Any, tmp_path: Path, blocks: Any) -> None:
-    """The spec names what an empty window stands for, so it is not inferred; where blocks are empty they are not even read."""
+    """The spec names what an empty window stands for, so it is not inferred; where blocks are empty they are not even
+    read."""
     volume, image = sparse
     blocks((2, 2, 2))
     model = fake_model(tmp_path, name="skips", empty=[-1.0])

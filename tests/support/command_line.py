@@ -35,7 +35,10 @@ class Said:
 
 
 def cli(*args):
-    """Run the command line in this process, with warnings on stderr as a process of its own would show them. Half a second faster."""
+    """Run the command line in this process, half a second faster than in one of its own.
+
+    Warnings are on stderr, as a process of its own would show them.
+    """
     from unet_engine.commands.cli import main
 
     out, err = io.StringIO(), io.StringIO()

@@ -1,4 +1,4 @@
-"""For tests of clusters: schedulers and workers as processes of their own, certificates, who listens, and what pages answer."""
+"""For tests of clusters: schedulers and workers as processes, certificates, who listens, what pages answer."""
 
 import datetime
 import os
@@ -70,7 +70,8 @@ def certificates(folder):
         return (
             x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public)
             .serial_number(x509.random_serial_number()).not_valid_before(now - day).not_valid_after(now + day)
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True).sign(authority, hashes.SHA256())
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .sign(authority, hashes.SHA256())
         )  # fmt: skip
 
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()

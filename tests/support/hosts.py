@@ -1,4 +1,4 @@
-"""Several hosts on one machine: network namespaces with addresses of their own, joined by a switch that can cut one of them off.
+"""Several hosts on one machine: network namespaces, each with an address, joined by a switch that can cut one off.
 
 Nothing is changed outside of the namespaces, which go away with all that runs in them. Needs root and iproute2.
 """
@@ -87,8 +87,9 @@ class Hosts:
         """``dask scheduler`` or ``dask worker`` on a host, there once it says its address."""
         with log.open("w") as out:
             process = self.begin(
-                number, sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments, "--host", self.address(number),
-                "--no-dashboard", stdout=out, stderr=subprocess.STDOUT, env={**environment(), **variables},
+                number, sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments,
+                "--host", self.address(number), "--no-dashboard",
+                stdout=out, stderr=subprocess.STDOUT, env={**environment(), **variables},
             )  # fmt: skip
         try:
             said(log, r"Scheduler at:\s+(\S+)" if kind == "scheduler" else r"Registered to:\s+(\S+)")

@@ -82,8 +82,8 @@ def nnunet():
 
     return PlainConvUNet(
         input_channels=1, num_classes=2, n_stages=3, features_per_stage=(4, 8, 16), strides=(1, 2, 2), kernel_sizes=3,
-        conv_op=nn.Conv3d, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
-        n_conv_per_stage=1, n_conv_per_stage_decoder=1, deep_supervision=True,
+        conv_op=nn.Conv3d, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU, n_conv_per_stage=1, n_conv_per_stage_decoder=1, deep_supervision=True,
     )  # fmt: skip
 
 
@@ -113,10 +113,10 @@ def other():
 
 
 def scaled(source, target, layer, readers, channels, factor):
-    """Write `source` (ONNX) to `target` with output `channels` of convolution `layer` times `factor` and what reads them divided by it.
+    """Write `source` (ONNX) to `target`: output `channels` of convolution `layer` times `factor`, their readers by it.
 
-    `readers` maps each convolution that reads them to the position of channel 0 of `layer` in its input. Between them lie ReLU,
-    pooling and concatenation alone, so both networks compute the same function; their activations differ.
+    `readers` maps each convolution that reads them to the position of channel 0 of `layer` in its input. Between them
+    lie ReLU, pooling and concatenation alone, so both networks compute the same function; their activations differ.
     """
     import numpy as np
     import onnx

@@ -1,5 +1,6 @@
 """What an output holds on disk."""
 
+import time
 from pathlib import Path
 
 
@@ -13,3 +14,10 @@ def marked(out):
     """Blocks that a run has committed so far."""
     names = [p.name.split(".") for p in Path(out).glob("0/.journal/*/*")]
     return {tuple(map(int, name)) for name in names if all(part.isdigit() for part in name)}
+
+
+def wait_for_blocks(out, process, count=1):
+    """Until a command, which must still be running by then, has committed so many blocks."""
+    while len(marked(out)) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)

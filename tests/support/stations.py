@@ -12,7 +12,7 @@ from unet_engine.plan.bundles import bundles
 
 
 def work(job, length, *, hung=None, limit=60, calls=4):
-    """All bundles of a job through one station from several threads, as a Dask worker would; returns what the station counted."""
+    """All bundles of a job through one station from several threads, as a Dask worker would: what it counted."""
     here = Station(job, "here", limit, hung or pytest.fail)
     try:
         with ThreadPoolExecutor(calls) as pool:

@@ -1,24 +1,10 @@
-"""Cases of stitching, and blocks of a chosen size."""
+"""Cases of stitching."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import strategies as st
-
-
-@pytest.fixture
-def blocks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Set the windows per block, which a user cannot: the result must not depend on it beyond rounding."""
-
-    def fix(block: tuple[int, ...] | None) -> None:
-        if block is None:
-            monkeypatch.undo()
-        else:
-            monkeypatch.setattr("unet_engine.prepare.draft.default_block", lambda axes, _: block[-len(axes) :])
-
-    return fix
 
 
 @st.composite

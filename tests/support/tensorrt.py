@@ -71,7 +71,7 @@ class DoublingContext:
 
 
 def doubling(monkeypatch: pytest.MonkeyPatch) -> tuple[Setup, list[DoublingContext], Remembering]:
-    """What a TensorRT back end that doubles is opened with, on the device given back, and the contexts that are made for it."""
+    """What a TensorRT back end that doubles is opened with, its device, and the contexts that are made for it."""
     cells = open_model(shipped_model("cells_3d.onnx"))
     spec = cells.spec.model_copy(update={"channels_out": 1, "activation": "none", "classes": (), "empty": None})
     setup = Setup(replace(cells, spec=spec), (8, 8, 8), "simulated")

@@ -12,7 +12,8 @@ def make_volume(
 ):
     """Write `array` as a Zarr array at `path`, or, with `ome` "0.4" or "0.5", as an OME-Zarr group with it at ``0``.
 
-    `axes` are stored as dimension names (v3) or in the multiscales; `options` go to `zarr.create_array`. Returns the path as text.
+    `axes` are stored as dimension names (v3) or in the multiscales; `options` go to `zarr.create_array`. Returns the
+    path as text.
     """
     array = np.asarray(array)
     options = {

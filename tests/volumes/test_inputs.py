@@ -1,4 +1,5 @@
-"""Every volume that can be read gives what it should: the identity network returns it, whatever its shape, type, layout and format."""
+"""Every volume that can be read gives what it should: the identity network returns it, whatever its shape, type, layout
+and format."""
 
 import shutil
 from pathlib import Path

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from support.command_line import begin, command
+from support.command_line import begin, cli, command
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.errors import OutputError
 from unet_engine.output.layout import Layout
@@ -35,8 +35,10 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     for name, value in options.items():
         monkeypatch.setitem(os.environ, f"FSSPEC_S3_{name.upper()}", value)
     monkeypatch.setitem(os.environ, "AWS_DEFAULT_REGION", "us-east-1")
+    import fsspec.config
     import s3fs
 
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)  # read from the environment once, when it is imported
     files = s3fs.S3FileSystem(**options, skip_instance_cache=True)
     files.mkdir("lab")
     yield options
@@ -71,19 +73,20 @@ def test_a_remote_run_that_failed_can_be_resumed(s3: dict[str, Any], tmp_path: P
         "--output",
         "logits",
     )
-    assert command(*arguments, "--json").code == 6
-    assert command(*arguments).code == 8, "it exists"
+    assert cli(*arguments, "--json").code == 6
+    assert cli(*arguments).code == 8, "it exists"
     model.write_text(model.read_text().replace("fail_at = 120", "fail_at = 0"))
-    said = command(*arguments, "--resume")
+    said = cli(*arguments, "--resume")
     assert said.code == 9, "another model file is another run"
-    said = command(*arguments, "--overwrite", "--json")
+    said = cli(*arguments, "--overwrite", "--json")
     assert said.code == 0, said.err
-    again = command(*arguments, "--resume", "--json")
+    again = cli(*arguments, "--resume", "--json")
     assert again.json["windows_inferred"] == 0
 
 
 def test_parts_on_a_bucket_give_the_bytes_of_one_run(s3: dict[str, Any], tmp_path: Path) -> None:
-    """Begun at once, where nothing locks: both may make the output, and one of them, or the last to end, completes it."""
+    """Begun at once, where nothing locks: both may make the output, and one of them, or the last to end, completes
+    it."""
     make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
     model = fake_model(tmp_path, latency_ms=2)
     arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", model, "--output", "logits", "--json")
@@ -91,7 +94,7 @@ def test_parts_on_a_bucket_give_the_bytes_of_one_run(s3: dict[str, Any], tmp_pat
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert any(json.loads(out.splitlines()[-1])["complete"] for out, _ in said)
-    assert command(*arguments, "--out", "s3://lab/whole.zarr").code == 0
+    assert cli(*arguments, "--out", "s3://lab/whole.zarr").code == 0
     import s3fs
 
     files = s3fs.S3FileSystem(**s3, skip_instance_cache=True)
@@ -102,7 +105,7 @@ def test_parts_on_a_bucket_give_the_bytes_of_one_run(s3: dict[str, Any], tmp_pat
     made = zarr.open_group("s3://lab/parts.zarr", mode="r", storage_options=s3).attrs["unet_engine"]
     assert made["complete"]
     assert [part["part"] for part in made["summary"]["parts"]] == ["1/2", "2/2"]
-    again = command("finish", "s3://lab/parts.zarr", "--json")
+    again = cli("finish", "s3://lab/parts.zarr", "--json")
     assert again.code == 0, again.err
     assert again.json["blocks"] == made["summary"]["blocks"]
 
@@ -110,12 +113,12 @@ def test_parts_on_a_bucket_give_the_bytes_of_one_run(s3: dict[str, Any], tmp_pat
 def test_finish_of_remote_parts_tells_what_is_missing(s3: dict[str, Any], tmp_path: Path) -> None:
     make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
     arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", fake_model(tmp_path), "--out", "s3://lab/o.zarr")
-    assert command(*arguments, "--part", "2/3").code == 0
-    said = command("finish", "s3://lab/o.zarr")
+    assert cli(*arguments, "--part", "2/3").code == 0
+    said = cli("finish", "s3://lab/o.zarr")
     assert said.code == OutputError.exit_code
     assert "s3://lab/o.zarr lacks " in said.error
     assert "not finished: 1/3, 3/3" in said.error
-    assert "does not exist" in command("finish", "s3://lab/nowhere.zarr").error
+    assert "does not exist" in cli("finish", "s3://lab/nowhere.zarr").error
 
 
 def test_chunks_are_put_and_neither_read_nor_deleted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Cores next to a GPU: a worker process stays on them, so that its pinned memory lies on the GPU's own NUMA node. Asked of NVML."""
+"""Cores next to a GPU: a worker process stays on them, so that its pinned memory lies on the GPU's own NUMA node. Asked
+of NVML."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def cores_near(gpu: str) -> frozenset[int]:
 
 
 def stay_near(gpu: str) -> int:
-    """Keep this process on the cores next to `gpu`, among those that it may use at all. Returns how many it has then."""
+    """Keep this process on the cores next to `gpu`, among those that it may use at all. Returns how many it has
+    then."""
     if hasattr(os, "sched_setaffinity") and (near := cores_near(gpu) & os.sched_getaffinity(0)):
         os.sched_setaffinity(0, near)
     return cpu_count()

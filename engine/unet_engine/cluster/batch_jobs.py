@@ -1,4 +1,5 @@
-"""Workers as jobs of a batch system, by dask-jobqueue, and cancelled with the run. Their number is kept by `unet_engine.cluster.job_keeper`."""
+"""Workers as jobs of a batch system, by dask-jobqueue, and cancelled with the run. Their number is kept by
+`unet_engine.cluster.job_keeper`."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ _PROJECT = ("sge", "lsf", "oar")
 def batch_cluster(
     file: ClusterFile, where: str, hang_seconds: float, scheduler: dict[str, Any]
 ) -> Iterator[tuple[JobQueueCluster, Keeper]]:
-    """Submit the jobs of `file` (called `where` in messages), keep them up, cancel them at the end. `scheduler` as for `local_cluster`.
+    """Submit the jobs of `file` (called `where` in messages), keep them up, cancel them at the end. `scheduler` as for
+    `local_cluster`.
 
     Raises `ClusterError` where dask-jobqueue or the batch system is missing or refuses.
     """
@@ -76,7 +78,8 @@ def _log_folder(file: ClusterFile, where: str) -> Path:
 
 @contextmanager
 def _security(file: ClusterFile, folder: Path) -> Iterator[Security | None]:
-    """Certificates as the file says; temporary ones lie in `folder`, for this user alone, as long as the cluster lives."""
+    """Certificates as the file says; temporary ones lie in `folder`, for this user alone, as long as the cluster
+    lives."""
     if isinstance(file.tls, Certificates):
         yield pem_security(file.tls.ca, file.tls.cert, file.tls.key)
     elif file.tls == "none":
@@ -120,7 +123,8 @@ def _created(
 
 
 def _jobqueue() -> Any:
-    """The module dask_jobqueue. As it is imported it makes Ctrl-C end the process, silently and with success; that is undone."""
+    """The module dask_jobqueue. As it is imported it makes Ctrl-C end the process, silently and with success; that is
+    undone."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         import dask_jobqueue

@@ -10,7 +10,8 @@
     memory: 64GiB
     gpus: 1
 
-``docs/cluster.md`` explains every key. Unknown keys are refused, so that a typing error does not become a job without a GPU.
+``docs/cluster.md`` explains every key. Unknown keys are refused, so that a typing error does not become a job without a
+GPU.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ class ClusterFile(_Strict):
 
     @property
     def memory_per_process(self) -> int:
-        """Bytes a worker process may use. A tenth of the job's goes to those who look after the workers, and to what a plan leaves out."""
+        """Bytes a worker process may use. A tenth of the job's goes to those who look after the workers, and to what a
+        plan leaves out."""
         return self.memory * 9 // 10 // self.processes_per_job
 
     @property

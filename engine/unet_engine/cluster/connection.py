@@ -1,4 +1,5 @@
-"""From settings to a Dask cluster one can submit to: processes of our own, batch jobs, or a scheduler that runs already.
+"""From settings to a Dask cluster one can submit to: processes of our own, batch jobs, or a scheduler that runs
+already.
 
 Nothing of Dask is imported before `connect` is called.
 """
@@ -54,7 +55,8 @@ class Cluster:
 
 
 def wants_cluster(settings: Settings) -> bool:
-    """Whether the run is Dask's to distribute. False for one GPU, and for several without dask-cuda: see `cuda_cluster_note`."""
+    """Whether the run is Dask's to distribute. False for one GPU, and for several without dask-cuda: see
+    `cuda_cluster_note`."""
     if settings.workers or settings.scheduler or settings.cluster:
         return True
     return (settings.gpus or 1) > 1 and local_workers.has_dask_cuda()
@@ -71,7 +73,8 @@ def cuda_cluster_note(settings: Settings) -> str | None:
 
 
 def worker_threads(settings: Settings) -> int | None:
-    """Cores that each worker process has: its share of this machine's, or what the cluster file says; None where nobody knows."""
+    """Cores that each worker process has: its share of this machine's, or what the cluster file says; None where nobody
+    knows."""
     if settings.workers:
         return max(1, machine.cpu_count() // settings.workers)
     return cluster_file.read(settings.cluster).cores_per_process if settings.cluster else None
@@ -81,7 +84,8 @@ def worker_threads(settings: Settings) -> int | None:
 def connect(settings: Settings, memory: int | None, hang_seconds: float) -> Iterator[Cluster]:
     """The cluster that `settings` ask for, its processes or jobs ended afterwards; a scheduler that ran before goes on.
 
-    `memory` bytes are each local worker's. One that is silent for `hang_seconds`, or a minute, is restarted. Raises `ClusterError`.
+    `memory` bytes are each local worker's. One that is silent for `hang_seconds`, or a minute, is restarted. Raises
+    `ClusterError`.
     """
     with ExitStack() as stack:
         if settings.scheduler:
@@ -146,7 +150,8 @@ def _port(cluster: SpecCluster) -> int:
 def wait_for_workers(cluster: Cluster, tell: Tell) -> None:
     """Return once there is a worker. Meanwhile `tell` hears now and then what is waited for.
 
-    Raises `ClusterError` where none comes: for a running scheduler after `WORKER_SECONDS`, for jobs when they end before a worker connects.
+    Raises `ClusterError` where none comes: for a running scheduler after `WORKER_SECONDS`, for jobs when they end
+    before a worker connects.
     """
     begun = noted = time.monotonic()
     while not cluster.client.scheduler_info(n_workers=1)["workers"]:

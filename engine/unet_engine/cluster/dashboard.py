@@ -25,7 +25,8 @@ class Dashboard:
 
     @property
     def scheduler_options(self) -> dict[str, Any]:
-        """Arguments of Dask's `Scheduler`, and its class as ``cls``. It always opens a port for pages; without `place` it is closed again."""
+        """Arguments of Dask's `Scheduler`, and its class as ``cls``. It always opens a port for pages; without `place`
+        it is closed again."""
         from unet_engine.cluster.token_gate import guarded_scheduler
 
         return {
@@ -49,7 +50,8 @@ class Dashboard:
 
 
 def dashboard(settings: Settings) -> Dashboard:
-    """What `settings` ask for. Raises `SettingsError` for a malformed place and `ClusterError` for one that is taken."""
+    """What `settings` ask for. Raises `SettingsError` for a malformed place and `ClusterError` for one that is
+    taken."""
     place, notes = _place(settings.dashboard), tuple[str, ...]()
     if place and not _has_bokeh():
         place, notes = (
@@ -62,7 +64,8 @@ def dashboard(settings: Settings) -> Dashboard:
 
 
 def _has_bokeh() -> bool:
-    """Whether there is a bokeh that Dask can use: it says so by failing to import, and warns where the version is not to its liking."""
+    """Whether there is a bokeh that Dask can use: it says so by failing to import, and warns where the version is not
+    to its liking."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

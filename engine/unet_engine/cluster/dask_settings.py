@@ -1,4 +1,5 @@
-"""How Dask is set up for a run: its settings, its certificates, its log. Nothing of Dask is imported before a function is called."""
+"""How Dask is set up for a run: its settings, its certificates, its log. Nothing of Dask is imported before a function
+is called."""
 
 from __future__ import annotations
 
@@ -18,16 +19,20 @@ if TYPE_CHECKING:
     from distributed import Security
 
 THREADS_PER_WORKER = 6
-"""Tasks a worker process takes at a time. They read, merge and write; who may use the device is our own queue's to say."""
+"""Tasks a worker process takes at a time. They read, merge and write; who may use the device is our own queue's to
+say."""
 _DASKS_ENVIRONMENT = ("MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SILENT = logging.CRITICAL + 1
-"""Level at which Dask's handlers print nothing. What it logs stays readable on the dashboard and by ``client.get_worker_logs``."""
+"""Level at which Dask's handlers print nothing. What it logs stays readable on the dashboard and by
+``client.get_worker_logs``."""
 HEARTBEAT_LIMIT = 60.0
-"""Seconds after which a silent worker counts as dead at the latest. Its heartbeat has a thread of its own and needs no task to end."""
+"""Seconds after which a silent worker counts as dead at the latest. Its heartbeat has a thread of its own and needs no
+task to end."""
 
 
 _SHORT_LOGS = {"distributed.admin.low-level-log-length": 20}
-"""By default each end of each connection keeps its last 1000 messages: over a gigabyte in the scheduler of 64 workers, most of it tasks."""
+"""By default each end of each connection keeps its last 1000 messages: over a gigabyte in the scheduler of 64 workers,
+most of it tasks."""
 
 
 def worker_config() -> dict[str, Any]:
@@ -45,13 +50,15 @@ def worker_config() -> dict[str, Any]:
 
 
 def scheduler_config(hang_seconds: float) -> dict[str, Any]:
-    """Settings of a scheduler of ours. A worker that is silent for `hang_seconds`, or `HEARTBEAT_LIMIT`, is restarted."""
+    """Settings of a scheduler of ours. A worker that is silent for `hang_seconds`, or `HEARTBEAT_LIMIT`, is
+    restarted."""
     return {
         "distributed.scheduler.worker-saturation": 1.1,
         **_SHORT_LOGS,
         "distributed.scheduler.allowed-failures": 5,
         "distributed.scheduler.worker-ttl": min(max(hang_seconds, 5.0), HEARTBEAT_LIMIT),
-        # who is gone for good is decided by a worker's nanny or the keeper of the jobs; Dask's cluster would close both after 15 s
+        # who is gone for good is decided by a worker's nanny or the keeper of the jobs; Dask's cluster would close both
+        # after 15 s
         "distributed.deploy.lost-worker-timeout": "1 day",
     }
 
@@ -97,7 +104,8 @@ def pem_security(ca: str, cert: str, key: str) -> Security:
 
 @contextmanager
 def quiet() -> Iterator[int | None]:
-    """Dask's log off stderr in this process, unless the user's Dask configuration asks for it; the level for workers, None for as it is."""
+    """Dask's log off stderr in this process, unless the user's Dask configuration asks for it; the level for workers,
+    None for as it is."""
     import dask
     from distributed.utils import silence_logging_cmgr
 
@@ -110,10 +118,12 @@ def quiet() -> Iterator[int | None]:
 
 @contextmanager
 def keyboard_kept_from_children() -> Iterator[None]:
-    """Threads and processes begun inside never see Ctrl-C or a hang-up of the terminal, which go to every process on it.
+    """Threads and processes begun inside never see Ctrl-C or a hang-up of the terminal, which go to every process on
+    it.
 
-    They are blocked rather than ignored: a mask is inherited from before a child's first instruction and holds for those that such a
-    child or thread starts later, e.g. a worker's replacement. A signal that arrives meanwhile is delivered at the end.
+    They are blocked rather than ignored: a mask is inherited from before a child's first instruction and holds for
+    those that such a child or thread starts later, e.g. a worker's replacement. A signal that arrives meanwhile is
+    delivered at the end.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

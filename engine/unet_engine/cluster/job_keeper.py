@@ -1,4 +1,5 @@
-"""The number of batch jobs is kept up: one that ends while the run goes on, by its walltime or otherwise, is submitted again."""
+"""The number of batch jobs is kept up: one that ends while the run goes on, by its walltime or otherwise, is submitted
+again."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ STUCK_AFTER = 120.0
 
 @dataclass
 class Keeper:
-    """Watches the jobs on the cluster's own event loop. Dask notices the end of a job only if it had a single worker process."""
+    """Watches the jobs on the cluster's own event loop. Dask notices the end of a job only if it had a single worker
+    process."""
 
     cluster: JobQueueCluster
     file: ClusterFile

@@ -39,7 +39,8 @@ def local_cluster(
     scheduler: dict[str, Any],
     protocol: str = "tcp",
 ) -> Iterator[SpecCluster]:
-    """`count` worker processes of `memory` bytes each. `scheduler` are arguments of Dask's `Scheduler`, and its class as ``cls``.
+    """`count` worker processes of `memory` bytes each. `scheduler` are arguments of Dask's `Scheduler`, and its class
+    as ``cls``.
 
     protocol: ``tcp``, or ``ucx``, which chooses among shared memory, NVLink, InfiniBand and TCP by itself.
     """
@@ -123,7 +124,8 @@ def _start(start: Callable[[int | None], SpecCluster], silence: int | None) -> S
 
 
 def _close(cluster: SpecCluster) -> None:
-    """End all processes. Those in the middle of a task are not waited for: their work is not committed, and nobody wants it any more."""
+    """End all processes. Those in the middle of a task are not waited for: their work is not committed, and nobody
+    wants it any more."""
 
     async def stop() -> None:
         await asyncio.gather(*(nanny.close(timeout=1) for nanny in cluster.workers.values()), return_exceptions=True)

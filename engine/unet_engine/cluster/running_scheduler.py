@@ -24,7 +24,8 @@ _DASKS_OWN = "30s"
 
 @contextmanager
 def client_of(settings: Settings) -> Iterator[Client]:
-    """A client of ``--scheduler``. Raises `ClusterError` where the address makes no sense or nobody usable answers there."""
+    """A client of ``--scheduler``. Raises `ClusterError` where the address makes no sense or nobody usable answers
+    there."""
     address = address_of(str(settings.scheduler))
     check_protocol(address.partition("://")[0])
     secure = security(settings)
@@ -91,8 +92,8 @@ def _connected(address: str, secure: Security | None) -> Client:
     chosen = dask.config.get("distributed.comm.timeouts.connect")
     timeout = CONNECT_SECONDS if chosen == _DASKS_OWN else chosen
     try:
-        # asked first by hand, since a client that could not connect goes on trying until the interpreter ends, and complains then
-        # (and Dask has a limit for connecting, but none for the handshake after it)
+        # asked first by hand, since a client that could not connect goes on trying until the interpreter ends, and
+        # complains then (and Dask has a limit for connecting, but none for the handshake after it)
         limit = parse_timedelta(timeout)
         LoopRunner().run_sync(asyncio.wait_for, _ask(address, secure, limit), limit + 5)
         return Client(address, timeout=timeout, set_as_default=False, name="unet-engine", security=secure)

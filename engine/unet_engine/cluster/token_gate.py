@@ -1,11 +1,13 @@
-"""A token in front of a Dask server's web pages: whoever does not bring it is answered 403, on every route and for websockets too.
+"""A token in front of a Dask server's web pages: whoever does not bring it is answered 403, on every route and for
+websockets too.
 
 For clusters that a run starts, `guard` is called by it. For a scheduler or worker of one's own::
 
     UNET_ENGINE_DASHBOARD_TOKEN=secret dask scheduler --preload unet_engine.cluster.token_gate
 
-The token comes as ``?token=``, as ``Authorization: Bearer``, or not at all once a browser has the cookie that the first good request sets.
-The cookie holds a secret of its own, so the token does not lie in the browser's store. The token never appears in what Dask logs.
+The token comes as ``?token=``, as ``Authorization: Bearer``, or not at all once a browser has the cookie that the first
+good request sets. The cookie holds a secret of its own, so the token does not lie in the browser's store. The token
+never appears in what Dask logs.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def dask_setup(server: Any) -> None:
 
 
 def guard(http_server: Any, token: str) -> None:
-    """Put the gate between a tornado `HTTPServer` and its application. Requests that are being answered are not affected."""
+    """Put the gate between a tornado `HTTPServer` and its application. Requests that are being answered are not
+    affected."""
     port = getattr(http_server, "port", 0)
     http_server.request_callback = Gate(http_server.request_callback, token, port)
 
@@ -52,7 +55,8 @@ def guarded_scheduler(token: str | None) -> Any:
 
 
 class Gate(httputil.HTTPServerConnectionDelegate):
-    """Lets a request through to `application` once its headers name the token. Nothing of the body is kept before that."""
+    """Lets a request through to `application` once its headers name the token. Nothing of the body is kept before
+    that."""
 
     def __init__(self, application: httputil.HTTPServerConnectionDelegate, token: str, port: int) -> None:
         if not token.strip():

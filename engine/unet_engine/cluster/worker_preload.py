@@ -12,7 +12,8 @@ GPUS = "UNET_ENGINE_GPUS_PER_JOB"
 
 
 def dask_setup(worker: Any) -> None:
-    """Close the worker's web pages, which nobody needs and no token guards, and give it its GPU and the cores next to that."""
+    """Close the worker's web pages, which nobody needs and no token guards, and give it its GPU and the cores next to
+    that."""
     worker.http_server.stop()
     if count := int(os.environ.get(GPUS, "0")):
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(str(worker.name), count, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -20,7 +21,8 @@ def dask_setup(worker: Any) -> None:
 
 
 def gpu_of(name: str, count: int, visible: str | None) -> str:
-    """The one GPU for the worker called `name`: of the `count` workers of a job, Dask calls them ``name-0``, ``name-1`` …"""
+    """The one GPU for the worker called `name`: of the `count` workers of a job, Dask calls them ``name-0``, ``name-1``
+    …"""
     number = int(name.rpartition("-")[2]) if count > 1 else 0
     mine = visible.split(",") if visible else [str(i) for i in range(count)]
     return mine[number % len(mine)].strip()

@@ -1,1 +1,1 @@
-"""The command line, and what people see: run, plan, info, doctor, demo, bench, viewer."""
+"""The command line, and what people see: run, plan, info, doctor, demo, bench."""

@@ -1,4 +1,5 @@
-"""What the device pipeline asks of a device: memory, streams, events, copies, kernels. Everything but `synchronize` returns at once.
+"""What the device pipeline asks of a device: memory, streams, events, copies, kernels. Everything but `synchronize`
+returns at once.
 
 host      --enqueue-->  stream "in"       copies from pinned memory
                         stream "compute"  kernels and network          events order what lies on different streams
@@ -70,7 +71,8 @@ class Region:
 
 
 class Device(Protocol):
-    """One GPU. Methods may be called from several threads; a failing one raises `BackendError` with the device's own words."""
+    """One GPU. Methods may be called from several threads; a failing one raises `BackendError` with the device's own
+    words."""
 
     name: str
     """``cuda:0``, or ``simulated``."""
@@ -78,7 +80,8 @@ class Device(Protocol):
 
     @property
     def kernels(self) -> Any:
-        """Module with the functions of ``_halo_cuda.pyi``. Only the device pipeline asks for it: it is not built everywhere."""
+        """Module with the functions of ``_halo_cuda.pyi``. Only the device pipeline asks for it: it is not built
+        everywhere."""
 
     def describe(self) -> str:
         """Product and compute capability, e.g. ``NVIDIA H200 (9.0)``."""
@@ -87,7 +90,8 @@ class Device(Protocol):
         """Make the device current on this thread; call before anything else on a new thread."""
 
     def allocate(self, size: int, what: str) -> Memory:
-        """Device memory of `size` bytes. Raises `BackendError` saying "out of memory", what for, and how much is free."""
+        """Device memory of `size` bytes. Raises `BackendError` saying "out of memory", what for, and how much is
+        free."""
 
     def pinned(self, size: int, what: str) -> Memory:
         """Page-locked host memory of `size` bytes."""
@@ -130,7 +134,8 @@ class Device(Protocol):
     def run(
         self, stream: Stream, what: str, work: Callable[[int], None], reads: Sequence[Region], writes: Sequence[Region]
     ) -> None:
-        """Let `work` put a kernel or a network on the stream, whose handle it is given. `reads` and `writes` are for the simulation."""
+        """Let `work` put a kernel or a network on the stream, whose handle it is given. `reads` and `writes` are for
+        the simulation."""
 
     def capture(self, stream: Stream, what: str, work: Callable[[int], None]) -> Graph:
         """What `work` would put on the stream, whose handle it is given, recorded and not done."""

@@ -30,7 +30,8 @@ def missing() -> str:
 
 
 def unreachable() -> str:
-    """What lacks here for a GPU to be used at all, be windows cut and stitched there or on the CPU; empty if nothing."""
+    """What lacks here for a GPU to be used at all, be windows cut and stitched there or on the CPU; empty if
+    nothing."""
     try:
         found = find_spec("cuda.core")
     except ModuleNotFoundError:

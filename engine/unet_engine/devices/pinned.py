@@ -1,7 +1,9 @@
-"""Page-locked host memory that is taken and given back without ever being freed: the device copies to and from nothing else.
+"""Page-locked host memory that is taken and given back without ever being freed: the device copies to and from nothing
+else.
 
-A piece is given back when the last array that looks into it is gone, whichever thread held it. Pools grow until they hold what is in use at
-the same time, and no further, so a run allocates as much in its first blocks as in a thousand more.
+A piece is given back when the last array that looks into it is gone, whichever thread held it. Pools grow until they
+hold what is in use at the same time, and no further, so a run allocates as much in its first blocks as in a thousand
+more.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class PinnedPool:
         self._closed = False
 
     def take(self, size: int) -> Piece:
-        """A piece of at least `size` bytes: the smallest that is free and no more than twice as large, else a new one."""
+        """A piece of at least `size` bytes: the smallest that is free and no more than twice as large, else a new
+        one."""
         with self._lock:
             fitting = [memory for memory in self._free if size <= memory.size <= max(2 * size, GRAIN)]
             if fitting:

@@ -1,11 +1,14 @@
-"""A device of NumPy that knows what comes before what. For tests: it computes real results and refuses what would be a race on a GPU.
+"""A device of NumPy that knows what comes before what. For tests: it computes real results and refuses what would be a
+race on a GPU.
 
-Work is done as soon as it is put on a stream, so results are those of a correct order. Whether that order is *guaranteed* is kept in vector
-clocks: every stream has a clock, an event remembers the clocks of its stream when it was recorded, waiting takes the larger of both. An
-operation may read bytes only if every write to them lies in the past that its stream knows of, and write them only if every read does, too.
-The host is one more clock, which learns from `synchronize` alone.
+Work is done as soon as it is put on a stream, so results are those of a correct order. Whether that order is
+*guaranteed* is kept in vector clocks: every stream has a clock, an event remembers the clocks of its stream when it was
+recorded, waiting takes the larger of both. An operation may read bytes only if every write to them lies in the past
+that its stream knows of, and write them only if every read does, too. The host is one more clock, which learns from
+`synchronize` alone.
 
-`RaceError` names the operation, the memory and what it races with. After `seal`, memory of the device is allocated no more.
+`RaceError` names the operation, the memory and what it races with. After `seal`, memory of the device is allocated no
+more.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Where the time of a device's streams goes, from events put between the work on them. Nothing is waited for that is not waited for anyway.
+"""Where the time of a device's streams goes, from events put between the work on them. Nothing is waited for that is
+not waited for anyway.
 
     stream   begin |--- gather ---| lap |--- network ---| lap |--- add ---| lap        an event each; what no lap ends is `waiting`
     host                                                                 waits for the block: now the events are read
 
-An event is put on a stream in a microsecond or two and read after the host has waited for the block. Events are used again.
+An event is put on a stream in a microsecond or two and read after the host has waited for the block. Events are used
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class Marks:
     """Events between the work of one block. Those of a run that is not profiled: does nothing."""
 
     def begin(self, stream: str) -> None:
-        """What is put on the stream next begins here, and not before: call after the stream was told what to wait for."""
+        """What is put on the stream next begins here, and not before: call after the stream was told what to wait
+        for."""
 
     def lap(self, stream: str, stage: int) -> None:
         """What was put on the stream since the last mark is of this stage."""

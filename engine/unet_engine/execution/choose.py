@@ -1,4 +1,5 @@
-"""Who does the work of a run: this process, or the workers of a Dask cluster. What comes before and after is the same for both."""
+"""Who does the work of a run: this process, or the workers of a Dask cluster. What comes before and after is the same
+for both."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def team(settings: Settings, tell: Tell = silent) -> Iterator[Team]:
 
 
 def _share_of_memory(settings: Settings) -> int | None:
-    """Bytes for each worker process: its share of what the run may use on this machine; on other machines what the user says."""
+    """Bytes for each worker process: its share of what the run may use on this machine; on other machines what the user
+    says."""
     processes = settings.workers or (None if settings.scheduler or settings.cluster else settings.gpus)
     if processes is None:
         return settings.memory

@@ -1,4 +1,5 @@
-"""What a worker asks of the place where windows are cut, inferred, added and finished. The host's and the GPU's are siblings behind it."""
+"""What a worker asks of the place where windows are cut, inferred, added and finished. The host's and the GPU's are
+siblings behind it."""
 
 from __future__ import annotations
 
@@ -11,14 +12,15 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
 
 Work = Iterable[tuple[Task, Raw | None] | None]
-"""Tasks with the voxels of ``task.read``, or None where nothing is stored there. A None among them means that none is to be had right now:
-all that is under way is then waited for and yielded."""
+"""Tasks with the voxels of ``task.read``, or None where nothing is stored there. A None among them means that none is
+to be had right now: all that is under way is then waited for and yielded."""
 
 BLOCKS_IN_FLIGHT = 1
 """Blocks whose last windows may still be in the network while the next block is begun; more would only cost memory."""
 
 Core = Any
-"""A block's own sums in its write box, wherever the pipeline keeps them; an array (channels out, *write.shape) float32 on the host."""
+"""A block's own sums in its write box, wherever the pipeline keeps them; an array (channels out, *write.shape) float32
+on the host."""
 
 
 class Predicted(Protocol):
@@ -50,8 +52,8 @@ class Pipeline(Protocol):
         """
 
     def finish(self, task: Task, core: Core, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        """Add `halos` from the highest lower block down (one order, the same bytes) and reduce: the voxels to be written, and whether all
-        sums were finite."""
+        """Add `halos` from the highest lower block down (one order, the same bytes) and reduce: the voxels to be
+        written, and whether all sums were finite."""
 
     def close(self) -> None:
         """Wait for what is under way and give back all memory. The network stays open."""

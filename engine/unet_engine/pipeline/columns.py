@@ -1,7 +1,7 @@
 """Columns of a plan dealt to the devices of this process, one thread per device.
 
-Within a column three things overlap: reading the next block, inferring this one, writing the last. A Dask executor needs no more than
-`Worker.read`, `predict` and `commit` either.
+Within a column three things overlap: reading the next block, inferring this one, writing the last. A Dask executor
+needs no more than `Worker.read`, `predict` and `commit` either.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 
 def run_columns(workers: Sequence[Worker], pending: Pending) -> None:
-    """Run every column of the workers' plan. The first error stops all devices, after what they were writing is written."""
+    """Run every column of the workers' plan. The first error stops all devices, after what they were writing is
+    written."""
     columns: SimpleQueue[Column] = SimpleQueue()
     for column in workers[0].job.plan.columns():
         columns.put(column)
@@ -43,10 +44,12 @@ def run_columns(workers: Sequence[Worker], pending: Pending) -> None:
 
 
 def _device_thread(worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: threading.Event) -> None:
-    """Column after column. Where memory runs out the first time, what is left of that column once more with half the windows at once.
+    """Column after column. Where memory runs out the first time, what is left of that column once more with half the
+    windows at once.
 
-    Blocks that were committed stay so; windows that reach from them into others are inferred again, as in a resume. Raises `PlanError` with
-    the figures where memory runs out again, or where half would give other bytes: see `Worker.shrink`.
+    Blocks that were committed stay so; windows that reach from them into others are inferred again, as in a resume.
+    Raises `PlanError` with the figures where memory runs out again, or where half would give other bytes: see
+    `Worker.shrink`.
     """
     again: Column | None = None
     try:

@@ -3,8 +3,8 @@
     windows of block n     [c0][c1][c2] ... [c63]|[c0][c1] ...    windows of block n + 1
                             ^ head: waited for, added              ^ tail: cut into a free slot, started
 
-The queue is first in, first out, so sums are added in window order whatever order the device finishes in, and windows of the next block
-enter the device before the last of this one have left it.
+The queue is first in, first out, so sums are added in window order whatever order the device finishes in, and windows
+of the next block enter the device before the last of this one have left it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class HostPipeline:
     def __init__(self, job: Job, network: Backend, tally: Tally, recorder: Recorder) -> None:
         self._job, self._network, self._tally, self._recorder = job, network, tally, recorder
         self._memory = Recycler()
-        """For sums. Halos get memory of their own from the system: they come in so many sizes, and wait so differently long, that gaps
-        between them took a third more memory (measured with 104 classes)."""
+        """For sums. Halos get memory of their own from the system: they come in so many sizes, and wait so differently
+        long, that gaps between them took a third more memory (measured with 104 classes)."""
 
     def pin(self, raw: Raw) -> Raw:
         return raw

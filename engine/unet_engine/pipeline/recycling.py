@@ -1,8 +1,8 @@
 """Large arrays whose memory is used again once nothing refers to them.
 
-The sums of a block are made and dropped with it. Left to the system, they would be new memory each time, which it has to clear: with a hundred
-classes 80 MB for every window. Nothing has to be given back by hand: an array's memory is free when its last view is gone, whichever thread
-held it.
+The sums of a block are made and dropped with it. Left to the system, they would be new memory each time, which it has
+to clear: with a hundred classes 80 MB for every window. Nothing has to be given back by hand: an array's memory is free
+when its last view is gone, whichever thread held it.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ F32 = npt.NDArray[np.float32]
 Memory = npt.NDArray[np.uint8]
 
 SMALLEST = 2**26
-"""Bytes from which on memory is kept. New memory from the system takes room only as it is filled, which leaves blocks of few classes 45 MiB
-less at the peak, and clearing it is nothing beside the windows that go into them."""
+"""Bytes from which on memory is kept. New memory from the system takes room only as it is filled, which leaves blocks
+of few classes 45 MiB less at the peak, and clearing it is nothing beside the windows that go into them."""
 
 
 class Recycler:
     """Makes float32 arrays, contiguous, of any shape. Any thread may call it, and drop what it made.
 
-    There are never more pieces of memory than arrays were in use at once, and none is larger than the largest array. So it is for arrays
-    that are few at a time and of much the same size.
+    There are never more pieces of memory than arrays were in use at once, and none is larger than the largest array. So
+    it is for arrays that are few at a time and of much the same size.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: list[Memory] = []
         self._dropped: deque[Memory] = deque()
-        """What came back and was not looked at yet: an array may be dropped anywhere, even inside a call of this class."""
+        """What came back and was not looked at yet: an array may be dropped anywhere, even inside a call of this
+        class."""
 
     def empty(self, shape: Sequence[int]) -> F32:
         """An array of `shape`, float32; what is in it is arbitrary."""
@@ -61,7 +62,8 @@ class Recycler:
             return sum(memory.nbytes for memory in self._free)
 
     def _take(self, size: int) -> Memory:
-        """The smallest memory that is large enough; where all are too small, the largest of them goes and a new one comes."""
+        """The smallest memory that is large enough; where all are too small, the largest of them goes and a new one
+        comes."""
         self._collect()
         for i, memory in enumerate(self._free):
             if memory.nbytes >= size:
@@ -77,7 +79,8 @@ class Recycler:
 
 
 class _Lease:
-    """What the arrays of one call to `Recycler.empty` have as their base. Goes with the last of them, and hands the memory back."""
+    """What the arrays of one call to `Recycler.empty` have as their base. Goes with the last of them, and hands the
+    memory back."""
 
     def __init__(self, memory: Memory, size: int, dropped: deque[Memory]) -> None:
         self._memory, self._dropped = memory, dropped

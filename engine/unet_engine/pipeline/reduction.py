@@ -2,8 +2,8 @@
 
     sums (channels, *write) float32  --reduction-->  labels (*write), or probabilities or logits (channels, *write)
 
-A reduction is whatever turns finished sums into voxels of the output. Bringing them back to the grid of the scan, putting the members of an
-ensemble together, or masking are reductions, too, or wrap one.
+A reduction is whatever turns finished sums into voxels of the output. Bringing them back to the grid of the scan,
+putting the members of an ensemble together, or masking are reductions, too, or wrap one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Kind = Literal["labels", "probabilities", "logits"]
 
 @dataclass(frozen=True)
 class Merging:
-    """What a device does in the same pass: halos that are added to the core before it is reduced. Arrays as `Device.array` makes them."""
+    """What a device does in the same pass: halos that are added to the core before it is reduced. Arrays as
+    `Device.array` makes them."""
 
     parts: Sequence[Any]
     corners: Sequence[tuple[int, ...]]
@@ -56,7 +57,8 @@ class Reduction(ABC):
         """Write the voxels for `sums` to `out`."""
 
     def on_device(self, kernels: Any, core: Any, out: Any, merging: Merging, stream: int) -> None:
-        """Queue the same on `stream`: `core` (channels, z, y, x) to `out`, both in the memory of the device; halos are added first."""
+        """Queue the same on `stream`: `core` (channels, z, y, x) to `out`, both in the memory of the device; halos are
+        added first."""
         kernels.commit(
             core, out, self.kind, self.activation, merging.parts, merging.corners, merging.nonfinite, stream=stream
         )

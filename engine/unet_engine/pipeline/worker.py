@@ -108,7 +108,8 @@ class Worker:
 
     @property
     def network(self) -> Network:
-        """Raises `BackendError` where the library here is another one than the run was planned with: it may give other bytes."""
+        """Raises `BackendError` where the library here is another one than the run was planned with: it may give other
+        bytes."""
         with self._opening:
             if self._opened.network is None:
                 network = open_network(self.job.backend, self.job.setup)
@@ -146,8 +147,8 @@ class Worker:
     def shrink(self, error: BaseException, where: str) -> None:
         """Go on with half the windows at once, after memory ran out with `error`, if the bytes are the same so.
 
-        Raises `PlanError` with the figures where it ran out before, or does as the network is opened again, and where a smaller batch gives
-        other bits.
+        Raises `PlanError` with the figures where it ran out before, or does as the network is opened again, and where a
+        smaller batch gives other bits.
         """
         before = self.job.setup
         fewer = None if self.shrunk else smaller(before)
@@ -179,8 +180,9 @@ class Worker:
     def is_void(self) -> Callable[[Index], bool]:
         """``is_void(block)``: whether the labels of its write box are known without reading or adding anything.
 
-        That is so where nothing is stored in reach of any window that meets it. Depends on the input alone, so it is the same in every
-        run. Only for labels, and only where one class wins clearly: sums of weighted constants differ from the constant by rounding.
+        That is so where nothing is stored in reach of any window that meets it. Depends on the input alone, so it is
+        the same in every run. Only for labels, and only where one class wins clearly: sums of weighted constants differ
+        from the constant by rounding.
         """
         certain = self.job.skips and self.job.kind == "labels" and _clear_winner(self.job.model.spec)
 
@@ -191,7 +193,8 @@ class Worker:
         return void
 
     def settle(self, task: Task, column: Column, pending: Callable[[Index], bool]) -> Task | None:
-        """Write the block here and now if it is void, and leave out of the task what void blocks do not need; None if nothing is left.
+        """Write the block here and now if it is void, and leave out of the task what void blocks do not need; None if
+        nothing is left.
 
         `pending` says which blocks are still to be committed, as in `Plan.tasks`; all of the task's targets are.
         """
@@ -246,8 +249,8 @@ class Worker:
     def commit(self, task: Task, core: Core, halos: Sequence[Halo]) -> None:
         """Finish and write the block's write box.
 
-        core: the block's own sums there, as `Predicted.inside` or `Part` gives them; it is used up. Raises `BackendError` where sums are not
-        finite.
+        core: the block's own sums there, as `Predicted.inside` or `Part` gives them; it is used up. Raises
+        `BackendError` where sums are not finite.
         """
         with self.recorder.block(OTHER):
             values, finite = self.pipeline.finish(task, core, halos)

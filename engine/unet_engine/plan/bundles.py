@@ -1,7 +1,8 @@
 """Bundles: tasks of neighbouring blocks as one piece of work for a cluster. Pure: no Dask, no voxels.
 
-A block of small windows on a fast device takes less time than a scheduler needs to hand it out. A bundle is up to `length` blocks that
-follow one another along the fastest axis of a column: halos between them never leave the worker, so that fewer things are sent, too.
+A block of small windows on a fast device takes less time than a scheduler needs to hand it out. A bundle is up to
+`length` blocks that follow one another along the fastest axis of a column: halos between them never leave the worker,
+so that fewer things are sent, too.
 
     blocks of a row   |0 1 2 3|4 5 6 7|8 9|      bundles (row, 0), (row, 1), (row, 2) of length 4
 """
@@ -22,8 +23,8 @@ BundleId = tuple[int, ...]
 BUNDLE_SECONDS = 1.0
 """What a bundle should take at least, so that handing it out costs next to nothing."""
 BUNDLES_PER_SECOND = 16.0
-"""Bundles that all workers together should end in a second at most: with more workers, bundles are longer. What one costs
-scheduler and senders of halos does not depend on its length."""
+"""Bundles that all workers together should end in a second at most: with more workers, bundles are longer. What one
+costs scheduler and senders of halos does not depend on its length."""
 BUNDLES_PER_WORKER = 8
 """Bundles that each worker should get at least, so that all end at about the same time."""
 
@@ -72,8 +73,8 @@ def _bundle(plan: Plan, key: BundleId, column: Column, tasks: tuple[Task, ...], 
 
 
 def bundle_length(plan: Plan, seconds_per_window: float, workers: int) -> int:
-    """Blocks per bundle: enough for `BUNDLE_SECONDS` and `BUNDLES_PER_SECOND`, few enough for `BUNDLES_PER_WORKER`, and a row
-    at most."""
+    """Blocks per bundle: enough for `BUNDLE_SECONDS` and `BUNDLES_PER_SECOND`, few enough for `BUNDLES_PER_WORKER`, and
+    a row at most."""
     wanted = -(-max(BUNDLE_SECONDS, workers / BUNDLES_PER_SECOND) // max(1e-9, prod(plan.block) * seconds_per_window))
     fair = plan.block_count // (BUNDLES_PER_WORKER * max(1, workers))
     row = plan.block_range.shape[plan.order[-1]]

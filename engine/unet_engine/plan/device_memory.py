@@ -6,7 +6,8 @@
     halos     what one block sends up (at most its sums), and what one block receives
     out       one block of finished voxels
 
-Everything is allocated once, for the largest block of the plan, so the peak does not depend on how many blocks there are.
+Everything is allocated once, for the largest block of the plan, so the peak does not depend on how many blocks there
+are.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def extents(plan: Plan) -> Extents:
         min(b, hi - lo) for b, lo, hi in zip(plan.block, plan.window_range.lo, plan.window_range.hi, strict=True)
     ]
     writes, overlaps = [s[2] for s in spans], [s[3] for s in spans]
-    # a block receives from every lower block within reach: per axis its own write box or a part of it, whatever the others
+    # a block receives from every lower block within reach: per axis its own write box or a part of it, whatever the
+    # others
     received = prod(w + o for w, o in zip(writes, overlaps, strict=True)) - prod(writes)
     return Extents(
         read=prod(s[0] for s in spans),
@@ -86,7 +88,8 @@ def extents(plan: Plan) -> Extents:
 
 
 def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int]:
-    """Along axis `a`, the largest read, sums and write of any block, and what all lower blocks together add to one write box."""
+    """Along axis `a`, the largest read, sums and write of any block, and what all lower blocks together add to one
+    write box."""
     axis, step = plan.axes[a], plan.block[a]
     first, stop = plan.window_range.lo[a], plan.window_range.hi[a]
     lo, hi = plan.roi.lo[a], plan.roi.hi[a]
@@ -105,7 +108,8 @@ def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int]:
 
 
 def _table_bytes(plan: Plan, windows: Sequence[int]) -> int:
-    """Per axis and window its span, weights and positions; per window of the block an entry and its place in the order."""
+    """Per axis and window its span, weights and positions; per window of the block an entry and its place in the
+    order."""
     per_axis = [
         aligned(24 * n) + aligned(4 * n * axis.window) + aligned(4 * n * (axis.window + 2 * axis.margin))
         for n, axis in zip(windows, plan.axes, strict=True)
@@ -128,7 +132,8 @@ def device_memory(plan: Plan, sizes: Sizes, network: int) -> DeviceMemory:
 
 
 def fit_device(plan: Plan, sizes: Sizes, network: int, free: int) -> Plan:
-    """The plan with blocks that fit `free` bytes of device memory beside a network of `network` bytes, which `free` still counts.
+    """The plan with blocks that fit `free` bytes of device memory beside a network of `network` bytes, which `free`
+    still counts.
 
     Blocks shrink along their longest axis first. Raises `PlanError` where the smallest do not fit.
     """
@@ -145,7 +150,8 @@ def fit_device(plan: Plan, sizes: Sizes, network: int, free: int) -> Plan:
 
 
 def default_batch(window: Sequence[int], windows: int, limit: int | None = None) -> int:
-    """Windows per batch, for blocks of `windows` windows: about `BATCH_VOXELS` voxels or `limit` windows, all batches of a block alike.
+    """Windows per batch, for blocks of `windows` windows: about `BATCH_VOXELS` voxels or `limit` windows, all batches
+    of a block alike.
 
     A batch never holds windows of two blocks, so one that does not divide the block would compute rows for nobody.
     """

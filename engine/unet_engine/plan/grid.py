@@ -5,8 +5,9 @@
                      [======]
                              ...           [======]           the last one moved back to end at n
 
-All positions are voxels of the volume, of the windows' *output*: a network with valid convolutions reads `margin` voxels more on
-either side. An axis shorter than w has one window, centred, that sticks out; what sticks out is padded on reading and never written.
+All positions are voxels of the volume, of the windows' *output*: a network with valid convolutions reads `margin`
+voxels more on either side. An axis shorter than w has one window, centred, that sticks out; what sticks out is padded
+on reading and never written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Blend = Literal["gaussian", "constant", "crop"]
 
 @dataclass(frozen=True, slots=True)
 class AxisGrid:
-    """Windows along one axis of `size` voxels: output length `window`, distance `stride`, input margin `margin` per side."""
+    """Windows along one axis of `size` voxels: output length `window`, distance `stride`, input margin `margin` per
+    side."""
 
     size: int
     window: int
@@ -30,7 +32,8 @@ class AxisGrid:
 
     @classmethod
     def with_overlap(cls, size: int, window: int, overlap: float, margin: int, blend: Blend) -> AxisGrid:
-        """The grid for an overlap fraction r in [0, 1): stride ``max(1, int(window * (1 - r)))``; `window` is the output's."""
+        """The grid for an overlap fraction r in [0, 1): stride ``max(1, int(window * (1 - r)))``; `window` is the
+        output's."""
         return cls(size, window, max(1, int(window * (1 - overlap))), margin, blend)
 
     @property
@@ -62,7 +65,8 @@ class AxisGrid:
         return max(lo, 0), min(hi, self.size)
 
     def meeting(self, lo: int, hi: int) -> range:
-        """Indices of the windows whose support shares a voxel with [lo, hi): a contiguous range, as supports only move up."""
+        """Indices of the windows whose support shares a voxel with [lo, hi): a contiguous range, as supports only move
+        up."""
         if hi <= lo:
             return range(0)
         windows = range(self.count)
@@ -71,9 +75,11 @@ class AxisGrid:
         return range(first, max(first, stop))
 
     def source(self, lo: int, hi: int, padding: str) -> list[int]:
-        """Volume index that each voxel of [lo, hi) is read from: itself inside, the padding's choice outside (-1: constant).
+        """Volume index that each voxel of [lo, hi) is read from: itself inside, the padding's choice outside (-1:
+        constant).
 
-        `reflect` mirrors about the edge voxel without repeating it, again and again where the axis is short (as `numpy.pad` does).
+        `reflect` mirrors about the edge voxel without repeating it, again and again where the axis is short (as
+        `numpy.pad` does).
         """
         return [x if 0 <= x < self.size else _padded(x, self.size, padding) for x in range(lo, hi)]
 

@@ -17,11 +17,11 @@ SUMS_IN_FLIGHT = 3
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
 BUNDLES_IN_FLIGHT = 3
-"""Bundles per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one being
-written."""
+"""Bundles per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one
+being written."""
 WORKER_BASE = 32 * 2**20
-"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without it, some
-23 MiB were missing from the prediction."""
+"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without
+it, some 23 MiB were missing from the prediction."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ class ClusterShape:
 def predict_memory(
     plan: Plan, sizes: Sizes, base: int, devices: int, cluster: ClusterShape | None = None
 ) -> HostMemory:
-    """Peak bytes of one process: of a column on each of `devices` devices at once, or, with a `cluster`, of one of its workers.
+    """Peak bytes of one process: of a column on each of `devices` devices at once, or, with a `cluster`, of one of its
+    workers.
 
-    Waiting halos follow from Little's law: bytes times the blocks they wait for. Workers hold their share of them, at most twice it for
-    want of balance, and while they are sent.
+    Waiting halos follow from Little's law: bytes times the blocks they wait for. Workers hold their share of them, at
+    most twice it for want of balance, and while they are sent.
     """
     spans = [sums_span(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
     reads = [
@@ -87,7 +88,8 @@ def predict_memory(
 
 
 def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
-    """Voxels of halo that wait at once in the widest column: each piece from its block's prediction to its target's commit."""
+    """Voxels of halo that wait at once in the widest column: each piece from its block's prediction to its target's
+    commit."""
     boxes = [plan.column_spans(box) for box in plan.share]
     shape = [max((hi - lo for box in boxes for lo, hi in box[a]), default=1) for a in range(len(plan.axes))]
     step, later = {}, 1
@@ -110,7 +112,8 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
 
 
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None = None) -> Plan:
-    """The plan with as few columns as fit `budget` bytes (at least one per device), shrinking blocks only where they must.
+    """The plan with as few columns as fit `budget` bytes (at least one per device), shrinking blocks only where they
+    must.
 
     Raises `PlanError` where one column of the smallest blocks needs more than the budget.
     """
@@ -149,7 +152,8 @@ def _columns_that_fit(
 def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:
     """The plan with up to `counts` columns per axis in each box of its share, of as equal width as blocks allow.
 
-    Boxes of one share have the same span along an axis, or spans that do not meet, so the cuts of one leave the others alone.
+    Boxes of one share have the same span along an axis, or spans that do not meet, so the cuts of one leave the others
+    alone.
     """
     cuts = []
     for a, c in enumerate(counts):

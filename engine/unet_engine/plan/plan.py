@@ -1,4 +1,5 @@
-"""The plan: which windows are inferred, in which blocks they are summed, who writes what. A frozen value, no I/O, no voxels.
+"""The plan: which windows are inferred, in which blocks they are summed, who writes what. A frozen value, no I/O, no
+voxels.
 
 Along one axis, with blocks of three windows and chunks of c voxels:
 
@@ -10,9 +11,10 @@ Along one axis, with blocks of three windows and chunks of c voxels:
                            [====]
     write boxes  |----- 0 ---|----- 1 ...   edge 1: start of window 3, rounded down to a chunk
 
-A block's sums reach past its write box only upwards: that part is its halo. All a block's write box needs comes from itself and from
-lower blocks, so it is final as soon as those were predicted. Which windows a task infers follows from one rule alone: those whose
-support meets a write box that this run still has to write. Column seams, regions of interest and resumes need no rule of their own.
+A block's sums reach past its write box only upwards: that part is its halo. All a block's write box needs comes from
+itself and from lower blocks, so it is final as soon as those were predicted. Which windows a task infers follows from
+one rule alone: those whose support meets a write box that this run still has to write. Column seams, regions of
+interest and resumes need no rule of their own.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one run has to do for one block. `predict` infers `windows` in this order; `commit` follows where `commits`."""
+    """What one run has to do for one block. `predict` infers `windows` in this order; `commit` follows where
+    `commits`."""
 
     block: Block
     commits: bool
@@ -61,7 +64,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A box of block indices whose blocks exchange halos. Columns share nothing: each infers the windows on its lower seams itself."""
+    """A box of block indices whose blocks exchange halos. Columns share nothing: each infers the windows on its lower
+    seams itself."""
 
     number: int
     blocks: Box
@@ -69,7 +73,8 @@ class Column:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Predicted peak, in bytes. `base` is the process with its libraries and the network loaded; the rest grows with the block."""
+    """Predicted peak, in bytes. `base` is the process with its libraries and the network loaded; the rest grows with
+    the block."""
 
     base: int
     raw: int
@@ -84,7 +89,8 @@ class HostMemory:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is decided before the first voxel is read. Blocks, shares, columns and tasks are derived when asked for."""
+    """Everything that is decided before the first voxel is read. Blocks, shares, columns and tasks are derived when
+    asked for."""
 
     names: str
     """Spatial axes, e.g. ``zyx``; all tuples follow this order."""
@@ -99,19 +105,22 @@ class Plan:
     padding: str
     memory: HostMemory
     facts: Mapping[str, Any] = field(compare=False)
-    """What else decides the bytes of the result, as JSON values; see `identity`. Empty as long as the run has no name."""
+    """What else decides the bytes of the result, as JSON values; see `identity`. Empty as long as the run has no
+    name."""
     flops_per_window: int | None = None
     part: tuple[int, int] = (1, 1)
     """Which of how many parts this run does, counted from 1; see `share`."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides the bytes of the result, as JSON values: a run is resumed only by one of the same identity."""
+        """All that decides the bytes of the result, as JSON values: a run is resumed only by one of the same
+        identity."""
         return {**self.facts, "block": list(self.block)}
 
     @cached_property
     def digest(self) -> str:
-        """Names the run: sixteen hex digits over `identity`. Memory, columns, parts and workers are not in it: they change no byte."""
+        """Names the run: sixteen hex digits over `identity`. Memory, columns, parts and workers are not in it: they
+        change no byte."""
         text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -124,7 +133,8 @@ class Plan:
 
     @cached_property
     def block_range(self) -> Box:
-        """Indices of the blocks of these windows. The block grid is anchored at the volume's origin, whatever the ROI."""
+        """Indices of the blocks of these windows. The block grid is anchored at the volume's origin, whatever the
+        ROI."""
         return self._blocks_of(self.window_range)
 
     def _blocks_of(self, windows: Box) -> Box:
@@ -169,7 +179,8 @@ class Plan:
 
     @cached_property
     def writing(self) -> tuple[tuple[int, ...], ...]:
-        """Per axis the indices of blocks that write something; blocks that do along every axis are those that get committed."""
+        """Per axis the indices of blocks that write something; blocks that do along every axis are those that get
+        committed."""
         return tuple(
             tuple(j for j in range(lo, hi) if self.edge(a, j) < self.edge(a, j + 1))
             for a, (lo, hi) in enumerate(zip(self.block_range.lo, self.block_range.hi, strict=True))
@@ -177,9 +188,11 @@ class Plan:
 
     @cached_property
     def share(self) -> tuple[Box, ...]:
-        """The boxes of blocks that this run commits: all blocks in one, unless it is a part. Parts are a partition of the blocks.
+        """The boxes of blocks that this run commits: all blocks in one, unless it is a part. Parts are a partition of
+        the blocks.
 
-        Follows from the block grid and the number of parts alone, never from memory or machine, so that all parts agree.
+        Follows from the block grid and the number of parts alone, never from memory or machine, so that all parts
+        agree.
         """
         return shares.share(self.writing, self.block_range, self._windows_along, self.part)
 
@@ -303,8 +316,8 @@ class Plan:
     def tasks(self, column: Column, pending: Callable[[Index], bool]) -> Iterator[Task]:
         """What is left to do in a column, in an order in which a block's lower neighbours come first.
 
-        `pending` tells which blocks are still to be committed. A committed block, or one of a lower column, appears only where
-        one of its windows reaches a pending block, and then infers just those windows.
+        `pending` tells which blocks are still to be committed. A committed block, or one of a lower column, appears
+        only where one of its windows reaches a pending block, and then infers just those windows.
         """
         if (windows := self.column_windows(column)).is_empty:
             return
@@ -357,7 +370,8 @@ def read_span(axis: AxisGrid, first: int, last: int, padding: str) -> tuple[int,
 
 
 def middle_span(axis: AxisGrid, windows: int, padding: str) -> tuple[int, int]:
-    """The interval of the volume that a block of so many windows reads in the middle of the axis, where blocks read most."""
+    """The interval of the volume that a block of so many windows reads in the middle of the axis, where blocks read
+    most."""
     first = min(axis.count - 1, axis.count // 2 // windows * windows)
     return read_span(axis, first, min(axis.count - 1, first + windows - 1), padding)
 

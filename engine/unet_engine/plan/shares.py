@@ -1,11 +1,12 @@
-"""Which blocks belong to part i of n. Pure arithmetic on the block grid, so that parts on different machines agree without a word.
+"""Which blocks belong to part i of n. Pure arithmetic on the block grid, so that parts on different machines agree
+without a word.
 
     blocks of a plane, n = 6        0   1 | 2   3 | 4   5
                                     --1---|--2----|--3---     3 spans along the fast axis
                                     --4---|--5----|--6---     2 along the other
 
-Parts share nothing but the output: each infers the windows on its lower seams itself. Where n cannot be made of spans along the axes, as
-few more boxes as possible are made, and some parts get two of them, one behind the other.
+Parts share nothing but the output: each infers the windows on its lower seams itself. Where n cannot be made of spans
+along the axes, as few more boxes as possible are made, and some parts get two of them, one behind the other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Cuts = tuple[tuple[int, int], ...]
 def share(
     writing: Sequence[Sequence[int]], ends: Box, windows: Callable[[int, int, int], int], part: tuple[int, int]
 ) -> tuple[Box, ...]:
-    """The boxes of blocks that make up part (i, n), 1 <= i <= n: one or two, none where there are more parts than blocks.
+    """The boxes of blocks that make up part (i, n), 1 <= i <= n: one or two, none where there are more parts than
+    blocks.
 
     writing: per axis the indices of blocks that write something; every box gets some of them
     ends: the range of all block indices
@@ -40,7 +42,8 @@ def share(
 
 
 def _boxes_per_axis(limits: Sequence[int], n: int, cost: Callable[[int, int], tuple[int, int]]) -> tuple[int, ...]:
-    """Into how many spans each axis is cut: n boxes, or the smallest larger number that spans can make; all blocks where n is more.
+    """Into how many spans each axis is cut: n boxes, or the smallest larger number that spans can make; all blocks
+    where n is more.
 
     Of several ways, that with the fewest windows in all boxes together; of those, that with the smallest largest box.
     """

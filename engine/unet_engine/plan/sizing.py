@@ -1,7 +1,8 @@
 """Choosing blocks and chunks. Pure arithmetic on sizes.
 
-The block grid follows from the volume, the windows and the number of output channels alone, so that one volume and one model always
-give the same bytes. A memory budget shrinks blocks only where even a single column of default ones does not fit.
+The block grid follows from the volume, the windows and the number of output channels alone, so that one volume and one
+model always give the same bytes. A memory budget shrinks blocks only where even a single column of default ones does
+not fit.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ NO_MEMORY = HostMemory(0, 0, 0, 0, 0)
 SUMS_TARGET = 128 * 2**20
 """Bytes of float32 sums a default block stays under: several are in flight, and larger ones gain little."""
 SUMS_WINDOWS, SUMS_MOST = 2, 512 * 2**20
-"""With very many classes a block may have the sums of so many windows instead, up to so many bytes: a block of a single window hands
-seven eighths of its sums on as halos, which are copied and merged."""
+"""With very many classes a block may have the sums of so many windows instead, up to so many bytes: a block of a single
+window hands seven eighths of its sums on as halos, which are copied and merged."""
 
 
 def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
-    """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to
-    two window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`, or under what
-    `SUMS_WINDOWS` allows."""
+    """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to two
+    window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`, or
+    under what `SUMS_WINDOWS` allows."""
     target = chunk_target(axes)
     most = max(SUMS_TARGET, min(SUMS_MOST, SUMS_WINDOWS * 4 * channels_out * prod(axis.window for axis in axes)))
     block = [least_windows(axis, target) for axis in axes]
@@ -53,7 +54,8 @@ def default_chunk(axes: tuple[AxisGrid, ...], block: tuple[int, ...]) -> tuple[i
 
 
 def shrunk(plan: Plan) -> Plan | None:
-    """The plan in a single column, its blocks a window shorter along their longest axis; None where none can be shorter."""
+    """The plan in a single column, its blocks a window shorter along their longest axis; None where none can be
+    shorter."""
     target = chunk_target(plan.axes)
     floor = [least_windows(axis, target) for axis in plan.axes]
     a = max(range(len(floor)), key=lambda i: plan.block[i] * plan.axes[i].stride if plan.block[i] > floor[i] else -1)

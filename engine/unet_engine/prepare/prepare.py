@@ -93,7 +93,6 @@ class _Loaded:
     seconds_per_window: float
     before: int
     """Bytes this process had before the network was loaded."""
-    after: int
 
 
 def _open(survey: Survey, notes: list[str]) -> _Loaded:
@@ -111,7 +110,7 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
     network, seconds = place.open_fitting(survey.backend, setup, wanted)
     if network.note:
         notes.append(network.note)
-    return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before, machine.resident_bytes())
+    return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before)
 
 
 def _scaling(survey: Survey) -> Scaling:
@@ -155,10 +154,12 @@ class _Fitted:
 def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) -> _Fitted:
     """The plan with blocks that fit the device's memory and columns that fit this process's, or each worker's."""
     survey, network = loaded.draft.survey, loaded.draft.network
+    # what trying overlaps left behind is this process's too
+    resident = machine.resident_bytes()
     plan = network.fitted(plan, sizes)
-    budget = survey.settings.memory or loaded.after + machine.available_memory() // 2
+    budget = survey.settings.memory or resident + machine.available_memory() // 2
     devices = len(survey.devices)
-    base = loaded.after + (devices - 1) * max(0, loaded.after - loaded.before)
+    base = resident + (devices - 1) * max(0, resident - loaded.before)
     cluster = None
     if workers:
         wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))

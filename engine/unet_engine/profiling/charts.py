@@ -1,4 +1,5 @@
-"""Charts as SVG text: stacked bars and lines. No scripts, no fonts, nothing loaded, so that they can be archived and mailed."""
+"""Charts as SVG text: stacked bars and lines. No scripts, no fonts, nothing loaded, so that they can be archived and
+mailed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def colour(name: str, names: Sequence[str]) -> str:
 
 
 def stacked(rows: Mapping[str, Mapping[str, float]], names: Sequence[str], unit: str) -> str:
-    """One horizontal bar per row, as wide as the row's sum to that of the largest; parts in the order of `names`, which the legend shows.
+    """One horizontal bar per row, as wide as the row's sum to that of the largest; parts in the order of `names`, which
+    the legend shows.
 
     rows: name of the row to the amounts of its parts, none negative
     unit: follows the amounts in the texts that a pointer brings up

@@ -1,4 +1,5 @@
-"""Taking times: a recorder is handed to whatever does a stage of the work. The plain one does nothing; `stages.Stages` is the other."""
+"""Taking times: a recorder is handed to whatever does a stage of the work. The plain one does nothing; `stages.Stages`
+is the other."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ _NOTHING = nullcontext()
 
 
 class Recorder:
-    """Takes no times: what a run that is not profiled is given. Costs a call and an empty context, and allocates nothing."""
+    """Takes no times: what a run that is not profiled is given. Costs a call and an empty context, and allocates
+    nothing."""
 
     recording = False
     """Whether times are taken: whoever would have to work for them asks this first."""
 
     def span(self, stage: int) -> AbstractContextManager[None]:
-        """Context in which the calling thread is in `stage`; spans nest, and a stage is given only the time that no inner span has."""
+        """Context in which the calling thread is in `stage`; spans nest, and a stage is given only the time that no
+        inner span has."""
         return _NOTHING
 
     def block(self, stage: int) -> AbstractContextManager[None]:
@@ -32,14 +35,16 @@ class Recorder:
         """A span of the calling thread that ended just now, in nanoseconds of `clock`."""
 
     def fed(self, blocks: Iterable[T]) -> Iterable[T]:
-        """The same `blocks`, taken by a thread that feeds a device: when it is in no span it is busy, too. Each is a block of spans."""
+        """The same `blocks`, taken by a thread that feeds a device: when it is in no span it is busy, too. Each is a
+        block of spans."""
         return blocks
 
     def restart(self) -> None:
         """Count from now on. Call while nothing is under way."""
 
     def takes_apart(self, kind: str) -> bool:
-        """Whether this call of what a library does in one, such as reading and decoding, is to be taken apart: one in `SAMPLED` is."""
+        """Whether this call of what a library does in one, such as reading and decoding, is to be taken apart: one in
+        `SAMPLED` is."""
         return False
 
 

@@ -3,10 +3,11 @@
     thread "lane"    |gather|copy|add|gather|copy| network ......... |add|gather|...     what no span covers is `other`
     thread "read"    |read|decode|other|     waiting      |read|decode|...               what no span covers is `waiting`
 
-A thread is one `Track`. Its spans nest, and a stage is given only the time that no inner span has (self time). So at any moment a track is in
-exactly one stage, and the stages of a track add up to its wall time. Totals are exact and as small as the list of stages. Spans are kept for a
-trace in a buffer that never holds more than `SPANS`: when it is full, every other group of spans (a block) is forgotten and from then on
-only every second, fourth, ... group is kept, so what is kept is spread over the whole run.
+A thread is one `Track`. Its spans nest, and a stage is given only the time that no inner span has (self time). So at
+any moment a track is in exactly one stage, and the stages of a track add up to its wall time. Totals are exact and as
+small as the list of stages. Spans are kept for a trace in a buffer that never holds more than `SPANS`: when it is full,
+every other group of spans (a block) is forgotten and from then on only every second, fourth, ... group is kept, so what
+is kept is spread over the whole run.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ NAMES = (
     "read", "decode", "read and decode", "normalise and gather", "copy to device", "network", "halo add", "merge", "activation",
     "copy from device", "encode", "write", "encode and write", "waiting", "other",
 )  # fmt: skip
-"""Stages in the order of a voxel's path. The two double ones are what a library does in one call; see `Snapshot.seconds`."""
+"""Stages in the order of a voxel's path. The two double ones are what a library does in one call; see
+`Snapshot.seconds`."""
 PAIRS = ((READ_DECODE, READ, DECODE), (ENCODE_WRITE, ENCODE, WRITE))
 """Stages that come as one, and the two that they are made of."""
 SPANS = 2**15
@@ -89,7 +91,8 @@ class Track:
                 self._thin()
 
     def place(self, spans: Iterable[tuple[int, int, int]], group: int) -> None:
-        """Spans (stage, begin, end) of a `group` that are over for a while, as those of a device's stream. They do not nest."""
+        """Spans (stage, begin, end) of a `group` that are over for a while, as those of a device's stream. They do not
+        nest."""
         left = OF_A_GROUP
         for stage, begun, ended in spans:
             self.ns[stage] += ended - begun
@@ -130,7 +133,8 @@ class TrackFacts:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One process, or one device of it. Times are nanoseconds since 1970, so that those of several machines fit as their clocks do."""
+    """One process, or one device of it. Times are nanoseconds since 1970, so that those of several machines fit as
+    their clocks do."""
 
     begun: int
     ended: int
@@ -139,8 +143,9 @@ class Snapshot:
     def seconds(self, track: TrackFacts) -> dict[int, float]:
         """Per stage the self time, with what no span covers in the track's home: they add up to ``ended - begun``.
 
-        Where a library reads and decodes (encodes and writes) in one call, every `recorder.SAMPLED`-th call is taken apart, on whatever track,
-        and the others are divided as those were. The double stage remains where none could be taken apart.
+        Where a library reads and decodes (encodes and writes) in one call, every `recorder.SAMPLED`-th call is taken
+        apart, on whatever track, and the others are divided as those were. The double stage remains where none could be
+        taken apart.
         """
         ns = [float(n) for n in track.ns]
         for both, first, second in PAIRS:
@@ -174,7 +179,8 @@ class _Span:
 
 
 class Stages(Recorder):
-    """The tracks of one worker. A track is made when its thread first does something; threads of one name, one after another, share it."""
+    """The tracks of one worker. A track is made when its thread first does something; threads of one name, one after
+    another, share it."""
 
     recording = True
 
@@ -210,7 +216,8 @@ class Stages(Recorder):
         self._begun = time.perf_counter_ns()
 
     def fed(self, blocks: Iterable[T]) -> Iterator[T]:
-        """The same `blocks`, taken by a thread that feeds a device: when it is in no span it is busy, too. Each is a group of spans."""
+        """The same `blocks`, taken by a thread that feeds a device: when it is in no span it is busy, too. Each is a
+        group of spans."""
         track = self.track()
         track.home = OTHER
         for block in blocks:
@@ -232,7 +239,8 @@ class Stages(Recorder):
         return next(self._calls.setdefault(kind, count())) % SAMPLED == 0
 
     def timed(self, stage: int, function: Callable[P, T], *, starts_group: bool = False) -> Callable[P, T]:
-        """`function`, each call of which is a span, and of some the beginning of a group. As `span`, at a third of its cost."""
+        """`function`, each call of which is a span, and of some the beginning of a group. As `span`, at a third of its
+        cost."""
         here, clock, find = self._here, time.perf_counter_ns, self.track
 
         @wraps(function)

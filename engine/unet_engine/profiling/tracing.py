@@ -1,7 +1,8 @@
 """What people see of a profile: totals per kind of thread, a trace for Perfetto or chrome://tracing, stacked bars.
 
-Format of the trace: the JSON object of Chrome's Trace Event Format, with complete events (``ph`` X, times in microseconds) and metadata
-events (``ph`` M) that name processes and threads. A process is a worker (or a device of this process), a track a thread.
+Format of the trace: the JSON object of Chrome's Trace Event Format, with complete events (``ph`` X, times in
+microseconds) and metadata events (``ph`` M) that name processes and threads. A process is a worker (or a device of this
+process), a track a thread.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ ROLES = ("device", *STREAMS, "read", "write", "tasks")
 
 
 def role(track: TrackFacts) -> str:
-    """What a thread does: it feeds a device, reads or writes; in a cluster, the ``tasks`` of a worker read, wait and write.
-    A GPU's streams are roles of their own."""
+    """What a thread does: it feeds a device, reads or writes; in a cluster, the ``tasks`` of a worker read, wait and
+    write. A GPU's streams are roles of their own."""
     if track.name in STREAMS:
         return track.name
     if track.home == OTHER:
@@ -36,7 +37,8 @@ def role(track: TrackFacts) -> str:
 
 
 def totals(processes: Mapping[str, Snapshot]) -> dict[str, dict[str, float]]:
-    """Per kind of thread the seconds of each stage, all threads of all processes together, and their number as ``threads``.
+    """Per kind of thread the seconds of each stage, all threads of all processes together, and their number as
+    ``threads``.
 
     The seconds of a kind add up to its threads' wall time.
     """
@@ -54,7 +56,8 @@ def totals(processes: Mapping[str, Snapshot]) -> dict[str, dict[str, float]]:
 
 
 def table(stages: Mapping[str, Mapping[str, float]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """`totals` as a heading and rows of text: stages down, kinds of thread across, in seconds and in parts of the kind's wall time."""
+    """`totals` as a heading and rows of text: stages down, kinds of thread across, in seconds and in parts of the
+    kind's wall time."""
     walls = {kind: sum(v for name, v in row.items() if name != "threads") for kind, row in stages.items()}
     heading = (
         "stage",
@@ -85,7 +88,8 @@ def bars(stages: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def trace(processes: Mapping[str, Snapshot]) -> dict[str, Any]:
-    """A trace as a JSON object; the first process began at time 0. On every track the outermost events follow one another without a gap."""
+    """A trace as a JSON object; the first process began at time 0. On every track the outermost events follow one
+    another without a gap."""
     return {"traceEvents": list(events(processes)), **_AROUND, "otherData": {"totals": totals(processes)}}
 
 
@@ -140,7 +144,8 @@ class Place:
 
     @classmethod
     def of(cls, asked: str, out: str) -> Place:
-        """The place that ``--profile`` names, for a run to `out`. Made, and tried, here. Raises `SettingsError` or `OutputError`."""
+        """The place that ``--profile`` names, for a run to `out`. Made, and tried, here. Raises `SettingsError` or
+        `OutputError`."""
         if not is_local(asked):
             raise SettingsError(f"--profile {asked}: a profile is written to a local disk; give a folder or NAME.json")
         if asked == AUTO_PROFILE:

@@ -16,10 +16,11 @@ CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def load_weights(model: UNet, path: Path) -> None:
-    """Copy weights and biases of the ONNX file at `path`, which `export_onnx` wrote from a `UNet` of the same sizes, into `model`.
+    """Copy weights and biases of the ONNX file at `path`, which `export_onnx` wrote from a `UNet` of the same sizes,
+    into `model`.
 
-    The file holds batch normalisation folded into the convolutions, so `model` has norm "none". Raises `ModelError` where the file
-    is another network's, `SettingsError` where `model` has norms.
+    The file holds batch normalisation folded into the convolutions, so `model` has norm "none". Raises `ModelError`
+    where the file is another network's, `SettingsError` where `model` has norms.
     """
     import onnx
     from onnx import numpy_helper
@@ -67,8 +68,8 @@ class _ToBF16(nn.Module):  # type: ignore[misc]  # the type checker skips torch
 def hold_in_bf16(model: UNet) -> None:
     """From now on compute with every weight and bias of a convolution rounded to BF16, until `let_go`.
 
-    Libraries that compute in BF16 round weights and biases too; of a network trained so, they change neither. Raises `SettingsError`
-    for batch normalisation, which is folded into the weights later and would undo it.
+    Libraries that compute in BF16 round weights and biases too; of a network trained so, they change neither. Raises
+    `SettingsError` for batch normalisation, which is folded into the weights later and would undo it.
     """
     if model.config.norm == "batch":
         raise SettingsError(

@@ -1,4 +1,5 @@
-"""The device pipeline on a simulated GPU: the bytes of the CPU, nothing in a race, nothing allocated or waited for on the way."""
+"""The device pipeline on a simulated GPU: the bytes of the CPU, nothing in a race, nothing allocated or waited for on
+the way."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ import unet_engine
 from support.command_line import cli
 from support.devices import prepared, worked
 from support.stations import work
-from support.stitching import blocks, cases
+from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.devices.base import Region
 from unet_engine.devices.simulated import RaceError, SimulatedDevice
@@ -30,8 +31,6 @@ from unet_engine.pipeline.job import Halo
 from unet_engine.plan.box import Box
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, COPY_BACK, GATHER, NETWORK, WAITING, Stages
 from unet_engine.profiling.tracing import role
-
-assert blocks is not None  # a fixture
 
 
 def both(volume: str, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +73,8 @@ RNG = np.random.default_rng(5)
 def test_nothing_is_waited_for_or_allocated_per_window(
     tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four times the volume: four times the kernels, but the same memory; the host waits three times a block at most."""
+    """Four times the volume: four times the kernels, but the same memory; the host waits three times a block at
+    most."""
     blocks((2, 2, 2))
     monkeypatch.setattr("unet_engine.backends.opening.default_batch", lambda *_: 3)
     seen = []

@@ -1,4 +1,5 @@
-"""Device memory: the formula is what the pipeline allocates, plans are fitted to it beforehand, and running out is met once."""
+"""Device memory: the formula is what the pipeline allocates, plans are fitted to it beforehand, and running out is met
+once."""
 
 from __future__ import annotations
 
@@ -17,7 +18,6 @@ from support.command_line import cli
 from support.devices import prepared, worked
 from support.plans import plans
 from support.stations import work
-from support.stitching import blocks
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.api import _provenance
 from unet_engine.backends import fake
@@ -42,7 +42,6 @@ from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
 from unet_engine.settings import Settings
 
-assert blocks is not None  # a fixture
 RNG = np.random.default_rng(5)
 
 
@@ -245,7 +244,8 @@ def _other_bits(self: FakeDevice, stream: int, run: Any = FakeDevice.run) -> Non
 def test_half_a_batch_that_gives_other_bits_ends_the_run_with_what_to_do(
     tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch, *, station: bool
 ) -> None:
-    """What is committed stays; with memory to spare a resume completes it, to the bytes of a run that met no trouble."""
+    """What is committed stays; with memory to spare a resume completes it, to the bytes of a run that met no
+    trouble."""
     blocks((2, 2, 2))
     array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
     volume = make_volume(tmp_path / "v.zarr", array)

@@ -1,7 +1,8 @@
-"""A process that holds one configuration, so that its peak of memory is its own, and times windows through it when asked.
+"""A process that holds one configuration, so that its peak of memory is its own, and times windows through it when
+asked.
 
-The windows go through the ring of slots as in a run, but for what a run does with them: nothing is cut and nothing added. So what is
-timed is the network alone, in the back end's asynchronous mode.
+The windows go through the ring of slots as in a run, but for what a run does with them: nothing is cut and nothing
+added. So what is timed is the network alone, in the back end's asynchronous mode.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Failed:
 
 
 def hold(pipe: Connection, backend: str, setup: Setup) -> None:
-    """Open the network, tell `Opened`, and then time as many windows as each message says, until there is none. `Failed` ends it."""
+    """Open the network, tell `Opened`, and then time as many windows as each message says, until there is none.
+    `Failed` ends it."""
     machine.return_freed_blocks()
     try:
         opened = open_backend(backend, setup)

@@ -1,4 +1,5 @@
-"""What ``unet-engine bench`` does: the machine's limits, then a sweep per model; the demo models on synthetic volumes unless told otherwise."""
+"""What ``unet-engine bench`` does: the machine's limits, then a sweep per model; the demo models on synthetic volumes
+unless told otherwise."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Request:
 
 
 def bench(request: Request, tell: Tell) -> dict[str, Any]:
-    """Measure, and return all there is to say as plain values (see `report.facts`). Raises before anything is measured where it can."""
+    """Measure, and return all there is to say as plain values (see `report.facts`). Raises before anything is measured
+    where it can."""
     begun = time.perf_counter()
     if (request.model is None) != (request.input is None):
         raise SettingsError("--model and --in belong together; give both, or neither for the demo models")

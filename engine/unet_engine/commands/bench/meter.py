@@ -43,7 +43,8 @@ class Meter:
 
     setup: Callable[[Configuration], Setup]
     least_rate: float
-    """Windows per second: what is slower is not measured, since a run of it would have too few windows in the time there is."""
+    """Windows per second: what is slower is not measured, since a run of it would have too few windows in the time
+    there is."""
     own: Window = ()
     """The window that is measured however slow it is: there must be something to compare with."""
     held: dict[Configuration, Held] = field(default_factory=dict)
@@ -137,7 +138,8 @@ class Meter:
 
 
 def machine_limits(device: str, precisions: Sequence[str], threads: int) -> dict[str, Any]:
-    """``flops``: operations per second of matrix products by precision, ``bytes``: of copying. ``why`` where they could not be measured."""
+    """``flops``: operations per second of matrix products by precision, ``bytes``: of copying. ``why`` where they could
+    not be measured."""
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=limits, args=(theirs, device, tuple(precisions), threads), daemon=True)

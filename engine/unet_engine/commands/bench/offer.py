@@ -1,4 +1,5 @@
-"""What there is to try on this machine with a model: ways to compute, windows, batches; and which of it a run would take."""
+"""What there is to try on this machine with a model: ways to compute, windows, batches; and which of it a run would
+take."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def devices(wanted: Wanted) -> tuple[str, ...]:
 
 
 def groups(model: ModelFile, wanted: Wanted) -> tuple[Group, ...]:
-    """Every way to compute the model here: what is installed, runs the format and knows the precision, as far as can be told unloaded."""
+    """Every way to compute the model here: what is installed, runs the format and knows the precision, as far as can be
+    told unloaded."""
     libraries = [record(name) for name in wanted.backends] or LIBRARIES
     for name in wanted.precisions:
         if name not in PRECISIONS:

@@ -1,4 +1,5 @@
-"""``unet-engine bench``: options, tables and files. The measuring is in `unet_engine.commands.bench`, imported when the command runs."""
+"""``unet-engine bench``: options, tables and files. The measuring is in `unet_engine.commands.bench`, imported when the
+command runs."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ from unet_engine.errors import OutputError, SettingsError
 def bench_command(json_file: str | None, html_file: str | None, **given: Any) -> None:
     """Find out what runs fastest here: back end, precision, window and batch, bare and from end to end.
 
-    Prints a table, the best choice and the command that uses it. Precisions that the accuracy gate has not passed are measured bare, for
-    comparison, and never proposed.
+    Prints a table, the best choice and the command that uses it. Precisions that the accuracy gate has not passed are
+    measured bare, for comparison, and never proposed.
     """
     from rich.console import Console
 

@@ -1,8 +1,9 @@
 """What the machine can do at best: the rate of large matrix products in each precision, and of copying memory.
 
-The products run in the library that runs the networks on that kind of device, one per thread at a time as windows do, since that is the
-peak that a network could reach there. OpenVINO on the CPU has several kernels for them, so the best counts of a product as such, of the
-same product as a convolution of 1 × 1 (the kernels of networks, and the faster ones in fp32), and in fp32 of NumPy's. PyTorch on a GPU.
+The products run in the library that runs the networks on that kind of device, one per thread at a time as windows do,
+since that is the peak that a network could reach there. OpenVINO on the CPU has several kernels for them, so the best
+counts of a product as such, of the same product as a convolution of 1 × 1 (the kernels of networks, and the faster ones
+in fp32), and in fp32 of NumPy's. PyTorch on a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ COPIED = 2**26
 
 
 def product_rate(device: str, precision: str, threads: int) -> float | None:
-    """Floating point (or integer) operations per second of matrix products, two per multiply-add; None where no library here does it."""
+    """Floating point (or integer) operations per second of matrix products, two per multiply-add; None where no library
+    here does it."""
     runs = _on_gpu(device, precision) if device.startswith("cuda") else _on_cpu(precision, threads)
     for run in runs:
         run()
@@ -86,7 +88,8 @@ def _product(*, quantized: bool) -> Any:
 
 
 def _convolution(*, quantized: bool) -> Any:
-    """The same product as a convolution of 1 × 1: as many channels in and out, and pixels, as the matrices have rows."""
+    """The same product as a convolution of 1 × 1: as many channels in and out, and pixels, as the matrices have
+    rows."""
     from unet_engine.backends.openvino import ov
 
     edge = round(SIDE**0.5)

@@ -121,7 +121,8 @@ HEADING = (
 
 
 def table(sweep: dict[str, Any], *, most: int = 16) -> list[tuple[str, ...]]:
-    """Rows of text under `HEADING`, the fastest first; what could not be measured comes last. At most `most`, and all that was run."""
+    """Rows of text under `HEADING`, the fastest first; what could not be measured comes last. At most `most`, and all
+    that was run."""
     rows = sweep["rows"]
     shown = [r for i, r in enumerate(rows) if i < most or r["end_to_end"] or r["windows_per_second"] is None]
     return [_cells(row, sweep) for row in shown]

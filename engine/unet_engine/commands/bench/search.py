@@ -1,12 +1,13 @@
-"""Which configurations to measure, and how often: successive halving (Jamieson and Talwalkar, 2016) in rounds over all that are left.
+"""Which configurations to measure, and how often: successive halving in rounds over all that are left.
 
     1  every way to compute (device, back end, precision) with the model's own window
     2  windows of several sizes with those of them that came near the best
-    3  the sizes in between that should be better still, by what is known of the time per voxel; batches
-    4  the better half again, and again the better half of it
+    3  batches of the best, then what should be better still, by what is known by then: sizes in between, in any batch
+    4  the better half again, and again the better half of it (Jamieson and Talwalkar, 2016)
 
-Within a round each is measured once before any is measured again, so that a machine that becomes slower is so for all. Decisions are by
-medians; what lies within `NOISE` of the last one kept is kept, too. Pure: measuring is a function, and so is the clock.
+Within a round each is measured once before any is measured again, so that a machine that becomes slower is so for all.
+Decisions are by medians; what lies within `NOISE` of the last one kept is kept, too. Pure: measuring is a function, and
+so is the clock.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
-from unet_engine.commands.bench.space import Configuration, Field, Group, Window, neighbours
+from unet_engine.commands.bench.promise import promising
+from unet_engine.commands.bench.space import Configuration, Field, Group, Window
 
 NOISE = 0.03
 """Two medians that differ by less are taken for equal."""
 NEAR = 0.7
 """Ways to compute that reach this part of the best one's rate with the model's own window get other windows, too."""
-REFINED = 3
-"""Sizes in between that are tried for each of the best ways."""
 LOADED = 2
 """Configurations that are made ready together."""
+REFINED = 3
+"""Times that so many are tried because of what all others promise."""
 LEAST = 3
 """Measurements the best have in the end, if time allows."""
 
@@ -69,6 +71,10 @@ class Space:
     def all(self) -> list[Configuration]:
         return [Configuration(g, w, b) for g in self.groups for w in self.windows for b in self.batches]
 
+    def like(self, one: Configuration, candidates: Iterable[Configuration]) -> list[Configuration]:
+        """Those that may be proposed if `one` may, and may not if it may not."""
+        return [c for c in candidates if self.free(c) == self.free(one)]
+
     def kinds(self, candidates: Iterable[Configuration]) -> list[list[Configuration]]:
         """Those that may be proposed, then the others; a kind that has none is left out."""
         both: tuple[list[Configuration], list[Configuration]] = ([], [])
@@ -98,20 +104,26 @@ def search(
         run.over([Configuration(group, window, first) for window in space.windows[1:] for group in near])
     for kind in space.kinds(found.samples)[:1]:  # what may not be proposed is not looked into any further
         best = found.best(kind)[0]
-        run.over([c for c in _between_windows(space, found, best) if space.free(c) == space.free(best)])
-        top = found.best([c for c in found.samples if c.group == best.group and c.batch == first])[:2]
-        run.over([Configuration(c.group, c.window, batch) for c in top for batch in space.batches[1:]])
+        _other_batches(run, space, found, best)
+        _refine(run, space, found, best)
+        _other_batches(run, space, found, found.best(space.like(best, found.samples))[0])
     for kind in space.kinds(found.samples):
         _halve(run, found, kind)
     return found
 
 
-def _between_windows(space: Space, found: Ranking, best: Configuration) -> list[Configuration]:
-    """Sizes that were not tried and should be better than `best`, computed as it is."""
-    rates = {c.window: found.median(c) for c in found.samples if c.group == best.group and c.batch == best.batch}
-    if not space.refine or len(rates) < 2:
-        return []
-    return [Configuration(best.group, window, best.batch) for window in neighbours(found.field, rates, REFINED)]
+def _other_batches(run: _Rounds, space: Space, found: Ranking, best: Configuration) -> None:
+    run.over([c for batch in space.batches if (c := replace(best, batch=batch)) not in found.samples])
+
+
+def _refine(run: _Rounds, space: Space, found: Ranking, best: Configuration) -> None:
+    """Try what should be better than the best so far, computed as it is, each time by all that is known."""
+    windows = found.field.finer() if space.refine else ()
+    for _ in range(REFINED):
+        measured = {c: found.median(c) for c in found.samples if c.group == best.group}
+        bar = max(map(found.worth, space.like(best, measured))) * (1 - NOISE)
+        better = promising(found.field, measured, windows, space.batches, bar)
+        run.over(space.like(best, run.possible(better))[:LOADED])
 
 
 def _halve(run: _Rounds, found: Ranking, left: list[Configuration]) -> None:
@@ -143,9 +155,13 @@ class _Rounds:
         self._failed: set[Configuration] = set()
         self.over_time = False
 
+    def possible(self, candidates: Iterable[Configuration]) -> list[Configuration]:
+        """Each once, without those that are known not to run."""
+        return [c for c in dict.fromkeys(candidates) if c not in self._failed]
+
     def over(self, candidates: Sequence[Configuration], *, least: bool = False) -> None:
         """One measurement of each."""
-        left = [c for c in dict.fromkeys(candidates) if c not in self._failed]
+        left = self.possible(candidates)
         for i, candidate in enumerate(left):
             if not least and self._enough():
                 self.over_time = True

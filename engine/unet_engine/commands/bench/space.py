@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import log, prod
+from math import prod
 
 from unet_engine.model.spec import ModelSpec
 from unet_engine.plan.box import Box
@@ -65,7 +64,7 @@ class Field:
         return prod(axis.count for axis in self.axes(window))
 
     def rate(self, window: Window, windows_per_second: float) -> float:
-        """Voxels of the whole volume per second at this rate: what configurations of different windows are compared by."""
+        """Voxels of the whole volume per second at this rate, by which different windows are compared."""
         return prod(self.shape) * windows_per_second / self.windows(window)
 
     def flops(self, window: Window) -> float | None:
@@ -93,7 +92,7 @@ class Field:
         )
 
     def scaled(self, factor: float) -> Window:
-        """The admissible window nearest to `factor` times the model's own, no larger than the volume where that can be."""
+        """The admissible window nearest to `factor` times the model's own, if possible no larger than the volume."""
         spec, found = self.spec, []
         axes = zip(
             spec.window, self.shape[-len(spec.window) :], spec.window_min, spec.window_step, spec.margin, strict=True
@@ -107,7 +106,7 @@ class Field:
         return tuple(found)
 
     def ladder(self) -> tuple[Window, ...]:
-        """Windows to try first, the model's own at the front where it fits. At least one, even if the volume is smaller."""
+        """Windows to try first, the model's own at the front where it fits. One at least, however small the volume."""
         tried = dict.fromkeys(map(self.scaled, LADDER))
         return tuple(w for w in tried if self.fits(w)) or (self.spec.window,)
 
@@ -119,34 +118,11 @@ class Field:
         return tuple(w for w in found if self.fits(w))
 
 
-def neighbours(field: Field, measured: Mapping[Window, float], count: int) -> list[Window]:
-    """Up to `count` windows that were not measured and should be worth more than the best that was.
-
-    measured: windows per second of windows measured. Between two of them the time per voxel is taken to lie on a straight line over the
-    logarithm of the voxels; the number of windows on the volume is exact, and what makes neighbours differ most on small volumes.
-    """
-    known = sorted((prod(w), 1 / (prod(w) * rate)) for w, rate in measured.items())
-    best = max(field.rate(w, rate) for w, rate in measured.items())
-    found = []
-    for window in field.finer():
-        if window in measured or not known[0][0] <= prod(window) <= known[-1][0]:
-            continue
-        worth = field.rate(window, 1 / (prod(window) * _between(known, prod(window))))
-        if worth > best:
-            found.append((worth, window))
-    return [window for _, window in sorted(found, reverse=True)[:count]]
-
-
-def _between(known: Sequence[tuple[int, float]], voxels: int) -> float:
-    for (x0, y0), (x1, y1) in pairwise(known):
-        if x0 <= voxels <= x1:
-            return y0 + (y1 - y0) * (log(voxels / x0) / log(x1 / x0) if x1 > x0 else 0)
-    return known[0][1]
-
-
 def region(field: Field, window: Window, windows: int) -> Box:
-    """A box at the volume's origin that takes about so many windows (three quarters at least, of those that there are): the axis with the
-    most windows loses one, again and again."""
+    """A box at the volume's origin that takes about so many windows, three quarters of them or all there are at least.
+
+    The axis with the most windows loses one, again and again.
+    """
     stop = list(field.shape)
     axes = field.axes(window)
     counts = [len(axis.meeting(0, size)) for axis, size in zip(axes, stop, strict=True)]

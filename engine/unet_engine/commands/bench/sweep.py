@@ -145,7 +145,8 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
 
 
 def score(outcome: Outcome, row: Row) -> float:
-    """Voxels of the whole volume per second from end to end: those of the bare network, times the efficiency that was measured."""
+    """Voxels of the whole volume per second from end to end: those of the bare network, times the efficiency that was
+    measured."""
     return (outcome.worth(row) or 0.0) * (row.efficiency or 0.0)
 
 
@@ -185,7 +186,8 @@ def _run_finalists(
 
 
 def _affordable(outcome: Outcome, finalists: Sequence[Row], seconds: float) -> tuple[Sequence[Row], Box]:
-    """How many finalists, and how much of the volume, so that all repeats fit the time: fewer finalists rather than runs of few windows."""
+    """How many finalists, and how much of the volume, so that all repeats fit the time: fewer finalists rather than
+    runs of few windows."""
     for count in range(len(finalists), 0, -1):
         chosen = finalists[:count]
         each = max(0.5, seconds / (REPEATS * count) - START)

@@ -1,4 +1,5 @@
-"""``unet-engine run`` in a process of its own, exactly as a user would start it, with its memory watched from outside."""
+"""``unet-engine run`` in a process of its own, exactly as a user would start it, with its memory watched from
+outside."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Whole:
 
 
 def run_whole(options: Sequence[str]) -> Whole:
-    """Run with these options of ``run``, profiled, into a temporary folder. Raises the engine's own message where it fails."""
+    """Run with these options of ``run``, profiled, into a temporary folder. Raises the engine's own message where it
+    fails."""
     with tempfile.TemporaryDirectory(prefix="unet-engine-bench-") as folder:
         command = [*_COMMAND, "run", *options, "--out", str(Path(folder, "out.zarr")), "--profile", folder, "--json"]
         begun = time.perf_counter()

@@ -1,4 +1,5 @@
-"""What one window asks of a machine: operations, and bytes that pass between processor and memory if no cache holds anything."""
+"""What one window asks of a machine: operations, and bytes that pass between processor and memory if no cache holds
+anything."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _LAYERS = {
     "MVN",
     "MatMul",
 }
-"""Layers that read and write tensors of their own; normalisation, activation and addition are computed with the layer before them."""
+"""Layers that read and write tensors of their own; normalisation, activation and addition are computed with the layer
+before them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Traffic:
 
 
 def traffic(model: ModelFile, window: Window) -> Traffic | None:
-    """Values that the layers of the network read and write for one window, weights included; None for formats that cannot be looked into.
+    """Values that the layers of the network read and write for one window, weights included; None for formats that
+    cannot be looked into.
 
     An upper bound of the traffic with memory: what a cache keeps from one layer to the next does not leave it.
     """

@@ -3,9 +3,10 @@
     predict(bundle) --> sums --+--> commit(bundle)
                                +--> parcel of halos for each bundle above --> their commits
 
-The scheduler sees names, sizes and places; workers read voxels from the volume and halos from one another. A task whose worker is lost is
-repeated elsewhere by Dask, with what it depends on. Nothing here grows with the volume: what is submitted is bounded, what is not yet
-submitted is derived when its turn comes, and halos wait for as long as the plan says.
+The scheduler sees names, sizes and places; workers read voxels from the volume and halos from one another. A task whose
+worker is lost is repeated elsewhere by Dask, with what it depends on. Nothing here grows with the volume: what is
+submitted is bounded, what is not yet submitted is derived when its turn comes, and halos wait for as long as the plan
+says.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def run_dask(
     limit: seconds that one step of a block may take
     trouble: what keeps workers from ever coming, None as long as nothing does; asked while there is none
 
-    Raises the first error of a worker, with its own message, or `ClusterError` where the cluster fails; what is committed stays.
+    Raises the first error of a worker, with its own message, or `ClusterError` where the cluster fails; what is
+    committed stays.
     """
     # no two runs share keys: the scheduler may still hold those of one that was interrupted
     name = f"unet-{job.plan.digest}-{uuid4().hex[:8]}"
@@ -105,8 +107,8 @@ class _Flow:
         self._client, self._ticket = client, ticket
         self._completed: SimpleQueue[Future] = SimpleQueue()
         self._open: dict[Future, tuple[Bundle, list[Future]]] = {}
-        """By the future that ends a bundle, the bundle and the parcels it merges: Dask may see us let go of them before it sees
-        the commit."""
+        """By the future that ends a bundle, the bundle and the parcels it merges: Dask may see us let go of them before
+        it sees the commit."""
         self._waiting: defaultdict[BundleId, list[Future]] = defaultdict(list)
         """By bundle that is not submitted yet, the parcels it will merge. Held here, or Dask would drop them."""
         self._count = 0

@@ -1,4 +1,5 @@
-"""What is known of a run across workers while it runs: told by their events, shown as progress, summed up in the output."""
+"""What is known of a run across workers while it runs: told by their events, shown as progress, summed up in the
+output."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Progress:
         self.peak_rss_bytes = 0
         """Of the worker process that took most."""
         self.processors: set[str] = set()
-        """Kinds of processor among the workers. With more than one, results may differ in their last bits from run to run."""
+        """Kinds of processor among the workers. With more than one, results may differ in their last bits from run to
+        run."""
         self.lost = 0
         """Workers that were there and are gone."""
         self.hung = 0
@@ -66,7 +68,8 @@ class Progress:
 
     @property
     def repeated(self) -> int:
-        """Bundles predicted more than once, as the worker that held their sums was lost. While the run lasts, at least so many."""
+        """Bundles predicted more than once, as the worker that held their sums was lost. While the run lasts, at least
+        so many."""
         return max(0, self._predicted - self._submitted)
 
     def event(self, facts: dict[str, Any]) -> None:
@@ -88,7 +91,8 @@ class Progress:
             self._predicted += facts["stage"] == "predicted"
 
     def profiled(self, found: Mapping[str, Snapshot | None]) -> None:
-        """Where the time of these workers went. Of several snapshots of one worker the latest holds, as each has all before it."""
+        """Where the time of these workers went. Of several snapshots of one worker the latest holds, as each has all
+        before it."""
         with self._lock:
             for worker, snapshot in found.items():
                 if snapshot and (worker not in self._profile or snapshot.ended >= self._profile[worker].ended):

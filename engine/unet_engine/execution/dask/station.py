@@ -1,11 +1,13 @@
-"""One job in one worker of a cluster: a `Worker` whose device is fed from a queue, while the cluster's threads read, merge and write.
+"""One job in one worker of a cluster: a `Worker` whose device is fed from a queue, while the cluster's threads read,
+merge and write.
 
     threads of the cluster        queue               device thread
     predict(bundle): read, read -> [b3][b2]  ->  windows of b1 through the network, b2's right behind them
                   wait for sums   <-------------------------------'
     commit(bundle): halos merged, written, marked
 
-Blocks enter the network one behind the other without a pause, whichever calls they came from. At most `READ_AHEAD` blocks are held raw.
+Blocks enter the network one behind the other without a pause, whichever calls they came from. At most `READ_AHEAD`
+blocks are held raw.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ class Station:
     """Predicts and commits bundles of one job. Calls may come from several threads at once."""
 
     def __init__(self, job: Job, address: str, limit: float, hung: Callable[[str], None]) -> None:
-        """limit: seconds that reading, inferring or writing one block may take; `hung` is called with what took longer."""
+        """limit: seconds that reading, inferring or writing one block may take; `hung` is called with what took
+        longer."""
         self.worker = Worker(job)
         self.address = address
         self.used = time.monotonic()
@@ -106,7 +109,8 @@ class Station:
         self._reading = threading.Lock()
         self._closed = self._ended = False
         self._refused: Exception | None = None
-        """Why half the windows at once would not do, once that was found: all orders that run out after that are told the same."""
+        """Why half the windows at once would not do, once that was found: all orders that run out after that are told
+        the same."""
         self._door = threading.Lock()
         """Held to put something into the queue, so that nothing comes after the end."""
         self._watch = _Watch(limit, hung)
@@ -146,7 +150,8 @@ class Station:
         return order
 
     def commit(self, sums: Sums, parcels: Sequence[HaloParcel]) -> None:
-        """Add the halos from this bundle and others to each block's own sums, finish and write it. Leaves `sums` as they are."""
+        """Add the halos from this bundle and others to each block's own sums, finish and write it. Leaves `sums` as
+        they are."""
         self.used = time.monotonic()
         arrived: defaultdict[Index, list[Halo]] = defaultdict(list)
         for foreign in parcels:
@@ -227,7 +232,8 @@ class Station:
             yield taken.task, taken.raw
 
     def _recover(self, error: BaseException) -> None:
-        """Begin again with fewer windows at once where memory ran out the first time; else every order begun fails with `error`."""
+        """Begin again with fewer windows at once where memory ran out the first time; else every order begun fails with
+        `error`."""
         with contextlib.suppress(Exception):
             self.worker.close()  # windows of it may still be under way
         if is_out_of_memory(error):

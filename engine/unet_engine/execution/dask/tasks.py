@@ -1,6 +1,8 @@
-"""What Dask workers are asked to do. Each function runs on a worker; its arguments say where to look, never hold voxels but for halos.
+"""What Dask workers are asked to do. Each function runs on a worker; its arguments say where to look, never hold voxels
+but for halos.
 
-A worker keeps one `Station` per run that it takes part in, with the network loaded, until the client says that the run is over.
+A worker keeps one `Station` per run that it takes part in, with the network loaded, until the client says that the run
+is over.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class Label:
 
 @dataclass(frozen=True)
 class Sealed:
-    """A bundle on its way to a worker. Sealed, since the scheduler would unpack every window of it, and keeps what it sent for a while."""
+    """A bundle on its way to a worker. Sealed, since the scheduler would unpack every window of it, and keeps what it
+    sent for a while."""
 
     label: Label
     content: bytes
@@ -103,7 +106,8 @@ def predict(ticket: Ticket, sealed: Sealed) -> Sums:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Blocks of another bundle that wait for halos. A class of its own, since Dask looks for its keys in tuples and sets."""
+    """Blocks of another bundle that wait for halos. A class of its own, since Dask looks for its keys in tuples and
+    sets."""
 
     blocks: frozenset[Index]
 
@@ -213,7 +217,8 @@ def close(name: str, dask_worker: Any) -> None:
 
 
 def profile(name: str, spans: int, dask_worker: Any) -> Snapshot | None:
-    """Where the time of this worker went in a run, with `spans` of each thread for a trace. To be called through `Client.run`."""
+    """Where the time of this worker went in a run, with `spans` of each thread for a trace. To be called through
+    `Client.run`."""
     here = _stations.get((dask_worker.address, name))
     return here.worker.profile(spans) if here else None
 
@@ -222,7 +227,8 @@ def profile(name: str, spans: int, dask_worker: Any) -> Snapshot | None:
 
 
 def plan_here(settings: Settings, workers: int, present: int) -> Prepared:
-    """Survey and plan on a worker, whose device, libraries and memory count, not the client's. The network is closed again.
+    """Survey and plan on a worker, whose device, libraries and memory count, not the client's. The network is closed
+    again.
 
     Raises what `survey`, `check_output` and `prepare` raise.
     """

@@ -27,7 +27,8 @@ HANG_SECONDS = 60.0
 HANG_FACTOR = 20
 """How many times the expected time a block may take."""
 GATHER_SECONDS = 10.0
-"""How long to wait for the other workers once there is one. Those that come later are used, but not counted on for memory."""
+"""How long to wait for the other workers once there is one. Those that come later are used, but not counted on for
+memory."""
 
 
 def _absolute(settings: Settings) -> dict[str, str]:

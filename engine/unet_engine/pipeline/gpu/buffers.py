@@ -1,4 +1,5 @@
-"""The device memory of one pipeline, allocated once, and the events that say when each piece of it may be used again."""
+"""The device memory of one pipeline, allocated once, and the events that say when each piece of it may be used
+again."""
 
 from __future__ import annotations
 

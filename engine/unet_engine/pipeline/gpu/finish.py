@@ -1,4 +1,5 @@
-"""A block finished on the out stream: halos go up, all are merged and the values finished in one pass, and those come back."""
+"""A block finished on the out stream: halos go up, all are merged and the values finished in one pass, and those come
+back."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Finisher:
         return back.array(out_shape, lane.job.layout.dtype, FLAG), not back.array((1,), "int32")[0]
 
     def _placed(self, task: Task, slot: SumsSlot, kept: Piece | None, marks: Marks) -> tuple[Any, tuple[int, ...]]:
-        """The sums in `slot` as a region with its shape, and where the write box begins in them. `kept`: sums that are yet to go there."""
+        """The sums in `slot` as a region with its shape, and where the write box begins in them. `kept`: sums that are
+        yet to go there."""
         lane, box = self._lane, task.block.sums
         if kept is None:
             region = slot.sums.part(0, 4 * lane.channels_out * box.size)

@@ -1,4 +1,5 @@
-"""The windows of one block on the compute stream: gather, network, add, batch after batch; three launches each and nothing waited for."""
+"""The windows of one block on the compute stream: gather, network, add, batch after batch; three launches each and
+nothing waited for."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Inference:
         return self._lane.device.array(tensor.region, shape, tensor.dtype, strides)
 
     def queue(self, task: Task, raw: Raw | None, slot: RawSlot, tables: Tables, sums: Region, marks: Marks) -> None:
-        """Put all windows of a block on the stream: cut and normalised, inferred, added to `sums`, which were cleared."""
+        """Put all windows of a block on the stream: cut and normalised, inferred, added to `sums`, which were
+        cleared."""
         lane = self._lane
         device, backend, stream, kernels = lane.device, lane.backend, lane.backend.stream, lane.device.kernels
         windows, values = self._windows

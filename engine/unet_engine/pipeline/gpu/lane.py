@@ -1,4 +1,5 @@
-"""What predicting and finishing share of one device: streams, memory, events, constants, and where the time of its streams goes."""
+"""What predicting and finishing share of one device: streams, memory, events, constants, and where the time of its
+streams goes."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Lane:
         }
         self._events: deque[Any] = deque()
         self.queueing = threading.Lock()
-        """Held while the work of one block is put on the out stream: memory for halos and finished voxels is used by one after the other."""
+        """Held while the work of one block is put on the out stream: memory for halos and finished voxels is used by
+        one after the other."""
         self.constants = self._put_constants()
         self._recorder = recorder
         streams = {"in": self.inward, "compute": backend.stream, "out": self.out}
@@ -60,7 +62,8 @@ class Lane:
         self.buffers.close()
 
     def _put_constants(self) -> list[Any]:
-        """Scale and shift per input channel, and what a skipped window stands for per output channel; kept on the device."""
+        """Scale and shift per input channel, and what a skipped window stands for per output channel; kept on the
+        device."""
         empty = self.job.model.spec.empty or (0.0,) * self.channels_out
         vectors = [
             np.asarray(self.job.scaling.scale),
@@ -107,7 +110,8 @@ class Lane:
         return self.device.array(region, (self.channels_out, *three(shape)), "float32")
 
     def pack(self, slot: SumsSlot, block: Any, box: Any, start: int, marks: Marks) -> Piece:
-        """Queue the copy of the sums of `block` in `box` to pinned memory, packed at byte `start` of the memory for outgoing halos.
+        """Queue the copy of the sums of `block` in `box` to pinned memory, packed at byte `start` of the memory for
+        outgoing halos.
 
         Call with `queueing` held."""
         device = self.device

@@ -5,9 +5,10 @@
     compute                             [gather, network, add] per batch --ready-.
     out                                                     pack, copy halos; copy halos, commit, copy labels
 
-The raw block goes over once, in its own type. Windows are cut out of it, normalised and added on the device; what comes back are halos and
-finished voxels. The host waits for a block's halos once, when the windows of the next block are already queued, and for a block's finished
-voxels once; never for a window. All device memory is there before the first block.
+The raw block goes over once, in its own type. Windows are cut out of it, normalised and added on the device; what comes
+back are halos and finished voxels. The host waits for a block's halos once, when the windows of the next block are
+already queued, and for a block's finished voxels once; never for a window. All device memory is there before the first
+block.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class DevicePipeline:
     """See `unet_engine.pipeline.base.Pipeline`."""
 
     def __init__(self, job: Job, backend: DeviceBackend, tally: Tally, voxel_bytes: int, recorder: Recorder) -> None:
-        """voxel_bytes: of one voxel of the volume, all channels together. recorder: is told the time of the streams, too."""
+        """voxel_bytes: of one voxel of the volume, all channels together. recorder: is told the time of the streams,
+        too."""
         self.job, self.device, self._tally = job, backend.device, tally
         self._lane = Lane(job, backend, voxel_bytes, recorder)
         self._inference, self._finisher = Inference(self._lane), Finisher(self._lane)

@@ -1,4 +1,5 @@
-"""What the device pipeline leaves of a block: its core on the device, its halos on the host. As `Predicted` and `Halo` of a CPU."""
+"""What the device pipeline leaves of a block: its core on the device, its halos on the host. As `Predicted` and `Halo`
+of a CPU."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Where the windows of one task lie, as the arrays that the GPU's kernels take: see `Entry` and `Span` in ``cpp_ext/kernels.hpp``.
+"""Where the windows of one task lie, as the arrays that the GPU's kernels take: see `Entry` and `Span` in
+``cpp_ext/kernels.hpp``.
 
-Tables are made once per block, in one piece of pinned memory that is copied over with the raw voxels. A window is then four numbers: its
-place in the table of each axis, and its row in the batch.
+Tables are made once per block, in one piece of pinned memory that is copied over with the raw voxels. A window is then
+four numbers: its place in the table of each axis, and its row in the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive windows of a task: the entries [first, stop), of which `rows` from number `at` of the order on are inferred."""
+    """Consecutive windows of a task: the entries [first, stop), of which `rows` from number `at` of the order on are
+    inferred."""
 
     first: int
     stop: int
@@ -65,7 +67,8 @@ def fill_tables(
 ) -> Tables:
     """Write the tables of `task` to `memory` (bytes) and say where each lies.
 
-    is_empty: whether a window is skipped. batch: windows that are inferred at once. most: entries that one kernel takes.
+    is_empty: whether a window is skipped. batch: windows that are inferred at once. most: entries that one kernel
+    takes.
     """
     axes = len(plan.axes)
     windows = np.array(task.windows, np.int64).reshape(-1, axes)
@@ -106,7 +109,8 @@ def _axis(plan: Plan, a: int, ks: Sequence[int], sums: Box, read: Box) -> tuple[
 
 
 def _batches(skipped: Array, size: int, most: int, boxes: Array) -> tuple[tuple[Batch, ...], Array, Array]:
-    """Cut the windows, in their order, into batches of which `size` are inferred, and that have no more than `most` entries.
+    """Cut the windows, in their order, into batches of which `size` are inferred, and that have no more than `most`
+    entries.
 
     Returns the batches, the row of every window in its batch (-1: skipped), and the numbers of those inferred.
     """
