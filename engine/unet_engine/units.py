@@ -18,6 +18,10 @@ _MICROMETERS = {
     "centimeter": 1e4,
     "meter": 1e6,
 }
+_SHORT = {
+    "a": "angstrom", "å": "angstrom", "nm": "nanometer", "um": "micrometer", "µm": "micrometer", "μm": "micrometer",
+    "micron": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter",
+}  # fmt: skip
 
 
 def silent(_: str) -> None:
@@ -53,7 +57,17 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _FACTORS[match[2]])
 
 
+def unit_name(text: str) -> str:
+    """A unit as OME-Zarr names it, from that or a usual short form; what is not known stays as it is."""
+    name = text.strip()
+    plain = name.lower().replace("metre", "meter")
+    for candidate in (plain, plain.removesuffix("s")):
+        if candidate in _MICROMETERS or candidate in _SHORT:
+            return _SHORT.get(candidate, candidate)
+    return name
+
+
 def micrometers(length: float, unit: str | None) -> float | None:
     """`length` in `unit` (as OME-Zarr names them) in micrometres; None where the unit is unknown."""
-    factor = _MICROMETERS.get(unit or "")
+    factor = _MICROMETERS.get(unit_name(unit or ""))
     return None if factor is None else length * factor

@@ -60,6 +60,7 @@ def survey(settings: Settings) -> Survey:
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
         )
     volume = open_volume(settings.input, settings.axes)
+    notes.extend(volume.notes)
     if settings.window is not None and len(settings.window) not in (2, 3):
         raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
     model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
@@ -166,7 +167,7 @@ def check_volume(volume: Volume, model: ModelFile, notes: list[str]) -> None:
 def _compare_spacing(volume: Volume, spec: ModelSpec, notes: list[str]) -> None:
     if not spec.spacing or not volume.spacing:
         return
-    found = [micrometers(s, volume.unit) for s in volume.spacing[-len(spec.axes) :]]
+    found = [micrometers(abs(s), volume.unit) for s in volume.spacing[-len(spec.axes) :]]
     trained = [micrometers(s, spec.spacing_unit) for s in spec.spacing]
     ratios = [a / b for a, b in zip(found, trained, strict=True) if a and b]
     if ratios and (max(ratios) > 1.2 or min(ratios) < 1 / 1.2):

@@ -13,15 +13,22 @@ from unet_engine.units import times
 _BY_RANK = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 
 
-def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: str | None) -> str:
-    """The axes of the array at `path`: `axes`, or what is usual where nobody names them.
+def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Sequence[str] | None) -> str:
+    """The axes of the array at `path`: `axes`, a name for each, or what is usual where nobody names them.
 
     Raises `InputError` where the array is no volume: no numbers, axes that are not understood, several time points, no
     voxels.
     """
     if dtype.kind not in "buif":
         raise InputError(f"{path} holds {dtype}; convert it to integers or floating point numbers")
-    names = axes or _BY_RANK.get(len(shape), "")
+    long = [name for name in axes or () if len(name) != 1]
+    if long:
+        said = ", ".join(axes or ())
+        raise InputError(
+            f"{path} calls its axes {said}, and {', '.join(map(repr, long))} may be anything; "
+            "say what they are with --axes, one letter of t, c, z, y, x each, e.g. --axes cyx"
+        )
+    names = "".join(axes or _BY_RANK.get(len(shape), ""))
     if len(shape) < 2:
         raise InputError(f"{path} has {len(shape)} axes ({times(shape)}); give a volume with 2 or 3 spatial axes")
     if len(names) != len(shape):

@@ -73,7 +73,7 @@ class Volume(Protocol):
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
-        """Distance between voxels in `unit`; None where it is not known."""
+        """Distance between voxels in `unit`, negative where they run backwards; None where it is not known."""
 
     @property
     def translation(self) -> tuple[float, ...]:
@@ -90,6 +90,10 @@ class Volume(Protocol):
     @property
     def drawback(self) -> str | None:
         """What makes reading slower than it need be, as the user is told; None where nothing does."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about what the volume says of itself."""
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         """The voxels of `box`: shape (channels, *box.shape), of `dtype`, C-contiguous. `recorder` takes the times.
@@ -127,6 +131,7 @@ class StoredVolume(ABC):
     stored_translation: Sequence[float] | None = None
     unit: str | None = None
     fill_value: float = 0.0
+    notes: tuple[str, ...] = ()
 
     remedy: ClassVar[str] = "restore it"
     """What to do about a chunk that cannot be read."""

@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import zarr
 
 from unet_engine.errors import InputError, first_line
+from unet_engine.paths import absolute, is_local
+from unet_engine.storage import stores
+from unet_engine.units import micrometers
+from unet_engine.volumes.resolution import Resolution
 
-
-@dataclass(frozen=True)
-class Resolution:
-    """One array of a group, and what the group says of it: per axis as they are stored."""
-
-    array: zarr.Array
-    axes: str | None = None
-    scale: list[float] | None = None
-    translation: list[float] | None = None
-    unit: str | None = None
+_INVALID = (KeyError, IndexError, TypeError, AttributeError, ValueError)
+"""What reading metadata that are not as they should be may raise."""
+_LEVELS_OF_URLS = 4
+"""How far above an array its multiscales are looked for behind a URL, where every look is a request."""
 
 
 def full_resolution(path: str, group: zarr.Group) -> Resolution:
     """That of the first image in the multiscales of `group`. Raises `InputError` where there is no valid one."""
-    attributes = dict(group.attrs)
-    scales = dict(attributes.get("ome", attributes)).get("multiscales")
-    if not scales:
-        inside = ", ".join(_children(group)) or "none"
-        raise InputError(
-            f"{path} is a Zarr group without OME multiscales; name one of the arrays in it ({inside}), e.g. {path}/NAME"
-        )
     try:
-        level = scales[0]["datasets"][0]
-        declared = scales[0].get("axes") or []
-        names = "".join(a["name"] if isinstance(a, dict) else a for a in declared).lower() or None
-        units = [a.get("unit") for a in declared if isinstance(a, dict) and a.get("type") == "space"]
-        scale, translation = _placed(
-            [*level.get("coordinateTransformations", []), *scales[0].get("coordinateTransformations", [])]
-        )
-        where = str(level["path"])
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{path}: its OME multiscales are not valid ({first_line(error)}); name the array itself, e.g. {path}/0"
-        ) from error
+        scales = _multiscales(group)
+        if not scales:
+            inside = ", ".join(_children(group)) or "none"
+            raise InputError(
+                f"{path} is a Zarr group without OME multiscales; name one of the arrays in it ({inside}), "
+                f"e.g. {path}/NAME"
+            )
+        where = str(scales[0]["datasets"][0]["path"])
+    except _INVALID as error:
+        raise InputError(_invalid(path, error)) from error
     try:
         array = zarr.open_array(group.store_path / where, mode="r")
     except Exception as error:
@@ -52,12 +42,90 @@ def full_resolution(path: str, group: zarr.Group) -> Resolution:
             f"{path}: its full resolution {where!r} cannot be opened: {first_line(error)}; "
             f"restore it, or name another array, e.g. {path}/1"
         ) from error
+    try:
+        return _described(array, scales[0], scales[0]["datasets"][0])
+    except _INVALID as error:
+        raise InputError(_invalid(path, error)) from error
+
+
+def named_resolution(path: str, array: zarr.Array) -> Resolution | None:
+    """What the multiscales of a group above the `array` at `path` say of it; None where none names it.
+
+    The nearest group that names it counts. Where its multiscales are not valid, there is nothing but a note.
+    """
+    notes: list[str] = []
+    for above, inside in _above(path):
+        try:
+            group = stores.open_group(above, "r")
+        except (FileNotFoundError, PermissionError):
+            continue
+        except Exception as error:
+            if is_local(path):  # there is a file, and it is not what it should be
+                notes.append(f"{above} cannot be read ({first_line(error)}): it may say voxel size and axes of {path}")
+            continue
+        try:
+            for image in _multiscales(group) or ():
+                for level in image["datasets"]:
+                    if posixpath.normpath(str(level["path"]).strip("/")) == inside:
+                        return _described(array, image, level)
+        except _INVALID as error:
+            notes.append(
+                f"the OME multiscales of {above} are not valid ({first_line(error)}): "
+                f"voxel size and axes of {path} are not taken from them"
+            )
+    return Resolution(array, notes=tuple(notes)) if notes else None
+
+
+def _above(path: str) -> Iterator[tuple[str, str]]:
+    """The folders above `path`, nearest first, and what `path` is called in each."""
+    if is_local(path):
+        given = absolute(path)
+        for spelling in dict.fromkeys((given, os.path.realpath(given))):  # a link may lead into a group
+            yield from _cut("/", spelling.strip("/").split("/"))
+        return
+    start, _, rest = path.partition("://")
+    if "?" in rest or "::" in rest:  # what follows is no path
+        return
+    parts = rest.rstrip("/").split("/")
+    yield from list(_cut(f"{start}://{parts[0]}/", parts[1:]))[:_LEVELS_OF_URLS]
+
+
+def _cut(root: str, parts: list[str]) -> Iterator[tuple[str, str]]:
+    for n in range(len(parts) - 1, 0 if root == "/" else -1, -1):
+        yield root + "/".join(parts[:n]), "/".join(parts[n:])
+
+
+def _multiscales(group: zarr.Group) -> Sequence[Mapping[str, Any]] | None:
+    attributes = dict(group.attrs)
+    scales: Sequence[Mapping[str, Any]] | None = dict(attributes.get("ome", attributes)).get("multiscales")
+    return scales
+
+
+def _described(array: zarr.Array, image: Mapping[str, Any], level: Mapping[str, Any]) -> Resolution:
+    """What the multiscales `image` say of `array`, which is their dataset `level`. Raises one of `_INVALID`."""
+    declared = image.get("axes") or []
+    axes = tuple(str(a["name"] if isinstance(a, dict) else a).lower() for a in declared) or None
+    if axes and len(axes) != array.ndim:
+        raise ValueError(f"{len(axes)} axes for an array with {array.ndim}")
+    units = {str(a["name"]).lower(): a.get("unit") for a in declared if isinstance(a, dict)}
+    scale, translation = _placed(
+        [*level.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
+    )
     if any(values is not None and len(values) != array.ndim for values in (scale, translation)):
-        raise InputError(
-            f"{path}: scale or translation do not fit the {array.ndim} axes of {where!r}; "
-            f"name the array itself: {path}/{where}"
-        )
-    return Resolution(array, names, scale, translation, units[-1] if units else None)
+        raise ValueError(f"scale or translation do not fit the {array.ndim} axes of {level['path']!r}")
+    spatial = {a: u for a, u in units.items() if a in ("z", "y", "x")}
+    different = dict.fromkeys(spatial.values())
+    if len(different) < 2:
+        return Resolution(array, axes, scale, translation, next(iter(different), None))
+    if any(micrometers(1, u) is None for u in different):
+        said = ", ".join(f"{a} in {u or 'no unit'}" for a, u in spatial.items())
+        return Resolution(array, axes, scale, translation, None, (f"axes of different units ({said}): left out",))
+    factors = [(micrometers(1, spatial.get(a, "micrometer")) or 1.0) * 1e3 for a in axes or ()]
+    return Resolution(array, axes, _times(scale, factors), _times(translation, factors), "nanometer")
+
+
+def _times(values: list[float] | None, factors: Sequence[float]) -> list[float] | None:
+    return values and [v * f for v, f in zip(values, factors, strict=True)]
 
 
 def _placed(moves: Sequence[Mapping[str, Any]]) -> tuple[list[float] | None, list[float] | None]:
@@ -67,13 +135,19 @@ def _placed(moves: Sequence[Mapping[str, Any]]) -> tuple[list[float] | None, lis
     translation: list[float] | None = None
     for move in moves:
         kind = move["type"]
-        values = [float(v) for v in move[kind]] if kind in ("scale", "translation") else []
+        if kind not in ("identity", "scale", "translation"):
+            raise ValueError(f"transformation {kind!r} is not understood")
+        values = [float(v) for v in move[kind]] if kind != "identity" else []
         if kind == "scale":
             scale = [s * v for s, v in zip(scale or [1.0] * len(values), values, strict=True)]
             translation = translation and [t * v for t, v in zip(translation, values, strict=True)]
         elif kind == "translation":
             translation = [t + v for t, v in zip(translation or [0.0] * len(values), values, strict=True)]
     return scale, translation
+
+
+def _invalid(path: str, error: Exception) -> str:
+    return f"{path}: its OME multiscales are not valid ({first_line(error)}); name the array itself, e.g. {path}/0"
 
 
 def _children(group: zarr.Group) -> list[str]:

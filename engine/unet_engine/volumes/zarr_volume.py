@@ -26,7 +26,8 @@ from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, own_codecs
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
-from unet_engine.volumes.ome import Resolution, full_resolution
+from unet_engine.volumes.ome import full_resolution, named_resolution
+from unet_engine.volumes.resolution import Resolution, own_names
 
 
 class ZarrFormat:
@@ -37,11 +38,10 @@ class ZarrFormat:
 
     def open(self, path: str, axes: str | None) -> Volume:
         node = _opened(path)
-        found = (
-            full_resolution(path, node) if isinstance(node, zarr.Group) else Resolution(node, _dimension_names(node))
-        )
+        found = _described(path, node)
         array, dtype = found.array, np.dtype(found.array.dtype)
-        names = checked_axes(path, array.shape, dtype, axes or found.axes)
+        names = checked_axes(path, array.shape, dtype, axes or found.axes or own_names(array))
+        found = found.completed(path, names)
         return ZarrVolume(
             path=path,
             axes=names,
@@ -51,6 +51,7 @@ class ZarrFormat:
             stored_spacing=found.scale,
             stored_translation=found.translation,
             unit=found.unit,
+            notes=found.notes,
             fill_value=float(array.fill_value or 0),
             array=_with_fast_codecs(path, array),
         )
@@ -73,11 +74,10 @@ def _opened(path: str) -> zarr.Array | zarr.Group:
         ) from error
 
 
-def _dimension_names(array: zarr.Array) -> str | None:
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    if not names or any(not n or len(n) != 1 for n in names):
-        return None
-    return "".join(names).lower()
+def _described(path: str, node: zarr.Array | zarr.Group) -> Resolution:
+    if isinstance(node, zarr.Group):
+        return full_resolution(path, node)
+    return named_resolution(path, node) or Resolution(node)
 
 
 def _with_fast_codecs(path: str, array: zarr.Array) -> zarr.Array:
