@@ -23,6 +23,7 @@ import zarr
 
 import unet_engine
 from unet_engine.model.shipped import shipped_model
+from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import ADD, Stages
 
 _FAKE = """[spec]
@@ -53,7 +54,8 @@ def main() -> None:
         facts = _measure(args, Path(folder))
     print(
         f"{facts['windows']:,} windows of {args.window}, {facts['spans']:,} spans ({facts['spans'] / facts['windows']:.1f} a window) "
-        f"of {facts['span_ns']:.0f} ns: {facts['counted']:.3%} of {facts['seconds']:.2f} s, counted"
+        f"of {facts['span_ns']:.0f} ns: {facts['counted']:.3%} of {facts['seconds']:.2f} s, counted; "
+        f"not profiled, {facts['plain_span_ns']:.0f} ns"
     )
     for name in ("profiled", "plain"):
         ratios = facts[f"{name}_over_plain"]
@@ -96,11 +98,12 @@ def _measure(args: argparse.Namespace, root: Path) -> dict[str, object]:
             asked, plain = (first, second) if k % 2 else (second, first)
             pairs[kind].append(asked / plain)
             seconds.append(plain)
-    cost = _span_ns()
+    cost = _span_ns(Stages())
     return {
         "windows": warm.windows_inferred,
         "spans": spans,
         "span_ns": cost,
+        "plain_span_ns": _span_ns(PLAIN),
         "seconds": statistics.median(seconds),
         "counted": spans * cost / 1e9 / statistics.median(seconds),
         "profiled_over_plain": pairs["profiled"],
@@ -108,23 +111,19 @@ def _measure(args: argparse.Namespace, root: Path) -> dict[str, object]:
     }
 
 
-def _span_ns(count: int = 200_000) -> float:
-    """What a timed call takes longer than a plain one, with buffers that fill and are thinned as in a long run."""
-
-    def nothing(*_: object) -> None:
+def _span_ns(recorder: Recorder, count: int = 200_000) -> float:
+    """What a span takes, with buffers that fill and are thinned as in a long run."""
+    begun = time.perf_counter_ns()
+    for k in range(count):
+        with recorder.span(ADD):
+            pass
+        if isinstance(recorder, Stages) and not k % 256:
+            recorder.track().next_group()
+    taken = time.perf_counter_ns() - begun
+    begun = time.perf_counter_ns()
+    for _ in range(count):
         pass
-
-    recorder = Stages()
-    timed = recorder.timed(ADD, nothing)
-    taken = []
-    for function in (nothing, timed):
-        begun = time.perf_counter_ns()
-        for k in range(count):
-            function(k)
-            if not k % 256:
-                recorder.track().next_group()
-        taken.append(time.perf_counter_ns() - begun)
-    return (taken[1] - taken[0]) / count
+    return (taken - (time.perf_counter_ns() - begun)) / count
 
 
 if __name__ == "__main__":

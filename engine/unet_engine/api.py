@@ -1,4 +1,5 @@
-"""The whole run: prepare, open the output, execute, state that it is complete. `run` and `make_plan` are the Python API."""
+"""The whole run: prepare, open the output, execute, state that it is complete. `run` and `make_plan` are the Python
+API."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ _NOT_STORED = ("out", "part", "overlap_choice", "complete", "profile")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run did. What is planned counts this run's plan, resumed or not, of a part only its own; seconds are wall time without
-    planning."""
+    """What a run did. What is planned counts this run's plan, resumed or not, of a part only its own; seconds are wall
+    time without planning."""
 
     out: str
     digest: str
@@ -61,7 +62,8 @@ class Result:
     stitching: str
     part: str | None = None
     workers: int = 0
-    """Workers of a cluster that took part; 0 where this process did it all. Memory is then that of the one with the most."""
+    """Workers of a cluster that took part; 0 where this process did it all. Memory is then that of the one with the
+    most."""
     worker_windows: tuple[int, ...] = ()
     """Windows that each of them inferred, the least first."""
     workers_lost: int = 0
@@ -72,7 +74,8 @@ class Result:
     halo_bytes: int = 0
     """Halos sent from one worker to another."""
     overlap_choice: dict[str, Any] | None = None
-    """What ``--overlap auto`` took and on what grounds: fields of `unet_engine.prepare.overlap_choice.OverlapChoice`."""
+    """What ``--overlap auto`` took and on what grounds: fields of
+    `unet_engine.prepare.overlap_choice.OverlapChoice`."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
@@ -84,7 +87,8 @@ class Result:
 def run(input: str, **options: Any) -> Result:
     """Run a U-Net over a Zarr volume. Options are the fields of `unet_engine.settings.Settings`.
 
-    The output is an OME-Zarr 0.5 group at ``out`` with the result at ``0``. Raises subclasses of `unet_engine.errors.UnetEngineError`.
+    The output is an OME-Zarr 0.5 group at ``out`` with the result at ``0``. Raises subclasses of
+    `unet_engine.errors.UnetEngineError`.
     """
     with team(Settings.of(input=input, **options)) as crew:
         return run_volume(crew, crew.prepare())
@@ -127,7 +131,8 @@ def _part(prepared: Prepared) -> tuple[int, int] | None:
 
 @contextmanager
 def _noted(prepared: Prepared, header: Header, result: Callable[[], Result]) -> Iterator[None]:
-    """Leave a note of a part in the journal: that it was begun, and in the end what it did, added to what earlier attempts did."""
+    """Leave a note of a part in the journal: that it was begun, and in the end what it did, added to what earlier
+    attempts did."""
     part = _part(prepared)
     if part is None:
         yield

@@ -70,7 +70,8 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def writing(path: str, what: str) -> Iterator[None]:
-    """Turn what a store raises into one line of `OutputError`. Native codecs report a full disk only in the text of their error."""
+    """Turn what a store raises into one line of `OutputError`. Native codecs report a full disk only in the text of
+    their error."""
     try:
         yield
     except OutputError:

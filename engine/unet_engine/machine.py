@@ -18,7 +18,8 @@ def cpu_count() -> int:
 
 
 def processor() -> str:
-    """Kind of processor as far as it decides which instructions a network runs with, and so its last bits: e.g. ``x86_64 avx2 avx512f``."""
+    """Kind of processor as far as it decides which instructions a network runs with, and so its last bits: e.g.
+    ``x86_64 avx2 avx512f``."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
@@ -61,8 +62,8 @@ def resident_bytes() -> int:
 def peak_resident_bytes() -> int:
     """Most memory this process ever held.
 
-    On Linux from the kernel's high-water mark of this program: the maximum in `getrusage` outlives an exec, so that it would be the
-    parent's where that is larger.
+    On Linux from the kernel's high-water mark of this program: the maximum in `getrusage` outlives an exec, so that it
+    would be the parent's where that is larger.
     """
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
@@ -79,8 +80,9 @@ def peak_resident_bytes() -> int:
 def return_freed_blocks() -> None:
     """Make glibc give arrays back to the system as soon as they are freed.
 
-    By default it learns to keep blocks of up to 32 MiB, among which new ones of other sizes do not fit, and does so in a heap per
-    thread: the process grows to 1.5 times what is alive, and goes on growing with every block. A no-op with other C libraries.
+    By default it learns to keep blocks of up to 32 MiB, among which new ones of other sizes do not fit, and does so in
+    a heap per thread: the process grows to 1.5 times what is alive, and goes on growing with every block. A no-op with
+    other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -56,7 +56,8 @@ class Settings(BaseModel):
     normalize: str | None = None
     """``none``, ``zscore``, ``minmax``, ``percentile:1,99`` or ``range:-1000,400``; default: what the model names."""
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None = None
-    """What the network's outputs are, see `unet_engine.model.spec.Activation`; default: what the model or its graph says."""
+    """What the network's outputs are, see `unet_engine.model.spec.Activation`; default: what the model or its graph
+    says."""
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
     mask: str | None = None
@@ -88,7 +89,8 @@ class Settings(BaseModel):
     dashboard_token: str | None = None
     """Secret without which the dashboard answers nobody."""
     profile: str | None = None
-    """Folder, or ``NAME.json``, for a trace and a picture of where the time went; ``auto``: a folder named after the output."""
+    """Folder, or ``NAME.json``, for a trace and a picture of where the time went; ``auto``: a folder named after the
+    output."""
     resume: bool = False
     overwrite: bool = False
     strict: bool = False
@@ -179,7 +181,8 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **given: Any) -> Settings:
-        """Settings from keywords, with what `CONFIG` in the current folder or beside the input says for those not given.
+        """Settings from keywords, with what `CONFIG` in the current folder or beside the input says for those not
+        given.
 
         Raises `SettingsError` naming the option that makes no sense.
         """

@@ -1,4 +1,5 @@
-"""Foreign networks that end in a sigmoid or softmax: labels and probabilities are those of the network, applied once."""
+"""Foreign networks that end in a sigmoid or softmax: labels and probabilities are those of the network, applied
+once."""
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import unet_engine
 from support.command_line import cli
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model.file import open_model
+from unet_engine.model.spec import METADATA_KEY
 from unet_engine.stitching import operations
 
 onnx = pytest.importorskip("onnx")
@@ -189,6 +191,24 @@ def test_the_option_and_the_file_beside_win(tmp_path):
     assert open_model(model, activation="probabilities").spec.activation == "probabilities"
     with pytest.raises(SettingsError, match="softmax over one channel is constant"):
         open_model(model, activation="softmax")
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "none"])
+def test_an_activation_that_the_graph_contradicts_is_told_and_an_error_under_strict(tmp_path, activation):
+    """Every label would be 1: said on the command line, beside the file, or in a spec of its own."""
+    model = network(tmp_path / "net.onnx", [node("Sigmoid", "c", "y")])
+    asked = ["run", "--in", scan(tmp_path), "--model", model, "--overwrite", "--out", str(tmp_path / "o.zarr")]
+    words = "net.onnx: the network ends in Sigmoid already, and"
+    assert words in cli(*asked, "--activation", activation).err
+    refused = cli(*asked, "--activation", activation, "--strict")
+    assert (refused.code, words in refused.err) == (6, True)
+    own = onnx.load(model)
+    entry = own.metadata_props.add()
+    spec = open_model(model).spec.model_copy(update={"activation": activation})
+    entry.key, entry.value = METADATA_KEY, spec.model_dump_json()
+    onnx.save(own, model)
+    assert words in cli(*asked).err
+    assert "already" not in cli(*asked, "--activation", "probabilities").err
 
 
 def test_people_are_told_and_logits_refused(tmp_path):

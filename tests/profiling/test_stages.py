@@ -288,16 +288,26 @@ def test_what_is_sent_to_a_store_is_encoded_first():
 # --- bookkeeping ---
 
 
+def spanned(recorder, stage, function, *, begins_block=False):
+    """`function`, each call of which is a span, and the beginning of a block."""
+
+    def call():
+        with recorder.block(stage) if begins_block else recorder.span(stage):
+            return function()
+
+    return call
+
+
 def test_spans_nest_and_a_stage_gets_its_self_time():
     recorder = Stages()
-    inner = recorder.timed(ADD, lambda: time.sleep(0.02))
+    inner = spanned(recorder, ADD, lambda: time.sleep(0.02))
 
     def outer():
         inner()
         time.sleep(0.01)
         inner()
 
-    recorder.timed(GATHER, outer)()
+    spanned(recorder, GATHER, outer)()
     with recorder.span(OTHER):
         inner()
     ns = recorder.track().ns
@@ -309,14 +319,14 @@ def test_spans_nest_and_a_stage_gets_its_self_time():
 def test_a_span_that_fails_ends():
     recorder = Stages()
     with pytest.raises(ZeroDivisionError):
-        recorder.timed(ADD, lambda: 1 / 0)()
+        spanned(recorder, ADD, lambda: 1 / 0)()
     assert recorder.track().ns[ADD]
     assert recorder.track().inside == recorder.track().ns[ADD]
 
 
 def test_threads_have_tracks_of_their_own_and_those_of_one_name_share_one():
     recorder = Stages()
-    work = recorder.timed(ADD, lambda: None)
+    work = spanned(recorder, ADD, lambda: None)
     for _ in range(5):
         thread = threading.Thread(target=work, name="read_0")
         thread.start()
@@ -366,7 +376,7 @@ def test_what_is_kept_of_a_long_run_is_spread_over_it_and_gaps_are_named():
 
 def test_of_many_workers_each_sends_fewer_spans():
     recorder = Stages()
-    work = recorder.timed(ADD, lambda: None, starts_group=True)
+    work = spanned(recorder, ADD, lambda: None, begins_block=True)
     for _ in range(5000):
         work()
     [facts] = recorder.snapshot(256).tracks
@@ -380,7 +390,7 @@ def test_of_many_workers_each_sends_fewer_spans():
 
 def test_a_trace_is_written_as_it_is_made(tmp_path):
     recorder = Stages()
-    recorder.timed(ADD, lambda: None)()
+    spanned(recorder, ADD, lambda: None)()
     processes = {"cpu": recorder.snapshot(10)}
     place = tracing.Place.of(str(tmp_path / "t.json"), "out.zarr")
     assert not place.trace.exists()
@@ -390,6 +400,6 @@ def test_a_trace_is_written_as_it_is_made(tmp_path):
 
 def test_snapshots_travel():
     recorder = Stages()
-    recorder.timed(ADD, lambda: None)()
+    spanned(recorder, ADD, lambda: None)()
     snapshot = recorder.snapshot()
     assert stages.from_dict(json.loads(json.dumps(stages.as_dict(snapshot)))) == snapshot

@@ -1,7 +1,8 @@
 """The contract between the worker and a library that runs networks.
 
-A back end has a ring of slots, each with an input the caller fills in place and an output it reads in place, so that no window is
-copied or allocated. `start` returns at once; several slots are in flight while the caller cuts and adds other windows.
+A back end has a ring of slots, each with an input the caller fills in place and an output it reads in place, so that no
+window is copied or allocated. `start` returns at once; several slots are in flight while the caller cuts and adds other
+windows.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ ONE_BY_ONE = frozenset({"windows are inferred one by one"})
 
 
 class Network(ABC):
-    """A network that is loaded, as planning sees it. Where its windows are cut and added is the pipeline's business alone."""
+    """A network that is loaded, as planning sees it. Where its windows are cut and added is the pipeline's business
+    alone."""
 
     name: str
     version: str
@@ -77,7 +79,8 @@ class Network(ABC):
         return {}
 
     def answers(self) -> frozenset[str]:
-        """Hashes of what the rows of a batch answer to one window: two sizes of batch that tell the same may stand for one another."""
+        """Hashes of what the rows of a batch answer to one window: two sizes of batch that tell the same may stand for
+        one another."""
         return ONE_BY_ONE
 
     def fitted(self, plan: Plan, sizes: Sizes) -> Plan:
@@ -101,7 +104,8 @@ class Backend(Network):
 
     @abstractmethod
     def input(self, slot: int) -> Array:
-        """Where to put the batch of `slot`: (batch, channels in, *window) float32, C-contiguous. Not while it is in flight."""
+        """Where to put the batch of `slot`: (batch, channels in, *window) float32, C-contiguous. Not while it is in
+        flight."""
 
     @abstractmethod
     def start(self, slot: int) -> None:
@@ -109,19 +113,21 @@ class Backend(Network):
 
     @abstractmethod
     def result(self, slot: int) -> Array:
-        """Wait for `slot`: (batch, channels out, *window - 2 * margin) float32, float16 or bfloat16, valid until its next `start`.
+        """Wait for `slot`: (batch, channels out, *window - 2 * margin) float32, float16 or bfloat16, valid until its
+        next `start`.
 
         Raises `BackendError` with the library's own message where inference failed.
         """
 
     def touch(self, slot: int) -> None:
-        """Make the memory that `slot` needs beyond that of the threads be there. A batch does; a back end may know something shorter."""
+        """Make the memory that `slot` needs beyond that of the threads be there. A batch does; a back end may know
+        something shorter."""
         self.start(slot)
         self.result(slot)
 
     def warm_up(self) -> float:
-        """A batch on every thread, all at once, and the other slots touched, so that all memory is taken: with hundreds of classes the
-        outputs of slots that were never used would be missing from what is measured."""
+        """A batch on every thread, all at once, and the other slots touched, so that all memory is taken: with hundreds
+        of classes the outputs of slots that were never used would be missing from what is measured."""
         begun = time.perf_counter()
         busy = range(min(self.slots, self.setup.threads))
         for slot in range(self.slots):

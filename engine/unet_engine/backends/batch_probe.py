@@ -1,8 +1,9 @@
-"""Whether a network gives the same bits in batches of another size: libraries may choose other algorithms, which add up in another order.
+"""Whether a network gives the same bits in batches of another size: libraries may choose other algorithms, which add up
+in another order.
 
-One window of noise is put into every row of a batch, and the answers of the first and the last row are told by their hashes. Where all rows of
-two batches give one and the same hash, windows may go through either. Noise reaches nearly every value that a network computes, and one sum
-in another order shows; still it is a test and no proof.
+One window of noise is put into every row of a batch, and the answers of the first and the last row are told by their
+hashes. Where all rows of two batches give one and the same hash, windows may go through either. Noise reaches nearly
+every value that a network computes, and one sum in another order shows; still it is a test and no proof.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The contract between the device pipeline and a library that runs networks on a GPU: device memory in, device memory out.
+"""The contract between the device pipeline and a library that runs networks on a GPU: device memory in, device memory
+out.
 
-A batch is put into `input`, `run` queues the network on the stream that the back end was opened with, and the answer lies in `output` once
-the stream has come that far. Nothing passes through the host, and nothing is waited for.
+A batch is put into `input`, `run` queues the network on the stream that the back end was opened with, and the answer
+lies in `output` once the stream has come that far. Nothing passes through the host, and nothing is waited for.
 """
 
 from __future__ import annotations

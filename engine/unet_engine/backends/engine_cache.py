@@ -1,8 +1,9 @@
 """Engines and timing caches on disk, in the user's own folder. What is read is checked before any library sees it.
 
-A file is a line with a magic word, one with the SHA-256 of all that follows, one with the key as JSON, and the bytes. It is used only if the
-key in it is the one asked for and the hash fits; anything else is as good as no file, and is written anew. A hash does not stop somebody who
-may write to the folder, so a folder that others may write to is refused.
+A file is a line with a magic word, one with the SHA-256 of all that follows, one with the key as JSON, and the bytes.
+It is used only if the key in it is the one asked for and the hash fits; anything else is as good as no file, and is
+written anew. A hash does not stop somebody who may write to the folder, so a folder that others may write to is
+refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Key = Mapping[str, object]
 
 
 def folder() -> Path:
-    """The cache's folder, made if it is missing, for its owner alone. Raises `BackendError` where others may write to it."""
+    """The cache's folder, made if it is missing, for its owner alone. Raises `BackendError` where others may write to
+    it."""
     if FOLDER in os.environ:
         path = Path(os.environ[FOLDER])
     else:
@@ -50,7 +52,8 @@ def name_of(key: Key) -> str:
 
 
 def load(kind: str, key: Key) -> bytes | None:
-    """What was stored as `kind` (``engine`` or ``timing``) under `key`; None where there is nothing, or nothing to be trusted."""
+    """What was stored as `kind` (``engine`` or ``timing``) under `key`; None where there is nothing, or nothing to be
+    trusted."""
     try:
         data = (folder() / f"{name_of(key)}.{kind}").read_bytes()
     except OSError:

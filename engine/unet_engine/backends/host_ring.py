@@ -3,8 +3,9 @@
     start(slot):  host --copy--> staged --copy--> input, network, output --copy--> staged --copy--> host     result(slot) waits for `done`
     streams:             "in"             "compute"                                         "out"
 
-One network computes slot after slot, while the copies of other slots go on. Events order the streams; what a slot holds is used again once
-the host has waited for it. The gate judges, `bench` times and `doctor` tries through it the very network that the device pipeline runs.
+One network computes slot after slot, while the copies of other slots go on. Events order the streams; what a slot holds
+is used again once the host has waited for it. The gate judges, `bench` times and `doctor` tries through it the very
+network that the device pipeline runs.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class _Slot:
 
 
 class HostRing(Backend):
-    """Takes over the network and closes it. Memory is all there from the beginning; nothing is allocated per batch, and nothing converted
-    where the network takes and gives float32 in C order."""
+    """Takes over the network and closes it. Memory is all there from the beginning; nothing is allocated per batch, and
+    nothing converted where the network takes and gives float32 in C order."""
 
     def __init__(self, network: DeviceBackend, slots: int = SLOTS) -> None:
         super().__init__(network.setup)

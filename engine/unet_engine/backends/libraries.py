@@ -1,7 +1,7 @@
 """The libraries that run networks: one record each, and opening a network with one of them.
 
-A new library is a module in this folder and a record in `LIBRARIES`. The module has a `Backend` for the CPU, a `DeviceBackend` for GPUs, or
-both, and is imported when one of them is opened.
+A new library is a module in this folder and a record in `LIBRARIES`. The module has a `Backend` for the CPU, a
+`DeviceBackend` for GPUs, or both, and is imported when one of them is opened.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ CPU, GPU = "cpu", "cuda"
 
 @dataclass(frozen=True)
 class Library:
-    """What is known of a library before it is imported. Classes and functions are named as ``module:name``, of modules in this folder."""
+    """What is known of a library before it is imported. Classes and functions are named as ``module:name``, of modules
+    in this folder."""
 
     name: str
     formats: tuple[str, ...]
@@ -44,7 +45,8 @@ class Library:
     bound_to: str = ""
     """Function of a device: what a verdict holds for, which is more than the library's name."""
     computes_in: str = ""
-    """Function of a device: the precisions that the processor here computes in; for all of `devices` where there is none."""
+    """Function of a device: the precisions that the processor here computes in; for all of `devices` where there is
+    none."""
     sees_gpu: str = ""
     """Function: whether the build that is installed can use a GPU. Every build can where there is none."""
     typed: bool = False
@@ -128,7 +130,8 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
 
 
 def runs_on_gpu(model: ModelFile) -> bool:
-    """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are heavy."""
+    """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are
+    heavy."""
     return any(model.format in l.formats and l.runs_on(GPU) and l.installed and _sees_gpu(l) for l in LIBRARIES)
 
 
@@ -146,7 +149,8 @@ def library(name: str, device: str) -> str:
 
 
 def open_backend(name: str, setup: Setup) -> Backend:
-    """Load the network, for a caller on the host. Raises `BackendError` or `ModelError` where the library refuses it."""
+    """Load the network, for a caller on the host. Raises `BackendError` or `ModelError` where the library refuses
+    it."""
     if is_gpu(setup.device):
         return HostRing(open_on_device(name, setup))
     known = record(name)

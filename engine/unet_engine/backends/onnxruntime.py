@@ -1,8 +1,8 @@
-"""ONNX Runtime on the CPU, and on device memory where its build for GPUs is installed. Inputs and outputs are bound once, so nothing is
-allocated per window.
+"""ONNX Runtime on the CPU, and on device memory where its build for GPUs is installed. Inputs and outputs are bound
+once, so nothing is allocated per window.
 
-On a GPU its CUDA provider runs on the pipeline's stream and does not wait: that is left to the stream. A CUDA graph is not asked for, since
-ONNX Runtime records on a stream of its own.
+On a GPU its CUDA provider runs on the pipeline's stream and does not wait: that is left to the stream. A CUDA graph is
+not asked for, since ONNX Runtime records on a stream of its own.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ class Wanted:
     most: int | None = None
     """Windows in a batch, at most; None: as many as are worth it."""
     tell: Tell | None = None
-    """Told where a smaller window is taken for want of memory; None where the user chose the window, which then stays."""
+    """Told where a smaller window is taken for want of memory; None where the user chose the window, which then
+    stays."""
 
 
 class Place(Protocol):
@@ -138,7 +139,8 @@ def place_of(device: str) -> Place:
 
 @contextmanager
 def as_host(network: Network) -> Iterator[Backend]:
-    """The network with slots on the host, whichever place it was opened for: for single windows, asked one by one. It stays open."""
+    """The network with slots on the host, whichever place it was opened for: for single windows, asked one by one. It
+    stays open."""
     if isinstance(network, DeviceBackend):
         ring = HostRing(network, slots=1)  # each slot takes memory of the device
         try:

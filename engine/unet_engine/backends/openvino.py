@@ -111,7 +111,8 @@ class OpenVINOBackend(Backend):
 
 
 def _cause(error: RuntimeError | UnicodeDecodeError) -> str:
-    """OpenVINO puts the place in its own sources first and the reason last, and quotes names from corrupt files as they are."""
+    """OpenVINO puts the place in its own sources first and the reason last, and quotes names from corrupt files as they
+    are."""
     text = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else first_line(error)

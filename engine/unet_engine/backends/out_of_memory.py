@@ -37,7 +37,8 @@ def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) 
 
 
 def other_bits(error: BaseException, before: Setup, fewer: Setup, where: str) -> PlanError:
-    """Half the batch would do, but windows that went through the whole one got other last bits: an output is made with one of them."""
+    """Half the batch would do, but windows that went through the whole one got other last bits: an output is made with
+    one of them."""
     return PlanError(
         f"out of memory {where} with batch {before.batch} ({first_line(error)}), and batch {fewer.batch} gives other last bits on "
         f"{before.device}, so the output would have both; free its memory and use --resume, or begin again with "

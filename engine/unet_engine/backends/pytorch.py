@@ -1,8 +1,9 @@
 """PyTorch: ``.pt2`` (torch.export) and TorchScript, on the CPU and on device memory. Imported only where it is used.
 
-On a GPU it goes through cuDNN, channels last, a batch recorded as one CUDA graph; it is the one back end there that needs nothing but PyTorch.
-fp16 and bf16 run under autocast, whose input and output are of that type. Algorithms are cuDNN's deterministic ones, chosen without timing
-them, so that two runs give the same bytes; TF32 is off, as fp32 means fp32.
+On a GPU it goes through cuDNN, channels last, a batch recorded as one CUDA graph; it is the one back end there that
+needs nothing but PyTorch. fp16 and bf16 run under autocast, whose input and output are of that type. Algorithms are
+cuDNN's deterministic ones, chosen without timing them, so that two runs give the same bytes; TF32 is off, as fp32 means
+fp32.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class PyTorchBackend(ThreadedBackend):
         self._check_output(shape)
 
     def _thread_setup(self) -> None:
-        # One thread per window, several windows at once: see `Setup.threads`. Intra-op threads are set per calling thread.
+        # One thread per window, several windows at once: see `Setup.threads`. Intra-op threads are set per calling
+        # thread.
         torch.set_num_threads(1)
 
     def _run(self, slot: int) -> Array:
@@ -164,7 +166,8 @@ def _channels_last(tensor: Any) -> Any:
 
 
 def _prepare_weights(network: Any, kind: torch.dtype) -> None:
-    """The weights of convolutions, in place: channels last and in the type computed in, so that nothing converts them batch by batch."""
+    """The weights of convolutions, in place: channels last and in the type computed in, so that nothing converts them
+    batch by batch."""
     for parameter in network.parameters():
         if parameter.dim() in (4, 5):
             parameter.data = parameter.data.to(kind).contiguous(memory_format=_channels_last(parameter))

@@ -13,17 +13,18 @@ STEP = 100.0
 LEAST_CHANGE = 1e-6
 """Changes below this part of the largest output do not count: they are rounding, or too little to matter."""
 OFFSETS = (-1, 0, 3, -5)
-"""Voxels that are changed, from a corner of the pooling lattice in the middle of the window. The two on either side of the corner reach
-farthest down and up; the others are for lattices that lie elsewhere."""
+"""Voxels that are changed, from a corner of the pooling lattice in the middle of the window. The two on either side of
+the corner reach farthest down and up; the others are for lattices that lie elsewhere."""
 DEEPEST = 32
 """Largest step of a pooling lattice that is allowed for: five poolings."""
 
 
 def radius(backend: Backend) -> tuple[int, ...] | None:
-    """Per axis, the largest distance at which an input voxel changes an output voxel. None where it reaches the window's edge.
+    """Per axis, the largest distance at which an input voxel changes an output voxel. None where it reaches the
+    window's edge.
 
-    Single voxels of a window of noise are changed, and the extent of what changes in the output is taken. Reach from input to output and
-    from output to input are one relation, so the largest of one is the largest of the other.
+    Single voxels of a window of noise are changed, and the extent of what changes in the output is taken. Reach from
+    input to output and from output to input are one relation, so the largest of one is the largest of the other.
     """
     setup = backend.setup
     noise = np.random.default_rng(0).normal(size=setup.input_shape[1:]).astype(np.float32)

@@ -1,5 +1,5 @@
-"""TensorRT on an NVIDIA GPU: an engine between two arrays on the device, as one CUDA graph. Everything that is decided on the host is tested
-without a GPU; throughput is not measured yet."""
+"""TensorRT on an NVIDIA GPU: an engine between two arrays on the device, as one CUDA graph. Everything that is decided
+on the host is tested without a GPU; throughput is not measured yet."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ class TensorRTDevice(DeviceBackend):
 def network_of(setup: Setup) -> bytes:
     """The ONNX graph that `setup` names: the one attached, or for fp32 the file's own.
 
-    Raises `BackendError` for a precision without a graph of its own: TensorRT computes in the types that the graph says.
+    Raises `BackendError` for a precision without a graph of its own: TensorRT computes in the types that the graph
+    says.
     """
     if setup.network:
         return attached_network(setup.model, setup.network)

@@ -1,6 +1,8 @@
-"""One face for TensorRT 10.16, TensorRT 11 and TensorRT-RTX: parse an ONNX graph, build an engine from it. None of this needs a GPU.
+"""One face for TensorRT 10.16, TensorRT 11 and TensorRT-RTX: parse an ONNX graph, build an engine from it. None of this
+needs a GPU.
 
-Networks are strongly typed: the graph says what is computed in which type. TensorRT 11 has no other kind and no flag for it.
+Networks are strongly typed: the graph says what is computed in which type. TensorRT 11 has no other kind and no flag
+for it.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class Cancelled(Exception):
 
 
 def check_sizes(path: Path, network: bytes, shape: tuple[int, ...]) -> None:
-    """Raise `ModelError` where a tensor inside has 2³¹ or more elements for an input of `shape`; the message names it."""
+    """Raise `ModelError` where a tensor inside has 2³¹ or more elements for an input of `shape`; the message names
+    it."""
     import onnx
 
     model = onnx.load_from_string(network)
@@ -85,9 +88,11 @@ def check_sizes(path: Path, network: bytes, shape: tuple[int, ...]) -> None:
 def build(
     network: bytes, shapes: Shapes, *, target: str | None = None, timing: bytes = b"", progress: Progress | None = None
 ) -> tuple[bytes, bytes]:
-    """Engine and timing cache from an ONNX graph. `target` (TensorRT-RTX alone): ``SM80`` etc., for another GPU than the one here.
+    """Engine and timing cache from an ONNX graph. `target` (TensorRT-RTX alone): ``SM80`` etc., for another GPU than
+    the one here.
 
-    Ctrl-C ends the build at its next step. Raises `ModelError` naming the operator that TensorRT refuses, `BackendError` where building fails.
+    Ctrl-C ends the build at its next step. Raises `ModelError` naming the operator that TensorRT refuses,
+    `BackendError` where building fails.
     """
     job = _Build(network, shapes, target, timing, progress or (lambda phase, done: None))
     thread = threading.Thread(target=job.run, name="build engine", daemon=True)

@@ -1,4 +1,5 @@
-"""``unet-engine demo``: a synthetic volume, the network that ships with the engine, the result in a picture, the next command to try."""
+"""``unet-engine demo``: a synthetic volume, the network that ships with the engine, the result in a picture, the next
+command to try."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Image = npt.NDArray[np.uint8]
 
 
 def demo(folder: str) -> dict[str, Any]:
-    """Fill `folder` with ``scan.zarr``, ``unet-engine.toml``, labels and ``demo.png``; returns Dice per class and throughput.
+    """Fill `folder` with ``scan.zarr``, ``unet-engine.toml``, labels and ``demo.png``; returns Dice per class and
+    throughput.
 
     Raises `OutputError` where the folder holds other things already.
     """

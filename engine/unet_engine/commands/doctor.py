@@ -1,7 +1,8 @@
-"""``unet-engine doctor``: what this machine has, and which back ends and precisions work on it, found out by running a small network.
+"""``unet-engine doctor``: what this machine has, and which back ends and precisions work on it, found out by running a
+small network.
 
-Every check is a process of its own, so that a library that ends its process (a driver too old, an instruction that is missing) shows as
-one line and not as the end of the report.
+Every check is a process of its own, so that a library that ends its process (a driver too old, an instruction that is
+missing) shows as one line and not as the end of the report.
 """
 
 from __future__ import annotations

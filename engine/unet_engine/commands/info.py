@@ -37,6 +37,7 @@ def _model(path: str, window: str | None) -> dict[str, Any]:
         "sha256": model.sha256,
         "judged": judged,
         "ends_in": model.ends_in or None,
+        "contradiction": model.contradiction or None,
         **spec,
     }
 

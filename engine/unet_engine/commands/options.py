@@ -1,4 +1,5 @@
-"""The options of the command line that are settings, with the names of `unet_engine.settings.Settings`; how sizes are read."""
+"""The options of the command line that are settings, with the names of `unet_engine.settings.Settings`; how sizes are
+read."""
 
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ _CLUSTER = [
 
 
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
-    """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the option."""
+    """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the
+    option."""
     from unet_engine.settings import parse_window
 
     if text is None:

@@ -1,4 +1,5 @@
-"""What people see: the plan as a table, progress while it runs, the result. All of it goes to stderr but for `--json` and tables asked for."""
+"""What people see: the plan as a table, progress while it runs, the result. All of it goes to stderr but for `--json`
+and tables asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ LINE_EVERY = 10.0
 
 
 def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
-    """Bytes of the input that all blocks of the plan read together, in whole cells of `chunks` (1 along each axis: just the boxes)."""
+    """Bytes of the input that all blocks of the plan read together, in whole cells of `chunks` (1 along each axis: just
+    the boxes)."""
     plan, total = prepared.job.plan, 0
     for column in plan.columns():
         windows, voxels = plan.column_windows(column), 1

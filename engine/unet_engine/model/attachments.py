@@ -1,9 +1,10 @@
 """Things kept inside an ONNX file beside its network: verdicts of the gate, and the network in other precisions.
 
-An ONNX file is a protobuf message, and such messages may be continued: fields written behind the last one belong to it as if they had
-been there from the start. So an attachment is one more entry of ``metadata_props`` at the end of the file. Every reader of ONNX skips it,
-the bytes of the network stay what they were, and so does their hash: it is taken over everything but the attachments, wherever these lie.
-https://protobuf.dev/programming-guides/encoding (tag, length, value; repeated fields of concatenated messages are concatenated)
+An ONNX file is a protobuf message, and such messages may be continued: fields written behind the last one belong to it
+as if they had been there from the start. So an attachment is one more entry of ``metadata_props`` at the end of the
+file. Every reader of ONNX skips it, the bytes of the network stay what they were, and so does their hash: it is taken
+over everything but the attachments, wherever these lie. https://protobuf.dev/programming-guides/encoding (tag, length,
+value; repeated fields of concatenated messages are concatenated)
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def own_bytes(path: Path) -> Iterator[bytes]:
 
 
 def attach(source: Path, target: Path, values: Mapping[str, bytes]) -> None:
-    """Write the network of `source` to `target` (which may be `source`) with exactly `values` attached, all of them UTF-8.
+    """Write the network of `source` to `target` (which may be `source`) with exactly `values` attached, all of them
+    UTF-8.
 
     `target` is replaced in one step. Raises `OutputError` where it cannot be written.
     """

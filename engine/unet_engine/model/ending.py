@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from unet_engine.model.spec import Activation
+from unet_engine.model.spec import ARE_PROBABILITIES, Activation
 
 SLACK = 1e-3
 """Probabilities may leave 0 to 1 by rounding, and sum to 1 as badly."""
@@ -20,14 +20,16 @@ class Ending:
     end: str = ""
     """The operator that bounds them, as its library calls it."""
     exclusive: bool | None = None
-    """Whether the channels of a voxel sum to 1. None: nothing makes them; False: something does so along another axis, or did."""
+    """Whether the channels of a voxel sum to 1. None: nothing makes them; False: something does so along another axis,
+    or did."""
 
     @property
     def are_probabilities(self) -> bool:
         return self.low >= -SLACK and self.high <= 1 + SLACK
 
     def activation(self, channels: int) -> tuple[Activation | None, str]:
-        """The activation of a network with so many output channels, and why. None: the graph contradicts every guess; the reason says how."""
+        """The activation of a network with so many output channels, and why. None: the graph contradicts every guess;
+        the reason says how."""
         if self.are_probabilities:
             return self._of_probabilities(channels)
         if self.low >= -SLACK and self.high < inf:
@@ -46,6 +48,10 @@ class Ending:
         return "probabilities_each" if each else "probabilities", f"the network ends in {self.end}"
 
 
+UNPROVED = Ending()
+"""Of a graph that bounds nothing, or was not looked at."""
+
+
 def outputs_note(activation: Activation, why: str) -> str:
     """What people are told of an activation that was found in the graph; empty where nothing was."""
     if not why:
@@ -56,6 +62,19 @@ def outputs_note(activation: Activation, why: str) -> str:
         "softmax": "its outputs are taken as logits of a softmax",
     }[activation]
     return f"{why}: {what}; --activation says otherwise"
+
+
+def applied_again(end: Ending, activation: Activation, channels: int) -> str:
+    """Whether `activation` would be applied to what are probabilities already, in words; empty where it would not.
+
+    With `none` a single channel would be held against 0, which probabilities never fall below.
+    """
+    harmless = activation in ARE_PROBABILITIES or (activation == "none" and channels > 1)
+    if not end.are_probabilities or harmless:
+        return ""
+    found, why = end.activation(channels)
+    what = "a label is set above 0" if activation == "none" else f"{activation} would be applied again"
+    return f"{why} already, and {what}; use --activation {found or 'probabilities'}"
 
 
 def refusal(path: object, why: str) -> str:

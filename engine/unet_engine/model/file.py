@@ -20,7 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments
-from unet_engine.model.onnx_file import onnx_spec
+from unet_engine.model.ending import UNPROVED, Ending, applied_again
+from unet_engine.model.onnx_file import read_onnx
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
 from unet_engine.model.verdict import Verdict
 
@@ -49,18 +50,28 @@ class ModelFile:
     outside: tuple[str, ...] = ()
     """Names of files beside it that hold weights."""
     ends_in: str = ""
-    """What in the graph told the spec's activation, e.g. "the network ends in Sigmoid"; empty where it was said, or guessed."""
+    """What in the graph told the spec's activation, e.g. "the network ends in Sigmoid"; empty where it was said, or
+    guessed."""
+    proved: Ending = UNPROVED
+    """What the graph proves of the outputs, as far as it was looked at."""
+
+    @property
+    def contradiction(self) -> str:
+        """Why the spec's activation cannot be that of these outputs, and what to do; empty where nothing speaks against
+        it."""
+        return applied_again(self.proved, self.spec.activation, self.spec.channels_out)
 
     def normalized(self, how: str | None) -> ModelFile:
-        """The model fed as ``--normalize`` says; as it promises where that is None. Raises `SettingsError` for other words."""
+        """The model fed as ``--normalize`` says; as it promises where that is None. Raises `SettingsError` for other
+        words."""
         if not how:
             return self
         spec = self.spec.model_copy(update={"normalization": Normalization.parse(how)})
         return replace(self, spec=spec)
 
     def activated(self, activation: Activation | None) -> ModelFile:
-        """The model whose outputs are what ``--activation`` says; as it promises where that is None. Raises `SettingsError` where the
-        model cannot be of that kind."""
+        """The model whose outputs are what ``--activation`` says; as it promises where that is None. Raises
+        `SettingsError` where the model cannot be of that kind."""
         if activation is None:
             return self
         try:
@@ -74,11 +85,11 @@ class ModelFile:
 def open_model(
     path: str | Path, window: Sequence[int] | None = None, activation: Activation | None = None
 ) -> ModelFile:
-    """Read what the model at `path` promises. `window` is needed, and used, only where the file does not fix a size itself.
-    `activation` wins over what the file says.
+    """Read what the model at `path` promises. `window` is needed, and used, only where the file does not fix a size
+    itself. `activation` wins over what the file says.
 
-    Raises `SettingsError` where the model cannot be of that kind, and `ModelError` where the file is missing, corrupt, of no
-    known format, or says too little.
+    Raises `SettingsError` where the model cannot be of that kind, and `ModelError` where the file is missing, corrupt,
+    of no known format, or says too little.
     """
     path = Path(path)
     if not path.exists():
@@ -86,17 +97,18 @@ def open_model(
     if path.is_dir():
         raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
     kind = _format(path)
-    files, ends_in = [path], ""
+    files, ends_in, proved = [path], "", UNPROVED
     if kind == "onnx":
-        spec, weights, ends_in = onnx_spec(path, tuple(window) if window else None, activation)
-        files += weights
+        found = read_onnx(path, tuple(window) if window else None, activation)
+        spec, ends_in, proved = found.spec, found.ends_in, found.proved
+        files += found.weights
     elif kind == "fake":
         spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
     else:
         spec = _archive_spec(path)
     verdicts = _verdicts(path) if kind == "onnx" else ()
     outside = tuple(f.name for f in files[1:])
-    return ModelFile(path, kind, _hash(files, kind), spec, verdicts, outside, ends_in).activated(activation)
+    return ModelFile(path, kind, _hash(files, kind), spec, verdicts, outside, ends_in, proved).activated(activation)
 
 
 def is_model(path: str | Path) -> bool:
@@ -153,7 +165,8 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _verdicts(path: Path) -> tuple[Verdict, ...]:
-    """Those in the file; none where another version of the engine wrote them, which then is as if nothing had been judged."""
+    """Those in the file; none where another version of the engine wrote them, which then is as if nothing had been
+    judged."""
     text = attachments.read(path, VERDICTS)
     try:
         return _VERDICTS.validate_json(text) if text else ()

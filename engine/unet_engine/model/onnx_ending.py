@@ -1,7 +1,9 @@
-"""What the outputs of a foreign ONNX graph are, as far as the graph proves it: bounds of its tensors, from the first node to the last.
+"""What the outputs of a foreign ONNX graph are, as far as the graph proves it: bounds of its tensors, from the first
+node to the last.
 
-A convolution is unbounded, whatever came before it, so a sigmoid in the middle (an attention gate, a Swish) tells nothing of the output. A
-sigmoid at the end does, also behind an Identity, Clip, Reshape, Transpose or Resize, and so do a softmax written out and the mean of several.
+A convolution is unbounded, whatever came before it, so a sigmoid in the middle (an attention gate, a Swish) tells
+nothing of the output. A sigmoid at the end does, also behind an Identity, Clip, Reshape, Transpose or Resize, and so do
+a softmax written out and the mean of several.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.model.ending import SLACK, Ending
+from unet_engine.model.ending import SLACK, UNPROVED, Ending
 
 Shapes = Mapping[str, list[int]]
 LOST = -1
@@ -40,7 +42,8 @@ _UNKNOWN = _Bound()
 
 
 def ending(graph: Any, opset: int, shapes: Shapes, output: str) -> Ending:
-    """What bounds the tensor called `output`, with its channels along axis 1. `shapes` by name, as far as they are known."""
+    """What bounds the tensor called `output`, with its channels along axis 1. `shapes` by name, as far as they are
+    known."""
     known: dict[str, _Bound] = {t.name: _constant(t) for t in graph.initializer}
     complements: dict[str, str] = {}
     for node in graph.node:
@@ -85,6 +88,21 @@ def ending_for(model: Any, shape: Sequence[int]) -> Ending:
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
     shapes |= {t.name: list(t.dims) for t in graph.initializer} | {copy.graph.input[0].name: list(shape)}
     return ending(graph, opset_of(copy), shapes, graph.output[0].name)
+
+
+_BOUNDING = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Exp")
+"""Operators without one of which no graph has outputs that are probabilities."""
+
+
+def proved_of(model: Any, shape: Sequence[int]) -> Ending:
+    """As `ending_for`, of a model that may be anything. Most U-Nets have nothing that bounds outputs: told without a
+    copy."""
+    if not any(node.op_type in _BOUNDING for node in model.graph.node):
+        return UNPROVED
+    try:
+        return ending_for(model, shape)
+    except Exception:  # shape inference raises what it likes; nothing is proved then
+        return UNPROVED
 
 
 def _opposite(names: list[str], complements: Mapping[str, str]) -> bool:

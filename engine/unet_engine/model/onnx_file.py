@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import ModelError, UnetEngineError, first_line
-from unet_engine.model.ending import refusal
-from unet_engine.model.onnx_ending import ending, opset_of
+from unet_engine.model.ending import Ending, refusal
+from unet_engine.model.onnx_ending import ending, opset_of, proved_of
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.units import times
 
 
-def onnx_spec(
-    path: Path, window: tuple[int, ...] | None, activation: Activation | None = None
-) -> tuple[ModelSpec, list[Path], str]:
-    """The spec, the files that hold weights outside `path`, and what in the graph told the activation (see `Ending`).
+@dataclass(frozen=True)
+class OnnxFile:
+    """What an ONNX file says of its network."""
 
-    `window` is for a graph that fixes no sizes; Where `activation` is given, it is the caller's to put in. Raises `ModelError` where the file
-    is corrupt, is no network of one image, or says too little.
+    spec: ModelSpec
+    weights: list[Path]
+    """Files that hold weights outside of it."""
+    ends_in: str
+    """What in the graph told the spec's activation, in words; empty where it was said, or guessed."""
+    proved: Ending
+    """What the graph proves of the outputs, whatever the spec says."""
+
+
+def read_onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | None = None) -> OnnxFile:
+    """What the file at `path` says.
+
+    `window` is for a graph that fixes no sizes. Where `activation` is given, it is the caller's to put in. Raises
+    `ModelError` where the file is corrupt, is no network of one image, or says too little.
     """
     import onnx
 
@@ -31,11 +43,13 @@ def onnx_spec(
         outside = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
         weights = [path.parent / name for name in sorted(outside)]
         if spec_text is not None:
-            return ModelSpec.exported(spec_text, path), weights, ""
+            spec = ModelSpec.exported(spec_text, path)
+            return OnnxFile(spec, weights, "", proved_of(model, (1, spec.channels_in, *spec.window)))
         beside = path.with_suffix(".toml")
         given = _given(beside) if beside.is_file() else {}
-        spec, why = _spec_from_graph(path, model, window, given | ({"activation": "none"} if activation else {}))
-        return spec, weights, why
+        said = given | ({"activation": "none"} if activation else {})
+        spec, end = _spec_from_graph(path, model, window, said)
+        return OnnxFile(spec, weights, "" if "activation" in said else end.activation(spec.channels_out)[1], end)
     except UnetEngineError:
         raise
     except Exception as error:  # the parser and shape inference raise what they like, down to UnicodeDecodeError
@@ -53,7 +67,7 @@ def _given(beside: Path) -> dict[str, Any]:
 
 def _spec_from_graph(
     path: Path, model: Any, window: tuple[int, ...] | None, given: dict[str, Any]
-) -> tuple[ModelSpec, str]:
+) -> tuple[ModelSpec, Ending]:
     """A foreign network: everything its graph tells, for the one window it has or is given; `given` keys win."""
     inputs = [i for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}]
     if len(inputs) != 1:
@@ -81,7 +95,8 @@ def _spec_from_graph(
         raise ModelError(
             f"{path} turns {times(window)} into {times(shape[2:])}; an output of the same size, or smaller evenly, is needed"
         )
-    activation, why = ending(model.graph, opset_of(model), shapes, model.graph.output[0].name).activation(shape[1])
+    end = ending(model.graph, opset_of(model), shapes, model.graph.output[0].name)
+    activation, why = end.activation(shape[1])
     if activation is None and "activation" not in given:
         raise ModelError(refusal(path, why))
     values = {
@@ -91,11 +106,12 @@ def _spec_from_graph(
     spec = ModelSpec.written(
         {**values, **given, "window": window, "window_min": window, "window_step": (0,) * len(axes)}, path
     )
-    return spec, "" if "activation" in given else why
+    return spec, end
 
 
 def _traced(path: Path, model: Any, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, list[int]]]:
-    """Output shape of the graph for one input shape, and the shapes of all its tensors by name, by ONNX shape inference."""
+    """Output shape of the graph for one input shape, and the shapes of all its tensors by name, by ONNX shape
+    inference."""
     import onnx
 
     graph = model.graph

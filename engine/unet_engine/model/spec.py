@@ -13,15 +13,17 @@ from unet_engine.errors import ModelError, SettingsError
 from unet_engine.units import times
 
 METADATA_KEY = "unet_engine.spec"
-"""Key of the ONNX ``metadata_props`` entry (and of the ``extra_files`` of .pt2 and TorchScript) with the spec as JSON."""
+"""Key of the ONNX ``metadata_props`` entry (and of the ``extra_files`` of .pt2 and TorchScript) with the spec as
+JSON."""
 EXPORT_KEY = "unet_engine.export"
-"""Of an ONNX file: what it was compared with when it was exported, and by how much they differed. JSON in ``metadata_props``."""
+"""Of an ONNX file: what it was compared with when it was exported, and by how much they differed. JSON in
+``metadata_props``."""
 
 NormalizationMode = Literal["none", "zscore", "minmax", "percentile", "range"]
 Activation = Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
-"""What the network's outputs are: logits of classes that exclude one another (`softmax`), logits of each channel on its own (`sigmoid`),
-numbers (`none`), or probabilities already: of classes that exclude one another, as after a softmax, or of a single channel
-(`probabilities`), or of each channel on its own, as after a sigmoid (`probabilities_each`)."""
+"""What the network's outputs are: logits of classes that exclude one another (`softmax`), logits of each channel on its
+own (`sigmoid`), numbers (`none`), or probabilities already: of classes that exclude one another, as after a softmax, or
+of a single channel (`probabilities`), or of each channel on its own, as after a sigmoid (`probabilities_each`)."""
 ARE_PROBABILITIES = ("probabilities", "probabilities_each")
 _EACH = ("sigmoid", "probabilities_each")
 
@@ -135,7 +137,8 @@ class ModelSpec(BaseModel):
 
     @classmethod
     def written(cls, values: Mapping[str, Any], source: Path) -> ModelSpec:
-        """The spec with these values, which somebody wrote to `source`. Raises `ModelError` naming the first that is wrong."""
+        """The spec with these values, which somebody wrote to `source`. Raises `ModelError` naming the first that is
+        wrong."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -154,7 +157,8 @@ class ModelSpec(BaseModel):
             ) from error
 
     def smaller_window(self, window: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The next smaller admissible window, its longest axis shrunk by a step or to about three quarters; None where there is none."""
+        """The next smaller admissible window, its longest axis shrunk by a step or to about three quarters; None where
+        there is none."""
         order = sorted(range(len(window)), key=lambda a: -window[a])
         for a in order:
             step, least, margin = self.window_step[a], self.window_min[a], self.margin[a]
@@ -191,7 +195,8 @@ class ModelSpec(BaseModel):
 
     @property
     def label_count(self) -> int:
-        """Number of different labels: channels on their own have a background 0 beside them, one channel means 0 and 1."""
+        """Number of different labels: channels on their own have a background 0 beside them, one channel means 0 and
+        1."""
         return self.channels_out + 1 if self.activation in _EACH or self.channels_out == 1 else self.channels_out
 
     @property

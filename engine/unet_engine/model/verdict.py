@@ -1,4 +1,5 @@
-"""What the accuracy gate found out about a network in one precision on one back end. Stored in the model file, read by ``run``."""
+"""What the accuracy gate found out about a network in one precision on one back end. Stored in the model file, read by
+``run``."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Thresholds(_Frozen):
 
 
 class Figures(_Frozen):
-    """How far a candidate's logits and labels lie from fp32's. Errors are relative to the largest absolute logit of fp32."""
+    """How far a candidate's logits and labels lie from fp32's. Errors are relative to the largest absolute logit of
+    fp32."""
 
     windows: int
     voxels: int

@@ -1,4 +1,5 @@
-"""Whether reading keeps up with the device: GB/s of decoded voxels that a run needs, what there is, and so how many threads decode."""
+"""Whether reading keeps up with the device: GB/s of decoded voxels that a run needs, what there is, and so how many
+threads decode."""
 
 from __future__ import annotations
 
@@ -33,9 +34,11 @@ class Reading:
 
 
 def needed(plan: Plan, volume: Volume, seconds_per_window: float, devices: int) -> float:
-    """Bytes per second that must be decoded for the devices never to wait: windows/s x new voxels per window x bytes per voxel.
+    """Bytes per second that must be decoded for the devices never to wait: windows/s x new voxels per window x bytes
+    per voxel.
 
-    A block reads the voxels of its windows once, in whole chunks, so new voxels per window are what a block decodes over its windows.
+    A block reads the voxels of its windows once, in whole chunks, so new voxels per window are what a block decodes
+    over its windows.
     """
     spans, windows = [], 1
     for axis, step, chunk in zip(plan.axes, plan.block, volume.chunks, strict=True):
@@ -46,7 +49,8 @@ def needed(plan: Plan, volume: Volume, seconds_per_window: float, devices: int) 
 
 
 def found(plan: Plan, volume: Volume) -> float:
-    """Bytes per second that reading a block from the middle of the volume gives, on all cores, decoded in whole chunks."""
+    """Bytes per second that reading a block from the middle of the volume gives, on all cores, decoded in whole
+    chunks."""
     lo, hi = [], []
     room = TRIAL_BYTES // max(1, volume.voxel_bytes)
     for axis, step, chunk in zip(plan.axes, plan.block, volume.chunks, strict=True):
@@ -70,5 +74,6 @@ def reading(plan: Plan, volume: Volume, seconds_per_window: float, devices: int)
 
 
 def threads_for(wanted: float, rate: float, cores: int) -> int:
-    """Threads that decode `wanted` bytes per second with room to spare, where `cores` threads decode `rate`; at most one per core."""
+    """Threads that decode `wanted` bytes per second with room to spare, where `cores` threads decode `rate`; at most
+    one per core."""
     return max(1, min(cores, math.ceil(SPARE * cores * wanted / max(1.0, rate))))

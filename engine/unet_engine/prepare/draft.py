@@ -1,4 +1,5 @@
-"""From decisions to a plan and a job: the grid of windows, the blocks, what the output looks like. Nothing is fitted to memory yet."""
+"""From decisions to a plan and a job: the grid of windows, the blocks, what the output looks like. Nothing is fitted to
+memory yet."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def windows_per_block(survey: Survey, tiling: Tiling) -> int:
 
 @dataclass(frozen=True)
 class Draft:
-    """What plans are made from, whatever is tried: the survey, the network that is open, and what the volume's samples say."""
+    """What plans are made from, whatever is tried: the survey, the network that is open, and what the volume's samples
+    say."""
 
     survey: Survey
     network: Network
@@ -45,7 +47,8 @@ class Draft:
     fingerprint: str
 
     def plan(self, decisions: Decisions) -> Plan:
-        """A plan of default blocks in a single column, not named yet; fitting shrinks them where it must and deals them into columns."""
+        """A plan of default blocks in a single column, not named yet; fitting shrinks them where it must and deals them
+        into columns."""
         survey, spec, window = self.survey, self.survey.model.spec, decisions.tiling.window
         axes = grid(survey, decisions.tiling)
         block = default_block(axes, spec.channels_out)

@@ -1,4 +1,5 @@
-"""What names a run: all that decides the bytes of its output, as JSON values. An output can be resumed only by a run of the same identity."""
+"""What names a run: all that decides the bytes of its output, as JSON values. An output can be resumed only by a run of
+the same identity."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""``--overlap auto``: the cheapest overlap whose labels agree with those of overlap 0.5, on regions of the user's own volume.
+"""``--overlap auto``: the cheapest overlap whose labels agree with those of overlap 0.5, on regions of the user's own
+volume.
 
-Regions of one window each are run through the planning and prediction of any run, as regions of interest: first with overlap 0.5 and
-Gaussian blending, then with each cheaper candidate, the cheapest first, until one agrees. A region is at least as long as the distance of
-two windows at any overlap, so it has its fair share of seams, wherever they lie.
+Regions of one window each are run through the planning and prediction of any run, as regions of interest: first with
+overlap 0.5 and Gaussian blending, then with each cheaper candidate, the cheapest first, until one agrees. A region is
+at least as long as the distance of two windows at any overlap, so it has its fair share of seams, wherever they lie.
 
-The choice follows from volume, mask, model, window, precision and tolerance, and from neither the region of interest nor the part: so a
-region still gives the bytes of the whole run.
+The choice follows from volume, mask, model, window, precision and tolerance, and from neither the region of interest
+nor the part: so a region still gives the bytes of the whole run.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ OVERLAPS = (0.375, 0.25, 0.125, 0.0)
 
 
 def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> OverlapChoice:
-    """Try the candidates that are cheaper than the reference, the cheapest first, and take the first that agrees with it. `tell` hears how
-    far it is. Of the decisions so far only the tiling's overlap and blend are open.
+    """Try the candidates that are cheaper than the reference, the cheapest first, and take the first that agrees with
+    it. `tell` hears how far it is. Of the decisions so far only the tiling's overlap and blend are open.
 
-    Raises `SettingsError` or `InputError` where overlap makes no difference, `InputError` or `DataError` where the volume has too little to
-    compare.
+    Raises `SettingsError` or `InputError` where overlap makes no difference, `InputError` or `DataError` where the
+    volume has too little to compare.
     """
     with as_host(draft.network) as host:
         return _searched(_Trier(draft, decisions, host), tell)
@@ -111,9 +112,11 @@ def _cheaper(trier: _Trier, reach: tuple[int, ...] | None) -> list[Overlap]:
 
 
 def _sees_no_padding(spec: ModelSpec, reach: tuple[int, ...]) -> bool:
-    """Whether what the network makes of a voxel is the same in every window: its convolutions lose what they would have to pad.
+    """Whether what the network makes of a voxel is the same in every window: its convolutions lose what they would have
+    to pad.
 
-    Where a voxel lies in a cell of the pooling lattice moves what it sees by less than the cell, of which `reach` is the largest.
+    Where a voxel lies in a cell of the pooling lattice moves what it sees by less than the cell, of which `reach` is
+    the largest.
     """
     return all(
         r == 0 if m == 0 else r <= m + max(1, step) - 1
@@ -122,7 +125,8 @@ def _sees_no_padding(spec: ModelSpec, reach: tuple[int, ...]) -> bool:
 
 
 def _regions(trier: _Trier) -> list[Box]:
-    """Up to `REGIONS` boxes of one window each, those richest in rare classes first: a candidate that fails does so soon."""
+    """Up to `REGIONS` boxes of one window each, those richest in rare classes first: a candidate that fails does so
+    soon."""
     survey, window, spec = trier.survey, trier.window, trier.survey.model.spec
     rng = np.random.default_rng(SEED)
 

@@ -96,7 +96,8 @@ class OverlapChoice(BaseModel):
 
 
 def stored(survey: Survey) -> OverlapChoice | None:
-    """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` for another tolerance."""
+    """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` for another
+    tolerance."""
     header = read_header(survey.out) if survey.settings.resume else None
     if not header or not header.get(KEY):
         return None

@@ -1,4 +1,5 @@
-"""Which precision runs: the one asked for if it was proved, or the fastest that was. Verdicts come from the model file."""
+"""Which precision runs: the one asked for if it was proved, or the fastest that was. Verdicts come from the model
+file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From a survey to a job, in five steps: open the network, choose the tiling, plan, fit the plan to memory, name the run."""
+"""From a survey to a job, in five steps: open the network, choose the tiling, plan, fit the plan to memory, name the
+run."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ class Prepared:
 
 
 def prepare(survey: Survey, workers: int = 0, present: int = 1, tell: Tell = silent) -> Prepared:
-    """Load the network once and plan, for this process or for the `workers` of a cluster, of whom so many are `present`.
-    `tell` hears of what takes long.
+    """Load the network once and plan, for this process or for the `workers` of a cluster, of whom so many are
+    `present`. `tell` hears of what takes long.
 
     Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
@@ -168,7 +169,8 @@ def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) 
 
 
 def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:
-    """Bundles as long as they should be, but no longer than fits without more columns: one too many costs more than short bundles."""
+    """Bundles as long as they should be, but no longer than fits without more columns: one too many costs more than
+    short bundles."""
     for length in range(wanted.bundle_length, 1, -1):
         cluster = replace(wanted, bundle_length=length)
         if predict_memory(plan, sizes, base, 1, cluster).total <= budget:

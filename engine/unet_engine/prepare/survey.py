@@ -1,4 +1,5 @@
-"""Looking before loading: open volume and model, check that they fit each other and the machine. Cheap, and where most refusals come from."""
+"""Looking before loading: open volume and model, check that they fit each other and the machine. Cheap, and where most
+refusals come from."""
 
 from __future__ import annotations
 
@@ -100,10 +101,13 @@ def survey(settings: Settings) -> Survey:
 
 
 def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> None:
-    """Say what the outputs are taken for where the graph told it. Raises `SettingsError` where logits are asked of what has none."""
+    """Say what the outputs are taken for where the graph told it. Raises `SettingsError` where logits are asked of what
+    has none."""
     activation = model.spec.activation
     if model.ends_in:
         notes.append(outputs_note(activation, model.ends_in))
+    if model.contradiction:
+        _fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
     if settings.output == "logits" and activation in ARE_PROBABILITIES:
         raise SettingsError(
             f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "

@@ -15,16 +15,14 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import wraps
 from itertools import count
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from unet_engine.profiling.recorder import SAMPLED, Recorder
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 (
@@ -237,30 +235,6 @@ class Stages(Recorder):
 
     def takes_apart(self, kind: str) -> bool:
         return next(self._calls.setdefault(kind, count())) % SAMPLED == 0
-
-    def timed(self, stage: int, function: Callable[P, T], *, starts_group: bool = False) -> Callable[P, T]:
-        """`function`, each call of which is a span, and of some the beginning of a group. As `span`, at a third of its
-        cost."""
-        here, clock, find = self._here, time.perf_counter_ns, self.track
-
-        @wraps(function)
-        def call(*args: P.args, **keywords: P.kwargs) -> T:
-            try:
-                track = here.track
-            except AttributeError:
-                track = find()
-            if starts_group:
-                track.next_group()
-            outer, track.inside = track.inside, 0
-            begun = clock()
-            try:
-                return function(*args, **keywords)
-            finally:
-                ended = clock()
-                inner, track.inside = track.inside, outer
-                track.add(stage, begun, ended, inner)
-
-        return call
 
     def snapshot(self, spans: int = 0) -> Snapshot:
         """What was done so far, with at most so many `spans` of each track for a trace."""

@@ -5,8 +5,8 @@
 
 Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` may have any
 strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
-(`unet_engine.stitching._halo`) and a NumPy one (`unet_engine.stitching.reference`); both give the same bits, for any number of
-threads (any NaN counts as the same NaN). `IMPLEMENTATION` says which one runs. Wrong shapes and ranges raise
+(`unet_engine.stitching._halo`) and a NumPy one (`unet_engine.stitching.reference`); both give the same bits, for any
+number of threads (any NaN counts as the same NaN). `IMPLEMENTATION` says which one runs. Wrong shapes and ranges raise
 ValueError and wrong types TypeError before anything is written.
 """
 
@@ -35,13 +35,16 @@ Array = NDArray[Any]
 T = TypeVar("T")
 
 ACTIVATIONS = ("softmax", "sigmoid", "none", "probabilities", "probabilities_each")
-"""What becomes of blended outputs: see `labels` and `probabilities`. The last two are of networks that give probabilities themselves."""
+"""What becomes of blended outputs: see `labels` and `probabilities`. The last two are of networks that give
+probabilities themselves."""
 ABOVE_HALF = 0.5 + 2.0**-20
-"""Above a half by more than blending rounds: a voxel of exactly 0.5 is label 0 however the windows lie. `kAboveHalf` of arithmetic.hpp."""
+"""Above a half by more than blending rounds: a voxel of exactly 0.5 is label 0 however the windows lie. `kAboveHalf` of
+arithmetic.hpp."""
 
 
 def label_threshold(activation: str, channels: int) -> float | None:
-    """The value that the largest channel has to exceed, to be labelled 1 + its number, else 0; None: the label is the channel."""
+    """The value that the largest channel has to exceed, to be labelled 1 + its number, else 0; None: the label is the
+    channel."""
     if channels > 1 and activation not in ("sigmoid", "probabilities_each"):
         return None
     return ABOVE_HALF if activation in ("probabilities", "probabilities_each") else 0.0
@@ -283,7 +286,8 @@ def _check_sums(sums: Array, axes: int) -> None:
 
 @functools.cache
 def _type_name(dtype: np.dtype[Any]) -> str:
-    """`dtype.name` of native byte order, else something that is no type's name. NumPy builds the name anew at each call."""
+    """`dtype.name` of native byte order, else something that is no type's name. NumPy builds the name anew at each
+    call."""
     return dtype.name if dtype.isnative else dtype.str
 
 

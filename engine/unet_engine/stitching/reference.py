@@ -1,7 +1,8 @@
-"""NumPy versions of the functions of `unet_engine.stitching.operations`: the reference of the tests, the fallback without a compiler.
+"""NumPy versions of the functions of `unet_engine.stitching.operations`: the reference of the tests, the fallback
+without a compiler.
 
-They take the arguments that `unet_engine.stitching.operations` has already checked, so they check nothing themselves. Every float32
-operation is written out in the order in which `cpp_ext/arithmetic.hpp` does it: both give the same bits.
+They take the arguments that `unet_engine.stitching.operations` has already checked, so they check nothing themselves.
+Every float32 operation is written out in the order in which `cpp_ext/arithmetic.hpp` does it: both give the same bits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Blending weights of one axis, normalised so that stitching is plain addition.
 
-Window k contributes ``g(x - start_k) / sum_j g(x - start_j)`` at voxel x, the sum running over the windows that cover x. The outer
-product of the axes' weights then sums to one at every voxel, since the window grid is itself a product. No count volume, no division.
+Window k contributes ``g(x - start_k) / sum_j g(x - start_j)`` at voxel x, the sum running over the windows that cover
+x. The outer product of the axes' weights then sums to one at every voxel, since the window grid is itself a product. No
+count volume, no division.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ Vector = npt.NDArray[np.float32]
 
 
 def profile(window: int, blend: Blend) -> npt.NDArray[np.float64]:
-    """The bare profile g of a window of `window` output voxels: shape (window,), largest in the middle, never below `FLOOR`."""
+    """The bare profile g of a window of `window` output voxels: shape (window,), largest in the middle, never below
+    `FLOOR`."""
     if blend != "gaussian":
         return np.ones(window)
     x = (np.arange(window) - (window - 1) / 2) / (SIGMA * window)

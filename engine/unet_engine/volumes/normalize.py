@@ -21,9 +21,6 @@ class Scaling:
     shift: tuple[float, ...]
     scale: tuple[float, ...]
 
-    def apply(self, raw: float, channel: int) -> float:
-        return (raw - self.shift[channel]) * self.scale[channel]
-
 
 def scaling(normalization: Normalization, samples: Sequence[npt.NDArray[Any]]) -> Scaling:
     """Statistics of `samples`, one array of any shape per channel, as a `Scaling`; NaN and Inf are left out.

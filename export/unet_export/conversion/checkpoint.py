@@ -38,10 +38,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, factory: str | None = None, arguments: str = "{}") -> Checkpoint:
-    """Open `path` as what it is. `factory` (``package.module:function``) builds the network that a state dict fills; it is
-    called with the JSON object `arguments` as keywords.
+    """Open `path` as what it is. `factory` (``package.module:function``) builds the network that a state dict fills; it
+    is called with the JSON object `arguments` as keywords.
 
-    Raises `ModelError` for a file that is missing, corrupt or does not fit the network, `SettingsError` for the factory.
+    Raises `ModelError` for a file that is missing, corrupt or does not fit the network, `SettingsError` for the
+    factory.
     """
     path = Path(path)
     if not path.is_file():

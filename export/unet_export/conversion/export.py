@@ -1,4 +1,5 @@
-"""``unet-engine export``: a trained network in whatever form to one ONNX file with its spec, compared with PyTorch before it is written."""
+"""``unet-engine export``: a trained network in whatever form to one ONNX file with its spec, compared with PyTorch
+before it is written."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError, first_line
-from unet_engine.model.ending import outputs_note, refusal
+from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import open_model
 from unet_engine.model.onnx_ending import ending_for
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
@@ -108,7 +109,8 @@ def _written(
 
 @dataclass
 class _Meaning:
-    """What the outputs of an exported graph are: what was said of them, else what the graph proves, else a guess by their number."""
+    """What the outputs of an exported graph are: what was said of them, else what the graph proves, else a guess by
+    their number."""
 
     source: str
     said: bool
@@ -125,10 +127,7 @@ class _Meaning:
         if not self.said and found is not None:
             self._tell(outputs_note(found, why))
             return _validated({**spec.model_dump(), "activation": found})
-        if end.are_probabilities and spec.activation in ("softmax", "sigmoid"):
-            self._tell(
-                f"{why} already, and {spec.activation} would be applied again; use --activation {found or 'probabilities'}"
-            )
+        self._tell(applied_again(end, spec.activation, spec.channels_out))
         return spec
 
     def _tell(self, text: str) -> None:

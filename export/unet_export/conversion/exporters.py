@@ -1,6 +1,7 @@
 """PyTorch's exporters behind three functions: module, exported program and TorchScript to an ONNX graph.
 
-Input and output are called "input" and "output", the batch size is free, and what the exporter notes about source files is dropped.
+Input and output are called "input" and "output", the batch size is free, and what the exporter notes about source files
+is dropped.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def from_program(program: Any, name: str) -> Any:
 
 
 def from_script(script: Any, spec: ModelSpec) -> Any:
-    """ONNX graph of a TorchScript module. PyTorch's older exporter reads these; sizes with a step in `spec` are free."""
+    """ONNX graph of a TorchScript module. PyTorch's older exporter reads these; sizes with a step in `spec` are
+    free."""
     import onnx
 
     free = {a + 2: f"n{axis}" for a, (axis, step) in enumerate(zip(spec.axes, spec.window_step, strict=True)) if step}

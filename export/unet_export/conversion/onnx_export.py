@@ -40,7 +40,8 @@ def export_onnx(model: Any, spec: ModelSpec, path: str | Path, *, dynamic: bool 
 
 
 def write_onnx(proto: Any, reference: Any, spec: ModelSpec, path: str | Path, origin: str = "") -> float:
-    """Put `spec` into the graph, compare it with `reference` (a callable on tensors), and write it. Errors as in `export_onnx`.
+    """Put `spec` into the graph, compare it with `reference` (a callable on tensors), and write it. Errors as in
+    `export_onnx`.
 
     The file remembers the difference and what `reference` is: `origin`, by default this PyTorch.
     """
@@ -91,7 +92,8 @@ def export_torch(model: Any, spec: ModelSpec, path: str | Path) -> float:
 
 
 def _spec_of_file(model: Any, spec: ModelSpec, *, dynamic: bool) -> ModelSpec:
-    """The spec that the file can keep; raises `SettingsError` where it is not that of a network whose layout is known."""
+    """The spec that the file can keep; raises `SettingsError` where it is not that of a network whose layout is
+    known."""
     ours = getattr(model, "unet_layout", None)  # networks of our own say what they are
     if ours is not None:
         theirs = (spec.axes, spec.channels_in, spec.channels_out)

@@ -1,7 +1,7 @@
 """What a network of unknown layout promises, found by asking it: sizes it takes, margin, channels, work.
 
-Shapes alone are asked for, on PyTorch's ``meta`` device, where a forward pass computes nothing. A network that cannot run there
-(its code looks at values) is asked on the CPU.
+Shapes alone are asked for, on PyTorch's ``meta`` device, where a forward pass computes nothing. A network that cannot
+run there (its code looks at values) is asked on the CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class FullResolution(nn.Module):  # type: ignore[misc]  # the type checker skips
 
 
 def full_resolution(output: Any) -> Tensor:
-    """The tensor with most voxels among those in `output` (a tensor, or lists and dicts of such); the first of equals."""
+    """The tensor with most voxels among those in `output` (a tensor, or lists and dicts of such); the first of
+    equals."""
     tensors = _tensors(output)
     if not tensors:
         raise ModelError(f"the network returns {type(output).__name__} without a tensor; return logits")
@@ -132,8 +133,8 @@ def head_count(network: Any, window: Sequence[int] | None, channels: int | None)
 def probe(network: Any, window: Sequence[int] | None, channels: int | None, *, fixed: bool) -> Geometry:
     """The geometry of `network` around `window` (default: 64 voxels per axis in 3D, 256 in 2D).
 
-    `fixed`: no other sizes are looked for. Raises `ModelError` where the network does not take the window or gives no smaller
-    or equally large output, `SettingsError` where axes or channels cannot be told.
+    `fixed`: no other sizes are looked for. Raises `ModelError` where the network does not take the window or gives no
+    smaller or equally large output, `SettingsError` where axes or channels cannot be told.
     """
     axes_count, channels = _layout(network, window, channels)
     window = tuple(window or DEFAULT_WINDOW[axes_count])

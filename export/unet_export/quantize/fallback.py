@@ -41,8 +41,8 @@ class Attempt:
 def rescue(first: Attempt, order: Sequence[str], attempt: Callable[[tuple[str, ...]], Attempt], tell: Tell) -> Attempt:
     """The candidate with the fewest layers kept, in `order`, that passes; else the last one tried.
 
-    Doubles the number of kept layers until one passes or gains nothing, then halves the interval: a network of n layers is
-    judged about 2·log2(n) times.
+    Doubles the number of kept layers until one passes or gains nothing, then halves the interval: a network of n layers
+    is judged about 2·log2(n) times.
     """
     last, failing, count = first, 0, 1
     passing: Attempt | None = None

@@ -33,7 +33,8 @@ MEASURED, ROUNDS = 0.5, 3
 
 
 class Exam:
-    """Windows to try candidates on, with what fp32 makes of them. Logits lie in a temporary `file`: they may be large."""
+    """Windows to try candidates on, with what fp32 makes of them. Logits lie in a temporary `file`: they may be
+    large."""
 
     def __init__(
         self,
@@ -63,10 +64,11 @@ class Exam:
 
 
 def reference(model: ModelFile, path: str | None, window: tuple[int, ...]) -> tuple[Infer, str]:
-    """What candidates are compared with, and its name: PyTorch on the `.pt2` or TorchScript at `path`, else the ONNX in ONNX Runtime.
+    """What candidates are compared with, and its name: PyTorch on the `.pt2` or TorchScript at `path`, else the ONNX in
+    ONNX Runtime.
 
-    Export has compared that ONNX with PyTorch, and the name says how far apart they were; without ONNX Runtime, OpenVINO in fp32 takes
-    its place.
+    Export has compared that ONNX with PyTorch, and the name says how far apart they were; without ONNX Runtime,
+    OpenVINO in fp32 takes its place.
     """
     from importlib.util import find_spec
 
@@ -100,7 +102,8 @@ def _checked(path: Path) -> str:
 
 
 def session(network: str | bytes) -> Infer:
-    """An ONNX network in ONNX Runtime on all cores, as written: nothing is rearranged that could change what is rounded when."""
+    """An ONNX network in ONNX Runtime on all cores, as written: nothing is rearranged that could change what is rounded
+    when."""
     import onnxruntime
 
     options = _session_options()

@@ -1,4 +1,5 @@
-"""Looking at an ONNX graph: which tensors are floating point, which nodes make up a layer and what the layer is called."""
+"""Looking at an ONNX graph: which tensors are floating point, which nodes make up a layer and what the layer is
+called."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ INPUT = "input"
 
 
 class Graph:
-    """An ONNX model with its local functions inlined and its types inferred. `proto` is not changed by the functions here."""
+    """An ONNX model with its local functions inlined and its types inferred. `proto` is not changed by the functions
+    here."""
 
     def __init__(self, proto: Any) -> None:
         """Raises `ModelError` for graphs with branches and loops, which have no place in a U-Net."""
@@ -46,7 +48,8 @@ class Graph:
         return np.asarray(self._to_array(self.initializers[name]))
 
     def is_weighted(self, node: Any) -> bool:
-        """Whether the node has weights of its own, also where they are stored quantised (see `unet_export.quantize.qdq`)."""
+        """Whether the node has weights of its own, also where they are stored quantised (see
+        `unet_export.quantize.qdq`)."""
         if node.op_type not in WEIGHTED or len(node.input) < 2:
             return False
         return node.input[1] in self.initializers or f"{node.input[1].removesuffix(BACK)}{INT8}" in self.initializers

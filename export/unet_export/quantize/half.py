@@ -1,7 +1,7 @@
 """FP16 as a strongly typed ONNX graph, and the same arithmetic emulated in fp32 where no device computes in FP16.
 
-TensorRT 11 has no weak typing: a tensor's type in the graph is the type it is computed in. Normalisations stay in fp32 always, since their
-sums over a window leave the range of FP16 first; whole layers stay there as the gate asks.
+TensorRT 11 has no weak typing: a tensor's type in the graph is the type it is computed in. Normalisations stay in fp32
+always, since their sums over a window leave the range of FP16 first; whole layers stay there as the gate asks.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ RoundToHalf (x) => (y)
     infinite = Mul (x, huge)
     y = Where (is_finite, finite, infinite)
 }"""
-"""Rounding to FP16 in fp32 arithmetic. Veltkamp's splitting keeps 11 of 24 bits: c = x·(2¹³+1), c − (c − x). Below 2⁻¹⁴ numbers are
-multiples of 2⁻²⁴, which is the unit in the last place of what lies near 0.75. From 65520 on they round to infinity."""
+"""Rounding to FP16 in fp32 arithmetic. Veltkamp's splitting keeps 11 of 24 bits: c = x·(2¹³+1), c − (c − x). Below 2⁻¹⁴
+numbers are multiples of 2⁻²⁴, which is the unit in the last place of what lies near 0.75. From 65520 on they round to
+infinity."""
 
 
 def to_half(proto: Any, kept: Collection[str] = ()) -> Any:
@@ -102,7 +103,8 @@ def _walk(
 ) -> Iterator[tuple[Any, bool]]:
     """A copy of each node, and whether it computes in FP16: its layer is not `kept` and it is no normalisation.
 
-    The inputs of the copy are called as `constant` and `activation` say, each asked with a name and whether FP16 is wanted there.
+    The inputs of the copy are called as `constant` and `activation` say, each asked with a name and whether FP16 is
+    wanted there.
     """
     import onnx
 

@@ -70,7 +70,8 @@ class Judging:
 
     @cached_property
     def choosing(self) -> Exam:
-        """On which layers are chosen, with a little more asked than in the end: a choice fits best the windows it was made on."""
+        """On which layers are chosen, with a little more asked than in the end: a choice fits best the windows it was
+        made on."""
         stricter = {precision: limits.to_spare() for precision, limits in self.held.thresholds.items()}
         return Exam(self.sample.choosing, self.infer, self.model.spec, self.folder / "choosing.npy", stricter)
 
@@ -108,8 +109,8 @@ def search(
 ) -> Chosen:
     """The candidate with nothing left out if it passes, else the one the fallback ends with.
 
-    `attempt` makes and judges the candidate with these layers kept in full precision, `order` gives the layers by sensitivity. The
-    windows that the verdict rests on have no say in the choice of layers.
+    `attempt` makes and judges the candidate with these layers kept in full precision, `order` gives the layers by
+    sensitivity. The windows that the verdict rests on have no say in the choice of layers.
     """
     first = attempt((), judging.held)
     if not first.shortfall:
@@ -139,7 +140,8 @@ def by_error(errors: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def outcome_of(chosen: Chosen, precision: str, backend: str, library: str, judging: Judging) -> Outcome:
-    """The verdict on what was chosen, which holds for `library` alone: its version, and the kind of processor or GPU."""
+    """The verdict on what was chosen, which holds for `library` alone: its version, and the kind of processor or
+    GPU."""
     attempt, sensitive = chosen.attempt, chosen.sensitive
     reason = attempt.shortfall
     if not reason and not attempt.gains:

@@ -44,8 +44,9 @@ def to_bf16(values: Array) -> Array:
 
 
 def distance(reference: Array, candidate: Array, activation: str) -> float:
-    """How much one window's logits (channels, *window) differ, to rank layers by: the fraction of labels that differ, which is what
-    the gate asks about, and a millionth of the relative squared error to order those that change no label. Infinite for NaN and Inf."""
+    """How much one window's logits (channels, *window) differ, to rank layers by: the fraction of labels that differ,
+    which is what the gate asks about, and a millionth of the relative squared error to order those that change no
+    label. Infinite for NaN and Inf."""
     if not np.isfinite(candidate).all():
         return float("inf")
     differ = np.mean(labels_of(reference, activation) != labels_of(candidate, activation))

@@ -60,7 +60,8 @@ def _rounded(precision: str, judging: Judging) -> Outcome:
 def image_in_bf16(judging: Judging) -> str:
     """Whether the image itself, rounded to BF16 after normalisation, already fails in fp32; in words.
 
-    BF16 has 8 bits of mantissa: of grey levels from 0 to 1 it merges neighbours above 0.5, of the same centred on 0 none.
+    BF16 has 8 bits of mantissa: of grey levels from 0 to 1 it merges neighbours above 0.5, of the same centred on 0
+    none.
     """
     rounded = judging.held.compare(lambda windows: judging.infer(to_bf16(windows)))
     short = shortfall(rounded.figures, judging.held.thresholds["bf16"])

@@ -1,7 +1,7 @@
 """INT8 for the CPU: NNCF on the OpenVINO model, with layers left out as the gate asks.
 
-OpenVINO mis-evaluates ONNX graphs with signed symmetric activations, which is all that TensorRT takes. So this form is OpenVINO's own,
-and `unet_export.quantize.qdq` makes the other one from the same windows.
+OpenVINO mis-evaluates ONNX graphs with signed symmetric activations, which is all that TensorRT takes. So this form is
+OpenVINO's own, and `unet_export.quantize.qdq` makes the other one from the same windows.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ _WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "Grou
 class OpenVINOInt8:
     """A network quantised for windows of one size. `layers` names what can be quantised, in the order of computation.
 
-    Every choice of layers is calibrated anew: biases are corrected for the error of the layers before, and a concatenation shares its
-    scales, so quantised layers cannot be taken out of a finished network.
+    Every choice of layers is calibrated anew: biases are corrected for the error of the layers before, and a
+    concatenation shares its scales, so quantised layers cannot be taken out of a finished network.
     """
 
     def __init__(self, model: ModelFile, window: tuple[int, ...], calibration: Sequence[Array]) -> None:
-        """`calibration`: windows (channels, *window) float32. Raises `SettingsError` without NNCF, `ModelError` where it fails."""
+        """`calibration`: windows (channels, *window) float32. Raises `SettingsError` without NNCF, `ModelError` where
+        it fails."""
         if find_spec("nncf") is None:
             raise SettingsError(
                 "INT8 for OpenVINO needs nncf, which is not installed; run: pip install 'unet-engine[quantize]'"
@@ -49,7 +50,8 @@ class OpenVINOInt8:
             raise ModelError(f"{model.path} has no layer with weights to quantise; use --precision bf16")
 
     def model(self, kept: Iterable[str] = (), windows: Sequence[Array] | None = None) -> Any:
-        """The OpenVINO model with all layers quantised but `kept`; scales from `windows` (default: all of the calibration)."""
+        """The OpenVINO model with all layers quantised but `kept`; scales from `windows` (default: all of the
+        calibration)."""
         import nncf
 
         nncf.set_log_level("ERROR")
@@ -104,7 +106,8 @@ def _weights(node: Any) -> Any:
 
 
 def _label(node: Any) -> str:
-    """The name of the layer in PyTorch, where its weights still have it: ``decoders.0.3`` of ``decoders.0.3.weight``."""
+    """The name of the layer in PyTorch, where its weights still have it: ``decoders.0.3`` of
+    ``decoders.0.3.weight``."""
     name: str = _weights(node).get_friendly_name()
     own: str = node.get_friendly_name()
     return name.removesuffix(".weight") if "." in name else own.removesuffix("/WithoutBiases")

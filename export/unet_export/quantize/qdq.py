@@ -1,8 +1,10 @@
-"""INT8 for TensorRT: an ONNX graph with QuantizeLinear and DequantizeLinear, signed and symmetric, as its explicit quantisation wants.
+"""INT8 for TensorRT: an ONNX graph with QuantizeLinear and DequantizeLinear, signed and symmetric, as its explicit
+quantisation wants.
 
-Weights have one scale per output channel and are stored as int8; activations have one scale per tensor, on the input of a convolution.
-What a convolution reads from a concatenation so has one scale for all branches. Transposed convolutions and the convolutions that give
-the output are left out: the former fall to FP16 in TensorRT, the latter decide the labels.
+Weights have one scale per output channel and are stored as int8; activations have one scale per tensor, on the input of
+a convolution. What a convolution reads from a concatenation so has one scale for all branches. Transposed convolutions
+and the convolutions that give the output are left out: the former fall to FP16 in TensorRT, the latter decide the
+labels.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ def _gives_output(node: Any, graph: Graph) -> bool:
 def thresholds(graph: Graph, tensors: Iterable[str], windows: Sequence[Array]) -> dict[str, float]:
     """Per tensor the magnitude that the largest quantised value stands for.
 
-    Chosen among 100 fractions of the largest magnitude seen, for the least squared error of rounding plus clipping on a histogram
-    of `windows` (channels, *window). Tensors are fetched in groups, to bound memory.
+    Chosen among 100 fractions of the largest magnitude seen, for the least squared error of rounding plus clipping on a
+    histogram of `windows` (channels, *window). Tensors are fetched in groups, to bound memory.
     """
     wanted = list(dict.fromkeys(tensors))
     found: dict[str, float] = {}

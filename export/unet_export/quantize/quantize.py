@@ -1,4 +1,5 @@
-"""``unet-engine quantize``: make networks of lower precision, prove them on the user's volume, attach what passed to the model file."""
+"""``unet-engine quantize``: make networks of lower precision, prove them on the user's volume, attach what passed to
+the model file."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ LEAST_DICE = {"fp16": 0.999, "bf16": 0.999, "int8": 0.995}
 
 
 def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
-    """Judge every candidate, write verdicts and what passed to the model file, and the report. Nothing is raised for a candidate
-    that fails: the verdict says so. Raises the errors of what cannot be judged at all."""
+    """Judge every candidate, write verdicts and what passed to the model file, and the report. Nothing is raised for a
+    candidate that fails: the verdict says so. Raises the errors of what cannot be judged at all."""
     backend, device = _backend(request, tell)
     model, volume, window, scale = _opened(request, tell)
     out = Path(request.out or request.model)
@@ -86,6 +87,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     volume = open_volume(request.calibrate, request.axes)
     window = checked_window(model.spec, request.window)
     notes = [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
+    notes += [model.contradiction] if model.contradiction else []
     check_volume(volume, model, notes)
     scale = scaling(model.spec.normalization, samples.values(volume))
     notes += _modality(model, volume, scale)

@@ -1,5 +1,5 @@
-"""The gate's report: one HTML file with a table, and per candidate an error map (PNG), a histogram and Dice per class (SVG). No network
-access, no scripts: it can be archived beside the model."""
+"""The gate's report: one HTML file with a table, and per candidate an error map (PNG), a histogram and Dice per class
+(SVG). No network access, no scripts: it can be archived beside the model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def _candidate(verdict: Verdict, compared: Comparison) -> str:
 
 
 def error_map(worst: Worst) -> bytes:
-    """A PNG of five panels side by side: image, labels of fp32, of the candidate, error of the logits, labels that differ."""
+    """A PNG of five panels side by side: image, labels of fp32, of the candidate, error of the logits, labels that
+    differ."""
     from PIL import Image
 
     height, width = worst.reference.shape

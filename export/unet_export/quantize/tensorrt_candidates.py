@@ -1,6 +1,8 @@
-"""Candidates for TensorRT: FP16 and INT8 as typed ONNX graphs. Judged on the GPU where there is one, else emulated in ONNX Runtime.
+"""Candidates for TensorRT: FP16 and INT8 as typed ONNX graphs. Judged on the GPU where there is one, else emulated in
+ONNX Runtime.
 
-An emulated verdict has figures and names layers, and the graph is attached; but it permits nothing until it was repeated on a GPU.
+An emulated verdict has figures and names layers, and the graph is attached; but it permits nothing until it was
+repeated on a GPU.
 """
 
 from __future__ import annotations
@@ -109,13 +111,15 @@ class _Half:
         return emulated(self._graph.proto, kept)
 
     def order(self, alone: Callable[[str], float]) -> tuple[str, ...]:
-        """Layers whose activations leave FP16 and those that read them come first, in the order of computation; then by error."""
+        """Layers whose activations leave FP16 and those that read them come first, in the order of computation; then by
+        error."""
         first = _overflowing(self._graph, self._windows[:SENSITIVITY_WINDOWS])
         return (*first, *by_error({label: alone(label) for label in self.layers if label not in first}))
 
 
 class _Int8:
-    """Convolutions in INT8, what is between them in FP16, or in fp32 where it leaves FP16's range; layers kept likewise."""
+    """Convolutions in INT8, what is between them in FP16, or in fp32 where it leaves FP16's range; layers kept
+    likewise."""
 
     rest = "fp16"
 

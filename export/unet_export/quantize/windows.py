@@ -43,10 +43,11 @@ def sample(
     label: Callable[[Array], Array],
     label_count: int,
 ) -> Sample:
-    """Draw `counts` = (held-out, calibration, choosing) windows; fewer of each, in proportion, where the volume has no more.
+    """Draw `counts` = (held-out, calibration, choosing) windows; fewer of each, in proportion, where the volume has no
+    more.
 
-    `label` gives the labels of a window. Raises `InputError` where fewer than `LEAST` of each fit in, `DataError` where all
-    that was looked at is one value.
+    `label` gives the labels of a window. Raises `InputError` where fewer than `LEAST` of each fit in, `DataError` where
+    all that was looked at is one value.
     """
     rng = np.random.default_rng(seed)
     wanted = sum(counts)
@@ -68,7 +69,8 @@ def sample(
 
 
 def _shares(there: int, counts: Sequence[int]) -> tuple[int, ...]:
-    """How many of `there` windows each set gets: `counts`, or `LEAST` and of the others in proportion to what it lacks."""
+    """How many of `there` windows each set gets: `counts`, or `LEAST` and of the others in proportion to what it
+    lacks."""
     if there >= sum(counts):
         return tuple(counts)
     least = len(counts) * LEAST
