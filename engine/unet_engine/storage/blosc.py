@@ -27,7 +27,7 @@ class _Blosc(numcodecs.Blosc):  # type: ignore[misc]
         return super().decode(buf, out)
 
 
-class _BloscCodec(BloscCodec):
+class _BloscCodec(BloscCodec):  # type: ignore[misc]
     """The same of Zarr v3."""
 
     async def decode(self, chunks_and_specs: Iterable[tuple[Any, Any]]) -> Iterable[Any]:
@@ -35,7 +35,8 @@ class _BloscCodec(BloscCodec):
         for stored, _ in chunks:
             if stored is not None:
                 _check(stored.as_numpy_array())
-        return await super().decode(chunks)
+        decoded: Iterable[Any] = await super().decode(chunks)
+        return decoded
 
 
 def checked(array: zarr.Array) -> zarr.Array:
