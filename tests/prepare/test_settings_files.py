@@ -54,7 +54,7 @@ TLS = ("tls_ca", "tls_cert", "tls_key")
 
 @pytest.mark.parametrize("key", sorted(set(Settings.model_fields) - set(DESCRIPTIVE)))
 def test_every_setting_is_refused_beside_the_data_unless_it_describes_them(key, tmp_path):
-    with pytest.raises(SettingsError, match="may not be set beside the input|is given by hand alone"):
+    with pytest.raises(SettingsError, match=r"may not be set beside the input|is given by hand alone"):
         SettingsFile(tmp_path / CONFIG, {key: None}, beside=True).check(key)
 
 
