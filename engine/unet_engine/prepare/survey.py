@@ -16,8 +16,8 @@ from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
-from unet_engine.paths import absolute
 from unet_engine.plan.box import Box
+from unet_engine.prepare.places import out_of
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.settings import Settings
 from unet_engine.settings_files import CONFIG
@@ -96,7 +96,7 @@ def survey(settings: Settings) -> Survey:
         devices=devices,
         backend=backend,
         choice=choice,
-        out=_out(settings, volume, model),
+        out=out_of(settings, model),
         notes=tuple(notes),
     )
 
@@ -252,23 +252,6 @@ def _fall_back(settings: Settings, notes: list[str], what: str) -> None:
     if settings.strict:
         raise BackendError(f"--strict: {what}")
     notes.append(what)
-
-
-# --- output ---
-
-
-def _out(settings: Settings, volume: Volume, model: ModelFile) -> str:
-    """Beside the input (the outermost .zarr folder of its path), named after both. Never the input or inside it."""
-    root = absolute(volume.path.rstrip("/"))
-    parts = root.split("/")
-    outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
-    top = "/".join(parts[: outermost + 1])
-    if settings.out is None:
-        return f"{top.removesuffix('.zarr')}-{model.spec.name}.zarr"
-    for other in (top, settings.mask):
-        if other and stores.nested(settings.out, other):
-            raise SettingsError(f"--out {settings.out} overlaps the input {other}; choose a folder of its own")
-    return settings.out
 
 
 def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:

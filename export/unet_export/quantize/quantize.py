@@ -14,6 +14,8 @@ from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model, with_attachments
 from unet_engine.model.verdict import Calibration, Thresholds, difference
+from unet_engine.paths import root_of
+from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
@@ -37,6 +39,9 @@ def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
     backend, device = _backend(request, tell)
     model, volume, window, scale = _opened(request, tell)
     out = Path(request.out or request.model)
+    report = Path(request.report or out.with_suffix(".gate.html"))
+    for option, file in (("--out", out), ("--report", report)):
+        keep_out(option, str(file), (root_of(request.calibrate),))
     with tempfile.TemporaryDirectory() as folder:
         judging = _judging(request, model, volume, window, scale, Path(folder), tell)
         outcomes = list(_candidates(backend, device, judging))
@@ -46,7 +51,7 @@ def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
         o.attempt.candidate.network: o.attempt.candidate.data for o in outcomes if o.attempt.candidate.data is not None
     }
     with_attachments(model, out, [*older, *(o.verdict for o in outcomes)], networks)
-    write_report(Path(request.report or out.with_suffix(".gate.html")), model, outcomes)
+    write_report(report, model, outcomes)
     return outcomes
 
 
