@@ -15,8 +15,8 @@ from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model, with_attachments
 from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.paths import root_of
-from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
