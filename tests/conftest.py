@@ -7,7 +7,7 @@ import pytest
 
 from support.volumes import fake_model, make_volume
 from unet_engine.model.spec import ModelSpec
-from unet_engine.settings import CONFIG
+from unet_engine.settings_files import CONFIG
 
 pytest_plugins = ["support.examples", "support.turns"]
 
@@ -17,6 +17,20 @@ def _own_folder(tmp_path, monkeypatch):
     """Tests run in a folder of their own, where no settings file lies."""
     monkeypatch.chdir(tmp_path)
     assert not Path(CONFIG).exists()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_settings(tmp_path_factory):
+    """No settings of whoever runs the tests, and none are left with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture
+def trusting(monkeypatch):
+    """The user trusts whatever model the test makes."""
+    monkeypatch.setattr("unet_engine.model.trust.is_trusted", lambda sha256: True)
 
 
 @pytest.fixture

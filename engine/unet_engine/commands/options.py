@@ -13,7 +13,7 @@ from unet_engine.errors import SettingsError
 _SETTINGS = [
     click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
-        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml here or beside the input."
+        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml, here or beside the input."
     ),
     click.option("--out", metavar="PATH", help="Output group; default: beside the input, named after the model."),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
@@ -71,6 +71,12 @@ _SETTINGS = [
         flag_value="auto",
         metavar="[PATH]",
         help="Tell where the time went; a trace and a picture go to this folder or NAME.json, without a name to OUT-profile.",
+    ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        default=None,
+        help="Open a .pt2 or TorchScript, which may run any code; asked once per file.",
     ),
     click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
 ]
