@@ -1,6 +1,7 @@
 """From what people keep after training to a network in inference mode: factory with state dict, `.pt2`, TorchScript.
 
-A checkpoint is opened with ``weights_only``: no code in it runs. The factory is the user's own code and does.
+A checkpoint is opened with ``weights_only``: no code in it runs. The factory is the user's own code and does; so does
+what is in a `.pt2` or TorchScript, which therefore have to be trusted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from torch import nn
 
 from unet_engine.errors import ModelError, SettingsError, first_line
+from unet_engine.model import trust as trusting
+from unet_engine.model.file import hash_of
 from unet_engine.units import Tell
 from unet_export.conversion.weights import fill, read_weights, summary
 
@@ -44,13 +47,20 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | Path, factory: str | None = None, arguments: str = "{}", weights: str | None = None, tell: Tell = print
+    path: str | Path,
+    factory: str | None = None,
+    arguments: str = "{}",
+    weights: str | None = None,
+    tell: Tell = print,
+    *,
+    trust: bool = False,
 ) -> Checkpoint:
     """Open `path` as what it is. `factory` (``package.module:function``) builds the network that a state dict fills; it
-    is called with the JSON object `arguments` as keywords. `weights` names those that are meant of several.
+    is called with the JSON object `arguments` as keywords. `weights` names those that are meant of several. `trust`:
+    the user trusts a file that runs code.
 
-    Raises `ModelError` for a file that is missing, corrupt or does not fit the network, `SettingsError` for the
-    factory.
+    Raises `ModelError` for a file that is missing, corrupt, not trusted or does not fit the network, `SettingsError` for
+    the factory.
     """
     path = Path(path)
     what = "give a state dict, a .pt2, a TorchScript or an .onnx"
@@ -63,8 +73,10 @@ def open_checkpoint(
         raise ModelError(f"{path} does not exist; {what}")
     entries = _entries(path)
     if any(name.split("/", 1)[-1].startswith("code/") for name in entries) and not factory:
+        _check_trust(path, "torchscript", given=trust)
         return Checkpoint(_guarded(path, lambda: torch.jit.load(str(path), map_location="cpu").eval()), "torchscript")
     if path.suffix == ".pt2":
+        _check_trust(path, "pt2", given=trust)
         program = _guarded(path, lambda: torch.export.load(path))
         return Checkpoint(program.module(), "program", program)
     held = read_weights(path)
@@ -75,6 +87,13 @@ def open_checkpoint(
     network = built(factory, arguments)
     fill(network, held, weights, tell)
     return Checkpoint(network.float().cpu().eval(), "module")
+
+
+def _check_trust(path: Path, kind: str, *, given: bool) -> None:
+    sha256 = hash_of(path)
+    if given:
+        trusting.trust(path, sha256)
+    trusting.check(path, kind, sha256)
 
 
 def _entries(path: Path) -> list[str]:
