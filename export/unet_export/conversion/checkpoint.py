@@ -1,6 +1,7 @@
 """From what people keep after training to a network in inference mode: factory with state dict, `.pt2`, TorchScript.
 
-A checkpoint is opened with ``weights_only``: no code in it runs. The factory is the user's own code and does.
+A checkpoint is opened with ``weights_only``: no code in it runs. The factory is the user's own code and does; so does
+what is in a `.pt2` or TorchScript, which therefore have to be trusted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from unet_engine.errors import ModelError, SettingsError, first_line
+from unet_engine.model import trust as trusting
+from unet_engine.model.file import hash_of
 
 Kind = Literal["module", "program", "torchscript"]
 _HOLDERS = ("state_dict", "model_state_dict", "network_weights", "model", "net")
@@ -37,20 +40,24 @@ class Checkpoint:
     """The exported program of a `.pt2`, whose free sizes are those of the file."""
 
 
-def open_checkpoint(path: str | Path, factory: str | None = None, arguments: str = "{}") -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, factory: str | None = None, arguments: str = "{}", *, trust: bool = False
+) -> Checkpoint:
     """Open `path` as what it is. `factory` (``package.module:function``) builds the network that a state dict fills; it
-    is called with the JSON object `arguments` as keywords.
+    is called with the JSON object `arguments` as keywords. `trust`: the user trusts a file that runs code.
 
-    Raises `ModelError` for a file that is missing, corrupt or does not fit the network, `SettingsError` for the
-    factory.
+    Raises `ModelError` for a file that is missing, corrupt, not trusted or does not fit the network, `SettingsError` for
+    the factory.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path} does not exist; give a state dict, a .pt2, a TorchScript or an .onnx")
     entries = _entries(path)
     if any(name.split("/", 1)[-1].startswith("code/") for name in entries) and not factory:
+        _check_trust(path, "torchscript", given=trust)
         return Checkpoint(_guarded(path, lambda: torch.jit.load(str(path), map_location="cpu").eval()), "torchscript")
     if path.suffix == ".pt2":
+        _check_trust(path, "pt2", given=trust)
         program = _guarded(path, lambda: torch.export.load(path))
         return Checkpoint(program.module(), "program", program)
     if not factory:
@@ -60,6 +67,13 @@ def open_checkpoint(path: str | Path, factory: str | None = None, arguments: str
     network = built(factory, arguments)
     fill(network, _weights(path), path)
     return Checkpoint(network.float().cpu().eval(), "module")
+
+
+def _check_trust(path: Path, kind: str, *, given: bool) -> None:
+    sha256 = hash_of(path)
+    if given:
+        trusting.trust(path, sha256)
+    trusting.check(path, kind, sha256)
 
 
 def _entries(path: Path) -> list[str]:

@@ -144,6 +144,8 @@ def _judging(
     tell: Tell,
 ) -> Judging:
     """Runs the reference on the windows that it draws; its logits lie in `folder`."""
+    if request.reference and request.trust:
+        open_model(request.reference, window, model.spec.activation).trust()
     infer, name = reference(model, request.reference, window)
     spec = model.spec
     drawn = sample(
