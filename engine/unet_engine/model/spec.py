@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.units import times
@@ -87,6 +88,15 @@ class Normalization(BaseModel):
         return self.mode if self.low is None else f"{self.mode}:{self.low:g},{self.high:g}"
 
 
+_NOT_IN_NAMES = re.compile(r"[^\w .+()\[\]{}=,;@!#$%&'^~`-]")
+
+
+def plain_name(name: str) -> str:
+    """`name` as a part of file names and of lines for people: of letters, digits and marks that lead nowhere, 100
+    characters at most. Models come from anywhere, and outputs are named after them."""
+    return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
+
+
 class ModelSpec(BaseModel):
     """What a model file promises. Tuples per axis follow `axes`; sizes are in voxels.
 
@@ -122,6 +132,11 @@ class ModelSpec(BaseModel):
     """Per channel the 1, 25, 50, 75 and 99 % quantiles of the normalised voxels it was trained on. None: unknown."""
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        return plain_name(name)
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:

@@ -53,7 +53,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     )
     request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"], given["trust"])
     for option, file in (("--json", json_file), ("--html", html_file)):
-        _check_writable(option, file)
+        _check_writable(option, file, given["input"])
     facts = bench(request, lambda line: click.echo(line, err=True))
     _show(facts, Console(stderr=json_file == "-"))
     if json_file == "-":
@@ -120,8 +120,13 @@ def _positive(option: str, value: int | None) -> int | None:
     return value
 
 
-def _check_writable(option: str, file: str | None) -> None:
+def _check_writable(option: str, file: str | None, volume: str | None) -> None:
     """A file that cannot be written is said before the minute that fills it."""
+    from unet_engine.paths import root_of
+    from unet_engine.prepare.places import keep_out
+
+    if file and file != "-" and volume:
+        keep_out(option, file, (root_of(volume),))
     if file and file != "-" and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
         raise OutputError(
             f"{option} {file} cannot be written: it is a folder, or its folder is missing; give another file"
