@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ class Normalization(BaseModel):
     range       `low` to 0, `high` to 1 (raw units, e.g. HU; not clipped)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: NormalizationMode = "none"
     low: float | None = None
@@ -53,6 +54,8 @@ class Normalization(BaseModel):
             raise ValueError(f"{self.mode} needs low < high")
         if self.mode == "percentile" and not ((self.low or 0) >= 0 and (self.high or 0) <= 100):
             raise ValueError("percentiles lie between 0 and 100")
+        if needs and not (isfinite(self._width) and isfinite(1 / self._width)):
+            raise ValueError(f"{self.mode} has bounds too far apart, or too near")
         if not needs and (self.low is not None or self.high is not None):
             raise ValueError(f"{self.mode} takes no bounds")
         return self
@@ -70,14 +73,16 @@ class Normalization(BaseModel):
             ) from error
 
     @property
+    def _width(self) -> float:
+        return (self.high or 0.0) - (self.low or 0.0)
+
+    @property
     def fixed(self) -> tuple[float, float] | None:
         """(shift, scale) of ``(x - shift) * scale`` where they need no voxels; None where they have to be measured."""
         if self.mode == "none":
             return 0.0, 1.0
         if self.mode == "range":
-            assert self.low is not None  # both were checked
-            assert self.high is not None
-            return self.low, 1 / (self.high - self.low)
+            return self.low or 0.0, 1 / self._width
         return None
 
     def __str__(self) -> str:
@@ -101,7 +106,7 @@ class ModelSpec(BaseModel):
     The network's output is smaller than its input by `margin` at each side (0 for padded convolutions).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     axes: Literal["yx", "zyx"]
