@@ -116,7 +116,7 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
 
 def _scaling(survey: Survey) -> Scaling:
     normalization, volume = survey.model.spec.normalization, survey.volume
-    return scaling(normalization, [np.zeros(1)] * volume.channels if normalization.fixed else samples.values(volume))
+    return scaling(normalization, samples.values(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
 
 
 # --- choose ---
