@@ -7,7 +7,7 @@ import pytest
 
 from support.volumes import fake_model, make_volume
 from unet_engine.model.spec import ModelSpec
-from unet_engine.settings import CONFIG
+from unet_engine.settings_files import CONFIG
 
 pytest_plugins = ["support.examples", "support.turns"]
 

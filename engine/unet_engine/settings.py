@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Set
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from unet_engine.errors import SettingsError
-from unet_engine.paths import absolute, is_local
+from unet_engine.settings_files import SettingsFile, settings_files
 from unet_engine.units import parse_bytes
-
-CONFIG = "unet-engine.toml"
-
-AUTO_PROFILE = "auto"
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
@@ -96,6 +91,12 @@ class Settings(BaseModel):
     overwrite: bool = False
     strict: bool = False
     """Make every fallback an error."""
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken from which settings file, as people are told."""
+        return self._notes
 
     @field_validator("overlap", mode="before")
     @classmethod
@@ -182,52 +183,69 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **given: Any) -> Settings:
-        """Settings from keywords, with what `CONFIG` in the current folder or beside the input says for those not
-        given.
+        """Settings from keywords, with what settings files say for those not given: the one in the current folder, then
+        the one beside the input, then the user's.
 
-        Raises `SettingsError` naming the option that makes no sense.
+        Raises `SettingsError` naming the option that makes no sense, or that a file beside the input may not set.
         """
         given = {key: value for key, value in given.items() if value is not None}
-        file, preset = _config(str(given.get("input", "")))
+        source: dict[str, SettingsFile] = {}
+        for file in settings_files(str(given.get("input", ""))):
+            source |= {key: file for key in file.values if key not in given and key not in source}
         try:
-            settings = cls.model_validate({**preset, **given})
+            settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
         except ValidationError as error:
-            raise SettingsError(_explained(error, file, preset.keys() - given.keys())) from error
-        if settings.resume and settings.overwrite:
+            raise SettingsError(_explained(error, source)) from error
+        settings._check()
+        for key, file in source.items():
+            file.check(key)
+        if settings.part:  # other parts may have begun the output
+            settings = settings.model_copy(update={"resume": True})
+        settings._notes = _taken(source)
+        return settings
+
+    def _check(self) -> None:
+        """Raise `SettingsError` where settings exclude one another."""
+        if self.resume and self.overwrite:
             raise SettingsError("--resume and --overwrite exclude each other; give one")
-        if settings.gpus and settings.device != "auto":
+        if self.gpus and self.device != "auto":
             raise SettingsError("--gpus and --device exclude each other; give one")
-        crowd = [name for name in ("workers", "scheduler", "cluster") if getattr(settings, name)]
+        crowd = [name for name in ("workers", "scheduler", "cluster") if getattr(self, name)]
         if len(crowd) > 1:
             raise SettingsError(f"--{crowd[0]} and --{crowd[1]} exclude each other; give one")
-        if settings.gpus and settings.workers:
+        if self.gpus and self.workers:
             raise SettingsError("--gpus and --workers exclude each other: every GPU gets a worker of its own; give one")
-        tls = [getattr(settings, name) for name in ("tls_ca", "tls_cert", "tls_key")]
+        tls = [getattr(self, name) for name in ("tls_ca", "tls_cert", "tls_key")]
         if any(tls) and not all(tls):
             raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
-        settings._check_protocol()
-        if settings.overlap == "auto" and settings.blend != "gaussian":
+        self._check_protocol()
+        if self.overlap == "auto" and self.blend != "gaussian":
             raise SettingsError("--overlap auto chooses how to blend as well; leave out --blend")
-        if settings.overlap_tolerance is not None and settings.overlap != "auto":
+        if self.overlap_tolerance is not None and self.overlap != "auto":
             raise SettingsError("--overlap-tolerance is for --overlap auto; leave it out, or give both")
-        if settings.part and settings.overwrite:
+        if self.part and self.overwrite:
             raise SettingsError(
                 "--overwrite and --part exclude each other: it would delete what other parts wrote; remove --out first"
             )
-        if settings.output == "labels" and settings.dtype:
+        if self.output == "labels" and self.dtype:
             raise SettingsError("--dtype is for probabilities and logits; labels take the smallest unsigned type")
-        if settings.output == "logits" and settings.dtype == "uint8":
+        if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
-        if settings.part:  # other parts may have begun the output
-            settings = settings.model_copy(update={"resume": True})
-        return settings
 
 
-def _explained(error: ValidationError, file: Path | None, preset: Set[str]) -> str:
-    """What is wrong, under the name by which the user gave it: an option, or a key of `file`."""
+def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
+    """A note for each file that settings were taken from."""
+    keys: dict[Path, list[str]] = {}
+    for key, file in source.items():
+        keys.setdefault(file.path, []).append(key)
+    return tuple(f"from {path}: {', '.join(names)}" for path, names in keys.items())
+
+
+def _explained(error: ValidationError, source: Mapping[str, SettingsFile]) -> str:
+    """What is wrong, under the name by which the user gave it: an option, or a key of the file in `source`."""
     first = error.errors()[0]
     name = str(first["loc"][0])
-    shown = f"{file}: {name}" if name in preset else "--" + _OPTIONS.get(name, name).replace("_", "-")
+    shown = f"{source[name].path}: {name}" if name in source else "--" + _OPTIONS.get(name, name).replace("_", "-")
     if first["type"] == "extra_forbidden":
         return f"{shown} is not a setting; see unet-engine run --help"
     if first["type"] == "missing":
@@ -237,28 +255,6 @@ def _explained(error: ValidationError, file: Path | None, preset: Set[str]) -> s
 
 _OPTIONS = {"input": "in"}
 """Options that are not called like the setting."""
-
-
-def _config(volume: str) -> tuple[Path | None, dict[str, Any]]:
-    """The nearest `CONFIG` and the settings in it. Paths in it are relative to it."""
-    places = [Path.cwd()]
-    if volume and is_local(volume):
-        # the input may be an array inside a group: beside the outermost folder called .zarr
-        path = Path(absolute(volume))
-        places.append(next((p.parent for p in reversed([path, *path.parents]) if p.suffix == ".zarr"), path.parent))
-    for place in places:
-        if (path := place / CONFIG).is_file():
-            try:
-                values = tomllib.loads(path.read_text())
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise SettingsError(f"{path} is not valid TOML: {error}; correct it") from error
-            except OSError as error:
-                raise SettingsError(f"{path} cannot be read: {error.strerror}; correct its permissions") from error
-            for key in ("model", "mask", "out", "profile"):
-                if isinstance(value := values.get(key), str) and value and is_local(value) and value != AUTO_PROFILE:
-                    values[key] = str(path.parent / value)
-            return path, values
-    return None, {}
 
 
 def parse_window(text: str) -> tuple[int, ...]:

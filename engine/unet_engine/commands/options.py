@@ -13,7 +13,7 @@ from unet_engine.errors import SettingsError
 _SETTINGS = [
     click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
-        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml here or beside the input."
+        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml, here or beside the input."
     ),
     click.option("--out", metavar="PATH", help="Output group; default: beside the input, named after the model."),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),

@@ -19,7 +19,8 @@ from unet_engine.output import output
 from unet_engine.paths import absolute
 from unet_engine.plan.box import Box
 from unet_engine.prepare.precision import Choice, choose
-from unet_engine.settings import CONFIG, Settings
+from unet_engine.settings import Settings
+from unet_engine.settings_files import CONFIG
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.units import micrometers
@@ -55,7 +56,7 @@ class Survey:
 
 def survey(settings: Settings) -> Survey:
     """Open and check everything but the network itself. Raises the error of whatever is missing or does not fit."""
-    notes: list[str] = []
+    notes = list(settings.notes)
     if settings.model is None:
         raise SettingsError(
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
