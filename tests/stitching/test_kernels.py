@@ -121,8 +121,13 @@ def test_gather_is_the_reference(place: Any) -> None:
         st.booleans(),
     )
     def check(
-        scene: dict[str, Any], block_type: str, window_type: Any, channels: int, channels_last: bool, limited: bool
-    ) -> None:  # noqa: FBT001, E501
+        scene: dict[str, Any],
+        block_type: str,
+        window_type: Any,
+        channels: int,
+        channels_last: bool,  # noqa: FBT001
+        limited: bool,  # noqa: FBT001
+    ) -> None:
         device, rng, window, entries = place(), scene["rng"], scene["window"], scene["entries"]
         shape = tuple(int(rng.integers(1, 12)) for _ in range(3)) if scene["axes"] == 3 else (1, 5, 9)
         raw = (rng.normal(scale=60, size=(channels, *shape)).clip(0, 120)).astype(block_type)

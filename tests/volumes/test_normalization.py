@@ -1,6 +1,7 @@
 """What `--normalize` says: read and printed, the frameworks' formulas over whole volumes, on host and device."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_the_spec_says_it_as_text_or_as_a_table(tmp_path):
     table = {"mode": "fixed", "mean": 99.5, "std": 39.4, "clip": [-41, 176]}
     by_text = identity(path, tmp_path, model=fake_model(tmp_path / "a", normalization=text))
     model = fake_model(tmp_path / "b")
-    with open(model, "a") as file:
+    with Path(model).open("a") as file:
         file.write("[spec.normalization]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items()))
     assert str(open_model(model).spec.normalization) == text
     assert describe(model)["normalization"] == text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal
 
@@ -204,23 +204,21 @@ def _parsed(text: str) -> Mapping[str, Any]:
 
 def _part(mode: str, name: str, value: str | None, bounds: list[float]) -> dict[str, Any]:
     """The fields that ``name=value`` says, or a word alone."""
-    if name == "clip" and value is None:
-        return _clip_to_ends(mode, bounds)
-    if name == "clip" and value is not None:
-        if "%" in value:
-            return {"clip_percentiles": _floats(value.replace("%", ""), ":")}
-        return {"clip": tuple(_floats(part, ":") for part in value.split("/"))}
-    if name == "to" and value is not None:
-        return {"to": _floats(value, ":")}
-    if name in ("mean", "std") and value is not None:
-        return {name: tuple(map(_float, value.split("/")))}
-    if name == "divide" and value is not None:
-        return {"divide": _float(value)}
+    if name == "clip":
+        return _clip_to_ends(mode, bounds) if value is None else _clip(value)
     if name == "foreground":
         return {"foreground": NONZERO if value in (None, NONZERO) else _float(str(value))}
     if name == "everywhere" and value is None:
         return {"everywhere": True}
-    raise ValueError(f"{name!r} means nothing here")
+    if name not in _VALUES or value is None:
+        raise ValueError(f"{name!r} means nothing here")
+    return {name: _VALUES[name](value)}
+
+
+def _clip(value: str) -> dict[str, Any]:
+    if "%" in value:
+        return {"clip_percentiles": _ends(value.replace("%", ""))}
+    return {"clip": tuple(map(_ends, value.split("/")))}
 
 
 def _clip_to_ends(mode: str, bounds: list[float]) -> dict[str, Any]:
@@ -233,11 +231,15 @@ def _clip_to_ends(mode: str, bounds: list[float]) -> dict[str, Any]:
     return {"clip": (ends,)} if mode == "range" else {"clip_percentiles": ends}
 
 
-def _floats(text: str, between: str) -> Pair:
-    parts = text.split(between)
+def _ends(text: str) -> Pair:
+    parts = text.split(":")
     if len(parts) != 2:
-        raise ValueError(f"{text!r} is not LOW{between}HIGH")
+        raise ValueError(f"{text!r} is not LOW:HIGH")
     return _float(parts[0]), _float(parts[1])
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(_float, text.split("/")))
 
 
 def _float(text: str) -> float:
@@ -248,3 +250,6 @@ def _float(text: str) -> float:
     if not isfinite(value):
         raise ValueError(f"{text} is not finite")
     return value
+
+
+_VALUES: dict[str, Callable[[str], Any]] = {"to": _ends, "mean": _numbers, "std": _numbers, "divide": _float}

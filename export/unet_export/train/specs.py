@@ -88,7 +88,7 @@ def empty_output(
         )
     channels = model.config.channels_in
     found = scaling(normalization, [np.zeros(0)] * channels)
-    values = [float(found.normalised(np.float64([background]), c)[0]) for c in range(channels)]
+    values = [float(found.normalised(np.array([background]), c)[0]) for c in range(channels)]
     shape = (1, channels, *window)
     x = torch.tensor(values).reshape(1, -1, *(1,) * len(window)).expand(shape)
     was_training = model.training
