@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unet_engine.errors import ModelError
 from unet_engine.model.normalization import Normalization
@@ -26,6 +27,15 @@ own (`sigmoid`), numbers (`none`), or probabilities already: of classes that exc
 of a single channel (`probabilities`), or of each channel on its own, as after a sigmoid (`probabilities_each`)."""
 ARE_PROBABILITIES = ("probabilities", "probabilities_each")
 _EACH = ("sigmoid", "probabilities_each")
+
+
+_NOT_IN_NAMES = re.compile(r"[^\w .+()\[\]{}=,;@!#$%&'^~`-]")
+
+
+def plain_name(name: str) -> str:
+    """`name` as a part of file names and of lines for people: of letters, digits and marks that lead nowhere, 100
+    characters at most. Models come from anywhere, and outputs are named after them."""
+    return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
 class ModelSpec(BaseModel):
@@ -63,6 +73,11 @@ class ModelSpec(BaseModel):
     """Per channel the 1, 25, 50, 75 and 99 % quantiles of the normalised voxels it was trained on. None: unknown."""
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        return plain_name(name)
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
