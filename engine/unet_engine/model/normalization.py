@@ -104,6 +104,8 @@ class Normalization(BaseModel):
             raise ValueError(f"{self.mode} needs low < high")
         if self.mode == "percentile" and not ((self.low or 0) >= 0 and (self.high or 0) <= 100):
             raise ValueError("percentiles lie between 0 and 100")
+        if needs and not _is_invertible((self.high or 0.0) - (self.low or 0.0)):
+            raise ValueError(f"{self.mode} has bounds too far apart, or too near")
         if not needs and (self.low is not None or self.high is not None):
             raise ValueError(f"{self.mode} takes no bounds")
 
@@ -118,6 +120,8 @@ class Normalization(BaseModel):
             raise ValueError(f"{len(self.mean)} values of mean and {len(self.std)} of std")
         if min(self.std) <= 0 or self.divide <= 0:
             raise ValueError("std and divide are above 0")
+        if not all(_is_invertible(std * self.divide) for std in self.std):
+            raise ValueError("std is too large, or too small")
 
     def check_channels(self, channels: int) -> None:
         """Raise `ValueError` where what is said per channel is not said for so many."""
@@ -170,6 +174,10 @@ class Normalization(BaseModel):
         were."""
         fields, values = type(self).model_fields, handler(self)
         return {k: v for k, v in values.items() if k in _FIRST or getattr(self, k) != fields[k].default}
+
+
+def _is_invertible(width: float) -> bool:
+    return width != 0 and isfinite(width) and isfinite(1 / width)
 
 
 def _number(value: float | str) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from unet_engine.errors import ModelError
 from unet_engine.model.normalization import Normalization
+from unet_engine.paths import check_file
 from unet_engine.units import times
 
 METADATA_KEY = "unet_engine.spec"
@@ -46,7 +47,7 @@ class ModelSpec(BaseModel):
     The network's output is smaller than its input by `margin` at each side (0 for padded convolutions).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     axes: Literal["yx", "zyx"]
@@ -170,6 +171,9 @@ class ModelSpec(BaseModel):
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file says that holds a spec or a part of one. Raises `ModelError` where it is no TOML."""
     try:
+        check_file(path)
         return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; restore it or correct its permissions") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not valid TOML: {error}; correct it") from error

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from unet_engine import machine
 from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
@@ -84,6 +86,7 @@ def survey(settings: Settings) -> Survey:
         fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
         )
+    _check_replacement(settings, volume)
     if volume.drawback:
         fall_back(settings, notes, volume.drawback)
     return Survey(
@@ -98,6 +101,17 @@ def survey(settings: Settings) -> Survey:
         choice=choice,
         out=out_of(settings, model),
         notes=tuple(notes),
+    )
+
+
+def _check_replacement(settings: Settings, volume: Volume) -> None:
+    """Refuse a value for NaN and Inf that the type of the voxels makes infinite again."""
+    value = settings.replace_nonfinite
+    if value is None or volume.dtype.kind != "f" or abs(value) <= np.finfo(volume.dtype).max:
+        return
+    raise SettingsError(
+        f"--replace-nonfinite {value:g} is beyond the largest {volume.dtype}, the type of {volume.path}; "
+        "give a value within its range"
     )
 
 

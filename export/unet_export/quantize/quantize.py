@@ -37,6 +37,7 @@ LEAST_DICE = {"fp16": 0.999, "bf16": 0.999, "int8": 0.995}
 def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
     """Judge every candidate, write verdicts and what passed to the model file, and the report. Nothing is raised for a
     candidate that fails: the verdict says so. Raises the errors of what cannot be judged at all."""
+    request.check()
     backend, device = _backend(request, tell)
     model, volume, window, scale = _opened(request, tell)
     out = Path(request.out or request.model)
@@ -82,8 +83,6 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         raise SettingsError(
             f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same folder"
         )
-    if request.windows < 2 or request.held_out < 2:
-        raise SettingsError("--windows and --held-out must be 2 or more each; leave them out for 24 and 16")
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
         raise SettingsError(
