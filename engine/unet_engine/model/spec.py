@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unet_engine.errors import ModelError, SettingsError
+from unet_engine.paths import check_file
 from unet_engine.units import times
 
 METADATA_KEY = "unet_engine.spec"
@@ -228,6 +229,9 @@ class ModelSpec(BaseModel):
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file says that holds a spec or a part of one. Raises `ModelError` where it is no TOML."""
     try:
+        check_file(path)
         return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; restore it or correct its permissions") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not valid TOML: {error}; correct it") from error
