@@ -63,7 +63,9 @@ def _needs(module: str, extra: str, what: str) -> None:
     type=click.Choice(ACTIVATIONS),
     help="What outputs are; default: what the graph ends in, else by their number.",
 )
-@click.option("--normalize", metavar="HOW", help="What training did: none, zscore, percentile:1,99, range:0,255, …")
+@click.option(
+    "--normalize", metavar="HOW", help="What training did: zscore, range:0,255, fixed:mean=M,std=S, …; as for run."
+)
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
 @click.option("--background", type=NUMBER, metavar="V", help="Raw value of nothing; default 0.")
