@@ -16,9 +16,11 @@ from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.options import Command, cluster_options, settings_options
 from unet_engine.errors import PlanError, UnetEngineError
+from unet_engine.redaction import guard_streams
 
 INTERRUPTED = 130
 _NOTHING_WRITTEN = "interrupted before anything was written; run the same command again"
+_CHOOSE = " (tokens are not written to files: choose one with UNET_ENGINE_DASHBOARD_TOKEN)"
 TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
 
@@ -67,7 +69,8 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
             _tell(console, (*crew.notes, *prepared.notes))
             console.pairs(report.plan_lines(prepared))
             if crew.dashboard:
-                console.pairs([("dashboard", crew.dashboard)])
+                hidden = "token=" in crew.dashboard and not console.is_terminal
+                console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
             out = prepared.job.out
             result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     except KeyboardInterrupt:
@@ -189,6 +192,7 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
             signal.signal(number, _terminate)
+    guard_streams()
     try:
         app(prog_name="unet-engine", standalone_mode=False)
     except UnetEngineError as error:
