@@ -125,7 +125,7 @@ class ClusterFile(_Strict):
     @property
     def walltime_seconds(self) -> float | None:
         """None without a walltime, or where it is written in a way of its own."""
-        match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.walltime or "")
+        match = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", self.walltime or "")
         if not match:
             return None
         days, first, second, third = (None if part is None else int(part) for part in match.groups())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import warnings
@@ -79,7 +80,7 @@ def _place(given: str | None) -> tuple[str, int] | None:
     if given == "none":
         return None
     host, _, text = (given or "127.0.0.1:0").rpartition(":")
-    if not host or not text.isdigit() or int(text) > 65535:
+    if not host or not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise SettingsError(f"--dashboard {given!r} is not host:port; write e.g. 127.0.0.1:8787, or none")
     host, port = host.strip("[]"), int(text)
     try:

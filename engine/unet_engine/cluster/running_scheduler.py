@@ -53,7 +53,11 @@ def address_of(given: str) -> str:
     if scheme not in ("", "tcp", "tls", "ws", "wss", "ucx"):
         raise ClusterError(f"--scheduler {given}: {scheme}:// is not known; write tcp://host:port or tls://host:port")
     host, _, port = place.rpartition(":")
-    if not re.fullmatch(r"\[[0-9a-fA-F:.%]+\]|[\w.-]+", host) or not port.isdigit() or not 0 < int(port) < 65536:
+    if (
+        not re.fullmatch(r"\[[0-9a-fA-F:.%]+\]|[\w.-]+", host)
+        or not re.fullmatch("[0-9]{1,5}", port)
+        or not 0 < int(port) < 65536
+    ):
         raise ClusterError(f"--scheduler {given} is neither an address nor a file; write e.g. tcp://node7:8786")
     return f"{scheme or 'tcp'}://{place}"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import Any
 
 import click
 
-from unet_engine.commands.options import sizes
+from unet_engine.commands.options import COUNT, THREADS, Number, sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
 
 ACTIVATIONS = ["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
@@ -17,9 +18,15 @@ def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        lengths = tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise SettingsError(f"{option} {text!r}: give one number per axis, e.g. 0.05,0.005,0.005") from error
+        raise SettingsError(f"{option} {text!r}: {_LENGTHS}") from error
+    if not all(isfinite(length) and length > 0 for length in lengths) or len(lengths) not in (2, 3):
+        raise SettingsError(f"{option} {text!r}: {_LENGTHS}")
+    return lengths
+
+
+_LENGTHS = "give one positive number per axis, e.g. 0.05,0.005,0.005"
 
 
 def _tell(line: str) -> None:
@@ -39,7 +46,7 @@ def _needs(module: str, extra: str, what: str) -> None:
 @click.option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="What builds the network that a state dict fills.")
 @click.option("--arguments", default="{}", metavar="JSON", help="Keywords for the factory, as a JSON object.")
 @click.option("--window", metavar="Z,Y,X", help="Window the file proposes; default 64,64,64 or 256,256.")
-@click.option("--channels", type=int, metavar="N", help="Input channels; default: those of the first convolution.")
+@click.option("--channels", type=COUNT, metavar="N", help="Input channels; default: those of the first convolution.")
 @click.option(
     "--sizes",
     type=click.Choice(["auto", "dynamic", "static"]),
@@ -56,7 +63,7 @@ def _needs(module: str, extra: str, what: str) -> None:
 @click.option("--normalize", metavar="HOW", help="What training did: none, zscore, percentile:1,99, range:0,255, …")
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
-@click.option("--background", type=float, metavar="V", help="Raw value of nothing; default 0.")
+@click.option("--background", type=Number(), metavar="V", help="Raw value of nothing; default 0.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
     """Turn CHECKPOINT into a model file: a state dict (with --factory), a .pt2, a TorchScript or an ONNX.
@@ -88,9 +95,9 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option("--backend", metavar="NAME", help="openvino or tensorrt; default: tensorrt where it can run.")
 @click.option("--out", metavar="FILE", help="Model file to write; default: the model itself.")
 @click.option("--reference", metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch.")
-@click.option("--windows", type=int, default=24, help="To calibrate on; default 24.")
-@click.option("--held-out", type=int, default=16, help="Others, to judge on; default 16.")
-@click.option("--seed", type=int, default=0, help="Draws the windows; default 0.")
+@click.option("--windows", type=click.IntRange(2, 10**6), default=24, help="To calibrate on; default 24.")
+@click.option("--held-out", type=click.IntRange(2, 10**6), default=16, help="Others, to judge on; default 16.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Draws the windows; default 0.")
 @click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
@@ -98,9 +105,9 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option(
     "--min-dice", multiple=True, metavar="[CLASS=]D", help="Least Dice against fp32; default 0.999, int8 0.995."
 )
-@click.option("--min-agreement", type=float, metavar="F", help="Least fraction of equal labels; default: none.")
-@click.option("--max-error", type=float, metavar="E", help="Largest error of a logit, relative; default: none.")
-@click.option("--threads", type=int, metavar="N", help="Windows inferred at once; default: one per core.")
+@click.option("--min-agreement", type=Number(0, 1), metavar="F", help="Least fraction of equal labels; default: none.")
+@click.option("--max-error", type=Number(0), metavar="E", help="Largest error of a logit, relative; default: none.")
+@click.option("--threads", type=THREADS, metavar="N", help="Windows inferred at once; default: one per core.")
 @click.option("--report", metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
@@ -139,7 +146,7 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
         except ValueError as error:
             raise SettingsError(f"--min-dice {text!r} is no number; write 0.99 or membrane=0.98") from error
         if not 0 <= value <= 1:
-            raise SettingsError(f"--min-dice {text!r}: Dice lies between 0 and 1")
+            raise SettingsError(f"--min-dice {text!r}: Dice lies between 0 and 1; write e.g. 0.99")
         if name:
             special[name] = value
         else:

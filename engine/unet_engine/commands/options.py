@@ -4,6 +4,7 @@ read."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import click
@@ -109,17 +110,32 @@ _CLUSTER = [
 ]
 
 
+class Number(click.FloatRange):
+    """A number that is one, within bounds: neither NaN nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+COUNT = click.IntRange(1, 2**31 - 1)
+THREADS = click.IntRange(1, 1024)
+
+
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the
     option."""
     from unet_engine.settings import parse_window
+    from unet_engine.units import brief
 
     if text is None:
         return None
     try:
         return parse_window(text)
     except ValueError as error:
-        raise SettingsError(f"{option} {text!r}: {error}") from error
+        raise SettingsError(f"{option} {brief(text)}: {error}") from error
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

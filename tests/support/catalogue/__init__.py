@@ -1,0 +1,1 @@
+"""Kinds of bad input and of faults, as data: what each is called, how it is made, what must be said, the exit code."""
