@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from unet_engine.errors import SettingsError
+from unet_engine.paths import unusable
 from unet_engine.settings_files import SettingsFile, settings_files
 from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
 
@@ -152,6 +153,15 @@ class Settings(BaseModel):
     def _said(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("it is empty; give a value or leave the option out")
+        return value
+
+    @field_validator(
+        "input", "model", "out", "mask", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
+    )
+    @classmethod
+    def _place(cls, value: str | None) -> str | None:
+        if value is not None and (why := unusable(value)):
+            raise ValueError(why)
         return value
 
     @field_validator("part")

@@ -88,9 +88,9 @@ def _place(given: str | None) -> tuple[str, int] | None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that none can be
         # Dask would take another port and print a warning
         raise ClusterError(
-            f"--dashboard {given}: cannot listen there: {error.strerror}; give another port, or leave it out"
+            f"--dashboard {given}: cannot listen there: {getattr(error, 'strerror', None) or error}; give another port, or leave it out"
         ) from error
     return host, port

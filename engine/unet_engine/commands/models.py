@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import COUNT, THREADS, Number, sizes
+from unet_engine.commands.options import COUNT, PLACE, THREADS, Number, sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
 
 ACTIVATIONS = ["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
@@ -41,8 +41,8 @@ def _needs(module: str, extra: str, what: str) -> None:
 
 
 @click.command("export")
-@click.argument("checkpoint")
-@click.option("--out", required=True, metavar="FILE", help="ONNX file to write.")
+@click.argument("checkpoint", type=PLACE)
+@click.option("--out", required=True, type=PLACE, metavar="FILE", help="ONNX file to write.")
 @click.option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="What builds the network that a state dict fills.")
 @click.option("--arguments", default="{}", metavar="JSON", help="Keywords for the factory, as a JSON object.")
 @click.option("--window", metavar="Z,Y,X", help="Window the file proposes; default 64,64,64 or 256,256.")
@@ -87,14 +87,18 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 
 
 @click.command("quantize")
-@click.argument("model")
-@click.option("--calibrate", required=True, metavar="PATH", help="Zarr volume of the kind the model will run on.")
+@click.argument("model", type=PLACE)
+@click.option(
+    "--calibrate", required=True, type=PLACE, metavar="PATH", help="Zarr volume of the kind the model will run on."
+)
 @click.option(
     "--precision", type=click.Choice(["auto", "int8", "fp16", "bf16"]), default="auto", help="auto: all there are."
 )
 @click.option("--backend", metavar="NAME", help="openvino or tensorrt; default: tensorrt where it can run.")
-@click.option("--out", metavar="FILE", help="Model file to write; default: the model itself.")
-@click.option("--reference", metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch.")
+@click.option("--out", type=PLACE, metavar="FILE", help="Model file to write; default: the model itself.")
+@click.option(
+    "--reference", type=PLACE, metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch."
+)
 @click.option("--windows", type=click.IntRange(2, 10**6), default=24, help="To calibrate on; default 24.")
 @click.option("--held-out", type=click.IntRange(2, 10**6), default=16, help="Others, to judge on; default 16.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Draws the windows; default 0.")
@@ -108,7 +112,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option("--min-agreement", type=Number(0, 1), metavar="F", help="Least fraction of equal labels; default: none.")
 @click.option("--max-error", type=Number(0), metavar="E", help="Largest error of a logit, relative; default: none.")
 @click.option("--threads", type=THREADS, metavar="N", help="Windows inferred at once; default: one per core.")
-@click.option("--report", metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
+@click.option("--report", type=PLACE, metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     """Make MODEL faster and prove on your own volume that it still computes the same.

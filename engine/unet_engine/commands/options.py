@@ -120,6 +120,21 @@ class Number(click.FloatRange):
         return number
 
 
+class Place(click.ParamType):
+    """A path or URL that there may be."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from unet_engine.paths import unusable
+        from unet_engine.units import brief
+
+        if why := unusable(str(value)):
+            self.fail(f"{brief(value)}: {why}", param, ctx)
+        return value
+
+
+PLACE = Place()
 COUNT = click.IntRange(1, 2**31 - 1)
 THREADS = click.IntRange(1, 1024)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unet_engine import text_files
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.units import times
 
@@ -208,6 +208,6 @@ class ModelSpec(BaseModel):
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file says that holds a spec or a part of one. Raises `ModelError` where it is no TOML."""
     try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid TOML: {error}; correct it") from error
+        return text_files.read_toml(path)
+    except text_files.NotReadable as error:
+        raise ModelError(f"{path} {error}") from error

@@ -56,7 +56,11 @@ _CLUSTER = [
     ("without jobs", "type: slurm\ncores: 1\nmemory: 1GiB", ("jobs",)),
     ("with no jobs", "type: slurm\njobs: 0\ncores: 1\nmemory: 1GiB", ("jobs",)),
     ("with jobs and adaptive", "type: slurm\njobs: 1\nadaptive: {maximum: 2}\ncores: 1\nmemory: 1GiB", ("jobs",)),
-    ("with adaptive upside down", "type: slurm\nadaptive: {minimum: 3, maximum: 2}\ncores: 1\nmemory: 1GiB", ("minimum",)),
+    (
+        "with adaptive upside down",
+        "type: slurm\nadaptive: {minimum: 3, maximum: 2}\ncores: 1\nmemory: 1GiB",
+        ("minimum",),
+    ),
     ("with no memory to speak of", "type: slurm\njobs: 1\ncores: 1\nmemory: 0", ("memory",)),
     ("with memory in words", "type: slurm\njobs: 1\ncores: 1\nmemory: lots", ("memory",)),
     ("with memory of 10**80", f"type: slurm\njobs: 1\ncores: 1\nmemory: {10**80}", ("memory",)),
@@ -132,8 +136,8 @@ _TLS: list[tuple[str, Make | None]] = [
 ]
 
 FAULTS = [
-    *[Fault(f"a settings file {name}", run(), 2, says, file("unet-engine.toml", text)) for name, text, says in _TOML],
-    *[Fault(f"a settings file {name}", run(), 2, says, make) for name, make, says in _TOML_PLACES],
+    *[Fault(f"a settings file {name}", run(model=None), 2, says, file("unet-engine.toml", text)) for name, text, says in _TOML],
+    *[Fault(f"a settings file {name}", run(model=None), 2, says, make) for name, make, says in _TOML_PLACES],
     *[Fault(f"a cluster file {name}", run(cluster="c.yaml"), 2, says, file("c.yaml", text)) for name, text, says in _CLUSTER],
     *[Fault(f"a cluster file {name}", run(cluster="c.yaml"), 2, says, make) for name, make, says in _CLUSTER_PLACES],
     *[Fault(f"a scheduler file {name}", run(scheduler="s.json"), 10, says, file("s.json", text)) for name, text, says in _SCHEDULER],

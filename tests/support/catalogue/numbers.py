@@ -77,7 +77,10 @@ _USAGE = [
 ]
 
 _OTHERS = [
-    *[(f"run --device {v}", run(device=v, model="net.onnx"), ("--device",)) for v in ("tpu", "cuda:x", "cuda:²", "cuda:-1", "cuda:0,", "cuda:1.5")],
+    *[
+        (f"run --device {v}", run(device=v, model="net.onnx"), ("--device",))
+        for v in ("tpu", "cuda:x", "cuda:²", "cuda:-1", "cuda:0,", "cuda:1.5")
+    ],
     *[
         (f"bench --seconds {v}", bench(seconds=v), ("--seconds",))
         for v in ("inf", "-inf", "nan", "-1", "0", "x", "", "1e400")

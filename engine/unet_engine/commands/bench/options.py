@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import THREADS, Number, sizes
+from unet_engine.commands.options import PLACE, THREADS, Number, sizes
 from unet_engine.errors import OutputError, SettingsError
 
 MOST_WINDOWS = 65536
@@ -17,8 +17,8 @@ MOST_WINDOWS = 65536
 
 
 @click.command("bench")
-@click.option("--model", metavar="FILE", help="Model file; default: the demo models.")
-@click.option("--in", "input", metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
+@click.option("--model", type=PLACE, metavar="FILE", help="Model file; default: the demo models.")
+@click.option("--in", "input", type=PLACE, metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option(
     "--seconds", type=Number(0, 10**7, min_open=True), default=60.0, help="How long it may take, about; default 60."
@@ -32,8 +32,8 @@ MOST_WINDOWS = 65536
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
 @click.option("--overlap", type=Number(0, 1, max_open=True), default=0.5, help="As for run; default 0.5.")
 @click.option("--threads", type=THREADS, metavar="N", help="As for run; default: one per core.")
-@click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON; - for stdout.")
-@click.option("--html", "html_file", metavar="FILE", help="Write a page with charts; it loads nothing.")
+@click.option("--json", "json_file", type=PLACE, metavar="FILE", help="Write everything as JSON; - for stdout.")
+@click.option("--html", "html_file", type=PLACE, metavar="FILE", help="Write a page with charts; it loads nothing.")
 def bench_command(json_file: str | None, html_file: str | None, **given: Any) -> None:
     """Find out what runs fastest here: back end, precision, window and batch, bare and from end to end.
 
