@@ -93,6 +93,8 @@ class Settings(BaseModel):
     output."""
     resume: bool = False
     overwrite: bool = False
+    trust: bool = False
+    """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())

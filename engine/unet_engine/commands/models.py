@@ -45,6 +45,7 @@ def _needs(module: str, extra: str, what: str) -> None:
 @click.option("--out", required=True, type=PLACE, metavar="FILE", help="ONNX file to write.")
 @click.option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="What builds the network that a state dict fills.")
 @click.option("--arguments", default="{}", metavar="JSON", help="Keywords for the factory, as a JSON object.")
+@click.option("--weights", metavar="KEY", help="Key or prefix of the weights, where a file holds several that fit.")
 @click.option("--window", metavar="Z,Y,X", help="Window the file proposes; default 64,64,64 or 256,256.")
 @click.option("--channels", type=COUNT, metavar="N", help="Input channels; default: those of the first convolution.")
 @click.option(
@@ -64,6 +65,7 @@ def _needs(module: str, extra: str, what: str) -> None:
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
 @click.option("--background", type=Number(), metavar="V", help="Raw value of nothing; default 0.")
+@click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
     """Turn CHECKPOINT into a model file: a state dict (with --factory), a .pt2, a TorchScript or an ONNX.
@@ -113,6 +115,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option("--max-error", type=Number(0), metavar="E", help="Largest error of a logit, relative; default: none.")
 @click.option("--threads", type=THREADS, metavar="N", help="Windows inferred at once; default: one per core.")
 @click.option("--report", type=PLACE, metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
+@click.option("--trust", is_flag=True, help="Open a --reference that may run any code; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     """Make MODEL faster and prove on your own volume that it still computes the same.

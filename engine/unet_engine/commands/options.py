@@ -73,6 +73,12 @@ _SETTINGS = [
         metavar="[PATH]",
         help="Tell where the time went; a trace and a picture go to this folder or NAME.json, without a name to OUT-profile.",
     ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        default=None,
+        help="Open a .pt2 or TorchScript, which may run any code; asked once per file.",
+    ),
     click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
 ]
 

@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from unet_engine.errors import ModelError, SettingsError
-from unet_engine.model import attachments
+from unet_engine.model import attachments, trust
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.onnx_file import read_onnx
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
@@ -54,6 +54,24 @@ class ModelFile:
     guessed."""
     proved: Ending = UNPROVED
     """What the graph proves of the outputs, as far as it was looked at."""
+    trusted: bool = False
+    """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether opening or running it may do anything a program may."""
+        return self.format in trust.RUNS_CODE
+
+    def check_trust(self) -> None:
+        """Raise `ModelError` where it runs code and the user does not trust it."""
+        if not self.trusted:
+            trust.check(self.path, self.format, self.sha256)
+
+    def trust(self) -> ModelFile:
+        """The same, trusted from now on: by this process, and as far as the user's folder can be written, by all."""
+        if self.runs_code:
+            trust.trust(self.path, self.sha256)
+        return replace(self, trusted=True)
 
     @property
     def contradiction(self) -> str:
@@ -108,7 +126,9 @@ def open_model(
         spec = _archive_spec(path)
     verdicts = _verdicts(path) if kind == "onnx" else ()
     outside = tuple(f.name for f in files[1:])
-    return ModelFile(path, kind, _hash(files, kind), spec, verdicts, outside, ends_in, proved).activated(activation)
+    sha256 = _hash(files, kind)
+    trusted = kind in trust.RUNS_CODE and trust.is_trusted(sha256)
+    return ModelFile(path, kind, sha256, spec, verdicts, outside, ends_in, proved, trusted).activated(activation)
 
 
 def is_model(path: str | Path) -> bool:
@@ -153,6 +173,11 @@ def _hash(files: Sequence[Path], kind: Format) -> str:
                 f"{path} cannot be read: {error.strerror}; restore it or correct its permissions"
             ) from error
     return digest.hexdigest()
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file that is no ONNX, as `ModelFile` has it."""
+    return _hash([path], "pt2")
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

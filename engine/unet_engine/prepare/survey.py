@@ -63,14 +63,14 @@ def survey(settings: Settings) -> Survey:
         )
     volume = open_volume(settings.input, settings.axes)
     notes.extend(volume.notes)
-    model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
+    model = _model(settings, notes)
     _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
     if place.note:
-        _fall_back(settings, notes, place.note)
+        fall_back(settings, notes, place.note)
     if settings.batch and not place.takes_batches:
         raise SettingsError(
             f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
@@ -79,11 +79,11 @@ def survey(settings: Settings) -> Survey:
     choice = choose(model, backend, devices[0], settings.precision, window)
     _about_precision(settings, choice, volume, model, notes)
     if operations.IMPLEMENTATION != "native":
-        _fall_back(
+        fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
         )
     if volume.drawback:
-        _fall_back(settings, notes, volume.drawback)
+        fall_back(settings, notes, volume.drawback)
     return Survey(
         settings=settings,
         volume=volume,
@@ -99,6 +99,18 @@ def survey(settings: Settings) -> Survey:
     )
 
 
+def _model(settings: Settings, notes: list[str]) -> ModelFile:
+    """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and is
+    not trusted."""
+    assert settings.model is not None
+    model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
+    if settings.trust and model.runs_code and not model.trusted:
+        model = model.trust()
+        notes.append(f"{model.path} is trusted from now on; its hash is {model.sha256}")
+    model.check_trust()
+    return model
+
+
 def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> None:
     """Say what the outputs are taken for where the graph told it. Raises `SettingsError` where logits are asked of what
     has none."""
@@ -106,7 +118,7 @@ def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> No
     if model.ends_in:
         notes.append(outputs_note(activation, model.ends_in))
     if model.contradiction:
-        _fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
+        fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
     if settings.output == "logits" and activation in ARE_PROBABILITIES:
         raise SettingsError(
             f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "
@@ -117,7 +129,7 @@ def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> No
 def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:
     """Say which precision runs and why, and where the verdict rests on a volume unlike this one."""
     if choice.precision != "fp32" and choice.proved is None:
-        _fall_back(settings, notes, choice.why)
+        fall_back(settings, notes, choice.why)
     elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
         notes.append(f"precision {choice.precision}: {choice.why}")
     if choice.proved is not None:
@@ -212,7 +224,7 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
         asked = record(settings.backend).runs_on("cuda") if settings.backend else True
         usable = found > 0 and asked and runs_on_gpu(model)
         if found and not usable:
-            _fall_back(
+            fall_back(
                 settings,
                 notes,
                 f"{found} GPU(s) found, but no installed back end runs {model.path.name} there: running on the CPU",
@@ -234,7 +246,8 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
 
 
-def _fall_back(settings: Settings, notes: list[str], what: str) -> None:
+def fall_back(settings: Settings, notes: list[str], what: str) -> None:
+    """Note what is not as one would expect. Raises `BackendError` under ``--strict``."""
     if settings.strict:
         raise BackendError(f"--strict: {what}")
     notes.append(what)

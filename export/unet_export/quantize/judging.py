@@ -47,6 +47,8 @@ class Request:
     agreement: float | None = None
     max_error: float | None = None
     threads: int | None = None
+    trust: bool = False
+    """The user trusts a `reference` that runs code as it is opened."""
     report: str | None = None
     """HTML file; default: beside the model, with its name."""
 

@@ -14,6 +14,7 @@ from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model, with_attachments
 from unet_engine.model.verdict import Calibration, Thresholds, difference
+from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
@@ -90,14 +91,15 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     notes += [model.contradiction] if model.contradiction else []
     check_volume(volume, model, notes)
     scale = scaling(model.spec.normalization, samples.values(volume))
-    notes += _modality(model, volume, scale)
+    notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")
     return model, volume, window, scale
 
 
-def _modality(model: ModelFile, volume: Volume, scale: Scaling) -> Iterator[str]:
-    """Whether the voxels look like those the network was made for, as far as the model file tells."""
+def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -> Iterator[str]:
+    """Whether the voxels look like those the network was made for, as far as the model file tells. said: the user named
+    the normalisation."""
     found = quantiles(samples.values(volume), scale)
     if model.spec.input_quantiles:
         apart = difference(found, model.spec.input_quantiles)
@@ -110,6 +112,8 @@ def _modality(model: ModelFile, volume: Volume, scale: Scaling) -> Iterator[str]
                     f"{volume.path} lies between {levels[0]:.3g} and {levels[-1]:.3g} in channel {channel} after "
                     f"{model.spec.normalization}, and 0 to 1 is meant: its statistics differ; is it the same modality?"
                 )
+    elif doubt := unlikely(model, samples.values(volume), scale, said=said):
+        yield doubt
 
 
 def _backend(request: Request, tell: Tell) -> tuple[str, str]:
@@ -145,6 +149,8 @@ def _judging(
     tell: Tell,
 ) -> Judging:
     """Runs the reference on the windows that it draws; its logits lie in `folder`."""
+    if request.reference and request.trust:
+        open_model(request.reference, window, model.spec.activation).trust()
     infer, name = reference(model, request.reference, window)
     spec = model.spec
     drawn = sample(

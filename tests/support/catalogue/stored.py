@@ -183,7 +183,13 @@ _VOXELS: list[tuple[str, tuple[str, ...], Make, tuple[str, ...]]] = [
 
 def _kind(shape: tuple[int, ...], *says: str, dtype: str = "u1", **options: object) -> Fault:
     name = "×".join(map(str, shape)) or "nothing"
-    return Fault(f"a volume of {name} {dtype}", run(**{"in": "v.zarr"}, **options), 3, says, volume("v.zarr", np.zeros(shape, dtype)))
+    return Fault(
+        f"a volume of {name} {dtype}",
+        run(**{"in": "v.zarr"}, **options),
+        3,
+        says,
+        volume("v.zarr", np.zeros(shape, dtype)),
+    )
 
 
 _KINDS = [

@@ -32,6 +32,7 @@ MOST_WINDOWS = 65536
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
 @click.option("--overlap", type=Number(0, 1, max_open=True), default=0.5, help="As for run; default 0.5.")
 @click.option("--threads", type=THREADS, metavar="N", help="As for run; default: one per core.")
+@click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
 @click.option("--json", "json_file", type=PLACE, metavar="FILE", help="Write everything as JSON; - for stdout.")
 @click.option("--html", "html_file", type=PLACE, metavar="FILE", help="Write a page with charts; it loads nothing.")
 def bench_command(json_file: str | None, html_file: str | None, **given: Any) -> None:
@@ -55,7 +56,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
         overlap=given["overlap"],
         threads=given["threads"],
     )
-    request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"])
+    request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"], given["trust"])
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file)
     facts = bench(request, lambda line: click.echo(line, err=True))
