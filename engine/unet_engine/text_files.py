@@ -60,13 +60,13 @@ def read_yaml(path: Path) -> Any:
     return _parsed(path, "YAML", yaml.safe_load, yaml.YAMLError)
 
 
-def _parsed(path: Path, kind: str, parse: Callable[[str], Any], *errors: type[Exception]) -> Any:
+def _parsed(path: Path, kind: str, parse: Callable[[str], Any], invalid: type[Exception] = ValueError) -> Any:
     content = _content(path)
     try:
         return parse(content.decode())
     except RecursionError as error:
         raise NotReadable(f"is not valid {kind}: it is nested too deep; correct it") from error
-    except (ValueError, *errors) as error:  # numbers of thousands of digits raise it too
+    except (ValueError, invalid) as error:  # numbers of thousands of digits raise it too
         raise NotReadable(f"is not valid {kind}: {_reason(error)}; correct it") from error
 
 

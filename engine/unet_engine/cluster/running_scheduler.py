@@ -69,7 +69,7 @@ def _from_file(path: str) -> str:
     try:
         said = read_json(Path(path))
     except NotReadable as error:
-        raise ClusterError(f"scheduler file {path} {error}; {start}") from error
+        raise ClusterError(f"{path} is not a scheduler file of Dask's: it {error}; {start}") from error
     address = said.get("address") if isinstance(said, dict) else None
     if not isinstance(address, str) or "://" not in address:
         raise ClusterError(f"{path} is not a scheduler file of Dask's: it names no address; {start}")
@@ -109,6 +109,9 @@ async def _ask(address: str, secure: Security | None, timeout: float) -> None:
     from distributed.comm import connect
 
     options = (secure or Security()).get_connection_args("client")
+    host, _, port = address.partition("://")[2].rpartition(":")
+    # a name that nobody knows is said at once: Dask would go on asking for it
+    await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port))
     try:
         comm = await connect(address, timeout=min(timeout, PATIENCE), **options)
     except OSError as error:

@@ -126,7 +126,7 @@ class Number(click.FloatRange):
         return number
 
 
-class Place(click.ParamType):
+class Place(click.ParamType):  # type: ignore[type-arg]  # of click 8.2 and before it has none
     """A path or URL that there may be."""
 
     name = "path"

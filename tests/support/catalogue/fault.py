@@ -37,6 +37,13 @@ class Fault:
     needs: tuple[str, ...] = ()
     """Outputs that the scene must hold."""
     environment: dict[str, str] = field(default_factory=dict)
+    slow: bool = False
+    """Whether it takes seconds: only tried with all others."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether only a process of its own can be asked for it."""
+        return bool(self.shell or self.environment)
 
 
 # --- commands ---

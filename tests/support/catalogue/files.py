@@ -142,7 +142,7 @@ FAULTS = [
     *[Fault(f"a cluster file {name}", run(cluster="c.yaml"), 2, says, make) for name, make, says in _CLUSTER_PLACES],
     *[Fault(f"a scheduler file {name}", run(scheduler="s.json"), 10, says, file("s.json", text)) for name, text, says in _SCHEDULER],
     *[Fault(f"a scheduler file {name}", run(scheduler="s.json"), 10, says, make) for name, make, says in _SCHEDULER_PLACES],
-    *[Fault(f"a scheduler at {address[:40]}", run(scheduler=address), 10, says) for address, says in _ADDRESSES],
+    *[Fault(f"a scheduler at {address[:40]}", run(scheduler=address), 10, says, slow=address.endswith(".1:1")) for address, says in _ADDRESSES],
     *[Fault(f"a dashboard at {where[:40]}", run(workers=1, dashboard=where), code, ("--dashboard",)) for where, code in _DASHBOARDS],
     *[Fault(f"certificates {name}", run(scheduler="tls://127.0.0.1:1", tls_ca="p.pem", tls_cert="p.pem", tls_key="p.pem"), 10, ("p.pem",), make)
       for name, make in _TLS],

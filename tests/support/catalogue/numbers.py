@@ -116,7 +116,7 @@ _OTHERS = [
     *[(f"export --channels {v}", export(channels=v), ("--channels",)) for v in ("0", "-1", "x", BEYOND)],
     *[
         (f"export --spacing {v}", export(spacing=v), ("--spacing",))
-        for v in ("a", "1,nan,1", "0,1,1", "1,1", "-1,1,1", "inf,1,1", "")
+        for v in ("a", "1,nan,1", "0,1,1", "-1,1,1", "inf,1,1", "")
     ],
     *[(f"export --window {v}", export(window=v), ("--window",)) for v in ("a", "0,8,8", "²,8,8", f"{BEYOND},8,8")],
     *[(f"export --background {v}", export(background=v), ("--background",)) for v in ("x", "nan", "inf")],
@@ -129,6 +129,7 @@ _OTHERS = [
 ]
 
 _MACHINE = [
+    ("export --spacing of two axes", export(spacing="1,1"), 2, ("spacing has 2 entries", "3 axes")),
     *[(f"bench --devices {v}", bench(devices=v), 6, ("--devices",)) for v in ("tpu", "cuda:x")],
     ("bench --backend caffe", bench(backend="caffe"), 6, ("caffe",)),
     ("run --backend caffe", run(backend="caffe", model="net.onnx"), 6, ("caffe", "openvino")),

@@ -27,7 +27,7 @@ def trial(fault: Fault, base: Path, here: Path, *, process: bool = False) -> Non
             fault.make(here)
         before = state(here)
         begun = time.monotonic()
-        said = as_process(fault, here) if process or fault.shell else cli(*fault.command)
+        said = as_process(fault, here) if process or fault.alone else cli(*fault.command)
         took = time.monotonic() - begun
     look(fault, said)
     after = state(here)
