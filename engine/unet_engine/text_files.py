@@ -4,11 +4,12 @@ for."""
 from __future__ import annotations
 
 import json
-import stat
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from unet_engine.paths import check_file
 
 MOST = 16 * 2**20
 """Bytes of such a file: what is larger is something else."""
@@ -16,6 +17,10 @@ MOST = 16 * 2**20
 
 class NotReadable(Exception):
     """What is wrong with a file and what to do, to be said after its path."""
+
+
+class Missing(NotReadable):
+    """There is no such file."""
 
 
 def read_text(path: Path) -> str:
@@ -28,16 +33,12 @@ def read_text(path: Path) -> str:
 
 def _content(path: Path) -> bytes:
     try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
-            raise NotReadable("cannot be read: it is a folder; give a file")
-        if not stat.S_ISREG(found.st_mode):
-            raise NotReadable("cannot be read: it is not a regular file; give one")
-        if found.st_size > MOST:
-            raise NotReadable(f"has {found.st_size:,} bytes, which is no text somebody wrote; give the right file")
+        size = check_file(path).st_size
+        if size > MOST:
+            raise NotReadable(f"has {size:,} bytes, which is no text somebody wrote; give the right file")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise NotReadable("does not exist: there is no such file; check the path") from error
+        raise Missing("does not exist: there is no such file; check the path") from error
     except OSError as error:
         raise NotReadable(f"cannot be read: {error.strerror}; correct its permissions, or give another file") from error
 

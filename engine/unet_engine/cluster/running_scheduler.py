@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from unet_engine.cluster.dask_settings import check_protocol, quiet, security
 from unet_engine.errors import ClusterError
 from unet_engine.settings import Settings
-from unet_engine.text_files import NotReadable, read_json
+from unet_engine.text_files import Missing, NotReadable, read_json
 
 if TYPE_CHECKING:
     from distributed import Client, Security
@@ -68,6 +68,8 @@ def _from_file(path: str) -> str:
     start = f"start the scheduler with --scheduler-file {path}, where this machine sees it too"
     try:
         said = read_json(Path(path))
+    except Missing as error:
+        raise ClusterError(f"scheduler file {path}: there is no such file; {start}") from error
     except NotReadable as error:
         raise ClusterError(f"{path} is not a scheduler file of Dask's: it {error}; {start}") from error
     address = said.get("address") if isinstance(said, dict) else None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from math import isfinite
 from typing import Any
 
 import click
 
-from unet_engine.commands.options import COUNT, PLACE, THREADS, Number, sizes
+from unet_engine.commands.options import COUNT, PLACE, THREADS, Command, Number, sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
+from unet_engine.units import finite
 
 ACTIVATIONS = ["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
 
@@ -18,10 +18,10 @@ def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        lengths = tuple(float(part) for part in text.split(","))
+        lengths = tuple(finite(part) for part in text.split(","))
     except ValueError as error:
         raise SettingsError(f"{option} {text!r}: {_LENGTHS}") from error
-    if not all(isfinite(length) and length > 0 for length in lengths) or len(lengths) not in (2, 3):
+    if min(lengths) <= 0 or len(lengths) not in (2, 3):
         raise SettingsError(f"{option} {text!r}: {_LENGTHS}")
     return lengths
 
@@ -40,7 +40,7 @@ def _needs(module: str, extra: str, what: str) -> None:
         raise SettingsError(f"{what} needs {module}, which is not installed; run: pip install 'unet-engine[{extra}]'")
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("checkpoint", type=PLACE)
 @click.option("--out", required=True, type=PLACE, metavar="FILE", help="ONNX file to write.")
 @click.option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="What builds the network that a state dict fills.")
@@ -88,7 +88,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
         click.echo(json.dumps(facts))
 
 
-@click.command("quantize")
+@click.command("quantize", cls=Command)
 @click.argument("model", type=PLACE)
 @click.option(
     "--calibrate", required=True, type=PLACE, metavar="PATH", help="Zarr volume of the kind the model will run on."
@@ -149,7 +149,7 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
     for text in given:
         name, _, number = text.rpartition("=")
         try:
-            value = float(number)
+            value = finite(number)
         except ValueError as error:
             raise SettingsError(f"--min-dice {text!r} is no number; write 0.99 or membrane=0.98") from error
         if not 0 <= value <= 1:
@@ -161,7 +161,7 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
     return general, special
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def doctor_command(as_json: bool) -> None:  # noqa: FBT001
     """Show what this machine has and which back ends and precisions work here, by running a small network on each."""

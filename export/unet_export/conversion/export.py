@@ -210,7 +210,7 @@ def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
     return (
         wanted.activation is not None
         or any(entry.key == METADATA_KEY for entry in proto.metadata_props)
-        or (beside.is_file() and "activation" in read_toml(beside))
+        or (beside.exists() and "activation" in read_toml(beside))
     )
 
 

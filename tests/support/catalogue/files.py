@@ -40,8 +40,8 @@ _TOML = [
 ]
 
 _TOML_PLACES: list[tuple[str, Make, tuple[str, ...]]] = [
-    ("that is a FIFO", fifo("unet-engine.toml"), ("unet-engine.toml", "not a regular file")),
-    ("that is a link to /dev/zero", link("unet-engine.toml", "/dev/zero"), ("unet-engine.toml", "not a regular file")),
+    ("that is a FIFO", fifo("unet-engine.toml"), ("unet-engine.toml", "no regular file")),
+    ("that is a link to /dev/zero", link("unet-engine.toml", "/dev/zero"), ("unet-engine.toml", "no regular file")),
 ]
 
 _CLUSTER = [
@@ -80,7 +80,7 @@ _CLUSTER = [
 _CLUSTER_PLACES: list[tuple[str, Make | None, tuple[str, ...]]] = [
     ("that is not there", None, ("no such file",)),
     ("that is a folder", folder("c.yaml"), ("c.yaml", "cannot be read")),
-    ("that is a FIFO", fifo("c.yaml"), ("c.yaml", "not a regular file")),
+    ("that is a FIFO", fifo("c.yaml"), ("c.yaml", "no regular file")),
     ("that is a link to itself", link("c.yaml", "c.yaml"), ("c.yaml", "cannot be read")),
 ]
 
@@ -100,7 +100,7 @@ _SCHEDULER = [
 _SCHEDULER_PLACES: list[tuple[str, Make | None, tuple[str, ...]]] = [
     ("that is not there", None, ("no such file",)),
     ("that is a folder", folder("s.json"), ("s.json", "cannot be read")),
-    ("that is a FIFO", fifo("s.json"), ("s.json", "not a regular file")),
+    ("that is a FIFO", fifo("s.json"), ("s.json", "no regular file")),
 ]
 
 _ADDRESSES = [
@@ -146,6 +146,6 @@ FAULTS = [
     *[Fault(f"a dashboard at {where[:40]}", run(workers=1, dashboard=where), code, ("--dashboard",)) for where, code in _DASHBOARDS],
     *[Fault(f"certificates {name}", run(scheduler="tls://127.0.0.1:1", tls_ca="p.pem", tls_cert="p.pem", tls_key="p.pem"), 10, ("p.pem",), make)
       for name, make in _TLS],
-    Fault("a plan whose settings file is a FIFO", plan(), 2, ("not a regular file",), fifo("unet-engine.toml")),
+    Fault("a plan whose settings file is a FIFO", plan(), 2, ("no regular file",), fifo("unet-engine.toml")),
     Fault("a settings file in a folder that is gone", run(), 3, ("scan.zarr",), gone("scan.zarr")),
 ]  # fmt: skip

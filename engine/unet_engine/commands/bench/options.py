@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import PLACE, THREADS, Number, sizes
+from unet_engine.commands.options import PLACE, THREADS, Command, Number, sizes
 from unet_engine.errors import OutputError, SettingsError
 
 MOST_WINDOWS = 65536
 """In a batch."""
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.option("--model", type=PLACE, metavar="FILE", help="Model file; default: the demo models.")
 @click.option("--in", "input", type=PLACE, metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
@@ -58,7 +58,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     )
     request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"], given["trust"])
     for option, file in (("--json", json_file), ("--html", html_file)):
-        _check_writable(option, file)
+        _check_writable(option, file, given["input"])
     facts = bench(request, lambda line: click.echo(line, err=True))
     _show(facts, Console(stderr=json_file == "-"))
     if json_file == "-":
@@ -111,8 +111,13 @@ def _batches(text: str | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _check_writable(option: str, file: str | None) -> None:
+def _check_writable(option: str, file: str | None, volume: str | None) -> None:
     """A file that cannot be written is said before the minute that fills it."""
+    from unet_engine.paths import root_of
+    from unet_engine.prepare.places import keep_out
+
+    if file and file != "-" and volume:
+        keep_out(option, file, (root_of(volume),))
     if file and file != "-" and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
         raise OutputError(
             f"{option} {file} cannot be written: it is a folder, or its folder is missing; give another file"
