@@ -19,7 +19,17 @@ SECONDS = 10
 
 
 def trial(fault: Fault, base: Path, here: Path, *, process: bool = False) -> None:
-    """Make the fault in `here`, run the command, and look at all that is promised of it."""
+    """Make the fault in a folder below `here`, run the command, and look at all that is promised of it. What takes too
+    long is tried once more, as the machine may be busy."""
+    for folder in (here / "1", here / "2"):
+        folder.mkdir()
+        took = _trial(fault, base, folder, process=process)
+        if took < SECONDS:
+            return
+    pytest.fail(f"took {took:.1f} s")
+
+
+def _trial(fault: Fault, base: Path, here: Path, *, process: bool) -> float:
     copy(base, here, (*PLAIN, *fault.needs))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
@@ -35,7 +45,7 @@ def trial(fault: Fault, base: Path, here: Path, *, process: bool = False) -> Non
     assert not lost, f"changed or lost: {sorted(lost)[:5]}"
     new = {p for p in after.keys() - before.keys() if not _in(p, fault.leaves) and not _in(p, fault.changes)}
     assert not new, f"left behind: {sorted(new)[:5]}"
-    assert took < SECONDS, f"took {took:.1f} s"
+    return took
 
 
 def look(fault: Fault, said: Said) -> None:
