@@ -22,8 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments, trust
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
+from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
+from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.model.verdict import Verdict
 from unet_engine.paths import check_file
 
@@ -85,10 +86,15 @@ class ModelFile:
 
     def normalized(self, how: str | None) -> ModelFile:
         """The model fed as ``--normalize`` says; as it promises where that is None. Raises `SettingsError` for other
-        words."""
+        words, and where it is said for another number of channels."""
         if not how:
             return self
-        spec = self.spec.model_copy(update={"normalization": Normalization.parse(how)})
+        normalization = Normalization.parse(how)
+        try:
+            normalization.check_channels(self.spec.channels_in)
+        except ValueError as error:
+            raise SettingsError(f"--normalize {how}: {error}") from error
+        spec = self.spec.model_copy(update={"normalization": normalization})
         return replace(self, spec=spec)
 
     def activated(self, activation: Activation | None) -> ModelFile:
