@@ -82,11 +82,12 @@ def test_what_is_asked_for_reaches_the_cluster(given, protocol, monkeypatch):
         clusters.connect(Settings.of(input="x", protocol=protocol, dashboard="none", **given), 2**30, 60),
     ):
         pass
+    scheme = {"tcp": "tls://", "ucx": "ucx://"}[protocol]
     if "gpus" in given:
-        assert seen["protocol"] == f"{protocol}://"
+        assert seen["protocol"] == scheme
     else:
-        assert seen["scheduler"]["options"]["protocol"] == f"{protocol}://"
-        assert seen["worker"]["options"]["protocol"] == f"{protocol}://"
+        assert seen["scheduler"]["options"]["protocol"] == scheme
+        assert seen["worker"]["options"]["protocol"] == scheme
 
 
 @pytest.mark.skipif(not HAS_UCX, reason="distributed-ucxx is not installed")

@@ -16,6 +16,7 @@ from unet_engine import machine
 from unet_engine.cluster import batch_jobs, cluster_file, local_workers, running_scheduler
 from unet_engine.cluster.dashboard import dashboard
 from unet_engine.cluster.dask_settings import check_protocol, security
+from unet_engine.cluster.own_user import own_certificates
 from unet_engine.errors import ClusterError, SettingsError, first_line
 from unet_engine.settings import Settings
 from unet_engine.units import Tell
@@ -124,6 +125,8 @@ def _local(settings: Settings, memory: int | None, hang_seconds: float, stack: E
 
     check_protocol(settings.protocol)
     pages, secure = dashboard(settings), security(settings)
+    if secure is None and settings.protocol == "tcp":
+        secure = own_certificates()
     count, start = (settings.workers or settings.gpus or 1), local_workers.local_cluster
     if not settings.workers:
         start = local_workers.cuda_cluster

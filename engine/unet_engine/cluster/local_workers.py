@@ -16,6 +16,7 @@ from unet_engine.cluster.dask_settings import (
     scheduler_config,
     worker_config,
 )
+from unet_engine.cluster.own_user import own_folder
 from unet_engine.errors import ClusterError, first_line
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def local_cluster(
         given = {"host": HOST, "security": security, "protocol": _scheme(security, protocol)}
         options = {
             **given, "nthreads": THREADS_PER_WORKER, "memory_limit": memory, "dashboard": False,
-            "preload": [PRELOAD], "silence_logs": silence,
+            "preload": [PRELOAD], "silence_logs": silence, "local_directory": own_folder(),
         }  # fmt: skip
         worker = {"cls": Nanny, "options": options}
         scheduler_options = {**given, "port": 0, **{k: v for k, v in scheduler.items() if k != "cls"}}
@@ -82,7 +83,7 @@ def cuda_cluster(
             n_workers=count, threads_per_worker=THREADS_PER_WORKER, host=HOST, security=security,
             protocol=_scheme(security, protocol), memory_limit=None, device_memory_limit=None, preload=[PRELOAD],
             dashboard_address=scheduler["dashboard_address"], silence_logs=silence, name="unet-engine",
-            scheduler_kwargs={"dashboard": scheduler["dashboard"]},
+            scheduler_kwargs={"dashboard": scheduler["dashboard"]}, local_directory=own_folder(),
         )  # fmt: skip
 
     with _started(start, hang_seconds) as cluster:
