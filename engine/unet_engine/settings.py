@@ -83,7 +83,8 @@ class Settings(BaseModel):
     part: str | None = None
     """``i/n``: only the i-th of n parts, counted from 1; parts share nothing but the output."""
     hang_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """How long a worker may take over one task before it counts as hung; default: from the plan."""
+    """How long a worker may take over one task before it counts as hung; default: from the plan. Without Dask, how long this
+    process may get nowhere before it is ended; default: for ever."""
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None

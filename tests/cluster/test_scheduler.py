@@ -84,6 +84,7 @@ def test_how_long_to_try_is_dasks_setting_where_that_was_changed():
 
 def test_somebody_else_there(monkeypatch):
     monkeypatch.setattr(running_scheduler, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(clusters, "own_certificates", lambda: None)  # they are others', and speak in plain
     with clusters.connect(settings(workers=1), None, 60) as cluster:
         worker = next(iter(workers_of(cluster)))
         assert "no scheduler but a worker" in refusal(scheduler=worker)[0]

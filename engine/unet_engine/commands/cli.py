@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from unet_engine.commands import streams
+from unet_engine.commands import interruption, streams
 from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.options import PLACE, Command, cluster_options, settings_options
@@ -20,7 +20,6 @@ from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngine
 from unet_engine.redaction import guard_streams
 
 INTERRUPTED = 130
-_NOTHING_WRITTEN = "interrupted before anything was written; run the same command again"
 _CHOOSE = " (tokens are not written to files: choose one with UNET_ENGINE_DASHBOARD_TOKEN)"
 TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
@@ -63,7 +62,7 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
 
-    console, out = screen.stderr(), None
+    console = screen.stderr()
     try:
         with team(Settings.of(**_required(given)), lambda text: _tell(console, [text])) as crew:
             prepared = crew.prepare()
@@ -72,12 +71,12 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
             if crew.dashboard:
                 hidden = "token=" in crew.dashboard and not console.is_terminal
                 console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
-            out = prepared.job.out
+            interruption.writing(prepared.job.out)
             result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     except KeyboardInterrupt:
-        if out is None:
-            raise
-        _fail(f"interrupted; what is committed in {out} stays: run the same command with --resume", INTERRUPTED)
+        _fail(interruption.said(), INTERRUPTED)
+    finally:
+        interruption.writing(None)
     console.say(report.result_line(result))
     report.print_stages(result, console)
     if not result.complete:
@@ -198,12 +197,18 @@ def _terminate(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main() -> None:
-    """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+def _heed_signals() -> None:
+    for name in interruption.ENDING:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
             signal.signal(number, _terminate)
+    if signal.getsignal(signal.SIGTERM) == _terminate:
+        interruption.watch(INTERRUPTED)
+
+
+def main() -> None:
+    """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
+    _heed_signals()
     streams.prepare()
     guard_streams()
     try:
@@ -219,10 +224,10 @@ def main() -> None:
     except click.ClickException as error:
         _fail(_usage(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail(_NOTHING_WRITTEN, INTERRUPTED)
+        _fail(interruption.said(), INTERRUPTED)
     except Exception as error:
         if _signals:
-            _fail(_NOTHING_WRITTEN, INTERRUPTED)
+            _fail(interruption.said(), INTERRUPTED)
         if os.environ.get(TRACEBACK):
             raise
         if _for_want_of_memory(error):

@@ -132,7 +132,7 @@ _CLUSTER = [
         "--hang-seconds",
         type=NUMBER,
         metavar="S",
-        help="A block that takes longer counts as hung; default: from the plan.",
+        help="A block that takes longer counts as hung; default: from the plan with Dask, else never.",
     ),
     click.option("--tls-ca", metavar="FILE", help="PEM file of the authority, for a cluster that speaks TLS."),
     click.option("--tls-cert", metavar="FILE", help="PEM file of our certificate."),

@@ -8,6 +8,7 @@ from typing import Any
 from unet_engine import machine
 from unet_engine.cluster import connection
 from unet_engine.execution.team import Pending
+from unet_engine.hanging import watched
 from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.job import Counters
 from unet_engine.pipeline.worker import Opened, Worker
@@ -45,7 +46,8 @@ class LocalTeam:
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         for worker in self._workers:
             worker.recorder.restart()
-        run_columns(self._workers, pending)
+        with watched(self._settings.hang_seconds, "this run", self.counters):
+            run_columns(self._workers, pending)
         for worker in self._workers:
             worker.confirm()
         self._profile = {

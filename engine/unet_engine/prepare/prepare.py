@@ -11,6 +11,7 @@ import numpy as np
 from unet_engine import machine
 from unet_engine.backends.base import Network, Setup
 from unet_engine.backends.opening import Wanted, place_of
+from unet_engine.hanging import watched
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
@@ -110,7 +111,8 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
     before = machine.resident_bytes()
     windows = windows_per_block(survey, _tiling(survey, survey.window))
     wanted = Wanted(windows, settings.batch, None if settings.window else notes.append)
-    network, seconds = place.open_fitting(survey.backend, setup, wanted)
+    with watched(settings.hang_seconds, f"{survey.model.path}: opening the network and its first windows"):
+        network, seconds = place.open_fitting(survey.backend, setup, wanted)
     if network.note:
         notes.append(network.note)
     return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before)
