@@ -55,6 +55,7 @@ _SETTINGS = [
         metavar="A",
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each channel; default: the model's.",
     ),
+    click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=float, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),

@@ -22,6 +22,7 @@ from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.onnx_file import read_onnx
+from unet_engine.model.onnx_rewrite import Rewriting
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
 from unet_engine.model.verdict import Verdict
 
@@ -44,7 +45,8 @@ class ModelFile:
     path: Path
     format: Format
     sha256: str
-    """Of the network and its spec; what quantising attaches does not change it."""
+    """Of the network, its spec, and which output of it is taken in which form; what quantising attaches does not change
+    it."""
     spec: ModelSpec
     verdicts: tuple[Verdict, ...] = ()
     outside: tuple[str, ...] = ()
@@ -54,6 +56,14 @@ class ModelFile:
     guessed."""
     proved: Ending = UNPROVED
     """What the graph proves of the outputs, as far as it was looked at."""
+    rewriting: Rewriting | None = None
+    """What of an ONNX graph is changed before a library sees it."""
+    saved_batch: int | None = None
+    """The batch that an ONNX graph was saved for; None where it takes any."""
+    head: str | None = None
+    """The output that was asked for by name."""
+    notes: tuple[str, ...] = ()
+    """What people should know of how the graph is understood."""
 
     @property
     def contradiction(self) -> str:
@@ -83,10 +93,14 @@ class ModelFile:
 
 
 def open_model(
-    path: str | Path, window: Sequence[int] | None = None, activation: Activation | None = None
+    path: str | Path,
+    window: Sequence[int] | None = None,
+    activation: Activation | None = None,
+    head: str | None = None,
 ) -> ModelFile:
     """Read what the model at `path` promises. `window` is needed, and used, only where the file does not fix a size
-    itself. `activation` wins over what the file says.
+    itself. `activation` wins over what the file says. `head`: name of the output that is wanted, where there are
+    several; see `unet_engine.model.outputs.choose`.
 
     Raises `SettingsError` where the model cannot be of that kind, and `ModelError` where the file is missing, corrupt,
     of no known format, or says too little.
@@ -97,18 +111,28 @@ def open_model(
     if path.is_dir():
         raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
     kind = _format(path)
-    files, ends_in, proved = [path], "", UNPROVED
     if kind == "onnx":
-        found = read_onnx(path, tuple(window) if window else None, activation)
-        spec, ends_in, proved = found.spec, found.ends_in, found.proved
-        files += found.weights
-    elif kind == "fake":
-        spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
-    else:
-        spec = _archive_spec(path)
-    verdicts = _verdicts(path) if kind == "onnx" else ()
-    outside = tuple(f.name for f in files[1:])
-    return ModelFile(path, kind, _hash(files, kind), spec, verdicts, outside, ends_in, proved).activated(activation)
+        return _onnx(path, tuple(window) if window else None, activation, head)
+    spec = ModelSpec.written(read_toml(path).get("spec", {}), path) if kind == "fake" else _archive_spec(path)
+    return ModelFile(path, kind, _hash([path], kind), spec, head=head).activated(activation)
+
+
+def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | None, head: str | None) -> ModelFile:
+    found = read_onnx(path, window, activation, head)
+    return ModelFile(
+        path,
+        "onnx",
+        _hash([path, *found.weights], "onnx", found.rewriting.text),
+        found.spec,
+        _verdicts(path),
+        tuple(f.name for f in found.weights),
+        found.ends_in,
+        found.proved,
+        found.rewriting,
+        found.saved_batch,
+        head,
+        found.notes,
+    ).activated(activation)
 
 
 def is_model(path: str | Path) -> bool:
@@ -141,8 +165,9 @@ def _archive_spec(path: Path) -> ModelSpec:
     )
 
 
-def _hash(files: Sequence[Path], kind: Format) -> str:
-    """Of all bytes of the files, one after the other, but for what is attached to the first."""
+def _hash(files: Sequence[Path], kind: Format, changes: str = "") -> str:
+    """Of all bytes of the files, one after the other, but for what is attached to the first; and of what is changed of
+    them before they run."""
     digest = hashlib.sha256()
     for i, path in enumerate(files):
         try:
@@ -152,6 +177,7 @@ def _hash(files: Sequence[Path], kind: Format) -> str:
             raise ModelError(
                 f"{path} cannot be read: {error.strerror}; restore it or correct its permissions"
             ) from error
+    digest.update(changes.encode())
     return digest.hexdigest()
 
 

@@ -65,7 +65,9 @@ def survey(settings: Settings) -> Survey:
     notes.extend(volume.notes)
     if settings.window is not None and len(settings.window) not in (2, 3):
         raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
-    model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
+    model = open_model(settings.model, settings.window, settings.activation, settings.head).normalized(
+        settings.normalize
+    )
     _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
@@ -105,6 +107,7 @@ def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> No
     """Say what the outputs are taken for where the graph told it. Raises `SettingsError` where logits are asked of what
     has none."""
     activation = model.spec.activation
+    notes.extend(model.notes)
     if model.ends_in:
         notes.append(outputs_note(activation, model.ends_in))
     if model.contradiction:
