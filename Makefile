@@ -6,7 +6,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
 # Processes that run tests at once: many of them wait for others.
 TESTERS ?= 2
 
-.PHONY: demo test fresh check lint bench clean
+.PHONY: demo test fresh geometries check lint bench clean
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,6 +30,10 @@ test: .venv/dev
 # The property tests alone, each with a thousand examples that were never drawn before.
 fresh: .venv/dev
 	$(BIN)/python -m pytest -n $(TESTERS) -m hypothesis --hypothesis-profile fresh
+
+# Two thousand random geometries against a reference that shares no code with the engine; `make test` tries 200 of them.
+geometries: .venv/dev
+	GEOMETRIES=2000 $(BIN)/python -m pytest -n $(TESTERS) tests/pipeline/test_brute_force.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -83,6 +83,7 @@ def spec_of(window: tuple[int, ...], classes: int, flops_of_window: int = 1) -> 
 
 def save(network: nn.Module, folder: Any, window: tuple[int, ...], classes: int, flops_of_window: int) -> str:
     """Write it as TorchScript with its spec, where the engine takes it from. Returns the path."""
+    from unet_engine.model.file import open_model
     from unet_engine.model.spec import METADATA_KEY
 
     path = folder / "mlperf.pt"
@@ -90,6 +91,7 @@ def save(network: nn.Module, folder: Any, window: tuple[int, ...], classes: int,
         script = torch.jit.trace(network.eval(), torch.zeros((1, 1, 32, 32, 32)), check_trace=False)
     spec = spec_of(window, classes, flops_of_window)
     torch.jit.save(script, str(path), _extra_files={METADATA_KEY: spec.model_dump_json()})
+    open_model(path).trust()
     return str(path)
 
 

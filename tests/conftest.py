@@ -19,6 +19,20 @@ def _own_folder(tmp_path, monkeypatch):
     assert not Path(CONFIG).exists()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_settings(tmp_path_factory):
+    """No settings of whoever runs the tests, and none are left with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture
+def trusting(monkeypatch):
+    """The user trusts whatever model the test makes."""
+    monkeypatch.setattr("unet_engine.model.trust.is_trusted", lambda sha256: True)
+
+
 @pytest.fixture
 def ramp(tmp_path):
     """A small volume of uint8 in which every voxel differs from its neighbours: (array, path)."""

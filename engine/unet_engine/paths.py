@@ -10,6 +10,13 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def root_of(path: str) -> str:
+    """What the array at `path` lies in: the outermost folder called ``.zarr`` or ``.n5``, else itself. Absolute."""
+    parts = absolute(path.rstrip("/") or path).split("/")
+    outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
+    return "/".join(parts[: outermost + 1])
+
+
 def absolute(path: str) -> str:
     """`path` as other processes find it, whose working folder is another one. A URL stays as it is.
 

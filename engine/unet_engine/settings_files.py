@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import SettingsError
-from unet_engine.paths import absolute, is_local
+from unet_engine.paths import is_local, root_of
 
 CONFIG = "unet-engine.toml"
 
@@ -52,6 +52,8 @@ class SettingsFile:
 
     def check(self, key: str) -> None:
         """Raise `SettingsError` where `key` is not this file's to say."""
+        if key == "trust":
+            raise SettingsError(f"{self.path}: trust is given by hand alone; use --trust on the command line")
         if not self.beside:
             return
         if key not in DESCRIPTIVE and (key in _RISKY or not self.here):
@@ -71,7 +73,7 @@ class SettingsFile:
 
 def _elsewhere(file: SettingsFile) -> str:
     """Where the user may write what a file beside the input may not say."""
-    own = str(user_folder() / CONFIG)
+    own = str((user_folder() or Path("~/.config/unet-engine")) / CONFIG)
     return f"{own}, or to {CONFIG} in another folder and run there" if file.here else f"{CONFIG} here, or {own}"
 
 
@@ -80,10 +82,13 @@ def _inside(path: str, folder: Path) -> bool:
     return is_local(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def user_folder() -> Path:
-    """The folder of the user's own settings: ``~/.config/unet-engine``, or where ``XDG_CONFIG_HOME`` says."""
+def user_folder() -> Path | None:
+    """The folder of the user's own settings: ``~/.config/unet-engine``, or where ``XDG_CONFIG_HOME`` says. None where
+    the user has no home."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path("~/.config").expanduser()) / "unet-engine"
+    if not os.path.isabs(base):  # noqa: PTH117  # pathlib raises where there is no home
+        base = os.path.expanduser("~/.config")  # noqa: PTH111
+    return Path(base, "unet-engine") if os.path.isabs(base) else None  # noqa: PTH117
 
 
 def settings_files(volume: str) -> tuple[SettingsFile, ...]:
@@ -103,8 +108,7 @@ def _data(volume: str) -> Path | None:
     """What the input lies in, of which a settings file is beside: the outermost folder called .zarr, else itself."""
     if not volume or not is_local(volume):
         return None
-    path = Path(absolute(volume))
-    return next((p for p in reversed([path, *path.parents]) if p.suffix == ".zarr"), path)
+    return Path(root_of(volume))
 
 
 def _with_data(file: Path, data: Path) -> bool:

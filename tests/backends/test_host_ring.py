@@ -17,6 +17,8 @@ from unet_engine.devices.simulated import RaceError, SimulatedDevice
 from unet_engine.errors import BackendError
 from unet_engine.model.file import open_model
 
+pytestmark = pytest.mark.usefixtures("trusting")
+
 WINDOW = (8, 12, 8)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from support.graphs import FLOAT, TensorProto, graph, mixing, node, onnx, run, tensor, whole
+from support.foreign import FLOAT, TensorProto, graph, mixing, node, onnx, run, tensor, whole
 from unet_engine.errors import ModelError
 from unet_engine.model.file import open_model
 

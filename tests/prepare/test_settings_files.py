@@ -10,7 +10,7 @@ from support.command_line import cli
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import SettingsError
 from unet_engine.settings import Settings
-from unet_engine.settings_files import CONFIG, DESCRIPTIVE
+from unet_engine.settings_files import CONFIG, DESCRIPTIVE, SettingsFile
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +52,10 @@ NEEDS = {"overlap_tolerance": {"overlap": "auto"}, "dtype": {"output": "logits"}
 TLS = ("tls_ca", "tls_cert", "tls_key")
 
 
-def test_the_table_names_every_setting():
-    assert set(VALUES) | set(DESCRIPTIVE) | {"input"} == set(Settings.model_fields)
+@pytest.mark.parametrize("key", sorted(set(Settings.model_fields) - set(DESCRIPTIVE)))
+def test_every_setting_is_refused_beside_the_data_unless_it_describes_them(key, tmp_path):
+    with pytest.raises(SettingsError, match=r"may not be set beside the input|is given by hand alone"):
+        SettingsFile(tmp_path / CONFIG, {key: None}, beside=True).check(key)
 
 
 @pytest.mark.parametrize("key", VALUES)

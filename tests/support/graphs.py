@@ -1,65 +1,32 @@
-"""Small ONNX graphs as others make them, and what ONNX Runtime says of them over whole images."""
+"""Small ONNX graphs of others: no spec inside, any nodes."""
 
 import numpy as np
-import pytest
-import zarr
-
-import unet_engine
-
-onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
-FLOAT = TensorProto.FLOAT
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 
-def node(kind, given, out, **attributes):
-    return helper.make_node(kind, given.split(), out.split(), **attributes)
+def node(kind, given, made, **attributes):
+    """One node; names of tensors in a string."""
+    return helper.make_node(kind, given.split(" "), made.split(), **attributes)
 
 
-def tensor(name, shape, kind=FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def graph(path, nodes, given, outputs, weights, opset=17, ir=9):
-    """Write a graph with one input `given` and `outputs`, as `tensor` makes them."""
+def graph(path, nodes, *, shape, opset=19, spec=None, **constants):
+    """A graph from ``x``, float32 of `shape` (None or 0: any size), to ``y``; `constants` by name. Returns the path."""
+    sizes = [n or f"n{i}" for i, n in enumerate(shape)]
+    held = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
     made = helper.make_graph(
-        nodes, "g", [given], outputs, [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [f"o{i}" for i in range(len(shape))])], held,
+    )  # fmt: skip
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    if spec is not None:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = "unet_engine.spec", spec.model_dump_json()
     onnx.save(model, path)
     return str(path)
 
 
-def mixing(out, given=1, n=2, seed=0, kind=np.float32, at=0.0):
-    """Weights "w" and "b" of a convolution of single voxels, whose channels cross where voxels are near `at`."""
+def convolution(axes=2, channels_in=1, channels_out=1, seed=0):
+    """Weights of a 1-voxel convolution."""
     rng = np.random.default_rng(seed)
-    w = rng.standard_normal((out, given)).astype(np.float32)
-    b = (rng.standard_normal(out) - w.sum(1) * at).astype(np.float32)
-    return {"w": w.reshape(out, given, *(1,) * n).astype(kind), "b": b.astype(kind)}
-
-
-def whole(path, image, head=0):
-    """What ONNX Runtime makes of an image (channels, *space) in one piece: the graph's sizes are set to the image's,
-    and its batch to 1. (channels, *space)."""
-    import onnxruntime
-
-    model = onnx.load(path)
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            dim.Clear()
-    del model.graph.value_info[:]
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: image[None]})[head][0]
-
-
-def stored(folder, voxels, axes=""):
-    path = str(folder / f"{len(list(folder.iterdir()))}.zarr")
-    zarr.save_array(path, voxels)
-    return path
-
-
-def run(folder, model, voxels, **options):
-    """Labels, or what `output` asks for, of voxels over which the engine moves windows."""
-    out = str(folder / f"{len(list(folder.iterdir()))}-out.zarr")
-    unet_engine.run(stored(folder, voxels), model=model, out=out, **options)
-    return zarr.open_array(out + "/0", mode="r")[...]
+    return rng.standard_normal((channels_out, channels_in, *(1,) * axes)).astype(np.float32)

@@ -174,8 +174,10 @@ def _prepare_weights(network: Any, kind: torch.dtype) -> None:
 
 
 def loaded(setup: Setup) -> Any:
-    """The network, on the CPU. Raises `ModelError` where PyTorch cannot load the file."""
+    """The network, on the CPU. Raises `ModelError` where PyTorch cannot load the file, or the user does not trust
+    it."""
     path = setup.model.path
+    setup.model.check_trust()
     try:
         if setup.model.format == "pt2":
             return torch.export.load(path).module()

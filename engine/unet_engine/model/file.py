@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from unet_engine.errors import ModelError, SettingsError
-from unet_engine.model import attachments
+from unet_engine.model import attachments, trust
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.onnx_file import read_onnx
 from unet_engine.model.onnx_rewrite import Rewriting
@@ -56,6 +56,7 @@ class ModelFile:
     guessed."""
     proved: Ending = UNPROVED
     """What the graph proves of the outputs, as far as it was looked at."""
+<<<<<<< HEAD
     rewriting: Rewriting | None = None
     """What of an ONNX graph is changed before a library sees it."""
     saved_batch: int | None = None
@@ -64,6 +65,26 @@ class ModelFile:
     """The output that was asked for by name."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
+=======
+    trusted: bool = False
+    """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether opening or running it may do anything a program may."""
+        return self.format in trust.RUNS_CODE
+
+    def check_trust(self) -> None:
+        """Raise `ModelError` where it runs code and the user does not trust it."""
+        if not self.trusted:
+            trust.check(self.path, self.format, self.sha256)
+
+    def trust(self) -> ModelFile:
+        """The same, trusted from now on: by this process, and as far as the user's folder can be written, by all."""
+        if self.runs_code:
+            trust.trust(self.path, self.sha256)
+        return replace(self, trusted=True)
+>>>>>>> main
 
     @property
     def contradiction(self) -> str:
@@ -112,6 +133,7 @@ def open_model(
         raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
     kind = _format(path)
     if kind == "onnx":
+<<<<<<< HEAD
         return _onnx(path, tuple(window) if window else None, activation, head)
     spec = ModelSpec.written(read_toml(path).get("spec", {}), path) if kind == "fake" else _archive_spec(path)
     return ModelFile(path, kind, _hash([path], kind), spec, head=head).activated(activation)
@@ -133,6 +155,20 @@ def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | N
         head,
         found.notes,
     ).activated(activation)
+=======
+        found = read_onnx(path, tuple(window) if window else None, activation)
+        spec, ends_in, proved = found.spec, found.ends_in, found.proved
+        files += found.weights
+    elif kind == "fake":
+        spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
+    else:
+        spec = _archive_spec(path)
+    verdicts = _verdicts(path) if kind == "onnx" else ()
+    outside = tuple(f.name for f in files[1:])
+    sha256 = _hash(files, kind)
+    trusted = kind in trust.RUNS_CODE and trust.is_trusted(sha256)
+    return ModelFile(path, kind, sha256, spec, verdicts, outside, ends_in, proved, trusted).activated(activation)
+>>>>>>> main
 
 
 def is_model(path: str | Path) -> bool:
@@ -179,6 +215,11 @@ def _hash(files: Sequence[Path], kind: Format, changes: str = "") -> str:
             ) from error
     digest.update(changes.encode())
     return digest.hexdigest()
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file that is no ONNX, as `ModelFile` has it."""
+    return _hash([path], "pt2")
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.units import times
@@ -38,7 +40,7 @@ class Normalization(BaseModel):
     range       `low` to 0, `high` to 1 (raw units, e.g. HU; not clipped)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: NormalizationMode = "none"
     low: float | None = None
@@ -51,6 +53,8 @@ class Normalization(BaseModel):
             raise ValueError(f"{self.mode} needs low < high")
         if self.mode == "percentile" and not ((self.low or 0) >= 0 and (self.high or 0) <= 100):
             raise ValueError("percentiles lie between 0 and 100")
+        if needs and not (isfinite(self._width) and isfinite(1 / self._width)):
+            raise ValueError(f"{self.mode} has bounds too far apart, or too near")
         if not needs and (self.low is not None or self.high is not None):
             raise ValueError(f"{self.mode} takes no bounds")
         return self
@@ -68,18 +72,29 @@ class Normalization(BaseModel):
             ) from error
 
     @property
+    def _width(self) -> float:
+        return (self.high or 0.0) - (self.low or 0.0)
+
+    @property
     def fixed(self) -> tuple[float, float] | None:
         """(shift, scale) of ``(x - shift) * scale`` where they need no voxels; None where they have to be measured."""
         if self.mode == "none":
             return 0.0, 1.0
         if self.mode == "range":
-            assert self.low is not None  # both were checked
-            assert self.high is not None
-            return self.low, 1 / (self.high - self.low)
+            return self.low or 0.0, 1 / self._width
         return None
 
     def __str__(self) -> str:
         return self.mode if self.low is None else f"{self.mode}:{self.low:g},{self.high:g}"
+
+
+_NOT_IN_NAMES = re.compile(r"[^\w .+()\[\]{}=,;@!#$%&'^~`-]")
+
+
+def plain_name(name: str) -> str:
+    """`name` as a part of file names and of lines for people: of letters, digits and marks that lead nowhere, 100
+    characters at most. Models come from anywhere, and outputs are named after them."""
+    return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
 class ModelSpec(BaseModel):
@@ -90,7 +105,7 @@ class ModelSpec(BaseModel):
     The network's output is smaller than its input by `margin` at each side (0 for padded convolutions).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     axes: Literal["yx", "zyx"]
@@ -117,6 +132,11 @@ class ModelSpec(BaseModel):
     """Per channel the 1, 25, 50, 75 and 99 % quantiles of the normalised voxels it was trained on. None: unknown."""
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        return plain_name(name)
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:

@@ -23,6 +23,8 @@ class _Frozen(BaseModel):
 class Thresholds(_Frozen):
     """What a candidate must reach against fp32 on the held-out windows."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
     dice: float
     """Least Dice coefficient of every class."""
     dice_of: dict[str, float] = {}
@@ -146,11 +148,12 @@ def _shortfalls(figures: Figures, thresholds: Thresholds) -> Iterator[str]:
         yield f"the largest error is {figures.max_error:.2e}, above {thresholds.max_error:g}"
 
 
-def difference(ours: Quantiles, theirs: Quantiles) -> str:
-    """In words, how the statistics of two volumes differ, or empty where they are alike (see `DIFFERENT`)."""
+def difference(ours: Quantiles, theirs: Quantiles, part: float = DIFFERENT) -> str:
+    """In words, how the statistics of two volumes differ, or empty where no quantile moves by more than `part` of the
+    distance from the first to the last."""
     for channel, (a, b) in enumerate(zip(ours, theirs, strict=False)):
         spread = max(b[-1] - b[0], 1e-12)
         worst = max(range(len(b)), key=lambda i: abs(a[i] - b[i]))
-        if abs(a[worst] - b[worst]) > DIFFERENT * spread:
+        if abs(a[worst] - b[worst]) > part * spread:
             return f"channel {channel}: the {LEVELS[worst]} % quantile is {a[worst]:.3g} here and {b[worst]:.3g} there"
     return ""

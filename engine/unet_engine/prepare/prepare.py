@@ -19,9 +19,10 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
+from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
-from unet_engine.prepare.survey import Survey
+from unet_engine.prepare.survey import Survey, fall_back
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples
 from unet_engine.volumes.normalize import Scaling, scaling
@@ -105,6 +106,7 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
     )  # fmt: skip
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint, scale = samples.fingerprint(survey.volume), _scaling(survey)
+    _about_inputs(survey, scale, notes)
     before = machine.resident_bytes()
     windows = windows_per_block(survey, _tiling(survey, survey.window))
     wanted = Wanted(windows, settings.batch, None if settings.window else notes.append)
@@ -112,6 +114,16 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
     if network.note:
         notes.append(network.note)
     return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before)
+
+
+def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
+    """Say where the network is fed what it cannot have been trained on. The identity network takes any values."""
+    if survey.model.format == "fake":
+        return
+    said = survey.settings.normalize is not None
+    doubt = unlikely(survey.model, samples.values(survey.volume), scale, said=said)
+    if doubt:
+        fall_back(survey.settings, notes, doubt)
 
 
 def _scaling(survey: Survey) -> Scaling:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from unet_engine import machine
 from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
@@ -16,8 +18,8 @@ from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
-from unet_engine.paths import absolute
 from unet_engine.plan.box import Box
+from unet_engine.prepare.places import out_of
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.settings import Settings
 from unet_engine.settings_files import CONFIG
@@ -65,16 +67,20 @@ def survey(settings: Settings) -> Survey:
     notes.extend(volume.notes)
     if settings.window is not None and len(settings.window) not in (2, 3):
         raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
+<<<<<<< HEAD
     model = open_model(settings.model, settings.window, settings.activation, settings.head).normalized(
         settings.normalize
     )
+=======
+    model = _model(settings, notes)
+>>>>>>> main
     _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
     if place.note:
-        _fall_back(settings, notes, place.note)
+        fall_back(settings, notes, place.note)
     if settings.batch and not place.takes_batches:
         raise SettingsError(
             f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
@@ -83,11 +89,12 @@ def survey(settings: Settings) -> Survey:
     choice = choose(model, backend, devices[0], settings.precision, window)
     _about_precision(settings, choice, volume, model, notes)
     if operations.IMPLEMENTATION != "native":
-        _fall_back(
+        fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
         )
+    _check_replacement(settings, volume)
     if volume.drawback:
-        _fall_back(settings, notes, volume.drawback)
+        fall_back(settings, notes, volume.drawback)
     return Survey(
         settings=settings,
         volume=volume,
@@ -98,9 +105,32 @@ def survey(settings: Settings) -> Survey:
         devices=devices,
         backend=backend,
         choice=choice,
-        out=_out(settings, volume, model),
+        out=out_of(settings, model),
         notes=tuple(notes),
     )
+
+
+def _check_replacement(settings: Settings, volume: Volume) -> None:
+    """Refuse a value for NaN and Inf that the type of the voxels makes infinite again."""
+    value = settings.replace_nonfinite
+    if value is None or volume.dtype.kind != "f" or abs(value) <= np.finfo(volume.dtype).max:
+        return
+    raise SettingsError(
+        f"--replace-nonfinite {value:g} is beyond the largest {volume.dtype}, the type of {volume.path}; "
+        "give a value within its range"
+    )
+
+
+def _model(settings: Settings, notes: list[str]) -> ModelFile:
+    """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and is
+    not trusted."""
+    assert settings.model is not None
+    model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
+    if settings.trust and model.runs_code and not model.trusted:
+        model = model.trust()
+        notes.append(f"{model.path} is trusted from now on; its hash is {model.sha256}")
+    model.check_trust()
+    return model
 
 
 def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> None:
@@ -111,7 +141,7 @@ def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> No
     if model.ends_in:
         notes.append(outputs_note(activation, model.ends_in))
     if model.contradiction:
-        _fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
+        fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
     if settings.output == "logits" and activation in ARE_PROBABILITIES:
         raise SettingsError(
             f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "
@@ -122,7 +152,7 @@ def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> No
 def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:
     """Say which precision runs and why, and where the verdict rests on a volume unlike this one."""
     if choice.precision != "fp32" and choice.proved is None:
-        _fall_back(settings, notes, choice.why)
+        fall_back(settings, notes, choice.why)
     elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
         notes.append(f"precision {choice.precision}: {choice.why}")
     if choice.proved is not None:
@@ -217,7 +247,7 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
         asked = record(settings.backend).runs_on("cuda") if settings.backend else True
         usable = found > 0 and asked and runs_on_gpu(model)
         if found and not usable:
-            _fall_back(
+            fall_back(
                 settings,
                 notes,
                 f"{found} GPU(s) found, but no installed back end runs {model.path.name} there: running on the CPU",
@@ -239,27 +269,11 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
 
 
-def _fall_back(settings: Settings, notes: list[str], what: str) -> None:
+def fall_back(settings: Settings, notes: list[str], what: str) -> None:
+    """Note what is not as one would expect. Raises `BackendError` under ``--strict``."""
     if settings.strict:
         raise BackendError(f"--strict: {what}")
     notes.append(what)
-
-
-# --- output ---
-
-
-def _out(settings: Settings, volume: Volume, model: ModelFile) -> str:
-    """Beside the input (the outermost .zarr folder of its path), named after both. Never the input or inside it."""
-    root = absolute(volume.path.rstrip("/"))
-    parts = root.split("/")
-    outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
-    top = "/".join(parts[: outermost + 1])
-    if settings.out is None:
-        return f"{top.removesuffix('.zarr')}-{model.spec.name}.zarr"
-    for other in (top, settings.mask):
-        if other and stores.nested(settings.out, other):
-            raise SettingsError(f"--out {settings.out} overlaps the input {other}; choose a folder of its own")
-    return settings.out
 
 
 def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:

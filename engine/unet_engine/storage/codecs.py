@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numcodecs.errors
 import zarr
+import zarr.errors
 
 from unet_engine.paths import is_local
 
@@ -38,6 +41,42 @@ def fast_codecs(path: str) -> Iterator[None]:
     with _CONFIG, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline", UserWarning)
         yield
+
+
+def is_native(array: zarr.Array) -> bool:
+    """Whether the native pipeline decodes the chunks of `array`, rather than zarr's own codecs, alone or inside it."""
+    pipeline = array.async_array.codec_pipeline
+    return type(pipeline).__name__ == "ZarrsCodecPipeline" and pipeline.impl is not None
+
+
+def missing_codec(error: BaseException) -> str | None:
+    """Which codec `error` says is missing, and what to install for it; None where it says something else."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, numcodecs.errors.UnknownCodecError | zarr.errors.UnknownCodecError):
+            named = re.search(r"'([^']+)'", str(cause))
+            name = named[1] if named else str(cause)
+            return f"its codec {name} is not installed; {_remedy(name)}"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _remedy(codec: str) -> str:
+    """What brings the codec called so: by numcodecs, or by zarr in arrays of v3."""
+    plain = codec.removeprefix("numcodecs.")
+    if plain in _EXTRAS:
+        return f"run: pip install '{_EXTRAS[plain]}'"
+    if plain.startswith("imagecodecs_"):
+        return "run: pip install imagecodecs-numcodecs imagecodecs-zarr"
+    return "install the package that wrote it, or the one that registers this codec with numcodecs or zarr"
+
+
+_EXTRAS = {
+    "zfpy": "numcodecs[zfpy]",
+    "pcodec": "numcodecs[pcodec]",
+    "crc32c": "numcodecs[crc32c]",
+    "msgpack2": "numcodecs[msgpack]",
+}
 
 
 @contextmanager

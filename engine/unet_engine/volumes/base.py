@@ -11,14 +11,15 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from unet_engine.errors import DataError, first_line
+from unet_engine.errors import DataError, InputError, first_line
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import READ_DECODE
 
 Array = npt.NDArray[Any]
-Selection = tuple[slice | int, ...]
-"""What is read of a stored array, one entry per stored axis."""
+Selection = tuple[slice, ...]
+"""What is read of a stored array: a span of each stored axis, also where that is one long. Codecs find a span in any
+layout, an index not in every one."""
 T = TypeVar("T")
 
 
@@ -98,11 +99,18 @@ class Volume(Protocol):
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         """The voxels of `box`: shape (channels, *box.shape), of `dtype`, C-contiguous. `recorder` takes the times.
 
-        Raises `DataError` naming what cannot be read.
+        Raises `DataError` naming what cannot be read, and `InputError` where none of it can.
         """
 
     def has_data(self, box: Box) -> bool:
-        """Whether anything but `fill_value` may be in `box`, told without reading voxels."""
+        """Whether anything but `fill_value` may be in `box`, told without reading voxels. Raises `InputError` where
+        nothing is, because the volume itself is gone."""
+
+    def confirm(self) -> None:
+        """Look again whether this is still what was opened: of a volume that is gone, what is not stored means nothing.
+
+        Cheap, and asked wherever something is believed to be not stored, and at the end of a run. Raises `InputError`.
+        """
 
     def facts(self) -> dict[str, Any]:
         """What people are shown of how it is stored, as plain values by name."""
@@ -138,11 +146,13 @@ class StoredVolume(ABC):
 
     @abstractmethod
     def stored(self, selection: Selection) -> Array:
-        """The voxels of `selection`: the axes in stored order, without those that an index is given of. May raise
-        anything."""
+        """The voxels of `selection`, with all axes, in stored order. May raise anything."""
 
     def has_data(self, box: Box) -> bool:
         return True
+
+    def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do
+        """A format that reads what is not stored as something looks again here."""
 
     @property
     def drawback(self) -> str | None:
@@ -219,18 +229,20 @@ class StoredVolume(ABC):
         return self._oriented(np.asarray(found))
 
     def _selection(self, box: Box) -> Selection:
-        spans: dict[str, slice | int] = dict(zip(self.spatial, box.slices(), strict=True))
-        return tuple(spans.get(a, slice(None) if a == "c" else 0) for a in self.axes)
+        spans = dict(zip(self.spatial, box.slices(), strict=True))
+        whole = {"c": slice(None), "t": slice(0, 1)}
+        return tuple(spans[a] if a in spans else whole[a] for a in self.axes)
 
     def _oriented(self, stored: Array) -> Array:
-        kept = [a for a in self.axes if a in "czyx"]
-        wanted = [a for a in "czyx" if a in kept]
-        voxels = stored.transpose([kept.index(a) for a in wanted])
-        if "c" not in kept:
+        wanted = [a for a in "tczyx" if a in self.axes]
+        voxels = stored.transpose([self.axes.index(a) for a in wanted])
+        if "t" in wanted:
+            voxels = voxels[0]
+        if "c" not in wanted:
             voxels = voxels[np.newaxis]
         return np.ascontiguousarray(voxels, dtype=self.dtype)
 
-    def _unreadable(self, box: Box, error: Exception) -> DataError:
+    def _unreadable(self, box: Box, error: Exception) -> InputError:
         """Find the chunk at fault by reading one by one."""
         for cell in box.cells(self.chunks):
             try:
@@ -238,7 +250,9 @@ class StoredVolume(ABC):
             except Exception as fault:
                 corner = tuple(l // c for l, c in zip(cell.lo, self.chunks, strict=True))
                 where = " ".join(f"{a}={i}" for a, i in zip(self.spatial, corner, strict=True))
-                return DataError(
-                    f"{self.path}: chunk {where} (voxels {cell}) cannot be read: {first_line(fault)}; {self.remedy}"
-                )
-        return DataError(f"{self.path}: voxels {box} cannot be read: {first_line(error)}")
+                return self._blamed(f"chunk {where} (voxels {cell})", fault)
+        return DataError(f"{self.path}: voxels {box} cannot be read: {first_line(error)}; try once more")
+
+    def _blamed(self, what: str, error: Exception) -> InputError:
+        """The error for `what`, which cannot be read, because of `error`."""
+        return DataError(f"{self.path}: {what} cannot be read: {first_line(error)}; {self.remedy}")

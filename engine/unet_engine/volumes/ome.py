@@ -13,6 +13,7 @@ import zarr
 from unet_engine.errors import InputError, first_line
 from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
+from unet_engine.storage.codecs import missing_codec
 from unet_engine.units import micrometers
 from unet_engine.volumes.resolution import Resolution
 
@@ -38,6 +39,8 @@ def full_resolution(path: str, group: zarr.Group) -> Resolution:
     try:
         array = zarr.open_array(group.store_path / where, mode="r")
     except Exception as error:
+        if missing := missing_codec(error):
+            raise InputError(f"{path}: its full resolution {where!r} cannot be read: {missing}") from error
         raise InputError(
             f"{path}: its full resolution {where!r} cannot be opened: {first_line(error)}; "
             f"restore it, or name another array, e.g. {path}/1"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import DECODE, READ
-from unet_engine.storage import stores
+from unet_engine.storage import blosc, stores
+from unet_engine.storage.absences import Absences
 from unet_engine.storage.busy import BusyStore
-from unet_engine.storage.codecs import fast_codecs, own_codecs
+from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, own_codecs
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
+from unet_engine.volumes.witness import Witness
 
 
 class ZarrFormat:
@@ -53,7 +56,8 @@ class ZarrFormat:
             unit=found.unit,
             notes=found.notes,
             fill_value=float(array.fill_value or 0),
-            array=_with_fast_codecs(path, array),
+            array=_with_codecs(path, _noticing(path, array)),
+            witness=_witness(path, array),
         )
 
 
@@ -69,6 +73,8 @@ def _opened(path: str) -> zarr.Array | zarr.Group:
             f"give the path of one, e.g. {path}/NAME"
         ) from error
     except Exception as error:
+        if missing := missing_codec(error):
+            raise InputError(f"{path} cannot be read: {missing}") from error
         raise InputError(
             f"{path} is not a readable Zarr array or group: {first_line(error)}; restore it, or give another --in"
         ) from error
@@ -80,17 +86,58 @@ def _described(path: str, node: zarr.Array | zarr.Group) -> Resolution:
     return named_resolution(path, node) or Resolution(node)
 
 
-def _with_fast_codecs(path: str, array: zarr.Array) -> zarr.Array:
-    """`array` opened again with the native codec pipeline, where that can read it."""
+def _with_codecs(path: str, array: zarr.Array) -> zarr.Array:
+    """`array` opened again with the native codec pipeline, where that can read it; otherwise with zarr's own codecs."""
     metadata = array.metadata
-    if not is_local(path):
-        return array
-    if metadata.zarr_format == 2 and (
+    laid_out_otherwise = metadata.zarr_format == 2 and (
         metadata.order == "F" or not np.dtype(array.dtype).isnative or metadata.fill_value is None
-    ):
+    )
+    if is_local(path) and not laid_out_otherwise and not _has_longer_chunks(array):
+        with fast_codecs(path):
+            fast = zarr.open_array(array.store_path, mode="r")
+        if is_native(fast):
+            return fast
+    return _with_own_codecs(array.store_path)
+
+
+def _with_own_codecs(place: StorePath) -> zarr.Array:
+    with own_codecs():
+        return blosc.checked(zarr.open_array(place, mode="r"))
+
+
+def _has_longer_chunks(array: zarr.Array) -> bool:
+    """Whether bytes follow the Blosc data of the first chunk that is found stored. Only some are looked for: should
+    others be longer, `ZarrVolume.stored` reads them all the same."""
+    if not blosc.is_blosc(array):
+        return False
+    grid = tuple(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
+    for number in np.linspace(0, prod(grid) - 1, min(prod(grid), _LOOKED_FOR), dtype=np.int64):
+        key = array.metadata.encode_chunk_key(tuple(map(int, np.unravel_index(number, grid))))
+        file = stores.file_of(array.store_path / key)
+        with suppress(OSError, ValueError):
+            if file:
+                with file.open("rb") as opened:
+                    return file.stat().st_size > blosc.length(opened.read(16))
+    return False
+
+
+_LOOKED_FOR = 64
+
+
+def _noticing(path: str, array: zarr.Array) -> zarr.Array:
+    """`array` through a store that notices what is not there. On a local disk the native codecs do without a store."""
+    if is_local(path):
         return array
-    with fast_codecs(path):
-        return zarr.open_array(array.store_path, mode="r")
+    place = array.store_path
+    with own_codecs():
+        return zarr.open_array(StorePath(Absences(place.store), place.path), mode="r")
+
+
+def _witness(path: str, array: zarr.Array) -> Witness:
+    try:
+        return Witness.of(path, array.store_path, array.metadata.zarr_format)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}; restore it, or give another --in") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,19 +151,20 @@ class ZarrVolume(StoredVolume):
     """
 
     array: zarr.Array
+    witness: Witness
 
     remedy = "restore the chunk, or delete it to have it read as the fill value"
 
     @property
     def has_native_codecs(self) -> bool:
         """Whether chunks are decoded by the native pipeline rather than zarr's own."""
-        return type(self.array.async_array.codec_pipeline).__name__ == "ZarrsCodecPipeline"
+        return is_native(self.array)
 
     @property
     def drawback(self) -> str | None:
         if self.has_native_codecs or not is_local(self.path):
             return None
-        return f"{self.path} is decoded by zarr's own codecs, which are slower: the native ones lack its layout"
+        return f"{self.path} is decoded by zarr's own codecs, which are slower: the native ones cannot read it"
 
     def facts(self) -> dict[str, Any]:
         general = super().facts()
@@ -131,9 +179,46 @@ class ZarrVolume(StoredVolume):
     # --- reading ---
 
     def stored(self, selection: Selection) -> Array:
-        return np.asarray(self.array[selection])
+        try:
+            return np.asarray(self.array[selection])
+        except Exception:
+            if not self.has_native_codecs:
+                raise
+            # what the native codecs take for damaged may be none to zarr's own, e.g. bytes behind the data of a chunk
+            with suppress(Exception):
+                return np.asarray(self._with_own_codecs[selection])
+            raise
+
+    @cached_property
+    def _with_own_codecs(self) -> zarr.Array:
+        return _with_own_codecs(self.array.store_path)
+
+    def _blamed(self, what: str, error: Exception) -> InputError:
+        if missing := missing_codec(error):
+            return InputError(f"{self.path} cannot be read: {missing}")
+        return super()._blamed(what, error)
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        before = self._absences
+        voxels = self._read(box, recorder)
+        if before is None or self._absences != before:
+            self.confirm()
+        return voxels
+
+    @property
+    def _absences(self) -> int | None:
+        """Chunks that were asked for and not found so far; None where that is not known."""
+        store = self.array.store_path.store
+        return store.count if isinstance(store, Absences) else None
+
+    def confirm(self) -> None:
+        self.witness.confirm()
+
+    def _unreadable(self, box: Box, error: Exception) -> InputError:
+        self.confirm()  # nothing is wrong with a chunk of a volume that is gone
+        return super()._unreadable(box, error)
+
+    def _read(self, box: Box, recorder: Recorder) -> Array:
         if recorder.recording and not (self.has_native_codecs and is_local(self.path)):
             return self._read_at_store(box, recorder)
         # of a shard only some chunks may be wanted, and where in it they lie is the codec's own knowledge
@@ -169,14 +254,19 @@ class ZarrVolume(StoredVolume):
         """The array once more, through a store that takes times."""
         place = self.array.store_path
         store = BusyStore(place.store)
-        with own_codecs():
-            return store, zarr.open_array(StorePath(store, place.path), mode="r")
+        return store, _with_own_codecs(StorePath(store, place.path))
 
     # --- what is there ---
 
     def has_data(self, box: Box) -> bool:
         """Whether any stored chunk (shard, if sharded) meets `box`; missing ones read as the fill value."""
-        return any(stores.holds(self.array.store_path / key) for key in self._stored_keys(box))
+        try:
+            found = any(stores.holds(self.array.store_path / key) for key in self._stored_keys(box))
+        except Exception as error:  # a disk that fails, a store that is not reached
+            raise self._unreadable(box, error) from error
+        if not found:
+            self.confirm()
+        return found
 
     def _stored_keys(self, box: Box) -> Iterator[str]:
         """Where the chunks (shards, if sharded) that meet `box` are stored if they are, below the array."""

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from unet_engine.errors import ModelError, OutputError, SettingsError
+from unet_engine.model.file import hash_of
 from unet_engine.model.spec import EXPORT_KEY, METADATA_KEY, ModelSpec
+from unet_engine.model.trust import trust
 from unet_export.conversion.exporters import dynamic_shapes, example_sizes, from_module
 
 TOLERANCE = 1e-4
@@ -66,7 +68,8 @@ def export_torch(model: Any, spec: ModelSpec, path: str | Path) -> float:
     """Write `model` with `spec` for the PyTorch backend: `torch.export` to ``.pt2``, TorchScript to ``.pt`` or ``.ts``.
 
     Both carry the spec's JSON as the extra file `METADATA_KEY`; batch and spatial sizes are free as in `export_onnx`.
-    Returns the largest relative difference from the network. Errors as in `export_onnx`.
+    The file is trusted from now on by whoever runs this. Returns the largest relative difference from the network.
+    Errors as in `export_onnx`.
     """
     path = Path(path)
     spec = _spec_of_file(model, spec, dynamic=True)
@@ -88,6 +91,7 @@ def export_torch(model: Any, spec: ModelSpec, path: str | Path) -> float:
                 torch.jit.save(script, str(temporary), _extra_files=extra)
         else:
             raise SettingsError(f"{path.name} names no PyTorch format; use .pt2, or .pt or .ts for TorchScript")
+    trust(path, hash_of(path))
     return error
 
 

@@ -14,6 +14,9 @@ from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model, with_attachments
 from unet_engine.model.verdict import Calibration, Thresholds, difference
+from unet_engine.paths import root_of
+from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
@@ -34,9 +37,13 @@ LEAST_DICE = {"fp16": 0.999, "bf16": 0.999, "int8": 0.995}
 def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
     """Judge every candidate, write verdicts and what passed to the model file, and the report. Nothing is raised for a
     candidate that fails: the verdict says so. Raises the errors of what cannot be judged at all."""
+    request.check()
     backend, device = _backend(request, tell)
     model, volume, window, scale = _opened(request, tell)
     out = Path(request.out or request.model)
+    report = Path(request.report or out.with_suffix(".gate.html"))
+    for option, file in (("--out", out), ("--report", report)):
+        keep_out(option, str(file), (root_of(request.calibrate),))
     with tempfile.TemporaryDirectory() as folder:
         judging = _judging(request, model, volume, window, scale, Path(folder), tell)
         outcomes = list(_candidates(backend, device, judging))
@@ -46,7 +53,7 @@ def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
         o.attempt.candidate.network: o.attempt.candidate.data for o in outcomes if o.attempt.candidate.data is not None
     }
     with_attachments(model, out, [*older, *(o.verdict for o in outcomes)], networks)
-    write_report(Path(request.report or out.with_suffix(".gate.html")), model, outcomes)
+    write_report(report, model, outcomes)
     return outcomes
 
 
@@ -76,8 +83,6 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         raise SettingsError(
             f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same folder"
         )
-    if request.windows < 2 or request.held_out < 2:
-        raise SettingsError("--windows and --held-out must be 2 or more each; leave them out for 24 and 16")
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
         raise SettingsError(
@@ -91,14 +96,15 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     notes += [model.contradiction] if model.contradiction else []
     check_volume(volume, model, notes)
     scale = scaling(model.spec.normalization, samples.values(volume))
-    notes += _modality(model, volume, scale)
+    notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")
     return model, volume, window, scale
 
 
-def _modality(model: ModelFile, volume: Volume, scale: Scaling) -> Iterator[str]:
-    """Whether the voxels look like those the network was made for, as far as the model file tells."""
+def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -> Iterator[str]:
+    """Whether the voxels look like those the network was made for, as far as the model file tells. said: the user named
+    the normalisation."""
     found = quantiles(samples.values(volume), scale)
     if model.spec.input_quantiles:
         apart = difference(found, model.spec.input_quantiles)
@@ -111,6 +117,8 @@ def _modality(model: ModelFile, volume: Volume, scale: Scaling) -> Iterator[str]
                     f"{volume.path} lies between {levels[0]:.3g} and {levels[-1]:.3g} in channel {channel} after "
                     f"{model.spec.normalization}, and 0 to 1 is meant: its statistics differ; is it the same modality?"
                 )
+    elif doubt := unlikely(model, samples.values(volume), scale, said=said):
+        yield doubt
 
 
 def _backend(request: Request, tell: Tell) -> tuple[str, str]:
@@ -146,6 +154,8 @@ def _judging(
     tell: Tell,
 ) -> Judging:
     """Runs the reference on the windows that it draws; its logits lie in `folder`."""
+    if request.reference and request.trust:
+        open_model(request.reference, window, model.spec.activation).trust()
     infer, name = reference(model, request.reference, window)
     spec = model.spec
     drawn = sample(

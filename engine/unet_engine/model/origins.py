@@ -1,0 +1,53 @@
+"""Where each fact of a model file's spec came from, as people are told."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+
+from unet_engine.errors import ModelError
+from unet_engine.model.file import ModelFile
+from unet_engine.model.spec import METADATA_KEY, ModelSpec, read_toml
+
+SPEC = "the spec in the file"
+SHAPES = ("channels_in", "channels_out", "window", "window_min", "window_step", "margin", "axes", "flops")
+"""Fields that a foreign graph tells."""
+
+
+def origins(model: ModelFile, options: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Field by field of `ModelSpec`, who said it: the file, another one beside it, its graph, or nobody.
+
+    options: fields that the user named, with the option that does.
+    """
+    beside = model.path.with_suffix(".toml")
+    found: dict[str, str] = {}
+    if _holds_spec(model):
+        found = dict.fromkeys(ModelSpec.model_fields, SPEC)
+    else:
+        found = dict.fromkeys(ModelSpec.model_fields, "default") | dict.fromkeys(SHAPES, "graph")
+        found["name"] = "name of the file"
+        found["activation"] = "graph" if model.ends_in else "guess by the number of channels"
+        if beside.is_file():
+            found |= dict.fromkeys(read_toml(beside), beside.name)
+    return found | dict(options or {})
+
+
+def said_beside(model: ModelFile, field: str) -> bool:
+    """Whether the TOML beside a file without a spec of its own names `field`."""
+    beside = model.path.with_suffix(".toml")
+    try:
+        return beside.is_file() and not _holds_spec(model) and field in read_toml(beside)
+    except ModelError:
+        return False
+
+
+def _holds_spec(model: ModelFile) -> bool:
+    if model.format == "fake":
+        return True
+    if model.format == "onnx":
+        import onnx
+
+        proto = onnx.load(model.path, load_external_data=False)
+        return any(entry.key == METADATA_KEY for entry in proto.metadata_props)
+    with zipfile.ZipFile(model.path) as archive:
+        return any(name.split("/", 1)[-1] == f"extra/{METADATA_KEY}" for name in archive.namelist())
