@@ -169,7 +169,11 @@ def test_a_spec_that_takes_a_stride_for_a_rim_is_refused(tmp_path, carried):
 def test_numbers_of_another_precision(tmp_path, backend, kind):
     number = getattr(TensorProto, kind)
     numpy = onnx.helper.tensor_dtype_to_np_dtype(number)
-    nodes = [node("Cast", "x", "f", to=FLOAT), conv("c", "f"), node("Cast", "c", "y", to=number)]  # it has no other Conv
+    nodes = [
+        node("Cast", "x", "f", to=FLOAT),
+        conv("c", "f"),
+        node("Cast", "c", "y", to=number),
+    ]  # it has no other Conv
     if kind == "FLOAT16":
         model = plane(tmp_path / "net.onnx", [conv()], [y(kind=number)], mixing(3, kind=numpy), number)
     else:

@@ -88,12 +88,8 @@ _SETTINGS = [
         metavar="A",
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each channel; default: the model's.",
     ),
-<<<<<<< HEAD
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
-    click.option("--replace-nonfinite", type=float, metavar="V", help="Read NaN and Inf as V instead of stopping."),
-=======
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
->>>>>>> main
     click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
     click.option("--batch", type=int, metavar="N", help="Windows a GPU infers at once, at most; default: what fits."),

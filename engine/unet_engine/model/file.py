@@ -56,7 +56,6 @@ class ModelFile:
     guessed."""
     proved: Ending = UNPROVED
     """What the graph proves of the outputs, as far as it was looked at."""
-<<<<<<< HEAD
     rewriting: Rewriting | None = None
     """What of an ONNX graph is changed before a library sees it."""
     saved_batch: int | None = None
@@ -65,7 +64,6 @@ class ModelFile:
     """The output that was asked for by name."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
-=======
     trusted: bool = False
     """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
 
@@ -84,7 +82,6 @@ class ModelFile:
         if self.runs_code:
             trust.trust(self.path, self.sha256)
         return replace(self, trusted=True)
->>>>>>> main
 
     @property
     def contradiction(self) -> str:
@@ -133,10 +130,11 @@ def open_model(
         raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
     kind = _format(path)
     if kind == "onnx":
-<<<<<<< HEAD
         return _onnx(path, tuple(window) if window else None, activation, head)
     spec = ModelSpec.written(read_toml(path).get("spec", {}), path) if kind == "fake" else _archive_spec(path)
-    return ModelFile(path, kind, _hash([path], kind), spec, head=head).activated(activation)
+    sha256 = _hash([path], kind)
+    trusted = kind in trust.RUNS_CODE and trust.is_trusted(sha256)
+    return ModelFile(path, kind, sha256, spec, head=head, trusted=trusted).activated(activation)
 
 
 def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | None, head: str | None) -> ModelFile:
@@ -155,20 +153,6 @@ def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | N
         head,
         found.notes,
     ).activated(activation)
-=======
-        found = read_onnx(path, tuple(window) if window else None, activation)
-        spec, ends_in, proved = found.spec, found.ends_in, found.proved
-        files += found.weights
-    elif kind == "fake":
-        spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
-    else:
-        spec = _archive_spec(path)
-    verdicts = _verdicts(path) if kind == "onnx" else ()
-    outside = tuple(f.name for f in files[1:])
-    sha256 = _hash(files, kind)
-    trusted = kind in trust.RUNS_CODE and trust.is_trusted(sha256)
-    return ModelFile(path, kind, sha256, spec, verdicts, outside, ends_in, proved, trusted).activated(activation)
->>>>>>> main
 
 
 def is_model(path: str | Path) -> bool:

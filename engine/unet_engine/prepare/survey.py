@@ -67,13 +67,7 @@ def survey(settings: Settings) -> Survey:
     notes.extend(volume.notes)
     if settings.window is not None and len(settings.window) not in (2, 3):
         raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
-<<<<<<< HEAD
-    model = open_model(settings.model, settings.window, settings.activation, settings.head).normalized(
-        settings.normalize
-    )
-=======
     model = _model(settings, notes)
->>>>>>> main
     _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
@@ -125,7 +119,8 @@ def _model(settings: Settings, notes: list[str]) -> ModelFile:
     """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and is
     not trusted."""
     assert settings.model is not None
-    model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
+    model = open_model(settings.model, settings.window, settings.activation, settings.head)
+    model = model.normalized(settings.normalize)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
         notes.append(f"{model.path} is trusted from now on; its hash is {model.sha256}")
