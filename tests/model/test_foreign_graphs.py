@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 
 from support.foreign import FLOAT, TensorProto, graph, mixing, node, onnx, run, tensor, whole
-from unet_engine.errors import ModelError
+from unet_engine.backends.base import Setup
+from unet_engine.errors import BackendError, ModelError
+from unet_engine.model import onnx_trial
 from unet_engine.model.file import open_model
+from unet_engine.model.onnx_network import largest_batch, network_of
 
 RNG = np.random.default_rng(0)
 PLANE = RNG.standard_normal((40, 50)).astype(np.float32)
 COLOURS = RNG.standard_normal((40, 50, 3)).astype(np.float32)
 BACKENDS = ("openvino", "onnxruntime")
+SPEC = (
+    '{"name": "net", "axes": "yx", "channels_in": 1, "channels_out": 3, "window": [16, 16], "window_min": [16, 16], '
+    '"window_step": [0, 0], "margin": [0, 0]}'
+)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -23,10 +30,8 @@ def conv(out="y", given="x"):
     return node("Conv", f"{given} w b", out)
 
 
-def plane(path, nodes, outputs, weights=None, takes=FLOAT, size=(16, 16), batch=1, channels=1, **more):
-    return graph(
-        path, nodes, tensor("x", [batch, channels, *size], takes), outputs, weights or mixing(3, channels), **more
-    )
+def plane(path, nodes, outputs, weights=None, takes=FLOAT, *, size=(16, 16), batch=1, **more):
+    return graph(path, nodes, tensor("x", [batch, 1, *size], takes), outputs, weights or mixing(3), **more)
 
 
 def y(channels=3, size=(16, 16), kind=FLOAT, name="y", batch=1):
@@ -89,10 +94,36 @@ def test_logits_and_what_is_made_of_them_are_one_head(tmp_path, backend):
     np.testing.assert_array_equal(run(tmp_path, model, PLANE, backend=backend), whole(model, PLANE[None], 0)[0])
 
 
+def test_a_head_of_a_network_with_a_spec_of_its_own(tmp_path, backend):
+    """Its channels are those that the spec says."""
+    path = heads(tmp_path / "net.onnx", names=("p", "q"))
+    model = onnx.load(path)
+    model.metadata_props.add(key="unet_engine.spec", value=SPEC)
+    onnx.save(model, path)
+    np.testing.assert_array_equal(run(tmp_path, path, PLANE, backend=backend), whole(path, PLANE[None], 1).argmax(0))
+
+
+def test_quantising_looks_at_the_head(tmp_path):
+    """The reference, and the graphs that candidates are made from."""
+    pytest.importorskip("onnxruntime")
+    from unet_export.quantize.gate import reference
+
+    path = twins(tmp_path / "net.onnx")
+    model = open_model(path, head="cells")
+    window = PLANE[None, None, :16, :16]
+    infer, _ = reference(model, None, (16, 16))
+    np.testing.assert_allclose(infer(window)[0], whole(path, window[0], 1), atol=1e-5)
+    tensorrt = pytest.importorskip("unet_engine.backends.tensorrt")
+    handed = onnx.load_from_string(tensorrt.network_of(Setup(model, (16, 16), "cuda:0", batch=2)))
+    assert len(handed.graph.output) == 1
+    assert [n.op_type for n in handed.graph.node].count("Conv") == 1
+    assert [d.dim_value for d in handed.graph.input[0].type.tensor_type.shape.dim] == [2, 1, 16, 16]
+
+
 # --- resolution ---
 
 
-def scaled(path, factor, fixed=True):
+def scaled(path, factor, *, fixed=True):
     size = 16 if fixed else None
     if factor < 1:
         n = round(1 / factor)
@@ -108,7 +139,7 @@ def scaled(path, factor, fixed=True):
 @pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "free"])
 @pytest.mark.parametrize("factor", [0.25, 0.5, 2])
 def test_an_output_of_another_resolution_is_no_rim(tmp_path, factor, fixed):
-    model = scaled(tmp_path / "net.onnx", factor, fixed)
+    model = scaled(tmp_path / "net.onnx", factor, fixed=fixed)
     with pytest.raises(ModelError, match=r"16×16 into .*another resolution"):
         open_model(model, window=(16, 16))
 
@@ -151,10 +182,7 @@ def test_a_spec_that_takes_a_stride_for_a_rim_is_refused(tmp_path, carried):
     path = scaled(tmp_path / "net.onnx", 0.5)
     if carried:
         model = onnx.load(path)
-        model.metadata_props.add(key="unet_engine.spec", value=(
-            '{"name": "net", "axes": "yx", "channels_in": 1, "channels_out": 3, "window": [16, 16], "window_min": [16, 16], '
-            '"window_step": [0, 0], "margin": [4, 4]}'
-        ))  # fmt: skip
+        model.metadata_props.add(key="unet_engine.spec", value=SPEC.replace("[0, 0]}", "[4, 4]}"))
         onnx.save(model, path)
     else:
         (tmp_path / "net.toml").write_text("margin = [4, 4]\nchannels_out = 3\n")
@@ -285,7 +313,7 @@ def test_the_last_of_equals_is_not_the_first(tmp_path):
 # --- channels last ---
 
 
-def keras(path, size=(16, 16), given=3, out=4, nodes=None, weights=None, outputs=None, batch=1, **more):
+def keras(path, size=(16, 16), given=3, out=4, nodes=None, *, weights=None, outputs=None, batch=1, **more):
     n = len(size)
     to, back = [0, n + 1, *range(1, n + 1)], [0, *range(2, n + 2), 1]
     nodes = nodes or [node("Transpose", "x", "t", perm=to), conv("c", "t"), node("Transpose", "c", "y", perm=back)]
@@ -311,7 +339,7 @@ def test_channels_last_of_a_volume_of_one_channel(tmp_path, backend):
     """As converters write it: for one channel the Transpose is a Reshape."""
     nodes = [node("Reshape", "x to", "t"), conv("c", "t"), node("Transpose", "c", "y", perm=[0, 2, 3, 4, 1])]
     weights = {**mixing(2, 1, 3), "to": np.array([-1, 1, 8, 8, 8])}
-    model = keras(tmp_path / "net.onnx", (8, 8, 8), 1, 2, nodes, weights, batch="N")
+    model = keras(tmp_path / "net.onnx", (8, 8, 8), 1, 2, nodes, weights=weights, batch="N")
     volume = RNG.standard_normal((12, 20, 20)).astype(np.float32)
     w, b = weights["w"].reshape(2), weights["b"]
     expected = (volume[..., None] * w + b).argmax(-1)
@@ -422,3 +450,115 @@ def test_batches_on_a_device(tmp_path, make, saved):
     expected = run(tmp_path, make(tmp_path / "one.onnx", 1), PLANE, backend="onnxruntime", output="logits")
     found = run(tmp_path, model, PLANE, backend="onnxruntime", output="logits", device="simulated", batch=3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_is_proved_of_a_batch(tmp_path):
+    """A graph that is not proved takes one window at a time on a GPU; one that is takes any number."""
+    for saved in (1, 4):
+        assert largest_batch(open_model(grouped(tmp_path / "net.onnx", saved))) is None
+        assert largest_batch(open_model(mixed(tmp_path / "net.onnx", saved))) == 1
+    free = plane(tmp_path / "net.onnx", [conv()], [y(batch=None)], batch="n")
+    assert largest_batch(open_model(free)) is None
+    assert network_of(open_model(free), 5) == tmp_path / "net.onnx"
+
+
+ACROSS = {
+    "a sum over the batch": [conv("c"), node("ReduceMean", "c", "m", axes=[0]), node("Sub", "c m", "y")],
+    "rows side by side": [conv("c"), node("Concat", "c c", "d", axis=0), node("Slice", "d zero one zero", "y")],
+    "a shape that is computed": [conv("c"), node("Shape", "c", "n"), node("Reshape", "c n", "y")],
+    "a softmax over the batch": [conv("c"), node("Softmax", "c", "s", axis=0), node("Div", "s c", "y")],
+    "weights per row": [conv("c"), node("Mul", "c rows", "y")],
+    "rows among the groups": [conv("c"), node("Reshape", "c wide", "r"), node("Relu", "r", "s"), node("Reshape", "s back", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ACROSS)
+def test_what_may_look_across_a_batch_is_not_proved(tmp_path, case):
+    weights = {
+        **mixing(3), "rows": np.ones((2, 3, 1, 1), np.float32), "wide": np.array([1, 6, 16, 16]), "back": np.array([2, 3, 16, 16]),
+        "zero": np.array([0]), "one": np.array([2]),
+    }  # fmt: skip
+    assert largest_batch(open_model(plane(tmp_path / "net.onnx", ACROSS[case], [y(batch=2)], weights, batch=2))) == 1
+
+
+# --- what inference cannot tell ---
+
+
+def test_group_normalisation_of_newer_opsets(tmp_path, backend):
+    nodes = [conv("c"), node("GroupNormalization", "c s z", "n", num_groups=2), node("Relu", "n", "y")]
+    weights = {**mixing(4), "s": np.ones(4, np.float32), "z": np.zeros(4, np.float32)}
+    for opset in (18, 21, 22):
+        if opset == 18:
+            weights = {**weights, "s": np.ones(2, np.float32), "z": np.zeros(2, np.float32)}
+        else:
+            weights = {**weights, "s": np.ones(4, np.float32), "z": np.zeros(4, np.float32)}
+        model = plane(tmp_path / "net.onnx", nodes, [y(4, ("h", "w"))], weights, size=("h", "w"), opset=opset, ir=10)
+        assert open_model(model, (16, 16)).spec.channels_out == 4
+    image = PLANE[:16, :16]
+    found = run(tmp_path, model, image, window=(16, 16), backend=backend, output="logits")
+    np.testing.assert_allclose(found, whole(model, image[None]), atol=1e-5)
+
+
+def hidden(path):
+    """A graph whose shapes inference cannot tell: sizes are computed in floating point. It pools by two."""
+    nodes = [
+        node("MaxPool", "x", "p", kernel_shape=[2, 2], strides=[2, 2]), node("Resize", "p none scales", "u"), node("Mul", "u zero", "z"),
+        node("Add", "x z", "a"), conv("c", "a"), node("Shape", "c", "n"), node("Cast", "n", "f", to=FLOAT), node("Mul", "f one", "m"),
+        node("Cast", "m", "to", to=TensorProto.INT64), node("Reshape", "c to", "y"),
+    ]  # fmt: skip
+    nodes[1].input[1] = ""
+    weights = {**mixing(3), "scales": np.array([1, 1, 2, 2], np.float32), "zero": np.float32(0), "one": np.float32(1)}
+    return plane(path, nodes, [tensor("y", None)], weights, size=("h", "w"))
+
+
+def test_a_shape_that_inference_cannot_tell_is_found_by_running(tmp_path, backend):
+    model = hidden(tmp_path / "net.onnx")
+    expected = whole(plane(tmp_path / "plain.onnx", [conv()], [y()]), PLANE[None]).argmax(0)
+    np.testing.assert_array_equal(run(tmp_path, model, PLANE, window=(16, 16), backend=backend), expected)
+    with pytest.raises(ModelError, match="does not take windows of 17×16"):
+        open_model(model, (17, 16))
+
+
+def test_a_complete_spec_wins_where_nothing_can_be_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_trial, "find_spec", lambda name: None)
+    model = hidden(tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match=r"write channels_out and margin to net\.toml"):
+        open_model(model, (16, 16))
+    (tmp_path / "net.toml").write_text("channels_out = 3\nmargin = [0, 0]\nwindow = [16, 16]\n")
+    assert open_model(model).spec.channels_out == 3
+    np.testing.assert_array_equal(
+        run(tmp_path, model, PLANE), whole(plane(tmp_path / "plain.onnx", [conv()], [y()]), PLANE[None]).argmax(0)
+    )
+
+
+def test_sizes_of_a_spec_beside_it_are_kept(tmp_path):
+    """A graph with free sizes, of which the file says which it takes."""
+    model = plane(tmp_path / "net.onnx", [conv()], [y(size=("h", "w"))], size=("h", "w"))
+    (tmp_path / "net.toml").write_text("window = [16, 16]\nwindow_min = [8, 8]\nwindow_step = [8, 8]\n")
+    assert open_model(model).spec.window_step == (8, 8)
+    expected = whole(model, PLANE[None]).argmax(0)
+    np.testing.assert_array_equal(run(tmp_path, model, PLANE, window=(24, 16)), expected)
+
+
+# --- whole numbers and normalisation ---
+
+
+@pytest.mark.parametrize(
+    ("options", "voxels", "words"),
+    [({"normalize": "zscore"}, GREY, "rounded"), ({}, GREY.astype(np.uint16) * 16, "cut off")],
+)
+def test_voxels_that_a_network_of_whole_numbers_cannot_take_are_told(tmp_path, options, voxels, words):
+    nodes = [node("Cast", "x", "f", to=FLOAT), conv(given="f")]
+    model = plane(tmp_path / "net.onnx", nodes, [y()], takes=TensorProto.UINT8)
+    with pytest.raises(BackendError, match=f"--strict.*uint8.*{words}"):
+        run(tmp_path, model, voxels, strict=True, **options)
+    np.testing.assert_array_equal(run(tmp_path, model, GREY, strict=True), whole(model, GREY[None]).argmax(0))
+
+
+def test_windows_of_any_size_are_asked_for(tmp_path):
+    model = plane(tmp_path / "net.onnx", [conv()], [y(size=("h", "w"))], size=("h", "w"))
+    with pytest.raises(
+        ModelError, match=r"windows of any size along yx; choose one with --window, e\.g\. --window 64,64"
+    ):
+        open_model(model)
+    assert open_model(model, (16, 16)).spec.window == (16, 16)

@@ -52,7 +52,7 @@ def whole(path, image, head=0):
     return session.run(None, {session.get_inputs()[0].name: image[None]})[head][0]
 
 
-def stored(folder, voxels, axes=""):
+def stored(folder, voxels):
     path = str(folder / f"{len(list(folder.iterdir()))}.zarr")
     zarr.save_array(path, voxels)
     return path

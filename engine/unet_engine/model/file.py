@@ -22,7 +22,7 @@ from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments, trust
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.onnx_file import read_onnx
-from unet_engine.model.onnx_rewrite import Rewriting
+from unet_engine.model.onnx_rewrite import INTEGERS, Rewriting
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
 from unet_engine.model.verdict import Verdict
 
@@ -82,6 +82,11 @@ class ModelFile:
         if self.runs_code:
             trust.trust(self.path, self.sha256)
         return replace(self, trusted=True)
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether its own input is of whole numbers."""
+        return self.rewriting is not None and self.rewriting.takes in INTEGERS
 
     @property
     def contradiction(self) -> str:
