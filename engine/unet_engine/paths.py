@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from pathlib import Path
 
 
 def is_local(path: str) -> bool:
@@ -23,3 +26,14 @@ def absolute(path: str) -> str:
     No symlinks are resolved: what lies beside a volume lies beside where the user says the volume is.
     """
     return os.path.abspath(path) if is_local(path) else path  # noqa: PTH100
+
+
+def check_file(path: Path) -> os.stat_result:
+    """What is known of the file at `path`, after links. Raises `OSError` where it is missing, or anything but a file: who
+    opens a pipe or a device waits, maybe for ever, or reads what never ends."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file but a pipe, a device or a socket")
+    return found

@@ -51,7 +51,8 @@ class Settings(BaseModel):
     axes: str | None = None
     """Axes of the stored array, e.g. ``czyx``; default: what its metadata say."""
     normalize: str | None = None
-    """``none``, ``zscore``, ``minmax``, ``percentile:1,99`` or ``range:-1000,400``; default: what the model names."""
+    """How voxels become numbers for the network, e.g. ``zscore``, ``percentile:1,99,clip`` or ``range:-1000,400``: see
+    `unet_engine.model.normalization.Normalization`; default: what the model names."""
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None = None
     """What the network's outputs are, see `unet_engine.model.spec.Activation`; default: what the model or its graph
     says."""

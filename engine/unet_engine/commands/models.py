@@ -63,7 +63,9 @@ def _needs(module: str, extra: str, what: str) -> None:
     type=click.Choice(ACTIVATIONS),
     help="What outputs are; default: what the graph ends in, else by their number.",
 )
-@click.option("--normalize", metavar="HOW", help="What training did: none, zscore, percentile:1,99, range:0,255, …")
+@click.option(
+    "--normalize", metavar="HOW", help="What training did: zscore, range:0,255, fixed:mean=M,std=S, …; as for run."
+)
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
 @click.option("--background", type=NUMBER, metavar="V", help="Raw value of nothing; default 0.")
@@ -122,8 +124,7 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     Candidates are compared with fp32 on windows of the volume that were not calibrated on. What passes is attached to the model file
     with its figures, and run --precision auto takes the fastest of them.
     """
-    from rich.console import Console
-
+    from unet_engine.commands import screen
     from unet_export.quantize.judging import Request
     from unet_export.quantize.quantize import quantize, table
 
@@ -131,7 +132,7 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     given["window"] = sizes("--window", given["window"])
     request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
     rows = table(quantize(request, _tell))
-    _show(rows, Console(stderr=True))
+    _show(rows, screen.stderr())
     if as_json:
         click.echo(json.dumps(rows))
     failed = [row for row in rows if not row["passed"] and not row["emulated"]]
@@ -164,14 +165,12 @@ def doctor_command(as_json: bool) -> None:  # noqa: FBT001
     """Show what this machine has and which back ends and precisions work here, by running a small network on each."""
     from dataclasses import asdict
 
-    from rich.console import Console
-
-    from unet_engine.commands import doctor, report
+    from unet_engine.commands import doctor, screen
 
     found = doctor.facts()
-    console = Console(stderr=as_json)
+    console = screen.stderr() if as_json else screen.stdout()
     if not as_json:
-        report.print_pairs([(name.replace("_", " "), text) for name, text in found.items()], console)
+        console.pairs([(name.replace("_", " "), text) for name, text in found.items()])
     checks = doctor.examine(lambda check: _tell(f"{check.backend} {check.precision} on {check.device}: {check.said}"))
     if as_json:
         click.echo(json.dumps({"facts": found, "trials": [asdict(c) for c in checks]}))

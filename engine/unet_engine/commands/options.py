@@ -81,7 +81,8 @@ _SETTINGS = [
     click.option(
         "--normalize",
         metavar="HOW",
-        help="none, zscore, minmax, percentile:1,99 or range:-1000,400; default: the model's.",
+        help="none, zscore, minmax, percentile:1,99, range:-1000,400, fixed:mean=M,std=S or imagenet, and behind them "
+        "clip, clip=-1024:3071, to=-1:1, foreground (see docs/normalisation.md); default: the model's.",
     ),
     click.option(
         "--activation",

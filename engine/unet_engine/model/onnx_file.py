@@ -12,6 +12,7 @@ from unet_engine.errors import ModelError, UnetEngineError, first_line
 from unet_engine.model.ending import UNPROVED, Ending, refusal
 from unet_engine.model.onnx_ending import ending, proved_of
 from unet_engine.model.onnx_foreign import Found, image_of, look
+from unet_engine.model.onnx_outside import weights_outside
 from unet_engine.model.onnx_rewrite import FLOAT, Rewriting
 from unet_engine.model.onnx_shapes import Shapes, dims, opset_of
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
@@ -52,8 +53,7 @@ def read_onnx(
         if not model.graph.node:
             raise ValueError("its graph is empty")
         spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
-        outside = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
-        weights = [path.parent / name for name in sorted(outside)]
+        weights = weights_outside(model, path)
         if spec_text is not None:
             return _carried(path, model, ModelSpec.exported(spec_text, path), weights, head)
         return _foreign(path, model, window, weights, activation, head)
@@ -92,7 +92,7 @@ def _foreign(
     """A network without a spec: everything its graph tells, for the one window it has or is given; keys of the file
     beside it win."""
     beside = path.with_suffix(".toml")
-    given = _given(beside) if beside.is_file() else {}
+    given = _given(beside) if beside.exists() else {}
     said = given | ({"activation": "none"} if activation else {})
     found = look(path, model, given, window, head, said="activation" in said)
     end = _ending(model, found)

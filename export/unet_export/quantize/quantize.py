@@ -110,12 +110,15 @@ def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -
         apart = difference(found, model.spec.input_quantiles)
         if apart:
             yield f"the statistics of {volume.path} differ from those of training: {apart}; is it the same modality?"
-    elif model.spec.normalization.mode in ("range", "minmax", "percentile"):
+    elif span := model.spec.normalization.span:
+        low, width = min(span), abs(span[1] - span[0])
         for channel, levels in enumerate(found):
-            if levels[0] < -2 or levels[-1] > 3 or levels[-1] - levels[0] < 0.02:
+            first, last = (levels[0] - low) / width, (levels[-1] - low) / width
+            if first < -2 or last > 3 or last - first < 0.02:
                 yield (
                     f"{volume.path} lies between {levels[0]:.3g} and {levels[-1]:.3g} in channel {channel} after "
-                    f"{model.spec.normalization}, and 0 to 1 is meant: its statistics differ; is it the same modality?"
+                    f"{model.spec.normalization}, and {min(span):g} to {max(span):g} is meant: its statistics differ; "
+                    "is it the same modality?"
                 )
     elif doubt := unlikely(model, samples.values(volume), scale, said=said):
         yield doubt

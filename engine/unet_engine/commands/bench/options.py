@@ -11,6 +11,7 @@ import click
 
 from unet_engine.commands.options import NUMBER, Command, sizes
 from unet_engine.errors import OutputError, SettingsError
+from unet_engine.units import times
 
 
 @click.command("bench", cls=Command)
@@ -36,8 +37,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     Prints a table, the best choice and the command that uses it. Precisions that the accuracy gate has not passed are
     measured bare, for comparison, and never proposed.
     """
-    from rich.console import Console
-
+    from unet_engine.commands import screen
     from unet_engine.commands.bench.command import Request, bench
     from unet_engine.commands.bench.offer import Wanted
     from unet_engine.commands.bench.page import write_page
@@ -55,7 +55,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])
     facts = bench(request, lambda line: click.echo(line, err=True))
-    _show(facts, Console(stderr=json_file == "-"))
+    _show(facts, screen.stderr() if json_file == "-" else screen.stdout())
     if json_file == "-":
         click.echo(json.dumps(facts))
     elif json_file:
@@ -73,17 +73,18 @@ def _show(facts: dict[str, Any], console: Any) -> None:
         console.width = max(console.width, 160)  # a file has no edge to fold at
     for d in facts["limits"]:
         limits = Limits(d["device"], d["operations_per_second"], d["copied_bytes_per_second"], d["why"])
-        console.print(limits_line(limits), highlight=False, soft_wrap=True)
+        console.say(limits_line(limits))
     for sweep in facts["sweeps"]:
-        console.print(f"\n[bold]{sweep['name']}[/bold] on {'×'.join(map(str, sweep['shape']))} voxels", highlight=False)
+        console.print()
+        console.say(f" on {times(sweep['shape'])} voxels", sweep["name"])
         shown = Table(*HEADING, box=None, padding=(0, 1))
         for cells in table(sweep):
             shown.add_row(*cells, style="bold" if cells[-1] == "best" else None)
-        console.print(shown, highlight=False)
+        console.print(shown)
         for note in sweep["notes"]:
-            console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+            console.say(f"note: {note}")
         if sweep["command"]:
-            console.print(f"best: {sweep['command']}", highlight=False, soft_wrap=True, markup=False)
+            console.say(f"best: {sweep['command']}")
 
 
 def _names(text: str | None) -> tuple[str, ...]:
