@@ -33,7 +33,7 @@ fresh: .venv/dev
 
 # Two thousand random geometries against a reference that shares no code with the engine; `make test` tries 200 of them.
 geometries: .venv/dev
-	GEOMETRIES=2000 $(BIN)/python -m pytest -n $(TESTERS) tests/geometry
+	GEOMETRIES=2000 $(BIN)/python -m pytest -n $(TESTERS) tests/pipeline/test_brute_force.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

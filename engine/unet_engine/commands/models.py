@@ -38,6 +38,7 @@ def _needs(module: str, extra: str, what: str) -> None:
 @click.option("--out", required=True, metavar="FILE", help="ONNX file to write.")
 @click.option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="What builds the network that a state dict fills.")
 @click.option("--arguments", default="{}", metavar="JSON", help="Keywords for the factory, as a JSON object.")
+@click.option("--weights", metavar="KEY", help="Key or prefix of the weights, where a file holds several that fit.")
 @click.option("--window", metavar="Z,Y,X", help="Window the file proposes; default 64,64,64 or 256,256.")
 @click.option("--channels", type=int, metavar="N", help="Input channels; default: those of the first convolution.")
 @click.option(

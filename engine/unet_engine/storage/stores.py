@@ -154,6 +154,12 @@ def file_of(place: StorePath) -> Path | None:
     return Path(root, place.path) if isinstance(root, Path) else None
 
 
+def read(place: StorePath) -> bytes | None:
+    """What is stored at `place`; None where nothing is. Raises what zarr raises."""
+    found = sync(place.get())
+    return None if found is None else bytes(found.to_bytes())
+
+
 def holds(place: StorePath) -> bool:
     """Whether anything is stored at `place`."""
     # a local file is asked for directly: a thousand times per block, the detour through the event loop would show

@@ -10,23 +10,29 @@ import importlib
 import json
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unet_engine.errors import ModelError, SettingsError, first_line
 from unet_engine.model import trust as trusting
 from unet_engine.model.file import hash_of
+from unet_engine.units import Tell
+from unet_export.conversion.weights import fill, read_weights, summary
 
 Kind = Literal["module", "program", "torchscript"]
-_HOLDERS = ("state_dict", "model_state_dict", "network_weights", "model", "net")
-"""Keys under which training frameworks keep the weights: Lightning, plain PyTorch, nnU-Net, MONAI's examples."""
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
-"""What wrappers (data parallel, compiled, Lightning modules) put before every name."""
+_ELSEWHERE = {
+    (".h5", ".hdf5", ".keras", ".pb", ".tflite"): "is of Keras or TensorFlow; turn it into ONNX with tf2onnx, and export that",
+    (".safetensors",): "is no PyTorch file; load it with safetensors.torch.load_file and save that with torch.save",
+    (".npz", ".npy"): "is of NumPy; fill the network with its arrays and save net.state_dict() with torch.save",
+    (".xml",): "is of OpenVINO; export the ONNX or the PyTorch network that it was made of",
+    (".engine", ".plan", ".trt"): "is an engine of TensorRT, for one GPU; export the ONNX that it was made of",
+}  # fmt: skip
+"""What is no PyTorch file by its suffix, and what to do with it."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,30 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | Path, factory: str | None = None, arguments: str = "{}", *, trust: bool = False
+    path: str | Path,
+    factory: str | None = None,
+    arguments: str = "{}",
+    weights: str | None = None,
+    tell: Tell = print,
+    *,
+    trust: bool = False,
 ) -> Checkpoint:
     """Open `path` as what it is. `factory` (``package.module:function``) builds the network that a state dict fills; it
-    is called with the JSON object `arguments` as keywords. `trust`: the user trusts a file that runs code.
+    is called with the JSON object `arguments` as keywords. `weights` names those that are meant of several. `trust`:
+    the user trusts a file that runs code.
 
     Raises `ModelError` for a file that is missing, corrupt, not trusted or does not fit the network, `SettingsError` for
     the factory.
     """
     path = Path(path)
+    what = "give a state dict, a .pt2, a TorchScript or an .onnx"
+    for suffixes, advice in _ELSEWHERE.items():
+        if path.suffix.lower() in suffixes and path.exists():
+            raise ModelError(f"{path} {advice}")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; {what}; a SavedModel of TensorFlow becomes ONNX with tf2onnx")
     if not path.is_file():
-        raise ModelError(f"{path} does not exist; give a state dict, a .pt2, a TorchScript or an .onnx")
+        raise ModelError(f"{path} does not exist; {what}")
     entries = _entries(path)
     if any(name.split("/", 1)[-1].startswith("code/") for name in entries) and not factory:
         _check_trust(path, "torchscript", given=trust)
@@ -60,12 +79,13 @@ def open_checkpoint(
         _check_trust(path, "pt2", given=trust)
         program = _guarded(path, lambda: torch.export.load(path))
         return Checkpoint(program.module(), "program", program)
+    held = read_weights(path)
     if not factory:
         raise SettingsError(
-            f"{path} holds weights but no network; name what builds it: --factory package.module:function"
+            f"{path} holds weights ({summary(held)}) but no network; name what builds it: --factory package.module:function"
         )
     network = built(factory, arguments)
-    fill(network, _weights(path), path)
+    fill(network, held, weights, tell)
     return Checkpoint(network.float().cpu().eval(), "module")
 
 
@@ -119,56 +139,3 @@ def built(factory: str, arguments: str = "{}") -> nn.Module:
     if not isinstance(network, nn.Module):
         raise SettingsError(f"--factory {factory} returned a {type(network).__name__}, no torch.nn.Module; correct it")
     return network
-
-
-def _weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a checkpoint by name, found wherever the training framework keeps them."""
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(
-            f"{path} cannot be read as plain weights: {first_line(error)}; save net.state_dict() alone"
-        ) from error
-    for key in _HOLDERS:
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-    found = {k: v for k, v in held.items() if isinstance(v, Tensor)} if isinstance(held, Mapping) else {}
-    if not found:
-        raise ModelError(f"{path} holds no weights by name; save net.state_dict()")
-    return found
-
-
-def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put `weights` into `network`, every one of them. Prefixes that all names share are dropped where they do not fit.
-
-    Raises `ModelError` naming what is missing, left over or of another shape.
-    """
-    wanted = network.state_dict()
-    weights = _without_prefixes(weights, set(wanted))
-    missing = [k for k in wanted if k not in weights]
-    if missing:
-        raise ModelError(f"{path} lacks {_some(missing)} of the network; check --factory and --arguments")
-    left_over = [k for k in weights if k not in wanted]
-    if left_over:
-        raise ModelError(f"{path} holds {_some(left_over)} that the network lacks; check --factory and --arguments")
-    for name, value in wanted.items():
-        if weights[name].shape != value.shape:
-            raise ModelError(
-                f"{path}: {name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}; "
-                "check --arguments"
-            )
-    network.load_state_dict(dict(weights))
-
-
-def _without_prefixes(weights: Mapping[str, Tensor], wanted: set[str]) -> Mapping[str, Tensor]:
-    while not wanted & weights.keys():
-        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in weights)), None)
-        if prefix is None:
-            return weights
-        weights = {k.removeprefix(prefix): v for k, v in weights.items()}
-    return weights
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

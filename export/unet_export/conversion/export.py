@@ -34,6 +34,8 @@ class Export:
     out: str
     factory: str | None = None
     arguments: str = "{}"
+    weights: str | None = None
+    """Key or prefix of the weights that are meant, where a file holds several that fit."""
     window: tuple[int, ...] | None = None
     channels: int | None = None
     sizes: Sizes = "auto"
@@ -68,7 +70,9 @@ def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
 
 
 def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
-    checkpoint = open_checkpoint(wanted.checkpoint, wanted.factory, wanted.arguments, trust=wanted.trust)
+    checkpoint = open_checkpoint(
+        wanted.checkpoint, wanted.factory, wanted.arguments, wanted.weights, tell, trust=wanted.trust
+    )
     network = checkpoint.network
     if (heads := head_count(network, wanted.window, wanted.channels)) > 1:
         tell(f"note: the network has {heads} outputs; that of the highest resolution is kept")
