@@ -14,7 +14,7 @@ import click
 
 from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.models import COMMANDS
-from unet_engine.commands.options import cluster_options, settings_options
+from unet_engine.commands.options import Command, cluster_options, settings_options
 from unet_engine.errors import PlanError, UnetEngineError
 
 INTERRUPTED = 130
@@ -23,7 +23,11 @@ TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
+class _Commands(click.Group):
+    command_class = Command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
 @click.version_option(package_name="unet-engine")
 def app() -> None:
     """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result as OME-Zarr.

@@ -67,8 +67,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
         "normalization": str(job.model.spec.normalization),
-        "shift": list(job.scaling.shift),
-        "scale": list(job.scaling.scale),
+        **job.scaling.facts(),
         "window": list(job.setup.window),
         "stride": [a.stride for a in plan.axes],
         "windows": list(plan.window_range.shape),
@@ -139,7 +138,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.volume.stored_shape)} {f['dtype']}"),
         ("region", f"{plan.names} {f['roi']}"),
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
-        ("normalisation", f"{f['normalization']}: shift {_few(f['shift'])}, scale {_few(f['scale'])}"),
+        ("normalisation", _normalisation(f)),
         ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
         ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
@@ -175,6 +174,13 @@ def _who(prepared: Prepared) -> list[tuple[str, str]]:
     blocks = f"{cluster.bundle_length} blocks" if cluster.bundle_length > 1 else "a block"
     shown = f"{cluster.workers} ({cluster.present} are there), handed {blocks} at a time; memory is that of each"
     return [*lines, ("workers", shown)]
+
+
+def _normalisation(facts: dict[str, Any]) -> str:
+    text = f"{facts['normalization']}: shift {_few(facts['shift'])}, scale {_few(facts['scale'])}"
+    if clip := facts.get("clip"):
+        text += f", clipped to {', '.join(f'{low:.4g} to {high:.4g}' for low, high in clip[:8])}"
+    return text
 
 
 def _few(values: list[float]) -> str:

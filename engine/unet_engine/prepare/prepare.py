@@ -162,7 +162,7 @@ def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[
 
 def _scaling(survey: Survey) -> Scaling:
     normalization, volume = survey.model.spec.normalization, survey.volume
-    return scaling(normalization, [np.zeros(1)] * volume.channels if normalization.fixed else samples.values(volume))
+    return scaling(normalization, samples.values(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
 
 
 # --- choose ---
