@@ -131,7 +131,8 @@ def test_so_is_the_spec_beside_it(kind, volume, tmp_path):
 @pytest.mark.parametrize("option", ["--in", "--mask"])
 def test_and_an_input_is_a_folder(option, volume, model, tmp_path):
     os.mkfifo(tmp_path / "pipe.zarr")
-    said = cli("run", "--in", volume, "--model", model, option, tmp_path / "pipe.zarr")
+    options = {"--in": volume, "--model": model, option: tmp_path / "pipe.zarr"}
+    said = cli("run", *(text for pair in options.items() for text in pair))
     assert said.code == InputError.exit_code
 
 

@@ -3,18 +3,17 @@ and tables asked for."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from unet_engine.api import Result
+from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
 from unet_engine.plan.plan import read_span
 from unet_engine.prepare.decoding import Reading
@@ -187,12 +186,6 @@ def _few(values: list[float]) -> str:
     return ", ".join(f"{v:g}" for v in values[:4]) + (", …" if len(values) > 4 else "")
 
 
-def print_pairs(pairs: list[tuple[str, str]], console: Console) -> None:
-    width = max(len(name) for name, _ in pairs)
-    for name, text in pairs:
-        console.print(f"[bold]{name:>{width}}[/bold]  {text}", highlight=False, soft_wrap=True)
-
-
 def result_line(result: Result) -> str:
     left_out = f", {result.windows_skipped:,} skipped" if result.windows_skipped else ""
     return (
@@ -202,7 +195,7 @@ def result_line(result: Result) -> str:
     )
 
 
-def print_stages(result: Result, console: Console) -> None:
+def print_stages(result: Result, console: Screen) -> None:
     """Where the time went, if that was asked for."""
     if not result.stages:
         return
@@ -213,9 +206,9 @@ def print_stages(result: Result, console: Console) -> None:
         shown = Table(*heading, box=None)
         for row in rows:
             shown.add_row(*row)
-        console.print(shown, highlight=False)
+        console.print(shown)
     if result.profile:
-        console.print(f"trace for ui.perfetto.dev, bars: {', '.join(result.profile)}", highlight=False, soft_wrap=True)
+        console.say(f"trace for ui.perfetto.dev, bars: {', '.join(result.profile)}")
 
 
 def _by_workers(result: Result) -> str:
@@ -228,7 +221,7 @@ def _by_workers(result: Result) -> str:
 class Watcher:
     """Progress of a run, read from its counters: a bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, prepared: Prepared, crew: Team, console: Console) -> None:
+    def __init__(self, prepared: Prepared, crew: Team, console: Screen) -> None:
         self._total = prepared.job.plan.window_count
         self._blocks = prepared.job.plan.block_count
         self._crew, self._console = crew, console
@@ -255,7 +248,7 @@ class Watcher:
     def _bar(self) -> None:
         columns = (
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} windows, {task.fields[figures]},"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} windows, {task.fields[figures]},", markup=False),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
         )
@@ -272,10 +265,4 @@ class Watcher:
             done, figures = self._figures()
             elapsed = time.perf_counter() - self._begun
             left = span(elapsed / done * (self._total - done)) if done else "unknown"
-            self._console.print(
-                f"{done:,}/{self._total:,} windows, {figures}, {left} left", highlight=False, soft_wrap=True
-            )
-
-
-def stderr() -> Console:
-    return Console(stderr=True, file=sys.stderr)
+            self._console.say(f"{done:,}/{self._total:,} windows, {figures}, {left} left")
