@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import inf
+from math import inf, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
+from unet_engine.paths import unusable
 from unet_engine.settings_files import SettingsFile, settings_files
-from unet_engine.units import parse_bytes
+from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
+
+MOST_THREADS = 1024
+"""Threads or processes of one machine that are started at most."""
 
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
@@ -35,7 +39,7 @@ class Settings(BaseModel):
     both."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
-    gpus: int | None = Field(default=None, ge=1)
+    gpus: int | None = Field(default=None, ge=1, le=MOST)
     """Number of GPUs, instead of `device`."""
     backend: str | None = None
     precision: Precision = "auto"
@@ -73,11 +77,11 @@ class Settings(BaseModel):
     what the volume's attributes say."""
     memory: int | None = None
     """Bytes of RAM the run may use, also as ``8GiB``; default: half of what is free."""
-    batch: int | None = Field(default=None, ge=1)
+    batch: int | None = Field(default=None, ge=1, le=MOST)
     """Windows that a GPU infers at once, at most; default: from the window and what memory is free."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     """Windows inferred at the same time by a process on a CPU; default: one per core, shared out among the workers."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     """Worker processes on this machine, run by Dask; default: none, all in this process."""
     scheduler: str | None = None
     """Address (``tcp://host:port``, ``tls://host:port``) or scheduler file of a running Dask cluster."""
@@ -87,7 +91,7 @@ class Settings(BaseModel):
     """YAML file that says how to start workers as batch jobs; see `unet_engine.cluster.connection`."""
     part: str | None = None
     """``i/n``: only the i-th of n parts, counted from 1; parts share nothing but the output."""
-    hang_seconds: float | None = Field(default=None, gt=0)
+    hang_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """How long a worker may take over one task before it counts as hung; default: from the plan."""
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -131,8 +135,8 @@ class Settings(BaseModel):
     @field_validator("memory")
     @classmethod
     def _some(cls, value: int | None) -> int | None:
-        if value is not None and value < 1:
-            raise ValueError("give a number of bytes, e.g. 8GiB")
+        if value is not None and not 1 <= value <= MOST_BYTES:
+            raise ValueError("give a number of bytes that a machine may have, e.g. 8GiB")
         return value
 
     @field_validator("outside", "nodata", mode="before")
@@ -198,6 +202,15 @@ class Settings(BaseModel):
             refuse_other_formats(value)
         return value
 
+    @field_validator(
+        "input", "model", "out", "mask", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
+    )
+    @classmethod
+    def _place(cls, value: str | None) -> str | None:
+        if value is not None and (why := unusable(value)):
+            raise ValueError(why)
+        return value
+
     @field_validator("part")
     @classmethod
     def _part(cls, value: str | None) -> str | None:
@@ -213,9 +226,7 @@ class Settings(BaseModel):
     @field_validator("window")
     @classmethod
     def _positive(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (not value or min(value) < 1):
-            raise ValueError("give one positive size per axis, e.g. 64,64,64")
-        return value
+        return None if value is None else plausible_window(value)
 
     def _check_protocol(self) -> None:
         if self.protocol == "tcp":
@@ -318,21 +329,33 @@ def _explained(error: ValidationError, source: Mapping[str, SettingsFile]) -> st
         return f"{shown} is not a setting; see unet-engine run --help"
     if first["type"] == "missing":
         return f"{shown} is missing; see unet-engine run --help"
-    return f"{shown} {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}; see unet-engine run --help"
+    return (
+        f"{shown} {brief(first.get('input'))}: {first['msg'].removeprefix('Value error, ')}; see unet-engine run --help"
+    )
 
 
 _OPTIONS = {"input": "in"}
 """Options that are not called like the setting."""
 
 
+WINDOW = "give one positive size per axis, e.g. 64,64,64"
+"""How sizes of a window are written."""
+
+
 def parse_window(text: str) -> tuple[int, ...]:
     """``64,64,64`` as sizes. Raises `ValueError` where it is none."""
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ValueError("give one positive size per axis, e.g. 64,64,64")
-    found = tuple(int(part) for part in text.split(","))
-    if min(found) < 1:
-        raise ValueError("give one positive size per axis, e.g. 64,64,64")
-    return found
+    if not re.fullmatch(r"\s*[0-9]{1,18}\s*(,\s*[0-9]{1,18}\s*)*", text):
+        raise ValueError(WINDOW)
+    return plausible_window(tuple(int(part) for part in text.split(",")))
+
+
+def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes that a window can have. Raises `ValueError` for all others."""
+    if len(sizes) not in (2, 3) or min(sizes) < 1:
+        raise ValueError(WINDOW)
+    if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
+        raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")
+    return sizes
 
 
 def parse_values(text: str) -> tuple[float, ...]:
@@ -348,7 +371,7 @@ def parse_values(text: str) -> tuple[float, ...]:
 
 def parse_part(text: str) -> tuple[int, int]:
     """``i/n`` as two numbers, 1 <= i <= n. Raises `ValueError` where it is none."""
-    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
+    match = re.fullmatch(r"\s*([0-9]{1,10})\s*/\s*([0-9]{1,10})\s*", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) <= MOST:
         raise ValueError("give the number of the part and how many there are, e.g. 1/4 to 4/4")
     return int(match[1]), int(match[2])

@@ -162,17 +162,44 @@ _CLUSTER = [
 ]
 
 
+class Number(click.FloatRange):
+    """A finite number within bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(NUMBER.convert(value, param, ctx), param, ctx)
+
+
+class Place(click.ParamType):  # type: ignore[type-arg]  # of click 8.2 and before it has none
+    """A path or URL that there may be."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from unet_engine.paths import unusable
+        from unet_engine.units import brief
+
+        if why := unusable(str(value)):
+            self.fail(f"{brief(value)}: {why}", param, ctx)
+        return value
+
+
+PLACE = Place()
+COUNT = click.IntRange(1, 2**31 - 1)
+THREADS = click.IntRange(1, 1024)
+
+
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the
     option."""
     from unet_engine.settings import parse_window
+    from unet_engine.units import brief
 
     if text is None:
         return None
     try:
         return parse_window(text)
     except ValueError as error:
-        raise SettingsError(f"{option} {text!r}: {error}") from error
+        raise SettingsError(f"{option} {brief(text)}: {error}") from error
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -73,8 +73,6 @@ def survey(settings: Settings) -> Survey:
     volume = open_volume(settings.input, settings.axes)
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
-    if settings.window is not None and len(settings.window) not in (2, 3):
-        raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
     model = _model(settings, notes)
     _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
@@ -244,7 +242,7 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
             return ("cpu",)
         return tuple(f"cuda:{i}" for i in range(found))
     kind, _, numbers = wanted.partition(":")
-    if kind != "cuda" or not all(n.isdigit() for n in numbers.split(",") if numbers):
+    if kind != "cuda" or not re.fullmatch(r"([0-9]{1,4}(,[0-9]{1,4})*)?", numbers):
         raise SettingsError(f"--device {wanted!r} is not understood; use cpu, cuda, cuda:0,1 or auto")
     chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(found))
     if not found or max(chosen) >= found:
@@ -273,7 +271,7 @@ def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
         )
     lo, hi = [], []
     for part, name, size in zip(parts, names, shape, strict=True):
-        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{0,20})\s*:\s*([0-9]{0,20})\s*", part)
         if not match:
             raise SettingsError(f"--roi: {part!r} is not start:stop for axis {name}; write it like 0:64")
         start, stop = int(match[1] or 0), int(match[2] or size)

@@ -291,4 +291,7 @@ def _validated(values: dict[str, Any]) -> ModelSpec:
     try:
         return ModelSpec.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())) from error
+        first = error.errors()[0]
+        option = "".join(f"--{str(key).replace('_', '-')}: " for key in first["loc"][:1])
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise SettingsError(f"{option}{said}; correct it, see unet-engine export --help") from error
