@@ -24,6 +24,7 @@ from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
 from unet_engine.profiling import tracing
+from unet_engine.redaction import redacted
 from unet_engine.settings import Settings
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
@@ -213,7 +214,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         | {"python": platform.python_version()},
     }
     decoded: dict[str, Any] = json.loads(json.dumps(facts))
-    return decoded
+    return {**redacted(decoded), "identity": decoded["identity"]}
 
 
 def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:

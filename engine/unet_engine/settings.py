@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
 from unet_engine.paths import unusable
+from unet_engine.redaction import hide, hide_in_url
 from unet_engine.settings_files import SettingsFile, settings_files
 from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
 
@@ -254,6 +255,8 @@ class Settings(BaseModel):
             settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
         except ValidationError as error:
             raise SettingsError(_explained(error, source)) from error
+        hide(settings.dashboard_token)
+        hide_in_url(settings.input, settings.out, settings.mask, settings.scheduler)
         settings._check()
         for key, file in source.items():
             file.check(key)

@@ -17,9 +17,11 @@ from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.options import PLACE, Command, cluster_options, settings_options
 from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
+from unet_engine.redaction import guard_streams
 
 INTERRUPTED = 130
 _NOTHING_WRITTEN = "interrupted before anything was written; run the same command again"
+_CHOOSE = " (tokens are not written to files: choose one with UNET_ENGINE_DASHBOARD_TOKEN)"
 TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
 
@@ -68,7 +70,8 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
             _tell(console, (*crew.notes, *prepared.notes))
             console.pairs(report.plan_lines(prepared))
             if crew.dashboard:
-                console.pairs([("dashboard", crew.dashboard)])
+                hidden = "token=" in crew.dashboard and not console.is_terminal
+                console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
             out = prepared.job.out
             result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     except KeyboardInterrupt:
@@ -202,6 +205,7 @@ def main() -> None:
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
             signal.signal(number, _terminate)
     streams.prepare()
+    guard_streams()
     try:
         os.getcwd()  # noqa: PTH109
     except OSError:

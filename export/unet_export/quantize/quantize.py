@@ -18,6 +18,7 @@ from unet_engine.paths import root_of
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.survey import check_volume, checked_window
+from unet_engine.redaction import redacted
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
@@ -165,7 +166,7 @@ def _judging(
         lambda w: labels_of(infer(w[None])[0], spec.activation), spec.label_count,
     )  # fmt: skip
     calibration = Calibration(
-        volume=volume.path,
+        volume=redacted(volume.path),
         fingerprint=samples.fingerprint(volume),
         windows=len(drawn.calibration),
         held_out=len(drawn.held_out),
