@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Header, spans
 from unet_engine.output.locks import Holding, hold
 from unet_engine.output.output import Output, remove
+from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare.overlap_choice import KEY, facts
@@ -107,6 +108,19 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Re
     settings = prepared.survey.settings
     # before any work: a place that cannot be written is said now, not after hours
     profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
+    with _begun(prepared):
+        return _run_volume(crew, prepared, watch, profile)
+
+
+def _begun(prepared: Prepared) -> AbstractContextManager[None]:
+    """Inside, the output is begun or gone on with. One that this run begins alone goes again where it is refused."""
+    job = prepared.job
+    if _part(prepared) or (stores.exists(job.out) and not prepared.survey.settings.overwrite):
+        return nullcontext()
+    return nothing_left(job.out, job.plan.digest)
+
+
+def _run_volume(crew: Team, prepared: Prepared, watch: Watch | None, profile: tracing.Place | None) -> Result:
     begun = time.perf_counter()
     output = _open_output(prepared)
 
