@@ -295,7 +295,9 @@ def parse_window(text: str) -> tuple[int, ...]:
 
 def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Sizes that a window can have. Raises `ValueError` for all others."""
-    if len(sizes) not in (2, 3) or min(sizes) < 1:
+    if len(sizes) not in (2, 3):
+        raise ValueError(f"it has {len(sizes)} sizes; give one per axis, e.g. 64,64,64")
+    if min(sizes) < 1:
         raise ValueError(WINDOW)
     if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
         raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")

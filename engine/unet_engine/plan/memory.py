@@ -159,4 +159,4 @@ def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:
     for a, c in enumerate(counts):
         found = {box.lo[a] + box.shape[a] * i // c for box in plan.share for i in range(1, c)}
         cuts.append(tuple(sorted(found - {end for box in plan.share for end in (box.lo[a], box.hi[a])})))
-    return replace(plan, cuts=tuple(cuts))
+    return plan.cut(tuple(cuts))
