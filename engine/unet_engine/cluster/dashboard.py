@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unet_engine.errors import ClusterError, SettingsError
+from unet_engine.redaction import show_on_terminals
 from unet_engine.settings import Settings
 
 
@@ -47,6 +48,8 @@ class Dashboard:
             host = socket.gethostname()
         scheme = "https" if dask.config.get("distributed.scheduler.dashboard.tls.cert") else "http"
         shown = f"?token={self.token}" if self.shown else ""
+        if self.shown:
+            show_on_terminals(self.token)
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/status{shown}"
 
 
@@ -91,6 +94,7 @@ def _place(given: str | None) -> tuple[str, int] | None:
     except (OSError, UnicodeError) as error:  # the latter for a name that none can be
         # Dask would take another port and print a warning
         raise ClusterError(
-            f"--dashboard {given}: cannot listen there: {getattr(error, 'strerror', None) or error}; give another port, or leave it out"
+            f"--dashboard {given}: cannot listen there: {getattr(error, 'strerror', None) or error}; give another "
+            "port, or leave it out"
         ) from error
     return host, port

@@ -17,9 +17,11 @@ from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.options import PLACE, Command, cluster_options, settings_options
 from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
+from unet_engine.redaction import guard_streams
 
 INTERRUPTED = 130
 _NOTHING_WRITTEN = "interrupted before anything was written; run the same command again"
+_CHOOSE = " (tokens are not written to files: choose one with UNET_ENGINE_DASHBOARD_TOKEN)"
 TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
 
@@ -68,7 +70,8 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
             _tell(console, (*crew.notes, *prepared.notes))
             console.pairs(report.plan_lines(prepared))
             if crew.dashboard:
-                console.pairs([("dashboard", crew.dashboard)])
+                hidden = "token=" in crew.dashboard and not console.is_terminal
+                console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
             out = prepared.job.out
             result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     except KeyboardInterrupt:
@@ -123,13 +126,14 @@ def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
 @click.argument("path", type=PLACE)
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option("--window", metavar="Z,Y,X", help="Window for a foreign ONNX file that names none.")
+@click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def info_command(path: str, axes: str | None, window: str | None, as_json: bool) -> None:  # noqa: FBT001
+def info_command(path: str, axes: str | None, window: str | None, head: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Describe a volume or a model file."""
     from unet_engine.commands import screen
     from unet_engine.commands.info import describe
 
-    facts = describe(path, axes, window)
+    facts = describe(path, axes, window, head)
     if as_json:
         click.echo(json.dumps(facts))
     else:
@@ -202,6 +206,7 @@ def main() -> None:
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
             signal.signal(number, _terminate)
     streams.prepare()
+    guard_streams()
     try:
         os.getcwd()  # noqa: PTH109
     except OSError:

@@ -11,6 +11,7 @@ import click
 
 from unet_engine.commands.options import PLACE, THREADS, Command, Number, sizes
 from unet_engine.errors import OutputError, SettingsError
+from unet_engine.redaction import redacted
 from unet_engine.units import times
 
 MOST_WINDOWS = 65536
@@ -59,7 +60,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"], given["trust"])
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])
-    facts = bench(request, lambda line: click.echo(line, err=True))
+    facts = redacted(bench(request, lambda line: click.echo(line, err=True)))
     _show(facts, screen.stderr() if json_file == "-" else screen.stdout())
     if json_file == "-":
         click.echo(json.dumps(facts))
