@@ -137,6 +137,8 @@ def _columns_that_fit(
     while True:
         cut = cut_columns(plan, counts)
         memory = predict_memory(cut, sizes, base, devices, cluster)
+        if memory.total - memory.halos > budget:
+            return None  # columns make halos fewer, and nothing else
         if cut.column_count >= min(devices, sum(box.size for box in plan.share)) and memory.total <= budget:
             return replace(cut, memory=memory)
         fits = memory.total <= budget
