@@ -179,6 +179,16 @@ def _open_output(prepared: Prepared) -> Output:
     return Output.create(job.out, job.layout, job.plan.digest, provenance)
 
 
+def _outside(job: Job) -> dict[str, Any]:
+    """Which voxels are not the network's; nothing where all are."""
+    facts = {
+        "mask": job.mask,
+        "nodata": [f"{value:g}" for value in job.nodata],
+        "written": None if job.outside is None else [f"{value:g}" for value in job.outside],
+    }
+    return {"outside": facts} if job.mask or job.nodata else {}
+
+
 def _provenance(job: Job) -> dict[str, Any]:
     """All that tells how the output came about. `identity` is what a resume compares."""
     plan = job.plan
@@ -193,6 +203,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
         "normalization": job.scaling.facts(),
+        **_outside(job),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,9 @@ from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes,
 
 MOST_THREADS = 1024
 """Threads or processes of one machine that are started at most."""
+
+KEEP = "keep"
+"""Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
@@ -62,10 +65,19 @@ class Settings(BaseModel):
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None = None
     """What the network's outputs are, see `unet_engine.model.spec.Activation`; default: what the model or its graph
     says."""
+    head: str | None = None
+    """Name of the output that is wanted, of a network with several; default: see `unet_engine.model.outputs.choose`."""
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
     mask: str | None = None
-    """Zarr volume of the same shape: windows where it is all zero are skipped."""
+    """Zarr volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
+    `outside`, and windows that reach none of the others are not inferred."""
+    outside: str | None = None
+    """What is written outside the mask and where nothing was measured, a number as it is stored, or ``nan``; ``keep``:
+    what windows give there. Default: the output that the model names for empty windows, else 0, the background label."""
+    nodata: str | None = None
+    """Values of voxels that were not measured, e.g. ``-9999``, ``0,255`` or ``nan``; ``none``: there are none. Default:
+    what the volume's attributes say."""
     memory: int | None = None
     """Bytes of RAM the run may use, also as ``8GiB``; default: half of what is free."""
     batch: int | None = Field(default=None, ge=1, le=MOST)
@@ -130,6 +142,29 @@ class Settings(BaseModel):
             raise ValueError("give a number of bytes that a machine may have, e.g. 8GiB")
         return value
 
+    @field_validator("outside", "nodata", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("outside")
+    @classmethod
+    def _one(cls, value: str | None) -> str | None:
+        if value in (None, KEEP):
+            return value
+        try:
+            (number,) = parse_values(str(value))
+        except ValueError:
+            raise ValueError(f"give a finite number, nan, or {KEEP}") from None
+        return repr(number)
+
+    @field_validator("nodata")
+    @classmethod
+    def _values(cls, value: str | None) -> str | None:
+        if value not in (None, "none"):
+            parse_values(str(value))
+        return value
+
     @field_validator("input", "model", "out", "mask", "profile", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
@@ -140,9 +175,12 @@ class Settings(BaseModel):
         "model",
         "out",
         "mask",
+        "outside",
+        "nodata",
         "roi",
         "axes",
         "normalize",
+        "head",
         "backend",
         "device",
         "scheduler",
@@ -257,6 +295,27 @@ class Settings(BaseModel):
             raise SettingsError("--dtype is for probabilities and logits; labels take the smallest unsigned type")
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
+        self._check_outside()
+
+    def _check_outside(self) -> None:
+        """Raise `SettingsError` where the value for voxels outside cannot be stored."""
+        if self.outside in (None, KEEP):
+            return
+        value = float(str(self.outside))
+        stored = self.dtype or {"labels": "uint16", "probabilities": "uint8"}.get(self.output, "float32")
+        highest = {"uint8": 2**8 - 1, "uint16": 2**16 - 1, "float16": 65504.0}.get(stored, 3.4e38)
+        if stored.startswith("uint") and value not in range(int(highest) + 1):
+            raise SettingsError(
+                f"--outside {self.outside}: {self.output} are stored as whole numbers from 0 to {highest:g}; give one of these"
+                + (", or --dtype float32" if self.output == "probabilities" else "")
+            )
+        if abs(value) > highest:
+            raise SettingsError(f"--outside {self.outside} does not fit {stored}; give a value within ±{highest:g}")
+
+    @property
+    def nodata_values(self) -> tuple[float, ...]:
+        """Values of voxels that were not measured, as far as the settings name them."""
+        return () if self.nodata in (None, "none") else parse_values(str(self.nodata))
 
 
 def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
@@ -303,6 +362,17 @@ def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
         raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")
     return sizes
+
+
+def parse_values(text: str) -> tuple[float, ...]:
+    """``-9999`` or ``0,nan`` as numbers. Raises `ValueError` where it is none, or without end."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError("give a number, nan, or none") from None
+    if any(value in (inf, -inf) for value in values):
+        raise ValueError("give a finite number, or nan")
+    return values
 
 
 def parse_part(text: str) -> tuple[int, int]:

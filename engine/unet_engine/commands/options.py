@@ -89,8 +89,22 @@ _SETTINGS = [
         metavar="A",
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each channel; default: the model's.",
     ),
+    click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
-    click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
+    click.option(
+        "--mask", metavar="PATH", help="Zarr volume, also coarser or finer: only voxels where it is not zero are meant."
+    ),
+    click.option(
+        "--outside",
+        metavar="V",
+        help="Written outside the mask and where nothing was measured; default: the background label 0, or what the model "
+        "names for empty windows. keep: what windows give there.",
+    ),
+    click.option(
+        "--nodata",
+        metavar="V",
+        help="Values of voxels that were not measured, e.g. -9999 or nan, or none; default: what the volume says.",
+    ),
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
     click.option("--batch", type=int, metavar="N", help="Windows a GPU infers at once, at most; default: what fits."),
     click.option(

@@ -126,11 +126,12 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
 
 
 def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
-    """Say where the network is fed what it cannot have been trained on. The identity network takes any values."""
-    if survey.model.format == "fake":
+    """Say where the network is fed what it cannot have been trained on. The identity network takes any values, and one
+    that takes whole numbers takes grey levels."""
+    if survey.model.format == "fake" or survey.model.takes_integers:
         return
     said = survey.settings.normalize is not None
-    doubt = unlikely(survey.model, samples.values(survey.volume), scale, said=said)
+    doubt = unlikely(survey.model, samples.measured(survey.volume), scale, said=said)
     if doubt:
         fall_back(survey.settings, notes, doubt)
 
@@ -165,7 +166,7 @@ def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[
 
 def _scaling(survey: Survey) -> Scaling:
     normalization, volume = survey.model.spec.normalization, survey.volume
-    return scaling(normalization, samples.values(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
+    return scaling(normalization, samples.measured(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
 
 
 # --- choose ---

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from unet_engine.plan.box import Box
+from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
 
 SAMPLES = 64
@@ -71,6 +72,13 @@ def _read(volume: Volume) -> tuple[list[Box], list[Array]]:
         found = present, [np.concatenate([block[c] for block in blocks]) for c in range(volume.channels)]
         _READ[volume] = found
     return found
+
+
+def measured(volume: Volume) -> list[Array]:
+    """`values` without those that mean that nothing was measured. Raises `DataError` as reading does."""
+    if not volume.nodata:
+        return values(volume)
+    return [channel[~nodata.where(channel, volume.nodata)] for channel in values(volume)]
 
 
 def fingerprint(volume: Volume) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.plan.box import Box
-from unet_engine.volumes import samples
+from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
 
@@ -93,9 +93,12 @@ def _cells(
 
 
 def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Array:
-    """The voxels of `box` normalised: (channels, *window) float32. What the volume lacks is reflected, NaN and Inf
-    become the shift."""
-    raw = volume.read(box).astype(np.float32)
+    """The voxels of `box` normalised: (channels, *window) float32. What the volume lacks is reflected, NaN, Inf
+    and what was not measured become the shift."""
+    voxels = volume.read(box)
+    raw = voxels.astype(np.float32)
+    if volume.nodata:
+        raw[nodata.where(voxels, volume.nodata)] = np.nan
     planes = raw.ndim - 1 - len(window)
     raw = raw.reshape(raw.shape[0], *raw.shape[1 + planes :])
     missing = [(0, 0), *((0, w - n) for w, n in zip(window, raw.shape[1:], strict=True))]
