@@ -30,6 +30,8 @@ from unet_engine.backends.libraries import open_backend, record
 from unet_engine.devices.opening import SIMULATED, is_gpu, open_device
 from unet_engine.errors import BackendError, first_line
 from unet_engine.model.file import ModelFile
+from unet_engine.model.onnx_network import network_of
+from unet_engine.model.onnx_shapes import images_of
 from unet_engine.version import version_of
 
 FORMAT = 1
@@ -235,8 +237,9 @@ def _reference(setup: Setup, window: Array) -> npt.NDArray[np.float32] | None:
             import onnx
             from onnx.reference import ReferenceEvaluator
 
-            model = onnx.load(setup.model.path)
-            given = {model.graph.input[0].name: window[None]}
+            network = network_of(setup.model)
+            model = onnx.load_from_string(network) if isinstance(network, bytes) else onnx.load(network)
+            given = {images_of(model.graph)[0].name: window[None]}
             found.append(np.asarray(ReferenceEvaluator(model).run(None, given)[0][0], np.float32))
 
     thread = threading.Thread(target=evaluate, daemon=True)
