@@ -23,6 +23,7 @@ from unet_engine.backends.out_of_memory import is_out_of_memory, no_memory, othe
 from unet_engine.errors import BackendError, DataError, PlanError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output.output import Output
+from unet_engine.output.stored import Stored
 from unet_engine.pipeline.base import Core, Pipeline, Predicted, Work
 from unet_engine.pipeline.choose import pipeline_of
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
@@ -39,11 +40,12 @@ from unet_engine.volumes.formats import open_volume
 class Sink(Protocol):
     """Where blocks are written: an `Output`, or whatever keeps them."""
 
-    def write(self, box: Box, values: Array) -> None:
-        """`values`, (*box.shape) or (channels, *box.shape), at `box`, relative to the region's origin."""
+    def write(self, box: Box, values: Array) -> Stored | None:
+        """`values`, (*box.shape) or (channels, *box.shape), at `box`, relative to the region's origin. Returns what is
+        stored there now, as far as that is known."""
 
-    def mark(self, index: Index) -> None:
-        """The block's data are written."""
+    def mark(self, index: Index, stored: Stored | None = None) -> None:
+        """The block's data are written, and `write` returned `stored`."""
 
     def pending(self, plan: Plan) -> Callable[[Index], bool]:
         """Which blocks are not written now. A snapshot."""
@@ -275,8 +277,8 @@ class Worker:
         self._write(task, self.job.reduction.on_host(sums))
 
     def _write(self, task: Task, values: Array) -> None:
-        self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
-        self.output.mark(task.block.index)
+        stored = self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
+        self.output.mark(task.block.index, stored)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
 
 

@@ -220,7 +220,7 @@ class _Kept:
     def write(self, box: Box, values: Array) -> None:
         self.values[box.slices()] = values
 
-    def mark(self, index: tuple[int, ...]) -> None:
+    def mark(self, index: tuple[int, ...], stored: object = None) -> None:
         """Nobody will resume it."""
 
     def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:

@@ -128,12 +128,6 @@ def open_group(path: str, mode: str) -> zarr.Group:
     return zarr.open_group(store_of(path).location(path), mode=mode)
 
 
-def create_array(path: str, **options: Any) -> zarr.Array:
-    """A new array of Zarr v3, with the `options` of `zarr.create_array`; the group around it is not touched. Raises
-    what zarr raises."""
-    return zarr.create_array(store_of(path).location(path), zarr_format=3, **options)
-
-
 def exists(path: str) -> bool:
     """Whether something lies at `path`: any file or folder, or a Zarr node behind a URL. Raises `OutputError` if it
     cannot be reached."""
