@@ -186,9 +186,9 @@ def _open_output(prepared: Prepared) -> Output:
     check_output(prepared.survey)
     if stores.exists(job.out):
         if settings.resume:
-            return Output.resume(job.out, job.layout, job.plan.digest, provenance)
+            return Output.resume(job.out, job.layout, job.plan.digest, provenance, job.durability)
         remove(job.out)
-    return Output.create(job.out, job.layout, job.plan.digest, provenance)
+    return Output.create(job.out, job.layout, job.plan.digest, provenance, job.durability)
 
 
 def _provenance(job: Job) -> dict[str, Any]:

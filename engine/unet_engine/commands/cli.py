@@ -54,6 +54,12 @@ def app() -> None:
 @click.option(
     "--verify", is_flag=True, default=None, help="With --resume: compare the contents of chunks with checksums, too."
 )
+@click.option(
+    "--durable",
+    type=bool,
+    metavar="yes|no",
+    help="Have the disk keep what is committed through a power cut; default: yes.",
+)
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name

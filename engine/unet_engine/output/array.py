@@ -10,12 +10,12 @@ from typing import Any
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata.v3 import ArrayV3Metadata
-from zarr.core.sync import sync
 from zarr.storage import MemoryStore, StorePath
 
 from unet_engine.output.layout import Layout
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import own_codecs
+from unet_engine.storage.durability import Durability
 
 METADATA = "zarr.json"
 _FREE = ("attributes", "dimension_names")
@@ -40,14 +40,14 @@ def metadata_of(layout: Layout) -> dict[str, Any]:
     return _document(array.metadata.to_buffer_dict(default_buffer_prototype())[METADATA].to_bytes())
 
 
-def make(place: StorePath, metadata: Mapping[str, Any]) -> None:
+def make(place: StorePath, metadata: Mapping[str, Any], durability: Durability) -> None:
     """Store the metadata of an array at `place`, unless somebody did before."""
-    sync((place / METADATA).set_if_not_exists(_buffer(metadata)))
+    stores.write_new(place / METADATA, _text(metadata), durability)
 
 
-def restore(place: StorePath, metadata: Mapping[str, Any]) -> None:
+def restore(place: StorePath, metadata: Mapping[str, Any], durability: Durability) -> None:
     """Store the metadata of the array at `place` instead of what is there."""
-    sync((place / METADATA).set(_buffer(metadata)))
+    stores.write(place / METADATA, _text(metadata), durability)
 
 
 def exists(place: StorePath) -> bool:
@@ -69,8 +69,8 @@ def difference(place: StorePath, metadata: Mapping[str, Any]) -> str | None:
     return f"say another {other[0]} than it was made with" if other else None
 
 
-def _buffer(metadata: Mapping[str, Any]) -> Any:
-    return default_buffer_prototype().buffer.from_bytes(json.dumps(metadata, indent=2).encode())
+def _text(metadata: Mapping[str, Any]) -> bytes:
+    return json.dumps(metadata, indent=2).encode()
 
 
 def _document(text: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import stat
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -37,12 +37,15 @@ from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import ENCODE, ENCODE_WRITE, OTHER, WRITE
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import fast_codecs
+from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, summed
 
 METADATA = "zarr.json"
 PUTS = 16
 """Requests to a remote store that are under way at once."""
-READERS = 4
-"""Threads that read chunks of a local disk to sum them."""
+READERS = 8
+"""Threads that read chunks of a local disk to sum them, and wait for the disk to keep them."""
+MOST_KEPT = 2**14
+"""Folders that are remembered as kept."""
 NO_FILE = -1
 """The length of what lies where a chunk should and is none, such as a folder."""
 
@@ -62,6 +65,10 @@ class Chunks(ABC):
         """Write `values` at `target`, which begins and ends where chunks or the array do, and tell what is stored now.
         Nothing is written where this raises, or some chunks whole. Raises `FileNotFoundError` where the journal that
         the scratch arrays lie in was taken away."""
+
+    def keep(self, stored: Iterable[Stored]) -> None:  # noqa: B027  # remote stores keep what they took
+        """The places of these chunks, too, are on the disk when this returns. Their contents were when they were
+        written."""
 
     @abstractmethod
     def lengths(self, chunks: Sequence[Chunk]) -> list[int]:
@@ -102,12 +109,14 @@ def _chunk(name: str) -> Chunk:
     return tuple(map(int, name.split(".")))
 
 
-def chunks_of(array: zarr.Array, journal: Journal, recorder: Recorder = PLAIN) -> Chunks:
+def chunks_of(
+    array: zarr.Array, journal: Journal, recorder: Recorder = PLAIN, durability: Durability = ON_DISK
+) -> Chunks:
     """Those of the array of an output."""
     folder = stores.file_of(array.store_path)
     if folder is None or not isinstance(journal, LocalJournal):
         return RemoteChunks(array, recorder)
-    return LocalChunks(array, folder, journal.stage, recorder)
+    return LocalChunks(array, folder, journal.stage, recorder, durability)
 
 
 class LocalChunks(Chunks):
@@ -118,8 +127,13 @@ class LocalChunks(Chunks):
     bytes are written a second time, which is the writing, and what the call took beyond that was the encoding.
     """
 
-    def __init__(self, array: zarr.Array, folder: Path, stage: Path, recorder: Recorder = PLAIN) -> None:
+    def __init__(
+        self, array: zarr.Array, folder: Path, stage: Path, recorder: Recorder, durability: Durability
+    ) -> None:
         super().__init__(array, recorder)
+        self._durability = durability
+        self._kept: set[Path] = set()
+        """Folders whose names were seen to be kept: some of them."""
         self._folder, self._stage = folder, stage
         self._idle: SimpleQueue[tuple[Path, zarr.Array]] = SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, "sum")
@@ -148,7 +162,28 @@ class LocalChunks(Chunks):
         return [_length(f"{self._folder}/{self.key(chunk)}") for chunk in chunks]
 
     def checksums(self, chunks: Sequence[Chunk]) -> list[int]:
-        return [s for _, s in self._readers.map(_summed, (self._folder / self.key(chunk) for chunk in chunks))]
+        places = (self._folder / self.key(chunk) for chunk in chunks)
+        return [s for _, s in self._readers.map(lambda place: summed(place, WHENEVER), places)]
+
+    def keep(self, stored: Iterable[Stored]) -> None:
+        if not self._durability.waits:
+            return
+        folders: dict[Path, None] = {}
+        for block in stored:
+            for chunk, length in zip(block.chunks(), block.lengths, strict=True):
+                if length:
+                    folders[(self._folder / self.key(chunk)).parent] = None
+        if len(self._kept) > MOST_KEPT:
+            self._kept.clear()
+        around = {place for folder in folders for place in self._around(folder)} - self._kept
+        self._durability.folders([*folders, *(place.parent for place in around)])
+        self._kept |= around
+
+    def _around(self, folder: Path) -> Iterator[Path]:
+        """`folder` and those around it, as far as they are the array's."""
+        while folder != self._folder:
+            yield folder
+            folder = folder.parent
 
     def clear(self, chunk: Chunk) -> None:
         place = self._folder / self.key(chunk)
@@ -185,7 +220,8 @@ class LocalChunks(Chunks):
                 os.removedirs(self._stage)
             raise FileNotFoundError(place)
         chunks = _chunks_in(place)
-        sums = dict(zip(chunks, self._readers.map(_summed, chunks), strict=True))
+        # on the disk before they get their place: they may replace chunks that are, and are marked
+        sums = dict(zip(chunks, self._readers.map(lambda chunk: summed(chunk, self._durability), chunks), strict=True))
         for chunk in chunks:
             final = self._folder / self.key(_chunk(chunk.name))
             try:
@@ -215,12 +251,6 @@ def _write_again(place: Path) -> int:
             spent += time.perf_counter_ns() - begun
     shutil.rmtree(copies, ignore_errors=True)
     return spent
-
-
-def _summed(place: Path) -> tuple[int, int]:
-    """Length and checksum of a file: what was just encoded lies in memory still."""
-    content = place.read_bytes()
-    return len(content), zlib.crc32(content)
 
 
 def _length(place: str) -> int:

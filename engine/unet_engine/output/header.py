@@ -19,6 +19,7 @@ from unet_engine.output.stored import Stored
 from unet_engine.paths import is_local
 from unet_engine.plan.plan import Index
 from unet_engine.storage import stores
+from unet_engine.storage.durability import ON_DISK, Durability
 
 PROVENANCE = "unet_engine"
 ARRAY = "0"
@@ -27,11 +28,11 @@ ARRAY = "0"
 class Header:
     """Header and journal of the output at `path`, of the run that `digest` names."""
 
-    def __init__(self, path: str, digest: str) -> None:
-        self.path, self.digest = path, digest
+    def __init__(self, path: str, digest: str, durability: Durability = ON_DISK) -> None:
+        self.path, self.digest, self.durability = path, digest, durability
         self.journal: Journal
         if is_local(path):
-            self.journal = LocalJournal(Path(path, ARRAY), digest)
+            self.journal = LocalJournal(Path(path, ARRAY), digest, durability)
         else:
             self.journal = RemoteJournal(stores.open_group(path, "r+").store_path / ARRAY, digest)
 
@@ -84,9 +85,13 @@ class Header:
 
     def mark(self, index: Index, stored: Stored | None = None) -> None:
         """Record block `index` as committed, with what is known of its chunks; call after its data were written."""
-        with writing(self.path, f"marking block {index}"):
+        self.mark_all([(index, stored)])
+
+    def mark_all(self, marked: Sequence[tuple[Index, Stored | None]]) -> None:
+        """The same for several blocks, all of which are written."""
+        with writing(self.path, f"marking block {marked[0][0]}"):
             try:
-                self.journal.mark(index, stored)
+                self.journal.mark(marked)
             except FileNotFoundError:
                 self.check_over()
 
@@ -156,8 +161,9 @@ class Header:
             self.journal.remove()
 
     def _rewrite(self, **changed: Any) -> None:
-        group = stores.open_group(self.path, "r+")
-        group.attrs[PROVENANCE] = {**group.attrs[PROVENANCE], **changed}
+        attributes = stores.open_group(self.path, "r+").attrs.asdict()
+        attributes[PROVENANCE] = {**attributes[PROVENANCE], **changed}
+        stores.store_of(self.path).rewrite_group(self.path, attributes, self.durability)
 
 
 def _within(index: Index, known: Sequence[Set[int]]) -> bool:

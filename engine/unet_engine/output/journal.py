@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from zarr.core.sync import sync
 
 from unet_engine.output.stored import UNTOLD, Stored
 from unet_engine.plan.plan import Index
+from unet_engine.storage.durability import Durability, make_folder, write
 
 FOLDER = ".journal"
 LONGEST = 2**26
 """Bytes. What is longer was not written by us."""
-GETS = 16
+REQUESTS = 16
 """Requests to a remote store that are under way at once."""
 
 
@@ -43,11 +44,6 @@ class Journal(ABC):
     @property
     @abstractmethod
     def is_open(self) -> bool: ...
-
-    @abstractmethod
-    def put(self, name: str, data: bytes) -> None:
-        """Store or replace an object, whole or not at all. Raises `FileNotFoundError` where a local journal is not
-        open."""
 
     @abstractmethod
     def get(self, name: str) -> bytes | None: ...
@@ -67,9 +63,17 @@ class Journal(ABC):
     def drop(self, name: str) -> None:
         """Take an object away, if it is there."""
 
-    def mark(self, index: Index, stored: Stored | None = None) -> None:
-        """stored: its chunks, for a marker that can be compared with them later"""
-        self.put(_marker(index), UNTOLD if stored is None else stored.encoded(index))
+    @abstractmethod
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        """Store or replace objects, each whole or not at all."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store or replace an object. Raises `FileNotFoundError` where a local journal is not open."""
+        self.put_all({name: data})
+
+    def mark(self, marked: Iterable[tuple[Index, Stored | None]]) -> None:
+        """Record blocks as committed, with what is known of their chunks."""
+        self.put_all({_marker(i): UNTOLD if stored is None else stored.encoded(i) for i, stored in marked})
 
     def markers(self, blocks: Sequence[Index]) -> list[bytes]:
         """What the markers of `blocks` say."""
@@ -134,27 +138,33 @@ _NO_FIGURES = ("part", "host", "finished")
 class LocalJournal(Journal):
     """In a folder. `stage` in it is where chunks are made before they are moved to their place."""
 
-    def __init__(self, array: Path, digest: str) -> None:
+    def __init__(self, array: Path, digest: str, durability: Durability) -> None:
+        self._durability = durability
         self._root = array / FOLDER
         self._place = self._root / digest
         self.stage = self._place / "stage"
 
     def open(self) -> None:
-        self.stage.mkdir(parents=True, exist_ok=True)
+        make_folder(self.stage, self._durability)
 
     @property
     def is_open(self) -> bool:
         return self.stage.is_dir()
 
-    def put(self, name: str, data: bytes) -> None:
-        temporary = self._place / f"{name}.{uuid4().hex}.partial"
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        made: list[tuple[Path, str]] = []
         try:
-            temporary.write_bytes(data)
-            temporary.replace(self._place / name)
+            for name, data in objects.items():
+                made.append((self._place / f"{name}.{uuid4().hex}.partial", name))
+                write(made[-1][0], data, self._durability)
+            for temporary, name in made:
+                temporary.replace(self._place / name)
+            self._durability.folders([self._place])
         except FileNotFoundError:
             raise
         except OSError:
-            temporary.unlink(missing_ok=True)
+            for temporary, _ in made:
+                temporary.unlink(missing_ok=True)
             raise
 
     def get(self, name: str) -> bytes | None:
@@ -184,6 +194,7 @@ class LocalJournal(Journal):
         if self._root.is_dir():
             with contextlib.suppress(FileNotFoundError):  # another process may be at it as well
                 self._root.rename(self._root.with_name(f"{FOLDER}.{uuid4().hex}"))
+                self._durability.folders([self._root.parent])
         for gone in self._root.parent.glob(f"{FOLDER}.*"):
             shutil.rmtree(gone, ignore_errors=True)
 
@@ -202,15 +213,18 @@ class RemoteJournal(Journal):
     def is_open(self) -> bool:
         return True
 
-    def put(self, name: str, data: bytes) -> None:
-        sync((self._place / name).set(default_buffer_prototype().buffer.from_bytes(data)))
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        sync(concurrent_map(list(objects.items()), self._put, REQUESTS))
+
+    async def _put(self, name: str, data: bytes) -> None:
+        await (self._place / name).set(default_buffer_prototype().buffer.from_bytes(data))
 
     def get(self, name: str) -> bytes | None:
         data = sync((self._place / name).get())
         return None if data is None else bytes(data.to_bytes())
 
     def contents(self, names: Sequence[str]) -> list[bytes]:
-        return list(sync(concurrent_map([(name,) for name in names], self._content, GETS)))
+        return list(sync(concurrent_map([(name,) for name in names], self._content, REQUESTS)))
 
     async def _content(self, name: str) -> bytes:
         data = await (self._place / name).get()

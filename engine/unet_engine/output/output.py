@@ -7,7 +7,7 @@ once the output is complete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,34 @@ import numpy.typing as npt
 from unet_engine.errors import OutputError, ResumeError, first_line, writing
 from unet_engine.output import array
 from unet_engine.output.chunks import Chunk, chunks_of
+from unet_engine.output.groups import Groups
 from unet_engine.output.header import ARRAY, PROVENANCE, Header, read_header
 from unet_engine.output.inspection import Fault, Look, in_words, inspect
 from unet_engine.output.layout import Layout
 from unet_engine.output.locks import hold
 from unet_engine.output.stored import Stored
+from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import fast_codecs
+from unet_engine.storage.durability import ON_DISK, Durability
 
 
 class Output:
     """An opened output group. `write` and `mark` may be called from several threads, and from other processes on the
     same blocks."""
 
-    def __init__(self, path: str, layout: Layout, digest: str, recorder: Recorder = PLAIN) -> None:
-        """recorder: takes the times of writing."""
+    def __init__(
+        self,
+        path: str,
+        layout: Layout,
+        digest: str,
+        recorder: Recorder = PLAIN,
+        durability: Durability = ON_DISK,
+    ) -> None:
+        """recorder: takes the times of writing; durability: whether a local disk is waited for"""
         self.path, self.layout, self.digest = path, layout, digest
         self.notes: tuple[str, ...] = ()
         """What the user should know of what was found."""
@@ -42,11 +52,19 @@ class Output:
         """The least that committed blocks are looked at."""
         with writing(path, "opening it"), fast_codecs(path):
             self.array = stores.open_group(path, "r+")[ARRAY]
-            self.header = Header(path, digest)
-        self.chunks = chunks_of(self.array, self.header.journal, recorder)
+            self.header = Header(path, digest, durability)
+        self.chunks = chunks_of(self.array, self.header.journal, recorder, durability)
+        self._groups = Groups(self._mark) if durability.waits and is_local(path) else None
 
     @classmethod
-    def create(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
+    def create(
+        cls,
+        path: str,
+        layout: Layout,
+        digest: str,
+        provenance: Mapping[str, Any],
+        durability: Durability = ON_DISK,
+    ) -> Output:
         """Make the group and the array, or take over what another process with the same settings made at the same time.
 
         Whoever stores the header first has begun the output; all others compare theirs with it, as a resume does. What
@@ -58,11 +76,18 @@ class Output:
             PROVENANCE: {**provenance, "array": array.metadata_of(layout), "digest": digest, "complete": False},
         }
         with writing(path, "creating it"):
-            stores.store_of(path).create_group(path, attributes)
-        return cls.resume(path, layout, digest, provenance)
+            stores.store_of(path).create_group(path, attributes, durability)
+        return cls.resume(path, layout, digest, provenance, durability)
 
     @classmethod
-    def resume(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
+    def resume(
+        cls,
+        path: str,
+        layout: Layout,
+        digest: str,
+        provenance: Mapping[str, Any],
+        durability: Durability = ON_DISK,
+    ) -> Output:
         """Open the output of an earlier run. Raises `ResumeError` naming what differs if that run was another one.
 
         Metadata of its array that are not those of the plan are restored. Chunks may then have been written by others,
@@ -88,10 +113,10 @@ class Output:
         changed = None
         with writing(path, "creating its array"):
             if not array.exists(place):
-                array.make(place, wanted)
+                array.make(place, wanted, durability)
             elif changed := array.difference(place, wanted):
-                array.restore(place, wanted)
-        found = cls(path, layout, digest)
+                array.restore(place, wanted, durability)
+        found = cls(path, layout, digest, durability=durability)
         if changed:
             found.notes = (f"the metadata of the array in {path} {changed}: they were restored",)
             found._look = Look.CONTENT
@@ -145,11 +170,30 @@ class Output:
                 return None
 
     def mark(self, index: Index, stored: Stored | None = None) -> None:
-        """Record block `index` as committed, with what `write` returned; call after its data were written."""
-        self.header.mark(index, stored)
+        """Record block `index` as committed, with what `write` returned; call after its data were written. Where the
+        disk is waited for that is done soon, for several blocks together: see `settle`."""
+        if self._groups is None or stored is None:
+            self.header.mark(index, stored)
+        else:
+            self._groups.add(index, stored)
+
+    def _mark(self, group: Sequence[tuple[Index, Stored]]) -> None:
+        with writing(self.path, "having the disk keep it"):
+            try:
+                self.chunks.keep(stored for _, stored in group)
+            except FileNotFoundError:
+                self.header.check_over()
+                return
+        self.header.mark_all(group)
+
+    def settle(self) -> None:
+        """Wait until every block is marked that `mark` was called for. Raises what marking raised."""
+        if self._groups is not None:
+            self._groups.settle()
 
     def pending(self, plan: Plan) -> Callable[[Index], bool]:
         """Which blocks are not committed now. A snapshot, so that a block is never both written and waited for."""
+        self.settle()
         first = plan.block_range.lo
         done = np.zeros(plan.block_range.shape, bool)
         for index in self.header.marked():

@@ -11,6 +11,7 @@ from unet_engine.output.layout import Layout
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
+from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.normalize import Scaling
 
 
@@ -30,6 +31,8 @@ class Job:
     layout: Layout
     replace_nonfinite: float | None = None
     mask: str | None = None
+    durable: bool = True
+    """Whether a block is on the disk before it is recorded as committed."""
     profiled: bool = False
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     decoders: int | None = None
@@ -41,6 +44,10 @@ class Job:
     def skips(self) -> bool:
         """Whether windows of nothing but background are left out: only where the spec names what they stand for."""
         return self.model.spec.empty is not None
+
+    @property
+    def durability(self) -> Durability:
+        return ON_DISK if self.durable else WHENEVER
 
     @property
     def reduction(self) -> Reduction:

@@ -45,7 +45,10 @@ class Sink(Protocol):
         stored there now, as far as that is known."""
 
     def mark(self, index: Index, stored: Stored | None = None) -> None:
-        """The block's data are written, and `write` returned `stored`."""
+        """The block's data are written, and `write` returned `stored`. It may be a while until that is recorded."""
+
+    def settle(self) -> None:
+        """All that was marked is recorded when this returns."""
 
     def pending(self, plan: Plan) -> Callable[[Index], bool]:
         """Which blocks are not written now. A snapshot."""
@@ -104,7 +107,7 @@ class Worker:
         if self._opened.output is None:
             with self._opening:
                 self._opened.output = self._opened.output or Output(
-                    self.job.out, self.job.layout, self.job.plan.digest, self.recorder
+                    self.job.out, self.job.layout, self.job.plan.digest, self.recorder, self.job.durability
                 )
         return self._opened.output
 
@@ -131,6 +134,11 @@ class Worker:
             if self._pipeline is None:
                 self._pipeline = pipeline_of(self.job, self.network, self.tally, self.recorder, self.volume.voxel_bytes)
             return self._pipeline
+
+    def record(self) -> None:
+        """All blocks that were committed are recorded as such when this returns."""
+        if self._opened.output is not None:
+            self._opened.output.settle()
 
     def leave(self) -> None:
         """Give back what the pipeline holds. What was handed in stays open."""

@@ -87,6 +87,7 @@ class Draft:
             replace_nonfinite=settings.replace_nonfinite,
             mask=settings.mask,
             profiled=settings.profile is not None,
+            durable=settings.durable,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:

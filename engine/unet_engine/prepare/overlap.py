@@ -223,6 +223,9 @@ class _Kept:
     def mark(self, index: tuple[int, ...], stored: object = None) -> None:
         """Nobody will resume it."""
 
+    def settle(self) -> None:
+        """Nothing is recorded."""
+
     def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
         """All of it: nothing is kept of what was done."""
         return lambda _: True
