@@ -27,6 +27,7 @@ from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
 from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.redaction import redacted
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import fast_codecs
 from unet_engine.storage.durability import ON_DISK, Durability
@@ -72,7 +73,7 @@ class Output:
         something else.
         """
         attributes = {
-            "ome": layout.ome(Path(path).stem),
+            "ome": layout.ome(Path(redacted(path)).stem),
             PROVENANCE: {**provenance, "array": array.metadata_of(layout), "digest": digest, "complete": False},
         }
         with writing(path, "creating it"):
