@@ -21,7 +21,7 @@ from zarr.storage import StorePath
 from unet_engine.errors import OutputError, first_line
 from unet_engine.paths import is_local
 from unet_engine.storage import durability as durable
-from unet_engine.storage.durability import Durability
+from unet_engine.storage.durability import ON_DISK, Durability
 
 
 class Store(Protocol):
@@ -36,10 +36,10 @@ class Store(Protocol):
     def exists(self, path: str) -> bool:
         """Whether something lies at `path`. Raises `OutputError` where that cannot be found out."""
 
-    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability) -> None:
+    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         """Make a group of Zarr v3 at `path`, unless somebody did before."""
 
-    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability) -> None:
+    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         """Give the group of Zarr v3 at `path` other attributes, all at once."""
 
     def remove(self, path: str, first: str) -> None:
@@ -65,12 +65,12 @@ class LocalDisk:
         except OSError:
             return os.path.lexists(path)
 
-    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability) -> None:
+    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         """Exactly one of several processes makes it."""
         durable.make_folder(Path(path), durability)
         durable.put_new(Path(path, _METADATA), _group(attributes), durability)
 
-    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability) -> None:
+    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         durable.put(Path(path, _METADATA), _group(attributes), durability)
 
     def remove(self, path: str, first: str) -> None:
@@ -107,12 +107,12 @@ class Url:
             ) from error
         return True
 
-    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability) -> None:
+    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         """Several processes may make it; the header of one stays."""
         with suppress(ContainsGroupError):
             zarr.create_group(self.location(path), attributes=dict(attributes), zarr_format=3)
 
-    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability) -> None:
+    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         zarr.open_group(self.location(path), mode="r+").attrs.put(dict(attributes))
 
     def remove(self, path: str, first: str) -> None:
