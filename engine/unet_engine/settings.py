@@ -93,6 +93,8 @@ class Settings(BaseModel):
     overwrite: bool = False
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
+    ignore_spacing: bool = False
+    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import NUMBER, Command, sizes
+from unet_engine.commands.options import IGNORE_SPACING, NUMBER, Command, sizes
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.units import times
 
@@ -28,6 +28,7 @@ from unet_engine.units import times
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
 @click.option("--overlap", type=NUMBER, default=0.5, help="As for run; default 0.5.")
 @click.option("--threads", type=int, metavar="N", help="As for run; default: one per core.")
+@IGNORE_SPACING
 @click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
 @click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON; - for stdout.")
 @click.option("--html", "html_file", metavar="FILE", help="Write a page with charts; it loads nothing.")
@@ -51,7 +52,10 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
         overlap=_overlap(given["overlap"]),
         threads=_positive("--threads", given["threads"]),
     )
-    request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"], given["trust"])
+    request = Request(
+        given["model"], given["input"], given["axes"], wanted, given["seconds"],
+        ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"],
+    )  # fmt: skip
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])
     facts = bench(request, lambda line: click.echo(line, err=True))
