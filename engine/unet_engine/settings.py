@@ -45,7 +45,8 @@ class Settings(BaseModel):
     padding: Literal["reflect", "constant", "edge"] = "reflect"
     output: Literal["labels", "probabilities", "logits"] = "labels"
     dtype: Literal["uint8", "float16", "float32"] | None = None
-    """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32)."""
+    """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
+    end: uint8 with halves up, float16 to nearest with ties to even."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
