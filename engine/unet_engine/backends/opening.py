@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from unet_engine import machine
-from unet_engine.backends.base import Backend, Network, Setup
+from unet_engine.backends.base import NO_TRIAL, Backend, Network, Setup, Trial
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.host_ring import HostRing
 from unet_engine.backends.libraries import open_backend, open_on_device
 from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.devices.opening import SIMULATED, is_gpu, is_pipelined, missing, unreachable
 from unet_engine.errors import BackendError, PlanError, first_line
+from unet_engine.model.onnx_network import largest_batch
 from unet_engine.plan.device_memory import default_batch
 from unet_engine.units import Tell, times
 
@@ -33,6 +34,8 @@ class Wanted:
     tell: Tell | None = None
     """Told where a smaller window is taken for want of memory; None where the user chose the window, which then
     stays."""
+    trial: Trial = NO_TRIAL
+    """What it is warmed up with."""
 
 
 class Place(Protocol):
@@ -79,7 +82,7 @@ class OnHost:
 
     def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
         network = self.open(library, setup)
-        return network, network.warm_up()
+        return network, network.warm_up(wanted.trial)
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,13 @@ class OnDevice:
         return open_on_device(library, setup)
 
     def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
+        wanted = replace(wanted, most=largest_batch(setup.model) or wanted.most)
         setup = replace(setup, batch=default_batch(setup.window, wanted.windows, wanted.most))
         while True:
             opened: DeviceBackend | None = None
             try:
                 opened = self.open(library, setup)
-                return opened, opened.warm_up()
+                return opened, opened.warm_up(wanted.trial)
             except Exception as error:
                 if opened:
                     opened.close()

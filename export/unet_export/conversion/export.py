@@ -18,6 +18,7 @@ from unet_engine.model.file import open_model
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_ending import ending_for
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.prepare.evidence import Outputs, contradiction
 from unet_engine.units import Tell
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
 from unet_export.conversion.exporters import from_module, from_program, from_script
@@ -100,6 +101,7 @@ def _written(
 
     def write(proto: Any, reference: Any) -> tuple[ModelSpec, float]:
         looked_at = meaning.of(proto, spec)
+        meaning.measured(reference, looked_at)
         return looked_at, write_onnx(proto, reference, looked_at, out)
 
     if checkpoint.kind == "module":
@@ -136,6 +138,18 @@ class _Meaning:
             return _validated({**spec.model_dump(), "activation": found})
         self._tell(applied_again(end, spec.activation, spec.channels_out))
         return spec
+
+    def measured(self, network: Any, spec: ModelSpec) -> None:
+        """Tell where what `network` makes of noise is not what `spec` says of its outputs, and the graph did not."""
+        noise = torch.from_numpy(
+            np.random.default_rng(0).standard_normal((1, spec.channels_in, *spec.window), np.float32)
+        )
+        seen = Outputs()
+        with torch.inference_mode():
+            seen.look(network(noise)[0].numpy())
+        reason = contradiction(seen, spec, labels=False)
+        if not self.told:
+            self._tell(f"of noise, {reason}" if reason else "")
 
     def _tell(self, text: str) -> None:
         if text and text != self.told:
@@ -201,7 +215,9 @@ def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
         proto.metadata_props.remove(entry)
     if len(network.network.outputs) > 1:
         _keep_output(proto, network, spec)
-    spec = _Meaning(str(path), said, tell).of(proto, spec)
+    meaning = _Meaning(str(path), said, tell)
+    spec = meaning.of(proto, spec)
+    meaning.measured(network, spec)
     return spec, write_onnx(proto, network, spec, wanted.out, origin=f"the ONNX file {path.name}")
 
 
@@ -291,4 +307,7 @@ def _validated(values: dict[str, Any]) -> ModelSpec:
     try:
         return ModelSpec.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())) from error
+        first = error.errors()[0]
+        option = "".join(f"--{str(key).replace('_', '-')}: " for key in first["loc"][:1])
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise SettingsError(f"{option}{said}; correct it, see unet-engine export --help") from error

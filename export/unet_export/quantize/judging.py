@@ -46,6 +46,7 @@ class Request:
     activation: Activation | None = None
     ignore_spacing: bool = False
     """The voxels may be larger or smaller than those the model was trained on."""
+    head: str | None = None
     dice: float | None = None
     dice_of: dict[str, float] = field(default_factory=dict)
     agreement: float | None = None

@@ -19,6 +19,7 @@ from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.prepare.survey import check_volume, checked_window
+from unet_engine.redaction import redacted
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
@@ -75,7 +76,7 @@ def table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int, ...], Scaling]:
     """Model, volume, window and normalisation that the request names, checked against one another."""
-    model = open_model(request.model, request.window, request.activation)
+    model = open_model(request.model, request.window, request.activation, request.head)
     if model.format != "onnx":
         raise SettingsError(
             f"{request.model} is no ONNX file; make one first: unet-engine export {request.model} --out model.onnx"
@@ -92,11 +93,12 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     model = model.normalized(request.normalize)
     volume = open_volume(request.calibrate, request.axes)
     window = checked_window(model.spec, request.window)
-    notes = [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
+    notes = list(model.notes)
+    notes += [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
     notes += [model.contradiction] if model.contradiction else []
     check_volume(volume, model)
     check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    scale = scaling(model.spec.normalization, samples.values(volume))
+    scale = scaling(model.spec.normalization, samples.measured(volume))
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")
@@ -106,7 +108,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
 def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -> Iterator[str]:
     """Whether the voxels look like those the network was made for, as far as the model file tells. said: the user named
     the normalisation."""
-    found = quantiles(samples.values(volume), scale)
+    found = quantiles(samples.measured(volume), scale)
     if model.spec.input_quantiles:
         apart = difference(found, model.spec.input_quantiles)
         if apart:
@@ -121,7 +123,7 @@ def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -
                     f"{model.spec.normalization}, and {min(span):g} to {max(span):g} is meant: its statistics differ; "
                     "is it the same modality?"
                 )
-    elif doubt := unlikely(model, samples.values(volume), scale, said=said):
+    elif doubt := unlikely(model, samples.measured(volume), scale, said=said):
         yield doubt
 
 
@@ -167,12 +169,12 @@ def _judging(
         lambda w: labels_of(infer(w[None])[0], spec.activation), spec.label_count,
     )  # fmt: skip
     calibration = Calibration(
-        volume=volume.path,
+        volume=redacted(volume.path),
         fingerprint=samples.fingerprint(volume),
         windows=len(drawn.calibration),
         held_out=len(drawn.held_out),
         seed=request.seed,
-        quantiles=quantiles(samples.values(volume), scale),
+        quantiles=quantiles(samples.measured(volume), scale),
     )
     tell(
         f"{calibration.windows} windows to calibrate on, {calibration.held_out} others to judge on (seed {request.seed}); reference: {name}"
