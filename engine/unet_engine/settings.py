@@ -109,7 +109,11 @@ class Settings(BaseModel):
     """Folder, or ``NAME.json``, for a trace and a picture of where the time went; ``auto``: a folder named after the
     output."""
     resume: bool = False
+    verify: bool = False
+    """Where a run is resumed: compare not only the lengths of committed chunks but also their contents."""
     overwrite: bool = False
+    durable: bool = True
+    """Whether what is committed outlives a power cut, at a price of at most some percent; kills never cost it."""
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
     ignore_spacing: bool = False

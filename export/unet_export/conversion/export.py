@@ -12,6 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from unet_engine.backends import second_opinion
+from unet_engine.backends.base import Setup
+from unet_engine.backends.libraries import choose_backend
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError, first_line
 from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import open_model
@@ -65,7 +68,19 @@ def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
         tell(
             f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its file"
         )
+    _second_opinion(wanted.out, spec, tell)
     return {"out": wanted.out, "largest_difference": error, **spec.model_dump(mode="json")}
+
+
+def _second_opinion(path: str, spec: ModelSpec, tell: Tell) -> None:
+    """Tell where the library that a run on this machine's CPU takes computes something else than the file says."""
+    model = open_model(path, spec.window)
+    noise = np.random.default_rng(0).standard_normal((spec.channels_in, *spec.window), np.float32)
+    setup, library = Setup(model, spec.window), choose_backend(model, "cpu")
+    opinion = second_opinion.asked(setup, library, noise, "noise")
+    if opinion and opinion.wrong == "first":
+        other = second_opinion.other_for(model, library, "cpu")
+        tell(f"note: of noise, {opinion.text}; a run takes {other.library if other else 'another one'}")
 
 
 # --- PyTorch in ---
