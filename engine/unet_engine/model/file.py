@@ -24,7 +24,7 @@ from unet_engine.model import attachments, trust
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, Channels, ModelSpec, read_toml
 from unet_engine.model.verdict import Verdict
 from unet_engine.paths import check_file
 
@@ -59,6 +59,12 @@ class ModelFile:
     guessed."""
     proved: Ending = UNPROVED
     """What the graph proves of the outputs, as far as it was looked at."""
+    described: bool = True
+    """Whether somebody said what the outputs are: in the file, or beside it."""
+    output: str = ""
+    """Name of the output in the graph, as far as it has one."""
+    guessed: bool = False
+    """Whether the activation was neither said nor proved."""
     trusted: bool = False
     """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
 
@@ -107,7 +113,21 @@ class ModelFile:
         except ValidationError as error:
             said = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise SettingsError(f"--activation {activation} does not fit {self.path}: {said}") from error
-        return replace(self, spec=spec, ends_in="")
+        return replace(self, spec=spec, ends_in="", guessed=False)
+
+    def meant(self, channels: Channels | None) -> ModelFile:
+        """The model whose channels are what ``--channels`` says; as it promises where that is None. An activation that
+        was guessed follows. Raises `SettingsError` where the model cannot be of that kind."""
+        if channels is None:
+            return self
+        follows = ACTIVATION_OF.get(channels) if self.guessed else None
+        said = {"activation": follows} if follows else {}
+        try:
+            spec = ModelSpec.model_validate({**self.spec.model_dump(), **said, "channels": channels})
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"--channels {channels} does not fit {self.path}: {why}; see --activation") from error
+        return replace(self, spec=spec)
 
 
 def open_model(
@@ -129,10 +149,11 @@ def open_model(
         check_file(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; give a model file with --model") from error
-    files, ends_in, proved = [path], "", UNPROVED
+    files, ends_in, proved, described, output = [path], "", UNPROVED, True, ""
     if kind == "onnx":
         found = read_onnx(path, tuple(window) if window else None, activation)
         spec, ends_in, proved = found.spec, found.ends_in, found.proved
+        described, output = found.described, found.output
         files += found.weights
     elif kind == "fake":
         spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
@@ -142,7 +163,12 @@ def open_model(
     outside = tuple(str(f.relative_to(path.parent)) for f in files[1:])
     sha256 = _hash(files, kind)
     trusted = kind in trust.RUNS_CODE and trust.is_trusted(sha256)
-    return ModelFile(path, kind, sha256, spec, verdicts, outside, ends_in, proved, trusted).activated(activation)
+    guessed = not described and not ends_in
+    opened = ModelFile(
+        path, kind, sha256, spec, verdicts, outside, ends_in, proved,
+        described=described, output=output, guessed=guessed, trusted=trusted,
+    )  # fmt: skip
+    return opened.activated(activation)
 
 
 def is_model(path: str | Path) -> bool:

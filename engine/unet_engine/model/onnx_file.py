@@ -11,7 +11,7 @@ from unet_engine.errors import ModelError, UnetEngineError, first_line
 from unet_engine.model.ending import Ending, refusal
 from unet_engine.model.onnx_ending import ending, opset_of, proved_of
 from unet_engine.model.onnx_outside import weights_outside
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.units import times
 
 
@@ -26,6 +26,10 @@ class OnnxFile:
     """What in the graph told the spec's activation, in words; empty where it was said, or guessed."""
     proved: Ending
     """What the graph proves of the outputs, whatever the spec says."""
+    described: bool
+    """Whether somebody said what the outputs are: in the file, or beside it."""
+    output: str
+    """Name of the output in the graph."""
 
 
 def read_onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | None = None) -> OnnxFile:
@@ -42,14 +46,20 @@ def read_onnx(path: Path, window: tuple[int, ...] | None, activation: Activation
             raise ValueError("its graph is empty")
         spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
         weights = weights_outside(model, path)
+        output = model.graph.output[0].name
         if spec_text is not None:
             spec = ModelSpec.exported(spec_text, path)
-            return OnnxFile(spec, weights, "", proved_of(model, (1, spec.channels_in, *spec.window)))
+            return OnnxFile(
+                spec, weights, "", proved_of(model, (1, spec.channels_in, *spec.window)), described=True, output=output
+            )
         beside = path.with_suffix(".toml")
         given = _given(beside) if beside.exists() else {}
         said = given | ({"activation": "none"} if activation else {})
         spec, end = _spec_from_graph(path, model, window, said)
-        return OnnxFile(spec, weights, "" if "activation" in said else end.activation(spec.channels_out)[1], end)
+        ends_in = "" if "activation" in said else end.activation(spec.channels_out)[1]
+        return OnnxFile(
+            spec, weights, ends_in, end, described="activation" in given or "channels" in given, output=output
+        )
     except UnetEngineError:
         raise
     except Exception as error:  # the parser and shape inference raise what they like, down to UnicodeDecodeError
@@ -97,6 +107,8 @@ def _spec_from_graph(
         )
     end = ending(model.graph, opset_of(model), shapes, model.graph.output[0].name)
     activation, why = end.activation(shape[1])
+    if not why and given.get("channels") in ACTIVATION_OF:
+        activation = ACTIVATION_OF[given["channels"]]
     if activation is None and "activation" not in given:
         raise ModelError(refusal(path, why))
     values = {

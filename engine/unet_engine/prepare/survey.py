@@ -13,6 +13,7 @@ from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
+from unet_engine.model.channels import guess_note, labels_refusal, other_refusal
 from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
@@ -126,6 +127,7 @@ def _model(settings: Settings, notes: list[str]) -> ModelFile:
     not trusted."""
     assert settings.model is not None
     model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
+    model = model.meant(settings.channels)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
         notes.append(f"{model.path} is trusted from now on; its hash is {model.sha256}")
@@ -141,11 +143,30 @@ def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> No
         notes.append(outputs_note(activation, model.ends_in))
     if model.contradiction:
         fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
+    _about_channels(settings, model, notes)
     if settings.output == "logits" and activation in ARE_PROBABILITIES:
         raise SettingsError(
             f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "
             "use --output probabilities"
         )
+
+
+def _about_channels(settings: Settings, model: ModelFile, notes: list[str]) -> None:
+    """Raise `SettingsError` where the output asked for means nothing of what the channels are, or is not known to; say
+    so where it was guessed."""
+    spec = model.spec
+    if model.format == "fake" and spec.channels is None:  # stands for any network
+        return
+    if settings.output == "labels":
+        why = labels_refusal(spec, described=model.described, output=model.output)
+    else:
+        why = other_refusal(spec, settings.output)
+    if not why and settings.overlap == "auto" and spec.channels in ("image", "offsets"):
+        why = "--overlap auto compares labels, which its channels have not; use --overlap 0.5"
+    if why:
+        raise SettingsError(f"{model.path.name}: {why}")
+    if model.guessed and settings.output != "logits" and (note := guess_note(spec)):
+        fall_back(settings, notes, f"{model.path.name}: {note}")
 
 
 def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:

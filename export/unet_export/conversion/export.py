@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError, first_line
+from unet_engine.model.channels import labels_refusal
 from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import open_model
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_ending import ending_for
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, Channels, ModelSpec, read_toml
 from unet_engine.prepare.evidence import Outputs, contradiction
 from unet_engine.units import Tell
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
@@ -45,6 +46,8 @@ class Export:
     name: str | None = None
     classes: tuple[str, ...] | None = None
     activation: Activation | None = None
+    output_channels: Channels | None = None
+    """What output channels are."""
     normalize: str | None = None
     spacing: tuple[float, ...] | None = None
     spacing_unit: str | None = None
@@ -82,7 +85,8 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
     _check_free(wanted, geometry)
     embedded = _embedded(wanted.checkpoint)
-    meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or embedded is not None, tell)
+    known = embedded is not None
+    meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or known, tell, described=known)
     spec = _spec(wanted, geometry, embedded)
     try:
         return _written(checkpoint, network, spec, wanted.out, meaning)
@@ -125,14 +129,30 @@ class _Meaning:
     said: bool
     """Whether the user or a spec names the activation."""
     tell: Tell
+    described: bool
+    """Whether a spec describes the network already."""
     told: str = ""
+    asked: bool = False
 
     def of(self, proto: Any, spec: ModelSpec) -> ModelSpec:
-        """`spec` with the activation of the graph's first output. Raises `ModelError` where it has to be said."""
+        """`spec` with the activation of the graph's first output, and `unknown` channels where those are neither said
+        nor follow. Raises `ModelError` where the activation has to be said."""
+        spec = self._activated(proto, spec)
+        if self.described or spec.channels or not labels_refusal(spec, described=False):
+            return spec
+        self._ask(
+            f"note: nothing says what the {spec.channels_out} output channels are, and run will ask; say --output-channels "
+            "classes (they exclude one another), multilabel (they may overlap), image or offsets"
+        )
+        return _validated({**spec.model_dump(), "channels": "unknown"})
+
+    def _activated(self, proto: Any, spec: ModelSpec) -> ModelSpec:
         end = ending_for(proto, (1, spec.channels_in, *spec.window))
         found, why = end.activation(spec.channels_out)
         if not self.said and found is None:
             raise ModelError(refusal(self.source, why))
+        if not self.said and not why:
+            return spec
         if not self.said and found is not None:
             self._tell(outputs_note(found, why))
             return _validated({**spec.model_dump(), "activation": found})
@@ -150,6 +170,11 @@ class _Meaning:
         reason = contradiction(seen, spec, labels=False)
         if not self.told:
             self._tell(f"of noise, {reason}" if reason else "")
+
+    def _ask(self, text: str) -> None:
+        if not self.asked:
+            self.tell(text)
+        self.asked = True
 
     def _tell(self, text: str) -> None:
         if text and text != self.told:
@@ -215,7 +240,8 @@ def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
         proto.metadata_props.remove(entry)
     if len(network.network.outputs) > 1:
         _keep_output(proto, network, spec)
-    meaning = _Meaning(str(path), said, tell)
+    described = any(entry.key == METADATA_KEY for entry in proto.metadata_props)
+    meaning = _Meaning(str(path), said, tell, described=described)
     spec = meaning.of(proto, spec)
     meaning.measured(network, spec)
     return spec, write_onnx(proto, network, spec, wanted.out, origin=f"the ONNX file {path.name}")
@@ -270,8 +296,11 @@ def _spec(wanted: Export, found: Geometry, known: ModelSpec | None) -> ModelSpec
             "background",
             "empty",
             "context",
+            "channels",
         )
         meaning |= {key: getattr(known, key) for key in kept}
+    if wanted.output_channels in ACTIVATION_OF and (known is None or known.activation == "softmax"):
+        meaning["activation"] = ACTIVATION_OF[wanted.output_channels]  # where the graph tells another, it wins
     values = {
         "axes": found.axes,
         "channels_in": found.channels_in,
@@ -295,6 +324,7 @@ def _said(wanted: Export) -> dict[str, Any]:
         "name": wanted.name,
         "classes": wanted.classes,
         "activation": wanted.activation,
+        "channels": wanted.output_channels,
         "normalization": Normalization.parse(wanted.normalize) if wanted.normalize else None,
         "spacing": wanted.spacing,
         "spacing_unit": wanted.spacing_unit,
