@@ -68,6 +68,8 @@ class Settings(BaseModel):
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None = None
     """What the network's outputs are, see `unet_engine.model.spec.Activation`; default: what the model or its graph
     says."""
+    head: str | None = None
+    """Name of the output that is wanted, of a network with several; default: see `unet_engine.model.outputs.choose`."""
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
     mask: str | None = None
@@ -109,7 +111,11 @@ class Settings(BaseModel):
     """Folder, or ``NAME.json``, for a trace and a picture of where the time went; ``auto``: a folder named after the
     output."""
     resume: bool = False
+    verify: bool = False
+    """Where a run is resumed: compare not only the lengths of committed chunks but also their contents."""
     overwrite: bool = False
+    durable: bool = True
+    """Whether what is committed outlives a power cut, at a price of at most some percent; kills never cost it."""
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
     strict: bool = False
@@ -181,6 +187,7 @@ class Settings(BaseModel):
         "roi",
         "axes",
         "normalize",
+        "head",
         "backend",
         "device",
         "scheduler",

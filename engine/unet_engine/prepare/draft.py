@@ -89,6 +89,7 @@ class Draft:
             outside=survey.fill(decisions.kind, decisions.dtype),
             nodata=survey.volume.nodata,
             profiled=settings.profile is not None,
+            durable=settings.durable,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:

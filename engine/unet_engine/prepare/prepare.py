@@ -23,9 +23,10 @@ from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
 from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction
 from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
-from unet_engine.prepare.survey import Survey, fall_back
+from unet_engine.prepare.survey import Survey
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling, scaling
@@ -123,8 +124,9 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
 
 
 def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
-    """Say where the network is fed what it cannot have been trained on. The identity network takes any values."""
-    if survey.model.format == "fake":
+    """Say where the network is fed what it cannot have been trained on. The identity network takes any values, and one
+    that takes whole numbers takes grey levels."""
+    if survey.model.format == "fake" or survey.model.takes_integers:
         return
     said = survey.settings.normalize is not None
     doubt = unlikely(survey.model, samples.measured(survey.volume), scale, said=said)

@@ -13,14 +13,14 @@ from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
-from unet_engine.model.channels import guess_note, labels_refusal, other_refusal
-from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model
-from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
+from unet_engine.model.spec import ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
+from unet_engine.prepare.notes import fall_back
+from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import out_of
 from unet_engine.prepare.precision import Choice, choose
@@ -75,9 +75,10 @@ def survey(settings: Settings) -> Survey:
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
     model = _model(settings, notes)
-    _about_outputs(settings, model, notes)
+    about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
+    about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
     if place.note:
@@ -126,47 +127,13 @@ def _model(settings: Settings, notes: list[str]) -> ModelFile:
     """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and is
     not trusted."""
     assert settings.model is not None
-    model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
-    model = model.meant(settings.channels)
+    model = open_model(settings.model, settings.window, settings.activation, settings.head)
+    model = model.normalized(settings.normalize).meant(settings.channels)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
         notes.append(f"{model.path} is trusted from now on; its hash is {model.sha256}")
     model.check_trust()
     return model
-
-
-def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> None:
-    """Say what the outputs are taken for where the graph told it. Raises `SettingsError` where logits are asked of what
-    has none."""
-    activation = model.spec.activation
-    if model.ends_in:
-        notes.append(outputs_note(activation, model.ends_in))
-    if model.contradiction:
-        fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
-    _about_channels(settings, model, notes)
-    if settings.output == "logits" and activation in ARE_PROBABILITIES:
-        raise SettingsError(
-            f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "
-            "use --output probabilities"
-        )
-
-
-def _about_channels(settings: Settings, model: ModelFile, notes: list[str]) -> None:
-    """Raise `SettingsError` where the output asked for means nothing of what the channels are, or is not known to; say
-    so where it was guessed."""
-    spec = model.spec
-    if model.format == "fake" and spec.channels is None:  # stands for any network
-        return
-    if settings.output == "labels":
-        why = labels_refusal(spec, described=model.described, output=model.output)
-    else:
-        why = other_refusal(spec, settings.output)
-    if not why and settings.overlap == "auto" and spec.channels in ("image", "offsets"):
-        why = "--overlap auto compares labels, which its channels have not; use --overlap 0.5"
-    if why:
-        raise SettingsError(f"{model.path.name}: {why}")
-    if model.guessed and settings.output != "logits" and (note := guess_note(spec)):
-        fall_back(settings, notes, f"{model.path.name}: {note}")
 
 
 def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:
@@ -274,13 +241,6 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
 
 
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
-
-
-def fall_back(settings: Settings, notes: list[str], what: str) -> None:
-    """Note what is not as one would expect. Raises `BackendError` under ``--strict``."""
-    if settings.strict:
-        raise BackendError(f"--strict: {what}")
-    notes.append(what)
 
 
 def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
