@@ -48,7 +48,7 @@ def _about_channels(settings: Settings, model: ModelFile, notes: list[str]) -> N
     if why:
         raise SettingsError(f"{model.path.name}: {why}")
     if model.guessed and settings.output != "logits" and (note := guess_note(spec)):
-        fall_back(settings, notes, f"{model.path.name}: {note}")
+        notes.append(f"{model.path.name}: {note}")
 
 
 def about_whole_numbers(settings: Settings, model: ModelFile, volume: Volume, notes: list[str]) -> None:
