@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
 
-from unet_engine.errors import ModelError, SettingsError, UnetEngineError, first_line
+from unet_engine.errors import ModelError, SettingsError, UnetEngineError
 from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import open_model
 from unet_engine.model.onnx_ending import ending_for
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
-from unet_engine.units import Tell
+from unet_engine.units import Tell, times
+from unet_export.conversion.adapt import Adapted, adapted
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
 from unet_export.conversion.exporters import from_module, from_program, from_script
 from unet_export.conversion.onnx_export import frozen, write_onnx
-from unet_export.conversion.probe import FullResolution, Geometry, head_count, probe
+from unet_export.conversion.probe import Geometry, probe
+from unet_export.conversion.proof import Comparison, proved
+from unet_export.conversion.runners import OnnxNetwork, keep_output, onnx_runner, second_runner
 
 Sizes = Literal["auto", "dynamic", "static"]
 
@@ -47,6 +48,8 @@ class Export:
     spacing: tuple[float, ...] | None = None
     spacing_unit: str | None = None
     background: float | None = None
+    head: str | None = None
+    """Name of the output that is meant; None: as its resolution and name tell."""
     trust: bool = False
     """The user trusts a checkpoint that runs code as it is opened."""
 
@@ -55,15 +58,20 @@ def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
     """Write ``wanted.out`` and return what it is. Raises `SettingsError`, `ModelError` or `OutputError`."""
     if not wanted.out.lower().endswith(".onnx"):
         raise SettingsError(f"--out {wanted.out} names no ONNX file; write it like model.onnx")
-    if wanted.checkpoint.lower().endswith(".onnx"):
-        spec, error = _onnx(wanted, tell)
-    else:
-        spec, error = _torch(wanted, tell)
+    spec, error = (_onnx if _is_onnx(wanted) else _torch)(wanted, tell)
     if not any(spec.window_step) and wanted.sizes == "auto":
         tell(
             f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its file"
         )
-    return {"out": wanted.out, "largest_difference": error, **spec.model_dump(mode="json")}
+    return {"out": wanted.out, "largest_difference": error, "from": _origin(wanted), **spec.model_dump(mode="json")}
+
+
+def _is_onnx(wanted: Export) -> bool:
+    return wanted.checkpoint.lower().endswith(".onnx")
+
+
+def _origin(wanted: Export) -> str:
+    return f"the ONNX file {Path(wanted.checkpoint).name}" if _is_onnx(wanted) else "PyTorch"
 
 
 # --- PyTorch in ---
@@ -73,44 +81,57 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     checkpoint = open_checkpoint(
         wanted.checkpoint, wanted.factory, wanted.arguments, wanted.weights, tell, trust=wanted.trust
     )
-    network = checkpoint.network
-    if (heads := head_count(network, wanted.window, wanted.channels)) > 1:
-        tell(f"note: the network has {heads} outputs; that of the highest resolution is kept")
-        network = FullResolution(network)
+    network = adapted(checkpoint.network, wanted.window, wanted.channels, wanted.head, tell)
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
     _check_free(wanted, geometry)
     embedded = _embedded(wanted.checkpoint)
     meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or embedded is not None, tell)
     spec = _spec(wanted, geometry, embedded)
     try:
-        return _written(checkpoint, network, spec, wanted.out, meaning)
+        return _written(checkpoint, network, spec, wanted, meaning)
     except ModelError:
         if wanted.sizes != "auto" or not any(spec.window_step):
             raise
     # what cannot be exported at all fails again, with the reason that matters
     fixed = spec.model_copy(update={"window_min": spec.window, "window_step": (0,) * len(spec.axes)})
-    return _written(checkpoint, network, fixed, wanted.out, meaning)
+    return _written(checkpoint, network, fixed, wanted, meaning)
 
 
 def _written(
-    checkpoint: Checkpoint, network: Any, spec: ModelSpec, out: str, meaning: _Meaning
+    checkpoint: Checkpoint, network: Any, spec: ModelSpec, wanted: Export, meaning: _Meaning
 ) -> tuple[ModelSpec, float]:
     """The spec as it was written, and the largest difference: the exported graph has a say in the activation."""
 
     def write(proto: Any, reference: Any) -> tuple[ModelSpec, float]:
-        looked_at = meaning.of(proto, spec)
-        return looked_at, write_onnx(proto, reference, looked_at, out)
+        return _finished(proto, reference, meaning.of(proto, spec), wanted, meaning.tell)
 
     if checkpoint.kind == "module":
         with frozen(network) as net:
             return write(from_module(net, spec), net)
     if checkpoint.kind == "torchscript":
         example = torch.zeros((1, spec.channels_in, *spec.window))
-        script = network if not isinstance(network, FullResolution) else torch.jit.trace(network, example)
+        script = network if not isinstance(network, Adapted) else torch.jit.trace(network, example)
         return write(from_script(script, spec), network)
-    if isinstance(network, FullResolution):
+    if isinstance(network, Adapted):
         return write(from_module(network, spec), network)
     return write(from_program(checkpoint.program, spec.name), network)
+
+
+def _finished(
+    proto: Any, reference: Any, spec: ModelSpec, wanted: Export, tell: Tell, origin: str = ""
+) -> tuple[ModelSpec, float]:
+    """Compare the graph with what it was made of on all sizes that it shall promise, and write it with those that
+    hold."""
+    data = proto.SerializeToString()
+    comparison = Comparison(reference, onnx_runner(data, spec.name), spec, origin or "PyTorch")
+    right = proved(comparison, second_runner(data, comparison, tell))
+    if right is None:
+        raise ModelError(
+            f"the exported {spec.name} is right for windows of {times(spec.window)} alone, not for others that the network takes; "
+            "use --sizes static, or auto"
+        )
+    write_onnx(proto, right, wanted.out, comparison.worst, origin)
+    return right, comparison.worst
 
 
 @dataclass
@@ -161,24 +182,6 @@ def _embedded(checkpoint: str) -> ModelSpec | None:
 # --- ONNX in ---
 
 
-class _Onnx(nn.Module):  # type: ignore[misc]  # the type checker skips torch
-    """An ONNX file as a callable on tensors, through ONNX Runtime."""
-
-    def __init__(self, data: bytes, path: str) -> None:
-        import onnxruntime
-
-        super().__init__()
-        try:
-            self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise ModelError(f"{path}: ONNX Runtime refuses the network: {first_line(error)}") from error
-        self.input = self._session.get_inputs()[0]
-        self.outputs = [o.name for o in self._session.get_outputs()]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(np.array(y)) for y in self._session.run(None, {self.input.name: x.numpy()})]
-
-
 def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     """A foreign network gets a spec, a single output and a check; its own layers stay as they are."""
     import onnx
@@ -186,22 +189,29 @@ def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     path = Path(wanted.checkpoint)
     given = open_model(path, wanted.window, wanted.activation).spec
     proto = onnx.load(path)
-    network = FullResolution(_Onnx(proto.SerializeToString(), str(path)))
+    network = adapted(
+        OnnxNetwork(proto.SerializeToString(), path.name),
+        wanted.window or given.window,
+        given.channels_in,
+        wanted.head,
+        tell,
+    )
     said = _says_activation(wanted, proto, path)
     if any(entry.key == METADATA_KEY for entry in proto.metadata_props):
         spec = _changed(wanted, given)
     else:
-        sizes = network.network.input.shape[2:]
-        fixed = wanted.sizes == "static" or not any(isinstance(s, str) or s is None for s in sizes)
+        fixed = wanted.sizes == "static" or all(
+            d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[2:]
+        )
         geometry = probe(network, wanted.window or given.window, given.channels_in, fixed=fixed)
         _check_free(wanted, geometry)
         spec = _spec(wanted, geometry, given)
     for entry in [e for e in proto.metadata_props if e.key.startswith("unet_engine.")]:
         proto.metadata_props.remove(entry)
-    if len(network.network.outputs) > 1:
-        _keep_output(proto, network, spec)
+    if isinstance(network, Adapted):
+        keep_output(proto, network.place[0])
     spec = _Meaning(str(path), said, tell).of(proto, spec)
-    return spec, write_onnx(proto, network, spec, wanted.out, origin=f"the ONNX file {path.name}")
+    return _finished(proto, network, spec, wanted, tell, _origin(wanted))
 
 
 def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
@@ -212,25 +222,6 @@ def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
         or any(entry.key == METADATA_KEY for entry in proto.metadata_props)
         or (beside.is_file() and "activation" in read_toml(beside))
     )
-
-
-def _keep_output(proto: Any, network: Any, spec: ModelSpec) -> None:
-    """Leave one output in the graph, that of the highest resolution, and of the nodes those that lead to it."""
-    outputs = network.network(torch.zeros((1, spec.channels_in, *spec.window)))
-    best = max(range(len(outputs)), key=lambda i: (outputs[i].shape[2:].numel(), -i))
-    kept = proto.graph.output[best]
-    del proto.graph.output[best + 1 :], proto.graph.output[:best]
-    needed, nodes = {kept.name}, []
-    for node in reversed(proto.graph.node):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            nodes.append(node)
-    nodes.reverse()
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    unused = [t for t in proto.graph.initializer if t.name not in needed]
-    for tensor in unused:
-        proto.graph.initializer.remove(tensor)
 
 
 # --- the spec ---
