@@ -59,6 +59,11 @@ def _needs(module: str, extra: str, what: str) -> None:
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
 @click.option("--background", type=float, metavar="V", help="Raw value of nothing; default 0.")
+@click.option(
+    "--empty",
+    metavar="A,B,…",
+    help="Output per channel where there is nothing, so that such windows are skipped; auto: found by running one.",
+)
 @click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name

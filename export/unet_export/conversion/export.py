@@ -18,6 +18,7 @@ from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normaliz
 from unet_engine.units import Tell, times
 from unet_export.conversion.adapt import Adapted, adapted
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
+from unet_export.conversion.empty import empty_of
 from unet_export.conversion.exporters import from_module, from_program, from_script
 from unet_export.conversion.onnx_export import frozen, write_onnx
 from unet_export.conversion.probe import Geometry, probe
@@ -48,6 +49,8 @@ class Export:
     spacing: tuple[float, ...] | None = None
     spacing_unit: str | None = None
     background: float | None = None
+    empty: str | None = None
+    """Output per channel on background, or auto; see `unet_export.conversion.empty`."""
     head: str | None = None
     """Name of the output that is meant; None: as its resolution and name tell."""
     trust: bool = False
@@ -130,6 +133,9 @@ def _finished(
             f"the exported {spec.name} is right for windows of {times(spec.window)} alone, not for others that the network takes; "
             "use --sizes static, or auto"
         )
+    if wanted.empty:
+        right = _validated({**right.model_dump(), "empty": empty_of(wanted.empty, right, comparison.run)})
+        tell(f"note: windows of nothing but {right.background:g} are not inferred: their outputs are {right.empty}")
     write_onnx(proto, right, wanted.out, comparison.worst, origin)
     return right, comparison.worst
 
