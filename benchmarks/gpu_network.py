@@ -73,7 +73,8 @@ def flops(network: nn.Module, window: tuple[int, ...]) -> int:
 
 def spec_of(window: tuple[int, ...], classes: int, flops_of_window: int = 1) -> Any:
     """The `ModelSpec` of `MLPerfUNet`."""
-    from unet_engine.model.spec import ModelSpec, Normalization
+    from unet_engine.model.normalization import Normalization
+    from unet_engine.model.spec import ModelSpec
 
     return ModelSpec(
         name="mlperf", axes="zyx", channels_in=1, channels_out=classes, window=window, window_min=(16,) * 3, window_step=(16,) * 3,

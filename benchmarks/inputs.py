@@ -49,7 +49,7 @@ def network(case: Case, filters: int = 16) -> Any:
 
 def model_of(case: Case, filters: int, root: Path) -> Path:
     """That network as ONNX file in `root`."""
-    from unet_engine.model.spec import Normalization
+    from unet_engine.model.normalization import Normalization
     from unet_export.conversion.onnx_export import export_onnx
     from unet_export.train.specs import spec_for
 

@@ -161,6 +161,31 @@ HALO_FN float normalise(T value, double shift, double scale) {
   }
 }
 
+// What else may be asked of a channel, in raw units: values are clipped to [low, high] first, and those within [void_low, void_high]
+// become 0. NaN stays NaN. Infinite bounds ask for nothing. Python gives them as a row of four numbers, in this order.
+struct Limits {
+  double low, high, void_low, void_high;
+};
+
+template <typename T>
+HALO_FN float normalise(T value, double shift, double scale, const Limits& limits) {
+  using F = typename Normal<T>::type;
+  F raw;
+  if constexpr (sizeof(F) == sizeof(double)) {
+    raw = static_cast<F>(value);
+  } else {
+    raw = to_float(value);
+  }
+  const F low = static_cast<F>(limits.low), high = static_cast<F>(limits.high);
+  const F void_low = static_cast<F>(limits.void_low), void_high = static_cast<F>(limits.void_high);
+  // one selection after the other, and no short cuts: so it vectorises
+  const F raised = raw < low ? low : raw;
+  const F clipped = raised > high ? high : raised;
+  const float normal = static_cast<float>((clipped - static_cast<F>(shift)) * static_cast<F>(scale));
+  const float kept = raw >= void_low ? 0.0f : normal;
+  return raw <= void_high ? kept : normal;
+}
+
 // ---- blending --------------------------------------------------------------------------------------------------------------
 
 HALO_FN float weight_of(float wz_wy, float wx) { return wz_wy * wx; }

@@ -140,7 +140,7 @@ void with_block_type(const Input& raw, const F& f) {
 
 void gather(const Array& windows, const Input& raw_array, const std::vector<Table<std::int32_t, 2>>& positions,
             const Table<std::int32_t, 2>& entries, const Table<std::int32_t, 1>& order, const Table<double, 1>& scale,
-            const Table<double, 1>& shift, double fill, std::uintptr_t stream) {
+            const Table<double, 1>& shift, double fill, const std::optional<Table<double, 2>>& limits, std::uintptr_t stream) {
   check_device(windows, raw_array, "raw");
   const Batch batch = batch_of(windows, static_cast<int>(raw_array.ndim()) - 1);
   check_tables(positions, windows, batch.size, "positions");
@@ -151,6 +151,13 @@ void gather(const Array& windows, const Input& raw_array, const std::vector<Tabl
     check_device(windows, *vector, "scale and shift");
     if (static_cast<index_t>(vector->shape(0)) != batch.channels) refuse("scale and shift must have one value per channel");
   }
+  static_assert(sizeof(Limits) == 4 * sizeof(double));
+  const Limits* bounds = nullptr;
+  if (limits.has_value()) {
+    check_device(windows, *limits, "limits");
+    if (static_cast<index_t>(limits->shape(0)) != batch.channels || limits->shape(1) != 4) refuse("limits must be four values per channel");
+    bounds = reinterpret_cast<const Limits*>(limits->data());
+  }
   with_block_type(raw_array, [&](auto* raw_data) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(raw_data)>>;
     const auto raw = view<const T>(raw_array, "raw");
@@ -159,7 +166,7 @@ void gather(const Array& windows, const Input& raw_array, const std::vector<Tabl
     with_window_type(as_input, [&](auto* data) {
       using U = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
       GatherBody<T, U> body{raw, const_cast<U*>(data), batch.stride_n, {}, {}, {}, entry, order.data(),
-                            static_cast<index_t>(order.shape(0)), scale.data(), shift.data(), static_cast<float>(fill)};
+                            static_cast<index_t>(order.shape(0)), scale.data(), shift.data(), bounds, static_cast<float>(fill)};
       std::copy_n(batch.stride, 1 + kAxes, body.stride);
       std::copy_n(batch.size, kAxes, body.size);
       for (int a = 0; a < kAxes; ++a) body.positions[a] = positions[a].data();
@@ -362,7 +369,7 @@ NB_MODULE(_halo_cuda, m) {
   m.attr("MOST_HALOS") = kMostHalos;
   m.def("array", &array, "address"_a, "shape"_a, "dtype"_a, "strides"_a = nb::none(), "owner"_a = nb::none(), nb::kw_only(), "device"_a = 0);
   m.def("gather", &gather, "windows"_a, "raw"_a, "positions"_a, "entries"_a, "order"_a, "scale"_a, "shift"_a, "fill"_a, nb::kw_only(),
-        "stream"_a = 0);
+        "limits"_a = nb::none(), "stream"_a = 0);
   m.def("add", &add, "sums"_a, "windows"_a, "weights"_a, "spans"_a, "entries"_a, "constants"_a, "lo"_a, "hi"_a, nb::kw_only(),
         "stream"_a = 0);
   m.def("pack", &pack, "sums"_a, "out"_a, "at"_a, nb::kw_only(), "stream"_a = 0);

@@ -26,6 +26,7 @@ using Array = nb::ndarray<nb::device::cpu>;            // to be written
 using Input = nb::ndarray<nb::ro, nb::device::cpu>;    // only read
 template <typename T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const double, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;  // a `Limits` per channel
 template <typename T>
 using PerAxis = std::array<T, kAxes>;
 using Corner = PerAxis<index_t>;
@@ -139,32 +140,51 @@ void check_index(const Vector<std::int64_t>& index, index_t size, int axis) {
   }
 }
 
+// How one channel is normalised; `limits` may be null.
+struct Rule {
+  double shift, scale;
+  const Limits* limits;
+
+  template <typename T>
+  void row(float* out, const T* in, index_t n) const {
+    limits == nullptr ? normalise_row(out, in, n, shift, scale) : normalise_row(out, in, n, shift, scale, *limits);
+  }
+
+  template <typename T>
+  float voxel(T value) const {
+    return limits == nullptr ? normalise(value, shift, scale) : normalise(value, shift, scale, *limits);
+  }
+};
+
 template <typename T>
 void gather_row(float* out, const T* row, index_t stride, const std::vector<Stretch>& stretches, const std::int64_t* index,
-                double shift, double scale, float fill) {
+                const Rule& rule, float fill) {
   for (const Stretch& s : stretches) {
     if (s.first == kOutside) {
       std::fill(out + s.begin, out + s.end, fill);
     } else if (s.first >= 0 && stride == 1) {
-      normalise_row(out + s.begin, row + s.first, s.end - s.begin, shift, scale);
+      rule.row(out + s.begin, row + s.first, s.end - s.begin);
     } else {
-      for (index_t x = s.begin; x < s.end; ++x) out[x] = normalise(row[index[x] * stride], shift, scale);
+      for (index_t x = s.begin; x < s.end; ++x) out[x] = rule.voxel(row[index[x] * stride]);
     }
   }
 }
 
 void gather(const Array& out_array, const Input& block_array, const std::string& type,
-            const PerAxis<Vector<std::int64_t>>& index, const Vector<double>& scale, const Vector<double>& shift, float fill,
-            int threads) {
+            const PerAxis<Vector<std::int64_t>>& index, const Vector<double>& scale, const Vector<double>& shift,
+            const std::optional<Table>& limits, float fill, int threads) {
   const auto out = view<float>(out_array, "out");
   const Corner shape{out.shape[1], out.shape[2], out.shape[3]};
   check_channels(static_cast<index_t>(block_array.shape(0)), out.shape[0], "block");
   check_channels(static_cast<index_t>(scale.size()), out.shape[0], "scale");
   check_channels(static_cast<index_t>(shift.size()), out.shape[0], "shift");
+  if (limits.has_value()) check_channels(static_cast<index_t>(limits->shape(0)), out.shape[0], "limits");
   for (int a = 0; a < kAxes; ++a) {
     if (static_cast<index_t>(index[a].size()) != shape[a]) refuse("index must be as long as out on every axis");
     check_index(index[a], static_cast<index_t>(block_array.shape(a + 1)), a);
   }
+  static_assert(sizeof(Limits) == 4 * sizeof(double));
+  const auto* const bounds = limits.has_value() ? reinterpret_cast<const Limits*>(limits->data()) : nullptr;
   with_block_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const auto block = view<const T>(block_array, "block", false);
@@ -172,14 +192,14 @@ void gather(const Array& out_array, const Input& block_array, const std::string&
     const auto stretches = stretches_of(index[2].data(), shape[2]);
     for_planes(out.shape[0], shape, threads, [&](index_t k, index_t z, index_t y, index_t y_end) {
       const index_t from_z = index[0].data()[z];
+      const Rule rule{shift.data()[k], scale.data()[k], bounds == nullptr ? nullptr : bounds + k};
       for (; y < y_end; ++y) {
         const index_t from_y = index[1].data()[y];
         float* row = out.at(k, z, y, 0);
         if (from_z < 0 || from_y < 0) {
           std::fill_n(row, shape[2], fill);
         } else {
-          gather_row(row, block.at(k, from_z, from_y, 0), block.stride[3], stretches, index[2].data(), shift.data()[k],
-                     scale.data()[k], fill);
+          gather_row(row, block.at(k, from_z, from_y, 0), block.stride[3], stretches, index[2].data(), rule, fill);
         }
       }
     });
@@ -349,7 +369,7 @@ bool is_constant(const Input& block_array, const std::string& type, const Corner
 NB_MODULE(_halo, m) {
   using namespace unet_engine;
   m.doc() = "CPU implementation of unet_engine.stitching.operations; call that instead.";
-  m.def("gather", &gather);
+  m.def("gather", &gather, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
   m.def("add", &add);
   m.def("add_constant", &add_constant);
   m.def("merge", &merge);

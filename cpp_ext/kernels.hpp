@@ -58,6 +58,7 @@ struct GatherBody {
   index_t count;
   const double* scale;  // per channel
   const double* shift;
+  const Limits* limits;  // per channel; null: none
   float fill;
 
   struct Row {
@@ -65,6 +66,7 @@ struct GatherBody {
     U* to;
     const std::int32_t* x;
     double scale, shift;
+    const Limits* limits;
   };
 
   HALO_FN index_t rows() const { return count * raw.shape[0] * size[0] * size[1]; }
@@ -80,13 +82,15 @@ struct GatherBody {
     const index_t from_y = positions[1][entry.span[1] * size[1] + y];
     const T* from = from_z < 0 || from_y < 0 ? nullptr : raw.at(c, from_z, from_y, 0);
     U* to = out + n * stride_n + c * stride[0] + z * stride[1] + y * stride[2];
-    return {from, to, positions[2] + entry.span[2] * size[2], scale[c], shift[c]};
+    return {from, to, positions[2] + entry.span[2] * size[2], scale[c], shift[c], limits == nullptr ? nullptr : limits + c};
   }
 
   HALO_FN U load(const Row& row, index_t x) const {
     const index_t from_x = row.x[x];
     if (row.from == nullptr || from_x < 0) return rounded_to<U>(fill);
-    return rounded_to<U>(normalise(row.from[from_x * raw.stride[3]], row.shift, row.scale));
+    const T value = row.from[from_x * raw.stride[3]];
+    if (row.limits == nullptr) return rounded_to<U>(normalise(value, row.shift, row.scale));
+    return rounded_to<U>(normalise(value, row.shift, row.scale, *row.limits));
   }
 
   HALO_FN void store(const Row& row, index_t x, U value) const { row.to[x * stride[3]] = value; }

@@ -85,6 +85,11 @@ HALO_FN void softmax_strip(T* HALO_RESTRICT out, index_t out_stride, const float
                                  double scale) noexcept {                                                        \
     for (index_t x = 0; x < n; ++x) out[x] = normalise(in[x], shift, scale);                                     \
   }                                                                                                              \
+  HALO_CLONES void normalise_row(float* HALO_RESTRICT out, const T* HALO_RESTRICT in, index_t n, double shift,   \
+                                 double scale, const Limits& limits) noexcept {                                  \
+    const Limits own = limits; /* nothing that is written may be it */                                           \
+    for (index_t x = 0; x < n; ++x) out[x] = normalise(in[x], shift, scale, own);                                \
+  }                                                                                                              \
   HALO_CLONES bool row_equals(const T* in, index_t n, T value) noexcept {                                        \
     for (index_t x = 0; x < n; x += kStrip) {                                                                    \
       const index_t end = std::min(n, x + kStrip);                                                               \

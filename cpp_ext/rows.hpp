@@ -9,9 +9,10 @@ namespace unet_engine {
 // Voxels of a row whose intermediate values stay in the first-level cache.
 constexpr index_t kStrip = 1024;
 
-// out[i] = normalise(in[i]);   whether all in[i] == value
-#define HALO_DECLARE(T)                                                                        \
-  void normalise_row(float* out, const T* in, index_t n, double shift, double scale) noexcept; \
+// out[i] = normalise(in[i]), without limits and with;   whether all in[i] == value
+#define HALO_DECLARE(T)                                                                                              \
+  void normalise_row(float* out, const T* in, index_t n, double shift, double scale) noexcept;                       \
+  void normalise_row(float* out, const T* in, index_t n, double shift, double scale, const Limits& limits) noexcept; \
   bool row_equals(const T* in, index_t n, T value) noexcept;
 HALO_BLOCK_TYPES(HALO_DECLARE)
 #undef HALO_DECLARE

@@ -87,7 +87,8 @@ def save(case: Case, base: int, folder: Path) -> None:
     """The network as ``net.onnx``, which takes windows of the case's size, and its weights as ``net.pt``."""
     import torch
 
-    from unet_engine.model.spec import ModelSpec, Normalization
+    from unet_engine.model.normalization import Normalization
+    from unet_engine.model.spec import ModelSpec
     from unet_export.conversion.onnx_export import export_onnx
 
     none = (0,) * len(case.window)

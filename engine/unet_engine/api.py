@@ -191,7 +191,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "backend": job.setup.device + " " + str(plan.identity["backend"]),
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
-        "normalization": {"shift": list(job.scaling.shift), "scale": list(job.scaling.scale)},
+        "normalization": job.scaling.facts(),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),

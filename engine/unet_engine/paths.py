@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from pathlib import Path
 
 
 def is_local(path: str) -> bool:
     """Whether `path` is one of a local disk, rather than a URL such as ``s3://bucket/scan.zarr``."""
     return "://" not in path
+
+
+def root_of(path: str) -> str:
+    """What the array at `path` lies in: the outermost folder called ``.zarr`` or ``.n5``, else itself. Absolute."""
+    parts = absolute(path.rstrip("/") or path).split("/")
+    outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
+    return "/".join(parts[: outermost + 1])
 
 
 def absolute(path: str) -> str:
@@ -16,3 +26,14 @@ def absolute(path: str) -> str:
     No symlinks are resolved: what lies beside a volume lies beside where the user says the volume is.
     """
     return os.path.abspath(path) if is_local(path) else path  # noqa: PTH100
+
+
+def check_file(path: Path) -> os.stat_result:
+    """What is known of the file at `path`, after links. Raises `OSError` where it is missing, or anything but a file: who
+    opens a pipe or a device waits, maybe for ever, or reads what never ends."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file but a pipe, a device or a socket")
+    return found

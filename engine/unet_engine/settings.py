@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
+from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
 from unet_engine.settings_files import SettingsFile, settings_files
 from unet_engine.units import parse_bytes
@@ -19,14 +20,15 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 class Settings(BaseModel):
     """One run. Everything but `input` has a default; `model` may come from a ``unet-engine.toml``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     input: str
     """Zarr array or OME-Zarr group: a path or a URL."""
     model: str | None = None
     """Model file: .onnx, .pt2, .pt."""
     out: str | None = None
-    """Output group; default: beside the input, named after both."""
+    """Output group, a folder: called NAME.zarr or whatever no other format is; default: beside the input, named after
+    both."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
     gpus: int | None = Field(default=None, ge=1)
@@ -49,7 +51,8 @@ class Settings(BaseModel):
     axes: str | None = None
     """Axes of the stored array, e.g. ``czyx``; default: what its metadata say."""
     normalize: str | None = None
-    """``none``, ``zscore``, ``minmax``, ``percentile:1,99`` or ``range:-1000,400``; default: what the model names."""
+    """How voxels become numbers for the network, e.g. ``zscore``, ``percentile:1,99,clip`` or ``range:-1000,400``: see
+    `unet_engine.model.normalization.Normalization`; default: what the model names."""
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None = None
     """What the network's outputs are, see `unet_engine.model.spec.Activation`; default: what the model or its graph
     says."""
@@ -150,6 +153,13 @@ class Settings(BaseModel):
     def _said(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("it is empty; give a value or leave the option out")
+        return value
+
+    @field_validator("out")
+    @classmethod
+    def _zarr(cls, value: str | None) -> str | None:
+        if value is not None:
+            refuse_other_formats(value)
         return value
 
     @field_validator("part")
@@ -262,7 +272,10 @@ def parse_window(text: str) -> tuple[int, ...]:
     """``64,64,64`` as sizes. Raises `ValueError` where it is none."""
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise ValueError("give one positive size per axis, e.g. 64,64,64")
-    return tuple(int(part) for part in text.split(","))
+    found = tuple(int(part) for part in text.split(","))
+    if min(found) < 1:
+        raise ValueError("give one positive size per axis, e.g. 64,64,64")
+    return found
 
 
 def parse_part(text: str) -> tuple[int, int]:

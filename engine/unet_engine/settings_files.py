@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import SettingsError
-from unet_engine.paths import absolute, is_local
+from unet_engine.paths import is_local, root_of
 
 CONFIG = "unet-engine.toml"
 
@@ -108,8 +108,7 @@ def _data(volume: str) -> Path | None:
     """What the input lies in, of which a settings file is beside: the outermost folder called .zarr, else itself."""
     if not volume or not is_local(volume):
         return None
-    path = Path(absolute(volume))
-    return next((p for p in reversed([path, *path.parents]) if p.suffix == ".zarr"), path)
+    return Path(root_of(volume))
 
 
 def _with_data(file: Path, data: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from math import isfinite
 
 Tell = Callable[[str], None]
 """Told to the user, one line at a time: what takes long, what is done otherwise than expected."""
@@ -55,6 +56,15 @@ def parse_bytes(text: str) -> int:
     if not match or match[2] not in _FACTORS:
         raise ValueError("give a number of bytes, e.g. 8GiB")
     return int(float(match[1]) * _FACTORS[match[2]])
+
+
+def finite(text: str) -> float:
+    """The number that `text` is. Raises `ValueError` where it is none, or NaN or infinite: no setting means anything
+    by those, and comparisons with NaN pass or fail whatever was meant."""
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def unit_name(text: str) -> str:

@@ -13,7 +13,8 @@ from torch import nn  # noqa: E402
 
 from unet_engine.errors import ModelError, SettingsError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
-from unet_engine.model.spec import ModelSpec, Normalization  # noqa: E402
+from unet_engine.model.normalization import Normalization  # noqa: E402
+from unet_engine.model.spec import ModelSpec  # noqa: E402
 from unet_export.conversion.empty import empty_of  # noqa: E402
 
 
@@ -46,7 +47,7 @@ def test_windows_grow_until_borders_do_not_reach_the_middle():
     assert len(seen) > 1
     far = network(torch.full((1, 1, 64, 64), 0.5))[0, :, 32, 32]
     assert found == pytest.approx(far.tolist(), rel=1e-4)
-    with pytest.raises(ModelError, match="vary by .* in the middle of windows of 16×16; give one number"):
+    with pytest.raises(ModelError, match=r"vary by .* in the middle of windows of 16×16; give one number"):
         empty_of("auto", spec_of(step=(0, 0)), network)
 
 

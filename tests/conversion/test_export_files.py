@@ -9,7 +9,8 @@ import pytest
 
 from support.paths import MODELS
 from unet_engine.errors import ModelError, OutputError, SettingsError
-from unet_engine.model.spec import METADATA_KEY, ModelSpec, Normalization
+from unet_engine.model.normalization import Normalization
+from unet_engine.model.spec import METADATA_KEY, ModelSpec
 from unet_export.train.geometry import UNetConfig, output_margin
 from unet_export.train.specs import spec_for
 

@@ -10,7 +10,7 @@ import pytest
 from support import networks
 from support.command_line import cli
 from support.volumes import make_volume, result_of
-from unet_engine.errors import DataError, InputError
+from unet_engine.errors import DataError, InputError, SettingsError
 from unet_engine.model.file import open_model, with_attachments
 from unet_engine.model.shipped import shipped_model
 from unet_engine.model.verdict import Thresholds, Verdict, difference, shortfall
@@ -18,9 +18,10 @@ from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import Scaling
 from unet_export.quantize.fallback import Attempt, rescue
 from unet_export.quantize.gate import Exam
-from unet_export.quantize.judging import search
+from unet_export.quantize.judging import Request, search
 from unet_export.quantize.metrics import Comparison, to_bf16
 from unet_export.quantize.openvino_candidates import image_in_bf16
+from unet_export.quantize.quantize import quantize
 from unet_export.quantize.windows import sample
 
 CLASSES = ("none", "cell", "edge")
@@ -427,6 +428,25 @@ def test_bad_options_are_refused_before_anything_is_made(tissue, tmp_path, optio
     assert said.code == code, said.err
     assert message in said.error
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dice": np.nan}, {"dice": 1.1}, {"dice_of": {"a": np.nan}}, {"agreement": np.nan}, {"agreement": -0.1},
+        {"max_error": np.nan}, {"max_error": np.inf}, {"max_error": -1.0}, {"seed": -1}, {"threads": 0}, {"held_out": 1},
+    ],
+)  # fmt: skip
+def test_from_python_too_a_threshold_that_everything_passes_is_refused(given):
+    option = {"dice_of": "dice", "held_out": "held-out", "max_error": "max-error"}.get(name := next(iter(given)), name)
+    with pytest.raises(SettingsError, match=f"{option} .*must"):
+        quantize(Request("gone.onnx", "gone.zarr", **given))
+
+
+def test_no_verdict_holds_a_threshold_of_nan():
+    for given in ({"dice": np.nan}, {"dice": 0.9, "dice_of": {"a": np.nan}}, {"dice": 0.9, "agreement": np.nan}):
+        with pytest.raises(ValueError, match="finite number"):
+            Thresholds(**given)
 
 
 def test_an_empty_volume_and_another_modality(tissue, tmp_path):

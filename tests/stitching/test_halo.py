@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.arrays import BLOCK_TYPES, SPECIAL, WINDOW_TYPES, assert_same_bits, seeds, values
+from support.arrays import BLOCK_TYPES, SPECIAL, WINDOW_TYPES, assert_same_bits, limits_of, seeds, values
 from support.paths import BENCHMARKS
 from unet_engine.stitching import operations, reference
 
@@ -141,6 +141,10 @@ def test_gather_is_the_reference(
     expected = out.copy()
     reference.gather(expected, block, index, scale, shift, -2.5)
     operations.gather(out, block, index, scale, shift, -2.5, threads=threads)
+    assert_same_bits(out, expected)
+    limits = limits_of(rng, c)
+    reference.gather(expected, block, index, scale, shift, -2.5, limits=limits)
+    operations.gather(out, block, index, scale, shift, -2.5, limits=limits, threads=threads)
     assert_same_bits(out, expected)
 
 

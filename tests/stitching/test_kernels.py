@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.arrays import BLOCK_TYPES, WINDOW_TYPES, assert_same_bits, seeds, values
+from support.arrays import BLOCK_TYPES, WINDOW_TYPES, assert_same_bits, limits_of, seeds, values
 from unet_engine.stitching import operations, reference
 
 
@@ -112,8 +112,22 @@ def scenes(draw: st.DrawFn) -> dict[str, Any]:
 
 def test_gather_is_the_reference(place: Any) -> None:
     @settings(max_examples=60, deadline=None)
-    @given(scenes(), st.sampled_from(BLOCK_TYPES), st.sampled_from(WINDOW_TYPES), st.integers(1, 3), st.booleans())
-    def check(scene: dict[str, Any], block_type: str, window_type: Any, channels: int, channels_last: bool) -> None:  # noqa: FBT001
+    @given(
+        scenes(),
+        st.sampled_from(BLOCK_TYPES),
+        st.sampled_from(WINDOW_TYPES),
+        st.integers(1, 3),
+        st.booleans(),
+        st.booleans(),
+    )
+    def check(
+        scene: dict[str, Any],
+        block_type: str,
+        window_type: Any,
+        channels: int,
+        channels_last: bool,  # noqa: FBT001
+        limited: bool,  # noqa: FBT001
+    ) -> None:
         device, rng, window, entries = place(), scene["rng"], scene["window"], scene["entries"]
         shape = tuple(int(rng.integers(1, 12)) for _ in range(3)) if scene["axes"] == 3 else (1, 5, 9)
         raw = (rng.normal(scale=60, size=(channels, *shape)).clip(0, 120)).astype(block_type)
@@ -121,6 +135,7 @@ def test_gather_is_the_reference(place: Any) -> None:
             rng.integers(-1, n, (len(s), w)).astype(np.int32) for n, s, w in zip(shape, scene["spans"], window, strict=True)
         ]  # fmt: skip
         scale, shift = rng.random(channels) + 0.5, rng.normal(size=channels)
+        limits = limits_of(rng, channels) if limited else None
         order = np.array(rng.permutation(len(entries))[: scene["rows"]], np.int32)
         windows = np.zeros((scene["rows"] + 1, channels, *window), window_type)
         if channels_last:
@@ -128,13 +143,13 @@ def test_gather_is_the_reference(place: Any) -> None:
         out = device.put(windows)
         device.kernels.gather(
             out, device.put(raw), [device.put(p) for p in positions], device.put(entries), device.put(order),
-            device.put(scale), device.put(shift), 0.25,
+            device.put(scale), device.put(shift), 0.25, **({} if limits is None else {"limits": device.put(limits)}),
         )  # fmt: skip
         got = device.get(windows, out)
         for row, number in enumerate(order):
             expected = np.zeros((channels, *window), np.float32)
             index = [p[e].astype(np.int64) for p, e in zip(positions, entries[number], strict=False)]
-            reference.gather(expected, raw, index, scale, shift, 0.25)
+            reference.gather(expected, raw, index, scale, shift, 0.25, limits=limits)
             assert_same_bits(np.ascontiguousarray(got[row]), expected.astype(window_type))
         assert not got[len(order) :].any(), "rows that no window was named for stay as they are"
 

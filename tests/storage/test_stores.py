@@ -66,12 +66,19 @@ def test_a_url_that_leads_nowhere_is_one_line():
         ("link.zarr/1", "scan.zarr", True),
         ("s3://lab/scan.zarr", "s3://lab/scan.zarr/", True),
         ("s3://lab/scan.zarr", "s3://lab/other.zarr", False),
+        ("s3://lab/scan.zarr/labels", "S3://lab//scan.zarr", True),
+        ("s3://lab/x/../scan.zarr/labels", "s3://lab/scan.zarr", True),
+        ("scan.zarr/new/../../scan.zarr/a", "scan.zarr", True),
+        ("file://{here}/scan.zarr/a", "scan.zarr", True),
+        ("file://{here}/sc%61n.zarr", "link.zarr", True),
+        ("s3://lab/scan.zarr", "scan.zarr", False),
     ],
 )
 def test_one_path_in_another(tmp_path, monkeypatch, a, b, nested):
     monkeypatch.chdir(tmp_path)
     Path("scan.zarr").mkdir()
     Path("link.zarr").symlink_to("scan.zarr")
+    a, b = (text.format(here=tmp_path) for text in (a, b))
     assert stores.nested(a, b) is stores.nested(b, a) is nested
 
 

@@ -38,3 +38,15 @@ def values(
     array = np.where(rng.random(shape) < special, rng.choice(SPECIAL, shape), array)
     with np.errstate(all="ignore"):
         return array.astype(dtype)
+
+
+def limits_of(rng: np.random.Generator, channels: int) -> np.ndarray:
+    """Limits as `gather` takes them: clip and void, each there or not, among values that arrays here hold."""
+    limits = np.sort(rng.integers(-90, 130, (channels, 4)).astype(np.float64) / rng.choice([1, 3]), axis=1)[
+        :, [0, 3, 1, 2]
+    ]
+    limits = np.ascontiguousarray(limits)
+    limits[rng.random(channels) < 0.3, :2] = -np.inf, np.inf
+    limits[rng.random(channels) < 0.3, 2:] = np.inf, -np.inf
+    limits[rng.random(channels) < 0.2, 2] = -np.inf
+    return limits

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unet_engine.errors import DataError, InputError, SettingsError
-from unet_engine.model.spec import Normalization
+from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
 from unet_export.train.geometry import UNetConfig
 

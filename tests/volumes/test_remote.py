@@ -14,10 +14,12 @@ import zarr
 
 from support.command_line import begin, cli, command
 from support.volumes import fake_model, make_volume, result_of
+from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import OutputError
 from unet_engine.output.layout import Layout
 from unet_engine.output.output import Output
 from unet_engine.plan.box import Box
+from unet_engine.volumes.witness import Witness
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 moto = pytest.importorskip("moto.server", reason="moto is not installed")
@@ -144,3 +146,37 @@ def test_chunks_are_put_and_neither_read_nor_deleted(monkeypatch: pytest.MonkeyP
         assert {name for name, _ in asked} == {"set"}
         assert len({key for _, key in asked}) == len(asked) == 15
     np.testing.assert_array_equal(zarr.open_array("memory://requests/o.zarr/0", mode="r")[...], values)
+
+
+@pytest.mark.parametrize("empty", [None, [0.0]], ids=["every window", "empty windows skipped"])
+def test_an_input_that_goes_away_is_told(
+    s3: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: list[float] | None
+) -> None:
+    import s3fs
+
+    make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
+    files, windows, start = s3fs.S3FileSystem(**s3, skip_instance_cache=True), [], FakeBackend.start
+
+    def starting(self: FakeBackend, slot: int) -> None:
+        windows.append(slot)
+        if len(windows) == 40:
+            files.rm("lab/scan.zarr", recursive=True)
+        start(self, slot)
+
+    monkeypatch.setattr(FakeBackend, "start", starting)
+    model = fake_model(tmp_path, **({"empty": empty} if empty else {}))
+    said = cli("run", "--in", "s3://lab/scan.zarr", "--model", model, "--out", tmp_path / "o.zarr")
+    assert said.code == 3, said.err
+    assert "s3://lab/scan.zarr is gone while it was read" in said.error
+
+
+def test_metadata_are_not_asked_for_again_where_every_chunk_is_there(
+    s3: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But once, at the end."""
+    make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
+    looks, confirm = [], Witness.confirm
+    monkeypatch.setattr(Witness, "confirm", lambda self: (looks.append(self.path), confirm(self)))
+    said = cli("run", "--in", "s3://lab/scan.zarr", "--model", fake_model(tmp_path), "--out", tmp_path / "o.zarr")
+    assert said.code == 0, said.err
+    assert len(looks) == 1

@@ -46,10 +46,22 @@ def packed(model: Any) -> bytes:
         return buffer.getvalue()
 
 
-def unpacked(data: bytes) -> Any:
-    """The model that `packed` made."""
+def unpacked(data: bytes, most: int) -> Any:
+    """The model that `packed` made. Raises `ModelError` where it is larger than `most` bytes."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(archive.getinfo(name).file_size for name in ("net.xml", "net.bin"))
+        if size > most:
+            raise ModelError(
+                f"the attached network unpacks to {size} bytes, far more than the model it stands for; quantize again"
+            )
         return ov.Core().read_model(archive.read("net.xml"), archive.read("net.bin"))
+
+
+def _most(setup: Setup) -> int:
+    """Bytes that a network attached to the model may unpack to: it has the model's weights, and a little around
+    them."""
+    model = setup.model
+    return 2**26 + 4 * sum(p.stat().st_size for p in (model.path, *(model.path.parent / o for o in model.outside)))
 
 
 class OpenVINOBackend(Backend):
@@ -69,7 +81,7 @@ class OpenVINOBackend(Backend):
         hint = _HINTS[computed]
         try:
             attached = attached_network(setup.model, setup.network) if setup.network else None
-            model = unpacked(attached) if attached else core.read_model(setup.model.path)
+            model = unpacked(attached, _most(setup)) if attached else core.read_model(setup.model.path)
             model.reshape(list(setup.input_shape))
             # One thread per stream keeps every window's bytes independent of the number of threads.
             compiled = core.compile_model(model, "CPU", {

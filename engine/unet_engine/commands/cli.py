@@ -14,7 +14,7 @@ import click
 
 from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.models import COMMANDS
-from unet_engine.commands.options import cluster_options, settings_options
+from unet_engine.commands.options import Command, cluster_options, settings_options
 from unet_engine.errors import PlanError, UnetEngineError
 
 INTERRUPTED = 130
@@ -23,7 +23,11 @@ TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
+class _Commands(click.Group):
+    command_class = Command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
 @click.version_option(package_name="unet-engine")
 def app() -> None:
     """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result as OME-Zarr.
@@ -52,31 +56,30 @@ def app() -> None:
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
     """Run the model over the volume."""
     from unet_engine.api import run_volume
-    from unet_engine.commands import report
+    from unet_engine.commands import report, screen
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
 
-    console, out = report.stderr(), None
+    console, out = screen.stderr(), None
     try:
         with team(Settings.of(**_required(given)), lambda text: _tell(console, [text])) as crew:
             prepared = crew.prepare()
             _tell(console, (*crew.notes, *prepared.notes))
-            report.print_pairs(report.plan_lines(prepared), console)
+            console.pairs(report.plan_lines(prepared))
             if crew.dashboard:
-                report.print_pairs([("dashboard", crew.dashboard)], console)
+                console.pairs([("dashboard", crew.dashboard)])
             out = prepared.job.out
             result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     except KeyboardInterrupt:
         if out is None:
             raise
         _fail(f"interrupted; what is committed in {out} stays: run the same command with --resume", INTERRUPTED)
-    console.print(report.result_line(result), highlight=False, soft_wrap=True)
+    console.say(report.result_line(result))
     report.print_stages(result, console)
     if not result.complete:
-        console.print(
-            f"part {result.part} is done, others are not: the last of them completes {result.out}, or: unet-engine finish {result.out}",
-            highlight=False,
-            soft_wrap=True,
+        console.say(
+            f"part {result.part} is done, others are not: the last of them completes {result.out}, "
+            f"or: unet-engine finish {result.out}"
         )
     if as_json:
         click.echo(json.dumps(asdict(result)))
@@ -87,20 +90,18 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one line of JSON.")
 def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     """Show what a run would do: grid, blocks, work, bytes, memory, time. Nothing is written."""
-    from rich.console import Console
-
-    from unet_engine.commands import report
+    from unet_engine.commands import report, screen
     from unet_engine.prepare.prepare import prepare
     from unet_engine.prepare.survey import survey
     from unet_engine.settings import Settings
 
-    console = report.stderr()
+    console = screen.stderr()
     prepared = prepare(survey(Settings.of(**_required(given))), tell=lambda text: _tell(console, [text]))
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return
     _tell(console, prepared.notes)
-    report.print_pairs(report.plan_lines(prepared), Console())
+    screen.stdout().pairs(report.plan_lines(prepared))
 
 
 @app.command("finish")
@@ -108,11 +109,11 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
     """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
-    from unet_engine.commands import report
+    from unet_engine.commands import screen
     from unet_engine.output.completion import finish, line
 
     facts = finish(out)
-    report.stderr().print(line(facts), highlight=False, soft_wrap=True)
+    screen.stderr().say(line(facts))
     if as_json:
         click.echo(json.dumps(facts))
 
@@ -124,16 +125,14 @@ def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def info_command(path: str, axes: str | None, window: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Describe a volume or a model file."""
-    from rich.console import Console
-
-    from unet_engine.commands import report
+    from unet_engine.commands import screen
     from unet_engine.commands.info import describe
 
     facts = describe(path, axes, window)
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        report.print_pairs([(k.replace("_", " "), str(v)) for k, v in facts.items()], Console())
+        screen.stdout().pairs([(k.replace("_", " "), str(v)) for k, v in facts.items()])
 
 
 @app.command("demo")
@@ -154,7 +153,7 @@ for _command in (*COMMANDS, bench_command):
 
 def _tell(console: Any, notes: Iterable[str]) -> None:
     for note in notes:
-        console.print(f"[yellow]note[/yellow]: {note}", highlight=False, soft_wrap=True)
+        console.note(note)
 
 
 def _required(given: dict[str, Any]) -> dict[str, Any]:

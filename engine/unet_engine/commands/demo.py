@@ -11,7 +11,7 @@ import numpy.typing as npt
 import zarr
 
 from unet_engine.api import run_volume
-from unet_engine.commands import report
+from unet_engine.commands import report, screen
 from unet_engine.errors import OutputError
 from unet_engine.execution.choose import team
 from unet_engine.model.shipped import shipped_model
@@ -34,31 +34,28 @@ def demo(folder: str) -> dict[str, Any]:
 
     Raises `OutputError` where the folder holds other things already.
     """
-    root, console = Path(folder), report.stderr()
+    root, console = Path(folder), screen.stderr()
     _claim(root)
-    console.print(
-        f"making a volume of synthetic tissue, {times(SHAPE)} voxels, in {root / 'scan.zarr'}", highlight=False
-    )
+    console.say(f"making a volume of synthetic tissue, {times(SHAPE)} voxels, in {root / 'scan.zarr'}")
     image, truth = _volume(root)
     settings = Settings.of(
         input=str(root / "scan.zarr"), model=str(root / "cells_3d.onnx"), out=str(root / "labels.zarr"), overwrite=True
     )
     with team(settings) as crew:
         prepared = crew.prepare()
-        report.print_pairs(report.plan_lines(prepared), console)
+        console.pairs(report.plan_lines(prepared))
         result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     labels = np.asarray(zarr.open_array(root / "labels.zarr" / "0", mode="r")[...])
     confusion = Confusion(len(CLASSES))
     confusion.add(truth, labels)
     dice = {name: round(1.0 if d is None else d, 4) for name, d in zip(CLASSES, confusion.dice, strict=True)}
     _picture(root / "demo.png", image, labels, truth)
-    console.print(report.result_line(result), highlight=False, soft_wrap=True)
-    console.print("Dice against the truth: " + ", ".join(f"{k} {v:.3f}" for k, v in dice.items()), highlight=False)
-    console.print(f"look at {root / 'demo.png'}: input, labels, truth", highlight=False, soft_wrap=True)
-    console.print(
-        f"next: unet-engine run --in {root / 'scan.zarr'} --output probabilities --out {root / 'probabilities.zarr'}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    console.say(report.result_line(result))
+    console.say("Dice against the truth: " + ", ".join(f"{k} {v:.3f}" for k, v in dice.items()))
+    console.say(f"look at {root / 'demo.png'}: input, labels, truth")
+    console.say(
+        f"next: unet-engine run --in {root / 'scan.zarr'} --output probabilities --out {root / 'probabilities.zarr'}"
+    )
     return {
         "dice": dice,
         "out": result.out,

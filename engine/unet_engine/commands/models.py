@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import sizes
+from unet_engine.commands.options import NUMBER, Command, sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
+from unet_engine.units import finite
 
 ACTIVATIONS = ["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
 
@@ -17,9 +18,12 @@ def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        lengths = tuple(finite(part) for part in text.split(","))
     except ValueError as error:
         raise SettingsError(f"{option} {text!r}: give one number per axis, e.g. 0.05,0.005,0.005") from error
+    if min(lengths) <= 0:
+        raise SettingsError(f"{option} {text!r}: give one length above 0 per axis, e.g. 0.05,0.005,0.005")
+    return lengths
 
 
 def _tell(line: str) -> None:
@@ -33,7 +37,7 @@ def _needs(module: str, extra: str, what: str) -> None:
         raise SettingsError(f"{what} needs {module}, which is not installed; run: pip install 'unet-engine[{extra}]'")
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("checkpoint")
 @click.option("--out", required=True, metavar="FILE", help="ONNX file to write.")
 @click.option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="What builds the network that a state dict fills.")
@@ -41,7 +45,12 @@ def _needs(module: str, extra: str, what: str) -> None:
 @click.option("--weights", metavar="KEY", help="Key or prefix of the weights, where a file holds several that fit.")
 @click.option("--head", metavar="NAME", help="Output that is meant, of several; default: as resolution and names tell.")
 @click.option("--window", metavar="Z,Y,X", help="Window the file proposes; default 64,64,64 or 256,256.")
-@click.option("--channels", type=int, metavar="N", help="Input channels; default: those of the first convolution.")
+@click.option(
+    "--channels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Input channels; default: those of the first convolution.",
+)
 @click.option(
     "--sizes",
     type=click.Choice(["auto", "dynamic", "static"]),
@@ -55,10 +64,12 @@ def _needs(module: str, extra: str, what: str) -> None:
     type=click.Choice(ACTIVATIONS),
     help="What outputs are; default: what the graph ends in, else by their number.",
 )
-@click.option("--normalize", metavar="HOW", help="What training did: none, zscore, percentile:1,99, range:0,255, …")
+@click.option(
+    "--normalize", metavar="HOW", help="What training did: zscore, range:0,255, fixed:mean=M,std=S, …; as for run."
+)
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
-@click.option("--background", type=float, metavar="V", help="Raw value of nothing; default 0.")
+@click.option("--background", type=NUMBER, metavar="V", help="Raw value of nothing; default 0.")
 @click.option(
     "--empty",
     metavar="A,B,…",
@@ -87,7 +98,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
         click.echo(json.dumps(facts))
 
 
-@click.command("quantize")
+@click.command("quantize", cls=Command)
 @click.argument("model")
 @click.option("--calibrate", required=True, metavar="PATH", help="Zarr volume of the kind the model will run on.")
 @click.option(
@@ -106,8 +117,8 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option(
     "--min-dice", multiple=True, metavar="[CLASS=]D", help="Least Dice against fp32; default 0.999, int8 0.995."
 )
-@click.option("--min-agreement", type=float, metavar="F", help="Least fraction of equal labels; default: none.")
-@click.option("--max-error", type=float, metavar="E", help="Largest error of a logit, relative; default: none.")
+@click.option("--min-agreement", type=NUMBER, metavar="F", help="Least fraction of equal labels; default: none.")
+@click.option("--max-error", type=NUMBER, metavar="E", help="Largest error of a logit, relative; default: none.")
 @click.option("--threads", type=int, metavar="N", help="Windows inferred at once; default: one per core.")
 @click.option("--report", metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
 @click.option("--trust", is_flag=True, help="Open a --reference that may run any code; asked once per file.")
@@ -118,8 +129,7 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     Candidates are compared with fp32 on windows of the volume that were not calibrated on. What passes is attached to the model file
     with its figures, and run --precision auto takes the fastest of them.
     """
-    from rich.console import Console
-
+    from unet_engine.commands import screen
     from unet_export.quantize.judging import Request
     from unet_export.quantize.quantize import quantize, table
 
@@ -127,7 +137,7 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     given["window"] = sizes("--window", given["window"])
     request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
     rows = table(quantize(request, _tell))
-    _show(rows, Console(stderr=True))
+    _show(rows, screen.stderr())
     if as_json:
         click.echo(json.dumps(rows))
     failed = [row for row in rows if not row["passed"] and not row["emulated"]]
@@ -144,11 +154,9 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
     for text in given:
         name, _, number = text.rpartition("=")
         try:
-            value = float(number)
+            value = finite(number)
         except ValueError as error:
             raise SettingsError(f"--min-dice {text!r} is no number; write 0.99 or membrane=0.98") from error
-        if not 0 <= value <= 1:
-            raise SettingsError(f"--min-dice {text!r}: Dice lies between 0 and 1")
         if name:
             special[name] = value
         else:
@@ -156,20 +164,18 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
     return general, special
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def doctor_command(as_json: bool) -> None:  # noqa: FBT001
     """Show what this machine has and which back ends and precisions work here, by running a small network on each."""
     from dataclasses import asdict
 
-    from rich.console import Console
-
-    from unet_engine.commands import doctor, report
+    from unet_engine.commands import doctor, screen
 
     found = doctor.facts()
-    console = Console(stderr=as_json)
+    console = screen.stderr() if as_json else screen.stdout()
     if not as_json:
-        report.print_pairs([(name.replace("_", " "), text) for name, text in found.items()], console)
+        console.pairs([(name.replace("_", " "), text) for name, text in found.items()])
     checks = doctor.examine(lambda check: _tell(f"{check.backend} {check.precision} on {check.device}: {check.said}"))
     if as_json:
         click.echo(json.dumps({"facts": found, "trials": [asdict(c) for c in checks]}))

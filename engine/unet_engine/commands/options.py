@@ -3,19 +3,52 @@ read."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from unet_engine.errors import SettingsError
+from unet_engine.units import finite
+
+
+class _Number(click.types.FloatParamType):
+    """A finite number: the type of every option that takes one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return finite(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a valid float: give a finite number", param, ctx)
+
+
+NUMBER = _Number()
+
+
+class Command(click.Command):
+    """A command each of whose options may be given once, but for those that take several values and for flags.
+
+    Of two values click takes the last and says nothing of the others.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for option, times in Counter(order).items():
+                if times > 1 and isinstance(option, click.Option) and not (option.multiple or option.is_flag):
+                    raise click.UsageError(f"{option.opts[0]} is given {times} times; give it once", ctx)
+        return super().parse_args(ctx, args)
+
 
 _SETTINGS = [
     click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
         "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml, here or beside the input."
     ),
-    click.option("--out", metavar="PATH", help="Output group; default: beside the input, named after the model."),
+    click.option(
+        "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
+    ),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
     click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
     click.option(
@@ -33,7 +66,7 @@ _SETTINGS = [
         help="Fraction by which windows overlap, 0 to below 1, or auto: the cheapest that agrees with 0.5; default 0.5.",
     ),
     click.option(
-        "--overlap-tolerance", type=float, metavar="T", help="Agreement and Dice that auto asks for; default 0.999."
+        "--overlap-tolerance", type=NUMBER, metavar="T", help="Agreement and Dice that auto asks for; default 0.999."
     ),
     click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
     click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
@@ -48,14 +81,15 @@ _SETTINGS = [
     click.option(
         "--normalize",
         metavar="HOW",
-        help="none, zscore, minmax, percentile:1,99 or range:-1000,400; default: the model's.",
+        help="none, zscore, minmax, percentile:1,99, range:-1000,400, fixed:mean=M,std=S or imagenet, and behind them "
+        "clip, clip=-1024:3071, to=-1:1, foreground (see docs/normalisation.md); default: the model's.",
     ),
     click.option(
         "--activation",
         metavar="A",
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each channel; default: the model's.",
     ),
-    click.option("--replace-nonfinite", type=float, metavar="V", help="Read NaN and Inf as V instead of stopping."),
+    click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option("--mask", metavar="PATH", help="Zarr volume; windows where it is all zero are skipped."),
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
     click.option("--batch", type=int, metavar="N", help="Windows a GPU infers at once, at most; default: what fits."),
@@ -96,7 +130,7 @@ _CLUSTER = [
     ),
     click.option(
         "--hang-seconds",
-        type=float,
+        type=NUMBER,
         metavar="S",
         help="A block that takes longer counts as hung; default: from the plan.",
     ),

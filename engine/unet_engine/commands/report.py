@@ -3,18 +3,17 @@ and tables asked for."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from unet_engine.api import Result
+from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
 from unet_engine.plan.plan import read_span
 from unet_engine.prepare.decoding import Reading
@@ -67,8 +66,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
         "normalization": str(job.model.spec.normalization),
-        "shift": list(job.scaling.shift),
-        "scale": list(job.scaling.scale),
+        **job.scaling.facts(),
         "window": list(job.setup.window),
         "stride": [a.stride for a in plan.axes],
         "windows": list(plan.window_range.shape),
@@ -139,7 +137,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.volume.stored_shape)} {f['dtype']}"),
         ("region", f"{plan.names} {f['roi']}"),
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
-        ("normalisation", f"{f['normalization']}: shift {_few(f['shift'])}, scale {_few(f['scale'])}"),
+        ("normalisation", _normalisation(f)),
         ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
         ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
@@ -177,14 +175,15 @@ def _who(prepared: Prepared) -> list[tuple[str, str]]:
     return [*lines, ("workers", shown)]
 
 
+def _normalisation(facts: dict[str, Any]) -> str:
+    text = f"{facts['normalization']}: shift {_few(facts['shift'])}, scale {_few(facts['scale'])}"
+    if clip := facts.get("clip"):
+        text += f", clipped to {', '.join(f'{low:.4g} to {high:.4g}' for low, high in clip[:8])}"
+    return text
+
+
 def _few(values: list[float]) -> str:
     return ", ".join(f"{v:g}" for v in values[:4]) + (", …" if len(values) > 4 else "")
-
-
-def print_pairs(pairs: list[tuple[str, str]], console: Console) -> None:
-    width = max(len(name) for name, _ in pairs)
-    for name, text in pairs:
-        console.print(f"[bold]{name:>{width}}[/bold]  {text}", highlight=False, soft_wrap=True)
 
 
 def result_line(result: Result) -> str:
@@ -196,7 +195,7 @@ def result_line(result: Result) -> str:
     )
 
 
-def print_stages(result: Result, console: Console) -> None:
+def print_stages(result: Result, console: Screen) -> None:
     """Where the time went, if that was asked for."""
     if not result.stages:
         return
@@ -207,9 +206,9 @@ def print_stages(result: Result, console: Console) -> None:
         shown = Table(*heading, box=None)
         for row in rows:
             shown.add_row(*row)
-        console.print(shown, highlight=False)
+        console.print(shown)
     if result.profile:
-        console.print(f"trace for ui.perfetto.dev, bars: {', '.join(result.profile)}", highlight=False, soft_wrap=True)
+        console.say(f"trace for ui.perfetto.dev, bars: {', '.join(result.profile)}")
 
 
 def _by_workers(result: Result) -> str:
@@ -222,7 +221,7 @@ def _by_workers(result: Result) -> str:
 class Watcher:
     """Progress of a run, read from its counters: a bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, prepared: Prepared, crew: Team, console: Console) -> None:
+    def __init__(self, prepared: Prepared, crew: Team, console: Screen) -> None:
         self._total = prepared.job.plan.window_count
         self._blocks = prepared.job.plan.block_count
         self._crew, self._console = crew, console
@@ -249,7 +248,7 @@ class Watcher:
     def _bar(self) -> None:
         columns = (
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} windows, {task.fields[figures]},"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} windows, {task.fields[figures]},", markup=False),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
         )
@@ -266,10 +265,4 @@ class Watcher:
             done, figures = self._figures()
             elapsed = time.perf_counter() - self._begun
             left = span(elapsed / done * (self._total - done)) if done else "unknown"
-            self._console.print(
-                f"{done:,}/{self._total:,} windows, {figures}, {left} left", highlight=False, soft_wrap=True
-            )
-
-
-def stderr() -> Console:
-    return Console(stderr=True, file=sys.stderr)
+            self._console.say(f"{done:,}/{self._total:,} windows, {figures}, {left} left")

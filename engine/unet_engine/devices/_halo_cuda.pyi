@@ -42,13 +42,14 @@ def gather(
     shift: DeviceArray,
     fill: float,
     *,
+    limits: DeviceArray | None = None,
     stream: int = 0,
 ) -> None:
     """`operations.gather` of the entries that `order` (n,) int32 names, to the first n of windows (N, C, *W)
     float32, float16 or bfloat16.
 
     raw: (C, *S) bool, any integer, float16 to float64. positions: per axis (spans, W[axis]) int32, -1 for `fill`.
-    scale, shift: (C,) float64.
+    scale, shift: (C,) float64. limits: (C, 4) float64, as in `operations.gather`.
     """
 
 def add(

@@ -46,6 +46,8 @@ class LocalTeam:
         for worker in self._workers:
             worker.recorder.restart()
         run_columns(self._workers, pending)
+        for worker in self._workers:
+            worker.confirm()
         self._profile = {
             worker.job.setup.device: profile for worker in self._workers if (profile := worker.profile(SPANS))
         }

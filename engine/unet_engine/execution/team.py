@@ -27,7 +27,8 @@ class Team(Protocol):
         """Everything up to the first block. Raises before the network is loaded where the output may not be written."""
 
     def execute(self, prepared: Prepared, pending: Pending) -> None:
-        """Predict and commit every pending block. The first error ends it; what is committed stays."""
+        """Predict and commit every pending block, and look once more whether what was read is still there. The first
+        error ends it; what is committed stays."""
 
     def counters(self) -> Counters: ...
 

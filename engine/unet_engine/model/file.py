@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from pydantic import TypeAdapter, ValidationError
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments, trust
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
+from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
+from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.model.verdict import Verdict
+from unet_engine.paths import check_file
 
 Format = Literal["onnx", "pt2", "torchscript", "fake"]
 _SUFFIXES: dict[str, Format] = {
@@ -36,6 +39,8 @@ _SUFFIXES: dict[str, Format] = {
 VERDICTS = "verdicts"
 NETWORK = "network."
 """Keys of attachments: all verdicts as JSON, and per attached network this with its SHA-256, in base64."""
+LARGEST_SPEC = 2**24
+"""Bytes of a spec in an archive. What is longer is none, and would fill the memory once it is unpacked."""
 _VERDICTS = TypeAdapter(tuple[Verdict, ...])
 
 
@@ -48,7 +53,7 @@ class ModelFile:
     spec: ModelSpec
     verdicts: tuple[Verdict, ...] = ()
     outside: tuple[str, ...] = ()
-    """Names of files beside it that hold weights."""
+    """Files beside it, or in folders there, that hold weights."""
     ends_in: str = ""
     """What in the graph told the spec's activation, e.g. "the network ends in Sigmoid"; empty where it was said, or
     guessed."""
@@ -81,10 +86,15 @@ class ModelFile:
 
     def normalized(self, how: str | None) -> ModelFile:
         """The model fed as ``--normalize`` says; as it promises where that is None. Raises `SettingsError` for other
-        words."""
+        words, and where it is said for another number of channels."""
         if not how:
             return self
-        spec = self.spec.model_copy(update={"normalization": Normalization.parse(how)})
+        normalization = Normalization.parse(how)
+        try:
+            normalization.check_channels(self.spec.channels_in)
+        except ValueError as error:
+            raise SettingsError(f"--normalize {how}: {error}") from error
+        spec = self.spec.model_copy(update={"normalization": normalization})
         return replace(self, spec=spec)
 
     def activated(self, activation: Activation | None) -> ModelFile:
@@ -115,6 +125,10 @@ def open_model(
     if path.is_dir():
         raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
     kind = _format(path)
+    try:
+        check_file(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; give a model file with --model") from error
     files, ends_in, proved = [path], "", UNPROVED
     if kind == "onnx":
         found = read_onnx(path, tuple(window) if window else None, activation)
@@ -125,7 +139,7 @@ def open_model(
     else:
         spec = _archive_spec(path)
     verdicts = _verdicts(path) if kind == "onnx" else ()
-    outside = tuple(f.name for f in files[1:])
+    outside = tuple(str(f.relative_to(path.parent)) for f in files[1:])
     sha256 = _hash(files, kind)
     trusted = kind in trust.RUNS_CODE and trust.is_trusted(sha256)
     return ModelFile(path, kind, sha256, spec, verdicts, outside, ends_in, proved, trusted).activated(activation)
@@ -148,13 +162,26 @@ def _archive_spec(path: Path) -> ModelSpec:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [n for n in archive.namelist() if n.split("/", 1)[-1] == f"extra/{METADATA_KEY}"]
+            if found and archive.getinfo(found[0]).file_size > LARGEST_SPEC:
+                raise ModelError(
+                    f"{path}: its model spec is said to be {archive.getinfo(found[0]).file_size} bytes long, "
+                    f"and none is above {LARGEST_SPEC}; export it again"
+                )
             text = archive.read(found[0]).decode() if found else None
-    except (zipfile.BadZipFile, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        UnicodeDecodeError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+    ) as error:
         raise ModelError(f"{path} is not a readable PyTorch archive: {error}; export it again") from error
     if text is not None:
         return ModelSpec.exported(text, path)
     beside = path.with_suffix(".toml")
-    if beside.is_file():
+    if beside.exists():
         return ModelSpec.written(read_toml(beside), beside)
     raise ModelError(
         f"{path} carries no model spec; write one to {beside.name} beside it, or export it with unet_export"

@@ -10,6 +10,7 @@ from typing import Any
 from unet_engine.errors import ModelError, UnetEngineError, first_line
 from unet_engine.model.ending import Ending, refusal
 from unet_engine.model.onnx_ending import ending, opset_of, proved_of
+from unet_engine.model.onnx_outside import weights_outside
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.units import times
 
@@ -40,13 +41,12 @@ def read_onnx(path: Path, window: tuple[int, ...] | None, activation: Activation
         if not model.graph.node:
             raise ValueError("its graph is empty")
         spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
-        outside = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
-        weights = [path.parent / name for name in sorted(outside)]
+        weights = weights_outside(model, path)
         if spec_text is not None:
             spec = ModelSpec.exported(spec_text, path)
             return OnnxFile(spec, weights, "", proved_of(model, (1, spec.channels_in, *spec.window)))
         beside = path.with_suffix(".toml")
-        given = _given(beside) if beside.is_file() else {}
+        given = _given(beside) if beside.exists() else {}
         said = given | ({"activation": "none"} if activation else {})
         spec, end = _spec_from_graph(path, model, window, said)
         return OnnxFile(spec, weights, "" if "activation" in said else end.activation(spec.channels_out)[1], end)

@@ -1,15 +1,18 @@
-"""What a model file promises (`ModelSpec`), and how voxels become numbers for it (`Normalization`)."""
+"""What a model file promises: `ModelSpec`."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from unet_engine.errors import ModelError, SettingsError
+from unet_engine.errors import ModelError
+from unet_engine.model.normalization import Normalization
+from unet_engine.paths import check_file
 from unet_engine.units import times
 
 METADATA_KEY = "unet_engine.spec"
@@ -19,7 +22,6 @@ EXPORT_KEY = "unet_engine.export"
 """Of an ONNX file: what it was compared with when it was exported, and by how much they differed. JSON in
 ``metadata_props``."""
 
-NormalizationMode = Literal["none", "zscore", "minmax", "percentile", "range"]
 Activation = Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
 """What the network's outputs are: logits of classes that exclude one another (`softmax`), logits of each channel on its
 own (`sigmoid`), numbers (`none`), or probabilities already: of classes that exclude one another, as after a softmax, or
@@ -28,58 +30,13 @@ ARE_PROBABILITIES = ("probabilities", "probabilities_each")
 _EACH = ("sigmoid", "probabilities_each")
 
 
-class Normalization(BaseModel):
-    """How raw voxels become network input: ``(x - shift) * scale`` with one global pair per channel.
+_NOT_IN_NAMES = re.compile(r"[^\w .+()\[\]{}=,;@!#$%&'^~`-]")
 
-    none        x as it is
-    zscore      shift = mean, scale = 1 / standard deviation
-    minmax      smallest value to 0, largest to 1
-    percentile  the `low`-th percentile to 0, the `high`-th to 1 (not clipped)
-    range       `low` to 0, `high` to 1 (raw units, e.g. HU; not clipped)
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: NormalizationMode = "none"
-    low: float | None = None
-    high: float | None = None
-
-    @model_validator(mode="after")
-    def _bounds_where_needed(self) -> Normalization:
-        needs = self.mode in ("percentile", "range")
-        if needs and (self.low is None or self.high is None or not self.low < self.high):
-            raise ValueError(f"{self.mode} needs low < high")
-        if self.mode == "percentile" and not ((self.low or 0) >= 0 and (self.high or 0) <= 100):
-            raise ValueError("percentiles lie between 0 and 100")
-        if not needs and (self.low is not None or self.high is not None):
-            raise ValueError(f"{self.mode} takes no bounds")
-        return self
-
-    @classmethod
-    def parse(cls, text: str) -> Normalization:
-        """Read ``none``, ``zscore``, ``minmax``, ``percentile:1,99`` or ``range:-1000,400``."""
-        mode, _, bounds = text.partition(":")
-        try:
-            low, high = (float(b) for b in bounds.split(",")) if bounds else (None, None)
-            return cls(mode=mode, low=low, high=high)  # type: ignore[arg-type]  # pydantic checks the literal
-        except (ValidationError, ValueError) as error:
-            raise SettingsError(
-                f"--normalize {text!r} is not understood; use none, zscore, minmax, percentile:1,99 or range:-1000,400"
-            ) from error
-
-    @property
-    def fixed(self) -> tuple[float, float] | None:
-        """(shift, scale) of ``(x - shift) * scale`` where they need no voxels; None where they have to be measured."""
-        if self.mode == "none":
-            return 0.0, 1.0
-        if self.mode == "range":
-            assert self.low is not None  # both were checked
-            assert self.high is not None
-            return self.low, 1 / (self.high - self.low)
-        return None
-
-    def __str__(self) -> str:
-        return self.mode if self.low is None else f"{self.mode}:{self.low:g},{self.high:g}"
+def plain_name(name: str) -> str:
+    """`name` as a part of file names and of lines for people: of letters, digits and marks that lead nowhere, 100
+    characters at most. Models come from anywhere, and outputs are named after them."""
+    return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
 class ModelSpec(BaseModel):
@@ -90,7 +47,7 @@ class ModelSpec(BaseModel):
     The network's output is smaller than its input by `margin` at each side (0 for padded convolutions).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     axes: Literal["yx", "zyx"]
@@ -118,6 +75,11 @@ class ModelSpec(BaseModel):
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
 
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        return plain_name(name)
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
         n = len(self.axes)
@@ -132,6 +94,7 @@ class ModelSpec(BaseModel):
             raise ValueError(f"{len(self.classes)} class names for {labels} labels")
         if self.activation == "softmax" and self.channels_out == 1:
             raise ValueError("softmax over one channel is constant; use sigmoid")
+        self.normalization.check_channels(self.channels_in)
         self.check_window(self.window)
         return self
 
@@ -208,6 +171,9 @@ class ModelSpec(BaseModel):
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file says that holds a spec or a part of one. Raises `ModelError` where it is no TOML."""
     try:
+        check_file(path)
         return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; restore it or correct its permissions") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not valid TOML: {error}; correct it") from error

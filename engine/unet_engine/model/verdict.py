@@ -23,6 +23,8 @@ class _Frozen(BaseModel):
 class Thresholds(_Frozen):
     """What a candidate must reach against fp32 on the held-out windows."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
     dice: float
     """Least Dice coefficient of every class."""
     dice_of: dict[str, float] = {}

@@ -26,6 +26,7 @@ class Windows:
         self._background = job.model.spec.background
         self._scale = np.asarray(job.scaling.scale)
         self._shift = np.asarray(job.scaling.shift)
+        self._limits = job.scaling.limits
         self._padding = job.plan.padding
         self._index: dict[tuple[int, int], Array] = {}
 
@@ -54,7 +55,7 @@ class Windows:
         assert self._raw is not None
         spans = [self._positions(a, k) for a, k in enumerate(window)]
         shaped = out.reshape(len(out), *(s.size for s in spans))
-        operations.gather(shaped, self._raw.voxels, spans, self._scale, self._shift, 0.0)
+        operations.gather(shaped, self._raw.voxels, spans, self._scale, self._shift, 0.0, limits=self._limits)
 
 
 def placement(job: Job, window: Index, sums: Box) -> Placement:

@@ -238,6 +238,12 @@ class Worker:
             )
         voxels[bad] = self.job.replace_nonfinite
 
+    def confirm(self) -> None:
+        """Raises `InputError` where what was read is not there any more: what was not stored then means nothing."""
+        for volume in (self._opened.volume, self._opened.mask):
+            if volume is not None:
+                volume.confirm()
+
     # --- predict ---
 
     def predict(self, work: Work) -> Iterator[Predicted]:

@@ -39,7 +39,7 @@ def identity(
         "overlap": tiling.overlap,
         "blend": tiling.blend,
         "padding": settings.padding,
-        "normalization": [str(spec.normalization), list(scale.shift), list(scale.scale)],
+        "normalization": [str(spec.normalization), *scale.facts().values()],
         "output": [decisions.kind, decisions.dtype],
         "replace_nonfinite": settings.replace_nonfinite,
         "mask": samples.fingerprint(survey.mask) if survey.mask else None,

@@ -128,7 +128,7 @@ def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
 
 def _scaling(survey: Survey) -> Scaling:
     normalization, volume = survey.model.spec.normalization, survey.volume
-    return scaling(normalization, [np.zeros(1)] * volume.channels if normalization.fixed else samples.values(volume))
+    return scaling(normalization, samples.values(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
 
 
 # --- choose ---

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from unet_engine import machine
 from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
@@ -16,8 +18,8 @@ from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
-from unet_engine.paths import absolute
 from unet_engine.plan.box import Box
+from unet_engine.prepare.places import out_of
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.settings import Settings
 from unet_engine.settings_files import CONFIG
@@ -84,6 +86,7 @@ def survey(settings: Settings) -> Survey:
         fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
         )
+    _check_replacement(settings, volume)
     if volume.drawback:
         fall_back(settings, notes, volume.drawback)
     return Survey(
@@ -96,8 +99,19 @@ def survey(settings: Settings) -> Survey:
         devices=devices,
         backend=backend,
         choice=choice,
-        out=_out(settings, volume, model),
+        out=out_of(settings, model),
         notes=tuple(notes),
+    )
+
+
+def _check_replacement(settings: Settings, volume: Volume) -> None:
+    """Refuse a value for NaN and Inf that the type of the voxels makes infinite again."""
+    value = settings.replace_nonfinite
+    if value is None or volume.dtype.kind != "f" or abs(value) <= np.finfo(volume.dtype).max:
+        return
+    raise SettingsError(
+        f"--replace-nonfinite {value:g} is beyond the largest {volume.dtype}, the type of {volume.path}; "
+        "give a value within its range"
     )
 
 
@@ -253,23 +267,6 @@ def fall_back(settings: Settings, notes: list[str], what: str) -> None:
     if settings.strict:
         raise BackendError(f"--strict: {what}")
     notes.append(what)
-
-
-# --- output ---
-
-
-def _out(settings: Settings, volume: Volume, model: ModelFile) -> str:
-    """Beside the input (the outermost .zarr folder of its path), named after both. Never the input or inside it."""
-    root = absolute(volume.path.rstrip("/"))
-    parts = root.split("/")
-    outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
-    top = "/".join(parts[: outermost + 1])
-    if settings.out is None:
-        return f"{top.removesuffix('.zarr')}-{model.spec.name}.zarr"
-    for other in (top, settings.mask):
-        if other and stores.nested(settings.out, other):
-            raise SettingsError(f"--out {settings.out} overlaps the input {other}; choose a folder of its own")
-    return settings.out
 
 
 def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:

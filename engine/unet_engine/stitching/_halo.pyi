@@ -12,6 +12,7 @@ def gather(
     index: Sequence[NDArray[np.int64]],
     scale: NDArray[np.float64],
     shift: NDArray[np.float64],
+    limits: NDArray[np.float64] | None,
     fill: float,
     threads: int,
     /,

@@ -61,9 +61,10 @@ def gather(
     shift: NDArray[np.floating],
     fill: float,
     *,
+    limits: NDArray[np.float64] | None = None,
     threads: int = 1,
 ) -> None:
-    """Cut one window out of a block and normalise it: ``out = (block - shift) * scale``.
+    """Cut one window out of a block and normalise it: ``out = (clip(block) - shift) * scale``.
 
     out: (C, *W) float32, C contiguous, written.
     block: (C, *S) bool, (u)int8 to (u)int64 or float16 to float64, any strides.
@@ -72,6 +73,9 @@ def gather(
     scale, shift: (C,) float32 or float64. The result is computed in float32; for 32- and 64-bit integers and float64
         it is computed in float64 and rounded once.
     fill: a value already normalised.
+    limits: (C, 4) float64, C contiguous, in units of the block, taken in the type that is computed in: values are
+        clipped to [low, high] first; those within [void low, void high] become 0. NaN stays NaN. Infinite bounds ask
+        for nothing (void from inf to -inf). None: neither.
     Raises IndexError, naming the axis, where a position is below -1 or not below S[axis]; `out` is then untouched.
     """
     axes = _check_axes("block", block)
@@ -90,16 +94,20 @@ def gather(
         _check_type(name, vector, "float32", "float64")
         if vector.shape != (channels,):
             raise ValueError(f"{name} of shape {vector.shape} must have one value for each of {channels} channels")
+    if limits is not None:
+        _check_type("limits", limits, "float64")
+        if limits.shape != (channels, 4) or not limits.flags.c_contiguous:
+            raise ValueError(f"limits of shape {limits.shape} must be C contiguous of shape {(channels, 4)}")
     for name, i, size in zip(_names(index), index, block.shape[1:], strict=True):
         # The native function looks for itself, ten times faster than NumPy on short vectors.
         if _native is None and i.size and (i.min() < -1 or i.max() >= size):
             raise IndexError(f"axis {name}: index {i.min()}..{i.max()} leaves -1..{size - 1}: clip or pad it first")
     _check_writable("out", out)
     if _native is None:
-        reference.gather(out, block, index, scale, shift, fill)
+        reference.gather(out, block, index, scale, shift, fill, limits=limits)
         return
     scale, shift = (np.ascontiguousarray(v, np.float64) for v in (scale, shift))
-    _native.gather(_3d(out), *_coded(block), _3(index, _ORIGIN), scale, shift, float(fill), threads)
+    _native.gather(_3d(out), *_coded(block), _3(index, _ORIGIN), scale, shift, limits, float(fill), threads)
 
 
 def add(

@@ -34,6 +34,8 @@ def gather(
     scale: NDArray[np.floating],
     shift: NDArray[np.floating],
     fill: float,
+    *,
+    limits: NDArray[np.float64] | None = None,
 ) -> None:
     out[...] = fill
     inside = [np.flatnonzero(i >= 0) for i in index]
@@ -44,9 +46,14 @@ def gather(
     per_channel = (-1, *(1,) * len(index))
     with np.errstate(all="ignore"):
         value = block[source].astype(kind)
+        if limits is not None:
+            low, high, void_low, void_high = (b.astype(kind).reshape(per_channel) for b in limits.T)
+            void = (value >= void_low) & (value <= void_high)
+            value = np.where(value < low, low, np.where(value > high, high, value))
         value -= shift.astype(kind).reshape(per_channel)
         value *= scale.astype(kind).reshape(per_channel)
-        out[target] = value.astype(np.float32)
+        normal = value.astype(np.float32)
+        out[target] = normal if limits is None else np.where(void, np.float32(0), normal)
 
 
 def add(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import zarr
 from zarr.core.buffer import default_buffer_prototype
@@ -142,16 +144,54 @@ def exists(path: str) -> bool:
 
 def nested(a: str, b: str) -> bool:
     """Whether one of two paths is the other or lies in it, however they are written."""
-    if not is_local(a) or not is_local(b):
-        return a.rstrip("/") == b.rstrip("/")
+    return within(a, b) or within(b, a)
+
+
+def within(a: str, b: str) -> bool:
+    """Whether `a` is `b` or lies in it, through whatever links, and whether `a` exists or not."""
+    a, b = _plain(a), _plain(b)
+    if is_local(a) != is_local(b):
+        return False
+    if not is_local(a):
+        return f"{a}/".startswith(f"{b}/")
     a, b = os.path.realpath(a), os.path.realpath(b)
-    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
+    if f"{a}/".startswith(f"{b}/"):
+        return True
+    try:
+        there = Path(b).stat()
+    except OSError:
+        return False
+    # the same folder under another name: upper and lower case, or mounted twice
+    return any(_is(place, there) for place in (Path(a), *Path(a).parents))
+
+
+def _is(path: Path, there: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), there)
+    except OSError:
+        return False
+
+
+def _plain(path: str) -> str:
+    """A path, also of ``file://``; a URL in one spelling."""
+    if is_local(path):
+        return path
+    scheme, _, rest = path.rpartition("::")[2].partition("://")
+    if scheme.lower() in ("file", "local"):
+        return unquote(rest)
+    return f"{scheme.lower()}://{posixpath.normpath(rest.partition('?')[0]).lstrip('/')}"
 
 
 def file_of(place: StorePath) -> Path | None:
     """The file that holds what zarr has at `place`, on a local disk; None in other stores."""
     root = getattr(place.store, "root", None)
     return Path(root, place.path) if isinstance(root, Path) else None
+
+
+def read(place: StorePath) -> bytes | None:
+    """What is stored at `place`; None where nothing is. Raises what zarr raises."""
+    found = sync(place.get())
+    return None if found is None else bytes(found.to_bytes())
 
 
 def holds(place: StorePath) -> bool:

@@ -103,7 +103,14 @@ class Volume(Protocol):
         """
 
     def has_data(self, box: Box) -> bool:
-        """Whether anything but `fill_value` may be in `box`, told without reading voxels."""
+        """Whether anything but `fill_value` may be in `box`, told without reading voxels. Raises `InputError` where
+        nothing is, because the volume itself is gone."""
+
+    def confirm(self) -> None:
+        """Look again whether this is still what was opened: of a volume that is gone, what is not stored means nothing.
+
+        Cheap, and asked wherever something is believed to be not stored, and at the end of a run. Raises `InputError`.
+        """
 
     def facts(self) -> dict[str, Any]:
         """What people are shown of how it is stored, as plain values by name."""
@@ -143,6 +150,9 @@ class StoredVolume(ABC):
 
     def has_data(self, box: Box) -> bool:
         return True
+
+    def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do
+        """A format that reads what is not stored as something looks again here."""
 
     @property
     def drawback(self) -> str | None:

@@ -76,9 +76,8 @@ def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Ar
     raw = raw.reshape(raw.shape[0], *raw.shape[1 + planes :])
     missing = [(0, 0), *((0, w - n) for w, n in zip(window, raw.shape[1:], strict=True))]
     raw = np.pad(raw, missing, mode="symmetric")
-    shape = (-1,) + (1,) * len(window)
-    shift, factor = (np.array(v, np.float32).reshape(shape) for v in (scale.shift, scale.scale))
-    return np.where(np.isfinite(raw), (raw - shift) * factor, np.float32(0)).astype(np.float32)
+    normal = np.stack([scale.normalised(channel, c) for c, channel in enumerate(raw)])
+    return np.where(np.isfinite(raw), normal, np.float32(0))
 
 
 def dealt(contents: Array, shares: Sequence[int], rng: np.random.Generator) -> tuple[list[int], ...]:

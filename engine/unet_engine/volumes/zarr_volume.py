@@ -23,12 +23,14 @@ from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import DECODE, READ
 from unet_engine.storage import blosc, stores
+from unet_engine.storage.absences import Absences
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, own_codecs
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
+from unet_engine.volumes.witness import Witness
 
 
 class ZarrFormat:
@@ -54,7 +56,8 @@ class ZarrFormat:
             unit=found.unit,
             notes=found.notes,
             fill_value=float(array.fill_value or 0),
-            array=_with_codecs(path, array),
+            array=_with_codecs(path, _noticing(path, array)),
+            witness=_witness(path, array),
         )
 
 
@@ -121,6 +124,22 @@ def _has_longer_chunks(array: zarr.Array) -> bool:
 _LOOKED_FOR = 64
 
 
+def _noticing(path: str, array: zarr.Array) -> zarr.Array:
+    """`array` through a store that notices what is not there. On a local disk the native codecs do without a store."""
+    if is_local(path):
+        return array
+    place = array.store_path
+    with own_codecs():
+        return zarr.open_array(StorePath(Absences(place.store), place.path), mode="r")
+
+
+def _witness(path: str, array: zarr.Array) -> Witness:
+    try:
+        return Witness.of(path, array.store_path, array.metadata.zarr_format)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}; restore it, or give another --in") from error
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ZarrVolume(StoredVolume):
     """Read by chunks, or by the inner chunks of shards.
@@ -132,6 +151,7 @@ class ZarrVolume(StoredVolume):
     """
 
     array: zarr.Array
+    witness: Witness
 
     remedy = "restore the chunk, or delete it to have it read as the fill value"
 
@@ -179,6 +199,26 @@ class ZarrVolume(StoredVolume):
         return super()._blamed(what, error)
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        before = self._absences
+        voxels = self._read(box, recorder)
+        if before is None or self._absences != before:
+            self.confirm()
+        return voxels
+
+    @property
+    def _absences(self) -> int | None:
+        """Chunks that were asked for and not found so far; None where that is not known."""
+        store = self.array.store_path.store
+        return store.count if isinstance(store, Absences) else None
+
+    def confirm(self) -> None:
+        self.witness.confirm()
+
+    def _unreadable(self, box: Box, error: Exception) -> InputError:
+        self.confirm()  # nothing is wrong with a chunk of a volume that is gone
+        return super()._unreadable(box, error)
+
+    def _read(self, box: Box, recorder: Recorder) -> Array:
         if recorder.recording and not (self.has_native_codecs and is_local(self.path)):
             return self._read_at_store(box, recorder)
         # of a shard only some chunks may be wanted, and where in it they lie is the codec's own knowledge
@@ -220,7 +260,13 @@ class ZarrVolume(StoredVolume):
 
     def has_data(self, box: Box) -> bool:
         """Whether any stored chunk (shard, if sharded) meets `box`; missing ones read as the fill value."""
-        return any(stores.holds(self.array.store_path / key) for key in self._stored_keys(box))
+        try:
+            found = any(stores.holds(self.array.store_path / key) for key in self._stored_keys(box))
+        except Exception as error:  # a disk that fails, a store that is not reached
+            raise self._unreadable(box, error) from error
+        if not found:
+            self.confirm()
+        return found
 
     def _stored_keys(self, box: Box) -> Iterator[str]:
         """Where the chunks (shards, if sharded) that meet `box` are stored if they are, below the array."""

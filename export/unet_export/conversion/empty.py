@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.units import times
+from unet_engine.volumes.normalize import scaling
 from unet_export.conversion.proof import Run
 
 AUTO = "auto"
@@ -38,16 +40,17 @@ def empty_of(said: str, spec: ModelSpec, run: Run) -> tuple[float, ...]:
 
 def _measured(spec: ModelSpec, run: Run) -> tuple[float, ...]:
     """Windows grow, where they may, until what the borders do no longer reaches the middle."""
-    if spec.normalization.fixed is None:
+    if spec.normalization.looks:
         raise SettingsError(
             f"--empty auto: what background becomes under {spec.normalization} depends on the volume; "
-            "give one number per output channel, or --normalize none or range"
+            "give one number per output channel, or --normalize none, range or fixed"
         )
-    shift, scale = spec.normalization.fixed
-    value, window = (spec.background - shift) * scale, spec.window
+    found = scaling(spec.normalization, [np.zeros(0)] * spec.channels_in)
+    values = [float(found.normalised(np.array([spec.background]), c)[0]) for c in range(spec.channels_in)]
+    voxel, window = torch.tensor(values).reshape(1, -1, *(1,) * len(spec.axes)), spec.window
     while True:
         with torch.inference_mode():
-            y = run(torch.full((1, spec.channels_in, *window), value))[0]
+            y = run(voxel.expand(1, -1, *window).contiguous())[0]
         middle = y[(slice(None), *(slice(n // 3, n - n // 3) for n in y.shape[1:]))].flatten(1)
         varies = float((middle.amax(1) - middle.amin(1)).max())
         if varies <= EVEN * max(float(y.abs().max()), 1e-6):

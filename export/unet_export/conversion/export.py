@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError
 from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import open_model
+from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_ending import ending_for
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, Normalization, read_toml
+from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.units import Tell, times
 from unet_export.conversion.adapt import Adapted, adapted
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
@@ -226,7 +227,7 @@ def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
     return (
         wanted.activation is not None
         or any(entry.key == METADATA_KEY for entry in proto.metadata_props)
-        or (beside.is_file() and "activation" in read_toml(beside))
+        or (beside.exists() and "activation" in read_toml(beside))
     )
 
 

@@ -125,8 +125,11 @@ def _windows(spec: ModelSpec, window: tuple[int, ...], batch: int) -> Iterator[T
     mode = "bilinear" if len(window) == 2 else "trilinear"
     image = nn.functional.interpolate(coarse, size=window, mode=mode, align_corners=True)
     image = image + 0.1 * torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-    unit = spec.normalization.mode in ("minmax", "percentile", "range")
-    yield (image - image.min()) / (image.max() - image.min()) if unit else image / image.std().clamp(min=1e-6)
+    span = spec.normalization.span
+    if span is None:
+        yield image / image.std().clamp(min=1e-6)
+    else:
+        yield span[0] + (image - image.min()) / (image.max() - image.min()) * (span[1] - span[0])
 
 
 # --- sizes ---

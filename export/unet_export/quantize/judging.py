@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf, isfinite
 from pathlib import Path
 
 from unet_engine.backends.base import Setup
+from unet_engine.errors import SettingsError
 from unet_engine.model.file import ModelFile
 from unet_engine.model.spec import Activation
 from unet_engine.model.verdict import Calibration, Verdict, shortfall
@@ -51,6 +53,23 @@ class Request:
     """The user trusts a `reference` that runs code as it is opened."""
     report: str | None = None
     """HTML file; default: beside the model, with its name."""
+
+    def check(self) -> None:
+        """Raise `SettingsError` naming the number that makes no sense. NaN is in no range: as a threshold, whatever is
+        compared with it would pass."""
+        ranges = (
+            ("--windows", self.windows, 2, inf),
+            ("--held-out", self.held_out, 2, inf),
+            ("--seed", self.seed, 0, inf),
+            ("--threads", self.threads, 1, inf),
+            *(("--min-dice", dice, 0, 1) for dice in (self.dice, *self.dice_of.values())),
+            ("--min-agreement", self.agreement, 0, 1),
+            ("--max-error", self.max_error, 0, inf),
+        )
+        for option, value, least, most in ranges:
+            if value is not None and not (least <= value <= most and isfinite(value)):
+                wanted = f"lie between {least} and {most}" if isfinite(most) else f"be {least} or more"
+                raise SettingsError(f"{option} {value} must {wanted}; leave it out for what is usual")
 
 
 @dataclass(frozen=True)

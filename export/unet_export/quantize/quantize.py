@@ -14,7 +14,9 @@ from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model, with_attachments
 from unet_engine.model.verdict import Calibration, Thresholds, difference
+from unet_engine.paths import root_of
 from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
@@ -35,9 +37,13 @@ LEAST_DICE = {"fp16": 0.999, "bf16": 0.999, "int8": 0.995}
 def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
     """Judge every candidate, write verdicts and what passed to the model file, and the report. Nothing is raised for a
     candidate that fails: the verdict says so. Raises the errors of what cannot be judged at all."""
+    request.check()
     backend, device = _backend(request, tell)
     model, volume, window, scale = _opened(request, tell)
     out = Path(request.out or request.model)
+    report = Path(request.report or out.with_suffix(".gate.html"))
+    for option, file in (("--out", out), ("--report", report)):
+        keep_out(option, str(file), (root_of(request.calibrate),))
     with tempfile.TemporaryDirectory() as folder:
         judging = _judging(request, model, volume, window, scale, Path(folder), tell)
         outcomes = list(_candidates(backend, device, judging))
@@ -47,7 +53,7 @@ def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
         o.attempt.candidate.network: o.attempt.candidate.data for o in outcomes if o.attempt.candidate.data is not None
     }
     with_attachments(model, out, [*older, *(o.verdict for o in outcomes)], networks)
-    write_report(Path(request.report or out.with_suffix(".gate.html")), model, outcomes)
+    write_report(report, model, outcomes)
     return outcomes
 
 
@@ -77,8 +83,6 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         raise SettingsError(
             f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same folder"
         )
-    if request.windows < 2 or request.held_out < 2:
-        raise SettingsError("--windows and --held-out must be 2 or more each; leave them out for 24 and 16")
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
         raise SettingsError(
@@ -105,12 +109,15 @@ def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -
         apart = difference(found, model.spec.input_quantiles)
         if apart:
             yield f"the statistics of {volume.path} differ from those of training: {apart}; is it the same modality?"
-    elif model.spec.normalization.mode in ("range", "minmax", "percentile"):
+    elif span := model.spec.normalization.span:
+        low, width = min(span), abs(span[1] - span[0])
         for channel, levels in enumerate(found):
-            if levels[0] < -2 or levels[-1] > 3 or levels[-1] - levels[0] < 0.02:
+            first, last = (levels[0] - low) / width, (levels[-1] - low) / width
+            if first < -2 or last > 3 or last - first < 0.02:
                 yield (
                     f"{volume.path} lies between {levels[0]:.3g} and {levels[-1]:.3g} in channel {channel} after "
-                    f"{model.spec.normalization}, and 0 to 1 is meant: its statistics differ; is it the same modality?"
+                    f"{model.spec.normalization}, and {min(span):g} to {max(span):g} is meant: its statistics differ; "
+                    "is it the same modality?"
                 )
     elif doubt := unlikely(model, samples.values(volume), scale, said=said):
         yield doubt

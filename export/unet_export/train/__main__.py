@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unet_engine.errors import SettingsError, UnetEngineError
-from unet_engine.model.spec import Normalization
+from unet_engine.model.normalization import Normalization
 from unet_engine.volumes.normalize import quantiles, scaling
 from unet_export.conversion.onnx_export import export_onnx, export_torch
 from unet_export.train.augment import Augmentation

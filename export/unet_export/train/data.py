@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from unet_engine.errors import DataError, InputError, SettingsError
-from unet_engine.model.spec import Normalization
+from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
+from unet_engine.volumes.normalize import scaling
 from unet_export.train.augment import Augmentation, vary
 from unet_export.train.geometry import UNetConfig, check_window, output_margin
 
@@ -112,25 +113,19 @@ def _ordered(array: npt.NDArray[Any], axes: str, wanted: str, path: str | Path) 
 
 
 def shift_scale(normalization: Normalization, image: npt.NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """Global (shift, scale) per channel of image (c, z, y, x) for ``(x - shift) * scale``, float32 (c, 1, 1, 1)."""
-    pairs = [normalization.fixed or _measured(normalization, channel) for channel in image]
-    shift, scale = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1, 1) for v in zip(*pairs, strict=True))
-    return shift, scale
+    """Global (shift, scale) per channel of image (c, z, y, x) for ``(x - shift) * scale``, float32 (c, 1, 1, 1).
 
-
-def _measured(normalization: Normalization, channel: npt.NDArray[Any]) -> tuple[float, float]:
-    if normalization.mode == "zscore":
-        low, spread = float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
-    elif normalization.mode == "minmax":
-        low, spread = float(channel.min()), float(channel.max()) - float(channel.min())
-    else:
-        assert normalization.low is not None  # Normalization has checked both bounds
-        assert normalization.high is not None
-        bottom, top = np.percentile(channel, [normalization.low, normalization.high])
-        low, spread = float(bottom), float(top - bottom)
-    if not spread > 0 or not np.isfinite(low + spread):
+    Raises `SettingsError` for a normalisation that is more than that, and `DataError` where voxels do not tell."""
+    if not normalization.is_affine:
+        raise SettingsError(
+            f"--normalize {normalization}: training neither clips nor leaves a background out; prepare the image so, "
+            "train with --normalize none, and name what was done in export --normalize"
+        )
+    if normalization.looks and not all(np.isfinite(c).all() and c.min() < c.max() for c in image):
         raise DataError(f"{normalization} needs finite voxels that differ; check the image")
-    return low, 1 / spread
+    found = scaling(normalization, list(image))
+    shift, scale = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1, 1) for v in (found.shift, found.scale))
+    return shift, scale
 
 
 def hold_out(volume: LabelledVolume, thickness: int) -> tuple[Box, Box]:

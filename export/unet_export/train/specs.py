@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import ValidationError
 
 from unet_engine.errors import SettingsError
-from unet_engine.model.spec import Activation, ModelSpec, Normalization
+from unet_engine.model.normalization import Normalization
+from unet_engine.model.spec import Activation, ModelSpec
+from unet_engine.volumes.normalize import scaling
 from unet_export.train.geometry import UNetConfig, check_window, flops, output_margin, receptive_radius, window_rule
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ def spec_for(
                 such windows need not be inferred. None leaves `empty` unset
 
     Raises `SettingsError` for a window that the layout does not take, a wrong number of class names, or an `empty`
-    that depends on the volume (normalisation other than none and range).
+    that depends on the volume (a normalisation that is measured).
     """
     sizes = tuple(window)
     check_window(config, sizes)
@@ -78,13 +81,16 @@ def empty_output(
     """Logit per class at the centre of a window that holds `background` everywhere."""
     import torch
 
-    if normalization.fixed is None:
+    if normalization.looks:
         raise SettingsError(
             f"the output of an empty window depends on the volume under {normalization}; "
-            "train with none or range, or leave `empty` out"
+            "train with none, range or fixed, or leave `empty` out"
         )
-    shift, scale = normalization.fixed
-    x = torch.full((1, model.config.channels_in, *window), (background - shift) * scale)
+    channels = model.config.channels_in
+    found = scaling(normalization, [np.zeros(0)] * channels)
+    values = [float(found.normalised(np.array([background]), c)[0]) for c in range(channels)]
+    shape = (1, channels, *window)
+    x = torch.tensor(values).reshape(1, -1, *(1,) * len(window)).expand(shape)
     was_training = model.training
     model.eval()
     with torch.inference_mode():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from unet_engine.errors import SettingsError
-from unet_engine.model.spec import Normalization
+from unet_engine.model.normalization import Normalization
 from unet_engine.units import Tell
 from unet_export.train.augment import Augmentation
 from unet_export.train.data import LabelledVolume, batches, hold_out, shift_scale

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
         raise SettingsError("--model and --in belong together; give both, or neither for the demo models")
     demos = [] if request.model else _demos(request)
     least = LEAST_SECONDS * max(1, len(demos))
-    if request.seconds < least:
+    if not least <= request.seconds < inf:
         raise SettingsError(
-            f"--seconds {request.seconds:g} is too short; give {least:g} at least, {LEAST_SECONDS:g} for each model"
+            f"--seconds {request.seconds:g} is too short, or no number; give {least:g} at least, {LEAST_SECONDS:g} for each model"
         )
     for demo in demos:  # what makes no sense is said before anything is made
         space_of(demo.model, Field(demo.model.spec, demo.mirrored, request.wanted.overlap), request.wanted)

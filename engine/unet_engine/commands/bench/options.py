@@ -9,15 +9,16 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import sizes
+from unet_engine.commands.options import NUMBER, Command, sizes
 from unet_engine.errors import OutputError, SettingsError
+from unet_engine.units import times
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.option("--model", metavar="FILE", help="Model file; default: the demo models.")
 @click.option("--in", "input", metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
-@click.option("--seconds", type=float, default=60.0, help="How long it may take, about; default 60.")
+@click.option("--seconds", type=NUMBER, default=60.0, help="How long it may take, about; default 60.")
 @click.option("--devices", metavar="A,B,…", help="cpu, cuda:0, …; default: all there are.")
 @click.option("--backend", metavar="A,B,…", help="openvino, onnxruntime, …; default: all that are installed.")
 @click.option("--precision", metavar="A,B,…", help="fp32, bf16, fp16, int8; default: all that the device computes in.")
@@ -25,7 +26,7 @@ from unet_engine.errors import OutputError, SettingsError
     "--windows", multiple=True, metavar="Z,Y,X", help="Window to try, may be repeated; default: around the model's own."
 )
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
-@click.option("--overlap", type=float, default=0.5, help="As for run; default 0.5.")
+@click.option("--overlap", type=NUMBER, default=0.5, help="As for run; default 0.5.")
 @click.option("--threads", type=int, metavar="N", help="As for run; default: one per core.")
 @click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
 @click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON; - for stdout.")
@@ -36,8 +37,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     Prints a table, the best choice and the command that uses it. Precisions that the accuracy gate has not passed are
     measured bare, for comparison, and never proposed.
     """
-    from rich.console import Console
-
+    from unet_engine.commands import screen
     from unet_engine.commands.bench.command import Request, bench
     from unet_engine.commands.bench.offer import Wanted
     from unet_engine.commands.bench.page import write_page
@@ -53,9 +53,9 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     )
     request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"], given["trust"])
     for option, file in (("--json", json_file), ("--html", html_file)):
-        _check_writable(option, file)
+        _check_writable(option, file, given["input"])
     facts = bench(request, lambda line: click.echo(line, err=True))
-    _show(facts, Console(stderr=json_file == "-"))
+    _show(facts, screen.stderr() if json_file == "-" else screen.stdout())
     if json_file == "-":
         click.echo(json.dumps(facts))
     elif json_file:
@@ -73,17 +73,18 @@ def _show(facts: dict[str, Any], console: Any) -> None:
         console.width = max(console.width, 160)  # a file has no edge to fold at
     for d in facts["limits"]:
         limits = Limits(d["device"], d["operations_per_second"], d["copied_bytes_per_second"], d["why"])
-        console.print(limits_line(limits), highlight=False, soft_wrap=True)
+        console.say(limits_line(limits))
     for sweep in facts["sweeps"]:
-        console.print(f"\n[bold]{sweep['name']}[/bold] on {'×'.join(map(str, sweep['shape']))} voxels", highlight=False)
+        console.print()
+        console.say(f" on {times(sweep['shape'])} voxels", sweep["name"])
         shown = Table(*HEADING, box=None, padding=(0, 1))
         for cells in table(sweep):
             shown.add_row(*cells, style="bold" if cells[-1] == "best" else None)
-        console.print(shown, highlight=False)
+        console.print(shown)
         for note in sweep["notes"]:
-            console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+            console.say(f"note: {note}")
         if sweep["command"]:
-            console.print(f"best: {sweep['command']}", highlight=False, soft_wrap=True, markup=False)
+            console.say(f"best: {sweep['command']}")
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -120,8 +121,13 @@ def _positive(option: str, value: int | None) -> int | None:
     return value
 
 
-def _check_writable(option: str, file: str | None) -> None:
+def _check_writable(option: str, file: str | None, volume: str | None) -> None:
     """A file that cannot be written is said before the minute that fills it."""
+    from unet_engine.paths import root_of
+    from unet_engine.prepare.places import keep_out
+
+    if file and file != "-" and volume:
+        keep_out(option, file, (root_of(volume),))
     if file and file != "-" and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
         raise OutputError(
             f"{option} {file} cannot be written: it is a folder, or its folder is missing; give another file"

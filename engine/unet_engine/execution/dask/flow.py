@@ -65,6 +65,7 @@ def run_dask(
                 progress.submitted()
             while flow.in_flight:
                 _step(flow, progress, trouble)
+            _confirm(client, name)
             if job.profiled:
                 spans = min(SPANS, SPANS_IN_ALL // max(1, progress.worker_count))
                 with suppress(Exception):  # all blocks are committed; what is missing then is only spans of the trace
@@ -80,6 +81,13 @@ def _step(flow: _Flow, progress: Progress, trouble: Callable[[], str | None]) ->
         raise ClusterError(f"{progress.stuck}; what is committed stays, run the same command with --resume")
     if not flow.wait(LOOK_EVERY) and not progress.worker_count and (why := trouble()):
         raise ClusterError(f"{why}; what is committed stays, run the same command with --resume")
+
+
+def _confirm(client: Client, name: str) -> None:
+    """Raises what a worker finds wrong with the input as it looks at it once more. A worker that is gone has no say."""
+    for said in client.run(tasks.confirm, name, on_error="return").values():
+        if isinstance(said, UnetEngineError):
+            raise said
 
 
 @contextmanager

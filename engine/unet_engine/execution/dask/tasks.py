@@ -216,6 +216,13 @@ def close(name: str, dask_worker: Any) -> None:
         _close([key for key in _stations if key == (dask_worker.address, name)])
 
 
+def confirm(name: str, dask_worker: Any) -> None:
+    """Raises `InputError` where what this worker has read for a run is not there any more. To be called through
+    `Client.run`."""
+    if here := _stations.get((dask_worker.address, name)):
+        here.worker.confirm()
+
+
 def profile(name: str, spans: int, dask_worker: Any) -> Snapshot | None:
     """Where the time of this worker went in a run, with `spans` of each thread for a trace. To be called through
     `Client.run`."""

@@ -54,7 +54,6 @@ class Inference:
             [on_device(t) for t in group] for group in (tables.spans, tables.weights, tables.positions)
         )
         entries = on_device(tables.entries)
-        scale, shift, empty = lane.constants
         target = lane.sums(sums, task.block.sums.shape)
         source_region, source = self._source(raw, slot)
         inputs = [slot.tables, source_region, lane.buffers.constants]
@@ -62,11 +61,12 @@ class Inference:
 
         def add(batch: Batch, stream: int) -> None:
             chosen = some(tables.entries, batch.first, batch.stop)
-            kernels.add(target, values, weights, spans, chosen, empty, batch.lo, batch.hi, stream=stream)
+            kernels.add(target, values, weights, spans, chosen, lane.empty, batch.lo, batch.hi, stream=stream)
 
         def gather(batch: Batch, stream: int) -> None:
             order = some(tables.order, batch.at, batch.at + batch.rows)
-            kernels.gather(windows, source, positions, entries, order, scale, shift, 0.0, stream=stream)
+            how = (lane.scale, lane.shift, 0.0)
+            kernels.gather(windows, source, positions, entries, order, *how, limits=lane.limits, stream=stream)
 
         for batch in tables.batches:
             if batch.rows:

@@ -36,9 +36,8 @@ class Lane:
         self.channels_out = job.model.spec.channels_out
         self.largest = extents(job.plan)
         sizes = Sizes(voxel_bytes, 4 * self.channels_out, job.layout.voxel_bytes)
-        channels = job.model.spec.channels_in
-        self._constant_bytes = (aligned(8 * channels), aligned(8 * channels), aligned(4 * self.channels_out))
-        self.buffers = DeviceBuffers(self.device, self.largest, sizes, sum(self._constant_bytes))
+        constants = self._constants()
+        self.buffers = DeviceBuffers(self.device, self.largest, sizes, sum(aligned(v.nbytes) for v in constants))
         self.inward, self.out = self.device.stream("in"), self.device.stream("out")
         self.pools = {
             name: PinnedPool(self.device, name) for name in ("raw voxels", "tables", "halos", "finished voxels")
@@ -47,7 +46,8 @@ class Lane:
         self.queueing = threading.Lock()
         """Held while the work of one block is put on the out stream: memory for halos and finished voxels is used by
         one after the other."""
-        self.constants = self._put_constants()
+        self.scale, self.shift, self.empty, *limits = self._put(constants)
+        self.limits = limits[0] if limits else None
         self._recorder = recorder
         streams = {"in": self.inward, "compute": backend.stream, "out": self.out}
         self._timeline = Timeline(self.device, recorder, streams) if isinstance(recorder, Stages) else None
@@ -61,19 +61,21 @@ class Lane:
             pool.close()
         self.buffers.close()
 
-    def _put_constants(self) -> list[Any]:
-        """Scale and shift per input channel, and what a skipped window stands for per output channel; kept on the
-        device."""
+    def _constants(self) -> list[Array]:
+        """Scale and shift per input channel, what a skipped window stands for per output channel, and where there are
+        any the limits per input channel."""
+        scaling = self.job.scaling
         empty = self.job.model.spec.empty or (0.0,) * self.channels_out
-        vectors = [
-            np.asarray(self.job.scaling.scale),
-            np.asarray(self.job.scaling.shift),
-            np.asarray(empty, np.float32),
-        ]
-        piece = self.pools["tables"].take(sum(self._constant_bytes))
+        found = [np.asarray(scaling.scale), np.asarray(scaling.shift), np.asarray(empty, np.float32)]
+        return found if scaling.limits is None else [*found, scaling.limits]
+
+    def _put(self, constants: Sequence[Array]) -> list[Any]:
+        """The same kept on the device."""
+        piece = self.pools["tables"].take(sum(aligned(v.nbytes) for v in constants))
         regions, start = [], 0
-        for vector, size in zip(vectors, self._constant_bytes, strict=True):
+        for vector in constants:
             piece.array(vector.shape, vector.dtype.name, start)[...] = vector
+            size = aligned(vector.nbytes)
             regions.append(self.buffers.constants.part(start, size))
             start += size
         self.device.copy(self.inward, self.buffers.constants.part(0, start), piece.region)
@@ -81,7 +83,7 @@ class Lane:
         self.device.record(ready, self.inward)
         self.device.synchronize(ready)
         self.give(ready)
-        return [self.device.array(region, v.shape, v.dtype.name) for region, v in zip(regions, vectors, strict=True)]
+        return [self.device.array(region, v.shape, v.dtype.name) for region, v in zip(regions, constants, strict=True)]
 
     # --- events ---
 

@@ -1,0 +1,39 @@
+"""What is printed for people, and the one place that prints it: text as it is.
+
+Paths, names of models and classes, and what libraries say may hold brackets and colons, which rich would take for
+markup and pictures. So no console here knows either; what is bold or coloured is told by a style.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+
+class Screen(Console):
+    """A console of ours, on stdout or stderr; see `stdout` and `stderr`."""
+
+    def say(self, text: str, heading: str = "", style: str = "bold") -> None:
+        """One line that is never folded, after `heading` in `style`."""
+        self.print(Text.assemble((heading, style), text), soft_wrap=True)
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Names and what belongs to them, one pair a line."""
+        width = max(len(name) for name, _ in pairs)
+        for name, text in pairs:
+            self.say(f"  {text}", f"{name:>{width}}")
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        self.say(f": {text}", "note", "yellow")
+
+
+def stdout() -> Screen:
+    return Screen(markup=False, emoji=False, highlight=False)
+
+
+def stderr() -> Screen:
+    return Screen(markup=False, emoji=False, highlight=False, stderr=True, file=sys.stderr)

@@ -1,0 +1,47 @@
+"""What the name of an output may end in. An output is a Zarr group, a folder: called like a file of another format, it
+would be taken for one."""
+
+from __future__ import annotations
+
+from unet_engine.paths import is_local
+
+_FORMATS = {
+    "NIfTI": ("nibabel", "nii nii.gz hdr img"),
+    "TIFF": ("tifffile", "tif tiff btf tf2 tf8 lsm svs ndpi"),
+    "a format of ITK": ("SimpleITK", "mha mhd nrrd nhdr vtk vti mgz mgh mnc dcm dicom gipl"),
+    "MRC": ("mrcfile", "mrc rec map ccp4"),
+    "HDF5": ("h5py", "h5 hdf5 hdf he5 h5ad nc nc4 mat ims"),
+    "N5": ("tensorstore", "n5"),
+    "NumPy": ("numpy.save", "npy npz"),
+    "raw bytes": ("numpy.ndarray.tofile", "raw"),
+    "an image": ("imageio", "png jpg jpeg jp2 j2k jxl bmp gif webp exr avif heic pgm ppm svg pdf dng"),
+    "a film": ("imageio", "avi mp4 mov mkv webm"),
+    "a microscope's format": ("tifffile", "czi lif nd2 oib oif vsi scn mrxs"),
+    "a raster": ("rasterio", "vrt grib grb ecw"),
+    "a mesh": ("scikit-image", "stl obj ply glb gltf am"),
+    "a table or text": ("", "csv tsv txt json xml yaml yml toml parquet feather xlsx xls html"),
+    "a model": ("", "onnx pt pth pt2 ckpt safetensors pkl pickle"),
+    "an archive": ("", "zip tar tar.gz tar.bz2 tar.xz gz tgz bz2 tbz xz zst lz4 7z rar iso"),
+}
+"""By the name of a format: what makes one of an array, and its endings."""
+_BY_ENDING = {ending: (name, tool) for name, (tool, endings) in _FORMATS.items() for ending in endings.split()}
+_FIRST_OF_TWO = ("nii", "tar", "ome", "zarr", "tif", "tiff", "npy", "csv", "json", "raw")
+"""Endings that another one may follow, as in ``seg.ome.tif``: no part of what the file is called."""
+
+
+def refuse_other_formats(out: str) -> None:
+    """Raise `ValueError` where `out`, a path or a URL, is called like a file of a format other than Zarr.
+
+    Only its last part counts, in any case. An ending that is not known may be anything, as in ``labels.v1.2``.
+    """
+    for part in [out] if is_local(out) else out.partition("?")[0].split("::"):
+        name = part.strip().rstrip("/").rpartition("/")[2]
+        stem, _, ending = name.rpartition(".")
+        before, _, first = stem.rpartition(".")
+        known = _BY_ENDING.get(f"{first}.{ending}".lower()) or _BY_ENDING.get(ending.lower())
+        if not stem or known is None:
+            continue
+        what, tool = known
+        whole = f"{before if before and first.lower() in _FIRST_OF_TWO else stem}.zarr"
+        then = f", and make the file of its array {whole}/0 with {tool} when it is done" if tool else ""
+        raise ValueError(f"{what} cannot be written yet, OME-Zarr alone, which is a folder; use {whole}{then}")

@@ -1,0 +1,33 @@
+"""Where a run writes: never into what it reads."""
+
+from __future__ import annotations
+
+from unet_engine.errors import SettingsError
+from unet_engine.model.file import ModelFile
+from unet_engine.output.header import ARRAY
+from unet_engine.paths import root_of
+from unet_engine.settings import Settings
+from unet_engine.settings_files import AUTO_PROFILE
+from unet_engine.storage import stores
+
+
+def out_of(settings: Settings, model: ModelFile) -> str:
+    """The output: where the settings say, else beside the input (the outermost .zarr folder of its path), named after
+    both. Raises `SettingsError` where it, or a profile, would overlap what is read."""
+    top = root_of(settings.input)
+    out = settings.out or f"{top.removesuffix('.zarr')}-{model.spec.name}.zarr"
+    inputs = [place for place in (top, settings.mask) if place]
+    for place in inputs:
+        # an output from elsewhere may have a link for its array
+        if stores.nested(out, place) or stores.within(f"{out.rstrip('/')}/{ARRAY}", place):
+            raise SettingsError(f"--out {out} overlaps the input {place}; choose a folder of its own")
+    if settings.profile and settings.profile != AUTO_PROFILE:
+        keep_out("--profile", settings.profile, (*inputs, out))
+    return out
+
+
+def keep_out(option: str, file: str, places: tuple[str, ...]) -> None:
+    """Raise `SettingsError` where `file`, which `option` asks for, would lie in one of `places`."""
+    for place in places:
+        if stores.within(file, place):
+            raise SettingsError(f"{option} {file} lies in {place}, which holds voxels; choose another place")
