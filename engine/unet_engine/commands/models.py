@@ -92,7 +92,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
     facts = export(Export(**given), _tell)
     _tell(
         f"{facts['out']}: window {facts['window']}, sizes {facts['window_min']} + k*{facts['window_step']}, "
-        f"{facts['largest_difference']:.1e} from {facts['from']}"
+        f"{facts['largest_difference']:.1e} from {facts['compared_with']}"
     )
     if as_json:
         click.echo(json.dumps(facts))

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError
 from unet_engine.model.ending import applied_again, outputs_note, refusal
-from unet_engine.model.file import open_model
-from unet_engine.model.normalization import Normalization
+from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.onnx_ending import ending_for
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.model.origins import origins
+from unet_engine.model.spec import METADATA_KEY, ModelSpec, read_toml
 from unet_engine.units import Tell, times
 from unet_export.conversion.adapt import Adapted, adapted
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
@@ -24,38 +23,13 @@ from unet_export.conversion.exporters import from_module, from_program, from_scr
 from unet_export.conversion.onnx_export import frozen, write_onnx
 from unet_export.conversion.probe import Geometry, probe
 from unet_export.conversion.proof import Comparison, proved
+from unet_export.conversion.request import Export, changed, options_of, spec_for_export, validated
 from unet_export.conversion.runners import OnnxNetwork, keep_output, onnx_runner, second_runner
 
-Sizes = Literal["auto", "dynamic", "static"]
+__all__ = ["Export", "export"]
 
-
-@dataclass(frozen=True)
-class Export:
-    """What is exported and what its file shall promise. None: found out, or left open in the spec."""
-
-    checkpoint: str
-    out: str
-    factory: str | None = None
-    arguments: str = "{}"
-    weights: str | None = None
-    """Key or prefix of the weights that are meant, where a file holds several that fit."""
-    window: tuple[int, ...] | None = None
-    channels: int | None = None
-    sizes: Sizes = "auto"
-    """auto: free window sizes where the exporter can, else those of `window` alone, which is said."""
-    name: str | None = None
-    classes: tuple[str, ...] | None = None
-    activation: Activation | None = None
-    normalize: str | None = None
-    spacing: tuple[float, ...] | None = None
-    spacing_unit: str | None = None
-    background: float | None = None
-    empty: str | None = None
-    """Output per channel on background, or auto; see `unet_export.conversion.empty`."""
-    head: str | None = None
-    """Name of the output that is meant; None: as its resolution and name tell."""
-    trust: bool = False
-    """The user trusts a checkpoint that runs code as it is opened."""
+_RUN = dict.fromkeys(("axes", "channels_in", "channels_out", "window", "margin", "flops"), "a window that was run")
+_PROVED = "windows that were compared with the network"
 
 
 def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
@@ -67,7 +41,12 @@ def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
         tell(
             f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its file"
         )
-    return {"out": wanted.out, "largest_difference": error, "from": _origin(wanted), **spec.model_dump(mode="json")}
+    return {
+        "out": wanted.out,
+        "largest_difference": error,
+        "compared_with": _origin(wanted),
+        **spec.model_dump(mode="json"),
+    }
 
 
 def _is_onnx(wanted: Export) -> bool:
@@ -89,8 +68,10 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
     _check_free(wanted, geometry)
     embedded = _embedded(wanted.checkpoint)
-    meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or embedded is not None, tell)
-    spec = _spec(wanted, geometry, embedded)
+    known = embedded.spec if embedded else None
+    facts = origins(embedded) if embedded else {"activation": "guess by the number of channels"}
+    meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or known is not None, tell, facts | _RUN)
+    spec = spec_for_export(wanted, geometry, known)
     try:
         return _written(checkpoint, network, spec, wanted, meaning)
     except ModelError:
@@ -107,7 +88,7 @@ def _written(
     """The spec as it was written, and the largest difference: the exported graph has a say in the activation."""
 
     def write(proto: Any, reference: Any) -> tuple[ModelSpec, float]:
-        return _finished(proto, reference, meaning.of(proto, spec), wanted, meaning.tell)
+        return _finished(proto, reference, meaning.of(proto, spec), wanted, meaning)
 
     if checkpoint.kind == "module":
         with frozen(network) as net:
@@ -122,22 +103,25 @@ def _written(
 
 
 def _finished(
-    proto: Any, reference: Any, spec: ModelSpec, wanted: Export, tell: Tell, origin: str = ""
+    proto: Any, reference: Any, spec: ModelSpec, wanted: Export, meaning: _Meaning, origin: str = ""
 ) -> tuple[ModelSpec, float]:
     """Compare the graph with what it was made of on all sizes that it shall promise, and write it with those that
     hold."""
     data = proto.SerializeToString()
     comparison = Comparison(reference, onnx_runner(data, spec.name), spec, origin or "PyTorch")
-    right = proved(comparison, second_runner(data, comparison, tell))
+    right = proved(comparison, second_runner(data, comparison, meaning.tell))
     if right is None:
         raise ModelError(
             f"the exported {spec.name} is right for windows of {times(spec.window)} alone, not for others that the network takes; "
             "use --sizes static, or auto"
         )
     if wanted.empty:
-        right = _validated({**right.model_dump(), "empty": empty_of(wanted.empty, right, comparison.run)})
-        tell(f"note: windows of nothing but {right.background:g} are not inferred: their outputs are {right.empty}")
-    write_onnx(proto, right, wanted.out, comparison.worst, origin)
+        right = validated({**right.model_dump(), "empty": empty_of(wanted.empty, right, comparison.run)})
+        meaning.tell(
+            f"note: windows of nothing but {right.background:g} are not inferred: their outputs are {right.empty}"
+        )
+    facts = meaning.facts | {"window_min": _PROVED, "window_step": _PROVED} | options_of(wanted)
+    write_onnx(proto, right, wanted.out, comparison.worst, origin, facts)
     return right, comparison.worst
 
 
@@ -150,6 +134,8 @@ class _Meaning:
     said: bool
     """Whether the user or a spec names the activation."""
     tell: Tell
+    facts: dict[str, str]
+    """By field of the spec: what told it."""
     told: str = ""
 
     def of(self, proto: Any, spec: ModelSpec) -> ModelSpec:
@@ -160,7 +146,8 @@ class _Meaning:
             raise ModelError(refusal(self.source, why))
         if not self.said and found is not None:
             self._tell(outputs_note(found, why))
-            return _validated({**spec.model_dump(), "activation": found})
+            self.facts |= {"activation": why} if why else {}
+            return validated({**spec.model_dump(), "activation": found})
         self._tell(applied_again(end, spec.activation, spec.channels_out))
         return spec
 
@@ -178,10 +165,10 @@ def _check_free(wanted: Export, found: Geometry) -> None:
         )
 
 
-def _embedded(checkpoint: str) -> ModelSpec | None:
-    """The spec that a `.pt2` or TorchScript may carry already."""
+def _embedded(checkpoint: str) -> ModelFile | None:
+    """A `.pt2` or TorchScript that carries a spec already."""
     try:
-        return open_model(checkpoint).spec
+        return open_model(checkpoint)
     except UnetEngineError:
         return None
 
@@ -194,7 +181,8 @@ def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     import onnx
 
     path = Path(wanted.checkpoint)
-    given = open_model(path, wanted.window, wanted.activation).spec
+    model = open_model(path, wanted.window, wanted.activation)
+    given = model.spec
     proto = onnx.load(path)
     network = adapted(
         OnnxNetwork(proto.SerializeToString(), path.name),
@@ -205,20 +193,20 @@ def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     )
     said = _says_activation(wanted, proto, path)
     if any(entry.key == METADATA_KEY for entry in proto.metadata_props):
-        spec = _changed(wanted, given)
+        spec = changed(wanted, given)
     else:
         fixed = wanted.sizes == "static" or all(
             d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[2:]
         )
         geometry = probe(network, wanted.window or given.window, given.channels_in, fixed=fixed)
         _check_free(wanted, geometry)
-        spec = _spec(wanted, geometry, given)
+        spec = spec_for_export(wanted, geometry, given)
     for entry in [e for e in proto.metadata_props if e.key.startswith("unet_engine.")]:
         proto.metadata_props.remove(entry)
     if isinstance(network, Adapted):
         keep_output(proto, network.place[0])
-    spec = _Meaning(str(path), said, tell).of(proto, spec)
-    return _finished(proto, network, spec, wanted, tell, _origin(wanted))
+    meaning = _Meaning(str(path), said, tell, origins(model))
+    return _finished(proto, network, meaning.of(proto, spec), wanted, meaning, _origin(wanted))
 
 
 def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
@@ -229,63 +217,3 @@ def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
         or any(entry.key == METADATA_KEY for entry in proto.metadata_props)
         or (beside.exists() and "activation" in read_toml(beside))
     )
-
-
-# --- the spec ---
-
-
-def _spec(wanted: Export, found: Geometry, known: ModelSpec | None) -> ModelSpec:
-    """What was found by probing, with what `known` says about meaning, with what the user says about either."""
-    meaning: dict[str, Any] = {
-        "name": Path(wanted.out).stem,
-        "activation": "softmax" if found.channels_out > 1 else "sigmoid",
-    }
-    if known is not None:
-        kept = (
-            "name",
-            "classes",
-            "activation",
-            "normalization",
-            "spacing",
-            "spacing_unit",
-            "background",
-            "empty",
-            "context",
-        )
-        meaning |= {key: getattr(known, key) for key in kept}
-    values = {
-        "axes": found.axes,
-        "channels_in": found.channels_in,
-        "channels_out": found.channels_out,
-        "window": found.window,
-        "window_min": found.window_min,
-        "window_step": found.window_step,
-        "margin": found.margin,
-        "flops": found.flops,
-    }
-    return _validated({**meaning, **values, **_said(wanted)})
-
-
-def _changed(wanted: Export, spec: ModelSpec) -> ModelSpec:
-    window = {"window": wanted.window} if wanted.window else {}
-    return _validated({**spec.model_dump(), **window, **_said(wanted)})
-
-
-def _said(wanted: Export) -> dict[str, Any]:
-    said = {
-        "name": wanted.name,
-        "classes": wanted.classes,
-        "activation": wanted.activation,
-        "normalization": Normalization.parse(wanted.normalize) if wanted.normalize else None,
-        "spacing": wanted.spacing,
-        "spacing_unit": wanted.spacing_unit,
-        "background": wanted.background,
-    }
-    return {key: value for key, value in said.items() if value is not None}
-
-
-def _validated(values: dict[str, Any]) -> ModelSpec:
-    try:
-        return ModelSpec.model_validate(values)
-    except ValidationError as error:
-        raise SettingsError("; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())) from error

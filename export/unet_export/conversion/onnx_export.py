@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,19 @@ def export_onnx(model: Any, spec: ModelSpec, path: str | Path, *, dynamic: bool 
     return error
 
 
-def write_onnx(proto: Any, spec: ModelSpec, path: str | Path, error: float, origin: str = "") -> None:
+def write_onnx(
+    proto: Any,
+    spec: ModelSpec,
+    path: str | Path,
+    error: float,
+    origin: str = "",
+    facts: Mapping[str, str] | None = None,
+) -> None:
     """Put `spec` into the graph, and write it. Raises `ModelError` where the graph is none, `OutputError` where it
     cannot be written.
 
-    The file remembers the largest difference `error` from what it was made of: `origin`, by default this PyTorch.
+    The file remembers the largest difference `error` from what it was made of: `origin`, by default this PyTorch; and
+    in `facts`, field by field of the spec, what told it.
     """
     import onnx
 
@@ -55,7 +63,8 @@ def write_onnx(proto: Any, spec: ModelSpec, path: str | Path, error: float, orig
         raise ModelError(f"{spec.name} is no valid ONNX graph: {first_line(problem)}; export it again") from problem
     _note(proto, METADATA_KEY, spec.model_dump_json())
     origin = origin or f"PyTorch {torch.__version__.split('+')[0]}"
-    _note(proto, EXPORT_KEY, json.dumps({"origin": origin, "largest_difference": float(f"{error:.1e}")}))
+    note = {"origin": origin, "largest_difference": float(f"{error:.1e}")} | ({"facts": dict(facts)} if facts else {})
+    _note(proto, EXPORT_KEY, json.dumps(note))
     with _atomic(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
