@@ -6,7 +6,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
 # Processes that run tests at once: many of them wait for others.
 TESTERS ?= 2
 
-.PHONY: demo test fresh geometries check lint bench clean
+.PHONY: demo test fresh faults geometries check lint bench clean
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -34,6 +34,10 @@ fresh: .venv/dev
 # Two thousand random geometries against a reference that shares no code with the engine; `make test` tries 200 of them.
 geometries: .venv/dev
 	GEOMETRIES=2000 $(BIN)/python -m pytest -n $(TESTERS) tests/pipeline/test_brute_force.py
+
+# Every kind of bad input and of faults, each as a process of its own; make test tries most of them in its own.
+faults: .venv/dev
+	UNET_ENGINE_FAULTS=all $(BIN)/python -m pytest -n $(TESTERS) --dist load tests/commands/test_catalogue.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

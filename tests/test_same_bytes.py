@@ -44,7 +44,8 @@ CASES = {
         for name, more in EXTRA.items()
         for kind, options in (KINDS.items() if name != "workers" else [("labels", KINDS["labels"])])
     },
-    "masked labels": {"axes": "zyx", "mask": True, "output": "labels"},
+    # what windows give outside was not overwritten then
+    "masked labels": {"axes": "zyx", "mask": True, "outside": "keep", "output": "labels"},
     "parts labels": {"axes": "zyx", "parts": 3, "output": "labels"},
     "parts logits": {"axes": "zyx", "parts": 2, "output": "logits"},
     "resumed probabilities": {"axes": "zyx", "resumed": True, "output": "probabilities"},

@@ -24,6 +24,7 @@ from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
 from unet_engine.profiling import tracing
+from unet_engine.redaction import redacted
 from unet_engine.settings import Settings
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
@@ -178,6 +179,16 @@ def _open_output(prepared: Prepared) -> Output:
     return Output.create(job.out, job.layout, job.plan.digest, provenance)
 
 
+def _outside(job: Job) -> dict[str, Any]:
+    """Which voxels are not the network's; nothing where all are."""
+    facts = {
+        "mask": job.mask,
+        "nodata": [f"{value:g}" for value in job.nodata],
+        "written": None if job.outside is None else [f"{value:g}" for value in job.outside],
+    }
+    return {"outside": facts} if job.mask or job.nodata else {}
+
+
 def _provenance(job: Job) -> dict[str, Any]:
     """All that tells how the output came about. `identity` is what a resume compares."""
     plan = job.plan
@@ -192,6 +203,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
         "normalization": job.scaling.facts(),
+        **_outside(job),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),
@@ -202,7 +214,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         | {"python": platform.python_version()},
     }
     decoded: dict[str, Any] = json.loads(json.dumps(facts))
-    return decoded
+    return {**redacted(decoded), "identity": decoded["identity"]}
 
 
 def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:

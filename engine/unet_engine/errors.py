@@ -20,9 +20,14 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from unet_engine.redaction import redacted
+
 
 class UnetEngineError(Exception):
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*redacted(arguments))
 
 
 class SettingsError(UnetEngineError):

@@ -7,6 +7,9 @@ import os
 import stat
 from pathlib import Path
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes that systems take."""
+
 
 def is_local(path: str) -> bool:
     """Whether `path` is one of a local disk, rather than a URL such as ``s3://bucket/scan.zarr``."""
@@ -26,6 +29,25 @@ def absolute(path: str) -> str:
     No symlinks are resolved: what lies beside a volume lies beside where the user says the volume is.
     """
     return os.path.abspath(path) if is_local(path) else path  # noqa: PTH100
+
+
+def unusable(path: str) -> str:
+    """Why nothing can lie at `path`, or nothing that Zarr and its codecs could open, and what to do; empty where
+    something may."""
+    if "\0" in path:
+        return "it has a NUL character in it; leave that out"
+    try:
+        whole = absolute(path).encode()
+    except UnicodeEncodeError:
+        return "its name is not text in UTF-8; rename it"
+    if not is_local(path):
+        return ""
+    longest = max(map(len, whole.split(b"/")))
+    if longest > LONGEST_NAME:
+        return f"a name in it has {longest} bytes, and systems take {LONGEST_NAME}; give a shorter one"
+    if len(whole) > LONGEST_PATH:
+        return f"it has {len(whole)} bytes, and systems take {LONGEST_PATH}; give a shorter one"
+    return ""
 
 
 def check_file(path: Path) -> os.stat_result:

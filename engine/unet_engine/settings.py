@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import inf, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,8 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
+from unet_engine.paths import unusable
+from unet_engine.redaction import hide, hide_in_url
 from unet_engine.settings_files import SettingsFile, settings_files
-from unet_engine.units import parse_bytes
+from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
+
+MOST_THREADS = 1024
+"""Threads or processes of one machine that are started at most."""
+
+KEEP = "keep"
+"""Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
@@ -31,7 +40,7 @@ class Settings(BaseModel):
     both."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
-    gpus: int | None = Field(default=None, ge=1)
+    gpus: int | None = Field(default=None, ge=1, le=MOST)
     """Number of GPUs, instead of `device`."""
     backend: str | None = None
     precision: Precision = "auto"
@@ -59,14 +68,21 @@ class Settings(BaseModel):
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
     mask: str | None = None
-    """Zarr volume of the same shape: windows where it is all zero are skipped."""
+    """Zarr volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
+    `outside`, and windows that reach none of the others are not inferred."""
+    outside: str | None = None
+    """What is written outside the mask and where nothing was measured, a number as it is stored, or ``nan``; ``keep``:
+    what windows give there. Default: the output that the model names for empty windows, else 0, the background label."""
+    nodata: str | None = None
+    """Values of voxels that were not measured, e.g. ``-9999``, ``0,255`` or ``nan``; ``none``: there are none. Default:
+    what the volume's attributes say."""
     memory: int | None = None
     """Bytes of RAM the run may use, also as ``8GiB``; default: half of what is free."""
-    batch: int | None = Field(default=None, ge=1)
+    batch: int | None = Field(default=None, ge=1, le=MOST)
     """Windows that a GPU infers at once, at most; default: from the window and what memory is free."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     """Windows inferred at the same time by a process on a CPU; default: one per core, shared out among the workers."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     """Worker processes on this machine, run by Dask; default: none, all in this process."""
     scheduler: str | None = None
     """Address (``tcp://host:port``, ``tls://host:port``) or scheduler file of a running Dask cluster."""
@@ -76,7 +92,7 @@ class Settings(BaseModel):
     """YAML file that says how to start workers as batch jobs; see `unet_engine.cluster.connection`."""
     part: str | None = None
     """``i/n``: only the i-th of n parts, counted from 1; parts share nothing but the output."""
-    hang_seconds: float | None = Field(default=None, gt=0)
+    hang_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """How long a worker may take over one task before it counts as hung; default: from the plan."""
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -120,8 +136,31 @@ class Settings(BaseModel):
     @field_validator("memory")
     @classmethod
     def _some(cls, value: int | None) -> int | None:
-        if value is not None and value < 1:
-            raise ValueError("give a number of bytes, e.g. 8GiB")
+        if value is not None and not 1 <= value <= MOST_BYTES:
+            raise ValueError("give a number of bytes that a machine may have, e.g. 8GiB")
+        return value
+
+    @field_validator("outside", "nodata", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("outside")
+    @classmethod
+    def _one(cls, value: str | None) -> str | None:
+        if value in (None, KEEP):
+            return value
+        try:
+            (number,) = parse_values(str(value))
+        except ValueError:
+            raise ValueError(f"give a finite number, nan, or {KEEP}") from None
+        return repr(number)
+
+    @field_validator("nodata")
+    @classmethod
+    def _values(cls, value: str | None) -> str | None:
+        if value not in (None, "none"):
+            parse_values(str(value))
         return value
 
     @field_validator("input", "model", "out", "mask", "profile", mode="before")
@@ -134,6 +173,8 @@ class Settings(BaseModel):
         "model",
         "out",
         "mask",
+        "outside",
+        "nodata",
         "roi",
         "axes",
         "normalize",
@@ -162,6 +203,15 @@ class Settings(BaseModel):
             refuse_other_formats(value)
         return value
 
+    @field_validator(
+        "input", "model", "out", "mask", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
+    )
+    @classmethod
+    def _place(cls, value: str | None) -> str | None:
+        if value is not None and (why := unusable(value)):
+            raise ValueError(why)
+        return value
+
     @field_validator("part")
     @classmethod
     def _part(cls, value: str | None) -> str | None:
@@ -177,9 +227,7 @@ class Settings(BaseModel):
     @field_validator("window")
     @classmethod
     def _positive(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (not value or min(value) < 1):
-            raise ValueError("give one positive size per axis, e.g. 64,64,64")
-        return value
+        return None if value is None else plausible_window(value)
 
     def _check_protocol(self) -> None:
         if self.protocol == "tcp":
@@ -207,6 +255,8 @@ class Settings(BaseModel):
             settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
         except ValidationError as error:
             raise SettingsError(_explained(error, source)) from error
+        hide(settings.dashboard_token)
+        hide_in_url(settings.input, settings.out, settings.mask, settings.scheduler)
         settings._check()
         for key, file in source.items():
             file.check(key)
@@ -242,6 +292,27 @@ class Settings(BaseModel):
             raise SettingsError("--dtype is for probabilities and logits; labels take the smallest unsigned type")
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
+        self._check_outside()
+
+    def _check_outside(self) -> None:
+        """Raise `SettingsError` where the value for voxels outside cannot be stored."""
+        if self.outside in (None, KEEP):
+            return
+        value = float(str(self.outside))
+        stored = self.dtype or {"labels": "uint16", "probabilities": "uint8"}.get(self.output, "float32")
+        highest = {"uint8": 2**8 - 1, "uint16": 2**16 - 1, "float16": 65504.0}.get(stored, 3.4e38)
+        if stored.startswith("uint") and value not in range(int(highest) + 1):
+            raise SettingsError(
+                f"--outside {self.outside}: {self.output} are stored as whole numbers from 0 to {highest:g}; give one of these"
+                + (", or --dtype float32" if self.output == "probabilities" else "")
+            )
+        if abs(value) > highest:
+            raise SettingsError(f"--outside {self.outside} does not fit {stored}; give a value within ±{highest:g}")
+
+    @property
+    def nodata_values(self) -> tuple[float, ...]:
+        """Values of voxels that were not measured, as far as the settings name them."""
+        return () if self.nodata in (None, "none") else parse_values(str(self.nodata))
 
 
 def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
@@ -261,26 +332,49 @@ def _explained(error: ValidationError, source: Mapping[str, SettingsFile]) -> st
         return f"{shown} is not a setting; see unet-engine run --help"
     if first["type"] == "missing":
         return f"{shown} is missing; see unet-engine run --help"
-    return f"{shown} {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}; see unet-engine run --help"
+    return (
+        f"{shown} {brief(first.get('input'))}: {first['msg'].removeprefix('Value error, ')}; see unet-engine run --help"
+    )
 
 
 _OPTIONS = {"input": "in"}
 """Options that are not called like the setting."""
 
 
+WINDOW = "give one positive size per axis, e.g. 64,64,64"
+"""How sizes of a window are written."""
+
+
 def parse_window(text: str) -> tuple[int, ...]:
     """``64,64,64`` as sizes. Raises `ValueError` where it is none."""
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ValueError("give one positive size per axis, e.g. 64,64,64")
-    found = tuple(int(part) for part in text.split(","))
-    if min(found) < 1:
-        raise ValueError("give one positive size per axis, e.g. 64,64,64")
-    return found
+    if not re.fullmatch(r"\s*[0-9]{1,18}\s*(,\s*[0-9]{1,18}\s*)*", text):
+        raise ValueError(WINDOW)
+    return plausible_window(tuple(int(part) for part in text.split(",")))
+
+
+def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes that a window can have. Raises `ValueError` for all others."""
+    if len(sizes) not in (2, 3) or min(sizes) < 1:
+        raise ValueError(WINDOW)
+    if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
+        raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")
+    return sizes
+
+
+def parse_values(text: str) -> tuple[float, ...]:
+    """``-9999`` or ``0,nan`` as numbers. Raises `ValueError` where it is none, or without end."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError("give a number, nan, or none") from None
+    if any(value in (inf, -inf) for value in values):
+        raise ValueError("give a finite number, or nan")
+    return values
 
 
 def parse_part(text: str) -> tuple[int, int]:
     """``i/n`` as two numbers, 1 <= i <= n. Raises `ValueError` where it is none."""
-    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
+    match = re.fullmatch(r"\s*([0-9]{1,10})\s*/\s*([0-9]{1,10})\s*", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) <= MOST:
         raise ValueError("give the number of the part and how many there are, e.g. 1/4 to 4/4")
     return int(match[1]), int(match[2])

@@ -7,20 +7,20 @@ code, replaces, listens or writes elsewhere is for the user to say.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import SettingsError
-from unet_engine.paths import is_local, root_of
+from unet_engine.paths import is_local, root_of, unusable
+from unet_engine.text_files import NotReadable, read_toml
 
 CONFIG = "unet-engine.toml"
 
 AUTO_PROFILE = "auto"
 
-DESCRIPTIVE = ("model", "axes", "normalize", "activation", "window", "overlap")
+DESCRIPTIVE = ("model", "axes", "normalize", "nodata", "activation", "window", "overlap")
 """Keys that a file beside the input may have: they describe data and model."""
 _RISKY = (
     "overwrite",
@@ -98,7 +98,8 @@ def settings_files(volume: str) -> tuple[SettingsFile, ...]:
     found: list[SettingsFile] = []
     for place, here in ((Path.cwd(), True), (data.parent if data else None, False), (user_folder(), False)):
         path = place / CONFIG if place else None
-        if path is None or not path.is_file() or any(path.samefile(file.path) for file in found):
+        # a FIFO or a device is there as well, and is refused rather than passed by
+        if path is None or not path.exists() or path.is_dir() or any(path.samefile(file.path) for file in found):
             continue
         found.append(SettingsFile(path, _read(path), data is not None and _with_data(path, data), here))
     return tuple(found)
@@ -106,7 +107,7 @@ def settings_files(volume: str) -> tuple[SettingsFile, ...]:
 
 def _data(volume: str) -> Path | None:
     """What the input lies in, of which a settings file is beside: the outermost folder called .zarr, else itself."""
-    if not volume or not is_local(volume):
+    if not volume or not is_local(volume) or unusable(volume):
         return None
     return Path(root_of(volume))
 
@@ -119,11 +120,9 @@ def _with_data(file: Path, data: Path) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}; correct it") from error
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}; correct its permissions") from error
+        values = read_toml(path)
+    except NotReadable as error:
+        raise SettingsError(f"{path} {error}") from error
     for key in _PATHS:
         if isinstance(value := values.get(key), str) and value and is_local(value) and value != AUTO_PROFILE:
             values[key] = str(path.parent / value)

@@ -25,6 +25,14 @@ _SHORT = {
 }  # fmt: skip
 
 
+MOST = 2**31 - 1
+"""The largest count or size along an axis that is believed: what is larger is a slip, and overflows in some library."""
+MOST_VOXELS = 2**48
+"""Voxels of a window, likewise."""
+MOST_BYTES = 2**60
+"""Bytes of memory, likewise."""
+
+
 def silent(_: str) -> None:
     """The `Tell` of those who have nobody to tell."""
 
@@ -50,9 +58,15 @@ def times(sizes: Sequence[int]) -> str:
     return "×".join(map(str, sizes))
 
 
+def brief(value: object) -> str:
+    """What somebody gave, as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}…"
+
+
 def parse_bytes(text: str) -> int:
     """``8GiB``, ``500MB``, ``2e9`` or a bare number of bytes. Raises ValueError where it is none of these."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([a-z]*?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{0,30})?(?:e[0-9]{1,2})?)\s*([a-z]*?)b?\s*", text.lower())
     if not match or match[2] not in _FACTORS:
         raise ValueError("give a number of bytes, e.g. 8GiB")
     return int(float(match[1]) * _FACTORS[match[2]])

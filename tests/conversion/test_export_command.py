@@ -63,6 +63,15 @@ def test_an_anisotropic_2d_network_has_a_lattice_of_its_own_per_axis(tmp_path):
     check(network, out, (2, 1, 33, 20))
 
 
+def test_outputs_that_only_values_show_to_be_probabilities_are_told(tmp_path):
+    said, _, _ = exported(tmp_path, "swinging", dims=2)
+    assert said.code == 0, said.err
+    assert "of noise, outputs lie between" in said.err
+    assert "use --activation probabilities" in said.err
+    said, _, _ = exported(tmp_path, "swinging", "--activation", "probabilities", dims=2)
+    assert "of noise" not in said.err
+
+
 def test_a_static_file_takes_its_window_alone(tmp_path):
     _, network, out = exported(tmp_path, "group", "--sizes", "static")
     spec = open_model(out).spec

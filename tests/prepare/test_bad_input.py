@@ -260,7 +260,7 @@ def test_masks_that_do_not_fit(run, tmp_path, ramp):
     refused(run(mask="nosuch.zarr", model=model), InputError, "nosuch.zarr")
     make_volume(tmp_path / "mask.zarr", np.ones((20, 22, 23), bool))
     refused(run(mask="mask.zarr", model=model), InputError, "--mask", "mask.zarr")
-    refused(run(mask=ramp[1]), ModelError, "--mask", "empty")
+    refused(run(mask=ramp[1], outside="keep"), ModelError, "--mask", "empty")
 
 
 # --- voxels ---

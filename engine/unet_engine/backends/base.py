@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,19 @@ ONE_BY_ONE = frozenset({"windows are inferred one by one"})
 """What networks answer whose windows never share a batch: see `Network.answers`."""
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Windows of the user's volume that a network is warmed up with, and who looks at what it makes of them."""
+
+    cut: Callable[[tuple[int, ...]], Sequence[Array]]
+    """Some normalised windows, (channels in, *window) float32, of the size it is given; there may be none."""
+    look: Callable[[Array], None]
+    """Takes an output, (channels out, *window - 2 * margin) of a float type, which is valid for the call alone."""
+
+
+NO_TRIAL = Trial(lambda _: (), lambda _: None)
+
+
 class Network(ABC):
     """A network that is loaded, as planning sees it. Where its windows are cut and added is the pipeline's business
     alone."""
@@ -71,7 +85,7 @@ class Network(ABC):
         self.setup = setup
 
     @abstractmethod
-    def warm_up(self) -> float:
+    def warm_up(self, trial: Trial = NO_TRIAL) -> float:
         """Take the memory that inference takes, and tell the seconds per window."""
 
     def identity(self) -> dict[str, Any]:
@@ -125,18 +139,22 @@ class Backend(Network):
         self.start(slot)
         self.result(slot)
 
-    def warm_up(self) -> float:
+    def warm_up(self, trial: Trial = NO_TRIAL) -> float:
         """A batch on every thread, all at once, and the other slots touched, so that all memory is taken: with hundreds
         of classes the outputs of slots that were never used would be missing from what is measured."""
+        windows = trial.cut(self.setup.window) or [np.zeros((), np.float32)]
         begun = time.perf_counter()
         busy = range(min(self.slots, self.setup.threads))
         for slot in range(self.slots):
-            self.input(slot)[...] = 0
+            self.input(slot)[...] = windows[slot % len(windows)]
         for slot in busy:
             self.start(slot)
         for slot in busy:
             self.result(slot)
         seconds = (time.perf_counter() - begun) / (len(busy) * self.setup.batch)
+        if windows[0].ndim:
+            for slot in busy[: len(windows)]:
+                trial.look(self.result(slot)[0])
         for slot in range(len(busy), self.slots):
             self.touch(slot)
         return seconds

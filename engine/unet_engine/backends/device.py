@@ -11,9 +11,10 @@ import time
 from abc import abstractmethod
 from typing import Any
 
-from unet_engine.backends.base import ONE_BY_ONE, Network, Setup, check_output
+from unet_engine.backends.base import NO_TRIAL, ONE_BY_ONE, Network, Setup, Trial, check_output
 from unet_engine.backends.batch_probe import answers
 from unet_engine.backends.device_tensor import DeviceTensor, contiguous
+from unet_engine.backends.device_trial import fill, rows
 from unet_engine.devices.base import Device, Memory, Region, Stream
 from unet_engine.plan.device_memory import DeviceMemory, device_memory, fit_device
 from unet_engine.plan.memory import Sizes
@@ -43,9 +44,12 @@ class DeviceBackend(Network):
         """Bytes of device memory that opening and warming up took."""
         return max(0, self.free_before - self.device.free_bytes())
 
-    def warm_up(self) -> float:
+    def warm_up(self, trial: Trial = NO_TRIAL) -> float:
         """The first batch loads kernels and takes memory; the second is timed."""
         device, seconds = self.device, 0.0
+        windows = trial.cut(self.setup.window)
+        if windows:
+            fill(device, self.stream, self.input, windows)
         device.use()
         for _ in range(2):
             begun, done = time.perf_counter(), device.event()
@@ -53,6 +57,9 @@ class DeviceBackend(Network):
             device.record(done, self.stream)
             device.synchronize(done)
             seconds = time.perf_counter() - begun
+        if windows:
+            for answer in rows(device, self.stream, self.output, min(self.setup.batch, len(windows))):
+                trial.look(answer)
         return seconds / self.setup.batch
 
     def identity(self) -> dict[str, Any]:

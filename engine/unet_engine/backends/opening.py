@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from unet_engine import machine
-from unet_engine.backends.base import Backend, Network, Setup
+from unet_engine.backends.base import NO_TRIAL, Backend, Network, Setup, Trial
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.host_ring import HostRing
 from unet_engine.backends.libraries import open_backend, open_on_device
@@ -33,6 +33,8 @@ class Wanted:
     tell: Tell | None = None
     """Told where a smaller window is taken for want of memory; None where the user chose the window, which then
     stays."""
+    trial: Trial = NO_TRIAL
+    """What it is warmed up with."""
 
 
 class Place(Protocol):
@@ -79,7 +81,7 @@ class OnHost:
 
     def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
         network = self.open(library, setup)
-        return network, network.warm_up()
+        return network, network.warm_up(wanted.trial)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class OnDevice:
             opened: DeviceBackend | None = None
             try:
                 opened = self.open(library, setup)
-                return opened, opened.warm_up()
+                return opened, opened.warm_up(wanted.trial)
             except Exception as error:
                 if opened:
                     opened.close()

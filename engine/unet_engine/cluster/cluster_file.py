@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from unet_engine.errors import SettingsError, first_line
-from unet_engine.units import parse_bytes
+from unet_engine.errors import SettingsError
+from unet_engine.text_files import NotReadable, read_yaml
+from unet_engine.units import MOST, MOST_BYTES, brief, parse_bytes
 
 
 class _Strict(BaseModel):
@@ -34,7 +35,7 @@ class Adaptive(_Strict):
     """Numbers of jobs between which Dask may move."""
 
     minimum: int = Field(default=1, ge=1)
-    maximum: int = Field(ge=1)
+    maximum: int = Field(ge=1, le=MOST)
 
     @model_validator(mode="after")
     def _ordered(self) -> Adaptive:
@@ -54,17 +55,17 @@ class Certificates(_Strict):
 class ClusterFile(_Strict):
     type: Literal["slurm", "pbs", "sge", "lsf", "oar", "moab"]
     """Batch system. Only ``slurm`` is tested against a real one."""
-    jobs: int | None = Field(default=None, ge=1)
+    jobs: int | None = Field(default=None, ge=1, le=MOST)
     """Jobs to keep in the queue: one that ends is submitted again."""
     adaptive: Adaptive | None = None
     """Instead of `jobs`: as many as there is work for, within these limits."""
-    cores: int = Field(ge=1)
+    cores: int = Field(ge=1, le=MOST)
     """Cores of a job."""
-    memory: int = Field(ge=1)
+    memory: int = Field(ge=1, le=MOST_BYTES)
     """Bytes of memory of a job, also as ``64GiB``; its worker processes share nine tenths of it."""
-    gpus: int = Field(default=0, ge=0)
+    gpus: int = Field(default=0, ge=0, le=MOST)
     """GPUs of a job: each gets a worker process that sees only this one."""
-    processes: int = Field(default=1, ge=1)
+    processes: int = Field(default=1, ge=1, le=MOST)
     """Worker processes of a job; with `gpus` there is one per GPU."""
     partition: str | None = None
     """Partition or queue."""
@@ -125,7 +126,7 @@ class ClusterFile(_Strict):
     @property
     def walltime_seconds(self) -> float | None:
         """None without a walltime, or where it is written in a way of its own."""
-        match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.walltime or "")
+        match = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", self.walltime or "")
         if not match:
             return None
         days, first, second, third = (None if part is None else int(part) for part in match.groups())
@@ -136,27 +137,16 @@ class ClusterFile(_Strict):
 
 def read(path: str) -> ClusterFile:
     """The file as a `ClusterFile`. Raises `SettingsError` naming file and key."""
-    import yaml
-
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise SettingsError(
-            f"--cluster {path}: there is no such file; see docs/cluster.md for how to write it"
-        ) from error
-    except OSError as error:
-        raise SettingsError(f"--cluster {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or first_line(error)
-        raise SettingsError(f"--cluster {path} is not valid YAML{where}: {what}; correct it") from error
+        values = read_yaml(Path(path))
+    except NotReadable as error:
+        raise SettingsError(f"--cluster {path} {error}; docs/cluster.md has how it is written") from error
     if not isinstance(values, dict):
         raise SettingsError(f"--cluster {path} holds no keys; it begins with e.g. type: slurm, see docs/cluster.md")
     try:
         return ClusterFile.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(f"--cluster {path}: {_explained(error)}") from error
+        raise SettingsError(f"--cluster {path}: {_explained(error)}; correct it, see docs/cluster.md") from error
 
 
 def _explained(error: ValidationError) -> str:
@@ -166,6 +156,6 @@ def _explained(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"there is no key {key}; the keys are {known}"
     if first["type"] == "missing":
-        return f"the key {key} is missing; see docs/cluster.md"
+        return f"the key {key} is missing"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key} {first['input']!r}: {message}" if key else message
+    return f"{key} {brief(first['input'])}: {message}" if key else message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import warnings
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unet_engine.errors import ClusterError, SettingsError
+from unet_engine.redaction import show_on_terminals
 from unet_engine.settings import Settings
 
 
@@ -46,6 +48,8 @@ class Dashboard:
             host = socket.gethostname()
         scheme = "https" if dask.config.get("distributed.scheduler.dashboard.tls.cert") else "http"
         shown = f"?token={self.token}" if self.shown else ""
+        if self.shown:
+            show_on_terminals(self.token)
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/status{shown}"
 
 
@@ -79,7 +83,7 @@ def _place(given: str | None) -> tuple[str, int] | None:
     if given == "none":
         return None
     host, _, text = (given or "127.0.0.1:0").rpartition(":")
-    if not host or not text.isdigit() or int(text) > 65535:
+    if not host or not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise SettingsError(f"--dashboard {given!r} is not host:port; write e.g. 127.0.0.1:8787, or none")
     host, port = host.strip("[]"), int(text)
     try:
@@ -87,9 +91,9 @@ def _place(given: str | None) -> tuple[str, int] | None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that none can be
         # Dask would take another port and print a warning
         raise ClusterError(
-            f"--dashboard {given}: cannot listen there: {error.strerror}; give another port, or leave it out"
+            f"--dashboard {given}: cannot listen there: {getattr(error, 'strerror', None) or error}; give another port, or leave it out"
         ) from error
     return host, port

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet_engine.errors import ClusterError, first_line
 from unet_engine.settings import Settings
+from unet_engine.text_files import NotReadable, read_text
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -85,8 +86,10 @@ def pem_security(ca: str, cert: str, key: str) -> Security:
     from distributed import Security
 
     for file in (ca, cert, key):
-        if not Path(file).is_file():
-            raise ClusterError(f"certificate {file}: there is no such file; check --tls-ca, --tls-cert and --tls-key")
+        try:
+            read_text(Path(file))
+        except NotReadable as error:
+            raise ClusterError(f"certificate {file} {error}; check --tls-ca, --tls-cert and --tls-key") from error
     roles = {
         f"tls_{role}_{part}": f
         for role in ("client", "scheduler", "worker")

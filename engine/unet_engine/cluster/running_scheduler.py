@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unet_engine.cluster.dask_settings import check_protocol, quiet, security
-from unet_engine.errors import ClusterError, first_line
+from unet_engine.errors import ClusterError
 from unet_engine.settings import Settings
+from unet_engine.text_files import Missing, NotReadable, read_json
 
 if TYPE_CHECKING:
     from distributed import Client, Security
 
 CONNECT_SECONDS = 15.0
 """How long a scheduler may take to answer, unless Dask's ``distributed.comm.timeouts.connect`` was changed."""
+PATIENCE = 5.0
+"""How long it may take until something listens there at all, or its host is known."""
 _DASKS_OWN = "30s"
 
 
@@ -53,25 +55,27 @@ def address_of(given: str) -> str:
     if scheme not in ("", "tcp", "tls", "ws", "wss", "ucx"):
         raise ClusterError(f"--scheduler {given}: {scheme}:// is not known; write tcp://host:port or tls://host:port")
     host, _, port = place.rpartition(":")
-    if not re.fullmatch(r"\[[0-9a-fA-F:.%]+\]|[\w.-]+", host) or not port.isdigit() or not 0 < int(port) < 65536:
+    if (
+        not re.fullmatch(r"\[[0-9a-fA-F:.%]+\]|[\w.-]+", host)
+        or not re.fullmatch("[0-9]{1,5}", port)
+        or not 0 < int(port) < 65536
+    ):
         raise ClusterError(f"--scheduler {given} is neither an address nor a file; write e.g. tcp://node7:8786")
     return f"{scheme or 'tcp'}://{place}"
 
 
 def _from_file(path: str) -> str:
+    start = f"start the scheduler with --scheduler-file {path}, where this machine sees it too"
     try:
-        address = json.loads(Path(path).read_text())["address"]
-    except FileNotFoundError as error:
-        raise ClusterError(
-            f"scheduler file {path}: there is no such file; start the scheduler with --scheduler-file {path}, where this machine sees it too"
-        ) from error
-    except OSError as error:
-        raise ClusterError(f"scheduler file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ClusterError(
-            f"{path} is not a scheduler file of Dask's: {first_line(error)}; it names no address"
-        ) from error
-    return str(address)
+        said = read_json(Path(path))
+    except Missing as error:
+        raise ClusterError(f"scheduler file {path}: there is no such file; {start}") from error
+    except NotReadable as error:
+        raise ClusterError(f"{path} is not a scheduler file of Dask's: it {error}; {start}") from error
+    address = said.get("address") if isinstance(said, dict) else None
+    if not isinstance(address, str) or "://" not in address:
+        raise ClusterError(f"{path} is not a scheduler file of Dask's: it names no address; {start}")
+    return address_of(address)
 
 
 def _configured() -> bool:
@@ -107,7 +111,15 @@ async def _ask(address: str, secure: Security | None, timeout: float) -> None:
     from distributed.comm import connect
 
     options = (secure or Security()).get_connection_args("client")
-    comm = await connect(address, timeout=timeout, **options)
+    host, _, port = address.partition("://")[2].rpartition(":")
+    # a name that nobody knows is said at once: Dask would go on asking for it
+    await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port))
+    try:
+        comm = await connect(address, timeout=min(timeout, PATIENCE), **options)
+    except OSError as error:
+        if re.search(_ABSENT, _causes(error), re.IGNORECASE):
+            raise
+        comm = await connect(address, timeout=max(1.0, timeout - PATIENCE), **options)
     try:
         await comm.write({"op": "identity", "reply": True})
         answer = await comm.read()
@@ -137,6 +149,9 @@ def _explained(address: str, causes: str) -> str:
 
 _WORKER = "it is a worker, or some other part of Dask"
 _NOT_DASK = "what listens there is no Dask scheduler, or one that speaks TLS; check the address, or write tls:// and give --tls-*"
+_NO_HOST = "name or service not known|nodename nor servname|no address associated|name resolution"
+_ABSENT = f"refused|{_NO_HOST}"
+"""What is said where nothing listens at an address: waiting longer is no use."""
 _SIGNS = [
     (_WORKER, "this is no scheduler but a worker; give the scheduler's address"),
     (
@@ -145,10 +160,7 @@ _SIGNS = [
     ),
     ("convert to SSL|wrong version number|record layer|violation of protocol", "it does not speak TLS; write tcp://"),
     ("refused", "no scheduler listens there; start one with: dask scheduler"),
-    (
-        "name or service not known|nodename nor servname|no address associated|name resolution",
-        "there is no such host; check its name",
-    ),
+    (_NO_HOST, "there is no such host; check its name"),
     ("unreachable|no route", "this machine has no way to it; check the address and what lies between"),
     ("timed out", "nobody answers there; check the address, and that a scheduler runs"),
     ("reset by peer|closed|allocate|unpack|frame|^TimeoutError", _NOT_DASK),

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from unet_engine.cluster.affinity import stay_near
+from unet_engine.redaction import guard_streams
 
 GPUS = "UNET_ENGINE_GPUS_PER_JOB"
 """Environment variable of a batch job: among how many worker processes its GPUs are dealt."""
@@ -14,6 +15,7 @@ GPUS = "UNET_ENGINE_GPUS_PER_JOB"
 def dask_setup(worker: Any) -> None:
     """Close the worker's web pages, which nobody needs and no token guards, and give it its GPU and the cores next to
     that."""
+    guard_streams()
     worker.http_server.stop()
     if count := int(os.environ.get(GPUS, "0")):
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(str(worker.name), count, os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -12,13 +12,16 @@ from typing import Any, NoReturn
 
 import click
 
+from unet_engine.commands import streams
 from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.models import COMMANDS
-from unet_engine.commands.options import Command, cluster_options, settings_options
-from unet_engine.errors import PlanError, UnetEngineError
+from unet_engine.commands.options import PLACE, Command, cluster_options, settings_options
+from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
+from unet_engine.redaction import guard_streams
 
 INTERRUPTED = 130
 _NOTHING_WRITTEN = "interrupted before anything was written; run the same command again"
+_CHOOSE = " (tokens are not written to files: choose one with UNET_ENGINE_DASHBOARD_TOKEN)"
 TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
 
@@ -67,7 +70,8 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
             _tell(console, (*crew.notes, *prepared.notes))
             console.pairs(report.plan_lines(prepared))
             if crew.dashboard:
-                console.pairs([("dashboard", crew.dashboard)])
+                hidden = "token=" in crew.dashboard and not console.is_terminal
+                console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
             out = prepared.job.out
             result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
     except KeyboardInterrupt:
@@ -105,7 +109,7 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
 
 
 @app.command("finish")
-@click.argument("out")
+@click.argument("out", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
     """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
@@ -119,7 +123,7 @@ def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
 
 
 @app.command("info")
-@click.argument("path")
+@click.argument("path", type=PLACE)
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option("--window", metavar="Z,Y,X", help="Window for a foreign ONNX file that names none.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
@@ -136,7 +140,7 @@ def info_command(path: str, axes: str | None, window: str | None, as_json: bool)
 
 
 @app.command("demo")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
     """Make a synthetic volume in DIR, segment it, show what came out and what to try next."""
@@ -178,6 +182,17 @@ _signals: list[int] = []
 """Signals that asked us to end. Python turns the exception of one that arrives during an import into another."""
 
 
+def _for_want_of_memory(error: BaseException | None) -> bool:
+    """Whether `error` or what caused it says that memory ran out, or the room for threads: no library has a type for
+    it."""
+    signs = ("cannot allocate memory", "can't start new thread", "failed to map segment", "bad_alloc", "out of memory")
+    while error is not None:
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _terminate(signum: int, frame: object) -> NoReturn:
     _signals.append(signum)
     raise KeyboardInterrupt
@@ -189,25 +204,35 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
             signal.signal(number, _terminate)
+    streams.prepare()
+    guard_streams()
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        _fail("the current folder is gone; change to one that is there", SettingsError.exit_code)
     try:
         app(prog_name="unet-engine", standalone_mode=False)
+        if unsaid := streams.unsaid():
+            _fail(f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code)
     except UnetEngineError as error:
         _fail(str(error), error.exit_code)
     except click.ClickException as error:
         _fail(_usage(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail(_NOTHING_WRITTEN, INTERRUPTED)
-    except BrokenPipeError:
-        # whoever read our output has gone: say nothing, now or while the interpreter ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except MemoryError as error:
-        _fail(f"out of memory: {error}; use a smaller --window, or run where there is more", PlanError.exit_code)
     except Exception as error:
         if _signals:
             _fail(_NOTHING_WRITTEN, INTERRUPTED)
         if os.environ.get(TRACEBACK):
             raise
+        if _for_want_of_memory(error):
+            _fail(
+                f"out of memory: {first_line(error)}; use a smaller --window, fewer --threads, or run where there is more",
+                PlanError.exit_code,
+            )
+        if isinstance(error, OSError) and error.strerror:
+            where = "" if error.filename is None else f"{error.filename}: "
+            _fail(f"{where}{error.strerror}; check that place and run again", UnetEngineError.exit_code)
         _fail(
             f"unexpected {type(error).__name__}: {error}; this is a bug in unet-engine: run again with {TRACEBACK}=1 and report the traceback",
             UnetEngineError.exit_code,

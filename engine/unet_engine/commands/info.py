@@ -52,7 +52,7 @@ def _judged(verdict: Verdict) -> str:
 
 def _volume(path: str, axes: str | None) -> dict[str, Any]:
     volume = open_volume(path, axes)
-    sample = np.concatenate(samples.values(volume))
+    sample = np.concatenate(samples.measured(volume))
     finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
     return {
         "volume": path,

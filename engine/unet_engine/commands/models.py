@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import NUMBER, Command, sizes
+from unet_engine.commands.options import COUNT, PLACE, THREADS, Command, Number, sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
 from unet_engine.units import finite
 
@@ -20,10 +20,13 @@ def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         lengths = tuple(finite(part) for part in text.split(","))
     except ValueError as error:
-        raise SettingsError(f"{option} {text!r}: give one number per axis, e.g. 0.05,0.005,0.005") from error
-    if min(lengths) <= 0:
-        raise SettingsError(f"{option} {text!r}: give one length above 0 per axis, e.g. 0.05,0.005,0.005")
+        raise SettingsError(f"{option} {text!r}: {_LENGTHS}") from error
+    if min(lengths) <= 0 or len(lengths) not in (2, 3):
+        raise SettingsError(f"{option} {text!r}: {_LENGTHS}")
     return lengths
+
+
+_LENGTHS = "give one positive number per axis, e.g. 0.05,0.005,0.005"
 
 
 def _tell(line: str) -> None:
@@ -38,19 +41,14 @@ def _needs(module: str, extra: str, what: str) -> None:
 
 
 @click.command("export", cls=Command)
-@click.argument("checkpoint")
-@click.option("--out", required=True, metavar="FILE", help="ONNX file to write.")
+@click.argument("checkpoint", type=PLACE)
+@click.option("--out", required=True, type=PLACE, metavar="FILE", help="ONNX file to write.")
 @click.option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="What builds the network that a state dict fills.")
 @click.option("--arguments", default="{}", metavar="JSON", help="Keywords for the factory, as a JSON object.")
 @click.option("--weights", metavar="KEY", help="Key or prefix of the weights, where a file holds several that fit.")
 @click.option("--head", metavar="NAME", help="Output that is meant, of several; default: as resolution and names tell.")
 @click.option("--window", metavar="Z,Y,X", help="Window the file proposes; default 64,64,64 or 256,256.")
-@click.option(
-    "--channels",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Input channels; default: those of the first convolution.",
-)
+@click.option("--channels", type=COUNT, metavar="N", help="Input channels; default: those of the first convolution.")
 @click.option(
     "--sizes",
     type=click.Choice(["auto", "dynamic", "static"]),
@@ -69,7 +67,7 @@ def _needs(module: str, extra: str, what: str) -> None:
 )
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
-@click.option("--background", type=NUMBER, metavar="V", help="Raw value of nothing; default 0.")
+@click.option("--background", type=Number(), metavar="V", help="Raw value of nothing; default 0.")
 @click.option(
     "--empty",
     metavar="A,B,…",
@@ -99,17 +97,21 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 
 
 @click.command("quantize", cls=Command)
-@click.argument("model")
-@click.option("--calibrate", required=True, metavar="PATH", help="Zarr volume of the kind the model will run on.")
+@click.argument("model", type=PLACE)
+@click.option(
+    "--calibrate", required=True, type=PLACE, metavar="PATH", help="Zarr volume of the kind the model will run on."
+)
 @click.option(
     "--precision", type=click.Choice(["auto", "int8", "fp16", "bf16"]), default="auto", help="auto: all there are."
 )
 @click.option("--backend", metavar="NAME", help="openvino or tensorrt; default: tensorrt where it can run.")
-@click.option("--out", metavar="FILE", help="Model file to write; default: the model itself.")
-@click.option("--reference", metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch.")
-@click.option("--windows", type=int, default=24, help="To calibrate on; default 24.")
-@click.option("--held-out", type=int, default=16, help="Others, to judge on; default 16.")
-@click.option("--seed", type=int, default=0, help="Draws the windows; default 0.")
+@click.option("--out", type=PLACE, metavar="FILE", help="Model file to write; default: the model itself.")
+@click.option(
+    "--reference", type=PLACE, metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch."
+)
+@click.option("--windows", type=click.IntRange(2, 10**6), default=24, help="To calibrate on; default 24.")
+@click.option("--held-out", type=click.IntRange(2, 10**6), default=16, help="Others, to judge on; default 16.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Draws the windows; default 0.")
 @click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
@@ -117,10 +119,10 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option(
     "--min-dice", multiple=True, metavar="[CLASS=]D", help="Least Dice against fp32; default 0.999, int8 0.995."
 )
-@click.option("--min-agreement", type=NUMBER, metavar="F", help="Least fraction of equal labels; default: none.")
-@click.option("--max-error", type=NUMBER, metavar="E", help="Largest error of a logit, relative; default: none.")
-@click.option("--threads", type=int, metavar="N", help="Windows inferred at once; default: one per core.")
-@click.option("--report", metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
+@click.option("--min-agreement", type=Number(0, 1), metavar="F", help="Least fraction of equal labels; default: none.")
+@click.option("--max-error", type=Number(0), metavar="E", help="Largest error of a logit, relative; default: none.")
+@click.option("--threads", type=THREADS, metavar="N", help="Windows inferred at once; default: one per core.")
+@click.option("--report", type=PLACE, metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
 @click.option("--trust", is_flag=True, help="Open a --reference that may run any code; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
@@ -157,6 +159,8 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
             value = finite(number)
         except ValueError as error:
             raise SettingsError(f"--min-dice {text!r} is no number; write 0.99 or membrane=0.98") from error
+        if not 0 <= value <= 1:
+            raise SettingsError(f"--min-dice {text!r}: Dice lies between 0 and 1; write e.g. 0.99")
         if name:
             special[name] = value
         else:

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 from unet_engine import machine
 from unet_engine.cluster import connection
+from unet_engine.errors import PlanError
 from unet_engine.execution.dask.team import HANG_SECONDS, DaskTeam
 from unet_engine.execution.local import LocalTeam
 from unet_engine.execution.team import Team
 from unet_engine.settings import Settings
-from unet_engine.units import Tell, silent
+from unet_engine.units import Tell, silent, size
 
 
 @contextmanager
@@ -39,4 +40,15 @@ def _share_of_memory(settings: Settings) -> int | None:
     processes = settings.workers or (None if settings.scheduler or settings.cluster else settings.gpus)
     if processes is None:
         return settings.memory
-    return (settings.memory or machine.available_memory() // 2) // processes
+    memory = settings.memory or machine.available_memory() // 2
+    if memory // processes < LEAST:
+        option = "workers" if settings.workers else "gpus"
+        raise PlanError(
+            f"--{option} {processes}: each process would have {size(memory // processes)} of memory and needs "
+            f"{size(LEAST)} at the least; use {max(1, memory // LEAST)} at most, or give more --memory"
+        )
+    return memory // processes
+
+
+LEAST = 64 * 2**20
+"""Bytes that a worker process takes before it does anything."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from unet_engine import text_files
 from unet_engine.errors import ModelError
 from unet_engine.model.normalization import Normalization
-from unet_engine.paths import check_file
 from unet_engine.units import times
 
 METADATA_KEY = "unet_engine.spec"
@@ -171,9 +170,6 @@ class ModelSpec(BaseModel):
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file says that holds a spec or a part of one. Raises `ModelError` where it is no TOML."""
     try:
-        check_file(path)
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}; restore it or correct its permissions") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid TOML: {error}; correct it") from error
+        return text_files.read_toml(path)
+    except text_files.NotReadable as error:
+        raise ModelError(f"{path} {error}") from error

@@ -26,6 +26,7 @@ from unet_engine.output.locks import hold
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Plan
 from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.redaction import redacted
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import fast_codecs
 
@@ -56,7 +57,7 @@ class Output:
         something else.
         """
         attributes = {
-            "ome": layout.ome(Path(path).stem),
+            "ome": layout.ome(Path(redacted(path)).stem),
             PROVENANCE: {**provenance, "digest": digest, "complete": False},
         }
         with writing(path, "creating it"):

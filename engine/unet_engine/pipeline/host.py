@@ -167,7 +167,7 @@ class _Flight:
         if head.slot is None:
             self.tally.add(skipped=1)
             with self.recorder.span(ADD):
-                operations.add_constant(sums, np.asarray(self.job.model.spec.empty, np.float32), *where)
+                operations.add_constant(sums, np.asarray(self.job.skipped, np.float32), *where)
             return
         if head.slot == self._slot and self._place:
             self.launch()  # a batch that the end of the work left part empty

@@ -30,6 +30,11 @@ class Job:
     layout: Layout
     replace_nonfinite: float | None = None
     mask: str | None = None
+    outside: tuple[float, ...] | None = None
+    """What is written outside the mask and where nothing was measured, for each channel that is written; None where
+    nothing is overwritten."""
+    nodata: tuple[float, ...] = ()
+    """Values of voxels that were not measured."""
     profiled: bool = False
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     decoders: int | None = None
@@ -39,8 +44,14 @@ class Job:
 
     @property
     def skips(self) -> bool:
-        """Whether windows of nothing but background are left out: only where the spec names what they stand for."""
-        return self.model.spec.empty is not None
+        """Whether windows may be left out: where the spec names what those of nothing but background stand for, or what
+        they would give is overwritten."""
+        return self.model.spec.empty is not None or self.outside is not None
+
+    @property
+    def skipped(self) -> tuple[float, ...]:
+        """What a window that was left out is added as, for each output channel."""
+        return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
 
     @property
     def reduction(self) -> Reduction:
@@ -91,7 +102,8 @@ class Raw:
     """The voxels a task's windows are cut from: shape (channels, *box.shape)."""
 
     voxels: Array
-    mask: Array | None
+    inside: Array | None
+    """Not 0 for voxels that are meant, (*box.shape); None: all are."""
 
 
 @dataclass(frozen=True, slots=True)

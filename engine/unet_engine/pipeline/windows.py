@@ -21,7 +21,7 @@ class Windows:
     """Those of one task, over its raw voxels; None where nothing is stored."""
 
     def __init__(self, job: Job, task: Task, raw: Raw | None) -> None:
-        self._raw, self._skips = raw, job.skips
+        self._raw, self._job = raw, job
         self._axes, self._lo = job.plan.axes, task.read.lo
         self._background = job.model.spec.background
         self._scale = np.asarray(job.scaling.scale)
@@ -38,17 +38,34 @@ class Windows:
         return self._index[a, k]
 
     def is_empty(self, window: Index) -> bool:
-        """Whether the window is skipped: it holds nothing but background, or the mask leaves it out."""
-        if not self._skips:
+        """Whether the window is skipped: it holds nothing but background, or what it gives is not meant."""
+        if not self._job.skips:
             return False
-        if self._raw is None:
+        if self._raw is None or self._is_outside(window):
             return True
+        known = self._job.model.spec.empty is not None
+        return known and operations.is_constant(self._raw.voxels, *self._reach(window), self._background)
+
+    def _is_outside(self, window: Index) -> bool:
+        """Whether no voxel that is meant lies in what the window gives, where all others are overwritten; else in what
+        it reads."""
+        assert self._raw is not None
+        if self._raw.inside is None:
+            return False
+        span = self._reach(window) if self._job.outside is None else self._support(window)
+        return operations.is_constant(self._raw.inside[np.newaxis], *span, 0)
+
+    def _reach(self, window: Index) -> tuple[list[int], list[int]]:
+        """Corners of what the window reads, in the raw block."""
         spans = [self._positions(a, k) for a, k in enumerate(window)]
-        lo = [int(s[s >= 0].min()) for s in spans]
-        hi = [int(s.max()) + 1 for s in spans]
-        if self._raw.mask is not None and operations.is_constant(self._raw.mask, lo, hi, 0):
-            return True
-        return operations.is_constant(self._raw.voxels, lo, hi, self._background)
+        return [int(s[s >= 0].min()) for s in spans], [int(s.max()) + 1 for s in spans]
+
+    def _support(self, window: Index) -> tuple[list[int], list[int]]:
+        """Corners of what the window contributes to, in the raw block."""
+        spans = [axis.support(k) for axis, k in zip(self._axes, window, strict=True)]
+        return [s[0] - l for s, l in zip(spans, self._lo, strict=True)], [
+            s[1] - l for s, l in zip(spans, self._lo, strict=True)
+        ]
 
     def cut(self, window: Index, out: Array) -> None:
         """Normalise one window into ``out``: (channels in, *window) float32."""

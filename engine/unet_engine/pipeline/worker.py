@@ -26,6 +26,7 @@ from unet_engine.output.output import Output
 from unet_engine.pipeline.base import Core, Pipeline, Predicted, Work
 from unet_engine.pipeline.choose import pipeline_of
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
+from unet_engine.pipeline.presence import Presence
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Column, Index, Plan, Task
 from unet_engine.profiling.recorder import PLAIN, Recorder
@@ -34,6 +35,7 @@ from unet_engine.stitching import operations
 from unet_engine.storage.codecs import decoding
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.mask import Mask, open_mask
 
 
 class Sink(Protocol):
@@ -54,7 +56,7 @@ class Opened:
     """What is open already, handed to a worker. What is None it opens itself when first used."""
 
     volume: Volume | None = None
-    mask: Volume | None = None
+    mask: Mask | None = None
     network: Network | None = None
     """Closed by `Worker.close`, but not by `Worker.leave`."""
     output: Sink | None = None
@@ -91,10 +93,11 @@ class Worker:
         return self._opened.volume
 
     @property
-    def mask(self) -> Volume | None:
+    def mask(self) -> Mask | None:
         if self._opened.mask is None and self.job.mask:
             with self._opening:
-                self._opened.mask = self._opened.mask or open_volume(self.job.mask)
+                shape = tuple(axis.size for axis in self.job.plan.axes)
+                self._opened.mask = self._opened.mask or open_mask(self.job.mask, shape)
         return self._opened.mask
 
     @property
@@ -170,25 +173,27 @@ class Worker:
 
     # --- emptiness ---
 
-    def has_data(self, box: Box) -> bool:
-        """Whether `box` holds anything but background, as far as stored chunks tell."""
-        if self.mask is not None and not (self.mask.has_data(box) or self.mask.fill_value):
-            return False
-        return self.volume.fill_value != self.job.model.spec.background or self.volume.has_data(box)
+    @cached_property
+    def presence(self) -> Presence:
+        return Presence(self.job, self.volume, self.mask)
 
     @cached_property
     def is_void(self) -> Callable[[Index], bool]:
-        """``is_void(block)``: whether the labels of its write box are known without reading or adding anything.
+        """``is_void(block)``: whether what lies in its write box is known without reading or adding anything.
 
-        That is so where nothing is stored in reach of any window that meets it. Depends on the input alone, so it is
-        the same in every run. Only for labels, and only where one class wins clearly: sums of weighted constants differ
-        from the constant by rounding.
+        That is so where all of it is overwritten. It is so of labels, too, where nothing is stored in reach of any window
+        that meets it and one class wins clearly: sums of weighted constants differ from the constant by rounding.
+        Depends on the input alone, so it is the same in every run.
         """
-        certain = self.job.skips and self.job.kind == "labels" and _clear_winner(self.job.model.spec)
+        spec = self.job.model.spec
+        certain = spec.empty is not None and self.job.kind == "labels" and _clear_winner(spec)
 
         @lru_cache(maxsize=4096)
         def void(index: Index) -> bool:
-            return certain and not self.has_data(self.job.plan.write_read_box(index))
+            plan = self.job.plan
+            if self.job.outside is not None and self.presence.is_outside(plan.write_box(index)):
+                return True
+            return certain and not self.presence.has_data(plan.write_read_box(index))
 
         return void
 
@@ -217,13 +222,18 @@ class Worker:
         Raises `DataError` on NaN or Inf, naming block and box, unless the job replaces them.
         """
         with self.recorder.block(OTHER):
-            if not task.windows or (self.job.skips and not self.has_data(task.read)):
+            if not task.windows or (self.job.skips and not self.presence.has_data(task.read)):
+                return None
+            inside = None if self.mask is None else self.mask.read(task.read, self.recorder)
+            if inside is not None and not inside.any():
                 return None
             voxels = self.volume.read(task.read, self.recorder)
             self.tally.add(bytes_read=voxels.nbytes)
+            if self.job.nodata:
+                inside = self.presence.without_nodata(voxels, inside)
             if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
                 self._handle_nonfinite(voxels, task)
-            raw = Raw(voxels, None if self.mask is None else self.mask.read(task.read, self.recorder))
+            raw = Raw(voxels, inside)
             # a pipeline that is still being opened is not waited for: it then pins the voxels itself
             return self._pipeline.pin(raw) if self._pipeline else raw
 
@@ -268,13 +278,20 @@ class Worker:
             self._write(task, values)
 
     def commit_void(self, task: Task) -> None:
-        """Write a block that is empty and so are all its neighbours: the spec's constant everywhere."""
+        """Write a block of which `is_void` holds: the constant for windows that are left out, but where it is
+        overwritten."""
         shape = task.block.write.shape
-        constant = np.asarray(self.job.model.spec.empty, np.float32).reshape(-1, *(1,) * len(shape))
+        constant = np.asarray(self.job.skipped, np.float32).reshape(-1, *(1,) * len(shape))
         sums = np.ascontiguousarray(np.broadcast_to(constant, (len(constant), *shape)))
         self._write(task, self.job.reduction.on_host(sums))
 
     def _write(self, task: Task, values: Array) -> None:
+        """values: (*write.shape) or (channels, *write.shape); what is outside is overwritten in them."""
+        if (outside := self.presence.outside(task.block.write, self.recorder)) is not None:
+            fill = np.array(self.job.outside).astype(values.dtype)
+            np.copyto(
+                values, fill.reshape(-1, *(1,) * outside.ndim) if values.ndim > outside.ndim else fill, where=outside
+            )
         self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
         self.output.mark(task.block.index)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)

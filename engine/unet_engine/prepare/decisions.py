@@ -8,7 +8,7 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import Blend
-from unet_engine.settings import Settings, parse_part
+from unet_engine.settings import KEEP, Settings, parse_part
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,6 @@ def label_dtype(spec: ModelSpec) -> str:
 
 def _dtype(settings: Settings, spec: ModelSpec) -> str:
     if settings.output == "labels":
-        return label_dtype(spec)
+        outside = 0.0 if settings.outside in (None, KEEP) else float(str(settings.outside))
+        return "uint16" if outside > 255 else label_dtype(spec)
     return settings.dtype or ("uint8" if settings.output == "probabilities" else "float32")

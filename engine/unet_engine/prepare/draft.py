@@ -86,6 +86,8 @@ class Draft:
             layout=_layout(survey, decisions, plan),
             replace_nonfinite=settings.replace_nonfinite,
             mask=settings.mask,
+            outside=survey.fill(decisions.kind, decisions.dtype),
+            nodata=survey.volume.nodata,
             profiled=settings.profile is not None,
         )
 

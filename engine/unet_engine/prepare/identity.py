@@ -22,6 +22,7 @@ def identity(
     survey: Survey, decisions: Decisions, network: Network, scale: Scaling, fingerprint: str
 ) -> dict[str, Any]:
     """All of it but the block grid, which the plan knows: see `Plan.identity`. fingerprint: of the volume."""
+    fill = survey.fill(decisions.kind, decisions.dtype)
     settings, spec, setup, tiling = survey.settings, survey.model.spec, network.setup, decisions.tiling
     return {
         "format": FORMAT,
@@ -42,5 +43,7 @@ def identity(
         "normalization": [str(spec.normalization), *scale.facts().values()],
         "output": [decisions.kind, decisions.dtype],
         "replace_nonfinite": settings.replace_nonfinite,
-        "mask": samples.fingerprint(survey.mask) if survey.mask else None,
+        "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
+        **({} if fill is None else {"outside": list(map(repr, fill))}),
+        **({"nodata": list(map(repr, survey.volume.nodata))} if survey.volume.nodata else {}),
     }

@@ -3,14 +3,16 @@ run."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from unet_engine import machine
-from unet_engine.backends.base import Network, Setup
+from unet_engine.backends.base import NO_TRIAL, Array, Network, Setup, Trial
 from unet_engine.backends.opening import Wanted, place_of
+from unet_engine.errors import BackendError, DataError
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
@@ -19,12 +21,13 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
+from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.survey import Survey, fall_back
 from unet_engine.units import Tell, silent
-from unet_engine.volumes import samples
+from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling, scaling
 
 
@@ -107,12 +110,15 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint, scale = samples.fingerprint(survey.volume), _scaling(survey)
     _about_inputs(survey, scale, notes)
+    seen = Outputs()
+    trial = _trial(survey, scale, seen)
     before = machine.resident_bytes()
-    windows = windows_per_block(survey, _tiling(survey, survey.window))
-    wanted = Wanted(windows, settings.batch, None if settings.window else notes.append)
+    per_block = windows_per_block(survey, _tiling(survey, survey.window))
+    wanted = Wanted(per_block, settings.batch, None if settings.window else notes.append, trial)
     network, seconds = place.open_fitting(survey.backend, setup, wanted)
     if network.note:
         notes.append(network.note)
+    _about_outputs(survey, seen, network, notes)
     return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before)
 
 
@@ -121,14 +127,42 @@ def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
     if survey.model.format == "fake":
         return
     said = survey.settings.normalize is not None
-    doubt = unlikely(survey.model, samples.values(survey.volume), scale, said=said)
+    doubt = unlikely(survey.model, samples.measured(survey.volume), scale, said=said)
     if doubt:
         fall_back(survey.settings, notes, doubt)
 
 
+def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
+    """Windows of the volume to warm up with instead of zeros, whose outputs `seen` takes in. The identity network's mean
+    nothing, and a chunk that cannot be read is named where its block is."""
+    if survey.model.format == "fake":
+        return NO_TRIAL
+
+    def cut(window: tuple[int, ...]) -> list[Array]:
+        boxes = windows.richest(survey.volume, window, WINDOWS)
+        with suppress(DataError):
+            return [windows.cut(survey.volume, scale, box, window) for box in boxes]
+        return []
+
+    ready = {survey.window: cut(survey.window)}
+    return Trial(lambda window: ready[window] if window in ready else cut(window), seen.look)
+
+
+def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[str]) -> None:
+    """Say where what the network makes of real windows is not what its spec says. What its graph says is told already."""
+    reason = contradiction(seen, survey.model.spec, labels=survey.settings.output == "labels")
+    if not reason or survey.model.contradiction:
+        return
+    try:
+        fall_back(survey.settings, notes, f"{survey.model.path.name}: on windows of this volume {reason}")
+    except BackendError:
+        network.close()
+        raise
+
+
 def _scaling(survey: Survey) -> Scaling:
     normalization, volume = survey.model.spec.normalization, survey.volume
-    return scaling(normalization, samples.values(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
+    return scaling(normalization, samples.measured(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
 
 
 # --- choose ---

@@ -12,13 +12,15 @@ from unet_engine import machine
 from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
-from unet_engine.errors import BackendError, InputError, ModelError, OutputError, SettingsError
+from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
 from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
+from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
+from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import out_of
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.settings import Settings
@@ -29,6 +31,7 @@ from unet_engine.units import micrometers
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.mask import Mask
 from unet_engine.volumes.normalize import quantiles, scaling
 
 
@@ -38,7 +41,7 @@ class Survey:
 
     settings: Settings
     volume: Volume
-    mask: Volume | None
+    mask: Mask | None
     model: ModelFile
     window: tuple[int, ...]
     """Input size per axis of the model."""
@@ -50,6 +53,10 @@ class Survey:
     out: str
     notes: tuple[str, ...]
     """Things the user should know: fallbacks, mismatches."""
+
+    def fill(self, kind: Kind, dtype: str) -> tuple[float, ...] | None:
+        """What is written outside, see `outside.fill_of`."""
+        return fill_of(self.settings, self.model.spec, mask=self.mask, volume=self.volume, kind=kind, dtype=dtype)
 
     @property
     def precision(self) -> str:
@@ -65,8 +72,7 @@ def survey(settings: Settings) -> Survey:
         )
     volume = open_volume(settings.input, settings.axes)
     notes.extend(volume.notes)
-    if settings.window is not None and len(settings.window) not in (2, 3):
-        raise SettingsError(f"--window has {len(settings.window)} sizes; give one per axis, e.g. 64,64,64")
+    volume = as_measured(settings, volume, notes)
     model = _model(settings, notes)
     _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
@@ -92,7 +98,7 @@ def survey(settings: Settings) -> Survey:
     return Survey(
         settings=settings,
         volume=volume,
-        mask=_mask(settings, volume, model),
+        mask=mask_of(settings, volume, model.spec),
         model=model,
         window=window,
         roi=parse_roi(settings.roi, volume.spatial, volume.shape) if settings.roi else Box.of_shape(volume.shape),
@@ -149,8 +155,8 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
     elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
         notes.append(f"precision {choice.precision}: {choice.why}")
     if choice.proved is not None:
-        scale = scaling(model.spec.normalization, samples.values(volume))
-        apart = difference(quantiles(samples.values(volume), scale), choice.proved.calibration.quantiles)
+        scale = scaling(model.spec.normalization, samples.measured(volume))
+        apart = difference(quantiles(samples.measured(volume), scale), choice.proved.calibration.quantiles)
         if apart:
             notes.append(
                 f"this volume differs from {choice.proved.calibration.volume}, where {choice.precision} was proved: {apart}; "
@@ -207,19 +213,6 @@ def _compare_spacing(volume: Volume, spec: ModelSpec, notes: list[str]) -> None:
         )
 
 
-def _mask(settings: Settings, volume: Volume, model: ModelFile) -> Volume | None:
-    if settings.mask is None:
-        return None
-    mask = open_volume(settings.mask)
-    if mask.shape != volume.shape or mask.channels != 1:
-        raise InputError(
-            f"--mask {settings.mask} has the shape {mask.shape}, the volume {volume.shape}; they must agree"
-        )
-    if model.spec.empty is None:
-        raise ModelError(f"--mask: {model.path} names no output for what is left out; add 'empty' to its spec")
-    return mask
-
-
 # --- devices ---
 
 
@@ -249,7 +242,7 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
             return ("cpu",)
         return tuple(f"cuda:{i}" for i in range(found))
     kind, _, numbers = wanted.partition(":")
-    if kind != "cuda" or not all(n.isdigit() for n in numbers.split(",") if numbers):
+    if kind != "cuda" or not re.fullmatch(r"([0-9]{1,4}(,[0-9]{1,4})*)?", numbers):
         raise SettingsError(f"--device {wanted!r} is not understood; use cpu, cuda, cuda:0,1 or auto")
     chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(found))
     if not found or max(chosen) >= found:
@@ -278,7 +271,7 @@ def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
         )
     lo, hi = [], []
     for part, name, size in zip(parts, names, shape, strict=True):
-        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{0,20})\s*:\s*([0-9]{0,20})\s*", part)
         if not match:
             raise SettingsError(f"--roi: {part!r} is not start:stop for axis {name}; write it like 0:64")
         start, stop = int(match[1] or 0), int(match[2] or size)

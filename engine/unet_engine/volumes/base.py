@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -89,6 +89,13 @@ class Volume(Protocol):
         """What voxels are that are not stored."""
 
     @property
+    def nodata(self) -> tuple[float, ...]:
+        """Values of voxels that were not measured."""
+
+    def with_nodata(self, values: tuple[float, ...]) -> Volume:
+        """The same volume, whatever it says itself, with these values for voxels that were not measured."""
+
+    @property
     def drawback(self) -> str | None:
         """What makes reading slower than it need be, as the user is told; None where nothing does."""
 
@@ -139,6 +146,7 @@ class StoredVolume(ABC):
     stored_translation: Sequence[float] | None = None
     unit: str | None = None
     fill_value: float = 0.0
+    nodata: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
     remedy: ClassVar[str] = "restore it"
@@ -154,6 +162,9 @@ class StoredVolume(ABC):
     def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do
         """A format that reads what is not stored as something looks again here."""
 
+    def with_nodata(self, values: tuple[float, ...]) -> Volume:
+        return replace(self, nodata=values)
+
     @property
     def drawback(self) -> str | None:
         return None
@@ -165,6 +176,7 @@ class StoredVolume(ABC):
             "dtype": str(self.stored_dtype),
             "chunks": list(self.stored_chunks),
             "bytes": prod(self.stored_shape) * self.stored_dtype.itemsize,
+            **({"nodata": [f"{value:g}" for value in self.nodata]} if self.nodata else {}),
         }
 
     # --- what follows ---

@@ -10,13 +10,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from unet_engine.plan.box import Box
+from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
 
 SAMPLES = 64
 SAMPLE_VOXELS = 2**16
 """Normalisation and fingerprint look at this many boxes of at most so many voxels, spread over the volume."""
 
-_READ: WeakKeyDictionary[Volume, list[Array]] = WeakKeyDictionary()
+_READ: WeakKeyDictionary[Volume, tuple[list[Box], list[Array]]] = WeakKeyDictionary()
 """The samples of volumes that are still open: statistics and fingerprint ask for the same, and they are read once."""
 
 
@@ -45,13 +46,39 @@ def values(volume: Volume) -> list[Array]:
 
     Raises `DataError` as reading does.
     """
+    return _read(volume)[1]
+
+
+def by_contrast(volume: Volume) -> list[Box]:
+    """The boxes that hold more than one value, those with the largest deviation of the first channel first. Raises as
+    `values` does."""
+    present, found = _read(volume)
+    ends = np.cumsum([box.size for box in present])
+    pieces = np.split(found[0], ends[:-1])
+    spreads = np.array([_spread(piece) for piece in pieces])
+    return [present[i] for i in np.argsort(-spreads, kind="stable") if spreads[i] > 0]
+
+
+def _spread(values: Array) -> float:
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    return float(finite.std(dtype=np.float64)) if finite.size else 0.0
+
+
+def _read(volume: Volume) -> tuple[list[Box], list[Array]]:
     found = _READ.get(volume)
     if found is None:
         present = [box for box in boxes(volume) if volume.has_data(box)] or [next(iter(boxes(volume)))]
         blocks = [volume.read(box).reshape(volume.channels, -1) for box in present]
-        found = [np.concatenate([block[c] for block in blocks]) for c in range(volume.channels)]
+        found = present, [np.concatenate([block[c] for block in blocks]) for c in range(volume.channels)]
         _READ[volume] = found
     return found
+
+
+def measured(volume: Volume) -> list[Array]:
+    """`values` without those that mean that nothing was measured. Raises `DataError` as reading does."""
+    if not volume.nodata:
+        return values(volume)
+    return [channel[~nodata.where(channel, volume.nodata)] for channel in values(volume)]
 
 
 def fingerprint(volume: Volume) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.plan.box import Box
+from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
 
@@ -47,6 +48,29 @@ def pool(
     return [boxes[i] for i in sorted(chosen)]
 
 
+def richest(volume: Volume, window: tuple[int, ...], count: int) -> list[Box]:
+    """Up to `count` boxes of one window each where the samples have most contrast, in as few chunks as may be; fewer in a
+    volume without so many apart, none in one of a single value."""
+    size = (1,) * (len(volume.shape) - len(window)) + window
+    found: list[Box] = []
+    for sample in samples.by_contrast(volume):
+        box = _around(sample, size, volume)
+        if not any(all(a < d and c < b for a, b, c, d in zip(box.lo, box.hi, o.lo, o.hi, strict=True)) for o in found):
+            found.append(box)
+        if len(found) == count:
+            break
+    return found
+
+
+def _around(sample: Box, size: tuple[int, ...], volume: Volume) -> Box:
+    """A window that holds the sample, or part of it: from the start of its chunk where windows are the larger ones."""
+    lo = []
+    for at, w, n, chunk in zip(sample.lo, size, volume.shape, volume.chunks, strict=True):
+        start = at // chunk * chunk if w >= chunk else min(at, at // chunk * chunk + chunk - w)
+        lo.append(max(0, min(start, n - w)))
+    return Box(tuple(lo), tuple(min(l + w, n) for l, w, n in zip(lo, size, volume.shape, strict=True)))
+
+
 def _cells(
     volume: Volume, window: tuple[int, ...], rng: np.random.Generator, most: int, admits: Callable[[Box], bool]
 ) -> Iterator[Box]:
@@ -69,9 +93,12 @@ def _cells(
 
 
 def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Array:
-    """The voxels of `box` normalised: (channels, *window) float32. What the volume lacks is reflected, NaN and Inf
-    become the shift."""
-    raw = volume.read(box).astype(np.float32)
+    """The voxels of `box` normalised: (channels, *window) float32. What the volume lacks is reflected, NaN, Inf
+    and what was not measured become the shift."""
+    voxels = volume.read(box)
+    raw = voxels.astype(np.float32)
+    if volume.nodata:
+        raw[nodata.where(voxels, volume.nodata)] = np.nan
     planes = raw.ndim - 1 - len(window)
     raw = raw.reshape(raw.shape[0], *raw.shape[1 + planes :])
     missing = [(0, 0), *((0, w - n) for w, n in zip(window, raw.shape[1:], strict=True))]

@@ -26,6 +26,7 @@ from unet_engine.storage import blosc, stores
 from unet_engine.storage.absences import Absences
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, own_codecs
+from unet_engine.volumes import nodata
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.ome import full_resolution, named_resolution
@@ -56,6 +57,7 @@ class ZarrFormat:
             unit=found.unit,
             notes=found.notes,
             fill_value=float(array.fill_value or 0),
+            nodata=nodata.said(dict(array.attrs), dtype),
             array=_with_codecs(path, _noticing(path, array)),
             witness=_witness(path, array),
         )

@@ -15,6 +15,7 @@ from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.onnx_ending import ending_for
 from unet_engine.model.origins import origins
 from unet_engine.model.spec import METADATA_KEY, ModelSpec, read_toml
+from unet_engine.prepare.evidence import Outputs, contradiction
 from unet_engine.units import Tell, times
 from unet_export.conversion.adapt import Adapted, adapted
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
@@ -115,6 +116,7 @@ def _finished(
             f"the exported {spec.name} is right for windows of {times(spec.window)} alone, not for others that the network takes; "
             "use --sizes static, or auto"
         )
+    meaning.measured(comparison, right)
     if wanted.empty:
         right = validated({**right.model_dump(), "empty": empty_of(wanted.empty, right, comparison.run)})
         meaning.tell(
@@ -150,6 +152,14 @@ class _Meaning:
             return validated({**spec.model_dump(), "activation": found})
         self._tell(applied_again(end, spec.activation, spec.channels_out))
         return spec
+
+    def measured(self, comparison: Comparison, spec: ModelSpec) -> None:
+        """Tell where what the network makes of noise is not what `spec` says of its outputs, and the graph did not."""
+        seen = Outputs()
+        seen.look(comparison.expected(comparison.noise())[0].numpy())
+        reason = contradiction(seen, spec, labels=False)
+        if not self.told:
+            self._tell(f"of noise, {reason}" if reason else "")
 
     def _tell(self, text: str) -> None:
         if text and text != self.told:

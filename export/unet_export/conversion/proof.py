@@ -77,6 +77,10 @@ class Comparison:
         """One window of smooth structures, to compare others with the network too."""
         return list(_windows(self.spec, window, 1))[-1]
 
+    def noise(self) -> Tensor:
+        """White noise for the file's own window."""
+        return next(_windows(self.spec, self.spec.window, 1))
+
     def expected(self, x: Tensor) -> Tensor:
         """What the network gives for `x`."""
         with torch.inference_mode():

@@ -18,6 +18,7 @@ from unet_engine.paths import root_of
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.survey import check_volume, checked_window
+from unet_engine.redaction import redacted
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
@@ -94,7 +95,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     notes = [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
     notes += [model.contradiction] if model.contradiction else []
     check_volume(volume, model, notes)
-    scale = scaling(model.spec.normalization, samples.values(volume))
+    scale = scaling(model.spec.normalization, samples.measured(volume))
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")
@@ -104,7 +105,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
 def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -> Iterator[str]:
     """Whether the voxels look like those the network was made for, as far as the model file tells. said: the user named
     the normalisation."""
-    found = quantiles(samples.values(volume), scale)
+    found = quantiles(samples.measured(volume), scale)
     if model.spec.input_quantiles:
         apart = difference(found, model.spec.input_quantiles)
         if apart:
@@ -119,7 +120,7 @@ def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -
                     f"{model.spec.normalization}, and {min(span):g} to {max(span):g} is meant: its statistics differ; "
                     "is it the same modality?"
                 )
-    elif doubt := unlikely(model, samples.values(volume), scale, said=said):
+    elif doubt := unlikely(model, samples.measured(volume), scale, said=said):
         yield doubt
 
 
@@ -165,12 +166,12 @@ def _judging(
         lambda w: labels_of(infer(w[None])[0], spec.activation), spec.label_count,
     )  # fmt: skip
     calibration = Calibration(
-        volume=volume.path,
+        volume=redacted(volume.path),
         fingerprint=samples.fingerprint(volume),
         windows=len(drawn.calibration),
         held_out=len(drawn.held_out),
         seed=request.seed,
-        quantiles=quantiles(samples.values(volume), scale),
+        quantiles=quantiles(samples.measured(volume), scale),
     )
     tell(
         f"{calibration.windows} windows to calibrate on, {calibration.held_out} others to judge on (seed {request.seed}); reference: {name}"

@@ -9,16 +9,22 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import NUMBER, Command, sizes
+from unet_engine.commands.options import PLACE, THREADS, Command, Number, sizes
 from unet_engine.errors import OutputError, SettingsError
+from unet_engine.redaction import redacted
 from unet_engine.units import times
+
+MOST_WINDOWS = 65536
+"""In a batch."""
 
 
 @click.command("bench", cls=Command)
-@click.option("--model", metavar="FILE", help="Model file; default: the demo models.")
-@click.option("--in", "input", metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
+@click.option("--model", type=PLACE, metavar="FILE", help="Model file; default: the demo models.")
+@click.option("--in", "input", type=PLACE, metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
-@click.option("--seconds", type=NUMBER, default=60.0, help="How long it may take, about; default 60.")
+@click.option(
+    "--seconds", type=Number(0, 10**7, min_open=True), default=60.0, help="How long it may take, about; default 60."
+)
 @click.option("--devices", metavar="A,B,…", help="cpu, cuda:0, …; default: all there are.")
 @click.option("--backend", metavar="A,B,…", help="openvino, onnxruntime, …; default: all that are installed.")
 @click.option("--precision", metavar="A,B,…", help="fp32, bf16, fp16, int8; default: all that the device computes in.")
@@ -26,11 +32,11 @@ from unet_engine.units import times
     "--windows", multiple=True, metavar="Z,Y,X", help="Window to try, may be repeated; default: around the model's own."
 )
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
-@click.option("--overlap", type=NUMBER, default=0.5, help="As for run; default 0.5.")
-@click.option("--threads", type=int, metavar="N", help="As for run; default: one per core.")
+@click.option("--overlap", type=Number(0, 1, max_open=True), default=0.5, help="As for run; default 0.5.")
+@click.option("--threads", type=THREADS, metavar="N", help="As for run; default: one per core.")
 @click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
-@click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON; - for stdout.")
-@click.option("--html", "html_file", metavar="FILE", help="Write a page with charts; it loads nothing.")
+@click.option("--json", "json_file", type=PLACE, metavar="FILE", help="Write everything as JSON; - for stdout.")
+@click.option("--html", "html_file", type=PLACE, metavar="FILE", help="Write a page with charts; it loads nothing.")
 def bench_command(json_file: str | None, html_file: str | None, **given: Any) -> None:
     """Find out what runs fastest here: back end, precision, window and batch, bare and from end to end.
 
@@ -48,13 +54,13 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
         precisions=_names(given["precision"]),
         windows=tuple(_window(text) for text in given["windows"]),
         batches=_batches(given["batches"]),
-        overlap=_overlap(given["overlap"]),
-        threads=_positive("--threads", given["threads"]),
+        overlap=given["overlap"],
+        threads=given["threads"],
     )
     request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"], given["trust"])
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])
-    facts = bench(request, lambda line: click.echo(line, err=True))
+    facts = redacted(bench(request, lambda line: click.echo(line, err=True)))
     _show(facts, screen.stderr() if json_file == "-" else screen.stdout())
     if json_file == "-":
         click.echo(json.dumps(facts))
@@ -94,8 +100,6 @@ def _names(text: str | None) -> tuple[str, ...]:
 def _window(text: str) -> tuple[int, ...]:
     window = sizes("--windows", text)
     assert window is not None
-    if min(window) < 1 or len(window) not in (2, 3):
-        raise SettingsError(f"--windows {text!r}: give one positive size per axis, e.g. 64,64,64")
     return window
 
 
@@ -104,21 +108,9 @@ def _batches(text: str | None) -> tuple[int, ...]:
         found = tuple(int(part) for part in _names(text))
     except ValueError as error:
         raise SettingsError(f"--batches {text!r}: give numbers, e.g. 1,4") from error
-    if any(n < 1 for n in found):
-        raise SettingsError(f"--batches {text!r}: give positive numbers, e.g. 1,4")
+    if not all(1 <= n <= MOST_WINDOWS for n in found):
+        raise SettingsError(f"--batches {text!r}: give numbers from 1 to {MOST_WINDOWS}, e.g. 1,4")
     return tuple(dict.fromkeys(found))
-
-
-def _overlap(value: float) -> float:
-    if not 0 <= value < 1:
-        raise SettingsError(f"--overlap {value:g}: give a fraction from 0 to below 1")
-    return value
-
-
-def _positive(option: str, value: int | None) -> int | None:
-    if value is not None and value < 1:
-        raise SettingsError(f"{option} {value}: give a positive number")
-    return value
 
 
 def _check_writable(option: str, file: str | None, volume: str | None) -> None:

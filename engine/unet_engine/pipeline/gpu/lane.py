@@ -65,8 +65,7 @@ class Lane:
         """Scale and shift per input channel, what a skipped window stands for per output channel, and where there are
         any the limits per input channel."""
         scaling = self.job.scaling
-        empty = self.job.model.spec.empty or (0.0,) * self.channels_out
-        found = [np.asarray(scaling.scale), np.asarray(scaling.shift), np.asarray(empty, np.float32)]
+        found = [np.asarray(scaling.scale), np.asarray(scaling.shift), np.asarray(self.job.skipped, np.float32)]
         return found if scaling.limits is None else [*found, scaling.limits]
 
     def _put(self, constants: Sequence[Array]) -> list[Any]:

@@ -80,7 +80,7 @@ class DevicePipeline:
         self.device.touch(piece.region, "w")
         staged = piece.array(raw.voxels.shape, raw.voxels.dtype.name)
         staged[...] = raw.voxels
-        return Raw(staged, raw.mask)
+        return Raw(staged, raw.inside)
 
     # --- predict ---
 

@@ -1,0 +1,84 @@
+"""Which voxels are there and meant: what the mask, values for 'not measured' and stored chunks say of a box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from unet_engine.backends.base import Array
+from unet_engine.pipeline.job import Job
+from unet_engine.plan.box import Box
+from unet_engine.profiling.recorder import Recorder
+from unet_engine.volumes import nodata
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.mask import Mask
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Of one job, its volume and its mask. Boxes are in voxels of the volume. May be asked by any thread."""
+
+    job: Job
+    volume: Volume
+    mask: Mask | None
+
+    def has_data(self, box: Box) -> bool:
+        """Whether `box` holds anything but background or what is not meant, as far as stored chunks tell."""
+        if self.mask is not None and not self.mask.may_hold(box):
+            return False
+        if self._absent_unless_stored or self._background_unless_stored:
+            return self.volume.has_data(box)
+        return True
+
+    def is_outside(self, box: Box) -> bool:
+        """Whether all of `box` is overwritten, as far as the mask and stored chunks tell."""
+        if self.job.outside is None:
+            return False
+        if self.mask is not None and not (self.mask.may_hold(box) and self.mask.read(box).any()):
+            return True
+        return self._absent_unless_stored and not self.volume.has_data(box)
+
+    def outside(self, box: Box, recorder: Recorder) -> Array | None:
+        """Which voxels of `box` are overwritten, (*box.shape) bool; None where none are."""
+        if self.job.outside is None:
+            return None
+        found = np.zeros(box.shape, bool) if self.mask is None else self.mask.read(box, recorder) == 0
+        if self.job.nodata:
+            if self._absent_unless_stored and not self.volume.has_data(box):
+                found[...] = True
+            else:
+                found |= nodata.where(self.volume.read(box, recorder), self.job.nodata).all(axis=0)
+        return found if found.any() else None
+
+    def without_nodata(self, voxels: Array, inside: Array | None) -> Array | None:
+        """`inside` without the voxels that were measured in no channel. In `voxels`, (channels, *box.shape), those that
+        were not measured become what is normalised to about 0, so that windows around them see nothing remarkable."""
+        absent = nodata.where(voxels, self.job.nodata)
+        if not absent.any():
+            return inside
+        for channel, where, shift in zip(voxels, absent, self.job.scaling.shift, strict=True):
+            channel[where] = _nearest(shift, voxels.dtype)
+        measured = np.logical_not(absent.all(axis=0))
+        return measured if inside is None else measured & (inside != 0)
+
+    @cached_property
+    def _background_unless_stored(self) -> bool:
+        spec = self.job.model.spec
+        return spec.empty is not None and self.volume.fill_value == spec.background
+
+    @cached_property
+    def _absent_unless_stored(self) -> bool:
+        """Whether voxels that are not stored read as not measured, and are overwritten for that."""
+        return self.job.outside is not None and bool(nodata.where(np.array(self.volume.fill_value), self.job.nodata))
+
+
+def _nearest(value: float, dtype: np.dtype[Any]) -> float:
+    """What a voxel of `dtype` can be that is nearest to `value`."""
+    if dtype.kind == "f":
+        return float(np.clip(value, np.finfo(dtype).min, np.finfo(dtype).max))
+    if dtype.kind == "b":
+        return float(value >= 0.5)
+    return min(max(round(value), int(np.iinfo(dtype).min)), int(np.iinfo(dtype).max))

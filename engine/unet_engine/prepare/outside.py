@@ -1,0 +1,70 @@
+"""Voxels that are not meant: outside the mask, or never measured. What is written there, and what says where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unet_engine.errors import ModelError, SettingsError
+from unet_engine.model.spec import ModelSpec
+from unet_engine.pipeline.reduction import REDUCTIONS, Kind
+from unet_engine.settings import KEEP, Settings
+from unet_engine.volumes import nodata
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.mask import Mask, open_mask
+
+
+def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
+    """The volume with the values that mean that nothing was measured: those that the settings give, else its own, which
+    are told. Raises `SettingsError` for a value that no voxel can have."""
+    if settings.nodata is None:
+        if volume.nodata:
+            notes.append(
+                f"voxels of {_listed(volume.nodata)} are taken as not measured, as the attributes of {volume.path} say: "
+                "left out of normalisation and result; --nodata none takes them as voxels"
+            )
+        return volume
+    values = settings.nodata_values
+    for value in values:
+        if nodata.in_type(value, volume.dtype) is None:
+            raise SettingsError(
+                f"--nodata {value:g}: no voxel of {volume.path} can be that, they are {volume.dtype}; give another value"
+            )
+    return volume.with_nodata(values)
+
+
+def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
+    """The mask that the settings name. Raises `InputError` where it does not fit, `SettingsError` where the settings
+    speak of an outside that there is not, and `ModelError` where the output outside is to be kept and is not known."""
+    if settings.mask is None:
+        if settings.outside not in (None, KEEP) and not volume.nodata:
+            raise SettingsError(
+                f"--outside {settings.outside}: nothing is outside; give --mask, or --nodata where the volume names no such value"
+            )
+        return None
+    if settings.outside == KEEP and spec.empty is None:
+        raise ModelError(
+            f"--mask with --outside {KEEP}: the model {spec.name} names no output for what is left out; "
+            f"add 'empty' to its spec, or leave out --outside {KEEP}"
+        )
+    return open_mask(settings.mask, volume.shape)
+
+
+def fill_of(
+    settings: Settings, spec: ModelSpec, *, mask: Mask | None, volume: Volume, kind: Kind, dtype: str
+) -> tuple[float, ...] | None:
+    """What is written outside, for each channel that is written; None where nothing is overwritten.
+
+    By default what the spec's `empty` comes to, as far as it names one; else 0, which is the background label."""
+    if settings.outside == KEEP or (mask is None and not volume.nodata):
+        return None
+    channels = 1 if kind == "labels" else spec.channels_out
+    if settings.outside is not None and kind == settings.output:
+        return (float(settings.outside),) * channels
+    if spec.empty is None:
+        return (0.0,) * channels
+    constant = np.asarray(spec.empty, np.float32).reshape(-1, 1, 1)
+    return tuple(map(float, REDUCTIONS[kind](spec.activation, dtype).on_host(constant).ravel()))
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return " and ".join(f"{value:g}" for value in values)

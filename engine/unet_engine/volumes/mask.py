@@ -1,0 +1,94 @@
+"""A mask: a volume that says which voxels of another one are meant. It may be coarser or finer by whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_engine.errors import InputError
+from unet_engine.plan.box import Box
+from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.formats import open_volume
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """How voxels of the scan lie over those of the mask: each takes the one that its middle lies in."""
+
+    size: int
+    """Of the mask."""
+    coarser: int = 1
+    """Voxels of the scan to one of the mask."""
+    finer: int = 1
+    """Voxels of the mask to one of the scan."""
+
+    def at(self, x: int) -> int:
+        """The voxel of the mask that voxel `x` of the scan takes."""
+        return min((x * self.finer + self.finer // 2) // self.coarser, self.size - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Opened for reading, from any number of threads at once. Boxes are in voxels of the scan."""
+
+    volume: Volume
+    """As it is stored."""
+    axes: tuple[_Axis, ...]
+
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        """The mask in `box`, (*box.shape); anything but 0 is inside. Raises what `Volume.read` raises."""
+        there = self._there(box)
+        found: Array = self.volume.read(there, recorder)[0]
+        if there == box:
+            return found
+        taken = [
+            np.array([axis.at(x) for x in range(lo, hi)], np.intp) - first
+            for axis, lo, hi, first in zip(self.axes, box.lo, box.hi, there.lo, strict=True)
+        ]
+        return np.ascontiguousarray(found[np.ix_(*taken)])
+
+    def may_hold(self, box: Box) -> bool:
+        """Whether anything in `box` may be inside, told without reading."""
+        return bool(self.volume.fill_value) or self.volume.has_data(self._there(box))
+
+    def confirm(self) -> None:
+        """See `Volume.confirm`."""
+        self.volume.confirm()
+
+    def _there(self, box: Box) -> Box:
+        lo = tuple(axis.at(x) for axis, x in zip(self.axes, box.lo, strict=True))
+        hi = tuple(axis.at(x - 1) + 1 for axis, x in zip(self.axes, box.hi, strict=True))
+        return Box(lo, hi)
+
+
+def open_mask(path: str, shape: Sequence[int]) -> Mask:
+    """The mask at `path` for a scan of `shape` (its spatial axes). Raises `InputError` where it does not lie over it."""
+    volume = open_volume(path)
+    if volume.channels != 1:
+        raise InputError(f"--mask {path} has {volume.channels} channels; give one of a single channel")
+    axes = [_axis(n, m) for n, m in zip(shape, volume.shape, strict=False)]
+    found = tuple(axis for axis in axes if axis)
+    if len(volume.shape) != len(shape) or len(found) != len(shape):
+        raise InputError(
+            f"--mask {path} has the shape {volume.shape}, the volume {tuple(shape)}; "
+            "they must agree, or differ by a whole number along each axis"
+        )
+    return Mask(volume, found)
+
+
+def _axis(scan: int, mask: int) -> _Axis | None:
+    """How an axis of the mask lies over that of the scan; None where it does not. Levels of a pyramid are rounded."""
+    if scan == mask:
+        return _Axis(mask)
+    large, small = max(scan, mask), min(scan, mask)
+    ratio = round(large / small)
+    if ratio < 2 or small not in (large // ratio, -(-large // ratio)):
+        return None
+    return _Axis(mask, coarser=ratio) if mask < scan else _Axis(mask, finer=ratio)

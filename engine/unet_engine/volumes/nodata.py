@@ -1,0 +1,74 @@
+"""Values that mean 'nothing was measured here': what a volume's attributes say of them, and where they lie. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Mapping, Sequence
+from math import isfinite, isnan
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+KEYS = ("_FillValue", "missing_value", "nodata", "nodatavals", "GDAL_NODATA")
+"""Attributes that say it: CF and xarray, GDAL and rasterio. The fill value of the array itself is none of them: it is 0
+nearly everywhere, and 0 is a voxel like others."""
+
+
+def said(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> tuple[float, ...]:
+    """The values that the attributes of an array of `dtype` name, and that it can hold; none where they name none."""
+    found: list[float] = []
+    for key in KEYS:
+        value = attributes.get(key)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            number = _number(one)
+            if number is not None and in_type(number, dtype) is not None and not _is_in(number, found):
+                found.append(number)
+    return tuple(found)
+
+
+def in_type(value: float, dtype: np.dtype[Any]) -> np.generic | None:
+    """`value` as a voxel of `dtype`; None where no voxel can be it."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            cast: np.generic = np.float64(value).astype(dtype)
+        return None if np.isinf(cast) and not np.isinf(value) else cast
+    if dtype.kind not in "ui" or not isfinite(value) or value != int(value):
+        return None
+    if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+        return None
+    whole: np.generic = dtype.type(int(value))
+    return whole
+
+
+def where(voxels: Array, values: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Which of `voxels`, of any shape, are one of `values`."""
+    found = np.zeros(voxels.shape, bool)
+    for value in values:
+        if isnan(value):
+            found |= np.isnan(voxels) if voxels.dtype.kind == "f" else False
+        elif (cast := in_type(value, voxels.dtype)) is not None:
+            found |= voxels == cast
+    return found
+
+
+def _is_in(value: float, values: Sequence[float]) -> bool:
+    return any(v == value or (isnan(v) and isnan(value)) for v in values)
+
+
+def _number(value: Any) -> float | None:
+    """Numbers, also as text; and as xarray writes floats to Zarr v3: eight bytes in base64."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        raw = base64.b64decode(str(value), validate=True)
+        return float(struct.unpack("<d", raw)[0]) if len(raw) == 8 else None
+    except (binascii.Error, ValueError):
+        return None
