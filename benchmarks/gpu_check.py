@@ -43,7 +43,8 @@ from gpu_report import CannotRun, Part, Row, exit_code, table
 ROOT = Path(__file__).resolve().parents[1]
 NO_GPU = 3
 BUDGETS = {
-    "build": 50, "tests": 55, "sanitizer": 50, "bandwidth": 25, "end-to-end": 90, "monai": 35, "memory": 55, "tensorrt": 55,
+    "build": 50, "tests": 55, "sanitizer": 50, "bandwidth": 25, "end-to-end": 90, "monai": 35, "memory": 55,
+    "tensorrt": 55,
     "gpus": 20, "decoding": 15,
 }  # fmt: skip
 """Seconds per part: 450 together, which leaves half a minute for installing wheels."""
@@ -150,7 +151,8 @@ def _run_part(name: str, args: argparse.Namespace, environment: dict[str, str], 
     begun = time.perf_counter()
     print(f"{name} ...", file=sys.stderr, flush=True)
     child = subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True
     )  # fmt: skip
     try:
         _, said = child.communicate(timeout=BUDGETS[name])

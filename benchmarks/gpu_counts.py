@@ -102,9 +102,8 @@ def halo_table(windows_per_second: float = WINDOWS_PER_SECOND, wires: tuple[floa
             h = halos(classes, gpus, windows_per_second)
             cells = [f"{h.seconds(r * 1e9) * 1e3:.3g}, {h.saving(r * 1e9):.0%}" for r in wires]
             lines.append(
-                f"| {classes} | {gpus} | {h.blocks}, {h.length} | {h.network_seconds * 1e3:.3g} | {h.bytes / 1e6:.3g} | "
-                + " | ".join(cells)
-                + " |"
+                f"| {classes} | {gpus} | {h.blocks}, {h.length} | {h.network_seconds * 1e3:.3g} | {h.bytes / 1e6:.3g} "
+                "| " + " | ".join(cells) + " |"
             )
     return "\n".join(lines) + "\n"
 
@@ -145,7 +144,8 @@ def main() -> None:
     if args.decode:
         rates = decoded_by_a_core()
         print(
-            f"a core decodes {statistics.median(rates):.2f} GB/s ({min(rates):.2f} to {max(rates):.2f}, {len(rates)} times)"
+            f"a core decodes {statistics.median(rates):.2f} GB/s ({min(rates):.2f} to {max(rates):.2f}, {len(rates)} "
+            "times)"
         )
 
 

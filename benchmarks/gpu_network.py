@@ -77,7 +77,8 @@ def spec_of(window: tuple[int, ...], classes: int, flops_of_window: int = 1) -> 
     from unet_engine.model.spec import ModelSpec
 
     return ModelSpec(
-        name="mlperf", axes="zyx", channels_in=1, channels_out=classes, window=window, window_min=(16,) * 3, window_step=(16,) * 3,
+        name="mlperf", axes="zyx", channels_in=1, channels_out=classes, window=window, window_min=(16,) * 3,
+        window_step=(16,) * 3,
         margin=(0,) * 3, normalization=Normalization(mode="range", low=-1000, high=1000), flops=flops_of_window,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from gpu_extras import decoding, gpus, tensorrt
 from gpu_runs import end_to_end, memory, monai
 
 PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
-    "build": build, "tests": tests, "sanitizer": sanitizer, "bandwidth": bandwidth, "end-to-end": end_to_end, "monai": monai,
+    "build": build, "tests": tests, "sanitizer": sanitizer, "bandwidth": bandwidth, "end-to-end": end_to_end,
+    "monai": monai,
     "memory": memory, "tensorrt": tensorrt, "gpus": gpus, "decoding": decoding,
 }  # fmt: skip

@@ -1,9 +1,11 @@
 """How cost grows with the work: voxels, classes, overlap and workers, each beside the law that it should follow.
 
-    python benchmarks/growth.py [--out growth.json] [--picture growth.png] [--only voxels classes overlap workers] [--quick]
+    python benchmarks/growth.py [--out growth.json] [--picture growth.png] [--only voxels classes overlap workers]
+        [--quick]
     python benchmarks/growth.py --plot growth.json growth.png          draw again
 
-voxels    1 to 512 times 128³ (the same stored chunks again, as hard links), fake back end; law: seconds a window as for the largest,
+voxels    1 to 512 times 128³ (the same stored chunks again, as hard links), fake back end; law: seconds a window as
+for the largest,
           memory as planned, until --memory bounds it
 classes   2 to 512, fake back end; law: seconds are a straight line, memory is what the plan predicts
 overlap   0 to 0.75, a small real network; law: windows by the grid's rule, towards (1 / (1 − r))³; seconds a

@@ -245,19 +245,22 @@ def _machine() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores, {operations.IMPLEMENTATION}"
+    processor = names[0] if names else platform.processor()
+    return f"{processor}, {len(os.sched_getaffinity(0))} cores, {operations.IMPLEMENTATION}"
 
 
 def _print(found: dict[str, Ratio], known: dict[str, Any] | None, fallen: set[str]) -> None:
     print(_machine() + ("" if known else ": no baseline is stored for it, ratios must reach a floor; see --record"))
     print("| ratio | now, quartiles | before, quartiles | must reach | |\n|---|---|---|---|---|")
-    shown = {"add": "`operations.add`, times NumPy", "gather": "`operations.gather`, times NumPy", "labels": "`operations.labels`, times NumPy",
+    shown = {"add": "`operations.add`, times NumPy", "gather": "`operations.gather`, times NumPy",
+        "labels": "`operations.labels`, times NumPy",
              "3D": "run ÷ bare network, 3D", "2D": "run ÷ bare network, 2D"}  # fmt: skip
     for name, ratio in found.items():
         before = Ratio(**known[name]) if known and name in known else None
         verdict = "FELL" if name in fallen else "holds"
         print(
-            f"| {shown[name]} | {_quartiles(ratio)} | {_quartiles(before) if before else ''} | {least(name, known):.3f} | {verdict} |"
+            f"| {shown[name]} | {_quartiles(ratio)} | {_quartiles(before) if before else ''} | "
+            f"{least(name, known):.3f} | {verdict} |"
         )
     if fallen:
         print(f"slower than before: {', '.join(shown[name] for name in found if name in fallen)}", file=sys.stderr)

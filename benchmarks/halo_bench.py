@@ -88,7 +88,8 @@ def cases(shape: tuple[int, ...], threads: int) -> list[Case]:
             lambda: operations.add_constant(inner, values, weights, *place, **many),
             lambda: reference.add_constant(inner, values, weights, *place),
         ),
-        case("merge", 12 * voxels, lambda: operations.merge(inner, part, zero, **many), lambda: reference.merge(inner, part, zero)),
+        case("merge", 12 * voxels, lambda: operations.merge(inner, part, zero, **many),
+             lambda: reference.merge(inner, part, zero)),
         case(
             "gather uint16", 6 * raw.size,
             lambda: operations.gather(cut, raw, index, scale, shift, 0, **many),
@@ -185,7 +186,8 @@ def main(arguments: list[str] | None = None) -> list[Result]:
                 f"{r.reference_ms:.2f} ±{r.reference_spread_ms:.2f}",
             )
             print(
-                f"{r.name:<32}{native:>18}{reference:>18}{r.times_reference:>9.1f}{r.share_of_copy:>9.2f}{r.gigabytes_per_second:>7.1f}",
+                f"{r.name:<32}{native:>18}{reference:>18}{r.times_reference:>9.1f}{r.share_of_copy:>9.2f}"
+                f"{r.gigabytes_per_second:>7.1f}",
                 flush=True,
             )
     if options.json:

@@ -113,13 +113,16 @@ def _run(
 def _print(rows: list[dict[str, Any]]) -> None:
     first = rows[0]["peak"]
     print(
-        "| voxels | --memory | peak MiB | of the small one | predicted MiB | peak ÷ predicted | windows |\n|---|---|---|---|---|---|---|"
+        "| voxels | --memory | peak MiB | of the small one | predicted MiB | peak ÷ predicted | windows "
+        "|\n|---|---|---|---|---|---|---|"
     )
     for row in rows:
         limit = f"{row['memory_limit'] / 2**20:.0f} MiB" if row["memory_limit"] else "default"
         print(
-            f"| {'×'.join(map(str, row['times']))} = {row['voxels'] / 1e6:.0f} M | {limit} | {row['peak'] / 2**20:.0f} | "
-            f"{row['peak'] / first:.2f} | {row['predicted'] / 2**20:.0f} | {row['peak'] / row['predicted']:.2f} | {row['windows']:,} |"
+            f"| {'×'.join(map(str, row['times']))} = {row['voxels'] / 1e6:.0f} M | {limit} | {row['peak'] / 2**20:.0f} "
+            "| "
+            f"{row['peak'] / first:.2f} | {row['predicted'] / 2**20:.0f} | {row['peak'] / row['predicted']:.2f} | "
+            f"{row['windows']:,} |"
         )
 
 

@@ -1,6 +1,7 @@
 """What ``run --profile`` costs: counted, and measured as a paired ratio.
 
-    python benchmarks/profile_overhead.py [--pairs 12] [--model net.onnx] [--window Z,Y,X] [--shape Z,Y,X] [--json FILE] [--quick]
+    python benchmarks/profile_overhead.py [--pairs 12] [--model net.onnx] [--window Z,Y,X] [--shape Z,Y,X] [--json
+        FILE] [--quick]
 
 Counted: the cost of one span (many of them, timed in a loop) times the spans of a run, over the time of the run.
 Measured: runs with and without a profile in turn, in one process, the order swapped from pair to pair; the ratio of
@@ -53,14 +54,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         facts = _measure(args, Path(folder))
     print(
-        f"{facts['windows']:,} windows of {args.window}, {facts['spans']:,} spans ({facts['spans'] / facts['windows']:.1f} a window) "
+        f"{facts['windows']:,} windows of {args.window}, {facts['spans']:,} spans "
+        f"({facts['spans'] / facts['windows']:.1f} a window) "
         f"of {facts['span_ns']:.0f} ns: {facts['counted']:.3%} of {facts['seconds']:.2f} s, counted; "
         f"not profiled, {facts['plain_span_ns']:.0f} ns"
     )
     for name in ("profiled", "plain"):
         ratios = facts[f"{name}_over_plain"]
         print(
-            f"{name} ÷ plain: {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f}), {len(ratios)} pairs"
+            f"{name} ÷ plain: {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f}), {len(ratios)} "
+            "pairs"
         )
     if args.json:
         Path(args.json).write_text(json.dumps(facts, indent=1) + "\n")

@@ -76,7 +76,8 @@ def main() -> None:
     rates = measure(args.megabytes, args.rounds)
     for protocol, found in rates.items():
         print(
-            f"{protocol}: {statistics.median(found):.2f} GB/s ({min(found):.2f} to {max(found):.2f}), {len(found)} rounds"
+            f"{protocol}: {statistics.median(found):.2f} GB/s ({min(found):.2f} to {max(found):.2f}), {len(found)} "
+            "rounds"
         )
     if "ucx" in rates:
         ratios = [u / t for t, u in zip(rates["tcp"], rates["ucx"], strict=True)]

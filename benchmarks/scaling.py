@@ -7,7 +7,8 @@ and network of this machine do not count. The plan has 103,823 blocks of 64 wind
 time, windows x 2.3 ms / workers, minus 1.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json            seconds per point: --seconds 60
-    python benchmarks/scaling.py --workers 16 --whole                             the whole plan, with memory of scheduler and client
+    python benchmarks/scaling.py --workers 16 --whole                             the whole plan, with memory of
+    scheduler and client
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def plan(blocks: int) -> Plan:
 
 def job(whole: Plan) -> Job:
     spec = ModelSpec(
-        name="simulated", axes="zyx", channels_in=1, channels_out=1, window=(8,) * 3, window_min=(8,) * 3, window_step=(8,) * 3,
+        name="simulated", axes="zyx", channels_in=1, channels_out=1, window=(8,) * 3, window_min=(8,) * 3,
+        window_step=(8,) * 3,
         margin=(0,) * 3, activation="none",
     )  # fmt: skip
     model = ModelFile(Path("simulated.fake.toml"), "fake", "0" * 64, spec)
@@ -138,7 +140,8 @@ class Meter:
 PER_PROCESS = 4
 """Simulated workers in a process."""
 QUIET = {
-    "distributed.worker.profile.enabled": False, "distributed.worker.memory.target": False, "distributed.worker.memory.spill": False,
+    "distributed.worker.profile.enabled": False, "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False, "distributed.scheduler.worker-saturation": 1.1,
     "distributed.admin.low-level-log-length": 20, "logging": {"distributed": "critical"},
 }  # fmt: skip
@@ -220,7 +223,8 @@ def measure(workers: int, seconds: float | None) -> dict:
         "workers": workers, "blocks_per_run": length, "blocks": whole.block_count,
         "windows": progress.counters().inferred, "seconds": wall, "whole": seconds is None, "windows_per_second": rate,
         "overhead": workers / LATENCY / rate - 1, "halo_bytes": progress.counters().halo_bytes,
-        "scheduler_cores": (rows[-1]["scheduler_cpu"] - rows[0]["scheduler_cpu"]) / (rows[-1]["seconds"] - rows[0]["seconds"]),
+        "scheduler_cores": (rows[-1]["scheduler_cpu"] - rows[0]["scheduler_cpu"])
+            / (rows[-1]["seconds"] - rows[0]["seconds"]),
         "client_cores": (rows[-1]["client_cpu"] - rows[0]["client_cpu"]) / (rows[-1]["seconds"] - rows[0]["seconds"]),
         "machine_cores": psutil.cpu_count(), "rows": rows[::20] if seconds is None else [],
     }  # fmt: skip

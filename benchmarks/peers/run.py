@@ -1,7 +1,9 @@
 """Ours against the peers, at equal output, on one machine in one run.
 
-    python benchmarks/peers/run.py [--cases 3D 2D organs scan] [--sizes 1 8 64] [--base 16] [--repeats 1] [--only NAME ...]
-                                   [--python PEERS/bin/python] [--limit SECONDS] [--json FILE] [--markdown FILE] [--quick]
+    python benchmarks/peers/run.py [--cases 3D 2D organs scan] [--sizes 1 8 64] [--base 16] [--repeats 1] [--only NAME
+        ...]
+                                   [--python PEERS/bin/python] [--limit SECONDS] [--json FILE] [--markdown FILE]
+                                       [--quick]
 
 Every contestant runs in a process of its own, pinned to the same two cores with as many threads, and does all of it:
 read the Zarr volume, infer, stitch, argmax, write labels as Zarr. Importing libraries, building the PyTorch module and,
@@ -191,8 +193,10 @@ def _row(
 ) -> dict[str, Any]:
     who = CONTESTANTS[name]
     row: dict[str, Any] = {
-        "case": case.name, "times": times, "shape": list(case.shape(times)), "classes": case.classes, "contestant": name,
-        "blend": who.blend, "lines": contestants.lines(who.work), "reasons": sorted({r["reason"] for r in done if "reason" in r}),
+        "case": case.name, "times": times, "shape": list(case.shape(times)), "classes": case.classes,
+        "contestant": name,
+        "blend": who.blend, "lines": contestants.lines(who.work),
+        "reasons": sorted({r["reason"] for r in done if "reason" in r}),
     }  # fmt: skip
     good = [r for r in done if "seconds" in r]
     if not good:
@@ -239,7 +243,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         shape = "×".join(map(str, mine[0]["shape"]))
         parts.append(
             f"### {case}, {times}× voxels: {shape}, {mine[0]['classes']} classes\n\n"
-            "| | blend | Mvoxel/s | time, of the engine's | peak memory | agreement | lines |\n|---|---|---|---|---|---|---|"
+            "| | blend | Mvoxel/s | time, of the engine's | peak memory | agreement | lines "
+            "|\n|---|---|---|---|---|---|---|"
         )
         parts += [_line(row) for row in mine]
         parts.append("")
@@ -253,7 +258,8 @@ def _line(row: dict[str, Any]) -> str:
     ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else ""
     agreement = "" if row["agreement"] is None else f"{row['agreement']:.5f}"
     return (
-        f"| {row['contestant']} | {row['blend']} | {row['voxels_per_second'] / 1e6:.3f} | {ratio} | {row['peak_bytes'] / MEBI:.0f} MiB | "
+        f"| {row['contestant']} | {row['blend']} | {row['voxels_per_second'] / 1e6:.3f} | {ratio} | "
+        f"{row['peak_bytes'] / MEBI:.0f} MiB | "
         f"{agreement} | {row['lines']} |"
     )
 

@@ -69,7 +69,8 @@ def _nnunet(case: Case, base: int) -> Any:
     stages = 5 if min(case.window) >= 64 else 3
     return PlainConvUNet(
         input_channels=1, num_classes=case.classes, n_stages=stages,
-        features_per_stage=[min(320, base * 2**i) for i in range(stages)], strides=(1, *(2,) * (stages - 1)), kernel_sizes=3,
+        features_per_stage=[min(320, base * 2**i) for i in range(stages)], strides=(1, *(2,) * (stages - 1)),
+        kernel_sizes=3,
         conv_op=torch.nn.Conv3d, conv_bias=True, norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"affine": True},
         nonlin=torch.nn.LeakyReLU, n_conv_per_stage=2, n_conv_per_stage_decoder=2, deep_supervision=False,
     )  # fmt: skip
@@ -93,7 +94,8 @@ def save(case: Case, base: int, folder: Path) -> None:
 
     none = (0,) * len(case.window)
     spec = ModelSpec(
-        name=case.name, axes=case.axes, channels_in=1, channels_out=case.classes, window=case.window, window_min=case.window,
+        name=case.name, axes=case.axes, channels_in=1, channels_out=case.classes, window=case.window,
+        window_min=case.window,
         window_step=none, margin=none, normalization=Normalization(mode="range", low=0, high=255),
     )  # fmt: skip
     module = network(case, base)
@@ -190,7 +192,8 @@ def nnunet_plans(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     }
     configuration = {
-        "patch_size": list(case.window), "spacing": [1.0] * len(case.window), "batch_size": 2, "preprocessor_name": "DefaultPreprocessor",
+        "patch_size": list(case.window), "spacing": [1.0] * len(case.window), "batch_size": 2,
+        "preprocessor_name": "DefaultPreprocessor",
         "normalization_schemes": ["NoNormalization"], "use_mask_for_norm": [False], **resample,
         "architecture": {"network_class_name": "none", "arch_kwargs": {}, "_kw_requires_import": []},
     }  # fmt: skip

@@ -65,6 +65,8 @@ class Settings(BaseModel):
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None = None
     """What the network's outputs are, see `unet_engine.model.spec.Activation`; default: what the model or its graph
     says."""
+    head: str | None = None
+    """Name of the output that is wanted, of a network with several; default: see `unet_engine.model.outputs.choose`."""
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
     mask: str | None = None
@@ -178,6 +180,7 @@ class Settings(BaseModel):
         "roi",
         "axes",
         "normalize",
+        "head",
         "backend",
         "device",
         "scheduler",

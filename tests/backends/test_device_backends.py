@@ -62,7 +62,8 @@ def test_bfloat16_is_close_and_computed_in_it_all_the_way(files: Path, tmp_path:
     got = {}
     for precision in ("fp32", "bf16"):
         result = unet_engine.run(
-            volume, model=str(files / "net.pt2"), backend="pytorch", device="simulated", precision=precision, output="logits",
+            volume, model=str(files / "net.pt2"), backend="pytorch", device="simulated", precision=precision,
+            output="logits",
             out=str(tmp_path / f"{precision}.zarr"), normalize="zscore",
         )  # fmt: skip
         got[precision] = result_of(result.out)

@@ -80,7 +80,8 @@ MATRIX = {
     "demo 3d": (3, "cells_3d.onnx"),
     "MONAI UNet": (3, monai("UNet", **_MONAI_3D, channels=(4, 8, 16), strides=(2, 2), num_res_units=2)),
     "MONAI DynUNet": (
-        3, monai("DynUNet", **_MONAI_3D, kernel_size=[3, 3, 3], strides=[1, 2, 2], upsample_kernel_size=[2, 2], filters=[4, 8, 16]),
+        3, monai("DynUNet", **_MONAI_3D, kernel_size=[3, 3, 3], strides=[1, 2, 2], upsample_kernel_size=[2, 2],
+                 filters=[4, 8, 16]),
     ),
     "MONAI SegResNet": (3, monai("SegResNet", **_MONAI_3D, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))),
     "nnU-Net PlainConvUNet": (3, nnunet("PlainConvUNet", 3, n_conv_per_stage=1)),

@@ -13,7 +13,8 @@ from support.paths import BENCHMARKS
 
 def ran(script, *options, folder):
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--quick", *options], cwd=folder, capture_output=True, text=True, timeout=250,
+        [sys.executable, str(BENCHMARKS / script), "--quick", *options], cwd=folder, capture_output=True, text=True,
+        timeout=250,
         env={**environment(), "PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "5"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -86,7 +86,8 @@ def test_files_that_are_none(content, message):
     ("kind", "text", "seconds"),
     [
         ("slurm", "90", 90 * 60), ("slurm", "01:30", 90), ("slurm", "01:30:00", 5400), ("slurm", "2-01", 49 * 3600),
-        ("slurm", "2-01:30", 49.5 * 3600), ("slurm", "UNLIMITED", None), ("lsf", "01:30", 5400), ("pbs", "01:30:00", 5400),
+        ("slurm", "2-01:30", 49.5 * 3600), ("slurm", "UNLIMITED", None), ("lsf", "01:30", 5400),
+        ("pbs", "01:30:00", 5400),
     ],
 )  # fmt: skip
 def test_walltimes(kind, text, seconds):
@@ -175,7 +176,10 @@ def test_no_dask_jobqueue(monkeypatch):
 
 def test_an_interrupt_stays_an_interrupt():
     pytest.importorskip("dask_jobqueue")
-    code = "import signal; from unet_engine.cluster import batch_jobs; batch_jobs._jobqueue(); print(signal.getsignal(signal.SIGINT))"
+    code = (
+        "import signal; from unet_engine.cluster import batch_jobs; batch_jobs._jobqueue(); "
+        "print(signal.getsignal(signal.SIGINT))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert "default_int_handler" in done.stdout
 

@@ -54,10 +54,14 @@ def verdict(model, window=None, *, passed=True):
         one_class=False,
     )
     return Verdict(
-        precision="bf16", backend="openvino", library=library("openvino", "cpu"), model=model.sha256, network=None, rest="fp32",
-        window=window or model.spec.window, normalization=str(model.spec.normalization), passed=passed, emulated=False, reason="as told",
+        precision="bf16", backend="openvino", library=library("openvino", "cpu"), model=model.sha256, network=None,
+        rest="fp32",
+        window=window or model.spec.window, normalization=str(model.spec.normalization), passed=passed, emulated=False,
+        reason="as told",
         figures=figures, thresholds=Thresholds(dice=0.999),
-        calibration=Calibration(volume="v", fingerprint="f", windows=4, held_out=4, seed=0, quantiles=((0, 1, 2, 3, 4),)),
+        calibration=Calibration(
+            volume="v", fingerprint="f", windows=4, held_out=4, seed=0, quantiles=((0, 1, 2, 3, 4),)
+        ),
         seconds_per_window=1.0, fp32_seconds_per_window=2.0,
     )  # fmt: skip
 

@@ -19,7 +19,8 @@ COMMANDS = ["run", "plan", "finish", "info", "demo", "bench"]
 HEAVY = {"torch", "tensorrt", "zarr", "zarrs", "openvino", "onnx", "onnxruntime", "numpy", "pydantic", "rich", "dask"}
 HELP_SECONDS = 0.3
 RESULT_KEYS = {
-    "out", "digest", "windows_planned", "windows_inferred", "windows_skipped", "seconds", "voxels_per_second", "peak_rss_bytes",
+    "out", "digest", "windows_planned", "windows_inferred", "windows_skipped", "seconds", "voxels_per_second",
+    "peak_rss_bytes",
     "backend", "precision",
 }  # fmt: skip
 

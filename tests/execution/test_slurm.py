@@ -151,7 +151,10 @@ def test_jobs_that_end_before_a_worker_connects(slurm, monkeypatch):
     monkeypatch.setattr(job_keeper, "ASK_EVERY", 0.5)
     monkeypatch.setattr(job_keeper, "LOOK_EVERY", 0.5)
     prologue = '["echo the module cuda is unknown >&2", "exit 1"]'
-    expected = r"3 jobs ended before a worker connected; see .*unet-engine-jobs: unet-engine-\d+.err ends with '.*module cuda is unknown'"
+    expected = (
+        r"3 jobs ended before a worker connected; see .*unet-engine-jobs: unet-engine-\d+.err ends with "
+        r"'.*module cuda is unknown'"
+    )
     with connected(jobs=1, prologue=prologue) as cluster, pytest.raises(ClusterError, match=expected):
         clusters.wait_for_workers(cluster, print)
 

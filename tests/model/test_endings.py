@@ -29,7 +29,8 @@ def network(path, nodes, channels=1, axes=3, opset=17, out=None, **more):
     factors = np.array([1, -1, 0.5], np.float32)[:channels]
     weights = {
         "w": (factors / 16).reshape(channels, 1, *(1,) * axes), "b": factors * np.float32(-8),
-        "zero": np.float32(0), "one": np.float32(1), "half": np.float32(0.5), "tiny": np.float32(1e-7), "full": np.float32(255),
+        "zero": np.float32(0), "one": np.float32(1), "half": np.float32(0.5), "tiny": np.float32(1e-7),
+        "full": np.float32(255),
         "axis1": np.array([1]), **more,
     }  # fmt: skip
     shape = [1, 1, *(8,) * axes]
@@ -66,7 +67,8 @@ ONE_CHANNEL = {
     "Clip": [node("Sigmoid", "c", "s"), node("Clip", "s tiny one", "y")],
     "Reshape": [node("Sigmoid", "c", "s"), node("Reshape", "s to", "r"), node("Reshape", "r back", "y")],
     "Transpose": [
-        node("Transpose", "c", "t", perm=[0, 2, 3, 4, 1]), node("Sigmoid", "t", "s"), node("Transpose", "s", "y", perm=[0, 4, 1, 2, 3]),
+        node("Transpose", "c", "t", perm=[0, 2, 3, 4, 1]), node("Sigmoid", "t", "s"),
+        node("Transpose", "s", "y", perm=[0, 4, 1, 2, 3]),
     ],
     "Reshape by the input's own shape": [node("Sigmoid", "c", "s"), node("Shape", "x", "n"), node("Reshape", "s n", "y")],
     "mean": [

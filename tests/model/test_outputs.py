@@ -45,7 +45,8 @@ def test_what_the_shapes_decide(outputs):
 @pytest.mark.parametrize(
     ("names", "wanted"),
     [
-        (("aux", "out"), "out"), (("seg", "seg_aux"), "seg"), (("ds2", "ds1", "mask"), "mask"), (("1876", "output", "1900"), "output"),
+        (("aux", "out"), "out"), (("seg", "seg_aux"), "seg"), (("ds2", "ds1", "mask"), "mask"),
+        (("1876", "output", "1900"), "output"),
     ],
 )  # fmt: skip
 def test_what_a_name_decides(names, wanted):

@@ -20,7 +20,8 @@ from unet_engine.model.spec import METADATA_KEY, ModelSpec
 torch = pytest.importorskip("torch")
 
 SPEC = ModelSpec(
-    name="net", axes="zyx", channels_in=1, channels_out=2, window=(8, 8, 8), window_min=(8, 8, 8), window_step=(0, 0, 0),
+    name="net", axes="zyx", channels_in=1, channels_out=2, window=(8, 8, 8), window_min=(8, 8, 8),
+    window_step=(0, 0, 0),
     margin=(0, 0, 0),
 )  # fmt: skip
 

@@ -100,7 +100,7 @@ def test_normalisation_is_global(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, (image - image.mean()) / image.std(), atol=1e-4)
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def test_memory_is_bounded_by_the_budget_and_close_to_the_prediction(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def _command(arguments: list[str]) -> dict[str, Any]:
     return decoded
 
 
-# --- the demo ---------------------------------------------------------------------------------------------------------------------
+# --- the demo ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_demo_segments_its_tissue_and_shows_it(tmp_path: Path) -> None:

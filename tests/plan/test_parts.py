@@ -38,7 +38,7 @@ from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.memory import cut_columns, fit
 from unet_engine.plan.plan import Plan
 
-# --- who does what ----------------------------------------------------------------------------------------------------------------
+# --- who does what ----------------------------------------------------------------------------------------------------
 
 
 def parts_of(plan: Plan, n: int) -> list[Plan]:
@@ -128,7 +128,7 @@ def test_memory_of_a_part_is_that_of_its_boxes() -> None:
     assert prod(part.share_shape) == plan.block_count / 16
 
 
-# --- the same bytes ---------------------------------------------------------------------------------------------------------------
+# --- the same bytes ---------------------------------------------------------------------------------------------------
 
 RNG = np.random.default_rng(5)
 SHAPE = (24, 60, 64)
@@ -272,7 +272,7 @@ def test_plan_shows_a_part(case: Case, tmp_path: Path) -> None:
     assert (result.windows_planned, result.blocks_planned) == (parts[2]["windows_planned"], parts[2]["blocks_planned"])
 
 
-# --- at the same time -------------------------------------------------------------------------------------------------------------
+# --- at the same time -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -357,7 +357,7 @@ def test_a_part_of_another_run_is_refused(case: Case, tmp_path: Path) -> None:
         case.run(out, part="2/2", output="labels")
 
 
-# --- the end ----------------------------------------------------------------------------------------------------------------------
+# --- the end ----------------------------------------------------------------------------------------------------------
 
 
 def test_finish_completes_what_is_all_there(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,10 +28,14 @@ def _nothing_known(monkeypatch):
     "text",
     [
         "s3://key:SECRET@bucket/scan.zarr", "s3://key:SEC/SECRET+x@bucket/scan.zarr", "https://SECRET@host/x",
-        "https://me@lab.org:SECRET@host/x", "simplecache::s3://key:SECRET@bucket/x", "see HTTPS://u:SECRET@h:80/x; retry",
-        "https://h/x?X-Amz-Signature=SECRET&X-Amz-Credential=SECRET", "https://h/x?sig=SECRET#token=SECRET", "https://h/x.zarr?SECRET0=SECRET&a=SECRET",
-        "{'key': 'SECRET', \"secret\": \"SECRET\", 'token': 'SECRET'}", "password=SECRET", 'aws_secret_access_key = "SECRET"',
-        "Authorization: Bearer SECRET0123", "AccountKey=SECRET;EndpointSuffix=x", "storage_options={'sas_token': 'SECRET'}",
+        "https://me@lab.org:SECRET@host/x", "simplecache::s3://key:SECRET@bucket/x",
+        "see HTTPS://u:SECRET@h:80/x; retry",
+        "https://h/x?X-Amz-Signature=SECRET&X-Amz-Credential=SECRET", "https://h/x?sig=SECRET#token=SECRET",
+        "https://h/x.zarr?SECRET0=SECRET&a=SECRET",
+        "{'key': 'SECRET', \"secret\": \"SECRET\", 'token': 'SECRET'}", "password=SECRET",
+        'aws_secret_access_key = "SECRET"',
+        "Authorization: Bearer SECRET0123", "AccountKey=SECRET;EndpointSuffix=x",
+        "storage_options={'sas_token': 'SECRET'}",
     ],
 )  # fmt: skip
 def test_what_stands_where_secrets_do_is_hidden(text):
@@ -45,7 +49,8 @@ def test_what_stands_where_secrets_do_is_hidden(text):
     "text",
     [
         "s3://bucket/scan.zarr/0", "tcp://127.0.0.1:8786", "tcp://node7:8786/a@b", "/data/me@lab/scan.zarr?", "a:b@c",
-        "https://h/x.zarr?versionId=3", "the key jobs is missing; see docs/cluster.md", "--tls-key a.pem belongs to --tls-cert",
+        "https://h/x.zarr?versionId=3", "the key jobs is missing; see docs/cluster.md",
+        "--tls-key a.pem belongs to --tls-cert",
         "C:\\x", "window = [1, 2]", "overlap=0.5", "token", "https://h/me@lab/x",
     ],
 )  # fmt: skip
@@ -109,7 +114,8 @@ def test_nothing_that_a_run_leaves_holds_a_secret(remote, tmp_path, monkeypatch)
         cli("run", *common, "--out", f"memory://{USER}:{SECRET}@lab/o.zarr", "--json"),
         cli("finish", f"memory://{USER}:{SECRET}@lab/none.zarr"), cli("run", "--in", URL + "x", "--model", model),
         cli("run", *common, "--mask", f"https://{USER}:{SECRET}@no.invalid/m?sig={SECRET}", "--out", "m.zarr"),
-        cli("run", *common, "--scheduler", f"tcp://{USER}:{SECRET}@no.invalid:1"), cli("run", *common, "--roi", "tok-en-0123456789"),
+        cli("run", *common, "--scheduler", f"tcp://{USER}:{SECRET}@no.invalid:1"),
+        cli("run", *common, "--roi", "tok-en-0123456789"),
         cli("run", *common, "--dashboard-token", SECRET, "--dashboard", f"{SECRET}:x", "--workers", 1),
     ]  # fmt: skip
     assert [s.code for s in said[:8]] == [0, 0, 0, 0, 0, 8, 0, 0]
@@ -134,7 +140,8 @@ def test_nor_a_traceback_or_a_log(tmp_path):
     """What is printed by others than us goes through the same place."""
     code = "; ".join((
         "from unet_engine.commands import cli", "import logging, sys",
-        "cli.app = lambda **k: (logging.basicConfig(), logging.error('at %s', sys.argv[1]), 1 / int(sys.argv[1]))", "cli.main()",
+        "cli.app = lambda **k: (logging.basicConfig(), logging.error('at %s', sys.argv[1]), 1 / int(sys.argv[1]))",
+        "cli.main()",
     ))  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code, URL], capture_output=True, text=True, check=False,

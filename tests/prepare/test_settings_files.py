@@ -42,10 +42,12 @@ def write(folder, **values):
 
 VALUES = {
     "device": "cpu", "gpus": 1, "backend": "openvino", "precision": "fp32", "overlap_tolerance": 0.9, "blend": "crop",
-    "padding": "edge", "output": "logits", "dtype": "float32", "roi": "0:4,:,:", "replace_nonfinite": 0.0, "mask": "m.zarr",
+    "padding": "edge", "output": "logits", "dtype": "float32", "roi": "0:4,:,:", "replace_nonfinite": 0.0,
+    "mask": "m.zarr",
     "memory": "1GiB", "batch": 1, "threads": 1, "workers": 1, "scheduler": "tcp://127.0.0.1:1", "protocol": "tcp",
     "cluster": "c.yaml", "part": "1/1", "hang_seconds": 9.0, "tls_ca": "a", "tls_cert": "b", "tls_key": "c",
-    "dashboard": "0.0.0.0:0", "dashboard_token": "t", "profile": "auto", "out": "o.zarr", "resume": True, "overwrite": True,
+    "dashboard": "0.0.0.0:0", "dashboard_token": "t", "profile": "auto", "out": "o.zarr", "resume": True,
+    "overwrite": True,
     "strict": True,
 }  # fmt: skip
 NEEDS = {"overlap_tolerance": {"overlap": "auto"}, "dtype": {"output": "logits"}}

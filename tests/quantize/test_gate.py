@@ -290,7 +290,8 @@ def test_the_hash_of_the_network_that_ran_is_in_the_provenance(proved, tissue, t
     attributes = json.loads((tmp_path / "o.zarr" / "zarr.json").read_text())["attributes"]["unet_engine"]
     assert attributes["identity"]["network"][0] == verdict(path, "int8").network
     said = cli(
-        "run", "--in", tissue, "--model", path, "--window", WINDOW, "--precision", "fp32", "--resume", "--out", tmp_path / "o.zarr"
+        "run", "--in", tissue, "--model", path, "--window", WINDOW, "--precision", "fp32", "--resume", "--out",
+        tmp_path / "o.zarr"
     )  # fmt: skip
     assert said.code == 9
 
@@ -434,7 +435,8 @@ def test_bad_options_are_refused_before_anything_is_made(tissue, tmp_path, optio
     "given",
     [
         {"dice": np.nan}, {"dice": 1.1}, {"dice_of": {"a": np.nan}}, {"agreement": np.nan}, {"agreement": -0.1},
-        {"max_error": np.nan}, {"max_error": np.inf}, {"max_error": -1.0}, {"seed": -1}, {"threads": 0}, {"held_out": 1},
+        {"max_error": np.nan}, {"max_error": np.inf}, {"max_error": -1.0}, {"seed": -1}, {"threads": 0},
+        {"held_out": 1},
     ],
 )  # fmt: skip
 def test_from_python_too_a_threshold_that_everything_passes_is_refused(given):

@@ -139,5 +139,8 @@ def test_a_layout_without_sense_is_refused(wrong, message):
 
 
 def test_geometry_specs_and_tissue_do_not_import_torch():
-    code = "import sys, unet_export.train.geometry, unet_export.train.specs, unet_export.train.tissue; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, unet_export.train.geometry, unet_export.train.specs, unet_export.train.tissue; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

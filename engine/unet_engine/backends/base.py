@@ -168,7 +168,8 @@ class Backend(Network):
     def _refuse_precision(self, *supported: str) -> None:
         if self.setup.precision not in supported:
             raise BackendError(
-                f"{self.name} on {self.setup.device} does not run {self.setup.precision} here; use --precision {' or '.join(supported)}"
+                f"{self.name} on {self.setup.device} does not run {self.setup.precision} here; use --precision "
+                f"{' or '.join(supported)}"
             )
 
     def _check_output(self, shape: tuple[int, ...]) -> None:

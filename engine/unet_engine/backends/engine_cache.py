@@ -42,7 +42,8 @@ def folder() -> Path:
         ) from error
     if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
         raise BackendError(
-            f"the cache {path} belongs to or can be written by others, who could put an engine there; chmod 700 it, or set {FOLDER}"
+            f"the cache {path} belongs to or can be written by others, who could put an engine there; chmod 700 it, or "
+            f"set {FOLDER}"
         )
     return path
 

@@ -1,6 +1,7 @@
 """A network on a GPU as a back end of the host: a ring of page-locked memory around any `DeviceBackend`.
 
-    start(slot):  host --copy--> staged --copy--> input, network, output --copy--> staged --copy--> host     result(slot) waits for `done`
+    start(slot):  host --copy--> staged --copy--> input, network, output --copy--> staged --copy--> host
+    result(slot) waits for `done`
     streams:             "in"             "compute"                                         "out"
 
 One network computes slot after slot, while the copies of other slots go on. Events order the streams; what a slot holds

@@ -79,7 +79,8 @@ LIBRARIES = (
     ),
     Library(
         "onnxruntime", ("onnx",), {CPU: ("fp32",), GPU: ("fp32",)}, ("onnxruntime",), "onnxruntime",
-        host="onnxruntime:OnnxRuntimeBackend", on_device="onnxruntime:OnnxRuntimeDevice", sees_gpu="onnxruntime:sees_gpu",
+        host="onnxruntime:OnnxRuntimeBackend", on_device="onnxruntime:OnnxRuntimeDevice",
+        sees_gpu="onnxruntime:sees_gpu",
     ),
     Library(
         "pytorch", ("pt2", "torchscript"), {CPU: ("fp32", "bf16"), GPU: ("fp32", "bf16", "fp16")}, ("torch",), "torch",

@@ -15,6 +15,7 @@ from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.base import Device, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
+from unet_engine.model.onnx_network import network_of
 
 _CUDA = "CUDAExecutionProvider"
 
@@ -34,9 +35,11 @@ class OnnxRuntimeBackend(ThreadedBackend):
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it says of an error is in the exception
         try:
-            self._session = ort.InferenceSession(str(setup.model.path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                network_of(setup.model, setup.batch), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:
             raise ModelError(
                 f"{setup.model.path}: ONNX Runtime refuses the network: {first_line(error)}; export it again"
@@ -78,9 +81,11 @@ class OnnxRuntimeDevice(DeviceBackend):
                 f"onnxruntime on {setup.device} does not run {setup.precision} here; use --precision fp32, or --backend tensorrt"
             )
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it says of an error is in the exception
         try:
-            self._session = ort.InferenceSession(str(setup.model.path), options, providers=providers(device, stream))
+            self._session = ort.InferenceSession(
+                network_of(setup.model, setup.batch), options, providers=providers(device, stream)
+            )
         except BackendError:
             raise
         except Exception as error:

@@ -18,6 +18,7 @@ from unet_engine.backends.libraries import open_backend, open_on_device
 from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.devices.opening import SIMULATED, is_gpu, is_pipelined, missing, unreachable
 from unet_engine.errors import BackendError, PlanError, first_line
+from unet_engine.model.onnx_network import largest_batch
 from unet_engine.plan.device_memory import default_batch
 from unet_engine.units import Tell, times
 
@@ -99,6 +100,7 @@ class OnDevice:
         return open_on_device(library, setup)
 
     def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
+        wanted = replace(wanted, most=largest_batch(setup.model) or wanted.most)
         setup = replace(setup, batch=default_batch(setup.window, wanted.windows, wanted.most))
         while True:
             opened: DeviceBackend | None = None

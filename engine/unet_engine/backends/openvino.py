@@ -12,6 +12,7 @@ from typing import Any
 from unet_engine.backends.base import Array, Backend, Setup
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.file import attached_network
+from unet_engine.model.onnx_network import network_of
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -81,7 +82,9 @@ class OpenVINOBackend(Backend):
         hint = _HINTS[computed]
         try:
             attached = attached_network(setup.model, setup.network) if setup.network else None
-            model = unpacked(attached, _most(setup)) if attached else core.read_model(setup.model.path)
+            model = (
+                unpacked(attached, _most(setup)) if attached else core.read_model(network_of(setup.model, setup.batch))
+            )
             model.reshape(list(setup.input_shape))
             # One thread per stream keeps every window's bytes independent of the number of threads.
             compiled = core.compile_model(model, "CPU", {

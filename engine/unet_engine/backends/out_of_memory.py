@@ -31,7 +31,8 @@ def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) 
     """The figures, for an error that ends the run."""
     again = ", after one try with fewer" if retried else ""
     return PlanError(
-        f"out of memory {where} with {setup.threads} window(s) of batch {setup.batch} at once{again} ({first_line(error)}); "
+        f"out of memory {where} with {setup.threads} window(s) of batch {setup.batch} at once{again} "
+        f"({first_line(error)}); "
         "use a smaller --window, fewer --workers, or a machine with more memory"
     )
 
@@ -40,7 +41,8 @@ def other_bits(error: BaseException, before: Setup, fewer: Setup, where: str) ->
     """Half the batch would do, but windows that went through the whole one got other last bits: an output is made with
     one of them."""
     return PlanError(
-        f"out of memory {where} with batch {before.batch} ({first_line(error)}), and batch {fewer.batch} gives other last bits on "
+        f"out of memory {where} with batch {before.batch} ({first_line(error)}), and batch {fewer.batch} gives other "
+        "last bits on "
         f"{before.device}, so the output would have both; free its memory and use --resume, or begin again with "
         f"--batch {fewer.batch} --overwrite"
     )

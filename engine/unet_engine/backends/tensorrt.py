@@ -11,6 +11,7 @@ from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.base import Device, Graph, Memory, Stream
 from unet_engine.devices.opening import open_device
 from unet_engine.errors import BackendError, ModelError
+from unet_engine.model import onnx_network
 from unet_engine.model.file import attached_network
 
 FORMAT = 1
@@ -113,8 +114,11 @@ def network_of(setup: Setup) -> bytes:
         )
     import onnx
 
+    found = onnx_network.network_of(setup.model, setup.batch)
+    if isinstance(found, bytes):
+        return found
     try:
-        network: bytes = onnx.load(setup.model.path).SerializeToString()
+        network: bytes = onnx.load(found).SerializeToString()
     except Exception as error:
         raise ModelError(f"{setup.model.path}: the graph cannot be read: {error}; export it again") from error
     return network

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from unet_engine.errors import BackendError, ModelError, first_line
+from unet_engine.model.onnx_shapes import images_of
 from unet_engine.units import times
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -71,7 +72,7 @@ def check_sizes(path: Path, network: bytes, shape: tuple[int, ...]) -> None:
     import onnx
 
     model = onnx.load_from_string(network)
-    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+    for dim, size in zip(images_of(model.graph)[0].type.tensor_type.shape.dim, shape, strict=True):
         dim.Clear()
         dim.dim_value = size
     del model.graph.value_info[:]

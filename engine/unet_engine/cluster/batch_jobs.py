@@ -96,7 +96,8 @@ def _temporary_security(place: Path) -> Security:
         made = Security.temporary()
     except ImportError as error:
         raise ClusterError(
-            "tls: temporary needs the package cryptography; pip install unet-engine[jobqueue], name certificates, or write tls: none"
+            "tls: temporary needs the package cryptography; pip install unet-engine[jobqueue], name certificates, or "
+            "write tls: none"
         ) from error
     files = {"ca": made.tls_ca_file, "cert": made.tls_client_cert, "key": made.tls_client_key}
     for name, text in files.items():
@@ -185,7 +186,8 @@ def _submitted(keeper: Keeper, where: str) -> None:
         cluster.sync(keeper.submit, file.jobs or file.adaptive.minimum)  # type: ignore[union-attr]
     except FileNotFoundError as error:
         raise ClusterError(
-            f"--cluster {where}: there is no {file.type} here: the command {error.filename} is missing; run it where jobs are submitted"
+            f"--cluster {where}: there is no {file.type} here: the command {error.filename} is missing; run it where "
+            "jobs are submitted"
         ) from error
     except Exception as error:
         raise ClusterError(f"--cluster {where}: {file.type} refuses the job: {_said(error)}") from error

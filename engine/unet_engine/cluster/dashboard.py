@@ -94,6 +94,7 @@ def _place(given: str | None) -> tuple[str, int] | None:
     except (OSError, UnicodeError) as error:  # the latter for a name that none can be
         # Dask would take another port and print a warning
         raise ClusterError(
-            f"--dashboard {given}: cannot listen there: {getattr(error, 'strerror', None) or error}; give another port, or leave it out"
+            f"--dashboard {given}: cannot listen there: {getattr(error, 'strerror', None) or error}; give another "
+            "port, or leave it out"
         ) from error
     return host, port

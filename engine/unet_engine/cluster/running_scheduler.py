@@ -148,7 +148,10 @@ def _explained(address: str, causes: str) -> str:
 
 
 _WORKER = "it is a worker, or some other part of Dask"
-_NOT_DASK = "what listens there is no Dask scheduler, or one that speaks TLS; check the address, or write tls:// and give --tls-*"
+_NOT_DASK = (
+    "what listens there is no Dask scheduler, or one that speaks TLS; check the address, or write tls:// and give "
+    "--tls-*"
+)
 _NO_HOST = "name or service not known|nodename nor servname|no address associated|name resolution"
 _ABSENT = f"refused|{_NO_HOST}"
 """What is said where nothing listens at an address: waiting longer is no use."""

@@ -126,13 +126,14 @@ def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
 @click.argument("path", type=PLACE)
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option("--window", metavar="Z,Y,X", help="Window for a foreign ONNX file that names none.")
+@click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def info_command(path: str, axes: str | None, window: str | None, as_json: bool) -> None:  # noqa: FBT001
+def info_command(path: str, axes: str | None, window: str | None, head: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Describe a volume or a model file."""
     from unet_engine.commands import screen
     from unet_engine.commands.info import describe
 
-    facts = describe(path, axes, window)
+    facts = describe(path, axes, window, head)
     if as_json:
         click.echo(json.dumps(facts))
     else:

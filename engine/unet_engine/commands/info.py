@@ -16,10 +16,10 @@ from unet_engine.volumes import samples
 from unet_engine.volumes.formats import format_of, open_volume
 
 
-def describe(path: str, axes: str | None = None, window: str | None = None) -> dict[str, Any]:
+def describe(path: str, axes: str | None = None, window: str | None = None, head: str | None = None) -> dict[str, Any]:
     """What `path` is, as plain values. Raises `ModelError` or `InputError` as opening it does."""
     if is_model(path):
-        return _model(path, window)
+        return _model(path, window, head)
     if Path(path).is_file() and format_of(path) is None:
         raise InputError(
             f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a Zarr volume, which is a folder or a URL"
@@ -27,8 +27,8 @@ def describe(path: str, axes: str | None = None, window: str | None = None) -> d
     return _volume(path, axes)
 
 
-def _model(path: str, window: str | None) -> dict[str, Any]:
-    model = open_model(path, sizes("--window", window))
+def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
+    model = open_model(path, sizes("--window", window), head=head)
     spec = model.spec.model_dump(mode="json")
     spec["normalization"] = str(model.spec.normalization)
     judged = [_judged(verdict) for verdict in model.verdicts]
@@ -37,6 +37,8 @@ def _model(path: str, window: str | None) -> dict[str, Any]:
         "format": model.format,
         "sha256": model.sha256,
         "judged": judged,
+        "output": model.rewriting.output if model.rewriting else None,
+        "notes": list(model.notes),
         "ends_in": model.ends_in or None,
         "contradiction": model.contradiction or None,
         **spec,

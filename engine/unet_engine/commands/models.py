@@ -116,6 +116,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), help="Instead of what the model names, as for run.")
+@click.option("--head", metavar="NAME", help="The output that is judged, of a network with several, as for run.")
 @click.option(
     "--min-dice", multiple=True, metavar="[CLASS=]D", help="Least Dice against fp32; default 0.999, int8 0.995."
 )

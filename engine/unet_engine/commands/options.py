@@ -89,6 +89,7 @@ _SETTINGS = [
         metavar="A",
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each channel; default: the model's.",
     ),
+    click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option(
         "--mask", metavar="PATH", help="Zarr volume, also coarser or finer: only voxels where it is not zero are meant."

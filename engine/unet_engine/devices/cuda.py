@@ -101,7 +101,8 @@ class CudaDevice:
             self._setup.sync()
         except Exception as error:
             raise BackendError(
-                f"out of memory on {self.name}: {what} needs {shown(size)} and {shown(self.free_bytes())} are free ({first_line(error)})"
+                f"out of memory on {self.name}: {what} needs {shown(size)} and {shown(self.free_bytes())} are free "
+                f"({first_line(error)})"
             ) from error
         return CudaMemory(buffer, int(buffer.handle), size)
 

@@ -306,7 +306,8 @@ class SimulatedDevice:
             meets = access.start < region.start + region.size and region.start < access.stop
             if meets and clock.get(access.stream, 0) < access.tick:
                 raise RaceError(
-                    f"{what} {verb} bytes {region.start}:{region.start + region.size} of {getattr(region.memory, 'what', 'a library')} "
+                    f"{what} {verb} bytes {region.start}:{region.start + region.size} of "
+                    f"{getattr(region.memory, 'what', 'a library')} "
                     f"while {access.what} on {access.stream} may not be over"
                 )
 

@@ -24,6 +24,7 @@ from unet_engine.model import attachments, trust
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
+from unet_engine.model.onnx_rewrite import INTEGERS, Rewriting
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.model.verdict import Verdict
 from unet_engine.paths import check_file
@@ -49,7 +50,8 @@ class ModelFile:
     path: Path
     format: Format
     sha256: str
-    """Of the network and its spec; what quantising attaches does not change it."""
+    """Of the network, its spec, and which output of it is taken in which form; what quantising attaches does not change
+    it."""
     spec: ModelSpec
     verdicts: tuple[Verdict, ...] = ()
     outside: tuple[str, ...] = ()
@@ -59,6 +61,14 @@ class ModelFile:
     guessed."""
     proved: Ending = UNPROVED
     """What the graph proves of the outputs, as far as it was looked at."""
+    rewriting: Rewriting | None = None
+    """What of an ONNX graph is changed before a library sees it."""
+    saved_batch: int | None = None
+    """The batch that an ONNX graph was saved for; None where it takes any."""
+    head: str | None = None
+    """The output that was asked for by name."""
+    notes: tuple[str, ...] = ()
+    """What people should know of how the graph is understood."""
     trusted: bool = False
     """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
 
@@ -77,6 +87,11 @@ class ModelFile:
         if self.runs_code:
             trust.trust(self.path, self.sha256)
         return replace(self, trusted=True)
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether its own input is of whole numbers."""
+        return self.rewriting is not None and self.rewriting.takes in INTEGERS
 
     @property
     def contradiction(self) -> str:
@@ -111,10 +126,14 @@ class ModelFile:
 
 
 def open_model(
-    path: str | Path, window: Sequence[int] | None = None, activation: Activation | None = None
+    path: str | Path,
+    window: Sequence[int] | None = None,
+    activation: Activation | None = None,
+    head: str | None = None,
 ) -> ModelFile:
     """Read what the model at `path` promises. `window` is needed, and used, only where the file does not fix a size
-    itself. `activation` wins over what the file says.
+    itself. `activation` wins over what the file says. `head`: name of the output that is wanted, where there are
+    several; see `unet_engine.model.outputs.choose`.
 
     Raises `SettingsError` where the model cannot be of that kind, and `ModelError` where the file is missing, corrupt,
     of no known format, or says too little.
@@ -129,20 +148,30 @@ def open_model(
         check_file(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; give a model file with --model") from error
-    files, ends_in, proved = [path], "", UNPROVED
     if kind == "onnx":
-        found = read_onnx(path, tuple(window) if window else None, activation)
-        spec, ends_in, proved = found.spec, found.ends_in, found.proved
-        files += found.weights
-    elif kind == "fake":
-        spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
-    else:
-        spec = _archive_spec(path)
-    verdicts = _verdicts(path) if kind == "onnx" else ()
-    outside = tuple(str(f.relative_to(path.parent)) for f in files[1:])
-    sha256 = _hash(files, kind)
+        return _onnx(path, tuple(window) if window else None, activation, head)
+    spec = ModelSpec.written(read_toml(path).get("spec", {}), path) if kind == "fake" else _archive_spec(path)
+    sha256 = _hash([path], kind)
     trusted = kind in trust.RUNS_CODE and trust.is_trusted(sha256)
-    return ModelFile(path, kind, sha256, spec, verdicts, outside, ends_in, proved, trusted).activated(activation)
+    return ModelFile(path, kind, sha256, spec, head=head, trusted=trusted).activated(activation)
+
+
+def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | None, head: str | None) -> ModelFile:
+    found = read_onnx(path, window, activation, head)
+    return ModelFile(
+        path,
+        "onnx",
+        _hash([path, *found.weights], "onnx", found.rewriting.text),
+        found.spec,
+        _verdicts(path),
+        tuple(str(f.relative_to(path.parent)) for f in found.weights),
+        found.ends_in,
+        found.proved,
+        found.rewriting,
+        found.saved_batch,
+        head,
+        found.notes,
+    ).activated(activation)
 
 
 def is_model(path: str | Path) -> bool:
@@ -188,8 +217,9 @@ def _archive_spec(path: Path) -> ModelSpec:
     )
 
 
-def _hash(files: Sequence[Path], kind: Format) -> str:
-    """Of all bytes of the files, one after the other, but for what is attached to the first."""
+def _hash(files: Sequence[Path], kind: Format, changes: str = "") -> str:
+    """Of all bytes of the files, one after the other, but for what is attached to the first; and of what is changed of
+    them before they run."""
     digest = hashlib.sha256()
     for i, path in enumerate(files):
         try:
@@ -199,6 +229,7 @@ def _hash(files: Sequence[Path], kind: Format) -> str:
             raise ModelError(
                 f"{path} cannot be read: {error.strerror}; restore it or correct its permissions"
             ) from error
+    digest.update(changes.encode())
     return digest.hexdigest()
 
 

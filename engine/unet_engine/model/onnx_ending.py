@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from unet_engine.model.ending import SLACK, UNPROVED, Ending
+from unet_engine.model.onnx_shapes import Shapes, attribute, images_of, inferred, is_own, opset_of
 
-Shapes = Mapping[str, list[int]]
 LOST = -1
 """The classes that excluded one another are no axis of the tensor any more."""
 LARGEST_CONSTANT = 2**20
@@ -41,53 +41,34 @@ class _Bound:
 _UNKNOWN = _Bound()
 
 
-def ending(graph: Any, opset: int, shapes: Shapes, output: str) -> Ending:
-    """What bounds the tensor called `output`, with its channels along axis 1. `shapes` by name, as far as they are
-    known."""
+def ending(graph: Any, opset: int, shapes: Shapes, output: str, channel: int = 1) -> Ending:
+    """What bounds the tensor called `output`, with its channels along the axis `channel`. `shapes` by name, as far as
+    they are known."""
     known: dict[str, _Bound] = {t.name: _constant(t) for t in graph.initializer}
     complements: dict[str, str] = {}
     for node in graph.node:
         if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
             known[node.output[0]] = _constant(node.attribute[0].t)
             continue
-        own = node.domain in ("", "ai.onnx")
+        own = is_own(node)
         given = [known.get(name, _UNKNOWN) for name in node.input]
         found = _Node(node, given, opset, shapes).bound() if own else _UNKNOWN
         if own and node.op_type == "Sub" and (given[0].constant and given[0].low == given[0].high == 1):
             complements[node.output[0]] = node.input[1]
         if own and node.op_type == "Concat" and _opposite(list(node.input), complements) and found.low >= -SLACK:
-            found = replace(found, axis=_attribute(node, "axis", 1) % max(1, len(shapes.get(node.output[0], [0]))))
+            found = replace(found, axis=attribute(node, "axis", 1) % max(1, len(shapes.get(node.output[0], [0]))))
         if found != _UNKNOWN and node.output:
             known |= dict.fromkeys(node.output if node.op_type == "Split" else node.output[:1], found)
     last = known.get(output, _UNKNOWN)
     axis = last.axis if last.axis is None or abs(last.total - 1) < SLACK else LOST
-    return Ending(last.low, last.high, last.end, None if axis is None else axis == 1)
-
-
-def opset_of(model: Any) -> int:
-    """The version of ONNX's own operators that the model uses."""
-    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    return Ending(last.low, last.high, last.end, None if axis is None else axis == channel)
 
 
 def ending_for(model: Any, shape: Sequence[int]) -> Ending:
     """What bounds the first output of an ONNX model for an input of this shape."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for value in copy.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if len(dims) == len(shape):
-            for dim, size in zip(dims, shape, strict=True):
-                dim.Clear()
-                dim.dim_value = size
-    del copy.graph.value_info[:]
-    for dim in copy.graph.output[0].type.tensor_type.shape.dim:
-        dim.Clear()
-    graph = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
-    shapes |= {t.name: list(t.dims) for t in graph.initializer} | {copy.graph.input[0].name: list(shape)}
-    return ending(graph, opset_of(copy), shapes, graph.output[0].name)
+    graph = model.graph
+    shapes = inferred(model, images_of(graph)[0].name, shape, strict=False).shapes
+    return ending(graph, opset_of(model), shapes, graph.output[0].name)
 
 
 _BOUNDING = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Exp")
@@ -108,12 +89,6 @@ def proved_of(model: Any, shape: Sequence[int]) -> Ending:
 def _opposite(names: list[str], complements: Mapping[str, str]) -> bool:
     """Whether these are two tensors of which one is 1 minus the other."""
     return len(names) == 2 and (complements.get(names[0]) == names[1] or complements.get(names[1]) == names[0])
-
-
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    import onnx
-
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def _constant(tensor: Any) -> _Bound:
@@ -153,7 +128,7 @@ class _Node:
     def _axis(self, default: int) -> int | None:
         """The axis that the node names, counted from the front; None where the rank is not known."""
         rank = len(self._shape(self.node.input[0])) or len(self._shape(self.node.output[0]))
-        axis = int(_attribute(self.node, "axis", default))
+        axis = int(attribute(self.node, "axis", default))
         return axis if axis >= 0 else axis + rank if rank else None
 
     def _kept(self) -> _Bound:
@@ -177,7 +152,7 @@ class _Node:
         if x.axis in (None, LOST):
             return x
         rank = len(self._shape(self.node.input[0]))
-        order = list(_attribute(self.node, "perm", range(rank)[::-1]))
+        order = list(attribute(self.node, "perm", range(rank)[::-1]))
         return replace(x, axis=order.index(x.axis) if x.axis in order else LOST)
 
     def on_slice(self) -> _Bound:
@@ -193,7 +168,7 @@ class _Node:
     on_gather = on_split = _resize_kept = on_slice
 
     def on_resize(self) -> _Bound:
-        mode = _attribute(self.node, "mode", b"nearest")
+        mode = attribute(self.node, "mode", b"nearest")
         return _UNKNOWN if mode not in (b"nearest", b"linear") else self._resize_kept()
 
     on_upsample = on_resize
@@ -217,7 +192,7 @@ class _Node:
 
     def on_clip(self) -> _Bound:
         x = self.given[0]
-        least, most = float(_attribute(self.node, "min", -inf)), float(_attribute(self.node, "max", inf))
+        least, most = float(attribute(self.node, "min", -inf)), float(attribute(self.node, "max", inf))
         least, most = (
             bound if len(self.given) <= i or not self.node.input[i] else getattr(self.given[i], side)
             for i, bound, side in ((1, least, "low"), (2, most, "high"))

@@ -1,4 +1,5 @@
-"""What an ONNX file promises: the spec in its metadata, else what a file beside it and the shapes of its graph tell."""
+"""What an ONNX file promises: the spec in its metadata, else what a file beside it and its graph tell; and what of the
+graph has to be changed before a library runs it."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import ModelError, UnetEngineError, first_line
-from unet_engine.model.ending import Ending, refusal
-from unet_engine.model.onnx_ending import ending, opset_of, proved_of
+from unet_engine.model.ending import UNPROVED, Ending, refusal
+from unet_engine.model.onnx_ending import ending, proved_of
+from unet_engine.model.onnx_foreign import Found, image_of, look
 from unet_engine.model.onnx_outside import weights_outside
+from unet_engine.model.onnx_rewrite import FLOAT, Rewriting
+from unet_engine.model.onnx_shapes import Shapes, dims, opset_of
 from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
-from unet_engine.units import times
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,26 @@ class OnnxFile:
     spec: ModelSpec
     weights: list[Path]
     """Files that hold weights outside of it."""
-    ends_in: str
+    rewriting: Rewriting
+    """What of the graph is changed for whichever library runs it."""
+    saved_batch: int | None
+    """The batch that the graph was saved for; None where it is free."""
+    ends_in: str = ""
     """What in the graph told the spec's activation, in words; empty where it was said, or guessed."""
-    proved: Ending
+    proved: Ending = UNPROVED
     """What the graph proves of the outputs, whatever the spec says."""
+    notes: tuple[str, ...] = ()
+    """What people should know of how the graph is understood."""
 
 
-def read_onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | None = None) -> OnnxFile:
+def read_onnx(
+    path: Path, window: tuple[int, ...] | None, activation: Activation | None = None, head: str | None = None
+) -> OnnxFile:
     """What the file at `path` says.
 
-    `window` is for a graph that fixes no sizes. Where `activation` is given, it is the caller's to put in. Raises
-    `ModelError` where the file is corrupt, is no network of one image, or says too little.
+    `window` is for a graph that fixes no sizes. Where `activation` is given, it is the caller's to put in. `head`: the
+    output that is wanted, of several. Raises `ModelError` where the file is corrupt, is no network of one image, or
+    says too little.
     """
     import onnx
 
@@ -43,106 +55,83 @@ def read_onnx(path: Path, window: tuple[int, ...] | None, activation: Activation
         spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
         weights = weights_outside(model, path)
         if spec_text is not None:
-            spec = ModelSpec.exported(spec_text, path)
-            return OnnxFile(spec, weights, "", proved_of(model, (1, spec.channels_in, *spec.window)))
-        beside = path.with_suffix(".toml")
-        given = _given(beside) if beside.exists() else {}
-        said = given | ({"activation": "none"} if activation else {})
-        spec, end = _spec_from_graph(path, model, window, said)
-        return OnnxFile(spec, weights, "" if "activation" in said else end.activation(spec.channels_out)[1], end)
+            return _carried(path, model, ModelSpec.exported(spec_text, path), weights, head)
+        return _foreign(path, model, window, weights, activation, head)
     except UnetEngineError:
         raise
     except Exception as error:  # the parser and shape inference raise what they like, down to UnicodeDecodeError
         raise ModelError(f"{path} is not a readable ONNX file: {first_line(error)}; export it again") from error
 
 
+def _carried(path: Path, model: Any, spec: ModelSpec, weights: list[Path], head: str | None) -> OnnxFile:
+    """A network with its spec. Most have one output on the grid of the input, in float32, and need no second look."""
+    image, graph = image_of(path, model), model.graph
+    batch = (dims(image) or [0])[0] or None
+    types = {v.type.tensor_type.elem_type for v in (image, *graph.output)}
+    if len(graph.output) == 1 and types == {FLOAT} and not any(spec.margin) and head in (None, graph.output[0].name):
+        proved = proved_of(model, (1, spec.channels_in, *spec.window))
+        return OnnxFile(spec, weights, Rewriting(graph.output[0].name, changes=False), batch, proved=proved)
+    given = {
+        "axes": spec.axes,
+        "channels_in": spec.channels_in,
+        "channels_out": spec.channels_out,
+        "margin": spec.margin,
+    }
+    found = look(path, model, given, spec.window, head, said=True)
+    return OnnxFile(spec, weights, found.rewriting, batch, proved=_ending(model, found), notes=found.notes)
+
+
+def _foreign(
+    path: Path,
+    model: Any,
+    window: tuple[int, ...] | None,
+    weights: list[Path],
+    activation: Activation | None,
+    head: str | None,
+) -> OnnxFile:
+    """A network without a spec: everything its graph tells, for the one window it has or is given; keys of the file
+    beside it win."""
+    beside = path.with_suffix(".toml")
+    given = _given(beside) if beside.exists() else {}
+    said = given | ({"activation": "none"} if activation else {})
+    found = look(path, model, given, window, head, said="activation" in said)
+    end = _ending(model, found)
+    kind, why = end.activation(found.channels_out)
+    if kind is None and "activation" not in said:
+        raise ModelError(refusal(path, why))
+    step = (0,) * len(found.axes)
+    values = {
+        "name": path.stem, "channels_in": found.channels_in, "channels_out": found.channels_out, "window_min": found.window,
+        "window_step": step, "margin": found.margin, "activation": kind, "flops": _flops(model.graph, found.tensors.shapes),
+    }  # fmt: skip
+    keys = {key: value for key, value in said.items() if key != "head"}
+    spec = ModelSpec.written({**values, **keys, "axes": found.axes, "window": found.window}, path)
+    batch = (dims(image_of(path, model)) or [0])[0] or None
+    ends_in = "" if "activation" in said else why
+    return OnnxFile(spec, weights, found.rewriting, batch, ends_in, end, found.notes)
+
+
+def _ending(model: Any, found: Found) -> Ending:
+    channel = found.rewriting.output_axes[1] if found.rewriting.output_axes else 1
+    return ending(
+        model.graph, opset_of(model), found.tensors.shapes, found.head.tensor, -1 if channel is None else channel
+    )
+
+
 def _given(beside: Path) -> dict[str, Any]:
     """What the file beside a foreign network says. Those keys are checked that are used before all become a spec."""
     given = read_toml(beside)
-    for key, kind, example in (("axes", str, '"zyx"'), ("window", list, "[64, 64, 64]"), ("channels_in", int, "1")):
+    kinds = (
+        ("axes", str, '"zyx"'), ("window", list, "[64, 64, 64]"), ("channels_in", int, "1"), ("channels_out", int, "2"),
+        ("margin", list, "[0, 0, 0]"), ("head", str, '"logits"'),
+    )  # fmt: skip
+    for key, kind, example in kinds:
         if key in given and not isinstance(given[key], kind):
             raise ModelError(f"{beside}: {key} = {given[key]!r} is not understood; write it like {key} = {example}")
     return given
 
 
-def _spec_from_graph(
-    path: Path, model: Any, window: tuple[int, ...] | None, given: dict[str, Any]
-) -> tuple[ModelSpec, Ending]:
-    """A foreign network: everything its graph tells, for the one window it has or is given; `given` keys win."""
-    inputs = [i for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}]
-    if len(inputs) != 1:
-        raise ModelError(f"{path} has {len(inputs)} inputs; one image input is needed")
-    sizes = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim]
-    axes = given.get("axes") or {4: "yx", 5: "zyx"}.get(len(sizes))
-    if axes is None:
-        raise ModelError(f"{path}: its input has {len(sizes)} axes; 4 (batch, channel, y, x) or 5 (with z) are needed")
-    window = window or tuple(given.get("window", ())) or tuple(sizes[2:])
-    if not all(window) or len(window) != len(axes):
-        raise ModelError(
-            f"{path} says no window for its axes {axes}; use --window, e.g. --window {','.join(['64'] * len(axes))}"
-        )
-    for axis, size, fixed in zip(axes, window, sizes[2:], strict=True):
-        if fixed not in (0, size):
-            raise ModelError(f"{path} takes only {fixed} voxels along {axis}, not {size}; leave out --window")
-    channels = sizes[1] or given.get("channels_in", 0)
-    if not channels:
-        raise ModelError(
-            f"{path} says no number of input channels; write channels_in to {path.with_suffix('.toml').name}"
-        )
-    shape, shapes = _traced(path, model, inputs[0].name, (1, channels, *window))
-    margins = [(size - out) // 2 for size, out in zip(window, shape[2:], strict=True)]
-    if any(m < 0 or size - out != 2 * m for m, size, out in zip(margins, window, shape[2:], strict=True)):
-        raise ModelError(
-            f"{path} turns {times(window)} into {times(shape[2:])}; an output of the same size, or smaller evenly, is needed"
-        )
-    end = ending(model.graph, opset_of(model), shapes, model.graph.output[0].name)
-    activation, why = end.activation(shape[1])
-    if activation is None and "activation" not in given:
-        raise ModelError(refusal(path, why))
-    values = {
-        "name": path.stem, "axes": axes, "channels_in": channels, "channels_out": shape[1], "window": window, "window_min": window,
-        "window_step": (0,) * len(axes), "margin": margins, "activation": activation, "flops": _flops(model.graph, shapes),
-    }  # fmt: skip
-    spec = ModelSpec.written(
-        {**values, **given, "window": window, "window_min": window, "window_step": (0,) * len(axes)}, path
-    )
-    return spec, end
-
-
-def _traced(path: Path, model: Any, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, list[int]]]:
-    """Output shape of the graph for one input shape, and the shapes of all its tensors by name, by ONNX shape
-    inference."""
-    import onnx
-
-    graph = model.graph
-    for value in graph.input:
-        if value.name == name:
-            for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-                dim.Clear()
-                dim.dim_value = size
-    del graph.value_info[:]
-    for dim in graph.output[0].type.tensor_type.shape.dim:
-        dim.Clear()
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    except Exception as error:
-        raise ModelError(
-            f"{path} does not take windows of {times(shape[2:])}: {first_line(error)}; "
-            "use a --window that its pooling divides, e.g. a multiple of 16 or 32"
-        ) from error
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*inferred.value_info, *inferred.output]
-    }
-    out = shapes[graph.output[0].name]
-    if len(out) != len(shape) or not all(out):
-        raise ModelError(
-            f"{path}: the shape of its output cannot be told; write the spec to {path.with_suffix('.toml').name}"
-        )
-    shapes |= {t.name: list(t.dims) for t in graph.initializer} | {name: list(shape)}
-    return tuple(out), shapes
-
-
-def _flops(graph: Any, shapes: dict[str, list[int]]) -> int:
+def _flops(graph: Any, shapes: Shapes) -> int:
     """Two per multiply-add of convolutions; a transposed one does its kernel once per input voxel."""
     total = 0
     for node in graph.node:

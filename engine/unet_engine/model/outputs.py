@@ -155,21 +155,27 @@ def margin(
 ) -> tuple[int, ...]:
     """By how much the output of `sizes` is smaller than `window` at each side, with `scale` as in `scales`.
 
-    Raises `ModelError` where the output has another resolution than the input, lacks an odd number of voxels, or is
-    smaller and nothing tells why.
+    Raises `ModelError` where the output has another resolution than the input, lacks an odd number of voxels, or where
+    nothing tells what a size like half the input means.
     """
     turns = f"{source} turns {times(window)} into {times(sizes)}"
-    coarse = [s for s, w, o in zip(scale, window, sizes, strict=True) if s not in (None, 1) and w != o]
-    if coarse or any(o > w for w, o in zip(window, sizes, strict=True)):
+    sides = list(zip(scale, window, sizes, strict=True))
+    if any(o > w or (s not in (None, 1) and w != o) for s, w, o in sides):
         raise ModelError(
-            f"{turns}: its output has another resolution than its input; add a resize to the size of the input to the network, "
-            "or take another of its outputs with --head"
+            f"{turns}: its output has another resolution than its input; add a resize to the size of the input to the "
+            "network, or take another of its outputs with --head"
         )
-    if any(s is None and w != o for s, w, o in zip(scale, window, sizes, strict=True)):
+    if any(s is None and _like_a_stride(w, o) for s, w, o in sides):
         raise ModelError(
-            f"{turns}, and whether the output lacks a rim or has another resolution cannot be told; "
-            "export it with free sizes, or with an output of the size of its input"
+            f"{turns}, and whether its output lacks a rim or has another resolution cannot be told; export it with free "
+            f"sizes, or where it lacks a rim write margin = {[(w - o) // 2 for _, w, o in sides]} to a .toml beside it"
         )
-    if any((w - o) % 2 for w, o in zip(window, sizes, strict=True)):
+    if any((w - o) % 2 for _, w, o in sides):
         raise ModelError(f"{turns}; an output of the same size, or smaller by as much at both sides, is needed")
-    return tuple((w - o) // 2 for w, o in zip(window, sizes, strict=True))
+    return tuple((w - o) // 2 for _, w, o in sides)
+
+
+def _like_a_stride(size: int, out: int) -> bool:
+    """Whether every second, third … voxel of `size` would be so many."""
+    ratios = (size // max(out, 1), -(-size // max(out, 1)))
+    return size != out and any(k > 1 and abs(size / k - out) < 1 for k in ratios)

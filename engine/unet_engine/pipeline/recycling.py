@@ -85,7 +85,8 @@ class _Lease:
     def __init__(self, memory: Memory, size: int, dropped: deque[Memory]) -> None:
         self._memory, self._dropped = memory, dropped
         self.__array_interface__: dict[str, Any] = {
-            "shape": (size // 4,), "typestr": np.dtype(np.float32).str, "data": (memory.ctypes.data, False), "version": 3,
+            "shape": (size // 4,), "typestr": np.dtype(np.float32).str, "data": (memory.ctypes.data, False),
+            "version": 3,
         }  # fmt: skip
 
     def __del__(self) -> None:

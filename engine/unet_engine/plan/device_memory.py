@@ -142,7 +142,8 @@ def fit_device(plan: Plan, sizes: Sizes, network: int, free: int) -> Plan:
         smaller = shrunk(plan)
         if smaller is None:
             raise PlanError(
-                f"the smallest plan needs {size(need)} of device memory and {size(max(0, budget))} can be had ({size(network)} of it for "
+                f"the smallest plan needs {size(need)} of device memory and {size(max(0, budget))} can be had "
+                f"({size(network)} of it for "
                 f"the network, blocks of {times(plan.block)} windows); use a smaller --window or another --device"
             )
         plan = smaller

@@ -1,7 +1,8 @@
 """What a network makes of real windows, and whether that can be what its spec says its outputs are.
 
 Each value tells a little, and no value of a trained network's logits would stay where probabilities do: a single one
-outside 0 to 1 refutes `probabilities`; that all lie inside, with some near 0 or far apart, refutes logits of any network
+outside 0 to 1 refutes `probabilities`; that all lie inside, with some near 0 or far apart, refutes logits of any
+network
 that was trained.
 """
 
@@ -25,7 +26,8 @@ ROUNDED = 2e-2
 LEAST_VOXELS = 2**9
 """Fewer say nothing."""
 NEAR_ZERO, APART = 1e-2, 0.5
-"""All outputs lie within 0 and 1: they are probabilities where one of them is so small, or two are so far apart. Weights
+"""All outputs lie within 0 and 1: they are probabilities where one of them is so small, or two are so far apart.
+Weights
 that were never trained give values of one size, which may lie anywhere."""
 OFTEN = 0.1
 """Part of the voxels whose probabilities do not sum to 1, of classes that do not exclude one another."""

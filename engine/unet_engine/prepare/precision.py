@@ -76,7 +76,8 @@ def _unproved(model: ModelFile, backend: str, asked: str, what: str) -> Choice:
         return Choice("fp32", None, "fp32", f"{what}; unet-engine quantize may find a faster precision")
     if asked == "int8" or record(backend).typed:
         raise BackendError(
-            f"{what}, so {asked} is refused; run: unet-engine quantize {model.path} --calibrate SCAN.zarr --precision {asked}"
+            f"{what}, so {asked} is refused; run: unet-engine quantize {model.path} --calibrate SCAN.zarr --precision "
+            f"{asked}"
         )
     return Choice(asked, None, "fp32", f"{what}: {asked} runs unproved; unet-engine quantize proves it on your data")
 

@@ -123,8 +123,9 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
 
 
 def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
-    """Say where the network is fed what it cannot have been trained on. The identity network takes any values."""
-    if survey.model.format == "fake":
+    """Say where the network is fed what it cannot have been trained on. The identity network takes any values, and one
+    that takes whole numbers takes grey levels."""
+    if survey.model.format == "fake" or survey.model.takes_integers:
         return
     said = survey.settings.normalize is not None
     doubt = unlikely(survey.model, samples.measured(survey.volume), scale, said=said)

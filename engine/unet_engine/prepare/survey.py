@@ -15,6 +15,7 @@ from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
 from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model
+from unet_engine.model.onnx_rewrite import NUMBERS, RANGES
 from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
@@ -77,6 +78,7 @@ def survey(settings: Settings) -> Survey:
     _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model, notes)
+    _about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
     if place.note:
@@ -125,7 +127,8 @@ def _model(settings: Settings, notes: list[str]) -> ModelFile:
     """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and is
     not trusted."""
     assert settings.model is not None
-    model = open_model(settings.model, settings.window, settings.activation).normalized(settings.normalize)
+    model = open_model(settings.model, settings.window, settings.activation, settings.head)
+    model = model.normalized(settings.normalize)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
         notes.append(f"{model.path} is trusted from now on; its hash is {model.sha256}")
@@ -137,6 +140,7 @@ def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> No
     """Say what the outputs are taken for where the graph told it. Raises `SettingsError` where logits are asked of what
     has none."""
     activation = model.spec.activation
+    notes.extend(model.notes)
     if model.ends_in:
         notes.append(outputs_note(activation, model.ends_in))
     if model.contradiction:
@@ -145,6 +149,29 @@ def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> No
         raise SettingsError(
             f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "
             "use --output probabilities"
+        )
+
+
+def _about_whole_numbers(settings: Settings, model: ModelFile, volume: Volume, notes: list[str]) -> None:
+    """Say what is lost where the network takes whole numbers and voxels become others."""
+    if model.rewriting is None or not model.takes_integers:
+        return
+    takes = model.rewriting.takes
+    if model.spec.normalization.mode != "none":
+        fall_back(
+            settings,
+            notes,
+            f"{model.path.name} takes {NUMBERS[takes]}, and normalised voxels are rounded; use --normalize none",
+        )
+        return
+    low, high = RANGES[takes]
+    found = [float(v) for values in samples.values(volume) for v in (np.nanmin(values), np.nanmax(values))]
+    if min(found) < low or max(found) > high:
+        fall_back(
+            settings,
+            notes,
+            f"{model.path.name} takes {NUMBERS[takes]}, and voxels from {min(found):g} to {max(found):g} are cut off at "
+            f"{low:g} and {high:g}; bring them to that range first",
         )
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 COLOURS = (
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44aa99", "#882255", "#999933", "#332288", "#ddcc77",
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44aa99", "#882255", "#999933",
+    "#332288", "#ddcc77",
 )  # fmt: skip
 """Told apart by most people with any kind of colour vision (after P. Tol)."""
 QUIET = {"waiting": "#e3e6ec", "other": "#b4bac6"}
@@ -42,7 +43,8 @@ def stacked(rows: Mapping[str, Mapping[str, float]], names: Sequence[str], unit:
             w = width * amount / longest
             said = f"{name}: {amount:.3g} {unit}, {amount / total:.1%}"
             marks.append(
-                f'<rect x="{x:.2f}" y="{y:.0f}" width="{max(0.1, w):.2f}" height="{height}" fill="{colour(name, names)}">'
+                f'<rect x="{x:.2f}" y="{y:.0f}" width="{max(0.1, w):.2f}" height="{height}" '
+                f'fill="{colour(name, names)}">'
                 f"<title>{html.escape(said)}</title></rect>"
             )
             if w > 44:
@@ -108,13 +110,15 @@ def lines(found: Sequence[Line], axes: Axes) -> str:
             for k, ((x, y), point) in enumerate(zip(places, line.points, strict=True)):
                 said = f"{line.name}: {point[0]:.4g}, {point[1]:.4g}"
                 marks.append(
-                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{stroke}"><title>{html.escape(said)}</title></circle>'
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{stroke}">'
+                    f"<title>{html.escape(said)}</title></circle>"
                 )
                 if k < len(line.labels):
                     marks.append(f'<text x="{x + 6:.1f}" y="{y - 5:.1f}" {_FONT}>{html.escape(line.labels[k])}</text>')
         y0 = top + 10 + 18 * i
         marks.append(
-            f'<line x1="{left + width + 12}" x2="{left + width + 34}" y1="{y0}" y2="{y0}" stroke="{stroke}" stroke-width="3"'
+            f'<line x1="{left + width + 12}" x2="{left + width + 34}" y1="{y0}" y2="{y0}" '
+            f'stroke="{stroke}" stroke-width="3"'
             f"{dash}/>"
             f'<text x="{left + width + 40}" y="{y0 + 4}" {_FONT}>{html.escape(line.name)}</text>'
         )
@@ -177,7 +181,8 @@ def _frame(axes: Axes, across: _Scale, up: _Scale, left: int, top: int, width: i
     marks.append(f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#8a93a3"/>')
     marks.append(
         f'<text x="{left + width / 2:.0f}" y="{bottom + 36}" text-anchor="middle" {_FONT}>{html.escape(axes.x)}</text>'
-        f'<text x="16" y="{top + height / 2:.0f}" text-anchor="middle" transform="rotate(-90 16 {top + height / 2:.0f})" '
+        f'<text x="16" y="{top + height / 2:.0f}" text-anchor="middle" '
+        f'transform="rotate(-90 16 {top + height / 2:.0f})" '
         f"{_FONT}>{html.escape(axes.y)}</text>"
     )
     return marks
@@ -185,6 +190,7 @@ def _frame(axes: Axes, across: _Scale, up: _Scale, left: int, top: int, width: i
 
 def _svg(width: float, height: float, marks: Sequence[str]) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" '
         f'role="img"><rect width="100%" height="100%" fill="#ffffff"/>{"".join(marks)}</svg>'
     )

@@ -105,7 +105,8 @@ def events(processes: Mapping[str, Snapshot]) -> Iterator[dict[str, Any]]:
             yield _named("thread_name", f"{role(track)}: {track.name}", pid, tid)
             for label, begun, ended in _filled(snapshot, track):
                 yield {
-                    "ph": "X", "name": label, "cat": role(track), "ts": (begun - zero) / 1e3, "dur": (ended - begun) / 1e3,
+                    "ph": "X", "name": label, "cat": role(track), "ts": (begun - zero) / 1e3,
+                    "dur": (ended - begun) / 1e3,
                     "pid": pid, "tid": tid,
                 }  # fmt: skip
 

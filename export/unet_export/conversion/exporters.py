@@ -146,7 +146,8 @@ def _explained(name: str) -> Iterator[None]:
         if found:
             operator = next(g for g in found.groups() if g)
             raise ModelError(
-                f"{name} uses the operator {operator}, which has no form in ONNX opset {OPSET}; replace it in the network"
+                f"{name} uses the operator {operator}, which has no form in ONNX opset {OPSET}; replace it in the "
+                "network"
             ) from error
         raise ModelError(f"{name} cannot be exported: {_reason(error)}; try --sizes static") from error
 

@@ -142,7 +142,8 @@ def fill(network: nn.Module, weights: Weights, key: str | None = None, tell: Tel
     beside = _beside(weights, given, prefix)
     if beside and not (_is_plain(prefix) or key):
         raise ModelError(
-            f"{weights.path}: the network fits what lies under {prefix[:-1]}, but {_some(beside)} beside it would be left out; "
+            f"{weights.path}: the network fits what lies under {prefix[:-1]}, but {_some(beside)} beside it would be "
+            "left out; "
             f"check --factory, or say --weights {prefix[:-1]}"
         )
     if beside:
@@ -211,7 +212,8 @@ def _chosen(weights: Weights, wanted: _Wanted, whole: list[str], key: str | None
     plain = [prefix for prefix in whole if _is_plain(prefix)]
     if len(plain) != 1:
         raise ModelError(
-            f"{weights.path} holds several sets of weights that fit the network: {_places(whole)}; name one with --weights"
+            f"{weights.path} holds several sets of weights that fit the network: {_places(whole)}; name one with "
+            "--weights"
         )
     others = _places([prefix for prefix in whole if prefix != plain[0]])
     tell(f"note: {weights.path}: {_places(plain)} is taken, not {others}, which fits too; --weights takes another")
@@ -274,7 +276,10 @@ def _by_its_own_rules(network: nn.Module, weights: Weights) -> bool:
 def _lacking(weights: Weights, wanted: _Wanted, counts: Counter[str]) -> str:
     prefix = counts.most_common(1)[0][0] if counts else ""
     missing = [name for name in wanted.required if prefix + name not in weights.tensors]
-    return f"{weights.path} lacks {_some(missing)} of the network: {_told(weights, wanted)}; check --factory and --arguments"
+    return (
+        f"{weights.path} lacks {_some(missing)} of the network: {_told(weights, wanted)}; "
+        "check --factory and --arguments"
+    )
 
 
 def _told(weights: Weights, wanted: _Wanted) -> str:

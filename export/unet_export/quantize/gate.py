@@ -21,6 +21,7 @@ from unet_engine.backends.libraries import open_backend
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model import attachments
 from unet_engine.model.file import NETWORK, ModelFile, open_model
+from unet_engine.model.onnx_network import network_of
 from unet_engine.model.spec import EXPORT_KEY, ModelSpec
 from unet_engine.model.verdict import Thresholds
 from unet_export.quantize.metrics import Comparison
@@ -85,7 +86,7 @@ def reference(model: ModelFile, path: str | None, window: tuple[int, ...]) -> tu
     if name == "openvino":
         backend = open_backend(name, Setup(model, window))
         return backend.infer, f"{backend.version}, fp32"
-    return session(str(model.path)), f"onnxruntime, fp32{_checked(model.path)}"
+    return session(network_of(model)), f"onnxruntime, fp32{_checked(model.path)}"
 
 
 def _checked(path: Path) -> str:
@@ -101,7 +102,7 @@ def _checked(path: Path) -> str:
     )
 
 
-def session(network: str | bytes) -> Infer:
+def session(network: Path | bytes) -> Infer:
     """An ONNX network in ONNX Runtime on all cores, as written: nothing is rearranged that could change what is rounded
     when."""
     import onnxruntime

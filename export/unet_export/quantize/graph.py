@@ -32,7 +32,8 @@ class Graph:
         for node in graph.node:
             if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
                 raise ModelError(
-                    f"the graph has the operator {node.op_type} ({node.name}), whose precision cannot be changed; export without it"
+                    f"the graph has the operator {node.op_type} ({node.name}), whose precision cannot be changed; "
+                    "export without it"
                 )
         self.initializers = {t.name: t for t in graph.initializer}
         values = (*graph.value_info, *graph.input, *graph.output)

@@ -19,7 +19,8 @@ Array = npt.NDArray[Any]
 LARGEST = 65504.0
 """Largest finite FP16 number."""
 NORMS = frozenset(
-    ("InstanceNormalization", "GroupNormalization", "LayerNormalization", "BatchNormalization", "ReduceMean", "ReduceSum", "Softmax")
+    ("InstanceNormalization", "GroupNormalization", "LayerNormalization", "BatchNormalization", "ReduceMean",
+     "ReduceSum", "Softmax")
 )  # fmt: skip
 _FLOAT_ONLY = {"Resize": (1, 2), "Upsample": (1,)}
 """Inputs that ONNX wants in fp32 whatever the type of the rest: scales and regions."""

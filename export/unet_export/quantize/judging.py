@@ -44,6 +44,7 @@ class Request:
     axes: str | None = None
     normalize: str | None = None
     activation: Activation | None = None
+    head: str | None = None
     dice: float | None = None
     dice_of: dict[str, float] = field(default_factory=dict)
     agreement: float | None = None

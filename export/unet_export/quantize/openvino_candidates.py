@@ -31,7 +31,8 @@ def candidates(judging: Judging) -> Iterator[Outcome]:
     able = precisions("cpu")
     if wanted not in ("auto", *able):
         raise BackendError(
-            f"this processor does not compute in {wanted}; use --precision {' or '.join(p for p in able if p != 'fp32')}"
+            f"this processor does not compute in {wanted}; use --precision "
+            f"{' or '.join(p for p in able if p != 'fp32')}"
         )
     where = library("openvino", "cpu")
     proved = {
@@ -68,7 +69,8 @@ def image_in_bf16(judging: Judging) -> str:
     if not short:
         return ""
     return (
-        f"with the image alone rounded to BF16 after {judging.model.spec.normalization} it is no better ({short}): a network trained on "
+        f"with the image alone rounded to BF16 after {judging.model.spec.normalization} it is no better ({short}): a "
+        "network trained on "
         "values centred on 0 (--normalize zscore, or range:128,192 for 8-bit images) loses less"
     )
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from unet_engine.backends.openvino import ov, packed
 from unet_engine.errors import ModelError, SettingsError, first_line
 from unet_engine.model.file import ModelFile
+from unet_engine.model.onnx_network import network_of
 from unet_export.quantize.gate import Infer
 from unet_export.quantize.metrics import distance
 
@@ -40,7 +41,7 @@ class OpenVINOInt8:
                 "INT8 for OpenVINO needs nncf, which is not installed; run: pip install 'unet-engine[quantize]'"
             )
         self._path, self._calibration, self._activation = model.path, calibration, model.spec.activation
-        self._float = ov.Core().read_model(model.path)
+        self._float = ov.Core().read_model(network_of(model))
         self._float.reshape([1, model.spec.channels_in, *window])
         self._names: dict[str, list[str]] = {}
         for node in _weighted(self._float):  # layers that share weights share a name, and are kept together

@@ -75,7 +75,7 @@ def table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int, ...], Scaling]:
     """Model, volume, window and normalisation that the request names, checked against one another."""
-    model = open_model(request.model, request.window, request.activation)
+    model = open_model(request.model, request.window, request.activation, request.head)
     if model.format != "onnx":
         raise SettingsError(
             f"{request.model} is no ONNX file; make one first: unet-engine export {request.model} --out model.onnx"
@@ -92,7 +92,8 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     model = model.normalized(request.normalize)
     volume = open_volume(request.calibrate, request.axes)
     window = checked_window(model.spec, request.window)
-    notes = [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
+    notes = list(model.notes)
+    notes += [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
     notes += [model.contradiction] if model.contradiction else []
     check_volume(volume, model, notes)
     scale = scaling(model.spec.normalization, samples.measured(volume))

@@ -26,7 +26,8 @@ table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bo
 td.n{text-align:right;font-variant-numeric:tabular-nums}.passed{color:#12733b}.failed{color:#b3261e}
 img{image-rendering:pixelated;max-width:100%}figure{margin:1rem 0}figcaption{color:#5a6474}"""
 _COLOURS = np.array(
-    [[20, 22, 30], [90, 160, 220], [250, 200, 60], [220, 90, 90], [110, 190, 110], [170, 120, 210], [240, 150, 60], [130, 200, 200]],
+    [[20, 22, 30], [90, 160, 220], [250, 200, 60], [220, 90, 90],
+     [110, 190, 110], [170, 120, 210], [240, 150, 60], [130, 200, 200]],
     np.uint8,
 )  # fmt: skip
 
@@ -36,11 +37,15 @@ def write_report(path: Path, model: ModelFile, outcomes: Sequence[Outcome]) -> N
     verdicts = [o.verdict for o in outcomes]
     calibration = verdicts[0].calibration
     parts = [
-        f"<!doctype html><meta charset=utf-8><title>{_text(model.path.name)}: accuracy gate</title><style>{_STYLE}</style>",
+        f"<!doctype html><meta charset=utf-8><title>{_text(model.path.name)}: accuracy "
+        f"gate</title><style>{_STYLE}</style>",
         f"<h1>{_text(model.path.name)}: accuracy gate</h1>",
-        f"<p>Each candidate against fp32 on {calibration.held_out} windows of {times(verdicts[0].window)} voxels held out from "
-        f"<code>{_text(calibration.volume)}</code>; scales were measured on {calibration.windows} others (seed {calibration.seed}), "
-        f"and layers to leave in full precision chosen on {max(v.calibration.choosing for v in verdicts) or 'none, none were needed'}. "
+        f"<p>Each candidate against fp32 on {calibration.held_out} windows of {times(verdicts[0].window)} voxels held "
+        "out from "
+        f"<code>{_text(calibration.volume)}</code>; scales were measured on {calibration.windows} others (seed "
+        f"{calibration.seed}), "
+        "and layers to leave in full precision chosen on "
+        f"{max(v.calibration.choosing for v in verdicts) or 'none, none were needed'}. "
         f"Model {model.sha256[:16]}.</p>",
         _table(verdicts),
         *(_candidate(o.verdict, o.attempt.comparison) for o in outcomes),
@@ -61,8 +66,10 @@ def _table(verdicts: Sequence[Verdict]) -> str:
         speed = "–" if v.speedup is None else f"{v.speedup:.2f}"
         state_text = state + (" (emulated)" if v.emulated else "")
         rows.append(
-            f"<tr><td>{v.precision}<td>{_text(v.library)}<td class={state}>{state_text}<td class=n>{speed}<td class=n>{dice}"
-            f"<td class=n>{f.agreement:.5f}<td class=n>{f.max_error:.2e}<td class=n>{f.mean_error:.2e}<td class=n>{f.nonfinite:,}</tr>"
+            f"<tr><td>{v.precision}<td>{_text(v.library)}<td class={state}>{state_text}<td class=n>{speed}<td "
+            f"class=n>{dice}"
+            f"<td class=n>{f.agreement:.5f}<td class=n>{f.max_error:.2e}<td class=n>{f.mean_error:.2e}<td "
+            f"class=n>{f.nonfinite:,}</tr>"
         )
     return f"<table>{head}{''.join(rows)}</table>"
 
@@ -74,8 +81,10 @@ def _candidate(verdict: Verdict, compared: Comparison) -> str:
     if compared.worst is not None:
         image = base64.b64encode(error_map(compared.worst)).decode()
         parts.append(
-            f'<figure><img alt="error map" src="data:image/png;base64,{image}"><figcaption>The held-out window in which most labels '
-            "differ, middle plane: image, labels in fp32, labels of the candidate, error of the logits (white is the largest), "
+            f'<figure><img alt="error map" src="data:image/png;base64,{image}">'
+            "<figcaption>The held-out window in which most labels "
+            "differ, middle plane: image, labels in fp32, labels of the candidate, error of the logits (white is the "
+            "largest), "
             "voxels with another label</figcaption></figure>"
         )
     parts.append(_histogram(compared))
@@ -126,7 +135,8 @@ def _histogram(compared: Comparison) -> str:
         if (first + i) % 4 == 0:
             bars.append(f'<text x="{40 + 18 * i}" y="146" font-size="11">1e{EXPONENTS[first + i]:.0f}</text>')
     return (
-        f'<figure><svg viewBox="0 0 {60 + 18 * len(heights)} 152" height="170" role="img" aria-label="histogram">{"".join(bars)}</svg>'
+        f'<figure><svg viewBox="0 0 {60 + 18 * len(heights)} 152" height="170" role="img" aria-label="histogram">'
+        f"{''.join(bars)}</svg>"
         "<figcaption>Absolute errors of the logits; heights are logarithms of counts</figcaption></figure>"
     )
 
@@ -137,16 +147,19 @@ def _dice(verdict: Verdict) -> str:
         y, least = 24 * i, verdict.thresholds.of(name)
         if dice is None:
             rows.append(
-                f'<text x="0" y="{y + 15}" font-size="12">{_text(name)}: in no held-out window, nothing is proved</text>'
+                f'<text x="0" y="{y + 15}" font-size="12">'
+                f"{_text(name)}: in no held-out window, nothing is proved</text>"
             )
             continue
         colour = "#12733b" if dice >= least else "#b3261e"
         rows.append(
-            f'<text x="0" y="{y + 15}" font-size="12">{_text(name)}</text><rect x="130" y="{y + 3}" width="{400 * dice:.1f}" height="16" '
+            f'<text x="0" y="{y + 15}" font-size="12">{_text(name)}</text>'
+            f'<rect x="130" y="{y + 3}" width="{400 * dice:.1f}" height="16" '
             f'fill="{colour}"/><text x="540" y="{y + 15}" font-size="12">{dice:.5f} (needs {least:g})</text>'
         )
     return (
-        f'<figure><svg viewBox="0 0 700 {24 * len(rows)}" width="700" role="img" aria-label="Dice per class">{"".join(rows)}</svg>'
+        f'<figure><svg viewBox="0 0 700 {24 * len(rows)}" width="700" role="img" aria-label="Dice per class">'
+        f"{''.join(rows)}</svg>"
         "<figcaption>Dice per class against fp32</figcaption></figure>"
     )
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from unet_engine.backends import tensorrt_api
 from unet_engine.backends.libraries import library
 from unet_engine.errors import BackendError, ModelError
+from unet_engine.model.onnx_network import network_of
 from unet_engine.model.verdict import shortfall
 from unet_export.quantize.fallback import Attempt
 from unet_export.quantize.gate import Candidate, Exam, Infer, session, session_of_outputs
@@ -48,7 +49,8 @@ def candidates(device: str, judging: Judging) -> Iterator[Outcome]:
 def _graph(judging: Judging) -> Graph:
     import onnx
 
-    proto = onnx.load(judging.model.path)
+    network = network_of(judging.model)
+    proto = onnx.load_from_string(network) if isinstance(network, bytes) else onnx.load(network)
     del proto.metadata_props[:]
     return Graph(proto)
 
@@ -85,7 +87,7 @@ def _emulating(form: _Half | _Int8, kept: Sequence[str]) -> Infer:
 def _error_alone(form: _Half | _Int8, label: str, judging: Judging) -> float:
     """Mean `distance` when that layer alone has the lower precision; on windows that are calibrated on, not judged."""
     infer = _emulating(form, [other for other in form.layers if other != label])
-    exact = session(str(judging.model.path))
+    exact = session(network_of(judging.model))
     windows = judging.sample.calibration[:SENSITIVITY_WINDOWS]
     return float(
         np.mean([distance(exact(w[None])[0], infer(w[None])[0], judging.model.spec.activation) for w in windows])

@@ -60,7 +60,8 @@ def sample(
     contents = [np.bincount(label(cut(volume, scale, b, window)).ravel(), minlength=label_count) for b in boxes]
     if len(boxes) < len(counts) * LEAST:
         raise InputError(
-            f"{volume.path} has {len(boxes)} window(s) of {times(window)} with an image in them, and {len(counts) * LEAST} are needed; "
+            f"{volume.path} has {len(boxes)} window(s) of {times(window)} with an image in them, and "
+            f"{len(counts) * LEAST} are needed; "
             "use a smaller --window or a larger volume"
         )
     sets = dealt(np.array(contents), _shares(len(boxes), counts), rng)

@@ -39,7 +39,8 @@ def load_weights(model: UNet, path: Path) -> None:
     shapes = [tuple(tensors[n.input[1]].dims) if n.input[1] in tensors else () for n in stored]
     if shapes != [tuple(layer.weight.shape) for layer in layers] or any(len(n.input) < 3 for n in stored):
         raise ModelError(
-            f"--start {path} has {len(stored)} convolutions of other sizes than the {len(layers)} here; use its --base, --depth and --classes"
+            f"--start {path} has {len(stored)} convolutions of other sizes than the {len(layers)} here; use its "
+            "--base, --depth and --classes"
         )
     with torch.no_grad():
         for node, layer in zip(stored, layers, strict=True):
@@ -73,7 +74,8 @@ def hold_in_bf16(model: UNet) -> None:
     """
     if model.config.norm == "batch":
         raise SettingsError(
-            "--weights bf16 and --norm batch do not go together: it is folded into the weights; use --start, --norm none"
+            "--weights bf16 and --norm batch do not go together: it is folded into the weights; use --start, --norm "
+            "none"
         )
     for layer in _in_order(model):
         for name in ("weight", "bias"):

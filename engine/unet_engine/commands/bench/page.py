@@ -15,7 +15,8 @@ from unet_engine.profiling.stages import NAMES
 from unet_engine.units import size, times
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c2330}
-table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{padding:.25rem .7rem;border-bottom:1px solid #d5dae2;text-align:left}
+table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{padding:.25rem .7rem;border-bottom:1px solid
+#d5dae2;text-align:left}
 tr.best{background:#e8f4ea}code,pre{background:#f3f5f8;padding:.1rem .3rem}pre{padding:.6rem;overflow-x:auto}
 svg{max-width:100%;height:auto}figure{margin:1rem 0}figcaption{color:#5a6474}"""
 
@@ -34,8 +35,10 @@ def page(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>unet-engine bench</title><style>{_STYLE}</style>",
-        f"<h1>unet-engine bench</h1><p>{machine['cores']} cores ({_text(machine['processor'])}), {size(machine['memory'])} free, "
-        f"{machine['gpus']} GPUs, {_text(machine['system'])}; {_text(versions)}. Took {facts['seconds']:.0f} s. Medians, least to most in "
+        f"<h1>unet-engine bench</h1><p>{machine['cores']} cores ({_text(machine['processor'])}), "
+        f"{size(machine['memory'])} free, "
+        f"{machine['gpus']} GPUs, {_text(machine['system'])}; {_text(versions)}. Took {facts['seconds']:.0f} s. "
+        "Medians, least to most in "
         "brackets; configurations were measured in turn.</p>",
         _limits(facts["limits"]),
     ]
@@ -54,7 +57,9 @@ def _limits(limits: list[dict[str, Any]]) -> str:
 
 
 def _sweep(sweep: dict[str, Any], limits: list[dict[str, Any]]) -> Iterator[str]:
-    yield f"<p><code>{_text(sweep['model'])}</code> on {times(sweep['shape'])} voxels, overlap {sweep['overlap']:g}.</p>"
+    yield (
+        f"<p><code>{_text(sweep['model'])}</code> on {times(sweep['shape'])} voxels, overlap {sweep['overlap']:g}.</p>"
+    )
     head = "".join(f"<th>{name}" for name in HEADING)
     rows = []
     for cells in table(sweep, most=60):
@@ -81,7 +86,8 @@ def _sweep(sweep: dict[str, Any], limits: list[dict[str, Any]]) -> Iterator[str]
 
 
 _ROOFLINE = (
-    "Roofline. Lines: what copying and matrix products reached in this run. Points: the bare network, by the operations per byte that its "
+    "Roofline. Lines: what copying and matrix products reached in this run. Points: the bare network, by the "
+    "operations per byte that its "
     "layers read and write if no cache keeps anything; caches let points lie above the slope."
 )
 

@@ -84,7 +84,8 @@ def _product(*, quantized: bool) -> Any:
     from unet_engine.backends.openvino import ov
 
     left = ov.opset13.parameter([SIDE, SIDE], np.float32)
-    return ov.Model([ov.opset13.matmul(*_quantized(left, [SIDE, SIDE], quantized), False, False)], [left])  # noqa: FBT003
+    product = ov.opset13.matmul(*_quantized(left, [SIDE, SIDE], quantized), False, False)  # noqa: FBT003
+    return ov.Model([product], [left])
 
 
 def _convolution(*, quantized: bool) -> Any:

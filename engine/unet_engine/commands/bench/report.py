@@ -116,7 +116,8 @@ def command(outcome: Outcome, row: Row) -> str:
 # --- for people ---
 
 HEADING = (
-    "back end", "precision", "window", "batch", "windows/s bare", "Mvoxel/s bare", "Mvoxel/s end to end", "efficiency", "of peak", "memory", "",
+    "back end", "precision", "window", "batch", "windows/s bare", "Mvoxel/s bare", "Mvoxel/s end to end", "efficiency",
+    "of peak", "memory", "",
 )  # fmt: skip
 
 

@@ -121,7 +121,8 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
     for_a_run = max(1.0, (1 - BARE_SHARE) * seconds / 2 - START)  # of what is slow, two runs will do
     with Meter(lambda c: setup_of(model, wanted, c), least_rate=FEWEST / for_a_run, own=space.windows[0]) as meter:
         tell(
-            f"{name}: {len(space.groups)} ways to compute, {len(space.windows)} windows, batches {', '.join(map(str, space.batches))}"
+            f"{name}: {len(space.groups)} ways to compute, {len(space.windows)} windows, batches "
+            f"{', '.join(map(str, space.batches))}"
         )
         found = search(space, where, meter, lambda: time.perf_counter() - begun > BARE_SHARE * seconds, meter.load)
         rows = [_row(model, c, found, meter) for c in (*found.best(), *meter.failed)]
@@ -223,13 +224,15 @@ def _notes(outcome: Outcome) -> Iterator[str]:
     best = outcome.worth(outcome.best) or 1.0
     if top and (ratio := (outcome.worth(top) or 0.0) / best) > 1.05:
         yield (
-            f"{top.configuration.group.precision} on {top.configuration.group.backend} is {ratio:.2f} times as fast bare, but not proved; "
+            f"{top.configuration.group.precision} on {top.configuration.group.backend} is {ratio:.2f} times as fast "
+            "bare, but not proved; "
             f"prove it on your own volume: unet-engine quantize {outcome.model.path} --calibrate SCAN.zarr "
             f"--precision {top.configuration.group.precision}"
         )
     run = outcome.best.end_to_end
     windows = run.runs[0].facts["windows_inferred"] if run else 0
     yield (
-        f"end to end was run on {outcome.region} ({windows:,} windows) and is given for all {prod(outcome.field.shape):,} voxels: "
+        f"end to end was run on {outcome.region} ({windows:,} windows) and is given for all "
+        f"{prod(outcome.field.shape):,} voxels: "
         "rate of the bare network times efficiency"
     )

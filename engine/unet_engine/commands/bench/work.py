@@ -8,6 +8,7 @@ from math import prod
 
 from unet_engine.commands.bench.space import Window
 from unet_engine.model.file import ModelFile
+from unet_engine.model.onnx_network import network_of
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _LAYERS = {
@@ -46,7 +47,7 @@ def traffic(model: ModelFile, window: Window) -> Traffic | None:
     from unet_engine.backends.openvino import ov
 
     try:
-        network = ov.Core().read_model(model.path)
+        network = ov.Core().read_model(network_of(model))
         network.reshape([1, model.spec.channels_in, *window])
         total = 0
         for node in network.get_ops():

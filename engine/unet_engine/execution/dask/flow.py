@@ -162,15 +162,18 @@ class _Flow:
     def _failure(self, future: Future, bundle: Bundle) -> UnetEngineError:
         if future.status != "error":
             return ClusterError(
-                f"the scheduler lost {bundle}: it was stopped or restarted; what is committed stays, run the same command with --resume"
+                f"the scheduler lost {bundle}: it was stopped or restarted; what is committed stays, run the same "
+                "command with --resume"
             )
         error = future.exception()
         if isinstance(error, UnetEngineError):
             return error
         if isinstance(error, KilledWorker):
             return ClusterError(
-                f"{bundle} was given up: {error.allowed_failures + 1} workers died over it, the last {error.last_worker.address}, most "
-                "likely out of memory; use fewer --workers, a smaller --memory per worker or a smaller --window, then --resume"
+                f"{bundle} was given up: {error.allowed_failures + 1} workers died over it, the last "
+                f"{error.last_worker.address}, most "
+                "likely out of memory; use fewer --workers, a smaller --memory per worker or a smaller --window, then "
+                "--resume"
             )
         if isinstance(error, FutureCancelledError):
             return ClusterError(f"{bundle} was cancelled ({error}); run the same command with --resume")

@@ -185,7 +185,8 @@ def _opened(ticket: Ticket, worker: Any) -> Station:
     job: Job = pickle.loads(ticket.job)
     if (
         job.model.format != "fake"
-        and open_model(job.model.path, job.setup.window, job.model.spec.activation).sha256 != job.model.sha256
+        and open_model(job.model.path, job.setup.window, job.model.spec.activation, job.model.head).sha256
+        != job.model.sha256
     ):
         raise ModelError(f"{job.model.path} on {host()} is another model than the run was planned with; copy it there")
     same_process = ticket.client == (socket.gethostname(), os.getpid())

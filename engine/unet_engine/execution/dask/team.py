@@ -65,7 +65,8 @@ class DaskTeam:
             prepared: Prepared = planned.result()
         except (KilledWorker, FutureCancelledError) as error:
             raise ClusterError(
-                f"planning on a worker failed: {first_line(error)}; the network may take more memory than a worker has, see the workers' logs"
+                f"planning on a worker failed: {first_line(error)}; the network may take more memory than a worker "
+                "has, see the workers' logs"
             ) from error
         return prepared
 

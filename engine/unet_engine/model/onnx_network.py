@@ -1,0 +1,49 @@
+"""The ONNX graph that is handed to whichever library runs it: the file itself, or what it was rewritten to."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from unet_engine.errors import ModelError, first_line
+from unet_engine.model.file import ModelFile
+from unet_engine.model.onnx_rewrite import Rewriting, rewritten, rows_are_free
+
+
+def network_of(model: ModelFile, batch: int = 1) -> Path | bytes:
+    """The network of an ONNX model, for `batch` windows at once: its path where the file is run as it is, else the
+    bytes of the graph, with its weights. Raises `ModelError` where it cannot be read, or becomes too large."""
+    how = model.rewriting
+    if how is None or (not how.changes and model.saved_batch in (None, batch)):
+        return model.path
+    return _rewritten(model.path, model.sha256, how, batch)
+
+
+def largest_batch(model: ModelFile) -> int | None:
+    """How many windows the network takes at once at most; None where it takes any number. Reads the graph where it was
+    saved for one batch."""
+    if model.saved_batch is None or model.rewriting is None:
+        return None
+    return None if _free(model.path, model.sha256, model.rewriting) else 1
+
+
+@lru_cache(maxsize=1)  # of several back ends that are tried with one model
+def _rewritten(path: Path, sha256: str, how: Rewriting, batch: int) -> bytes:
+    import onnx
+
+    try:
+        return rewritten(onnx.load(path), how, batch, path)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path}: its graph cannot be read: {first_line(error)}; export it again") from error
+
+
+@lru_cache(maxsize=8)
+def _free(path: Path, sha256: str, how: Rewriting) -> bool:
+    import onnx
+
+    try:
+        return rows_are_free(onnx.load(path, load_external_data=False), how)
+    except Exception:  # what cannot be looked into is not proved
+        return False

@@ -1,0 +1,132 @@
+"""Shapes of all tensors of an ONNX graph, for an input of one shape, by ONNX's own inference; and small questions put
+to a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+Shapes = dict[str, list[int]]
+"""By name of the tensor; 0 for a size that is not known."""
+DATA = 1024
+"""Elements of a constant that may be a shape; a larger one is a weight, of which inference needs the shape alone."""
+
+
+def attribute(node: Any, name: str, default: Any) -> Any:
+    """The value of a node's attribute, or `default` where it has none."""
+    import onnx
+
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def opset_of(model: Any) -> int:
+    """The version of ONNX's own operators that the model uses."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+
+
+def is_own(node: Any) -> bool:
+    """Whether the operator is one of ONNX itself."""
+    return node.domain in ("", "ai.onnx")
+
+
+def images_of(graph: Any) -> list[Any]:
+    """The inputs that are no weights."""
+    weights = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    return [i for i in graph.input if i.name not in weights]
+
+
+def dims(value: Any) -> list[int]:
+    """Sizes of an input or output as the file has them; 0 for those that are free."""
+    return [d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+def integers(graph: Any) -> dict[str, list[int]]:
+    """The constants that may be shapes, axes or pads, by name."""
+    from onnx import TensorProto, numpy_helper
+
+    tensors = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and is_own(node):
+            value = attribute(node, "value", None)
+            if value is not None:
+                tensors[node.output[0]] = value
+    whole = (TensorProto.INT64, TensorProto.INT32)
+    return {
+        name: [int(v) for v in numpy_helper.to_array(t).reshape(-1)]
+        for name, t in tensors.items()
+        if t.data_type in whole and prod(t.dims) <= DATA and not t.external_data
+    } | {
+        n.output[0]: [int(v) for v in attribute(n, "value_ints", [attribute(n, "value_int", 0)])]
+        for n in graph.node
+        if n.op_type == "Constant" and any(a.name in ("value_int", "value_ints") for a in n.attribute)
+    }
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What inference tells of the tensors of a graph."""
+
+    shapes: Shapes
+    types: dict[str, int]
+    """ONNX's number of the type of their elements; 0 where it is not known."""
+
+
+def inferred(model: Any, name: str, shape: Sequence[int], *, strict: bool) -> Tensors:
+    """Shapes and types for an input `name` of `shape`. `model` stays as it is.
+
+    `strict`: whether a node that contradicts its input is an error, as inference raises it; else what follows from
+    it is left out.
+    """
+    import onnx
+
+    bare = _bare(model)
+    for value in bare.graph.input:
+        if value.name == name:
+            _set(value, shape)
+    found = onnx.shape_inference.infer_shapes(bare, strict_mode=strict, data_prop=True).graph
+    known = [v for v in (*found.input, *found.value_info, *found.output) if v.type.HasField("tensor_type")]
+    shapes = {v.name: dims(v) for v in known if v.type.tensor_type.HasField("shape")}
+    shapes |= {t.name: list(t.dims) for t in model.graph.initializer}
+    return Tensors(shapes, {v.name: v.type.tensor_type.elem_type for v in known})
+
+
+def _bare(model: Any) -> Any:
+    """The graph without its weights, of which only shapes and types stay, and without shapes that were inferred before.
+
+    GroupNormalization keeps the shape of what it is given, and is taken as Identity: from opset 21 on inference
+    refuses graphs with it that every library runs.
+    """
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.ir_version = max(model.ir_version, 4)  # from there on a weight need not be an input as well
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    graph, inputs = bare.graph, {i.name for i in model.graph.input}
+    graph.name = model.graph.name
+    graph.input.extend(model.graph.input)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    for tensor in model.graph.initializer:
+        if prod(tensor.dims) <= DATA and not tensor.external_data:
+            graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    graph.node.extend(model.graph.node)
+    for node in graph.node:
+        if node.op_type == "GroupNormalization" and is_own(node):
+            del node.attribute[:], node.input[1:]
+            node.op_type = "Identity"
+    for output in model.graph.output:
+        kept = graph.output.add()
+        kept.name = output.name
+        if output.type.HasField("tensor_type"):
+            kept.type.tensor_type.elem_type = output.type.tensor_type.elem_type
+    return bare
+
+
+def _set(value: Any, shape: Sequence[int]) -> None:
+    for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+        dim.Clear()
+        dim.dim_value = size
