@@ -13,8 +13,9 @@ from unet_engine.errors import ModelError, SettingsError, UnetEngineError
 from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.onnx_ending import ending_for
-from unet_engine.model.origins import origins
-from unet_engine.model.spec import METADATA_KEY, ModelSpec, read_toml
+from unet_engine.model.onnx_shapes import dims, images_of
+from unet_engine.model.origins import origins, said_beside
+from unet_engine.model.spec import METADATA_KEY, ModelSpec
 from unet_engine.prepare.evidence import Outputs, contradiction
 from unet_engine.units import Tell, times
 from unet_export.conversion.adapt import Adapted, adapted
@@ -25,7 +26,7 @@ from unet_export.conversion.onnx_export import frozen, write_onnx
 from unet_export.conversion.probe import Geometry, probe
 from unet_export.conversion.proof import Comparison, proved
 from unet_export.conversion.request import Export, changed, options_of, spec_for_export, validated
-from unet_export.conversion.runners import OnnxNetwork, keep_output, onnx_runner, second_runner
+from unet_export.conversion.runners import OnnxNetwork, onnx_runner, plain_graph, second_runner
 
 __all__ = ["Export", "export"]
 
@@ -99,8 +100,16 @@ def _written(
         script = network if not isinstance(network, Adapted) else torch.jit.trace(network, example)
         return write(from_script(script, spec), network)
     if isinstance(network, Adapted):
-        return write(from_module(network, spec), network)
+        return write(from_module(network, spec, _rows(checkpoint.program)), network)
     return write(from_program(checkpoint.program, spec.name), network)
+
+
+def _rows(program: Any) -> int | None:
+    """The batch that an exported program was saved for; None where it takes any."""
+    name = program.graph_signature.user_inputs[0]
+    image = next(node for node in program.graph.nodes if node.name == name)
+    rows = image.meta["val"].shape[0]
+    return rows if isinstance(rows, int) else None
 
 
 def _finished(
@@ -187,43 +196,25 @@ def _embedded(checkpoint: str) -> ModelFile | None:
 
 
 def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
-    """A foreign network gets a spec, a single output and a check; its own layers stay as they are."""
-    import onnx
-
+    """A foreign network gets a spec, one output as the engine takes it, and a check; its own layers stay as they
+    are."""
     path = Path(wanted.checkpoint)
-    model = open_model(path, wanted.window, wanted.activation)
-    given = model.spec
-    proto = onnx.load(path)
-    network = adapted(
-        OnnxNetwork(proto.SerializeToString(), path.name),
-        wanted.window or given.window,
-        given.channels_in,
-        wanted.head,
-        tell,
-    )
-    said = _says_activation(wanted, proto, path)
-    if any(entry.key == METADATA_KEY for entry in proto.metadata_props):
-        spec = changed(wanted, given)
+    model = open_model(path, wanted.window, wanted.activation, wanted.head)
+    for note in model.notes:
+        tell(f"note: {note}")
+    proto = plain_graph(model)
+    network = OnnxNetwork(proto.SerializeToString(), path.name)
+    carried = any(entry.key == METADATA_KEY for entry in proto.metadata_props)
+    if carried:
+        spec = changed(wanted, model.spec)
     else:
-        fixed = wanted.sizes == "static" or all(
-            d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[2:]
-        )
-        geometry = probe(network, wanted.window or given.window, given.channels_in, fixed=fixed)
+        stuck = all(dims(images_of(proto.graph)[0])[2:])
+        fixed = wanted.sizes == "static" or stuck
+        geometry = probe(network, wanted.window or model.spec.window, model.spec.channels_in, fixed=fixed)
         _check_free(wanted, geometry)
-        spec = spec_for_export(wanted, geometry, given)
+        spec = spec_for_export(wanted, geometry, model.spec)
     for entry in [e for e in proto.metadata_props if e.key.startswith("unet_engine.")]:
         proto.metadata_props.remove(entry)
-    if isinstance(network, Adapted):
-        keep_output(proto, network.place[0])
+    said = wanted.activation is not None or carried or said_beside(model, "activation")
     meaning = _Meaning(str(path), said, tell, origins(model))
     return _finished(proto, network, meaning.of(proto, spec), wanted, meaning, _origin(wanted))
-
-
-def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
-    """Whether the activation was said, by the user, by the file's own spec or by the one beside it."""
-    beside = path.with_suffix(".toml")
-    return (
-        wanted.activation is not None
-        or any(entry.key == METADATA_KEY for entry in proto.metadata_props)
-        or (beside.exists() and "activation" in read_toml(beside))
-    )

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from unet_engine.errors import ModelError
+from unet_engine.model.file import ModelFile
+from unet_engine.model.onnx_network import largest_batch
+from unet_engine.model.onnx_rewrite import rewritten
 from unet_engine.units import Tell, times
 from unet_export.conversion.proof import Comparison, Run, short
 
@@ -20,20 +23,38 @@ and that is no fault of the file."""
 
 
 class OnnxNetwork(nn.Module):  # type: ignore[misc]  # the type checker skips torch
-    """An ONNX graph in ONNX Runtime: float32 in, its outputs by name."""
+    """An ONNX graph in ONNX Runtime: float32 in, its first output out."""
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__()
-        self._session = _session(data, name)
-        self._input = self._session.get_inputs()[0].name
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._run = onnx_runner(data, name)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        found = self._session.run(None, {self._input: x.numpy()})
-        return {name: torch.from_numpy(np.array(y)) for name, y in zip(self._outputs, found, strict=True)}
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x)
 
     def __deepcopy__(self, memo: Any) -> OnnxNetwork:
         raise TypeError("a session of ONNX Runtime is not copied")
+
+
+def plain_graph(model: ModelFile) -> Any:
+    """The graph of an ONNX file with its one output, float32 (batch, channel, *space) in and out, and a free batch
+    where it was saved for several windows at once and computes others too.
+
+    Raises `ModelError` where it cannot be read.
+    """
+    import onnx
+
+    how = model.rewriting
+    try:
+        proto = onnx.load(model.path)
+        if how is not None and (how.changes or model.saved_batch not in (None, 1)):
+            batch = 0 if largest_batch(model) is None else 1
+            proto = onnx.load_from_string(rewritten(proto, how, batch, model.path))
+    except ModelError:
+        raise
+    except Exception as error:  # the parser raises what it likes
+        raise ModelError(f"{model.path}: its graph cannot be read: {short(error)}; export it again") from error
+    return proto
 
 
 def onnx_runner(data: bytes, name: str) -> Run:
@@ -104,21 +125,3 @@ class _OpenVINO:
         worst = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
         if not worst <= SECOND_TOLERANCE and not worst <= self._comparison.limit(window):
             raise ModelError(f"its result differs by {worst:.1e} of the largest output")
-
-
-def keep_output(proto: Any, name: str) -> None:
-    """Leave the output `name` in the graph, and of the nodes those that lead to it."""
-    kept = next(output for output in proto.graph.output if output.name == name)
-    others = [output for output in proto.graph.output if output.name != kept.name]
-    for output in others:
-        proto.graph.output.remove(output)
-    needed, nodes = {kept.name}, []
-    for node in reversed(proto.graph.node):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            nodes.append(node)
-    nodes.reverse()
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    for tensor in [t for t in proto.graph.initializer if t.name not in needed]:
-        proto.graph.initializer.remove(tensor)
