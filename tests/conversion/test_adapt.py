@@ -161,6 +161,19 @@ def test_half_and_double_precision_come_in():
             torch.testing.assert_close(found(image()), Shaped()(image()), atol=2e-3, rtol=0)
 
 
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_program_with_several_outputs_or_of_another_type_becomes_a_file(tmp_path, kind):
+    network = Shaped(lambda y: (low(y), y)).to(kind).eval()
+    torch.export.save(torch.export.export(network, (image().to(kind),)), tmp_path / "net.pt2")
+    told = cli("export", tmp_path / "net.pt2", "--out", tmp_path / "n.onnx", "--window", "16,24")
+    assert told.code == 0, told.err
+    session = onnxruntime.InferenceSession(str(tmp_path / "n.onnx"))
+    (got,) = session.run(None, {session.get_inputs()[0].name: image().numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(got, network.conv(image().to(kind)), atol=1e-5)
+
+
 def two_heads():
     return Shaped(lambda y: {"membrane": y, "nuclei": y + 1})
 

@@ -3,6 +3,7 @@ wrapped, or refused by name."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -90,7 +91,7 @@ def adapted(
     if found.last_in or found.last_out:
         which = "takes and gives" if found.last_in and found.last_out else "takes" if found.last_in else "gives"
         tell(f"note: the network {which} channels last; the file has them first, as all model files")
-    if returned is tensor and found.is_plain and tensor.dtype == torch.float32:
+    if returned is tensor and found.network is network and found.is_plain and tensor.dtype == torch.float32:
         return network
     return found
 
@@ -110,13 +111,25 @@ def _taking(network: Any, x: Tensor) -> tuple[Adapted, Any]:
             way = Adapted(network, kind, last_in=last)
             try:
                 with torch.inference_mode():
-                    return way, way.raw(x)
+                    returned = way.raw(x)
             except Exception as error:  # networks refuse in their own ways
                 problems.append(error)
+                continue
+            return (way, returned) if kind == torch.float32 else _in_float32(way, returned, x)
     raise ModelError(
         f"the network does not take a window of {times(window)} with {channels} channel(s): {first_line(problems[0])}; "
         "use --window and --channels"
     ) from problems[0]
+
+
+def _in_float32(way: Adapted, returned: Any, x: Tensor) -> tuple[Adapted, Any]:
+    """The same with weights in float32, which all libraries have layers for, where it runs like that."""
+    try:
+        other = Adapted(copy.deepcopy(way.network).float(), torch.float32, last_in=way.last_in)
+        with torch.inference_mode():
+            return other, other.raw(x)
+    except Exception:  # the type may be written into the network
+        return way, returned
 
 
 def _parts(returned: Any, place: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:

@@ -50,6 +50,8 @@ def plain_graph(model: ModelFile) -> Any:
         if how is not None and (how.changes or model.saved_batch not in (None, 1)):
             batch = 0 if largest_batch(model) is None else 1
             proto = onnx.load_from_string(rewritten(proto, how, batch, model.path))
+            sizes = proto.graph.output[0].type.tensor_type.shape.dim
+            sizes.extend(onnx.TensorShapeProto.Dimension() for _ in range(len(model.spec.axes) + 2))
     except ModelError:
         raise
     except Exception as error:  # the parser raises what it likes
