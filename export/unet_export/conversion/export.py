@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from unet_engine.backends import second_opinion
+from unet_engine.backends.base import Setup
+from unet_engine.backends.libraries import choose_backend
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError
 from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import ModelFile, open_model
@@ -43,6 +47,7 @@ def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
         tell(
             f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its file"
         )
+    _second_opinion(wanted.out, spec, tell)
     return {
         "out": wanted.out,
         "largest_difference": error,
@@ -57,6 +62,17 @@ def _is_onnx(wanted: Export) -> bool:
 
 def _origin(wanted: Export) -> str:
     return f"the ONNX file {Path(wanted.checkpoint).name}" if _is_onnx(wanted) else "PyTorch"
+
+
+def _second_opinion(path: str, spec: ModelSpec, tell: Tell) -> None:
+    """Tell where the library that a run on this machine's CPU takes computes something else than the file says."""
+    model = open_model(path, spec.window)
+    noise = np.random.default_rng(0).standard_normal((spec.channels_in, *spec.window), np.float32)
+    setup, library = Setup(model, spec.window), choose_backend(model, "cpu")
+    opinion = second_opinion.asked(setup, library, noise, "noise")
+    if opinion and opinion.wrong == "first":
+        other = second_opinion.other_for(model, library, "cpu")
+        tell(f"note: of noise, {opinion.text}; a run takes {other.library if other else 'another one'}")
 
 
 # --- PyTorch in ---
@@ -119,7 +135,7 @@ def _finished(
     hold."""
     data = proto.SerializeToString()
     comparison = Comparison(reference, onnx_runner(data, spec.name), spec, origin or "PyTorch")
-    right = proved(comparison, second_runner(data, comparison, meaning.tell))
+    right = proved(comparison, second_runner(data, comparison))
     if right is None:
         raise ModelError(
             f"the exported {spec.name} is right for windows of {times(spec.window)} alone, not for others that the network takes; "

@@ -14,7 +14,6 @@ from unet_engine.errors import ModelError
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_network import largest_batch
 from unet_engine.model.onnx_rewrite import rewritten
-from unet_engine.units import Tell, times
 from unet_export.conversion.proof import Comparison, Run, short
 
 SECOND_TOLERANCE = 1e-3
@@ -79,25 +78,18 @@ def _session(data: bytes, name: str) -> Any:
         ) from error
 
 
-def second_runner(data: bytes, comparison: Comparison, tell: Tell) -> Callable[[tuple[int, ...]], None] | None:
+def second_runner(data: bytes, comparison: Comparison) -> Callable[[tuple[int, ...]], None] | None:
     """What raises where OpenVINO, in which files run on a CPU, does not compute what the network does on a window.
 
-    None, which is told, where it already fails on the file's own window: then sizes rest on ONNX Runtime alone.
+    None where it already fails on the file's own window, which is found out and told for any run: then sizes rest on
+    ONNX Runtime alone.
     """
     if find_spec("openvino") is None:
         return None
     check = _OpenVINO(data, comparison)
-    window = comparison.spec.window
     try:
-        comparison.difference(window)
-    except Exception:  # the file itself is wrong, which is said where it is compared
-        return None
-    try:
-        check(window)
-    except Exception as error:
-        tell(
-            f"note: OpenVINO does not compute this network on windows of {times(window)}: {short(error)}; run it with --backend onnxruntime"
-        )
+        check(comparison.spec.window)
+    except Exception:
         return None
     return check
 
