@@ -210,3 +210,20 @@ def test_networks_in_half_precision(tmp_path, kind):
         expected = network(torch.from_numpy(IMAGE)[None, None])[0].float().numpy()
     path = saved(tmp_path, network, kind, 2)
     np.testing.assert_allclose(run(tmp_path, path, output="logits"), expected, atol=5e-3)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
+    from unet_engine.model import torch_graph
+
+    path = saved(tmp_path, Of(nn.Sigmoid()), "pt2")
+    assert open_model(path).spec.activation == "probabilities"
+    monkeypatch.setattr(torch_graph, "LARGEST", 10)
+    assert open_model(path).spec.activation == "sigmoid"  # the guess for one channel
+
+
+def test_names_of_classes_fit_what_the_graph_tells(tmp_path):
+    path = saved(tmp_path, Of(nn.Sigmoid()), "pt", toml='classes = ["outside", "inside"]\n')
+    assert open_model(path).spec.class_names == ("outside", "inside")
+    (tmp_path / "net.toml").write_text(TOML.format(channels=2) + 'channels = "offsets"\n')
+    torch.jit.trace(conv(2).eval(), torch.zeros(1, 1, 16, 16)).save(str(path))
+    assert open_model(path).spec.activation == "none"

@@ -72,6 +72,7 @@ HOLDS = {
     "rounded probabilities": ("probabilities", (SOFTMAX * 1.004 - 0.002).astype(np.float16)),
     "untrained, by chance within 0 and 1": ("sigmoid", 0.4 + LOGITS[:1] / 100),
     "untrained classes": ("softmax", 0.5 + LOGITS / 100),
+    "labels of two classes": ("none", np.rint(SIGMOID[:1])),
     "the largest of numbers": ("none", SOFTMAX),
     "few voxels": ("sigmoid", SIGMOID[:1, :4, :4, :4]),
 }

@@ -54,6 +54,15 @@ def app() -> None:
 @settings_options
 @cluster_options
 @click.option("--resume", is_flag=True, default=None, help="Resume an output that was begun with the same settings.")
+@click.option(
+    "--verify", is_flag=True, default=None, help="With --resume: compare the contents of chunks with checksums, too."
+)
+@click.option(
+    "--durable",
+    type=bool,
+    metavar="yes|no",
+    help="Have the disk keep what is committed through a power cut; default: yes.",
+)
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
@@ -73,7 +82,9 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
                 hidden = "token=" in crew.dashboard and not console.is_terminal
                 console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
             out = prepared.job.out
-            result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
+            result = run_volume(
+                crew, prepared, lambda p, c: report.Watcher(p, c, console), lambda text: _tell(console, [text])
+            )
     except KeyboardInterrupt:
         if out is None:
             raise
@@ -110,13 +121,14 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
 
 @app.command("finish")
 @click.argument("out", type=PLACE)
+@click.option("--verify", is_flag=True, help="Compare the contents of chunks with their checksums, too.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
+def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT001
     """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
     from unet_engine.commands import screen
     from unet_engine.output.completion import finish, line
 
-    facts = finish(out)
+    facts = finish(out, verify)
     screen.stderr().say(line(facts))
     if as_json:
         click.echo(json.dumps(facts))

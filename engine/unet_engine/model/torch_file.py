@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 from unet_engine.errors import ModelError
 from unet_engine.model.ending import UNPROVED, Ending, refusal
 from unet_engine.model.outputs import Output, choose
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, ModelSpec, read_toml
 from unet_engine.model.torch_graph import Steps, ending_of, steps_of
+
+LARGEST_SPEC = 2**24
+"""Bytes of a spec in an archive: what is said to unpack to more is none."""
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, NotImplementedError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class TorchFile:
     """The batch that it was saved for; None where it takes any, or where that is not known."""
     head: str | None
     """The output that is wanted, where it was named."""
+    guessed: bool = False
+    """Whether the activation was neither said nor proved."""
 
 
 def read_torch(path: Path, kind: str, activation: Activation | None, head: str | None) -> TorchFile:
@@ -41,19 +48,23 @@ def read_torch(path: Path, kind: str, activation: Activation | None, head: str |
     if carried is None and "activation" not in values and activation is None:
         return _undecided(path, steps, values, head)
     beside = path.with_suffix(".toml")
-    spec = carried or ModelSpec.written({**values, **({"activation": "none"} if activation else {})}, beside)
+    spec = carried or ModelSpec.written({"activation": activation, **values}, beside)
     return TorchFile(spec, "", _proved(path, steps, spec, head), steps.batch, head)
 
 
 def _undecided(path: Path, steps: Steps, values: dict[str, Any], head: str | None) -> TorchFile:
     """A network of which nobody said what its outputs are: what its graph proves, else a guess by their number."""
     beside = path.with_suffix(".toml")
-    spec = ModelSpec.written({**values, "activation": "none"}, beside)
+    follow = ("classes", "channels")  # what they may be depends on the activation
+    spec = ModelSpec.written({k: v for k, v in values.items() if k not in follow} | {"activation": "none"}, beside)
     end = _proved(path, steps, spec, head)
     found, why = end.activation(spec.channels_out)
+    if not why and values.get("channels") in ACTIVATION_OF:
+        found = ACTIVATION_OF[values["channels"]]
     if found is None:
         raise ModelError(refusal(path, why))
-    return TorchFile(ModelSpec.written({**values, "activation": found}, beside), why, end, steps.batch, head)
+    decided = ModelSpec.written({**values, "activation": found}, beside)
+    return TorchFile(decided, why, end, steps.batch, head, guessed=not why and decided.channels is None)
 
 
 def _spec_values(path: Path) -> tuple[ModelSpec | None, dict[str, Any]]:
@@ -62,8 +73,13 @@ def _spec_values(path: Path) -> tuple[ModelSpec | None, dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [n for n in archive.namelist() if n.split("/", 1)[-1] == f"extra/{METADATA_KEY}"]
+            if found and archive.getinfo(found[0]).file_size > LARGEST_SPEC:
+                raise ModelError(
+                    f"{path}: its model spec is said to be {archive.getinfo(found[0]).file_size} bytes long, "
+                    f"and none is above {LARGEST_SPEC}; export it again"
+                )
             text = archive.read(found[0]).decode() if found else None
-    except (zipfile.BadZipFile, OSError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"{path} is not a readable PyTorch archive: {error}; export it again") from error
     if text is not None:
         return ModelSpec.exported(text, path), {}

@@ -31,6 +31,10 @@ _KINDS = {
 _ALONG = ("Softmax", "LogSoftmax")
 _BOUNDS = {"clamp": ("min", "max"), "hardtanh": ("min_val", "max_val")}
 """Arguments that are bounds, by operator."""
+LARGEST = 2**26
+"""Bytes of a text in an archive that is read; none of a network is larger."""
+MOST_CALLS = 10_000
+"""Calls of modules that are followed."""
 _DEEPEST = 64
 """Modules inside one another that are followed."""
 
@@ -61,6 +65,12 @@ def steps_of(path: Path, kind: str) -> Steps:
             return _program(archive) if kind == "pt2" else _Script(archive).steps()
     except Exception:  # files of other versions are written in other ways; nothing is known of them then
         return Steps()
+
+
+def _text(archive: zipfile.ZipFile, name: str) -> bytes:
+    if archive.getinfo(name).file_size > LARGEST:
+        raise ValueError(f"{name} is too large")
+    return archive.read(name)
 
 
 def ending_of(steps: Steps, tensor: str, rank: int) -> Ending:
@@ -95,7 +105,7 @@ def ending_of(steps: Steps, tensor: str, rank: int) -> Ending:
 
 def _program(archive: zipfile.ZipFile) -> Steps:
     name = next(n for n in archive.namelist() if n.endswith(("models/model.json", "serialized_exported_program.json")))
-    whole = json.loads(archive.read(name))["graph_module"]
+    whole = json.loads(_text(archive, name))["graph_module"]
     steps, sizes = Steps(), whole["graph"]["tensor_values"]
     known: dict[str, str] = {}
     for node in whole["graph"]["nodes"]:
@@ -149,10 +159,10 @@ class _Script:
         self._archive = archive
         self._root = next(n for n in archive.namelist() if n.endswith("/data.pkl")).split("/")[0]
         self._classes: dict[str, ast.ClassDef] = {}
-        self._steps = Steps()
+        self._steps, self._calls = Steps(), 0
 
     def steps(self) -> Steps:
-        held = self._archive.read(f"{self._root}/data.pkl")
+        held = _text(self._archive, f"{self._root}/data.pkl")
         words = next(str(arg) for op, arg, _ in pickletools.genops(held) if op.name == "GLOBAL").split(" ")
         returned = self._forward(".".join(words), ["input"], 0)
         pairs = _named(returned, "")
@@ -162,7 +172,7 @@ class _Script:
     def _class(self, name: str) -> ast.ClassDef:
         if name not in self._classes:
             module = name.rpartition(".")[0].replace(".", "/")
-            tree = ast.parse(self._archive.read(f"{self._root}/code/{module}.py"))
+            tree = ast.parse(_text(self._archive, f"{self._root}/code/{module}.py"))
             self._classes |= {
                 f"{name.rpartition('.')[0]}.{c.name}": c for c in tree.body if isinstance(c, ast.ClassDef)
             }
@@ -170,6 +180,9 @@ class _Script:
 
     def _forward(self, name: str, given: Sequence[Any], depth: int) -> Any:
         """What ``forward`` of the class returns: a name of a tensor, or tuples, lists and dicts of such."""
+        self._calls += 1
+        if self._calls > MOST_CALLS:
+            raise ValueError("modules call one another without end")
         held = self._class(name)
         modules = dict(_annotations(held))
         method = next(m for m in held.body if isinstance(m, ast.FunctionDef) and m.name == "forward")

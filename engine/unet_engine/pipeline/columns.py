@@ -94,8 +94,11 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
                     return
         finally:
             # what was handed over is written even when something else failed
-            if writing:
-                _waited(worker.recorder, writing)
+            try:
+                if writing:
+                    _waited(worker.recorder, writing)
+            finally:
+                worker.record()
 
 
 def _waited(recorder: Recorder, future: Future[T]) -> T:

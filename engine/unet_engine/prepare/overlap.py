@@ -220,8 +220,11 @@ class _Kept:
     def write(self, box: Box, values: Array) -> None:
         self.values[box.slices()] = values
 
-    def mark(self, index: tuple[int, ...]) -> None:
+    def mark(self, index: tuple[int, ...], stored: object = None) -> None:
         """Nobody will resume it."""
+
+    def settle(self) -> None:
+        """Nothing is recorded."""
 
     def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
         """All of it: nothing is kept of what was done."""
