@@ -69,6 +69,8 @@ class ModelFile:
     """The output that was asked for by name."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
+    ran: bool = False
+    """Whether a window was run to see what the graph gives."""
     trusted: bool = False
     """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
 
@@ -171,6 +173,7 @@ def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | N
         found.saved_batch,
         head,
         found.notes,
+        found.ran,
     ).activated(activation)
 
 

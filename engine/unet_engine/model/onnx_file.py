@@ -35,6 +35,8 @@ class OnnxFile:
     """What the graph proves of the outputs, whatever the spec says."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
+    ran: bool = False
+    """Whether a window was run to see what the graph gives."""
 
 
 def read_onnx(
@@ -108,7 +110,7 @@ def _foreign(
     spec = ModelSpec.written({**values, **keys, "axes": found.axes, "window": found.window}, path)
     batch = (dims(image_of(path, model)) or [0])[0] or None
     ends_in = "" if "activation" in said else why
-    return OnnxFile(spec, weights, found.rewriting, batch, ends_in, end, found.notes)
+    return OnnxFile(spec, weights, found.rewriting, batch, ends_in, end, found.notes, found.tensors.ran)
 
 
 def _ending(model: Any, found: Found) -> Ending:
