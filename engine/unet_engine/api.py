@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from unet_engine.output.header import Header, spans
 from unet_engine.output.inspection import Look
 from unet_engine.output.locks import Holding, hold
 from unet_engine.output.output import Output, remove
+from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare.overlap_choice import KEY, facts
@@ -113,6 +114,22 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
     settings = prepared.survey.settings
     # before any work: a place that cannot be written is said now, not after hours
     profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
+    with _begun(prepared):
+        return _run_volume(crew, prepared, watch, tell, profile)
+
+
+def _begun(prepared: Prepared) -> AbstractContextManager[None]:
+    """Inside, the output is begun or gone on with. One that this run begins alone goes again where it is refused."""
+    job = prepared.job
+    if _part(prepared) or (stores.exists(job.out) and not prepared.survey.settings.overwrite):
+        return nullcontext()
+    return nothing_left(job.out, job.plan.digest)
+
+
+def _run_volume(
+    crew: Team, prepared: Prepared, watch: Watch | None, tell: Tell, profile: tracing.Place | None
+) -> Result:
+    settings = prepared.survey.settings
     begun = time.perf_counter()
     output = _open_output(prepared)
     notes: list[str] = []

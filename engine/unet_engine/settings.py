@@ -54,7 +54,8 @@ class Settings(BaseModel):
     padding: Literal["reflect", "constant", "edge"] = "reflect"
     output: Literal["labels", "probabilities", "logits"] = "labels"
     dtype: Literal["uint8", "float16", "float32"] | None = None
-    """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32)."""
+    """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
+    end: uint8 with halves up, float16 to nearest with ties to even."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
@@ -115,6 +116,8 @@ class Settings(BaseModel):
     """Whether what is committed outlives a power cut, at a price of at most some percent; kills never cost it."""
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
+    ignore_spacing: bool = False
+    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())
@@ -361,7 +364,9 @@ def parse_window(text: str) -> tuple[int, ...]:
 
 def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Sizes that a window can have. Raises `ValueError` for all others."""
-    if len(sizes) not in (2, 3) or min(sizes) < 1:
+    if len(sizes) not in (2, 3):
+        raise ValueError(f"it has {len(sizes)} sizes; give one per axis, e.g. 64,64,64")
+    if min(sizes) < 1:
         raise ValueError(WINDOW)
     if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
         raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")

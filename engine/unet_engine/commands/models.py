@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import COUNT, PLACE, THREADS, Command, Number, sizes
+from unet_engine.commands.options import COUNT, IGNORE_SPACING, PLACE, THREADS, Command, Number, sizes
 from unet_engine.errors import BackendError, ModelError, SettingsError
 from unet_engine.units import finite
 
@@ -118,6 +118,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option("--max-error", type=Number(0), metavar="E", help="Largest error of a logit, relative; default: none.")
 @click.option("--threads", type=THREADS, metavar="N", help="Windows inferred at once; default: one per core.")
 @click.option("--report", type=PLACE, metavar="FILE", help="HTML file; default: beside the model, MODEL.gate.html.")
+@IGNORE_SPACING
 @click.option("--trust", is_flag=True, help="Open a --reference that may run any code; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
@@ -132,6 +133,7 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
 
     dice, dice_of = _thresholds(given.pop("min_dice"))
     given["window"] = sizes("--window", given["window"])
+    given["ignore_spacing"] = bool(given["ignore_spacing"])
     request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
     rows = table(quantize(request, _tell))
     _show(rows, screen.stderr())

@@ -41,6 +41,13 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
+IGNORE_SPACING = click.option(
+    "--ignore-spacing",
+    is_flag=True,
+    default=None,
+    help="Take voxels of another size than those of training; an error otherwise.",
+)
+
 _SETTINGS = [
     click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
@@ -126,6 +133,7 @@ _SETTINGS = [
         default=None,
         help="Open a .pt2 or TorchScript, which may run any code; asked once per file.",
     ),
+    IGNORE_SPACING,
     click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
 ]
 

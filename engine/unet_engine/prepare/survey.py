@@ -24,11 +24,11 @@ from unet_engine.plan.box import Box
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import out_of
 from unet_engine.prepare.precision import Choice, choose
+from unet_engine.prepare.spacing import check_spacing
 from unet_engine.settings import Settings
 from unet_engine.settings_files import CONFIG
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
-from unet_engine.units import micrometers
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
@@ -77,7 +77,8 @@ def survey(settings: Settings) -> Survey:
     model = _model(settings, notes)
     _about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
-    check_volume(volume, model, notes)
+    check_volume(volume, model)
+    check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
     _about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
@@ -213,8 +214,8 @@ def checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[int
     return window
 
 
-def check_volume(volume: Volume, model: ModelFile, notes: list[str]) -> None:
-    """Refuse a volume whose axes or channels the model does not take; note a spacing unlike that of training."""
+def check_volume(volume: Volume, model: ModelFile) -> None:
+    """Raise `InputError` for a volume whose axes or channels the model does not take."""
     spec = model.spec
     if not set(spec.axes) <= set(volume.spatial):
         raise InputError(
@@ -224,19 +225,6 @@ def check_volume(volume: Volume, model: ModelFile, notes: list[str]) -> None:
         raise InputError(
             f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} takes "
             f"{spec.channels_in}; use another model, or name the channel axis with --axes, e.g. czyx"
-        )
-    _compare_spacing(volume, spec, notes)
-
-
-def _compare_spacing(volume: Volume, spec: ModelSpec, notes: list[str]) -> None:
-    if not spec.spacing or not volume.spacing:
-        return
-    found = [micrometers(abs(s), volume.unit) for s in volume.spacing[-len(spec.axes) :]]
-    trained = [micrometers(s, spec.spacing_unit) for s in spec.spacing]
-    ratios = [a / b for a, b in zip(found, trained, strict=True) if a and b]
-    if ratios and (max(ratios) > 1.2 or min(ratios) < 1 / 1.2):
-        notes.append(
-            f"voxels are {volume.spacing} {volume.unit}, the model was trained on {spec.spacing} {spec.spacing_unit}"
         )
 
 

@@ -19,7 +19,7 @@ from zarr.errors import ContainsGroupError
 from zarr.storage import StorePath
 
 from unet_engine.errors import OutputError, first_line
-from unet_engine.paths import is_local
+from unet_engine.paths import check_file, is_local
 from unet_engine.storage import durability as durable
 from unet_engine.storage.durability import ON_DISK, Durability
 
@@ -129,11 +129,25 @@ def store_of(path: str) -> Store:
 
 def open_node(path: str) -> zarr.Array | zarr.Group:
     """The array or group at `path`, for reading. Raises what zarr raises, `FileNotFoundError` where there is none."""
+    check_metadata(path)
     return zarr.open(store_of(path).location(path), mode="r")
+
+
+_METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+
+
+def check_metadata(place: str | StorePath) -> None:
+    """Raises `OSError` where what zarr reads as metadata at `place` is anything but a file: a pipe is waited at for
+    ever, and a device never ends. On a local disk alone."""
+    folder = file_of(place) if isinstance(place, StorePath) else place if is_local(place) else None
+    for name in _METADATA_FILES if folder else ():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            check_file(f"{folder}/{name}")
 
 
 def open_group(path: str, mode: str) -> zarr.Group:
     """The group at `path`. Raises what zarr raises, `FileNotFoundError` where there is none."""
+    check_metadata(path)
     return zarr.open_group(store_of(path).location(path), mode=mode)
 
 
