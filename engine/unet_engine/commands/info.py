@@ -13,7 +13,7 @@ from unet_engine.backends.libraries import choose_backend
 from unet_engine.commands.options import sizes
 from unet_engine.errors import InputError, UnetEngineError
 from unet_engine.model.file import ModelFile, is_model, open_model
-from unet_engine.model.origins import origins
+from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.volumes import samples
 from unet_engine.volumes.formats import format_of, open_volume
@@ -46,6 +46,7 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "contradiction": model.contradiction or None,
         "second_opinion": _opinion(model),
         **spec,
+        "told_by": told_by(model) or None,
         "origins": origins(model, {"window": "--window"} if window else None),
     }
 
@@ -73,7 +74,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (key.replace("_", " "), f"{value}  ({origins[key]})" if key in origins else str(value))
         for key, value in facts.items()
-        if key != "origins"
+        if key != "origins" and not (key == "told_by" and origins)
     ]
 
 
