@@ -74,7 +74,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (key.replace("_", " "), f"{value}  ({origins[key]})" if key in origins else str(value))
         for key, value in facts.items()
-        if key != "origins" and not (key == "told_by" and origins)
+        if key != "origins"
     ]
 
 
