@@ -66,6 +66,8 @@ class ModelFile:
     """The output that was asked for by name."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
+    ran: bool = False
+    """Whether a window was run to see what the graph gives."""
     described: bool = True
     """Whether what the outputs are was said, in the file or beside it, or follows from an ArgMax behind them."""
     output: str = ""
@@ -193,6 +195,7 @@ def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | N
         found.saved_batch,
         head,
         found.notes,
+        ran=found.ran,
         described=found.described,
         output=found.output,
         guessed=not found.described and not found.ends_in,
