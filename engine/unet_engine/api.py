@@ -150,7 +150,7 @@ def _run_volume(
             return result()  # the last part completed it just now
         note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
         with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
-            crew.execute(prepared, output.pending(prepared.job.plan))
+            crew.execute(prepared, output.pending())
         done = _conclude(prepared, output.header, holding, result())
     return replace(done, profile=profile.write(crew.profile())) if profile else done
 
