@@ -143,13 +143,13 @@ def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT0
 def info_command(path: str, axes: str | None, window: str | None, head: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Describe a volume or a model file."""
     from unet_engine.commands import screen
-    from unet_engine.commands.info import describe
+    from unet_engine.commands.info import describe, lines
 
     facts = describe(path, axes, window, head)
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        screen.stdout().pairs([(k.replace("_", " "), str(v)) for k, v in facts.items()])
+        screen.stdout().pairs(lines(facts))
 
 
 @app.command("demo")
@@ -213,7 +213,7 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 def main() -> None:
     """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
             signal.signal(number, _terminate)

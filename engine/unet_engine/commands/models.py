@@ -11,6 +11,7 @@ from unet_engine.commands.options import COUNT, IGNORE_SPACING, PLACE, THREADS, 
 from unet_engine.errors import BackendError, ModelError, SettingsError
 from unet_engine.units import finite
 
+OUTPUT_CHANNELS = ["classes", "multilabel", "image", "offsets"]
 ACTIVATIONS = ["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
 
 
@@ -63,6 +64,11 @@ def _needs(module: str, extra: str, what: str) -> None:
     help="What outputs are; default: what the graph ends in, else by their number.",
 )
 @click.option(
+    "--output-channels",
+    type=click.Choice(OUTPUT_CHANNELS),
+    help="What output channels are: classes that exclude one another, multilabel (they may overlap), image or offsets.",
+)
+@click.option(
     "--normalize", metavar="HOW", help="What training did: zscore, range:0,255, fixed:mean=M,std=S, …; as for run."
 )
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
@@ -109,8 +115,8 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option(
     "--reference", type=PLACE, metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch."
 )
-@click.option("--windows", type=click.IntRange(2, 10**6), default=24, help="To calibrate on; default 24.")
-@click.option("--held-out", type=click.IntRange(2, 10**6), default=16, help="Others, to judge on; default 16.")
+@click.option("--windows", type=click.IntRange(max=10**6), default=24, help="To calibrate on; default 24.")
+@click.option("--held-out", type=click.IntRange(max=10**6), default=16, help="Others, to judge on; default 16.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Draws the windows; default 0.")
 @click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")

@@ -23,10 +23,11 @@ from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
 from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction
 from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.second import compared
-from unet_engine.prepare.survey import Survey, fall_back
+from unet_engine.prepare.survey import Survey
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling, scaling
@@ -154,7 +155,7 @@ def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
 
 def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[str]) -> None:
     """Say where what the network makes of real windows is not what its spec says. What its graph says is told already."""
-    reason = contradiction(seen, survey.model.spec, labels=survey.settings.output == "labels")
+    reason = contradiction(seen, survey.model.spec, labels=survey.settings.output in ("labels", "masks"))
     if not reason or survey.model.contradiction:
         return
     try:
