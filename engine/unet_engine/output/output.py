@@ -103,9 +103,9 @@ class Output:
                 f"{path} cannot be opened to resume it: {first_line(error)}; restore it, or choose another --out"
             ) from error
         header = group.attrs.get(PROVENANCE)
-        if not isinstance(header, dict):
+        if not isinstance(header, dict) or not isinstance(header.get("identity"), dict):
             raise ResumeError(_not_ours(path))
-        differing = _differences(header.get("identity", {}), provenance["identity"])
+        differing = _differences(header["identity"], provenance["identity"])
         if differing:
             raise ResumeError(
                 f"{path} was begun with another {'; '.join(differing)}: repeat that run's settings or use --overwrite"
