@@ -238,13 +238,18 @@ HALO_FN float sigmoid(float x) {
 
 HALO_FN float clip(float x) { return x < 0.0f ? 0.0f : (x > 1.0f ? 1.0f : x); }
 
-// A probability as the output's type; NaN becomes 0 in uint8.
+// A probability as the output's type: in uint8 as 255ths, halves rounded up, and NaN as 0; in Half to nearest, ties to even.
 template <typename T>
 HALO_FN T quantise(float p);
 
 template <>
 HALO_FN float quantise<float>(float p) {
   return p;
+}
+
+template <>
+HALO_FN Half quantise<Half>(float p) {
+  return to_half(p);
 }
 
 template <>

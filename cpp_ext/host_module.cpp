@@ -376,6 +376,7 @@ NB_MODULE(_halo, m) {
   m.def("labels_uint8", &labels<std::uint8_t>);
   m.def("labels_uint16", &labels<std::uint16_t>);
   m.def("probabilities_uint8", &probabilities<std::uint8_t>);
+  m.def("probabilities_float16", &probabilities<Half>);
   m.def("probabilities_float32", &probabilities<float>);
   m.def("logits_float32", &logits<float>);
   m.def("logits_float16", &logits<Half>);

@@ -149,6 +149,7 @@ HALO_DEFINE(std::uint16_t)
     for (index_t x = 0; x < n; ++x) out[x] = quantise<T>(clip(in[x]));                                             \
   }
 HALO_DEFINE(std::uint8_t)
+HALO_DEFINE(Half)
 HALO_DEFINE(float)
 #undef HALO_DEFINE
 

@@ -38,13 +38,17 @@ void label_row(std::uint16_t* out, const float* sums, index_t stride, index_t ch
 // out[k][i] = quantise(softmax over k) for n <= kStrip voxels, with room for `channels * n` floats in `scratch`.
 void softmax_row(std::uint8_t* out, index_t out_stride, const float* sums, index_t stride, index_t channels, index_t n,
                  float* scratch) noexcept;
+void softmax_row(Half* out, index_t out_stride, const float* sums, index_t stride, index_t channels, index_t n,
+                 float* scratch) noexcept;
 void softmax_row(float* out, index_t out_stride, const float* sums, index_t stride, index_t channels, index_t n,
                  float* scratch) noexcept;
 
 // out[i] = quantise(sigmoid(in[i])) and out[i] = quantise(clip(in[i]))
 void sigmoid_row(std::uint8_t* out, const float* in, index_t n) noexcept;
+void sigmoid_row(Half* out, const float* in, index_t n) noexcept;
 void sigmoid_row(float* out, const float* in, index_t n) noexcept;
 void clip_row(std::uint8_t* out, const float* in, index_t n) noexcept;
+void clip_row(Half* out, const float* in, index_t n) noexcept;
 void clip_row(float* out, const float* in, index_t n) noexcept;
 
 // out[i] = in[i], in the output's type

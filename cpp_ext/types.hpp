@@ -28,9 +28,12 @@
 #define HALO_FINISHES(DO)         \
   DO(ToLabel<std::uint8_t>)       \
   DO(ToLabel<std::uint16_t>)      \
+  DO(ToMask<std::uint8_t>)        \
   DO(ToProbability<std::uint8_t>) \
+  DO(ToProbability<Half>)         \
   DO(ToProbability<float>)        \
   DO(ToSoftmax<std::uint8_t>)     \
+  DO(ToSoftmax<Half>)             \
   DO(ToSoftmax<float>)            \
   DO(ToLogits<float>)             \
   DO(ToLogits<Half>)

@@ -27,6 +27,30 @@ def _own_settings(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Nothing is taken from the user's cache, and nothing left there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNET_ENGINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_second_opinion(request, monkeypatch):
+    """A second library is asked by the tests of that alone: for every other network it would be a process more."""
+    if "asking" not in request.fixturenames:
+        monkeypatch.setattr("unet_engine.backends.second_opinion.other_for", lambda *_: None)
+
+
+@pytest.fixture
+def asking(tmp_path, monkeypatch):
+    """A second library is asked, and nothing is known of earlier."""
+    folder = tmp_path / "opinions"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def trusting(monkeypatch):
     """The user trusts whatever model the test makes."""

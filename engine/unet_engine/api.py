@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,8 +16,10 @@ from unet_engine.execution.choose import team
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Header, spans
+from unet_engine.output.inspection import Look
 from unet_engine.output.locks import Holding, hold
 from unet_engine.output.output import Output, remove
+from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare.overlap_choice import KEY, facts
@@ -28,6 +30,7 @@ from unet_engine.redaction import redacted
 from unet_engine.settings import Settings
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
+from unet_engine.units import Tell, silent
 from unet_engine.version import version_of
 
 Watch = Callable[[Prepared, Team], Any]
@@ -81,6 +84,8 @@ class Result:
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
     """The files that show it."""
+    notes: tuple[str, ...] = ()
+    """What was found as the run began and the user should know, beside the notes of planning."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
 
@@ -103,24 +108,49 @@ def make_plan(input: str, **options: Any) -> Plan:
     return prepared.job.plan
 
 
-def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None) -> Result:
-    """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so."""
+def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell: Tell = silent) -> Result:
+    """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so. `tell` hears
+    at once what becomes the result's notes."""
     settings = prepared.survey.settings
     # before any work: a place that cannot be written is said now, not after hours
     profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
+    with _begun(prepared):
+        return _run_volume(crew, prepared, watch, tell, profile)
+
+
+def _begun(prepared: Prepared) -> AbstractContextManager[None]:
+    """Inside, the output is begun or gone on with. One that this run begins alone goes again where it is refused."""
+    job = prepared.job
+    if _part(prepared) or (stores.exists(job.out) and not prepared.survey.settings.overwrite):
+        return nullcontext()
+    return nothing_left(job.out, job.plan.digest)
+
+
+def _run_volume(
+    crew: Team, prepared: Prepared, watch: Watch | None, tell: Tell, profile: tracing.Place | None
+) -> Result:
+    settings = prepared.survey.settings
     begun = time.perf_counter()
     output = _open_output(prepared)
+    notes: list[str] = []
+
+    def note(texts: Iterable[str]) -> None:
+        for text in texts:
+            notes.append(text)
+            tell(text)
 
     def result() -> Result:
-        return _result(prepared, crew, time.perf_counter() - begun)
+        return replace(_result(prepared, crew, time.perf_counter() - begun), notes=tuple(notes))
 
+    note(output.notes)
     if output.header.settled():
         return result()
     with hold(prepared.job.out, _part(prepared)) as holding:
         if not output.header.begin():
             return result()  # the last part completed it just now
+        note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
         with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
-            crew.execute(prepared, output.pending(prepared.job.plan))
+            crew.execute(prepared, output.pending())
         done = _conclude(prepared, output.header, holding, result())
     return replace(done, profile=profile.write(crew.profile())) if profile else done
 
@@ -174,9 +204,9 @@ def _open_output(prepared: Prepared) -> Output:
     check_output(prepared.survey)
     if stores.exists(job.out):
         if settings.resume:
-            return Output.resume(job.out, job.layout, job.plan.digest, provenance)
+            return Output.resume(job.out, job.layout, job.plan.digest, provenance, job.durability)
         remove(job.out)
-    return Output.create(job.out, job.layout, job.plan.digest, provenance)
+    return Output.create(job.out, job.layout, job.plan.digest, provenance, job.durability)
 
 
 def _outside(job: Job) -> dict[str, Any]:

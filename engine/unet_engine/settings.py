@@ -52,9 +52,13 @@ class Settings(BaseModel):
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
     blend: Literal["gaussian", "constant", "crop"] = "gaussian"
     padding: Literal["reflect", "constant", "edge"] = "reflect"
-    output: Literal["labels", "probabilities", "logits"] = "labels"
+    channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
+    """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
+    output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
+    """``masks``: of each channel 0 or 1, for classes that may overlap."""
     dtype: Literal["uint8", "float16", "float32"] | None = None
-    """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32)."""
+    """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
+    end: uint8 with halves up, float16 to nearest with ties to even."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
@@ -109,9 +113,15 @@ class Settings(BaseModel):
     """Folder, or ``NAME.json``, for a trace and a picture of where the time went; ``auto``: a folder named after the
     output."""
     resume: bool = False
+    verify: bool = False
+    """Where a run is resumed: compare not only the lengths of committed chunks but also their contents."""
     overwrite: bool = False
+    durable: bool = True
+    """Whether what is committed outlives a power cut, at a price of at most some percent; kills never cost it."""
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
+    ignore_spacing: bool = False
+    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())
@@ -292,7 +302,7 @@ class Settings(BaseModel):
             raise SettingsError(
                 "--overwrite and --part exclude each other: it would delete what other parts wrote; remove --out first"
             )
-        if self.output == "labels" and self.dtype:
+        if self.output in ("labels", "masks") and self.dtype:
             raise SettingsError("--dtype is for probabilities and logits; labels take the smallest unsigned type")
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
@@ -303,7 +313,9 @@ class Settings(BaseModel):
         if self.outside in (None, KEEP):
             return
         value = float(str(self.outside))
-        stored = self.dtype or {"labels": "uint16", "probabilities": "uint8"}.get(self.output, "float32")
+        stored = self.dtype or {"labels": "uint16", "probabilities": "uint8", "masks": "uint8"}.get(
+            self.output, "float32"
+        )
         highest = {"uint8": 2**8 - 1, "uint16": 2**16 - 1, "float16": 65504.0}.get(stored, 3.4e38)
         if stored.startswith("uint") and value not in range(int(highest) + 1):
             raise SettingsError(
@@ -358,7 +370,9 @@ def parse_window(text: str) -> tuple[int, ...]:
 
 def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Sizes that a window can have. Raises `ValueError` for all others."""
-    if len(sizes) not in (2, 3) or min(sizes) < 1:
+    if len(sizes) not in (2, 3):
+        raise ValueError(f"it has {len(sizes)} sizes; give one per axis, e.g. 64,64,64")
+    if min(sizes) < 1:
         raise ValueError(WINDOW)
     if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
         raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")

@@ -53,7 +53,7 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def times(sizes: Sequence[int]) -> str:
+def times(sizes: Sequence[int | str]) -> str:
     """A shape: 64×64×64."""
     return "×".join(map(str, sizes))
 

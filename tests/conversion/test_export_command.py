@@ -72,6 +72,14 @@ def test_outputs_that_only_values_show_to_be_probabilities_are_told(tmp_path):
     assert "of noise" not in said.err
 
 
+@pytest.mark.usefixtures("asking")
+def test_a_layer_that_a_library_computes_wrongly_is_told(tmp_path):
+    said, _, _ = exported(tmp_path, "edged", "--sizes", "static", dims=2)
+    assert said.code == 0, said.err
+    assert "of noise, openvino" in said.err
+    assert "a run takes onnxruntime" in said.err
+
+
 def test_a_static_file_takes_its_window_alone(tmp_path):
     _, network, out = exported(tmp_path, "group", "--sizes", "static")
     spec = open_model(out).spec

@@ -122,6 +122,12 @@ def test_values_scaled_to_one_that_are_not(tmp_path):
     assert "0 to 1 is meant" in unlikely(opened, [GREY], scaling(opened.spec.normalization, [GREY]), said=False)
 
 
+def test_clipped_voxels_lie_where_they_are_clipped(tmp_path):
+    values = GREY.astype(np.float32)
+    opened = open_model(foreign(tmp_path), (16, 16)).normalized("range:0,255,clip")
+    assert unlikely(opened, [values], scaling(opened.spec.normalization, [values]), said=False) == ""
+
+
 TRAINED = {
     "z-scores fed with grey levels": ((-1.5, -0.5, 0.0, 0.5, 2.5), GREY, "none", True),
     "grey levels fed with grey levels": ((140, 1000, 2000, 3000, 4000), GREY, "none", False),

@@ -181,6 +181,9 @@ def test_labels_are_the_reference(
     operations.labels(sums, out, activation, threads=threads)
     reference.labels(sums, expected, above=operations.label_threshold(activation, k))
     np.testing.assert_array_equal(out, expected)
+    masks = np.full(sums.shape, 9, np.uint8)
+    operations.masks(sums, masks, activation, threads=threads)
+    np.testing.assert_array_equal(masks, sums > operations.label_threshold(activation, 1))
 
 
 @needs_native
@@ -189,7 +192,7 @@ def test_labels_are_the_reference(
     shapes(),
     st.integers(1, 6),
     st.sampled_from(operations.ACTIVATIONS),
-    st.sampled_from(["u1", "f4"]),
+    st.sampled_from(["u1", "f2", "f4"]),
     seeds,
     threads_of,
 )
@@ -304,6 +307,27 @@ def test_probabilities_are_probabilities() -> None:
         # 2 ulp of exp, and the rounding of a difference of about 100 before it
         np.testing.assert_allclose(p, true, rtol=1e-5, atol=1e-37)
         np.testing.assert_array_equal(q, np.floor(p * np.float32(255) + np.float32(0.5)))
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("activation", operations.ACTIVATIONS)
+def test_float16_probabilities_are_those_of_float32_rounded_once(activation: str) -> None:
+    rng = np.random.default_rng(2)
+    sums = rng.normal(scale=3, size=(3, 20, 30)).astype(np.float32)
+    sums[:, 0, :2] = np.nan, np.inf
+    exact, half = np.zeros(sums.shape, np.float32), np.full(sums.shape, 9, np.float16)
+    operations.probabilities(sums, exact, activation)
+    operations.probabilities(sums, half, activation)
+    assert_same_bits(half, exact.astype(np.float16))
+
+
+@pytest.mark.usefixtures("implementation")
+def test_float16_rounds_to_nearest_and_ties_to_even() -> None:
+    step = 2.0**-11  # between numbers of float16 from 0.5 to 1
+    sums = np.array([0.5 + step / 2, 0.5 + 3 * step / 2, 0.5 + step * 0.51, -1, 2, 2**-26], np.float32).reshape(1, 1, 6)
+    out = np.full((1, 1, 6), 9, np.float16)
+    operations.probabilities(sums, out, "none")
+    assert out.ravel().tolist() == [0.5, 0.5 + 2 * step, 0.5 + step, 0, 1, 0]
 
 
 @pytest.mark.usefixtures("implementation")

@@ -211,6 +211,9 @@ def test_labels_probabilities_and_logits_agree(net3d: Any, volume3d: Any, tmp_pa
     np.testing.assert_allclose(fine, softmax, atol=1e-6)
     assert coarse.dtype == np.uint8
     assert np.abs(coarse - 255 * softmax).max() <= 0.501
+    half = run(output="probabilities", dtype="float16")
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, fine.astype(np.float16))
 
 
 def test_more_than_256_classes_take_uint16(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def app() -> None:
 @settings_options
 @cluster_options
 @click.option("--resume", is_flag=True, default=None, help="Resume an output that was begun with the same settings.")
+@click.option(
+    "--verify", is_flag=True, default=None, help="With --resume: compare the contents of chunks with checksums, too."
+)
+@click.option(
+    "--durable",
+    type=bool,
+    metavar="yes|no",
+    help="Have the disk keep what is committed through a power cut; default: yes.",
+)
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
@@ -72,7 +81,9 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
                 hidden = "token=" in crew.dashboard and not console.is_terminal
                 console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
             interruption.writing(prepared.job.out)
-            result = run_volume(crew, prepared, lambda p, c: report.Watcher(p, c, console))
+            result = run_volume(
+                crew, prepared, lambda p, c: report.Watcher(p, c, console), lambda text: _tell(console, [text])
+            )
     except KeyboardInterrupt:
         _fail(interruption.said(), INTERRUPTED)
     finally:
@@ -109,13 +120,14 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
 
 @app.command("finish")
 @click.argument("out", type=PLACE)
+@click.option("--verify", is_flag=True, help="Compare the contents of chunks with their checksums, too.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
+def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT001
     """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
     from unet_engine.commands import screen
     from unet_engine.output.completion import finish, line
 
-    facts = finish(out)
+    facts = finish(out, verify)
     screen.stderr().say(line(facts))
     if as_json:
         click.echo(json.dumps(facts))
@@ -130,13 +142,13 @@ def finish_command(out: str, as_json: bool) -> None:  # noqa: FBT001
 def info_command(path: str, axes: str | None, window: str | None, head: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Describe a volume or a model file."""
     from unet_engine.commands import screen
-    from unet_engine.commands.info import describe
+    from unet_engine.commands.info import describe, lines
 
     facts = describe(path, axes, window, head)
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        screen.stdout().pairs([(k.replace("_", " "), str(v)) for k, v in facts.items()])
+        screen.stdout().pairs(lines(facts))
 
 
 @app.command("demo")

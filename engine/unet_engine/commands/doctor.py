@@ -93,9 +93,18 @@ def facts() -> dict[str, str]:
         "stitching": "native extension"
         if operations.IMPLEMENTATION == "native"
         else "NumPy; reinstall with a C++ compiler for the native one",
+        "second opinion": "onnxruntime is asked whether openvino computes what a model file says"
+        if _there("onnxruntime")
+        else "nobody to ask; pip install 'unet-engine[onnxruntime]'",
         "stitching on GPUs": missing() or "CUDA module and cuda-core",
     }
     return found | {name: _installed(name) for name in PACKAGES}
+
+
+def _there(name: str) -> bool:
+    from unet_engine.backends.libraries import record
+
+    return record(name).installed
 
 
 def _installed(name: str) -> str:

@@ -16,7 +16,7 @@ from unet_engine.hanging import end
 
 GRACE = 4.0
 """Seconds for ending in order after the second signal."""
-ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 """Signals that end a run."""
 
 _outputs: list[str] = []

@@ -41,6 +41,13 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
+IGNORE_SPACING = click.option(
+    "--ignore-spacing",
+    is_flag=True,
+    default=None,
+    help="Take voxels of another size than those of training; an error otherwise.",
+)
+
 _SETTINGS = [
     click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
@@ -70,7 +77,15 @@ _SETTINGS = [
     ),
     click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
     click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
-    click.option("--output", metavar="KIND", help="labels (default), probabilities or logits."),
+    click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
+    click.option(
+        "--channels",
+        "--output-channels",
+        "channels",
+        metavar="WHAT",
+        help="What output channels are: classes that exclude one another, multilabel (they may overlap), image or offsets; "
+        "default: what the model says.",
+    ),
     click.option(
         "--dtype", metavar="TYPE", help="Of probabilities (uint8, float16, float32) or logits (float16, float32)."
     ),
@@ -126,6 +141,7 @@ _SETTINGS = [
         default=None,
         help="Open a .pt2 or TorchScript, which may run any code; asked once per file.",
     ),
+    IGNORE_SPACING,
     click.option("--strict", is_flag=True, default=None, help="Make every fallback an error."),
 ]
 

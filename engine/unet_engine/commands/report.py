@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import asdict
+from math import prod
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from unet_engine.api import Result
 from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
-from unet_engine.plan.plan import read_span
+from unet_engine.plan.plan import Plan, read_span
 from unet_engine.prepare.decoding import Reading
 from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
@@ -31,14 +32,24 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
     """Bytes of the input that all blocks of the plan read together, in whole cells of `chunks` (1 along each axis: just
     the boxes)."""
     plan, total = prepared.job.plan, 0
-    for column in plan.columns():
-        windows, voxels = plan.column_windows(column), 1
-        for axis, lo, hi, step, chunk in zip(plan.axes, windows.lo, windows.hi, plan.block, chunks, strict=True):
-            ends = [(max(lo, b), min(hi, b + step) - 1) for b in range(lo // step * step, hi, step)]
-            spans = [read_span(axis, first, last, plan.padding) for first, last in ends]
-            voxels *= sum(min(axis.size, -(-stop // chunk) * chunk) - start // chunk * chunk for start, stop in spans)
-        total += voxels
+    for box in plan.share:  # its columns are the products of spans along the axes, and so are their voxels
+        total += prod(
+            sum(_read_along(plan, a, lo, hi, chunks[a]) for lo, hi in spans)
+            for a, spans in enumerate(plan.column_spans(box))
+        )
     return total * prepared.survey.volume.voxel_bytes
+
+
+def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
+    """Voxels along axis `a` that blocks `lo` to `hi` of one column read, in whole cells of `chunk`."""
+    axis, step = plan.axes[a], plan.block[a]
+    windows = axis.meeting(plan.edge(a, lo), plan.edge(a, hi))
+    total = 0
+    for begin in range(windows.start // step * step, windows.stop, step):
+        first, last = max(windows.start, begin), min(windows.stop, begin + step) - 1
+        start, stop = read_span(axis, first, last, plan.padding)
+        total += min(axis.size, -(-stop // chunk) * chunk) - start // chunk * chunk
+    return total
 
 
 def plan_facts(prepared: Prepared) -> dict[str, Any]:

@@ -90,9 +90,10 @@ def commit(
     stream: int = 0,
 ) -> None:
     """Merge up to `MOST_HALOS` halos, in their order, and finish, in one pass: `operations.labels`,
-    `operations.probabilities` or `operations.logits`, as `kind` says.
+    `operations.masks`, `operations.probabilities` or `operations.logits`, as `kind` says.
 
-    out: (*S) uint8 or uint16 for labels, (K, *S) uint8 or float32 for probabilities, float32 or float16 for logits.
+    out: (*S) uint8 or uint16 for labels, (K, *S) uint8, float16 or float32 for probabilities, float32 or float16
+        for logits.
     nonfinite: one int32, set to 1 where a merged sum is NaN or Inf. Softmax leaves the merged sums in `sums`;
     otherwise they are only read.
     """

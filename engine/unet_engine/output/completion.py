@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unet_engine.errors import OutputError
-from unet_engine.output.header import Header
+import zarr
+
+from unet_engine.errors import OutputError, first_line
+from unet_engine.output import array
+from unet_engine.output.chunks import chunks_of
+from unet_engine.output.header import ARRAY, Header
+from unet_engine.output.inspection import Fault, Look, in_words, inspect
 from unet_engine.output.locks import PATIENCE, Holding, hold
 from unet_engine.settings import parse_part
 from unet_engine.storage import stores
@@ -16,8 +21,11 @@ SUMMED = ("windows_planned", "windows_inferred", "windows_skipped", "blocks_plan
 """Figures of parts that add up to those of the output."""
 
 
-def conclude(header: Header, holding: Holding, facts: Mapping[str, Any] | None = None) -> bool:
-    """Complete the output if all blocks are there and nobody else is at it; whether it is complete now.
+def conclude(
+    header: Header, holding: Holding, facts: Mapping[str, Any] | None = None, look: Look = Look.LENGTHS
+) -> bool:
+    """Complete the output if all blocks are there and nobody else is at it; whether it is complete now. Raises
+    `OutputError` where a block is not as it was written.
 
     facts: what a run of all parts says of itself, None for the end of a part
 
@@ -36,8 +44,34 @@ def conclude(header: Header, holding: Holding, facts: Mapping[str, Any] | None =
         return header.complete  # markers are also missing where another one has just completed it
     summary = summarize(header, facts)
     if not header.complete:
+        refuse_changed(header, look)
         header.finish(summary)
     return True
+
+
+def refuse_changed(header: Header, look: Look) -> None:
+    """Raises `OutputError` where committed blocks are not as they were written, or the array's metadata are not."""
+    try:
+        found = stores.open_group(header.path, "r+").store_path / ARRAY
+        wanted = header.stored.get("array")  # outputs of older versions do not say
+        differing = array.difference(found, wanted) if isinstance(wanted, dict) else None
+        faults: list[Fault] = []
+        if differing is None and not header.complete:
+            chunks = chunks_of(zarr.open_array(found, mode="r+"), header.journal)
+            faults = list(inspect(header.journal, chunks, header.marked(), look))
+    except Exception as error:
+        raise OutputError(
+            f"{header.path} cannot be compared with its markers: {first_line(error)}; run the same command with --resume"
+        ) from error
+    if differing:
+        raise OutputError(
+            f"{header.path}: the metadata of its array {differing}; "
+            "run the same command with --resume, which restores them"
+        )
+    if faults:
+        raise OutputError(
+            f"{in_words(header.path, faults)}; run the same command with --resume, which computes it again"
+        )
 
 
 def summarize(header: Header, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -47,11 +81,13 @@ def summarize(header: Header, facts: Mapping[str, Any] | None = None) -> dict[st
     return {**(facts or sums), "blocks": header.block_count, **({"parts": parts} if parts else {})}
 
 
-def finish(path: str) -> dict[str, Any]:
+def finish(path: str, verify: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002  # as on the command line
     """Complete the output at `path` if all its blocks are there; returns its summary with ``out``.
 
-    Raises `OutputError` where it is none of ours, where blocks are missing (how many, the first of them, and what to
-    run), or where it is being written.
+    verify: compare the contents of chunks with their checksums, too
+
+    Raises `OutputError` where it is none of ours, where blocks are missing or not as they were written (how many, the
+    first of them, and what to run), or where it is being written.
     """
     if not stores.exists(path):
         raise OutputError(f"{path} does not exist; give the --out of the run")
@@ -59,8 +95,10 @@ def finish(path: str) -> dict[str, Any]:
     if not header.complete:
         refuse_incomplete(header)
         with hold(path, patience=PATIENCE) as holding:
-            if not conclude(header, holding):
+            if not conclude(header, holding, look=Look.CONTENT if verify else Look.LENGTHS):
                 refuse_incomplete(header)
+    else:
+        refuse_changed(header, Look.LENGTHS)
     return {"out": path, "complete": True, **header.stored.get("summary", {})}
 
 

@@ -6,7 +6,8 @@ Nothing here knows voxels or needs the plan: `unet-engine finish` works on this 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ import numpy as np
 
 from unet_engine.errors import OutputError, first_line, writing
 from unet_engine.output.journal import Journal, LocalJournal, RemoteJournal
+from unet_engine.output.stored import Stored
 from unet_engine.paths import is_local
+from unet_engine.plan.plan import Index
 from unet_engine.storage import stores
+from unet_engine.storage.durability import ON_DISK, Durability
 
 PROVENANCE = "unet_engine"
 ARRAY = "0"
@@ -25,11 +29,11 @@ ARRAY = "0"
 class Header:
     """Header and journal of the output at `path`, of the run that `digest` names."""
 
-    def __init__(self, path: str, digest: str) -> None:
-        self.path, self.digest = path, digest
+    def __init__(self, path: str, digest: str, durability: Durability = ON_DISK) -> None:
+        self.path, self.digest, self.durability = path, digest, durability
         self.journal: Journal
         if is_local(path):
-            self.journal = LocalJournal(Path(path, ARRAY), digest)
+            self.journal = LocalJournal(Path(path, ARRAY), digest, durability)
         else:
             self.journal = RemoteJournal(stores.open_group(path, "r+").store_path / ARRAY, digest)
 
@@ -80,11 +84,15 @@ class Header:
             self.journal.open()
         return True
 
-    def mark(self, index: tuple[int, ...]) -> None:
-        """Record block `index` as committed; call after its data were written."""
-        with writing(self.path, f"marking block {index}"):
+    def mark(self, index: Index, stored: Stored | None = None) -> None:
+        """Record block `index` as committed, with what is known of its chunks; call after its data were written."""
+        self.mark_all([(index, stored)])
+
+    def mark_all(self, marked: Sequence[tuple[Index, Stored | None]]) -> None:
+        """The same for several blocks, all of which are written."""
+        with writing(self.path, f"marking block {marked[0][0]}"):
             try:
-                self.journal.mark(index)
+                self.journal.mark(marked)
             except FileNotFoundError:
                 self.check_over()
 
@@ -99,16 +107,26 @@ class Header:
         if self.stored.get("digest") != self.digest:
             raise OutputError(f"{self.path} was removed or replaced while this run was writing it; start it again")
 
+    def marked(self) -> Iterator[Index]:
+        """The blocks that are committed, in no order."""
+        known = [frozenset(axis) for axis in self.blocks]
+        return (index for index in self.journal.marked() if _within(index, known))
+
+    def strange(self) -> list[Index]:
+        """What there are markers of and is no block of this output."""
+        known = [frozenset(axis) for axis in self.blocks]
+        return sorted(index for index in self.journal.marked() if not _within(index, known))
+
     @property
     def all_marked(self) -> bool:
-        return sum(1 for _ in self.journal.marked()) == self.block_count
+        return sum(1 for _ in self.marked()) == self.block_count
 
-    def missing(self) -> list[tuple[int, ...]]:
+    def missing(self) -> list[Index]:
         """The blocks that are not committed, in index order."""
         blocks = self.blocks
         places = [{j: k for k, j in enumerate(indices)} for indices in blocks]
         left = np.ones([len(indices) for indices in blocks], bool)
-        for index in self.journal.marked():
+        for index in self.marked():
             left[tuple(place[j] for place, j in zip(places, index, strict=True))] = False
         return [tuple(indices[k] for indices, k in zip(blocks, where, strict=True)) for where in np.argwhere(left)]
 
@@ -119,6 +137,8 @@ class Header:
         spans = self.stored.get("blocks")
         if spans is None:
             raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
+        if not _are_spans(spans):
+            raise OutputError(f"{self.path}: its header is damaged, it names no blocks there can be; use --overwrite")
         return [[j for lo, hi in axis for j in range(lo, hi)] for axis in spans]
 
     @property
@@ -144,8 +164,13 @@ class Header:
             self.journal.remove()
 
     def _rewrite(self, **changed: Any) -> None:
-        group = stores.open_group(self.path, "r+")
-        group.attrs[PROVENANCE] = {**group.attrs[PROVENANCE], **changed}
+        attributes = stores.open_group(self.path, "r+").attrs.asdict()
+        attributes[PROVENANCE] = {**attributes[PROVENANCE], **changed}
+        stores.store_of(self.path).rewrite_group(self.path, attributes, self.durability)
+
+
+def _within(index: Index, known: Sequence[Set[int]]) -> bool:
+    return len(index) == len(known) and all(j in axis for j, axis in zip(index, known, strict=True))
 
 
 def read_header(path: str) -> dict[str, Any] | None:
@@ -162,6 +187,25 @@ def spans(indices: Sequence[int]) -> list[list[int]]:
     starts = [j for j, before in zip(indices, [None, *indices], strict=False) if before is None or j != before + 1]
     stops = [j + 1 for j, after in zip(indices, [*indices[1:], None], strict=True) if after != j + 1]
     return [list(pair) for pair in zip(starts, stops, strict=True)]
+
+
+MOST_BLOCKS = 2**24
+"""Along an axis."""
+
+
+def _are_spans(found: Any) -> bool:
+    """Whether these are ascending half-open spans for two or three axes, as `spans` makes them."""
+    if not isinstance(found, list) or len(found) not in (2, 3):
+        return False
+    for axis in found:
+        if not isinstance(axis, list) or not axis or not all(isinstance(s, list) and len(s) == 2 for s in axis):
+            return False
+        ends = [end for span in axis for end in span]
+        if not all(type(end) is int for end in ends) or ends[0] < 0 or ends[-1] - ends[0] > MOST_BLOCKS:
+            return False
+        if any(a >= b for a, b in pairwise(ends)):
+            return False
+    return True
 
 
 def _leftovers(path: str) -> Iterator[Path]:

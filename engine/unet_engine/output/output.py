@@ -7,49 +7,64 @@ once the output is complete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.errors import ContainsArrayError
 
 from unet_engine.errors import OutputError, ResumeError, first_line, writing
-from unet_engine.output.chunks import Chunks, LocalChunks, RemoteChunks
+from unet_engine.output import array
+from unet_engine.output.chunks import Chunk, chunks_of
+from unet_engine.output.groups import Groups
 from unet_engine.output.header import ARRAY, PROVENANCE, Header, read_header
-from unet_engine.output.journal import LocalJournal
+from unet_engine.output.inspection import Fault, Look, in_words, inspect
 from unet_engine.output.layout import Layout
 from unet_engine.output.locks import hold
+from unet_engine.output.stored import Stored
+from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
-from unet_engine.plan.plan import Plan
+from unet_engine.plan.plan import Index, Plan
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.redaction import redacted
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import fast_codecs
+from unet_engine.storage.durability import ON_DISK, Durability
 
 
 class Output:
     """An opened output group. `write` and `mark` may be called from several threads, and from other processes on the
     same blocks."""
 
-    def __init__(self, path: str, layout: Layout, digest: str, recorder: Recorder = PLAIN) -> None:
-        """recorder: takes the times of writing."""
+    def __init__(
+        self,
+        path: str,
+        layout: Layout,
+        digest: str,
+        recorder: Recorder = PLAIN,
+        durability: Durability = ON_DISK,
+    ) -> None:
+        """recorder: takes the times of writing; durability: whether a local disk is waited for"""
         self.path, self.layout, self.digest = path, layout, digest
+        self.notes: tuple[str, ...] = ()
+        """What the user should know of what was found."""
+        self._look = Look.LENGTHS
+        """The least that committed blocks are looked at."""
         with writing(path, "opening it"), fast_codecs(path):
             self.array = stores.open_group(path, "r+")[ARRAY]
-            self.header = Header(path, digest)
-        journal = self.header.journal
-        self.chunks: Chunks
-        if isinstance(journal, LocalJournal):
-            self.chunks = LocalChunks(self.array, Path(path, ARRAY), journal.stage, recorder)
-        else:
-            self.chunks = RemoteChunks(self.array, recorder)
+            self.header = Header(path, digest, durability)
+        self.chunks = chunks_of(self.array, self.header.journal, recorder, durability)
+        self._groups = Groups(self._mark) if durability.waits and is_local(path) else None
 
     @classmethod
-    def create(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
+    def create(
+        cls,
+        path: str,
+        layout: Layout,
+        digest: str,
+        provenance: Mapping[str, Any],
+        durability: Durability = ON_DISK,
+    ) -> Output:
         """Make the group and the array, or take over what another process with the same settings made at the same time.
 
         Whoever stores the header first has begun the output; all others compare theirs with it, as a resume does. What
@@ -58,30 +73,26 @@ class Output:
         """
         attributes = {
             "ome": layout.ome(Path(redacted(path)).stem),
-            PROVENANCE: {**provenance, "digest": digest, "complete": False},
+            PROVENANCE: {**provenance, "array": array.metadata_of(layout), "digest": digest, "complete": False},
         }
         with writing(path, "creating it"):
-            stores.store_of(path).create_group(path, attributes)
-        return cls.resume(path, layout, digest, provenance)
-
-    @staticmethod
-    def _create_array(path: str, layout: Layout) -> None:
-        channel = layout.channels is not None
-        with suppress(ContainsArrayError):  # another process made it just now
-            stores.create_array(
-                f"{path.rstrip('/')}/{ARRAY}",
-                shape=((layout.channels,) if channel else ()) + layout.in_stored_order(layout.shape),
-                chunks=((1,) if channel else ())
-                + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
-                dtype=layout.dtype,
-                compressors=zarr.codecs.ZstdCodec(level=1),
-                fill_value=0,
-                dimension_names=(["c"] if channel else []) + list(layout.stored),
-            )
+            stores.store_of(path).create_group(path, attributes, durability)
+        return cls.resume(path, layout, digest, provenance, durability)
 
     @classmethod
-    def resume(cls, path: str, layout: Layout, digest: str, provenance: Mapping[str, Any]) -> Output:
-        """Open the output of an earlier run. Raises `ResumeError` naming what differs if that run was another one."""
+    def resume(
+        cls,
+        path: str,
+        layout: Layout,
+        digest: str,
+        provenance: Mapping[str, Any],
+        durability: Durability = ON_DISK,
+    ) -> Output:
+        """Open the output of an earlier run. Raises `ResumeError` naming what differs if that run was another one.
+
+        Metadata of its array that are not those of the plan are restored. Chunks may then have been written by others,
+        so that all are compared with their checksums.
+        """
         try:
             group = stores.open_group(path, "r+")
         except FileNotFoundError as error:
@@ -91,48 +102,106 @@ class Output:
                 f"{path} cannot be opened to resume it: {first_line(error)}; restore it, or choose another --out"
             ) from error
         header = group.attrs.get(PROVENANCE)
-        if not isinstance(header, dict):
+        if not isinstance(header, dict) or not isinstance(header.get("identity"), dict):
             raise ResumeError(_not_ours(path))
-        differing = _differences(header.get("identity", {}), provenance["identity"])
+        differing = _differences(header["identity"], provenance["identity"])
         if differing:
             raise ResumeError(
                 f"{path} was begun with another {'; '.join(differing)}: repeat that run's settings or use --overwrite"
             )
-        if ARRAY not in group:
-            with writing(path, "creating its array"), fast_codecs(path):
-                cls._create_array(path, layout)
-        return cls(path, layout, digest)
+        place, wanted = group.store_path / ARRAY, array.metadata_of(layout)
+        changed = None
+        with writing(path, "creating its array"):
+            if not array.exists(place):
+                array.make(place, wanted, durability)
+            elif changed := array.difference(place, wanted):
+                array.restore(place, wanted, durability)
+        found = cls(path, layout, digest, durability=durability)
+        if changed:
+            found.notes = (f"the metadata of the array in {path} {changed}: they were restored",)
+            found._look = Look.CONTENT
+        return found
 
-    def write(self, box: Box, values: npt.NDArray[Any]) -> None:
+    def inspect(self, plan: Plan, look: Look) -> list[str]:
+        """Take the markers away from those blocks of the plan's share that are not as they were written, so that they
+        are done again. Returns what people are told of it. Call while holding the output, after `Header.begin`."""
+        look, journal = (self._look if look is Look.LENGTHS else look), self.header.journal
+        mine = [i for i in self.header.marked() if any(_holds(box, i) for box in plan.share)]
+        faults: list[Fault] = []
+        with writing(self.path, "comparing its chunks with what their markers say"):
+            for fault in inspect(journal, self.chunks, mine, look, lambda i: self._span(plan, i)):
+                faults.append(fault)
+                journal.unmark(fault.index)
+                for chunk in fault.chunks:
+                    self.chunks.clear(chunk)
+        notes = [
+            f"{self.path} has a marker of a block that it does not have, {'.'.join(map(str, index))}: ignored"
+            for index in self.header.strange()[:1]
+        ]
+        if faults:
+            notes.append(f"{in_words(self.path, faults)}: computed again")
+        return notes
+
+    def _span(self, plan: Plan, index: Index) -> tuple[Chunk, tuple[int, ...]]:
+        """Where the chunks of a block lie."""
+        return self.chunks.span(self._target(plan.write_box(index).relative_to(plan.roi.lo)))
+
+    def _target(self, box: Box) -> tuple[slice, ...]:
+        """`box` in the array."""
+        return (slice(None),) * (self.layout.channels is not None) + self.layout.in_stored_order(box.slices())
+
+    def write(self, box: Box, values: npt.NDArray[Any]) -> Stored | None:
         """Write `values`, shape (*box.shape) or (channels, *box.shape), at `box`, relative to the output's origin.
 
         `box` is made of whole chunks, but where the array ends. Call after `Header.begin`, here or in the process that
-        leads the run. Raises `OutputError` where the disk is full or the store refuses; what was written before stays
-        valid.
+        leads the run. Returns what is stored there now; None where another process had completed the output already.
+        Raises `OutputError` where the disk is full or the store refuses; what was written before stays valid.
         """
         layout = self.layout
         lead = 0 if layout.channels is None else 1
         order = [lead + layout.names.index(a) for a in layout.stored]
-        target = (slice(None),) * lead + layout.in_stored_order(box.slices())
         with writing(self.path, f"writing voxels {box}"):
             try:
-                self.chunks.write(target, values.transpose([*range(lead), *order]))
+                return self.chunks.write(self._target(box), values.transpose([*range(lead), *order]))
             except Exception:
                 if self.header.journal.is_open:
                     raise
                 self.header.check_over()  # somebody else has written this block long ago, and all others
+                return None
 
-    def mark(self, index: tuple[int, ...]) -> None:
-        """Record block `index` as committed; call after its data were written."""
-        self.header.mark(index)
+    def mark(self, index: Index, stored: Stored | None = None) -> None:
+        """Record block `index` as committed, with what `write` returned; call after its data were written. Where the
+        disk is waited for that is done soon, for several blocks together: see `settle`."""
+        if self._groups is None or stored is None:
+            self.header.mark(index, stored)
+        else:
+            self._groups.add(index, stored)
 
-    def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
+    def _mark(self, group: Sequence[tuple[Index, Stored]]) -> None:
+        with writing(self.path, "having the disk keep it"):
+            try:
+                self.chunks.keep(stored for _, stored in group)
+            except FileNotFoundError:
+                self.header.check_over()
+                return
+        self.header.mark_all(group)
+
+    def settle(self) -> None:
+        """Wait until every block is marked that `mark` was called for. Raises what marking raised."""
+        if self._groups is not None:
+            self._groups.settle()
+
+    def pending(self) -> Callable[[Index], bool]:
         """Which blocks are not committed now. A snapshot, so that a block is never both written and waited for."""
-        first = plan.block_range.lo
-        done = np.zeros(plan.block_range.shape, bool)
-        for index in self.header.journal.marked():
-            done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
-        return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
+        self.settle()
+        done = set(
+            self.header.marked()
+        )  # a place for each block there is would not fit where a part is one of a million
+        return lambda index: index not in done
+
+
+def _holds(box: Box, index: Index) -> bool:
+    return all(l <= i < h for l, i, h in zip(box.lo, index, box.hi, strict=True))
 
 
 def _not_ours(path: str) -> str:

@@ -61,7 +61,7 @@ def _device_thread(worker: Worker, columns: SimpleQueue[Column], pending: Pendin
                 if not is_out_of_memory(error):
                     raise
                 worker.shrink(error, f"in column {column.number}")
-                again, pending = column, _both(pending, worker.output.pending(worker.job.plan))
+                again, pending = column, _both(pending, worker.output.pending())
     except Empty:
         return
     except BaseException:
@@ -94,8 +94,11 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
                     return
         finally:
             # what was handed over is written even when something else failed
-            if writing:
-                _waited(worker.recorder, writing)
+            try:
+                if writing:
+                    _waited(worker.recorder, writing)
+            finally:
+                worker.record()
 
 
 def _waited(recorder: Recorder, future: Future[T]) -> T:

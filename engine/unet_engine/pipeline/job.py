@@ -11,6 +11,7 @@ from unet_engine.output.layout import Layout
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
+from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.normalize import Scaling
 
 
@@ -30,6 +31,8 @@ class Job:
     layout: Layout
     replace_nonfinite: float | None = None
     mask: str | None = None
+    durable: bool = True
+    """Whether a block is on the disk before it is recorded as committed."""
     outside: tuple[float, ...] | None = None
     """What is written outside the mask and where nothing was measured, for each channel that is written; None where
     nothing is overwritten."""
@@ -52,6 +55,10 @@ class Job:
     def skipped(self) -> tuple[float, ...]:
         """What a window that was left out is added as, for each output channel."""
         return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
+
+    @property
+    def durability(self) -> Durability:
+        return ON_DISK if self.durable else WHENEVER
 
     @property
     def reduction(self) -> Reduction:

@@ -23,12 +23,13 @@ from unet_engine.backends.out_of_memory import is_out_of_memory, no_memory, othe
 from unet_engine.errors import BackendError, DataError, PlanError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output.output import Output
+from unet_engine.output.stored import Stored
 from unet_engine.pipeline.base import Core, Pipeline, Predicted, Work
 from unet_engine.pipeline.choose import pipeline_of
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.presence import Presence
 from unet_engine.plan.box import Box
-from unet_engine.plan.plan import Column, Index, Plan, Task
+from unet_engine.plan.plan import Column, Index, Task
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import OTHER, Snapshot, Stages
 from unet_engine.stitching import operations
@@ -41,13 +42,17 @@ from unet_engine.volumes.mask import Mask, open_mask
 class Sink(Protocol):
     """Where blocks are written: an `Output`, or whatever keeps them."""
 
-    def write(self, box: Box, values: Array) -> None:
-        """`values`, (*box.shape) or (channels, *box.shape), at `box`, relative to the region's origin."""
+    def write(self, box: Box, values: Array) -> Stored | None:
+        """`values`, (*box.shape) or (channels, *box.shape), at `box`, relative to the region's origin. Returns what is
+        stored there now, as far as that is known."""
 
-    def mark(self, index: Index) -> None:
-        """The block's data are written."""
+    def mark(self, index: Index, stored: Stored | None = None) -> None:
+        """The block's data are written, and `write` returned `stored`. It may be a while until that is recorded."""
 
-    def pending(self, plan: Plan) -> Callable[[Index], bool]:
+    def settle(self) -> None:
+        """All that was marked is recorded when this returns."""
+
+    def pending(self) -> Callable[[Index], bool]:
         """Which blocks are not written now. A snapshot."""
 
 
@@ -105,7 +110,7 @@ class Worker:
         if self._opened.output is None:
             with self._opening:
                 self._opened.output = self._opened.output or Output(
-                    self.job.out, self.job.layout, self.job.plan.digest, self.recorder
+                    self.job.out, self.job.layout, self.job.plan.digest, self.recorder, self.job.durability
                 )
         return self._opened.output
 
@@ -132,6 +137,11 @@ class Worker:
             if self._pipeline is None:
                 self._pipeline = pipeline_of(self.job, self.network, self.tally, self.recorder, self.volume.voxel_bytes)
             return self._pipeline
+
+    def record(self) -> None:
+        """All blocks that were committed are recorded as such when this returns."""
+        if self._opened.output is not None:
+            self._opened.output.settle()
 
     def leave(self) -> None:
         """Give back what the pipeline holds. What was handed in stays open."""
@@ -292,8 +302,8 @@ class Worker:
             np.copyto(
                 values, fill.reshape(-1, *(1,) * outside.ndim) if values.ndim > outside.ndim else fill, where=outside
             )
-        self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
-        self.output.mark(task.block.index)
+        stored = self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
+        self.output.mark(task.block.index, stored)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
 
 

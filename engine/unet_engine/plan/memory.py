@@ -137,6 +137,8 @@ def _columns_that_fit(
     while True:
         cut = cut_columns(plan, counts)
         memory = predict_memory(cut, sizes, base, devices, cluster)
+        if memory.total - memory.halos > budget:
+            return None  # columns make halos fewer, and nothing else
         if cut.column_count >= min(devices, sum(box.size for box in plan.share)) and memory.total <= budget:
             return replace(cut, memory=memory)
         fits = memory.total <= budget
@@ -159,4 +161,4 @@ def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:
     for a, c in enumerate(counts):
         found = {box.lo[a] + box.shape[a] * i // c for box in plan.share for i in range(1, c)}
         cuts.append(tuple(sorted(found - {end for box in plan.share for end in (box.lo[a], box.hi[a])})))
-    return replace(plan, cuts=tuple(cuts))
+    return plan.cut(tuple(cuts))

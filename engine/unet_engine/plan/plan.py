@@ -22,10 +22,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 from unet_engine.plan import shares
@@ -181,10 +181,24 @@ class Plan:
     def writing(self) -> tuple[tuple[int, ...], ...]:
         """Per axis the indices of blocks that write something; blocks that do along every axis are those that get
         committed."""
-        return tuple(
-            tuple(j for j in range(lo, hi) if self.edge(a, j) < self.edge(a, j + 1))
-            for a, (lo, hi) in enumerate(zip(self.block_range.lo, self.block_range.hi, strict=True))
-        )
+        return tuple(tuple(filter(self._writes(a), range(lo, hi))) for a, (lo, hi) in enumerate(self._block_spans))
+
+    def _writes(self, axis: int) -> Callable[[int], bool]:
+        """Whether a block of an axis writes something."""
+        looked_at = set(self._different(axis))
+        if self.chunk[axis] <= self.block[axis] * self.axes[axis].stride:  # so a chunk begins between any two edges
+            return lambda j: j not in looked_at or self.edge(axis, j) < self.edge(axis, j + 1)
+        return lambda j: self.edge(axis, j) < self.edge(axis, j + 1)
+
+    @property
+    def _block_spans(self) -> Iterator[tuple[int, int]]:
+        return zip(self.block_range.lo, self.block_range.hi, strict=True)
+
+    def cut(self, cuts: tuple[tuple[int, ...], ...]) -> Plan:
+        """The same with other columns. What does not depend on them is not found out again."""
+        plan = replace(self, cuts=cuts)
+        plan.__dict__.update({name: self.__dict__[name] for name in _WITHOUT_CUTS if name in self.__dict__})
+        return plan
 
     @cached_property
     def share(self) -> tuple[Box, ...]:
@@ -237,10 +251,19 @@ class Plan:
     @cached_property
     def reach(self) -> tuple[int, ...]:
         """Per axis, how many blocks up a halo can go: 1 unless windows overlap by more than a block."""
-        return tuple(
-            max(self._reach(a, j) for j in range(lo, hi))
-            for a, (lo, hi) in enumerate(zip(self.block_range.lo, self.block_range.hi, strict=True))
-        )
+        return tuple(max(self._reach(a, j) for j in self._different(a)) for a in range(len(self.axes)))
+
+    def _different(self, axis: int) -> Iterable[int]:
+        """Blocks of an axis of which one is like any other: those at both ends, and as many in the middle as it takes
+        until edges lie alike in their chunks again."""
+        grid, lo, hi = self.axes[axis], self.block_range.lo[axis], self.block_range.hi[axis]
+        step, chunk = self.block[axis] * grid.stride, self.chunk[axis]
+        period = chunk // gcd(step, chunk)
+        # a window that begins before an end reaches so many blocks beyond it, and so do the halos of blocks below it
+        ends = 2 * (grid.window // step + 3)
+        if hi - lo <= 2 * ends + period:
+            return range(lo, hi)
+        return itertools.chain(range(lo, lo + ends + period), range(hi - ends, hi))
 
     def _reach(self, axis: int, j: int) -> int:
         last = min((j + 1) * self.block[axis], self.window_range.hi[axis]) - 1
@@ -294,7 +317,12 @@ class Plan:
     @cached_property
     def window_count(self) -> int:
         """Windows all columns infer together: those on seams count once per column."""
-        return sum(self.column_windows(column).size for column in self.columns())
+        return sum(prod(map(sum, self._windows_per_span(box))) for box in self.share)
+
+    def _windows_per_span(self, box: Box) -> list[list[int]]:
+        """Per axis, the windows that each span of a box of the share needs: columns are the products of spans, so nobody
+        has to walk them."""
+        return [[self._windows_along(a, lo, hi) for lo, hi in spans] for a, spans in enumerate(self.column_spans(box))]
 
     @property
     def seam_factor(self) -> float:
@@ -359,6 +387,10 @@ class Plan:
             ks = [k[a] for k in windows]
             spans.append(read_span(axis, min(ks), max(ks), self.padding))
         return Box(*map(tuple, zip(*spans, strict=True)))
+
+
+_WITHOUT_CUTS = ("window_range", "block_range", "writing", "share", "block_count", "reach", "order")
+"""What a plan works out once, and columns have no say in."""
 
 
 def read_span(axis: AxisGrid, first: int, last: int, padding: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from math import prod
 
 from unet_engine.plan.box import Box
@@ -32,12 +33,15 @@ def share(
     windows: how many windows blocks lo to hi of an axis need, called as ``windows(axis, lo, hi)``
     """
     i, n = part
-    counts = _boxes_per_axis(
-        [len(w) for w in writing], n, lambda a, c: _cost(_spans(writing[a], ends, a, c), a, windows)
-    )
+
+    @cache
+    def cost(a: int, c: int) -> tuple[int, int]:
+        return _cost(_spans(writing[a], ends, a, c), a, windows)
+
+    counts = _boxes_per_axis([len(w) for w in writing], n, cost)
     spans = [_spans(w, ends, a, c) for a, (w, c) in enumerate(zip(writing, counts, strict=True))]
     first, stop = prod(counts) * (i - 1) // n, prod(counts) * i // n
-    corners = itertools.islice(itertools.product(*spans), first, stop)
+    corners = [_at(k, spans) for k in range(first, stop)]
     return _joined(tuple(Box(*map(tuple, zip(*corner, strict=True))) for corner in corners))
 
 
@@ -79,6 +83,15 @@ def _cost(spans: Cuts, axis: int, windows: Callable[[int, int, int], int]) -> tu
     """Windows of all spans together, and of the widest."""
     each = [windows(axis, lo, hi) for lo, hi in spans]
     return sum(each), max(each)
+
+
+def _at(k: int, spans: Sequence[Cuts]) -> list[tuple[int, int]]:
+    """The k-th of the products of `spans`, the last axis fastest."""
+    found = []
+    for along in reversed(spans):
+        k, place = divmod(k, len(along))
+        found.append(along[place])
+    return found[::-1]
 
 
 def _joined(boxes: tuple[Box, ...]) -> tuple[Box, ...]:

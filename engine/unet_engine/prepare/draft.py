@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from unet_engine.backends.base import Network
+from unet_engine.errors import PlanError
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.grid import AxisGrid
@@ -36,6 +37,10 @@ def windows_per_block(survey: Survey, tiling: Tiling) -> int:
     return prod(default_block(grid(survey, tiling), survey.model.spec.channels_out))
 
 
+MOST_WINDOWS = 2**22
+"""Along an axis: their blocks are listed."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """What plans are made from, whatever is tried: the survey, the network that is open, and what the volume's samples
@@ -52,7 +57,7 @@ class Draft:
         survey, spec, window = self.survey, self.survey.model.spec, decisions.tiling.window
         axes = grid(survey, decisions.tiling)
         block = default_block(axes, spec.channels_out)
-        return Plan(
+        plan = Plan(
             names=survey.volume.spatial,
             axes=axes,
             roi=decisions.roi,
@@ -65,6 +70,13 @@ class Draft:
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
             part=decisions.part,
         )
+        for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
+            if count > MOST_WINDOWS:
+                raise PlanError(
+                    f"{survey.volume.path} has {count:,} windows along {axis}, and {MOST_WINDOWS:,} are planned at most; "
+                    "use a larger --window, a smaller --overlap, or an --roi"
+                )
+        return plan
 
     def named(self, plan: Plan, decisions: Decisions) -> Plan:
         """The same with all that decides the bytes, and so its digest."""
@@ -89,6 +101,7 @@ class Draft:
             outside=survey.fill(decisions.kind, decisions.dtype),
             nodata=survey.volume.nodata,
             profiled=settings.profile is not None,
+            durable=settings.durable,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:

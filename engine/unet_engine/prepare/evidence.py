@@ -42,6 +42,8 @@ class Outputs:
     voxels: int = 0
     nonfinite: int = 0
     """Values that are NaN or infinite."""
+    graded: bool = False
+    """Whether any value lies between 0 and 1; labels do not."""
     varies: bool = False
     """Whether any channel has two values."""
     furthest: float = 0.0
@@ -64,6 +66,7 @@ class Outputs:
                 self.nonfinite += int(np.count_nonzero(~np.isfinite(values)))
             self.varies |= low != high
             self.low, self.high = min(self.low, low), max(self.high, high)
+            self.graded = self.graded or bool(((values > 0) & (values < 1)).any())
             lows.append(low)
             total += values
         self.varies |= bool(self.first) and self.first != lows
@@ -88,7 +91,7 @@ class Outputs:
     @property
     def probabilities(self) -> bool:
         """Whether these can be nothing but probabilities of channels on their own."""
-        return self.inside and (self.low < NEAR_ZERO or self.high - self.low > APART)
+        return self.inside and self.graded and (self.low < NEAR_ZERO or self.high - self.low > APART)
 
 
 def _are_logs(output: Array) -> bool:

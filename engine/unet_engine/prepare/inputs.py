@@ -12,8 +12,8 @@ import numpy.typing as npt
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_beginning import first_layer
 from unet_engine.model.origins import said_beside
-from unet_engine.model.verdict import difference
-from unet_engine.volumes.normalize import Scaling, quantiles
+from unet_engine.model.verdict import LEVELS, difference
+from unet_engine.volumes.normalize import Scaling
 
 FAR = 20.0
 """Nothing that networks are fed goes so far from 0, where it was scaled at all: 99 % of z-scores lie within 10 of the
@@ -70,10 +70,9 @@ def _seen(values: npt.NDArray[Any], scale: Scaling, channel: int) -> Seen:
     flat = flat[np.isfinite(flat)] if flat.dtype.kind == "f" else flat
     flat = flat[:: -(-flat.size // LOOKED_AT) or 1]
     if not flat.size:
-        return Seen((0.0,) * 5, 0.0)
-    own = Scaling((scale.shift[channel],), (scale.scale[channel],))
-    ends = (float(flat.max()) - float(flat.min())) * abs(scale.scale[channel])
-    return Seen(quantiles([flat], own)[0], ends)
+        return Seen((0.0,) * len(LEVELS), 0.0)
+    fed = scale.normalised(flat.astype(np.float64), channel)
+    return Seen(tuple(float(v) for v in np.percentile(fed, LEVELS)), float(np.ptp(fed)))
 
 
 def _unlike_training(channels: Sequence[Seen], model: ModelFile) -> str:

@@ -24,9 +24,11 @@ from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
 from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction
 from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
-from unet_engine.prepare.survey import Survey, fall_back
+from unet_engine.prepare.second import compared
+from unet_engine.prepare.survey import Survey
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling, scaling
@@ -63,6 +65,7 @@ def prepare(survey: Survey, workers: int = 0, present: int = 1, tell: Tell = sil
     machine.return_freed_blocks()
     notes = list(survey.notes)
     loaded = _open(survey, notes)
+    survey = loaded.draft.survey  # of the back end that runs
     decisions, choice = _choose(survey, loaded, tell)
     draft = loaded.draft
     plan = draft.plan(decisions)
@@ -102,17 +105,18 @@ class _Loaded:
 
 
 def _open(survey: Survey, notes: list[str]) -> _Loaded:
-    settings, choice = survey.settings, survey.choice
-    place = place_of(survey.devices[0])
-    setup = Setup(
-        survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
-        place.threads(settings.threads),
-    )  # fmt: skip
+    settings, place = survey.settings, place_of(survey.devices[0])
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint, scale = samples.fingerprint(survey.volume), _scaling(survey)
     _about_inputs(survey, scale, notes)
     seen = Outputs()
     trial = _trial(survey, scale, seen)
+    survey = compared(survey, trial.cut(survey.window), notes)
+    choice = survey.choice
+    setup = Setup(
+        survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
+        place.threads(settings.threads),
+    )  # fmt: skip
     before = machine.resident_bytes()
     per_block = windows_per_block(survey, _tiling(survey, survey.window))
     wanted = Wanted(per_block, settings.batch, None if settings.window else notes.append, trial)
@@ -153,7 +157,7 @@ def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
 
 def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[str]) -> None:
     """Say where what the network makes of real windows is not what its spec says. What its graph says is told already."""
-    reason = contradiction(seen, survey.model.spec, labels=survey.settings.output == "labels")
+    reason = contradiction(seen, survey.model.spec, labels=survey.settings.output in ("labels", "masks"))
     if not reason or survey.model.contradiction:
         return
     try:

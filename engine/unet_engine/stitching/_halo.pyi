@@ -44,6 +44,9 @@ def labels_uint16(sums: NDArray[np.float32], out: NDArray[np.uint16], above: flo
 def probabilities_uint8(
     sums: NDArray[np.float32], out: NDArray[np.uint8], activation: str, threads: int, /
 ) -> None: ...
+def probabilities_float16(
+    sums: NDArray[np.float32], out: NDArray[np.uint16], activation: str, threads: int, /
+) -> None: ...
 def probabilities_float32(
     sums: NDArray[np.float32], out: NDArray[np.float32], activation: str, threads: int, /
 ) -> None: ...

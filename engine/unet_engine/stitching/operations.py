@@ -215,22 +215,35 @@ def labels(sums: F32, out: NDArray[np.unsignedinteger], activation: str, *, thre
     run(_3d(sums), _3d(out[None]), above, threads)
 
 
+def masks(sums: F32, out: NDArray[np.uint8], activation: str, *, threads: int = 1) -> None:
+    """Reduce sums (K, *S) to masks, out (K, *S) uint8: of each channel the labels that it would give alone, 0 or 1."""
+    _check_type("out", out, "uint8")
+    _check_out(out, sums.shape)
+    for channel, mask in zip(sums, out, strict=True):
+        labels(channel[np.newaxis], mask, activation, threads=threads)
+
+
 def probabilities(sums: F32, out: Array, activation: str, *, threads: int = 1) -> None:
-    """Turn sums (K, *S) into probabilities, out (K, *S) float32 or uint8 (255 * p, halves rounded up).
+    """Turn sums (K, *S) into probabilities, out (K, *S) float32, float16 (to nearest, ties to even) or uint8 (255 * p,
+    halves rounded up).
 
     "softmax" over the channels, "sigmoid" per channel, or as they are but clipped to 0..1 ("none", "probabilities",
-    "probabilities_each": blending may round 1 up). NaN stays NaN in float32 (softmax:
-    the whole voxel) and becomes 0 in uint8.
+    "probabilities_each": blending may round 1 up). They are computed in float32 and rounded once. NaN stays NaN in
+    float32 and float16 (softmax: the whole voxel) and becomes 0 in uint8.
     """
     _check_activation(activation)
     _check_sums(sums, out.ndim - 1)
-    _check_type("out", out, "uint8", "float32")
+    _check_type("out", out, "uint8", "float16", "float32")
     _check_out(out, sums.shape)
     if _native is None:
         reference.probabilities(sums, out, activation)
         return
-    run = _native.probabilities_uint8 if out.dtype == np.uint8 else _native.probabilities_float32
-    run(_3d(sums), _3d(out), activation, threads)
+    run = {
+        "uint8": _native.probabilities_uint8,
+        "float16": _native.probabilities_float16,
+        "float32": _native.probabilities_float32,
+    }[_type_name(out.dtype)]
+    run(_3d(sums), _coded(out)[0], activation, threads)
 
 
 def logits(sums: F32, out: NDArray[np.floating], *, threads: int = 1) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import shutil
@@ -17,10 +16,12 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 from zarr.errors import ContainsGroupError
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import StorePath
 
 from unet_engine.errors import OutputError, first_line
-from unet_engine.paths import is_local
+from unet_engine.paths import check_file, is_local
+from unet_engine.storage import durability as durable
+from unet_engine.storage.durability import ON_DISK, Durability
 
 
 class Store(Protocol):
@@ -35,8 +36,11 @@ class Store(Protocol):
     def exists(self, path: str) -> bool:
         """Whether something lies at `path`. Raises `OutputError` where that cannot be found out."""
 
-    def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
+    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         """Make a group of Zarr v3 at `path`, unless somebody did before."""
+
+    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
+        """Give the group of Zarr v3 at `path` other attributes, all at once."""
 
     def remove(self, path: str, first: str) -> None:
         """Delete all that lies at `path`: what is called `first` in it before the rest, where there is an order."""
@@ -61,25 +65,25 @@ class LocalDisk:
         except OSError:
             return os.path.lexists(path)
 
-    def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
+    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         """Exactly one of several processes makes it."""
-        metadata = GroupMetadata(attributes=dict(attributes), zarr_format=3).to_buffer_dict(default_buffer_prototype())
-        store = LocalStore(path)
-        for key, data in metadata.items():
-            try:
-                sync(store.set_if_not_exists(key, data))
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                sync(store.set(key, data))
+        durable.make_folder(Path(path), durability)
+        durable.put_new(Path(path, _METADATA), _group(attributes), durability)
+
+    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
+        durable.put(Path(path, _METADATA), _group(attributes), durability)
 
     def remove(self, path: str, first: str) -> None:
         shutil.rmtree(Path(path, first), ignore_errors=True)
         shutil.rmtree(path)
 
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What file systems without hard links say, by which zarr makes sure that there is but one header."""
+_METADATA = "zarr.json"
+
+
+def _group(attributes: Mapping[str, Any]) -> bytes:
+    metadata = GroupMetadata(attributes=dict(attributes), zarr_format=3).to_buffer_dict(default_buffer_prototype())
+    return bytes(metadata[_METADATA].to_bytes())
 
 
 class Url:
@@ -103,10 +107,13 @@ class Url:
             ) from error
         return True
 
-    def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
+    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         """Several processes may make it; the header of one stays."""
         with suppress(ContainsGroupError):
             zarr.create_group(self.location(path), attributes=dict(attributes), zarr_format=3)
+
+    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
+        zarr.open_group(self.location(path), mode="r+").attrs.put(dict(attributes))
 
     def remove(self, path: str, first: str) -> None:
         sync(zarr.open_group(self.location(path), mode="r+").store_path.delete_dir())
@@ -122,18 +129,26 @@ def store_of(path: str) -> Store:
 
 def open_node(path: str) -> zarr.Array | zarr.Group:
     """The array or group at `path`, for reading. Raises what zarr raises, `FileNotFoundError` where there is none."""
+    check_metadata(path)
     return zarr.open(store_of(path).location(path), mode="r")
+
+
+_METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+
+
+def check_metadata(place: str | StorePath) -> None:
+    """Raises `OSError` where what zarr reads as metadata at `place` is anything but a file: a pipe is waited at for
+    ever, and a device never ends. On a local disk alone."""
+    folder = file_of(place) if isinstance(place, StorePath) else place if is_local(place) else None
+    for name in _METADATA_FILES if folder else ():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            check_file(f"{folder}/{name}")
 
 
 def open_group(path: str, mode: str) -> zarr.Group:
     """The group at `path`. Raises what zarr raises, `FileNotFoundError` where there is none."""
+    check_metadata(path)
     return zarr.open_group(store_of(path).location(path), mode=mode)
-
-
-def create_array(path: str, **options: Any) -> zarr.Array:
-    """A new array of Zarr v3, with the `options` of `zarr.create_array`; the group around it is not touched. Raises
-    what zarr raises."""
-    return zarr.create_array(store_of(path).location(path), zarr_format=3, **options)
 
 
 def exists(path: str) -> bool:
@@ -190,8 +205,35 @@ def file_of(place: StorePath) -> Path | None:
 
 def read(place: StorePath) -> bytes | None:
     """What is stored at `place`; None where nothing is. Raises what zarr raises."""
+    if file := file_of(place):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            check_file(file)
     found = sync(place.get())
     return None if found is None else bytes(found.to_bytes())
+
+
+def write(place: StorePath, data: bytes, durability: Durability) -> None:
+    """Store or replace what lies at `place`, whole or not at all."""
+    file = file_of(place)
+    if file is None:
+        sync(place.set(_buffer(data)))
+    else:
+        durable.make_folder(file.parent, durability)
+        durable.put(file, data, durability)
+
+
+def write_new(place: StorePath, data: bytes, durability: Durability) -> None:
+    """Store something at `place`, unless somebody did before."""
+    file = file_of(place)
+    if file is None:
+        sync(place.set_if_not_exists(_buffer(data)))
+    else:
+        durable.make_folder(file.parent, durability)
+        durable.put_new(file, data, durability)
+
+
+def _buffer(data: bytes) -> Any:
+    return default_buffer_prototype().buffer.from_bytes(data)
 
 
 def holds(place: StorePath) -> bool:

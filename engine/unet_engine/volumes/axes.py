@@ -13,6 +13,21 @@ from unet_engine.units import times
 _BY_RANK = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 
 
+LARGEST = 2**42
+"""Voxels along an axis, more than any volume has."""
+
+
+def check_sizes(path: str, shape: Sequence[int], chunks: Sequence[int]) -> None:
+    """Raises `InputError` where the array at `path` cannot have this `shape` or these `chunks`: what its metadata say is
+    wrong, or there to do harm."""
+    if any(n > LARGEST for n in shape):
+        shown = times([n if n <= LARGEST else f"10^{len(str(n)) - 1 if n < 10**4000 else '4000'}" for n in shape])
+        raise InputError(f"{path} says that its shape is {shown}, which no volume has; correct its metadata")
+    if any(not 0 < n <= LARGEST for n in chunks) and 0 not in shape:
+        shown = times([n if n <= LARGEST else "over 10^12" for n in chunks])
+        raise InputError(f"{path} says that its chunks are {shown}, which none can be; correct its metadata")
+
+
 def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Sequence[str] | None) -> str:
     """The axes of the array at `path`: `axes`, a name for each, or what is usual where nobody names them.
 

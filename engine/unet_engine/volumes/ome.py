@@ -14,10 +14,10 @@ from unet_engine.errors import InputError, first_line
 from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import missing_codec
-from unet_engine.units import micrometers
+from unet_engine.units import brief, micrometers
 from unet_engine.volumes.resolution import Resolution
 
-_INVALID = (KeyError, IndexError, TypeError, AttributeError, ValueError)
+_INVALID = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
 """What reading metadata that are not as they should be may raise."""
 _LEVELS_OF_URLS = 4
 """How far above an array its multiscales are looked for behind a URL, where every look is a request."""
@@ -37,12 +37,13 @@ def full_resolution(path: str, group: zarr.Group) -> Resolution:
     except _INVALID as error:
         raise InputError(_invalid(path, error)) from error
     try:
+        stores.check_metadata(group.store_path / where)
         array = zarr.open_array(group.store_path / where, mode="r")
     except Exception as error:
         if missing := missing_codec(error):
-            raise InputError(f"{path}: its full resolution {where!r} cannot be read: {missing}") from error
+            raise InputError(f"{path}: its full resolution {brief(where)} cannot be read: {missing}") from error
         raise InputError(
-            f"{path}: its full resolution {where!r} cannot be opened: {first_line(error)}; "
+            f"{path}: its full resolution {brief(where)} cannot be opened: {first_line(error)}; "
             f"restore it, or name another array, e.g. {path}/1"
         ) from error
     try:

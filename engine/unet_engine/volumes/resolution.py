@@ -58,7 +58,7 @@ class Resolution:
             # an offset alone may be anything, e.g. the summand of packed integers
             translation = _per_axis(attributes, "offset", names, 0.0) if key else None
             unit = _unit(attributes.get("units"))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             said = f"{path}: its attributes resolution, offset and units are not understood ({error}): left out"
             return replace(self, notes=(*self.notes, said))
         if scale is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ import zarr
 from zarr.errors import UnstableSpecificationWarning
 from zarr.storage import StorePath
 
-from unet_engine.errors import InputError, first_line
-from unet_engine.paths import is_local
+from unet_engine.errors import InputError, UnetEngineError, first_line
+from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import DECODE, READ
@@ -27,7 +28,7 @@ from unet_engine.storage.absences import Absences
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, own_codecs
 from unet_engine.volumes import nodata
-from unet_engine.volumes.axes import checked_axes
+from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
@@ -42,8 +43,17 @@ class ZarrFormat:
 
     def open(self, path: str, axes: str | None) -> Volume:
         node = _opened(path)
+        try:
+            return self._volume(path, node, axes)
+        except UnetEngineError:
+            raise
+        except Exception as error:  # metadata of the right form may still say anything
+            raise InputError(f"{path}: its metadata make no sense: {first_line(error)}; correct them") from error
+
+    def _volume(self, path: str, node: zarr.Array | zarr.Group, axes: str | None) -> Volume:
         found = _described(path, node)
         array, dtype = found.array, np.dtype(found.array.dtype)
+        check_sizes(path, array.shape, array.chunks)
         names = checked_axes(path, array.shape, dtype, axes or found.axes or own_names(array))
         found = found.completed(path, names)
         return ZarrVolume(
@@ -118,6 +128,7 @@ def _has_longer_chunks(array: zarr.Array) -> bool:
         file = stores.file_of(array.store_path / key)
         with suppress(OSError, ValueError):
             if file:
+                check_file(file)
                 with file.open("rb") as opened:
                     return file.stat().st_size > blosc.length(opened.read(16))
     return False
@@ -181,6 +192,7 @@ class ZarrVolume(StoredVolume):
     # --- reading ---
 
     def stored(self, selection: Selection) -> Array:
+        self._check_files(selection)
         try:
             return np.asarray(self.array[selection])
         except Exception:
@@ -190,6 +202,22 @@ class ZarrVolume(StoredVolume):
             with suppress(Exception):
                 return np.asarray(self._with_own_codecs[selection])
             raise
+
+    def _check_files(self, selection: Selection) -> None:
+        """Raises `OSError` where a chunk in `selection` is there and no file: a folder would read as the fill value, and
+        whoever opens a pipe waits for ever. On a local disk alone, where it is one `stat` for each."""
+        root = stores.file_of(self.array.store_path)
+        if root is None:
+            return
+        units = self.array.shards or self.array.chunks
+        spans = []
+        for part, size, unit in zip(selection, self.stored_shape, units, strict=True):
+            first, stop, _ = part.indices(size) if isinstance(part, slice) else (part, part + 1, 1)
+            spans.append(range(first // unit, -(-stop // unit)))
+        folder, key = f"{root}/", self.array.metadata.encode_chunk_key
+        for index in itertools.product(*spans):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                check_file(folder + key(index))
 
     @cached_property
     def _with_own_codecs(self) -> zarr.Array:
@@ -234,7 +262,8 @@ class ZarrVolume(StoredVolume):
     def _fetch(self, box: Box) -> None:
         """Read the stored bytes of all chunks that meet `box`, and let go of them. On a local disk alone."""
         for key in self._stored_keys(box):
-            if file := stores.file_of(self.array.store_path / key):
+            file = stores.file_of(self.array.store_path / key)
+            if file and file.is_file():
                 with suppress(OSError), file.open("rb", buffering=0) as opened:
                     while opened.read(2**22):
                         pass
@@ -243,13 +272,17 @@ class ZarrVolume(StoredVolume):
         store, array = self._at_store
         before, begun = store.busy, time.perf_counter_ns()
         try:
-            return self.voxels(box, lambda selection: np.asarray(array[selection]))
+            return self.voxels(box, lambda selection: self._timed(array, selection))
         finally:
             ended = time.perf_counter_ns()
             # which moments were which is not kept: all of the reading is shown first
             middle = begun + min(ended - begun, store.busy - before)
             recorder.add(READ, begun, middle)
             recorder.add(DECODE, middle, ended)
+
+    def _timed(self, array: zarr.Array, selection: Selection) -> Array:
+        self._check_files(selection)
+        return np.asarray(array[selection])
 
     @cached_property
     def _at_store(self) -> tuple[BusyStore, zarr.Array]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.spec import ModelSpec
@@ -25,25 +26,41 @@ LARGEST = 1024
 """Upper bound that `torch.export` is told for a dynamic size, in lattice steps."""
 
 
-def from_module(network: Any, spec: ModelSpec) -> Any:
-    """ONNX graph of a module; spatial sizes are free on the lattice of `spec`, or fixed where its steps are 0.
+def from_module(network: Any, spec: ModelSpec, rows: int | None = None) -> Any:
+    """ONNX graph of a module; spatial sizes are free on the lattice of `spec`, or fixed where its steps are 0. `rows`:
+    the one batch that the network takes; None: it takes any.
 
     Raises `ModelError` naming the operator that ONNX lacks, or the reason why sizes cannot be free.
     """
-    example = torch.zeros((2, spec.channels_in, *example_sizes(spec)))
-    with _silent(), _explained(spec.name):
+    example = torch.zeros((rows or 2, spec.channels_in, *example_sizes(spec)))
+    shapes = dynamic_shapes(spec)
+    if rows:
+        del shapes[0][0]
+    with _silent(), _explained(spec.name), _Detached():
         program = torch.onnx.export(
             network,
             (example,),
             input_names=["input"],
             output_names=["output"],
             opset_version=OPSET,
-            dynamic_shapes=dynamic_shapes(spec),
+            dynamic_shapes=shapes,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
         return forget_source(_proto(program))
+
+
+class _Detached(TorchFunctionMode):  # type: ignore[misc]  # the type checker skips torch
+    """Has ``x.data``, which tensors that are traced lose their way by, read as ``x.detach()``; MONAI's ResNet has it."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function == _DATA:
+            return args[0].detach()
+        return function(*args, **(kwargs or {}))
+
+
+_DATA = torch.Tensor.data.__get__
 
 
 def from_program(program: Any, name: str) -> Any:

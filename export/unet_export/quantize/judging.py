@@ -44,6 +44,8 @@ class Request:
     axes: str | None = None
     normalize: str | None = None
     activation: Activation | None = None
+    ignore_spacing: bool = False
+    """The voxels may be larger or smaller than those the model was trained on."""
     head: str | None = None
     dice: float | None = None
     dice_of: dict[str, float] = field(default_factory=dict)

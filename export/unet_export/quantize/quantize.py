@@ -17,6 +17,7 @@ from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.paths import root_of
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.places import keep_out
+from unet_engine.prepare.spacing import check_spacing
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.redaction import redacted
 from unet_engine.units import Tell
@@ -84,6 +85,10 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         raise SettingsError(
             f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same folder"
         )
+    if model.spec.channels in ("image", "offsets"):
+        raise SettingsError(
+            f"{request.model}: candidates are judged by labels, and its channels are {model.spec.channels}; run it in fp32"
+        )
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
         raise SettingsError(
@@ -95,7 +100,8 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     notes = list(model.notes)
     notes += [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
     notes += [model.contradiction] if model.contradiction else []
-    check_volume(volume, model, notes)
+    check_volume(volume, model)
+    check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
     scale = scaling(model.spec.normalization, samples.measured(volume))
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:

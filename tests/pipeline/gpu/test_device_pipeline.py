@@ -64,6 +64,24 @@ def test_the_bytes_are_those_of_the_cpu(blocks: Any, case: dict[str, Any], outpu
         np.testing.assert_array_equal(device.view(np.uint8), cpu.view(np.uint8))
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "probabilities"])
+@pytest.mark.parametrize(
+    ("output", "dtype"), [("probabilities", "float16"), ("probabilities", "float32"), ("logits", "float16")]
+)
+def test_every_type_of_output_has_the_bytes_of_the_cpu(
+    tmp_path: Path, activation: str, output: str, dtype: str
+) -> None:
+    if output == "logits" and activation == "probabilities":
+        pytest.skip("has no logits")
+    array = np.random.default_rng(3).random((2, 9, 17, 20)).astype(np.float32)
+    volume = make_volume(tmp_path / "scan.zarr", array, axes="czyx")
+    model = fake_model(tmp_path, channels_in=2, channels_out=2, activation=activation)
+    cpu, device = both(volume, tmp_path, model=model, output=output, dtype=dtype)
+    assert cpu.dtype == np.dtype(dtype)
+    assert len(np.unique(cpu)) > 100
+    np.testing.assert_array_equal(device.view(np.uint8), cpu.view(np.uint8))
+
+
 # --- order, memory, waiting ---
 
 

@@ -25,6 +25,7 @@ from unet_engine.commands.demo import SEED, SHAPE
 from unet_engine.errors import SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.shipped import shipped_model
+from unet_engine.prepare.spacing import check_spacing
 from unet_engine.prepare.survey import check_volume
 from unet_engine.units import Tell
 from unet_engine.version import version_of
@@ -48,6 +49,8 @@ class Request:
     axes: str | None = None
     wanted: Wanted = field(default_factory=Wanted)
     seconds: float = SECONDS
+    ignore_spacing: bool = False
+    """The voxels may be larger or smaller than those the model was trained on."""
     trust: bool = False
     """The user trusts a model that runs code as it is opened."""
 
@@ -67,7 +70,7 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
     for demo in demos:  # what makes no sense is said before anything is made
         space_of(demo.model, Field(demo.model.spec, demo.mirrored, request.wanted.overlap), request.wanted)
     with tempfile.TemporaryDirectory(prefix="unet-engine-bench-") as folder:
-        subjects = [demo.subject(Path(folder), request, tell) for demo in demos] or [_own(request)]
+        subjects = [demo.subject(Path(folder), request, tell) for demo in demos] or [_own(request, tell)]
         asked = time.perf_counter()
         before = [_limits(device, subjects, request, tell) for device in devices(request.wanted)]
         left = request.seconds - (time.perf_counter() - begun) - (time.perf_counter() - asked)
@@ -79,7 +82,7 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
         return facts(outcomes, limits, _machine(), time.perf_counter() - begun)
 
 
-def _own(request: Request) -> Subject:
+def _own(request: Request, tell: Tell) -> Subject:
     """The user's model and volume."""
     assert request.model is not None
     assert request.input is not None
@@ -88,7 +91,11 @@ def _own(request: Request) -> Subject:
     model = model.trust() if request.trust else model
     model.check_trust()
     volume = open_volume(request.input, request.axes)
-    check_volume(volume, model, [])
+    check_volume(volume, model)
+    notes: list[str] = []
+    check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
+    for note in notes:
+        tell(f"note: {note}")
     space_of(model, Field(model.spec, volume.shape, request.wanted.overlap), request.wanted)
     return Subject(model.spec.name, model, volume, _options(request, model), request.input)
 
@@ -97,6 +104,7 @@ def _options(request: Request, model: ModelFile) -> tuple[str, ...]:
     options = ["--model", str(model.path)]
     options += ["--overlap", f"{request.wanted.overlap:g}"] if request.wanted.overlap != 0.5 else []
     options += ["--axes", request.axes] if request.axes else []
+    options += ["--ignore-spacing"] if request.ignore_spacing else []
     options += ["--threads", str(request.wanted.threads)] if request.wanted.threads else []
     return tuple(options)
 

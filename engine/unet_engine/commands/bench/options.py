@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import PLACE, THREADS, Command, Number, sizes
+from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, sizes
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.redaction import redacted
 from unet_engine.units import times
@@ -34,6 +34,7 @@ MOST_WINDOWS = 65536
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
 @click.option("--overlap", type=Number(0, 1, max_open=True), default=0.5, help="As for run; default 0.5.")
 @click.option("--threads", type=THREADS, metavar="N", help="As for run; default: one per core.")
+@IGNORE_SPACING
 @click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
 @click.option("--json", "json_file", type=PLACE, metavar="FILE", help="Write everything as JSON; - for stdout.")
 @click.option("--html", "html_file", type=PLACE, metavar="FILE", help="Write a page with charts; it loads nothing.")
@@ -57,7 +58,10 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
         overlap=given["overlap"],
         threads=given["threads"],
     )
-    request = Request(given["model"], given["input"], given["axes"], wanted, given["seconds"], given["trust"])
+    request = Request(
+        given["model"], given["input"], given["axes"], wanted, given["seconds"],
+        ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"],
+    )  # fmt: skip
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])
     facts = redacted(bench(request, lambda line: click.echo(line, err=True)))

@@ -131,6 +131,7 @@ class Station:
                     left = self.worker.settle(task, bundle.column, targets.__contains__)
                 if left:
                     orders.append(self._enqueue(left))
+        self.worker.record()
         return Sums(tuple(Part.of(order.sums.result(), self.worker.recorder) for order in orders))
 
     def _enqueue(self, task: Task) -> _Order:
@@ -168,6 +169,8 @@ class Station:
                 with self._watch.over(f"writing block {index}"):
                     # a copy, since a commit may be repeated
                     self.worker.commit(part.task, part.core.copy(), arrived.pop(index, []))
+        with self._watch.over("recording what is written"):
+            self.worker.record()
 
     def close(self) -> None:
         """End it after the block that is in the network; callers that wait for others get a `ClusterError`."""
