@@ -82,7 +82,8 @@ def ended_by(process, number):
 
 @pytest.mark.parametrize(
     ("backend", "number"),
-    [("openvino", signal.SIGTERM), ("openvino", signal.SIGINT), ("onnxruntime", signal.SIGTERM), ("pytorch", signal.SIGINT)],
+    [("openvino", signal.SIGTERM), ("openvino", signal.SIGINT), ("onnxruntime", signal.SIGTERM),
+     ("onnxruntime", signal.SIGQUIT), ("pytorch", signal.SIGINT)],
 )  # fmt: skip
 @pytest.mark.alone
 def test_the_second_signal_ends_a_network_that_does_not_end(backend, number, volume, tmp_path):
