@@ -45,6 +45,7 @@ class LocalTeam:
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         for worker in self._workers:
             worker.recorder.restart()
+            worker.job = replace(worker.job, begun=prepared.job.begun)
         run_columns(self._workers, pending)
         for worker in self._workers:
             worker.confirm()
