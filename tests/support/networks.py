@@ -139,6 +139,47 @@ def scaled(source, target, layer, readers, channels, factor):
     return target
 
 
+class Fitting(nn.Module):
+    """Takes every size: what a pooling cut off is padded on again, as in MONAI's BasicUNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 3, padding=1)
+        self.deep = nn.Conv2d(2, 4, 3, padding=1)
+        self.rise = nn.ConvTranspose2d(4, 2, 4, stride=4)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        skip = torch.relu(self.first(x))
+        risen = self.rise(torch.relu(self.deep(F.max_pool2d(skip, 4))))
+        lacks = [skip.shape[a] - risen.shape[a] for a in (3, 2)]
+        return self.last(torch.cat((skip, F.pad(risen, (0, lacks[0], 0, lacks[1]), mode="replicate")), 1))
+
+
+def fitting():
+    return Fitting()
+
+
+class Pyramid(nn.Module):
+    """Averages over a grid of so many cells whatever the size is, as PSPNet and UPerNet do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.cells = nn.ModuleList([nn.Conv2d(4, 2, 1) for _ in range(3)])
+        self.last = nn.Conv2d(10, 2, 3, padding=1)
+
+    def forward(self, x):
+        deep = torch.relu(self.first(x))
+        pooled = [conv(F.adaptive_avg_pool2d(deep, n)) for n, conv in zip((1, 2, 3), self.cells, strict=True)]
+        grown = [F.interpolate(p, size=deep.shape[2:], mode="bilinear", align_corners=True) for p in pooled]
+        return F.interpolate(self.last(torch.cat((deep, *grown), 1)), scale_factor=2.0, mode="bilinear")
+
+
+def pyramid():
+    return Pyramid()
+
+
 class Swinging(nn.Module):
     """Outputs that lie within 0 and 1, which no bound of its operators shows."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from unet_engine.commands.options import sizes
 from unet_engine.errors import InputError
 from unet_engine.model.file import is_model, open_model
+from unet_engine.model.origins import told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.volumes import samples
 from unet_engine.volumes.formats import format_of, open_volume
@@ -41,6 +42,7 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "ends_in": model.ends_in or None,
         "contradiction": model.contradiction or None,
         **spec,
+        "told_by": told_by(model) or None,
     }
 
 

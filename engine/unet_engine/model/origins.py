@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping
 
 from unet_engine.errors import ModelError
 from unet_engine.model.file import ModelFile
-from unet_engine.model.spec import METADATA_KEY, ModelSpec, read_toml
+from unet_engine.model.spec import EXPORT_KEY, METADATA_KEY, ModelSpec, read_toml
 
 SPEC = "the spec in the file"
 SHAPES = ("channels_in", "channels_out", "window", "window_min", "window_step", "margin", "axes", "flops")
@@ -15,14 +16,15 @@ SHAPES = ("channels_in", "channels_out", "window", "window_min", "window_step", 
 
 
 def origins(model: ModelFile, options: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Field by field of `ModelSpec`, who said it: the file, another one beside it, its graph, or nobody.
+    """Field by field of `ModelSpec`, who said it: the file (or what its export noted), another one beside it, its graph,
+    or nobody.
 
     options: fields that the user named, with the option that does.
     """
     beside = model.path.with_suffix(".toml")
     found: dict[str, str] = {}
     if _holds_spec(model):
-        found = dict.fromkeys(ModelSpec.model_fields, SPEC)
+        found = dict.fromkeys(ModelSpec.model_fields, SPEC) | _noted(model)
     else:
         found = dict.fromkeys(ModelSpec.model_fields, "default") | dict.fromkeys(SHAPES, "graph")
         found["name"] = "name of the file"
@@ -39,6 +41,31 @@ def said_beside(model: ModelFile, field: str) -> bool:
         return beside.is_file() and not _holds_spec(model) and field in read_toml(beside)
     except ModelError:
         return False
+
+
+def told_by(model: ModelFile) -> str:
+    """The same, for people: what told which fields. What nobody said, and what the file says without more, is left
+    out."""
+    fields: dict[str, list[str]] = {}
+    for field, origin in origins(model).items():
+        if origin not in (SPEC, "default"):
+            fields.setdefault(origin, []).append(field)
+    return "; ".join(f"{origin}: {', '.join(names)}" for origin, names in fields.items())
+
+
+def _noted(model: ModelFile) -> dict[str, str]:
+    """What an export noted in an ONNX file of where its facts came from."""
+    if model.format != "onnx":
+        return {}
+    import onnx
+
+    proto = onnx.load(model.path, load_external_data=False)
+    notes = {entry.key: entry.value for entry in proto.metadata_props}
+    try:
+        facts = json.loads(notes.get(EXPORT_KEY, "{}")).get("facts", {})
+        return {field: str(facts[field]) for field in ModelSpec.model_fields if field in facts}
+    except (ValueError, AttributeError, TypeError):  # somebody else wrote that entry
+        return {}
 
 
 def _holds_spec(model: ModelFile) -> bool:

@@ -18,8 +18,8 @@ METADATA_KEY = "unet_engine.spec"
 """Key of the ONNX ``metadata_props`` entry (and of the ``extra_files`` of .pt2 and TorchScript) with the spec as
 JSON."""
 EXPORT_KEY = "unet_engine.export"
-"""Of an ONNX file: what it was compared with when it was exported, and by how much they differed. JSON in
-``metadata_props``."""
+"""Of an ONNX file: what it was compared with when it was exported, by how much they differed, and what told each field
+of the spec. JSON in ``metadata_props``."""
 
 Activation = Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
 """What the network's outputs are: logits of classes that exclude one another (`softmax`), logits of each channel on its

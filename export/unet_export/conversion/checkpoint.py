@@ -74,7 +74,9 @@ def open_checkpoint(
     entries = _entries(path)
     if any(name.split("/", 1)[-1].startswith("code/") for name in entries) and not factory:
         _check_trust(path, "torchscript", given=trust)
-        return Checkpoint(_guarded(path, lambda: torch.jit.load(str(path), map_location="cpu").eval()), "torchscript")
+        return Checkpoint(
+            _guarded(path, lambda: torch.jit.load(str(path), map_location="cpu").float().eval()), "torchscript"
+        )
     if path.suffix == ".pt2":
         _check_trust(path, "pt2", given=trust)
         program = _guarded(path, lambda: torch.export.load(path))

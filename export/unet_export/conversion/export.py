@@ -5,71 +5,63 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
 
 from unet_engine.backends import second_opinion
 from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import choose_backend
-from unet_engine.errors import ModelError, SettingsError, UnetEngineError, first_line
+from unet_engine.errors import ModelError, SettingsError, UnetEngineError
 from unet_engine.model.ending import applied_again, outputs_note, refusal
-from unet_engine.model.file import open_model
-from unet_engine.model.normalization import Normalization
+from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.onnx_ending import ending_for
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.model.onnx_shapes import dims, images_of
+from unet_engine.model.origins import origins, said_beside
+from unet_engine.model.spec import METADATA_KEY, ModelSpec
 from unet_engine.prepare.evidence import Outputs, contradiction
-from unet_engine.units import Tell
+from unet_engine.units import Tell, times
+from unet_export.conversion.adapt import Adapted, adapted
 from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
+from unet_export.conversion.empty import empty_of
 from unet_export.conversion.exporters import from_module, from_program, from_script
 from unet_export.conversion.onnx_export import frozen, write_onnx
-from unet_export.conversion.probe import FullResolution, Geometry, head_count, probe
+from unet_export.conversion.probe import Geometry, probe
+from unet_export.conversion.proof import Comparison, proved
+from unet_export.conversion.request import Export, changed, options_of, spec_for_export, validated
+from unet_export.conversion.runners import OnnxNetwork, onnx_runner, plain_graph, second_runner
 
-Sizes = Literal["auto", "dynamic", "static"]
+__all__ = ["Export", "export"]
 
-
-@dataclass(frozen=True)
-class Export:
-    """What is exported and what its file shall promise. None: found out, or left open in the spec."""
-
-    checkpoint: str
-    out: str
-    factory: str | None = None
-    arguments: str = "{}"
-    weights: str | None = None
-    """Key or prefix of the weights that are meant, where a file holds several that fit."""
-    window: tuple[int, ...] | None = None
-    channels: int | None = None
-    sizes: Sizes = "auto"
-    """auto: free window sizes where the exporter can, else those of `window` alone, which is said."""
-    name: str | None = None
-    classes: tuple[str, ...] | None = None
-    activation: Activation | None = None
-    normalize: str | None = None
-    spacing: tuple[float, ...] | None = None
-    spacing_unit: str | None = None
-    background: float | None = None
-    trust: bool = False
-    """The user trusts a checkpoint that runs code as it is opened."""
+_RUN = dict.fromkeys(("axes", "channels_in", "channels_out", "window", "margin", "flops"), "a window that was run")
+_PROVED = "windows that were compared with the network"
 
 
 def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
     """Write ``wanted.out`` and return what it is. Raises `SettingsError`, `ModelError` or `OutputError`."""
     if not wanted.out.lower().endswith(".onnx"):
         raise SettingsError(f"--out {wanted.out} names no ONNX file; write it like model.onnx")
-    if wanted.checkpoint.lower().endswith(".onnx"):
-        spec, error = _onnx(wanted, tell)
-    else:
-        spec, error = _torch(wanted, tell)
+    spec, error = (_onnx if _is_onnx(wanted) else _torch)(wanted, tell)
     if not any(spec.window_step) and wanted.sizes == "auto":
         tell(
             f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its file"
         )
     _second_opinion(wanted.out, spec, tell)
-    return {"out": wanted.out, "largest_difference": error, **spec.model_dump(mode="json")}
+    return {
+        "out": wanted.out,
+        "largest_difference": error,
+        "compared_with": _origin(wanted),
+        **spec.model_dump(mode="json"),
+    }
+
+
+def _is_onnx(wanted: Export) -> bool:
+    return wanted.checkpoint.lower().endswith(".onnx")
+
+
+def _origin(wanted: Export) -> str:
+    return f"the ONNX file {Path(wanted.checkpoint).name}" if _is_onnx(wanted) else "PyTorch"
 
 
 def _second_opinion(path: str, spec: ModelSpec, tell: Tell) -> None:
@@ -90,45 +82,74 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     checkpoint = open_checkpoint(
         wanted.checkpoint, wanted.factory, wanted.arguments, wanted.weights, tell, trust=wanted.trust
     )
-    network = checkpoint.network
-    if (heads := head_count(network, wanted.window, wanted.channels)) > 1:
-        tell(f"note: the network has {heads} outputs; that of the highest resolution is kept")
-        network = FullResolution(network)
+    network = adapted(checkpoint.network, wanted.window, wanted.channels, wanted.head, tell)
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
     _check_free(wanted, geometry)
     embedded = _embedded(wanted.checkpoint)
-    meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or embedded is not None, tell)
-    spec = _spec(wanted, geometry, embedded)
+    known = embedded.spec if embedded else None
+    facts = origins(embedded) if embedded else {"activation": "guess by the number of channels"}
+    meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or known is not None, tell, facts | _RUN)
+    spec = spec_for_export(wanted, geometry, known)
     try:
-        return _written(checkpoint, network, spec, wanted.out, meaning)
+        return _written(checkpoint, network, spec, wanted, meaning)
     except ModelError:
         if wanted.sizes != "auto" or not any(spec.window_step):
             raise
     # what cannot be exported at all fails again, with the reason that matters
     fixed = spec.model_copy(update={"window_min": spec.window, "window_step": (0,) * len(spec.axes)})
-    return _written(checkpoint, network, fixed, wanted.out, meaning)
+    return _written(checkpoint, network, fixed, wanted, meaning)
 
 
 def _written(
-    checkpoint: Checkpoint, network: Any, spec: ModelSpec, out: str, meaning: _Meaning
+    checkpoint: Checkpoint, network: Any, spec: ModelSpec, wanted: Export, meaning: _Meaning
 ) -> tuple[ModelSpec, float]:
     """The spec as it was written, and the largest difference: the exported graph has a say in the activation."""
 
     def write(proto: Any, reference: Any) -> tuple[ModelSpec, float]:
-        looked_at = meaning.of(proto, spec)
-        meaning.measured(reference, looked_at)
-        return looked_at, write_onnx(proto, reference, looked_at, out)
+        return _finished(proto, reference, meaning.of(proto, spec), wanted, meaning)
 
     if checkpoint.kind == "module":
         with frozen(network) as net:
             return write(from_module(net, spec), net)
     if checkpoint.kind == "torchscript":
         example = torch.zeros((1, spec.channels_in, *spec.window))
-        script = network if not isinstance(network, FullResolution) else torch.jit.trace(network, example)
+        script = network if not isinstance(network, Adapted) else torch.jit.trace(network, example)
         return write(from_script(script, spec), network)
-    if isinstance(network, FullResolution):
-        return write(from_module(network, spec), network)
+    if isinstance(network, Adapted):
+        return write(from_module(network, spec, _rows(checkpoint.program)), network)
     return write(from_program(checkpoint.program, spec.name), network)
+
+
+def _rows(program: Any) -> int | None:
+    """The batch that an exported program was saved for; None where it takes any."""
+    name = program.graph_signature.user_inputs[0]
+    image = next(node for node in program.graph.nodes if node.name == name)
+    rows = image.meta["val"].shape[0]
+    return rows if isinstance(rows, int) else None
+
+
+def _finished(
+    proto: Any, reference: Any, spec: ModelSpec, wanted: Export, meaning: _Meaning, origin: str = ""
+) -> tuple[ModelSpec, float]:
+    """Compare the graph with what it was made of on all sizes that it shall promise, and write it with those that
+    hold."""
+    data = proto.SerializeToString()
+    comparison = Comparison(reference, onnx_runner(data, spec.name), spec, origin or "PyTorch")
+    right = proved(comparison, second_runner(data, comparison))
+    if right is None:
+        raise ModelError(
+            f"the exported {spec.name} is right for windows of {times(spec.window)} alone, not for others that the network takes; "
+            "use --sizes static, or auto"
+        )
+    meaning.measured(comparison, right)
+    if wanted.empty:
+        right = validated({**right.model_dump(), "empty": empty_of(wanted.empty, right, comparison.run)})
+        meaning.tell(
+            f"note: windows of nothing but {right.background:g} are not inferred: their outputs are {right.empty}"
+        )
+    facts = meaning.facts | {"window_min": _PROVED, "window_step": _PROVED} | options_of(wanted)
+    write_onnx(proto, right, wanted.out, comparison.worst, origin, facts)
+    return right, comparison.worst
 
 
 @dataclass
@@ -140,6 +161,8 @@ class _Meaning:
     said: bool
     """Whether the user or a spec names the activation."""
     tell: Tell
+    facts: dict[str, str]
+    """By field of the spec: what told it."""
     told: str = ""
 
     def of(self, proto: Any, spec: ModelSpec) -> ModelSpec:
@@ -150,18 +173,15 @@ class _Meaning:
             raise ModelError(refusal(self.source, why))
         if not self.said and found is not None:
             self._tell(outputs_note(found, why))
-            return _validated({**spec.model_dump(), "activation": found})
+            self.facts |= {"activation": why} if why else {}
+            return validated({**spec.model_dump(), "activation": found})
         self._tell(applied_again(end, spec.activation, spec.channels_out))
         return spec
 
-    def measured(self, network: Any, spec: ModelSpec) -> None:
-        """Tell where what `network` makes of noise is not what `spec` says of its outputs, and the graph did not."""
-        noise = torch.from_numpy(
-            np.random.default_rng(0).standard_normal((1, spec.channels_in, *spec.window), np.float32)
-        )
+    def measured(self, comparison: Comparison, spec: ModelSpec) -> None:
+        """Tell where what the network makes of noise is not what `spec` says of its outputs, and the graph did not."""
         seen = Outputs()
-        with torch.inference_mode():
-            seen.look(network(noise)[0].numpy())
+        seen.look(comparison.expected(comparison.noise())[0].numpy())
         reason = contradiction(seen, spec, labels=False)
         if not self.told:
             self._tell(f"of noise, {reason}" if reason else "")
@@ -180,10 +200,10 @@ def _check_free(wanted: Export, found: Geometry) -> None:
         )
 
 
-def _embedded(checkpoint: str) -> ModelSpec | None:
-    """The spec that a `.pt2` or TorchScript may carry already."""
+def _embedded(checkpoint: str) -> ModelFile | None:
+    """A `.pt2` or TorchScript that carries a spec already."""
     try:
-        return open_model(checkpoint).spec
+        return open_model(checkpoint)
     except UnetEngineError:
         return None
 
@@ -191,138 +211,26 @@ def _embedded(checkpoint: str) -> ModelSpec | None:
 # --- ONNX in ---
 
 
-class _Onnx(nn.Module):  # type: ignore[misc]  # the type checker skips torch
-    """An ONNX file as a callable on tensors, through ONNX Runtime."""
-
-    def __init__(self, data: bytes, path: str) -> None:
-        import onnxruntime
-
-        super().__init__()
-        try:
-            self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise ModelError(f"{path}: ONNX Runtime refuses the network: {first_line(error)}") from error
-        self.input = self._session.get_inputs()[0]
-        self.outputs = [o.name for o in self._session.get_outputs()]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(np.array(y)) for y in self._session.run(None, {self.input.name: x.numpy()})]
-
-
 def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
-    """A foreign network gets a spec, a single output and a check; its own layers stay as they are."""
-    import onnx
-
+    """A foreign network gets a spec, one output as the engine takes it, and a check; its own layers stay as they
+    are."""
     path = Path(wanted.checkpoint)
-    given = open_model(path, wanted.window, wanted.activation).spec
-    proto = onnx.load(path)
-    network = FullResolution(_Onnx(proto.SerializeToString(), str(path)))
-    said = _says_activation(wanted, proto, path)
-    if any(entry.key == METADATA_KEY for entry in proto.metadata_props):
-        spec = _changed(wanted, given)
+    model = open_model(path, wanted.window, wanted.activation, wanted.head)
+    for note in model.notes:
+        tell(f"note: {note}")
+    proto = plain_graph(model)
+    network = OnnxNetwork(proto.SerializeToString(), path.name)
+    carried = any(entry.key == METADATA_KEY for entry in proto.metadata_props)
+    if carried:
+        spec = changed(wanted, model.spec)
     else:
-        sizes = network.network.input.shape[2:]
-        fixed = wanted.sizes == "static" or not any(isinstance(s, str) or s is None for s in sizes)
-        geometry = probe(network, wanted.window or given.window, given.channels_in, fixed=fixed)
+        stuck = all(dims(images_of(proto.graph)[0])[2:])
+        fixed = wanted.sizes == "static" or stuck
+        geometry = probe(network, wanted.window or model.spec.window, model.spec.channels_in, fixed=fixed)
         _check_free(wanted, geometry)
-        spec = _spec(wanted, geometry, given)
+        spec = spec_for_export(wanted, geometry, model.spec)
     for entry in [e for e in proto.metadata_props if e.key.startswith("unet_engine.")]:
         proto.metadata_props.remove(entry)
-    if len(network.network.outputs) > 1:
-        _keep_output(proto, network, spec)
-    meaning = _Meaning(str(path), said, tell)
-    spec = meaning.of(proto, spec)
-    meaning.measured(network, spec)
-    return spec, write_onnx(proto, network, spec, wanted.out, origin=f"the ONNX file {path.name}")
-
-
-def _says_activation(wanted: Export, proto: Any, path: Path) -> bool:
-    """Whether the activation was said, by the user, by the file's own spec or by the one beside it."""
-    beside = path.with_suffix(".toml")
-    return (
-        wanted.activation is not None
-        or any(entry.key == METADATA_KEY for entry in proto.metadata_props)
-        or (beside.exists() and "activation" in read_toml(beside))
-    )
-
-
-def _keep_output(proto: Any, network: Any, spec: ModelSpec) -> None:
-    """Leave one output in the graph, that of the highest resolution, and of the nodes those that lead to it."""
-    outputs = network.network(torch.zeros((1, spec.channels_in, *spec.window)))
-    best = max(range(len(outputs)), key=lambda i: (outputs[i].shape[2:].numel(), -i))
-    kept = proto.graph.output[best]
-    del proto.graph.output[best + 1 :], proto.graph.output[:best]
-    needed, nodes = {kept.name}, []
-    for node in reversed(proto.graph.node):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            nodes.append(node)
-    nodes.reverse()
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    unused = [t for t in proto.graph.initializer if t.name not in needed]
-    for tensor in unused:
-        proto.graph.initializer.remove(tensor)
-
-
-# --- the spec ---
-
-
-def _spec(wanted: Export, found: Geometry, known: ModelSpec | None) -> ModelSpec:
-    """What was found by probing, with what `known` says about meaning, with what the user says about either."""
-    meaning: dict[str, Any] = {
-        "name": Path(wanted.out).stem,
-        "activation": "softmax" if found.channels_out > 1 else "sigmoid",
-    }
-    if known is not None:
-        kept = (
-            "name",
-            "classes",
-            "activation",
-            "normalization",
-            "spacing",
-            "spacing_unit",
-            "background",
-            "empty",
-            "context",
-        )
-        meaning |= {key: getattr(known, key) for key in kept}
-    values = {
-        "axes": found.axes,
-        "channels_in": found.channels_in,
-        "channels_out": found.channels_out,
-        "window": found.window,
-        "window_min": found.window_min,
-        "window_step": found.window_step,
-        "margin": found.margin,
-        "flops": found.flops,
-    }
-    return _validated({**meaning, **values, **_said(wanted)})
-
-
-def _changed(wanted: Export, spec: ModelSpec) -> ModelSpec:
-    window = {"window": wanted.window} if wanted.window else {}
-    return _validated({**spec.model_dump(), **window, **_said(wanted)})
-
-
-def _said(wanted: Export) -> dict[str, Any]:
-    said = {
-        "name": wanted.name,
-        "classes": wanted.classes,
-        "activation": wanted.activation,
-        "normalization": Normalization.parse(wanted.normalize) if wanted.normalize else None,
-        "spacing": wanted.spacing,
-        "spacing_unit": wanted.spacing_unit,
-        "background": wanted.background,
-    }
-    return {key: value for key, value in said.items() if value is not None}
-
-
-def _validated(values: dict[str, Any]) -> ModelSpec:
-    try:
-        return ModelSpec.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "".join(f"--{str(key).replace('_', '-')}: " for key in first["loc"][:1])
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise SettingsError(f"{option}{said}; correct it, see unet-engine export --help") from error
+    said = wanted.activation is not None or carried or said_beside(model, "activation")
+    meaning = _Meaning(str(path), said, tell, origins(model))
+    return _finished(proto, network, meaning.of(proto, spec), wanted, meaning, _origin(wanted))

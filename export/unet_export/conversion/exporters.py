@@ -25,12 +25,16 @@ LARGEST = 1024
 """Upper bound that `torch.export` is told for a dynamic size, in lattice steps."""
 
 
-def from_module(network: Any, spec: ModelSpec) -> Any:
-    """ONNX graph of a module; spatial sizes are free on the lattice of `spec`, or fixed where its steps are 0.
+def from_module(network: Any, spec: ModelSpec, rows: int | None = None) -> Any:
+    """ONNX graph of a module; spatial sizes are free on the lattice of `spec`, or fixed where its steps are 0. `rows`:
+    the one batch that the network takes; None: it takes any.
 
     Raises `ModelError` naming the operator that ONNX lacks, or the reason why sizes cannot be free.
     """
-    example = torch.zeros((2, spec.channels_in, *example_sizes(spec)))
+    example = torch.zeros((rows or 2, spec.channels_in, *example_sizes(spec)))
+    shapes = dynamic_shapes(spec)
+    if rows:
+        del shapes[0][0]
     with _silent(), _explained(spec.name):
         program = torch.onnx.export(
             network,
@@ -38,7 +42,7 @@ def from_module(network: Any, spec: ModelSpec) -> Any:
             input_names=["input"],
             output_names=["output"],
             opset_version=OPSET,
-            dynamic_shapes=dynamic_shapes(spec),
+            dynamic_shapes=shapes,
             dynamo=True,
             external_data=False,
             verbose=False,

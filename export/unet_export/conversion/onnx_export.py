@@ -8,22 +8,19 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from unet_engine.errors import ModelError, OutputError, SettingsError
+from unet_engine.errors import ModelError, OutputError, SettingsError, first_line
 from unet_engine.model.file import hash_of
 from unet_engine.model.spec import EXPORT_KEY, METADATA_KEY, ModelSpec
 from unet_engine.model.trust import trust
 from unet_export.conversion.exporters import dynamic_shapes, example_sizes, from_module
-
-TOLERANCE = 1e-4
-"""Largest difference from PyTorch, relative to the largest absolute output, that an exported file may show."""
+from unet_export.conversion.proof import Comparison, two_sizes
+from unet_export.conversion.runners import onnx_runner
 
 
 def export_onnx(model: Any, spec: ModelSpec, path: str | Path, *, dynamic: bool = True) -> float:
@@ -38,25 +35,38 @@ def export_onnx(model: Any, spec: ModelSpec, path: str | Path, *, dynamic: bool 
     """
     spec = _spec_of_file(model, spec, dynamic=dynamic)
     with frozen(model) as net:
-        return write_onnx(from_module(net, spec), net, spec, path)
+        proto = from_module(net, spec)
+        error = compare(net, spec, _onnx_runner(proto.SerializeToString()))
+        write_onnx(proto, spec, path, error)
+    return error
 
 
-def write_onnx(proto: Any, reference: Any, spec: ModelSpec, path: str | Path, origin: str = "") -> float:
-    """Put `spec` into the graph, compare it with `reference` (a callable on tensors), and write it. Errors as in
-    `export_onnx`.
+def write_onnx(
+    proto: Any,
+    spec: ModelSpec,
+    path: str | Path,
+    error: float,
+    origin: str = "",
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Put `spec` into the graph, and write it. Raises `ModelError` where the graph is none, `OutputError` where it
+    cannot be written.
 
-    The file remembers the difference and what `reference` is: `origin`, by default this PyTorch.
+    The file remembers the largest difference `error` from what it was made of: `origin`, by default this PyTorch; and
+    in `facts`, field by field of the spec, what told it.
     """
     import onnx
 
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as problem:
+        raise ModelError(f"{spec.name} is no valid ONNX graph: {first_line(problem)}; export it again") from problem
     _note(proto, METADATA_KEY, spec.model_dump_json())
-    onnx.checker.check_model(proto, full_check=True)
-    error = compare(reference, spec, _onnx_runner(proto.SerializeToString()))
     origin = origin or f"PyTorch {torch.__version__.split('+')[0]}"
-    _note(proto, EXPORT_KEY, json.dumps({"origin": origin, "largest_difference": float(f"{error:.1e}")}))
+    note = {"origin": origin, "largest_difference": float(f"{error:.1e}")} | ({"facts": dict(facts)} if facts else {})
+    _note(proto, EXPORT_KEY, json.dumps(note))
     with _atomic(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    return error
 
 
 def _note(proto: Any, key: str, value: str) -> None:
@@ -109,25 +119,13 @@ def _spec_of_file(model: Any, spec: ModelSpec, *, dynamic: bool) -> ModelSpec:
 
 
 def compare(net: Any, spec: ModelSpec, run: Any) -> float:
-    """Largest relative difference of `run` from `net` on two sizes, one the default; raises above `TOLERANCE`."""
-    rng = np.random.default_rng(0)
-    errors = []
-    other = spec.window_min if spec.window != spec.window_min else example_sizes(spec)
-    for batch, window in ((_batch(net, spec), other), (1, spec.window)):
-        x = torch.from_numpy(rng.standard_normal((batch, spec.channels_in, *window), dtype=np.float32))
-        with torch.inference_mode():
-            expected, got = net(x), run(x)
-        if got.shape != expected.shape:
-            shapes = f"{tuple(got.shape)}, not {tuple(expected.shape)}"
-            raise ModelError(f"the exported {spec.name} gives {shapes}; please report the network's layout")
-        errors.append(float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12)))
-    worst = float(np.max(errors))  # unlike Python's max, it keeps a NaN
-    if not worst <= TOLERANCE:
-        raise ModelError(
-            f"the exported {spec.name} differs from PyTorch by {worst:.1e} (limit {TOLERANCE:.0e}); "
-            "check the weights for NaN or very large values"
-        )
-    return worst
+    """Largest relative difference of `run` from `net` on two sizes, one the default; raises `ModelError` above what
+    `Comparison.limit` allows."""
+    comparison = Comparison(net, run, spec)
+    other, own = two_sizes(spec)
+    comparison.difference(other, _batch(net, spec))
+    comparison.difference(own)
+    return comparison.worst
 
 
 def _batch(net: Any, spec: ModelSpec) -> int:
@@ -141,15 +139,7 @@ def _batch(net: Any, spec: ModelSpec) -> int:
 
 
 def _onnx_runner(data: bytes) -> Any:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-
-    return run
+    return onnx_runner(data, "the exported network")
 
 
 @contextlib.contextmanager
