@@ -327,7 +327,11 @@ void commit(const Array& sums, const Array& out, const std::string& kind, const 
     if (is(out, Code::Float, 32)) return commit_probabilities<float>(given, activation);
     refuse("probabilities must be uint8, float16 or float32");
   }
-  if (kind != "logits") refuse("unknown kind '" + kind + "': take one of labels, probabilities, logits");
+  if (kind == "masks") {
+    if (!is(out, Code::UInt, 8)) refuse("masks must be uint8");
+    return commit_as(given, ToMask<std::uint8_t>{label_rule(activation, 1).above}, false);
+  }
+  if (kind != "logits") refuse("unknown kind '" + kind + "': take one of labels, masks, probabilities, logits");
   if (is(out, Code::Float, 32)) return commit_as(given, ToLogits<float>{}, false);
   if (is(out, Code::Float, 16)) return commit_as(given, ToLogits<Half>{}, false);
   refuse("logits must be float32 or float16");

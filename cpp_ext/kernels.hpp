@@ -249,6 +249,18 @@ struct ToLabel {
   static constexpr bool kKeepsSums = false;
 };
 
+// Each channel on its own: 1 where it lies above `above`, else 0, as labels of that channel alone would be.
+template <typename T>
+struct ToMask {
+  using Out = T;
+  float above;
+  struct State {};
+  HALO_FN State begin() const { return {}; }
+  HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const { out[k * stride] = value > above ? T{1} : T{0}; }
+  HALO_FN void end(const State&, T*, index_t, float*, index_t, index_t) const {}
+  static constexpr bool kKeepsSums = false;
+};
+
 // Sigmoid, or clipped to 0..1.
 template <typename T>
 struct ToProbability {

@@ -28,6 +28,7 @@
 #define HALO_FINISHES(DO)         \
   DO(ToLabel<std::uint8_t>)       \
   DO(ToLabel<std::uint16_t>)      \
+  DO(ToMask<std::uint8_t>)        \
   DO(ToProbability<std::uint8_t>) \
   DO(ToProbability<Half>)         \
   DO(ToProbability<float>)        \

@@ -52,7 +52,10 @@ class Settings(BaseModel):
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
     blend: Literal["gaussian", "constant", "crop"] = "gaussian"
     padding: Literal["reflect", "constant", "edge"] = "reflect"
-    output: Literal["labels", "probabilities", "logits"] = "labels"
+    channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
+    """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
+    output: Literal["labels", "masks", "probabilities", "logits"] = "labels"
+    """``masks``: of each channel 0 or 1, for classes that may overlap."""
     dtype: Literal["uint8", "float16", "float32"] | None = None
     """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
     end: uint8 with halves up, float16 to nearest with ties to even."""
@@ -298,7 +301,7 @@ class Settings(BaseModel):
             raise SettingsError(
                 "--overwrite and --part exclude each other: it would delete what other parts wrote; remove --out first"
             )
-        if self.output == "labels" and self.dtype:
+        if self.output in ("labels", "masks") and self.dtype:
             raise SettingsError("--dtype is for probabilities and logits; labels take the smallest unsigned type")
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
@@ -309,7 +312,9 @@ class Settings(BaseModel):
         if self.outside in (None, KEEP):
             return
         value = float(str(self.outside))
-        stored = self.dtype or {"labels": "uint16", "probabilities": "uint8"}.get(self.output, "float32")
+        stored = self.dtype or {"labels": "uint16", "probabilities": "uint8", "masks": "uint8"}.get(
+            self.output, "float32"
+        )
         highest = {"uint8": 2**8 - 1, "uint16": 2**16 - 1, "float16": 65504.0}.get(stored, 3.4e38)
         if stored.startswith("uint") and value not in range(int(highest) + 1):
             raise SettingsError(

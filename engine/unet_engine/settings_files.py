@@ -20,7 +20,7 @@ CONFIG = "unet-engine.toml"
 
 AUTO_PROFILE = "auto"
 
-DESCRIPTIVE = ("model", "axes", "normalize", "nodata", "activation", "head", "window", "overlap")
+DESCRIPTIVE = ("model", "axes", "normalize", "nodata", "activation", "channels", "head", "window", "overlap")
 """Keys that a file beside the input may have: they describe data and model."""
 _RISKY = (
     "overwrite",

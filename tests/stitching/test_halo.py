@@ -181,6 +181,9 @@ def test_labels_are_the_reference(
     operations.labels(sums, out, activation, threads=threads)
     reference.labels(sums, expected, above=operations.label_threshold(activation, k))
     np.testing.assert_array_equal(out, expected)
+    masks = np.full(sums.shape, 9, np.uint8)
+    operations.masks(sums, masks, activation, threads=threads)
+    np.testing.assert_array_equal(masks, sums > operations.label_threshold(activation, 1))
 
 
 @needs_native

@@ -207,6 +207,7 @@ def test_add_takes_any_number_of_classes(place: Any, channels: int) -> None:
 
 OUTPUTS = [
     *(("labels", t) for t in ("uint8", "uint16")),
+    ("masks", "uint8"),
     *(("probabilities", t) for t in ("uint8", "float16", "float32")),
     *(("logits", t) for t in ("float32", "float16")),
 ]

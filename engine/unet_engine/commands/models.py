@@ -11,6 +11,7 @@ from unet_engine.commands.options import COUNT, IGNORE_SPACING, PLACE, THREADS, 
 from unet_engine.errors import BackendError, ModelError, SettingsError
 from unet_engine.units import finite
 
+OUTPUT_CHANNELS = ["classes", "multilabel", "image", "offsets"]
 ACTIVATIONS = ["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
 
 
@@ -61,6 +62,11 @@ def _needs(module: str, extra: str, what: str) -> None:
     "--activation",
     type=click.Choice(ACTIVATIONS),
     help="What outputs are; default: what the graph ends in, else by their number.",
+)
+@click.option(
+    "--output-channels",
+    type=click.Choice(OUTPUT_CHANNELS),
+    help="What output channels are: classes that exclude one another, multilabel (they may overlap), image or offsets.",
 )
 @click.option(
     "--normalize", metavar="HOW", help="What training did: zscore, range:0,255, fixed:mean=M,std=S, …; as for run."

@@ -77,7 +77,15 @@ _SETTINGS = [
     ),
     click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
     click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
-    click.option("--output", metavar="KIND", help="labels (default), probabilities or logits."),
+    click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
+    click.option(
+        "--channels",
+        "--output-channels",
+        "channels",
+        metavar="WHAT",
+        help="What output channels are: classes that exclude one another, multilabel (they may overlap), image or offsets; "
+        "default: what the model says.",
+    ),
     click.option(
         "--dtype", metavar="TYPE", help="Of probabilities (uint8, float16, float32) or logits (float16, float32)."
     ),

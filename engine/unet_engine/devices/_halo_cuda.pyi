@@ -90,7 +90,7 @@ def commit(
     stream: int = 0,
 ) -> None:
     """Merge up to `MOST_HALOS` halos, in their order, and finish, in one pass: `operations.labels`,
-    `operations.probabilities` or `operations.logits`, as `kind` says.
+    `operations.masks`, `operations.probabilities` or `operations.logits`, as `kind` says.
 
     out: (*S) uint8 or uint16 for labels, (K, *S) uint8, float16 or float32 for probabilities, float32 or float16
         for logits.

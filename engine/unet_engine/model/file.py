@@ -25,7 +25,7 @@ from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
 from unet_engine.model.onnx_rewrite import INTEGERS, Rewriting
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, Channels, ModelSpec, read_toml
 from unet_engine.model.verdict import Verdict
 from unet_engine.paths import check_file
 
@@ -69,6 +69,12 @@ class ModelFile:
     """The output that was asked for by name."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
+    described: bool = True
+    """Whether what the outputs are was said, in the file or beside it, or follows from an ArgMax behind them."""
+    output: str = ""
+    """Name of the output in a graph without a spec."""
+    guessed: bool = False
+    """Whether the activation was neither said nor proved."""
     trusted: bool = False
     """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
 
@@ -122,7 +128,21 @@ class ModelFile:
         except ValidationError as error:
             said = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise SettingsError(f"--activation {activation} does not fit {self.path}: {said}") from error
-        return replace(self, spec=spec, ends_in="")
+        return replace(self, spec=spec, ends_in="", guessed=False)
+
+    def meant(self, channels: Channels | None) -> ModelFile:
+        """The model whose channels are what ``--channels`` says; as it promises where that is None. An activation that
+        was guessed follows. Raises `SettingsError` where the model cannot be of that kind."""
+        if channels is None:
+            return self
+        follows = ACTIVATION_OF.get(channels) if self.guessed else None
+        said = {"activation": follows} if follows else {}
+        try:
+            spec = ModelSpec.model_validate({**self.spec.model_dump(), **said, "channels": channels})
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"--channels {channels} does not fit {self.path}: {why}; see --activation") from error
+        return replace(self, spec=spec)
 
 
 def open_model(
@@ -171,6 +191,9 @@ def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | N
         found.saved_batch,
         head,
         found.notes,
+        described=found.described,
+        output=found.output,
+        guessed=not found.described and not found.ends_in,
     ).activated(activation)
 
 

@@ -15,7 +15,7 @@ from unet_engine.model.onnx_foreign import Found, image_of, look
 from unet_engine.model.onnx_outside import weights_outside
 from unet_engine.model.onnx_rewrite import FLOAT, Rewriting
 from unet_engine.model.onnx_shapes import Shapes, dims, opset_of
-from unet_engine.model.spec import METADATA_KEY, Activation, ModelSpec, read_toml
+from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, ModelSpec, read_toml
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class OnnxFile:
     """What the graph proves of the outputs, whatever the spec says."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
+    described: bool = True
+    """Whether what the outputs are was said, in the file or beside it, or follows from an ArgMax behind them."""
+    output: str = ""
+    """Name of the output in a graph without a spec."""
 
 
 def read_onnx(
@@ -97,6 +101,8 @@ def _foreign(
     found = look(path, model, given, window, head, said="activation" in said)
     end = _ending(model, found)
     kind, why = end.activation(found.channels_out)
+    if not why and given.get("channels") in ACTIVATION_OF:
+        kind = ACTIVATION_OF[given["channels"]]
     if kind is None and "activation" not in said:
         raise ModelError(refusal(path, why))
     step = (0,) * len(found.axes)
@@ -108,7 +114,10 @@ def _foreign(
     spec = ModelSpec.written({**values, **keys, "axes": found.axes, "window": found.window}, path)
     batch = (dims(image_of(path, model)) or [0])[0] or None
     ends_in = "" if "activation" in said else why
-    return OnnxFile(spec, weights, found.rewriting, batch, ends_in, end, found.notes)
+    described = "activation" in given or "channels" in given or found.head.is_cut
+    return OnnxFile(
+        spec, weights, found.rewriting, batch, ends_in, end, found.notes, described=described, output=found.head.name
+    )
 
 
 def _ending(model: Any, found: Found) -> Ending:

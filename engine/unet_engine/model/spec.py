@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from unet_engine import text_files
 from unet_engine.errors import ModelError
@@ -27,7 +28,12 @@ own (`sigmoid`), numbers (`none`), or probabilities already: of classes that exc
 of a single channel (`probabilities`), or of each channel on its own, as after a sigmoid (`probabilities_each`)."""
 ARE_PROBABILITIES = ("probabilities", "probabilities_each")
 _EACH = ("sigmoid", "probabilities_each")
+Channels = Literal["classes", "multilabel", "image", "offsets", "unknown"]
+"""What output channels are: classes that exclude one another, classes that may overlap, an image, or offsets and
+affinities. `unknown`: it was not to be told as the file was made, and is asked for. Of older files: None."""
 
+ACTIVATION_OF: dict[Channels, Activation] = {"multilabel": "sigmoid", "image": "none", "offsets": "none"}
+"""The activation that follows from what channels are where nothing else tells it."""
 
 _NOT_IN_NAMES = re.compile(r"[^\w .+()\[\]{}=,;@!#$%&'^~`-]")
 
@@ -73,6 +79,14 @@ class ModelSpec(BaseModel):
     """Per channel the 1, 25, 50, 75 and 99 % quantiles of the normalised voxels it was trained on. None: unknown."""
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
+    channels: Channels | None = None
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is not said: so files stay readable for older versions, and digests what they
+        were."""
+        said: dict[str, Any] = handler(self)
+        return {key: value for key, value in said.items() if key != "channels" or value is not None}
 
     @field_validator("name")
     @classmethod
@@ -93,6 +107,10 @@ class ModelSpec(BaseModel):
             raise ValueError(f"{len(self.classes)} class names for {labels} labels")
         if self.activation == "softmax" and self.channels_out == 1:
             raise ValueError("softmax over one channel is constant; use sigmoid")
+        if self.channels in ("multilabel", "image", "offsets") and self.activation == "softmax":
+            raise ValueError(f"softmax makes classes that exclude one another of channels; {self.channels} are none")
+        if self.channels == "multilabel" and self.channels_out > 1 and not self.overlaps:
+            raise ValueError("channels that may overlap are sigmoid (logits), or probabilities_each")
         self.normalization.check_channels(self.channels_in)
         self.check_window(self.window)
         return self
@@ -154,6 +172,11 @@ class ModelSpec(BaseModel):
                 f"the model {self.name} takes {least} + k*{step} voxels along {axis}, not {size}; "
                 f"nearest: {below} or {below + step}"
             )
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether channels are each on their own, so that several may hold of one voxel."""
+        return self.activation in _EACH
 
     @property
     def label_count(self) -> int:

@@ -19,7 +19,7 @@ from unet_engine.backends.base import Array
 from unet_engine.model.spec import Activation
 from unet_engine.stitching import operations
 
-Kind = Literal["labels", "probabilities", "logits"]
+Kind = Literal["labels", "masks", "probabilities", "logits"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,15 @@ class Labels(Reduction):
         operations.labels(sums, out, self.activation)
 
 
+class Masks(Reduction):
+    """Of each channel on its own: 1 where it reaches a half, else 0. uint8."""
+
+    kind = "masks"
+
+    def _reduce(self, sums: Array, out: Array) -> None:
+        operations.masks(sums, out, self.activation)
+
+
 class Probabilities(Reduction):
     kind = "probabilities"
 
@@ -90,5 +99,5 @@ class Logits(Reduction):
         operations.logits(sums, out)
 
 
-REDUCTIONS: dict[Kind, type[Reduction]] = {c.kind: c for c in (Labels, Probabilities, Logits)}
+REDUCTIONS: dict[Kind, type[Reduction]] = {c.kind: c for c in (Labels, Masks, Probabilities, Logits)}
 """What a run can write, by the name that users give."""

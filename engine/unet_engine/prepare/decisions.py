@@ -53,4 +53,4 @@ def _dtype(settings: Settings, spec: ModelSpec) -> str:
     if settings.output == "labels":
         outside = 0.0 if settings.outside in (None, KEEP) else float(str(settings.outside))
         return "uint16" if outside > 255 else label_dtype(spec)
-    return settings.dtype or ("uint8" if settings.output == "probabilities" else "float32")
+    return settings.dtype or ("float32" if settings.output == "logits" else "uint8")

@@ -14,7 +14,7 @@ from unet_engine.volumes.normalize import Scaling
 FORMAT = 1
 """Changes whenever the same settings would give other bytes than an earlier version's."""
 
-_DECIDE_NO_BYTE = {"name", "classes", "flops", "spacing", "spacing_unit", "input_quantiles"}
+_DECIDE_NO_BYTE = {"name", "classes", "flops", "spacing", "spacing_unit", "input_quantiles", "channels"}
 """Fields of a spec that may be corrected without making another run of it."""
 
 

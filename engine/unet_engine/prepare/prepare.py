@@ -23,10 +23,11 @@ from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
 from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction
 from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.second import compared
-from unet_engine.prepare.survey import Survey, fall_back
+from unet_engine.prepare.survey import Survey
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling, scaling

@@ -9,8 +9,9 @@ from unet_engine.backends import second_opinion
 from unet_engine.backends.base import Array, Setup
 from unet_engine.backends.libraries import record
 from unet_engine.backends.second_opinion import Opinion
+from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.precision import choose
-from unet_engine.prepare.survey import Survey, fall_back
+from unet_engine.prepare.survey import Survey
 
 
 def compared(survey: Survey, windows: Sequence[Array], notes: list[str]) -> Survey:

@@ -14,14 +14,14 @@ from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
-from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model
-from unet_engine.model.onnx_rewrite import NUMBERS, RANGES
-from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
+from unet_engine.model.spec import ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
+from unet_engine.prepare.notes import fall_back
+from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import out_of
 from unet_engine.prepare.precision import Choice, choose
@@ -78,11 +78,11 @@ def survey(settings: Settings) -> Survey:
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
     model = _model(settings, notes)
-    _about_outputs(settings, model, notes)
+    about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
     check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
-    _about_whole_numbers(settings, model, volume, notes)
+    about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
     if place.note:
@@ -132,51 +132,12 @@ def _model(settings: Settings, notes: list[str]) -> ModelFile:
     not trusted."""
     assert settings.model is not None
     model = open_model(settings.model, settings.window, settings.activation, settings.head)
-    model = model.normalized(settings.normalize)
+    model = model.normalized(settings.normalize).meant(settings.channels)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
         notes.append(f"{model.path} is trusted from now on; its hash is {model.sha256}")
     model.check_trust()
     return model
-
-
-def _about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> None:
-    """Say what the outputs are taken for where the graph told it. Raises `SettingsError` where logits are asked of what
-    has none."""
-    activation = model.spec.activation
-    notes.extend(model.notes)
-    if model.ends_in:
-        notes.append(outputs_note(activation, model.ends_in))
-    if model.contradiction:
-        fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
-    if settings.output == "logits" and activation in ARE_PROBABILITIES:
-        raise SettingsError(
-            f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "
-            "use --output probabilities"
-        )
-
-
-def _about_whole_numbers(settings: Settings, model: ModelFile, volume: Volume, notes: list[str]) -> None:
-    """Say what is lost where the network takes whole numbers and voxels become others."""
-    if model.rewriting is None or not model.takes_integers:
-        return
-    takes = model.rewriting.takes
-    if model.spec.normalization.mode != "none":
-        fall_back(
-            settings,
-            notes,
-            f"{model.path.name} takes {NUMBERS[takes]}, and normalised voxels are rounded; use --normalize none",
-        )
-        return
-    low, high = RANGES[takes]
-    found = [float(v) for values in samples.values(volume) for v in (np.nanmin(values), np.nanmax(values))]
-    if min(found) < low or max(found) > high:
-        fall_back(
-            settings,
-            notes,
-            f"{model.path.name} takes {NUMBERS[takes]}, and voxels from {min(found):g} to {max(found):g} are cut off at "
-            f"{low:g} and {high:g}; bring them to that range first",
-        )
 
 
 def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:
@@ -271,13 +232,6 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
 
 
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
-
-
-def fall_back(settings: Settings, notes: list[str], what: str) -> None:
-    """Note what is not as one would expect. Raises `BackendError` under ``--strict``."""
-    if settings.strict:
-        raise BackendError(f"--strict: {what}")
-    notes.append(what)
 
 
 def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:

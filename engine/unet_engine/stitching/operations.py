@@ -215,6 +215,14 @@ def labels(sums: F32, out: NDArray[np.unsignedinteger], activation: str, *, thre
     run(_3d(sums), _3d(out[None]), above, threads)
 
 
+def masks(sums: F32, out: NDArray[np.uint8], activation: str, *, threads: int = 1) -> None:
+    """Reduce sums (K, *S) to masks, out (K, *S) uint8: of each channel the labels that it would give alone, 0 or 1."""
+    _check_type("out", out, "uint8")
+    _check_out(out, sums.shape)
+    for channel, mask in zip(sums, out, strict=True):
+        labels(channel[np.newaxis], mask, activation, threads=threads)
+
+
 def probabilities(sums: F32, out: Array, activation: str, *, threads: int = 1) -> None:
     """Turn sums (K, *S) into probabilities, out (K, *S) float32, float16 (to nearest, ties to even) or uint8 (255 * p,
     halves rounded up).

@@ -14,6 +14,7 @@ from unet_engine.backends import second_opinion
 from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import choose_backend
 from unet_engine.errors import ModelError, SettingsError, UnetEngineError
+from unet_engine.model.channels import labels_refusal
 from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.onnx_ending import ending_for
@@ -88,7 +89,8 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     embedded = _embedded(wanted.checkpoint)
     known = embedded.spec if embedded else None
     facts = origins(embedded) if embedded else {"activation": "guess by the number of channels"}
-    meaning = _Meaning(wanted.checkpoint, wanted.activation is not None or known is not None, tell, facts | _RUN)
+    said = wanted.activation is not None or known is not None
+    meaning = _Meaning(wanted.checkpoint, said, tell, facts | _RUN, described=known is not None)
     spec = spec_for_export(wanted, geometry, known)
     try:
         return _written(checkpoint, network, spec, wanted, meaning)
@@ -163,14 +165,32 @@ class _Meaning:
     tell: Tell
     facts: dict[str, str]
     """By field of the spec: what told it."""
+    described: bool
+    """Whether a spec or the graph describes the channels already."""
     told: str = ""
+    asked: bool = False
 
     def of(self, proto: Any, spec: ModelSpec) -> ModelSpec:
-        """`spec` with the activation of the graph's first output. Raises `ModelError` where it has to be said."""
+        """`spec` with the activation of the graph's first output, and `unknown` channels where those are neither said
+        nor follow. Raises `ModelError` where the activation has to be said."""
+        spec = self._activated(proto, spec)
+        if self.described or spec.channels or not labels_refusal(spec, described=False):
+            return spec
+        if not self.asked:
+            self.tell(
+                f"note: nothing says what the {spec.channels_out} output channels are, and run will ask; say --output-channels "
+                "classes (they exclude one another), multilabel (they may overlap), image or offsets"
+            )
+        self.asked = True
+        return validated({**spec.model_dump(), "channels": "unknown"})
+
+    def _activated(self, proto: Any, spec: ModelSpec) -> ModelSpec:
         end = ending_for(proto, (1, spec.channels_in, *spec.window))
         found, why = end.activation(spec.channels_out)
         if not self.said and found is None:
             raise ModelError(refusal(self.source, why))
+        if not self.said and not why:
+            return spec
         if not self.said and found is not None:
             self._tell(outputs_note(found, why))
             self.facts |= {"activation": why} if why else {}
@@ -232,5 +252,5 @@ def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     for entry in [e for e in proto.metadata_props if e.key.startswith("unet_engine.")]:
         proto.metadata_props.remove(entry)
     said = wanted.activation is not None or carried or said_beside(model, "activation")
-    meaning = _Meaning(str(path), said, tell, origins(model))
+    meaning = _Meaning(str(path), said, tell, origins(model), described=model.described)
     return _finished(proto, network, meaning.of(proto, spec), wanted, meaning, _origin(wanted))

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from unet_engine.errors import SettingsError
 from unet_engine.model.normalization import Normalization
-from unet_engine.model.spec import Activation, ModelSpec
+from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec
 from unet_export.conversion.probe import Geometry
 
-_OPTIONS = {"normalization": "normalize", "channels_in": "channels"}
+_OPTIONS = {"normalization": "normalize", "channels_in": "channels", "channels": "output-channels"}
 """Options that are not called as the fields of the spec are."""
 Sizes = Literal["auto", "dynamic", "static"]
 
@@ -35,6 +35,8 @@ class Export:
     name: str | None = None
     classes: tuple[str, ...] | None = None
     activation: Activation | None = None
+    output_channels: Channels | None = None
+    """What output channels are."""
     normalize: str | None = None
     spacing: tuple[float, ...] | None = None
     spacing_unit: str | None = None
@@ -64,8 +66,11 @@ def spec_for_export(wanted: Export, found: Geometry, known: ModelSpec | None) ->
             "background",
             "empty",
             "context",
+            "channels",
         )
         meaning |= {key: getattr(known, key) for key in kept}
+    if wanted.output_channels in ACTIVATION_OF and (known is None or known.activation == "softmax"):
+        meaning["activation"] = ACTIVATION_OF[wanted.output_channels]  # where the graph tells another, it wins
     values = {
         "axes": found.axes,
         "channels_in": found.channels_in,
@@ -89,6 +94,7 @@ def _said(wanted: Export) -> dict[str, Any]:
         "name": wanted.name,
         "classes": wanted.classes,
         "activation": wanted.activation,
+        "channels": wanted.output_channels,
         "normalization": Normalization.parse(wanted.normalize) if wanted.normalize else None,
         "spacing": wanted.spacing,
         "spacing_unit": wanted.spacing_unit,

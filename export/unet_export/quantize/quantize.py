@@ -85,6 +85,10 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         raise SettingsError(
             f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same folder"
         )
+    if model.spec.channels in ("image", "offsets"):
+        raise SettingsError(
+            f"{request.model}: candidates are judged by labels, and its channels are {model.spec.channels}; run it in fp32"
+        )
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
         raise SettingsError(
