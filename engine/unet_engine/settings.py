@@ -54,7 +54,7 @@ class Settings(BaseModel):
     padding: Literal["reflect", "constant", "edge"] = "reflect"
     channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
     """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
-    output: Literal["labels", "masks", "probabilities", "logits"] = "labels"
+    output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
     """``masks``: of each channel 0 or 1, for classes that may overlap."""
     dtype: Literal["uint8", "float16", "float32"] | None = None
     """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the

@@ -103,6 +103,13 @@ def test_a_head_of_a_network_with_a_spec_of_its_own(tmp_path, backend):
     np.testing.assert_array_equal(run(tmp_path, path, PLANE, backend=backend), whole(path, PLANE[None], 1).argmax(0))
 
 
+def test_weights_in_another_file_go_along(tmp_path, backend):
+    model = heads(tmp_path / "net.onnx")
+    apart = str(tmp_path / "apart.onnx")
+    onnx.save(onnx.load(model), apart, save_as_external_data=True, location="apart.bin", size_threshold=0)
+    np.testing.assert_array_equal(run(tmp_path, apart, PLANE, backend=backend), whole(model, PLANE[None], 1).argmax(0))
+
+
 def test_quantising_looks_at_the_head(tmp_path):
     """The reference, and the graphs that candidates are made from."""
     pytest.importorskip("onnxruntime")

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper
 from support.command_line import cli
 from support.volumes import make_volume
 from unet_engine.errors import InputError, ModelError
-from unet_engine.model.file import LARGEST_SPEC, open_model
+from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY
+from unet_engine.model.torch_file import LARGEST_SPEC
 
 WEIGHTS = np.zeros((2, 1, 3, 3, 3), np.float32)
 

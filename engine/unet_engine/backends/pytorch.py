@@ -17,6 +17,7 @@ import torch
 from unet_engine.backends.base import Array, Setup, ThreadedBackend
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.device_tensor import Borrowed, DeviceTensor
+from unet_engine.backends.one_output import OneOutput
 from unet_engine.devices.base import Device, Region, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
@@ -46,13 +47,21 @@ class PyTorchBackend(ThreadedBackend):
         self._out = [torch.zeros(setup.output_shape) for _ in range(self.slots)]
         try:
             with torch.inference_mode():
-                shape = tuple(self._network(self._in[0]).shape)
+                out = self._network(self._in[0])
+                self._network.check_rim(self._in[0], out)
+        except ModelError:
+            self.close()
+            raise
         except Exception as error:
             self.close()
             raise ModelError(
                 f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}"
             ) from error
-        self._check_output(shape)
+        self._check_output(tuple(out.shape))
+        self.note = self._network.note
+
+    def identity(self) -> dict[str, Any]:
+        return _named(self._network)
 
     def _thread_setup(self) -> None:
         # One thread per window, several windows at once: see `Setup.threads`. Intra-op threads are set per calling
@@ -90,6 +99,9 @@ class PyTorchDevice(DeviceBackend):
             try:
                 for _ in range(WARM_UP):
                     out = self._computed()
+                self._network.check_rim(self._static, out)
+            except ModelError:
+                raise
             except Exception as error:
                 if "out of memory" in str(error).lower():
                     raise BackendError(f"{setup.device}: {first_line(error)}") from error
@@ -97,6 +109,7 @@ class PyTorchDevice(DeviceBackend):
                     f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}"
                 ) from error
             self._check_output(tuple(out.shape))
+            self.note, self._head = self._network.note, _named(self._network)
             self._out = torch.zeros_like(out)
             self._record()
         self.input, self.output = _tensor(self._static), _tensor(self._out)
@@ -133,9 +146,13 @@ class PyTorchDevice(DeviceBackend):
                 raise BackendError(f"{self.setup.device}: {first_line(error)}") from error
             torch.cuda.synchronize(self._where)
             self._out = torch.zeros_like(self._computed())
-            self.note = f"the network cannot be recorded as a CUDA graph and runs call by call: {first_line(error)}"
+            reason = f"the network cannot be recorded as a CUDA graph and runs call by call: {first_line(error)}"
+            self.note = "; ".join(filter(None, (self.note, reason)))
             return
         self._graph, self.recorded = graph, True
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **self._head}
 
     def run(self, stream: int) -> None:
         try:
@@ -154,6 +171,11 @@ class PyTorchDevice(DeviceBackend):
             torch.cuda.empty_cache()
 
 
+def _named(network: OneOutput) -> dict[str, Any]:
+    """What names the run: the output that is taken, where there are several."""
+    return {"head": network.head} if network.head else {}
+
+
 def _tensor(tensor: Any) -> DeviceTensor:
     """Of any strides: channels last stays what it is."""
     size = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.element_size()
@@ -169,18 +191,18 @@ def _prepare_weights(network: Any, kind: torch.dtype) -> None:
     """The weights of convolutions, in place: channels last and in the type computed in, so that nothing converts them
     batch by batch."""
     for parameter in network.parameters():
-        if parameter.dim() in (4, 5):
+        if parameter.dim() in (4, 5) and parameter.dtype is torch.float32:
             parameter.data = parameter.data.to(kind).contiguous(memory_format=_channels_last(parameter))
 
 
-def loaded(setup: Setup) -> Any:
-    """The network, on the CPU. Raises `ModelError` where PyTorch cannot load the file, or the user does not trust
-    it."""
+def loaded(setup: Setup) -> OneOutput:
+    """The network with its one output, on the CPU. Raises `ModelError` where PyTorch cannot load the file, or the user
+    does not trust it."""
     path = setup.model.path
     setup.model.check_trust()
     try:
         if setup.model.format == "pt2":
-            return torch.export.load(path).module()
-        return torch.jit.load(str(path), map_location="cpu").eval()
+            return OneOutput(torch.export.load(path).module(), setup)
+        return OneOutput(torch.jit.load(str(path), map_location="cpu").eval(), setup)
     except Exception as error:
         raise ModelError(f"{path}: PyTorch cannot load it: {first_line(error)}; export it again") from error

@@ -143,13 +143,13 @@ def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT0
 def info_command(path: str, axes: str | None, window: str | None, head: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Describe a volume or a model file."""
     from unet_engine.commands import screen
-    from unet_engine.commands.info import describe
+    from unet_engine.commands.info import describe, lines
 
     facts = describe(path, axes, window, head)
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        screen.stdout().pairs([(k.replace("_", " "), str(v)) for k, v in facts.items()])
+        screen.stdout().pairs(lines(facts))
 
 
 @app.command("demo")

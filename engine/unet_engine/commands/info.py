@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from unet_engine.backends import second_opinion
+from unet_engine.backends.base import Setup
+from unet_engine.backends.libraries import choose_backend
 from unet_engine.commands.options import sizes
-from unet_engine.errors import InputError
-from unet_engine.model.file import is_model, open_model
-from unet_engine.model.origins import told_by
+from unet_engine.errors import InputError, UnetEngineError
+from unet_engine.model.file import ModelFile, is_model, open_model
+from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.volumes import samples
 from unet_engine.volumes.formats import format_of, open_volume
@@ -41,9 +44,38 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "notes": list(model.notes),
         "ends_in": model.ends_in or None,
         "contradiction": model.contradiction or None,
+        "second_opinion": _opinion(model),
         **spec,
         "told_by": told_by(model) or None,
+        "origins": origins(model, {"window": "--window"} if window else None),
     }
+
+
+def _opinion(model: ModelFile) -> str | None:
+    """What a second library said of the one that a run on the CPU takes; None where the format has one alone."""
+    try:
+        setup, library = Setup(model, model.spec.window), choose_backend(model, "cpu")
+    except UnetEngineError:
+        return None
+    if second_opinion.other_for(model, library, "cpu") is None:
+        return (
+            "no second library is installed: pip install 'unet-engine[onnxruntime]'" if model.format == "onnx" else None
+        )
+    found = second_opinion.known(setup, library)
+    if found is not None:
+        return found.text
+    found = second_opinion.known(setup, library, "noise")
+    return f"{found.text}, of noise" if found else "not asked yet: the first run does"
+
+
+def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Facts for people: what the spec says, each with where it came from."""
+    origins = facts.get("origins", {})
+    return [
+        (key.replace("_", " "), f"{value}  ({origins[key]})" if key in origins else str(value))
+        for key, value in facts.items()
+        if key != "origins"
+    ]
 
 
 def _judged(verdict: Verdict) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +23,8 @@ from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
 from unet_engine.model.onnx_rewrite import INTEGERS, Rewriting
-from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, Channels, ModelSpec, read_toml
+from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec, read_toml
+from unet_engine.model.torch_file import read_torch
 from unet_engine.model.verdict import Verdict
 from unet_engine.paths import check_file
 
@@ -40,8 +39,6 @@ _SUFFIXES: dict[str, Format] = {
 VERDICTS = "verdicts"
 NETWORK = "network."
 """Keys of attachments: all verdicts as JSON, and per attached network this with its SHA-256, in base64."""
-LARGEST_SPEC = 2**24
-"""Bytes of a spec in an archive. What is longer is none, and would fill the memory once it is unpacked."""
 _VERDICTS = TypeAdapter(tuple[Verdict, ...])
 
 
@@ -69,6 +66,8 @@ class ModelFile:
     """The output that was asked for by name."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
+    ran: bool = False
+    """Whether a window was run to see what the graph gives."""
     described: bool = True
     """Whether what the outputs are was said, in the file or beside it, or follows from an ArgMax behind them."""
     output: str = ""
@@ -170,10 +169,15 @@ def open_model(
         raise ModelError(f"{path} cannot be read: {error.strerror}; give a model file with --model") from error
     if kind == "onnx":
         return _onnx(path, tuple(window) if window else None, activation, head)
-    spec = ModelSpec.written(read_toml(path).get("spec", {}), path) if kind == "fake" else _archive_spec(path)
     sha256 = _hash([path], kind)
-    trusted = kind in trust.RUNS_CODE and trust.is_trusted(sha256)
-    return ModelFile(path, kind, sha256, spec, head=head, trusted=trusted).activated(activation)
+    if kind == "fake":
+        spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
+        return ModelFile(path, kind, sha256, spec).activated(activation)
+    found = read_torch(path, kind, activation, head)
+    return ModelFile(
+        path, kind, sha256, found.spec, ends_in=found.ends_in, proved=found.proved,
+        saved_batch=found.saved_batch, head=found.head, guessed=found.guessed, trusted=trust.is_trusted(sha256),
+    ).activated(activation)  # fmt: skip
 
 
 def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | None, head: str | None) -> ModelFile:
@@ -191,6 +195,7 @@ def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | N
         found.saved_batch,
         head,
         found.notes,
+        ran=found.ran,
         described=found.described,
         output=found.output,
         guessed=not found.described and not found.ends_in,
@@ -207,37 +212,6 @@ def _format(path: Path) -> Format:
         if path.name.lower().endswith(suffix):
             return kind
     raise ModelError(f"{path} is called like no model file; give .onnx, .pt2, .pt or .ts")
-
-
-def _archive_spec(path: Path) -> ModelSpec:
-    """Both PyTorch formats are zip archives that keep extra files in a folder ``extra``."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = [n for n in archive.namelist() if n.split("/", 1)[-1] == f"extra/{METADATA_KEY}"]
-            if found and archive.getinfo(found[0]).file_size > LARGEST_SPEC:
-                raise ModelError(
-                    f"{path}: its model spec is said to be {archive.getinfo(found[0]).file_size} bytes long, "
-                    f"and none is above {LARGEST_SPEC}; export it again"
-                )
-            text = archive.read(found[0]).decode() if found else None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        UnicodeDecodeError,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-    ) as error:
-        raise ModelError(f"{path} is not a readable PyTorch archive: {error}; export it again") from error
-    if text is not None:
-        return ModelSpec.exported(text, path)
-    beside = path.with_suffix(".toml")
-    if beside.exists():
-        return ModelSpec.written(read_toml(beside), beside)
-    raise ModelError(
-        f"{path} carries no model spec; write one to {beside.name} beside it, or export it with unet_export"
-    )
 
 
 def _hash(files: Sequence[Path], kind: Format, changes: str = "") -> str:

@@ -35,6 +35,8 @@ class OnnxFile:
     """What the graph proves of the outputs, whatever the spec says."""
     notes: tuple[str, ...] = ()
     """What people should know of how the graph is understood."""
+    ran: bool = False
+    """Whether a window was run to see what the graph gives."""
     described: bool = True
     """Whether what the outputs are was said, in the file or beside it, or follows from an ArgMax behind them."""
     output: str = ""
@@ -116,8 +118,9 @@ def _foreign(
     ends_in = "" if "activation" in said else why
     described = "activation" in given or "channels" in given or found.head.is_cut
     return OnnxFile(
-        spec, weights, found.rewriting, batch, ends_in, end, found.notes, described=described, output=found.head.name
-    )
+        spec, weights, found.rewriting, batch, ends_in, end, found.notes, found.tensors.ran, described=described,
+        output=found.head.name,
+    )  # fmt: skip
 
 
 def _ending(model: Any, found: Found) -> Ending:

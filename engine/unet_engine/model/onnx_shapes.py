@@ -71,6 +71,8 @@ class Tensors:
     shapes: Shapes
     types: dict[str, int]
     """ONNX's number of the type of their elements; 0 where it is not known."""
+    ran: bool = False
+    """Whether a window was run to know them."""
 
 
 def inferred(model: Any, name: str, shape: Sequence[int], *, strict: bool) -> Tensors:

@@ -21,17 +21,20 @@ def origins(model: ModelFile, options: Mapping[str, str] | None = None) -> dict[
 
     options: fields that the user named, with the option that does.
     """
-    beside = model.path.with_suffix(".toml")
-    found: dict[str, str] = {}
+    fields = ModelSpec.model_fields
     if _holds_spec(model):
-        found = dict.fromkeys(ModelSpec.model_fields, SPEC) | _noted(model)
-    else:
-        found = dict.fromkeys(ModelSpec.model_fields, "default") | dict.fromkeys(SHAPES, "graph")
-        found["name"] = "name of the file"
+        return dict.fromkeys(fields, SPEC) | _noted(model) | dict(options or {})
+    found = dict.fromkeys(fields, "default")
+    if model.format == "onnx":
+        found |= dict.fromkeys(SHAPES, "graph") | {"name": "name of the file"}
+        if model.ran:
+            found |= dict.fromkeys(("channels_out", "margin"), "a window that was run")
         found["activation"] = "graph" if model.ends_in else "guess by the number of channels"
-        if beside.is_file():
-            found |= dict.fromkeys(read_toml(beside), beside.name)
-    return found | dict(options or {})
+    found |= dict(options or {})
+    beside = model.path.with_suffix(".toml")
+    written = read_toml(beside) if beside.is_file() else {}
+    wins = {field: beside.name for field in written if field in fields and field not in (options or {})}
+    return found | wins
 
 
 def said_beside(model: ModelFile, field: str) -> bool:

@@ -155,7 +155,7 @@ def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
 
 def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[str]) -> None:
     """Say where what the network makes of real windows is not what its spec says. What its graph says is told already."""
-    reason = contradiction(seen, survey.model.spec, labels=survey.settings.output == "labels")
+    reason = contradiction(seen, survey.model.spec, labels=survey.settings.output in ("labels", "masks"))
     if not reason or survey.model.contradiction:
         return
     try:
