@@ -1,6 +1,7 @@
 """A library that computes something else than the model file says is found out once, and not used unless asked for."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import Library
 from unet_engine.backends.second_opinion import Opinion, apart
 from unet_engine.model.file import open_model
+from unet_engine.prepare.second import compared
+from unet_engine.prepare.survey import survey
+from unet_engine.settings import Settings
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.usefixtures("asking")
@@ -186,6 +190,19 @@ def test_a_process_that_fails_is_no_verdict(tmp_path, monkeypatch, asking):
     assert (found.wrong, found.difference) == ("", None)
     assert "was not compared with onnxruntime" in found.text
     assert list(asking.glob("*")) == []
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_on_a_gpu_the_other_library_must_see_it(tmp_path, scan, monkeypatch, cuda):
+    """Else the CPU is named, and nothing is switched."""
+    surveyed = survey(Settings.of(input=scan, model=network(tmp_path, POOLED), device="cpu", output="logits"))
+    surveyed = replace(surveyed, backend="tensorrt", devices=("cuda:0",))
+    monkeypatch.setattr(second_opinion, "asked", lambda *_: Opinion("tensorrt 1", "onnxruntime 1", 0.1, "first", "x"))
+    monkeypatch.setattr("unet_engine.backends.onnxruntime.sees_gpu", lambda: cuda)
+    notes = []
+    found = compared(surveyed, [IMAGE[:1]], notes)
+    assert found.backend == ("onnxruntime" if cuda else "tensorrt")
+    assert ("running with onnxruntime" if cuda else "; use --device cpu") in notes[0]
 
 
 def test_how_far_apart():

@@ -147,3 +147,21 @@ def test_every_claimed_size_is_computed_as_pytorch_computes_it(tmp_path, name):
             expected = network(voxels).numpy()
         got = session.run(None, {session.get_inputs()[0].name: voxels.numpy()})[0]
         np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+
+
+class Padded(nn.Module):
+    """Adds channels to what it has without its history, as MONAI's ResNet does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        return torch.cat((y.data, torch.zeros(y.size(0), 1, *y.shape[2:])), 1)
+
+
+def test_data_without_history_is_exported_as_it_is_computed(tmp_path):
+    export_onnx(Padded().eval(), spec_of(channels=3), tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    assert session.run(None, {"input": np.ones((1, 1, 16, 16), np.float32)})[0].shape == (1, 3, 16, 16)

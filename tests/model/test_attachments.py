@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import shutil
+import stat
 
 import pytest
 from hypothesis import given
@@ -74,3 +75,15 @@ def test_a_damaged_or_missing_network_is_refused(file):
 def test_a_folder_that_cannot_be_written_is_named(file, tmp_path):
     with pytest.raises(OutputError, match="choose a folder"):
         attachments.attach(file, tmp_path / "gone" / "x.onnx", {})
+
+
+def test_the_file_keeps_its_permissions_and_a_link_stays_one(tmp_path, tiny_onnx):
+    real, link = tmp_path / "real.onnx", tmp_path / "link.onnx"
+    shutil.copy(tiny_onnx, real)
+    real.chmod(0o640)
+    link.symlink_to("real.onnx")
+    attachments.attach(link, link, {"a": b"1"})
+    assert link.is_symlink()
+    assert attachments.read(real, "a") == b"1"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert {p.name for p in tmp_path.iterdir()} == {"real.onnx", "link.onnx"}

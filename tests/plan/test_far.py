@@ -62,3 +62,12 @@ def test_a_volume_of_a_million_voxels_along_each_axis_is_planned_at_once() -> No
     assert plan.reach == (1, 1, 1)
     assert plan.block_count == prod(map(len, plan.writing)) > 10**11
     assert time.process_time() - begun < 5
+
+
+@given(lines(), st.integers(0, 3000), st.integers(1, 60))
+@settings(max_examples=400)
+def test_windows_that_meet_an_interval_are_found_near_it(plan: Plan, lo: int, length: int) -> None:
+    axis = plan.axes[0]
+    hi = min(axis.size, lo + length)
+    meeting = [k for k in range(axis.count) if axis.support(k)[0] < hi and axis.support(k)[1] > lo] if lo < hi else []
+    assert list(axis.meeting(lo, hi)) == meeting

@@ -116,13 +116,18 @@ def scan(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A network that ends in a sigmoid, said to give logits: as TorchScript and ``.pt2``, which nobody looks into."""
+    """A network of probabilities that its operators do not show, said to give logits: as TorchScript and ``.pt2``."""
     torch = pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("nets")
     torch.manual_seed(0)
+
+    class Wave(torch.nn.Module):
+        def forward(self, x):
+            return (torch.sin(x) + 1) / 2
+
     convolution = torch.nn.Conv3d(1, 1, 3, padding=1)
     torch.nn.init.normal_(convolution.weight)
-    network = torch.nn.Sequential(convolution, torch.nn.Sigmoid()).eval()
+    network = torch.nn.Sequential(convolution, Wave()).eval()
     extra = {METADATA_KEY: spec_of(1, "sigmoid").model_dump_json()}
     example = torch.zeros(1, 1, 16, 16, 16)
     torch.jit.save(torch.jit.trace(network, example), str(folder / "net.pt"), _extra_files=extra)
@@ -131,7 +136,7 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
-def test_a_file_that_nobody_looks_into(tmp_path, scan, files, name):
+def test_what_no_operator_shows_is_seen_in_the_outputs(tmp_path, scan, files, name):
     """Every label would be 1."""
     out = tmp_path / "o.zarr"
     asked = ["run", "--in", scan, "--model", files / name, "--trust", "--out", out, "--overwrite"]

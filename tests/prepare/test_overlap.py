@@ -230,7 +230,8 @@ def test_a_network_that_sees_its_whole_window_has_no_radius(tmp_path):
 
 
 def refused(*options, volume, model):
-    said = cli("run", "--in", volume, "--model", model, "--out", "no.zarr", "--overlap", "auto", *options)
+    overlap = [] if "--overlap" in options else ["--overlap", "auto"]
+    said = cli("run", "--in", volume, "--model", model, "--out", "no.zarr", *overlap, *options)
     assert len(said.err.strip().splitlines()) == 1, said.err
     assert not Path("no.zarr").exists()
     return said.code, said.error

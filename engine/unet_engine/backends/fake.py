@@ -55,7 +55,9 @@ class FakeBackend(ThreadedBackend):
 
     def _run(self, slot: int) -> Array:
         if self._failing[slot]:
-            raise BackendError(f"the fake network fails at window {self._fail_at}, as its file asks")
+            raise BackendError(
+                f"the fake network fails at window {self._fail_at}, as its file asks; take fail_at out of it"
+            )
         if 0 < self._room < self.setup.threads * self.setup.batch:
             raise MemoryError(f"the fake device has memory for {self._room} windows at once")
         if self._hang:
@@ -97,7 +99,9 @@ class FakeDevice(DeviceBackend):
     def run(self, stream: int) -> None:
         self._windows += self.setup.batch
         if 0 < self._fail_at <= self._windows:
-            raise BackendError(f"the fake network fails at window {self._fail_at}, as its file asks")
+            raise BackendError(
+                f"the fake network fails at window {self._fail_at}, as its file asks; take fail_at out of it"
+            )
         if 0 < self._room < self.setup.batch:
             raise BackendError(f"out of memory: the fake device has memory for {self._room} windows at once")
         spec, source, target = self.setup.model.spec, _values(self.input), _values(self.output)

@@ -133,10 +133,11 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
 def runs_on_gpu(model: ModelFile) -> bool:
     """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are
     heavy."""
-    return any(model.format in l.formats and l.runs_on(GPU) and l.installed and _sees_gpu(l) for l in LIBRARIES)
+    return any(model.format in l.formats and l.runs_on(GPU) and l.installed and sees_gpu(l) for l in LIBRARIES)
 
 
-def _sees_gpu(known: Library) -> bool:
+def sees_gpu(known: Library) -> bool:
+    """Whether the build that is installed can use a GPU. Imports it."""
     try:
         return not known.sees_gpu or bool(_named(known.sees_gpu)())
     except ImportError:

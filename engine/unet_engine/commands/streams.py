@@ -57,6 +57,7 @@ def _stream(old: io.TextIOWrapper) -> tuple[io.TextIOWrapper, _Patient | None]:
 def unsaid() -> OSError | None:
     """Why not all of stdout was taken; None where it was, or where its reader had enough."""
     with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed from the beginning
+            sys.stdout.flush()
     error = _stdout.error if _stdout else None
     return None if error is None or error.errno == errno.EPIPE else error

@@ -10,6 +10,7 @@ value; repeated fields of concatenated messages are concatenated)
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -127,8 +128,10 @@ def attach(source: Path, target: Path, values: Mapping[str, bytes]) -> None:
     """Write the network of `source` to `target` (which may be `source`) with exactly `values` attached, all of them
     UTF-8.
 
-    `target` is replaced in one step. Raises `OutputError` where it cannot be written.
+    `target` is replaced in one step, and keeps its permissions; where it is a link, what it leads to is replaced.
+    Raises `OutputError` where it cannot be written.
     """
+    target = Path(os.path.realpath(target))
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", dir=target.parent)
     except OSError as error:
@@ -141,7 +144,7 @@ def attach(source: Path, target: Path, values: Mapping[str, bytes]) -> None:
             for key, value in values.items():
                 entry = _field(1, f"{PREFIX}{key}".encode()) + _field(2, value)
                 out.write(_field(_METADATA, entry))
-        temporary.chmod(0o644)
+        temporary.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o644)
         temporary.replace(target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose a folder that can be written") from error

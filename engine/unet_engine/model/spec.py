@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 from pydantic_core.core_schema import SerializerFunctionWrapHandler
@@ -13,7 +13,7 @@ from pydantic_core.core_schema import SerializerFunctionWrapHandler
 from unet_engine import text_files
 from unet_engine.errors import ModelError
 from unet_engine.model.normalization import Normalization
-from unet_engine.units import times
+from unet_engine.units import MOST, times
 
 METADATA_KEY = "unet_engine.spec"
 """Key of the ONNX ``metadata_props`` entry (and of the ``extra_files`` of .pt2 and TorchScript) with the spec as
@@ -44,6 +44,11 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
+MOST_CHANNELS = 2**20
+Size = Annotated[int, Field(ge=1, le=MOST)]
+Extent = Annotated[int, Field(ge=0, le=MOST)]
+
+
 class ModelSpec(BaseModel):
     """What a model file promises. Tuples per axis follow `axes`; sizes are in voxels.
 
@@ -56,14 +61,14 @@ class ModelSpec(BaseModel):
 
     name: str
     axes: Literal["yx", "zyx"]
-    channels_in: int = Field(ge=1)
-    channels_out: int = Field(ge=1)
+    channels_in: int = Field(ge=1, le=MOST_CHANNELS)
+    channels_out: int = Field(ge=1, le=MOST_CHANNELS)
     classes: tuple[str, ...] = ()
-    window: tuple[int, ...]
+    window: tuple[Size, ...]
     """The input size used unless the user gives another one."""
-    window_min: tuple[int, ...]
-    window_step: tuple[int, ...]
-    margin: tuple[int, ...]
+    window_min: tuple[Size, ...]
+    window_step: tuple[Extent, ...]
+    margin: tuple[Extent, ...]
     context: tuple[int, ...] | None = None
     """Radius of the receptive field: an output voxel sees inputs at most this far away. None: unknown."""
     activation: Activation = "softmax"

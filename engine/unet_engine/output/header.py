@@ -7,6 +7,7 @@ Nothing here knows voxels or needs the plan: `unet-engine finish` works on this 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ class Header:
         spans = self.stored.get("blocks")
         if spans is None:
             raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
+        if not _are_spans(spans):
+            raise OutputError(f"{self.path}: its header is damaged, it names no blocks there can be; use --overwrite")
         return [[j for lo, hi in axis for j in range(lo, hi)] for axis in spans]
 
     @property
@@ -184,6 +187,25 @@ def spans(indices: Sequence[int]) -> list[list[int]]:
     starts = [j for j, before in zip(indices, [None, *indices], strict=False) if before is None or j != before + 1]
     stops = [j + 1 for j, after in zip(indices, [*indices[1:], None], strict=True) if after != j + 1]
     return [list(pair) for pair in zip(starts, stops, strict=True)]
+
+
+MOST_BLOCKS = 2**24
+"""Along an axis."""
+
+
+def _are_spans(found: Any) -> bool:
+    """Whether these are ascending half-open spans for two or three axes, as `spans` makes them."""
+    if not isinstance(found, list) or len(found) not in (2, 3):
+        return False
+    for axis in found:
+        if not isinstance(axis, list) or not axis or not all(isinstance(s, list) and len(s) == 2 for s in axis):
+            return False
+        ends = [end for span in axis for end in span]
+        if not all(type(end) is int for end in ends) or ends[0] < 0 or ends[-1] - ends[0] > MOST_BLOCKS:
+            return False
+        if any(a >= b for a, b in pairwise(ends)):
+            return False
+    return True
 
 
 def _leftovers(path: str) -> Iterator[Path]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from unet_engine.errors import OutputError, ResumeError, first_line, writing
@@ -104,9 +103,9 @@ class Output:
                 f"{path} cannot be opened to resume it: {first_line(error)}; restore it, or choose another --out"
             ) from error
         header = group.attrs.get(PROVENANCE)
-        if not isinstance(header, dict):
+        if not isinstance(header, dict) or not isinstance(header.get("identity"), dict):
             raise ResumeError(_not_ours(path))
-        differing = _differences(header.get("identity", {}), provenance["identity"])
+        differing = _differences(header["identity"], provenance["identity"])
         if differing:
             raise ResumeError(
                 f"{path} was begun with another {'; '.join(differing)}: repeat that run's settings or use --overwrite"
@@ -225,14 +224,13 @@ class Output:
         if self._groups is not None:
             self._groups.settle()
 
-    def pending(self, plan: Plan) -> Callable[[Index], bool]:
+    def pending(self) -> Callable[[Index], bool]:
         """Which blocks are not committed now. A snapshot, so that a block is never both written and waited for."""
         self.settle()
-        first = plan.block_range.lo
-        done = np.zeros(plan.block_range.shape, bool)
-        for index in self.header.marked():
-            done[tuple(i - l for i, l in zip(index, first, strict=True))] = True
-        return lambda index: not done[tuple(i - l for i, l in zip(index, first, strict=True))]
+        done = set(
+            self.header.marked()
+        )  # a place for each block there is would not fit where a part is one of a million
+        return lambda index: index not in done
 
 
 def _holds(box: Box, index: Index) -> bool:

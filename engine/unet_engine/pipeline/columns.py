@@ -61,7 +61,7 @@ def _device_thread(worker: Worker, columns: SimpleQueue[Column], pending: Pendin
                 if not is_out_of_memory(error):
                     raise
                 worker.shrink(error, f"in column {column.number}")
-                again, pending = column, _both(pending, worker.output.pending(worker.job.plan))
+                again, pending = column, _both(pending, worker.output.pending())
     except Empty:
         return
     except BaseException:

@@ -29,7 +29,7 @@ from unet_engine.pipeline.choose import pipeline_of
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.presence import Presence
 from unet_engine.plan.box import Box
-from unet_engine.plan.plan import Column, Index, Plan, Task
+from unet_engine.plan.plan import Column, Index, Task
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import OTHER, Snapshot, Stages
 from unet_engine.stitching import operations
@@ -55,7 +55,7 @@ class Sink(Protocol):
     def settle(self) -> None:
         """All that was marked is recorded when this returns."""
 
-    def pending(self, plan: Plan) -> Callable[[Index], bool]:
+    def pending(self) -> Callable[[Index], bool]:
         """Which blocks are not written now. A snapshot."""
 
 

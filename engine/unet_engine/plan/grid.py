@@ -69,10 +69,15 @@ class AxisGrid:
         up."""
         if hi <= lo:
             return range(0)
-        windows = range(self.count)
-        first = bisect_right(windows, lo, key=lambda k: self.support(k)[1])
-        stop = bisect_left(windows, hi, key=lambda k: self.support(k)[0])
+        first = bisect_right(windows := self._near(lo), lo, key=lambda k: self.support(k)[1]) + windows.start
+        stop = bisect_left(windows := self._near(hi), hi, key=lambda k: self.support(k)[0]) + windows.start
         return range(first, max(first, stop))
+
+    def _near(self, x: int) -> range:
+        """The windows whose support may begin or end at x; all before end below it, all behind begin above it."""
+        return range(
+            max(0, min(self.count, (x - self.window) // self.stride - 1)), min(self.count, x // self.stride + 2)
+        )
 
     def source(self, lo: int, hi: int, padding: str) -> list[int]:
         """Volume index that each voxel of [lo, hi) is read from: itself inside, the padding's choice outside (-1:

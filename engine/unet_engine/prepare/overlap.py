@@ -25,7 +25,6 @@ from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.job import Job
 from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
-from unet_engine.plan.plan import Plan
 from unet_engine.prepare.agreement import Confusion
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.draft import Draft
@@ -229,6 +228,6 @@ class _Kept:
     def settle(self) -> None:
         """Nothing is recorded."""
 
-    def pending(self, plan: Plan) -> Callable[[tuple[int, ...]], bool]:
+    def pending(self) -> Callable[[tuple[int, ...]], bool]:
         """All of it: nothing is kept of what was done."""
         return lambda _: True

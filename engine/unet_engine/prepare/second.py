@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from unet_engine.backends import second_opinion
 from unet_engine.backends.base import Array, Setup
-from unet_engine.backends.libraries import record
+from unet_engine.backends.libraries import record, sees_gpu
 from unet_engine.backends.second_opinion import Opinion
+from unet_engine.devices.opening import is_gpu
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.precision import choose
 from unet_engine.prepare.survey import Survey
@@ -31,7 +32,7 @@ def compared(survey: Survey, windows: Sequence[Array], notes: list[str]) -> Surv
     if opinion.difference is None and settings.backend is not None:
         return survey  # it says itself why it refuses the network
     there = record(other.library)
-    fits = other.library != survey.backend and there.runs_on(device) and there.installed
+    fits = other.library != survey.backend and there.runs_on(device) and (not is_gpu(device) or sees_gpu(there))
     if settings.backend is not None or not fits:
         remedy = f"use --backend {other.library}" if fits else f"use --device {other.device}"
         fall_back(settings, notes, f"{_told(survey, opinion)}; {remedy}")

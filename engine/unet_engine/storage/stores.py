@@ -205,6 +205,9 @@ def file_of(place: StorePath) -> Path | None:
 
 def read(place: StorePath) -> bytes | None:
     """What is stored at `place`; None where nothing is. Raises what zarr raises."""
+    if file := file_of(place):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            check_file(file)
     found = sync(place.get())
     return None if found is None else bytes(found.to_bytes())
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.spec import ModelSpec
@@ -35,7 +36,7 @@ def from_module(network: Any, spec: ModelSpec, rows: int | None = None) -> Any:
     shapes = dynamic_shapes(spec)
     if rows:
         del shapes[0][0]
-    with _silent(), _explained(spec.name):
+    with _silent(), _explained(spec.name), _Detached():
         program = torch.onnx.export(
             network,
             (example,),
@@ -48,6 +49,18 @@ def from_module(network: Any, spec: ModelSpec, rows: int | None = None) -> Any:
             verbose=False,
         )
         return forget_source(_proto(program))
+
+
+class _Detached(TorchFunctionMode):  # type: ignore[misc]  # the type checker skips torch
+    """Has ``x.data``, which tensors that are traced lose their way by, read as ``x.detach()``; MONAI's ResNet has it."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function == _DATA:
+            return args[0].detach()
+        return function(*args, **(kwargs or {}))
+
+
+_DATA = torch.Tensor.data.__get__
 
 
 def from_program(program: Any, name: str) -> Any:

@@ -115,4 +115,5 @@ def validated(values: dict[str, Any]) -> ModelSpec:
     try:
         return ModelSpec.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())) from error
+        said = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
+        raise SettingsError(f"{said}; correct it, see unet-engine export --help") from error

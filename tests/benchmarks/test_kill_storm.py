@@ -1,0 +1,39 @@
+"""A little of the storm of kills: `benchmarks/kill_storm.py` is the whole."""
+
+import importlib.util
+
+import pytest
+
+from support.paths import BENCHMARKS
+
+
+@pytest.fixture
+def storm(monkeypatch):
+    from support.command_line import environment
+
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    spec = importlib.util.spec_from_file_location("kill_storm", BENCHMARKS / "kill_storm.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, "kill_storm", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_few_kills_change_no_byte_and_leave_nothing(storm, tmp_path):
+    found = storm.storm(tmp_path, 6, 2, ["run", "parts"])
+    assert found["wrong"] == []
+    assert found["kills"] >= 6
+
+
+def test_a_wrong_chunk_and_a_file_too_many_are_seen(storm, tmp_path, monkeypatch):
+    """The storm itself is tried: what it looks for, it finds."""
+    scene = storm.Scene(tmp_path, __import__("random").Random(1))
+    scene.build()
+    monkeypatch.setattr(storm, "killed", lambda *_: False)
+    chunk = next((tmp_path / "whole.zarr/0/c").rglob("0"))
+    name = next(n for n in scene.whole)
+    scene.whole[name] = b"other"
+    assert storm.torn(tmp_path / "whole.zarr", scene.whole) == [name]
+    assert storm.storm_round(scene, 0, "run", 3) == 0
+    assert "1 chunks differ" in scene.wrong[0]
+    assert chunk.exists()
