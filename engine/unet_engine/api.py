@@ -151,12 +151,8 @@ def _run_volume(
         prepared = _since(prepared, output.header)
         note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
         with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
-<<<<<<< HEAD
-            crew.execute(prepared, output.pending(prepared.job.plan))
-        note(output.doubtful())
-=======
             crew.execute(prepared, output.pending())
->>>>>>> main
+        note(output.doubtful())
         done = _conclude(prepared, output.header, holding, result())
     return replace(done, profile=profile.write(crew.profile())) if profile else done
 
