@@ -148,11 +148,22 @@ def _run_volume(
     with hold(prepared.job.out, _part(prepared)) as holding:
         if not output.header.begin():
             return result()  # the last part completed it just now
+        prepared = _since(prepared, output.header)
         note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
         with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
             crew.execute(prepared, output.pending())
+        note(output.doubtful())
         done = _conclude(prepared, output.header, holding, result())
     return replace(done, profile=profile.write(crew.profile())) if profile else done
+
+
+def _since(prepared: Prepared, header: Header) -> Prepared:
+    """The same, where a run is resumed with the time when it first began to read. Parts may each read a copy of their
+    own, made when they begin."""
+    first = header.stored.get("begun")
+    if _part(prepared) or not isinstance(first, float):
+        return prepared
+    return replace(prepared, job=replace(prepared.job, begun=min(first, prepared.job.begun)))
 
 
 def _part(prepared: Prepared) -> tuple[int, int] | None:
@@ -239,6 +250,7 @@ def _provenance(job: Job) -> dict[str, Any]:
             "window": list(plan.window_shape),
             "stride": [a.stride for a in plan.axes],
         },
+        "begun": job.begun,
         "blocks": [spans(indices) for indices in plan.writing],
         "versions": {name: version_of(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")}
         | {"python": platform.python_version()},

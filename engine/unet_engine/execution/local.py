@@ -46,6 +46,7 @@ class LocalTeam:
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         for worker in self._workers:
             worker.recorder.restart()
+            worker.job = replace(worker.job, begun=prepared.job.begun)
         with watched(self._settings.hang_seconds, "this run", self.counters):
             run_columns(self._workers, pending)
         for worker in self._workers:

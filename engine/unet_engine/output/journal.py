@@ -28,6 +28,7 @@ from unet_engine.plan.plan import Index
 from unet_engine.storage.durability import Durability, make_folder, write
 
 FOLDER = ".journal"
+DOUBT = "changed."
 LONGEST = 2**26
 """Bytes. What is longer was not written by us."""
 REQUESTS = 16
@@ -91,6 +92,20 @@ class Journal(ABC):
                 index = tuple(map(int, pieces))
                 if _marker(index) == name:
                     yield index
+
+    def doubt(self, blocks: Iterable[Index], what: str) -> None:
+        """Keep of blocks that they were computed from data that were changed meanwhile, and what those are."""
+        self.put_all({f"{DOUBT}{_marker(index)}": what.encode() for index in blocks})
+
+    def doubts(self) -> list[tuple[Index, str]]:
+        """What `doubt` kept, in index order."""
+        names = [name for name in self.names() if re.fullmatch(rf"{re.escape(DOUBT)}[0-9]+(\.[0-9]+)*", name)]
+        found = zip(names, self.contents(names), strict=True)
+        return sorted((tuple(map(int, name.split(".")[1:])), what.decode(errors="replace")) for name, what in found)
+
+    def trust(self, index: Index) -> None:
+        """Forget what `doubt` kept of a block."""
+        self.drop(f"{DOUBT}{_marker(index)}")
 
     def note(self, part: tuple[int, int], facts: Mapping[str, Any]) -> None:
         """Keep what is known of a part (i, n) of the run."""

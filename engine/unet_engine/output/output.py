@@ -48,6 +48,7 @@ class Output:
         self.path, self.layout, self.digest = path, layout, digest
         self.notes: tuple[str, ...] = ()
         """What the user should know of what was found."""
+        self._doubted: set[Index] = set()
         self._look = Look.LENGTHS
         """The least that committed blocks are looked at."""
         with writing(path, "opening it"), fast_codecs(path):
@@ -129,6 +130,15 @@ class Output:
         mine = [i for i in self.header.marked() if any(_holds(box, i) for box in plan.share)]
         faults: list[Fault] = []
         with writing(self.path, "comparing its chunks with what their markers say"):
+            marked = set(mine)
+            for index, what in journal.doubts():
+                if not any(_holds(box, index) for box in plan.share):
+                    continue
+                if index in marked:
+                    faults.append(Fault(index, f"{what} was changed while it was computed"))
+                    mine.remove(index)
+                    journal.unmark(index)
+                journal.trust(index)
             for fault in inspect(journal, self.chunks, mine, look, lambda i: self._span(plan, i)):
                 faults.append(fault)
                 journal.unmark(fault.index)
@@ -185,6 +195,29 @@ class Output:
                 self.header.check_over()
                 return
         self.header.mark_all(group)
+
+    def doubt(self, blocks: Sequence[Index], what: str) -> None:
+        """Record of `blocks` that they hang on data that were changed since the run began. They are written all the same;
+        a resume does them again."""
+        new = [index for index in blocks if index not in self._doubted]
+        if new:
+            with writing(self.path, "noting that the input was changed"):
+                try:
+                    self.header.journal.doubt(new, what)
+                except FileNotFoundError:
+                    self.header.check_over()
+            self._doubted.update(new)
+
+    def doubtful(self) -> list[str]:
+        """What people are told of blocks that `doubt` was called for, in whatever run or part of this output."""
+        doubts = self.header.journal.doubts()
+        if not doubts:
+            return []
+        return [
+            f"{len(doubts):,} block{'s' * (len(doubts) > 1)} of {self.path} {'hang' if len(doubts) > 1 else 'hangs'} on data "
+            f"that were changed after the run began, the first is {doubts[0][0]}: {doubts[0][1]}; what was read before and after "
+            "is mixed there: run again with --overwrite once nothing writes to it"
+        ]
 
     def settle(self) -> None:
         """Wait until every block is marked that `mark` was called for. Raises what marking raised."""

@@ -31,6 +31,10 @@ class Job:
     layout: Layout
     replace_nonfinite: float | None = None
     mask: str | None = None
+    begun: float = 0.0
+    """When reading began, in seconds since the epoch; of a resumed run, when it first did."""
+    strict: bool = False
+    """Whether what was changed since is an error, and not only told."""
     durable: bool = True
     """Whether a block is on the disk before it is recorded as committed."""
     outside: tuple[float, ...] | None = None

@@ -20,7 +20,7 @@ from unet_engine.backends.base import Array, Network
 from unet_engine.backends.batch_probe import agree
 from unet_engine.backends.opening import open_network
 from unet_engine.backends.out_of_memory import is_out_of_memory, no_memory, other_bits, smaller
-from unet_engine.errors import BackendError, DataError, PlanError
+from unet_engine.errors import BackendError, DataError, InputError, PlanError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output.output import Output
 from unet_engine.output.stored import Stored
@@ -48,6 +48,9 @@ class Sink(Protocol):
 
     def mark(self, index: Index, stored: Stored | None = None) -> None:
         """The block's data are written, and `write` returned `stored`. It may be a while until that is recorded."""
+
+    def doubt(self, blocks: Sequence[Index], what: str) -> None:
+        """`blocks` were computed from data that were changed meanwhile."""
 
     def settle(self) -> None:
         """All that was marked is recorded when this returns."""
@@ -232,20 +235,40 @@ class Worker:
         Raises `DataError` on NaN or Inf, naming block and box, unless the job replaces them.
         """
         with self.recorder.block(OTHER):
-            if not task.windows or (self.job.skips and not self.presence.has_data(task.read)):
+            if not task.windows:
                 return None
-            inside = None if self.mask is None else self.mask.read(task.read, self.recorder)
-            if inside is not None and not inside.any():
-                return None
-            voxels = self.volume.read(task.read, self.recorder)
-            self.tally.add(bytes_read=voxels.nbytes)
-            if self.job.nodata:
-                inside = self.presence.without_nodata(voxels, inside)
-            if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-                self._handle_nonfinite(voxels, task)
-            raw = Raw(voxels, inside)
-            # a pipeline that is still being opened is not waited for: it then pins the voxels itself
-            return self._pipeline.pin(raw) if self._pipeline else raw
+            raw = self._raw(task)
+            own = (task.block.index,) if task.commits else ()
+            self._notice(task.read, (*own, *(to for to, _ in task.halos)))
+            return raw
+
+    def _raw(self, task: Task) -> Raw | None:
+        if self.job.skips and not self.presence.has_data(task.read):
+            return None
+        inside = None if self.mask is None else self.mask.read(task.read, self.recorder)
+        if inside is not None and not inside.any():
+            return None
+        voxels = self.volume.read(task.read, self.recorder)
+        self.tally.add(bytes_read=voxels.nbytes)
+        if self.job.nodata:
+            inside = self.presence.without_nodata(voxels, inside)
+        if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+            self._handle_nonfinite(voxels, task)
+        raw = Raw(voxels, inside)
+        # a pipeline that is still being opened is not waited for: it then pins the voxels itself
+        return self._pipeline.pin(raw) if self._pipeline else raw
+
+    def _notice(self, box: Box, blocks: Sequence[Index]) -> None:
+        """Leave a note where what was read of `box` was changed since the run began: `blocks` hang on it. After reading,
+        so that a change meanwhile is seen."""
+        for volume in (self.volume, self.mask):
+            if volume is not None and (what := volume.changed(box, self.job.begun)):
+                if self.job.strict:
+                    raise InputError(
+                        f"--strict: {what} was changed after the run began; run again with --overwrite once nothing "
+                        "writes to it, or without --strict"
+                    )
+                self.output.doubt(blocks, what)
 
     def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
         bad = ~np.isfinite(voxels)
@@ -290,6 +313,7 @@ class Worker:
     def commit_void(self, task: Task) -> None:
         """Write a block of which `is_void` holds: the constant for windows that are left out, but where it is
         overwritten."""
+        self._notice(self.job.plan.write_read_box(task.block.index), [task.block.index])
         shape = task.block.write.shape
         constant = np.asarray(self.job.skipped, np.float32).reshape(-1, *(1,) * len(shape))
         sums = np.ascontiguousarray(np.broadcast_to(constant, (len(constant), *shape)))

@@ -101,6 +101,8 @@ class Draft:
             outside=survey.fill(decisions.kind, decisions.dtype),
             nodata=survey.volume.nodata,
             profiled=settings.profile is not None,
+            begun=survey.begun,
+            strict=settings.strict,
             durable=settings.durable,
         )
 

@@ -222,6 +222,9 @@ class _Kept:
     def mark(self, index: tuple[int, ...], stored: object = None) -> None:
         """Nobody will resume it."""
 
+    def doubt(self, blocks: Sequence[tuple[int, ...]], what: str) -> None:
+        """It is said when the run itself reads there."""
+
     def settle(self) -> None:
         """Nothing is recorded."""
 

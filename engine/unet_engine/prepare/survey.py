@@ -4,7 +4,8 @@ refusals come from."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -54,6 +55,8 @@ class Survey:
     out: str
     notes: tuple[str, ...]
     """Things the user should know: fallbacks, mismatches."""
+    begun: float = field(default_factory=time.time)
+    """When the volume was opened, in seconds since the epoch: what is changed later was changed while it was read."""
 
     def fill(self, kind: Kind, dtype: str) -> tuple[float, ...] | None:
         """What is written outside, see `outside.fill_of`."""

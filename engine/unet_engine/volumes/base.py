@@ -113,6 +113,10 @@ class Volume(Protocol):
         """Whether anything but `fill_value` may be in `box`, told without reading voxels. Raises `InputError` where
         nothing is, because the volume itself is gone."""
 
+    def changed(self, box: Box, since: float) -> str | None:
+        """What of the stored data in `box` was changed after `since` (seconds since the epoch), as people are told; None
+        where nothing was, or where that cannot be told at the price of looking at files."""
+
     def confirm(self) -> None:
         """Look again whether this is still what was opened: of a volume that is gone, what is not stored means nothing.
 
@@ -158,6 +162,9 @@ class StoredVolume(ABC):
 
     def has_data(self, box: Box) -> bool:
         return True
+
+    def changed(self, box: Box, since: float) -> str | None:
+        return None
 
     def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do
         """A format that reads what is not stored as something looks again here."""

@@ -58,6 +58,10 @@ class Mask:
         """Whether anything in `box` may be inside, told without reading."""
         return bool(self.volume.fill_value) or self.volume.has_data(self._there(box))
 
+    def changed(self, box: Box, since: float) -> str | None:
+        """See `Volume.changed`."""
+        return self.volume.changed(self._there(box), since)
+
     def confirm(self) -> None:
         """See `Volume.confirm`."""
         self.volume.confirm()

@@ -1,11 +1,14 @@
 """Whether a volume is still what was opened. Chunks that are not stored read as the fill value, and so does all of a
-volume that was deleted or unmounted: absence is believed only where the volume's metadata are still there.
+volume that was deleted or unmounted: absence is believed only where the volume's metadata are still there. What was
+rewritten, added or removed since a run began is told by times that a local disk keeps anyway.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +36,8 @@ class Witness:
     content: bytes | None
     """None where they lie elsewhere, so that nothing can be looked at again."""
     _stamp: tuple[int, ...] | None = field(default=None, repr=False)
+    grown: bool = False
+    """Whether the array was found to be larger than it was."""
 
     @classmethod
     def of(cls, path: str, place: StorePath, zarr_format: int) -> Witness:
@@ -59,6 +64,7 @@ class Witness:
                 f"{self.path} was changed while it was read: its metadata describe another array now; "
                 "run again once it is no longer written, with --overwrite"
             )
+        self.grown = self.grown or (now != self.content and _shape(now) != _shape(self.content))
         self._stamp = stamp
 
     def _gone(self, why: str) -> InputError:
@@ -86,6 +92,38 @@ def _same_voxels(before: bytes, now: bytes) -> bool:
         return old == new and all(b <= a for b, a in zip(*shapes, strict=True))
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
+
+
+def _shape(text: bytes) -> list[int]:
+    return list(_document(text)["shape"])
+
+
+def changed_since(root: str, keys: Iterable[str], since: float) -> str | None:
+    """The first of the chunks `keys` below `root` that was changed, made or taken away after `since` (seconds); None
+    where none was.
+
+    A file's time of change follows its content whatever time of modification it is given. Of a chunk that is not there,
+    the nearest folder tells: its time is that of the last file that came or went in it. Times to come are nobody's.
+    """
+    now, folders = time.time(), {}
+
+    def folder(place: str) -> float:
+        if place not in folders:
+            try:
+                folders[place] = os.stat(place).st_mtime  # noqa: PTH116
+            except (FileNotFoundError, NotADirectoryError):
+                folders[place] = folder(os.path.dirname(place)) if len(place) > len(root) else 0.0  # noqa: PTH120
+        return folders[place]
+
+    for key in keys:
+        place = f"{root}/{key}"
+        try:
+            at = os.stat(place).st_ctime  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            at = folder(os.path.dirname(place))  # noqa: PTH120
+        if since < at <= now:
+            return key
+    return None
 
 
 def _document(text: bytes) -> dict[str, Any]:

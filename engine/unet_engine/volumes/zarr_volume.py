@@ -32,7 +32,7 @@ from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
-from unet_engine.volumes.witness import Witness
+from unet_engine.volumes.witness import Witness, changed_since
 
 
 class ZarrFormat:
@@ -240,6 +240,13 @@ class ZarrVolume(StoredVolume):
         """Chunks that were asked for and not found so far; None where that is not known."""
         store = self.array.store_path.store
         return store.count if isinstance(store, Absences) else None
+
+    def changed(self, box: Box, since: float) -> str | None:
+        if self.witness.grown:
+            return f"the shape of {self.path}"
+        root = stores.file_of(self.array.store_path)
+        key = changed_since(str(root), self._stored_keys(box), since) if root else None
+        return f"chunk {key} of {self.path}" if key else None
 
     def confirm(self) -> None:
         self.witness.confirm()
