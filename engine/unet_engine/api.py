@@ -114,24 +114,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
     settings = prepared.survey.settings
     # before any work: a place that cannot be written is said now, not after hours
     profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
-    with _begun(prepared):
-        return _run_volume(crew, prepared, watch, tell, profile)
-
-
-def _begun(prepared: Prepared) -> AbstractContextManager[None]:
-    """Inside, the output is begun or gone on with. One that this run begins alone goes again where it is refused."""
-    job = prepared.job
-    if _part(prepared) or (stores.exists(job.out) and not prepared.survey.settings.overwrite):
-        return nullcontext()
-    return nothing_left(job.out, job.plan.digest)
-
-
-def _run_volume(
-    crew: Team, prepared: Prepared, watch: Watch | None, tell: Tell, profile: tracing.Place | None
-) -> Result:
-    settings = prepared.survey.settings
     begun = time.perf_counter()
-    output = _open_output(prepared)
     notes: list[str] = []
 
     def note(texts: Iterable[str]) -> None:
@@ -142,19 +125,29 @@ def _run_volume(
     def result() -> Result:
         return replace(_result(prepared, crew, time.perf_counter() - begun), notes=tuple(notes))
 
-    note(output.notes)
-    if output.header.settled():
-        return result()
-    with hold(prepared.job.out, _part(prepared)) as holding:
-        if not output.header.begin():
-            return result()  # the last part completed it just now
-        prepared = _since(prepared, output.header)
-        note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
-        with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
-            crew.execute(prepared, output.pending())
-        note(output.doubtful())
-        done = _conclude(prepared, output.header, holding, result())
+    with _begun(prepared):
+        output = _open_output(prepared)
+        note(output.notes)
+        if output.header.settled():
+            return result()
+        with hold(prepared.job.out, _part(prepared)) as holding:
+            if not output.header.begin():
+                return result()  # the last part completed it just now
+            prepared = _since(prepared, output.header)
+            note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
+            with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
+                crew.execute(prepared, output.pending())
+            note(output.doubtful())
+            done = _conclude(prepared, output.header, holding, result())
     return replace(done, profile=profile.write(crew.profile())) if profile else done
+
+
+def _begun(prepared: Prepared) -> AbstractContextManager[None]:
+    """Inside, the output is begun or gone on with. One that this run begins alone goes again where it is refused."""
+    job = prepared.job
+    if _part(prepared) or (stores.exists(job.out) and not prepared.survey.settings.overwrite):
+        return nullcontext()
+    return nothing_left(job.out, job.plan.digest)
 
 
 def _since(prepared: Prepared, header: Header) -> Prepared:

@@ -72,9 +72,8 @@ def redacted(value: Any, *, terminal: bool = False) -> Any:
 
 
 def _text(text: str, *, terminal: bool) -> str:
-    if "://" in text:
-        text = _USER.sub(rf"\g<1>{HIDDEN}@", text)
-        text = _URL.sub(lambda found: _VALUE.sub(lambda v: _value(v, terminal=terminal), found[0]), text)
+    text = _USER.sub(rf"\g<1>{HIDDEN}@", text)
+    text = _URL.sub(lambda found: _VALUE.sub(lambda v: _value(v, terminal=terminal), found[0]), text)
     text = _SAID.sub(lambda found: _kept(found, terminal=terminal), text)
     text = _QUOTED.sub(rf"\g<1>\g<2>{HIDDEN}\g<2>", text)
     text = _BEARER.sub(rf"\g<1> {HIDDEN}", text)

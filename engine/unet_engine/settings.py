@@ -18,7 +18,9 @@ from unet_engine.settings_files import SettingsFile, settings_files
 from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
 
 MOST_THREADS = 1024
-"""Threads or processes of one machine that are started at most."""
+"""Threads of one process that are started at most."""
+MOST_WORKERS = 10**6
+"""Of whatever cluster; on this machine memory is the limit, see `unet_engine.cluster.local_workers`."""
 
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
@@ -88,7 +90,7 @@ class Settings(BaseModel):
     """Windows that a GPU infers at once, at most; default: from the window and what memory is free."""
     threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     """Windows inferred at the same time by a process on a CPU; default: one per core, shared out among the workers."""
-    workers: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    workers: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """Worker processes on this machine, run by Dask; default: none, all in this process."""
     scheduler: str | None = None
     """Address (``tcp://host:port``, ``tls://host:port``) or scheduler file of a running Dask cluster."""
