@@ -184,7 +184,7 @@ def test_each_worker_of_a_cluster_is_a_process_of_the_trace(tmp_path):
     check_trace(trace)
     names = {e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"}
     assert len(names) == 2
-    assert all(name.startswith("tcp://") for name in names)
+    assert all(name.startswith("tls://") for name in names)
     assert said.json["stages"]["device"]["threads"] == 2
     assert said.json["stages"]["device"]["network"] > 0
     assert said.json["stages"]["tasks"].keys() >= {"read", "decode", "activation", "encode", "write"}

@@ -56,7 +56,7 @@ class FakeBackend(ThreadedBackend):
     def _run(self, slot: int) -> Array:
         if self._failing[slot]:
             raise BackendError(
-                f"the fake network fails at window {self._fail_at}, as its file asks; take fail_at out of it"
+                f"take fail_at out of its file; the fake network fails at window {self._fail_at}, as its file asks"
             )
         if 0 < self._room < self.setup.threads * self.setup.batch:
             raise MemoryError(f"the fake device has memory for {self._room} windows at once")
@@ -100,7 +100,7 @@ class FakeDevice(DeviceBackend):
         self._windows += self.setup.batch
         if 0 < self._fail_at <= self._windows:
             raise BackendError(
-                f"the fake network fails at window {self._fail_at}, as its file asks; take fail_at out of it"
+                f"take fail_at out of its file; the fake network fails at window {self._fail_at}, as its file asks"
             )
         if 0 < self._room < self.setup.batch:
             raise BackendError(f"out of memory: the fake device has memory for {self._room} windows at once")
