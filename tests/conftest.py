@@ -1,11 +1,13 @@
 """Fixtures of all tests: small volumes, the identity network, a tiny real one."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from support.volumes import fake_model, make_volume
+from unet_engine.backends.fake import FakeBackend
 from unet_engine.model.spec import ModelSpec
 from unet_engine.settings_files import CONFIG
 
@@ -57,6 +59,13 @@ def trusting(monkeypatch):
     monkeypatch.setattr("unet_engine.model.trust.is_trusted", lambda sha256: True)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _signals():
+    """What a shell starts in the background ignores these, and so would all that tests start and interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def ramp(tmp_path):
     """A small volume of uint8 in which every voxel differs from its neighbours: (array, path)."""
@@ -81,6 +90,24 @@ def blocks(monkeypatch):
             monkeypatch.setattr("unet_engine.prepare.draft.default_block", lambda axes, _: block[-len(axes) :])
 
     return fix
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """``meanwhile(at, act)``: do `act` once, as the network is given its window number `at`."""
+
+    def arrange(at, act):
+        windows, start = [], FakeBackend.start
+
+        def starting(self, slot):
+            windows.append(slot)
+            if len(windows) == at:
+                act()
+            start(self, slot)
+
+        monkeypatch.setattr(FakeBackend, "start", starting)
+
+    return arrange
 
 
 @pytest.fixture(scope="session")

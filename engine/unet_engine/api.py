@@ -143,7 +143,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
 
 
 def _begun(prepared: Prepared) -> AbstractContextManager[None]:
-    """Inside, the output is begun or gone on with. One that this run begins alone goes again where it is refused."""
+    """Inside, the output is begun or resumed. One that this run begins alone goes again where it is refused."""
     job = prepared.job
     if _part(prepared) or (stores.exists(job.out) and not prepared.survey.settings.overwrite):
         return nullcontext()

@@ -14,7 +14,10 @@ from support.outputs import chunks, marked
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, OutputError
+from unet_engine.output import completion
 from unet_engine.output.completion import finish
+from unet_engine.output.header import Header
+from unet_engine.output.journal import Journal
 from unet_engine.output.stored import Stored
 
 SHAPE = (27, 30, 37)
@@ -308,5 +311,27 @@ def test_notes_of_parts_that_are_not_readable_are_left_out(tmp_path, case, garba
     (journal_of(out) / "part.x.y.json").write_bytes(garbage)
     with pytest.raises(OutputError, match="lacks"):
         finish(str(out))
+    assert unet_engine.run(case[0], model=case[1], out=str(out), part="2/2", **OPTIONS).complete
+    assert chunks(out) == case[2]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_another_part_may_complete_the_output_while_this_one_looks_at_it(tmp_path, case, monkeypatch, gone):
+    """As may be where nothing locks: it takes the markers away, which are then no sign of damage."""
+    out = tmp_path / "out.zarr"
+    unet_engine.run(case[0], model=case[1], out=str(out), part="1/2", **OPTIONS)
+    looking, concluding = Journal.markers, completion.refuse_changed
+
+    def meanwhile(*arguments):
+        Header.of(str(out)).finish({})
+        if gone:
+            raise FileNotFoundError("what was just listed")
+        return looking(*arguments)
+
+    def at_the_end(*arguments):
+        monkeypatch.setattr(Journal, "markers", meanwhile)
+        concluding(*arguments)
+
+    monkeypatch.setattr(completion, "refuse_changed", at_the_end)
     assert unet_engine.run(case[0], model=case[1], out=str(out), part="2/2", **OPTIONS).complete
     assert chunks(out) == case[2]

@@ -151,3 +151,15 @@ def test_benchmarks_run_at_toy_size(script: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "|" in done.stdout
     assert json.loads((tmp_path / "rows.json").read_text())
+
+
+# --- what a type cannot hold ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_numbers_beyond_float16_are_no_infinities(tmp_path: Path, device: str) -> None:
+    volume = make_volume(str(tmp_path / "v.zarr"), np.full((9, 10, 11), 7e4, np.float32))
+    options = {"model": fake_model(tmp_path), "output": "logits", "device": device, "overwrite": True}
+    with pytest.raises(BackendError, match=r"block \(0, 0, 0\) .*float16 cannot hold; use --dtype float32"):
+        unet_engine.run(volume, dtype="float16", **options)
+    np.testing.assert_allclose(result_of(unet_engine.run(volume, dtype="float32", **options).out), 7e4, rtol=1e-6)

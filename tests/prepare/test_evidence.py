@@ -11,7 +11,7 @@ from unet_engine.backends.base import Setup, Trial
 from unet_engine.backends.libraries import open_on_device
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
-from unet_engine.prepare.evidence import Outputs, contradiction
+from unet_engine.prepare.evidence import Outputs, contradiction, cut_off
 from unet_engine.volumes import windows
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import Scaling
@@ -180,3 +180,24 @@ def test_windows_are_normalised(scan):
     (box,) = windows.richest(volume, (16, 16, 16), 1)
     cut = windows.cut(volume, Scaling((1.0,), (0.5,)), box, (16, 16, 16))
     np.testing.assert_allclose(cut, (volume.read(box) - 1) * 0.5)
+
+
+# --- numbers written as what cannot hold them ---
+
+
+@pytest.mark.parametrize(("values", "cut"), [(LOGITS, True), (SIGMOID, False), (SIGMOID * 1.01, False)])
+def test_numbers_that_probabilities_cut_off_are_told(values, cut):
+    seen = Outputs()
+    seen.look(values)
+    assert ("cut off" in cut_off(seen, spec_of(len(values), "none"))) == cut
+    assert not cut_off(seen, spec_of(len(values), "softmax"))
+
+
+def test_a_run_tells_what_probabilities_cut_off(tmp_path, scan, tiny_onnx):
+    asked = [
+        "run", "--in", scan, "--model", tiny_onnx, "--out", tmp_path / "o.zarr", "--output", "probabilities",
+        "--activation", "none", "--normalize", "range:0,0.1", "--overwrite",
+    ]  # fmt: skip
+    told = cli(*asked)
+    assert (told.code, "cut off in probabilities; use --output logits" in told.err) == (0, True), told.err
+    assert cli(*asked, "--strict").code == 6

@@ -100,7 +100,7 @@ def test_the_model_beside_the_data_lies_in_their_folder(how, data, tmp_path):
 def test_what_was_taken_is_told(data, tmp_path):
     write(data, model=model_in(data), window=[12, 12, 12])
     write(tmp_path / "here", blend="crop")
-    write(tmp_path / "config/unet-engine", memory="1GiB", blend="constant")
+    write(tmp_path / "config/unet-engine", memory="8GiB", blend="constant")
     said = cli("plan", "--in", data / "scan.zarr", "--json")
     assert said.code == 0, said.err
     said = cli("plan", "--in", data / "scan.zarr")

@@ -25,24 +25,6 @@ LAST = Path("c", "2", "2", "4")
 
 
 @pytest.fixture
-def meanwhile(monkeypatch):
-    """``meanwhile(at, act)``: do `act` once, as the network is given its window number `at`."""
-
-    def arrange(at, act):
-        windows, start = [], FakeBackend.start
-
-        def starting(self, slot):
-            windows.append(slot)
-            if len(windows) == at:
-                act()
-            start(self, slot)
-
-        monkeypatch.setattr(FakeBackend, "start", starting)
-
-    return arrange
-
-
-@pytest.fixture
 def case(tmp_path):
     """A volume that was written some time ago, and a model."""
     volume = make_volume(tmp_path / "scan.zarr", IMAGE)

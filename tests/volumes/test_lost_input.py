@@ -12,30 +12,11 @@ import unet_engine
 from support.command_line import cli
 from support.outputs import chunks
 from support.volumes import fake_model, make_volume
-from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import InputError
 
 SHAPE = (24, 24, 40)
 OPTIONS = {"output": "logits", "dtype": "float32"}
 IMAGE = np.random.default_rng(5).integers(1, 255, SHAPE, np.uint8)
-
-
-@pytest.fixture
-def meanwhile(monkeypatch):
-    """``meanwhile(at, act)``: do `act` once, as the network is given its window number `at`."""
-
-    def arrange(at, act):
-        windows, start = [], FakeBackend.start
-
-        def starting(self, slot):
-            windows.append(slot)
-            if len(windows) == at:
-                act()
-            start(self, slot)
-
-        monkeypatch.setattr(FakeBackend, "start", starting)
-
-    return arrange
 
 
 def sparse():

@@ -128,7 +128,8 @@ class Worker:
                 if network.version != planned:
                     network.close()
                     raise BackendError(
-                        f"{platform.node()} has {network.version}, the run was planned with {planned}; install the same version everywhere"
+                        f"{platform.node()} has {network.version}, the run was planned with {planned}; install the "
+                        "same version everywhere"
                     )
                 self._opened.network = network
             return self._opened.network
@@ -194,10 +195,9 @@ class Worker:
     def is_void(self) -> Callable[[Index], bool]:
         """``is_void(block)``: whether what lies in its write box is known without reading or adding anything.
 
-        That is so where all of it is overwritten. It is so of labels, too, where nothing is stored in reach of any window
-        that meets it and one class wins clearly: sums of weighted constants differ from the constant by rounding.
-        Depends on the input alone, so it is the same in every run.
-        """
+        That is so where all of it is overwritten. It is so of labels, too, where nothing is stored in reach of any
+        window that meets it and one class wins clearly: sums of weighted constants differ from the constant by
+        rounding. Depends on the input alone, so it is the same in every run."""
         spec = self.job.model.spec
         certain = spec.empty is not None and self.job.kind == "labels" and _clear_winner(spec)
 
@@ -259,8 +259,8 @@ class Worker:
         return self._pipeline.pin(raw) if self._pipeline else raw
 
     def _notice(self, box: Box, blocks: Sequence[Index]) -> None:
-        """Leave a note where what was read of `box` was changed since the run began: `blocks` hang on it. After reading,
-        so that a change meanwhile is seen."""
+        """Leave a note where what was read of `box` was changed since the run began: `blocks` hang on it. After
+        reading, so that a change meanwhile is seen."""
         for volume in (self.volume, self.mask):
             if volume is not None and (what := volume.changed(box, self.job.begun)):
                 if self.job.strict:
@@ -276,8 +276,8 @@ class Worker:
             first = np.argwhere(bad)[0][1:] + task.read.lo
             where = " ".join(f"{a}={x}" for a, x in zip(self.job.plan.names, first, strict=True))
             raise DataError(
-                f"{self.job.volume}: {np.count_nonzero(bad)} voxels are NaN or Inf in block {task.block.index} (voxels {task.read}), "
-                f"the first at {where}; use --replace-nonfinite VALUE"
+                f"{self.job.volume}: {np.count_nonzero(bad)} voxels are NaN or Inf in block {task.block.index} "
+                f"(voxels {task.read}), the first at {where}; use --replace-nonfinite VALUE"
             )
         voxels[bad] = self.job.replace_nonfinite
 
@@ -305,8 +305,13 @@ class Worker:
             values, finite = self.pipeline.finish(task, core, halos)
             if not finite:
                 raise BackendError(
-                    f"the network gave NaN or Inf in block {task.block.index} (voxels {task.block.write}) at {self.job.setup.precision}; "
-                    "use --precision fp32, or check the model and its --normalize"
+                    f"the network gave NaN or Inf in block {task.block.index} (voxels {task.block.write}) at "
+                    f"{self.job.setup.precision}; use --precision fp32, or check the model and its --normalize"
+                )
+            if values.dtype == np.float16 and not np.isfinite(values).all():
+                raise BackendError(
+                    f"{self.job.kind} in block {task.block.index} (voxels {task.block.write}) lie beyond 65,504, which "
+                    "float16 cannot hold; use --dtype float32"
                 )
             self._write(task, values)
 

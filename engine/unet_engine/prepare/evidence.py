@@ -2,8 +2,7 @@
 
 Each value tells a little, and no value of a trained network's logits would stay where probabilities do: a single one
 outside 0 to 1 refutes `probabilities`; that all lie inside, with some near 0 or far apart, refutes logits of any
-network
-that was trained.
+network that was trained.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ LEAST_VOXELS = 2**9
 """Fewer say nothing."""
 NEAR_ZERO, APART = 1e-2, 0.5
 """All outputs lie within 0 and 1: they are probabilities where one of them is so small, or two are so far apart.
-Weights
-that were never trained give values of one size, which may lie anywhere."""
+Weights that were never trained give values of one size, which may lie anywhere."""
 OFTEN = 0.1
 """Part of the voxels whose probabilities do not sum to 1, of classes that do not exclude one another."""
 
@@ -121,6 +119,16 @@ def contradiction(seen: Outputs, spec: ModelSpec, *, labels: bool) -> str:
         return ""
     activation, why = found
     return f"outputs lie between {seen.low:.4g} and {seen.high:.4g}{why}; use --activation {activation}"
+
+
+def cut_off(seen: Outputs, spec: ModelSpec) -> str:
+    """What is lost where numbers (`none`) are written as probabilities, and what to do; empty where nothing is."""
+    if spec.activation != "none" or (seen.low >= -ROUNDED and seen.high <= 1 + ROUNDED):
+        return ""
+    return (
+        f"outputs lie between {seen.low:.4g} and {seen.high:.4g}, and what is below 0 or above 1 is cut off in "
+        "probabilities; use --output logits, or --activation softmax or sigmoid"
+    )
 
 
 Finding = tuple[Activation | str, str]

@@ -22,7 +22,7 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
-from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction
+from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction, cut_off
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.overlap import search
@@ -140,8 +140,8 @@ def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
 
 
 def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
-    """Windows of the volume to warm up with instead of zeros, whose outputs `seen` takes in. The identity network's mean
-    nothing, and a chunk that cannot be read is named where its block is."""
+    """Windows of the volume to warm up with instead of zeros, whose outputs `seen` takes in. The identity network's
+    mean nothing, and a chunk that cannot be read is named where its block is."""
     if survey.model.format == "fake":
         return NO_TRIAL
 
@@ -156,8 +156,12 @@ def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
 
 
 def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[str]) -> None:
-    """Say where what the network makes of real windows is not what its spec says. What its graph says is told already."""
-    reason = contradiction(seen, survey.model.spec, labels=survey.settings.output in ("labels", "masks"))
+    """Say where what the network makes of real windows is not what its spec says. What its graph says is told
+    already."""
+    spec, output = survey.model.spec, survey.settings.output
+    reason = contradiction(seen, spec, labels=output in ("labels", "masks"))
+    if not reason and output == "probabilities":
+        reason = cut_off(seen, spec)
     if not reason or survey.model.contradiction:
         return
     try:
