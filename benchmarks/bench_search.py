@@ -2,9 +2,7 @@
 the same run.
 
     python benchmarks/bench_search.py [--model net.onnx] [--shape Z,Y,X] [--backend openvino] [--precision fp32]
-        [--batches 1,4]
-                                      [--every 2] [--rounds 3] [--searches 3] [--seconds 30] [--finals 7] [--json FILE]
-                                          [--quick]
+        [--batches 1,4] [--every 2] [--rounds 3] [--searches 3] [--seconds 30] [--finals 7] [--json FILE] [--quick]
 
 The sweep measures every window between half and twice the model's own that has about its shape (each ``--every``-th of
 them), with every batch, one measurement of each per round; between its rounds the search runs, with the time that
@@ -59,10 +57,8 @@ def main() -> None:
         print(
             f"{found['model']}: {found['configurations']} configurations, best {found['best']}; chosen ÷ best "
             f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) in {len(ratios)} searches of "
-            f"{args.seconds:g} s, "
-            f"{statistics.median(found['measurements']):.0f} measurements each; by one round of the sweep "
-            f"{found['one_round']:.3f}; "
-            f"batches, bare: {found['batches']:.3f}"
+            f"{args.seconds:g} s, {statistics.median(found['measurements']):.0f} measurements each; by one round of "
+            f"the sweep {found['one_round']:.3f}; batches, bare: {found['batches']:.3f}"
         )
         print(f"  chosen: {', '.join(found['chosen'])}")
     if args.json:

@@ -5,10 +5,9 @@
 
 Runs with ``--durable yes`` and ``no`` in turn, in one process, the order swapped from pair to pair; the ratio of each
 pair, median (least to most), and as the noise of the method the same ratio between two runs that are both ``no``. The
-volume is noise; the network the demo's 3D one; the output lies in DIR, which should be on a disk, not in memory. Printed
-too is how often the disk is asked, and how long that takes by itself: of a block, that is hidden behind the inference of
-the next one.
-"""
+volume is noise; the network the demo's 3D one; the output lies in DIR, which should be on a disk, not in memory.
+Printed too is how often the disk is asked, and how long that takes by itself: of a block, that is hidden behind the
+inference of the next one."""
 
 from __future__ import annotations
 
@@ -45,13 +44,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         facts = _measure(args, Path(folder))
     print(
-        f"{facts['blocks']} blocks, {facts['bytes'] / 1e6:.1f} MB of voxels in {facts['seconds']:.2f} s; the disk was asked "
-        f"{facts['flushes']} times, {facts['flush_ms']:.2f} ms each, {facts['flush_share']:.2%} of the run in threads of their own"
+        f"{facts['blocks']} blocks, {facts['bytes'] / 1e6:.1f} MB of voxels in {facts['seconds']:.2f} s; the disk was "
+        f"asked {facts['flushes']} times, {facts['flush_ms']:.2f} ms each, {facts['flush_share']:.2%} of the run in "
+        "threads of their own"
     )
     for name in ("durable", "plain"):
         ratios = facts[f"{name}_over_plain"]
         print(
-            f"{name} ÷ plain: {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f}), {len(ratios)} pairs"
+            f"{name} ÷ plain: {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f}), {len(ratios)} "
+            "pairs"
         )
     if args.json:
         Path(args.json).write_text(json.dumps(facts, indent=1) + "\n")
@@ -100,7 +101,8 @@ def _counted(run: Callable[[], unet_engine.api.Result]) -> dict[str, Any]:
     finally:
         OnDisk.file, OnDisk.folders = before  # type: ignore[method-assign]
     return {
-        "blocks": result.blocks_written, "bytes": result.bytes_written, "seconds": result.seconds, "flushes": len(waits),
+        "blocks": result.blocks_written, "bytes": result.bytes_written, "seconds": result.seconds,
+        "flushes": len(waits),
         "flush_ms": 1000 * statistics.mean(waits), "flush_share": sum(waits) / result.seconds,
     }  # fmt: skip
 

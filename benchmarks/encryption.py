@@ -50,7 +50,8 @@ def main() -> None:
                 connection.own_certificates = made if kind == "tls" else lambda: None
                 begun = time.perf_counter()
                 result = unet_engine.run(
-                    str(folder / "v.zarr"), model=given.model or str(folder / "halos.fake.toml"), out=str(folder / f"{kind}{i}.zarr"),
+                    str(folder / "v.zarr"), model=given.model or str(folder / "halos.fake.toml"),
+                    out=str(folder / f"{kind}{i}.zarr"),
                     workers=2, dashboard="none",
                 )  # fmt: skip
                 taken.append((result.seconds, time.perf_counter() - begun))
@@ -59,7 +60,8 @@ def main() -> None:
     for k, what in enumerate(("run alone", "with start and end")):
         ratios = [p[k] / t[k] for p, t in zip(seconds["plain"], seconds["tls"], strict=True)]
         print(
-            f"{what}: throughput over TLS / plain {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            f"{what}: throughput over TLS / plain {statistics.median(ratios):.3f} ({min(ratios):.3f} to "
+            f"{max(ratios):.3f})"
         )
 
 

@@ -1,7 +1,7 @@
 """End to end against the bare network and against MONAI, in one run on one machine.
 
-    python benchmarks/end_to_end.py [--case 3D | 2D] [--model net.onnx] [--volume volume.tif] [--precisions fp32 bf16
-        int8]
+    python benchmarks/end_to_end.py [--case 3D | 2D] [--model net.onnx] [--volume volume.tif]
+        [--precisions fp32 bf16 int8]
                                     [--repeats 2] [--crop Z,Y,X] [--monai] [--json FILE] [--quick]
 
 For each precision and repetition, in turn: the bare network (OpenVINO's asynchronous queue, best of its thread
@@ -243,11 +243,10 @@ def _against_monai(args: argparse.Namespace, root: Path) -> dict[str, Any]:
 def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['precision']:5} #{row['repeat']}  bare {1000 * row['bare_before'][row['layout']]:.1f} / "
-        f"{1000 * row['bare_after']:.1f} ms "
-        f"({row['layout']})  {row['windows']} windows in {row['process_seconds']:.1f} s  efficiency "
-        f"{row['efficiency']:.3f} "
-        f"({row['efficiency_without_start']:.3f} without start)  peak {row['peak_rss_bytes'] / 2**20:.0f} MiB "
-        f"({row['predicted_rss_bytes'] / 2**20:.0f} predicted)"
+        f"{1000 * row['bare_after']:.1f} ms ({row['layout']})  {row['windows']} windows in "
+        f"{row['process_seconds']:.1f} s  efficiency {row['efficiency']:.3f} ({row['efficiency_without_start']:.3f} "
+        f"without start)  peak {row['peak_rss_bytes'] / 2**20:.0f} MiB ({row['predicted_rss_bytes'] / 2**20:.0f} "
+        "predicted)"
     )
 
 

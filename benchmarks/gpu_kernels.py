@@ -1,8 +1,8 @@
 """The kernels alone, for `gpu_check.py`: their bandwidth against a copy on the device, and one pass over all of them
 for compute-sanitizer.
 
-python benchmarks/gpu_kernels.py            every kernel once on small cases, compared with NumPy (what the sanitizer
-watches)
+python benchmarks/gpu_kernels.py            every kernel once on small cases, compared with NumPy
+                                           (what the sanitizer watches)
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
     python benchmarks/growth.py --plot growth.json growth.png          draw again
 
 voxels    1 to 512 times 128³ (the same stored chunks again, as hard links), fake back end; law: seconds a window as
-for the largest,
-          memory as planned, until --memory bounds it
+          for the largest, memory as planned, until --memory bounds it
 classes   2 to 512, fake back end; law: seconds are a straight line, memory is what the plan predicts
 overlap   0 to 0.75, a small real network; law: windows by the grid's rule, towards (1 / (1 − r))³; seconds a
           window as for the most windows

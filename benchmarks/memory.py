@@ -119,10 +119,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         limit = f"{row['memory_limit'] / 2**20:.0f} MiB" if row["memory_limit"] else "default"
         print(
-            f"| {'×'.join(map(str, row['times']))} = {row['voxels'] / 1e6:.0f} M | {limit} | {row['peak'] / 2**20:.0f} "
-            "| "
-            f"{row['peak'] / first:.2f} | {row['predicted'] / 2**20:.0f} | {row['peak'] / row['predicted']:.2f} | "
-            f"{row['windows']:,} |"
+            f"| {'×'.join(map(str, row['times']))} = {row['voxels'] / 1e6:.0f} M | {limit} | "
+            f"{row['peak'] / 2**20:.0f} | {row['peak'] / first:.2f} | {row['predicted'] / 2**20:.0f} | "
+            f"{row['peak'] / row['predicted']:.2f} | {row['windows']:,} |"
         )
 
 

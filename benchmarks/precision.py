@@ -1,18 +1,15 @@
 """INT8 and BF16 against fp32, end to end, after the gate; against MONAI in fp32 in the same run; and against the truth.
 
     python benchmarks/precision.py --model membrane.onnx [--volume volume.tif] [--truth image.tif labels.tif]
-        [--held-out 50]
-                                   [--repeats 3] [--monai] [--min-dice D] [--json FILE] [--quick]
+        [--held-out 50] [--repeats 3] [--monai] [--min-dice D] [--json FILE] [--quick]
 
 1. Gate: ``unet-engine quantize`` on the volume, all precisions; its table is the first.
 2. Throughput: ``unet-engine run`` as a process of its own in fp32 and in each precision that passed, in turn, so that
-a drift of the
-   machine meets all of them. Ratios are taken within a turn. What did not pass is refused by ``run`` and left out here.
+   a drift of the machine meets all of them. Ratios are taken within a turn. What did not pass is refused by ``run`` and left out here.
 3. MONAI (``--monai``): sliding window, fp32, batch 4, on 160³ of the volume with a network of the same layout (16
-filters, 4 poolings), in
-   turn with the engine.
+   filters, 4 poolings), in turn with the engine.
 4. Truth: the last ``--held-out`` planes of a labelled volume, predicted from all of it; Dice per class for each
-precision in one table.
+   precision in one table.
 
 Without ``--volume`` and ``--truth`` the shared EM data is taken. ``--quick``: the shipped network on synthetic tissue,
 a minute.

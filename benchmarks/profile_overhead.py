@@ -1,7 +1,7 @@
 """What ``run --profile`` costs: counted, and measured as a paired ratio.
 
-    python benchmarks/profile_overhead.py [--pairs 12] [--model net.onnx] [--window Z,Y,X] [--shape Z,Y,X] [--json
-        FILE] [--quick]
+    python benchmarks/profile_overhead.py [--pairs 12] [--model net.onnx] [--window Z,Y,X] [--shape Z,Y,X]
+        [--json FILE] [--quick]
 
 Counted: the cost of one span (many of them, timed in a loop) times the spans of a run, over the time of the run.
 Measured: runs with and without a profile in turn, in one process, the order swapped from pair to pair; the ratio of

@@ -8,7 +8,7 @@ time, windows x 2.3 ms / workers, minus 1.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json            seconds per point: --seconds 60
     python benchmarks/scaling.py --workers 16 --whole                             the whole plan, with memory of
-    scheduler and client
+                                                                              scheduler and client
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def model(folder, axes):
     n = len(axes)
     lines = [
         "[spec]", 'name = "net"', f'axes = "{axes}"', "channels_in = 2", "channels_out = 3", 'activation = "softmax"',
-        f"window = {[10] * n}", f"window_min = {[6] * n}", f"window_step = {[2] * n}", f"margin = {[1] * n}", "background = 0.0",
+        f"window = {[10] * n}", f"window_min = {[6] * n}", f"window_step = {[2] * n}", f"margin = {[1] * n}",
+        "background = 0.0",
         "empty = [3.0, -3.0, -3.0]",
     ]  # fmt: skip
     path = folder / "net.fake.toml"

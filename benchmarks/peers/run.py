@@ -1,9 +1,7 @@
 """Ours against the peers, at equal output, on one machine in one run.
 
     python benchmarks/peers/run.py [--cases 3D 2D organs scan] [--sizes 1 8 64] [--base 16] [--repeats 1] [--only NAME
-        ...]
-                                   [--python PEERS/bin/python] [--limit SECONDS] [--json FILE] [--markdown FILE]
-                                       [--quick]
+        ...] [--python PEERS/bin/python] [--limit SECONDS] [--json FILE] [--markdown FILE] [--quick]
 
 Every contestant runs in a process of its own, pinned to the same two cores with as many threads, and does all of it:
 read the Zarr volume, infer, stitch, argmax, write labels as Zarr. Importing libraries, building the PyTorch module and,

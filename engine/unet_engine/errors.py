@@ -9,8 +9,8 @@
     +-- PlanError                  7   the work does not fit the memory it was given
     +-- OutputError                8   the output: exists, cannot be written, disk full
     |   +-- ResumeError            9   the output belongs to a run with another model, grid, precision or input
-    +-- ClusterError              10   the Dask cluster: not reachable, no workers, scheduler lost, a block that kills
-    its workers
+    +-- ClusterError              10   the Dask cluster: not reachable, no workers, scheduler lost, workers killed by
+                                       a block
 
 An interrupted run (Ctrl-C, SIGTERM) ends with 130. Every message is one line: what is wrong, where, and what to do.
 """

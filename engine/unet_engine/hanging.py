@@ -1,6 +1,5 @@
-"""A process that gets nowhere, and cannot be stopped from inside: what runs a network does not look up until it is done,
-and some networks never are.
-"""
+"""A process that gets nowhere, and cannot be stopped from inside: what runs a network does not look up until it is
+done, and some networks never are."""
 
 from __future__ import annotations
 

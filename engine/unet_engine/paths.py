@@ -51,8 +51,8 @@ def unusable(path: str) -> str:
 
 
 def check_file(path: Path | str) -> os.stat_result:
-    """What is known of the file at `path`, after links. Raises `OSError` where it is missing, or anything but a file: who
-    opens a pipe or a device waits, maybe for ever, or reads what never ends."""
+    """What is known of the file at `path`, after links. Raises `OSError` where it is missing, or anything but a file:
+    who opens a pipe or a device waits, maybe for ever, or reads what never ends."""
     found = os.stat(path)  # noqa: PTH116  # asked of every chunk
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")

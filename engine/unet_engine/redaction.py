@@ -1,8 +1,7 @@
 """What must not be shown: passwords, keys and tokens, in URLs, in the environment and in what libraries say.
 
 All text for people goes through `guarded` streams, the messages of our errors are redacted as they are made, and what
-is
-written into files goes through `redacted`. What is a secret is told by where it stands: before the ``@`` of a URL,
+is written into files goes through `redacted`. What is a secret is told by where it stands: before the ``@`` of a URL,
 as a value behind its ``?``, beside a name such as ``token``; and wherever else the same text shows up.
 """
 

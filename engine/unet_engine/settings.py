@@ -80,7 +80,8 @@ class Settings(BaseModel):
     `outside`, and windows that reach none of the others are not inferred."""
     outside: str | None = None
     """What is written outside the mask and where nothing was measured, a number as it is stored, or ``nan``; ``keep``:
-    what windows give there. Default: the output that the model names for empty windows, else 0, the background label."""
+    what windows give there. Default: the output that the model names for empty windows, else 0, the background
+    label."""
     nodata: str | None = None
     """Values of voxels that were not measured, e.g. ``-9999``, ``0,255`` or ``nan``; ``none``: there are none. Default:
     what the volume's attributes say."""
@@ -101,8 +102,8 @@ class Settings(BaseModel):
     part: str | None = None
     """``i/n``: only the i-th of n parts, counted from 1; parts share nothing but the output."""
     hang_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """How long a worker may take over one task before it counts as hung; default: from the plan. Without Dask, how long this
-    process may get nowhere before it is ended; default: for ever."""
+    """How long a worker may take over one task before it counts as hung; default: from the plan. Without Dask, how long
+    this process may get nowhere before it is ended; default: for ever."""
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -123,7 +124,8 @@ class Settings(BaseModel):
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
     ignore_spacing: bool = False
-    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise."""
+    """Run although the voxels are larger or smaller than those the model was trained on, which is an error
+    otherwise."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())
@@ -321,8 +323,8 @@ class Settings(BaseModel):
         highest = {"uint8": 2**8 - 1, "uint16": 2**16 - 1, "float16": 65504.0}.get(stored, 3.4e38)
         if stored.startswith("uint") and value not in range(int(highest) + 1):
             raise SettingsError(
-                f"--outside {self.outside}: {self.output} are stored as whole numbers from 0 to {highest:g}; give one of these"
-                + (", or --dtype float32" if self.output == "probabilities" else "")
+                f"--outside {self.outside}: {self.output} are stored as whole numbers from 0 to {highest:g}; give one "
+                "of these" + (", or --dtype float32" if self.output == "probabilities" else "")
             )
         if abs(value) > highest:
             raise SettingsError(f"--outside {self.outside} does not fit {stored}; give a value within ±{highest:g}")

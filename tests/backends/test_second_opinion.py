@@ -42,7 +42,8 @@ RESIZED = [
 ]
 SYMMETRIC = [resize("linear", "x", "d", "h"), resize("linear", "d", "y", coordinate_transformation_mode="half_pixel_symmetric")]  # fmt: skip
 CONSTANTS = {
-    "s": TWICE, "h": np.float32([1, 1, 0.5, 0.5]), "two": np.array([2, 2]), "end": np.array([34, 34]), "axes": np.array([2, 3]),
+    "s": TWICE, "h": np.float32([1, 1, 0.5, 0.5]), "two": np.array([2, 2]), "end": np.array([34, 34]),
+    "axes": np.array([2, 3]),
 }  # fmt: skip
 
 

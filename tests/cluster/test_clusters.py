@@ -84,7 +84,8 @@ def test_nothing_spills_and_nobody_takes_threads_away(local):
         }
 
     expected = {
-        "fractions": (False, False, False), "terminate": False, "data": "dict", "limit": MEMORY, "threads": 6, "profile": False,
+        "fractions": (False, False, False), "terminate": False, "data": "dict", "limit": MEMORY, "threads": 6,
+        "profile": False,
         "environment": [k for k in os.environ if k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
     }  # fmt: skip
     assert list(local.client.run(facts).values()) == [expected] * 2

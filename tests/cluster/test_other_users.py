@@ -67,7 +67,8 @@ def local():
 def attacked(places, owned):
     """What each way in answers to another user, who tries to have a file made."""
     done = subprocess.run(
-        [sys.executable, "-c", ATTACK, json.dumps(places), str(owned), str(NOBODY)], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", ATTACK, json.dumps(places), str(owned), str(NOBODY)], capture_output=True, text=True,
+        timeout=120,
         env=environment(), cwd="/", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -107,7 +107,8 @@ def test_of_several_outputs_a_tie_is_refused_and_a_head_is_kept_alone(tmp_path):
 
 def test_a_fixed_batch_becomes_free(tmp_path):
     path = foreign(
-        tmp_path / "f.onnx", [node("Conv", "x w", "y")], (Type.FLOAT, [4, 1, *SIZES]), {"y": (Type.FLOAT, [4, 3, *SIZES])},
+        tmp_path / "f.onnx", [node("Conv", "x w", "y")], (Type.FLOAT, [4, 1, *SIZES]),
+        {"y": (Type.FLOAT, [4, 3, *SIZES])},
         w=SLOPES,
     )  # fmt: skip
     said, out = exported(tmp_path, path)

@@ -133,7 +133,8 @@ def test_every_claimed_size_is_computed_as_pytorch_computes_it(tmp_path, name):
     network = getattr(networks, name)().eval()
     torch.save(network.state_dict(), tmp_path / "w.pth")
     said = cli(
-        "export", tmp_path / "w.pth", "--factory", f"support.networks:{name}", "--out", tmp_path / "n.onnx", "--window", "36,24"
+        "export", tmp_path / "w.pth", "--factory", f"support.networks:{name}", "--out", tmp_path / "n.onnx", "--window",
+        "36,24"
     )  # fmt: skip
     assert said.code == 0, said.err
     assert "onnxruntime" not in said.err

@@ -1,4 +1,5 @@
-"""What output channels are: said by the spec, followed from the graph, or asked for; labels are had of classes alone."""
+"""What output channels are: said by the spec, followed from the graph, or asked for; labels are had of classes
+alone."""
 
 import json
 

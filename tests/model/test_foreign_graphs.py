@@ -167,7 +167,8 @@ def stuck(path, factor):
     with. Half of the input is a stride of two, or a kernel of nine voxels."""
     n, stride = (2, 2) if factor == "stride" else (9, 1)
     nodes = [
-        node("Conv", "x w b", "c", strides=[stride, stride]), node("Reshape", "c flat", "f"), node("Reshape", "f back", "y"),
+        node("Conv", "x w b", "c", strides=[stride, stride]), node("Reshape", "c flat", "f"),
+        node("Reshape", "f back", "y"),
     ]  # fmt: skip
     weights = {
         "w": RNG.standard_normal((2, 1, n, n)).astype(np.float32), "b": np.zeros(2, np.float32),
@@ -414,7 +415,8 @@ def test_no_axis_of_channels_at_all(tmp_path, backend):
 # --- the batch ---
 
 NORMALISED = [
-    conv("c"), node("Reshape", "c groups", "g"), node("InstanceNormalization", "g s z", "n"), node("Reshape", "n back", "y"),
+    conv("c"), node("Reshape", "c groups", "g"), node("InstanceNormalization", "g s z", "n"),
+    node("Reshape", "n back", "y"),
 ]  # fmt: skip
 
 
@@ -482,7 +484,8 @@ ACROSS = {
 @pytest.mark.parametrize("case", ACROSS)
 def test_what_may_look_across_a_batch_is_not_proved(tmp_path, case):
     weights = {
-        **mixing(3), "rows": np.ones((2, 3, 1, 1), np.float32), "wide": np.array([1, 6, 16, 16]), "back": np.array([2, 3, 16, 16]),
+        **mixing(3), "rows": np.ones((2, 3, 1, 1), np.float32), "wide": np.array([1, 6, 16, 16]),
+        "back": np.array([2, 3, 16, 16]),
         "zero": np.array([0]), "one": np.array([2]),
     }  # fmt: skip
     assert largest_batch(open_model(plane(tmp_path / "net.onnx", ACROSS[case], [y(batch=2)], weights, batch=2))) == 1
@@ -509,8 +512,10 @@ def test_group_normalisation_of_newer_opsets(tmp_path, backend):
 def hidden(path):
     """A graph whose shapes inference cannot tell: sizes are computed in floating point. It pools by two."""
     nodes = [
-        node("MaxPool", "x", "p", kernel_shape=[2, 2], strides=[2, 2]), node("Resize", "p none scales", "u"), node("Mul", "u zero", "z"),
-        node("Add", "x z", "a"), conv("c", "a"), node("Shape", "c", "n"), node("Cast", "n", "f", to=FLOAT), node("Mul", "f one", "m"),
+        node("MaxPool", "x", "p", kernel_shape=[2, 2], strides=[2, 2]), node("Resize", "p none scales", "u"),
+        node("Mul", "u zero", "z"),
+        node("Add", "x z", "a"), conv("c", "a"), node("Shape", "c", "n"), node("Cast", "n", "f", to=FLOAT),
+        node("Mul", "f one", "m"),
         node("Cast", "m", "to", to=TensorProto.INT64), node("Reshape", "c to", "y"),
     ]  # fmt: skip
     nodes[1].input[1] = ""

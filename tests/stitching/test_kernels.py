@@ -105,7 +105,8 @@ def scenes(draw: st.DrawFn) -> dict[str, Any]:
     inferred = np.flatnonzero(rng.random(number) < 0.7)
     entries[inferred, 3] = rng.permutation(len(inferred))
     return {
-        "rng": rng, "axes": axes, "window": window, "sums": sums, "spans": spans, "weights": weights, "entries": entries,
+        "rng": rng, "axes": axes, "window": window, "sums": sums, "spans": spans, "weights": weights,
+        "entries": entries,
         "rows": max(1, len(inferred)),
     }  # fmt: skip
 
@@ -132,7 +133,8 @@ def test_gather_is_the_reference(place: Any) -> None:
         shape = tuple(int(rng.integers(1, 12)) for _ in range(3)) if scene["axes"] == 3 else (1, 5, 9)
         raw = (rng.normal(scale=60, size=(channels, *shape)).clip(0, 120)).astype(block_type)
         positions = [
-            rng.integers(-1, n, (len(s), w)).astype(np.int32) for n, s, w in zip(shape, scene["spans"], window, strict=True)
+            rng.integers(-1, n, (len(s), w)).astype(np.int32) for n, s,
+            w in zip(shape, scene["spans"], window, strict=True)
         ]  # fmt: skip
         scale, shift = rng.random(channels) + 0.5, rng.normal(size=channels)
         limits = limits_of(rng, channels) if limited else None
@@ -179,7 +181,8 @@ def test_add_is_the_reference_in_the_order_of_the_entries(place: Any) -> None:
                 reference.add(expected, np.ascontiguousarray(windows[row]), weights, at, lo, hi)
         given_sums = device.put(sums)
         device.kernels.add(
-            given_sums, device.put(windows), [device.put(w) for w in scene["weights"]], [device.put(s) for s in scene["spans"]],
+            given_sums, device.put(windows), [device.put(w) for w in scene["weights"]],
+            [device.put(s) for s in scene["spans"]],
             device.put(entries), device.put(constants), (0, 0, 0), scene["sums"],
         )  # fmt: skip
         assert_same_bits(device.get(sums, given_sums), expected)
@@ -199,7 +202,8 @@ def test_add_takes_any_number_of_classes(place: Any, channels: int) -> None:
     reference.add(expected, windows[0], [w[0] for w in weights], (0, 0, 0), (0, 0, 0), (1, 3, 5))
     given_sums = device.put(sums)
     device.kernels.add(
-        given_sums, device.put(windows), [device.put(w) for w in weights], [device.put(s) for s in spans], device.put(entries),
+        given_sums, device.put(windows), [device.put(w) for w in weights], [device.put(s) for s in spans],
+        device.put(entries),
         device.put(constants), (0, 0, 0), (1, 3, 5),
     )  # fmt: skip
     assert_same_bits(device.get(sums, given_sums), expected)
@@ -291,7 +295,8 @@ def test_wrong_arguments_are_refused_before_anything_runs() -> None:
     ) -> None:
         put = device.put
         k.add(
-            put(sums), put(windows), [put(t) for t in tables], [put(s) for s in spans], put(entries), put(constants), (0, 0, 0), hi
+            put(sums), put(windows), [put(t) for t in tables], [put(s) for s in spans], put(entries), put(constants),
+            (0, 0, 0), hi
         )  # fmt: skip
 
     with pytest.raises(ValueError, match="as many channels"):
@@ -308,7 +313,8 @@ def test_wrong_arguments_are_refused_before_anything_runs() -> None:
         k.merge(device.put(sums), device.put(sums), [1, 0, 0])
     flag, labels = np.zeros(1, np.int32), np.zeros((4, 5, 6), np.uint8)
     for out, kind, words in (
-        (labels[:3], "labels", "shape of sums"), (labels, "pictures", "unknown kind"), (sums, "labels", "uint8 or uint16"),
+        (labels[:3], "labels", "shape of sums"), (labels, "pictures", "unknown kind"),
+        (sums, "labels", "uint8 or uint16"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             k.commit(device.put(sums), device.put(out), kind, "softmax", [], [], device.put(flag))

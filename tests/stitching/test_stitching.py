@@ -32,7 +32,8 @@ def test_the_identity_network_gives_the_input_back(blocks: Any, case: dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         volume = make_volume(f"{folder}/v.zarr", image, axes="c" + case["axes"])
         model = fake_model(
-            folder, axes=case["axes"], channels_in=case["channels_in"], channels_out=case["channels_out"], margin=case["margin"],
+            folder, axes=case["axes"], channels_in=case["channels_in"], channels_out=case["channels_out"],
+            margin=case["margin"],
             window=case["window"], window_min=case["window"], window_step=(0,) * len(case["axes"]),
         )  # fmt: skip
         result = unet_engine.run(
@@ -45,7 +46,7 @@ def test_the_identity_network_gives_the_input_back(blocks: Any, case: dict[str, 
     assert result.windows_inferred == result.windows_planned
 
 
-# --- one volume, a network that is not the identity -------------------------------------------------------------------------------
+# --- one volume, a network that is not the identity -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def test_several_lanes_give_the_bytes_of_one(tmp_path: Path, blocks: Any) -> Non
     assert result_of(one.out).tobytes() == result_of(two.out).tobytes()
 
 
-# --- reductions -------------------------------------------------------------------------------------------------------------------
+# --- reductions -------------------------------------------------------------------------------------------------------
 
 
 def test_labels_probabilities_and_logits_agree(net3d: Any, volume3d: Any, tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_more_than_256_classes_take_uint16(tmp_path: Path) -> None:
     assert result_of(result.out).dtype == np.uint16
 
 
-# --- empty regions ------------------------------------------------------------------------------------------------------------------
+# --- empty regions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Networks as other people write them, small: factories for ``--factory support.foreign_networks:NAME`` and what each is.
+"""Networks as other people write them, small: factories for ``--factory support.foreign_networks:NAME`` and what each
+is.
 
 `NETWORKS` names the dimensions, the channels and what the network's own output has to go through to be comparable;
 `unet-engine` is told nothing but the file and the factory.

@@ -7,7 +7,7 @@ A file ``NAME.fake.toml`` has a table ``[spec]`` with the keys of `ModelSpec`, a
     out_of_memory_above   windows at once that a device has memory for
     kill_at               number of the window at which the process is killed, as by a system that has no memory left
     hang_once             file; the first window of the first process that finds it missing makes it and waits until
-    something is in it
+                          something is in it
 
 The network it stands for is the identity: output channel k is input channel ``k % channels_in``, cropped by the
 margin. On the simulated device it computes as on the CPU, so that bytes can be compared.

@@ -1,12 +1,11 @@
 """A network on a GPU as a back end of the host: a ring of page-locked memory around any `DeviceBackend`.
 
     start(slot):  host --copy--> staged --copy--> input, network, output --copy--> staged --copy--> host
-    result(slot) waits for `done`
     streams:             "in"             "compute"                                         "out"
 
-One network computes slot after slot, while the copies of other slots go on. Events order the streams; what a slot holds
-is used again once the host has waited for it. The gate judges, `bench` times and `doctor` tries through it the very
-network that the device pipeline runs.
+`result(slot)` waits for the last copy. One network computes slot after slot, while the copies of other slots go on.
+Events order the streams; what a slot holds is used again once the host has waited for it. The gate judges, `bench`
+times and `doctor` tries through it the very network that the device pipeline runs.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class OneOutput(torch.nn.Module):  # type: ignore[misc]  # the type checker skip
             kind is torch.bool or len(outputs[index].shape or ()) < 1 or model.spec.channels_out < 2
         ):
             raise ModelError(
-                f"{model.path}: its output holds {str(kind).removeprefix('torch.')}, and labels cannot be blended; save the network "
-                "with the numbers that lie before it as its output"
+                f"{model.path}: its output holds {str(kind).removeprefix('torch.')}, and labels cannot be blended; "
+                "save the network with the numbers that lie before it as its output"
             )
         self._index, self.head = index, found[index][0] if len(found) > 1 else ""
 

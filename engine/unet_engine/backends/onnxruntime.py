@@ -78,7 +78,8 @@ class OnnxRuntimeDevice(DeviceBackend):
         self.version = f"onnxruntime {ort.__version__}"
         if setup.precision != "fp32":
             raise BackendError(
-                f"onnxruntime on {setup.device} does not run {setup.precision} here; use --precision fp32, or --backend tensorrt"
+                f"onnxruntime on {setup.device} does not run {setup.precision} here; use --precision fp32, or "
+                "--backend tensorrt"
             )
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it says of an error is in the exception

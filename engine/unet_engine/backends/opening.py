@@ -122,8 +122,8 @@ def _smaller(setup: Setup, wanted: Wanted, said: str) -> Setup:
     window = setup.model.spec.smaller_window(setup.window) if wanted.tell else None
     if wanted.tell is None or window is None:
         raise PlanError(
-            f"one window of {times(setup.window)} does not fit the memory of {setup.device} ({said}); use a smaller --window, "
-            "another --precision, or another --device"
+            f"one window of {times(setup.window)} does not fit the memory of {setup.device} ({said}); use a smaller "
+            "--window, another --precision, or another --device"
         )
     wanted.tell(
         f"windows of {times(setup.window)} do not fit the memory of {setup.device}: running with {times(window)}"

@@ -77,7 +77,8 @@ class OpenVINOBackend(Backend):
         computed = setup.rest if setup.precision == "int8" else setup.precision
         if computed not in able:
             raise BackendError(
-                f"this processor does not compute in {computed}, in which {setup.model.path.name} was judged; quantize here again"
+                f"this processor does not compute in {computed}, in which {setup.model.path.name} was judged; quantize "
+                "here again"
             )
         hint = _HINTS[computed]
         try:

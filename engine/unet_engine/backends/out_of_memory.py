@@ -32,8 +32,7 @@ def no_memory(error: BaseException, setup: Setup, where: str, *, retried: bool) 
     again = ", after one try with fewer" if retried else ""
     return PlanError(
         f"out of memory {where} with {setup.threads} window(s) of batch {setup.batch} at once{again} "
-        f"({first_line(error)}); "
-        "use a smaller --window, fewer --workers, or a machine with more memory"
+        f"({first_line(error)}); use a smaller --window, fewer --workers, or a machine with more memory"
     )
 
 
@@ -42,7 +41,6 @@ def other_bits(error: BaseException, before: Setup, fewer: Setup, where: str) ->
     one of them."""
     return PlanError(
         f"out of memory {where} with batch {before.batch} ({first_line(error)}), and batch {fewer.batch} gives other "
-        "last bits on "
-        f"{before.device}, so the output would have both; free its memory and use --resume, or begin again with "
-        f"--batch {fewer.batch} --overwrite"
+        f"last bits on {before.device}, so the output would have both; free its memory and use --resume, or begin "
+        f"again with --batch {fewer.batch} --overwrite"
     )

@@ -99,8 +99,8 @@ def known(setup: Setup, library: str, on: str = "data") -> Opinion | None:
 
 
 def asked(setup: Setup, library: str, window: Array, on: str = "data") -> Opinion | None:
-    """What was found earlier, or is found now with `window`, (channels, *sizes) normalised float32, and kept. None where
-    nobody can be asked."""
+    """What was found earlier, or is found now with `window`, (channels, *sizes) normalised float32, and kept. None
+    where nobody can be asked."""
     other = other_for(setup.model, library, setup.device)
     if other is None:
         return None

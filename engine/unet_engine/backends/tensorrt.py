@@ -109,8 +109,8 @@ def network_of(setup: Setup) -> bytes:
         return attached_network(setup.model, setup.network)
     if setup.precision != "fp32":
         raise BackendError(
-            f"{setup.model.path.name} has no {setup.precision} graph for TensorRT; run: unet-engine quantize {setup.model.path} "
-            f"--calibrate SCAN.zarr --backend tensorrt --precision {setup.precision}"
+            f"{setup.model.path.name} has no {setup.precision} graph for TensorRT; run: unet-engine quantize "
+            f"{setup.model.path} --calibrate SCAN.zarr --backend tensorrt --precision {setup.precision}"
         )
     import onnx
 

@@ -33,8 +33,8 @@ NOTE_EVERY = 30.0
 
 
 _OPEN = (
-    "--protocol ucx listens on every network interface, unencrypted: whoever reaches this machine may run code under your account; "
-    "use it behind a firewall, or use tcp, which listens on loopback only"
+    "--protocol ucx listens on every network interface, unencrypted: whoever reaches this machine may run code under "
+    "your account; use it behind a firewall, or use tcp, which listens on loopback only"
 )
 
 
@@ -68,8 +68,8 @@ def cuda_cluster_note(settings: Settings) -> str | None:
     if (settings.gpus or 1) < 2 or local_workers.has_dask_cuda():
         return None
     return (
-        f"dask-cuda is not installed: the {settings.gpus} GPUs are run by threads of this process, without a process of their own each; "
-        "pip install unet-engine[gpus]"
+        f"dask-cuda is not installed: the {settings.gpus} GPUs are run by threads of this process, without a process "
+        "of their own each; pip install unet-engine[gpus]"
     )
 
 
@@ -180,7 +180,8 @@ def check_versions(client: Client) -> None:
     for address, theirs in answers.items():
         if isinstance(theirs, BaseException):
             raise ClusterError(
-                f"unet-engine cannot be used by worker {address}: {first_line(theirs)}; install it there, version {mine}"
+                f"unet-engine cannot be used by worker {address}: {first_line(theirs)}; install it there, version "
+                f"{mine}"
             )
         if theirs != mine:
             raise ClusterError(

@@ -120,7 +120,8 @@ def _start(start: Callable[[int | None], SpecCluster], silence: int | None) -> S
         while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
         raise ClusterError(
-            f"the worker processes do not start: {first_line(cause)}; DASK_LOGGING__DISTRIBUTED=info shows what they say"
+            f"the worker processes do not start: {first_line(cause)}; DASK_LOGGING__DISTRIBUTED=info shows what they "
+            "say"
         ) from error
 
 

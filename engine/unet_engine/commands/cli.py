@@ -245,13 +245,15 @@ def main() -> None:
             raise
         if _for_want_of_memory(error):
             _fail(
-                f"out of memory: {first_line(error)}; use a smaller --window, fewer --threads, or run where there is more",
+                f"out of memory: {first_line(error)}; use a smaller --window, fewer --threads, or run where there is "
+                "more",
                 PlanError.exit_code,
             )
         if isinstance(error, OSError) and error.strerror:
             where = "" if error.filename is None else f"{error.filename}: "
             _fail(f"{where}{error.strerror}; check that place and run again", UnetEngineError.exit_code)
         _fail(
-            f"unexpected {type(error).__name__}: {error}; this is a bug in unet-engine: run again with {TRACEBACK}=1 and report the traceback",
+            f"unexpected {type(error).__name__}: {error}; this is a bug in unet-engine: run again with {TRACEBACK}=1 "
+            "and report the traceback",
             UnetEngineError.exit_code,
         )

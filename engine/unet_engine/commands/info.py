@@ -25,7 +25,8 @@ def describe(path: str, axes: str | None = None, window: str | None = None, head
         return _model(path, window, head)
     if Path(path).is_file() and format_of(path) is None:
         raise InputError(
-            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a Zarr volume, which is a folder or a URL; give one of them"
+            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a Zarr volume, which is a folder or a URL; "
+            "give one of them"
         )
     return _volume(path, axes)
 

@@ -84,8 +84,8 @@ def _needs(module: str, extra: str, what: str) -> None:
 def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
     """Turn CHECKPOINT into a model file: a state dict (with --factory), a .pt2, a TorchScript or an ONNX.
 
-    The file is compared with what it is made of, on several window sizes, and appears only if both agree. The factory is your code and runs.
-    """
+    The file is compared with what it is made of, on several window sizes, and appears only if both agree. The factory
+    is your code and runs."""
     for module in ("torch", "onnxscript", "onnxruntime"):
         _needs(module, "export", "export")
     from unet_export.conversion.export import Export, export
@@ -136,9 +136,8 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     """Make MODEL faster and prove on your own volume that it still computes the same.
 
-    Candidates are compared with fp32 on windows of the volume that were not calibrated on. What passes is attached to the model file
-    with its figures, and run --precision auto takes the fastest of them.
-    """
+    Candidates are compared with fp32 on windows of the volume that were not calibrated on. What passes is attached to
+    the model file with its figures, and run --precision auto takes the fastest of them."""
     from unet_engine.commands import screen
     from unet_export.quantize.judging import Request
     from unet_export.quantize.quantize import quantize, table

@@ -131,7 +131,8 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
     return [
         (
             "device",
-            f"{size(memory.total)} of its memory: {parts}, writing {size(memory.out)}; {prepared.job.setup.batch} windows a batch",
+            f"{size(memory.total)} of its memory: {parts}, writing {size(memory.out)}; {prepared.job.setup.batch} "
+            "windows a batch",
         ),
         (
             "decoding",

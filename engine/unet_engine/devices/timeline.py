@@ -1,12 +1,11 @@
 """Where the time of a device's streams goes, from events put between the work on them. Nothing is waited for that is
 not waited for anyway.
 
-    stream   begin |--- gather ---| lap |--- network ---| lap |--- add ---| lap        an event each; what no lap ends
-    is `waiting`
+    stream   begin |--- gather ---| lap |--- network ---| lap |--- add ---| lap        an event each
     host                                                                 waits for the block: now the events are read
 
-An event is put on a stream in a microsecond or two and read after the host has waited for the block. Events are used
-again.
+What no lap ends is `waiting`. An event is put on a stream in a microsecond or two and read after the host has waited
+for the block. Events are used again.
 """
 
 from __future__ import annotations

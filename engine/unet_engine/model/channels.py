@@ -8,8 +8,8 @@ _NUMBERS = {"image": "an image", "offsets": "offsets or affinities"}
 _HINTS = ("affin", "affs", "offset", "lsds", "flow", "embed", "vector", "displace", "recon", "denois")
 """In names of outputs whose channels are no classes."""
 ASK = (
-    "say --channels classes (they exclude one another: the largest wins), multilabel (they may overlap: --output masks or "
-    "probabilities), image or offsets (--output logits)"
+    "say --channels classes (they exclude one another: the largest wins), multilabel (they may overlap: --output "
+    "masks or probabilities), image or offsets (--output logits)"
 )
 
 
@@ -60,8 +60,8 @@ def guess_note(spec: ModelSpec) -> str:
     if spec.channels or spec.channels_out == 1 or spec.activation != "softmax":
         return ""
     return (
-        f"nothing says what its {spec.channels_out} channels are: they are taken for logits of classes that exclude one "
-        "another; --channels says otherwise"
+        f"nothing says what its {spec.channels_out} channels are: they are taken for logits of classes that exclude "
+        "one another; --channels says otherwise"
     )
 
 

@@ -109,8 +109,10 @@ def _foreign(
         raise ModelError(refusal(path, why))
     step = (0,) * len(found.axes)
     values = {
-        "name": path.stem, "channels_in": found.channels_in, "channels_out": found.channels_out, "window_min": found.window,
-        "window_step": step, "margin": found.margin, "activation": kind, "flops": _flops(model.graph, found.tensors.shapes),
+        "name": path.stem, "channels_in": found.channels_in, "channels_out": found.channels_out,
+        "window_min": found.window,
+        "window_step": step, "margin": found.margin, "activation": kind,
+        "flops": _flops(model.graph, found.tensors.shapes),
     }  # fmt: skip
     keys = {key: value for key, value in said.items() if key != "head"}
     spec = ModelSpec.written({**values, **keys, "axes": found.axes, "window": found.window}, path)

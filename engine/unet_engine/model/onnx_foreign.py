@@ -99,7 +99,8 @@ def _notes(how: Rewriting, head: Head) -> list[str]:
         )
     if head.is_cut:
         notes.append(
-            f"the network ends in ArgMax: what goes into it, {head.tensor}, is blended, and the labels are its largest channel"
+            f"the network ends in ArgMax: what goes into it, {head.tensor}, is blended, and the labels are its largest "
+            "channel"
         )
     elif how.gives in INTEGERS:
         notes.append(f"the outputs are {NUMBERS[how.gives]}, and are taken as the numbers they are")
@@ -228,7 +229,8 @@ def _run(
     if not can_run():
         toml = path.with_suffix(".toml").name
         raise ModelError(
-            f"{path}: the shape of its output cannot be told without running it; pip install 'unet-engine[onnxruntime]', or "
+            f"{path}: the shape of its output cannot be told without running it; pip install "
+            "'unet-engine[onnxruntime]', or "
             f"write channels_out and margin to {toml}"
         )
     try:
@@ -250,8 +252,8 @@ def _grid(
         return int(given["channels_out"]), said or (0,) * len(window)
     if len(head.shape) != len(window) + 1:
         raise ModelError(
-            f"{entrance.path}: its output {head.name} of {times(head.shape) or 'one number'} is no image of the axes {entrance.axes}; "
-            "an image-to-image network is needed"
+            f"{entrance.path}: its output {head.name} of {times(head.shape) or 'one number'} is no image of the axes "
+            f"{entrance.axes}; an image-to-image network is needed"
         )
     sizes = head.shape[1:]
     scale: tuple[Fraction | None, ...] = (None,) * len(window)

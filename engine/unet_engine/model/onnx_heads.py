@@ -75,7 +75,8 @@ class Heads:
         return Head(
             name, tensor, shape, axes,
             self._tensors.types.get(tensor, 1) or 1 if tensor != name else kind,
-            labels=kind in (*INTEGERS, *_TYPES, 0), made_by=maker.op_type if maker is not None else "", root=self._root(name),
+            labels=kind in (*INTEGERS, *_TYPES, 0), made_by=maker.op_type if maker is not None else "",
+            root=self._root(name),
         )  # fmt: skip
 
     def _root(self, name: str) -> str:

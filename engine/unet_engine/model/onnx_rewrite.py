@@ -17,12 +17,14 @@ from unet_engine.model.onnx_shapes import dims, images_of, inferred, opset_of
 FLOAT = 1
 """Of ONNX's TensorProto.DataType: float32."""
 NUMBERS = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 12: "uint32",
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 10: "float16", 11: "float64",
+    12: "uint32",
     13: "uint64", 16: "bfloat16",
 }  # fmt: skip
 """Types that voxels and results can be cast to and from, by ONNX's number."""
 RANGES: dict[int, tuple[float, float]] = {
-    2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 6: (-(2**31), 2**31 - 128), 7: (-(2.0**63), 2.0**63 - 2**39),
+    2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 6: (-(2**31), 2**31 - 128),
+    7: (-(2.0**63), 2.0**63 - 2**39),
     12: (0, 2**32 - 256), 13: (0, 2.0**64 - 2**40), 10: (-65504, 65504),
 }  # fmt: skip
 """What fits them, as float32 holds it."""

@@ -16,8 +16,8 @@ SHAPES = ("channels_in", "channels_out", "window", "window_min", "window_step", 
 
 
 def origins(model: ModelFile, options: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Field by field of `ModelSpec`, who said it: the file (or what its export noted), another one beside it, its graph,
-    or nobody.
+    """Field by field of `ModelSpec`, who said it: the file (or what its export noted), another one beside it, its
+    graph, or nobody.
 
     options: fields that the user named, with the option that does.
     """

@@ -167,7 +167,8 @@ def margin(
         )
     if any(s is None and _like_a_stride(w, o) for s, w, o in sides):
         raise ModelError(
-            f"{turns}, and whether its output lacks a rim or has another resolution cannot be told; export it with free "
+            f"{turns}, and whether its output lacks a rim or has another resolution cannot be told; export it with "
+            "free "
             f"sizes, or where it lacks a rim write margin = {[(w - o) // 2 for _, w, o in sides]} to a .toml beside it"
         )
     if any((w - o) % 2 for _, w, o in sides):

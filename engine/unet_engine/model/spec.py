@@ -160,7 +160,8 @@ class ModelSpec(BaseModel):
         """Raise `ModelError` unless `window` (input sizes per axis) is admissible; the message names sizes that are."""
         if len(window) != len(self.axes):
             raise ModelError(
-                f"window {times(window)} has {len(window)} axes, the model {self.name} has {self.axes}; give one size for each"
+                f"window {times(window)} has {len(window)} axes, the model {self.name} has {self.axes}; give one size "
+                "for each"
             )
         for axis, size, least, step, margin in zip(
             self.axes, window, self.window_min, self.window_step, self.margin, strict=True

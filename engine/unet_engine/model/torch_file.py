@@ -1,4 +1,5 @@
-"""What a `.pt2` or TorchScript file promises: the spec in it, or a file beside it; and what its graph says of outputs."""
+"""What a `.pt2` or TorchScript file promises: the spec in it, or a file beside it; and what its graph says of
+outputs."""
 
 from __future__ import annotations
 

@@ -19,12 +19,17 @@ from typing import Any
 from unet_engine.model.ending import UNPROVED, Ending
 
 _KINDS = {
-    "sigmoid": "Sigmoid", "sigmoid_": "Sigmoid", "softmax": "Softmax", "_softmax": "Softmax", "log_softmax": "LogSoftmax",
-    "_log_softmax": "LogSoftmax", "hardsigmoid": "HardSigmoid", "hardsigmoid_": "HardSigmoid", "clamp": "Clip", "clamp_": "Clip",
+    "sigmoid": "Sigmoid", "sigmoid_": "Sigmoid", "softmax": "Softmax", "_softmax": "Softmax",
+    "log_softmax": "LogSoftmax",
+    "_log_softmax": "LogSoftmax", "hardsigmoid": "HardSigmoid", "hardsigmoid_": "HardSigmoid", "clamp": "Clip",
+    "clamp_": "Clip",
     "hardtanh": "Clip", "hardtanh_": "Clip",
-    "relu": "Relu", "relu_": "Relu", "tanh": "Tanh", "exp": "Exp", "neg": "Neg", "argmax": "ArgMax", "special_expit": "Sigmoid",
-    "clone": "Identity", "contiguous": "Identity", "detach": "Identity", "to": "Identity", "_to_copy": "Identity", "dropout": "Identity",
-    "alias": "Identity", "float": "Identity", "double": "Identity", "upsample_nearest2d": "Identity", "upsample_nearest3d": "Identity",
+    "relu": "Relu", "relu_": "Relu", "tanh": "Tanh", "exp": "Exp", "neg": "Neg", "argmax": "ArgMax",
+    "special_expit": "Sigmoid",
+    "clone": "Identity", "contiguous": "Identity", "detach": "Identity", "to": "Identity", "_to_copy": "Identity",
+    "dropout": "Identity",
+    "alias": "Identity", "float": "Identity", "double": "Identity", "upsample_nearest2d": "Identity",
+    "upsample_nearest3d": "Identity",
     "upsample_bilinear2d": "Identity", "upsample_trilinear3d": "Identity",
 }  # fmt: skip
 """PyTorch's operators, by ONNX's."""

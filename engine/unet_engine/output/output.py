@@ -197,8 +197,8 @@ class Output:
         self.header.mark_all(group)
 
     def doubt(self, blocks: Sequence[Index], what: str) -> None:
-        """Record of `blocks` that they hang on data that were changed since the run began. They are written all the same;
-        a resume does them again."""
+        """Record of `blocks` that they hang on data that were changed since the run began. They are written all the
+        same; a resume does them again."""
         new = [index for index in blocks if index not in self._doubted]
         if new:
             with writing(self.path, "noting that the input was changed"):
@@ -214,9 +214,9 @@ class Output:
         if not doubts:
             return []
         return [
-            f"{len(doubts):,} block{'s' * (len(doubts) > 1)} of {self.path} {'hang' if len(doubts) > 1 else 'hangs'} on data "
-            f"that were changed after the run began, the first is {doubts[0][0]}: {doubts[0][1]}; what was read before and after "
-            "is mixed there: run again with --overwrite once nothing writes to it"
+            f"{len(doubts):,} block{'s' * (len(doubts) > 1)} of {self.path} {'hang' if len(doubts) > 1 else 'hangs'} "
+            f"on data that were changed after the run began, the first is {doubts[0][0]}: {doubts[0][1]}; what was "
+            "read before and after is mixed there: run again with --overwrite once nothing writes to it"
         ]
 
     def settle(self) -> None:

@@ -320,8 +320,8 @@ class Plan:
         return sum(prod(map(sum, self._windows_per_span(box))) for box in self.share)
 
     def _windows_per_span(self, box: Box) -> list[list[int]]:
-        """Per axis, the windows that each span of a box of the share needs: columns are the products of spans, so nobody
-        has to walk them."""
+        """Per axis, the windows that each span of a box of the share needs: columns are the products of spans, so
+        nobody has to walk them."""
         return [[self._windows_along(a, lo, hi) for lo, hi in spans] for a, spans in enumerate(self.column_spans(box))]
 
     @property

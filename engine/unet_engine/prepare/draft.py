@@ -73,8 +73,8 @@ class Draft:
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
                 raise PlanError(
-                    f"{survey.volume.path} has {count:,} windows along {axis}, and {MOST_WINDOWS:,} are planned at most; "
-                    "use a larger --window, a smaller --overlap, or an --roi"
+                    f"{survey.volume.path} has {count:,} windows along {axis}, and {MOST_WINDOWS:,} are planned at "
+                    "most; use a larger --window, a smaller --overlap, or an --roi"
                 )
         return plan
 

@@ -84,9 +84,8 @@ def _unlike_training(channels: Sequence[Seen], model: ModelFile) -> str:
     if not apart:
         return ""
     return (
-        f"after --normalize {model.spec.normalization} the voxels differ from those that {model.path.name} was trained "
-        "on "
-        f"({apart}); check --normalize, and that it is the same kind of image"
+        f"after --normalize {model.spec.normalization} the voxels differ from those that {model.path.name} was "
+        f"trained on ({apart}); check --normalize, and that it is the same kind of image"
     )
 
 

@@ -28,7 +28,8 @@ def about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> Non
     _about_channels(settings, model, notes)
     if settings.output == "logits" and activation in ARE_PROBABILITIES:
         raise SettingsError(
-            f"--output logits: {model.path.name} gives probabilities and has no logits ({model.ends_in or f'its activation is {activation}'}); "
+            f"--output logits: {model.path.name} gives probabilities and has no logits "
+            f"({model.ends_in or f'its activation is {activation}'}); "
             "use --output probabilities"
         )
 
@@ -69,6 +70,6 @@ def about_whole_numbers(settings: Settings, model: ModelFile, volume: Volume, no
         fall_back(
             settings,
             notes,
-            f"{model.path.name} takes {NUMBERS[takes]}, and voxels from {min(found):g} to {max(found):g} are cut off at "
-            f"{low:g} and {high:g}; bring them to that range first",
+            f"{model.path.name} takes {NUMBERS[takes]}, and voxels from {min(found):g} to {max(found):g} are cut off "
+            f"at {low:g} and {high:g}; bring them to that range first",
         )

@@ -1,4 +1,5 @@
-"""Voxels that are not meant: outside the mask, or never measured. What is written there, and what says where they are."""
+"""Voxels that are not meant: outside the mask, or never measured. What is written there, and what says where they
+are."""
 
 from __future__ import annotations
 
@@ -19,15 +20,16 @@ def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
     if settings.nodata is None:
         if volume.nodata:
             notes.append(
-                f"voxels of {_listed(volume.nodata)} are taken as not measured, as the attributes of {volume.path} say: "
-                "left out of normalisation and result; --nodata none takes them as voxels"
+                f"voxels of {_listed(volume.nodata)} are taken as not measured, as the attributes of {volume.path} "
+                "say: left out of normalisation and result; --nodata none takes them as voxels"
             )
         return volume
     values = settings.nodata_values
     for value in values:
         if nodata.in_type(value, volume.dtype) is None:
             raise SettingsError(
-                f"--nodata {value:g}: no voxel of {volume.path} can be that, they are {volume.dtype}; give another value"
+                f"--nodata {value:g}: no voxel of {volume.path} can be that, they are {volume.dtype}; give another "
+                "value"
             )
     return volume.with_nodata(values)
 
@@ -38,7 +40,8 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
     if settings.mask is None:
         if settings.outside not in (None, KEEP) and not volume.nodata:
             raise SettingsError(
-                f"--outside {settings.outside}: nothing is outside; give --mask, or --nodata where the volume names no such value"
+                f"--outside {settings.outside}: nothing is outside; give --mask, or --nodata where the volume names no "
+                "such value"
             )
         return None
     if settings.outside == KEEP and spec.empty is None:

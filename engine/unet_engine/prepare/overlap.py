@@ -91,8 +91,8 @@ def _cheaper(trier: _Trier, reach: tuple[int, ...] | None) -> list[Overlap]:
     polluted = None if reach is None else [max(0, r - m) for r, m in zip(reach, spec.margin, strict=True)]
     if reach is not None and _sees_no_padding(spec, reach):
         raise SettingsError(
-            f"--overlap auto: windows of {spec.name} agree wherever they overlap, as it sees no farther than the {times(spec.margin)} "
-            "voxels it loses at each side; use --overlap 0"
+            f"--overlap auto: windows of {spec.name} agree wherever they overlap, as it sees no farther than the "
+            f"{times(spec.margin)} voxels it loses at each side; use --overlap 0"
         )
     candidates = [Overlap(overlap=overlap) for overlap in OVERLAPS]
     if polluted is not None:
@@ -104,8 +104,8 @@ def _cheaper(trier: _Trier, reach: tuple[int, ...] | None) -> list[Overlap]:
     cheaper = [c for c in candidates if counts[c] < counts[REFERENCE]]
     if not cheaper:
         raise InputError(
-            f"--overlap auto: {survey.volume.path} is too small for it, any overlap takes {counts[REFERENCE]} window(s) of "
-            f"{times(window)}; use --overlap 0.5"
+            f"--overlap auto: {survey.volume.path} is too small for it, any overlap takes {counts[REFERENCE]} "
+            f"window(s) of {times(window)}; use --overlap 0.5"
         )
     return sorted(cheaper, key=lambda c: counts[c])
 
@@ -135,15 +135,15 @@ def _regions(trier: _Trier) -> list[Box]:
     boxes = windows.pool(survey.volume, trier.scale, window, windows.POOL * REGIONS, rng, unmasked)
     if len(boxes) < LEAST_REGIONS:
         raise InputError(
-            f"--overlap auto: {survey.volume.path} has {len(boxes)} region(s) of {times(window)} with an image in them, and "
-            f"{LEAST_REGIONS} are needed; use a smaller --window, or --overlap 0.5"
+            f"--overlap auto: {survey.volume.path} has {len(boxes)} region(s) of {times(window)} with an image in "
+            f"them, and {LEAST_REGIONS} are needed; use a smaller --window, or --overlap 0.5"
         )
     contents = np.array([trier.contents(box) for box in boxes])
     if np.count_nonzero(contents.sum(0)) == 1:
         name = spec.class_names[int(contents.sum(0).argmax())]
         raise DataError(
-            f"--overlap auto: the network gives {name} alone in all of {len(boxes)} regions, so there is nothing to compare; "
-            "check model and --normalize, or use --overlap 0.5"
+            f"--overlap auto: the network gives {name} alone in all of {len(boxes)} regions, so there is nothing to "
+            "compare; check model and --normalize, or use --overlap 0.5"
         )
     (chosen,) = windows.dealt(contents, (min(REGIONS, len(boxes)),), rng)
     return [boxes[i] for i in chosen]

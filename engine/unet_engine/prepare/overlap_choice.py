@@ -85,16 +85,14 @@ class OverlapChoice(BaseModel):
             where = "on regions of this volume"
             return (
                 f"overlap 0.5 is kept: no smaller one reaches {self.tolerance:g} {where}; the nearest is "
-                f"{best.candidate} with "
-                f"{best.agreement:.5f} of the labels and a Dice of {best.worst[1]:.5f} for {best.worst[0]}; see "
-                "--overlap-tolerance"
+                f"{best.candidate} with {best.agreement:.5f} of the labels and a Dice of {best.worst[1]:.5f} for "
+                f"{best.worst[0]}; see --overlap-tolerance"
             )
         name, worst = min(((n, d) for n, d in self.dice.items() if d is not None), key=lambda pair: pair[1])
         return (
             f"{self.chosen} takes {self.windows:,} windows instead of {self.windows_of_reference:,} "
-            f"({self.windows_of_reference / self.windows:.2f} times fewer); {where} {self.agreement:.5f} of the labels "
-            "agree with "
-            f"overlap 0.5, least Dice {worst:.5f} ({name})"
+            f"({self.windows_of_reference / self.windows:.2f} times fewer); {where} {self.agreement:.5f} of the "
+            f"labels agree with overlap 0.5, least Dice {worst:.5f} ({name})"
         )
 
 
@@ -109,8 +107,7 @@ def stored(survey: Survey) -> OverlapChoice | None:
     if choice.tolerance != wanted:
         raise ResumeError(
             f"{survey.out} was begun with --overlap-tolerance {choice.tolerance:g}, now {wanted:g}: repeat that run's "
-            "settings "
-            "or use --overwrite"
+            "settings or use --overwrite"
         )
     return choice
 

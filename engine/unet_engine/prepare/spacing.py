@@ -45,7 +45,8 @@ def check_spacing(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: 
     said = f"voxels of {volume.path} are {found}, {spec.name} was trained on {trained}: {', '.join(apart)}"
     if not ignore:
         raise InputError(
-            f"{said}; resample the volume, or take the level of it that fits, or use --ignore-spacing to run all the same"
+            f"{said}; resample the volume, or take the level of it that fits, or use --ignore-spacing to run all the "
+            "same"
         )
     notes.append(f"{said}; ignored, as --ignore-spacing says")
 

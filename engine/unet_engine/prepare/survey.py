@@ -128,8 +128,8 @@ def _check_replacement(settings: Settings, volume: Volume) -> None:
 
 
 def _model(settings: Settings, notes: list[str]) -> ModelFile:
-    """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and is
-    not trusted."""
+    """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and
+    is not trusted."""
     assert settings.model is not None
     model = open_model(settings.model, settings.window, settings.activation, settings.head)
     model = model.normalized(settings.normalize).meant(settings.channels)
@@ -151,8 +151,8 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
         apart = difference(quantiles(samples.measured(volume), scale), choice.proved.calibration.quantiles)
         if apart:
             notes.append(
-                f"this volume differs from {choice.proved.calibration.volume}, where {choice.precision} was proved: {apart}; "
-                "quantize on this one, or use --precision fp32"
+                f"this volume differs from {choice.proved.calibration.volume}, where {choice.precision} was proved: "
+                f"{apart}; quantize on this one, or use --precision fp32"
             )
 
 
@@ -183,12 +183,13 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
     spec = model.spec
     if not set(spec.axes) <= set(volume.spatial):
         raise InputError(
-            f"{volume.path} has the axes {volume.axes}, the model {spec.name} needs {spec.axes}; use a 2D model, or --axes"
+            f"{volume.path} has the axes {volume.axes}, the model {spec.name} needs {spec.axes}; use a 2D model, or "
+            "--axes"
         )
     if volume.channels != spec.channels_in:
         raise InputError(
-            f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} takes "
-            f"{spec.channels_in}; use another model, or name the channel axis with --axes, e.g. czyx"
+            f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} "
+            f"takes {spec.channels_in}; use another model, or name the channel axis with --axes, e.g. czyx"
         )
 
 

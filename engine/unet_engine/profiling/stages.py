@@ -1,8 +1,7 @@
 """Where the time of a run goes: spans by stage and thread, in bounded memory. Pure bookkeeping, no I/O, no voxels.
 
     thread "lane"    |gather|copy|add|gather|copy| network ......... |add|gather|...     what no span covers is `other`
-    thread "read"    |read|decode|other|     waiting      |read|decode|...               what no span covers is
-    `waiting`
+    thread "read"    |read|decode|other|     waiting      |read|decode|...               and here `waiting`
 
 A thread is one `Track`. Its spans nest, and a stage is given only the time that no inner span has (self time). So at
 any moment a track is in exactly one stage, and the stages of a track add up to its wall time. Totals are exact and as

@@ -18,8 +18,8 @@ LARGEST = 2**42
 
 
 def check_sizes(path: str, shape: Sequence[int], chunks: Sequence[int]) -> None:
-    """Raises `InputError` where the array at `path` cannot have this `shape` or these `chunks`: what its metadata say is
-    wrong, or there to do harm."""
+    """Raises `InputError` where the array at `path` cannot have this `shape` or these `chunks`: what its metadata say
+    is wrong, or there to do harm."""
     if any(n > LARGEST for n in shape):
         shown = times([n if n <= LARGEST else f"10^{len(str(n)) - 1 if n < 10**4000 else '4000'}" for n in shape])
         raise InputError(f"{path} says that its shape is {shown}, which no volume has; correct its metadata")

@@ -114,8 +114,8 @@ class Volume(Protocol):
         nothing is, because the volume itself is gone."""
 
     def changed(self, box: Box, since: float) -> str | None:
-        """What of the stored data in `box` was changed after `since` (seconds since the epoch), as people are told; None
-        where nothing was, or where that cannot be told at the price of looking at files."""
+        """What of the stored data in `box` was changed after `since` (seconds since the epoch), as people are told;
+        None where nothing was, or where that cannot be told at the price of looking at files."""
 
     def confirm(self) -> None:
         """Look again whether this is still what was opened: of a volume that is gone, what is not stored means nothing.

@@ -73,7 +73,8 @@ class Mask:
 
 
 def open_mask(path: str, shape: Sequence[int]) -> Mask:
-    """The mask at `path` for a scan of `shape` (its spatial axes). Raises `InputError` where it does not lie over it."""
+    """The mask at `path` for a scan of `shape` (its spatial axes). Raises `InputError` where it does not lie over
+    it."""
     volume = open_volume(path)
     if volume.channels != 1:
         raise InputError(f"--mask {path} has {volume.channels} channels; give one of a single channel")

@@ -49,8 +49,8 @@ def pool(
 
 
 def richest(volume: Volume, window: tuple[int, ...], count: int) -> list[Box]:
-    """Up to `count` boxes of one window each where the samples have most contrast, in as few chunks as may be; fewer in a
-    volume without so many apart, none in one of a single value."""
+    """Up to `count` boxes of one window each where the samples have most contrast, in as few chunks as may be; fewer in
+    a volume without so many apart, none in one of a single value."""
     size = (1,) * (len(volume.shape) - len(window)) + window
     found: list[Box] = []
     for sample in samples.by_contrast(volume):

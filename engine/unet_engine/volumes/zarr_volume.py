@@ -204,8 +204,8 @@ class ZarrVolume(StoredVolume):
             raise
 
     def _check_files(self, selection: Selection) -> None:
-        """Raises `OSError` where a chunk in `selection` is there and no file: a folder would read as the fill value, and
-        whoever opens a pipe waits for ever. On a local disk alone, where it is one `stat` for each."""
+        """Raises `OSError` where a chunk in `selection` is there and no file: a folder would read as the fill value,
+        and whoever opens a pipe waits for ever. On a local disk alone, where it is one `stat` for each."""
         root = stores.file_of(self.array.store_path)
         if root is None:
             return

@@ -83,8 +83,8 @@ def adapted(
     found.place, tensor = _chosen(parts, window, found, head, tell)
     if not tensor.dtype.is_floating_point:
         raise ModelError(
-            f"the network gives {str(tensor.dtype).removeprefix('torch.')}, labels it seems, and labels of windows cannot be blended; "
-            "export what lies before its argmax or threshold"
+            f"the network gives {str(tensor.dtype).removeprefix('torch.')}, labels it seems, and labels of windows "
+            "cannot be blended; export what lies before its argmax or threshold"
         )
     found.last_out = tensor.dim() == count + 2 and _is_last(found, tensor, x)
     found.lacks_channel = tensor.shape[1:] == window

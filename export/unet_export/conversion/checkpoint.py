@@ -59,9 +59,8 @@ def open_checkpoint(
     is called with the JSON object `arguments` as keywords. `weights` names those that are meant of several. `trust`:
     the user trusts a file that runs code.
 
-    Raises `ModelError` for a file that is missing, corrupt, not trusted or does not fit the network, `SettingsError` for
-    the factory.
-    """
+    Raises `ModelError` for a file that is missing, corrupt, not trusted or does not fit the network, `SettingsError`
+    for the factory."""
     path = Path(path)
     what = "give a state dict, a .pt2, a TorchScript or an .onnx"
     for suffixes, advice in _ELSEWHERE.items():
@@ -84,7 +83,8 @@ def open_checkpoint(
     held = read_weights(path)
     if not factory:
         raise SettingsError(
-            f"{path} holds weights ({summary(held)}) but no network; name what builds it: --factory package.module:function"
+            f"{path} holds weights ({summary(held)}) but no network; name what builds it: --factory "
+            "package.module:function"
         )
     network = built(factory, arguments)
     fill(network, held, weights, tell)

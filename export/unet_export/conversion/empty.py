@@ -58,8 +58,8 @@ def _measured(spec: ModelSpec, run: Run) -> tuple[float, ...]:
         larger = _larger(spec, window)
         if larger is None:
             raise ModelError(
-                f"--empty auto: on background alone the outputs of {spec.name} vary by {varies:.2g} in the middle of windows of "
-                f"{times(window)}; give one number per output channel"
+                f"--empty auto: on background alone the outputs of {spec.name} vary by {varies:.2g} in the middle of "
+                f"windows of {times(window)}; give one number per output channel"
             )
         window = larger
 

@@ -46,7 +46,8 @@ def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
     spec, error = (_onnx if _is_onnx(wanted) else _torch)(wanted, tell)
     if not any(spec.window_step) and wanted.sizes == "auto":
         tell(
-            f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its file"
+            f"note: {wanted.out} takes windows of {spec.window} alone; other sizes are refused by the network or its "
+            "file"
         )
     _second_opinion(wanted.out, spec, tell)
     return {
@@ -140,8 +141,8 @@ def _finished(
     right = proved(comparison, second_runner(data, comparison))
     if right is None:
         raise ModelError(
-            f"the exported {spec.name} is right for windows of {times(spec.window)} alone, not for others that the network takes; "
-            "use --sizes static, or auto"
+            f"the exported {spec.name} is right for windows of {times(spec.window)} alone, not for others that the "
+            "network takes; use --sizes static, or auto"
         )
     meaning.measured(comparison, right)
     if wanted.empty:
@@ -178,7 +179,8 @@ class _Meaning:
             return spec
         if not self.asked:
             self.tell(
-                f"note: nothing says what the {spec.channels_out} output channels are, and run will ask; say --output-channels "
+                f"note: nothing says what the {spec.channels_out} output channels are, and run will ask; say "
+                "--output-channels "
                 "classes (they exclude one another), multilabel (they may overlap), image or offsets"
             )
         self.asked = True

@@ -52,7 +52,8 @@ def from_module(network: Any, spec: ModelSpec, rows: int | None = None) -> Any:
 
 
 class _Detached(TorchFunctionMode):  # type: ignore[misc]  # the type checker skips torch
-    """Has ``x.data``, which tensors that are traced lose their way by, read as ``x.detach()``; MONAI's ResNet has it."""
+    """Has ``x.data``, which tensors that are traced lose their way by, read as ``x.detach()``; MONAI's ResNet has
+    it."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function == _DATA:

@@ -66,8 +66,8 @@ class Comparison:
         worst = float(np.max(found))  # unlike Python's max, it keeps a NaN
         if not worst <= TOLERANCE and not worst <= (limit := self.limit(window)):
             raise ModelError(
-                f"the exported {self.spec.name} differs from {self.origin} by {worst:.1e} (limit {limit:.0e}) on windows of "
-                f"{times(window)}; check the weights for NaN or very large values"
+                f"the exported {self.spec.name} differs from {self.origin} by {worst:.1e} (limit {limit:.0e}) on "
+                f"windows of {times(window)}; check the weights for NaN or very large values"
             )
         self._known[window] = worst
         self.worst = max(self.worst, worst)

@@ -143,8 +143,7 @@ def fill(network: nn.Module, weights: Weights, key: str | None = None, tell: Tel
     if beside and not (_is_plain(prefix) or key):
         raise ModelError(
             f"{weights.path}: the network fits what lies under {prefix[:-1]}, but {_some(beside)} beside it would be "
-            "left out; "
-            f"check --factory, or say --weights {prefix[:-1]}"
+            f"left out; check --factory, or say --weights {prefix[:-1]}"
         )
     if beside:
         tell(f"note: {weights.path}: left out is what is no part of the network: {_some(beside)}")

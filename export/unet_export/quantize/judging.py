@@ -176,7 +176,8 @@ def outcome_of(chosen: Chosen, precision: str, backend: str, library: str, judgi
     if reason and sensitive:
         reason += f"; most sensitive: {', '.join(sensitive[:3])}"
     kept = (
-        f" with {len(attempt.kept)} layer(s) in full precision ({', '.join(attempt.kept[:3])}), without: {chosen.before}"
+        f" with {len(attempt.kept)} layer(s) in full precision ({', '.join(attempt.kept[:3])}), without: "
+        f"{chosen.before}"
         if attempt.kept
         else ""
     )

@@ -70,8 +70,7 @@ def image_in_bf16(judging: Judging) -> str:
         return ""
     return (
         f"with the image alone rounded to BF16 after {judging.model.spec.normalization} it is no better ({short}): a "
-        "network trained on "
-        "values centred on 0 (--normalize zscore, or range:128,192 for 8-bit images) loses less"
+        "network trained on values centred on 0 (--normalize zscore, or range:128,192 for 8-bit images) loses less"
     )
 
 

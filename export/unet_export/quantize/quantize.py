@@ -83,11 +83,13 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         )
     if model.outside and request.out and Path(request.out).resolve().parent != model.path.resolve().parent:
         raise SettingsError(
-            f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same folder"
+            f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same "
+            "folder"
         )
     if model.spec.channels in ("image", "offsets"):
         raise SettingsError(
-            f"{request.model}: candidates are judged by labels, and its channels are {model.spec.channels}; run it in fp32"
+            f"{request.model}: candidates are judged by labels, and its channels are {model.spec.channels}; run it in "
+            "fp32"
         )
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
@@ -142,7 +144,8 @@ def _backend(request: Request, tell: Tell) -> tuple[str, str]:
     if wanted == "tensorrt":
         if not gpus:
             tell(
-                "note: no GPU here: figures for TensorRT are emulated; they permit nothing until quantize runs where there is one"
+                "note: no GPU here: figures for TensorRT are emulated; they permit nothing until quantize runs where "
+                "there is one"
             )
         return "tensorrt", "cuda:0" if gpus else tensorrt_candidates.NO_GPU
     return "openvino", "cpu"
@@ -181,11 +184,13 @@ def _judging(
         quantiles=quantiles(samples.measured(volume), scale),
     )
     tell(
-        f"{calibration.windows} windows to calibrate on, {calibration.held_out} others to judge on (seed {request.seed}); reference: {name}"
+        f"{calibration.windows} windows to calibrate on, {calibration.held_out} others to judge on (seed "
+        f"{request.seed}); reference: {name}"
     )
     if len(drawn.held_out) < request.held_out:
         tell(
-            f"note: {volume.path} has no more windows; a verdict on {len(drawn.held_out)} says less than one on {request.held_out}"
+            f"note: {volume.path} has no more windows; a verdict on {len(drawn.held_out)} says less than one on "
+            f"{request.held_out}"
         )
     thresholds = {precision: _thresholds(request, precision) for precision in LEAST_DICE}
     held = Exam(drawn.held_out, infer, spec, folder / "held.npy", thresholds)

@@ -41,12 +41,9 @@ def write_report(path: Path, model: ModelFile, outcomes: Sequence[Outcome]) -> N
         f"gate</title><style>{_STYLE}</style>",
         f"<h1>{_text(model.path.name)}: accuracy gate</h1>",
         f"<p>Each candidate against fp32 on {calibration.held_out} windows of {times(verdicts[0].window)} voxels held "
-        "out from "
-        f"<code>{_text(calibration.volume)}</code>; scales were measured on {calibration.windows} others (seed "
-        f"{calibration.seed}), "
-        "and layers to leave in full precision chosen on "
-        f"{max(v.calibration.choosing for v in verdicts) or 'none, none were needed'}. "
-        f"Model {model.sha256[:16]}.</p>",
+        f"out from <code>{_text(calibration.volume)}</code>; scales were measured on {calibration.windows} others "
+        f"(seed {calibration.seed}), and layers to leave in full precision chosen on "
+        f"{max(v.calibration.choosing for v in verdicts) or 'none, none were needed'}. Model {model.sha256[:16]}.</p>",
         _table(verdicts),
         *(_candidate(o.verdict, o.attempt.comparison) for o in outcomes),
     ]
@@ -67,9 +64,8 @@ def _table(verdicts: Sequence[Verdict]) -> str:
         state_text = state + (" (emulated)" if v.emulated else "")
         rows.append(
             f"<tr><td>{v.precision}<td>{_text(v.library)}<td class={state}>{state_text}<td class=n>{speed}<td "
-            f"class=n>{dice}"
-            f"<td class=n>{f.agreement:.5f}<td class=n>{f.max_error:.2e}<td class=n>{f.mean_error:.2e}<td "
-            f"class=n>{f.nonfinite:,}</tr>"
+            f"class=n>{dice}<td class=n>{f.agreement:.5f}<td class=n>{f.max_error:.2e}<td "
+            f"class=n>{f.mean_error:.2e}<td class=n>{f.nonfinite:,}</tr>"
         )
     return f"<table>{head}{''.join(rows)}</table>"
 
@@ -82,10 +78,9 @@ def _candidate(verdict: Verdict, compared: Comparison) -> str:
         image = base64.b64encode(error_map(compared.worst)).decode()
         parts.append(
             f'<figure><img alt="error map" src="data:image/png;base64,{image}">'
-            "<figcaption>The held-out window in which most labels "
-            "differ, middle plane: image, labels in fp32, labels of the candidate, error of the logits (white is the "
-            "largest), "
-            "voxels with another label</figcaption></figure>"
+            "<figcaption>The held-out window in which most labels differ, middle plane: image, labels in fp32, "
+            "labels of the candidate, error of the logits (white is the largest), voxels with another "
+            "label</figcaption></figure>"
         )
     parts.append(_histogram(compared))
     parts.append(_dice(verdict))

@@ -281,7 +281,8 @@ def test_an_anchor_far_back_is_replaced_and_times_go_on(tmp_path: Path, monkeypa
 def test_the_command_shows_the_streams(tmp_path: Path) -> None:
     volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (24, 24, 24)).astype(np.uint8))
     said = cli(
-        "run", "--in", volume, "--model", fake_model(tmp_path), "--device", "simulated", "--profile", tmp_path / "p", "--json"
+        "run", "--in", volume, "--model", fake_model(tmp_path), "--device", "simulated", "--profile", tmp_path / "p",
+        "--json"
     )  # fmt: skip
     assert said.code == 0, said.err
     assert {"stream in", "stream compute", "stream out", "device"} <= set(said.json["stages"])

@@ -91,7 +91,8 @@ FAULTS += [
 ]
 
 _QUICK = (
-    "stderr to a full disk", "info to a full disk", "all streams closed", "a reader of stderr that has gone", "an error in ASCII",
+    "stderr to a full disk", "info to a full disk", "all streams closed", "a reader of stderr that has gone",
+    "an error in ASCII",
     "an input whose name is no text", "a current folder that is gone", "SIGTERM after 2 seconds",
 )  # fmt: skip
 FAULTS = [replace(fault, slow=fault.name not in _QUICK) for fault in FAULTS]

@@ -1,4 +1,5 @@
-"""Where faults happen: a small volume, the identity network, a small ONNX network, and outputs that were begun or done."""
+"""Where faults happen: a small volume, the identity network, a small ONNX network, and outputs that were begun or
+done."""
 
 from __future__ import annotations
 

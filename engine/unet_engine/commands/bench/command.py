@@ -65,7 +65,8 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
     least = LEAST_SECONDS * max(1, len(demos))
     if not least <= request.seconds < inf:
         raise SettingsError(
-            f"--seconds {request.seconds:g} is too short, or no number; give {least:g} at least, {LEAST_SECONDS:g} for each model"
+            f"--seconds {request.seconds:g} is too short, or no number; give {least:g} at least, {LEAST_SECONDS:g} for "
+            "each model"
         )
     for demo in demos:  # what makes no sense is said before anything is made
         space_of(demo.model, Field(demo.model.spec, demo.mirrored, request.wanted.overlap), request.wanted)

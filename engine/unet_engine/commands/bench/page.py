@@ -15,8 +15,8 @@ from unet_engine.profiling.stages import NAMES
 from unet_engine.units import size, times
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c2330}
-table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{padding:.25rem .7rem;border-bottom:1px solid
-#d5dae2;text-align:left}
+table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{padding:.25rem .7rem;
+border-bottom:1px solid #d5dae2;text-align:left}
 tr.best{background:#e8f4ea}code,pre{background:#f3f5f8;padding:.1rem .3rem}pre{padding:.6rem;overflow-x:auto}
 svg{max-width:100%;height:auto}figure{margin:1rem 0}figcaption{color:#5a6474}"""
 
@@ -36,10 +36,8 @@ def page(facts: dict[str, Any]) -> str:
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>unet-engine bench</title><style>{_STYLE}</style>",
         f"<h1>unet-engine bench</h1><p>{machine['cores']} cores ({_text(machine['processor'])}), "
-        f"{size(machine['memory'])} free, "
-        f"{machine['gpus']} GPUs, {_text(machine['system'])}; {_text(versions)}. Took {facts['seconds']:.0f} s. "
-        "Medians, least to most in "
-        "brackets; configurations were measured in turn.</p>",
+        f"{size(machine['memory'])} free, {machine['gpus']} GPUs, {_text(machine['system'])}; {_text(versions)}. Took "
+        f"{facts['seconds']:.0f} s. Medians, least to most in brackets; configurations were measured in turn.</p>",
         _limits(facts["limits"]),
     ]
     for sweep in facts["sweeps"]:

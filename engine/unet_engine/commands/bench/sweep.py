@@ -225,9 +225,8 @@ def _notes(outcome: Outcome) -> Iterator[str]:
     if top and (ratio := (outcome.worth(top) or 0.0) / best) > 1.05:
         yield (
             f"{top.configuration.group.precision} on {top.configuration.group.backend} is {ratio:.2f} times as fast "
-            "bare, but not proved; "
-            f"prove it on your own volume: unet-engine quantize {outcome.model.path} --calibrate SCAN.zarr "
-            f"--precision {top.configuration.group.precision}"
+            f"bare, but not proved; prove it on your own volume: unet-engine quantize {outcome.model.path} "
+            f"--calibrate SCAN.zarr --precision {top.configuration.group.precision}"
         )
     run = outcome.best.end_to_end
     windows = run.runs[0].facts["windows_inferred"] if run else 0

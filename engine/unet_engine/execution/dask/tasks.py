@@ -139,8 +139,8 @@ def _at_work(ticket: Ticket, label: Label, stage: str) -> Iterator[Station]:
     except Exception as error:
         if is_out_of_memory(error):
             raise PlanError(
-                f"out of memory in {label.text} on {host()} ({first_line(error)}); use fewer --workers, a smaller --memory per worker, "
-                "or a smaller --window"
+                f"out of memory in {label.text} on {host()} ({first_line(error)}); use fewer --workers, a smaller "
+                "--memory per worker, or a smaller --window"
             ) from error
         raise UnetEngineError(
             f"unexpected {type(error).__name__} in {label.text} on {host()}: {error}; this is a bug in unet-engine or "
@@ -179,7 +179,8 @@ def _station(ticket: Ticket, worker: Any) -> Station:
 def _opened(ticket: Ticket, worker: Any) -> Station:
     if ticket.version != our_version():
         raise ClusterError(
-            f"unet-engine is {our_version()} on {host()} and {ticket.version} where the run was started; install the same version on both"
+            f"unet-engine is {our_version()} on {host()} and {ticket.version} where the run was started; install the "
+            "same version on both"
         )
     machine.return_freed_blocks()
     job: Job = pickle.loads(ticket.job)
