@@ -51,7 +51,10 @@ IGNORE_SPACING = click.option(
 _SETTINGS = [
     click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
-        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml, here or beside the input."
+        "--model",
+        metavar="FILE",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; default: from unet-engine.toml, here or beside "
+        "the input.",
     ),
     click.option(
         "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
