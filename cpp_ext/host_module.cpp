@@ -7,6 +7,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <optional>
@@ -106,9 +107,11 @@ void for_planes(index_t channels, const Corner& shape, int threads, const Body& 
 
 // ---- gather ------------------------------------------------------------------------------------------------------------------
 
-// A stretch of a window's row: `first` >= 0 a run of consecutive positions in the block, kOutside, or kScattered.
+// A stretch of a window's row: `first` >= 0 the lowest position of a run of consecutive ones in the block, kOutside, or kScattered. A
+// mirrored window has its runs backwards.
 struct Stretch {
   index_t begin, end, first;
+  bool backwards;
 };
 constexpr index_t kOutside = -1, kScattered = -2, kShortest = 8;
 
@@ -117,12 +120,18 @@ std::vector<Stretch> stretches_of(const std::int64_t* index, index_t n) {
   for (index_t i = 0; i < n;) {
     index_t end = i + 1;
     const bool outside = index[i] < 0;
-    while (end < n && index[end] == (outside ? kOutside : index[end - 1] + 1)) ++end;
+    const bool backwards = !outside && end < n && index[end] >= 0 && index[end] == index[i] - 1;
+    const index_t step = backwards ? -1 : 1;
+    while (end < n && index[end] == (outside ? kOutside : index[end - 1] + step)) {
+      if (!outside && index[end] < 0) break;  // a run backwards ends at position 0
+      ++end;
+    }
     const bool scattered = !outside && end - i < kShortest;
     if (scattered && !result.empty() && result.back().first == kScattered) {
       result.back().end = end;
     } else {
-      result.push_back({i, end, outside ? kOutside : scattered ? kScattered : index[i]});
+      const index_t first = backwards ? index[end - 1] : index[i];
+      result.push_back({i, end, outside ? kOutside : scattered ? kScattered : first, backwards});
     }
     i = end;
   }
@@ -164,6 +173,7 @@ void gather_row(float* out, const T* row, index_t stride, const std::vector<Stre
       std::fill(out + s.begin, out + s.end, fill);
     } else if (s.first >= 0 && stride == 1) {
       rule.row(out + s.begin, row + s.first, s.end - s.begin);
+      if (s.backwards) std::reverse(out + s.begin, out + s.end);  // in the first-level cache
     } else {
       for (index_t x = s.begin; x < s.end; ++x) out[x] = rule.voxel(row[index[x] * stride]);
     }
@@ -220,7 +230,7 @@ void add(const Array& sums_array, const Input& window_array, const std::string& 
   const auto sums = view<float>(sums_array, "sums");
   with_window_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    const auto window = view<const T>(window_array, "window");
+    const auto window = view<const T>(window_array, "window", false);
     const Corner size{window.shape[1], window.shape[2], window.shape[3]};
     check_channels(window.shape[0], sums.shape[0], "window");
     if (lengths(weights) != size) refuse("weights must be as long as the window on every axis");
@@ -229,7 +239,7 @@ void add(const Array& sums_array, const Input& window_array, const std::string& 
     const Corner part = extent(lo, hi);
     for_planes(sums.shape[0], part, threads, [&](index_t k, index_t z, index_t y, index_t y_end) {
       add_rows(sums.at(k, at[0] + lo[0] + z, at[1] + lo[1] + y, at[2] + lo[2]), sums.stride[2],
-               window.at(k, lo[0] + z, lo[1] + y, lo[2]), window.stride[2], weights[0].data()[lo[0] + z],
+               window.at(k, lo[0] + z, lo[1] + y, lo[2]), window.stride[2], window.stride[3], weights[0].data()[lo[0] + z],
                weights[1].data() + lo[1] + y, weights[2].data() + lo[2], y_end - y, part[2]);
     });
   });

@@ -104,11 +104,18 @@ HALO_BLOCK_TYPES(HALO_DEFINE)
 
 #define HALO_DEFINE(T)                                                                                           \
   HALO_CLONES void add_rows(float* HALO_RESTRICT sums, index_t sums_stride, const T* HALO_RESTRICT in,           \
-                            index_t in_stride, float wz, const float* HALO_RESTRICT wy,                          \
+                            index_t in_stride, index_t in_step, float wz, const float* HALO_RESTRICT wy,         \
                             const float* HALO_RESTRICT wx, index_t rows, index_t n) noexcept {                   \
     for (index_t y = 0; y < rows; ++y, sums += sums_stride, in += in_stride) {                                   \
       const float w = weight_of(wz, wy[y]);                                                                      \
-      for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], to_float(in[x]), weight_of(w, wx[x]));     \
+      if (in_step == 1) {                                                                                        \
+        for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], to_float(in[x]), weight_of(w, wx[x]));   \
+      } else if (in_step == -1) {                                                                                \
+        for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], to_float(in[-x]), weight_of(w, wx[x]));  \
+      } else {                                                                                                   \
+        for (index_t x = 0; x < n; ++x)                                                                          \
+          sums[x] = add_weighted(sums[x], to_float(in[x * in_step]), weight_of(w, wx[x]));                       \
+      }                                                                                                          \
     }                                                                                                            \
   }
 HALO_WINDOW_TYPES(HALO_DEFINE)

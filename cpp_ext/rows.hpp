@@ -17,10 +17,11 @@ constexpr index_t kStrip = 1024;
 HALO_BLOCK_TYPES(HALO_DECLARE)
 #undef HALO_DECLARE
 
-// sums[y][x] += in[y][x] * ((wz * wy[y]) * wx[x]) on `rows` rows of length n
+// sums[y][x] += in[y][x] * ((wz * wy[y]) * wx[x]) on `rows` rows of length n; `in_step` lies between the elements of a row of `in`, and is
+// -1 where the window is mirrored along it
 #define HALO_DECLARE(T)                                                                                            \
-  void add_rows(float* sums, index_t sums_stride, const T* in, index_t in_stride, float wz, const float* wy, \
-                const float* wx, index_t rows, index_t n) noexcept;
+  void add_rows(float* sums, index_t sums_stride, const T* in, index_t in_stride, index_t in_step, float wz, \
+                const float* wy, const float* wx, index_t rows, index_t n) noexcept;
 HALO_WINDOW_TYPES(HALO_DECLARE)
 #undef HALO_DECLARE
 

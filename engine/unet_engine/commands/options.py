@@ -77,6 +77,12 @@ _SETTINGS = [
     ),
     click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
     click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
+    click.option(
+        "--tta",
+        metavar="HOW",
+        help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take the "
+        "mean; none; default: mirror where the model names axes for it.",
+    ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(
         "--channels",

@@ -3,8 +3,8 @@
     block (C, *S) --gather--> network --window (K, *W)--> add --> sums (K, *S) --labels, probabilities, logits--> out
                                halos of the lower neighbours --merge--^
 
-Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` may have any
-strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
+Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` and `window` may have
+any strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
 (`unet_engine.stitching._halo`) and a NumPy one (`unet_engine.stitching.reference`); both give the same bits, for any
 number of threads (any NaN counts as the same NaN). `IMPLEMENTATION` says which one runs. Wrong shapes and ranges raise
 ValueError and wrong types TypeError before anything is written.
@@ -123,7 +123,8 @@ def add(
     """Add the range [lo, hi) of a window, weighted: ``sums[:, at + i] += window[:, i] * ((wz * wy) * wx)`` in float32.
 
     sums: (K, *S) float32, changed in place.
-    window: (K, *W) float32, float16 or bfloat16 (`ml_dtypes`), the network's output.
+    window: (K, *W) float32, float16 or bfloat16 (`ml_dtypes`), the network's output, any strides: one that was
+        mirrored is a view.
     weights: per axis a float32 vector of length W[axis].
     at: where the window's origin lies in `sums`, may be negative.
     lo, hi: the range in window coordinates; nothing is added where it is empty.
@@ -131,7 +132,6 @@ def add(
     axes = _check_axes("window", window)
     _check_sums(sums, axes)
     _check_type("window", window, "float32", "float16", "bfloat16")
-    _check_rows("window", window)
     if window.shape[0] != sums.shape[0]:
         raise ValueError(f"window has {window.shape[0]} channels and sums {sums.shape[0]}: they must agree")
     weights = _check_weights(weights, window.shape[1:])
