@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "arithmetic.hpp"
+#include "interpolate.hpp"
 #include "parallel.hpp"
 #include "rows.hpp"
 
@@ -26,6 +27,7 @@ using Array = nb::ndarray<nb::device::cpu>;            // to be written
 using Input = nb::ndarray<nb::ro, nb::device::cpu>;    // only read
 template <typename T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Weights = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;      // of each voxel, its taps
 using Table = nb::ndarray<const double, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;  // a `Limits` per channel
 template <typename T>
 using PerAxis = std::array<T, kAxes>;
@@ -333,6 +335,38 @@ void logits(const Input& sums_array, const Array& out_array, int threads) {
   });
 }
 
+// ---- interpolation -----------------------------------------------------------------------------------------------------------
+
+Taps taps_of(const Vector<std::int64_t>& first, const Weights& weights, index_t source, index_t size, int axis) {
+  const Taps taps{first.data(), weights.data(), static_cast<index_t>(first.size()), static_cast<index_t>(weights.shape(1))};
+  if (static_cast<index_t>(weights.shape(0)) != taps.size || taps.size != size) refuse("tables must be as long as out on every axis");
+  for (index_t i = 0; i < taps.size; ++i) {
+    if (taps.taps < 1 || taps.first[i] < 0 || taps.first[i] > source - taps.taps) {
+      throw nb::index_error((std::string("axis ") + kNames[axis] + ": a voxel is made of others than the block has").c_str());
+    }
+  }
+  return taps;
+}
+
+void interpolate(const Array& out_array, const Input& block_array, const PerAxis<Vector<std::int64_t>>& first,
+                 const PerAxis<Weights>& weights, int threads) {
+  const auto out = view<float>(out_array, "out");
+  const auto block = view<const float>(block_array, "block");
+  check_channels(block.shape[0], out.shape[0], "block");
+  const Taps axes[kAxes]{taps_of(first[0], weights[0], block.shape[1], out.shape[1], 0),
+                         taps_of(first[1], weights[1], block.shape[2], out.shape[2], 1),
+                         taps_of(first[2], weights[2], block.shape[3], out.shape[3], 2)};
+  const nb::gil_scoped_release release;
+  const index_t planes = out.shape[1];
+  parallel_rows(out.shape[0] * planes, out.shape[2] * out.shape[3] * axes[0].taps, threads, [&](index_t begin, index_t end) {
+    Interpolator interpolator(block, axes);
+    for (index_t plane = begin; plane < end; ++plane) {
+      const index_t k = plane / planes, z = plane % planes;
+      interpolator.plane(k, z, out.at(k, z, 0, 0), out.stride[2]);
+    }
+  });
+}
+
 bool is_constant(const Input& block_array, const std::string& type, const Corner& lo, const Corner& hi, const Input& value) {
   return with_block_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
@@ -380,5 +414,6 @@ NB_MODULE(_halo, m) {
   m.def("probabilities_float32", &probabilities<float>);
   m.def("logits_float32", &logits<float>);
   m.def("logits_float16", &logits<Half>);
+  m.def("interpolate", &interpolate);
   m.def("is_constant", &is_constant);
 }

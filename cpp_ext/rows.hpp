@@ -51,6 +51,16 @@ void clip_row(std::uint8_t* out, const float* in, index_t n) noexcept;
 void clip_row(Half* out, const float* in, index_t n) noexcept;
 void clip_row(float* out, const float* in, index_t n) noexcept;
 
+// out[x] = sum over t of in[t * stride + x] * weights[t], in this order
+void combine_rows(float* out, const float* in, index_t stride, const float* weights, index_t taps, index_t n) noexcept;
+
+// Sixteen rows side by side, voxel x of row r at 16 * x + r: out[x] = sum over t of in[first[x] + t] * weights[x][t], for each row
+void combine_lanes(float* out, const float* in, const std::int64_t* first, const float* weights, index_t taps, index_t n) noexcept;
+
+// One of such rows, from and to where its voxels lie one after the other
+void to_lane(float* lane, const float* row, index_t n) noexcept;
+void from_lane(float* row, const float* lane, index_t n) noexcept;
+
 // out[i] = in[i], in the output's type
 void cast_row(float* out, const float* in, index_t n) noexcept;
 void cast_row(Half* out, const float* in, index_t n) noexcept;
