@@ -1,7 +1,8 @@
-// Separable interpolation: along each axis an output voxel is a weighted sum of neighbouring input voxels, first along z, then y, then x,
-// taps in ascending order. Which voxels and which weights comes from tables (`engine/unet_engine/stitching/interpolation.py`), so order,
-// ratio and edges are nobody's business here. Works on tiles that stay in the cache: rows of one plane are combined along z and y, sixteen
-// rows at a time are turned so that they lie side by side, and the sums along x are those of vectors.
+// Separable interpolation: along each axis an output voxel is a weighted sum of neighbouring input voxels, first along
+// z, then y, then x, taps in ascending order. Which voxels and which weights comes from tables
+// (`engine/unet_engine/stitching/interpolation.py`), so order, ratio and edges are nobody's business here. Works on tiles
+// that stay in the cache: rows of one plane are combined along z and y, sixteen rows at a time are turned so that they
+// lie side by side, and the sums along x are those of vectors.
 #pragma once
 
 #include <vector>
@@ -10,7 +11,8 @@
 
 namespace unet_engine {
 
-// Along one axis: output voxel i is the sum over t < taps of weights[i * taps + t] * input[first[i] + t]. A single tap has weight 1.
+// Along one axis: output voxel i is the sum over t < taps of weights[i * taps + t] * input[first[i] + t]. A single tap
+// has weight 1.
 struct Taps {
   const std::int64_t* first;
   const float* weights;
@@ -48,9 +50,13 @@ class Interpolator {
     turned_.resize(static_cast<std::size_t>(x_.size * kLanes));
     for (index_t y = 0; y < y_.size; y += kLanes) {
       const index_t count = std::min(kLanes, y_.size - y);
-      for (index_t lane = 0; lane < count; ++lane) to_lane(lanes_.data() + lane, combined_y(y + lane), block_.shape[3]);
+      for (index_t lane = 0; lane < count; ++lane) {
+        to_lane(lanes_.data() + lane, combined_y(y + lane), block_.shape[3]);
+      }
       combine_lanes(turned_.data(), lanes_.data(), x_.first, x_.weights, x_.taps, x_.size);
-      for (index_t lane = 0; lane < count; ++lane) from_lane(out + (y + lane) * stride, turned_.data() + lane, x_.size);
+      for (index_t lane = 0; lane < count; ++lane) {
+        from_lane(out + (y + lane) * stride, turned_.data() + lane, x_.size);
+      }
     }
   }
 
@@ -70,8 +76,10 @@ class Interpolator {
     }
     pitch_ = block_.shape[3];
     combined_.resize(static_cast<std::size_t>(block_.shape[2] * pitch_));
+    const float* weights = z_.weights + z * z_.taps;
     for (index_t y = low; y < high; ++y) {
-      combine_rows(combined_.data() + y * pitch_, from + y * block_.stride[2], block_.stride[1], z_.weights + z * z_.taps, z_.taps, pitch_);
+      const float* row = from + y * block_.stride[2];
+      combine_rows(combined_.data() + y * pitch_, row, block_.stride[1], weights, z_.taps, pitch_);
     }
     plane_ = combined_.data();
   }

@@ -156,8 +156,8 @@ HALO_DEFINE(float)
 
 namespace {
 
-// Sixteen floats, as many as the widest register holds, or one. Sums of them stay in registers; of an array the compiler would unroll the
-// loop over its elements first.
+// Sixteen floats, as many as the widest register holds, or one. Sums of them stay in registers; of an array the
+// compiler would unroll the loop over its elements first.
 struct Sixteen {
   static constexpr index_t kWidth = 16;
 #if defined(__GNUC__)
@@ -193,8 +193,8 @@ HALO_FN T weighted(const float* in, float weight) {
 
 // out[x] = sum over t of in[t * stride + x] * weights[t] for N times as many x as T holds.
 template <typename T, int N>
-HALO_FN void combine_strip(float* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t stride, const float* HALO_RESTRICT weights,
-                           index_t taps) {
+HALO_FN void combine_strip(float* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t stride,
+                           const float* HALO_RESTRICT weights, index_t taps) {
   T sum[N];
   for (int i = 0; i < N; ++i) sum[i] = weighted<T>(in + i * T::kWidth, weights[0]);
   for (index_t t = 1; t < taps; ++t) {
@@ -205,17 +205,20 @@ HALO_FN void combine_strip(float* HALO_RESTRICT out, const float* HALO_RESTRICT 
 
 }  // namespace
 
-HALO_CLONES void combine_rows(float* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t stride, const float* HALO_RESTRICT weights,
-                              index_t taps, index_t n) noexcept {
+HALO_CLONES void combine_rows(float* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t stride,
+                              const float* HALO_RESTRICT weights, index_t taps, index_t n) noexcept {
   index_t x = 0;
   for (; x + 64 <= n; x += 64) combine_strip<Sixteen, 4>(out + x, in + x, stride, weights, taps);
   for (; x + 16 <= n; x += 16) combine_strip<Sixteen, 1>(out + x, in + x, stride, weights, taps);
   for (; x < n; ++x) combine_strip<One, 1>(out + x, in + x, stride, weights, taps);
 }
 
-HALO_CLONES void combine_lanes(float* HALO_RESTRICT out, const float* HALO_RESTRICT in, const std::int64_t* HALO_RESTRICT first,
-                               const float* HALO_RESTRICT weights, index_t taps, index_t n) noexcept {
-  for (index_t x = 0; x < n; ++x) combine_strip<Sixteen, 1>(out + 16 * x, in + 16 * first[x], 16, weights + x * taps, taps);
+HALO_CLONES void combine_lanes(float* HALO_RESTRICT out, const float* HALO_RESTRICT in,
+                               const std::int64_t* HALO_RESTRICT first, const float* HALO_RESTRICT weights,
+                               index_t taps, index_t n) noexcept {
+  for (index_t x = 0; x < n; ++x) {
+    combine_strip<Sixteen, 1>(out + 16 * x, in + 16 * first[x], 16, weights + x * taps, taps);
+  }
 }
 
 HALO_CLONES void to_lane(float* HALO_RESTRICT lane, const float* HALO_RESTRICT row, index_t n) noexcept {

@@ -1,4 +1,5 @@
-"""The native functions behind `unet_engine.stitching.operations`. Arrays have four axes (channels, z, y, x), per-axis arguments three."""
+"""The native functions behind `unet_engine.stitching.operations`. Arrays have four axes (channels, z, y, x), per-axis
+arguments three."""
 
 from collections.abc import Sequence
 
