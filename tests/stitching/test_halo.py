@@ -590,5 +590,5 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     spec.loader.exec_module(bench)
     bench.main(["--quick", "--json", str(tmp_path / "bench.json")])
     results = json.loads((tmp_path / "bench.json").read_text())["results"]
-    assert len(results) == 10
+    assert len(results) == 12
     assert all(result["native_ms"] > 0 for result in results)

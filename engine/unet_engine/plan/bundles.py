@@ -51,8 +51,11 @@ class Bundle:
 def bundles(plan: Plan, pending: Callable[[Index], bool], length: int) -> Iterator[Bundle]:
     """All that is left to do, `length` blocks at most in each, lower neighbours first. Lazy, as `Plan.tasks`."""
     for column in plan.columns():
-        tasks = plan.tasks(column, pending)
-        for key, row in itertools.groupby(tasks, lambda task: bundle_id(plan, column, task.block.index, length)):  # noqa: B023
+
+        def row_of(task: Task, column: Column = column) -> BundleId:
+            return bundle_id(plan, column, task.block.index, length)
+
+        for key, row in itertools.groupby(plan.tasks(column, pending), row_of):
             yield _bundle(plan, key, column, tuple(row), length)
 
 
