@@ -30,7 +30,7 @@ def test_links_in_archives_are_refused(tmp_path):
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr(entry, "/etc/passwd")
-    with pytest.raises(ModelError, match="holds the link 'weights.pt'"):
+    with pytest.raises(ModelError, match=r"holds the link 'weights\.pt'"):
         Files(tmp_path / "a.zip")
 
 

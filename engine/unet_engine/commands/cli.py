@@ -145,7 +145,14 @@ def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT0
 @click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several.")
 @click.option("--trust", is_flag=True, help="Run the code of a model of another tool; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def info_command(path: str, axes: str | None, window: str | None, head: str | None, trust: bool, as_json: bool) -> None:  # noqa: FBT001
+def info_command(
+    path: str,
+    axes: str | None,
+    window: str | None,
+    head: str | None,
+    trust: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Describe a volume, a model file, or a model of another tool."""
     from unet_engine.commands import screen
     from unet_engine.commands.info import describe, lines
