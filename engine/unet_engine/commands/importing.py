@@ -32,6 +32,9 @@ def _tell(line: str) -> None:
     type=click.Choice(OUTPUT_CHANNELS),
     help="What output channels are; default: as the source says.",
 )
+@click.option(
+    "--order", type=click.Choice(["zyx", "xyz"]), help="Order of the network's axes, where the source does not say."
+)
 @click.option("--normalize", metavar="HOW", help="Instead of what the source says, as for run.")
 @click.option(
     "--uncertified", is_flag=True, help="Write the file although it does not give what the source says it does."
