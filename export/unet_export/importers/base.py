@@ -26,8 +26,8 @@ class Wanted(Export):
     """Of a source with several networks: which, as ``0,1`` or ``all``; None: as the source itself does."""
     order: str | None = None
     """Order of the network's axes, ``zyx`` or ``xyz``, where the source does not say."""
-    network: str | None = None
-    """What is known of a network by name alone, e.g. ``Unet,resnet34,classes=5``."""
+    smp: str | None = None
+    """A network of segmentation-models-pytorch by name, e.g. ``Unet,resnet34,classes=5``."""
     uncertified: bool = False
     """Write the file although it does not give what the source says it does."""
 

@@ -19,9 +19,10 @@ from unet_engine.model.file import ModelFile
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.spec import ModelSpec
 from unet_engine.stitching import operations
-from unet_engine.units import times
+from unet_engine.units import silent, times
 from unet_engine.version import version_of
 from unet_engine.volumes.normalize import scaling
+from unet_export.conversion.adapt import adapted
 from unet_export.importers.base import Array, Imported, Sample
 
 EQUAL_LABELS = 0.999
@@ -37,7 +38,41 @@ def certified(found: Imported, model: ModelFile) -> tuple[Certificate, ...]:
     made = [_of_sample(found, model, sample) for sample in found.samples]
     if found.predictor is not None:
         made.append(_of_predictor(found, model))
+    if not made and not hasattr(found.members[0].network, "SerializeToString"):
+        made.append(_of_network(found, model))
     return tuple(made)
+
+
+def _of_network(found: Imported, model: ModelFile) -> Certificate:
+    """The network in PyTorch over a whole image, one step larger than the window where it may be, against a run."""
+    import torch
+
+    spec = model.spec
+    window = tuple(w + s for w, s in zip(spec.window, spec.window_step, strict=True))
+    volume = example_of(spec)
+    volume = volume[(slice(None), *(slice(0, min(w, n)) for w, n in zip(window, volume.shape[1:], strict=True)))]
+    window = tuple(volume.shape[1:]) if _takes(spec, volume.shape[1:]) else spec.window
+    volume = np.ascontiguousarray(volume[(slice(None), *(slice(0, w) for w in window))])
+    scale = scaling(spec.normalization, list(volume))
+    fed = np.stack([scale.normalised(channel, c) for c, channel in enumerate(volume)]).astype(np.float32)
+    with torch.inference_mode():
+        network = adapted(found.members[0].network, window, spec.channels_in, found.head, silent)
+        theirs = network(torch.from_numpy(fed)[None])[0].numpy()
+    ours = through_network(model, volume) if any(spec.margin) else through_run(model, volume, window=window)
+    certificate = compared(
+        "its network in PyTorch, of a whole image", ours, theirs, spec, versions_of(model, found.versions)
+    )
+    if certificate.largest_difference > LARGEST and not _labels_hold(certificate):
+        raise ModelError(_other(found, certificate, "values differ"))
+    return certificate
+
+
+def _takes(spec: ModelSpec, window: tuple[int, ...]) -> bool:
+    try:
+        spec.check_window(window)
+    except ModelError:
+        return False
+    return True
 
 
 def _of_sample(found: Imported, model: ModelFile, sample: Sample) -> Certificate:

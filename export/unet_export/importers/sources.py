@@ -7,9 +7,10 @@ from pathlib import Path
 from unet_engine.errors import ModelError
 from unet_export.importers.base import Importer
 from unet_export.importers.bioimageio.importer import BioimageIO
+from unet_export.importers.checkpoints.importer import Checkpoint, SmpFolder
 from unet_export.importers.monai.importer import MonaiBundle
 
-IMPORTERS: tuple[Importer, ...] = (BioimageIO(), MonaiBundle())
+IMPORTERS: tuple[Importer, ...] = (BioimageIO(), MonaiBundle(), SmpFolder(), Checkpoint())
 """In the order in which they are asked."""
 
 

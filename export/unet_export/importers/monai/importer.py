@@ -7,11 +7,10 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.credit import Credit
-from unet_engine.settings import Settings
 from unet_engine.units import Tell
 from unet_engine.version import version_of
 from unet_export.importers import code
@@ -349,9 +348,7 @@ def _about_orientation(before: Before) -> tuple[str, ...]:
 
 def _settings(inferer: Inferer) -> dict[str, Any]:
     """Settings of a run that blends as the bundle does."""
-    blends = get_args(Settings.model_fields["blend"].annotation)
-    gaussian = "monai" if "monai" in blends else "gaussian"
-    return {"overlap": inferer.overlap, "blend": gaussian if inferer.mode == "gaussian" else "constant"}
+    return {"overlap": inferer.overlap, "blend": "monai" if inferer.mode == "gaussian" else "constant"}
 
 
 def _predictor(network: Any, before: Before, inferer: Inferer, order: _Order, promised: Mapping[str, Any]) -> Any:
