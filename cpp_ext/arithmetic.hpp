@@ -49,6 +49,28 @@ struct View {
   }
 };
 
+// How a window is held to the network, in bits: mirrored along z, y, x, and y and x changed before that. `Pose.bits` of
+// plan/poses.py.
+constexpr int kMirrorZ = 1, kMirrorY = 2, kMirrorX = 4, kSwapYX = 8;
+
+// Where a voxel of a window that is held so lies in what the network is given, or gives: `origin + z * step[0] +
+// y * step[1] + x * step[2]` elements of an array of these sizes and strides along z, y, x. Where y and x change
+// places, both are of one size.
+struct Posed {
+  index_t origin, step[kAxes];
+};
+
+HALO_FN Posed posed(int pose, const index_t* size, const index_t* stride) {
+  const bool swap = (pose & kSwapYX) != 0;
+  Posed result{0, {stride[0], swap ? stride[2] : stride[1], swap ? stride[1] : stride[2]}};
+  for (int a = 0; a < kAxes; ++a) {
+    if ((pose >> a & 1) == 0) continue;
+    result.origin += (size[a] - 1) * result.step[a];
+    result.step[a] = -result.step[a];
+  }
+  return result;
+}
+
 HALO_FN float float_of_bits(std::uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

@@ -7,6 +7,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <optional>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "arithmetic.hpp"
+#include "interpolate.hpp"
 #include "parallel.hpp"
 #include "rows.hpp"
 
@@ -26,6 +28,7 @@ using Array = nb::ndarray<nb::device::cpu>;            // to be written
 using Input = nb::ndarray<nb::ro, nb::device::cpu>;    // only read
 template <typename T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Weights = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // of each voxel, its taps
 using Table = nb::ndarray<const double, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;  // a `Limits` per channel
 template <typename T>
 using PerAxis = std::array<T, kAxes>;
@@ -108,9 +111,11 @@ void for_planes(index_t channels, const Corner& shape, int threads, const Body& 
 
 // ---- gather ---------------------------------------------------------------------------------------------------------
 
-// A stretch of a window's row: `first` >= 0 a run of consecutive positions in the block, kOutside, or kScattered.
+// A stretch of a window's row: `first` >= 0 the lowest position of a run of consecutive ones in the block, kOutside, or
+// kScattered. A mirrored window has its runs backwards.
 struct Stretch {
   index_t begin, end, first;
+  bool backwards;
 };
 constexpr index_t kOutside = -1, kScattered = -2, kShortest = 8;
 
@@ -119,12 +124,18 @@ std::vector<Stretch> stretches_of(const std::int64_t* index, index_t n) {
   for (index_t i = 0; i < n;) {
     index_t end = i + 1;
     const bool outside = index[i] < 0;
-    while (end < n && index[end] == (outside ? kOutside : index[end - 1] + 1)) ++end;
+    const bool backwards = !outside && end < n && index[end] >= 0 && index[end] == index[i] - 1;
+    const index_t step = backwards ? -1 : 1;
+    while (end < n && index[end] == (outside ? kOutside : index[end - 1] + step)) {
+      if (!outside && index[end] < 0) break;  // a run backwards ends at position 0
+      ++end;
+    }
     const bool scattered = !outside && end - i < kShortest;
     if (scattered && !result.empty() && result.back().first == kScattered) {
       result.back().end = end;
     } else {
-      result.push_back({i, end, outside ? kOutside : scattered ? kScattered : index[i]});
+      const index_t first = backwards ? index[end - 1] : index[i];
+      result.push_back({i, end, outside ? kOutside : scattered ? kScattered : first, backwards});
     }
     i = end;
   }
@@ -166,6 +177,7 @@ void gather_row(float* out, const T* row, index_t stride, const std::vector<Stre
       std::fill(out + s.begin, out + s.end, fill);
     } else if (s.first >= 0 && stride == 1) {
       rule.row(out + s.begin, row + s.first, s.end - s.begin);
+      if (s.backwards) std::reverse(out + s.begin, out + s.end);  // in the first-level cache
     } else {
       for (index_t x = s.begin; x < s.end; ++x) out[x] = rule.voxel(row[index[x] * stride]);
     }
@@ -222,7 +234,7 @@ void add(const Array& sums_array, const Input& window_array, const std::string& 
   const auto sums = view<float>(sums_array, "sums");
   with_window_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    const auto window = view<const T>(window_array, "window");
+    const auto window = view<const T>(window_array, "window", false);
     const Corner size{window.shape[1], window.shape[2], window.shape[3]};
     check_channels(window.shape[0], sums.shape[0], "window");
     if (lengths(weights) != size) refuse("weights must be as long as the window on every axis");
@@ -231,7 +243,8 @@ void add(const Array& sums_array, const Input& window_array, const std::string& 
     const Corner part = extent(lo, hi);
     for_planes(sums.shape[0], part, threads, [&](index_t k, index_t z, index_t y, index_t y_end) {
       add_rows(sums.at(k, at[0] + lo[0] + z, at[1] + lo[1] + y, at[2] + lo[2]), sums.stride[2],
-               window.at(k, lo[0] + z, lo[1] + y, lo[2]), window.stride[2], weights[0].data()[lo[0] + z],
+               window.at(k, lo[0] + z, lo[1] + y, lo[2]), window.stride[2], window.stride[3],
+               weights[0].data()[lo[0] + z],
                weights[1].data() + lo[1] + y, weights[2].data() + lo[2], y_end - y, part[2]);
     });
   });
@@ -336,6 +349,41 @@ void logits(const Input& sums_array, const Array& out_array, int threads) {
   });
 }
 
+// ---- interpolation ---------------------------------------------------------------------------------------------------
+
+Taps taps_of(const Vector<std::int64_t>& first, const Weights& weights, index_t source, index_t size, int axis) {
+  const Taps taps{first.data(), weights.data(), static_cast<index_t>(first.size()),
+                  static_cast<index_t>(weights.shape(1))};
+  if (static_cast<index_t>(weights.shape(0)) != taps.size || taps.size != size) refuse("tables must be as long as out on every axis");
+  for (index_t i = 0; i < taps.size; ++i) {
+    if (taps.taps < 1 || taps.first[i] < 0 || taps.first[i] > source - taps.taps) {
+      const std::string text = std::string("axis ") + kNames[axis] + ": a voxel is made of others than the block has";
+      throw nb::index_error(text.c_str());
+    }
+  }
+  return taps;
+}
+
+void interpolate(const Array& out_array, const Input& block_array, const PerAxis<Vector<std::int64_t>>& first,
+                 const PerAxis<Weights>& weights, int threads) {
+  const auto out = view<float>(out_array, "out");
+  const auto block = view<const float>(block_array, "block");
+  check_channels(block.shape[0], out.shape[0], "block");
+  const Taps axes[kAxes]{taps_of(first[0], weights[0], block.shape[1], out.shape[1], 0),
+                         taps_of(first[1], weights[1], block.shape[2], out.shape[2], 1),
+                         taps_of(first[2], weights[2], block.shape[3], out.shape[3], 2)};
+  const nb::gil_scoped_release release;
+  const index_t planes = out.shape[1];
+  const index_t work = out.shape[2] * out.shape[3] * axes[0].taps;
+  parallel_rows(out.shape[0] * planes, work, threads, [&](index_t begin, index_t end) {
+    Interpolator interpolator(block, axes);
+    for (index_t plane = begin; plane < end; ++plane) {
+      const index_t k = plane / planes, z = plane % planes;
+      interpolator.plane(k, z, out.at(k, z, 0, 0), out.stride[2]);
+    }
+  });
+}
+
 bool is_constant(const Input& block_array, const std::string& type, const Corner& lo, const Corner& hi,
                  const Input& value) {
   return with_block_type(type, [&](auto* tag) {
@@ -387,5 +435,6 @@ NB_MODULE(_halo, m) {
   m.def("probabilities_float32", &probabilities<float>);
   m.def("logits_float32", &logits<float>);
   m.def("logits_float16", &logits<Half>);
+  m.def("interpolate", &interpolate);
   m.def("is_constant", &is_constant);
 }

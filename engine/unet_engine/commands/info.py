@@ -12,6 +12,7 @@ from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import choose_backend
 from unet_engine.commands.options import sizes
 from unet_engine.errors import InputError, UnetEngineError
+from unet_engine.model.credit import Credit
 from unet_engine.model.file import ModelFile, is_model, open_model
 from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
@@ -46,6 +47,7 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "contradiction": model.contradiction or None,
         "second_opinion": _opinion(model),
         **spec,
+        "credit": model.credit.facts() if model.credit else None,
         "told_by": told_by(model) or None,
         "origins": origins(model, {"window": "--window"} if window else None),
     }
@@ -71,10 +73,12 @@ def _opinion(model: ModelFile) -> str | None:
 def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Facts for people: what the spec says, each with where it came from."""
     origins = facts.get("origins", {})
+    said = {key: value for key, value in facts.items() if key not in ("origins", "credit")}
+    if facts.get("credit"):
+        said |= Credit.model_validate(facts["credit"]).lines()
     return [
         (key.replace("_", " "), f"{value}  ({origins[key]})" if key in origins else str(value))
-        for key, value in facts.items()
-        if key != "origins"
+        for key, value in said.items()
     ]
 
 

@@ -56,7 +56,10 @@ _SETTINGS = [
         help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
     ),
     click.option(
-        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml, here or beside the input."
+        "--model",
+        metavar="FILE",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; default: from unet-engine.toml, here or beside "
+        "the input.",
     ),
     click.option(
         "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
@@ -83,6 +86,12 @@ _SETTINGS = [
     ),
     click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
     click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
+    click.option(
+        "--tta",
+        metavar="HOW",
+        help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take the "
+        "mean; none; default: mirror where the model names axes for it.",
+    ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(
         "--channels",
