@@ -142,6 +142,11 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
     ]
 
 
+def _stride(plan: Plan) -> str:
+    shortest, longest = (times([getattr(axis, name) for axis in plan.axes]) for name in ("stride", "longest"))
+    return f"stride {shortest}" + ("" if shortest == longest else f" to {longest}")
+
+
 def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     f, plan, m = plan_facts(prepared), prepared.job.plan, prepared.job.plan.memory
     flops = (
@@ -153,7 +158,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", _normalisation(f)),
         *([("outside", f"{', '.join(f['outside'][:8])} is written there")] if f["outside"] else []),
-        ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
+        ("window", f"{times(prepared.job.setup.window)}, {_stride(plan)}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
         ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
         (

@@ -20,7 +20,7 @@ from unet_engine.errors import BackendError
 from unet_engine.pipeline.base import BLOCKS_IN_FLIGHT, Work
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.recycling import Recycler
-from unet_engine.pipeline.windows import Windows, placement
+from unet_engine.pipeline.windows import Windows, divide, placement
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
 from unet_engine.profiling.recorder import Recorder
@@ -160,6 +160,8 @@ class _Flight:
         head = self.entries.popleft()
         if isinstance(head, HostPredicted):
             self.blocks -= 1
+            with self.recorder.span(ADD):
+                divide(self.job, head.sums, head.task.block.sums)
             yield head
             return
         sums, block = head.predicted.sums, head.predicted.task.block
@@ -167,7 +169,8 @@ class _Flight:
         if head.slot is None:
             self.tally.add(skipped=1)
             with self.recorder.span(ADD):
-                operations.add_constant(sums, np.asarray(self.job.skipped, np.float32), *where)
+                constant = np.asarray(self.job.skipped, np.float32)
+                operations.add_constant(sums, constant, *where, floor=self.job.floor)
             return
         if head.slot == self._slot and self._place:
             self.launch()  # a batch that the end of the work left part empty
@@ -178,5 +181,6 @@ class _Flight:
             raise BackendError(f"{error} (block {block.index}, window {head.window})") from error
         self.tally.add(inferred=1)
         with self.recorder.span(ADD):
-            operations.add(sums, values.reshape(len(values), *self.job.plan.window_shape), *where)
+            shaped = values.reshape(len(values), *self.job.plan.window_shape)
+            operations.add(sums, shaped, *where, floor=self.job.floor)
         self._waiting[head.slot] -= 1

@@ -11,6 +11,7 @@ from unet_engine.output.layout import Layout
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
+from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.normalize import Scaling
 
@@ -59,6 +60,11 @@ class Job:
     def skipped(self) -> tuple[float, ...]:
         """What a window that was left out is added as, for each output channel."""
         return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
+
+    @property
+    def floor(self) -> float:
+        """What weights are raised to at least, as `operations.add` takes it."""
+        return floor_of(self.plan.axes[0])
 
     @property
     def durability(self) -> Durability:

@@ -11,7 +11,7 @@ from unet_engine.pipeline.job import Job, Raw
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
 from unet_engine.stitching import operations
-from unet_engine.stitching.weights import axis_weights
+from unet_engine.stitching.weights import axis_weights, covers
 
 Placement = tuple[Sequence[Array], Sequence[int], Sequence[int], Sequence[int]]
 """Weights per axis, position in the sums, and the range that is added, as `operations.add` takes them."""
@@ -83,3 +83,12 @@ def placement(job: Job, window: Index, sums: Box) -> Placement:
     inside = (Box(*map(tuple, zip(*supports, strict=True))) & sums).relative_to(starts)
     at = [s - l for s, l in zip(starts, sums.lo, strict=True)]
     return [axis_weights(axis, k) for axis, k in axes], at, inside.lo, inside.hi
+
+
+def divide(job: Job, sums: Array, box: Box) -> None:
+    """What is left to do once all windows were added to the sums of a block, which span `box`: where weights are bare,
+    to divide by what they come to. Other blocks add what they have divided alike."""
+    if not job.plan.axes[0].divides:
+        return
+    found = [covers(axis, lo, hi) for axis, lo, hi in zip(job.plan.axes, box.lo, box.hi, strict=True)]
+    operations.divide(sums, found, job.floor)

@@ -64,7 +64,7 @@ class Draft:
             block=block,
             chunk=default_chunk(axes, block),
             cuts=((),) * len(axes),
-            padding=survey.settings.padding,
+            padding=survey.settings.padding_mode,
             memory=NO_MEMORY,
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),

@@ -61,7 +61,8 @@ class Inference:
 
         def add(batch: Batch, stream: int) -> None:
             chosen = some(tables.entries, batch.first, batch.stop)
-            kernels.add(target, values, weights, spans, chosen, lane.empty, batch.lo, batch.hi, stream=stream)
+            box = (batch.lo, batch.hi)
+            kernels.add(target, values, weights, spans, chosen, lane.empty, *box, floor=lane.job.floor, stream=stream)
 
         def gather(batch: Batch, stream: int) -> None:
             order = some(tables.order, batch.at, batch.at + batch.rows)
@@ -76,6 +77,13 @@ class Inference:
                 marks.lap("compute", NETWORK)
             read = [slot.tables, sums, lane.buffers.constants, *([backend.output.region] if batch.rows else [])]
             device.run(stream, "add", partial(add, batch), read, [sums])
+            marks.lap("compute", ADD)
+        if tables.covers:
+            over = [on_device(t) for t in tables.covers]
+            device.run(
+                stream, "divide",
+                lambda s: kernels.divide(target, over, lane.job.floor, stream=s), [slot.tables, sums], [sums],
+            )  # fmt: skip
             marks.lap("compute", ADD)
 
     def _source(self, raw: Raw | None, slot: RawSlot) -> tuple[Region, Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from unet_engine.plan.box import Box
 from unet_engine.plan.device_memory import aligned
 from unet_engine.plan.plan import Index, Plan, Task
-from unet_engine.stitching.weights import axis_weights
+from unet_engine.stitching.weights import axis_weights, covers
 
 Array = npt.NDArray[Any]
 
@@ -55,6 +55,8 @@ class Tables:
     spans: tuple[Piece, ...]
     weights: tuple[Piece, ...]
     positions: tuple[Piece, ...]
+    covers: tuple[Piece, ...]
+    """Of three axes, see `weights.covers`; none where sums are not divided."""
     entries: Piece
     order: Piece
     batches: tuple[Batch, ...]
@@ -92,7 +94,18 @@ def fill_tables(
     batches, rows, order = _batches(skipped, batch, most, boxes)
     entries = writer.put(np.concatenate([ranks, rows[:, None]], 1), "int32")
     placed = writer.put(order, "int32")
-    return Tables(tuple(spans), tuple(weights), tuple(positions), entries, placed, batches, writer.end, len(order))
+    over = [writer.put(cover, "float32") for cover in _covers(plan, task.block.sums)]
+    return Tables(
+        tuple(spans), tuple(weights), tuple(positions), tuple(over), entries, placed, batches, writer.end, len(order)
+    )
+
+
+def _covers(plan: Plan, box: Box) -> list[Array]:
+    """The weights that lie over each voxel of `box` along three axes; none where sums are not divided by them."""
+    if not plan.axes[0].divides:
+        return []
+    found = [covers(axis, lo, hi) for axis, lo, hi in zip(plan.axes, box.lo, box.hi, strict=True)]
+    return [np.ones((1, 1), np.float32)] * (3 - len(found)) + found
 
 
 def _axis(plan: Plan, a: int, ks: Sequence[int], sums: Box, read: Box) -> tuple[Array, Array, Array]:
