@@ -237,6 +237,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
         "normalization": job.scaling.facts(),
+        **({"poses": [str(pose) for pose in job.poses]} if len(job.poses) > 1 else {}),
         **_outside(job),
         "grid": {
             "windows": list(plan.window_range.shape),
@@ -258,7 +259,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
     return Result(
         out=job.out,
         digest=job.plan.digest,
-        windows_planned=job.plan.window_count,
+        windows_planned=job.plan.call_count,
         windows_inferred=counters.inferred,
         windows_skipped=counters.skipped,
         blocks_planned=job.plan.block_count,

@@ -56,6 +56,9 @@ class Settings(BaseModel):
     """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
     padding: Literal["reflect", "constant", "edge"] | None = None
     """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
+    tta: str | None = None
+    """Test-time augmentation: ``none``, ``mirror``, ``mirror:yx``, ``turns``, or several joined by ``+``; see
+    `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
     channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
     """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
     output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
@@ -239,6 +242,13 @@ class Settings(BaseModel):
             parse_part(value)
         return value
 
+    @field_validator("tta")
+    @classmethod
+    def _tta(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_tta(value)
+        return value
+
     @field_validator("window", mode="before")
     @classmethod
     def _window(cls, value: Any) -> Any:
@@ -398,6 +408,23 @@ def parse_values(text: str) -> tuple[float, ...]:
     if any(value in (inf, -inf) for value in values):
         raise ValueError("give a finite number, or nan")
     return values
+
+
+TTA = "give none, mirror, mirror:AXES, turns, or mirrors and turns joined by +, e.g. mirror:z+turns"
+
+
+def parse_tta(text: str) -> tuple[str | None, bool]:
+    """``mirror:yx+turns`` as the axes that are mirrored along (None: those that the model names) and whether windows are
+    turned. Raises `ValueError` where it is none of these."""
+    if text.strip() == "none":
+        return "", False
+    match = re.fullmatch(r"\s*(?:(mirror)(?::([zyx]{1,3}))?)?\s*(?:(\+?)\s*(turns))?\s*", text)
+    if not match or bool(match[3]) != bool(match[1] and match[4]) or not (match[1] or match[4]):
+        raise ValueError(TTA)
+    axes = match[2] or ""
+    if len(set(axes)) < len(axes):
+        raise ValueError(TTA)
+    return (match[2] if match[1] else ""), bool(match[4])
 
 
 def parse_part(text: str) -> tuple[int, int]:

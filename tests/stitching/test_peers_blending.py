@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import unet_engine
 from support.peers import nnunet_logits
-from support.volumes import make_volume, result_of
+from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.grid import AxisGrid, Blend
 from unet_engine.stitching.weights import axis_weights, covers, floor_of
 
@@ -144,12 +144,14 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Any, P
     return found
 
 
-def run(image: Array, model: Path, blend: str, overlap: float) -> Array:
+def run(image: Array, model: Path, blend: str, overlap: float, tta: str = "none") -> Array:
     with tempfile.TemporaryDirectory() as folder:
         volume = make_volume(f"{folder}/v.zarr", image)
         out = f"{folder}/o.zarr"
         return result_of(
-            unet_engine.run(volume, model=str(model), out=out, blend=blend, overlap=overlap, output="logits").out
+            unet_engine.run(
+                volume, model=str(model), out=out, blend=blend, overlap=overlap, tta=tta, output="logits"
+            ).out
         )
 
 
@@ -184,6 +186,35 @@ def test_a_whole_volume_is_what_nnunet_makes_of_it(networks: Any, dims: int, ove
         image = np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
         expected = nnunet_logits(network, image[None], (16,) * dims, channels=4, step=1 - overlap)
         check(run(image, model, "nnunet", overlap), expected)
+
+
+def test_mirrored_windows_are_weighed_as_the_peers_weigh_them(networks: Any) -> None:
+    inferers = pytest.importorskip("monai.inferers")
+    network, model = networks[3]
+    image = np.random.default_rng(5).standard_normal((20, 30, 18), np.float32)
+
+    def mirrored(window: Any) -> Any:
+        axes = [c for n in range(3) for c in itertools.combinations((2, 3, 4), n + 1)]
+        return sum((network(window.flip(a)).flip(a) for a in axes), network(window)) / 8
+
+    with torch.inference_mode():
+        expected = inferers.sliding_window_inference(
+            torch.from_numpy(image)[None, None], (16,) * 3, 2, mirrored, overlap=0.5, mode="gaussian"
+        )[0].numpy()
+    check(run(image, model, "monai", 0.5, "mirror"), expected)
+    expected = nnunet_logits(network, image[None], (16,) * 3, channels=4, step=0.5, mirror=(0, 1, 2))
+    check(run(image, model, "nnunet", 0.5, "mirror"), expected)
+
+
+@pytest.mark.parametrize("blend", ["monai", "nnunet"])
+def test_mirrored_windows_give_a_device_the_bytes_of_the_host(tmp_path: Path, blend: str) -> None:
+    volume = make_volume(tmp_path / "v.zarr", np.random.default_rng(7).random((21, 17, 30), np.float32))
+    options = {"model": fake_model(tmp_path, channels_out=3), "blend": blend, "tta": "mirror", "output": "logits"}
+    results = [
+        result_of(unet_engine.run(volume, out=str(tmp_path / f"{device}.zarr"), device=device, **options).out)
+        for device in ("cpu", "simulated")
+    ]
+    np.testing.assert_array_equal(*results)
 
 
 def test_the_other_ways_to_blend_differ_from_the_peers(networks: Any) -> None:

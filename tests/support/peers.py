@@ -39,7 +39,9 @@ def float32_sums() -> Iterator[None]:
         peer.torch, peer.compute_gaussian = before
 
 
-def nnunet_logits(network: Any, image: Any, patch: Sequence[int], *, channels: int, step: float) -> Any:
+def nnunet_logits(
+    network: Any, image: Any, patch: Sequence[int], *, channels: int, step: float, mirror: Sequence[int] | None = None
+) -> Any:
     """What `nnUNetPredictor.predict_sliding_window_return_logits` gives: (channels, z, y, x) float32. image: (c, z, y,
     x) float32."""
     pytest.importorskip("nnunetv2")
@@ -47,13 +49,13 @@ def nnunet_logits(network: Any, image: Any, patch: Sequence[int], *, channels: i
     import torch
 
     predictor = predict.nnUNetPredictor(
-        tile_step_size=step, use_mirroring=False, perform_everything_on_device=False,
+        tile_step_size=step, use_mirroring=bool(mirror), perform_everything_on_device=False,
         device=torch.device("cpu"), allow_tqdm=False,
     )  # fmt: skip
     labels = SimpleNamespace(num_segmentation_heads=channels)
     plans = SimpleNamespace(get_label_manager=lambda _: labels)
     predictor.manual_initialization(
-        network, plans, SimpleNamespace(patch_size=list(patch)), None, {}, "nnUNetTrainer", None
+        network, plans, SimpleNamespace(patch_size=list(patch)), None, {}, "nnUNetTrainer", mirror
     )
     with float32_sums():
         return np.asarray(predictor.predict_sliding_window_return_logits(torch.from_numpy(image)))

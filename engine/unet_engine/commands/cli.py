@@ -139,7 +139,13 @@ def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT0
 @click.option("--window", metavar="Z,Y,X", help="Window for a foreign ONNX file that names none.")
 @click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def info_command(path: str, axes: str | None, window: str | None, head: str | None, as_json: bool) -> None:  # noqa: FBT001
+def info_command(
+    path: str,
+    axes: str | None,
+    window: str | None,
+    head: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Describe a volume or a model file."""
     from unet_engine.commands import screen
     from unet_engine.commands.info import describe, lines
