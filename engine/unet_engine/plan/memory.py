@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 from unet_engine.errors import PlanError
-from unet_engine.plan.plan import HostMemory, Plan, middle_span
+from unet_engine.plan.plan import HostMemory, Index, Plan, middle_span
 from unet_engine.plan.sizing import shrunk, sums_span
 from unet_engine.units import size
 
@@ -19,6 +20,8 @@ RAW_IN_FLIGHT = 3
 BUNDLES_IN_FLIGHT = 3
 """Bundles per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one
 being written."""
+COUNTED_BLOCKS = 128
+"""Up to so many blocks the halos that wait are counted: milliseconds."""
 WORKER_BASE = 32 * 2**20
 """Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without
 it, some 23 MiB were missing from the prediction."""
@@ -111,6 +114,26 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
     return round(waiting)
 
 
+def _counted_halos(plan: Plan) -> int:
+    """Voxels of halo that wait at once in any column, counted block by block; 0 where there are more blocks than that
+    is worth: the mean of `_waiting_halos` is near it then, and far below it where a column has a few blocks.
+
+    A block's halos are kept until it is written, and the next one's are made before.
+    """
+    if sum(box.size for box in plan.share) > COUNTED_BLOCKS:
+        return 0
+    most = 0
+    for column in plan.columns():
+        waiting: Counter[Index] = Counter()
+        writing = 0
+        for task in plan.tasks(column, lambda _: True):
+            waiting.update({target: box.size for target, box in task.halos})
+            most = max(most, waiting.total() + writing)
+            if task.commits:
+                writing = waiting.pop(task.block.index, 0)
+    return most
+
+
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None = None) -> Plan:
     """The plan with as few columns as fit `budget` bytes (at least one per device), shrinking blocks only where they
     must.
@@ -139,6 +162,8 @@ def _columns_that_fit(
         memory = predict_memory(cut, sizes, base, devices, cluster)
         if memory.total - memory.halos > budget:
             return None  # columns make halos fewer, and nothing else
+        if memory.total <= budget and cluster is None:
+            memory = replace(memory, halos=max(memory.halos, devices * _counted_halos(cut) * sizes.sums))
         if cut.column_count >= min(devices, sum(box.size for box in plan.share)) and memory.total <= budget:
             return replace(cut, memory=memory)
         fits = memory.total <= budget
