@@ -230,6 +230,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "identity": dict(plan.identity),
         "input": job.volume,
         "model": {"file": job.model.path.name, "sha256": job.model.sha256, "name": job.model.spec.name},
+        **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
         "output": job.kind,
         "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,

@@ -49,9 +49,17 @@ IGNORE_SPACING = click.option(
 )
 
 _SETTINGS = [
-    click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
-        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml, here or beside the input."
+        "--in",
+        "input",
+        metavar="PATH",
+        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
+    ),
+    click.option(
+        "--model",
+        metavar="FILE",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; default: from unet-engine.toml, here or beside "
+        "the input.",
     ),
     click.option(
         "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
@@ -123,7 +131,7 @@ _SETTINGS = [
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option(
-        "--mask", metavar="PATH", help="Zarr volume, also coarser or finer: only voxels where it is not zero are meant."
+        "--mask", metavar="PATH", help="Volume, also coarser or finer: only voxels where it is not zero are meant."
     ),
     click.option(
         "--outside",
