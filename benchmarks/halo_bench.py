@@ -20,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unet_engine.plan.resampling import AxisResampling
 from unet_engine.stitching import operations, reference
+from unet_engine.stitching.interpolation import taps
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ def cases(shape: tuple[int, ...], threads: int) -> list[Case]:
     flat = np.zeros((1, *window), np.uint16)
     place = (zero, zero, tuple(window))
     voxels = part.size
+    halved = [taps(AxisResampling(n, n // 2, 3), 0, n // 2, 0) for n in window]
+    doubled = [taps(AxisResampling(n // 2, n, 1), 0, n, 0) for n in window]
+    coarse = np.ascontiguousarray(part[(slice(None), *(slice(0, n // 2) for n in window))])
+    smaller = np.zeros_like(coarse)
 
     def case(name: str, moved: int, native: Callable[[], None], reference: Callable[[], None]) -> Case:
         return Case(f"{name} {label}", native, reference, moved)
@@ -114,6 +120,16 @@ def cases(shape: tuple[int, ...], threads: int) -> list[Case]:
             "logits float16", 6 * voxels,
             lambda: operations.logits(part, half_out, **many),
             lambda: reference.logits(part, half_out),
+        ),
+        case(
+            "interpolate cubic to half", 4 * (voxels + smaller.size),
+            lambda: operations.interpolate(smaller, part, halved, **many),
+            lambda: reference.interpolate(smaller, part, halved),
+        ),
+        case(
+            "interpolate linear to double", 4 * (coarse.size + voxels),
+            lambda: operations.interpolate(single, coarse, doubled, **many),
+            lambda: reference.interpolate(single, coarse, doubled),
         ),
         case(
             "is_constant", 2 * flat.size,
@@ -175,7 +191,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     shapes = [(2, 8, 8, 8)] if options.quick else [(2, 64, 64, 64), (2, 512, 512), (16, 128, 128, 128)]
     seconds = 0.0 if options.quick else options.seconds
     print(f"{operations.IMPLEMENTATION} on {platform.machine()}, {options.threads} thread(s), numpy {np.__version__}")
-    print(f"{'case':<32}{'native ms':>18}{'numpy ms':>18}{'x numpy':>9}{'of copy':>9}{'GB/s':>7}")
+    print(f"{'case':<44}{'native ms':>18}{'numpy ms':>18}{'x numpy':>9}{'of copy':>9}{'GB/s':>7}")
     results = []
     for shape in shapes:
         for case in cases(shape, options.threads):
@@ -186,7 +202,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
                 f"{r.reference_ms:.2f} ±{r.reference_spread_ms:.2f}",
             )
             print(
-                f"{r.name:<32}{native:>18}{reference:>18}{r.times_reference:>9.1f}{r.share_of_copy:>9.2f}"
+                f"{r.name:<44}{native:>18}{reference:>18}{r.times_reference:>9.1f}{r.share_of_copy:>9.2f}"
                 f"{r.gigabytes_per_second:>7.1f}",
                 flush=True,
             )

@@ -106,9 +106,8 @@ def scheduler(scene: Scene, out: Path) -> list[str]:
         dask = [sys.executable, "-m", "dask"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": scene.folder}
         local = ["--scheduler-file", str(file), "--no-dashboard"]
-        scene.cluster.append(
-            subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *local], **quiet)  # type: ignore[call-overload]
-        )
+        scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *local]
+        scene.cluster.append(subprocess.Popen(scheduler, **quiet))  # type: ignore[call-overload]
         end = time.monotonic() + 60
         while not file.exists() and time.monotonic() < end:
             time.sleep(0.05)

@@ -5,7 +5,8 @@
 
 1. Gate: ``unet-engine quantize`` on the volume, all precisions; its table is the first.
 2. Throughput: ``unet-engine run`` as a process of its own in fp32 and in each precision that passed, in turn, so that
-   a drift of the machine meets all of them. Ratios are taken within a turn. What did not pass is refused by ``run`` and left out here.
+   a drift of the machine meets all of them. Ratios are taken within a turn. What did not pass is refused by ``run``
+   and left out here.
 3. MONAI (``--monai``): sliding window, fp32, batch 4, on 160³ of the volume with a network of the same layout (16
    filters, 4 poolings), in turn with the engine.
 4. Truth: the last ``--held-out`` planes of a labelled volume, predicted from all of it; Dice per class for each

@@ -1,9 +1,9 @@
-// The arithmetic of stitching, once for CPU and GPU: `rows.cpp` loops over these functions, `kernels.hpp` makes kernels of them, and
-// `engine/unet_engine/stitching/reference.py` repeats them in NumPy. All three give the same bits, which holds only without
-// fused multiply-add: compile with -ffp-contract=off (GCC, Clang) and --fmad=false (nvcc).
+// The arithmetic of stitching, once for CPU and GPU: `rows.cpp` loops over these functions, `kernels.hpp` makes kernels
+// of them, and `engine/unet_engine/stitching/reference.py` repeats them in NumPy. All three give the same bits, which
+// holds only without fused multiply-add: compile with -ffp-contract=off (GCC, Clang) and --fmad=false (nvcc).
 //
-// Arrays are channels first in three spatial axes (two axes get a leading one of size 1). Everything is 64-bit: a volume
-// has more than 2^31 voxels.
+// Arrays are channels first in three spatial axes (two axes get a leading one of size 1). Everything is 64-bit: a
+// volume has more than 2^31 voxels.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,28 @@ struct View {
   }
 };
 
+// How a window is held to the network, in bits: mirrored along z, y, x, and y and x changed before that. `Pose.bits` of
+// plan/poses.py.
+constexpr int kMirrorZ = 1, kMirrorY = 2, kMirrorX = 4, kSwapYX = 8;
+
+// Where a voxel of a window that is held so lies in what the network is given, or gives: `origin + z * step[0] +
+// y * step[1] + x * step[2]` elements of an array of these sizes and strides along z, y, x. Where y and x change
+// places, both are of one size.
+struct Posed {
+  index_t origin, step[kAxes];
+};
+
+HALO_FN Posed posed(int pose, const index_t* size, const index_t* stride) {
+  const bool swap = (pose & kSwapYX) != 0;
+  Posed result{0, {stride[0], swap ? stride[2] : stride[1], swap ? stride[1] : stride[2]}};
+  for (int a = 0; a < kAxes; ++a) {
+    if ((pose >> a & 1) == 0) continue;
+    result.origin += (size[a] - 1) * result.step[a];
+    result.step[a] = -result.step[a];
+  }
+  return result;
+}
+
 HALO_FN float float_of_bits(std::uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
@@ -61,7 +83,7 @@ HALO_FN std::uint32_t bits_of_float(float value) {
   return bits;
 }
 
-// ---- conversions: written without branches so that they vectorise; exact, or to nearest even -----------------------------
+// ---- conversions: written without branches so that they vectorise; exact, or to nearest even ------------------------
 
 template <typename T>
 HALO_FN float to_float(T value) {
@@ -76,8 +98,9 @@ HALO_FN float to_float(BFloat16 value) {
 template <>
 HALO_FN float to_float(Half value) {
   const std::uint32_t magnitude = static_cast<std::uint32_t>(value.bits & 0x7fffu) << 13;
-  const float scaled = float_of_bits(magnitude) * float_of_bits(0x77800000u);  // 2^112: the difference of the two biases
-  const std::uint32_t top = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;       // infinity and NaN keep their exponent
+  // 2^112: the difference of the two biases
+  const float scaled = float_of_bits(magnitude) * float_of_bits(0x77800000u);
+  const std::uint32_t top = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinity and NaN keep their exponent
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   return float_of_bits(bits_of_float(scaled) | top | sign);
 }
@@ -124,7 +147,7 @@ HALO_FN BFloat16 rounded_to<BFloat16>(float value) {
 
 HALO_FN bool is_finite(float value) { return (bits_of_float(value) & 0x7f800000u) != 0x7f800000u; }
 
-// ---- normalisation ---------------------------------------------------------------------------------------------------------
+// ---- normalisation --------------------------------------------------------------------------------------------------
 
 // The type it is computed in: float32 where it holds every value of T, otherwise float64, rounded once at the end.
 template <typename T>
@@ -161,8 +184,9 @@ HALO_FN float normalise(T value, double shift, double scale) {
   }
 }
 
-// What else may be asked of a channel, in raw units: values are clipped to [low, high] first, and those within [void_low, void_high]
-// become 0. NaN stays NaN. Infinite bounds ask for nothing. Python gives them as a row of four numbers, in this order.
+// What else may be asked of a channel, in raw units: values are clipped to [low, high] first, and those within
+// [void_low, void_high] become 0. NaN stays NaN. Infinite bounds ask for nothing. Python gives them as a row of four
+// numbers, in this order.
 struct Limits {
   double low, high, void_low, void_high;
 };
@@ -186,26 +210,28 @@ HALO_FN float normalise(T value, double shift, double scale, const Limits& limit
   return raw <= void_high ? kept : normal;
 }
 
-// ---- blending --------------------------------------------------------------------------------------------------------------
+// ---- blending -------------------------------------------------------------------------------------------------------
 
 HALO_FN float weight_of(float wz_wy, float wx) { return wz_wy * wx; }
 
 HALO_FN float add_weighted(float sum, float value, float weight) { return sum + value * weight; }
 
-// ---- activation and reduction ----------------------------------------------------------------------------------------------
+// ---- activation and reduction ---------------------------------------------------------------------------------------
 
 HALO_FN float minus_infinity() { return float_of_bits(0xff800000u); }
 
 // False for NaN: a NaN never becomes the largest, and of equal values the first stays.
 HALO_FN bool is_larger(float value, float best) { return value > best; }
 
-// How labels follow from the largest value: the channel, or with a threshold 1 + the channel where it lies above `above`, else 0.
+// How labels follow from the largest value: the channel, or with a threshold 1 + the channel where it lies above
+// `above`, else 0.
 struct LabelRule {
   bool threshold;
   float above;
 };
 
-// A probability above a half. Sums of weighted halves may miss 0.5 by their rounding, and undecided voxels shall not depend on the windows.
+// A probability above a half. Sums of weighted halves may miss 0.5 by their rounding, and undecided voxels shall not
+// depend on the windows.
 constexpr float kAboveHalf = 0.5f + 9.5367431640625e-7f;  // 2^-20
 
 // The label of a voxel whose largest value is `best` in channel `channel`.
@@ -213,8 +239,8 @@ HALO_FN std::int32_t label_of(float best, std::int32_t channel, LabelRule rule) 
   return rule.threshold ? (best > rule.above ? channel + 1 : 0) : channel;
 }
 
-// exp(x) for x <= 0 to 2 ulp, 0 below -87; from additions and products only, so that the CPU's C library does not matter.
-// Source: range reduction and polynomial of `expf` in Moshier's Cephes library.
+// exp(x) for x <= 0 to 2 ulp, 0 below -87; from additions and products only, so that the CPU's C library does not
+// matter. Source: range reduction and polynomial of `expf` in Moshier's Cephes library.
 HALO_FN float exp_of_nonpositive(float x) {
   const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds a small number to an integer
   const float shifted = x * 1.44269504f + round;
@@ -238,7 +264,8 @@ HALO_FN float sigmoid(float x) {
 
 HALO_FN float clip(float x) { return x < 0.0f ? 0.0f : (x > 1.0f ? 1.0f : x); }
 
-// A probability as the output's type: in uint8 as 255ths, halves rounded up, and NaN as 0; in Half to nearest, ties to even.
+// A probability as the output's type: in uint8 as 255ths, halves rounded up, and NaN as 0; in Half to nearest, ties to
+// even.
 template <typename T>
 HALO_FN T quantise(float p);
 

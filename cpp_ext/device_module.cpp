@@ -1,7 +1,8 @@
-// The GPU half of stitching as a Python module: DLPack arrays in, no torch needed. Built twice: `unet_engine.devices._halo_cuda` on
-// CUDA arrays with `launch_cuda.cu`, which imports without a driver, and, with UNET_ENGINE_LOOP defined,
-// `unet_engine.devices._halo_loop` on arrays of the host with `launch_loop.cpp`, for tests. What the functions mean is said in
-// `engine/unet_engine/devices/_halo_cuda.pyi`; all checks come before anything is queued. Arrays on the device are not looked into.
+// The GPU half of stitching as a Python module: DLPack arrays in, no torch needed. Built twice:
+// `unet_engine.devices._halo_cuda` on CUDA arrays with `launch_cuda.cu`, which imports without a driver, and, with
+// UNET_ENGINE_LOOP defined, `unet_engine.devices._halo_loop` on arrays of the host with `launch_loop.cpp`, for tests.
+// What the functions mean is said in `engine/unet_engine/devices/_halo_cuda.pyi`; all checks come before anything is
+// queued. Arrays on the device are not looked into.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -37,7 +38,8 @@ constexpr char kNames[kAxes] = {'z', 'y', 'x'};
 
 template <typename A>
 bool is(const A& array, Code code, int bits) {
-  return array.dtype().code == static_cast<std::uint8_t>(code) && array.dtype().bits == bits && array.dtype().lanes == 1;
+  return array.dtype().code == static_cast<std::uint8_t>(code) && array.dtype().bits == bits &&
+         array.dtype().lanes == 1;
 }
 
 // (channels, z, y, x) of an array of two or three spatial axes; an array of labels has no axis for channels.
@@ -46,7 +48,8 @@ View<T> view(const A& array, const char* name, bool has_channels = true) {
   const int axes = static_cast<int>(array.ndim()) - (has_channels ? 1 : 0);
   if (axes != 2 && axes != 3) refuse(std::string(name) + " must have 2 or 3 spatial axes");
   // arrays that are only read come as const void*; every caller hands them on as const
-  View<T> result{static_cast<T*>(const_cast<void*>(static_cast<const void*>(array.data()))), {1, 1, 1, 1}, {0, 0, 0, 0}};
+  View<T> result{
+      static_cast<T*>(const_cast<void*>(static_cast<const void*>(array.data()))), {1, 1, 1, 1}, {0, 0, 0, 0}};
   if (has_channels) {
     result.shape[0] = static_cast<index_t>(array.shape(0));
     result.stride[0] = array.stride(0);
@@ -87,8 +90,13 @@ struct Batch {
 
 template <typename A>
 Batch batch_of(const A& windows, int axes) {
-  if (static_cast<int>(windows.ndim()) != axes + 2) refuse("windows must be (windows, channels, spatial axes as the other array)");
-  Batch b{static_cast<index_t>(windows.shape(0)), static_cast<index_t>(windows.shape(1)), windows.stride(0), {1, 1, 1}, {windows.stride(1), 0, 0, 0}};
+  if (static_cast<int>(windows.ndim()) != axes + 2)
+    refuse("windows must be (windows, channels, spatial axes as the other array)");
+  Batch b{static_cast<index_t>(windows.shape(0)),
+          static_cast<index_t>(windows.shape(1)),
+          windows.stride(0),
+          {1, 1, 1},
+          {windows.stride(1), 0, 0, 0}};
   for (int i = 0; i < axes; ++i) {
     b.size[kAxes - axes + i] = static_cast<index_t>(windows.shape(static_cast<std::size_t>(2 + i)));
     b.stride[1 + kAxes - axes + i] = windows.stride(static_cast<std::size_t>(2 + i));
@@ -98,7 +106,8 @@ Batch batch_of(const A& windows, int axes) {
 
 // One table (spans, columns) per axis, always for three axes.
 template <typename T>
-void check_tables(const std::vector<Table<T, 2>>& tables, const Array& first, const index_t* columns, const char* name) {
+void check_tables(const std::vector<Table<T, 2>>& tables, const Array& first, const index_t* columns,
+                  const char* name) {
   if (tables.size() != kAxes) refuse(std::string(name) + " must be one table for each of z, y and x");
   for (int a = 0; a < kAxes; ++a) {
     check_device(first, tables[a], name);
@@ -110,8 +119,19 @@ void check_tables(const std::vector<Table<T, 2>>& tables, const Array& first, co
 
 const Entry* entries_of(const Table<std::int32_t, 2>& entries, const Array& first) {
   check_device(first, entries, "entries");
-  if (entries.shape(1) != 1 + kAxes) refuse("entries must be (windows, 4): the span on z, y, x and the row of the batch");
+  if (entries.shape(1) != 1 + kAxes)
+    refuse("entries must be (windows, 4): the span on z, y, x and the row of the batch");
   return reinterpret_cast<const Entry*>(entries.data());
+}
+
+// A vector of one value per entry, where it is given.
+template <typename T>
+const T* per_entry(const std::optional<Table<T, 1>>& vector, const Table<std::int32_t, 2>& entries, const Array& first,
+                   const char* name) {
+  if (!vector.has_value()) return nullptr;
+  check_device(first, *vector, name);
+  if (vector->shape(0) != entries.shape(0)) refuse(std::string(name) + " must have one value per entry");
+  return vector->data();
 }
 
 template <typename F>
@@ -140,7 +160,8 @@ void with_block_type(const Input& raw, const F& f) {
 
 void gather(const Array& windows, const Input& raw_array, const std::vector<Table<std::int32_t, 2>>& positions,
             const Table<std::int32_t, 2>& entries, const Table<std::int32_t, 1>& order, const Table<double, 1>& scale,
-            const Table<double, 1>& shift, double fill, const std::optional<Table<double, 2>>& limits, std::uintptr_t stream) {
+            const Table<double, 1>& shift, double fill, const std::optional<Table<double, 2>>& limits,
+            const std::optional<Table<std::int32_t, 1>>& poses, std::uintptr_t stream) {
   check_device(windows, raw_array, "raw");
   const Batch batch = batch_of(windows, static_cast<int>(raw_array.ndim()) - 1);
   check_tables(positions, windows, batch.size, "positions");
@@ -149,13 +170,15 @@ void gather(const Array& windows, const Input& raw_array, const std::vector<Tabl
   check_device(windows, order, "order");
   for (const auto* vector : {&scale, &shift}) {
     check_device(windows, *vector, "scale and shift");
-    if (static_cast<index_t>(vector->shape(0)) != batch.channels) refuse("scale and shift must have one value per channel");
+    if (static_cast<index_t>(vector->shape(0)) != batch.channels)
+      refuse("scale and shift must have one value per channel");
   }
   static_assert(sizeof(Limits) == 4 * sizeof(double));
   const Limits* bounds = nullptr;
   if (limits.has_value()) {
     check_device(windows, *limits, "limits");
-    if (static_cast<index_t>(limits->shape(0)) != batch.channels || limits->shape(1) != 4) refuse("limits must be four values per channel");
+    if (static_cast<index_t>(limits->shape(0)) != batch.channels || limits->shape(1) != 4)
+      refuse("limits must be four values per channel");
     bounds = reinterpret_cast<const Limits*>(limits->data());
   }
   with_block_type(raw_array, [&](auto* raw_data) {
@@ -165,8 +188,20 @@ void gather(const Array& windows, const Input& raw_array, const std::vector<Tabl
     const Input as_input(windows);
     with_window_type(as_input, [&](auto* data) {
       using U = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-      GatherBody<T, U> body{raw, const_cast<U*>(data), batch.stride_n, {}, {}, {}, entry, order.data(),
-                            static_cast<index_t>(order.shape(0)), scale.data(), shift.data(), bounds, static_cast<float>(fill)};
+      GatherBody<T, U> body{raw,
+                            const_cast<U*>(data),
+                            batch.stride_n,
+                            {},
+                            {},
+                            {},
+                            entry,
+                            order.data(),
+                            static_cast<index_t>(order.shape(0)),
+                            per_entry(poses, entries, windows, "poses"),
+                            scale.data(),
+                            shift.data(),
+                            bounds,
+                            static_cast<float>(fill)};
       std::copy_n(batch.stride, 1 + kAxes, body.stride);
       std::copy_n(batch.size, kAxes, body.size);
       for (int a = 0; a < kAxes; ++a) body.positions[a] = positions[a].data();
@@ -177,8 +212,10 @@ void gather(const Array& windows, const Input& raw_array, const std::vector<Tabl
 }
 
 void add(const Array& sums_array, const Input& windows, const std::vector<Table<float, 2>>& weights,
-         const std::vector<Table<std::int64_t, 2>>& spans, const Table<std::int32_t, 2>& entries, const Table<float, 1>& constants,
-         const std::vector<index_t>& lo, const std::vector<index_t>& hi, std::uintptr_t stream) {
+         const std::vector<Table<std::int64_t, 2>>& spans, const Table<std::int32_t, 2>& entries,
+         const Table<float, 1>& constants, const std::vector<index_t>& lo, const std::vector<index_t>& hi,
+         const std::optional<Table<std::int32_t, 1>>& poses, const std::optional<Table<float, 1>>& shares,
+         std::uintptr_t stream) {
   const auto sums = floats(sums_array, "sums");
   check_device(sums_array, windows, "windows");
   const Batch batch = batch_of(windows, static_cast<int>(sums_array.ndim()) - 1);
@@ -196,9 +233,13 @@ void add(const Array& sums_array, const Input& windows, const std::vector<Table<
   for (int a = 0; a < kAxes; ++a) {
     if (lo[a] < 0 || hi[a] > sums.shape[1 + a]) refuse(std::string("axis ") + kNames[a] + ": lo and hi leave the sums");
   }
+  const std::int32_t* const pose = per_entry(poses, entries, sums_array, "poses");
+  const float* const share = per_entry(shares, entries, sums_array, "shares");
   with_window_type(windows, [&](auto* data) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-    AddBody<T> body{sums, data, batch.stride_n, {}, {}, {}, {}, entry, 0, static_cast<index_t>(entries.shape(0)), constants.data(), {}, {}};
+    const index_t count = static_cast<index_t>(entries.shape(0));
+    AddBody<T> body{sums, data,  batch.stride_n,   {}, {}, {}, {}, entry, pose, share, 0, count, constants.data(),
+                    {},   {}};
     std::copy_n(batch.stride, 1 + kAxes, body.stride);
     std::copy_n(batch.size, kAxes, body.size);
     for (int a = 0; a < kAxes; ++a) {
@@ -221,7 +262,8 @@ View<float> part_of(const A& sums_array, const View<float>& part, const std::vec
   for (std::size_t i = 0; i < at.size(); ++i) {
     const int a = kAxes - static_cast<int>(at.size()) + static_cast<int>(i);
     const index_t size = part.shape[1 + a];
-    if (at[i] < 0 || at[i] > sums.shape[1 + a] - size) refuse(std::string("axis ") + kNames[a] + ": " + name + " leaves the sums");
+    if (at[i] < 0 || at[i] > sums.shape[1 + a] - size)
+      refuse(std::string("axis ") + kNames[a] + ": " + name + " leaves the sums");
     sums.data += at[i] * sums.stride[1 + a];
     sums.shape[1 + a] = size;
   }
@@ -260,8 +302,11 @@ template <typename Finish>
 void commit_as(const Commit& given, const Finish& finish, bool is_label) {
   using T = typename Finish::Out;
   const auto sums = floats(given.sums_array, "sums");
-  CommitBody<Finish> body{finish, sums, view<T>(given.out_array, "out", !is_label), {}, static_cast<int>(given.halos.size()), given.nonfinite};
-  if (!std::equal(body.out.shape + 1, body.out.shape + 1 + kAxes, sums.shape + 1)) refuse("out must have the shape of sums");
+  CommitBody<Finish> body{
+      finish,         sums, view<T>(given.out_array, "out", !is_label), {}, static_cast<int>(given.halos.size()),
+      given.nonfinite};
+  if (!std::equal(body.out.shape + 1, body.out.shape + 1 + kAxes, sums.shape + 1))
+    refuse("out must have the shape of sums");
   if (!is_label && body.out.shape[0] != sums.shape[0]) refuse("out must have as many channels as sums");
   for (std::size_t h = 0; h < given.halos.size(); ++h) {
     const auto& halo_array = given.halos[h];
@@ -294,7 +339,9 @@ void commit_labels(const Commit& given, LabelRule rule) {
   refuse("labels must be uint8 or uint16");
 }
 
-bool are_probabilities(const std::string& activation) { return activation == "probabilities" || activation == "probabilities_each"; }
+bool are_probabilities(const std::string& activation) {
+  return activation == "probabilities" || activation == "probabilities_each";
+}
 
 // As `label_threshold` of operations.py has it.
 LabelRule label_rule(const std::string& activation, std::size_t channels) {
@@ -309,13 +356,16 @@ void commit_probabilities(const Commit& given, const std::string& activation) {
 }
 
 void commit(const Array& sums, const Array& out, const std::string& kind, const std::string& activation,
-            const std::vector<Input>& halos, const std::vector<std::vector<index_t>>& at, const Array& nonfinite, std::uintptr_t stream) {
+            const std::vector<Input>& halos, const std::vector<std::vector<index_t>>& at, const Array& nonfinite,
+            std::uintptr_t stream) {
   check_device(sums, out, "out");
   check_device(sums, nonfinite, "nonfinite");
   if (activation != "softmax" && activation != "sigmoid" && activation != "none" && !are_probabilities(activation)) {
-    refuse("unknown activation '" + activation + "': take one of softmax, sigmoid, none, probabilities, probabilities_each");
+    refuse("unknown activation '" + activation +
+           "': take one of softmax, sigmoid, none, probabilities, probabilities_each");
   }
-  if (halos.size() > kMostHalos) refuse("commit takes " + std::to_string(kMostHalos) + " halos at most: merge some first");
+  if (halos.size() > kMostHalos)
+    refuse("commit takes " + std::to_string(kMostHalos) + " halos at most: merge some first");
   if (halos.size() != at.size()) refuse("give one position per halo");
   if (!is(nonfinite, Code::Int, 32) || nonfinite.size() != 1) refuse("nonfinite must be one int32");
   if (sums.ndim() == 0 || sums.shape(0) == 0) refuse("sums has no channel: give at least one");
@@ -338,7 +388,9 @@ void commit(const Array& sums, const Array& out, const std::string& kind, const 
 }
 
 nb::dlpack::dtype type_of(const std::string& name) {
-  const auto make = [](Code code, int bits) { return nb::dlpack::dtype{static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(bits), 1}; };
+  const auto make = [](Code code, int bits) {
+    return nb::dlpack::dtype{static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(bits), 1};
+  };
   if (name == "bool") return make(Code::UInt, 8);
   if (name == "bfloat16") return make(Code::Bfloat, 16);
   const std::size_t digits = name.find_first_of("123456789");
@@ -351,11 +403,12 @@ nb::dlpack::dtype type_of(const std::string& name) {
   refuse("no element type " + name);
 }
 
-nb::ndarray<nb::array_api> array(std::uintptr_t address, const std::vector<std::size_t>& shape, const std::string& dtype,
-                    const std::optional<std::vector<std::int64_t>>& strides, nb::handle owner, int device) {
+nb::ndarray<nb::array_api> array(std::uintptr_t address, const std::vector<std::size_t>& shape,
+                                 const std::string& dtype, const std::optional<std::vector<std::int64_t>>& strides,
+                                 nb::handle owner, int device) {
   if (strides && strides->size() != shape.size()) refuse("give one stride per axis");
-  return nb::ndarray<nb::array_api>(reinterpret_cast<void*>(address), shape.size(), shape.data(), owner, strides ? strides->data() : nullptr,
-                       type_of(dtype), Where::value, device);
+  return nb::ndarray<nb::array_api>(reinterpret_cast<void*>(address), shape.size(), shape.data(), owner,
+                                    strides ? strides->data() : nullptr, type_of(dtype), Where::value, device);
 }
 
 }  // namespace
@@ -372,12 +425,14 @@ NB_MODULE(_halo_cuda, m) {
   using namespace nanobind::literals;
   m.attr("MOST_ENTRIES") = launch::kMostEntries;
   m.attr("MOST_HALOS") = kMostHalos;
-  m.def("array", &array, "address"_a, "shape"_a, "dtype"_a, "strides"_a = nb::none(), "owner"_a = nb::none(), nb::kw_only(), "device"_a = 0);
-  m.def("gather", &gather, "windows"_a, "raw"_a, "positions"_a, "entries"_a, "order"_a, "scale"_a, "shift"_a, "fill"_a, nb::kw_only(),
-        "limits"_a = nb::none(), "stream"_a = 0);
-  m.def("add", &add, "sums"_a, "windows"_a, "weights"_a, "spans"_a, "entries"_a, "constants"_a, "lo"_a, "hi"_a, nb::kw_only(),
-        "stream"_a = 0);
+  m.def("array", &array, "address"_a, "shape"_a, "dtype"_a, "strides"_a = nb::none(), "owner"_a = nb::none(),
+        nb::kw_only(), "device"_a = 0);
+  m.def("gather", &gather, "windows"_a, "raw"_a, "positions"_a, "entries"_a, "order"_a, "scale"_a, "shift"_a, "fill"_a,
+        nb::kw_only(), "limits"_a = nb::none(), "poses"_a = nb::none(), "stream"_a = 0);
+  m.def("add", &add, "sums"_a, "windows"_a, "weights"_a, "spans"_a, "entries"_a, "constants"_a, "lo"_a, "hi"_a,
+        nb::kw_only(), "poses"_a = nb::none(), "shares"_a = nb::none(), "stream"_a = 0);
   m.def("pack", &pack, "sums"_a, "out"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("merge", &merge, "sums"_a, "halo"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
-  m.def("commit", &commit, "sums"_a, "out"_a, "kind"_a, "activation"_a, "halos"_a, "at"_a, "nonfinite"_a, nb::kw_only(), "stream"_a = 0);
+  m.def("commit", &commit, "sums"_a, "out"_a, "kind"_a, "activation"_a, "halos"_a, "at"_a, "nonfinite"_a, nb::kw_only(),
+        "stream"_a = 0);
 }

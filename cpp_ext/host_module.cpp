@@ -1,12 +1,13 @@
-// The CPU half of stitching as the Python module `unet_engine.stitching._halo`. `engine/unet_engine/stitching/operations.py` checks
-// types and shapes and says what each function means; what guards memory (bounds, channels, strides) is checked here once more. Every
-// function releases the GIL.
+// The CPU half of stitching as the Python module `unet_engine.stitching._halo`.
+// `engine/unet_engine/stitching/operations.py` checks types and shapes and says what each function means; what guards
+// memory (bounds, channels, strides) is checked here once more. Every function releases the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <optional>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "arithmetic.hpp"
+#include "interpolate.hpp"
 #include "parallel.hpp"
 #include "rows.hpp"
 
@@ -26,6 +28,7 @@ using Array = nb::ndarray<nb::device::cpu>;            // to be written
 using Input = nb::ndarray<nb::ro, nb::device::cpu>;    // only read
 template <typename T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Weights = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // of each voxel, its taps
 using Table = nb::ndarray<const double, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;  // a `Limits` per channel
 template <typename T>
 using PerAxis = std::array<T, kAxes>;
@@ -41,14 +44,16 @@ View<T> view(const A& array, const char* name, bool rows = true) {
   using Plain = std::remove_const_t<T>;
   constexpr std::size_t size = sizeof(Plain);
   if (array.ndim() != 1 + kAxes) refuse(std::string(name) + " must have 4 axes");
-  if (static_cast<std::size_t>(array.dtype().bits) != 8 * size) refuse(std::string(name) + " has another item size than named");
+  if (static_cast<std::size_t>(array.dtype().bits) != 8 * size)
+    refuse(std::string(name) + " has another item size than named");
   View<T> result{static_cast<T*>(array.data()), {}, {}};
   rows = rows && array.size() > 0;  // the strides of an empty array may be anything
   for (int axis = 0; axis <= kAxes; ++axis) {
     result.shape[axis] = static_cast<index_t>(array.shape(axis));
     result.stride[axis] = array.stride(axis);
   }
-  if (rows && result.shape[kAxes] > 1 && result.stride[kAxes] != 1) refuse(std::string(name) + " must be contiguous on its last axis");
+  if (rows && result.shape[kAxes] > 1 && result.stride[kAxes] != 1)
+    refuse(std::string(name) + " must be contiguous on its last axis");
   return result;
 }
 
@@ -84,8 +89,8 @@ void check_channels(index_t given, index_t expected, const char* name) {
 // [lo, hi) must lie in `window` and, moved by `at`, in `sums`; shapes without the channels.
 void check_span(const index_t* sums, const Corner& window, const Corner& at, const Corner& lo, const Corner& hi) {
   for (int a = 0; a < kAxes; ++a) {
-    const bool inside = 0 <= lo[a] && lo[a] <= hi[a] && hi[a] <= window[a] &&
-                        lo[a] >= -at[a] && at[a] <= std::numeric_limits<index_t>::max() - hi[a] && at[a] + hi[a] <= sums[a];
+    const bool inside = 0 <= lo[a] && lo[a] <= hi[a] && hi[a] <= window[a] && lo[a] >= -at[a] &&
+                        at[a] <= std::numeric_limits<index_t>::max() - hi[a] && at[a] + hi[a] <= sums[a];
     if (!inside) refuse(std::string("axis ") + kNames[a] + ": the range leaves the window or the sums");
   }
 }
@@ -104,11 +109,13 @@ void for_planes(index_t channels, const Corner& shape, int threads, const Body& 
   });
 }
 
-// ---- gather ------------------------------------------------------------------------------------------------------------------
+// ---- gather ---------------------------------------------------------------------------------------------------------
 
-// A stretch of a window's row: `first` >= 0 a run of consecutive positions in the block, kOutside, or kScattered.
+// A stretch of a window's row: `first` >= 0 the lowest position of a run of consecutive ones in the block, kOutside, or
+// kScattered. A mirrored window has its runs backwards.
 struct Stretch {
   index_t begin, end, first;
+  bool backwards;
 };
 constexpr index_t kOutside = -1, kScattered = -2, kShortest = 8;
 
@@ -117,12 +124,18 @@ std::vector<Stretch> stretches_of(const std::int64_t* index, index_t n) {
   for (index_t i = 0; i < n;) {
     index_t end = i + 1;
     const bool outside = index[i] < 0;
-    while (end < n && index[end] == (outside ? kOutside : index[end - 1] + 1)) ++end;
+    const bool backwards = !outside && end < n && index[end] >= 0 && index[end] == index[i] - 1;
+    const index_t step = backwards ? -1 : 1;
+    while (end < n && index[end] == (outside ? kOutside : index[end - 1] + step)) {
+      if (!outside && index[end] < 0) break;  // a run backwards ends at position 0
+      ++end;
+    }
     const bool scattered = !outside && end - i < kShortest;
     if (scattered && !result.empty() && result.back().first == kScattered) {
       result.back().end = end;
     } else {
-      result.push_back({i, end, outside ? kOutside : scattered ? kScattered : index[i]});
+      const index_t first = backwards ? index[end - 1] : index[i];
+      result.push_back({i, end, outside ? kOutside : scattered ? kScattered : first, backwards});
     }
     i = end;
   }
@@ -133,8 +146,8 @@ void check_index(const Vector<std::int64_t>& index, index_t size, int axis) {
   for (std::size_t i = 0; i < index.size(); ++i) {
     const std::int64_t position = index.data()[i];
     if (position < -1 || position >= size) {
-      const std::string text = std::string("axis ") + kNames[axis] + ": index " + std::to_string(position) + " leaves -1.." +
-                               std::to_string(size - 1) + ": clip or pad it first";
+      const std::string text = std::string("axis ") + kNames[axis] + ": index " + std::to_string(position) +
+                               " leaves -1.." + std::to_string(size - 1) + ": clip or pad it first";
       throw nb::index_error(text.c_str());
     }
   }
@@ -157,13 +170,14 @@ struct Rule {
 };
 
 template <typename T>
-void gather_row(float* out, const T* row, index_t stride, const std::vector<Stretch>& stretches, const std::int64_t* index,
-                const Rule& rule, float fill) {
+void gather_row(float* out, const T* row, index_t stride, const std::vector<Stretch>& stretches,
+                const std::int64_t* index, const Rule& rule, float fill) {
   for (const Stretch& s : stretches) {
     if (s.first == kOutside) {
       std::fill(out + s.begin, out + s.end, fill);
     } else if (s.first >= 0 && stride == 1) {
       rule.row(out + s.begin, row + s.first, s.end - s.begin);
+      if (s.backwards) std::reverse(out + s.begin, out + s.end);  // in the first-level cache
     } else {
       for (index_t x = s.begin; x < s.end; ++x) out[x] = rule.voxel(row[index[x] * stride]);
     }
@@ -206,7 +220,7 @@ void gather(const Array& out_array, const Input& block_array, const std::string&
   });
 }
 
-// ---- blending ----------------------------------------------------------------------------------------------------------------
+// ---- blending -------------------------------------------------------------------------------------------------------
 
 Corner extent(const Corner& lo, const Corner& hi) { return {hi[0] - lo[0], hi[1] - lo[1], hi[2] - lo[2]}; }
 
@@ -215,12 +229,12 @@ Corner lengths(const PerAxis<Vector<float>>& weights) {
           static_cast<index_t>(weights[2].size())};
 }
 
-void add(const Array& sums_array, const Input& window_array, const std::string& type, const PerAxis<Vector<float>>& weights,
-         const Corner& at, const Corner& lo, const Corner& hi, int threads) {
+void add(const Array& sums_array, const Input& window_array, const std::string& type,
+         const PerAxis<Vector<float>>& weights, const Corner& at, const Corner& lo, const Corner& hi, int threads) {
   const auto sums = view<float>(sums_array, "sums");
   with_window_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    const auto window = view<const T>(window_array, "window");
+    const auto window = view<const T>(window_array, "window", false);
     const Corner size{window.shape[1], window.shape[2], window.shape[3]};
     check_channels(window.shape[0], sums.shape[0], "window");
     if (lengths(weights) != size) refuse("weights must be as long as the window on every axis");
@@ -229,7 +243,8 @@ void add(const Array& sums_array, const Input& window_array, const std::string& 
     const Corner part = extent(lo, hi);
     for_planes(sums.shape[0], part, threads, [&](index_t k, index_t z, index_t y, index_t y_end) {
       add_rows(sums.at(k, at[0] + lo[0] + z, at[1] + lo[1] + y, at[2] + lo[2]), sums.stride[2],
-               window.at(k, lo[0] + z, lo[1] + y, lo[2]), window.stride[2], weights[0].data()[lo[0] + z],
+               window.at(k, lo[0] + z, lo[1] + y, lo[2]), window.stride[2], window.stride[3],
+               weights[0].data()[lo[0] + z],
                weights[1].data() + lo[1] + y, weights[2].data() + lo[2], y_end - y, part[2]);
     });
   });
@@ -261,7 +276,7 @@ void merge(const Array& sums_array, const Input& halo_array, const Corner& at, i
   });
 }
 
-// ---- reduction ---------------------------------------------------------------------------------------------------------------
+// ---- reduction ------------------------------------------------------------------------------------------------------
 
 template <typename T>
 Corner check_out(const View<T>& out, const View<const float>& sums, index_t channels) {
@@ -292,7 +307,8 @@ void labels(const Input& sums_array, const Array& out_array, std::optional<float
 template <typename T>
 void softmax(const View<const float>& sums, const View<T>& out, const Corner& shape, int threads) {
   const index_t channels = sums.shape[0];
-  const index_t strip = std::max<index_t>(64, std::min<index_t>(kStrip, 32768 / channels));  // 128 KiB: the second-level cache
+  const index_t strip =
+      std::max<index_t>(64, std::min<index_t>(kStrip, 32768 / channels));  // 128 KiB: the second-level cache
   parallel_rows(shape[0] * shape[1], shape[2] * channels, threads, [&](index_t begin, index_t end) {
     std::vector<float> scratch(static_cast<std::size_t>(channels * strip));
     for (index_t row = begin; row < end; ++row) {
@@ -333,18 +349,56 @@ void logits(const Input& sums_array, const Array& out_array, int threads) {
   });
 }
 
-bool is_constant(const Input& block_array, const std::string& type, const Corner& lo, const Corner& hi, const Input& value) {
+// ---- interpolation ---------------------------------------------------------------------------------------------------
+
+Taps taps_of(const Vector<std::int64_t>& first, const Weights& weights, index_t source, index_t size, int axis) {
+  const Taps taps{first.data(), weights.data(), static_cast<index_t>(first.size()),
+                  static_cast<index_t>(weights.shape(1))};
+  if (static_cast<index_t>(weights.shape(0)) != taps.size || taps.size != size) refuse("tables must be as long as out on every axis");
+  for (index_t i = 0; i < taps.size; ++i) {
+    if (taps.taps < 1 || taps.first[i] < 0 || taps.first[i] > source - taps.taps) {
+      const std::string text = std::string("axis ") + kNames[axis] + ": a voxel is made of others than the block has";
+      throw nb::index_error(text.c_str());
+    }
+  }
+  return taps;
+}
+
+void interpolate(const Array& out_array, const Input& block_array, const PerAxis<Vector<std::int64_t>>& first,
+                 const PerAxis<Weights>& weights, int threads) {
+  const auto out = view<float>(out_array, "out");
+  const auto block = view<const float>(block_array, "block");
+  check_channels(block.shape[0], out.shape[0], "block");
+  const Taps axes[kAxes]{taps_of(first[0], weights[0], block.shape[1], out.shape[1], 0),
+                         taps_of(first[1], weights[1], block.shape[2], out.shape[2], 1),
+                         taps_of(first[2], weights[2], block.shape[3], out.shape[3], 2)};
+  const nb::gil_scoped_release release;
+  const index_t planes = out.shape[1];
+  const index_t work = out.shape[2] * out.shape[3] * axes[0].taps;
+  parallel_rows(out.shape[0] * planes, work, threads, [&](index_t begin, index_t end) {
+    Interpolator interpolator(block, axes);
+    for (index_t plane = begin; plane < end; ++plane) {
+      const index_t k = plane / planes, z = plane % planes;
+      interpolator.plane(k, z, out.at(k, z, 0, 0), out.stride[2]);
+    }
+  });
+}
+
+bool is_constant(const Input& block_array, const std::string& type, const Corner& lo, const Corner& hi,
+                 const Input& value) {
   return with_block_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const auto block = view<const T>(block_array, "block", false);
     const Corner size{block.shape[1], block.shape[2], block.shape[3]};
     check_span(size.data(), size, {0, 0, 0}, lo, hi);
-    if (value.size() != 1 || static_cast<std::size_t>(value.dtype().bits) != 8 * sizeof(T)) refuse("value must be one element");
+    if (value.size() != 1 || static_cast<std::size_t>(value.dtype().bits) != 8 * sizeof(T))
+      refuse("value must be one element");
     const T wanted = *static_cast<const T*>(value.data());
     const nb::gil_scoped_release release;
     const DefaultFloatMode mode;
     const Corner part = extent(lo, hi);
-    // Where whole rows follow each other, a plane is one long row; where the last axis has a stride, a row is many short ones.
+    // Where whole rows follow each other, a plane is one long row; where the last axis has a stride, a row is many
+    // short ones.
     const bool joined = block.stride[3] == 1 && block.stride[2] == part[2];
     const bool split = block.stride[3] != 1 && part[2] > 1;
     const index_t rows = joined ? 1 : part[1], pieces = split ? part[2] : 1;
@@ -369,7 +423,8 @@ bool is_constant(const Input& block_array, const std::string& type, const Corner
 NB_MODULE(_halo, m) {
   using namespace unet_engine;
   m.doc() = "CPU implementation of unet_engine.stitching.operations; call that instead.";
-  m.def("gather", &gather, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
+  m.def("gather", &gather, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
+        nb::arg(), nb::arg());
   m.def("add", &add);
   m.def("add_constant", &add_constant);
   m.def("merge", &merge);
@@ -380,5 +435,6 @@ NB_MODULE(_halo, m) {
   m.def("probabilities_float32", &probabilities<float>);
   m.def("logits_float32", &logits<float>);
   m.def("logits_float16", &logits<Half>);
+  m.def("interpolate", &interpolate);
   m.def("is_constant", &is_constant);
 }

@@ -1,11 +1,13 @@
-// The bodies of the GPU's kernels: what one thread does. `launch_cuda.cu` launches them over a grid, `launch_loop.cpp` runs the very
-// same code in loops on the CPU, where the tests compare it with `engine/unet_engine/stitching/reference.py`.
+// The bodies of the GPU's kernels: what one thread does. `launch_cuda.cu` launches them over a grid, `launch_loop.cpp`
+// runs the very same code in loops on the CPU, where the tests compare it with
+// `engine/unet_engine/stitching/reference.py`.
 //
 // All are in gather form: a thread owns what it writes, so there are no atomics and no order but the one written here.
 //
 // Two shapes of body:
-//   row bodies    rows() rows of width() elements; `row(r)` is computed once per row and thread, `load` and `store` once per element. They
-//                 are apart so that a thread can have several loads under way before its first store.
+//   row bodies    rows() rows of width() elements; `row(r)` is computed once per row and thread, `load` and `store`
+//                 once per element. They are apart so that a thread can have several loads under way before its first
+//                 store.
 //   AddBody       tiles of voxels, each with the list of windows that meet it.
 #pragma once
 
@@ -13,16 +15,19 @@
 
 namespace unet_engine {
 
-constexpr int kLanes = 32;      // threads of a row or tile along x: a warp
-constexpr int kPerThread = 4;   // elements along x that one thread handles, kLanes apart: so many loads are under way at once
+constexpr int kLanes = 32;  // threads of a row or tile along x: a warp
+// Elements along x that one thread handles, kLanes apart: so many loads are under way at once.
+constexpr int kPerThread = 4;
 constexpr int kMostHalos = 32;  // that one commit merges; Python is told as MOST_HALOS
 
-// Where windows lie along one axis of a block: origin in the sums (may be negative), and the range to add, in window coordinates.
+// Where windows lie along one axis of a block: origin in the sums (may be negative), and the range to add, in window
+// coordinates.
 struct Span {
   index_t at, lo, hi;
 };
 
-// One window of a block: which span it takes on each axis, and its row in the batch; -1: it was skipped and stands for a constant.
+// One window of a block: which span it takes on each axis, and its row in the batch; -1: it was skipped and stands for
+// a constant.
 struct Entry {
   std::int32_t span[kAxes];
   std::int32_t row;
@@ -32,7 +37,8 @@ struct Point {
   index_t z, y;
 };
 
-// Row `r` of a box, as plane and line; in 32 bits where that is enough, since a division of 64 costs four times as much.
+// Row `r` of a box, as plane and line; in 32 bits where that is enough, since a division of 64 costs four times as
+// much.
 HALO_FN Point point_of(index_t r, index_t lines) {
   if (r <= 0x7fffffff && lines <= 0x7fffffff) {
     const std::uint32_t a = static_cast<std::uint32_t>(r), b = static_cast<std::uint32_t>(lines);
@@ -41,7 +47,7 @@ HALO_FN Point point_of(index_t r, index_t lines) {
   return {r / lines, r % lines};
 }
 
-// ---- gather ------------------------------------------------------------------------------------------------------------------
+// ---- gather ---------------------------------------------------------------------------------------------------------
 
 // Cuts windows out of a block's raw voxels and normalises them: out[n, c, z, y, x] of the n-th entry of `order`.
 template <typename T, typename U>
@@ -56,15 +62,18 @@ struct GatherBody {
   const Entry* entries;
   const std::int32_t* order;
   index_t count;
+  const std::int32_t* poses;  // per entry; null: all upright
   const double* scale;  // per channel
   const double* shift;
   const Limits* limits;  // per channel; null: none
   float fill;
 
+  // Along a row of the network's input, one axis of the raw block runs: x, or y where they change places.
   struct Row {
     const T* from;  // null: outside
     U* to;
-    const std::int32_t* x;
+    const std::int32_t* along;  // positions on the axis that runs, `step` apart
+    index_t step, stride;       // and what lies between two voxels there
     double scale, shift;
     const Limits* limits;
   };
@@ -77,18 +86,27 @@ struct GatherBody {
     const Point plane = point_of(line.z, size[0]);
     const Point image = point_of(plane.z, raw.shape[0]);
     const index_t n = image.z, c = image.y, z = plane.y, y = line.y;
-    const Entry entry = entries[order[n]];
-    const index_t from_z = positions[0][entry.span[0] * size[0] + z];
-    const index_t from_y = positions[1][entry.span[1] * size[1] + y];
-    const T* from = from_z < 0 || from_y < 0 ? nullptr : raw.at(c, from_z, from_y, 0);
+    const std::int32_t number = order[n];
+    const Entry entry = entries[number];
+    const int pose = poses == nullptr ? 0 : poses[number];
+    const int fixed = pose & kSwapYX ? 2 : 1, running = pose & kSwapYX ? 1 : 2;
+    const index_t from_z = positions[0][entry.span[0] * size[0] + mirrored(pose, 0, z)];
+    const index_t at = positions[fixed][entry.span[fixed] * size[fixed] + mirrored(pose, fixed, y)];
+    const bool outside = from_z < 0 || at < 0;
+    const T* from = outside ? nullptr : raw.at(c, from_z, 0, 0) + at * raw.stride[1 + fixed];
     U* to = out + n * stride_n + c * stride[0] + z * stride[1] + y * stride[2];
-    return {from, to, positions[2] + entry.span[2] * size[2], scale[c], shift[c], limits == nullptr ? nullptr : limits + c};
+    const std::int32_t* along = positions[running] + entry.span[running] * size[running] + mirrored(pose, running, 0);
+    return {from, to, along, pose >> running & 1 ? -1 : 1, raw.stride[1 + running], scale[c], shift[c],
+            limits == nullptr ? nullptr : limits + c};
   }
 
+  // Where voxel `i` along axis `a` lies in the window as it was cut.
+  HALO_FN index_t mirrored(int pose, int a, index_t i) const { return pose >> a & 1 ? size[a] - 1 - i : i; }
+
   HALO_FN U load(const Row& row, index_t x) const {
-    const index_t from_x = row.x[x];
-    if (row.from == nullptr || from_x < 0) return rounded_to<U>(fill);
-    const T value = row.from[from_x * raw.stride[3]];
+    const index_t position = row.along[x * row.step];
+    if (row.from == nullptr || position < 0) return rounded_to<U>(fill);
+    const T value = row.from[position * row.stride];
     if (row.limits == nullptr) return rounded_to<U>(normalise(value, row.shift, row.scale));
     return rounded_to<U>(normalise(value, row.shift, row.scale, *row.limits));
   }
@@ -96,9 +114,10 @@ struct GatherBody {
   HALO_FN void store(const Row& row, index_t x, U value) const { row.to[x * stride[3]] = value; }
 };
 
-// ---- add ---------------------------------------------------------------------------------------------------------------------
+// ---- add ------------------------------------------------------------------------------------------------------------
 
-// sums[k, at + i] += window[n, k, i] * ((wz * wy) * wx) for all windows that cover a voxel, in the order of the entries.
+// sums[k, at + i] += window[n, k, i] * ((wz * wy) * wx) for all windows that cover a voxel, in the order of the
+// entries.
 template <typename T>
 struct AddBody {
   static constexpr int kChannels = 4;  // that share one look at the windows and one product of weights
@@ -111,7 +130,9 @@ struct AddBody {
   const Span* spans[kAxes];
   const float* weights[kAxes];  // (spans, size)
   const Entry* entries;
-  index_t first, stop;  // the entries of this batch
+  const std::int32_t* poses;  // per entry; null: all upright
+  const float* shares;        // per entry, of all that is added for its window; null: 1
+  index_t first, stop;        // the entries of this batch
   const float* constant;  // per channel, of a window that was skipped
   index_t lo[kAxes], hi[kAxes];  // the box of the sums that they may meet
 
@@ -138,7 +159,8 @@ struct AddBody {
       for (int j = 0; j < kPerThread; ++j) {
         HALO_UNROLL
         for (int c = 0; c < kChannels; ++c) {
-          if (c < channels && x + j * kLanes < hi[2]) sum[j][c] = base[c * sums.stride[0] + j * kLanes * sums.stride[3]];
+          if (c < channels && x + j * kLanes < hi[2])
+            sum[j][c] = base[c * sums.stride[0] + j * kLanes * sums.stride[3]];
         }
       }
       for (int i = 0; i < listed; ++i) add_window(list[i], k, channels, z, y, x, sum);
@@ -146,7 +168,8 @@ struct AddBody {
       for (int j = 0; j < kPerThread; ++j) {
         HALO_UNROLL
         for (int c = 0; c < kChannels; ++c) {
-          if (c < channels && x + j * kLanes < hi[2]) base[c * sums.stride[0] + j * kLanes * sums.stride[3]] = sum[j][c];
+          if (c < channels && x + j * kLanes < hi[2])
+            base[c * sums.stride[0] + j * kLanes * sums.stride[3]] = sum[j][c];
         }
       }
     }
@@ -158,9 +181,13 @@ struct AddBody {
     const Span sz = spans[0][entry.span[0]], sy = spans[1][entry.span[1]], sx = spans[2][entry.span[2]];
     const index_t wz = z - sz.at, wy = y - sy.at;
     if (wz < sz.lo || wz >= sz.hi || wy < sy.lo || wy >= sy.hi) return;
-    const float wz_wy = weight_of(weights[0][entry.span[0] * size[0] + wz], weights[1][entry.span[1] * size[1] + wy]);
+    const float weight_z = weights[0][entry.span[0] * size[0] + wz];
+    const float wz_wy = weight_of(shares == nullptr ? weight_z : shares[first + n] * weight_z,
+                                  weights[1][entry.span[1] * size[1] + wy]);
     const float* const weight_x = weights[2] + entry.span[2] * size[2];
-    const T* const base = data + entry.row * stride_n + k * stride[0] + wz * stride[1] + wy * stride[2];
+    const Posed held = posed(poses == nullptr ? 0 : poses[first + n], size, stride + 1);
+    const T* const base =
+        data + entry.row * stride_n + k * stride[0] + held.origin + wz * held.step[0] + wy * held.step[1];
     HALO_UNROLL
     for (int j = 0; j < kPerThread; ++j) {
       const index_t wx = x + j * kLanes - sx.at;
@@ -169,14 +196,14 @@ struct AddBody {
       HALO_UNROLL
       for (int c = 0; c < kChannels; ++c) {
         if (c >= channels) continue;
-        const float value = entry.row < 0 ? constant[k + c] : to_float(base[c * stride[0] + wx * stride[3]]);
+        const float value = entry.row < 0 ? constant[k + c] : to_float(base[c * stride[0] + wx * held.step[2]]);
         sum[j][c] = add_weighted(sum[j][c], value, weight);
       }
     }
   }
 };
 
-// ---- halos -------------------------------------------------------------------------------------------------------------------
+// ---- halos ----------------------------------------------------------------------------------------------------------
 
 // out = in, both (channels, z, y, x): a halo cut out of the sums, without gaps.
 struct PackBody {
@@ -216,11 +243,13 @@ struct MergeBody {
     const Point plane = point_of(line.z, halo.shape[1]);
     return {sums.at(plane.z, plane.y, line.y, 0), halo.at(plane.z, plane.y, line.y, 0)};
   }
-  HALO_FN float load(const Row& row, index_t x) const { return row.sums[x * sums.stride[3]] + row.halo[x * halo.stride[3]]; }
+  HALO_FN float load(const Row& row, index_t x) const {
+    return row.sums[x * sums.stride[3]] + row.halo[x * halo.stride[3]];
+  }
   HALO_FN void store(const Row& row, index_t x, float value) const { row.sums[x * sums.stride[3]] = value; }
 };
 
-// ---- commit ------------------------------------------------------------------------------------------------------------------
+// ---- commit ---------------------------------------------------------------------------------------------------------
 
 // A halo, and where it lies in the sums that it is merged into.
 struct HaloPart {
@@ -228,7 +257,8 @@ struct HaloPart {
   index_t at[kAxes];
 };
 
-// What each voxel's merged sums become. `take` gets up to kChannels of them at a time, in order, `out` lies at the voxel's first channel.
+// What each voxel's merged sums become. `take` gets up to kChannels of them at a time, in order, `out` lies at the
+// voxel's first channel.
 template <typename T>
 struct ToLabel {
   using Out = T;
@@ -256,7 +286,9 @@ struct ToMask {
   float above;
   struct State {};
   HALO_FN State begin() const { return {}; }
-  HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const { out[k * stride] = value > above ? T{1} : T{0}; }
+  HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const {
+    out[k * stride] = value > above ? T{1} : T{0};
+  }
   HALO_FN void end(const State&, T*, index_t, float*, index_t, index_t) const {}
   static constexpr bool kKeepsSums = false;
 };
@@ -275,8 +307,8 @@ struct ToProbability {
   static constexpr bool kKeepsSums = false;
 };
 
-// Softmax. The merged sums are written back to where they lay, and read twice more: each exponential is computed twice rather than kept,
-// as there may be hundreds.
+// Softmax. The merged sums are written back to where they lay, and read twice more: each exponential is computed twice
+// rather than kept, as there may be hundreds.
 template <typename T>
 struct ToSoftmax {
   using Out = T;
@@ -287,7 +319,8 @@ struct ToSoftmax {
   HALO_FN void take(State& state, index_t, float value, T*, index_t) const {
     state.best = is_larger(value, state.best) ? value : state.best;
   }
-  HALO_FN void end(const State& state, T* out, index_t stride, float* sums, index_t sums_stride, index_t channels) const {
+  HALO_FN void end(const State& state, T* out, index_t stride, float* sums, index_t sums_stride,
+                   index_t channels) const {
     float total = exp_of_nonpositive(sums[0] - state.best);
     for (index_t k = 1; k < channels; ++k) total += exp_of_nonpositive(sums[k * sums_stride] - state.best);
     for (index_t k = 0; k < channels; ++k) {
@@ -303,13 +336,15 @@ struct ToLogits {
   using Out = T;
   struct State {};
   HALO_FN State begin() const { return {}; }
-  HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const { out[k * stride] = rounded_to<T>(value); }
+  HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const {
+    out[k * stride] = rounded_to<T>(value);
+  }
   HALO_FN void end(const State&, T*, index_t, float*, index_t, index_t) const {}
   static constexpr bool kKeepsSums = false;
 };
 
-// Merges up to kMostHalos halos, in their order, and finishes each voxel, in one pass over the sums. Sets *nonfinite where a merged sum is
-// NaN or Inf (several threads may write the same 1).
+// Merges up to kMostHalos halos, in their order, and finishes each voxel, in one pass over the sums. Sets *nonfinite
+// where a merged sum is NaN or Inf (several threads may write the same 1).
 template <typename Finish>
 struct CommitBody {
   using T = typename Finish::Out;

@@ -1,6 +1,7 @@
-// The launchers of the kernels in `kernels.hpp`, free of CUDA's headers so that `device_module.cpp` is compiled by the host's compiler
-// alone. Implemented twice: `launch_cuda.cu` queues them on a stream of a GPU, `launch_loop.cpp` runs them in loops on the CPU, for
-// tests. Every function throws std::runtime_error with the kernel's name where it could not be queued.
+// The launchers of the kernels in `kernels.hpp`, free of CUDA's headers so that `device_module.cpp` is compiled by the
+// host's compiler alone. Implemented twice: `launch_cuda.cu` queues them on a stream of a GPU, `launch_loop.cpp` runs
+// them in loops on the CPU, for tests. Every function throws std::runtime_error with the kernel's name where it could
+// not be queued.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Launches the kernels of `kernels.hpp` on a GPU. No allocation, no copy, no synchronisation: what a kernel needs is given by the caller, so
-// that launches may be recorded in a CUDA graph.
+// Launches the kernels of `kernels.hpp` on a GPU. No allocation, no copy, no synchronisation: what a kernel needs is
+// given by the caller, so that launches may be recorded in a CUDA graph.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -16,7 +16,8 @@ constexpr int kThreads = kLanes * kRowsPerBlock;
 
 void check(cudaError_t error, const char* what, int device) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + " on CUDA device " + std::to_string(device) + ": " + cudaGetErrorString(error));
+  throw std::runtime_error(std::string(what) + " on CUDA device " + std::to_string(device) + ": " +
+                           cudaGetErrorString(error));
 }
 
 // Makes a device current for as long as it lives.
@@ -39,7 +40,9 @@ cudaStream_t stream_of(const Queue& queue) { return reinterpret_cast<cudaStream_
 // Enough blocks to fill any device; the kernels loop over what is left.
 unsigned blocks_for(index_t work) { return static_cast<unsigned>(std::clamp<index_t>(work, 1, index_t{1} << 20)); }
 
-__device__ __forceinline__ index_t first_row() { return static_cast<index_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y; }
+__device__ __forceinline__ index_t first_row() {
+  return static_cast<index_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
+}
 __device__ __forceinline__ index_t row_step() { return static_cast<index_t>(gridDim.x) * kRowsPerBlock; }
 
 // A warp per row; a thread has kPerThread loads under way before it stores.
@@ -100,8 +103,8 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(const __grid_constant_
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kLanes* kTileY* kTileZ) add_kernel(const __grid_constant__ AddBody<T> body, index_t tiles_y, index_t tiles_x,
-                                                                   index_t tiles) {
+__global__ void __launch_bounds__(kLanes * kTileY * kTileZ)
+    add_kernel(const __grid_constant__ AddBody<T> body, index_t tiles_y, index_t tiles_x, index_t tiles) {
   extern __shared__ int list[];
   __shared__ int count;
   for (index_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -125,7 +128,8 @@ template <typename Kernel, typename Body>
 void launch_rows(const Queue& queue, const Body& body, Kernel kernel, const char* name) {
   if (body.rows() <= 0 || body.width() <= 0) return;
   const DeviceGuard guard(queue.device);
-  kernel<<<blocks_for((body.rows() + kRowsPerBlock - 1) / kRowsPerBlock), dim3(kLanes, kRowsPerBlock), 0, stream_of(queue)>>>(body);
+  kernel<<<blocks_for((body.rows() + kRowsPerBlock - 1) / kRowsPerBlock), dim3(kLanes, kRowsPerBlock), 0,
+           stream_of(queue)>>>(body);
   check(cudaGetLastError(), name, queue.device);
 }
 
@@ -154,7 +158,8 @@ void add(const Queue& queue, const AddBody<T>& body) {
   if (total == 0 || body.count() <= 0) return;
   const DeviceGuard guard(queue.device);
   const std::size_t shared = static_cast<std::size_t>(body.count()) * sizeof(int);
-  add_kernel<T><<<blocks_for(total), dim3(kLanes, kTileY, kTileZ), shared, stream_of(queue)>>>(body, tiles[1], tiles[2], total);
+  add_kernel<T>
+      <<<blocks_for(total), dim3(kLanes, kTileY, kTileZ), shared, stream_of(queue)>>>(body, tiles[1], tiles[2], total);
   check(cudaGetLastError(), "add_kernel", queue.device);
 }
 

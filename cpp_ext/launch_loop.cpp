@@ -1,5 +1,6 @@
-// Runs the kernels of `kernels.hpp` on the CPU, thread after thread of the grid that `launch_cuda.cu` would launch: what the tests and
-// the simulated device run, so that indexing, layouts and types are checked where there is no GPU. Not fast, and not meant to be.
+// Runs the kernels of `kernels.hpp` on the CPU, thread after thread of the grid that `launch_cuda.cu` would launch:
+// what the tests and the simulated device run, so that indexing, layouts and types are checked where there is no GPU.
+// Not fast, and not meant to be.
 #include <algorithm>
 #include <vector>
 

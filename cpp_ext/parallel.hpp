@@ -14,8 +14,9 @@
 
 namespace unet_engine {
 
-// The default floating-point mode for as long as it lives. A library built with -ffast-math switches the mode of the thread
-// that loads it and of all threads started from there (denormals become zero): results would depend on what was imported.
+// The default floating-point mode for as long as it lives. A library built with -ffast-math switches the mode of the
+// thread that loads it and of all threads started from there (denormals become zero): results would depend on what was
+// imported.
 class DefaultFloatMode {
  public:
 #if defined(__SSE2__)
@@ -33,8 +34,8 @@ class DefaultFloatMode {
 #endif
 };
 
-// body(begin, end) over contiguous parts of [0, rows). A thread is only started for `kGrain` elements or more: below that
-// starting it takes longer than the work.
+// body(begin, end) over contiguous parts of [0, rows). A thread is only started for `kGrain` elements or more: below
+// that starting it takes longer than the work.
 template <typename Body>
 void parallel_rows(index_t rows, index_t elements_per_row, int threads, const Body& body) {
   constexpr index_t kGrain = 1 << 14;

@@ -1,6 +1,7 @@
 #include "rows.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 // target_clones needs ifunc (ELF, glibc) and a compiler that knows the levels of x86-64.
@@ -104,11 +105,18 @@ HALO_BLOCK_TYPES(HALO_DEFINE)
 
 #define HALO_DEFINE(T)                                                                                           \
   HALO_CLONES void add_rows(float* HALO_RESTRICT sums, index_t sums_stride, const T* HALO_RESTRICT in,           \
-                            index_t in_stride, float wz, const float* HALO_RESTRICT wy,                          \
+                            index_t in_stride, index_t in_step, float wz, const float* HALO_RESTRICT wy,         \
                             const float* HALO_RESTRICT wx, index_t rows, index_t n) noexcept {                   \
     for (index_t y = 0; y < rows; ++y, sums += sums_stride, in += in_stride) {                                   \
       const float w = weight_of(wz, wy[y]);                                                                      \
-      for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], to_float(in[x]), weight_of(w, wx[x]));     \
+      if (in_step == 1) {                                                                                        \
+        for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], to_float(in[x]), weight_of(w, wx[x]));   \
+      } else if (in_step == -1) {                                                                                \
+        for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], to_float(in[-x]), weight_of(w, wx[x]));  \
+      } else {                                                                                                   \
+        for (index_t x = 0; x < n; ++x)                                                                          \
+          sums[x] = add_weighted(sums[x], to_float(in[x * in_step]), weight_of(w, wx[x]));                       \
+      }                                                                                                          \
     }                                                                                                            \
   }
 HALO_WINDOW_TYPES(HALO_DEFINE)
@@ -152,6 +160,81 @@ HALO_DEFINE(std::uint8_t)
 HALO_DEFINE(Half)
 HALO_DEFINE(float)
 #undef HALO_DEFINE
+
+namespace {
+
+// Sixteen floats, as many as the widest register holds, or one. Sums of them stay in registers; of an array the
+// compiler would unroll the loop over its elements first.
+struct Sixteen {
+  static constexpr index_t kWidth = 16;
+#if defined(__GNUC__)
+  typedef float Floats __attribute__((vector_size(64)));
+  Floats values;
+  HALO_FN void times(float w) { values = values * w; }
+  HALO_FN void add(const Sixteen& other) { values = values + other.values; }
+#else
+  float values[16];
+  HALO_FN void times(float w) {
+    for (float& value : values) value *= w;
+  }
+  HALO_FN void add(const Sixteen& other) {
+    for (int i = 0; i < 16; ++i) values[i] += other.values[i];
+  }
+#endif
+};
+
+struct One {
+  static constexpr index_t kWidth = 1;
+  float values;
+  HALO_FN void times(float w) { values *= w; }
+  HALO_FN void add(const One& other) { values += other.values; }
+};
+
+template <typename T>
+HALO_FN T weighted(const float* in, float weight) {
+  T found;
+  std::memcpy(&found, in, sizeof found);
+  found.times(weight);
+  return found;
+}
+
+// out[x] = sum over t of in[t * stride + x] * weights[t] for N times as many x as T holds.
+template <typename T, int N>
+HALO_FN void combine_strip(float* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t stride,
+                           const float* HALO_RESTRICT weights, index_t taps) {
+  T sum[N];
+  for (int i = 0; i < N; ++i) sum[i] = weighted<T>(in + i * T::kWidth, weights[0]);
+  for (index_t t = 1; t < taps; ++t) {
+    for (int i = 0; i < N; ++i) sum[i].add(weighted<T>(in + t * stride + i * T::kWidth, weights[t]));
+  }
+  std::memcpy(out, sum, sizeof sum);
+}
+
+}  // namespace
+
+HALO_CLONES void combine_rows(float* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t stride,
+                              const float* HALO_RESTRICT weights, index_t taps, index_t n) noexcept {
+  index_t x = 0;
+  for (; x + 64 <= n; x += 64) combine_strip<Sixteen, 4>(out + x, in + x, stride, weights, taps);
+  for (; x + 16 <= n; x += 16) combine_strip<Sixteen, 1>(out + x, in + x, stride, weights, taps);
+  for (; x < n; ++x) combine_strip<One, 1>(out + x, in + x, stride, weights, taps);
+}
+
+HALO_CLONES void combine_lanes(float* HALO_RESTRICT out, const float* HALO_RESTRICT in,
+                               const std::int64_t* HALO_RESTRICT first, const float* HALO_RESTRICT weights,
+                               index_t taps, index_t n) noexcept {
+  for (index_t x = 0; x < n; ++x) {
+    combine_strip<Sixteen, 1>(out + 16 * x, in + 16 * first[x], 16, weights + x * taps, taps);
+  }
+}
+
+HALO_CLONES void to_lane(float* HALO_RESTRICT lane, const float* HALO_RESTRICT row, index_t n) noexcept {
+  for (index_t x = 0; x < n; ++x) lane[16 * x] = row[x];
+}
+
+HALO_CLONES void from_lane(float* HALO_RESTRICT row, const float* HALO_RESTRICT lane, index_t n) noexcept {
+  for (index_t x = 0; x < n; ++x) row[x] = lane[16 * x];
+}
 
 void cast_row(float* out, const float* in, index_t n) noexcept { std::copy_n(in, n, out); }
 

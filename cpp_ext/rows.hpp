@@ -1,5 +1,5 @@
-// The inner loops of `host_module.cpp`, over contiguous rows. Compiled several times, for AVX-512, AVX2 and any x86-64, and chosen
-// when the module is loaded (elsewhere: compiled once). The results are the same bits, see `arithmetic.hpp`.
+// The inner loops of `host_module.cpp`, over contiguous rows. Compiled several times, for AVX-512, AVX2 and any x86-64,
+// and chosen when the module is loaded (elsewhere: compiled once). The results are the same bits, see `arithmetic.hpp`.
 #pragma once
 
 #include "types.hpp"
@@ -17,10 +17,11 @@ constexpr index_t kStrip = 1024;
 HALO_BLOCK_TYPES(HALO_DECLARE)
 #undef HALO_DECLARE
 
-// sums[y][x] += in[y][x] * ((wz * wy[y]) * wx[x]) on `rows` rows of length n
+// sums[y][x] += in[y][x] * ((wz * wy[y]) * wx[x]) on `rows` rows of length n; `in_step` lies between the elements of a
+// row of `in`, and is -1 where the window is mirrored along it
 #define HALO_DECLARE(T)                                                                                            \
-  void add_rows(float* sums, index_t sums_stride, const T* in, index_t in_stride, float wz, const float* wy, \
-                const float* wx, index_t rows, index_t n) noexcept;
+  void add_rows(float* sums, index_t sums_stride, const T* in, index_t in_stride, index_t in_step, float wz, \
+                const float* wy, const float* wx, index_t rows, index_t n) noexcept;
 HALO_WINDOW_TYPES(HALO_DECLARE)
 #undef HALO_DECLARE
 
@@ -32,8 +33,10 @@ void add_constant_rows(float* sums, index_t sums_stride, float value, float wz, 
 void merge_row(float* sums, const float* in, index_t n) noexcept;
 
 // The labels of one row of voxels; `stride` lies between the channels of `sums`.
-void label_row(std::uint8_t* out, const float* sums, index_t stride, index_t channels, index_t n, LabelRule rule) noexcept;
-void label_row(std::uint16_t* out, const float* sums, index_t stride, index_t channels, index_t n, LabelRule rule) noexcept;
+void label_row(std::uint8_t* out, const float* sums, index_t stride, index_t channels, index_t n,
+               LabelRule rule) noexcept;
+void label_row(std::uint16_t* out, const float* sums, index_t stride, index_t channels, index_t n,
+               LabelRule rule) noexcept;
 
 // out[k][i] = quantise(softmax over k) for n <= kStrip voxels, with room for `channels * n` floats in `scratch`.
 void softmax_row(std::uint8_t* out, index_t out_stride, const float* sums, index_t stride, index_t channels, index_t n,
@@ -50,6 +53,18 @@ void sigmoid_row(float* out, const float* in, index_t n) noexcept;
 void clip_row(std::uint8_t* out, const float* in, index_t n) noexcept;
 void clip_row(Half* out, const float* in, index_t n) noexcept;
 void clip_row(float* out, const float* in, index_t n) noexcept;
+
+// out[x] = sum over t of in[t * stride + x] * weights[t], in this order
+void combine_rows(float* out, const float* in, index_t stride, const float* weights, index_t taps, index_t n) noexcept;
+
+// Sixteen rows side by side, voxel x of row r at 16 * x + r. For each row:
+// out[x] = sum over t of in[first[x] + t] * weights[x][t]
+void combine_lanes(float* out, const float* in, const std::int64_t* first, const float* weights, index_t taps,
+                   index_t n) noexcept;
+
+// One of such rows, from and to where its voxels lie one after the other
+void to_lane(float* lane, const float* row, index_t n) noexcept;
+void from_lane(float* row, const float* lane, index_t n) noexcept;
 
 // out[i] = in[i], in the output's type
 void cast_row(float* out, const float* in, index_t n) noexcept;

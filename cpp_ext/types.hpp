@@ -1,5 +1,5 @@
-// The types that stitching is compiled for, once for CPU and GPU, as macros that call `DO` with one type after the other; and what both
-// launchers are instantiated for.
+// The types that stitching is compiled for, once for CPU and GPU, as macros that call `DO` with one type after the
+// other; and what both launchers are instantiated for.
 #pragma once
 
 #include "arithmetic.hpp"

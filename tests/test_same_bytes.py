@@ -37,7 +37,8 @@ EXTRA = {
     "workers": {"workers": 2},
 }
 CASES = {
-    **{f"{axes} {kind}": {"axes": axes, **options} for axes in ("zyx", "yx", "planes") for kind, options in KINDS.items()},
+    **{f"{axes} {kind}": {"axes": axes, **options} for axes in ("zyx", "yx", "planes")
+       for kind, options in KINDS.items()},
     **{f"yx roi {kind}": {"axes": "yx", "roi": ROI_2D, **options} for kind, options in KINDS.items()},
     **{
         f"{name} {kind}": {"axes": "zyx", **more, **options}

@@ -231,6 +231,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "identity": dict(plan.identity),
         "input": job.volume,
         "model": {"file": job.model.path.name, "sha256": job.model.sha256, "name": job.model.spec.name},
+        **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
         "output": job.kind,
         "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,
@@ -238,6 +239,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
         "normalization": job.scaling.facts(),
+        **({"poses": [str(pose) for pose in job.poses]} if len(job.poses) > 1 else {}),
         **_outside(job),
         "grid": {
             "windows": list(plan.window_range.shape),
@@ -259,7 +261,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
     return Result(
         out=job.out,
         digest=job.plan.digest,
-        windows_planned=job.plan.window_count,
+        windows_planned=job.plan.call_count,
         windows_inferred=counters.inferred,
         windows_skipped=counters.skipped,
         blocks_planned=job.plan.block_count,

@@ -34,7 +34,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     input: str
-    """Zarr array or OME-Zarr group: a path or a URL."""
+    """Zarr array or OME-Zarr group, a path or a URL; or a file of another format, see `unet_engine.volumes.formats`."""
     model: str | None = None
     """Model file: .onnx, .pt2, .pt."""
     out: str | None = None
@@ -54,6 +54,9 @@ class Settings(BaseModel):
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
     blend: Literal["gaussian", "constant", "crop"] = "gaussian"
     padding: Literal["reflect", "constant", "edge"] = "reflect"
+    tta: str | None = None
+    """Test-time augmentation: ``none``, ``mirror``, ``mirror:yx``, ``turns``, or several joined by ``+``; see
+    `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
     channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
     """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
     output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
@@ -76,7 +79,7 @@ class Settings(BaseModel):
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
     mask: str | None = None
-    """Zarr volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
+    """Volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
     `outside`, and windows that reach none of the others are not inferred."""
     outside: str | None = None
     """What is written outside the mask and where nothing was measured, a number as it is stored, or ``nan``; ``keep``:
@@ -237,6 +240,13 @@ class Settings(BaseModel):
             parse_part(value)
         return value
 
+    @field_validator("tta")
+    @classmethod
+    def _tta(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_tta(value)
+        return value
+
     @field_validator("window", mode="before")
     @classmethod
     def _window(cls, value: Any) -> Any:
@@ -392,6 +402,23 @@ def parse_values(text: str) -> tuple[float, ...]:
     if any(value in (inf, -inf) for value in values):
         raise ValueError("give a finite number, or nan")
     return values
+
+
+TTA = "give none, mirror, mirror:AXES, turns, or mirrors and turns joined by +, e.g. mirror:z+turns"
+
+
+def parse_tta(text: str) -> tuple[str | None, bool]:
+    """``mirror:yx+turns`` as the axes that are mirrored along (None: those that the model names) and whether windows are
+    turned. Raises `ValueError` where it is none of these."""
+    if text.strip() == "none":
+        return "", False
+    match = re.fullmatch(r"\s*(?:(mirror)(?::([zyx]{1,3}))?)?\s*(?:(\+?)\s*(turns))?\s*", text)
+    if not match or bool(match[3]) != bool(match[1] and match[4]) or not (match[1] or match[4]):
+        raise ValueError(TTA)
+    axes = match[2] or ""
+    if len(set(axes)) < len(axes):
+        raise ValueError(TTA)
+    return (match[2] if match[1] else ""), bool(match[4])
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -32,7 +32,8 @@ def resize(how, given, made, factor="s", **more):
 
 
 POOLED = [
-    node("AveragePool", "x", "p", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1, count_include_pad=1),
+    node("AveragePool", "x", "p", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1,
+         count_include_pad=1),
     resize("nearest", "p", "u", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
     node("Slice", "u two end axes", "y"),
 ]  # fmt: skip
@@ -40,7 +41,10 @@ RESIZED = [
     resize("nearest", "x", "d", "h", coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_ceil"),
     resize("nearest", "d", "y", coordinate_transformation_mode="asymmetric", nearest_mode="round_prefer_ceil"),
 ]
-SYMMETRIC = [resize("linear", "x", "d", "h"), resize("linear", "d", "y", coordinate_transformation_mode="half_pixel_symmetric")]  # fmt: skip
+SYMMETRIC = [
+    resize("linear", "x", "d", "h"),
+    resize("linear", "d", "y", coordinate_transformation_mode="half_pixel_symmetric"),
+]
 CONSTANTS = {
     "s": TWICE, "h": np.float32([1, 1, 0.5, 0.5]), "two": np.array([2, 2]), "end": np.array([34, 34]),
     "axes": np.array([2, 3]),

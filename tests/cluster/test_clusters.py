@@ -196,9 +196,11 @@ def test_workers_for_gpus_see_loopback_only_and_spill_nothing(tmp_path, monkeypa
 
         class LocalCUDACluster(LocalCluster):
             def __init__(self, *, n_workers, threads_per_worker, memory_limit, device_memory_limit, preload, **given):
-                type(self).given = {"memory_limit": memory_limit, "device_memory_limit": device_memory_limit, "n_workers": n_workers}
+                type(self).given = {"memory_limit": memory_limit, "device_memory_limit": device_memory_limit,
+                                    "n_workers": n_workers}
                 super().__init__(
-                    n_workers=n_workers, threads_per_worker=threads_per_worker, memory_limit=memory_limit, preload=preload, **given
+                    n_workers=n_workers, threads_per_worker=threads_per_worker, memory_limit=memory_limit,
+                    preload=preload, **given
                 )
     """)
     )

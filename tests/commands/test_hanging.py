@@ -31,7 +31,8 @@ def endless(path):
     """A valid network whose loop goes round 2^60 times."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Cos", ["v"], ["w"])], "body",
-        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         helper.make_tensor_value_info("go", TensorProto.BOOL, []),
          helper.make_tensor_value_info("v", TensorProto.FLOAT, (1, 1, 8, 8, 8))],
         [helper.make_tensor_value_info("on", TensorProto.BOOL, []),
          helper.make_tensor_value_info("w", TensorProto.FLOAT, (1, 1, 8, 8, 8))],

@@ -68,7 +68,8 @@ def test_doctor_shows_what_to_install_to_the_last_bracket(monkeypatch):
 
 def test_tables_of_the_gate_and_of_bench_show_names_as_they_are(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    row = {"precision": "bf16", "backend": "openvino", "emulated": False, "passed": False, "speedup": None, "least_dice": None,
+    row = {"precision": "bf16", "backend": "openvino", "emulated": False, "passed": False, "speedup": None,
+           "least_dice": None,
            "max_error": 0.1, "reason": "Dice of [/b] is 0.9, below 0.99"}  # fmt: skip
     _show([row], screen.stderr())
     assert "Dice of [/b] is 0.9, below 0.99" in capsys.readouterr().err

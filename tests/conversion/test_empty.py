@@ -22,7 +22,8 @@ def spec_of(window=(16, 16), step=(2, 2), normalization=None):
     return ModelSpec(
         name="net", axes="yx", channels_in=1, channels_out=2, window=window,
         window_min=(16, 16) if any(step) else window,
-        window_step=step, margin=(0, 0), background=100, normalization=normalization or Normalization(mode="range", low=0, high=200),
+        window_step=step, margin=(0, 0), background=100,
+        normalization=normalization or Normalization(mode="range", low=0, high=200),
     )  # fmt: skip
 
 

@@ -169,7 +169,8 @@ def test_arguments_reach_the_factory(tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--factory", "support.networks:unsupported"], 5, "uses the operator prims.bessel_j0, which has no form in ONNX"),
+        (["--factory", "support.networks:unsupported"], 5,
+         "uses the operator prims.bessel_j0, which has no form in ONNX"),
         (["--factory", "support.networks:nothing"], 2, "has no attribute 'nothing'"),
         (["--factory", "support.networks"], 2, "is not package.module:function"),
         (["--factory", "support.networks:broken"], 2, "failed: no such size"),

@@ -70,7 +70,8 @@ ONE_CHANNEL = {
         node("Transpose", "c", "t", perm=[0, 2, 3, 4, 1]), node("Sigmoid", "t", "s"),
         node("Transpose", "s", "y", perm=[0, 4, 1, 2, 3]),
     ],
-    "Reshape by the input's own shape": [node("Sigmoid", "c", "s"), node("Shape", "x", "n"), node("Reshape", "s n", "y")],
+    "Reshape by the input's own shape":
+        [node("Sigmoid", "c", "s"), node("Shape", "x", "n"), node("Reshape", "s n", "y")],
     "mean": [
         node("Sigmoid", "c", "s"), node("Sigmoid", "c", "t"), node("Add", "s t", "a"), node("Mul", "a half", "y"),
     ],

@@ -255,12 +255,15 @@ def test_scores_in_whole_numbers(tmp_path, backend, kind):
 
 REFUSED = {
     "bool": ([conv("c"), node("Greater", "c zero", "y")], TensorProto.BOOL, 3, ("y holds bool", "Greater")),
-    "labels": ([conv("c"), node("Cast", "c", "y", to=TensorProto.INT32)], TensorProto.INT32, 1, ("y holds int32", "--activation")),
+    "labels": ([conv("c"), node("Cast", "c", "y", to=TensorProto.INT32)], TensorProto.INT32, 1,
+               ("y holds int32", "--activation")),
     "a table": (
-        [conv("c"), node("ArgMax", "c", "a", axis=1), node("Gather", "table a", "g"), node("Cast", "g", "y", to=TensorProto.UINT8)],
+        [conv("c"), node("ArgMax", "c", "a", axis=1), node("Gather", "table a", "g"),
+         node("Cast", "g", "y", to=TensorProto.UINT8)],
         TensorProto.UINT8, 1, ("y holds uint8",),
     ),
-    "argmax of another axis": ([conv("c"), node("ArgMax", "c", "y", axis=2, keepdims=0)], TensorProto.INT64, 3, ("y holds int64", "ArgMax")),
+    "argmax of another axis": ([conv("c"), node("ArgMax", "c", "y", axis=2, keepdims=0)], TensorProto.INT64, 3,
+                               ("y holds int64", "ArgMax")),
 }  # fmt: skip
 
 
@@ -477,7 +480,8 @@ ACROSS = {
     "a shape that is computed": [conv("c"), node("Shape", "c", "n"), node("Reshape", "c n", "y")],
     "a softmax over the batch": [conv("c"), node("Softmax", "c", "s", axis=0), node("Div", "s c", "y")],
     "weights per row": [conv("c"), node("Mul", "c rows", "y")],
-    "rows among the groups": [conv("c"), node("Reshape", "c wide", "r"), node("Relu", "r", "s"), node("Reshape", "s back", "y")],
+    "rows among the groups": [conv("c"), node("Reshape", "c wide", "r"), node("Relu", "r", "s"),
+                              node("Reshape", "s back", "y")],
 }  # fmt: skip
 
 

@@ -28,7 +28,8 @@ def data(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["../../elsewhere", "/tmp/elsewhere", "a/b", "..", "", "a\\b", "a\nb", "a\x1b[31mb", "a\x00b", "x" * 300, "a:b", "\u202eevil", "."],
+    ["../../elsewhere", "/tmp/elsewhere", "a/b", "..", "", "a\\b", "a\nb", "a\x1b[31mb", "a\x00b", "x" * 300, "a:b",
+     "\u202eevil", "."],
 )  # fmt: skip
 def test_whatever_a_model_is_called_its_output_lies_beside_the_input(name, data, tmp_path):
     model = fake_model(tmp_path / "m")

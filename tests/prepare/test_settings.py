@@ -191,7 +191,8 @@ def test_an_option_with_one_value_is_given_once(ramp, model, args, option):
 
 
 @pytest.mark.parametrize(
-    "args", [["quantize", "m.onnx", "--calibrate", "a", "--calibrate", "b"], ["bench", "--seconds", "60", "--seconds", "70"],
+    "args",
+    [["quantize", "m.onnx", "--calibrate", "a", "--calibrate", "b"], ["bench", "--seconds", "60", "--seconds", "70"],
              ["export", "m.pth", "--out", "a.onnx", "--out", "b.onnx"],
              ["info", "m.onnx", "--axes", "zyx", "--axes", "xyz"]],
 )  # fmt: skip

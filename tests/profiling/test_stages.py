@@ -129,7 +129,8 @@ def test_the_trace_says_the_same_as_the_totals(profiled):
             inner = sum(
                 e["dur"] for e in outermost([
                     e for e in events
-                    if e is not event and event["ts"] <= e["ts"] and e["ts"] + e["dur"] <= event["ts"] + event["dur"] + 1e-3
+                    if e is not event and event["ts"] <= e["ts"]
+                    and e["ts"] + e["dur"] <= event["ts"] + event["dur"] + 1e-3
                 ])
             )  # fmt: skip
             spent[event["name"]] = spent.get(event["name"], 0) + (event["dur"] - inner) / 1e6
@@ -204,7 +205,8 @@ def test_the_command_shows_a_table_and_stores_the_totals(ramp, model):
 
 @pytest.mark.parametrize(
     ("place", "code", "words"),
-    [("s3://bucket/trace", 2, "local disk"), ("trace.png", 2, "NAME.json"), ("taken/trace", 8, "cannot be written"), (" ", 2, "empty")],
+    [("s3://bucket/trace", 2, "local disk"), ("trace.png", 2, "NAME.json"), ("taken/trace", 8, "cannot be written"),
+     (" ", 2, "empty")],
 )  # fmt: skip
 def test_a_place_that_cannot_be_is_refused_before_the_run(ramp, model, place, code, words):
     Path("taken").write_text("a file")

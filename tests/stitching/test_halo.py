@@ -379,6 +379,38 @@ def test_is_constant_takes_the_value_in_the_type_of_the_block() -> None:
 
 
 @pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_windows_may_have_any_strides(dtype: str) -> None:
+    """As a view that is mirrored or turned: the bits of its copy."""
+    rng = np.random.default_rng(3)
+    window = rng.normal(size=(3, 5, 40, 40)).astype(dtype)
+    weights = [rng.random(n).astype(np.float32) for n in window.shape[1:]]
+    views = (window[:, ::-1], window[..., ::-1], window[:, :, ::-1, ::-1], window.swapaxes(2, 3)[..., ::-1])
+    for view in views:
+        sums, expected = np.zeros((2, 3, 5, 44, 44), np.float32)
+        where = (0, 3, -2), (0, 1, 2), (5, 40, 39)
+        operations.add(sums, view, weights, *where)
+        operations.add(expected, np.ascontiguousarray(view), weights, *where)
+        assert_same_bits(sums, expected)
+
+
+@pytest.mark.usefixtures("implementation")
+def test_positions_may_run_backwards() -> None:
+    """Long runs, short ones, ends at 0, and stretches outside between them."""
+    rng = np.random.default_rng(4)
+    block = rng.integers(0, 99, (2, 4, 60)).astype(np.uint8)
+    for row in (
+        np.arange(59, -1, -1), np.concatenate([np.arange(30, -1, -1), [-1, -1], np.arange(1, 25)]),
+        np.concatenate([[-1], np.arange(9, 2, -1), [-1], np.arange(40, 10, -1), np.arange(11, 50)]),
+        np.concatenate([np.arange(12, -1, -1), np.arange(13)]),
+    ):  # fmt: skip
+        out = np.zeros((2, 4, len(row)), np.float32)
+        operations.gather(out, block, [np.arange(4), row], np.array([0.5, 2]), np.array([1.0, 3]), 7.0)
+        picked = (block[:, :, row].astype(np.float32) - [[[1]], [[3]]]) * np.array([[[0.5]], [[2]]])
+        np.testing.assert_array_equal(out, np.where(row < 0, 7, picked))
+
+
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize(
     ("at", "lo", "hi", "message"),
     [
@@ -558,5 +590,5 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     spec.loader.exec_module(bench)
     bench.main(["--quick", "--json", str(tmp_path / "bench.json")])
     results = json.loads((tmp_path / "bench.json").read_text())["results"]
-    assert len(results) == 10
+    assert len(results) == 12
     assert all(result["native_ms"] > 0 for result in results)

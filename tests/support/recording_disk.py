@@ -4,8 +4,8 @@
 in memory and in a process of its own. Everything done to it is a line in a log; `Cut` builds from the first n of them
 what a disk may hold that kept all it was told to keep, and of the rest whatever it liked:
 
-- a file's content is kept by `fsync` or `fdatasync` of that file; what was written since may be there, in part, as zeros
-  of the right length, or not;
+- a file's content is kept by `fsync` or `fdatasync` of that file; what was written since may be there, in part, as
+  zeros of the right length, or not;
 - a name is kept by `fsync` of its folder, not of the file; names made, changed and removed since may be as before or as
   after, each by itself.
 """

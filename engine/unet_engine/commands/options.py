@@ -49,9 +49,17 @@ IGNORE_SPACING = click.option(
 )
 
 _SETTINGS = [
-    click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
-        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml, here or beside the input."
+        "--in",
+        "input",
+        metavar="PATH",
+        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
+    ),
+    click.option(
+        "--model",
+        metavar="FILE",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; default: from unet-engine.toml, here or beside "
+        "the input.",
     ),
     click.option(
         "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
@@ -70,21 +78,28 @@ _SETTINGS = [
     click.option(
         "--overlap",
         metavar="R",
-        help="Fraction by which windows overlap, 0 to below 1, or auto: the cheapest that agrees with 0.5; default 0.5.",
+        help="Fraction by which windows overlap, 0 to below 1, or auto: the cheapest that agrees with 0.5; "
+        "default 0.5.",
     ),
     click.option(
         "--overlap-tolerance", type=NUMBER, metavar="T", help="Agreement and Dice that auto asks for; default 0.999."
     ),
     click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
     click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
+    click.option(
+        "--tta",
+        metavar="HOW",
+        help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take the "
+        "mean; none; default: mirror where the model names axes for it.",
+    ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(
         "--channels",
         "--output-channels",
         "channels",
         metavar="WHAT",
-        help="What output channels are: classes that exclude one another, multilabel (they may overlap), image or offsets; "
-        "default: what the model says.",
+        help="What output channels are: classes that exclude one another, multilabel (they may overlap), image or "
+        "offsets; default: what the model says.",
     ),
     click.option(
         "--dtype", metavar="TYPE", help="Of probabilities (uint8, float16, float32) or logits (float16, float32)."
@@ -102,18 +117,19 @@ _SETTINGS = [
     click.option(
         "--activation",
         metavar="A",
-        help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each channel; default: the model's.",
+        help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each "
+        "channel; default: the model's.",
     ),
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option(
-        "--mask", metavar="PATH", help="Zarr volume, also coarser or finer: only voxels where it is not zero are meant."
+        "--mask", metavar="PATH", help="Volume, also coarser or finer: only voxels where it is not zero are meant."
     ),
     click.option(
         "--outside",
         metavar="V",
-        help="Written outside the mask and where nothing was measured; default: the background label 0, or what the model "
-        "names for empty windows. keep: what windows give there.",
+        help="Written outside the mask and where nothing was measured; default: the background label 0, or what the "
+        "model names for empty windows. keep: what windows give there.",
     ),
     click.option(
         "--nodata",
@@ -133,7 +149,8 @@ _SETTINGS = [
         is_flag=False,
         flag_value="auto",
         metavar="[PATH]",
-        help="Tell where the time went; a trace and a picture go to this folder or NAME.json, without a name to OUT-profile.",
+        help="Tell where the time went; a trace and a picture go to this folder or NAME.json, without a name to "
+        "OUT-profile.",
     ),
     click.option(
         "--trust",

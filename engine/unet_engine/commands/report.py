@@ -83,26 +83,27 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "window": list(job.setup.window),
         "stride": [a.stride for a in plan.axes],
         "windows": list(plan.window_range.shape),
-        "windows_planned": plan.window_count,
+        "windows_planned": plan.call_count,
+        "poses": [str(pose) for pose in job.poses],
         "block_windows": list(plan.block),
         "blocks": list(plan.block_range.shape),
         "blocks_planned": plan.block_count,
         "chunk": list(plan.chunk),
         "columns": plan.column_count,
         "seam_factor": round(plan.seam_factor, 4),
-        "flops": None if flops is None else flops * plan.window_count,
+        "flops": None if flops is None else flops * plan.call_count,
         "bytes_read": read,
         "read_factor": round(read / once, 3),
         "bytes_decoded": decoded,
         "decode_factor": round(decoded / once, 3),
         "bytes_written": written,
-        "memory": {"base": memory.base, "raw": memory.raw, "sums": memory.sums, "halos": memory.halos, "commit": memory.commit,
-                   "total": memory.total, "budget": prepared.budget},
+        "memory": {"base": memory.base, "raw": memory.raw, "sums": memory.sums, "halos": memory.halos,
+                   "commit": memory.commit, "total": memory.total, "budget": prepared.budget},
         "device_memory": None if prepared.device_memory is None else asdict(prepared.device_memory),
         "reading": _rates(prepared.reading),
         "batch": job.setup.batch,
         "seconds_per_window": prepared.seconds_per_window,
-        "seconds": round(prepared.seconds_per_window * plan.window_count / devices, 3),
+        "seconds": round(prepared.seconds_per_window * plan.call_count / devices, 3),
         "overlap_choice": facts(prepared.overlap),
         "notes": list(prepared.notes),
     }  # fmt: skip
@@ -153,9 +154,12 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", _normalisation(f)),
         *([("outside", f"{', '.join(f['outside'][:8])} is written there")] if f["outside"] else []),
-        ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, stitched in {f['stitching']}"),
+        ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, "
+                   f"stitched in {f['stitching']}"),
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
-        ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams {plan.window_count:,} (×{f['seam_factor']})"),
+        *_often(prepared),
+        ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams "
+                    f"{plan.window_count:,} (×{f['seam_factor']})"),
         (
             "blocks",
             f"{times(plan.block_range.shape)} of {times(plan.block)} windows, {plan.column_count} column(s), "
@@ -169,12 +173,21 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
             f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.survey.volume.chunks)})",
         ),
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
-        ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, sums {size(m.sums)}, "
-                   f"halos {size(m.halos)}, writing {size(m.commit)}"),
+        ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, "
+                   f"sums {size(m.sums)}, halos {size(m.halos)}, writing {size(m.commit)}"),
         *_on_device(prepared),
         ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
         ("digest", plan.digest),
     ]  # fmt: skip
+
+
+def _often(prepared: Prepared) -> list[tuple[str, str]]:
+    """How often each window is inferred, where that is more than once."""
+    plan, poses = prepared.job.plan, prepared.job.poses
+    if plan.calls == 1:
+        return []
+    shown = ", ".join(map(str, poses[:8])) + (", …" if len(poses) > 8 else "")
+    return [("augmented", f"{plan.call_count:,} inferred, each window {plan.calls} times and the mean taken: {shown}")]
 
 
 def _who(prepared: Prepared) -> list[tuple[str, str]]:
@@ -237,7 +250,7 @@ class Watcher:
     """Progress of a run, read from its counters: a bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, prepared: Prepared, crew: Team, console: Screen) -> None:
-        self._total = prepared.job.plan.window_count
+        self._total = prepared.job.plan.call_count
         self._blocks = prepared.job.plan.block_count
         self._crew, self._console = crew, console
         self._stop = threading.Event()
@@ -257,7 +270,8 @@ class Watcher:
     def _figures(self) -> tuple[int, str]:
         c, detail = self._crew.counters(), self._crew.detail()
         rate = c.voxels_written / max(1e-9, time.perf_counter() - self._begun) / 1e6
-        shown = f"{c.blocks:,}/{self._blocks:,} blocks, {rate:.3g} Mvoxel/s, {size(c.bytes_read)} in, {size(c.bytes_written)} out"
+        moved = f"{size(c.bytes_read)} in, {size(c.bytes_written)} out"
+        shown = f"{c.blocks:,}/{self._blocks:,} blocks, {rate:.3g} Mvoxel/s, {moved}"
         return c.inferred + c.skipped, f"{shown}, {detail}" if detail else shown
 
     def _bar(self) -> None:

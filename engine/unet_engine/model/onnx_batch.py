@@ -238,12 +238,10 @@ class _Proof:
 
 
 _ROW_BY_ROW = frozenset(
-    ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization",
-     "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "Identity", "Cast",
-     "Dropout", "Relu",
-     "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "HardSwish", "Softplus", "Softsign", "Sigmoid", "HardSigmoid",
-     "Tanh", "Erf",
-     "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal", "Floor", "Ceil", "Round", "Clip", "Sign", "ThresholdedRelu",
-     "Not", "Swish")
+    ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool",
+     "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth",
+     "Identity", "Cast", "Dropout", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "HardSwish", "Softplus",
+     "Softsign", "Sigmoid", "HardSigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal", "Floor",
+     "Ceil", "Round", "Clip", "Sign", "ThresholdedRelu", "Not", "Swish")
 )  # fmt: skip
 """Operators that never look from one row at another, and whose other inputs belong to all rows."""

@@ -192,8 +192,9 @@ def _refuse_ambiguous(path: Path, said: str, sizes: list[int]) -> None:
     few = range(1, 5)
     if len(sizes) in (4, 5) and not said and sizes[-1] in few and sizes[1] not in few:
         last, first = ("yxc", "cyx") if len(sizes) == 4 else ("zyxc", "czyx")
+        shown = times([s or "?" for s in sizes])  # type: ignore[misc]
         raise ModelError(
-            f"{path}: whether its input of {times([s or '?' for s in sizes])} has channels last cannot be told; write "  # type: ignore[misc]
+            f"{path}: whether its input of {shown} has channels last cannot be told; write "
             f'axes = "{last}" or axes = "{first}" to {path.with_suffix(".toml").name}'
         )
 

@@ -12,8 +12,8 @@ from unet_engine.model.onnx_shapes import Tensors, attribute, is_own
 from unet_engine.model.outputs import Output
 
 _VOXEL_BY_VOXEL = frozenset(
-    ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Identity", "Cast", "Clip", "Round", "ArgMax", "Squeeze", "Unsqueeze",
-     "Transpose", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not")
+    ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Identity", "Cast", "Clip", "Round", "ArgMax", "Squeeze",
+     "Unsqueeze", "Transpose", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not")
 )  # fmt: skip
 """Operators whose result tells nothing that their first input does not tell."""
 _AFTER_ARGMAX = frozenset(("Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose"))

@@ -11,6 +11,7 @@ from unet_engine.output.layout import Layout
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
+from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.normalize import Scaling
 
@@ -46,6 +47,8 @@ class Job:
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     decoders: int | None = None
     """Threads that decode chunks of the volume; None: one per core."""
+    poses: tuple[Pose, ...] = (UPRIGHT,)
+    """In which each window is inferred; its answers are averaged in this order."""
     answers: frozenset[str] = ONE_BY_ONE
     """What the network told of its batches as the run was planned, see `Network.answers`."""
 
@@ -59,6 +62,11 @@ class Job:
     def skipped(self) -> tuple[float, ...]:
         """What a window that was left out is added as, for each output channel."""
         return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
+
+    @property
+    def share(self) -> float:
+        """Of one answer in what is added for its window."""
+        return 1 / len(self.poses)
 
     @property
     def durability(self) -> Durability:

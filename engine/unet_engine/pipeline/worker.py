@@ -224,7 +224,8 @@ class Worker:
             left = self.job.plan.task(
                 task.block.index, column, lambda index: pending(index) and not self.is_void(index)
             )
-            self.tally.add(skipped=len(task.windows) - len(left.windows if left else ()))
+            fewer = len(task.windows) - len(left.windows if left else ())
+            self.tally.add(skipped=fewer * self.job.plan.calls)
             return left
 
     # --- read ---

@@ -51,8 +51,11 @@ class Bundle:
 def bundles(plan: Plan, pending: Callable[[Index], bool], length: int) -> Iterator[Bundle]:
     """All that is left to do, `length` blocks at most in each, lower neighbours first. Lazy, as `Plan.tasks`."""
     for column in plan.columns():
-        tasks = plan.tasks(column, pending)
-        for key, row in itertools.groupby(tasks, lambda task: bundle_id(plan, column, task.block.index, length)):  # noqa: B023
+
+        def row_of(task: Task, column: Column = column) -> BundleId:
+            return bundle_id(plan, column, task.block.index, length)
+
+        for key, row in itertools.groupby(plan.tasks(column, pending), row_of):
             yield _bundle(plan, key, column, tuple(row), length)
 
 
@@ -75,7 +78,10 @@ def _bundle(plan: Plan, key: BundleId, column: Column, tasks: tuple[Task, ...], 
 def bundle_length(plan: Plan, seconds_per_window: float, workers: int) -> int:
     """Blocks per bundle: enough for `BUNDLE_SECONDS` and `BUNDLES_PER_SECOND`, few enough for `BUNDLES_PER_WORKER`, and
     a row at most."""
-    wanted = -(-max(BUNDLE_SECONDS, workers / BUNDLES_PER_SECOND) // max(1e-9, prod(plan.block) * seconds_per_window))
+    wanted = -(
+        -max(BUNDLE_SECONDS, workers / BUNDLES_PER_SECOND)
+        // max(1e-9, prod(plan.block) * plan.calls * seconds_per_window)
+    )
     fair = plan.block_count // (BUNDLES_PER_WORKER * max(1, workers))
     row = plan.block_range.shape[plan.order[-1]]
     return int(max(1, min(wanted, fair, row)))

@@ -108,14 +108,16 @@ def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int]:
 
 
 def _table_bytes(plan: Plan, windows: Sequence[int]) -> int:
-    """Per axis and window its span, weights and positions; per window of the block an entry and its place in the
-    order."""
+    """Per axis and window its span, weights and positions; per inferred window of the block an entry and its place in
+    the order, and where it is inferred several times its pose and share."""
     per_axis = [
         aligned(24 * n) + aligned(4 * n * axis.window) + aligned(4 * n * (axis.window + 2 * axis.margin))
         for n, axis in zip(windows, plan.axes, strict=True)
     ]
     missing = 3 - len(windows)
-    return sum(per_axis) + missing * 3 * ALIGNMENT + aligned(16 * prod(windows)) + aligned(4 * prod(windows))
+    entries = prod(windows) * plan.calls
+    each = [16, 4, *([4, 4] if plan.calls > 1 else [])]
+    return sum(per_axis) + missing * 3 * ALIGNMENT + sum(aligned(size * entries) for size in each)
 
 
 def device_memory(plan: Plan, sizes: Sizes, network: int) -> DeviceMemory:

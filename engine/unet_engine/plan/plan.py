@@ -110,6 +110,8 @@ class Plan:
     flops_per_window: int | None = None
     part: tuple[int, int] = (1, 1)
     """Which of how many parts this run does, counted from 1; see `share`."""
+    calls: int = 1
+    """How often each window is inferred: in so many poses, by so many networks."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -318,6 +320,11 @@ class Plan:
     def window_count(self) -> int:
         """Windows all columns infer together: those on seams count once per column."""
         return sum(prod(map(sum, self._windows_per_span(box))) for box in self.share)
+
+    @property
+    def call_count(self) -> int:
+        """Windows that are inferred, each counted as often as it is."""
+        return self.window_count * self.calls
 
     def _windows_per_span(self, box: Box) -> list[list[int]]:
         """Per axis, the windows that each span of a box of the share needs: columns are the products of spans, so

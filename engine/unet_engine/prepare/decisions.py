@@ -8,6 +8,8 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import Blend
+from unet_engine.plan.poses import UPRIGHT, Pose
+from unet_engine.prepare.augmentation import poses_of
 from unet_engine.settings import KEEP, Settings, parse_part
 
 
@@ -33,11 +35,14 @@ class Decisions:
     kind: Kind
     dtype: str
     """Type of the voxels that are written."""
+    poses: tuple[Pose, ...] = (UPRIGHT,)
+    """In which each window is inferred."""
 
     @classmethod
     def of(cls, settings: Settings, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
         part = parse_part(settings.part) if settings.part else (1, 1)
-        return cls(tiling, roi, part, settings.output, _dtype(settings, spec))
+        poses = poses_of(settings.tta, spec, tiling.window)
+        return cls(tiling, roi, part, settings.output, _dtype(settings, spec), poses)
 
     def labels_of(self, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
         """The same for the labels of a region with another tiling, whatever is written in the end."""

@@ -69,6 +69,7 @@ class Draft:
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
             part=decisions.part,
+            calls=len(decisions.poses),
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
@@ -104,6 +105,7 @@ class Draft:
             begun=survey.begun,
             strict=settings.strict,
             durable=settings.durable,
+            poses=decisions.poses,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:

@@ -20,6 +20,7 @@ from unet_engine.model.verdict import difference
 from unet_engine.output import output
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
+from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
@@ -81,6 +82,8 @@ def survey(settings: Settings) -> Survey:
     about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
+    if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
+        notes.append(said)
     check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
     about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)

@@ -1,4 +1,5 @@
-"""The native functions behind `unet_engine.stitching.operations`. Arrays have four axes (channels, z, y, x), per-axis arguments three."""
+"""The native functions behind `unet_engine.stitching.operations`. Arrays have four axes (channels, z, y, x), per-axis
+arguments three."""
 
 from collections.abc import Sequence
 
@@ -52,6 +53,14 @@ def probabilities_float32(
 ) -> None: ...
 def logits_float32(sums: NDArray[np.float32], out: NDArray[np.float32], threads: int, /) -> None: ...
 def logits_float16(sums: NDArray[np.float32], out: NDArray[np.uint16], threads: int, /) -> None: ...
+def interpolate(
+    out: NDArray[np.float32],
+    block: NDArray[np.float32],
+    first: Sequence[NDArray[np.int64]],
+    weights: Sequence[NDArray[np.float32]],
+    threads: int,
+    /,
+) -> None: ...
 def is_constant(
     block: NDArray[np.generic], type: str, lo: Sequence[int], hi: Sequence[int], value: NDArray[np.generic], /
 ) -> bool: ...

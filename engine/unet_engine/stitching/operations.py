@@ -3,8 +3,8 @@
     block (C, *S) --gather--> network --window (K, *W)--> add --> sums (K, *S) --labels, probabilities, logits--> out
                                halos of the lower neighbours --merge--^
 
-Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` may have any
-strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
+Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` and `window` may have
+any strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
 (`unet_engine.stitching._halo`) and a NumPy one (`unet_engine.stitching.reference`); both give the same bits, for any
 number of threads (any NaN counts as the same NaN). `IMPLEMENTATION` says which one runs. Wrong shapes and ranges raise
 ValueError and wrong types TypeError before anything is written.
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_engine.stitching import reference
+from unet_engine.stitching.interpolation import Taps
 
 _native: ModuleType | None
 try:
@@ -123,7 +124,8 @@ def add(
     """Add the range [lo, hi) of a window, weighted: ``sums[:, at + i] += window[:, i] * ((wz * wy) * wx)`` in float32.
 
     sums: (K, *S) float32, changed in place.
-    window: (K, *W) float32, float16 or bfloat16 (`ml_dtypes`), the network's output.
+    window: (K, *W) float32, float16 or bfloat16 (`ml_dtypes`), the network's output, any strides: one that was
+        mirrored is a view.
     weights: per axis a float32 vector of length W[axis].
     at: where the window's origin lies in `sums`, may be negative.
     lo, hi: the range in window coordinates; nothing is added where it is empty.
@@ -131,7 +133,6 @@ def add(
     axes = _check_axes("window", window)
     _check_sums(sums, axes)
     _check_type("window", window, "float32", "float16", "bfloat16")
-    _check_rows("window", window)
     if window.shape[0] != sums.shape[0]:
         raise ValueError(f"window has {window.shape[0]} channels and sums {sums.shape[0]}: they must agree")
     weights = _check_weights(weights, window.shape[1:])
@@ -258,6 +259,33 @@ def logits(sums: F32, out: NDArray[np.floating], *, threads: int = 1) -> None:
     run(_3d(sums), _coded(out)[0], threads)
 
 
+def interpolate(out: F32, block: F32, taps: Sequence[Taps], *, threads: int = 1) -> None:
+    """``out[:, z, y, x]``: `block` combined along z, then y, then x as `taps` says, in float32, taps in ascending order.
+
+    out: (C, *W) float32, written. block: (C, *S) float32.
+    taps: for each spatial axis W[axis] voxels; raises IndexError, naming the axis, where one is made of others than
+        0..S[axis]. NaN and infinities spread to what they are part of, with whatever weight.
+    """
+    axes = _check_axes("block", block)
+    _check_type("block", block, "float32")
+    _check_rows("block", block)
+    _check_type("out", out, "float32")
+    if len(taps) != axes:
+        raise ValueError(f"{len(taps)} tables for a block of {axes} axes: give one per axis")
+    _check_out(out, (block.shape[0], *(t.size for t in taps)))
+    for name, axis, size in zip(_names(taps), taps, block.shape[1:], strict=True):
+        if axis.size and (axis.first.min() < 0 or axis.first.max() + axis.weights.shape[1] > size):
+            raise IndexError(f"axis {name}: a voxel is made of others than the block's 0:{size}")
+    if not out.size:
+        return
+    if _native is None:
+        reference.interpolate(out, block, taps)
+        return
+    first = _3([np.ascontiguousarray(t.first) for t in taps], _ORIGIN)
+    weights = _3([np.ascontiguousarray(t.weights) for t in taps], _WHOLE)
+    _native.interpolate(_3d(out), _3d(block), first, weights, threads)
+
+
 def is_constant(block: Array, lo: Sequence[int], hi: Sequence[int], value: float) -> bool:
     """Whether all voxels of ``block[:, lo:hi]`` equal `value`; stops at the first that does not. True if it is empty.
 
@@ -376,6 +404,7 @@ def _names(axes: Sequence[object]) -> str:
 
 _ORIGIN = np.zeros(1, np.int64)
 _ONE = np.ones(1, np.float32)
+_WHOLE = np.ones((1, 1), np.float32)
 
 
 def _3(values: Sequence[T], first: T) -> list[T]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unet_engine.stitching.interpolation import Taps
+
 F32 = NDArray[np.float32]
 Array = NDArray[Any]
 
@@ -107,6 +109,25 @@ def probabilities(sums: F32, out: Array, activation: str) -> None:
 def logits(sums: F32, out: NDArray[np.floating]) -> None:
     with np.errstate(all="ignore"):
         out[...] = sums.astype(out.dtype)
+
+
+def interpolate(out: F32, block: F32, taps: Sequence[Taps]) -> None:
+    value = block
+    with np.errstate(all="ignore"):
+        for a, axis in enumerate(taps, start=1):
+            found = _tap(value, axis, a, 0)
+            for t in range(1, axis.weights.shape[1]):
+                found = found + _tap(value, axis, a, t)
+            value = found
+    out[...] = value
+
+
+def _tap(value: F32, axis: Taps, a: int, t: int) -> F32:
+    taken = np.take(value, axis.first + t, axis=a)
+    if axis.weights.shape[1] == 1:
+        return taken
+    weighted: F32 = taken * axis.weights[:, t].reshape(-1, *(1,) * (value.ndim - 1 - a))
+    return weighted
 
 
 def is_constant(block: Array, lo: Sequence[int], hi: Sequence[int], value: np.generic) -> bool:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from unet_engine.plan.box import Box
 from unet_engine.plan.device_memory import aligned
 from unet_engine.plan.plan import Index, Plan, Task
+from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.stitching.weights import axis_weights
 
 Array = npt.NDArray[Any]
@@ -60,15 +61,24 @@ class Tables:
     batches: tuple[Batch, ...]
     size: int
     inferred: int
+    poses: Piece | None = None
+    shares: Piece | None = None
+    """Of every entry; None where all are upright, and each is all that is added for its window."""
 
 
 def fill_tables(
-    plan: Plan, task: Task, is_empty: Callable[[Index], bool], batch: int, most: int, memory: Array
+    plan: Plan,
+    task: Task,
+    is_empty: Callable[[Index], bool],
+    batch: int,
+    most: int,
+    memory: Array,
+    poses: Sequence[Pose] = (UPRIGHT,),
 ) -> Tables:
     """Write the tables of `task` to `memory` (bytes) and say where each lies.
 
     is_empty: whether a window is skipped. batch: windows that are inferred at once. most: entries that one kernel
-    takes.
+    takes. poses: in which each window is inferred; one that is skipped is a single entry.
     """
     axes = len(plan.axes)
     windows = np.array(task.windows, np.int64).reshape(-1, axes)
@@ -89,10 +99,25 @@ def fill_tables(
         positions.append(writer.put(position, "int32"))
         chosen = table[ranks[:, i]]
         boxes[i] = chosen[:, 0] + chosen[:, 1], chosen[:, 0] + chosen[:, 2]
-    batches, rows, order = _batches(skipped, batch, most, boxes)
-    entries = writer.put(np.concatenate([ranks, rows[:, None]], 1), "int32")
+    which, held = _entries(skipped, len(poses))
+    skipped = skipped[which]
+    batches, rows, order = _batches(skipped, batch, most, boxes[:, :, which])
+    entries = writer.put(np.concatenate([ranks[which], rows[:, None]], 1), "int32")
     placed = writer.put(order, "int32")
-    return Tables(tuple(spans), tuple(weights), tuple(positions), entries, placed, batches, writer.end, len(order))
+    pose = share = None
+    if len(poses) > 1:
+        pose = writer.put(np.array([p.bits for p in poses])[held], "int32")
+        share = writer.put(np.where(skipped, 1, np.float32(1 / len(poses))), "float32")
+    tables = tuple(spans), tuple(weights), tuple(positions)
+    return Tables(*tables, entries, placed, batches, writer.end, len(order), pose, share)
+
+
+def _entries(skipped: Array, poses: int) -> tuple[Array, Array]:
+    """Per entry the number of its window and of its pose: of a window that is inferred all poses, one after the
+    other."""
+    times = np.where(skipped, 1, poses)
+    which = np.repeat(np.arange(len(skipped)), times)
+    return which, np.arange(len(which)) - np.repeat(np.cumsum(times) - times, times)
 
 
 def _axis(plan: Plan, a: int, ks: Sequence[int], sums: Box, read: Box) -> tuple[Array, Array, Array]:
