@@ -6,7 +6,6 @@ import asyncio
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from math import prod
 from typing import Any
 
@@ -86,11 +85,19 @@ def name_of(codec: Codec) -> str:
     return str(codec.to_dict()["name"]).removeprefix("numcodecs.")
 
 
-@cache
-def _within(kind: type[Codec]) -> type[Codec]:
-    """The class of codecs `kind`, of one that unpacks no more than it may."""
+def _within(kind: Any) -> Any:
+    """The class of codecs `kind`, of such as unpack no more than they may."""
+    if kind not in _WITHIN:
+        _WITHIN[kind] = _made_within(kind)
+    return _WITHIN[kind]
 
-    class Within(kind):  # type: ignore[misc,valid-type]
+
+_WITHIN: dict[Any, Any] = {}
+
+
+def _made_within(kind: Any) -> Any:
+
+    class Within(kind):  # type: ignore[misc]
         def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
             size = prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
             codec = _numcodec(self)

@@ -83,7 +83,7 @@ def unpacked(codec: Packing, packed: Any, size: int) -> Any:
     """What `codec` unpacks of a chunk that should be `size` bytes then. Raises `ValueError` where that is far more,
     before it is in memory; any other length is for the caller to notice."""
     kind, limit = codec.codec_id, longest(size)
-    data = memoryview(np.frombuffer(packed, np.uint8))
+    data: memoryview = np.frombuffer(packed, np.uint8).data
     if kind == "blosc":
         blosc.check(data)
     if kind in _STREAMS:
