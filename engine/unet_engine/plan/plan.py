@@ -192,6 +192,13 @@ class Plan:
             return lambda j: j not in looked_at or self.edge(axis, j) < self.edge(axis, j + 1)
         return lambda j: self.edge(axis, j) < self.edge(axis, j + 1)
 
+    @cached_property
+    def largest_write(self) -> tuple[int, ...]:
+        """Per axis the longest write box: the last block's may be longer than others."""
+        return tuple(
+            max(self.edge(a, j + 1) - self.edge(a, j) for j in self._different(a)) for a in range(len(self.axes))
+        )
+
     @property
     def _block_spans(self) -> Iterator[tuple[int, int]]:
         return zip(self.block_range.lo, self.block_range.hi, strict=True)
@@ -396,7 +403,7 @@ class Plan:
         return Box(*map(tuple, zip(*spans, strict=True)))
 
 
-_WITHOUT_CUTS = ("window_range", "block_range", "writing", "share", "block_count", "reach", "order")
+_WITHOUT_CUTS = ("window_range", "block_range", "writing", "largest_write", "share", "block_count", "reach", "order")
 """What a plan works out once, and columns have no say in."""
 
 
