@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
-from unet_engine.paths import unusable
+from unet_engine.paths import plain, unusable
 from unet_engine.redaction import hide, hide_in_url
 from unet_engine.settings_files import SettingsFile, settings_files
 from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
@@ -233,7 +233,7 @@ class Settings(BaseModel):
     def _place(cls, value: str | None) -> str | None:
         if value is not None and (why := unusable(value)):
             raise ValueError(why)
-        return value
+        return value and plain(value)
 
     @field_validator("part")
     @classmethod
@@ -279,7 +279,7 @@ class Settings(BaseModel):
         """
         given = {key: value for key, value in given.items() if value is not None}
         source: dict[str, SettingsFile] = {}
-        for file in settings_files(str(given.get("input", ""))):
+        for file in settings_files(plain(str(given.get("input", "")))):
             source |= {key: file for key in file.values if key not in given and key not in source}
         try:
             settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
