@@ -17,7 +17,7 @@ from unet_engine.model.file import ModelFile, is_model, open_model
 from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.volumes import samples
-from unet_engine.volumes.formats import format_of, open_volume
+from unet_engine.volumes.formats import READ, format_of, open_volume
 
 
 def describe(path: str, axes: str | None = None, window: str | None = None, head: str | None = None) -> dict[str, Any]:
@@ -26,8 +26,7 @@ def describe(path: str, axes: str | None = None, window: str | None = None, head
         return _model(path, window, head)
     if Path(path).is_file() and format_of(path) is None:
         raise InputError(
-            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a Zarr volume, which is a folder or a URL; "
-            "give one of them"
+            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a volume ({READ}); give one of them"
         )
     return _volume(path, axes)
 
@@ -98,7 +97,9 @@ def _volume(path: str, axes: str | None) -> dict[str, Any]:
         **volume.facts(),
         "channels": volume.channels,
         "spacing": list(volume.spacing) if volume.spacing else None,
+        **({"translation": list(volume.translation)} if any(volume.translation) else {}),
         "unit": volume.unit,
+        **({"notes": list(volume.notes)} if volume.notes else {}),
         "sampled_range": [float(finite.min()), float(finite.max())] if finite.size else None,
         "sampled_mean": float(finite.mean()) if finite.size else None,
     }

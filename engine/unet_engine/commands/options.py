@@ -49,7 +49,12 @@ IGNORE_SPACING = click.option(
 )
 
 _SETTINGS = [
-    click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
+    click.option(
+        "--in",
+        "input",
+        metavar="PATH",
+        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
+    ),
     click.option(
         "--model",
         metavar="FILE",
@@ -79,8 +84,16 @@ _SETTINGS = [
     click.option(
         "--overlap-tolerance", type=NUMBER, metavar="T", help="Agreement and Dice that auto asks for; default 0.999."
     ),
-    click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
-    click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
+    click.option(
+        "--blend",
+        metavar="MODE",
+        help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
+    ),
+    click.option(
+        "--padding",
+        metavar="MODE",
+        help="reflect (default), constant (default with monai and nnunet) or edge, where windows stick out.",
+    ),
     click.option(
         "--tta",
         metavar="HOW",
@@ -118,7 +131,7 @@ _SETTINGS = [
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option(
-        "--mask", metavar="PATH", help="Zarr volume, also coarser or finer: only voxels where it is not zero are meant."
+        "--mask", metavar="PATH", help="Volume, also coarser or finer: only voxels where it is not zero are meant."
     ),
     click.option(
         "--outside",
