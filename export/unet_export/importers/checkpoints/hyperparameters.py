@@ -50,7 +50,7 @@ def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def meaning_in(said: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `ModelSpec` that they tell: what outputs are, and names of classes."""
-    inside = next((said[key] for key in _INSIDE if isinstance(said.get(key), Mapping)), {})
+    inside: Mapping[str, Any] = next((said[key] for key in _INSIDE if isinstance(said.get(key), Mapping)), {})
     task = str(said.get("task") or said.get("mode") or inside.get("task") or "").lower()
     loss = str(said.get("loss") or "").lower()
     found: dict[str, Any] = {}

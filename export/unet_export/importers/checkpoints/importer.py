@@ -19,6 +19,7 @@ from unet_export.importers.checkpoints.smp import HOW, Named, built, name_of, pa
 from unet_export.importers.files import Files
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pt", "model.bin")
+_OWN = ("encoder_name", "encoder_weights")
 _SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".tar")
 _ASKED = (
     "note: nothing says how voxels became numbers in training: they are taken as they are; --normalize imagenet, or whatever "
@@ -104,7 +105,7 @@ def _of_config(path: Path, said: Mapping[str, Any]) -> Named:
             f"{path}: its config.json names the class {said.get('_model_class')}, which is none that is built here; name "
             f"the network, {HOW}"
         )
-    arguments = {k: v for k, v in said.items() if not k.startswith("_") and k != "encoder_name"}
+    arguments = {k: v for k, v in said.items() if not k.startswith("_") and k not in _OWN}
     return Named(name, str(said.get("encoder_name", "resnet34")), arguments)
 
 
