@@ -162,14 +162,16 @@ def open_backend(name: str, setup: Setup) -> Backend:
     return backend
 
 
-def open_on_device(name: str, setup: Setup) -> DeviceBackend:
-    """Load the network on its device, with a stream of its own. Raises as `open_backend` does."""
+def open_on_device(name: str, setup: Setup, beside: DeviceBackend | None = None) -> DeviceBackend:
+    """Load the network on its device, with a stream of its own, or with that of a network that it works together with.
+    Raises as `open_backend` does."""
     known = record(name)
     if not known.on_device:
         raise BackendError(f"{name} does not run on {setup.device}; use --device cpu, or --backend tensorrt")
     # a library may end the process where there is no GPU: the device comes first
-    device = open_device(setup.device)
-    backend: DeviceBackend = _named(known.on_device)(setup, device, device.stream("compute"))
+    device = beside.device if beside else open_device(setup.device)
+    stream = beside.stream if beside else device.stream("compute")
+    backend: DeviceBackend = _named(known.on_device)(setup, device, stream)
     return backend
 
 

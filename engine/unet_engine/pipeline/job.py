@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from unet_engine.backends.base import ONE_BY_ONE, Array, Setup
 from unet_engine.model.file import ModelFile
@@ -63,10 +64,10 @@ class Job:
         """What a window that was left out is added as, for each output channel."""
         return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
 
-    @property
-    def share(self) -> float:
-        """Of one answer in what is added for its window."""
-        return 1 / len(self.poses)
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """By network, of one of its answers in what is added for a window."""
+        return tuple(share / len(self.poses) for share in self.model.shares)
 
     @property
     def durability(self) -> Durability:
