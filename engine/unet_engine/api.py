@@ -243,6 +243,7 @@ def _provenance(job: Job) -> dict[str, Any]:
             "name": job.model.spec.name,
             **_members(job),
         },
+        **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
         "output": job.kind,
         "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,

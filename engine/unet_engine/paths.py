@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -17,10 +18,22 @@ def is_local(path: str) -> bool:
 
 
 def root_of(path: str) -> str:
-    """What the array at `path` lies in: the outermost folder called ``.zarr`` or ``.n5``, else itself. Absolute."""
+    """What the array at `path` lies in: the outermost folder called ``.zarr`` or ``.n5``, else itself, or the file that
+    holds it. Absolute."""
+    path = inside(path)[0]
     parts = absolute(path.rstrip("/") or path).split("/")
     outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
     return "/".join(parts[: outermost + 1])
+
+
+_HOLDS_SEVERAL = re.compile(r"(.*?\.(?:h5|hdf5|hdf|he5|h5ad|nc|nc4|cdf|ims))(?::(.*))?", re.IGNORECASE | re.DOTALL)
+
+
+def inside(path: str) -> tuple[str, str | None]:
+    """A path such as ``scan.h5:/volumes/raw`` as that of the file and what is named in it; others as they are, and
+    None. Text alone decides."""
+    found = _HOLDS_SEVERAL.fullmatch(path) if is_local(path) else None
+    return (found[1], found[2] or None) if found else (path, None)
 
 
 def absolute(path: str) -> str:

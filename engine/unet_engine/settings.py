@@ -34,7 +34,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     input: str
-    """Zarr array or OME-Zarr group: a path or a URL."""
+    """Zarr array or OME-Zarr group, a path or a URL; or a file of another format, see `unet_engine.volumes.formats`."""
     model: str | None = None
     """Model file: .onnx, .pt2, .pt; several, parted by commas, are averaged."""
     folds: str | None = None
@@ -83,7 +83,7 @@ class Settings(BaseModel):
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
     mask: str | None = None
-    """Zarr volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
+    """Volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
     `outside`, and windows that reach none of the others are not inferred."""
     outside: str | None = None
     """What is written outside the mask and where nothing was measured, a number as it is stored, or ``nan``; ``keep``:

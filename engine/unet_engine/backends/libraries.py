@@ -151,8 +151,9 @@ def library(name: str, device: str) -> str:
 
 
 def open_backend(name: str, setup: Setup) -> Backend:
-    """Load the network, for a caller on the host. Raises `BackendError` or `ModelError` where the library refuses
-    it."""
+    """Load the one network of `setup`, for a caller on the host. Raises `BackendError` or `ModelError` where the
+    library refuses it."""
+    assert not setup.model.members  # `opening.open_network` is for several
     if is_gpu(setup.device):
         return HostRing(open_on_device(name, setup))
     known = record(name)
@@ -165,6 +166,7 @@ def open_backend(name: str, setup: Setup) -> Backend:
 def open_on_device(name: str, setup: Setup, beside: DeviceBackend | None = None) -> DeviceBackend:
     """Load the network on its device, with a stream of its own, or with that of a network that it works together with.
     Raises as `open_backend` does."""
+    assert not setup.model.members
     known = record(name)
     if not known.on_device:
         raise BackendError(f"{name} does not run on {setup.device}; use --device cpu, or --backend tensorrt")

@@ -49,11 +49,17 @@ IGNORE_SPACING = click.option(
 )
 
 _SETTINGS = [
-    click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
+    click.option(
+        "--in",
+        "input",
+        metavar="PATH",
+        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
+    ),
     click.option(
         "--model",
         metavar="FILE[,FILE]",
-        help=".onnx, .pt2 or .pt; of several the mean is taken; default: from unet-engine.toml, here or beside the input.",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several the mean is taken; default: from "
+        "unet-engine.toml, here or beside the input.",
     ),
     click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
     click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),
@@ -119,7 +125,7 @@ _SETTINGS = [
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option(
-        "--mask", metavar="PATH", help="Zarr volume, also coarser or finer: only voxels where it is not zero are meant."
+        "--mask", metavar="PATH", help="Volume, also coarser or finer: only voxels where it is not zero are meant."
     ),
     click.option(
         "--outside",

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments, trust
+from unet_engine.model import credit as credits
 from unet_engine.model.attached import judged_network, network_bytes, verdicts
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.ensemble import chosen, combined_hash, common_spec, listed, weighted
@@ -71,6 +72,8 @@ class ModelFile:
     """Name of the output in a graph without a spec."""
     guessed: bool = False
     """Whether the activation was neither said nor proved."""
+    credit: credits.Credit | None = None
+    """Whose network it is, where an import knew."""
     trusted: bool = False
     """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
     members: tuple[ModelFile, ...] = ()
@@ -319,6 +322,7 @@ def _onnx(
         output=found.output,
         guessed=not found.described and not found.ends_in,
         inside=inside,
+        credit=credits.read(path),
     ).activated(activation)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from unet_engine.errors import ModelError
 from unet_engine.model import attachments
+from unet_engine.model import credit as credits
 from unet_engine.model.attached import NETWORK, VERDICTS, network_bytes, verdicts_as_text
 from unet_engine.model.ensemble import MEMBERS, Listed, as_text, listed
 from unet_engine.model.file import ModelFile, attached_network, open_model, together
@@ -30,6 +31,8 @@ def with_attachments(model: ModelFile, target: Path, verdicts: Sequence[Verdict]
     for sha256 in needed:
         data = networks[sha256] if sha256 in networks else attached_network(model, sha256)
         values[NETWORK + sha256] = base64.b64encode(data)
+    if (said := attachments.read(model.path, credits.KEY)) is not None:
+        values[credits.KEY] = said
     attachments.attach(model.path, target, values)
 
 

@@ -60,6 +60,10 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
         tta=given["tta"],
         threads=given["threads"],
     )
+    from unet_engine.commands.sources import model_of
+
+    if given["model"]:
+        given["model"] = model_of(given["model"], trust=bool(given["trust"]))
     request = Request(
         given["model"], given["input"], given["axes"], wanted, given["seconds"],
         ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"],
