@@ -11,13 +11,16 @@ import unet_engine
 from support.command_line import cli
 from support.graphs import convolution, graph, node
 from support.volumes import make_volume, result_of
+from unet_engine.backends.libraries import library
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments
 from unet_engine.model.attached import NETWORK, network_bytes
 from unet_engine.model.ensemble import MEMBERS
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import ModelSpec
+from unet_engine.model.verdict import Calibration, Figures, Thresholds, Verdict
 from unet_engine.model.writing import with_attachments, write_members
+from unet_engine.prepare.precision import choose
 
 pytest.importorskip("onnx")
 
@@ -129,3 +132,38 @@ def test_info_shows_them(file):
     assert [m.split(":")[0] for m in said.json["members"]] == ["fold_0", "fold_1", "fold_3"]
     assert "50 %" in said.json["members"][2]
     assert json.loads(attachments.read(file, MEMBERS))[2]["weight"] == 2
+
+
+# --- precision is what is proved for each ---
+
+
+def passed(member, precision="bf16", *, dice=0.9995):
+    figures = Figures(
+        windows=4, voxels=100, nonfinite=0, max_error=0.01, mean_error=0.001, agreement=1.0, classes=("a",),
+        dice=(dice,), lost=(), one_class=False,
+    )  # fmt: skip
+    return Verdict(
+        precision=precision, backend="openvino", library=library("openvino", "cpu"), model=member.sha256, network=None,
+        rest="fp32", window=(8, 8), normalization=str(member.spec.normalization), activation=member.spec.activation,
+        passed=True, emulated=False, reason="as told", figures=figures, thresholds=Thresholds(dice=0.999),
+        calibration=Calibration(
+            volume="v", fingerprint="f", windows=4, held_out=4, seed=0, quantiles=((0, 1, 2, 3, 4),)
+        ),
+        seconds_per_window=1.0, fp32_seconds_per_window=2.0,
+    )  # fmt: skip
+
+
+def test_a_precision_runs_where_it_is_proved_for_each_member(file):
+    pytest.importorskip("openvino")
+    members = open_model(file).networks
+    with_attachments(open_model(file), file, [passed(members[0]), passed(members[1])], {})
+    assert [len(n.verdicts) for n in open_model(file).networks] == [1, 1, 0]
+    some = choose(open_model(file), "openvino", "cpu", "auto", (8, 8))
+    assert (some.precision, "fold_3) fp32" in some.why) == ("fp32", True)
+    assert choose(open_model(file, folds="0,1"), "openvino", "cpu", "auto", (8, 8)).precision == "bf16"
+    verdicts = [passed(members[0]), passed(members[1], dice=0.9992), passed(members[2])]
+    with_attachments(open_model(file), file, verdicts, {})
+    every = choose(open_model(file), "openvino", "cpu", "auto", (8, 8))
+    assert (every.precision, every.judged) == ("bf16", (None, None, None))
+    assert "0.9992" in every.why  # the least of all
+    assert any("fold_1: bf16" in line for line in cli("info", str(file), "--json").json["judged"])

@@ -73,27 +73,34 @@ class HostPipeline:
             task, raw = item
             shape = (self._job.model.spec.channels_out, *task.block.sums.shape)
             predicted = HostPredicted(task, self._memory.zeros(shape))
-            yield from self._infer(predicted, Windows(self._job, task, raw), flight)
+            windows = Windows(self._job, task, raw)
+            for window, ring, pose in self._calls(task, windows, flight.rings):
+                if ring is None:
+                    flight.push_empty(predicted, window)
+                    continue
+                while not ring.ready:
+                    yield from flight.pop()
+                flight.push(predicted, window, windows, pose, ring)
+                if ring.full:
+                    ring.launch()
             flight.push_end(predicted)
             while flight.settled or flight.blocks > BLOCKS_IN_FLIGHT:
                 yield from flight.pop()
         while flight.entries:
             yield from flight.pop()
 
-    def _infer(self, predicted: HostPredicted, windows: Windows, flight: _Flight) -> Iterator[HostPredicted]:
-        """Put the windows of a task in flight: for each network all windows, each in all poses. Yields blocks that get
-        ready meanwhile."""
-        empty = {window for window in predicted.task.windows if windows.is_empty(window)}
-        for number, ring in enumerate(flight.rings):
-            for window in predicted.task.windows:
-                if window in empty:
-                    if number == 0:
-                        flight.push_empty(predicted, window)
-                    continue
-                for pose in self._job.poses:
-                    while not ring.ready:
-                        yield from flight.pop()
-                    flight.push(predicted, window, windows, pose, ring)
+    def _calls(
+        self, task: Task, windows: Windows, rings: Sequence[_Ring]
+    ) -> Iterator[tuple[Index, _Ring | None, Pose]]:
+        """The windows of a task in the order in which they are added: for each network all of them, each in all poses.
+        One that is skipped comes once, without a network."""
+        empty = {window for window in task.windows if windows.is_empty(window)}
+        for ring in rings:
+            for window in task.windows:
+                if window not in empty:
+                    yield from ((window, ring, pose) for pose in self._job.poses)
+                elif ring is rings[0]:
+                    yield window, None, UPRIGHT
 
     def finish(self, task: Task, core: Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
         with self._recorder.span(MERGE):
@@ -121,15 +128,18 @@ class _Ring:
         """Whether the next window has a place."""
         return self.place > 0 or self.waiting[self.slot] == 0
 
+    @property
+    def full(self) -> bool:
+        """Whether the slot has all windows of a batch."""
+        return self.place == self._batch
+
     def put(self, windows: Windows, window: Index, pose: Pose) -> tuple[int, int]:
-        """Cut a window into the next place, and start the batch where it is full. Returns slot and place."""
+        """Cut a window into the next place. Returns slot and place."""
         where = self.slot, self.place
         with self._recorder.span(GATHER):
             windows.cut(window, self.network.input(self.slot)[self.place], pose)
         self.waiting[self.slot] += 1
         self.place += 1
-        if self.place == self._batch:
-            self.launch()
         return where
 
     def launch(self) -> None:
