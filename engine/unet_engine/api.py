@@ -17,7 +17,7 @@ from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Header, spans
 from unet_engine.output.inspection import Look
-from unet_engine.output.locks import Holding, hold
+from unet_engine.output.locks import Holding, clear, hold
 from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
@@ -129,6 +129,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         output = _open_output(prepared)
         note(output.notes)
         if output.header.settled():
+            clear(prepared.job.out)
             return result()
         with hold(prepared.job.out, _part(prepared)) as holding:
             if not output.header.begin():

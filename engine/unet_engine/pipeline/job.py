@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from unet_engine.backends.base import ONE_BY_ONE, Array, Setup
 from unet_engine.model.file import ModelFile
 from unet_engine.output.layout import Layout
@@ -13,6 +15,7 @@ from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
 from unet_engine.plan.poses import UPRIGHT, Pose
+from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.normalize import Scaling
 
@@ -68,6 +71,15 @@ class Job:
     def shares(self) -> tuple[float, ...]:
         """By network, of one of its answers in what is added for a window."""
         return tuple(share / len(self.poses) for share in self.model.shares)
+
+    @property
+    def floor(self) -> float:
+        """What weights of a window are raised to at least, as `operations.add` takes it."""
+        return floor_of(self.plan.axes[0])
+
+    def shared_floor(self, share: float) -> float:
+        """The same of an answer of which so much counts; rounded as a device does it."""
+        return float(np.float32(share) * np.float32(self.floor))
 
     @property
     def durability(self) -> Durability:

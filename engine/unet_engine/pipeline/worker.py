@@ -274,7 +274,7 @@ class Worker:
     def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
         bad = ~np.isfinite(voxels)
         if self.job.replace_nonfinite is None:
-            first = np.argwhere(bad)[0][1:] + task.read.lo
+            first = np.array(np.unravel_index(np.argmax(bad), bad.shape)[1:]) + task.read.lo
             where = " ".join(f"{a}={x}" for a, x in zip(self.job.plan.names, first, strict=True))
             raise DataError(
                 f"{self.job.volume}: {np.count_nonzero(bad)} voxels are NaN or Inf in block {task.block.index} "
@@ -320,10 +320,11 @@ class Worker:
         """Write a block of which `is_void` holds: the constant for windows that are left out, but where it is
         overwritten."""
         self._notice(self.job.plan.write_read_box(task.block.index), [task.block.index])
-        shape = task.block.write.shape
+        shape, reduction = task.block.write.shape, self.job.reduction
         constant = np.asarray(self.job.skipped, np.float32).reshape(-1, *(1,) * len(shape))
-        sums = np.ascontiguousarray(np.broadcast_to(constant, (len(constant), *shape)))
-        self._write(task, self.job.reduction.on_host(sums))
+        # one voxel is reduced, and all get what it gets: sums of many classes would be large
+        voxel = reduction.on_host(constant)
+        self._write(task, np.broadcast_to(voxel, reduction.shape((len(constant), *shape))).copy())
 
     def _write(self, task: Task, values: Array) -> None:
         """values: (*write.shape) or (channels, *write.shape); what is outside is overwritten in them."""

@@ -192,6 +192,13 @@ class Plan:
             return lambda j: j not in looked_at or self.edge(axis, j) < self.edge(axis, j + 1)
         return lambda j: self.edge(axis, j) < self.edge(axis, j + 1)
 
+    @cached_property
+    def largest_write(self) -> tuple[int, ...]:
+        """Per axis the longest write box: the last block's may be longer than others."""
+        return tuple(
+            max(self.edge(a, j + 1) - self.edge(a, j) for j in self._different(a)) for a in range(len(self.axes))
+        )
+
     @property
     def _block_spans(self) -> Iterator[tuple[int, int]]:
         return zip(self.block_range.lo, self.block_range.hi, strict=True)
@@ -259,6 +266,8 @@ class Plan:
         """Blocks of an axis of which one is like any other: those at both ends, and as many in the middle as it takes
         until edges lie alike in their chunks again."""
         grid, lo, hi = self.axes[axis], self.block_range.lo[axis], self.block_range.hi[axis]
+        if not grid.is_even:  # no two need lie alike
+            return range(lo, hi)
         step, chunk = self.block[axis] * grid.stride, self.chunk[axis]
         period = chunk // gcd(step, chunk)
         # a window that begins before an end reaches so many blocks beyond it, and so do the halos of blocks below it
@@ -396,7 +405,7 @@ class Plan:
         return Box(*map(tuple, zip(*spans, strict=True)))
 
 
-_WITHOUT_CUTS = ("window_range", "block_range", "writing", "share", "block_count", "reach", "order")
+_WITHOUT_CUTS = ("window_range", "block_range", "writing", "largest_write", "share", "block_count", "reach", "order")
 """What a plan works out once, and columns have no say in."""
 
 

@@ -64,7 +64,7 @@ class Draft:
             block=block,
             chunk=default_chunk(axes, block),
             cuts=((),) * len(axes),
-            padding=survey.settings.padding,
+            padding=survey.settings.padding_mode,
             memory=NO_MEMORY,
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
@@ -110,13 +110,21 @@ class Draft:
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
         """Bytes that the memory prediction needs, where so many chunks are decoded at once."""
-        volume = self.survey.volume
+        volume, mask = self.survey.volume, self.survey.mask
+        # of values that say that nothing was measured: which channels have one, one value and all of them
+        found = 2 * volume.channels + 1 if job.nodata else 0
+        marked = mask.voxel_bytes if mask else 0
+        again = bool(job.nodata) and job.outside is not None
         return Sizes(
-            volume.voxel_bytes,
-            4 * self.survey.model.spec.channels_out,
-            job.layout.voxel_bytes,
-            decoders * volume.chunk_bytes,
-        )
+            raw=volume.voxel_bytes,
+            sums=4 * self.survey.model.spec.channels_out,
+            out=job.layout.voxel_bytes,
+            decoding=decoders * volume.chunk_bytes * (1 + again),
+            meant=marked + bool(job.nodata),
+            looking=found + (mask.reading_bytes if mask else 0),
+            outside=0 if job.outside is None
+            else 1 + (mask.reading_bytes if mask else 0) + (volume.voxel_bytes + found if again else 0),
+        )  # fmt: skip
 
 
 def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:

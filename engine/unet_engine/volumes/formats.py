@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unet_engine.errors import InputError
-from unet_engine.paths import is_local
+from unet_engine.paths import is_local, plain
 from unet_engine.volumes.base import Format, Volume
 from unet_engine.volumes.hdf5 import Hdf5Format
 from unet_engine.volumes.npy import NpyFormat
@@ -30,7 +30,7 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
 
     Raises `InputError` naming what is missing and what to do.
     """
-    path = str(path)
+    path = plain(str(path))
     if format := format_of(path):
         return format.open(path, axes)
     if is_local(path) and not Path(path).exists():
