@@ -86,7 +86,8 @@ def test_the_mean_over_networks_and_poses_is_that_of_explicit_loops(
             result_of(
                 unet_engine.run(
                     volume, model=model, out=str(folder / f"{device}.zarr"), device=device, overlap=case["overlap"],
-                    blend=case["blend"], output="logits", normalize="none", weights=",".join(map(str, weights)),
+                    blend=case["blend"], padding="reflect", output="logits", normalize="none",
+                    weights=",".join(map(str, weights)),
                     tta=f"mirror:{mirror}" if mirror else "none", **more,
                 ).out
             )
