@@ -52,8 +52,10 @@ class Settings(BaseModel):
     """Fraction by which windows overlap; ``auto``: see `unet_engine.prepare.overlap`."""
     overlap_tolerance: float | None = Field(default=None, gt=0, le=1)
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
-    blend: Literal["gaussian", "constant", "crop"] = "gaussian"
-    padding: Literal["reflect", "constant", "edge"] = "reflect"
+    blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"] = "gaussian"
+    """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
+    padding: Literal["reflect", "constant", "edge"] | None = None
+    """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
     tta: str | None = None
     """Test-time augmentation: ``none``, ``mirror``, ``mirror:yx``, ``turns``, or several joined by ``+``; see
     `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
@@ -338,6 +340,10 @@ class Settings(BaseModel):
             )
         if abs(value) > highest:
             raise SettingsError(f"--outside {self.outside} does not fit {stored}; give a value within ±{highest:g}")
+
+    @property
+    def padding_mode(self) -> Literal["reflect", "constant", "edge"]:
+        return self.padding or ("constant" if self.blend in ("monai", "nnunet") else "reflect")
 
     @property
     def nodata_values(self) -> tuple[float, ...]:
