@@ -214,6 +214,17 @@ HALO_FN float normalise(T value, double shift, double scale, const Limits& limit
 
 HALO_FN float weight_of(float wz_wy, float wx) { return wz_wy * wx; }
 
+// With a floor; 0 leaves every weight that is not negative as it is.
+HALO_FN float weight_of(float wz_wy, float wx, float floor) {
+  const float weight = wz_wy * wx;
+  return weight < floor ? floor : weight;
+}
+
+// What a window adds to the sum of the weights at a voxel; a negative factor says that it does not cover the voxel.
+HALO_FN float share_of(float wz, float wy, float wx, float floor) {
+  return wz < 0.0f || wy < 0.0f || wx < 0.0f ? 0.0f : weight_of(weight_of(wz, wy), wx, floor);
+}
+
 HALO_FN float add_weighted(float sum, float value, float weight) { return sum + value * weight; }
 
 // ---- activation and reduction ---------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ void gather(const Array& windows, const Input& raw_array, const std::vector<Tabl
 void add(const Array& sums_array, const Input& windows, const std::vector<Table<float, 2>>& weights,
          const std::vector<Table<std::int64_t, 2>>& spans, const Table<std::int32_t, 2>& entries,
          const Table<float, 1>& constants, const std::vector<index_t>& lo, const std::vector<index_t>& hi,
-         const std::optional<Table<std::int32_t, 1>>& poses, const std::optional<Table<float, 1>>& shares,
+         const std::optional<Table<std::int32_t, 1>>& poses, const std::optional<Table<float, 1>>& shares, float floor,
          std::uintptr_t stream) {
   const auto sums = floats(sums_array, "sums");
   check_device(sums_array, windows, "windows");
@@ -239,7 +239,7 @@ void add(const Array& sums_array, const Input& windows, const std::vector<Table<
     using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
     const index_t count = static_cast<index_t>(entries.shape(0));
     AddBody<T> body{sums, data,  batch.stride_n,   {}, {}, {}, {}, entry, pose, share, 0, count, constants.data(),
-                    {},   {}};
+                    {},   {}, floor};
     std::copy_n(batch.stride, 1 + kAxes, body.stride);
     std::copy_n(batch.size, kAxes, body.size);
     for (int a = 0; a < kAxes; ++a) {
@@ -251,6 +251,17 @@ void add(const Array& sums_array, const Input& windows, const std::vector<Table<
     const nb::gil_scoped_release release;
     launch::add(launch::Queue{sums_array.device_id(), stream}, body);
   });
+}
+
+void divide(const Array& sums_array, const std::vector<Table<float, 2>>& covers, float floor, std::uintptr_t stream) {
+  DivideBody body{floats(sums_array, "sums"), {}, {}, floor};
+  check_tables(covers, sums_array, body.sums.shape + 1, "covers");
+  for (int a = 0; a < kAxes; ++a) {
+    body.covers[a] = covers[a].data();
+    body.windows[a] = static_cast<index_t>(covers[a].shape(0));
+  }
+  const nb::gil_scoped_release release;
+  launch::divide(launch::Queue{sums_array.device_id(), stream}, body);
 }
 
 // Both arrays as (channels, z, y, x), the part at `at` of the first having the shape of the second.
@@ -430,7 +441,8 @@ NB_MODULE(_halo_cuda, m) {
   m.def("gather", &gather, "windows"_a, "raw"_a, "positions"_a, "entries"_a, "order"_a, "scale"_a, "shift"_a, "fill"_a,
         nb::kw_only(), "limits"_a = nb::none(), "poses"_a = nb::none(), "stream"_a = 0);
   m.def("add", &add, "sums"_a, "windows"_a, "weights"_a, "spans"_a, "entries"_a, "constants"_a, "lo"_a, "hi"_a,
-        nb::kw_only(), "poses"_a = nb::none(), "shares"_a = nb::none(), "stream"_a = 0);
+        nb::kw_only(), "poses"_a = nb::none(), "shares"_a = nb::none(), "floor"_a = 0.0f, "stream"_a = 0);
+  m.def("divide", &divide, "sums"_a, "covers"_a, "floor"_a, nb::kw_only(), "stream"_a = 0);
   m.def("pack", &pack, "sums"_a, "out"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("merge", &merge, "sums"_a, "halo"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("commit", &commit, "sums"_a, "out"_a, "kind"_a, "activation"_a, "halos"_a, "at"_a, "nonfinite"_a, nb::kw_only(),

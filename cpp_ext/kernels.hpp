@@ -116,8 +116,8 @@ struct GatherBody {
 
 // ---- add ------------------------------------------------------------------------------------------------------------
 
-// sums[k, at + i] += window[n, k, i] * ((wz * wy) * wx) for all windows that cover a voxel, in the order of the
-// entries.
+// sums[k, at + i] += window[n, k, i] * max((wz * wy) * wx, floor) for all windows that cover a voxel, in the order of
+// the entries.
 template <typename T>
 struct AddBody {
   static constexpr int kChannels = 4;  // that share one look at the windows and one product of weights
@@ -135,6 +135,7 @@ struct AddBody {
   index_t first, stop;        // the entries of this batch
   const float* constant;  // per channel, of a window that was skipped
   index_t lo[kAxes], hi[kAxes];  // the box of the sums that they may meet
+  float floor;
 
   HALO_FN index_t count() const { return stop - first; }
 
@@ -184,6 +185,7 @@ struct AddBody {
     const float weight_z = weights[0][entry.span[0] * size[0] + wz];
     const float wz_wy = weight_of(shares == nullptr ? weight_z : shares[first + n] * weight_z,
                                   weights[1][entry.span[1] * size[1] + wy]);
+    const float least = shares == nullptr ? floor : shares[first + n] * floor;
     const float* const weight_x = weights[2] + entry.span[2] * size[2];
     const Posed held = posed(poses == nullptr ? 0 : poses[first + n], size, stride + 1);
     const T* const base =
@@ -192,13 +194,43 @@ struct AddBody {
     for (int j = 0; j < kPerThread; ++j) {
       const index_t wx = x + j * kLanes - sx.at;
       if (wx < sx.lo || wx >= sx.hi) continue;
-      const float weight = weight_of(wz_wy, weight_x[wx]);
+      const float weight = weight_of(wz_wy, weight_x[wx], least);
       HALO_UNROLL
       for (int c = 0; c < kChannels; ++c) {
         if (c >= channels) continue;
         const float value = entry.row < 0 ? constant[k + c] : to_float(base[c * stride[0] + wx * held.step[2]]);
         sum[j][c] = add_weighted(sum[j][c], value, weight);
       }
+    }
+  }
+};
+
+// ---- divide ---------------------------------------------------------------------------------------------------------
+
+// Divides the sums by what the weights of all windows come to at each voxel: see `share_of`.
+struct DivideBody {
+  View<float> sums;
+  const float* covers[kAxes];  // (windows, voxels of the axis)
+  index_t windows[kAxes];
+  float floor;
+
+  HALO_FN index_t rows() const { return sums.shape[1] * sums.shape[2]; }
+  HALO_FN index_t width() const { return sums.shape[3]; }
+  HALO_FN Point row(index_t r) const { return point_of(r, sums.shape[2]); }
+
+  HALO_FN void voxel(const Point& at, index_t x) const {
+    float total = 0.0f;
+    for (index_t a = 0; a < windows[0]; ++a) {
+      const float wz = covers[0][a * sums.shape[1] + at.z];
+      for (index_t b = 0; b < windows[1]; ++b) {
+        const float wy = covers[1][b * sums.shape[2] + at.y];
+        if (wz < 0.0f || wy < 0.0f) continue;
+        for (index_t c = 0; c < windows[2]; ++c) total += share_of(wz, wy, covers[2][c * sums.shape[3] + x], floor);
+      }
+    }
+    for (index_t k = 0; k < sums.shape[0]; ++k) {
+      float* const sum = sums.at(k, at.z, at.y, x);
+      *sum = *sum / total;
     }
   }
 };

@@ -17,7 +17,7 @@ from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Header, spans
 from unet_engine.output.inspection import Look
-from unet_engine.output.locks import Holding, hold
+from unet_engine.output.locks import Holding, clear, hold
 from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
@@ -129,6 +129,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         output = _open_output(prepared)
         note(output.notes)
         if output.header.settled():
+            clear(prepared.job.out)
             return result()
         with hold(prepared.job.out, _part(prepared)) as holding:
             if not output.header.begin():
@@ -139,7 +140,16 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
                 crew.execute(prepared, output.pending())
             note(output.doubtful())
             done = _conclude(prepared, output.header, holding, result())
+    if done.complete:
+        _release(prepared)
     return replace(done, profile=profile.write(crew.profile())) if profile else done
+
+
+def _release(prepared: Prepared) -> None:
+    """What was made to read volume and mask from may go."""
+    prepared.survey.volume.release()
+    if prepared.survey.mask:
+        prepared.survey.mask.volume.release()
 
 
 def _begun(prepared: Prepared) -> AbstractContextManager[None]:
@@ -240,6 +250,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "normalization": job.scaling.facts(),
         **({"poses": [str(pose) for pose in job.poses]} if len(job.poses) > 1 else {}),
         **_outside(job),
+        **({"frame": job.layout.frame.facts()} if job.layout.frame else {}),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from urllib.parse import unquote
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes that systems take."""
@@ -15,6 +16,15 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095
 def is_local(path: str) -> bool:
     """Whether `path` is one of a local disk, rather than a URL such as ``s3://bucket/scan.zarr``."""
     return "://" not in path
+
+
+def plain(path: str) -> str:
+    """`path`, or the path that it is a URL of, as ``file:///data/scan.zarr`` is: who looks at files does so whatever
+    they are called by."""
+    scheme, _, place = path.partition("://")
+    if scheme.lower() not in ("file", "local"):
+        return path
+    return unquote(place.removeprefix("localhost") if place.startswith("localhost/") else place)
 
 
 def root_of(path: str) -> str:
@@ -63,12 +73,14 @@ def unusable(path: str) -> str:
     return ""
 
 
-def check_file(path: Path | str) -> os.stat_result:
-    """What is known of the file at `path`, after links. Raises `OSError` where it is missing, or anything but a file:
-    who opens a pipe or a device waits, maybe for ever, or reads what never ends."""
+def check_file(path: Path | str, longest: int | None = None) -> os.stat_result:
+    """What is known of the file at `path`, after links. Raises `OSError` where it is missing, has more than `longest`
+    bytes, or is anything but a file: who opens a pipe or a device waits, maybe for ever, or reads what never ends."""
     found = os.stat(path)  # noqa: PTH116  # asked of every chunk
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file but a pipe, a device or a socket")
+    if longest is not None and found.st_size > longest:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and none like it has more than {longest:,}")
     return found

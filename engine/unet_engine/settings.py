@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
-from unet_engine.paths import unusable
+from unet_engine.paths import plain, unusable
 from unet_engine.redaction import hide, hide_in_url
 from unet_engine.settings_files import SettingsFile, settings_files
 from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
@@ -52,8 +52,10 @@ class Settings(BaseModel):
     """Fraction by which windows overlap; ``auto``: see `unet_engine.prepare.overlap`."""
     overlap_tolerance: float | None = Field(default=None, gt=0, le=1)
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
-    blend: Literal["gaussian", "constant", "crop"] = "gaussian"
-    padding: Literal["reflect", "constant", "edge"] = "reflect"
+    blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"] = "gaussian"
+    """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
+    padding: Literal["reflect", "constant", "edge"] | None = None
+    """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
     tta: str | None = None
     """Test-time augmentation: ``none``, ``mirror``, ``mirror:yx``, ``turns``, or several joined by ``+``; see
     `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
@@ -231,7 +233,7 @@ class Settings(BaseModel):
     def _place(cls, value: str | None) -> str | None:
         if value is not None and (why := unusable(value)):
             raise ValueError(why)
-        return value
+        return value and plain(value)
 
     @field_validator("part")
     @classmethod
@@ -277,7 +279,7 @@ class Settings(BaseModel):
         """
         given = {key: value for key, value in given.items() if value is not None}
         source: dict[str, SettingsFile] = {}
-        for file in settings_files(str(given.get("input", ""))):
+        for file in settings_files(plain(str(given.get("input", "")))):
             source |= {key: file for key in file.values if key not in given and key not in source}
         try:
             settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
@@ -338,6 +340,10 @@ class Settings(BaseModel):
             )
         if abs(value) > highest:
             raise SettingsError(f"--outside {self.outside} does not fit {stored}; give a value within ±{highest:g}")
+
+    @property
+    def padding_mode(self) -> Literal["reflect", "constant", "edge"]:
+        return self.padding or ("constant" if self.blend in ("monai", "nnunet") else "reflect")
 
     @property
     def nodata_values(self) -> tuple[float, ...]:

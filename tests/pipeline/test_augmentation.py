@@ -112,7 +112,8 @@ def test_the_mean_over_poses_is_that_of_explicit_loops(blocks: Any, case: dict[s
             result_of(
                 unet_engine.run(
                     volume, model=model, out=str(folder / f"{device}.zarr"), device=device, overlap=case["overlap"],
-                    blend=case["blend"], output="logits", normalize="none", tta=asked, **more,
+                    blend=case["blend"], padding="reflect", output="logits", normalize="none", tta=asked,
+                    **more,
                 ).out
             )
             for device, more in (("cpu", {"threads": case["threads"]}), ("simulated", {"batch": case["threads"]}))

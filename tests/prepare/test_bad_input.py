@@ -59,7 +59,7 @@ def run(ramp, model):
         ("overlap", "1", "less than 1"),
         ("overlap", "-0.1", "greater than or equal to 0"),
         ("overlap", "nan", "--overlap"),
-        ("blend", "linear", "'gaussian', 'constant' or 'crop'"),
+        ("blend", "linear", "'gaussian', 'constant', 'crop', 'monai' or 'nnunet'"),
         ("padding", "wrap", "'reflect', 'constant' or 'edge'"),
         ("output", "mask", "'labels', 'probabilities' or 'logits'"),
         ("dtype", "int8", "'uint8', 'float16' or 'float32'"),

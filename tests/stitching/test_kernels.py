@@ -190,6 +190,41 @@ def test_add_is_the_reference_in_the_order_of_the_entries(place: Any) -> None:
     check()
 
 
+def test_a_floor_of_weights_and_what_they_come_to_are_the_reference(place: Any) -> None:
+    @settings(max_examples=40, deadline=None)
+    @given(scenes(), st.integers(1, 9))
+    def check(scene: dict[str, Any], channels: int) -> None:
+        device, rng, entries = place(), scene["rng"], scene["entries"]
+        windows = values(rng, (scene["rows"], channels, *scene["window"]), np.float32, special=0.02)
+        sums = values(rng, (channels, *scene["sums"]), special=0.02)
+        constants = rng.normal(size=channels).astype(np.float32)
+        expected = sums.copy()
+        for *ranks, row in entries:
+            spans = [s[r] for s, r in zip(scene["spans"], ranks, strict=True)]
+            weights = [w[r] for w, r in zip(scene["weights"], ranks, strict=True)]
+            where = tuple(tuple(int(s[i]) for s in spans) for i in range(3))
+            if any(h <= l for l, h in zip(*where[1:], strict=True)):
+                continue
+            if row < 0:
+                reference.add_constant(expected, constants, weights, *where, 0.1)
+            else:
+                reference.add(expected, np.ascontiguousarray(windows[row]), weights, *where, 0.1)
+        covers = [np.where(rng.random((3, n)) < 0.4, -1, rng.random((3, n))).astype(np.float32) for n in scene["sums"]]
+        for cover in covers:
+            cover[int(rng.integers(3))] = 0.3
+        reference.divide(expected, covers, 0.1)
+        given_sums = device.put(sums)
+        device.kernels.add(
+            given_sums, device.put(windows), [device.put(w) for w in scene["weights"]],
+            [device.put(s) for s in scene["spans"]],
+            device.put(entries), device.put(constants), (0, 0, 0), scene["sums"], floor=0.1,
+        )  # fmt: skip
+        device.kernels.divide(given_sums, [device.put(c) for c in covers], 0.1)
+        assert_same_bits(device.get(sums, given_sums), expected)
+
+    check()
+
+
 def held(array: np.ndarray, bits: int) -> np.ndarray:
     """A window (channels, z, y, x) as the network is given it in the pose of these bits: axes mirrored, then y and x
     changed."""

@@ -84,8 +84,16 @@ _SETTINGS = [
     click.option(
         "--overlap-tolerance", type=NUMBER, metavar="T", help="Agreement and Dice that auto asks for; default 0.999."
     ),
-    click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
-    click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
+    click.option(
+        "--blend",
+        metavar="MODE",
+        help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
+    ),
+    click.option(
+        "--padding",
+        metavar="MODE",
+        help="reflect (default), constant (default with monai and nnunet) or edge, where windows stick out.",
+    ),
     click.option(
         "--tta",
         metavar="HOW",

@@ -143,6 +143,11 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
     ]
 
 
+def _stride(plan: Plan) -> str:
+    shortest, longest = (times([getattr(axis, name) for axis in plan.axes]) for name in ("stride", "longest"))
+    return f"stride {shortest}" + ("" if shortest == longest else f" to {longest}")
+
+
 def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     f, plan, m = plan_facts(prepared), prepared.job.plan, prepared.job.plan.memory
     flops = (
@@ -154,7 +159,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", _normalisation(f)),
         *([("outside", f"{', '.join(f['outside'][:8])} is written there")] if f["outside"] else []),
-        ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, "
+        ("window", f"{times(prepared.job.setup.window)}, {_stride(plan)}, {plan.axes[0].blend}, "
                    f"stitched in {f['stitching']}"),
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
         *_often(prepared),

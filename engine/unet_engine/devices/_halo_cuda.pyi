@@ -67,6 +67,7 @@ def add(
     *,
     poses: DeviceArray | None = None,
     shares: DeviceArray | None = None,
+    floor: float = 0.0,
     stream: int = 0,
 ) -> None:
     """`operations.add` and `operations.add_constant` of all entries to sums (K, *S) float32, in their order;
@@ -76,6 +77,9 @@ def add(
     (spans, 3) int64: where the window begins in the sums, and the range to add in window coordinates. constants: (K,)
     float32. lo, hi: three voxels each: a box of the sums that holds all that is added.
     """
+
+def divide(sums: DeviceArray, covers: Sequence[DeviceArray], floor: float, *, stream: int = 0) -> None:
+    """As `operations.divide`; covers for three axes always."""
 
 def pack(sums: DeviceArray, out: DeviceArray, at: Sequence[int], *, stream: int = 0) -> None:
     """out (K, *H) = sums[:, at : at + H], both float32."""

@@ -20,7 +20,7 @@ from unet_engine.errors import BackendError
 from unet_engine.pipeline.base import BLOCKS_IN_FLIGHT, Work
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.recycling import Recycler
-from unet_engine.pipeline.windows import Windows, placement
+from unet_engine.pipeline.windows import Windows, divide, placement
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
 from unet_engine.plan.poses import UPRIGHT, Pose
@@ -163,6 +163,8 @@ class _Flight:
         head = self.entries.popleft()
         if isinstance(head, HostPredicted):
             self.blocks -= 1
+            with self.recorder.span(ADD):
+                divide(self.job, head.sums, head.task.block.sums)
             yield head
             return
         sums, block = head.predicted.sums, head.predicted.task.block
@@ -170,7 +172,8 @@ class _Flight:
             where = placement(self.job, head.window, block.sums)
             self.tally.add(skipped=self.job.plan.calls)
             with self.recorder.span(ADD):
-                operations.add_constant(sums, np.asarray(self.job.skipped, np.float32), *where)
+                constant = np.asarray(self.job.skipped, np.float32)
+                operations.add_constant(sums, constant, *where, floor=self.job.floor)
             return
         if head.slot == self._slot and self._place:
             self.launch()  # a batch that the end of the work left part empty
@@ -183,5 +186,5 @@ class _Flight:
         where = placement(self.job, head.window, block.sums, self.job.share)
         with self.recorder.span(ADD):
             window = head.pose.upright(values.reshape(len(values), *self.job.plan.window_shape))
-            operations.add(sums, window, *where)
+            operations.add(sums, window, *where, floor=self.job.shared_floor)
         self._waiting[head.slot] -= 1

@@ -12,7 +12,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
 from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.stitching import operations
-from unet_engine.stitching.weights import axis_weights
+from unet_engine.stitching.weights import axis_weights, covers
 
 Placement = tuple[Sequence[Array], Sequence[int], Sequence[int], Sequence[int]]
 """Weights per axis, position in the sums, and the range that is added, as `operations.add` takes them."""
@@ -99,3 +99,12 @@ def placement(job: Job, window: Index, sums: Box, share: float = 1.0) -> Placeme
     if share != 1:  # a vector as long as the window; on a device it is one product more, of the same bits
         weights[0] = np.float32(share) * weights[0]
     return weights, at, inside.lo, inside.hi
+
+
+def divide(job: Job, sums: Array, box: Box) -> None:
+    """What is left to do once all windows were added to the sums of a block, which span `box`: where weights are bare,
+    to divide by what they come to. Other blocks add what they have divided alike."""
+    if not job.plan.axes[0].divides:
+        return
+    found = [covers(axis, lo, hi) for axis, lo, hi in zip(job.plan.axes, box.lo, box.hi, strict=True)]
+    operations.divide(sums, found, job.floor)

@@ -78,7 +78,7 @@ def predict_memory(
     ]
     # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
     spans = [
-        min(n, s + (0 if (w * axis.stride) % c == 0 and axis.blend != "crop" else c - 1))
+        min(n, s + (0 if (w * axis.stride) % c == 0 and axis.is_even and axis.blend != "crop" else c - 1))
         for s, n, w, c, axis in zip(spans, plan.roi.shape, plan.block, plan.chunk, plan.axes, strict=True)
     ]
     halos = waiting_halos(plan) * sizes.sums

@@ -266,6 +266,8 @@ class Plan:
         """Blocks of an axis of which one is like any other: those at both ends, and as many in the middle as it takes
         until edges lie alike in their chunks again."""
         grid, lo, hi = self.axes[axis], self.block_range.lo[axis], self.block_range.hi[axis]
+        if not grid.is_even:  # no two need lie alike
+            return range(lo, hi)
         step, chunk = self.block[axis] * grid.stride, self.chunk[axis]
         period = chunk // gcd(step, chunk)
         # a window that begins before an end reaches so many blocks beyond it, and so do the halos of blocks below it

@@ -64,7 +64,7 @@ class Draft:
             block=block,
             chunk=default_chunk(axes, block),
             cuts=((),) * len(axes),
-            padding=survey.settings.padding,
+            padding=survey.settings.padding_mode,
             memory=NO_MEMORY,
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
@@ -141,4 +141,5 @@ def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
         translation=tuple(t + s * l for t, s, l in zip(volume.translation, spacing, plan.roi.lo, strict=True)),
         unit=volume.unit,
         classes=spec.classes,
+        frame=volume.frame.moved(plan.roi.lo) if volume.frame else None,
     )

@@ -39,7 +39,7 @@ def identity(
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
-        "padding": settings.padding,
+        "padding": settings.padding_mode,
         "normalization": [str(spec.normalization), *scale.facts().values()],
         "output": [decisions.kind, decisions.dtype],
         "replace_nonfinite": settings.replace_nonfinite,

@@ -64,7 +64,8 @@ class Inference:
             chosen = some(tables.entries, batch.first, batch.stop)
             every = {"poses": tables.poses, "shares": tables.shares}
             held = {name: some(table, batch.first, batch.stop) for name, table in every.items() if table is not None}
-            kernels.add(target, values, weights, spans, chosen, lane.empty, batch.lo, batch.hi, **held, stream=stream)
+            where = (spans, chosen, lane.empty, batch.lo, batch.hi)
+            kernels.add(target, values, weights, *where, **held, floor=lane.job.floor, stream=stream)
 
         def gather(batch: Batch, stream: int) -> None:
             order = some(tables.order, batch.at, batch.at + batch.rows)
@@ -79,6 +80,13 @@ class Inference:
                 marks.lap("compute", NETWORK)
             read = [slot.tables, sums, lane.buffers.constants, *([backend.output.region] if batch.rows else [])]
             device.run(stream, "add", partial(add, batch), read, [sums])
+            marks.lap("compute", ADD)
+        if tables.covers:
+            over = [on_device(t) for t in tables.covers]
+            device.run(
+                stream, "divide",
+                lambda s: kernels.divide(target, over, lane.job.floor, stream=s), [slot.tables, sums], [sums],
+            )  # fmt: skip
             marks.lap("compute", ADD)
 
     def _source(self, raw: Raw | None, slot: RawSlot) -> tuple[Region, Any]:

@@ -19,7 +19,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.device_memory import aligned
 from unet_engine.plan.plan import Index, Plan, Task
 from unet_engine.plan.poses import UPRIGHT, Pose
-from unet_engine.stitching.weights import axis_weights
+from unet_engine.stitching.weights import axis_weights, covers
 
 Array = npt.NDArray[Any]
 
@@ -56,6 +56,8 @@ class Tables:
     spans: tuple[Piece, ...]
     weights: tuple[Piece, ...]
     positions: tuple[Piece, ...]
+    covers: tuple[Piece, ...]
+    """Of three axes, see `weights.covers`; none where sums are not divided."""
     entries: Piece
     order: Piece
     batches: tuple[Batch, ...]
@@ -108,8 +110,17 @@ def fill_tables(
     if len(poses) > 1:
         pose = writer.put(np.array([p.bits for p in poses])[held], "int32")
         share = writer.put(np.where(skipped, 1, np.float32(1 / len(poses))), "float32")
-    tables = tuple(spans), tuple(weights), tuple(positions)
+    over = tuple(writer.put(cover, "float32") for cover in _covers(plan, task.block.sums))
+    tables = tuple(spans), tuple(weights), tuple(positions), over
     return Tables(*tables, entries, placed, batches, writer.end, len(order), pose, share)
+
+
+def _covers(plan: Plan, box: Box) -> list[Array]:
+    """The weights that lie over each voxel of `box` along three axes; none where sums are not divided by them."""
+    if not plan.axes[0].divides:
+        return []
+    found = [covers(axis, lo, hi) for axis, lo, hi in zip(plan.axes, box.lo, box.hi, strict=True)]
+    return [np.ones((1, 1), np.float32)] * (3 - len(found)) + found
 
 
 def _entries(skipped: Array, poses: int) -> tuple[Array, Array]:
