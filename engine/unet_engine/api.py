@@ -140,7 +140,16 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
                 crew.execute(prepared, output.pending())
             note(output.doubtful())
             done = _conclude(prepared, output.header, holding, result())
+    if done.complete:
+        _release(prepared)
     return replace(done, profile=profile.write(crew.profile())) if profile else done
+
+
+def _release(prepared: Prepared) -> None:
+    """What was made to read volume and mask from may go."""
+    prepared.survey.volume.release()
+    if prepared.survey.mask:
+        prepared.survey.mask.volume.release()
 
 
 def _begun(prepared: Prepared) -> AbstractContextManager[None]:
@@ -254,6 +263,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "normalization": job.scaling.facts(),
         **({"poses": [str(pose) for pose in job.poses]} if len(job.poses) > 1 else {}),
         **_outside(job),
+        **({"frame": job.layout.frame.facts()} if job.layout.frame else {}),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),

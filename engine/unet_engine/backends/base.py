@@ -81,6 +81,10 @@ class Trial:
     """Takes an output, (channels out, *window - 2 * margin) of a float type, which is valid for the call alone."""
 
 
+ANOTHER = "try another --backend or --device"
+"""What to do where a library fails on a window that it took before."""
+OTHER_WINDOW = "give another --window; `unet-engine info` says which it takes"
+
 NO_TRIAL = Trial(lambda _: (), lambda _: None)
 
 
@@ -235,7 +239,7 @@ class ThreadedBackend(Backend):
         except (BackendError, ModelError):
             raise
         except Exception as error:
-            raise BackendError(f"{self.name} failed on a window: {first_line(error)}") from error
+            raise BackendError(f"{self.name} failed on a window: {first_line(error)}; {ANOTHER}") from error
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

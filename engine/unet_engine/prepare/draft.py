@@ -141,4 +141,5 @@ def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
         translation=tuple(t + s * l for t, s, l in zip(volume.translation, spacing, plan.roi.lo, strict=True)),
         unit=volume.unit,
         classes=spec.classes,
+        frame=volume.frame.moved(plan.roi.lo) if volume.frame else None,
     )
