@@ -167,3 +167,14 @@ def test_a_precision_runs_where_it_is_proved_for_each_member(file):
     assert (every.precision, every.judged) == ("bf16", (None, None, None))
     assert "0.9992" in every.why  # the least of all
     assert any("fold_1: bf16" in line for line in cli("info", str(file), "--json").json["judged"])
+
+
+def test_it_is_read_again_as_it_was_asked_for(file, parts):
+    """As a worker of a cluster does, to see that it has the same."""
+    for asked in (
+        {"folds": "3,0"}, {"weights": "1,2,3"}, {"folds": "1"}, {},
+    ):  # fmt: skip
+        model = open_model(file, **asked)
+        assert model.again((8, 8)).sha256 == model.sha256
+    listed = open_model(",".join(p for p, _, _ in parts), folds="0,3")
+    assert listed.again((8, 8)).sha256 == listed.sha256

@@ -28,7 +28,7 @@ from unet_engine.model.onnx_rewrite import INTEGERS, Rewriting
 from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec, plain_name, read_toml
 from unet_engine.model.torch_file import read_torch
 from unet_engine.model.verdict import Verdict
-from unet_engine.paths import check_file
+from unet_engine.paths import check_file, several
 
 Format = Literal["onnx", "pt2", "torchscript", "fake"]
 _SUFFIXES: dict[str, Format] = {
@@ -210,9 +210,7 @@ def open_model(
 
 def files_of(model: str | Path) -> tuple[Path, ...]:
     """The files that are meant: one, or several parted by commas."""
-    if isinstance(model, Path) or "," not in model or Path(model).exists():
-        return (Path(model),)
-    return tuple(Path(part.strip()) for part in model.split(","))
+    return (model,) if isinstance(model, Path) else tuple(map(Path, several(model)))
 
 
 def together(members: Sequence[ModelFile]) -> ModelFile:
