@@ -70,7 +70,7 @@ class Draft:
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
             part=decisions.part,
-            calls=len(decisions.poses),
+            calls=len(decisions.poses) * len(survey.model.networks),
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
