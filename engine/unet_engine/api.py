@@ -223,6 +223,14 @@ def _open_output(prepared: Prepared) -> Output:
     return Output.create(job.out, job.layout, job.plan.digest, provenance, job.durability)
 
 
+def _members(job: Job) -> dict[str, Any]:
+    """The networks of a model of several."""
+    if not job.model.members:
+        return {}
+    shares = zip(job.model.networks, job.model.shares, strict=True)
+    return {"members": [{"file": n.path.name, "name": n.label, "sha256": n.sha256, "share": s} for n, s in shares]}
+
+
 def _outside(job: Job) -> dict[str, Any]:
     """Which voxels are not the network's; nothing where all are."""
     facts = {
@@ -239,7 +247,12 @@ def _provenance(job: Job) -> dict[str, Any]:
     facts = {
         "identity": dict(plan.identity),
         "input": job.volume,
-        "model": {"file": job.model.path.name, "sha256": job.model.sha256, "name": job.model.spec.name},
+        "model": {
+            "file": job.model.path.name,
+            "sha256": job.model.sha256,
+            "name": job.model.spec.name,
+            **_members(job),
+        },
         **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
         "output": job.kind,

@@ -16,6 +16,7 @@ from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.identity import identity
+from unet_engine.prepare.outside import mask_path
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes.normalize import Scaling
 
@@ -69,7 +70,7 @@ class Draft:
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
             part=decisions.part,
-            calls=len(decisions.poses),
+            calls=len(decisions.poses) * len(survey.model.networks),
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
@@ -98,7 +99,7 @@ class Draft:
             out=survey.out,
             layout=_layout(survey, decisions, plan),
             replace_nonfinite=settings.replace_nonfinite,
-            mask=settings.mask,
+            mask=mask_path(settings, survey.volume),
             outside=survey.fill(decisions.kind, decisions.dtype),
             nodata=survey.volume.nodata,
             profiled=settings.profile is not None,

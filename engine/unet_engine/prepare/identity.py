@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unet_engine.backends.base import Network
+from unet_engine.backends.base import Network, Setup
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes import samples
@@ -36,6 +36,7 @@ def identity(
         "precision": setup.precision,
         **network.identity(),
         "network": [setup.network or survey.model.sha256, setup.rest],
+        **_members(setup),
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
@@ -48,3 +49,11 @@ def identity(
         **({} if fill is None else {"outside": list(map(repr, fill))}),
         **({"nodata": list(map(repr, survey.volume.nodata))} if survey.volume.nodata else {}),
     }
+
+
+def _members(setup: Setup) -> dict[str, Any]:
+    """Which networks stand for the members of a model of several, and what each counts."""
+    if len(setup.members) == 1:
+        return {}
+    shares = [repr(share) for share in setup.model.shares]
+    return {"members": [[m.network or m.model.sha256, s] for m, s in zip(setup.members, shares, strict=True)]}
