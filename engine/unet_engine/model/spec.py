@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,9 @@ affinities. `unknown`: it was not to be told as the file was made, and is asked 
 ACTIVATION_OF: dict[Channels, Activation] = {"multilabel": "sigmoid", "image": "none", "offsets": "none"}
 """The activation that follows from what channels are where nothing else tells it."""
 
+_LATER = ("channels", "resampling")
+"""Fields that came later than others, and are not written where they are not said."""
+
 _NOT_IN_NAMES = re.compile(r"[^\w .+()\[\]{}=,;@!#$%&'^~`-]")
 
 
@@ -47,6 +51,27 @@ def plain_name(name: str) -> str:
 MOST_CHANNELS = 2**20
 Size = Annotated[int, Field(ge=1, le=MOST)]
 Extent = Annotated[int, Field(ge=0, le=MOST)]
+
+
+Order = Literal[0, 1, 3]
+
+
+class Resampling(BaseModel):
+    """How a volume is brought to a network's spacing, and the result back: orders of splines (0 the nearest voxel, 1
+    linear, 3 cubic). Defaults are nnU-Net's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: Order = 3
+    image_apart: Order = 0
+    """Of the image along the axis that is resampled apart, if one is."""
+    output: Order = 1
+    """Of the outputs, before they become labels or probabilities."""
+    output_apart: Order = 0
+    apart: Literal["anisotropic", "always", "never"] = "anisotropic"
+    """When the axis along which voxels are longest is resampled apart from the others: where they are over three times
+    as long as they are short."""
 
 
 class ModelSpec(BaseModel):
@@ -85,13 +110,15 @@ class ModelSpec(BaseModel):
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
     channels: Channels | None = None
+    resampling: Resampling | None = None
+    """How volumes of another spacing come to that of the network. None: they are refused."""
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what came later and is not said: so files stay readable for older versions, and digests what they
         were."""
         said: dict[str, Any] = handler(self)
-        return {key: value for key, value in said.items() if key != "channels" or value is not None}
+        return {key: value for key, value in said.items() if key not in _LATER or value is not None}
 
     @field_validator("name")
     @classmethod
@@ -116,6 +143,10 @@ class ModelSpec(BaseModel):
             raise ValueError(f"softmax makes classes that exclude one another of channels; {self.channels} are none")
         if self.channels == "multilabel" and self.channels_out > 1 and not self.overlaps:
             raise ValueError("channels that may overlap are sigmoid (logits), or probabilities_each")
+        if self.resampling and not self.spacing:
+            raise ValueError("resampling needs the spacing that volumes are brought to")
+        if self.resampling and not all(isfinite(s) and s > 0 for s in self.spacing or ()):
+            raise ValueError("resampling needs a spacing above 0 along each axis")
         self.normalization.check_channels(self.channels_in)
         self.check_window(self.window)
         return self

@@ -88,7 +88,7 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
                         _waited(worker.recorder, writing)
                     block = done.task.block
                     writing = writer.submit(
-                        worker.commit, done.task, done.inside(block.write), waiting.pop(block.index, [])
+                        worker.commit, done.task, done.inside(block.core), waiting.pop(block.index, [])
                     )
                 if stop.is_set():
                     return

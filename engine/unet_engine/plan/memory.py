@@ -34,6 +34,8 @@ class Sizes:
     """All output channels of one voxel in float32."""
     out: int
     """What is written per voxel."""
+    source: int = 0
+    """Of a volume that is resampled: what a voxel of it takes, stored and normalised, while its block is read."""
     decoding: int = 0
     """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
 
@@ -60,17 +62,14 @@ def predict_memory(
     most twice it for want of balance, and while they are sent.
     """
     spans = [sums_span(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
-    reads = [
-        hi - lo
-        for axis, windows in zip(plan.axes, plan.block, strict=True)
-        for lo, hi in [middle_span(axis, windows, plan.padding)]
-    ]
+    reads = [middle_span(axis, windows, plan.padding) for axis, windows in zip(plan.axes, plan.block, strict=True)]
+    whole = plan.core_of(plan.roi).shape
     # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
     spans = [
-        min(n, s + (0 if (w * axis.stride) % c == 0 and axis.blend != "crop" else c - 1))
-        for s, n, w, c, axis in zip(spans, plan.roi.shape, plan.block, plan.chunk, plan.axes, strict=True)
+        min(n, s + (0 if not plan.back and (w * axis.stride) % c == 0 and axis.blend != "crop" else c - 1))
+        for s, n, w, c, axis in zip(spans, whole, plan.block, _chunk_of_sums(plan), plan.axes, strict=True)
     ]
-    writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, plan.roi.shape, strict=True)]
+    writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, whole, strict=True)]
     halos = _waiting_halos(plan, spans, writes) * sizes.sums
     in_flight = SUMS_IN_FLIGHT
     if cluster:
@@ -80,10 +79,37 @@ def predict_memory(
         base += WORKER_BASE
     return HostMemory(
         base=base,
-        raw=devices * (RAW_IN_FLIGHT * prod(reads) * sizes.raw + sizes.decoding),
+        raw=devices
+        * (RAW_IN_FLIGHT * _size(reads) * sizes.raw + _source_size(plan, reads) * sizes.source + sizes.decoding),
         sums=devices * min(in_flight, prod(plan.share_shape) + (cluster is not None)) * prod(spans) * sizes.sums,
         halos=devices * halos,
-        commit=devices * 2 * prod(writes) * sizes.out,
+        commit=devices * 2 * _written(plan, writes) * sizes.out,
+    )
+
+
+def _size(spans: Sequence[tuple[int, int]]) -> int:
+    return prod(hi - lo for lo, hi in spans)
+
+
+def _source_size(plan: Plan, reads: Sequence[tuple[int, int]]) -> int:
+    """Voxels of the volume that those of `reads` are made of; none where nothing is resampled."""
+    return _size([axis.reach(*span) for axis, span in zip(plan.image, reads, strict=True)]) if plan.image else 0
+
+
+def _chunk_of_sums(plan: Plan) -> list[int]:
+    """Sums along each axis that a chunk of the output is made of."""
+    if not plan.back:
+        return list(plan.chunk)
+    return [-(-c * axis.source // axis.target) + axis.taps for c, axis in zip(plan.chunk, plan.back, strict=True)]
+
+
+def _written(plan: Plan, writes: Sequence[int]) -> int:
+    """Voxels of the output that are made of a core of `writes`."""
+    if not plan.back:
+        return prod(writes)
+    return prod(
+        min(n, -(-w * axis.target // axis.source) + c)
+        for w, axis, n, c in zip(writes, plan.back, plan.roi.shape, plan.chunk, strict=True)
     )
 
 
@@ -97,7 +123,8 @@ def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
         step[a] = later
         later *= shape[a]
     # the last block of a row writes up to the end of the volume, which counts where rows are short
-    mean = [max(w, plan.roi.shape[a] / max(1, plan.block_range.shape[a])) for a, w in enumerate(writes)]
+    whole = plan.core_of(plan.roi).shape
+    mean = [max(w, whole[a] / max(1, plan.block_range.shape[a])) for a, w in enumerate(writes)]
     waiting = 0.0
     for offset in itertools.product((0, 1), repeat=len(spans)):
         up = [a for a, o in enumerate(offset) if o]

@@ -8,6 +8,7 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import Blend
+from unet_engine.plan.resampling import AxisResampling
 from unet_engine.settings import KEEP, Settings, parse_part
 
 
@@ -33,15 +34,20 @@ class Decisions:
     kind: Kind
     dtype: str
     """Type of the voxels that are written."""
+    back: tuple[AxisResampling, ...] = ()
+    """From the grid of windows to that of the output; empty where they are the same."""
 
     @classmethod
-    def of(cls, settings: Settings, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
+    def of(
+        cls, settings: Settings, spec: ModelSpec, roi: Box, tiling: Tiling, back: tuple[AxisResampling, ...]
+    ) -> Decisions:
         part = parse_part(settings.part) if settings.part else (1, 1)
-        return cls(tiling, roi, part, settings.output, _dtype(settings, spec))
+        return cls(tiling, roi, part, settings.output, _dtype(settings, spec), back)
 
     def labels_of(self, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
-        """The same for the labels of a region with another tiling, whatever is written in the end."""
-        return replace(self, tiling=tiling, roi=roi, part=(1, 1), kind="labels", dtype=label_dtype(spec))
+        """The same for the labels of a region of the grid of windows with another tiling, whatever is written in the
+        end."""
+        return replace(self, tiling=tiling, roi=roi, part=(1, 1), kind="labels", dtype=label_dtype(spec), back=())
 
 
 def label_dtype(spec: ModelSpec) -> str:

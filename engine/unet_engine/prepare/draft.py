@@ -62,13 +62,15 @@ class Draft:
             axes=axes,
             roi=decisions.roi,
             block=block,
-            chunk=default_chunk(axes, block),
+            chunk=default_chunk(axes, block, decisions.back),
             cuts=((),) * len(axes),
             padding=survey.settings.padding,
             memory=NO_MEMORY,
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
             part=decisions.part,
+            image=survey.grids.image if survey.grids else (),
+            back=decisions.back,
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
@@ -88,7 +90,7 @@ class Draft:
         return Job(
             plan=plan,
             volume=settings.input,
-            volume_axes=survey.volume.axes,
+            volume_axes=survey.scan.axes,
             model=survey.model,
             backend=survey.backend,
             setup=self.network.setup,
@@ -99,7 +101,7 @@ class Draft:
             replace_nonfinite=settings.replace_nonfinite,
             mask=settings.mask,
             outside=survey.fill(decisions.kind, decisions.dtype),
-            nodata=survey.volume.nodata,
+            nodata=survey.scan.nodata,
             profiled=settings.profile is not None,
             begun=survey.begun,
             strict=settings.strict,
@@ -108,17 +110,18 @@ class Draft:
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
         """Bytes that the memory prediction needs, where so many chunks are decoded at once."""
-        volume = self.survey.volume
+        volume, scan = self.survey.volume, self.survey.scan
         return Sizes(
-            volume.voxel_bytes,
-            4 * self.survey.model.spec.channels_out,
-            job.layout.voxel_bytes,
-            decoders * volume.chunk_bytes,
+            raw=volume.voxel_bytes,
+            sums=4 * self.survey.model.spec.channels_out,
+            out=job.layout.voxel_bytes,
+            source=scan.voxel_bytes + 4 * scan.channels,
+            decoding=decoders * scan.chunk_bytes,
         )
 
 
 def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
-    volume, spec = survey.volume, survey.model.spec
+    volume, spec = survey.scan if decisions.back else survey.volume, survey.model.spec
     spacing = volume.spacing or (1.0,) * len(plan.axes)
     return Layout(
         names=plan.names,
