@@ -9,7 +9,7 @@ from math import prod
 
 from unet_engine.errors import PlanError
 from unet_engine.plan.plan import HostMemory, Plan, middle_span
-from unet_engine.plan.sizing import shrunk, sums_span
+from unet_engine.plan.sizing import LOOKED_AT, shrunk, sums_span
 from unet_engine.units import size
 
 SUMS_IN_FLIGHT = 3
@@ -61,14 +61,9 @@ def predict_memory(
     Waiting halos follow from Little's law: bytes times the blocks they wait for. Workers hold their share of them, at
     most twice it for want of balance, and while they are sent.
     """
-    spans = [sums_span(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
     reads = [middle_span(axis, windows, plan.padding) for axis, windows in zip(plan.axes, plan.block, strict=True)]
     whole = plan.core_of(plan.roi).shape
-    # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
-    spans = [
-        min(n, s + (0 if not plan.back and (w * axis.stride) % c == 0 and axis.blend != "crop" else c - 1))
-        for s, n, w, c, axis in zip(spans, whole, plan.block, _chunk_of_sums(plan), plan.axes, strict=True)
-    ]
+    spans = [_sums_along(plan, a, n) for a, n in enumerate(whole)]
     writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, whole, strict=True)]
     halos = _waiting_halos(plan, spans, writes) * sizes.sums
     in_flight = SUMS_IN_FLIGHT
@@ -96,11 +91,20 @@ def _source_size(plan: Plan, reads: Sequence[tuple[int, int]]) -> int:
     return _size([axis.reach(*span) for axis, span in zip(plan.image, reads, strict=True)]) if plan.image else 0
 
 
-def _chunk_of_sums(plan: Plan) -> list[int]:
-    """Sums along each axis that a chunk of the output is made of."""
+def _sums_along(plan: Plan, a: int, whole: int) -> int:
+    """Sums along axis `a` of the longest block; `whole`: of all blocks together."""
+    axis, windows, chunk = plan.axes[a], plan.block[a], plan.chunk[a]
     if not plan.back:
-        return list(plan.chunk)
-    return [-(-c * axis.source // axis.target) + axis.taps for c, axis in zip(plan.chunk, plan.back, strict=True)]
+        # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
+        even = (windows * axis.stride) % chunk == 0 and axis.blend != "crop"
+        return min(whole, sums_span(axis, windows) + (0 if even else chunk - 1))
+    lo, hi = plan.block_range.lo[a], plan.block_range.hi[a]
+    looked_at = range(lo, hi) if hi - lo <= 2 * LOOKED_AT else (*range(lo, lo + LOOKED_AT), *range(hi - LOOKED_AT, hi))
+    earlier = 0
+    for j in looked_at:
+        own, begins = plan.core_span(a, plan.edge(a, j), plan.edge(a, j + 1)), axis.support(j * windows)[0]
+        earlier = max(earlier, begins - own.start if own else 0)
+    return min(whole, sums_span(axis, windows) + earlier)
 
 
 def _written(plan: Plan, writes: Sequence[int]) -> int:

@@ -57,10 +57,9 @@ def default_chunk(
     if not back:
         return tuple(chunk_length(axis, windows, target) for axis, windows in zip(axes, block, strict=True))
     return tuple(
-        min(target, there.target) if axis.count <= windows
-        else max(1, min(target, windows * axis.stride * there.target // there.source))
+        _chunk_of_other_grid(axis, windows, there, target)
         for axis, windows, there in zip(axes, block, back, strict=True)
-    )  # fmt: skip
+    )
 
 
 def shrunk(plan: Plan) -> Plan | None:
@@ -113,3 +112,16 @@ def chunk_length(axis: AxisGrid, windows: int, target: int) -> int:
     if 2 * best >= min(target, period):
         return best
     return min(target, period)
+
+
+LOOKED_AT = 64
+"""Blocks of an axis by which a chunk is chosen."""
+
+
+def _chunk_of_other_grid(axis: AxisGrid, windows: int, back: AxisResampling, target: int) -> int:
+    """Chunk of an output on another grid than the windows': of those from half of `target` up, the one of whose ends
+    blocks lose least, when their edges are rounded down to it."""
+    most = max(1, min(target, back.target, windows * axis.stride * back.target // back.source))
+    blocks = min(-(-axis.count // windows), LOOKED_AT)
+    ends = [back.settled(axis.support(j * windows)[0]) for j in range(1, blocks)]
+    return min(range(most, most // 2, -1), key=lambda c: sum(end % c for end in ends))

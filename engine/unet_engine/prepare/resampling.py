@@ -62,19 +62,17 @@ def _orders(
 ) -> tuple[Order, ...]:
     """Per axis. nnU-Net's rule: the spacing that is there decides, if it is anisotropic, else the one that it becomes;
     and one axis alone, never two."""
-    axis = _longest(how, current)
-    if axis is None and how.apart == "anisotropic":
-        axis = _longest(how, new)
+    axis = None
+    if len(current) > 2 and how.apart != "never":
+        decides = current if how.apart == "always" or _is_anisotropic(current) or not _is_anisotropic(new) else new
+        longest = [a for a, s in enumerate(decides) if s == max(decides)]
+        if len(longest) == 1 and (how.apart == "always" or _is_anisotropic(decides)):
+            axis = longest[0]
     return tuple(apart if a == axis else order for a in range(len(current)))
 
 
-def _longest(how: Resampling, spacing: Sequence[float]) -> int | None:
-    """The one axis that is resampled apart; None where none is."""
-    longest = [a for a, s in enumerate(spacing) if s == max(spacing)]
-    far = max(spacing) / min(spacing) > ANISOTROPIC
-    if len(spacing) < 3 or how.apart == "never" or len(longest) != 1 or not (far or how.apart == "always"):
-        return None
-    return longest[0]
+def _is_anisotropic(spacing: Sequence[float]) -> bool:
+    return max(spacing) / min(spacing) > ANISOTROPIC
 
 
 def on_windows_grid(roi: Box, grid: Sequence[AxisResampling]) -> Box:
