@@ -49,6 +49,28 @@ struct View {
   }
 };
 
+// How a window is held to the network, in bits: mirrored along z, y, x, and y and x changed before that. `Pose.bits` of
+// plan/poses.py.
+constexpr int kMirrorZ = 1, kMirrorY = 2, kMirrorX = 4, kSwapYX = 8;
+
+// Where a voxel of a window that is held so lies in what the network is given, or gives: `origin + z * step[0] +
+// y * step[1] + x * step[2]` elements of an array of these sizes and strides along z, y, x. Where y and x change
+// places, both are of one size.
+struct Posed {
+  index_t origin, step[kAxes];
+};
+
+HALO_FN Posed posed(int pose, const index_t* size, const index_t* stride) {
+  const bool swap = (pose & kSwapYX) != 0;
+  Posed result{0, {stride[0], swap ? stride[2] : stride[1], swap ? stride[1] : stride[2]}};
+  for (int a = 0; a < kAxes; ++a) {
+    if ((pose >> a & 1) == 0) continue;
+    result.origin += (size[a] - 1) * result.step[a];
+    result.step[a] = -result.step[a];
+  }
+  return result;
+}
+
 HALO_FN float float_of_bits(std::uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
@@ -191,6 +213,17 @@ HALO_FN float normalise(T value, double shift, double scale, const Limits& limit
 // ---- blending -------------------------------------------------------------------------------------------------------
 
 HALO_FN float weight_of(float wz_wy, float wx) { return wz_wy * wx; }
+
+// With a floor; 0 leaves every weight that is not negative as it is.
+HALO_FN float weight_of(float wz_wy, float wx, float floor) {
+  const float weight = wz_wy * wx;
+  return weight < floor ? floor : weight;
+}
+
+// What a window adds to the sum of the weights at a voxel; a negative factor says that it does not cover the voxel.
+HALO_FN float share_of(float wz, float wy, float wx, float floor) {
+  return wz < 0.0f || wy < 0.0f || wx < 0.0f ? 0.0f : weight_of(weight_of(wz, wy), wx, floor);
+}
 
 HALO_FN float add_weighted(float sum, float value, float weight) { return sum + value * weight; }
 

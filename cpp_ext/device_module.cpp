@@ -124,6 +124,16 @@ const Entry* entries_of(const Table<std::int32_t, 2>& entries, const Array& firs
   return reinterpret_cast<const Entry*>(entries.data());
 }
 
+// A vector of one value per entry, where it is given.
+template <typename T>
+const T* per_entry(const std::optional<Table<T, 1>>& vector, const Table<std::int32_t, 2>& entries, const Array& first,
+                   const char* name) {
+  if (!vector.has_value()) return nullptr;
+  check_device(first, *vector, name);
+  if (vector->shape(0) != entries.shape(0)) refuse(std::string(name) + " must have one value per entry");
+  return vector->data();
+}
+
 template <typename F>
 void with_window_type(const Input& windows, const F& f) {
   if (is(windows, Code::Float, 32)) return f(static_cast<const float*>(windows.data()));
@@ -151,7 +161,7 @@ void with_block_type(const Input& raw, const F& f) {
 void gather(const Array& windows, const Input& raw_array, const std::vector<Table<std::int32_t, 2>>& positions,
             const Table<std::int32_t, 2>& entries, const Table<std::int32_t, 1>& order, const Table<double, 1>& scale,
             const Table<double, 1>& shift, double fill, const std::optional<Table<double, 2>>& limits,
-            std::uintptr_t stream) {
+            const std::optional<Table<std::int32_t, 1>>& poses, std::uintptr_t stream) {
   check_device(windows, raw_array, "raw");
   const Batch batch = batch_of(windows, static_cast<int>(raw_array.ndim()) - 1);
   check_tables(positions, windows, batch.size, "positions");
@@ -187,6 +197,7 @@ void gather(const Array& windows, const Input& raw_array, const std::vector<Tabl
                             entry,
                             order.data(),
                             static_cast<index_t>(order.shape(0)),
+                            per_entry(poses, entries, windows, "poses"),
                             scale.data(),
                             shift.data(),
                             bounds,
@@ -203,6 +214,7 @@ void gather(const Array& windows, const Input& raw_array, const std::vector<Tabl
 void add(const Array& sums_array, const Input& windows, const std::vector<Table<float, 2>>& weights,
          const std::vector<Table<std::int64_t, 2>>& spans, const Table<std::int32_t, 2>& entries,
          const Table<float, 1>& constants, const std::vector<index_t>& lo, const std::vector<index_t>& hi,
+         const std::optional<Table<std::int32_t, 1>>& poses, const std::optional<Table<float, 1>>& shares, float floor,
          std::uintptr_t stream) {
   const auto sums = floats(sums_array, "sums");
   check_device(sums_array, windows, "windows");
@@ -221,11 +233,13 @@ void add(const Array& sums_array, const Input& windows, const std::vector<Table<
   for (int a = 0; a < kAxes; ++a) {
     if (lo[a] < 0 || hi[a] > sums.shape[1 + a]) refuse(std::string("axis ") + kNames[a] + ": lo and hi leave the sums");
   }
+  const std::int32_t* const pose = per_entry(poses, entries, sums_array, "poses");
+  const float* const share = per_entry(shares, entries, sums_array, "shares");
   with_window_type(windows, [&](auto* data) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-    AddBody<T> body{
-        sums, data, batch.stride_n, {}, {}, {}, {}, entry, 0, static_cast<index_t>(entries.shape(0)), constants.data(),
-        {},   {}};
+    const index_t count = static_cast<index_t>(entries.shape(0));
+    AddBody<T> body{sums, data,  batch.stride_n,   {}, {}, {}, {}, entry, pose, share, 0, count, constants.data(),
+                    {},   {}, floor};
     std::copy_n(batch.stride, 1 + kAxes, body.stride);
     std::copy_n(batch.size, kAxes, body.size);
     for (int a = 0; a < kAxes; ++a) {
@@ -237,6 +251,17 @@ void add(const Array& sums_array, const Input& windows, const std::vector<Table<
     const nb::gil_scoped_release release;
     launch::add(launch::Queue{sums_array.device_id(), stream}, body);
   });
+}
+
+void divide(const Array& sums_array, const std::vector<Table<float, 2>>& covers, float floor, std::uintptr_t stream) {
+  DivideBody body{floats(sums_array, "sums"), {}, {}, floor};
+  check_tables(covers, sums_array, body.sums.shape + 1, "covers");
+  for (int a = 0; a < kAxes; ++a) {
+    body.covers[a] = covers[a].data();
+    body.windows[a] = static_cast<index_t>(covers[a].shape(0));
+  }
+  const nb::gil_scoped_release release;
+  launch::divide(launch::Queue{sums_array.device_id(), stream}, body);
 }
 
 // Both arrays as (channels, z, y, x), the part at `at` of the first having the shape of the second.
@@ -414,9 +439,10 @@ NB_MODULE(_halo_cuda, m) {
   m.def("array", &array, "address"_a, "shape"_a, "dtype"_a, "strides"_a = nb::none(), "owner"_a = nb::none(),
         nb::kw_only(), "device"_a = 0);
   m.def("gather", &gather, "windows"_a, "raw"_a, "positions"_a, "entries"_a, "order"_a, "scale"_a, "shift"_a, "fill"_a,
-        nb::kw_only(), "limits"_a = nb::none(), "stream"_a = 0);
+        nb::kw_only(), "limits"_a = nb::none(), "poses"_a = nb::none(), "stream"_a = 0);
   m.def("add", &add, "sums"_a, "windows"_a, "weights"_a, "spans"_a, "entries"_a, "constants"_a, "lo"_a, "hi"_a,
-        nb::kw_only(), "stream"_a = 0);
+        nb::kw_only(), "poses"_a = nb::none(), "shares"_a = nb::none(), "floor"_a = 0.0f, "stream"_a = 0);
+  m.def("divide", &divide, "sums"_a, "covers"_a, "floor"_a, nb::kw_only(), "stream"_a = 0);
   m.def("pack", &pack, "sums"_a, "out"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("merge", &merge, "sums"_a, "halo"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("commit", &commit, "sums"_a, "out"_a, "kind"_a, "activation"_a, "halos"_a, "at"_a, "nonfinite"_a, nb::kw_only(),

@@ -7,6 +7,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <optional>
@@ -29,6 +30,7 @@ template <typename T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Weights = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // of each voxel, its taps
 using Table = nb::ndarray<const double, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;  // a `Limits` per channel
+using Covers = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // (windows, voxels of the axis)
 template <typename T>
 using PerAxis = std::array<T, kAxes>;
 using Corner = PerAxis<index_t>;
@@ -110,9 +112,11 @@ void for_planes(index_t channels, const Corner& shape, int threads, const Body& 
 
 // ---- gather ---------------------------------------------------------------------------------------------------------
 
-// A stretch of a window's row: `first` >= 0 a run of consecutive positions in the block, kOutside, or kScattered.
+// A stretch of a window's row: `first` >= 0 the lowest position of a run of consecutive ones in the block, kOutside, or
+// kScattered. A mirrored window has its runs backwards.
 struct Stretch {
   index_t begin, end, first;
+  bool backwards;
 };
 constexpr index_t kOutside = -1, kScattered = -2, kShortest = 8;
 
@@ -121,12 +125,18 @@ std::vector<Stretch> stretches_of(const std::int64_t* index, index_t n) {
   for (index_t i = 0; i < n;) {
     index_t end = i + 1;
     const bool outside = index[i] < 0;
-    while (end < n && index[end] == (outside ? kOutside : index[end - 1] + 1)) ++end;
+    const bool backwards = !outside && end < n && index[end] >= 0 && index[end] == index[i] - 1;
+    const index_t step = backwards ? -1 : 1;
+    while (end < n && index[end] == (outside ? kOutside : index[end - 1] + step)) {
+      if (!outside && index[end] < 0) break;  // a run backwards ends at position 0
+      ++end;
+    }
     const bool scattered = !outside && end - i < kShortest;
     if (scattered && !result.empty() && result.back().first == kScattered) {
       result.back().end = end;
     } else {
-      result.push_back({i, end, outside ? kOutside : scattered ? kScattered : index[i]});
+      const index_t first = backwards ? index[end - 1] : index[i];
+      result.push_back({i, end, outside ? kOutside : scattered ? kScattered : first, backwards});
     }
     i = end;
   }
@@ -168,6 +178,7 @@ void gather_row(float* out, const T* row, index_t stride, const std::vector<Stre
       std::fill(out + s.begin, out + s.end, fill);
     } else if (s.first >= 0 && stride == 1) {
       rule.row(out + s.begin, row + s.first, s.end - s.begin);
+      if (s.backwards) std::reverse(out + s.begin, out + s.end);  // in the first-level cache
     } else {
       for (index_t x = s.begin; x < s.end; ++x) out[x] = rule.voxel(row[index[x] * stride]);
     }
@@ -220,11 +231,12 @@ Corner lengths(const PerAxis<Vector<float>>& weights) {
 }
 
 void add(const Array& sums_array, const Input& window_array, const std::string& type,
-         const PerAxis<Vector<float>>& weights, const Corner& at, const Corner& lo, const Corner& hi, int threads) {
+         const PerAxis<Vector<float>>& weights, const Corner& at, const Corner& lo, const Corner& hi, int threads,
+         float floor) {
   const auto sums = view<float>(sums_array, "sums");
   with_window_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    const auto window = view<const T>(window_array, "window");
+    const auto window = view<const T>(window_array, "window", false);
     const Corner size{window.shape[1], window.shape[2], window.shape[3]};
     check_channels(window.shape[0], sums.shape[0], "window");
     if (lengths(weights) != size) refuse("weights must be as long as the window on every axis");
@@ -233,14 +245,15 @@ void add(const Array& sums_array, const Input& window_array, const std::string& 
     const Corner part = extent(lo, hi);
     for_planes(sums.shape[0], part, threads, [&](index_t k, index_t z, index_t y, index_t y_end) {
       add_rows(sums.at(k, at[0] + lo[0] + z, at[1] + lo[1] + y, at[2] + lo[2]), sums.stride[2],
-               window.at(k, lo[0] + z, lo[1] + y, lo[2]), window.stride[2], weights[0].data()[lo[0] + z],
-               weights[1].data() + lo[1] + y, weights[2].data() + lo[2], y_end - y, part[2]);
+               window.at(k, lo[0] + z, lo[1] + y, lo[2]), window.stride[2], window.stride[3],
+               weights[0].data()[lo[0] + z],
+               weights[1].data() + lo[1] + y, weights[2].data() + lo[2], floor, y_end - y, part[2]);
     });
   });
 }
 
 void add_constant(const Array& sums_array, const Vector<float>& values, const PerAxis<Vector<float>>& weights,
-                  const Corner& at, const Corner& lo, const Corner& hi, int threads) {
+                  const Corner& at, const Corner& lo, const Corner& hi, int threads, float floor) {
   const auto sums = view<float>(sums_array, "sums");
   check_channels(static_cast<index_t>(values.size()), sums.shape[0], "values");
   check_span(sums.shape + 1, lengths(weights), at, lo, hi);
@@ -248,8 +261,32 @@ void add_constant(const Array& sums_array, const Vector<float>& values, const Pe
   const Corner part = extent(lo, hi);
   for_planes(sums.shape[0], part, threads, [&](index_t k, index_t z, index_t y, index_t y_end) {
     add_constant_rows(sums.at(k, at[0] + lo[0] + z, at[1] + lo[1] + y, at[2] + lo[2]), sums.stride[2], values.data()[k],
-                      weights[0].data()[lo[0] + z], weights[1].data() + lo[1] + y, weights[2].data() + lo[2], y_end - y,
-                      part[2]);
+                      weights[0].data()[lo[0] + z], weights[1].data() + lo[1] + y, weights[2].data() + lo[2], floor,
+                      y_end - y, part[2]);
+  });
+}
+
+void divide(const Array& sums_array, const PerAxis<Covers>& covers, float floor, int threads) {
+  const auto sums = view<float>(sums_array, "sums");
+  const Corner shape{sums.shape[1], sums.shape[2], sums.shape[3]};
+  for (int a = 0; a < kAxes; ++a) check_channels(static_cast<index_t>(covers[a].shape(1)), shape[a], "covers");
+  const nb::gil_scoped_release release;
+  const auto weight = [&](int a, index_t window, index_t x) { return covers[a].data()[window * shape[a] + x]; };
+  const auto windows = [&](int a) { return static_cast<index_t>(covers[a].shape(0)); };
+  parallel_rows(shape[0] * shape[1], shape[2] * sums.shape[0], threads, [&](index_t begin, index_t end) {
+    std::vector<float> total(static_cast<std::size_t>(shape[2]));
+    for (index_t row = begin; row < end; ++row) {
+      const index_t z = row / shape[1], y = row % shape[1];
+      std::fill(total.begin(), total.end(), 0.0f);
+      for (index_t a = 0; a < windows(0); ++a) {
+        for (index_t b = 0; b < windows(1); ++b) {
+          const float wz = weight(0, a, z), wy = weight(1, b, y);
+          if (wz < 0.0f || wy < 0.0f) continue;
+          for (index_t c = 0; c < windows(2); ++c) share_row(total.data(), wz, wy, covers[2].data() + c * shape[2], floor, shape[2]);
+        }
+      }
+      for (index_t k = 0; k < sums.shape[0]; ++k) divide_row(sums.at(k, z, y, 0), total.data(), shape[2]);
+    }
   });
 }
 
@@ -338,12 +375,14 @@ void logits(const Input& sums_array, const Array& out_array, int threads) {
   });
 }
 
-// ---- interpolation ---------------------------------------------------------------------------------------------------
+// ---- interpolation ------------------------------------------------------------------------------------------------
 
 Taps taps_of(const Vector<std::int64_t>& first, const Weights& weights, index_t source, index_t size, int axis) {
   const Taps taps{first.data(), weights.data(), static_cast<index_t>(first.size()),
                   static_cast<index_t>(weights.shape(1))};
-  if (static_cast<index_t>(weights.shape(0)) != taps.size || taps.size != size) refuse("tables must be as long as out on every axis");
+  if (static_cast<index_t>(weights.shape(0)) != taps.size || taps.size != size) {
+    refuse("tables must be as long as out on every axis");
+  }
   for (index_t i = 0; i < taps.size; ++i) {
     if (taps.taps < 1 || taps.first[i] < 0 || taps.first[i] > source - taps.taps) {
       const std::string text = std::string("axis ") + kNames[axis] + ": a voxel is made of others than the block has";
@@ -414,8 +453,11 @@ NB_MODULE(_halo, m) {
   m.doc() = "CPU implementation of unet_engine.stitching.operations; call that instead.";
   m.def("gather", &gather, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
         nb::arg(), nb::arg());
-  m.def("add", &add);
-  m.def("add_constant", &add_constant);
+  m.def("add", &add, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+        nb::arg() = 0.0f);
+  m.def("add_constant", &add_constant, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+        nb::arg() = 0.0f);
+  m.def("divide", &divide);
   m.def("merge", &merge);
   m.def("labels_uint8", &labels<std::uint8_t>);
   m.def("labels_uint16", &labels<std::uint16_t>);

@@ -62,15 +62,18 @@ struct GatherBody {
   const Entry* entries;
   const std::int32_t* order;
   index_t count;
+  const std::int32_t* poses;  // per entry; null: all upright
   const double* scale;  // per channel
   const double* shift;
   const Limits* limits;  // per channel; null: none
   float fill;
 
+  // Along a row of the network's input, one axis of the raw block runs: x, or y where they change places.
   struct Row {
     const T* from;  // null: outside
     U* to;
-    const std::int32_t* x;
+    const std::int32_t* along;  // positions on the axis that runs, `step` apart
+    index_t step, stride;       // and what lies between two voxels there
     double scale, shift;
     const Limits* limits;
   };
@@ -83,19 +86,27 @@ struct GatherBody {
     const Point plane = point_of(line.z, size[0]);
     const Point image = point_of(plane.z, raw.shape[0]);
     const index_t n = image.z, c = image.y, z = plane.y, y = line.y;
-    const Entry entry = entries[order[n]];
-    const index_t from_z = positions[0][entry.span[0] * size[0] + z];
-    const index_t from_y = positions[1][entry.span[1] * size[1] + y];
-    const T* from = from_z < 0 || from_y < 0 ? nullptr : raw.at(c, from_z, from_y, 0);
+    const std::int32_t number = order[n];
+    const Entry entry = entries[number];
+    const int pose = poses == nullptr ? 0 : poses[number];
+    const int fixed = pose & kSwapYX ? 2 : 1, running = pose & kSwapYX ? 1 : 2;
+    const index_t from_z = positions[0][entry.span[0] * size[0] + mirrored(pose, 0, z)];
+    const index_t at = positions[fixed][entry.span[fixed] * size[fixed] + mirrored(pose, fixed, y)];
+    const bool outside = from_z < 0 || at < 0;
+    const T* from = outside ? nullptr : raw.at(c, from_z, 0, 0) + at * raw.stride[1 + fixed];
     U* to = out + n * stride_n + c * stride[0] + z * stride[1] + y * stride[2];
-    return {from,     to,       positions[2] + entry.span[2] * size[2],
-            scale[c], shift[c], limits == nullptr ? nullptr : limits + c};
+    const std::int32_t* along = positions[running] + entry.span[running] * size[running] + mirrored(pose, running, 0);
+    return {from, to, along, pose >> running & 1 ? -1 : 1, raw.stride[1 + running], scale[c], shift[c],
+            limits == nullptr ? nullptr : limits + c};
   }
 
+  // Where voxel `i` along axis `a` lies in the window as it was cut.
+  HALO_FN index_t mirrored(int pose, int a, index_t i) const { return pose >> a & 1 ? size[a] - 1 - i : i; }
+
   HALO_FN U load(const Row& row, index_t x) const {
-    const index_t from_x = row.x[x];
-    if (row.from == nullptr || from_x < 0) return rounded_to<U>(fill);
-    const T value = row.from[from_x * raw.stride[3]];
+    const index_t position = row.along[x * row.step];
+    if (row.from == nullptr || position < 0) return rounded_to<U>(fill);
+    const T value = row.from[position * row.stride];
     if (row.limits == nullptr) return rounded_to<U>(normalise(value, row.shift, row.scale));
     return rounded_to<U>(normalise(value, row.shift, row.scale, *row.limits));
   }
@@ -105,8 +116,8 @@ struct GatherBody {
 
 // ---- add ------------------------------------------------------------------------------------------------------------
 
-// sums[k, at + i] += window[n, k, i] * ((wz * wy) * wx) for all windows that cover a voxel, in the order of the
-// entries.
+// sums[k, at + i] += window[n, k, i] * max((wz * wy) * wx, floor) for all windows that cover a voxel, in the order of
+// the entries.
 template <typename T>
 struct AddBody {
   static constexpr int kChannels = 4;  // that share one look at the windows and one product of weights
@@ -119,9 +130,12 @@ struct AddBody {
   const Span* spans[kAxes];
   const float* weights[kAxes];  // (spans, size)
   const Entry* entries;
-  index_t first, stop;  // the entries of this batch
+  const std::int32_t* poses;  // per entry; null: all upright
+  const float* shares;        // per entry, of all that is added for its window; null: 1
+  index_t first, stop;        // the entries of this batch
   const float* constant;  // per channel, of a window that was skipped
   index_t lo[kAxes], hi[kAxes];  // the box of the sums that they may meet
+  float floor;
 
   HALO_FN index_t count() const { return stop - first; }
 
@@ -168,20 +182,55 @@ struct AddBody {
     const Span sz = spans[0][entry.span[0]], sy = spans[1][entry.span[1]], sx = spans[2][entry.span[2]];
     const index_t wz = z - sz.at, wy = y - sy.at;
     if (wz < sz.lo || wz >= sz.hi || wy < sy.lo || wy >= sy.hi) return;
-    const float wz_wy = weight_of(weights[0][entry.span[0] * size[0] + wz], weights[1][entry.span[1] * size[1] + wy]);
+    const float weight_z = weights[0][entry.span[0] * size[0] + wz];
+    const float wz_wy = weight_of(shares == nullptr ? weight_z : shares[first + n] * weight_z,
+                                  weights[1][entry.span[1] * size[1] + wy]);
+    const float least = shares == nullptr ? floor : shares[first + n] * floor;
     const float* const weight_x = weights[2] + entry.span[2] * size[2];
-    const T* const base = data + entry.row * stride_n + k * stride[0] + wz * stride[1] + wy * stride[2];
+    const Posed held = posed(poses == nullptr ? 0 : poses[first + n], size, stride + 1);
+    const T* const base =
+        data + entry.row * stride_n + k * stride[0] + held.origin + wz * held.step[0] + wy * held.step[1];
     HALO_UNROLL
     for (int j = 0; j < kPerThread; ++j) {
       const index_t wx = x + j * kLanes - sx.at;
       if (wx < sx.lo || wx >= sx.hi) continue;
-      const float weight = weight_of(wz_wy, weight_x[wx]);
+      const float weight = weight_of(wz_wy, weight_x[wx], least);
       HALO_UNROLL
       for (int c = 0; c < kChannels; ++c) {
         if (c >= channels) continue;
-        const float value = entry.row < 0 ? constant[k + c] : to_float(base[c * stride[0] + wx * stride[3]]);
+        const float value = entry.row < 0 ? constant[k + c] : to_float(base[c * stride[0] + wx * held.step[2]]);
         sum[j][c] = add_weighted(sum[j][c], value, weight);
       }
+    }
+  }
+};
+
+// ---- divide ---------------------------------------------------------------------------------------------------------
+
+// Divides the sums by what the weights of all windows come to at each voxel: see `share_of`.
+struct DivideBody {
+  View<float> sums;
+  const float* covers[kAxes];  // (windows, voxels of the axis)
+  index_t windows[kAxes];
+  float floor;
+
+  HALO_FN index_t rows() const { return sums.shape[1] * sums.shape[2]; }
+  HALO_FN index_t width() const { return sums.shape[3]; }
+  HALO_FN Point row(index_t r) const { return point_of(r, sums.shape[2]); }
+
+  HALO_FN void voxel(const Point& at, index_t x) const {
+    float total = 0.0f;
+    for (index_t a = 0; a < windows[0]; ++a) {
+      const float wz = covers[0][a * sums.shape[1] + at.z];
+      for (index_t b = 0; b < windows[1]; ++b) {
+        const float wy = covers[1][b * sums.shape[2] + at.y];
+        if (wz < 0.0f || wy < 0.0f) continue;
+        for (index_t c = 0; c < windows[2]; ++c) total += share_of(wz, wy, covers[2][c * sums.shape[3] + x], floor);
+      }
+    }
+    for (index_t k = 0; k < sums.shape[0]; ++k) {
+      float* const sum = sums.at(k, at.z, at.y, x);
+      *sum = *sum / total;
     }
   }
 };

@@ -23,6 +23,8 @@ void gather(const Queue& queue, const GatherBody<T, U>& body);
 template <typename T>
 void add(const Queue& queue, const AddBody<T>& body);
 
+void divide(const Queue& queue, const DivideBody& body);
+
 void pack(const Queue& queue, const PackBody& body);
 
 void merge(const Queue& queue, const MergeBody& body);

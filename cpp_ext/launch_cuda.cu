@@ -65,6 +65,16 @@ __device__ __forceinline__ void copy_rows(const Body& body) {
   }
 }
 
+// A warp per row, a thread per voxel.
+template <typename Body>
+__device__ __forceinline__ void each_voxel(const Body& body) {
+  const index_t rows = body.rows(), width = body.width();
+  for (index_t r = first_row(); r < rows; r += row_step()) {
+    const auto row = body.row(r);
+    for (index_t x = threadIdx.x; x < width; x += kLanes) body.voxel(row, x);
+  }
+}
+
 // The numbers of the windows that meet the tile, ascending, by the first warp: their order is kept.
 template <typename T>
 __device__ void list_windows(const AddBody<T>& body, const index_t* lo, const index_t* hi, int* list, int* count) {
@@ -95,12 +105,10 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 
 template <typename Finish>
 __global__ void __launch_bounds__(kThreads) commit_kernel(const __grid_constant__ CommitBody<Finish> body) {
-  const index_t rows = body.rows(), width = body.width();
-  for (index_t r = first_row(); r < rows; r += row_step()) {
-    const auto row = body.row(r);
-    for (index_t x = threadIdx.x; x < width; x += kLanes) body.voxel(row, x);
-  }
+  each_voxel(body);
 }
+
+__global__ void __launch_bounds__(kThreads) divide_kernel(const __grid_constant__ DivideBody body) { each_voxel(body); }
 
 template <typename T>
 __global__ void __launch_bounds__(kLanes * kTileY * kTileZ)
@@ -143,6 +151,8 @@ void gather(const Queue& queue, const GatherBody<T, U>& body) {
 void pack(const Queue& queue, const PackBody& body) { launch_rows(queue, body, pack_kernel, "pack_kernel"); }
 
 void merge(const Queue& queue, const MergeBody& body) { launch_rows(queue, body, merge_kernel, "merge_kernel"); }
+
+void divide(const Queue& queue, const DivideBody& body) { launch_rows(queue, body, divide_kernel, "divide_kernel"); }
 
 template <typename Finish>
 void commit(const Queue& queue, const CommitBody<Finish>& body) {

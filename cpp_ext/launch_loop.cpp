@@ -28,6 +28,14 @@ void run_rows(const Body& body) {
   }
 }
 
+template <typename Body>
+void run_voxels(const Body& body) {
+  for (index_t r = 0; r < body.rows(); ++r) {
+    const auto row = body.row(r);
+    for (index_t x = 0; x < body.width(); ++x) body.voxel(row, x);
+  }
+}
+
 }  // namespace
 
 template <typename T, typename U>
@@ -41,11 +49,10 @@ void merge(const Queue&, const MergeBody& body) { run_rows(body); }
 
 template <typename Finish>
 void commit(const Queue&, const CommitBody<Finish>& body) {
-  for (index_t r = 0; r < body.rows(); ++r) {
-    const auto row = body.row(r);
-    for (index_t x = 0; x < body.width(); ++x) body.voxel(row, x);
-  }
+  run_voxels(body);
 }
+
+void divide(const Queue&, const DivideBody& body) { run_voxels(body); }
 
 template <typename T>
 void add(const Queue&, const AddBody<T>& body) {

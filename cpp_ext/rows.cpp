@@ -105,23 +105,41 @@ HALO_BLOCK_TYPES(HALO_DEFINE)
 
 #define HALO_DEFINE(T)                                                                                           \
   HALO_CLONES void add_rows(float* HALO_RESTRICT sums, index_t sums_stride, const T* HALO_RESTRICT in,           \
-                            index_t in_stride, float wz, const float* HALO_RESTRICT wy,                          \
-                            const float* HALO_RESTRICT wx, index_t rows, index_t n) noexcept {                   \
+                            index_t in_stride, index_t in_step, float wz, const float* HALO_RESTRICT wy,         \
+                            const float* HALO_RESTRICT wx, float floor, index_t rows, index_t n) noexcept {      \
     for (index_t y = 0; y < rows; ++y, sums += sums_stride, in += in_stride) {                                   \
       const float w = weight_of(wz, wy[y]);                                                                      \
-      for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], to_float(in[x]), weight_of(w, wx[x]));     \
+      if (in_step == 1) {                                                                                        \
+        for (index_t x = 0; x < n; ++x)                                                                          \
+          sums[x] = add_weighted(sums[x], to_float(in[x]), weight_of(w, wx[x], floor));                          \
+      } else if (in_step == -1) {                                                                                \
+        for (index_t x = 0; x < n; ++x)                                                                          \
+          sums[x] = add_weighted(sums[x], to_float(in[-x]), weight_of(w, wx[x], floor));                         \
+      } else {                                                                                                   \
+        for (index_t x = 0; x < n; ++x)                                                                          \
+          sums[x] = add_weighted(sums[x], to_float(in[x * in_step]), weight_of(w, wx[x], floor));                \
+      }                                                                                                          \
     }                                                                                                            \
   }
 HALO_WINDOW_TYPES(HALO_DEFINE)
 #undef HALO_DEFINE
 
 HALO_CLONES void add_constant_rows(float* HALO_RESTRICT sums, index_t sums_stride, float value, float wz,
-                                   const float* HALO_RESTRICT wy, const float* HALO_RESTRICT wx, index_t rows,
+                                   const float* HALO_RESTRICT wy, const float* HALO_RESTRICT wx, float floor, index_t rows,
                                    index_t n) noexcept {
   for (index_t y = 0; y < rows; ++y, sums += sums_stride) {
     const float w = weight_of(wz, wy[y]);
-    for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], value, weight_of(w, wx[x]));
+    for (index_t x = 0; x < n; ++x) sums[x] = add_weighted(sums[x], value, weight_of(w, wx[x], floor));
   }
+}
+
+HALO_CLONES void share_row(float* HALO_RESTRICT total, float wz, float wy, const float* HALO_RESTRICT wx, float floor,
+                           index_t n) noexcept {
+  for (index_t x = 0; x < n; ++x) total[x] += share_of(wz, wy, wx[x], floor);
+}
+
+HALO_CLONES void divide_row(float* HALO_RESTRICT sums, const float* HALO_RESTRICT total, index_t n) noexcept {
+  for (index_t x = 0; x < n; ++x) sums[x] = sums[x] / total[x];
 }
 
 HALO_CLONES void merge_row(float* HALO_RESTRICT sums, const float* HALO_RESTRICT in, index_t n) noexcept {

@@ -17,16 +17,23 @@ constexpr index_t kStrip = 1024;
 HALO_BLOCK_TYPES(HALO_DECLARE)
 #undef HALO_DECLARE
 
-// sums[y][x] += in[y][x] * ((wz * wy[y]) * wx[x]) on `rows` rows of length n
+// sums[y][x] += in[y][x] * max((wz * wy[y]) * wx[x], floor) on `rows` rows of length n; `in_step` lies between the
+// elements of a row of `in`, and is -1 where the window is mirrored along it
 #define HALO_DECLARE(T)                                                                                            \
-  void add_rows(float* sums, index_t sums_stride, const T* in, index_t in_stride, float wz, const float* wy, \
-                const float* wx, index_t rows, index_t n) noexcept;
+  void add_rows(float* sums, index_t sums_stride, const T* in, index_t in_stride, index_t in_step, float wz, \
+                const float* wy, const float* wx, float floor, index_t rows, index_t n) noexcept;
 HALO_WINDOW_TYPES(HALO_DECLARE)
 #undef HALO_DECLARE
 
-// sums[y][x] += value * ((wz * wy[y]) * wx[x])
-void add_constant_rows(float* sums, index_t sums_stride, float value, float wz, const float* wy, const float* wx,
+// sums[y][x] += value * max((wz * wy[y]) * wx[x], floor)
+void add_constant_rows(float* sums, index_t sums_stride, float value, float wz, const float* wy, const float* wx, float floor,
                        index_t rows, index_t n) noexcept;
+
+// total[i] += share_of(wz, wy, wx[i], floor)
+void share_row(float* total, float wz, float wy, const float* wx, float floor, index_t n) noexcept;
+
+// sums[i] /= total[i]
+void divide_row(float* sums, const float* total, index_t n) noexcept;
 
 // sums[i] += in[i]
 void merge_row(float* sums, const float* in, index_t n) noexcept;

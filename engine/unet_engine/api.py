@@ -17,7 +17,7 @@ from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Header, spans
 from unet_engine.output.inspection import Look
-from unet_engine.output.locks import Holding, hold
+from unet_engine.output.locks import Holding, clear, hold
 from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
@@ -129,6 +129,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         output = _open_output(prepared)
         note(output.notes)
         if output.header.settled():
+            clear(prepared.job.out)
             return result()
         with hold(prepared.job.out, _part(prepared)) as holding:
             if not output.header.begin():
@@ -245,6 +246,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "identity": dict(plan.identity),
         "input": job.volume,
         "model": {"file": job.model.path.name, "sha256": job.model.sha256, "name": job.model.spec.name},
+        **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
         "output": job.kind,
         "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,
@@ -252,6 +254,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "precision": job.setup.precision,
         "stitching": operations.IMPLEMENTATION,
         "normalization": job.scaling.facts(),
+        **({"poses": [str(pose) for pose in job.poses]} if len(job.poses) > 1 else {}),
         **_outside(job),
         **_resampling(job),
         "grid": {
@@ -274,7 +277,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
     return Result(
         out=job.out,
         digest=job.plan.digest,
-        windows_planned=job.plan.window_count,
+        windows_planned=job.plan.call_count,
         windows_inferred=counters.inferred,
         windows_skipped=counters.skipped,
         blocks_planned=job.plan.block_count,

@@ -29,6 +29,16 @@ _FIRST_OF_TWO = ("nii", "tar", "ome", "zarr", "tif", "tiff", "npy", "csv", "json
 """Endings that another one may follow, as in ``seg.ome.tif``: no part of what the file is called."""
 
 
+def stem(path: str) -> str:
+    """`path` without what tells its format: ``scan.nii.gz`` is ``scan``, ``scan.v2`` is itself."""
+    folder, slash, name = path.rpartition("/")
+    for _ in range(2):
+        before, _, ending = name.rpartition(".")
+        if before and (ending.lower() in ("zarr", *_BY_ENDING) or (name != path and ending.lower() == "ome")):
+            name = before
+    return folder + slash + name
+
+
 def refuse_other_formats(out: str) -> None:
     """Raise `ValueError` where `out`, a path or a URL, is called like a file of a format other than Zarr.
 

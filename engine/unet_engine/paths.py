@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
+from urllib.parse import unquote
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes that systems take."""
@@ -16,11 +18,32 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def plain(path: str) -> str:
+    """`path`, or the path that it is a URL of, as ``file:///data/scan.zarr`` is: who looks at files does so whatever
+    they are called by."""
+    scheme, _, place = path.partition("://")
+    if scheme.lower() not in ("file", "local"):
+        return path
+    return unquote(place.removeprefix("localhost") if place.startswith("localhost/") else place)
+
+
 def root_of(path: str) -> str:
-    """What the array at `path` lies in: the outermost folder called ``.zarr`` or ``.n5``, else itself. Absolute."""
+    """What the array at `path` lies in: the outermost folder called ``.zarr`` or ``.n5``, else itself, or the file that
+    holds it. Absolute."""
+    path = inside(path)[0]
     parts = absolute(path.rstrip("/") or path).split("/")
     outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
     return "/".join(parts[: outermost + 1])
+
+
+_HOLDS_SEVERAL = re.compile(r"(.*?\.(?:h5|hdf5|hdf|he5|h5ad|nc|nc4|cdf|ims))(?::(.*))?", re.IGNORECASE | re.DOTALL)
+
+
+def inside(path: str) -> tuple[str, str | None]:
+    """A path such as ``scan.h5:/volumes/raw`` as that of the file and what is named in it; others as they are, and
+    None. Text alone decides."""
+    found = _HOLDS_SEVERAL.fullmatch(path) if is_local(path) else None
+    return (found[1], found[2] or None) if found else (path, None)
 
 
 def absolute(path: str) -> str:
@@ -50,12 +73,14 @@ def unusable(path: str) -> str:
     return ""
 
 
-def check_file(path: Path | str) -> os.stat_result:
-    """What is known of the file at `path`, after links. Raises `OSError` where it is missing, or anything but a file:
-    who opens a pipe or a device waits, maybe for ever, or reads what never ends."""
+def check_file(path: Path | str, longest: int | None = None) -> os.stat_result:
+    """What is known of the file at `path`, after links. Raises `OSError` where it is missing, has more than `longest`
+    bytes, or is anything but a file: who opens a pipe or a device waits, maybe for ever, or reads what never ends."""
     found = os.stat(path)  # noqa: PTH116  # asked of every chunk
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file but a pipe, a device or a socket")
+    if longest is not None and found.st_size > longest:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and none like it has more than {longest:,}")
     return found

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
-from unet_engine.paths import unusable
+from unet_engine.paths import plain, unusable
 from unet_engine.redaction import hide, hide_in_url
 from unet_engine.settings_files import SettingsFile, settings_files
 from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
@@ -34,7 +34,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     input: str
-    """Zarr array or OME-Zarr group: a path or a URL."""
+    """Zarr array or OME-Zarr group, a path or a URL; or a file of another format, see `unet_engine.volumes.formats`."""
     model: str | None = None
     """Model file: .onnx, .pt2, .pt."""
     out: str | None = None
@@ -52,8 +52,13 @@ class Settings(BaseModel):
     """Fraction by which windows overlap; ``auto``: see `unet_engine.prepare.overlap`."""
     overlap_tolerance: float | None = Field(default=None, gt=0, le=1)
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
-    blend: Literal["gaussian", "constant", "crop"] = "gaussian"
-    padding: Literal["reflect", "constant", "edge"] = "reflect"
+    blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"] = "gaussian"
+    """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
+    padding: Literal["reflect", "constant", "edge"] | None = None
+    """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
+    tta: str | None = None
+    """Test-time augmentation: ``none``, ``mirror``, ``mirror:yx``, ``turns``, or several joined by ``+``; see
+    `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
     channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
     """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
     output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
@@ -79,7 +84,7 @@ class Settings(BaseModel):
     """Where a model brings the volume to its own spacing: the grid that the result is written on. ``scan``: that of the
     volume; default."""
     mask: str | None = None
-    """Zarr volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
+    """Volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
     `outside`, and windows that reach none of the others are not inferred."""
     outside: str | None = None
     """What is written outside the mask and where nothing was measured, a number as it is stored, or ``nan``; ``keep``:
@@ -231,13 +236,20 @@ class Settings(BaseModel):
     def _place(cls, value: str | None) -> str | None:
         if value is not None and (why := unusable(value)):
             raise ValueError(why)
-        return value
+        return value and plain(value)
 
     @field_validator("part")
     @classmethod
     def _part(cls, value: str | None) -> str | None:
         if value is not None:
             parse_part(value)
+        return value
+
+    @field_validator("tta")
+    @classmethod
+    def _tta(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_tta(value)
         return value
 
     @field_validator("window", mode="before")
@@ -270,7 +282,7 @@ class Settings(BaseModel):
         """
         given = {key: value for key, value in given.items() if value is not None}
         source: dict[str, SettingsFile] = {}
-        for file in settings_files(str(given.get("input", ""))):
+        for file in settings_files(plain(str(given.get("input", "")))):
             source |= {key: file for key in file.values if key not in given and key not in source}
         try:
             settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
@@ -331,6 +343,10 @@ class Settings(BaseModel):
             )
         if abs(value) > highest:
             raise SettingsError(f"--outside {self.outside} does not fit {stored}; give a value within ±{highest:g}")
+
+    @property
+    def padding_mode(self) -> Literal["reflect", "constant", "edge"]:
+        return self.padding or ("constant" if self.blend in ("monai", "nnunet") else "reflect")
 
     @property
     def nodata_values(self) -> tuple[float, ...]:
@@ -395,6 +411,23 @@ def parse_values(text: str) -> tuple[float, ...]:
     if any(value in (inf, -inf) for value in values):
         raise ValueError("give a finite number, or nan")
     return values
+
+
+TTA = "give none, mirror, mirror:AXES, turns, or mirrors and turns joined by +, e.g. mirror:z+turns"
+
+
+def parse_tta(text: str) -> tuple[str | None, bool]:
+    """``mirror:yx+turns`` as the axes that are mirrored along (None: those that the model names) and whether windows are
+    turned. Raises `ValueError` where it is none of these."""
+    if text.strip() == "none":
+        return "", False
+    match = re.fullmatch(r"\s*(?:(mirror)(?::([zyx]{1,3}))?)?\s*(?:(\+?)\s*(turns))?\s*", text)
+    if not match or bool(match[3]) != bool(match[1] and match[4]) or not (match[1] or match[4]):
+        raise ValueError(TTA)
+    axes = match[2] or ""
+    if len(set(axes)) < len(axes):
+        raise ValueError(TTA)
+    return (match[2] if match[1] else ""), bool(match[4])
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -87,6 +87,17 @@ def test_windows_are_counted_as_a_run_counts_them(ramp, model):
         assert Field(spec, ramp[0].shape).windows(window) == plan.window_range.size
 
 
+def test_every_pose_of_a_window_is_counted():
+    spec = PLANE_SPEC.model_copy(update={"mirror_axes": "yx"})
+    alone, mirrored = (Field.of(spec, (900, 900), 0.5, tta) for tta in ("none", None))
+    assert mirrored.windows(spec.window) == alone.windows(spec.window)
+    assert mirrored.rate(spec.window, 8.0) == alone.rate(spec.window, 8.0) / 4
+    turned, (side, _), step = Field.of(spec, (900, 900), 0.5, "turns"), spec.window, spec.window_step[1]
+    assert turned.fits((side, side))
+    assert alone.fits((side, side + step))
+    assert not turned.fits((side, side + step))
+
+
 def test_planes_of_a_volume_count_for_a_network_in_2d(tmp_path):
     volume = make_volume(tmp_path / "scan.zarr", np.ones((5, 40, 40), np.uint8))
     model = fake_model(tmp_path, axes="yx")

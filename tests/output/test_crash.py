@@ -194,6 +194,20 @@ def test_resume_of_a_run_killed_after_it_said_complete(case, half, tmp_path):
     assert not Path(out, "0", ".journal").exists()
 
 
+@pytest.mark.parametrize("way", ["resume", "finish"])
+def test_the_lock_of_a_run_killed_as_it_ended_goes(tmp_path, case, way):
+    volume, model, _ = case
+    out = str(tmp_path / "out.zarr")
+    unet_engine.run(volume, model=model, out=out, **OPTIONS)
+    for name in (".lock", ".lock.1.3"):
+        Path(out, "0", name).touch()
+    if way == "resume":
+        unet_engine.run(volume, model=model, out=out, resume=True, **OPTIONS)
+    else:
+        finish(out)
+    assert not list(Path(out, "0").glob(".lock*"))
+
+
 def test_resume_of_a_complete_output_does_nothing(tmp_path, case):
     volume, model, whole = case
     args = ["run", "--in", volume, "--model", model, "--out", tmp_path / "out.zarr", "--resume", "--json", *FLAGS]

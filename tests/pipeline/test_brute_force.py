@@ -76,7 +76,7 @@ def drawn(number: int) -> Case:
         kind = "probabilities"
     options = {
         "overlap": choose(0.0, 0.25, 0.3, 0.5, 0.75, 0.9),
-        "blend": choose("gaussian", "constant", "crop"),
+        "blend": choose("gaussian", "constant", "crop", "monai", "nnunet"),
         "padding": choose("reflect", "constant", "edge"),
         "output": kind,
         "threads": int(rng.integers(1, 4)),

@@ -73,6 +73,18 @@ def test_small_arrays_are_left_to_numpy() -> None:
     assert recycler.kept == 0
 
 
+def test_a_small_array_takes_what_is_kept_so_that_nothing_comes_on_top_of_it() -> None:
+    recycler = Recycler()
+    large = recycler.empty((LARGE,))
+    place = large.ctypes.data
+    del large
+    small = recycler.zeros((10,))
+    assert small.ctypes.data == place
+    assert recycler.kept == 0
+    del small
+    assert recycler.kept == SMALLEST
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 6), st.integers(0, 9)), max_size=60))
 def test_arrays_in_use_never_share_memory_and_keep_what_is_in_them(steps: list[tuple[bool, int, int]]) -> None:
     recycler, held, most, largest = Recycler(), [], 0, 0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_engine.plan.grid import AxisGrid
-from unet_engine.stitching.weights import FLOOR, axis_weights, profile
+from unet_engine.stitching.weights import FLOOR, axis_weights, covers, profile
 
 axes = st.builds(
     AxisGrid.with_overlap,
@@ -17,7 +17,7 @@ axes = st.builds(
     window=st.integers(1, 24),
     overlap=st.sampled_from([0.0, 0.25, 0.5, 0.6, 0.75, 0.9]),
     margin=st.integers(0, 5),
-    blend=st.sampled_from(["gaussian", "constant", "crop"]),
+    blend=st.sampled_from(["gaussian", "constant", "crop", "monai", "nnunet"]),
 )
 
 
@@ -34,8 +34,17 @@ def test_windows_cover_the_axis_and_the_last_one_ends_with_it(axis: AxisGrid) ->
 def test_starts_are_multiples_of_the_stride_but_for_the_last(axis: AxisGrid) -> None:
     starts = [axis.start(k) for k in range(axis.count)]
     assert starts == sorted(set(starts))
-    if axis.size >= axis.window:
+    if axis.size >= axis.window and axis.blend != "nnunet":
         assert starts[:-1] == [k * axis.stride for k in range(axis.count - 1)]
+
+
+@given(axes)
+def test_distances_lie_between_the_stride_and_the_longest(axis: AxisGrid) -> None:
+    starts = [axis.start(k) for k in range(axis.count)]
+    distances = [b - a for a, b in itertools.pairwise(starts)]
+    assert all(0 < d <= axis.longest for d in distances)
+    assert all(d >= axis.stride for d in distances[: None if axis.blend == "nnunet" else -1])
+    assert all(b - a >= axis.window for a, b in zip(starts, starts[axis.most :], strict=False))
 
 
 def test_the_grid_is_that_of_the_published_sliding_windows() -> None:
@@ -53,9 +62,12 @@ def test_an_axis_shorter_than_the_window_has_one_centred_window() -> None:
 @given(axes)
 def test_weights_sum_to_one_at_every_voxel(axis: AxisGrid) -> None:
     total = np.zeros(axis.size)
+    over = covers(axis, 0, axis.size)
     for k in range(axis.count):
         lo, hi = axis.support(k)
-        weights = axis_weights(axis, k)
+        weights = axis_weights(axis, k).copy()
+        if axis.divides:
+            weights[lo - axis.start(k) : hi - axis.start(k)] /= np.maximum(over, 0).sum(0)[lo:hi]
         total[lo:hi] += weights[lo - axis.start(k) : hi - axis.start(k)]
         outside = np.delete(weights, np.arange(lo - axis.start(k), hi - axis.start(k)))
         assert not outside.any()

@@ -59,7 +59,7 @@ def run(ramp, model):
         ("overlap", "1", "less than 1"),
         ("overlap", "-0.1", "greater than or equal to 0"),
         ("overlap", "nan", "--overlap"),
-        ("blend", "linear", "'gaussian', 'constant' or 'crop'"),
+        ("blend", "linear", "'gaussian', 'constant', 'crop', 'monai' or 'nnunet'"),
         ("padding", "wrap", "'reflect', 'constant' or 'edge'"),
         ("output", "mask", "'labels', 'probabilities' or 'logits'"),
         ("dtype", "int8", "'uint8', 'float16' or 'float32'"),
@@ -180,10 +180,14 @@ def test_no_input_there(run):
 
 def test_inputs_that_are_no_zarr(run, tmp_path):
     (tmp_path / "scan.tif").write_bytes(b"II*\0")
-    refused(run(**{"in": "scan.tif"}), InputError, "scan.tif", "convert it to Zarr")
+    refused(run(**{"in": "scan.tif"}), InputError, "scan.tif", "no readable TIFF")
+    (tmp_path / "scan.bin").write_bytes(b"II*\0")
+    refused(run(**{"in": "scan.bin"}), InputError, "scan.bin", "convert it to Zarr")
     (tmp_path / "planes").mkdir()
     (tmp_path / "planes/0001.tif").write_bytes(b"II*\0")
-    refused(run(**{"in": "planes"}), InputError, "planes", "no zarr.json")
+    refused(run(**{"in": "planes"}), InputError, "planes/0001.tif", "no readable TIFF")
+    (tmp_path / "empty").mkdir()
+    refused(run(**{"in": "empty"}), InputError, "empty", "no zarr.json")
 
 
 def test_metadata_that_cannot_be_read(run, ramp):

@@ -111,6 +111,39 @@ def test_add_constant_is_add_of_a_constant_window(shape: tuple[int, ...], k: int
 @needs_native
 @settings(deadline=None)
 @given(shapes(), st.integers(1, 4), seeds, threads_of)
+def test_a_floor_of_weights_and_what_they_come_to_are_the_reference(
+    shape: tuple[int, ...], k: int, seed: int, threads: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    case = case_of_add(rng, shape)
+    place = case["at"], case["lo"], case["hi"]
+    weights, constant = weights_of(rng, shape), values(rng, (k,))
+    start, window = values(rng, (k, *case["sums"])), values(rng, (k, *shape))
+    native, expected = start.copy(), start.copy()
+    operations.add(native, window, weights, *place, floor=0.2, threads=threads)
+    operations.add_constant(native, constant, weights, *place, floor=0.2, threads=threads)
+    if all(h > l for l, h in zip(place[1], place[2], strict=True)):
+        product = np.maximum(reference._outer([w[l:h] for w, l, h in zip(weights, *place[1:], strict=True)]), 0.2)
+        flat = [np.ones(n, np.float32) for n in shape]
+        raised = window.copy()
+        inside = (slice(None), *(slice(l, h) for l, h in zip(*place[1:], strict=True)))
+        with np.errstate(all="ignore"):
+            raised[inside] *= product.astype(np.float32)
+        reference.add(expected, raised, flat, *place)
+        reference.add_constant(expected, constant, weights, *place, 0.2)
+    assert_same_bits(native, expected)
+    covers = [np.where(rng.random((3, n)) < 0.4, -1, rng.random((3, n))).astype(np.float32) for n in case["sums"]]
+    for cover in covers:
+        cover[int(rng.integers(3))] = 0.3  # every voxel has a window
+    plain = native.copy()
+    operations.divide(native, covers, 0.2, threads=threads)
+    reference.divide(plain, covers, 0.2)
+    assert_same_bits(native, plain)
+
+
+@needs_native
+@settings(deadline=None)
+@given(shapes(), st.integers(1, 4), seeds, threads_of)
 def test_merge_is_the_reference(shape: tuple[int, ...], k: int, seed: int, threads: int) -> None:
     rng = np.random.default_rng(seed)
     at = [int(a) for a in rng.integers(0, 3, len(shape))]
@@ -379,6 +412,38 @@ def test_is_constant_takes_the_value_in_the_type_of_the_block() -> None:
 
 
 @pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_windows_may_have_any_strides(dtype: str) -> None:
+    """As a view that is mirrored or turned: the bits of its copy."""
+    rng = np.random.default_rng(3)
+    window = rng.normal(size=(3, 5, 40, 40)).astype(dtype)
+    weights = [rng.random(n).astype(np.float32) for n in window.shape[1:]]
+    views = (window[:, ::-1], window[..., ::-1], window[:, :, ::-1, ::-1], window.swapaxes(2, 3)[..., ::-1])
+    for view in views:
+        sums, expected = np.zeros((2, 3, 5, 44, 44), np.float32)
+        where = (0, 3, -2), (0, 1, 2), (5, 40, 39)
+        operations.add(sums, view, weights, *where)
+        operations.add(expected, np.ascontiguousarray(view), weights, *where)
+        assert_same_bits(sums, expected)
+
+
+@pytest.mark.usefixtures("implementation")
+def test_positions_may_run_backwards() -> None:
+    """Long runs, short ones, ends at 0, and stretches outside between them."""
+    rng = np.random.default_rng(4)
+    block = rng.integers(0, 99, (2, 4, 60)).astype(np.uint8)
+    for row in (
+        np.arange(59, -1, -1), np.concatenate([np.arange(30, -1, -1), [-1, -1], np.arange(1, 25)]),
+        np.concatenate([[-1], np.arange(9, 2, -1), [-1], np.arange(40, 10, -1), np.arange(11, 50)]),
+        np.concatenate([np.arange(12, -1, -1), np.arange(13)]),
+    ):  # fmt: skip
+        out = np.zeros((2, 4, len(row)), np.float32)
+        operations.gather(out, block, [np.arange(4), row], np.array([0.5, 2]), np.array([1.0, 3]), 7.0)
+        picked = (block[:, :, row].astype(np.float32) - [[[1]], [[3]]]) * np.array([[[0.5]], [[2]]])
+        np.testing.assert_array_equal(out, np.where(row < 0, 7, picked))
+
+
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize(
     ("at", "lo", "hi", "message"),
     [
@@ -454,6 +519,7 @@ REFUSED = [
         "window",
         lambda: operations.add(_zeros(2, 6, 6), _zeros(2, 4, 4, dtype="i4"), W4, (0, 0), (0, 0), (4, 4)),
     ),
+    (ValueError, "axis x: covers", lambda: operations.divide(_zeros(2, 6, 6), [_zeros(1, 6), _zeros(1, 5)], 0)),
     (ValueError, "halo has 1", lambda: operations.merge(_zeros(2, 6, 6), _zeros(1, 4, 4), (0, 0))),
     (ValueError, "shape", lambda: operations.labels(_zeros(2, 6, 6), _zeros(6, 5, dtype="u1"), "softmax")),
     (ValueError, "activation", lambda: operations.labels(_zeros(2, 6, 6), _zeros(6, 6, dtype="u1"), "relu")),
@@ -503,12 +569,14 @@ def test_the_native_path_is_used_where_it_is_built(monkeypatch: pytest.MonkeyPat
     def unused(*_: object) -> None:
         raise AssertionError("the reference ran although the native extension is there")
 
-    for name in ("gather", "add", "add_constant", "merge", "labels", "probabilities", "logits", "is_constant"):
+    names = "gather", "add", "add_constant", "divide", "merge", "labels", "probabilities", "logits", "is_constant"
+    for name in names:
         monkeypatch.setattr(reference, name, unused)
     sums, window = np.zeros((1, 4, 4), np.float32), np.ones((1, 4, 4), np.float32)
     operations.gather(sums, window, (np.arange(4), np.arange(4)), np.ones(1), np.zeros(1), 0)
     operations.add(sums, window, W4, (0, 0), (0, 0), (4, 4))
     operations.add_constant(sums, np.ones(1, np.float32), W4, (0, 0), (0, 0), (4, 4))
+    operations.divide(sums, (np.ones((1, 4), np.float32),) * 2, 0)
     operations.merge(sums, window, (0, 0))
     operations.labels(sums, np.zeros((4, 4), np.uint8), "softmax")
     operations.probabilities(sums, np.zeros((1, 4, 4), np.uint8), "softmax")

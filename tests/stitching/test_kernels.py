@@ -190,6 +190,103 @@ def test_add_is_the_reference_in_the_order_of_the_entries(place: Any) -> None:
     check()
 
 
+def test_a_floor_of_weights_and_what_they_come_to_are_the_reference(place: Any) -> None:
+    @settings(max_examples=40, deadline=None)
+    @given(scenes(), st.integers(1, 9))
+    def check(scene: dict[str, Any], channels: int) -> None:
+        device, rng, entries = place(), scene["rng"], scene["entries"]
+        windows = values(rng, (scene["rows"], channels, *scene["window"]), np.float32, special=0.02)
+        sums = values(rng, (channels, *scene["sums"]), special=0.02)
+        constants = rng.normal(size=channels).astype(np.float32)
+        expected = sums.copy()
+        for *ranks, row in entries:
+            spans = [s[r] for s, r in zip(scene["spans"], ranks, strict=True)]
+            weights = [w[r] for w, r in zip(scene["weights"], ranks, strict=True)]
+            where = tuple(tuple(int(s[i]) for s in spans) for i in range(3))
+            if any(h <= l for l, h in zip(*where[1:], strict=True)):
+                continue
+            if row < 0:
+                reference.add_constant(expected, constants, weights, *where, 0.1)
+            else:
+                reference.add(expected, np.ascontiguousarray(windows[row]), weights, *where, 0.1)
+        covers = [np.where(rng.random((3, n)) < 0.4, -1, rng.random((3, n))).astype(np.float32) for n in scene["sums"]]
+        for cover in covers:
+            cover[int(rng.integers(3))] = 0.3
+        reference.divide(expected, covers, 0.1)
+        given_sums = device.put(sums)
+        device.kernels.add(
+            given_sums, device.put(windows), [device.put(w) for w in scene["weights"]],
+            [device.put(s) for s in scene["spans"]],
+            device.put(entries), device.put(constants), (0, 0, 0), scene["sums"], floor=0.1,
+        )  # fmt: skip
+        device.kernels.divide(given_sums, [device.put(c) for c in covers], 0.1)
+        assert_same_bits(device.get(sums, given_sums), expected)
+
+    check()
+
+
+def held(array: np.ndarray, bits: int) -> np.ndarray:
+    """A window (channels, z, y, x) as the network is given it in the pose of these bits: axes mirrored, then y and x
+    changed."""
+    array = np.flip(array, tuple(1 + a for a in range(3) if bits >> a & 1))
+    return array.swapaxes(-1, -2) if bits & 8 else array
+
+
+def test_windows_are_held_in_poses_and_put_upright_again(place: Any) -> None:
+    """Cut in a pose, a window is the upright one mirrored and turned; added in it, it lies upright in the sums."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(seeds, st.integers(1, 6), st.sampled_from([1, 5, 33, 40]), st.sampled_from(WINDOW_TYPES), st.booleans())
+    def check(seed: int, number: int, side: int, dtype: Any, channels_last: bool) -> None:  # noqa: FBT001
+        device, rng = place(), np.random.default_rng(seed)
+        window, raw = (int(rng.integers(1, 5)), side, side), rng.normal(size=(2, 4, 7, 9)).astype(np.float32)
+        entries = np.stack([*(rng.integers(0, 2, number) for _ in range(3)), np.arange(number)], 1).astype(np.int32)
+        poses, order = rng.integers(0, 16, number).astype(np.int32), rng.permutation(number).astype(np.int32)
+        positions = [rng.integers(-1, n, (2, w)).astype(np.int32) for n, w in zip(raw.shape[1:], window, strict=True)]
+        one, zero, windows = np.ones(2), np.zeros(2), np.zeros((number, 2, *window), dtype)
+        windows = last(windows) if channels_last else windows
+        out = device.put(windows)
+        device.kernels.gather(
+            out, device.put(raw), [device.put(p) for p in positions], device.put(entries), device.put(order),
+            device.put(one), device.put(zero), 0.5, poses=device.put(poses),
+        )  # fmt: skip
+        got = device.get(windows, out)
+        for row, n in enumerate(order):
+            upright = np.zeros((2, *window), np.float32)
+            index = [p[e].astype(np.int64) for p, e in zip(positions, entries[n], strict=False)]
+            reference.gather(upright, raw, index, one, zero, 0.5)
+            wanted = np.ascontiguousarray(held(upright, int(poses[n]))).astype(dtype)
+            assert_same_bits(np.ascontiguousarray(got[row]), wanted)
+        # back: what was cut is added, with a share each
+        shares, spans = rng.random(number).astype(np.float32), [np.array([[0, 0, w]] * 2, np.int64) for w in window]
+        weights = [rng.random((2, w)).astype(np.float32) for w in window]
+        answers = values(rng, (number, 2, *window), dtype)
+        given = last(np.stack([held(a, int(p)) for a, p in zip(answers, poses, strict=True)]))
+        sums, expected = np.zeros((2, *window), np.float32), np.zeros((2, *window), np.float32)
+        for n in range(number):
+            wz, wy, wx = (w[e] for w, e in zip(weights, entries[n], strict=False))
+            reference.add(expected, answers[n], (shares[n] * wz, wy, wx), (0, 0, 0), (0, 0, 0), window)
+        given_sums = device.put(sums)
+        device.kernels.add(
+            given_sums, device.put(given), [device.put(w) for w in weights], [device.put(s) for s in spans],
+            device.put(entries), device.put(zero.astype(np.float32)), (0, 0, 0), window,
+            poses=device.put(poses), shares=device.put(shares),
+        )  # fmt: skip
+        assert_same_bits(device.get(sums, given_sums), expected)
+
+    check()
+
+
+def test_poses_and_shares_are_one_per_entry() -> None:
+    put, k = Host().put, Host().kernels
+    sums, windows = put(np.zeros((1, 2, 2, 2), np.float32)), put(np.ones((1, 1, 2, 2, 2), np.float32))
+    tables, spans = [put(np.ones((1, 2), np.float32))] * 3, [put(np.array([[0, 0, 2]], np.int64))] * 3
+    entries, constants = put(np.zeros((1, 4), np.int32)), put(np.zeros(1, np.float32))
+    for name, wrong in (("poses", np.zeros(2, np.int32)), ("shares", np.zeros(2, np.float32))):
+        with pytest.raises(ValueError, match=f"{name} must have one value per entry"):
+            k.add(sums, windows, tables, spans, entries, constants, (0, 0, 0), (2, 2, 2), **{name: put(wrong)})
+
+
 @pytest.mark.parametrize("channels", [2, 16, 104, 512])
 def test_add_takes_any_number_of_classes(place: Any, channels: int) -> None:
     device, rng = place(), np.random.default_rng(channels)

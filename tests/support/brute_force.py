@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import exp
+from math import ceil, exp
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class Tiling:
         width = self.window[axis] - 2 * self.margin[axis]
         if size <= width:
             return [-((width - size) // 2)]
+        if self.blend == "nnunet":  # as few as needed, as far apart as possible
+            wanted = max(1.0, width * (1 - self.overlap))
+            count = ceil((size - width) / wanted)
+            return [round(i * ((size - width) / count)) for i in range(count + 1)]
         step = max(1, int(width * (1 - self.overlap))) if width > 1 else 1
         found = list(range(0, size - width + 1, step))
         return found if found[-1] == size - width else [*found, size - width]
@@ -44,6 +48,9 @@ class Tiling:
         if self.blend == "gaussian":
             middle, deviation = (width - 1) / 2, width / 8
             return np.array([max(exp(-(((i - middle) / deviation) ** 2) / 2), 1e-3) for i in range(width)])
+        if self.blend in ("monai", "nnunet"):
+            middle = width // 2 if self.blend == "nnunet" else (width - 1) / 2
+            return np.array([exp(-(((i - middle) / (width / 8)) ** 2) / 2) for i in range(width)])
         if self.blend == "constant":
             return np.ones(width)
         # cut in the middle of what neighbours share
@@ -78,6 +85,8 @@ def _windows(spatial: Sequence[int], tiling: Tiling) -> Iterator[tuple[tuple[int
         weights = np.ones(())
         for a, k in enumerate(index):
             weights = np.multiply.outer(weights, tiling.weights(a, starts[a], k))
+        if tiling.blend == "monai":
+            weights = np.maximum(weights, 1e-3)
         yield tuple(s[k] for s, k in zip(starts, index, strict=True)), weights
 
 

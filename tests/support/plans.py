@@ -36,7 +36,7 @@ def make(axes: tuple[AxisGrid, ...], roi: Box | None = None, block: tuple[int, .
 def plans(draw: st.DrawFn) -> Plan:
     """Small 2D and 3D plans with odd sizes, blocks, chunks, columns and regions."""
     ndim = draw(st.integers(2, 3))
-    blend = draw(st.sampled_from(["gaussian", "crop"]))
+    blend = draw(st.sampled_from(["gaussian", "crop", "monai", "nnunet"]))
     axes = tuple(
         AxisGrid.with_overlap(
             draw(st.integers(1, 30)), draw(st.integers(1, 10)), draw(st.sampled_from([0, 0.3, 0.5, 0.75])),

@@ -20,7 +20,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "channels_in": channels,
         "channels_out": draw(st.integers(1, 4)),
         "overlap": draw(st.sampled_from([0.0, 0.3, 0.5, 0.75])),
-        "blend": draw(st.sampled_from(["gaussian", "constant", "crop"])),
+        "blend": draw(st.sampled_from(["gaussian", "constant", "crop", "monai", "nnunet"])),
         "block": tuple(draw(st.integers(1, 4)) for _ in range(ndim)),
         "threads": draw(st.integers(1, 3)),
     }

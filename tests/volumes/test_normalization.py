@@ -242,3 +242,25 @@ def test_windows_of_calibration_are_normalised_alike(tmp_path):
 def test_no_limits_where_none_are_asked_for():
     assert Scaling((0.0,), (1.0,)).limits is None
     assert scaling(Normalization.parse("zscore:foreground=1,everywhere"), [np.arange(9)]).limits is None
+
+
+def test_statistics_of_all_channels_together_and_what_is_added_to_the_divisor():
+    x = [np.arange(6.0), np.arange(6.0) * 10 + 3]
+    all_of_it = np.concatenate(x)
+    found = scaling(Normalization.parse("zscore:together,eps=0.5"), x)
+    assert found.shift == (all_of_it.mean(),) * 2
+    np.testing.assert_allclose(found.scale, 1 / (all_of_it.std() + 0.5))
+    found = scaling(Normalization.parse("percentile:0,100,eps=2"), x)
+    np.testing.assert_allclose(found.scale, [1 / 7, 1 / 52])
+    assert scaling(Normalization.parse("zscore:eps=1e-6"), [np.ones(4)]).scale == (1e6,)  # no error of a blank image
+
+
+@pytest.mark.parametrize("text", ["zscore:together", "percentile:1,99,together,eps=1e-06", "minmax:eps=0.1"])
+def test_they_are_said_as_text(text):
+    assert str(Normalization.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["range:0,1,eps=1", "fixed:mean=1,std=1,together", "zscore:eps=-1"])
+def test_they_belong_to_what_is_measured(text):
+    with pytest.raises(SettingsError, match="together belong to"):
+        Normalization.parse(text)

@@ -14,8 +14,10 @@ import click
 
 from unet_engine.commands import interruption, streams
 from unet_engine.commands.bench.options import bench_command
+from unet_engine.commands.importing import import_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.options import PLACE, Command, cluster_options, settings_options
+from unet_engine.commands.sources import model_of, with_model
 from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
 from unet_engine.redaction import guard_streams
 
@@ -39,6 +41,7 @@ def app() -> None:
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
+    unet-engine import FOLDER --out net.onnx          a model file from a trained model of another tool
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
     unet-engine bench                                 what runs fastest on this machine
@@ -73,7 +76,8 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
 
     console = screen.stderr()
     try:
-        with team(Settings.of(**_required(given)), lambda text: _tell(console, [text])) as crew:
+        settings = with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text]))
+        with team(settings, lambda text: _tell(console, [text])) as crew:
             prepared = crew.prepare()
             _tell(console, (*crew.notes, *prepared.notes))
             console.pairs(report.plan_lines(prepared))
@@ -110,7 +114,8 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     from unet_engine.settings import Settings
 
     console = screen.stderr()
-    prepared = prepare(survey(Settings.of(**_required(given))), tell=lambda text: _tell(console, [text]))
+    settings = with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text]))
+    prepared = prepare(survey(settings), tell=lambda text: _tell(console, [text]))
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return
@@ -138,19 +143,22 @@ def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT0
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option("--window", metavar="Z,Y,X", help="Window for a foreign ONNX file that names none.")
 @click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several.")
+@click.option("--trust", is_flag=True, help="Run the code of a model of another tool; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def info_command(
     path: str,
     axes: str | None,
     window: str | None,
     head: str | None,
+    trust: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Describe a volume or a model file."""
+    """Describe a volume, a model file, or a model of another tool."""
     from unet_engine.commands import screen
     from unet_engine.commands.info import describe, lines
 
-    facts = describe(path, axes, window, head)
+    model = model_of(path, trust=trust, head=head)
+    facts = describe(model, axes, window, head if model == path else None)
     if as_json:
         click.echo(json.dumps(facts))
     else:
@@ -169,7 +177,7 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (*COMMANDS, bench_command):
+for _command in (import_command, *COMMANDS, bench_command):
     app.add_command(_command)
 
 

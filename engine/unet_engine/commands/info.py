@@ -12,11 +12,12 @@ from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import choose_backend
 from unet_engine.commands.options import sizes
 from unet_engine.errors import InputError, UnetEngineError
+from unet_engine.model.credit import Credit
 from unet_engine.model.file import ModelFile, is_model, open_model
 from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.volumes import samples
-from unet_engine.volumes.formats import format_of, open_volume
+from unet_engine.volumes.formats import READ, format_of, open_volume
 
 
 def describe(path: str, axes: str | None = None, window: str | None = None, head: str | None = None) -> dict[str, Any]:
@@ -25,8 +26,7 @@ def describe(path: str, axes: str | None = None, window: str | None = None, head
         return _model(path, window, head)
     if Path(path).is_file() and format_of(path) is None:
         raise InputError(
-            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a Zarr volume, which is a folder or a URL; "
-            "give one of them"
+            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a volume ({READ}); give one of them"
         )
     return _volume(path, axes)
 
@@ -47,6 +47,7 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "contradiction": model.contradiction or None,
         "second_opinion": _opinion(model),
         **spec,
+        "credit": model.credit.facts() if model.credit else None,
         "told_by": told_by(model) or None,
         "origins": origins(model, {"window": "--window"} if window else None),
     }
@@ -72,10 +73,12 @@ def _opinion(model: ModelFile) -> str | None:
 def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Facts for people: what the spec says, each with where it came from."""
     origins = facts.get("origins", {})
+    said = {key: value for key, value in facts.items() if key not in ("origins", "credit")}
+    if facts.get("credit"):
+        said |= Credit.model_validate(facts["credit"]).lines()
     return [
         (key.replace("_", " "), f"{value}  ({origins[key]})" if key in origins else str(value))
-        for key, value in facts.items()
-        if key != "origins"
+        for key, value in said.items()
     ]
 
 
@@ -94,7 +97,9 @@ def _volume(path: str, axes: str | None) -> dict[str, Any]:
         **volume.facts(),
         "channels": volume.channels,
         "spacing": list(volume.spacing) if volume.spacing else None,
+        **({"translation": list(volume.translation)} if any(volume.translation) else {}),
         "unit": volume.unit,
+        **({"notes": list(volume.notes)} if volume.notes else {}),
         "sampled_range": [float(finite.min()), float(finite.max())] if finite.size else None,
         "sampled_mean": float(finite.mean()) if finite.size else None,
     }

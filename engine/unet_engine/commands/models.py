@@ -139,9 +139,11 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     Candidates are compared with fp32 on windows of the volume that were not calibrated on. What passes is attached to
     the model file with its figures, and run --precision auto takes the fastest of them."""
     from unet_engine.commands import screen
+    from unet_engine.commands.sources import model_of
     from unet_export.quantize.judging import Request
     from unet_export.quantize.quantize import quantize, table
 
+    given["model"] = model_of(given["model"], trust=bool(given["trust"]), head=given["head"])
     dice, dice_of = _thresholds(given.pop("min_dice"))
     given["window"] = sizes("--window", given["window"])
     given["ignore_spacing"] = bool(given["ignore_spacing"])

@@ -49,9 +49,17 @@ IGNORE_SPACING = click.option(
 )
 
 _SETTINGS = [
-    click.option("--in", "input", metavar="PATH", help="Zarr array or OME-Zarr group (v2, v3, path or URL)."),
     click.option(
-        "--model", metavar="FILE", help=".onnx, .pt2 or .pt; default: from unet-engine.toml, here or beside the input."
+        "--in",
+        "input",
+        metavar="PATH",
+        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
+    ),
+    click.option(
+        "--model",
+        metavar="FILE",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; default: from unet-engine.toml, here or beside "
+        "the input.",
     ),
     click.option(
         "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
@@ -76,8 +84,22 @@ _SETTINGS = [
     click.option(
         "--overlap-tolerance", type=NUMBER, metavar="T", help="Agreement and Dice that auto asks for; default 0.999."
     ),
-    click.option("--blend", metavar="MODE", help="gaussian (default), constant, or crop (keep centres only)."),
-    click.option("--padding", metavar="MODE", help="reflect (default), constant or edge, where windows stick out."),
+    click.option(
+        "--blend",
+        metavar="MODE",
+        help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
+    ),
+    click.option(
+        "--padding",
+        metavar="MODE",
+        help="reflect (default), constant (default with monai and nnunet) or edge, where windows stick out.",
+    ),
+    click.option(
+        "--tta",
+        metavar="HOW",
+        help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take the "
+        "mean; none; default: mirror where the model names axes for it.",
+    ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(
         "--channels",
@@ -114,7 +136,7 @@ _SETTINGS = [
         help="Where the model brings the volume to its own spacing: the grid of the result; default: the scan's.",
     ),
     click.option(
-        "--mask", metavar="PATH", help="Zarr volume, also coarser or finer: only voxels where it is not zero are meant."
+        "--mask", metavar="PATH", help="Volume, also coarser or finer: only voxels where it is not zero are meant."
     ),
     click.option(
         "--outside",

@@ -84,14 +84,15 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "window": list(job.setup.window),
         "stride": [a.stride for a in plan.axes],
         "windows": list(plan.window_range.shape),
-        "windows_planned": plan.window_count,
+        "windows_planned": plan.call_count,
+        "poses": [str(pose) for pose in job.poses],
         "block_windows": list(plan.block),
         "blocks": list(plan.block_range.shape),
         "blocks_planned": plan.block_count,
         "chunk": list(plan.chunk),
         "columns": plan.column_count,
         "seam_factor": round(plan.seam_factor, 4),
-        "flops": None if flops is None else flops * plan.window_count,
+        "flops": None if flops is None else flops * plan.call_count,
         "bytes_read": read,
         "read_factor": round(read / once, 3),
         "bytes_decoded": decoded,
@@ -103,7 +104,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "reading": _rates(prepared.reading),
         "batch": job.setup.batch,
         "seconds_per_window": prepared.seconds_per_window,
-        "seconds": round(prepared.seconds_per_window * plan.window_count / devices, 3),
+        "seconds": round(prepared.seconds_per_window * plan.call_count / devices, 3),
         "overlap_choice": facts(prepared.overlap),
         "notes": list(prepared.notes),
     }  # fmt: skip
@@ -143,6 +144,11 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
     ]
 
 
+def _stride(plan: Plan) -> str:
+    shortest, longest = (times([getattr(axis, name) for axis in plan.axes]) for name in ("stride", "longest"))
+    return f"stride {shortest}" + ("" if shortest == longest else f" to {longest}")
+
+
 def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     f, plan, m = plan_facts(prepared), prepared.job.plan, prepared.job.plan.memory
     flops = (
@@ -154,9 +160,10 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", _normalisation(f)),
         *([("outside", f"{', '.join(f['outside'][:8])} is written there")] if f["outside"] else []),
-        ("window", f"{times(prepared.job.setup.window)}, stride {times(f['stride'])}, {plan.axes[0].blend}, "
+        ("window", f"{times(prepared.job.setup.window)}, {_stride(plan)}, {plan.axes[0].blend}, "
                    f"stitched in {f['stitching']}"),
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
+        *_often(prepared),
         ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams "
                     f"{plan.window_count:,} (×{f['seam_factor']})"),
         (
@@ -178,6 +185,15 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
         ("digest", plan.digest),
     ]  # fmt: skip
+
+
+def _often(prepared: Prepared) -> list[tuple[str, str]]:
+    """How often each window is inferred, where that is more than once."""
+    plan, poses = prepared.job.plan, prepared.job.poses
+    if plan.calls == 1:
+        return []
+    shown = ", ".join(map(str, poses[:8])) + (", …" if len(poses) > 8 else "")
+    return [("augmented", f"{plan.call_count:,} inferred, each window {plan.calls} times and the mean taken: {shown}")]
 
 
 def _who(prepared: Prepared) -> list[tuple[str, str]]:
@@ -240,7 +256,7 @@ class Watcher:
     """Progress of a run, read from its counters: a bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, prepared: Prepared, crew: Team, console: Screen) -> None:
-        self._total = prepared.job.plan.window_count
+        self._total = prepared.job.plan.call_count
         self._blocks = prepared.job.plan.block_count
         self._crew, self._console = crew, console
         self._stop = threading.Event()

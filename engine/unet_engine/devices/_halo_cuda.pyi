@@ -9,7 +9,9 @@ types, devices and ranges raise ValueError before anything is queued; a failed l
 kernel's name. What lies *in* arrays on the device (positions, spans, entries) is not looked into.
 
 `entries` (windows, 4) int32 names for each window the span that it takes on z, y and x, and its row in the batch; -1
-for a window that was skipped and stands for a constant. Tables are given for three axes always.
+for a window that was skipped and stands for a constant. Tables are given for three axes always. `poses` (windows,)
+int32 says how each window is held to the network (`Pose.bits`), `shares` (windows,) float32 what part each is of all
+that is added for its place; without them all are upright, and each is all of it.
 """
 
 from collections.abc import Sequence
@@ -43,6 +45,7 @@ def gather(
     fill: float,
     *,
     limits: DeviceArray | None = None,
+    poses: DeviceArray | None = None,
     stream: int = 0,
 ) -> None:
     """`operations.gather` of the entries that `order` (n,) int32 names, to the first n of windows (N, C, *W)
@@ -62,6 +65,9 @@ def add(
     lo: Sequence[int],
     hi: Sequence[int],
     *,
+    poses: DeviceArray | None = None,
+    shares: DeviceArray | None = None,
+    floor: float = 0.0,
     stream: int = 0,
 ) -> None:
     """`operations.add` and `operations.add_constant` of all entries to sums (K, *S) float32, in their order;
@@ -71,6 +77,9 @@ def add(
     (spans, 3) int64: where the window begins in the sums, and the range to add in window coordinates. constants: (K,)
     float32. lo, hi: three voxels each: a box of the sums that holds all that is added.
     """
+
+def divide(sums: DeviceArray, covers: Sequence[DeviceArray], floor: float, *, stream: int = 0) -> None:
+    """As `operations.divide`; covers for three axes always."""
 
 def pack(sums: DeviceArray, out: DeviceArray, at: Sequence[int], *, stream: int = 0) -> None:
     """out (K, *H) = sums[:, at : at + H], both float32."""

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments, trust
+from unet_engine.model import credit as credits
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
@@ -74,6 +75,8 @@ class ModelFile:
     """Name of the output in a graph without a spec."""
     guessed: bool = False
     """Whether the activation was neither said nor proved."""
+    credit: credits.Credit | None = None
+    """Whose network it is, where an import knew."""
     trusted: bool = False
     """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
 
@@ -199,6 +202,7 @@ def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | N
         described=found.described,
         output=found.output,
         guessed=not found.described and not found.ends_in,
+        credit=credits.read(path),
     ).activated(activation)
 
 
@@ -276,4 +280,6 @@ def with_attachments(model: ModelFile, target: Path, verdicts: Sequence[Verdict]
     for sha256 in needed:
         data = networks[sha256] if sha256 in networks else attached_network(model, sha256)
         values[NETWORK + sha256] = base64.b64encode(data)
+    if (said := attachments.read(model.path, credits.KEY)) is not None:
+        values[credits.KEY] = said
     attachments.attach(model.path, target, values)

@@ -21,6 +21,8 @@ EXAMPLES = (
     "imagenet, and clip, clip=-1024:3071, clip=0.5%:99.5%, to=-1:1, foreground behind them"
 )
 _FIRST = ("mode", "low", "high")
+_MEASURED = ("zscore", "minmax", "percentile")
+_FLAGS = ("everywhere", "together")
 
 
 class Normalization(BaseModel):
@@ -57,6 +59,10 @@ class Normalization(BaseModel):
     """What is measured is measured of voxels that are not 0, or above this value; all others become 0."""
     everywhere: bool = False
     """Whether voxels outside the foreground are normalised like the others, instead of becoming 0."""
+    eps: float = 0.0
+    """Added to what is divided by, the deviation or the distance of the ends."""
+    together: bool = False
+    """Whether statistics are of all channels at once, instead of each channel's own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -96,6 +102,8 @@ class Normalization(BaseModel):
             raise ValueError("none has no foreground")
         if self.everywhere and self.foreground is None:
             raise ValueError("everywhere is said of a foreground")
+        if self.eps < 0 or ((self.eps or self.together) and self.mode not in _MEASURED):
+            raise ValueError("eps, above 0, and together belong to zscore, minmax or percentile")
         return self
 
     def _check_bounds(self) -> None:
@@ -143,7 +151,7 @@ class Normalization(BaseModel):
     @property
     def looks(self) -> bool:
         """Whether voxels have to be looked at to tell shift, scale and clip."""
-        return self.mode in ("zscore", "minmax", "percentile") or self.clip_percentiles is not None
+        return self.mode in _MEASURED or self.clip_percentiles is not None
 
     @property
     def is_affine(self) -> bool:
@@ -165,7 +173,8 @@ class Normalization(BaseModel):
         parts += [f"clip={_pair(self.clip_percentiles, '%')}"] if self.clip_percentiles else []
         if self.foreground is not None:
             parts.append("foreground" + ("" if self.foreground == NONZERO else f"={_number(self.foreground)}"))
-        parts += ["everywhere"] if self.everywhere else []
+        parts += [name for name in _FLAGS if getattr(self, name)]
+        parts += [f"eps={_number(self.eps)}"] if self.eps else []
         return self.mode + (":" if parts else "") + ",".join(parts)
 
     @model_serializer(mode="wrap")
@@ -196,7 +205,7 @@ def _parsed(text: str) -> Mapping[str, Any]:
     bounds: list[float] = []
     for part in rest.split(",") if rest else []:
         name, equals, value = part.strip().partition("=")
-        if not equals and name not in ("clip", "foreground", "everywhere"):
+        if not equals and name not in ("clip", "foreground", *_FLAGS):
             bounds.append(_float(name))
             continue
         found = _part(mode, name, value if equals else None, bounds)
@@ -216,8 +225,8 @@ def _part(mode: str, name: str, value: str | None, bounds: list[float]) -> dict[
         return _clip_to_ends(mode, bounds) if value is None else _clip(value)
     if name == "foreground":
         return {"foreground": NONZERO if value in (None, NONZERO) else _float(str(value))}
-    if name == "everywhere" and value is None:
-        return {"everywhere": True}
+    if name in _FLAGS and value is None:
+        return {name: True}
     if name not in _VALUES or value is None:
         raise ValueError(f"{name!r} means nothing here")
     return {name: _VALUES[name](value)}
@@ -260,4 +269,10 @@ def _float(text: str) -> float:
     return value
 
 
-_VALUES: dict[str, Callable[[str], Any]] = {"to": _ends, "mean": _numbers, "std": _numbers, "divide": _float}
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "to": _ends,
+    "mean": _numbers,
+    "std": _numbers,
+    "divide": _float,
+    "eps": _float,
+}

@@ -48,6 +48,8 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
+_LATER = ("channels", "mirror_axes")
+"""Fields that came after the first files were written."""
 MOST_CHANNELS = 2**20
 Size = Annotated[int, Field(ge=1, le=MOST)]
 Extent = Annotated[int, Field(ge=0, le=MOST)]
@@ -112,6 +114,9 @@ class ModelSpec(BaseModel):
     channels: Channels | None = None
     resampling: Resampling | None = None
     """How volumes of another spacing come to that of the network. None: they are refused."""
+    mirror_axes: str | None = None
+    """Axes along which windows may be mirrored for test-time augmentation, e.g. ``yx``, as whoever trained it does;
+    empty: none. None: unknown, and nothing is mirrored unless it is asked for."""
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -119,6 +124,15 @@ class ModelSpec(BaseModel):
         were."""
         said: dict[str, Any] = handler(self)
         return {key: value for key, value in said.items() if key not in _LATER or value is not None}
+
+    @field_validator("mirror_axes")
+    @classmethod
+    def _axes_once(cls, axes: str | None) -> str | None:
+        if axes is None:
+            return None
+        if len(set(axes)) < len(axes) or not set(axes) <= set("zyx"):
+            raise ValueError("name axes of the model, each once, e.g. zyx")
+        return "".join(sorted(axes, key="zyx".index))
 
     @field_validator("name")
     @classmethod
@@ -132,6 +146,8 @@ class ModelSpec(BaseModel):
             value = getattr(self, field)
             if value is not None and len(value) != n:
                 raise ValueError(f"{field} has {len(value)} entries for the {n} axes {self.axes}")
+        if self.mirror_axes is not None and not set(self.mirror_axes) <= set(self.axes):
+            raise ValueError(f"mirror_axes {self.mirror_axes} are not all among the axes {self.axes}")
         if self.empty is not None and len(self.empty) != self.channels_out:
             raise ValueError(f"empty has {len(self.empty)} entries for {self.channels_out} output channels")
         labels = self.channels_out if self.activation == "none" else self.label_count

@@ -36,7 +36,7 @@ from unet_engine.output.stored import Stored, grid
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import ENCODE, ENCODE_WRITE, OTHER, WRITE
 from unet_engine.storage import stores
-from unet_engine.storage.codecs import fast_codecs
+from unet_engine.storage.codecs import fast_codecs, native_codecs
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, summed
 
 METADATA = "zarr.json"
@@ -236,7 +236,8 @@ class LocalChunks(Chunks):
 
 def _encode(scratch: zarr.Array, target: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
     """Encode `values` into a scratch array in a folder: its chunks become files there."""
-    scratch[target] = np.ascontiguousarray(values)
+    with native_codecs():
+        scratch[target] = np.ascontiguousarray(values)
 
 
 def _write_again(place: Path) -> int:
@@ -272,7 +273,7 @@ class RemoteChunks(Chunks):
         encoded: dict[str, Buffer] = {METADATA: default_buffer_prototype().buffer.from_bytes(self._scratch_metadata())}
         with fast_codecs(str(self._array.store_path)):
             scratch = zarr.open_array(MemoryStore(encoded), mode="r+")
-        with self._recorder.span(ENCODE):
+        with self._recorder.span(ENCODE), native_codecs():
             scratch[target] = values
         del encoded[METADATA]
         chunks = {_chunk(name): chunk for name, chunk in encoded.items()}

@@ -12,7 +12,8 @@ from unet_engine.output import array
 from unet_engine.output.chunks import chunks_of
 from unet_engine.output.header import ARRAY, Header
 from unet_engine.output.inspection import Fault, Look, in_words, inspect
-from unet_engine.output.locks import PATIENCE, Holding, hold
+from unet_engine.output.locks import PATIENCE, Holding, clear, hold
+from unet_engine.paths import plain
 from unet_engine.settings import parse_part
 from unet_engine.storage import stores
 from unet_engine.units import span
@@ -93,6 +94,7 @@ def finish(path: str, verify: bool = False) -> dict[str, Any]:  # noqa: FBT001, 
     Raises `OutputError` where it is none of ours, where blocks are missing or not as they were written (how many, the
     first of them, and what to run), or where it is being written.
     """
+    path = plain(path)
     if not stores.exists(path):
         raise OutputError(f"{path} does not exist; give the --out of the run")
     header = Header.of(path)
@@ -103,6 +105,7 @@ def finish(path: str, verify: bool = False) -> dict[str, Any]:  # noqa: FBT001, 
                 refuse_incomplete(header)
     else:
         refuse_changed(header, Look.LENGTHS)
+        clear(path)
     return {"out": path, "complete": True, **header.stored.get("summary", {})}
 
 

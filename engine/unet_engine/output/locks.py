@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from unet_engine.errors import OutputError, writing
@@ -69,6 +69,16 @@ def hold(path: str, part: tuple[int, int] | None = None, patience: float = 0.0) 
                     f"part {part[0]}/{part[1]} of {path} is being run already; wait for it, or run another part"
                 )
         yield Holding(whole)
+
+
+def clear(path: str) -> None:
+    """Take away the lock files that runs left at an output which is complete, as they were killed right after they
+    completed it. What is held stays, and so does what cannot be taken away."""
+    if fcntl is None or not is_local(path):
+        return
+    for place in Path(path, ARRAY).glob(".lock*"):
+        with suppress(OutputError), _Lock(path, place) as lock:
+            lock.take(alone=True)
 
 
 class _Lock:

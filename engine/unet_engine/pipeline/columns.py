@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from unet_engine.backends.out_of_memory import is_out_of_memory
+from unet_engine.pipeline.base import Core, Predicted
 from unet_engine.pipeline.job import Halo, Raw
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.plan import Column, Index, Task
@@ -80,16 +81,15 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
         try:
             for done in worker.predict(_read_ahead(worker, _tasks(worker, column, pending), reader)):
-                for target, halo in done.halos():
-                    with worker.recorder.span(MERGE):
-                        waiting[target].append(halo.copied())
+                _keep_halos(done, waiting, worker.recorder)
+                # also by a block that is not written itself: with one being written there would be a fourth at once
+                if writing:
+                    _waited(worker.recorder, writing)
+                    writing = None
                 if done.task.commits:
-                    if writing:
-                        _waited(worker.recorder, writing)
                     block = done.task.block
-                    writing = writer.submit(
-                        worker.commit, done.task, done.inside(block.core), waiting.pop(block.index, [])
-                    )
+                    given = [(done.task, done.inside(block.core), waiting.pop(block.index, []))]
+                    writing = writer.submit(_commit, worker, given)
                 if stop.is_set():
                     return
         finally:
@@ -99,6 +99,19 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
                     _waited(worker.recorder, writing)
             finally:
                 worker.record()
+
+
+def _keep_halos(done: Predicted, waiting: defaultdict[Index, list[Halo]], recorder: Recorder) -> None:
+    """Copy the halos of `done` to those that wait. In a function of its own, which leaves no view of the sums behind."""
+    for target, halo in done.halos():
+        with recorder.span(MERGE):
+            waiting[target].append(halo.copied())
+
+
+def _commit(worker: Worker, given: list[tuple[Task, Core, list[Halo]]]) -> None:
+    """Commit what is in `given` and leave nothing there: the executor keeps its arguments a moment longer than whoever
+    waits for the result, who would find the memory of these sums still taken."""
+    worker.commit(*given.pop())
 
 
 def _waited(recorder: Recorder, future: Future[T]) -> T:

@@ -20,9 +20,10 @@ from unet_engine.errors import BackendError
 from unet_engine.pipeline.base import BLOCKS_IN_FLIGHT, Work
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.recycling import Recycler
-from unet_engine.pipeline.windows import Windows, placement
+from unet_engine.pipeline.windows import Windows, divide, placement
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
+from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, GATHER, MERGE, NETWORK
 from unet_engine.stitching import operations
@@ -91,11 +92,12 @@ class HostPipeline:
                 if windows.is_empty(window):
                     flight.push_empty(predicted, window)
                     continue
-                while not flight.ready:
-                    yield from flight.pop()
-                flight.push(predicted, window, windows)
-                if flight.full:
-                    flight.launch()
+                for pose in self._job.poses:
+                    while not flight.ready:
+                        yield from flight.pop()
+                    flight.push(predicted, window, windows, pose)
+                    if flight.full:
+                        flight.launch()
             flight.push_end(predicted)
             while flight.settled or flight.blocks > BLOCKS_IN_FLIGHT:
                 yield from flight.pop()
@@ -117,6 +119,7 @@ class _Cut:
     window: Index
     slot: int | None
     place: int = 0
+    pose: Pose = UPRIGHT
 
 
 class _Flight:
@@ -145,10 +148,10 @@ class _Flight:
         """Whether the head needs nothing from the device."""
         return bool(self.entries) and (isinstance(self.entries[0], HostPredicted) or self.entries[0].slot is None)
 
-    def push(self, predicted: HostPredicted, window: Index, windows: Windows) -> None:
+    def push(self, predicted: HostPredicted, window: Index, windows: Windows, pose: Pose) -> None:
         with self.recorder.span(GATHER):
-            windows.cut(window, self.network.input(self._slot)[self._place])
-        self.entries.append(_Cut(predicted, window, self._slot, self._place))
+            windows.cut(window, self.network.input(self._slot)[self._place], pose)
+        self.entries.append(_Cut(predicted, window, self._slot, self._place, pose))
         self._waiting[self._slot] += 1
         self._place += 1
 
@@ -170,14 +173,17 @@ class _Flight:
         head = self.entries.popleft()
         if isinstance(head, HostPredicted):
             self.blocks -= 1
+            with self.recorder.span(ADD):
+                divide(self.job, head.sums, head.task.block.sums)
             yield head
             return
         sums, block = head.predicted.sums, head.predicted.task.block
-        where = placement(self.job, head.window, block.sums)
         if head.slot is None:
-            self.tally.add(skipped=1)
+            where = placement(self.job, head.window, block.sums)
+            self.tally.add(skipped=self.job.plan.calls)
             with self.recorder.span(ADD):
-                operations.add_constant(sums, np.asarray(self.job.skipped, np.float32), *where)
+                constant = np.asarray(self.job.skipped, np.float32)
+                operations.add_constant(sums, constant, *where, floor=self.job.floor)
             return
         if head.slot == self._slot and self._place:
             self.launch()  # a batch that the end of the work left part empty
@@ -187,6 +193,8 @@ class _Flight:
         except BackendError as error:
             raise BackendError(f"{error} (block {block.index}, window {head.window})") from error
         self.tally.add(inferred=1)
+        where = placement(self.job, head.window, block.sums, self.job.share)
         with self.recorder.span(ADD):
-            operations.add(sums, values.reshape(len(values), *self.job.plan.window_shape), *where)
+            window = head.pose.upright(values.reshape(len(values), *self.job.plan.window_shape))
+            operations.add(sums, window, *where, floor=self.job.shared_floor)
         self._waiting[head.slot] -= 1

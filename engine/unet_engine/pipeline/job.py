@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from unet_engine.backends.base import ONE_BY_ONE, Array, Setup
 from unet_engine.model.file import ModelFile
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
+from unet_engine.plan.poses import UPRIGHT, Pose
+from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
@@ -48,6 +52,8 @@ class Job:
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     decoders: int | None = None
     """Threads that decode chunks of the volume; None: one per core."""
+    poses: tuple[Pose, ...] = (UPRIGHT,)
+    """In which each window is inferred; its answers are averaged in this order."""
     answers: frozenset[str] = ONE_BY_ONE
     """What the network told of its batches as the run was planned, see `Network.answers`."""
 
@@ -81,6 +87,21 @@ class Job:
             return scan
         scan = scan.with_nodata(self.nodata)
         return Interpolated(scan, self.plan.image, self.scaling, self.model.spec.background, self.replace_nonfinite)
+
+    @property
+    def share(self) -> float:
+        """Of one answer in what is added for its window."""
+        return 1 / len(self.poses)
+
+    @property
+    def floor(self) -> float:
+        """What weights of a window are raised to at least, as `operations.add` takes it."""
+        return floor_of(self.plan.axes[0])
+
+    @property
+    def shared_floor(self) -> float:
+        """The same of one answer's; rounded as a device does it."""
+        return float(np.float32(self.share) * np.float32(self.floor))
 
     @property
     def durability(self) -> Durability:

@@ -41,10 +41,10 @@ class Recycler:
     def empty(self, shape: Sequence[int]) -> F32:
         """An array of `shape`, float32; what is in it is arbitrary."""
         size = 4 * prod(shape)
-        if size < SMALLEST:
-            return np.empty(shape, np.float32)
         with self._lock:
             memory = self._take(size)
+        if memory is None:
+            return np.empty(shape, np.float32)
         flat: F32 = np.asarray(_Lease(memory, size, self._dropped))
         return flat.reshape(shape)
 
@@ -61,13 +61,15 @@ class Recycler:
             self._collect()
             return sum(memory.nbytes for memory in self._free)
 
-    def _take(self, size: int) -> Memory:
+    def _take(self, size: int) -> Memory | None:
         """The smallest memory that is large enough; where all are too small, the largest of them goes and a new one
-        comes."""
+        comes, or none for a small array. A small one takes what is there: new memory beside it would come on top."""
         self._collect()
         for i, memory in enumerate(self._free):
             if memory.nbytes >= size:
                 return self._free.pop(i)
+        if size < SMALLEST:
+            return None
         if self._free:
             self._free.pop()
         return np.empty(size, np.uint8)

@@ -10,8 +10,9 @@ from unet_engine.backends.base import Array
 from unet_engine.pipeline.job import Job, Raw
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
+from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.stitching import operations
-from unet_engine.stitching.weights import axis_weights
+from unet_engine.stitching.weights import axis_weights, covers
 
 Placement = tuple[Sequence[Array], Sequence[int], Sequence[int], Sequence[int]]
 """Weights per axis, position in the sums, and the range that is added, as `operations.add` takes them."""
@@ -29,6 +30,7 @@ class Windows:
         self._limits = job.fed.limits
         self._padding = job.plan.padding
         self._index: dict[tuple[int, int], Array] = {}
+        self._mirrored: dict[tuple[int, int], Array] = {}
 
     def _positions(self, a: int, k: int) -> Array:
         """Where along axis `a` each voxel of window k lies in the raw block; -1 for constant padding."""
@@ -36,6 +38,14 @@ class Windows:
             source = np.asarray(self._axes[a].source(*self._axes[a].input(k), self._padding), np.int64)
             self._index[a, k] = np.where(source < 0, -1, source - self._lo[a])
         return self._index[a, k]
+
+    def _held(self, a: int, k: int, pose: Pose) -> Array:
+        """The same in the order in which the network is given them."""
+        if not pose.mirrors(a, len(self._axes)):
+            return self._positions(a, k)
+        if (a, k) not in self._mirrored:
+            self._mirrored[a, k] = np.ascontiguousarray(self._positions(a, k)[::-1])
+        return self._mirrored[a, k]
 
     def is_empty(self, window: Index) -> bool:
         """Whether the window is skipped: it holds nothing but background, or what it gives is not meant."""
@@ -67,19 +77,34 @@ class Windows:
             s[1] - l for s, l in zip(spans, self._lo, strict=True)
         ]
 
-    def cut(self, window: Index, out: Array) -> None:
-        """Normalise one window into ``out``: (channels in, *window) float32."""
+    def cut(self, window: Index, out: Array, pose: Pose = UPRIGHT) -> None:
+        """Normalise one window, held in `pose`, into ``out``: (channels in, *window) float32."""
         assert self._raw is not None
-        spans = [self._positions(a, k) for a, k in enumerate(window)]
+        voxels, spans = self._raw.voxels, [self._held(a, k, pose) for a, k in enumerate(window)]
+        if pose.swaps:
+            voxels, spans = voxels.swapaxes(-1, -2), [*spans[:-2], spans[-1], spans[-2]]
         shaped = out.reshape(len(out), *(s.size for s in spans))
-        operations.gather(shaped, self._raw.voxels, spans, self._scale, self._shift, 0.0, limits=self._limits)
+        operations.gather(shaped, voxels, spans, self._scale, self._shift, 0.0, limits=self._limits)
 
 
-def placement(job: Job, window: Index, sums: Box) -> Placement:
-    """Where a window goes in the sums of its block, which span the box `sums`."""
+def placement(job: Job, window: Index, sums: Box, share: float = 1.0) -> Placement:
+    """Where a window goes in the sums of its block, which span the box `sums`. share: of this answer in all that is
+    added for the window."""
     axes = list(zip(job.plan.axes, window, strict=True))
     starts = [axis.start(k) for axis, k in axes]
     supports = [axis.support(k) for axis, k in axes]
     inside = (Box(*map(tuple, zip(*supports, strict=True))) & sums).relative_to(starts)
     at = [s - l for s, l in zip(starts, sums.lo, strict=True)]
-    return [axis_weights(axis, k) for axis, k in axes], at, inside.lo, inside.hi
+    weights = [axis_weights(axis, k) for axis, k in axes]
+    if share != 1:  # a vector as long as the window; on a device it is one product more, of the same bits
+        weights[0] = np.float32(share) * weights[0]
+    return weights, at, inside.lo, inside.hi
+
+
+def divide(job: Job, sums: Array, box: Box) -> None:
+    """What is left to do once all windows were added to the sums of a block, which span `box`: where weights are bare,
+    to divide by what they come to. Other blocks add what they have divided alike."""
+    if not job.plan.axes[0].divides:
+        return
+    found = [covers(axis, lo, hi) for axis, lo, hi in zip(job.plan.axes, box.lo, box.hi, strict=True)]
+    operations.divide(sums, found, job.floor)

@@ -230,7 +230,8 @@ class Worker:
             left = self.job.plan.task(
                 task.block.index, column, lambda index: pending(index) and not self.is_void(index)
             )
-            self.tally.add(skipped=len(task.windows) - len(left.windows if left else ()))
+            fewer = len(task.windows) - len(left.windows if left else ())
+            self.tally.add(skipped=fewer * self.job.plan.calls)
             return left
 
     # --- read ---
@@ -284,7 +285,7 @@ class Worker:
             if not bad.any():
                 return
         if self.job.replace_nonfinite is None:
-            first = np.argwhere(bad)[0][1:] + at
+            first = np.array(np.unravel_index(np.argmax(bad), bad.shape)[1:]) + at
             where = " ".join(f"{a}={x}" for a, x in zip(self.job.plan.names, first, strict=True))
             raise DataError(
                 f"{self.job.volume}: {np.count_nonzero(bad)} voxels are NaN or Inf in block {task.block.index} "
@@ -330,10 +331,11 @@ class Worker:
         """Write a block of which `is_void` holds: the constant for windows that are left out, but where it is
         overwritten."""
         self._notice(self.job.plan.write_read_box(task.block.index), [task.block.index])
-        shape = task.block.write.shape
+        shape, reduction = task.block.write.shape, self.job.reduction
         constant = np.asarray(self.job.skipped, np.float32).reshape(-1, *(1,) * len(shape))
-        sums = np.ascontiguousarray(np.broadcast_to(constant, (len(constant), *shape)))
-        self._write(task, self.job.reduction.on_host(sums))
+        # one voxel is reduced, and all get what it gets: sums of many classes would be large
+        voxel = reduction.on_host(constant)
+        self._write(task, np.broadcast_to(voxel, reduction.shape((len(constant), *shape))).copy())
 
     def _write(self, task: Task, values: Array) -> None:
         """values: (*write.shape) or (channels, *write.shape); what is outside is overwritten in them."""

@@ -78,7 +78,10 @@ def _bundle(plan: Plan, key: BundleId, column: Column, tasks: tuple[Task, ...], 
 def bundle_length(plan: Plan, seconds_per_window: float, workers: int) -> int:
     """Blocks per bundle: enough for `BUNDLE_SECONDS` and `BUNDLES_PER_SECOND`, few enough for `BUNDLES_PER_WORKER`, and
     a row at most."""
-    wanted = -(-max(BUNDLE_SECONDS, workers / BUNDLES_PER_SECOND) // max(1e-9, prod(plan.block) * seconds_per_window))
+    wanted = -(
+        -max(BUNDLE_SECONDS, workers / BUNDLES_PER_SECOND)
+        // max(1e-9, prod(plan.block) * plan.calls * seconds_per_window)
+    )
     fair = plan.block_count // (BUNDLES_PER_WORKER * max(1, workers))
     row = plan.block_range.shape[plan.order[-1]]
     return int(max(1, min(wanted, fair, row)))

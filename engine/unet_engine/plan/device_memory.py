@@ -82,7 +82,7 @@ def extents(plan: Plan) -> Extents:
         write=prod(s[2] for s in spans),
         halos_in=received,
         windows=prod(windows),
-        table_bytes=_table_bytes(plan, windows),
+        table_bytes=_table_bytes(plan, windows, [s[1] for s in spans]),
     )
 
 
@@ -109,15 +109,21 @@ def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int, int]:
     return read, sums, write, core, overlap
 
 
-def _table_bytes(plan: Plan, windows: Sequence[int]) -> int:
-    """Per axis and window its span, weights and positions; per window of the block an entry and its place in the
-    order."""
+def _table_bytes(plan: Plan, windows: Sequence[int], sums: Sequence[int]) -> int:
+    """Per axis and window its span, weights and positions; per inferred window of the block an entry and its place in
+    the order, and where it is inferred several times its pose and share; per axis the weights that lie over each voxel
+    of the sums, where those are divided by them."""
     per_axis = [
         aligned(24 * n) + aligned(4 * n * axis.window) + aligned(4 * n * (axis.window + 2 * axis.margin))
         for n, axis in zip(windows, plan.axes, strict=True)
     ]
     missing = 3 - len(windows)
-    return sum(per_axis) + missing * 3 * ALIGNMENT + aligned(16 * prod(windows)) + aligned(4 * prod(windows))
+    if plan.axes[0].divides:
+        per_axis += [aligned(4 * axis.most * n) for axis, n in zip(plan.axes, sums, strict=True)]
+        per_axis += [ALIGNMENT] * missing
+    entries = prod(windows) * plan.calls
+    each = [16, 4, *([4, 4] if plan.calls > 1 else [])]
+    return sum(per_axis) + missing * 3 * ALIGNMENT + sum(aligned(size * entries) for size in each)
 
 
 def device_memory(plan: Plan, sizes: Sizes, network: int) -> DeviceMemory:

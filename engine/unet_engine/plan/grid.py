@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
-Blend = Literal["gaussian", "constant", "crop"]
+Blend = Literal["gaussian", "constant", "crop", "monai", "nnunet"]
+"""How windows are put together, see `unet_engine.stitching.weights`. `nnunet` places them otherwise, too: in equal steps
+from end to end, as that tool does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +32,55 @@ class AxisGrid:
     stride: int
     margin: int = 0
     blend: Blend = "gaussian"
+    steps: int | None = None
+    """Where windows are spread evenly from end to end, the number of distances between them; `stride` is then the
+    smallest of these, and the largest is at most a voxel more."""
 
     @classmethod
     def with_overlap(cls, size: int, window: int, overlap: float, margin: int, blend: Blend) -> AxisGrid:
         """The grid for an overlap fraction r in [0, 1): stride ``max(1, int(window * (1 - r)))``; `window` is the
-        output's."""
-        return cls(size, window, max(1, int(window * (1 - overlap))), margin, blend)
+        output's. With `nnunet` as few windows as are no farther apart than ``max(1, window * (1 - r))``."""
+        wanted, left = window * (1 - overlap), size - window
+        if blend != "nnunet" or left <= 0:
+            return cls(size, window, max(1, int(wanted)), margin, blend)
+        steps = ceil(left / max(1.0, wanted))
+        return cls(size, window, left // steps, margin, blend, steps)
 
     @property
     def count(self) -> int:
+        if self.steps is not None:
+            return self.steps + 1
         return 1 if self.size <= self.window else -(-(self.size - self.window) // self.stride) + 1
+
+    @property
+    def divides(self) -> bool:
+        """Whether sums are divided by what the weights come to, as these are no product of normalised vectors."""
+        return self.blend == "monai"
+
+    @property
+    def longest(self) -> int:
+        """The largest distance of two neighbours."""
+        return self.stride if self.steps is None else -(-(self.size - self.window) // self.steps)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all neighbours have the same distance, but for a last window that was moved back."""
+        return self.stride == self.longest
+
+    @property
+    def most(self) -> int:
+        """Windows that cover a voxel, at most: windows that many apart share none."""
+        if self.steps is not None:
+            return -(-self.window // self.stride)
+        ends = range(max(0, self.count - 2 - self.window // self.stride), self.count)
+        return max(sum(self.start(j) < self.start(k) + self.window for j in ends if j >= k) for k in ends)
 
     def start(self, k: int) -> int:
         """First output voxel of window k; negative only where the axis is shorter than the window."""
         if self.size <= self.window:
             return -((self.window - self.size) // 2)
+        if self.steps is not None:
+            return round((self.size - self.window) / self.steps * k)
         return min(k * self.stride, self.size - self.window)
 
     def input(self, k: int) -> tuple[int, int]:
@@ -75,9 +112,12 @@ class AxisGrid:
 
     def _near(self, x: int) -> range:
         """The windows whose support may begin or end at x; all before end below it, all behind begin above it."""
-        return range(
-            max(0, min(self.count, (x - self.window) // self.stride - 1)), min(self.count, x // self.stride + 2)
-        )
+        if self.steps is not None:
+            distance = (self.size - self.window) / self.steps
+            first, last = int((x - self.window) / distance) - 2, int(x / distance) + 2
+        else:
+            first, last = (x - self.window) // self.stride - 1, x // self.stride + 1
+        return range(max(0, min(self.count, first)), min(self.count, last + 1))
 
     def source(self, lo: int, hi: int, padding: str) -> list[int]:
         """Volume index that each voxel of [lo, hi) is read from: itself inside, the padding's choice outside (-1:

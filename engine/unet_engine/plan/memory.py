@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -10,12 +9,18 @@ from math import prod
 from unet_engine.errors import PlanError
 from unet_engine.plan.plan import HostMemory, Plan, middle_span
 from unet_engine.plan.sizing import LOOKED_AT, shrunk, sums_span
+from unet_engine.plan.waiting import blocks_to_infer, waiting_halos
 from unet_engine.units import size
 
 SUMS_IN_FLIGHT = 3
 """Blocks being inferred, being finished by the windows still in flight, and being written."""
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
+RUN_BASE = 4 * 2**20
+"""Bytes that a run takes once blocks are under way, whatever their size: threads, codecs, folders, what the C library
+keeps of small things. Measured: 1 to 4 MiB."""
+BASE_VARIES = 32
+"""What the process and the network take differs by up to such a part of it from one start to the next."""
 BUNDLES_IN_FLIGHT = 3
 """Bundles per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one
 being written."""
@@ -38,6 +43,12 @@ class Sizes:
     """Of a volume that is resampled: what a voxel of it takes, stored and normalised, while its block is read."""
     decoding: int = 0
     """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
+    meant: int = 0
+    """What is kept with a raw block to say which of its voxels are meant."""
+    looking: int = 0
+    """What finding that out takes beside, of the block that is read."""
+    outside: int = 0
+    """What finding out where to overwrite takes, of the block that is written."""
 
 
 @dataclass(frozen=True)
@@ -58,27 +69,25 @@ def predict_memory(
     """Peak bytes of one process: of a column on each of `devices` devices at once, or, with a `cluster`, of one of its
     workers.
 
-    Waiting halos follow from Little's law: bytes times the blocks they wait for. Workers hold their share of them, at
-    most twice it for want of balance, and while they are sent.
+    Workers of a cluster hold their share of the halos that wait, at most twice it for want of balance, and while they
+    are sent.
     """
     reads = [middle_span(axis, windows, plan.padding) for axis, windows in zip(plan.axes, plan.block, strict=True)]
-    whole = plan.core_of(plan.roi).shape
-    spans = [_sums_along(plan, a, n) for a, n in enumerate(whole)]
-    writes = [min(w * axis.stride, n) for w, axis, n in zip(plan.block, plan.axes, whole, strict=True)]
-    halos = _waiting_halos(plan, spans, writes) * sizes.sums
-    in_flight = SUMS_IN_FLIGHT
+    spans = [_sums_along(plan, a, n) for a, n in enumerate(plan.core_of(plan.roi).shape)]
+    halos = waiting_halos(plan) * sizes.sums
+    in_flight, blocks = SUMS_IN_FLIGHT, blocks_to_infer(plan)
     if cluster:
         halos = min(halos, halos * 2 // cluster.present)
         # a bundle more than the average, and in a commit the copy that is finished and the halos that came for it
         in_flight = (BUNDLES_IN_FLIGHT + 1) * cluster.bundle_length + 1
         base += WORKER_BASE
+    raw = RAW_IN_FLIGHT * (sizes.raw + sizes.meant) + sizes.looking
     return HostMemory(
-        base=base,
-        raw=devices
-        * (RAW_IN_FLIGHT * _size(reads) * sizes.raw + _source_size(plan, reads) * sizes.source + sizes.decoding),
-        sums=devices * min(in_flight, prod(plan.share_shape) + (cluster is not None)) * prod(spans) * sizes.sums,
+        base=base + RUN_BASE,
+        raw=devices * (_size(reads) * raw + _source_size(plan, reads) * sizes.source + sizes.decoding),
+        sums=devices * min(in_flight, blocks + (cluster is not None)) * prod(spans) * sizes.sums,
         halos=devices * halos,
-        commit=devices * 2 * _written(plan, writes) * sizes.out,
+        commit=devices * prod(plan.largest_write) * (2 * sizes.out + sizes.outside),
     )
 
 
@@ -96,7 +105,7 @@ def _sums_along(plan: Plan, a: int, whole: int) -> int:
     axis, windows, chunk = plan.axes[a], plan.block[a], plan.chunk[a]
     if not plan.back:
         # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
-        even = (windows * axis.stride) % chunk == 0 and axis.blend != "crop"
+        even = (windows * axis.stride) % chunk == 0 and axis.is_even and axis.blend != "crop"
         return min(whole, sums_span(axis, windows) + (0 if even else chunk - 1))
     lo, hi = plan.block_range.lo[a], plan.block_range.hi[a]
     looked_at = range(lo, hi) if hi - lo <= 2 * LOOKED_AT else (*range(lo, lo + LOOKED_AT), *range(hi - LOOKED_AT, hi))
@@ -105,41 +114,6 @@ def _sums_along(plan: Plan, a: int, whole: int) -> int:
         own, begins = plan.core_span(a, plan.edge(a, j), plan.edge(a, j + 1)), axis.support(j * windows)[0]
         earlier = max(earlier, begins - own.start if own else 0)
     return min(whole, sums_span(axis, windows) + earlier)
-
-
-def _written(plan: Plan, writes: Sequence[int]) -> int:
-    """Voxels of the output that are made of a core of `writes`."""
-    if not plan.back:
-        return prod(writes)
-    return prod(
-        min(n, -(-w * axis.target // axis.source) + c)
-        for w, axis, n, c in zip(writes, plan.back, plan.roi.shape, plan.chunk, strict=True)
-    )
-
-
-def _waiting_halos(plan: Plan, spans: list[int], writes: list[int]) -> int:
-    """Voxels of halo that wait at once in the widest column: each piece from its block's prediction to its target's
-    commit."""
-    boxes = [plan.column_spans(box) for box in plan.share]
-    shape = [max((hi - lo for box in boxes for lo, hi in box[a]), default=1) for a in range(len(plan.axes))]
-    step, later = {}, 1
-    for a in reversed(plan.order):
-        step[a] = later
-        later *= shape[a]
-    # the last block of a row writes up to the end of the volume, which counts where rows are short
-    whole = plan.core_of(plan.roi).shape
-    mean = [max(w, whole[a] / max(1, plan.block_range.shape[a])) for a, w in enumerate(writes)]
-    waiting = 0.0
-    for offset in itertools.product((0, 1), repeat=len(spans)):
-        up = [a for a, o in enumerate(offset) if o]
-        if not up:
-            continue
-        piece = prod(max(0, s - w) if o else m for o, s, w, m in zip(offset, spans, writes, mean, strict=True))
-        # the last block of a row has nothing above it; along the slowest axis that matters only at the very end
-        share = prod((shape[a] - 1) / shape[a] for a in up if a != plan.order[0] or shape[a] == 1)
-        # and one more: a halo is made before that of the block committed then is gone
-        waiting += share * piece * min(later, sum(step[a] for a in up) + 1)
-    return round(waiting)
 
 
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None = None) -> Plan:
@@ -154,7 +128,8 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster:
             need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, devices, cluster).total
             raise PlanError(
                 f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
-                f"({size(base)} of it for the process and the network); give more memory or a smaller --window"
+                f"({size(base)} of it for the process and the network); give more memory or a smaller --window: "
+                f"--memory {-(-(need + base // BASE_VARIES) // 2**20)}MiB is enough"
             )
         plan = smaller
     return fitting
@@ -173,11 +148,14 @@ def _columns_that_fit(
         if cut.column_count >= min(devices, sum(box.size for box in plan.share)) and memory.total <= budget:
             return replace(cut, memory=memory)
         fits = memory.total <= budget
-        # cut across the stream, where halos wait; along it only to give every device a column
-        wide = [a for a in plan.order[1:] if counts[a] < blocks[a]] or ([plan.order[0]] if fits else [])
+        # cut across the stream, where halos wait; along it to give every device a column, or as the last resort
+        wide = [a for a in plan.order[1:] if counts[a] < blocks[a]] or [plan.order[0]]
         wide = [a for a in wide if counts[a] < blocks[a]]
         if not wide:
             return None
+        if not fits and wide == [plan.order[0]]:
+            counts[plan.order[0]] = blocks[plan.order[0]]  # a block at a time: of the next one nothing waits yet
+            continue
         widest = max(wide, key=lambda a: blocks[a] / counts[a])
         counts[widest] += 1
 

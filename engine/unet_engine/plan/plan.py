@@ -120,6 +120,8 @@ class Plan:
     """From the voxels of the volume to those that windows are cut from; empty where they are the same."""
     back: tuple[AxisResampling, ...] = ()
     """From those to the voxels of the output; empty where they are the same."""
+    calls: int = 1
+    """How often each window is inferred: in so many poses, by so many networks."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -217,6 +219,13 @@ class Plan:
             return lambda j: j not in looked_at or self.edge(axis, j) < self.edge(axis, j + 1)
         return lambda j: self.edge(axis, j) < self.edge(axis, j + 1)
 
+    @cached_property
+    def largest_write(self) -> tuple[int, ...]:
+        """Per axis the longest write box: the last block's may be longer than others."""
+        return tuple(
+            max(self.edge(a, j + 1) - self.edge(a, j) for j in self._different(a)) for a in range(len(self.axes))
+        )
+
     @property
     def _block_spans(self) -> Iterator[tuple[int, int]]:
         return zip(self.block_range.lo, self.block_range.hi, strict=True)
@@ -285,6 +294,8 @@ class Plan:
         """Blocks of an axis of which one is like any other: those at both ends, and as many in the middle as it takes
         until edges lie alike in their chunks again."""
         grid, lo, hi = self.axes[axis], self.block_range.lo[axis], self.block_range.hi[axis]
+        if not grid.is_even:  # no two need lie alike
+            return range(lo, hi)
         step, chunk = self.block[axis] * grid.stride, self.chunk[axis]
         period = chunk // gcd(step, chunk)
         if self.back:  # no two blocks need lie alike
@@ -352,6 +363,11 @@ class Plan:
     def window_count(self) -> int:
         """Windows all columns infer together: those on seams count once per column."""
         return sum(prod(map(sum, self._windows_per_span(box))) for box in self.share)
+
+    @property
+    def call_count(self) -> int:
+        """Windows that are inferred, each counted as often as it is."""
+        return self.window_count * self.calls
 
     def _windows_per_span(self, box: Box) -> list[list[int]]:
         """Per axis, the windows that each span of a box of the share needs: columns are the products of spans, so
@@ -424,7 +440,7 @@ class Plan:
         return Box(*map(tuple, zip(*spans, strict=True)))
 
 
-_WITHOUT_CUTS = ("window_range", "block_range", "writing", "share", "block_count", "reach", "order")
+_WITHOUT_CUTS = ("window_range", "block_range", "writing", "largest_write", "share", "block_count", "reach", "order")
 """What a plan works out once, and columns have no say in."""
 
 

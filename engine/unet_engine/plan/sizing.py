@@ -90,7 +90,7 @@ def sums_span(axis: AxisGrid, windows: int) -> int:
     """Voxels that the sums of a block of `windows` windows span."""
     if axis.blend == "crop":
         return min(axis.size, min(windows, axis.count) * axis.stride + (axis.window - axis.stride + 1) // 2)
-    return min(axis.size, axis.window + (min(windows, axis.count) - 1) * axis.stride)
+    return min(axis.size, axis.window + (min(windows, axis.count) - 1) * axis.longest)
 
 
 def chunk_target(axes: tuple[AxisGrid, ...]) -> int:

@@ -8,7 +8,9 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import Blend
+from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.plan.resampling import AxisResampling
+from unet_engine.prepare.augmentation import poses_of
 from unet_engine.settings import KEEP, Settings, parse_part
 
 
@@ -34,6 +36,8 @@ class Decisions:
     kind: Kind
     dtype: str
     """Type of the voxels that are written."""
+    poses: tuple[Pose, ...] = (UPRIGHT,)
+    """In which each window is inferred."""
     back: tuple[AxisResampling, ...] = ()
     """From the grid of windows to that of the output; empty where they are the same."""
 
@@ -42,7 +46,8 @@ class Decisions:
         cls, settings: Settings, spec: ModelSpec, roi: Box, tiling: Tiling, back: tuple[AxisResampling, ...]
     ) -> Decisions:
         part = parse_part(settings.part) if settings.part else (1, 1)
-        return cls(tiling, roi, part, settings.output, _dtype(settings, spec), back)
+        poses = poses_of(settings.tta, spec, tiling.window)
+        return cls(tiling, roi, part, settings.output, _dtype(settings, spec), poses, back)
 
     def labels_of(self, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
         """The same for the labels of a region of the grid of windows with another tiling, whatever is written in the

@@ -45,7 +45,8 @@ def needed(plan: Plan, volume: Volume, seconds_per_window: float, devices: int) 
         lo, hi = middle_span(axis, step, plan.padding)
         spans.append(min(axis.size, -(-hi // chunk) * chunk) - lo // chunk * chunk)
         windows *= min(step, axis.count)
-    return math.prod(spans) * volume.voxel_bytes / windows * devices / max(1e-9, seconds_per_window)
+    seconds = windows * plan.calls * seconds_per_window
+    return math.prod(spans) * volume.voxel_bytes * devices / max(1e-9, seconds)
 
 
 def found(plan: Plan, volume: Volume) -> float:

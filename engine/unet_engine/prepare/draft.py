@@ -64,13 +64,14 @@ class Draft:
             block=block,
             chunk=default_chunk(axes, block, decisions.back),
             cuts=((),) * len(axes),
-            padding=survey.settings.padding,
+            padding=survey.settings.padding_mode,
             memory=NO_MEMORY,
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
             part=decisions.part,
             image=survey.grids.image if survey.grids else (),
             back=decisions.back,
+            calls=len(decisions.poses),
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
@@ -106,18 +107,27 @@ class Draft:
             begun=survey.begun,
             strict=settings.strict,
             durable=settings.durable,
+            poses=decisions.poses,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
         """Bytes that the memory prediction needs, where so many chunks are decoded at once."""
-        volume, scan = self.survey.volume, self.survey.scan
+        volume, scan, mask = self.survey.volume, self.survey.scan, self.survey.mask
+        # of values that say that nothing was measured: which channels have one, one value and all of them
+        found = 2 * scan.channels + 1 if job.nodata else 0
+        marked = mask.voxel_bytes if mask else 0
+        again = bool(job.nodata) and job.outside is not None
         return Sizes(
             raw=volume.voxel_bytes,
             sums=4 * self.survey.model.spec.channels_out,
             out=job.layout.voxel_bytes,
-            source=scan.voxel_bytes + 4 * scan.channels,
-            decoding=decoders * scan.chunk_bytes,
-        )
+            source=scan.voxel_bytes + 4 * scan.channels + found,
+            decoding=decoders * scan.chunk_bytes * (1 + again),
+            meant=marked + bool(job.nodata),
+            looking=found + (mask.reading_bytes if mask else 0),
+            outside=0 if job.outside is None
+            else 1 + (mask.reading_bytes if mask else 0) + (scan.voxel_bytes + found if again else 0),
+        )  # fmt: skip
 
 
 def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:

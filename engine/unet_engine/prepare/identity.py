@@ -15,7 +15,7 @@ from unet_engine.volumes.normalize import Scaling
 FORMAT = 1
 """Changes whenever the same settings would give other bytes than an earlier version's."""
 
-_DECIDE_NO_BYTE = {"name", "classes", "flops", "spacing", "spacing_unit", "input_quantiles", "channels"}
+_DECIDE_NO_BYTE = {"name", "classes", "flops", "spacing", "spacing_unit", "input_quantiles", "channels", "mirror_axes"}
 """Fields of a spec that may be corrected without making another run of it."""
 
 
@@ -40,11 +40,12 @@ def identity(
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
-        "padding": settings.padding,
+        "padding": settings.padding_mode,
         "normalization": [str(spec.normalization), *scale.facts().values()],
         "output": [decisions.kind, decisions.dtype],
         "replace_nonfinite": settings.replace_nonfinite,
         "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
+        **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
         **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
         **({"resampling": [_said(survey.grids.image), _said(decisions.back)]} if survey.grids else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unet_engine.endings import stem
 from unet_engine.errors import SettingsError
 from unet_engine.model.file import ModelFile
 from unet_engine.output.header import ARRAY
@@ -15,7 +16,7 @@ def out_of(settings: Settings, model: ModelFile) -> str:
     """The output: where the settings say, else beside the input (the outermost .zarr folder of its path), named after
     both. Raises `SettingsError` where it, or a profile, would overlap what is read."""
     top = root_of(settings.input)
-    out = settings.out or f"{top.removesuffix('.zarr')}-{model.spec.name}.zarr"
+    out = settings.out or f"{stem(top)}-{model.spec.name}.zarr"
     inputs = [place for place in (top, settings.mask) if place]
     for place in inputs:
         # an output from elsewhere may have a link for its array

@@ -21,6 +21,7 @@ from unet_engine.output import output
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
+from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
@@ -108,6 +109,8 @@ def survey(settings: Settings) -> Survey:
     about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
+    if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
+        notes.append(said)
     grids = grids_of(volume, model.spec, settings, notes)
     if grids is None:
         check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)

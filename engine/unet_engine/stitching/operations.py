@@ -3,8 +3,8 @@
     block (C, *S) --gather--> network --window (K, *W)--> add --> sums (K, *S) --labels, probabilities, logits--> out
                                halos of the lower neighbours --merge--^
 
-Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` may have any
-strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
+Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` and `window` may have
+any strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
 (`unet_engine.stitching._halo`) and a NumPy one (`unet_engine.stitching.reference`); both give the same bits, for any
 number of threads (any NaN counts as the same NaN). `IMPLEMENTATION` says which one runs. Wrong shapes and ranges raise
 ValueError and wrong types TypeError before anything is written.
@@ -119,20 +119,23 @@ def add(
     lo: Sequence[int],
     hi: Sequence[int],
     *,
+    floor: float = 0.0,
     threads: int = 1,
 ) -> None:
-    """Add the range [lo, hi) of a window, weighted: ``sums[:, at + i] += window[:, i] * ((wz * wy) * wx)`` in float32.
+    """Add the range [lo, hi) of a window, weighted: ``sums[:, at + i] += window[:, i] * max((wz * wy) * wx, floor)`` in
+    float32.
 
     sums: (K, *S) float32, changed in place.
-    window: (K, *W) float32, float16 or bfloat16 (`ml_dtypes`), the network's output.
+    window: (K, *W) float32, float16 or bfloat16 (`ml_dtypes`), the network's output, any strides: one that was
+        mirrored is a view.
     weights: per axis a float32 vector of length W[axis].
     at: where the window's origin lies in `sums`, may be negative.
     lo, hi: the range in window coordinates; nothing is added where it is empty.
+    floor: at least 0, in float32. Where it is above 0, see `divide`.
     """
     axes = _check_axes("window", window)
     _check_sums(sums, axes)
     _check_type("window", window, "float32", "float16", "bfloat16")
-    _check_rows("window", window)
     if window.shape[0] != sums.shape[0]:
         raise ValueError(f"window has {window.shape[0]} channels and sums {sums.shape[0]}: they must agree")
     weights = _check_weights(weights, window.shape[1:])
@@ -140,9 +143,10 @@ def add(
         return
     _check_writable("sums", sums)
     if _native is None:
-        reference.add(sums, window, weights, at, lo, hi)
+        reference.add(sums, window, weights, at, lo, hi, floor)
         return
-    _native.add(_3d(sums), *_coded(window), _3(weights, _ONE), _corner(at), _corner(lo), _corner(hi, 1), threads)
+    where = _corner(at), _corner(lo), _corner(hi, 1)
+    _native.add(_3d(sums), *_coded(window), _3(weights, _ONE), *where, threads, float(floor))
 
 
 def add_constant(
@@ -153,6 +157,7 @@ def add_constant(
     lo: Sequence[int],
     hi: Sequence[int],
     *,
+    floor: float = 0.0,
     threads: int = 1,
 ) -> None:
     """`add` of a window that holds one value per channel, as of a window that was skipped.
@@ -170,10 +175,30 @@ def add_constant(
         return
     _check_writable("sums", sums)
     if _native is None:
-        reference.add_constant(sums, values, weights, at, lo, hi)
+        reference.add_constant(sums, values, weights, at, lo, hi, floor)
         return
     values = np.ascontiguousarray(values)
-    _native.add_constant(_3d(sums), values, _3(weights, _ONE), _corner(at), _corner(lo), _corner(hi, 1), threads)
+    where = _corner(at), _corner(lo), _corner(hi, 1)
+    _native.add_constant(_3d(sums), values, _3(weights, _ONE), *where, threads, float(floor))
+
+
+def divide(sums: F32, covers: Sequence[F32], floor: float, *, threads: int = 1) -> None:
+    """Divide sums (K, *S) of windows that were added with `floor` by what the weights of all windows come to at each
+    voxel: ``sum over a, b, c of max((covers_z[a] * covers_y[b]) * covers_x[c], floor)``, in this order, in float32.
+
+    covers: per axis (n, S[axis]) float32, the weights of up to n windows at each voxel; negative: there is none.
+    """
+    axes = len(covers)
+    _check_sums(sums, axes)
+    for name, cover, size in zip(_names(sums.shape[1:]), covers, sums.shape[1:], strict=True):
+        _check_type("covers", cover, "float32")
+        if cover.ndim != 2 or cover.shape[1] != size:
+            raise ValueError(f"axis {name}: covers of shape {cover.shape} for sums of {size}: give (windows, {size})")
+    _check_writable("sums", sums)
+    if _native is None:
+        reference.divide(sums, covers, floor)
+        return
+    _native.divide(_3d(sums), _3([np.ascontiguousarray(c) for c in covers], _ONE[None]), float(floor), threads)
 
 
 def merge(sums: F32, halo: F32, at: Sequence[int], *, threads: int = 1) -> None:

@@ -7,6 +7,7 @@ Every float32 operation is written out in the order in which `cpp_ext/arithmetic
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,10 +66,11 @@ def add(
     at: Sequence[int],
     lo: Sequence[int],
     hi: Sequence[int],
+    floor: float = 0.0,
 ) -> None:
     part = as_float32(window[(slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))])
     with np.errstate(all="ignore"):
-        _target(sums, at, lo, hi)[...] += part * _product(weights, lo, hi)
+        _target(sums, at, lo, hi)[...] += part * _product(weights, lo, hi, floor)
 
 
 def add_constant(
@@ -78,9 +80,19 @@ def add_constant(
     at: Sequence[int],
     lo: Sequence[int],
     hi: Sequence[int],
+    floor: float = 0.0,
 ) -> None:
     with np.errstate(all="ignore"):
-        _target(sums, at, lo, hi)[...] += values.reshape(-1, *(1,) * len(at)) * _product(weights, lo, hi)
+        _target(sums, at, lo, hi)[...] += values.reshape(-1, *(1,) * len(at)) * _product(weights, lo, hi, floor)
+
+
+def divide(sums: F32, covers: Sequence[F32], floor: float) -> None:
+    total = np.zeros(sums.shape[1:], np.float32)
+    for rows in itertools.product(*covers):
+        there = _outer([row >= 0 for row in rows])
+        total += np.where(there, np.maximum(_outer(rows), np.float32(floor)), np.float32(0))
+    with np.errstate(all="ignore"):
+        sums /= total
 
 
 def merge(sums: F32, halo: F32, at: Sequence[int]) -> None:
@@ -191,10 +203,15 @@ def _target(sums: F32, at: Sequence[int], lo: Sequence[int], hi: Sequence[int]) 
     return sums[(slice(None), *(slice(o + a, o + b) for o, a, b in zip(at, lo, hi, strict=True)))]
 
 
-def _product(weights: Sequence[F32], lo: Sequence[int], hi: Sequence[int]) -> F32:
-    """(wz*wy)*wx on the range, in this order."""
-    product = np.ones((), np.float32)
-    for axis, weight in enumerate(weights):
-        part = weight[lo[axis] : hi[axis]]
-        product = product * part.reshape(-1, *(1,) * (len(weights) - 1 - axis))
+def _product(weights: Sequence[F32], lo: Sequence[int], hi: Sequence[int], floor: float) -> F32:
+    """max((wz*wy)*wx, floor) on the range."""
+    product = _outer([weight[a:b] for weight, a, b in zip(weights, lo, hi, strict=True)])
+    return np.maximum(product, np.float32(floor))
+
+
+def _outer(vectors: Sequence[Array]) -> Array:
+    """(vz*vy)*vx, in this order."""
+    product = np.ones((), vectors[0].dtype)
+    for axis, vector in enumerate(vectors):
+        product = product * vector.reshape(-1, *(1,) * (len(vectors) - 1 - axis))
     return product

@@ -20,8 +20,10 @@ _CONFIG = threading.RLock()
 
 @contextmanager
 def own_codecs() -> Iterator[None]:
-    """Context in which arrays are opened with zarr's own codecs."""
-    with _CONFIG:
+    """Context in which arrays are opened with zarr's own codecs. The warning about those that Zarr v3 does not name
+    tells users nothing they could act on."""
+    with _CONFIG, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3", UserWarning)
         yield
 
 
@@ -38,9 +40,21 @@ def fast_codecs(path: str) -> Iterator[None]:
         return
     import zarrs  # noqa: F401  # registers the pipeline
 
-    with _CONFIG, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
+    with own_codecs(), zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
         warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline", UserWarning)
         yield
+
+
+@contextmanager
+def native_codecs() -> Iterator[None]:
+    """Context for calls of the native codecs: where they give up (a "panic", which is no `Exception` in Python), that
+    is an error like others."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"the native codecs gave up: {str(error).strip()}") from None
 
 
 def is_native(array: zarr.Array) -> bool:

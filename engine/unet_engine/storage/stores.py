@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 import zarr
 from zarr.core.buffer import default_buffer_prototype
@@ -19,7 +18,7 @@ from zarr.errors import ContainsGroupError
 from zarr.storage import StorePath
 
 from unet_engine.errors import OutputError, first_line
-from unet_engine.paths import check_file, is_local
+from unet_engine.paths import check_file, is_local, plain
 from unet_engine.storage import durability as durable
 from unet_engine.storage.durability import ON_DISK, Durability
 
@@ -133,16 +132,18 @@ def open_node(path: str) -> zarr.Array | zarr.Group:
     return zarr.open(store_of(path).location(path), mode="r")
 
 
+LONGEST_METADATA = 2**26
+"""Bytes. Those of all arrays of a large plate, consolidated, have half of it; read, they take many times as much."""
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 
 def check_metadata(place: str | StorePath) -> None:
-    """Raises `OSError` where what zarr reads as metadata at `place` is anything but a file: a pipe is waited at for
-    ever, and a device never ends. On a local disk alone."""
+    """Raises `OSError` where what zarr reads as metadata at `place` is anything but a file, or far too long: a pipe is
+    waited at for ever, and a device never ends. On a local disk alone."""
     folder = file_of(place) if isinstance(place, StorePath) else place if is_local(place) else None
     for name in _METADATA_FILES if folder else ():
         with suppress(FileNotFoundError, NotADirectoryError):
-            check_file(f"{folder}/{name}")
+            check_file(f"{folder}/{name}", LONGEST_METADATA)
 
 
 def open_group(path: str, mode: str) -> zarr.Group:
@@ -191,9 +192,10 @@ def _plain(path: str) -> str:
     """A path, also of ``file://``; a URL in one spelling."""
     if is_local(path):
         return path
-    scheme, _, rest = path.rpartition("::")[2].partition("://")
-    if scheme.lower() in ("file", "local"):
-        return unquote(rest)
+    path = plain(path.rpartition("::")[2])
+    if is_local(path):
+        return path
+    scheme, _, rest = path.partition("://")
     return f"{scheme.lower()}://{posixpath.normpath(rest.partition('?')[0]).lstrip('/')}"
 
 
@@ -207,7 +209,7 @@ def read(place: StorePath) -> bytes | None:
     """What is stored at `place`; None where nothing is. Raises what zarr raises."""
     if file := file_of(place):
         with suppress(FileNotFoundError, NotADirectoryError):
-            check_file(file)
+            check_file(file, LONGEST_METADATA)
     found = sync(place.get())
     return None if found is None else bytes(found.to_bytes())
 

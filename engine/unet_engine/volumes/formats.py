@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from unet_engine.errors import InputError
-from unet_engine.paths import is_local
+from unet_engine.paths import is_local, plain
 from unet_engine.volumes.base import Format, Volume
+from unet_engine.volumes.hdf5 import Hdf5Format
+from unet_engine.volumes.npy import NpyFormat
+from unet_engine.volumes.slices import SlicesFormat
+from unet_engine.volumes.tiff import TiffFormat
 from unet_engine.volumes.zarr_volume import ZarrFormat
 
-FORMATS: list[Format] = [ZarrFormat()]
+FORMATS: list[Format] = [NpyFormat(), TiffFormat(), Hdf5Format(), SlicesFormat(), ZarrFormat()]
 """In the order in which they are asked. Zarr is the last: it takes every folder and every URL."""
+
+READ = "Zarr, TIFF, HDF5, NetCDF, .npy"
+"""What people are told that volumes may be."""
 
 
 def format_of(path: str) -> Format | None:
@@ -23,9 +30,9 @@ def open_volume(path: str, axes: str | None = None) -> Volume:
 
     Raises `InputError` naming what is missing and what to do.
     """
-    path = str(path)
+    path = plain(str(path))
     if format := format_of(path):
         return format.open(path, axes)
     if is_local(path) and not Path(path).exists():
-        raise InputError(f"{path} does not exist; give the path of a Zarr array or group")
-    raise InputError(f"{path} is a file, and a Zarr volume is a folder; convert it to Zarr first")
+        raise InputError(f"{path} does not exist; give the path of a volume")
+    raise InputError(f"{path} is a file of no format that is read here ({READ}); convert it to Zarr first")

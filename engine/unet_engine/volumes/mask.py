@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,17 @@ class Mask:
     volume: Volume
     """As it is stored."""
     axes: tuple[_Axis, ...]
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of what `read` gives, per voxel of the scan."""
+        return self.volume.voxel_bytes
+
+    @property
+    def reading_bytes(self) -> int:
+        """Bytes that `read` takes, with what it gives, per voxel of the scan: a finer mask is read as it is stored."""
+        finer = prod(axis.finer for axis in self.axes)
+        return self.voxel_bytes * (1 if finer == 1 else 1 + finer)
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         """The mask in `box`, (*box.shape); anything but 0 is inside. Raises what `Volume.read` raises."""

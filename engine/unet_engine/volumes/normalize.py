@@ -61,7 +61,10 @@ def scaling(normalization: Normalization, samples: Sequence[Array]) -> Scaling:
 
     Raises `DataError` where the statistic does not exist: no finite voxel, no foreground, or all voxels alike.
     """
-    found = [_channel(normalization, np.asarray(values).ravel(), c) for c, values in enumerate(samples)]
+    flat = [np.asarray(values).ravel() for values in samples]
+    if normalization.together and flat:
+        flat = [np.concatenate(flat)] * len(flat)
+    found = [_channel(normalization, values, c) for c, values in enumerate(flat)]
     clip = tuple(c[2] for c in found if c[2] is not None)
     return Scaling(tuple(c[0] for c in found), tuple(c[1] for c in found), clip or None, _void(normalization))
 
@@ -92,6 +95,7 @@ def _channel(normalization: Normalization, values: Array, channel: int) -> tuple
     if clip is not None and not (normalization.mode == "percentile" and normalization.clip_percentiles):
         values = np.clip(values, *clip)  # percentiles are all of the same voxels
     shift, spread = _spread(normalization, values, channel)
+    spread += normalization.eps
     if spread == 0:
         raise DataError(
             f"--normalize {normalization}: all sampled voxels of channel {channel} are {shift:g}; "

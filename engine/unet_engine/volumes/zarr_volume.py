@@ -25,8 +25,10 @@ from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import DECODE, READ
 from unet_engine.storage import blosc, stores
 from unet_engine.storage.absences import Absences
+from unet_engine.storage.bounded import bounded
 from unet_engine.storage.busy import BusyStore
-from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, own_codecs
+from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
+from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
@@ -75,7 +77,7 @@ class ZarrFormat:
 
 def _opened(path: str) -> zarr.Array | zarr.Group:
     try:
-        with warnings.catch_warnings():
+        with own_codecs():
             # of types whose encoding may change: they are no numbers, and refused later
             warnings.simplefilter("ignore", UnstableSpecificationWarning)
             return stores.open_node(path)
@@ -114,7 +116,7 @@ def _with_codecs(path: str, array: zarr.Array) -> zarr.Array:
 
 def _with_own_codecs(place: StorePath) -> zarr.Array:
     with own_codecs():
-        return blosc.checked(zarr.open_array(place, mode="r"))
+        return bounded(zarr.open_array(place, mode="r"))
 
 
 def _has_longer_chunks(array: zarr.Array) -> bool:
@@ -192,9 +194,11 @@ class ZarrVolume(StoredVolume):
     # --- reading ---
 
     def stored(self, selection: Selection) -> Array:
-        self._check_files(selection)
+        if not self._is_certain(selection):
+            return np.asarray(self._with_own_codecs[selection])
         try:
-            return np.asarray(self.array[selection])
+            with native_codecs():
+                return np.asarray(self.array[selection])
         except Exception:
             if not self.has_native_codecs:
                 raise
@@ -203,21 +207,33 @@ class ZarrVolume(StoredVolume):
                 return np.asarray(self._with_own_codecs[selection])
             raise
 
-    def _check_files(self, selection: Selection) -> None:
-        """Raises `OSError` where a chunk in `selection` is there and no file: a folder would read as the fill value,
-        and whoever opens a pipe waits for ever. On a local disk alone, where it is one `stat` for each."""
+    def _is_certain(self, selection: Selection) -> bool:
+        """Whether the codecs that `array` is opened with can be given the chunks in `selection`: zarr's own always, the
+        native ones where it is certain what these unpack to.
+
+        Raises `OSError` where a chunk is there and no file: a folder would read as the fill value, and whoever opens a
+        pipe waits for ever; and `ValueError` where one is certain to be none. On a local disk alone, where it is one
+        `stat` and one small read for each.
+        """
         root = stores.file_of(self.array.store_path)
         if root is None:
-            return
+            return True
         units = self.array.shards or self.array.chunks
-        spans = []
-        for part, size, unit in zip(selection, self.stored_shape, units, strict=True):
-            first, stop, _ = part.indices(size) if isinstance(part, slice) else (part, part + 1, 1)
-            spans.append(range(first // unit, -(-stop // unit)))
-        folder, key = f"{root}/", self.array.metadata.encode_chunk_key
-        for index in itertools.product(*spans):
+        spans = [part.indices(size)[:2] for part, size in zip(selection, self.stored_shape, strict=True)]
+        grid = [range(lo // unit, -(-hi // unit)) for (lo, hi), unit in zip(spans, units, strict=True)]
+        folder, key, vetting = f"{root}/", self.array.metadata.encode_chunk_key, self._vetting
+        for index in itertools.product(*grid):
+            place = folder + key(index)
             with suppress(FileNotFoundError, NotADirectoryError):
-                check_file(folder + key(index))
+                if not self.has_native_codecs:
+                    vetting.check(place)
+                elif not vetting.certain(place, list(map(_inside, index, units, spans))):
+                    return False
+        return True
+
+    @cached_property
+    def _vetting(self) -> Vetting:
+        return Vetting(self.array)
 
     @cached_property
     def _with_own_codecs(self) -> zarr.Array:
@@ -288,7 +304,7 @@ class ZarrVolume(StoredVolume):
             recorder.add(DECODE, middle, ended)
 
     def _timed(self, array: zarr.Array, selection: Selection) -> Array:
-        self._check_files(selection)
+        self._is_certain(selection)  # raises where nothing of it must be opened
         return np.asarray(array[selection])
 
     @cached_property
@@ -320,3 +336,8 @@ class ZarrVolume(StoredVolume):
             for c in channels:
                 index = tuple(corner.get(a, c if a == "c" else 0) for a in self.axes)
                 yield str(self.array.metadata.encode_chunk_key(index))
+
+
+def _inside(number: int, unit: int, span: tuple[int, int]) -> tuple[int, int]:
+    """What of `span` lies in chunk `number` of an axis, counted from where that begins."""
+    return max(span[0] - number * unit, 0), min(span[1] - number * unit, unit)

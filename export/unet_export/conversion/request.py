@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from unet_engine.errors import SettingsError
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec
-from unet_export.conversion.probe import Geometry
+
+if TYPE_CHECKING:  # PyTorch is heavy, and whoever asks for an import may have it in the cache
+    from unet_export.conversion.probe import Geometry
 
 _OPTIONS = {"normalization": "normalize", "channels_in": "channels", "channels": "output-channels"}
 """Options that are not called as the fields of the spec are."""
@@ -81,15 +83,15 @@ def spec_for_export(wanted: Export, found: Geometry, known: ModelSpec | None) ->
         "margin": found.margin,
         "flops": found.flops,
     }
-    return validated({**meaning, **values, **_said(wanted)})
+    return validated({**meaning, **values, **said_by(wanted)})
 
 
 def changed(wanted: Export, spec: ModelSpec) -> ModelSpec:
     window = {"window": wanted.window} if wanted.window else {}
-    return validated({**spec.model_dump(), **window, **_said(wanted)})
+    return validated({**spec.model_dump(), **window, **said_by(wanted)})
 
 
-def _said(wanted: Export) -> dict[str, Any]:
+def said_by(wanted: Export) -> dict[str, Any]:
     said = {
         "name": wanted.name,
         "classes": wanted.classes,
@@ -105,7 +107,7 @@ def _said(wanted: Export) -> dict[str, Any]:
 
 def options_of(wanted: Export) -> dict[str, str]:
     """By field of the spec that the user said: the option that does."""
-    said: dict[str, str] = dict.fromkeys(_said(wanted), "")
+    said: dict[str, str] = dict.fromkeys(said_by(wanted), "")
     said |= {name: "" for name in ("window", "empty") if getattr(wanted, name)}
     said |= {"channels_in": ""} if wanted.channels else {}
     return {field: "--" + _OPTIONS.get(field, field.replace("_", "-")) for field in said}

@@ -102,6 +102,10 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     notes = list(model.notes)
     notes += [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
     notes += [model.contradiction] if model.contradiction else []
+    if model.spec.mirror_axes:
+        notes.append(
+            f"judged by single windows, without the mirrors along {model.spec.mirror_axes} that a run averages over"
+        )
     check_volume(volume, model)
     check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
     scale = scaling(model.spec.normalization, samples.measured(volume))

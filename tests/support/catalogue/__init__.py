@@ -1,12 +1,13 @@
 """Kinds of bad input and of faults, as data: what each is called, how it is made, what must be said, the exit code."""
 
-from support.catalogue import files, models, numbers, outputs, processes, stored
+from support.catalogue import files, models, numbers, outputs, packed, processes, stored
 from support.catalogue.fault import Fault
 
 FAULTS: list[Fault] = [
     *numbers.FAULTS,
     *files.FAULTS,
     *stored.FAULTS,
+    *packed.FAULTS,
     *outputs.FAULTS,
     *models.FAULTS,
     *processes.FAULTS,

@@ -19,6 +19,10 @@ def _group(ome: object, attributes: object = ...) -> Make:
     return both(folder("g.zarr"), file("g.zarr/zarr.json", json.dumps(content)), volume("g.zarr/0"))
 
 
+def numpy_file(name: str, values: object) -> Make:
+    return lambda here: np.save(here / name, np.asarray(values), allow_pickle=True)
+
+
 def _level(**changed: object) -> dict[str, object]:
     return {"multiscales": [{"axes": ["z", "y", "x"], "datasets": [{"path": "0", **changed}]}]}
 
@@ -225,8 +229,13 @@ FAULTS = [
     Fault("a plan of metadata that break off", plan(), 3, ("scan.zarr",), cut(V3)),
     Fault("a mask that is not there", run(mask="no.zarr", model="s.fake.toml"), 3, ("no.zarr",),
           lambda here: file("s.fake.toml", (here / "id.fake.toml").read_text() + "empty = [0.0]\n")(here)),
-    Fault("a folder of pictures", run(**{"in": "planes"}), 3, ("planes", "no zarr.json"), file("planes/1.tif", b"II*\0")),
-    Fault("a TIFF", run(**{"in": "scan.tif"}), 3, ("scan.tif", "convert it to Zarr"), file("scan.tif", b"II*\0")),
+    Fault("a folder of pictures", run(**{"in": "planes"}), 3, ("planes/1.tif", "no readable TIFF"), file("planes/1.tif", b"II*\0")),
+    Fault("a TIFF that breaks off", run(**{"in": "scan.tif"}), 3, ("scan.tif", "no readable TIFF"), file("scan.tif", b"II*\0")),
+    Fault("an .npy of objects", run(**{"in": "scan.npy"}), 3, ("scan.npy", "object"), numpy_file("scan.npy", [None, None])),
+    Fault("an .npy that breaks off", run(**{"in": "scan.npy"}), 4, ("scan.npy", "breaks off"), both(numpy_file("scan.npy", np.ones((20, 22, 40))), cut("scan.npy"))),
+    Fault("an HDF5 file of another kind", run(**{"in": "scan.h5"}), 3, ("scan.h5", "no HDF5 file"), file("scan.h5", "CDF\1")),
+    Fault("a file of no format", run(**{"in": "scan.dat"}), 3, ("scan.dat", "no format"), file("scan.dat", b"II*\0")),
+    Fault("a TIFF that is a FIFO", run(**{"in": "scan.tif"}), 3, ("scan.tif", "no regular file"), fifo("scan.tif")),
     Fault("nothing", run(**{"in": "no.zarr"}), 3, ("no.zarr does not exist",)),
     Fault("a folder of nothing", run(**{"in": "v.zarr"}), 3, ("v.zarr",), folder("v.zarr")),
 ]  # fmt: skip

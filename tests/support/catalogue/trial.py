@@ -16,6 +16,8 @@ from support.command_line import COMMAND, Said, cli, environment
 
 SECONDS = 10
 """What any of them may take where nothing else runs."""
+LOOKED_AT = 2**24
+"""Bytes of a file: some are as long as no disk is."""
 
 
 def trial(fault: Fault, base: Path, here: Path, *, process: bool = False) -> None:
@@ -80,9 +82,12 @@ def state(here: Path) -> dict[str, tuple[object, ...]]:
     for root, folders, files in os.walk(here):
         for name in (*folders, *files):
             path = Path(root, name)
-            mode = path.lstat().st_mode
-            content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-            found[os.path.relpath(path, here)] = (mode, content)
+            known = path.lstat()
+            content = b""
+            if path.is_file() and not path.is_symlink():
+                with path.open("rb") as opened:
+                    content = opened.read(LOOKED_AT)
+            found[os.path.relpath(path, here)] = (known.st_mode, content, known.st_size if content else 0)
     return found
 
 

@@ -69,7 +69,7 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
             "each model"
         )
     for demo in demos:  # what makes no sense is said before anything is made
-        space_of(demo.model, Field(demo.model.spec, demo.mirrored, request.wanted.overlap), request.wanted)
+        space_of(demo.model, _field(demo.model, demo.mirrored, request), request.wanted)
     with tempfile.TemporaryDirectory(prefix="unet-engine-bench-") as folder:
         subjects = [demo.subject(Path(folder), request, tell) for demo in demos] or [_own(request, tell)]
         asked = time.perf_counter()
@@ -97,13 +97,22 @@ def _own(request: Request, tell: Tell) -> Subject:
     check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
     for note in notes:
         tell(f"note: {note}")
-    space_of(model, Field(model.spec, volume.shape, request.wanted.overlap), request.wanted)
+    space_of(model, _field(model, volume.shape, request), request.wanted)
     return Subject(model.spec.name, model, volume, _options(request, model), request.input)
+
+
+def _field(model: ModelFile, shape: tuple[int, ...], request: Request) -> Field:
+    """Raises `SettingsError` where ``--tta`` is none, or none of this model's."""
+    try:
+        return Field.of(model.spec, shape, request.wanted.overlap, request.wanted.tta)
+    except ValueError as error:
+        raise SettingsError(f"--tta {request.wanted.tta!r}: {error}") from error
 
 
 def _options(request: Request, model: ModelFile) -> tuple[str, ...]:
     options = ["--model", str(model.path)]
     options += ["--overlap", f"{request.wanted.overlap:g}"] if request.wanted.overlap != 0.5 else []
+    options += ["--tta", request.wanted.tta] if request.wanted.tta else []
     options += ["--axes", request.axes] if request.axes else []
     options += ["--ignore-spacing"] if request.ignore_spacing else []
     options += ["--threads", str(request.wanted.threads)] if request.wanted.threads else []

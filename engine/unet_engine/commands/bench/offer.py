@@ -27,6 +27,7 @@ class Wanted:
     windows: tuple[Window, ...] = ()
     batches: tuple[int, ...] = ()
     overlap: float = 0.5
+    tta: str | None = None
     threads: int | None = None
 
 

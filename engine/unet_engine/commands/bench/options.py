@@ -33,6 +33,7 @@ MOST_WINDOWS = 65536
 )
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
 @click.option("--overlap", type=Number(0, 1, max_open=True), default=0.5, help="As for run; default 0.5.")
+@click.option("--tta", metavar="HOW", help="As for run; default: the mirrors that the model names.")
 @click.option("--threads", type=THREADS, metavar="N", help="As for run; default: one per core.")
 @IGNORE_SPACING
 @click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
@@ -56,8 +57,13 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
         windows=tuple(_window(text) for text in given["windows"]),
         batches=_batches(given["batches"]),
         overlap=given["overlap"],
+        tta=given["tta"],
         threads=given["threads"],
     )
+    from unet_engine.commands.sources import model_of
+
+    if given["model"]:
+        given["model"] = model_of(given["model"], trust=bool(given["trust"]))
     request = Request(
         given["model"], given["input"], given["axes"], wanted, given["seconds"],
         ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"],

@@ -55,6 +55,7 @@ def _sweep(outcome: Outcome, limits: Sequence[Limits]) -> dict[str, Any]:
         "volume": outcome.volume,
         "shape": list(outcome.field.shape),
         "overlap": outcome.field.overlap,
+        "poses": [str(pose) for pose in outcome.field.poses],
         "region": outcome.region,
         "seconds": round(outcome.seconds, 2),
         "rows": [_row(outcome, row, limits) for row in outcome.rows],

@@ -9,6 +9,8 @@ from math import prod
 from unet_engine.model.spec import ModelSpec
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid, Blend
+from unet_engine.plan.poses import UPRIGHT, Pose
+from unet_engine.prepare.augmentation import poses_of
 
 Window = tuple[int, ...]
 
@@ -47,6 +49,13 @@ class Field:
     """Spatial sizes of the volume, in the order of its axes; the model's axes are the last ones."""
     overlap: float = 0.5
     blend: Blend = "gaussian"
+    poses: tuple[Pose, ...] = (UPRIGHT,)
+    """In which each window is inferred."""
+
+    @classmethod
+    def of(cls, spec: ModelSpec, shape: tuple[int, ...], overlap: float, tta: str | None) -> Field:
+        """What a run with these options covers. Raises `SettingsError` for an augmentation that cannot be."""
+        return cls(spec, shape, overlap, poses=poses_of(tta, spec, spec.window))
 
     def axes(self, window: Window, shape: Sequence[int] | None = None) -> tuple[AxisGrid, ...]:
         """The grid of windows, as a run would lay it."""
@@ -65,7 +74,7 @@ class Field:
 
     def rate(self, window: Window, windows_per_second: float) -> float:
         """Voxels of the whole volume per second at this rate, by which different windows are compared."""
-        return prod(self.shape) * windows_per_second / self.windows(window)
+        return prod(self.shape) * windows_per_second / (self.windows(window) * len(self.poses))
 
     def flops(self, window: Window) -> float | None:
         """Floating point operations of one window; of a U-Net they grow with its voxels."""
@@ -75,7 +84,10 @@ class Field:
     # --- windows to try ---
 
     def fits(self, window: Window) -> bool:
-        """Whether the model takes it, and the volume is as large: a larger window would only be filled with padding."""
+        """Whether the model takes it, and the volume is as large: a larger window would only be filled with padding.
+        What is turned has to be square."""
+        if any(pose.swaps for pose in self.poses) and window[-1] != window[-2]:
+            return False
         axes = zip(
             window,
             self.shape[-len(window) :],

@@ -84,7 +84,7 @@ class DaskTeam:
 
         cluster, job = prepared.cluster, prepared.job
         assert cluster is not None
-        block = prepared.seconds_per_window * prod(job.plan.block)
+        block = prepared.seconds_per_window * prod(job.plan.block) * job.plan.calls
         limit = self._settings.hang_seconds or max(HANG_SECONDS, HANG_FACTOR * block)
         run_dask(
             self._cluster.client, job, pending, self._progress, cluster.bundle_length, limit, self._cluster.trouble

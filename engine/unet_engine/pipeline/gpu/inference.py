@@ -54,6 +54,7 @@ class Inference:
             [on_device(t) for t in group] for group in (tables.spans, tables.weights, tables.positions)
         )
         entries = on_device(tables.entries)
+        held = {} if tables.poses is None else {"poses": on_device(tables.poses)}
         target = lane.sums(sums, task.block.sums.shape)
         source_region, source = self._source(raw, slot)
         inputs = [slot.tables, source_region, lane.buffers.constants]
@@ -61,12 +62,15 @@ class Inference:
 
         def add(batch: Batch, stream: int) -> None:
             chosen = some(tables.entries, batch.first, batch.stop)
-            kernels.add(target, values, weights, spans, chosen, lane.empty, batch.lo, batch.hi, stream=stream)
+            every = {"poses": tables.poses, "shares": tables.shares}
+            held = {name: some(table, batch.first, batch.stop) for name, table in every.items() if table is not None}
+            where = (spans, chosen, lane.empty, batch.lo, batch.hi)
+            kernels.add(target, values, weights, *where, **held, floor=lane.job.floor, stream=stream)
 
         def gather(batch: Batch, stream: int) -> None:
             order = some(tables.order, batch.at, batch.at + batch.rows)
             how = (lane.scale, lane.shift, 0.0)
-            kernels.gather(windows, source, positions, entries, order, *how, limits=lane.limits, stream=stream)
+            kernels.gather(windows, source, positions, entries, order, *how, limits=lane.limits, **held, stream=stream)
 
         for batch in tables.batches:
             if batch.rows:
@@ -76,6 +80,13 @@ class Inference:
                 marks.lap("compute", NETWORK)
             read = [slot.tables, sums, lane.buffers.constants, *([backend.output.region] if batch.rows else [])]
             device.run(stream, "add", partial(add, batch), read, [sums])
+            marks.lap("compute", ADD)
+        if tables.covers:
+            over = [on_device(t) for t in tables.covers]
+            device.run(
+                stream, "divide",
+                lambda s: kernels.divide(target, over, lane.job.floor, stream=s), [slot.tables, sums], [sums],
+            )  # fmt: skip
             marks.lap("compute", ADD)
 
     def _source(self, raw: Raw | None, slot: RawSlot) -> tuple[Region, Any]:

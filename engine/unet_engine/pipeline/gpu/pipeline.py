@@ -152,6 +152,7 @@ class DevicePipeline:
             self.job.setup.batch,
             device.kernels.MOST_ENTRIES,
             piece.array((piece.region.size,), "uint8"),
+            self.job.poses,
         )
         device.wait(lane.inward, slot.free)
         block.marks.begin("in")
@@ -174,7 +175,8 @@ class DevicePipeline:
             self.buffers.give_sums(block.slot)
             raise BackendError(f"{error} (block {block.task.block.index})") from error
         block.marks.read()
-        self._tally.add(inferred=block.inferred, skipped=len(block.task.windows) - block.inferred)
+        planned = len(block.task.windows) * self.job.plan.calls
+        self._tally.add(inferred=block.inferred, skipped=planned - block.inferred)
         source, sent = block.task.block.index, []
         for target, box, piece in block.halos:
             self.device.touch(piece.region, "r")

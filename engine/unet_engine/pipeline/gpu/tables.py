@@ -18,7 +18,8 @@ import numpy.typing as npt
 from unet_engine.plan.box import Box
 from unet_engine.plan.device_memory import aligned
 from unet_engine.plan.plan import Index, Plan, Task
-from unet_engine.stitching.weights import axis_weights
+from unet_engine.plan.poses import UPRIGHT, Pose
+from unet_engine.stitching.weights import axis_weights, covers
 
 Array = npt.NDArray[Any]
 
@@ -55,20 +56,31 @@ class Tables:
     spans: tuple[Piece, ...]
     weights: tuple[Piece, ...]
     positions: tuple[Piece, ...]
+    covers: tuple[Piece, ...]
+    """Of three axes, see `weights.covers`; none where sums are not divided."""
     entries: Piece
     order: Piece
     batches: tuple[Batch, ...]
     size: int
     inferred: int
+    poses: Piece | None = None
+    shares: Piece | None = None
+    """Of every entry; None where all are upright, and each is all that is added for its window."""
 
 
 def fill_tables(
-    plan: Plan, task: Task, is_empty: Callable[[Index], bool], batch: int, most: int, memory: Array
+    plan: Plan,
+    task: Task,
+    is_empty: Callable[[Index], bool],
+    batch: int,
+    most: int,
+    memory: Array,
+    poses: Sequence[Pose] = (UPRIGHT,),
 ) -> Tables:
     """Write the tables of `task` to `memory` (bytes) and say where each lies.
 
     is_empty: whether a window is skipped. batch: windows that are inferred at once. most: entries that one kernel
-    takes.
+    takes. poses: in which each window is inferred; one that is skipped is a single entry.
     """
     axes = len(plan.axes)
     windows = np.array(task.windows, np.int64).reshape(-1, axes)
@@ -89,10 +101,34 @@ def fill_tables(
         positions.append(writer.put(position, "int32"))
         chosen = table[ranks[:, i]]
         boxes[i] = chosen[:, 0] + chosen[:, 1], chosen[:, 0] + chosen[:, 2]
-    batches, rows, order = _batches(skipped, batch, most, boxes)
-    entries = writer.put(np.concatenate([ranks, rows[:, None]], 1), "int32")
+    which, held = _entries(skipped, len(poses))
+    skipped = skipped[which]
+    batches, rows, order = _batches(skipped, batch, most, boxes[:, :, which])
+    entries = writer.put(np.concatenate([ranks[which], rows[:, None]], 1), "int32")
     placed = writer.put(order, "int32")
-    return Tables(tuple(spans), tuple(weights), tuple(positions), entries, placed, batches, writer.end, len(order))
+    pose = share = None
+    if len(poses) > 1:
+        pose = writer.put(np.array([p.bits for p in poses])[held], "int32")
+        share = writer.put(np.where(skipped, 1, np.float32(1 / len(poses))), "float32")
+    over = tuple(writer.put(cover, "float32") for cover in _covers(plan, task.block.sums))
+    tables = tuple(spans), tuple(weights), tuple(positions), over
+    return Tables(*tables, entries, placed, batches, writer.end, len(order), pose, share)
+
+
+def _covers(plan: Plan, box: Box) -> list[Array]:
+    """The weights that lie over each voxel of `box` along three axes; none where sums are not divided by them."""
+    if not plan.axes[0].divides:
+        return []
+    found = [covers(axis, lo, hi) for axis, lo, hi in zip(plan.axes, box.lo, box.hi, strict=True)]
+    return [np.ones((1, 1), np.float32)] * (3 - len(found)) + found
+
+
+def _entries(skipped: Array, poses: int) -> tuple[Array, Array]:
+    """Per entry the number of its window and of its pose: of a window that is inferred all poses, one after the
+    other."""
+    times = np.where(skipped, 1, poses)
+    which = np.repeat(np.arange(len(skipped)), times)
+    return which, np.arange(len(which)) - np.repeat(np.cumsum(times) - times, times)
 
 
 def _axis(plan: Plan, a: int, ks: Sequence[int], sums: Box, read: Box) -> tuple[Array, Array, Array]:

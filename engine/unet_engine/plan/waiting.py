@@ -1,0 +1,98 @@
+"""How many voxels of halo wait at once in a column, counted block by block. Pure arithmetic.
+
+A piece of halo lies between a block and one further up: a box, whose length along an axis depends on where the lower
+block lies there, and on how many blocks further up the other one is. So a few lengths per axis are all that is asked
+of a plan; what is made, and what goes, are sums of their outer products.
+"""
+
+from __future__ import annotations
+
+import itertools
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_engine.plan.box import Box
+from unet_engine.plan.plan import Plan
+
+COUNTED = 16
+"""Blocks of a column that are looked at along an axis, from both ends. Longer ones go on in the same way: along the
+slowest axis no more wait than after a few layers, along others as many more as they are longer."""
+SPANS = 4
+"""Columns that are looked at along an axis, from both ends, and the widest."""
+
+Lengths = npt.NDArray[np.float64]
+
+
+def waiting_halos(plan: Plan) -> int:
+    """The most voxels of halo that wait at once in any column of the plan.
+
+    A halo waits from when its block is predicted until its target was written, which is awaited as the block after
+    that is there. Lower blocks of other columns, whose windows reach in, count like others. An upper bound where
+    columns differ: along each axis the longest of all.
+    """
+    return max((_most(plan, box) for box in plan.share), default=0)
+
+
+def blocks_to_infer(plan: Plan) -> int:
+    """Blocks of the share, with those below whose windows reach into it."""
+    first = plan.block_range.lo
+    return max(
+        (prod(hi - max(low, lo - r) for lo, hi, low, r in zip(box.lo, box.hi, first, plan.reach, strict=True))
+         for box in plan.share),
+        default=0,
+    )  # fmt: skip
+
+
+def _most(plan: Plan, box: Box) -> int:
+    spans = plan.column_spans(box)
+    lengths = [_lengths(plan, a, spans[a]) for a in plan.order]
+    made = coming = np.zeros(())
+    for ups in itertools.product(*(range(len(found)) for found in lengths)):
+        if any(ups):
+            made = made + _outer([found[up] for found, up in zip(lengths, ups, strict=True)])
+            coming = coming + _outer([_by_target(found[up], up) for found, up in zip(lengths, ups, strict=True)])
+    made, coming = np.cumsum(made), np.cumsum(coming)
+    # what came for a block is gone when the block after the next is predicted
+    most = np.max(made - np.concatenate([np.zeros(2), coming])[: made.size])
+    longer = [max(1.0, max(hi - lo for lo, hi in spans[a]) / COUNTED) for a in plan.order[1:]]
+    return round(prod(longer) * float(most))
+
+
+def _outer(vectors: list[Lengths]) -> Lengths:
+    found = vectors[0]
+    for vector in vectors[1:]:
+        found = np.multiply.outer(found, vector)
+    return found
+
+
+def _by_target(vector: Lengths, up: int) -> Lengths:
+    """Lengths in the order of the upper blocks, from those in the order of the lower ones."""
+    return np.concatenate([np.zeros(up), vector])[: len(vector)]
+
+
+def _lengths(plan: Plan, axis: int, spans: list[tuple[int, int]]) -> Lengths:
+    """Lengths of halos along an axis in voxels, (blocks further up, blocks of a column), the longest of all columns.
+    The first blocks are those below the column whose windows reach in, where there are any."""
+    reach, first = plan.reach[axis], plan.block_range.lo[axis]
+    looked_at = {*spans[:SPANS], *spans[-SPANS:], max(spans, key=lambda span: span[1] - span[0])}
+    count = min(COUNTED, max(hi - lo for lo, hi in looked_at))
+    found = np.zeros((reach + 1, reach + count))
+    for lo, hi in looked_at:
+        inside = range(lo, hi) if hi - lo <= count else [*range(lo, lo + count // 2), *range(hi - (count + 1) // 2, hi)]
+        for place, j in enumerate([*range(lo - reach, lo), *inside]):
+            for up in range(reach + 1):
+                if j >= first and lo <= j + up < hi:
+                    found[up, place] = max(found[up, place], _shared(plan, axis, j, up))
+    below = next((i for i in range(reach) if found[:, i].any()), reach)
+    return found[:, below:]
+
+
+def _shared(plan: Plan, axis: int, j: int, up: int) -> int:
+    """Voxels along an axis that the sums of block j share with the core of the block `up` further up."""
+    last = min((j + 1) * plan.block[axis], plan.window_range.hi[axis]) - 1
+    own, there = (plan.core_span(axis, plan.edge(axis, i), plan.edge(axis, i + 1)) for i in (j, j + up))
+    end = plan.core_span(axis, plan.roi.lo[axis], plan.roi.hi[axis]).stop
+    top = max(own.stop, min(plan.axes[axis].support(last)[1], end))
+    return max(0, min(top, there.stop) - there.start)

@@ -1,0 +1,236 @@
+"""HDF5 and NetCDF 4: a dataset of a file, as ``scan.h5:/volumes/raw``; the only volume of a file needs no name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import InputError
+from unet_engine.paths import inside
+from unet_engine.units import times, unit_name
+from unet_engine.volumes import nodata
+from unet_engine.volumes.axes import checked_axes
+from unet_engine.volumes.axis_names import letter
+from unet_engine.volumes.base import Array, Selection, Volume
+from unet_engine.volumes.files import (
+    FileVolume,
+    Part,
+    check_pieces,
+    grouped,
+    has_ending,
+    opening,
+    package,
+    plain_chunks,
+)
+from unet_engine.volumes.linear import Linear
+
+ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad", ".nc", ".nc4", ".cdf", ".ims")
+_MOST_LISTED = 12
+
+
+class Hdf5Format:
+    def recognises(self, path: str) -> bool:
+        return has_ending(inside(path)[0], *ENDINGS)
+
+    def open(self, path: str, axes: str | None) -> Volume:
+        file, name = inside(path)
+        part = Part.of(file)
+        if not _is_hdf5(file):
+            raise InputError(
+                f"{file} is no HDF5 file (NetCDF 3 and HDF 4 are other formats); nccopy -k nc4 makes one of NetCDF 3"
+            )
+        h5py = package(path, "an HDF5 file", "h5py", "hdf5")
+        with opening(file, "HDF5 file"):
+            opened = h5py.File(file, "r")
+            data = _named(file, opened, name, h5py) if name else _only(file, opened, h5py)
+            return _volume(path, part, data, axes)
+
+
+def _is_hdf5(file: str) -> bool:
+    """By its signature, which may lie behind a block of the user's own of 512 bytes or a power of two times that."""
+    with Path(file).open("rb") as opened:
+        for offset in (0, 512, 1024, 2048, 4096):
+            opened.seek(offset)
+            if opened.read(8) == b"\x89HDF\r\n\x1a\n":
+                return True
+    return False
+
+
+def _volumes(opened: Any, h5py: Any) -> list[Any]:
+    """The datasets that may be volumes: numbers along two axes or more."""
+    found: list[Any] = []
+
+    def look(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and len(item.shape or ()) >= 2 and item.dtype.kind in "buif":
+            found.append(item)
+
+    opened.visititems(look)
+    return found
+
+
+def _listed(found: list[Any]) -> str:
+    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+    return ", ".join(f"{d.name} ({times(d.shape)} {d.dtype})" for d in found[:_MOST_LISTED]) + more
+
+
+def _only(file: str, opened: Any, h5py: Any) -> Any:
+    found = _volumes(opened, h5py)
+    if not found:
+        raise InputError(f"{file} holds no volume: no dataset of numbers along two axes or more; give another --in")
+    if len(found) > 1:
+        raise InputError(f"{file} holds several volumes: {_listed(found)}; name one, e.g. --in {file}:{found[0].name}")
+    return found[0]
+
+
+def _named(file: str, opened: Any, name: str, h5py: Any) -> Any:
+    # a link in the file may lead to another file, which is not what the user named
+    link = opened.get(name, getlink=True) if name in opened else None
+    item = opened[name] if link and not isinstance(link, h5py.ExternalLink) else None
+    if not isinstance(item, h5py.Dataset):
+        there = _volumes(opened, h5py)
+        what = "a group" if item is not None else "not in it"
+        raise InputError(f"{file}: {name} is {what}; name one of {_listed(there) or 'none, it holds no volume'}")
+    return item
+
+
+def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
+    attributes = {key: _plain(data.attrs, key) for key in data.attrs}
+    if data.is_virtual or data.external:
+        raise InputError(f"{path} refers to data in other files; copy it into one, e.g. with h5repack")
+    shape, dtype = tuple(data.shape or ()), np.dtype(data.dtype)
+    names = checked_axes(path, shape, dtype, axes or _axes(data, attributes))
+    pieces = data.chunks or plain_chunks(names, shape)
+    check_pieces(path, shape, pieces, dtype.itemsize)
+    if data.id.get_offset() is not None:
+        part.check_length(data.id.get_offset() + data.nbytes)
+    linear = Linear.of(dtype, _one(attributes, "scale_factor", 1.0), _one(attributes, "add_offset", 0.0))
+    spacing, translation, unit, notes = _placed(data, names, attributes)
+    return Hdf5Volume(
+        path=path,
+        axes=names,
+        stored_shape=shape,
+        stored_chunks=grouped(names, shape, pieces, dtype.itemsize),
+        stored_dtype=linear.dtype,
+        stored_spacing=spacing,
+        stored_translation=translation,
+        unit=unit,
+        nodata=linear.values(nodata.said(attributes, dtype)),
+        notes=notes,
+        opened_by=Hdf5Format(),
+        files=(part,),
+        data=data,
+        linear=linear,
+    )
+
+
+def _plain(attributes: Mapping[str, Any], key: str) -> Any:
+    """An attribute as plain values; None where h5py cannot read it."""
+    try:
+        value = attributes[key]
+    except Exception:
+        return None
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _one(attributes: Mapping[str, Any], key: str, other: float) -> float:
+    value = attributes.get(key)
+    number = float(value) if isinstance(value, int | float) else other
+    return number if isfinite(number) and (number or key != "scale_factor") else other
+
+
+def _axes(data: Any, attributes: Mapping[str, Any]) -> list[str] | None:
+    """What the file calls the axes of a dataset: labels and scales of HDF5 and NetCDF, or ilastik's axistags."""
+    with suppress(ValueError, TypeError, KeyError, AttributeError):
+        tags = json.loads(str(attributes.get("axistags", "")))["axes"]
+        return [letter(str(tag["key"])) for tag in tags]
+    names = [_dimension(data, i) for i in range(len(data.shape))]
+    return [letter(name) for name in names] if all(names) else None
+
+
+def _dimension(data: Any, index: int) -> str:
+    dimension = data.dims[index]
+    with suppress(Exception):
+        if len(dimension):
+            return str(dimension[0].name.rpartition("/")[2])
+    return str(dimension.label)
+
+
+_Place = tuple[list[float] | None, list[float] | None, str | None, tuple[str, ...]]
+
+
+def _placed(data: Any, names: str, attributes: Mapping[str, Any]) -> _Place:
+    """Spacing, translation, unit and notes: of ``element_size_um`` (z, y, x), ``resolution`` and ``offset`` (as in
+    Zarr), or of the coordinates that a NetCDF file has for each axis."""
+    spatial = [a for a in "zyx" if a in names]
+    size = attributes.get("element_size_um")
+    if size is None and isinstance(attributes.get("resolution"), list):
+        size, unit = attributes["resolution"], _unit(attributes.get("units"))
+        spatial = [a for a in names if a in "zyx"]
+    else:
+        unit = "micrometer"
+    if size is None:
+        return _coordinates(data, names)
+    try:
+        values = [float(v) for v in (size if isinstance(size, list) else [size])][-len(spatial) :]
+        of = dict(zip(spatial, values, strict=True))
+        if not all(isfinite(v) and v > 0 for v in values):
+            raise ValueError
+    except (TypeError, ValueError):
+        return None, None, None, (f"{data.name}: its voxel size {size!r} is not understood: left out",)
+    offset = attributes.get("offset")
+    moved = None
+    if isinstance(offset, list) and len(offset) == len(spatial) and all(isinstance(v, int | float) for v in offset):
+        there = dict(zip(spatial, offset, strict=True))
+        moved = [float(there.get(a, 0.0)) for a in names]
+    return [of.get(a, 1.0) for a in names], moved, unit, ()
+
+
+def _unit(units: object) -> str | None:
+    first = units[0] if isinstance(units, list) and units else units
+    return unit_name(first) if isinstance(first, str) and first else None
+
+
+def _coordinates(data: Any, names: str) -> _Place:
+    """Of the coordinates of each spatial axis, where they are evenly spaced."""
+    spacing, translation, units = [1.0] * len(names), [0.0] * len(names), set()
+    for index, axis in enumerate(names):
+        if axis not in "zyx":
+            continue
+        scale = data.dims[index][0] if len(data.dims[index]) else None
+        if scale is None or scale.shape != (data.shape[index],) or scale.shape[0] < 2 or scale.dtype.kind not in "iuf":
+            return None, None, None, ()
+        values = scale[:].astype(np.float64)
+        steps = np.diff(values)
+        if not np.isfinite(values).all() or abs(steps - steps.mean()).max() > 1e-3 * abs(steps.mean()) or not steps[0]:
+            return None, None, None, (f"{data.name}: its coordinates along {axis} are not evenly spaced: left out",)
+        spacing[index], translation[index] = float((values[-1] - values[0]) / (len(values) - 1)), float(values[0])
+        units.add(str(_plain(scale.attrs, "units")) if "units" in scale.attrs else "")
+    unit = units.pop() if len(units) == 1 else ""
+    return spacing, translation, unit_name(unit) if unit else None, ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Hdf5Volume(FileVolume):
+    data: Any
+    linear: Linear
+
+    def stored(self, selection: Selection) -> Array:
+        try:
+            return self.linear(np.asarray(self.data[selection]))
+        except OSError as error:
+            if "filter" in str(error) and "hdf5plugin" not in str(error):
+                raise OSError(
+                    f"{error}: pip install hdf5plugin, and import it in sitecustomize, or repack it"
+                ) from error
+            raise

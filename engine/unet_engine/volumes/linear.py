@@ -1,0 +1,52 @@
+"""Voxels that are stored as other numbers: ``slope * stored + intercept``, of a type that holds the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unet_engine.volumes.base import Array
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Computed in float64 and rounded once, to `dtype`; whole numbers stay whole."""
+
+    slope: float
+    intercept: float
+    dtype: np.dtype[Any]
+    """Of the results."""
+
+    @classmethod
+    def of(cls, stored: np.dtype[Any], slope: float, intercept: float) -> Linear:
+        """For numbers of the type `stored`. Integers with whole slope and intercept give the smallest type of signed
+        integers that holds all results, types of 16 bits float32, which has all their digits, and others float64."""
+        if (slope, intercept) == (1.0, 0.0):
+            return cls(slope, intercept, stored)
+        if stored.kind in "iu" and slope == int(slope) and intercept == int(intercept):
+            ends = np.iinfo(stored)
+            results = [int(slope) * end + int(intercept) for end in (int(ends.min), int(ends.max))]
+            for kind in (np.int16, np.int32, np.int64):
+                if np.iinfo(kind).min <= min(results) and max(results) <= np.iinfo(kind).max:
+                    return cls(slope, intercept, np.dtype(kind))
+        narrow = stored.kind == "b" or stored.itemsize <= 2 or stored == np.float32
+        return cls(slope, intercept, np.dtype(np.float32 if narrow else np.float64))
+
+    @property
+    def is_identity(self) -> bool:
+        return (self.slope, self.intercept) == (1.0, 0.0)
+
+    def __call__(self, stored: Array) -> Array:
+        if self.is_identity:
+            return stored
+        if self.dtype.kind == "i":
+            whole: Array = stored.astype(self.dtype) * self.dtype.type(self.slope) + self.dtype.type(self.intercept)
+            return whole
+        return np.asarray(stored.astype(np.float64) * self.slope + self.intercept, self.dtype)
+
+    def values(self, stored: Sequence[float]) -> tuple[float, ...]:
+        """What single numbers stand for, as voxels of `dtype`."""
+        return tuple(float(self(np.asarray(v)).item()) if not self.is_identity else v for v in stored)

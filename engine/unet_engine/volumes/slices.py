@@ -1,0 +1,144 @@
+"""Folders of TIFF files, each of which is a slice."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from unet_engine.errors import InputError
+from unet_engine.paths import is_local
+from unet_engine.plan.box import Box
+from unet_engine.units import times
+from unet_engine.volumes.axes import checked_axes
+from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
+from unet_engine.volumes.files import FileVolume, Part, grouped
+from unet_engine.volumes.tiff import ENDINGS, TiffFormat
+
+_OPEN = 128
+"""Files that are held open at once."""
+
+
+class SlicesFormat:
+    def recognises(self, path: str) -> bool:
+        return is_local(path) and Path(path).is_dir() and not _is_zarr(path) and bool(_slices(path))
+
+    def open(self, path: str, axes: str | None) -> Volume:
+        files = _slices(path)
+        first = _slice(files[0])
+        names = "z" + first.axes
+        names = checked_axes(path, (len(files), *first.stored_shape), first.stored_dtype, axes or names)
+        if not names.startswith("z"):
+            raise InputError(
+                f"{path} is a folder of slices, which lie along z: {names!r} is not possible; use --axes zyx"
+            )
+        return SlicesVolume(
+            path=path,
+            axes=names,
+            stored_shape=(len(files), *first.stored_shape),
+            stored_chunks=grouped(
+                names, (len(files), *first.stored_shape), (1, *first.stored_chunks), first.stored_dtype.itemsize
+            ),
+            stored_dtype=first.stored_dtype,
+            nodata=first.nodata,
+            notes=_gaps(path, files),
+            opened_by=self,
+            files=tuple(Part.of(file) for file in files),
+            first=first,
+        )
+
+
+def _is_zarr(path: str) -> bool:
+    return any(os.path.lexists(f"{path}/{name}") for name in ("zarr.json", ".zarray", ".zgroup", "attributes.json"))
+
+
+def _slices(path: str) -> list[str]:
+    """The slices in a folder, in the order of the numbers in their names."""
+    try:
+        names = [entry.name for entry in os.scandir(path) if entry.name.lower().endswith(ENDINGS)]
+    except OSError:
+        return []
+    return [f"{path.rstrip('/')}/{name}" for name in sorted(names, key=_natural) if not name.startswith(".")]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _gaps(path: str, files: list[str]) -> tuple[str, ...]:
+    """A note where numbers are left out, by the last number that differs from file to file."""
+    numbers = [[int(n) for n in re.findall(r"[0-9]+", Path(file).name)] for file in files]
+    if len({len(n) for n in numbers}) != 1:
+        return ()
+    columns = [column for column in zip(*numbers, strict=True) if len(set(column)) == len(files)]
+    steps = np.diff(columns[-1]) if columns and len(files) > 1 else np.ones(1)
+    if (steps == steps[0]).all():
+        return ()
+    at = int(np.flatnonzero(steps != np.median(steps))[0])
+    return (
+        f"{path}: between {Path(files[at]).name} and {Path(files[at + 1]).name} slices seem to be "
+        "missing; they are taken as neighbours",
+    )
+
+
+def _slice(file: str) -> StoredVolume:
+    volume = TiffFormat().open(file, None)
+    assert isinstance(volume, StoredVolume)
+    if "z" in volume.axes or "t" in volume.axes:
+        raise InputError(
+            f"{file} is not a slice but holds {times(volume.stored_shape)} ({volume.axes}); give the file itself"
+        )
+    return volume
+
+
+class _Open:
+    """The slices that were read last."""
+
+    def __init__(self) -> None:
+        self._lock, self._found = threading.Lock(), OrderedDict[str, StoredVolume]()
+
+    def get(self, file: str) -> StoredVolume:
+        with self._lock:
+            if file not in self._found:
+                self._found[file] = _slice(file)
+            self._found.move_to_end(file)
+            while len(self._found) > _OPEN:
+                self._found.popitem(last=False)
+            return self._found[file]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SlicesVolume(FileVolume):
+    first: StoredVolume
+    _open: _Open = field(default_factory=_Open)
+
+    def parts(self, box: Box) -> Iterable[Part]:
+        z = box.slices()[0]
+        return self.files[z.start : z.stop]
+
+    def confirm(self) -> None:
+        """The folder's first and last slice stand for it: asked of every block, of thousands of files."""
+        for part in (self.files[0], self.files[-1]):
+            part.confirm(self.path)
+
+    def stored(self, selection: Selection) -> Array:
+        span = range(*selection[0].indices(self.stored_shape[0]))
+        found = [self._slice(number).stored(selection[1:]) for number in span]
+        return np.stack(found)
+
+    def _slice(self, number: int) -> StoredVolume:
+        part = self.files[number]
+        part.confirm(self.path)
+        volume = self._open.get(part.path)
+        if volume.stored_shape != self.first.stored_shape or volume.stored_dtype != self.first.stored_dtype:
+            raise InputError(
+                f"{part.path} is {times(volume.stored_shape)} {volume.stored_dtype}, the first slice "
+                f"{times(self.first.stored_shape)} {self.first.stored_dtype}"
+            )
+        return volume

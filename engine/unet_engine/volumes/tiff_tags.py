@@ -1,0 +1,100 @@
+"""What a TIFF says of the size of its voxels, in the words of OME, ImageJ, Zeiss or TIFF itself."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as xml
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from unet_engine.units import micrometers, unit_name
+from unet_engine.volumes import nodata
+
+_SCREEN = (72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 240, 300, 350, 360, 400, 600, 1200, 2400)
+"""Pixels per inch that say how a picture is to be shown or printed, and nothing of what is in it."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Per axis as stored; None where it is not known."""
+
+    spacing: list[float] | None = None
+    translation: list[float] | None = None
+    unit: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def placed(series: Any, names: str) -> Placed:
+    """Where the voxels of a series of tifffile's lie; `names` are its axes. Metadata that make no sense say nothing."""
+    for read in (_ome, _imagej, _lsm, _resolution):
+        try:
+            found = read(series)
+        except Exception as error:
+            return Placed(notes=(f"the TIFF's metadata are not understood ({error}): its voxel size is left out",))
+        if found is None:
+            continue
+        sizes, unit = found
+        if all(sizes.get(a) for a in names if a in "zyx"):
+            return Placed([sizes.get(a) or 1.0 for a in names], None, unit)
+        return Placed()
+    return Placed()
+
+
+def _number(value: object) -> float | None:
+    number = float(str(value))
+    return number if isfinite(number) and number > 0 else None
+
+
+_Found = tuple[dict[str, float | None], str | None] | None
+
+
+def _ome(series: Any) -> _Found:
+    text = series.parent.ome_metadata if series.parent.is_ome else None
+    if not text or series.kind != "ome":
+        return None
+    images = [e for e in xml.fromstring(text).iter() if e.tag.rpartition("}")[2] == "Image"]
+    of_image = images[min(series.parent.series.index(series), len(images) - 1)]
+    pixels = next(e for e in of_image.iter() if e.tag.rpartition("}")[2] == "Pixels")
+    units = {a: unit_name(pixels.get(f"PhysicalSize{a.upper()}Unit", "µm")) for a in "zyx"}
+    sizes = {a: pixels.get(f"PhysicalSize{a.upper()}") for a in "zyx"}
+    known = {a: _number(s) for a, s in sizes.items() if s is not None}
+    if len({units[a] for a in known}) < 2:
+        return {**known}, next((units[a] for a in known), None)
+    return {a: micrometers(s, units[a]) if s else None for a, s in known.items()}, "micrometer"
+
+
+def _imagej(series: Any) -> _Found:
+    if series.kind != "imagej":
+        return None
+    said = dict(series.parent.imagej_metadata or {})
+    unit = unit_name(str(said.get("unit", "")).replace("\\u00B5", "µ").replace("\\u00b5", "µ"))
+    if unit in ("", "pixel"):
+        return {}, None
+    x, y = series.keyframe.resolution
+    return {"x": 1 / x if x else None, "y": 1 / y if y else None, "z": _number(said.get("spacing", 1))}, unit
+
+
+def _lsm(series: Any) -> _Found:
+    if series.kind != "lsm":
+        return None
+    said = series.parent.lsm_metadata
+    return {a: (_number(said[f"VoxelSize{a.upper()}"] * 1e6)) for a in "zyx"}, "micrometer"
+
+
+def _resolution(series: Any) -> _Found:
+    page = series.keyframe
+    inches = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit))
+    x, y = page.resolution
+    if not inches or 282 not in page.tags or 283 not in page.tags or min(x, y) <= 0:
+        return None
+    if (page.resolutionunit == 2 and round(x) in _SCREEN) or min(x, y) <= 1:
+        return None
+    return {"x": inches / x, "y": inches / y}, "micrometer"
+
+
+def nodata_of(page: Any, dtype: np.dtype[Any]) -> tuple[float, ...]:
+    """The value that GDAL's tag names for pixels that were not measured."""
+    tag = page.tags.get(42113)
+    return nodata.said({"GDAL_NODATA": str(tag.value).strip("\0 ")}, dtype) if tag else ()

@@ -1,0 +1,115 @@
+"""What a source of models is: how it is recognised, and what reading it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_engine.model.credit import Credit
+from unet_engine.model.spec import Activation
+from unet_engine.units import Tell
+from unet_export.conversion.request import Export
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Wanted(Export):
+    """What the user asks of an import, beside what an export is asked for: `checkpoint` is the source."""
+
+    folds: str | None = None
+    """Of a source with several networks: which, as ``0,1`` or ``all``; None: as the source itself does."""
+    network: str | None = None
+    """What is known of a network by name alone, e.g. ``Unet,resnet34,classes=5``."""
+    uncertified: bool = False
+    """Write the file although it does not give what the source says it does."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a source."""
+
+    name: str
+    network: Any
+    """A `torch.nn.Module` in inference mode that takes and gives float32 (n, c, [z,] y, x); a TorchScript of that kind;
+    or such a graph of ONNX, as a ModelProto."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a source gives to test its network with: arrays (c, [z,] y, x), as they are stored."""
+
+    given: Array
+    """As it comes, before any normalisation."""
+    expected: Array
+    """What the network makes of it: `compared` says behind which step."""
+
+
+Predictor = Callable[[Array], Array]
+"""The source's own: from a volume (c, [z,] y, x), as it comes, to float32 (c, [z,] y, x), what the network's outputs
+blend to."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A source that was read."""
+
+    members: tuple[Member, ...]
+    promised: Mapping[str, Any]
+    """Fields of `ModelSpec` that the source says; all others are found out."""
+    told_by: str
+    """What in the source says them."""
+    credit: Credit
+    samples: tuple[Sample, ...] = ()
+    finish: Callable[[Array], Array] = np.asarray
+    """From the network's outputs (c, [z,] y, x) to what `Sample.expected` holds: what the source does behind it."""
+    finished_as: Activation | None = None
+    """What those are then; None: what the network's outputs are."""
+    tolerance: tuple[float, float] = (1e-3, 1e-3)
+    """Relative and absolute, of a sample's values."""
+    predictor: Predictor | None = None
+    """The source's own, where it is installed."""
+    predicted_by: str = ""
+    """What that is, for people."""
+    example: Array | None = None
+    """A volume for the predictor, where the source has one."""
+    versions: Mapping[str, str] | None = None
+    head: str | None = None
+    """Name of the output that is meant, where the networks still have several."""
+
+
+class Importer(Protocol):
+    """A source of models. Its module imports nothing heavy before `read`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def keeps(self) -> str:
+        """What of a source the model file keeps, for people."""
+        ...
+
+    @property
+    def cannot(self) -> str:
+        """What it does not take, for people."""
+        ...
+
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is of this kind: cheap, and no pickle is read."""
+        ...
+
+    def content(self, path: Path) -> list[Path]:
+        """Files and folders that decide what an import of `path` gives."""
+        ...
+
+    def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
+        """What is in it. Nothing of it is executed but where ``wanted.trust`` says so.
+
+        Raises `ModelError` naming what is missing, damaged or not taken, with the way out."""
+        ...

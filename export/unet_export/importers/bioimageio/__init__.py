@@ -1,0 +1,1 @@
+"""Packages of bioimage.io: description, axes, processing, weights."""

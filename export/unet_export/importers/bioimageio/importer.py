@@ -1,0 +1,277 @@
+"""bioimage.io packages, formats 0.4 and 0.5: a folder or zip with ``rdf.yaml``, or that file itself."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import ModelError, SettingsError, first_line
+from unet_engine.model.credit import Credit
+from unet_engine.units import Tell
+from unet_export.importers.base import Array, Imported, Member, Sample, Wanted
+from unet_export.importers.bioimageio import processing
+from unet_export.importers.bioimageio.description import Description, Tensor, described, file_of, plain
+from unet_export.importers.bioimageio.layout import Layout, Order, layout_of, on_steps, window_near
+from unet_export.importers.bioimageio.weights import Found, network_of
+from unet_export.importers.files import Files
+from unet_export.importers.steps import Crop, Finer, Reorder, Step, wrapped_graph
+
+_IMAGES = ("restoration", "denoising", "image-restoration", "super-resolution", "reconstruction", "virtual-staining")
+"""Tags of models whose outputs are images."""
+_WINDOW = {"yx": 256, "zyx": 64}
+"""Size that is taken where no test input tells one."""
+
+
+class BioimageIO:
+    name = "bioimage.io"
+    keeps = (
+        "formats 0.4 and 0.5: axes, sizes, halo, pre- and postprocessing, class names, licence, authors, citation; ONNX as "
+        "it is; TorchScript, and PyTorch weights with their code, with --trust; its test tensors are the certificate"
+    )
+    cannot = (
+        "several inputs, outputs finer than the input, time, Keras and TensorFlow weights, postprocessing that measures "
+        "the whole output or makes objects of it (left out)"
+    )
+
+    def recognises(self, path: Path) -> bool:
+        if path.is_dir():
+            return file_of([p.name for p in path.iterdir()]) is not None
+        if path.name.lower().endswith((".yaml", ".yml")):
+            return file_of([path.name]) is not None
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+            return False
+        return file_of([n.rpartition("/")[2] for n in names if n.count("/") <= 1]) is not None
+
+    def content(self, path: Path) -> list[Path]:
+        return [path.parent if path.is_file() and not zipfile.is_zipfile(path) else path]
+
+    def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
+        named = path.name if path.is_file() and not zipfile.is_zipfile(path) else None
+        with Files(path.parent if named else path) as files:
+            file = named or file_of(files.names)
+            if file is None:
+                raise ModelError(f"{path} holds no rdf.yaml at its top; get the package again")
+            return _read(files, described(files, file), wanted, tell)
+
+
+def _read(files: Files, said: Description, wanted: Wanted, tell: Tell) -> Imported:
+    given, index = _one_input(said), _output(said, wanted)
+    made = said.outputs[index]
+    layout = layout_of(said, given, made)
+    behind = processing.behind_of(said, given, made)
+    promised = _promised(said, given, made, layout, behind, wanted)
+    found = network_of(files, said, index, wanted, tell)
+    promised |= _fixed(found, given, layout)
+    samples, tested = _samples(files, said, given, made, layout, behind, tell)
+    if "window" not in promised:
+        size = tested or (_WINDOW[layout.axes],) * len(layout.axes)
+        promised["window"] = window_near(promised["window_min"], promised["window_step"], size)
+    return Imported(
+        (Member(found.name, _network(said, found, layout, given, behind, index)),),
+        promised,
+        "its description",
+        _credit(said, behind),
+        samples,
+        _finish(behind),
+        behind.finished_as,
+        said.tolerance or (1e-3, 1e-3),
+        versions={"bioimage.io format": said.format},
+    )
+
+
+def _one_input(said: Description) -> Tensor:
+    if len(said.inputs) != 1:
+        names = ", ".join(t.id for t in said.inputs)
+        raise ModelError(
+            f"{said.path}: {said.name} takes {len(said.inputs)} inputs ({names}), and a volume is one; run it with "
+            "bioimageio.core"
+        )
+    return said.inputs[0]
+
+
+def _output(said: Description, wanted: Wanted) -> int:
+    names = [t.id for t in said.outputs]
+    if wanted.head is not None:
+        if wanted.head not in names:
+            raise SettingsError(
+                f"--head {wanted.head}: {said.path} has the outputs {', '.join(names)}; name one of them"
+            )
+        return names.index(wanted.head)
+    if len(names) != 1:
+        raise ModelError(
+            f"{said.path}: {said.name} has the outputs {', '.join(names)}; name the one you want with --head"
+        )
+    return 0
+
+
+def _promised(
+    said: Description, given: Tensor, made: Tensor, layout: Layout, behind: processing.Behind, wanted: Wanted
+) -> dict[str, Any]:
+    """Fields of the `ModelSpec` that the description says."""
+    values: dict[str, Any] = {
+        "name": said.name,
+        "window_min": layout.window_min,
+        "window_step": on_steps(layout.window_min, layout.window_step, layout.scale),
+    }
+    if layout.channels_in:
+        values["channels_in"] = layout.channels_in
+    if layout.spacing:
+        values |= {"spacing": layout.spacing, "spacing_unit": layout.spacing_unit}
+    if not wanted.normalize:
+        values["normalization"] = processing.before_of(said, given).normalization()
+    channel = made.axis("channel")
+    names = processing.channel_names(channel)
+    if behind.activation:
+        values["activation"] = behind.activation
+    several = channel is not None and channel.size not in (None, 1)
+    if behind.activation == "softmax":
+        values["channels"] = "classes"
+        values |= {"classes": names} if several and len(names) == (channel.size if channel else 0) else {}
+    elif behind.activation == "sigmoid" and several:
+        values["channels"] = "multilabel"
+        values |= {"classes": ("background", *names)} if names else {}
+    elif behind.activation is None and _makes_images(said):
+        values |= {"channels": "image", "activation": "none"}
+    return values
+
+
+def _makes_images(said: Description) -> bool:
+    tags = {str(tag).lower() for tag in said.said.get("tags") or ()}
+    return bool(tags & set(_IMAGES)) and not any("segmentation" in tag for tag in tags)
+
+
+def _fixed(found: Found, given: Tensor, layout: Layout) -> dict[str, Any]:
+    """Sizes that the graph of the network fixes, whatever the description says."""
+    if len(found.sizes) != len(given.axes) or found.sizes.count(None) == len(found.sizes):
+        return {}
+    by_axis = {a.id: n for a, n in zip(given.axes, found.sizes, strict=True) if a.kind == "space"}
+    sizes = [by_axis.get(axis) for axis in layout.axes]
+    if not any(sizes):
+        return {}
+    pairs = list(zip(sizes, layout.window_min, layout.window_step, strict=True))
+    least = tuple(n or low for n, low, _ in pairs)
+    step = tuple(0 if n else s for n, _, s in pairs)
+    return {"window_min": least, "window_step": step}
+
+
+# --- the network between its axes ---
+
+
+def _network(
+    said: Description, found: Found, layout: Layout, given: Tensor, behind: processing.Behind, index: int
+) -> Any:
+    before: list[Step] = list(processing.before_of(said, given).steps) if _has_steps(said, given) else []
+    before += _into(layout.input)
+    after: list[Step] = _out_of(layout.output)
+    if any(s > 1 for s in layout.scale):
+        after.append(Finer(layout.scale))
+    after += behind.steps
+    if any(layout.halo):
+        after.append(Crop(layout.halo))
+    if hasattr(found.network, "SerializeToString"):
+        if not before and not after and _is_plain(found):
+            return found.network
+        try:
+            return wrapped_graph(found.network, before, after, found.output, len(layout.axes))
+        except Exception as error:  # ONNX's converter raises what it likes
+            raise ModelError(
+                f"{said.path}: {found.name} cannot be brought into the engine's order of axes: {first_line(error)}; export "
+                "it with a newer operator set"
+            ) from error
+    from unet_export.importers.module_steps import wrapped_module
+
+    return wrapped_module(found.network, before, after, index if len(said.outputs) > 1 else None)
+
+
+def _has_steps(said: Description, given: Tensor) -> bool:
+    try:
+        return bool(processing.before_of(said, given).steps)
+    except ModelError:  # --normalize says what is done instead
+        return False
+
+
+def _is_plain(found: Found) -> bool:
+    images = [v for v in found.network.graph.input if v.type.tensor_type.elem_type != 1]
+    return not images and len(found.network.graph.output) == 1
+
+
+def _into(order: Order) -> list[Step]:
+    return [] if order.is_plain else [Reorder(order.leaving(), order.permutation(), order.entering())]
+
+
+def _out_of(order: Order) -> list[Step]:
+    """Back from the order of the source: what entered leaves, what left enters."""
+    if order.is_plain:
+        return []
+    back = tuple(int(i) for i in np.argsort(order.permutation()))
+    return [Reorder(order.entering(), back, order.leaving())]
+
+
+# --- what comes with it ---
+
+
+def _samples(
+    files: Files, said: Description, given: Tensor, made: Tensor, layout: Layout, behind: processing.Behind, tell: Tell
+) -> tuple[tuple[Sample, ...], tuple[int, ...] | None]:
+    """Its test tensors, where they can be compared, and the size of the input."""
+    if not given.test or not made.test:
+        return (), None
+    arrays = [_array(files, said, t) for t in (given, made)]
+    for tensor, array in zip((given, made), arrays, strict=True):
+        if array.ndim != len(tensor.axes):
+            raise ModelError(
+                f"{said.path}: the test tensor of {tensor.id} has {array.ndim} axes, its description {len(tensor.axes)}; "
+                "get the package again"
+            )
+    image = layout.input.to_ours(arrays[0])
+    expected = layout.output.to_ours(arrays[1])
+    if any(s > 1 for s in layout.scale):
+        if behind.finish:
+            tell("note: its test output is coarser than its input and behind an activation: it is not compared with")
+            return (), image.shape[1:]
+        expected = _finer(expected, layout.scale)
+    return (Sample(image, expected),), image.shape[1:]
+
+
+def _array(files: Files, said: Description, tensor: Tensor) -> Array:
+    path = files.check(plain(str(tensor.test)), tensor.test_sha256)
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise ModelError(
+            f"{said.path}: its test tensor {tensor.test} cannot be read: {first_line(error)}; get the package again"
+        ) from error
+
+
+def _finer(array: Array, scale: Sequence[int]) -> Array:
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None]
+    return np.asarray(Finer(tuple(scale)).on_torch(tensor)[0])
+
+
+def _finish(behind: processing.Behind) -> Any:
+    def finish(values: Array) -> Array:
+        for step in behind.finish:
+            values = step(values)
+        return values
+
+    return finish
+
+
+def _credit(said: Description, behind: processing.Behind) -> Credit:
+    return Credit(
+        source=f"bioimage.io {said.format}: {said.name}",
+        version=said.version,
+        licence=said.licence,
+        authors=said.authors,
+        citation=said.citation,
+        left_out=tuple(behind.left_out),
+    )

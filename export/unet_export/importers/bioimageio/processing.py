@@ -1,0 +1,361 @@
+"""What bioimage.io models want done before and behind the network, as our normalisation, activation and steps in the
+graph; what is none of these is named.
+
+The meaning of each operation is that of bioimageio.core (`bioimageio.core.proc_ops`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import ModelError
+from unet_engine.model.spec import Activation
+from unet_export.importers.base import Array
+from unet_export.importers.bioimageio.description import Axis, Description, Step, Tensor
+from unet_export.importers.steps import Above, Affine, Cast, Clip, Sigmoid, Softmax
+from unet_export.importers.steps import Step as GraphStep
+
+EPS = 1e-6
+_FLOATS = ("float32", "float64", "float16")
+
+
+# --- before ---
+
+
+@dataclass
+class Before:
+    """What was understood so far of the steps before the network, in the order in which it happens: clip, statistics
+    with their affine form, steps in the graph."""
+
+    clip: tuple[tuple[float, float], ...] | None = None
+    clip_percentiles: tuple[float, float] | None = None
+    gain: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+    """Of raw values, where nothing is measured."""
+    measured: dict[str, Any] | None = None
+    """Fields of a `Normalization` that looks at the volume."""
+    steps: list[GraphStep] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def normalization(self) -> dict[str, Any]:
+        """Fields of the `Normalization`."""
+        said: dict[str, Any] = dict(self.measured or {"mode": "none"})
+        if self.measured is None and (self.gain != (1.0,) or self.offset != (0.0,)):
+            gain, offset = np.broadcast_arrays(self.gain, self.offset)
+            said = {"mode": "fixed", "mean": tuple(float(v) for v in -offset / gain), "std": tuple(1 / gain)}
+        if self.clip:
+            said["clip"] = self.clip
+        if self.clip_percentiles:
+            said["clip_percentiles"] = self.clip_percentiles
+        return said
+
+
+def before_of(said: Description, given: Tensor) -> Before:
+    """The steps before the network. Raises `ModelError` naming one that has no counterpart here."""
+    found = Before()
+    for step in given.steps:
+        understood = _BEFORE.get(step.name)
+        if understood is None:
+            raise _not_possible(said, step, "runs code or looks at what no window shows")
+        understood(said, given, step, found)
+    return found
+
+
+def _not_possible(said: Description, step: Step, why: str) -> ModelError:
+    return ModelError(
+        f"{said.path}: its preprocessing {step.name} {why}; prepare the volume with bioimageio.core, or say how voxels "
+        "become numbers with --normalize"
+    )
+
+
+def _linear(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    gain, offset = _numbers(step, "gain", 1.0), _numbers(step, "offset", 0.0)
+    _check_axis(said, step)
+    _affine(said, step, found, gain, offset)
+
+
+def _affine(said: Description, step: Step, found: Before, gain: Sequence[float], offset: Sequence[float]) -> None:
+    if found.measured is not None or found.steps or min(gain) <= 0:
+        found.steps.append(Affine(tuple(gain), tuple(offset)))
+        return
+    a, b = np.asarray(gain), np.asarray(offset)
+    found.gain = tuple(float(v) for v in np.atleast_1d(np.asarray(found.gain) * a))
+    found.offset = tuple(float(v) for v in np.atleast_1d(np.asarray(found.offset) * a + b))
+
+
+def _fixed(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    _check_axis(said, step)
+    mean, std = np.asarray(_numbers(step, "mean")), np.asarray(_numbers(step, "std"))
+    scale = 1 / (std + float(step.kwargs.get("eps", EPS)))
+    _affine(said, step, found, tuple(np.atleast_1d(scale)), tuple(np.atleast_1d(-mean * scale)))
+
+
+def _clip(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    kwargs = step.kwargs
+    percent = kwargs.get("min_percentile"), kwargs.get("max_percentile")
+    low, high = kwargs.get("min"), kwargs.get("max")
+    if percent != (None, None):
+        if found.measured or found.steps or found.clip or found.clip_percentiles or (low, high) != (None, None):
+            raise _not_possible(said, step, "measures percentiles of what was normalised already")
+        _joint(said, given, step)
+        found.clip_percentiles = (float(percent[0] or 0.0), float(100.0 if percent[1] is None else percent[1]))
+        return
+    if found.measured is None and not found.steps and found.clip is None and found.clip_percentiles is None:
+        found.clip = _raw_bounds(found, low, high)
+        if found.clip is not None:
+            return
+    elif _is_to_the_ends(found, low, high):
+        found.clip_percentiles = (found.measured or {})["low"], (found.measured or {})["high"]
+        return
+    found.steps.append(Clip(_maybe(low), _maybe(high)))
+
+
+def _maybe(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _raw_bounds(found: Before, low: Any, high: Any) -> tuple[tuple[float, float], ...] | None:
+    """Bounds in raw units of what is clipped behind an affine form; None where one side is open."""
+    if low is None or high is None:
+        return None
+    gain, offset = np.broadcast_arrays(found.gain, found.offset)
+    return tuple(
+        ((float(low) - b) / a, (float(high) - b) / a) for a, b in zip(gain.tolist(), offset.tolist(), strict=True)
+    )
+
+
+def _is_to_the_ends(found: Before, low: Any, high: Any) -> bool:
+    """Whether percentiles were brought to 0 and 1, and what lies beyond is cut off there."""
+    is_range = found.measured is not None and found.measured.get("mode") == "percentile"
+    return is_range and not found.steps and not found.clip and not found.clip_percentiles and (low, high) == (0, 1)
+
+
+def _zscore(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    if step.kwargs.get("mode") == "fixed":  # 0.4
+        _fixed(said, given, step, found)
+        return
+    together = _joint(said, given, step)
+    _measure(said, step, found, {"mode": "zscore"}, together)
+
+
+def _range(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    other = step.kwargs.get("reference_tensor")
+    if other not in (None, given.id):
+        raise _not_possible(said, step, f"is measured of {other}")
+    low, high = float(step.kwargs.get("min_percentile", 0.0)), float(step.kwargs.get("max_percentile", 100.0))
+    together = _joint(said, given, step)
+    _measure(said, step, found, {"mode": "percentile", "low": low, "high": high}, together)
+
+
+def _measure(said: Description, step: Step, found: Before, fields: dict[str, Any], together: bool) -> None:  # noqa: FBT001
+    if found.steps:
+        raise _not_possible(said, step, "measures what was normalised already")
+    # statistics of an affine form of the voxels are that form of theirs: what came before drops out
+    eps = float(step.kwargs.get("eps", EPS))
+    if together and len(set(found.gain)) + len(set(found.offset)) > 2:
+        raise _not_possible(said, step, "measures channels together that were scaled apart")
+    found.measured = fields | ({"eps": eps / found.gain[0]} if eps else {}) | ({"together": True} if together else {})
+    found.gain, found.offset = (1.0,), (0.0,)
+
+
+def _joint(said: Description, given: Tensor, step: Step) -> bool:
+    """Whether statistics are of all channels together. Raises where they are not of all of space."""
+    axes = step.kwargs.get("axes")
+    channel = given.axis("channel")
+    several = channel is not None and channel.size != 1
+    if axes is None:
+        return several
+    names = set(axes) if isinstance(axes, str) else {str(a) for a in axes}
+    lacking = [a.id for a in given.axes if a.kind == "space" and a.id not in names and a.size != 1]
+    if lacking:
+        raise _not_possible(said, step, f"is measured apart along {', '.join(lacking)}")
+    return several and bool(names & {"c", "channel", channel.id if channel else "channel"})
+
+
+def _type(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    dtype = str(step.kwargs["dtype"])
+    if dtype in _FLOATS:
+        return
+    untouched = found == Before()
+    if not (untouched and dtype == given.dtype):
+        found.steps.extend([Cast(dtype), Cast("float32")])
+
+
+def _binarize(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    _check_axis(said, step)
+    found.steps.append(Above(_numbers(step, "threshold")))
+
+
+def _sigmoid(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    found.steps.append(Sigmoid())
+
+
+def _softmax(said: Description, given: Tensor, step: Step, found: Before) -> None:
+    if str(step.kwargs.get("axis", "channel")) != "channel":
+        raise _not_possible(said, step, f"runs along {step.kwargs['axis']}")
+    found.steps.append(Softmax())
+
+
+_BEFORE: dict[str, Callable[[Description, Tensor, Step, Before], None]] = {
+    "scale_linear": _linear,
+    "fixed_zero_mean_unit_variance": _fixed,
+    "zero_mean_unit_variance": _zscore,
+    "scale_range": _range,
+    "clip": _clip,
+    "ensure_dtype": _type,
+    "binarize": _binarize,
+    "sigmoid": _sigmoid,
+    "softmax": _softmax,
+}
+
+
+def _numbers(step: Step, name: str, default: float | None = None) -> tuple[float, ...]:
+    value = step.kwargs.get(name, default)
+    if value is None:
+        raise KeyError(name)
+    return tuple(float(v) for v in value) if isinstance(value, list | tuple) else (float(value),)
+
+
+def _check_axis(said: Description, step: Step) -> None:
+    axis = step.kwargs.get("axis")
+    if axis not in (None, "channel", "c"):
+        raise ModelError(f"{said.path}: its {step.name} has values along {axis}, and only channels may have their own")
+    axes = step.kwargs.get("axes")
+    several = any(len(_numbers(step, n)) > 1 for n in ("gain", "offset", "mean", "std") if n in step.kwargs)
+    if several and axis is None and axes not in (None, "yx", "zyx", "xy"):
+        raise ModelError(f"{said.path}: its {step.name} has values along other axes than channels; describe it anew")
+
+
+# --- behind ---
+
+
+@dataclass
+class Behind:
+    """What follows the network."""
+
+    activation: Activation | None = None
+    """None: whatever the graph ends in."""
+    threshold: float | None = None
+    """Of probabilities, or of numbers where there is no activation."""
+    steps: list[GraphStep] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    finish: list[Callable[[Array], Array]] = field(default_factory=list)
+    """The same on NumPy arrays (c, [z,] y, x), for comparing with test tensors; those left out, too."""
+    finished_as: Activation | None = None
+    """What outputs are behind it."""
+
+
+def behind_of(said: Description, given: Tensor, made: Tensor) -> Behind:
+    """The steps behind the network. What has no counterpart is left out, with all that follows it."""
+    found = Behind()
+    for step in made.steps:
+        if found.left_out or (found.threshold is not None and step.name != "ensure_dtype"):
+            found.left_out.append(f"{step.name}, which follows that")
+            continue
+        understood = _BEHIND.get(step.name)
+        if understood is None:
+            found.left_out.append(f"postprocessing {step.name}: {_WHY.get(step.name, 'it is not known here')}")
+            continue
+        understood(step, found)
+    return found
+
+
+_WHY = {
+    "scale_mean_variance": "it measures the whole output, which is written block by block",
+    "scale_range": "it measures the whole output, which is written block by block",
+    "zero_mean_unit_variance": "it measures the whole output, which is written block by block",
+    "stardist_postprocessing": "it makes objects of the whole output; run it on the written probabilities",
+    "cellpose_flow_dynamics": "it makes objects of the whole output; run it on the written outputs",
+    "custom_processing": "it is code of the package",
+}
+
+
+def _behind_sigmoid(step: Step, found: Behind) -> None:
+    _into_graph(found)
+    found.activation, found.finished_as = "sigmoid", "probabilities_each"
+    found.finish.append(lambda y: 1 / (1 + np.exp(-y)))
+
+
+def _behind_softmax(step: Step, found: Behind) -> None:
+    if str(step.kwargs.get("axis", "channel")) != "channel":
+        found.left_out.append(f"postprocessing softmax along {step.kwargs['axis']}: channels alone are known here")
+        return
+    _into_graph(found)
+    found.activation, found.finished_as = "softmax", "probabilities"
+    found.finish.append(_softmax_of)
+
+
+def _softmax_of(y: Array) -> Array:
+    e = np.exp(y - y.max(0, keepdims=True))
+    return np.asarray(e / e.sum(0, keepdims=True))
+
+
+def _behind_binarize(step: Step, found: Behind) -> None:
+    limits = _numbers(step, "threshold")
+    if len(limits) == 1 and (limits[0] != 0.5 or found.activation is None):
+        found.left_out.append(
+            f"postprocessing binarize above {limits[0]:g}: labels are set where probabilities reach 0.5"
+        )
+        return
+    if len(limits) > 1:
+        found.left_out.append("postprocessing binarize with a threshold for each channel: one for all is known here")
+        return
+    found.threshold = limits[0]
+    found.finish.append(lambda y: np.asarray(y > limits[0], np.float32))
+    found.finished_as = "probabilities_each"
+
+
+def _into_graph(found: Behind) -> None:
+    """What is done behind an activation can be done in the graph alone, and then the activation, too."""
+    if found.activation is not None:
+        found.steps.append(Sigmoid() if found.activation == "sigmoid" else Softmax())
+    found.activation = found.finished_as = None
+    found.finish.clear()
+
+
+def _behind_linear(step: Step, found: Behind) -> None:
+    gain, offset = _numbers(step, "gain", 1.0), _numbers(step, "offset", 0.0)
+    _into_graph(found)
+    found.steps.append(Affine(gain, offset))
+
+
+def _behind_clip(step: Step, found: Behind) -> None:
+    low, high = step.kwargs.get("min"), step.kwargs.get("max")
+    if low is None and high is None:
+        found.left_out.append("postprocessing clip to percentiles: it measures the whole output")
+        return
+    _into_graph(found)
+    found.steps.append(Clip(_maybe(low), _maybe(high)))
+
+
+def _behind_fixed(step: Step, found: Behind) -> None:
+    mean, std = np.asarray(_numbers(step, "mean")), np.asarray(_numbers(step, "std"))
+    scale = 1 / (std + float(step.kwargs.get("eps", EPS)))
+    _behind_linear(replace(step, kwargs={"gain": scale.tolist(), "offset": (-mean * scale).tolist()}), found)
+
+
+def _behind_type(step: Step, found: Behind) -> None:
+    dtype = str(step.kwargs["dtype"])
+    if dtype not in _FLOATS and found.threshold is None:
+        found.left_out.append(f"postprocessing ensure_dtype {dtype}: outputs are blended as floats, see --dtype")
+
+
+_BEHIND: dict[str, Callable[[Step, Behind], None]] = {
+    "sigmoid": _behind_sigmoid,
+    "softmax": _behind_softmax,
+    "binarize": _behind_binarize,
+    "scale_linear": _behind_linear,
+    "clip": _behind_clip,
+    "fixed_zero_mean_unit_variance": _behind_fixed,
+    "ensure_dtype": _behind_type,
+}
+
+
+def channel_names(axis: Axis | None) -> tuple[str, ...]:
+    """Names of channels that tell something."""
+    names = axis.names if axis else ()
+    return () if any(n.lower().startswith("channel") for n in names) else names

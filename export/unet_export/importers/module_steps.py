@@ -1,0 +1,34 @@
+"""A network of PyTorch between other steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from unet_export.importers.steps import Step
+
+
+class Wrapped(nn.Module):  # type: ignore[misc]  # the type checker skips torch
+    """`before`, the network, `after`; of several outputs the one at `place`."""
+
+    def __init__(self, network: Any, before: Sequence[Step], after: Sequence[Step], place: Any = None) -> None:
+        super().__init__()
+        self.network, self.before, self.after, self.place = network, tuple(before), tuple(after), place
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.before:
+            x = step.on_torch(x)
+        y = self.network(x)
+        if self.place is not None:
+            y = y[self.place]
+        for step in self.after:
+            y = step.on_torch(y)
+        return y
+
+
+def wrapped_module(network: Any, before: Sequence[Step], after: Sequence[Step], place: Any = None) -> Any:
+    """A module that does `before`, calls `network`, takes the output at `place`, and does `after`; `network` itself
+    where there is nothing to do."""
+    return Wrapped(network, before, after, place) if before or after or place is not None else network

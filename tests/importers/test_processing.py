@@ -1,0 +1,207 @@
+"""Every operation of bioimage.io before and behind a network: what a run feeds and gives, against the operations of its
+own library, where that is installed, and always against NumPy."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("yaml")
+
+from support import packages  # noqa: E402
+from unet_engine.errors import ModelError  # noqa: E402
+from unet_engine.model.normalization import Normalization  # noqa: E402
+from unet_engine.volumes.normalize import scaling  # noqa: E402
+from unet_export.importers.bioimageio import processing  # noqa: E402
+from unet_export.importers.bioimageio.description import described  # noqa: E402
+from unet_export.importers.files import Files  # noqa: E402
+
+step = packages.step
+CZYX = ["channel", "y", "x"]
+RAW = packages.image((1, 2, 24, 32)).astype(np.float32)
+RAW[:, 1] = RAW[:, 1] * 0.25 + 7
+
+
+def joint(x):
+    return (x - x.mean()) / (x.std() + 1e-6)
+
+
+def each(x):
+    return (x - x.mean((2, 3), keepdims=True)) / (x.std((2, 3), keepdims=True) + 1e-6)
+
+
+def ranged(x, low, high, axes):
+    a, b = (np.percentile(x, p, axes, keepdims=True) for p in (low, high))
+    return (x - a) / (b - a + 1e-6)
+
+
+PAIR = np.array([1.0, 2.0]).reshape(1, 2, 1, 1)
+BEFORE = {
+    "nothing": ([], lambda x: x),
+    "per channel": ([step("zero_mean_unit_variance", axes=["y", "x"])], each),
+    "channels together": ([step("zero_mean_unit_variance", axes=CZYX)], joint),
+    "of all axes": ([step("zero_mean_unit_variance")], joint),
+    "range": (
+        [step("scale_range", axes=["y", "x"], min_percentile=1, max_percentile=99)], lambda x: ranged(x, 1, 99, (2, 3))
+    ),
+    "range of all": ([step("scale_range", axes=CZYX)], lambda x: ranged(x, 0, 100, (1, 2, 3))),
+    "range, clipped to its ends": (
+        [step("scale_range", axes=["y", "x"], min_percentile=2, max_percentile=98), step("clip", min=0.0, max=1.0)],
+        lambda x: ranged(x, 2, 98, (2, 3)).clip(0, 1),
+    ),
+    "fixed": (
+        [step("fixed_zero_mean_unit_variance", mean=300.0, std=120.0)], lambda x: (x - 300) / (120 + 1e-6)
+    ),
+    "fixed per channel": (
+        [step("fixed_zero_mean_unit_variance", mean=[300.0, 50.0], std=[120.0, 9.0], axis="channel")],
+        lambda x: (x - 300 * PAIR**0 * np.array([1, 1 / 6]).reshape(1, 2, 1, 1)) / np.array([120, 9]).reshape(1, 2, 1, 1),
+    ),
+    "linear": ([step("scale_linear", gain=0.5, offset=-3.0)], lambda x: x * 0.5 - 3),
+    "linear per channel": (
+        [step("scale_linear", gain=[1.0, 2.0], offset=[0.5, 1.0], axis="channel")], lambda x: x * PAIR + PAIR / 2
+    ),
+    "linear downwards": ([step("scale_linear", gain=-1.0, offset=1.0)], lambda x: 1 - x),
+    "clip, then measure": ([step("clip", min=100.0, max=500.0), step("zero_mean_unit_variance", axes=["y", "x"])],
+                           lambda x: each(x.clip(100, 500))),
+    "linear, then clip": (
+        [step("scale_linear", gain=0.01, offset=0.0), step("clip", min=1.0, max=4.0)], lambda x: (x * 0.01).clip(1, 4)
+    ),
+    "clip from below": ([step("clip", min=100.0)], lambda x: x.clip(100)),
+    "measure, then clip": (
+        [step("zero_mean_unit_variance", axes=["y", "x"]), step("clip", min=-1.0, max=1.0)], lambda x: each(x).clip(-1, 1)
+    ),
+    "measure, then linear": (
+        [step("zero_mean_unit_variance", axes=["y", "x"]), step("scale_linear", gain=2.0, offset=1.0)],
+        lambda x: each(x) * 2 + 1,
+    ),
+    "linear, then measure": (
+        [step("scale_linear", gain=4.0, offset=1.0), step("zero_mean_unit_variance", axes=["y", "x"])],
+        lambda x: each(x * 4 + 1),
+    ),
+    "measure twice": (
+        [step("scale_range", axes=CZYX), step("zero_mean_unit_variance", axes=["y", "x"])], each
+    ),
+    "threshold": ([step("binarize", threshold=300.0)], lambda x: x > 300),
+    "sigmoid": ([step("scale_linear", gain=0.01, offset=-2.0), step("sigmoid")], lambda x: 1 / (1 + np.exp(2 - x / 100))),
+    "softmax": ([step("scale_linear", gain=0.001, offset=0.0), step("softmax", axis="channel")],
+                lambda x: np.exp(x / 1000) / np.exp(x / 1000).sum(1, keepdims=True)),
+    "types": ([step("ensure_dtype", dtype="float32"), step("scale_linear", gain=0.37, offset=0.0),
+               step("ensure_dtype", dtype="int16")], lambda x: (x * np.float32(0.37)).astype(np.int16)),
+}  # fmt: skip
+
+
+def read(tmp_path, before=(), behind=()):
+    folder = packages.package(
+        tmp_path / "pkg", None, RAW, RAW, before=before, behind=behind, weights={"onnx": {"source": "n"}}
+    )
+    return described(Files(folder), "rdf.yaml")
+
+
+def fed(said, x):
+    """What the network gets of `x` (1, c, *space)."""
+    found = processing.before_of(said, said.inputs[0])
+    scale = scaling(Normalization.model_validate(found.normalization()), list(x[0]))
+    y = torch.from_numpy(np.stack([scale.normalised(v, c) for c, v in enumerate(x[0])])[None])
+    for made in found.steps:
+        y = made.on_torch(y)
+    return y.numpy()
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_what_the_network_is_fed(tmp_path, name):
+    steps, expected = BEFORE[name]
+    got = fed(read(tmp_path, before=steps), RAW)
+    np.testing.assert_allclose(got, expected(RAW.astype(np.float64)), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_the_library_of_the_format_feeds_the_same(tmp_path, name):
+    core = pytest.importorskip("bioimageio.core.proc_ops")
+    got = fed(read(tmp_path, before=BEFORE[name][0]), RAW)
+    np.testing.assert_allclose(got, by_library(core, BEFORE[name][0], RAW), rtol=2e-5, atol=2e-5)
+
+
+def by_library(core, steps, x):
+    """The steps as bioimageio.core does them."""
+    from bioimageio.core import Sample, Tensor
+    from bioimageio.core.stat_calculators import compute_measures
+    from bioimageio.spec.model import v0_5
+
+    kinds = {
+        "zero_mean_unit_variance": v0_5.ZeroMeanUnitVarianceDescr, "scale_range": v0_5.ScaleRangeDescr,
+        "fixed_zero_mean_unit_variance": v0_5.FixedZeroMeanUnitVarianceDescr, "scale_linear": v0_5.ScaleLinearDescr,
+        "clip": v0_5.ClipDescr, "binarize": v0_5.BinarizeDescr, "sigmoid": v0_5.SigmoidDescr,
+        "softmax": v0_5.SoftmaxDescr, "ensure_dtype": v0_5.EnsureDtypeDescr,
+    }  # fmt: skip
+    sample = Sample(members={"raw": Tensor(x, ("batch", "channel", "y", "x"))}, stat={}, id="s")
+    for said in steps:
+        operation = core.get_proc(
+            kinds[said["id"]].model_validate({k: v for k, v in said.items() if v}),
+            v0_5.InputTensorDescr.model_construct(id="raw"),
+        )
+        sample.stat |= compute_measures(operation.required_measures, [sample])
+        operation(sample)
+    return np.asarray(sample.members["raw"].data)
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ([step("zero_mean_unit_variance", axes=["x"])], "measured apart along y"),
+        ([step("zero_mean_unit_variance", axes=CZYX), step("clip", min=0.0), step("scale_range", axes=CZYX)], "normalised already"),
+        ([step("scale_range", axes=CZYX, reference_tensor="other")], "measured of other"),
+        ([step("custom_processing")], "custom_processing"),
+        ([step("softmax", axis="x")], "along x"),
+        ([step("scale_linear", gain=[1.0, 2.0], offset=[0.0, 0.0], axis="y")], "along y"),
+    ],
+)  # fmt: skip
+def test_what_has_no_counterpart_before_the_network_is_named(tmp_path, steps, why):
+    said = read(tmp_path, before=steps)
+    with pytest.raises(ModelError, match=why):
+        processing.before_of(said, said.inputs[0])
+
+
+@pytest.mark.parametrize("name", ["scale_mean_variance", "scale_range", "stardist_postprocessing", "custom_processing"])
+def test_what_has_no_counterpart_behind_it_is_left_out_by_name(tmp_path, name):
+    said = read(tmp_path, behind=[step(name, axes=["y", "x"], reference_tensor="raw"), step("clip", min=0, max=1)])
+    found = processing.behind_of(said, said.inputs[0], said.outputs[0])
+    assert found.left_out[0].startswith(f"postprocessing {name}: ")
+    assert found.left_out[1] == "clip, which follows that"
+    assert not found.steps
+
+
+BEHIND = {
+    "nothing": ([], None, lambda y: y),
+    "sigmoid": ([step("sigmoid")], "sigmoid", lambda y: 1 / (1 + np.exp(-y))),
+    "softmax": ([step("softmax", axis="channel")], "softmax", lambda y: np.exp(y) / np.exp(y).sum(0)),
+    "linear": ([step("scale_linear", gain=2.0, offset=1.0)], None, lambda y: 2 * y + 1),
+    "clip": ([step("clip", min=-0.5, max=0.5)], None, lambda y: y.clip(-0.5, 0.5)),
+    "sigmoid, then linear": (
+        [step("sigmoid"), step("scale_linear", gain=255.0, offset=0.0)],
+        None,
+        lambda y: 255 / (1 + np.exp(-y)),
+    ),
+    "linear, then sigmoid": (
+        [step("scale_linear", gain=3.0, offset=0.0), step("sigmoid")],
+        "sigmoid",
+        lambda y: 1 / (1 + np.exp(-3 * y)),
+    ),
+    "threshold": ([step("sigmoid"), step("binarize", threshold=0.5)], "sigmoid", lambda y: y > 0),
+    "type": ([step("sigmoid"), step("ensure_dtype", dtype="float32")], "sigmoid", lambda y: 1 / (1 + np.exp(-y))),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_what_follows_the_network(tmp_path, name):
+    steps, activation, expected = BEHIND[name]
+    said = read(tmp_path, behind=steps)
+    found = processing.behind_of(said, said.inputs[0], said.outputs[0])
+    assert found.activation == activation
+    assert not found.left_out
+    y = np.random.default_rng(1).standard_normal((2, 6, 7)).astype(np.float32)
+    got = torch.from_numpy(y)[None]
+    for made in found.steps:
+        got = made.on_torch(got)
+    values = got[0].numpy()
+    for finish in found.finish:
+        values = finish(values)
+    np.testing.assert_allclose(values, expected(y), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,163 @@
+"""Memory of many classes: how many sums are alive at once, and what a whole process takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import unet_engine
+from support.plans import make
+from support.volumes import fake_model, make_volume
+from unet_engine.pipeline import recycling
+from unet_engine.pipeline.columns import run_column
+from unet_engine.pipeline.host import HostPredicted
+from unet_engine.pipeline.worker import Worker
+from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.memory import SUMS_IN_FLIGHT
+from unet_engine.profiling.recorder import PLAIN
+
+
+@pytest.fixture
+def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = Worker.commit
+
+    def late(self: Worker, *given: Any) -> None:
+        time.sleep(0.03)
+        commit(self, *given)
+
+    monkeypatch.setattr(Worker, "commit", late)
+
+
+class _Alive:
+    """Counts pieces of memory for sums that are in use."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def lease(self) -> type:
+        counts = self
+
+        class Counted(recycling._Lease):
+            def __init__(self, *given: Any) -> None:
+                super().__init__(*given)
+                counts.now += 1
+                counts.most = max(counts.most, counts.now)
+
+            def __del__(self) -> None:
+                counts.now -= 1
+                super().__del__()
+
+        return Counted
+
+
+@pytest.mark.parametrize("cuts", [((), (), ()), ((2,), (2,), (2,))])
+@pytest.mark.usefixtures("slow_writing")
+def test_three_blocks_of_sums_are_alive_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: Any) -> None:
+    """However slowly blocks are written, and where some are only inferred for their neighbours in other columns."""
+    alive = _Alive()
+    monkeypatch.setattr(recycling, "SMALLEST", 0)
+    monkeypatch.setattr(recycling, "_Lease", alive.lease())
+    monkeypatch.setattr("unet_engine.prepare.draft.default_block", lambda *_: (2, 2, 2))
+    monkeypatch.setattr("unet_engine.prepare.prepare.fit", lambda plan, *_: plan.cut(cuts))
+    volume = make_volume(str(tmp_path / "v.zarr"), np.ones((32, 32, 32), np.uint8))
+    unet_engine.run(volume, model=fake_model(tmp_path), out=str(tmp_path / "o.zarr"))
+    assert alive.most == SUMS_IN_FLIGHT
+
+
+def test_no_view_of_a_halo_keeps_sums_that_are_used_up() -> None:
+    """Blocks 1 and 3 of a row are pending: 0 and 2 leave a halo for them, and they themselves none."""
+    axes = (AxisGrid(8, 2, 1), AxisGrid(2, 2, 1))
+    plan = make(axes, block=(2, 1))
+    sums: list[weakref.ref[np.ndarray]] = []
+    alive = []
+
+    def predict(work: Any) -> Iterator[HostPredicted]:
+        for task, _ in work:
+            alive.append(sum(one() is not None for one in sums))
+            array = np.zeros((1, *task.block.sums.shape), np.float32)
+            sums.append(weakref.ref(array))
+            done = HostPredicted(task, array)
+            del array
+            yield done
+            del done
+
+    worker: Any = SimpleNamespace(
+        job=SimpleNamespace(plan=plan), settle=lambda task, *_: task, read=lambda _: None, predict=predict,
+        commit=lambda *_: None, recorder=PLAIN, record=lambda: None,
+    )  # fmt: skip
+    run_column(worker, next(plan.columns()), lambda index: index[0] in (1, 3), threading.Event())
+    assert alive == [0, 1, 1, 1], "what came last, and nothing older"
+
+
+def test_blocks_that_are_void_take_no_sums(tmp_path: Path) -> None:
+    """64 classes: the sums of a block would be 256 times its labels."""
+    volume = make_volume(str(tmp_path / "v.zarr"), np.zeros((32, 32, 32), np.uint8), chunks=(8, 8, 8))
+    model = fake_model(tmp_path, channels_out=64, empty=[float(c == 5) for c in range(64)])
+    taken = []
+
+    def measured(self: Worker, task: Any) -> None:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        void(self, task)
+        taken.append((tracemalloc.get_traced_memory()[1] - before) / task.block.write.size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        void = Worker.commit_void
+        patch.setattr(Worker, "commit_void", measured)
+        patch.setattr("unet_engine.prepare.draft.default_block", lambda *_: (9, 9, 9))
+        tracemalloc.start()
+        try:
+            unet_engine.run(volume, model=model, out=str(tmp_path / "o.zarr"))
+        finally:
+            tracemalloc.stop()
+    assert taken
+    assert max(taken) < 16, "bytes per voxel"
+
+
+# --- whole processes --------------------------------------------------------------------------------------------------
+
+
+def _run(*arguments: object) -> dict[str, Any]:
+    main = "from unet_engine.commands.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", main, "run", "--json", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "window", "memory", "more"),
+    [
+        (2, 128, 32, 95, ()),
+        (10, 96, 32, 120, ("--output", "logits", "--dtype", "float32")),
+        (100, 96, 32, 500, ()),
+        (100, 64, 16, 180, ("--output", "probabilities")),
+        (100, 64, 32, 250, ("--part", "2/3")),
+        (512, 48, 16, 300, ()),
+    ],
+)
+def test_a_run_takes_what_was_predicted_and_that_is_within_the_budget(
+    tmp_path: Path, classes: int, side: int, window: int, memory: int, more: tuple[str, ...]
+) -> None:
+    model = fake_model(
+        tmp_path, window=(window,) * 3, window_min=(window,) * 3, window_step=(0,) * 3, channels_out=classes
+    )
+    image = np.random.default_rng(0).integers(0, 255, (side,) * 3, dtype=np.uint8)
+    volume = make_volume(str(tmp_path / "v.zarr"), image, chunks=(32, 32, 32))
+    result = _run("--in", volume, "--model", model, "--memory", f"{memory}MiB", *more)
+    assert result["predicted_rss_bytes"] <= memory * 2**20
+    assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]

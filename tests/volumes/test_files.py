@@ -1,0 +1,297 @@
+"""Files of other libraries are read by block as those libraries read them whole: .npy, TIFF in its kinds, folders of
+slices, HDF5 and NetCDF."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+
+import unet_engine
+from support.command_line import cli
+from support.spoiled import check_refused
+from support.volumes import fake_model, identity, make_volume
+from unet_engine.errors import DataError, InputError
+from unet_engine.plan.box import Box
+from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.linear import Linear
+
+RNG = np.random.default_rng(3)
+STACK = RNG.integers(0, 60000, (7, 50, 70), np.uint16)
+RGB = RNG.integers(0, 255, (50, 70, 3), np.uint8)
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+def tiff(name, array, **options):
+    def write(folder):
+        tifffile.imwrite(folder / name, array, **options)
+        return folder / name
+
+    return write
+
+
+def npy(name, array):
+    def write(folder):
+        np.save(folder / name, array)
+        return folder / name
+
+    return write
+
+
+def hdf5(name, array, **options):
+    def write(folder):
+        with h5py.File(folder / name, "w") as file:
+            file.create_dataset("volumes/raw", data=array, **options)
+        return folder / name
+
+    return write
+
+
+OME = {"PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2}
+FILES = [
+    (npy("a.npy", STACK), STACK, "zyx"),
+    (npy("a.npy", np.asfortranarray(STACK)), STACK, "zyx"),
+    (npy("a.npy", STACK.astype(">f4")), STACK.astype("f4"), "zyx"),
+    (npy("a.npy", STACK[:, :, ::2]), STACK[:, :, ::2], "zyx"),
+    (tiff("a.tif", STACK), STACK, "zyx"),
+    (tiff("a.TIFF", STACK, byteorder=">"), STACK, "zyx"),
+    (tiff("a.tif", STACK, bigtiff=True, compression="zlib", predictor=True), STACK, "zyx"),
+    (tiff("a.tif", STACK, compression="lzw", rowsperstrip=3), STACK, "zyx"),
+    (tiff("a.tif", STACK, tile=(16, 32), compression="zstd"), STACK, "zyx"),
+    (tiff("a.tif", STACK[0] > 30000), STACK[0] > 30000, "yx"),
+    (tiff("a.tif", RGB, photometric="rgb", tile=(32, 32), compression="zlib"), RGB, "yxc"),
+    (
+        tiff("a.tif", RGB.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", compression="lzw"),
+        RGB.transpose(2, 0, 1),
+        "cyx",
+    ),
+    (tiff("a.ome.tif", STACK[:6].reshape(2, 3, 50, 70), compression="zlib", metadata={"axes": "CZYX"}),
+     STACK[:6].reshape(2, 3, 50, 70), "czyx"),
+    (tiff("a.tif", STACK[:6].reshape(3, 2, 50, 70), imagej=True, metadata={"axes": "ZCYX"}),
+     STACK[:6].reshape(3, 2, 50, 70), "zcyx"),
+    (hdf5("a.h5", STACK), STACK, "zyx"),
+    (hdf5("a.hdf5", STACK, chunks=(2, 16, 16), compression="gzip", shuffle=True), STACK, "zyx"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("write", "array", "axes"), FILES)
+def test_blocks_are_what_was_written(tmp_path, write, array, axes):
+    volume = open_volume(str(write(tmp_path)))
+    assert volume.axes == axes
+    assert volume.stored_shape == array.shape
+    order = [axes.index(a) for a in "czyx" if a in axes]
+    wanted = array.transpose(order) if "c" in axes else array.transpose(order)[np.newaxis]
+    assert np.array_equal(volume.read(Box.of_shape(volume.shape)), wanted)
+    for _ in range(8):
+        lo = [int(RNG.integers(0, n)) for n in volume.shape]
+        hi = [int(RNG.integers(l + 1, n + 1)) for l, n in zip(lo, volume.shape, strict=True)]
+        found = volume.read(Box(tuple(lo), tuple(hi)))
+        assert found.dtype == array.dtype.newbyteorder("=")
+        assert np.array_equal(found, wanted[(slice(None), *map(slice, lo, hi))])
+
+
+@pytest.mark.parametrize("write", [file[0] for file in FILES if file[2] == "zyx"][::3])
+def test_a_run_gives_what_it_gives_on_zarr(tmp_path, write):
+    path = write(tmp_path)
+    array = open_volume(str(path)).read(Box.of_shape((7, 50, 70)))[0] if "a.npy" in str(path) else STACK
+    a = identity(str(path), tmp_path, out=str(tmp_path / "a.zarr"))
+    b = identity(make_volume(tmp_path / "b-in.zarr", array), tmp_path, out=str(tmp_path / "b.zarr"))
+    assert a.tobytes() == b.tobytes()
+
+
+def test_every_command_takes_a_tiff_and_names_its_output_after_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("scan.ome.tif", STACK, metadata={"axes": "ZYX", **OME})
+    model = fake_model(tmp_path, normalization="none")
+    told = cli("info", "scan.ome.tif", "--json").json
+    assert (told["axes"], told["shape"], told["spacing"], told["unit"]) == (
+        "zyx", [7, 50, 70], [2, 0.5, 0.5], "micrometer",
+    )  # fmt: skip
+    assert cli("plan", "--in", "scan.ome.tif", "--model", model).code == 0
+    done = cli("run", "--in", "scan.ome.tif", "--model", model, "--output", "logits")
+    assert done.code == 0, done.err
+    out = open_volume("scan-id.zarr")
+    assert (out.spacing, out.unit) == ((2.0, 0.5, 0.5), "micrometer")
+
+
+@pytest.mark.parametrize("write", [FILES[1][0], FILES[4][0], FILES[8][0], FILES[-1][0]])
+def test_other_processes_open_it_anew(tmp_path, write):
+    volume = open_volume(str(write(tmp_path)), "zyx").with_nodata((5.0,))
+    other = pickle.loads(pickle.dumps(volume))
+    assert (other.axes, other.nodata) == ("zyx", (5.0,))
+    assert np.array_equal(other.read(Box.of_shape(other.shape))[0], STACK)
+
+
+def test_workers_read_it(tmp_path):
+    path = FILES[7][0](tmp_path)
+    a = identity(str(path), tmp_path, out=str(tmp_path / "a.zarr"), workers=2)
+    assert np.array_equal(a[0], STACK)
+
+
+# --- size of voxels ---
+
+
+@pytest.mark.parametrize(
+    ("options", "spacing", "unit"),
+    [
+        (
+            {"imagej": True, "resolution": (4, 4), "metadata": {"axes": "ZYX", "spacing": 1.5, "unit": "um"}},
+            (1.5, 0.25, 0.25),
+            "um",
+        ),
+        (
+            {"imagej": True, "resolution": (4, 4), "metadata": {"axes": "ZYX", "spacing": 1.5, "unit": "pixel"}},
+            None,
+            None,
+        ),
+        ({"resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER"}, None, None),  # nothing is said of z
+    ],
+)
+def test_spacing_of_stacks(tmp_path, options, spacing, unit):
+    tifffile.imwrite(tmp_path / "a.tif", STACK, **options)
+    volume = open_volume(str(tmp_path / "a.tif"))
+    assert volume.spacing == (pytest.approx(spacing) if spacing else None)
+    assert volume.unit == ("micrometer" if unit else None)
+
+
+def test_spacing_of_planes(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0], resolution=(1e4, 2e4), resolutionunit="CENTIMETER")
+    assert open_volume(str(tmp_path / "a.tif")).spacing == (0.5, 1.0)
+    tifffile.imwrite(tmp_path / "b.tif", STACK[0], resolution=(72, 72), resolutionunit="INCH")  # of a screen
+    assert open_volume(str(tmp_path / "b.tif")).spacing is None
+
+
+def test_spacing_of_hdf5(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"] = STACK
+        file["raw"].attrs["element_size_um"] = [2, 0.5, 0.25]
+    volume = open_volume(str(tmp_path / "a.h5"))
+    assert (volume.spacing, volume.unit) == ((2.0, 0.5, 0.25), "micrometer")
+
+
+def test_netcdf_with_coordinates_and_packed_numbers(tmp_path):
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        for name, values in (("time", [0.0]), ("lat", 10 - 0.5 * np.arange(50)), ("lon", 3 + 0.25 * np.arange(70))):
+            file[name] = np.asarray(values)
+            file[name].make_scale(name)
+        file["lat"].attrs["units"] = file["lon"].attrs["units"] = "m"
+        data = file.create_dataset("height", data=STACK[:1].astype("i2"))
+        for axis, name in enumerate(("time", "lat", "lon")):
+            data.dims[axis].attach_scale(file[name])
+        data.attrs["scale_factor"], data.attrs["add_offset"], data.attrs["_FillValue"] = 0.5, 100.0, np.int16(7)
+    volume = open_volume(str(tmp_path / "a.nc"))
+    assert (volume.axes, volume.spacing, volume.translation) == ("tyx", (-0.5, 0.25), (10.0, 3.0))
+    assert (volume.nodata, volume.dtype) == ((103.5,), np.float32)
+    packed = STACK[:1].astype("i2").astype(np.float64)
+    assert np.array_equal(volume.read(Box.of_shape((50, 70))), (packed * 0.5 + 100).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("stored", "slope", "intercept", "dtype"),
+    [
+        ("i2", 1, 0, "i2"), ("i2", 1, -1024, "i4"), ("u1", 1, -1024, "i2"), ("u2", 2, 0, "i4"), ("u4", 1, 1, "i8"),
+        ("i2", 0.1, 0, "f4"), ("u1", 0.5, 0.5, "f4"), ("i4", 0.5, 0, "f8"), ("f4", 2, 0, "f4"), ("f8", 1, 1, "f8"),
+        ("u8", 2, 0, "f8"),
+    ],
+)  # fmt: skip
+def test_numbers_that_stand_for_others_are_exact(stored, slope, intercept, dtype):
+    linear = Linear.of(np.dtype(stored), slope, intercept)
+    assert linear.dtype == dtype
+    values = RNG.integers(0, 100, 50).astype(stored)
+    wanted = [float(v) * slope + intercept for v in values]
+    assert np.array_equal(linear(values), np.asarray(wanted, dtype))
+
+
+# --- which one, and what is refused ---
+
+
+def test_datasets_are_named_or_listed(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"], file["labels/cells"], file["table"] = STACK, STACK.astype("u4") + 1, np.arange(9)
+    path = str(tmp_path / "a.h5")
+    with pytest.raises(InputError, match=r"several volumes: /labels/cells \(7×50×70 uint32\), /raw .*--in .*a\.h5:/"):
+        open_volume(path)
+    for name in ("labels/cells", "/labels/cells"):
+        assert open_volume(f"{path}:{name}").dtype == np.uint32
+    with pytest.raises(InputError, match=r"labels is a group; name one of /labels/cells"):
+        open_volume(f"{path}:/labels")
+    with pytest.raises(InputError, match=r"/no is not in it"):
+        open_volume(f"{path}:/no")
+    unet_engine.run(f"{path}:/raw", model=fake_model(tmp_path), output="logits")
+    assert (tmp_path / "a-id.zarr").is_dir()
+
+
+def test_links_to_other_files_are_not_followed(tmp_path):
+    hdf5("other.h5", STACK)(tmp_path)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"] = h5py.ExternalLink("other.h5", "/volumes/raw")
+    with pytest.raises(InputError, match="raw is not in it"):
+        open_volume(f"{tmp_path}/a.h5:/raw")
+
+
+def test_a_tiff_of_several_images(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0])
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0, ::2, ::2], append=True)
+    volume = open_volume(str(tmp_path / "a.tif"))
+    assert volume.shape == (50, 70)
+    assert "holds 2 images; the largest is read, 50×70" in volume.notes[0]
+    tifffile.imwrite(tmp_path / "b.tif", STACK)
+    tifffile.imwrite(tmp_path / "b.tif", STACK, append=True)
+    with pytest.raises(InputError, match=r"2 images, and nothing says which"):
+        open_volume(str(tmp_path / "b.tif"))
+
+
+def test_a_folder_of_slices(tmp_path):
+    for n in range(12):
+        tifffile.imwrite(tmp_path / f"s{n}.tif", STACK[n % 7], compression="zlib" if n % 2 else None)
+    volume = open_volume(str(tmp_path))
+    assert (volume.axes, volume.shape, volume.notes) == ("zyx", (12, 50, 70), ())
+    found = volume.read(Box((8, 3, 5), (12, 40, 60)))[0]
+    assert np.array_equal(found, STACK[[1, 2, 3, 4], 3:40, 5:60])
+    (tmp_path / "s4.tif").unlink()
+    assert "between s3.tif and s5.tif slices seem to be missing" in open_volume(str(tmp_path)).notes[0]
+    tifffile.imwrite(tmp_path / "s4.tif", STACK[0, :9])
+    with pytest.raises(DataError, match=r"s4\.tif is 9×70"):
+        open_volume(str(tmp_path)).read(Box.of_shape((12, 50, 70)))
+
+
+@pytest.mark.parametrize(("name", "write"), [("tifffile", FILES[4][0]), ("h5py", FILES[-1][0])])
+def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, name, write):
+    path = write(tmp_path)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"is not installed here; pip install 'unet-engine\[(tiff|hdf5)\]'"):
+        open_volume(str(path))
+
+
+@pytest.mark.parametrize("write", [FILES[0][0], FILES[4][0], FILES[8][0], FILES[-1][0]])
+def test_a_file_that_goes_or_changes_in_mid_run_ends_it(tmp_path, write):
+    path = write(tmp_path)
+    volume = open_volume(str(path))
+    volume.confirm()
+    assert volume.changed(Box.of_shape(volume.shape), 0.0)
+    data = path.read_bytes()
+    path.write_bytes(data[:-100])
+    with pytest.raises(InputError, match="was changed while it was read"):
+        volume.confirm()
+    path.unlink()
+    with pytest.raises(InputError, match="is gone while it was read"):
+        volume.confirm()
+
+
+@pytest.mark.parametrize("index", [0, 4, 6, 7, 8, 12, 13, 14, 15])
+def test_spoiled_files_are_refused_in_one_line(tmp_path, index):
+    path = FILES[index][0](tmp_path)
+    check_refused(path, path.read_bytes())
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared files here")
+@pytest.mark.parametrize("name", ["em/volume.tif", "sat/mosaic_1_labels.tif", "sat/naip.tif"])
+def test_real_files(name):
+    path = SHARED / "data" / name
+    whole, volume = tifffile.imread(path), open_volume(str(path))
+    box = Box(tuple(n // 3 for n in volume.shape), tuple(n // 3 + n // 4 for n in volume.shape))
+    part = whole[box.slices()]
+    assert np.array_equal(volume.read(box), part.transpose(2, 0, 1) if volume.channels > 1 else part[np.newaxis])
