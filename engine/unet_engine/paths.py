@@ -46,6 +46,13 @@ def inside(path: str) -> tuple[str, str | None]:
     return (found[1], found[2] or None) if found else (path, None)
 
 
+def several(path: str) -> list[str]:
+    """``a.onnx,b.onnx`` as its parts; a path that is there as it is, with whatever commas it has."""
+    if "," not in path or os.path.exists(path):  # noqa: PTH110  # where a path has a NUL, pathlib raises
+        return [path]
+    return [part.strip() for part in path.split(",")]
+
+
 def absolute(path: str) -> str:
     """`path` as other processes find it, whose working folder is another one. A URL stays as it is.
 

@@ -36,7 +36,11 @@ class Settings(BaseModel):
     input: str
     """Zarr array or OME-Zarr group, a path or a URL; or a file of another format, see `unet_engine.volumes.formats`."""
     model: str | None = None
-    """Model file: .onnx, .pt2, .pt."""
+    """Model file: .onnx, .pt2, .pt; several, parted by commas, are averaged."""
+    folds: str | None = None
+    """Which networks of a model of several run: their names or numbers, ``0,1``, or ``all``; default: all."""
+    weights: str | None = None
+    """What the answers of each of these networks count, ``2,1,1``; default: as the model says, else alike."""
     out: str | None = None
     """Output group, a folder: called NAME.zarr or whatever no other format is; default: beside the input, named after
     both."""
@@ -188,7 +192,14 @@ class Settings(BaseModel):
             parse_values(str(value))
         return value
 
-    @field_validator("input", "model", "out", "mask", "profile", mode="before")
+    @field_validator("model", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and value and all(isinstance(part, str | Path) for part in value):
+            return ",".join(map(str, value))
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("input", "out", "mask", "profile", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -203,6 +214,8 @@ class Settings(BaseModel):
         "roi",
         "axes",
         "normalize",
+        "folds",
+        "weights",
         "head",
         "backend",
         "device",

@@ -23,6 +23,7 @@ from unet_engine.model.spec import ModelSpec, Resampling
 from unet_engine.plan.memory import cut_columns
 from unet_engine.prepare.resampling import grids
 from unet_engine.settings import Settings
+from unet_engine.volumes.frame import Frame
 
 ndimage = pytest.importorskip("scipy.ndimage")
 NEAR = 2e-5
@@ -381,3 +382,15 @@ def test_a_spec_that_resamples_to_nothing_is_refused() -> None:
             name="n", axes="yx", channels_in=1, channels_out=2, window=(8, 8), window_min=(8, 8), window_step=(0, 0),
             margin=(0, 0), resampling=Resampling(),
         )  # fmt: skip
+
+
+def test_a_frame_keeps_the_ends_of_the_volume() -> None:
+    """Turned and flipped: the outer corners of 8 voxels of one grid are those of 4 of the other."""
+    frame = Frame(((0.0, 0.1, -0.9), (0.2, -1.1, 0.0), (3.0, 0.0, 0.1)), (7.0, -8.0, 9.0), "RAS")
+    half = frame.resampled([8 / 4, 8 / 16, 1])
+    for corner in ([0, 0, 0], [1, 0, 1], [1, 1, 1]):
+        ends = [
+            np.array(f.origin) + np.array(f.matrix) @ (np.array(corner) * shape - 0.5)
+            for f, shape in ((frame, (8, 8, 5)), (half, (4, 16, 5)))
+        ]
+        np.testing.assert_allclose(*ends)

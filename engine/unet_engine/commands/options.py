@@ -57,10 +57,12 @@ _SETTINGS = [
     ),
     click.option(
         "--model",
-        metavar="FILE",
-        help=".onnx, .pt2 or .pt, or a model of another tool, see import; default: from unet-engine.toml, here or beside "
-        "the input.",
+        metavar="FILE[,FILE]",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several the mean is taken; default: from "
+        "unet-engine.toml, here or beside the input.",
     ),
+    click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
+    click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),
     click.option(
         "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
     ),

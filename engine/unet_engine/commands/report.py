@@ -86,6 +86,8 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "windows": list(plan.window_range.shape),
         "windows_planned": plan.call_count,
         "poses": [str(pose) for pose in job.poses],
+        "members": [{"name": n.label, "sha256": n.sha256, "share": s}
+                    for n, s in zip(job.model.networks, job.model.shares, strict=True)] if job.model.members else None,
         "block_windows": list(plan.block),
         "blocks": list(plan.block_range.shape),
         "blocks_planned": plan.block_count,
@@ -189,11 +191,18 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
 
 def _often(prepared: Prepared) -> list[tuple[str, str]]:
     """How often each window is inferred, where that is more than once."""
-    plan, poses = prepared.job.plan, prepared.job.poses
-    if plan.calls == 1:
-        return []
-    shown = ", ".join(map(str, poses[:8])) + (", …" if len(poses) > 8 else "")
-    return [("augmented", f"{plan.call_count:,} inferred, each window {plan.calls} times and the mean taken: {shown}")]
+    plan, poses, model = prepared.job.plan, prepared.job.poses, prepared.job.model
+    lines = []
+    if model.members:
+        parts = [f"{n.label} ({100 * s:.3g} %)" for n, s in zip(model.networks, model.shares, strict=True)]
+        lines.append(("members", f"{len(parts)} networks: {', '.join(parts)}"))
+    if plan.calls > 1:
+        held = ", ".join(map(str, poses[:8])) + (", …" if len(poses) > 8 else "")
+        shown = f": {held}" if len(poses) > 1 else ""
+        lines.append(
+            ("augmented", f"{plan.call_count:,} inferred, each window {plan.calls} times and the mean taken{shown}")
+        )
+    return lines
 
 
 def _who(prepared: Prepared) -> list[tuple[str, str]]:

@@ -36,9 +36,6 @@ affinities. `unknown`: it was not to be told as the file was made, and is asked 
 ACTIVATION_OF: dict[Channels, Activation] = {"multilabel": "sigmoid", "image": "none", "offsets": "none"}
 """The activation that follows from what channels are where nothing else tells it."""
 
-_LATER = ("channels", "resampling")
-"""Fields that came later than others, and are not written where they are not said."""
-
 _NOT_IN_NAMES = re.compile(r"[^\w .+()\[\]{}=,;@!#$%&'^~`-]")
 
 
@@ -48,7 +45,7 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
-_LATER = ("channels", "mirror_axes")
+_LATER = ("channels", "mirror_axes", "resampling")
 """Fields that came after the first files were written."""
 MOST_CHANNELS = 2**20
 Size = Annotated[int, Field(ge=1, le=MOST)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -88,20 +89,19 @@ class Job:
         scan = scan.with_nodata(self.nodata)
         return Interpolated(scan, self.plan.image, self.scaling, self.model.spec.background, self.replace_nonfinite)
 
-    @property
-    def share(self) -> float:
-        """Of one answer in what is added for its window."""
-        return 1 / len(self.poses)
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """By network, of one of its answers in what is added for a window."""
+        return tuple(share / len(self.poses) for share in self.model.shares)
 
     @property
     def floor(self) -> float:
         """What weights of a window are raised to at least, as `operations.add` takes it."""
         return floor_of(self.plan.axes[0])
 
-    @property
-    def shared_floor(self) -> float:
-        """The same of one answer's; rounded as a device does it."""
-        return float(np.float32(self.share) * np.float32(self.floor))
+    def shared_floor(self, share: float) -> float:
+        """The same of an answer of which so much counts; rounded as a device does it."""
+        return float(np.float32(share) * np.float32(self.floor))
 
     @property
     def durability(self) -> Durability:

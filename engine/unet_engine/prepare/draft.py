@@ -71,7 +71,7 @@ class Draft:
             part=decisions.part,
             image=survey.grids.image if survey.grids else (),
             back=decisions.back,
-            calls=len(decisions.poses),
+            calls=len(decisions.poses) * len(survey.model.networks),
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
@@ -144,4 +144,5 @@ def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
         translation=tuple(t + s * l for t, s, l in zip(volume.translation, spacing, plan.roi.lo, strict=True)),
         unit=volume.unit,
         classes=spec.classes,
+        frame=volume.frame.moved(plan.roi.lo) if volume.frame else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unet_engine.backends.base import Network
+from unet_engine.backends.base import Network, Setup
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.survey import Survey
@@ -37,6 +37,7 @@ def identity(
         "precision": setup.precision,
         **network.identity(),
         "network": [setup.network or survey.model.sha256, setup.rest],
+        **_members(setup),
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
@@ -54,3 +55,11 @@ def identity(
 
 def _said(grid: tuple[AxisResampling, ...]) -> list[list[int]]:
     return [[axis.source, axis.target, axis.order] for axis in grid]
+
+
+def _members(setup: Setup) -> dict[str, Any]:
+    """Which networks stand for the members of a model of several, and what each counts."""
+    if len(setup.members) == 1:
+        return {}
+    shares = [repr(share) for share in setup.model.shares]
+    return {"members": [[m.network or m.model.sha256, s] for m, s in zip(setup.members, shares, strict=True)]}

@@ -114,7 +114,7 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
     choice = survey.choice
     setup = Setup(
         survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
-        place.threads(settings.threads),
+        place.threads(settings.threads), judged=choice.judged,
     )  # fmt: skip
     before = machine.resident_bytes()
     per_block = windows_per_block(survey, _tiling(survey, survey.window))

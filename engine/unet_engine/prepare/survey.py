@@ -178,11 +178,13 @@ def _model(settings: Settings, notes: list[str]) -> ModelFile:
     """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and
     is not trusted."""
     assert settings.model is not None
-    model = open_model(settings.model, settings.window, settings.activation, settings.head)
+    model = open_model(
+        settings.model, settings.window, settings.activation, settings.head, settings.folds, settings.weights
+    )
     model = model.normalized(settings.normalize).meant(settings.channels)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
-        notes.append(f"{model.path} is trusted from now on; its hash is {model.sha256}")
+        notes += [f"{n.path} is trusted from now on; its hash is {n.sha256}" for n in model.networks]
     model.check_trust()
     return model
 

@@ -20,9 +20,11 @@ from unet_engine import machine
 from unet_engine.errors import DataError, InputError, UnetEngineError, first_line
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
+from unet_engine.storage.plain_files import read_box
 from unet_engine.units import size
 from unet_engine.volumes.axes import check_sizes
 from unet_engine.volumes.base import Array, Format, Selection, StoredVolume, Volume
+from unet_engine.volumes.linear import Linear
 
 CHUNK_SIDE = 64
 """Voxels along an axis that are read at once where the file asks for nothing."""
@@ -151,12 +153,8 @@ class FileVolume(StoredVolume):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class MappedVolume(FileVolume):
-    """Plain numbers in one file, from `offset` on.
-
-    The file is mapped for the time of one read. Kept mapped, all that was ever read would count as this process's
-    memory; and of a file that is cut off meanwhile the system would end the process.
-    """
+class PlainVolume(FileVolume):
+    """Plain numbers in one file, from `offset` on."""
 
     data: str
     """The file that holds the numbers."""
@@ -164,21 +162,16 @@ class MappedVolume(FileVolume):
     numbers: np.dtype[Any]
     """As they lie in the file; `stored_dtype` where nothing is computed of them."""
     order: Literal["C", "F"] = "C"
+    linear: Linear | None = None
+    """What the numbers stand for; None: for themselves."""
 
     def stored(self, selection: Selection) -> Array:
-        return self.meant(self.plain(selection))
-
-    def plain(self, selection: Selection) -> Array:
-        """As the numbers lie in the file."""
-        needed = self.offset + prod(self.stored_shape) * self.numbers.itemsize
-        if (there := os.stat(self.data).st_size) < needed:  # noqa: PTH116
-            raise OSError(f"{self.data} has {there:,} of {needed:,} bytes")
-        mapped = np.memmap(self.data, self.numbers, "r", self.offset, self.stored_shape, self.order)
-        return np.array(mapped[selection])
-
-    def meant(self, numbers: Array) -> Array:
-        """The voxels that `numbers` stand for."""
-        return numbers
+        spans = [range(*part.indices(n)) for part, n in zip(selection, self.stored_shape, strict=True)]
+        if self.order == "C":
+            numbers = read_box(self.data, self.offset, self.stored_shape, self.numbers, spans)
+        else:
+            numbers = read_box(self.data, self.offset, self.stored_shape[::-1], self.numbers, spans[::-1]).T
+        return self.linear(numbers) if self.linear else numbers
 
 
 def plain_chunks(axes: str, shape: Sequence[int]) -> tuple[int, ...]:

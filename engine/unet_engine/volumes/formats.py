@@ -8,15 +8,27 @@ from unet_engine.errors import InputError
 from unet_engine.paths import is_local, plain
 from unet_engine.volumes.base import Format, Volume
 from unet_engine.volumes.hdf5 import Hdf5Format
+from unet_engine.volumes.metaimage import MetaImageFormat
+from unet_engine.volumes.nifti import NiftiFormat
 from unet_engine.volumes.npy import NpyFormat
+from unet_engine.volumes.nrrd import NrrdFormat
 from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
 from unet_engine.volumes.zarr_volume import ZarrFormat
 
-FORMATS: list[Format] = [NpyFormat(), TiffFormat(), Hdf5Format(), SlicesFormat(), ZarrFormat()]
+FORMATS: list[Format] = [
+    NpyFormat(),
+    TiffFormat(),
+    Hdf5Format(),
+    NiftiFormat(),
+    NrrdFormat(),
+    MetaImageFormat(),
+    SlicesFormat(),
+    ZarrFormat(),
+]
 """In the order in which they are asked. Zarr is the last: it takes every folder and every URL."""
 
-READ = "Zarr, TIFF, HDF5, NetCDF, .npy"
+READ = "Zarr, TIFF, HDF5, NetCDF, NIfTI, NRRD, MetaImage, .npy"
 """What people are told that volumes may be."""
 
 

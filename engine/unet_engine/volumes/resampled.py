@@ -21,6 +21,7 @@ from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
+from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.normalize import Scaling
 
 
@@ -106,6 +107,10 @@ class Regridded:
         )
 
     @property
+    def frame(self) -> Frame | None:
+        return self.scan.frame and self.scan.frame.resampled([axis.source / axis.target for axis in self.grid])
+
+    @property
     def unit(self) -> str | None:
         return self.scan.unit
 
@@ -136,6 +141,9 @@ class Regridded:
 
     def confirm(self) -> None:
         self.scan.confirm()
+
+    def release(self) -> None:
+        self.scan.release()
 
     def facts(self) -> dict[str, Any]:
         return self.scan.facts()

@@ -20,8 +20,8 @@ from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.files import (
     FileVolume,
-    MappedVolume,
     Part,
+    PlainVolume,
     check_pieces,
     grouped,
     has_ending,
@@ -105,7 +105,7 @@ def _in_place(path: str, part: Part, series: Any, names: str) -> Volume:
     dtype = np.dtype(series.dtype).newbyteorder(series.parent.byteorder)
     check_pieces(path, series.shape, plain_chunks(names, series.shape), dtype.itemsize)
     part.check_length(series.dataoffset + prod(series.shape) * dtype.itemsize)
-    found = MappedVolume(
+    found = PlainVolume(
         **_facts(path, part, series, names),
         stored_chunks=plain_chunks(names, series.shape),
         stored_dtype=dtype,

@@ -204,7 +204,9 @@ def _chosen(weights: Weights, wanted: _Wanted, whole: list[str], key: str | None
     if key is not None:
         named = [p for p in whole if key in (p[:-1], p) or p.startswith(f"{key}.") or p.endswith(f".{key}.")]
         if len(named) != 1:
-            raise ModelError(f"{weights.path}: --weights {key} names none of what fits the network: {_places(whole)}")
+            raise ModelError(
+                f"{weights.path}: --weights {key} names none of what fits the network: {_places(whole)}; give one of these"
+            )
         return named[0]
     if len(whole) == 1:
         return whole[0]

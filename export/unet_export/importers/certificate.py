@@ -12,7 +12,8 @@ import zarr
 
 from unet_engine.api import run
 from unet_engine.backends.base import Setup
-from unet_engine.backends.libraries import choose_backend, open_backend
+from unet_engine.backends.libraries import choose_backend
+from unet_engine.backends.opening import as_host, open_network
 from unet_engine.errors import ModelError
 from unet_engine.model.credit import Certificate
 from unet_engine.model.file import ModelFile
@@ -135,15 +136,16 @@ def label_of(values: Array, spec: ModelSpec) -> Array:
 
 
 def through_network(model: ModelFile, given: Array) -> Array:
-    """The network's output (c, [z,] y, x) float32 for all of `given` as one window, in the library that runs it."""
+    """The network's output (c, [z,] y, x) float32 for all of `given` as one window, in the library that runs it; the
+    mean of several networks."""
     scale = scaling(model.spec.normalization, list(given))
-    backend = open_backend(choose_backend(model, "cpu"), Setup(model, given.shape[1:]))
+    network = open_network(choose_backend(model, "cpu"), Setup(model, given.shape[1:]))
     try:
-        backend.input(0)[0] = np.stack([scale.normalised(channel, c) for c, channel in enumerate(given)])
-        backend.start(0)
-        return np.array(backend.result(0)[0], np.float32)
+        with as_host(network) as host:
+            window = np.stack([scale.normalised(channel, c) for c, channel in enumerate(given)])
+            return np.array(host.infer(window[np.newaxis])[0], np.float32)
     finally:
-        backend.close()
+        network.close()
 
 
 def through_run(model: ModelFile, volume: Array, **settings: Any) -> Array:

@@ -29,9 +29,10 @@ from unet_engine.profiling.stages import COPY_BACK, WAITING, Stages
 class Lane:
     """One device at work for one job. What is allocated here lasts as long as the lane."""
 
-    def __init__(self, job: Job, backend: DeviceBackend, voxel_bytes: int, recorder: Recorder) -> None:
-        """voxel_bytes: of one voxel of the volume, all channels together."""
-        self.job, self.backend, self.device = job, backend, backend.device
+    def __init__(self, job: Job, backends: Sequence[DeviceBackend], voxel_bytes: int, recorder: Recorder) -> None:
+        """backends: the networks of the job's model, on one stream. voxel_bytes: of one voxel of the volume, all
+        channels together."""
+        self.job, self.backends, self.device, self.stream = job, backends, backends[0].device, backends[0].stream
         self.device.use()
         self.channels_out = job.model.spec.channels_out
         self.largest = extents(job.plan)
@@ -49,7 +50,7 @@ class Lane:
         self.scale, self.shift, self.empty, *limits = self._put(constants)
         self.limits = limits[0] if limits else None
         self._recorder = recorder
-        streams = {"in": self.inward, "compute": backend.stream, "out": self.out}
+        streams = {"in": self.inward, "compute": self.stream, "out": self.out}
         self._timeline = Timeline(self.device, recorder, streams) if isinstance(recorder, Stages) else None
 
     def close(self) -> None:

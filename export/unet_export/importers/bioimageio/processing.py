@@ -223,7 +223,10 @@ def _numbers(step: Step, name: str, default: float | None = None) -> tuple[float
 def _check_axis(said: Description, step: Step) -> None:
     axis = step.kwargs.get("axis")
     if axis not in (None, "channel", "c"):
-        raise ModelError(f"{said.path}: its {step.name} has values along {axis}, and only channels may have their own")
+        raise ModelError(
+            f"{said.path}: its {step.name} has values along {axis}, and only channels may have their own; "
+            "describe it anew"
+        )
     axes = step.kwargs.get("axes")
     several = any(len(_numbers(step, n)) > 1 for n in ("gain", "offset", "mean", "std") if n in step.kwargs)
     if several and axis is None and axes not in (None, "yx", "zyx", "xy"):
