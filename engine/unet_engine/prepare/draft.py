@@ -16,6 +16,7 @@ from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.identity import identity
+from unet_engine.prepare.outside import mask_path
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes.normalize import Scaling
 
@@ -100,7 +101,7 @@ class Draft:
             out=survey.out,
             layout=_layout(survey, decisions, plan),
             replace_nonfinite=settings.replace_nonfinite,
-            mask=settings.mask,
+            mask=mask_path(settings, survey.volume),
             outside=survey.fill(decisions.kind, decisions.dtype),
             nodata=survey.scan.nodata,
             profiled=settings.profile is not None,

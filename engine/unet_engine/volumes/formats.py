@@ -12,12 +12,14 @@ from unet_engine.volumes.metaimage import MetaImageFormat
 from unet_engine.volumes.nifti import NiftiFormat
 from unet_engine.volumes.npy import NpyFormat
 from unet_engine.volumes.nrrd import NrrdFormat
+from unet_engine.volumes.raster import RasterFormat
 from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
 from unet_engine.volumes.zarr_volume import ZarrFormat
 
 FORMATS: list[Format] = [
     NpyFormat(),
+    RasterFormat(),
     TiffFormat(),
     Hdf5Format(),
     NiftiFormat(),
@@ -28,7 +30,7 @@ FORMATS: list[Format] = [
 ]
 """In the order in which they are asked. Zarr is the last: it takes every folder and every URL."""
 
-READ = "Zarr, TIFF, HDF5, NetCDF, NIfTI, NRRD, MetaImage, .npy"
+READ = "Zarr, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, NRRD, MetaImage, .npy"
 """What people are told that volumes may be."""
 
 
