@@ -101,7 +101,7 @@ class Draft:
             out=survey.out,
             layout=_layout(survey, decisions, plan),
             replace_nonfinite=settings.replace_nonfinite,
-            mask=mask_path(settings, survey.volume),
+            mask=mask_path(settings, survey.scan),
             outside=survey.fill(decisions.kind, decisions.dtype),
             nodata=survey.scan.nodata,
             profiled=settings.profile is not None,

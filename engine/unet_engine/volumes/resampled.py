@@ -123,6 +123,11 @@ class Regridded:
         return self.scan.nodata
 
     @property
+    def own_mask(self) -> str | None:
+        """On the grid of the scan."""
+        return self.scan.own_mask
+
+    @property
     def drawback(self) -> str | None:
         return self.scan.drawback
 
