@@ -356,3 +356,15 @@ def test_quantising_keeps_whose_the_model_is(tmp_path):
 
     attachments.attach(tmp_path / "bare.onnx", tmp_path / "bare.onnx", {})
     assert open_model(tmp_path / "bare.onnx").sha256 == model.sha256  # the credit names no run
+
+
+def test_one_label_everywhere_certifies_nothing(tmp_path):
+    net, given = packages.network(classes=1), packages.image((1, 1, 40, 48))
+    with torch.no_grad():
+        net.b.bias.fill_(1000.0)
+    logits = packages.result(net, zscored(given))
+    folder = packages.package(tmp_path / "pkg", net, given, logits, before=[ZSCORE], classes=("a",))
+    (certificate,) = imported(folder)[1].credit.certificate
+    assert certificate.equal_labels is None
+    np.save(folder / "expected.npy", logits + 50)
+    assert "would not give what the source does" in refusal(folder)

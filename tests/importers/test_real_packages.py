@@ -17,14 +17,20 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real packages
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "step"), [("unet2d_fixed_shape", (0, 0)), ("unet2d_diff_output_shape", (16, 16))])
-def test_a_package_without_its_code_is_imported_and_certified(tmp_path, name, step):
+@pytest.mark.parametrize(
+    ("name", "step", "labels"), [("unet2d_fixed_shape", (0, 0), 1), ("unet2d_diff_output_shape", (16, 16), 2)]
+)
+def test_a_package_without_its_code_is_imported_and_certified(tmp_path, name, step, labels):
     said = cli("import", SHARED / name, "--out", tmp_path / "net.onnx")
     assert said.code == 0, said.err
     model = open_model(tmp_path / "net.onnx")
     (certificate,) = model.credit.certificate
-    assert certificate.equal_labels >= 0.999
-    assert min(certificate.dice.values()) >= 0.999
+    assert certificate.largest_difference < 5e-4
+    if labels == 1:  # its test output is above 0 everywhere, so that labels prove nothing
+        assert certificate.equal_labels is None
+    else:
+        assert certificate.equal_labels >= 0.999
+        assert min(certificate.dice.values()) >= 0.999
     assert (model.spec.window, model.spec.window_step) == ((256, 256), step)
     assert model.credit.licence == "CC-BY-4.0"
 
