@@ -61,8 +61,8 @@ def test_a_bundle_keeps_what_its_configuration_says(tmp_path):
     assert credit.inference == {"overlap": "0.25", "blend": "constant"}
     (certificate,) = credit.certificate
     assert certificate.against == "MONAI's sliding_window_inference"
-    assert certificate.equal_labels >= 0.999
-    assert min(certificate.dice.values()) >= 0.999
+    assert certificate.largest_difference < 1e-3
+    assert certificate.equal_labels is None or certificate.equal_labels >= 0.999
     assert "monai" in certificate.versions
     assert "--blend constant" in cli("info", "net.onnx").out
     assert "certificate" in said.err
@@ -128,7 +128,7 @@ def test_networks_by_name(tmp_path, said):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"network_def": said}))
     _, model = imported(folder)
     assert model.spec.axes == ("yx" if dims == 2 else "zyx")
-    assert model.credit.certificate[0].equal_labels >= 0.999
+    assert model.credit.certificate[0].largest_difference < 1e-3
     if dims == 2:
         assert model.spec.window == (32, 48)
 
@@ -317,7 +317,7 @@ def test_the_bundles_own_network_is_built_with_trust(tmp_path):
     path.write_text(json.dumps(said | {"network_def": said["network_def"] | {"_target_": "scripts.own_net.Mine"}}))
     assert "--trust" in refusal(folder)
     _, model = imported(folder, "--trust")
-    assert model.credit.certificate[0].equal_labels >= 0.999
+    assert model.credit.certificate[0].largest_difference < 1e-3
 
 
 def test_model_ts_with_trust(tmp_path):
@@ -326,7 +326,7 @@ def test_model_ts_with_trust(tmp_path):
     assert "model.ts" in refusal(folder)
     torch.jit.trace(bundles.network(), torch.zeros(1, 1, 16, 16, 16)).save(str(folder / "models" / "model.ts"))
     assert "--trust" in refusal(folder)
-    assert imported(folder, "--trust")[1].credit.certificate[0].equal_labels >= 0.999
+    assert imported(folder, "--trust")[1].credit.certificate[0].largest_difference < 1e-3
 
 
 @pytest.mark.parametrize("file", ["configs/metadata.json", "configs/inference.json", "models/model.pt"])
