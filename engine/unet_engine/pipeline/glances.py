@@ -7,11 +7,17 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
-from unet_engine.volumes.base import Volume
-from unet_engine.volumes.mask import Mask
+
+
+class Source(Protocol):
+    """A volume or a mask."""
+
+    def token(self, box: Box) -> tuple[str, str] | None: ...
+
 
 KEPT = 128
 """Glances that are kept, and taken again in the end, of all the boxes that were read: each as likely."""
@@ -19,7 +25,7 @@ KEPT = 128
 
 @dataclass(frozen=True)
 class _Glance:
-    source: Volume | Mask
+    source: Source
     box: Box
     blocks: tuple[Index, ...]
     """What hangs on it."""
@@ -35,7 +41,7 @@ class Glances:
         self._chance = random.Random(0)
         self._changing = threading.Lock()
 
-    def take(self, source: Volume | Mask, box: Box, blocks: Sequence[Index]) -> None:
+    def take(self, source: Source, box: Box, blocks: Sequence[Index]) -> None:
         """Look at one chunk of `box` if it is among those that are kept. Before it is read: what is changed between
         the two is told then."""
         with self._changing:
