@@ -42,6 +42,8 @@ _HOLDS_SEVERAL = re.compile(r"(.*?\.(?:h5|hdf5|hdf|he5|h5ad|nc|nc4|cdf|ims))(?::
 def inside(path: str) -> tuple[str, str | None]:
     """A path such as ``scan.h5:/volumes/raw`` as that of the file and what is named in it; others as they are, and
     None. Text alone decides."""
+    if path.lower().endswith(":mask"):  # of a raster
+        return path[: -len(":mask")], "mask"
     found = _HOLDS_SEVERAL.fullmatch(path) if is_local(path) else None
     return (found[1], found[2] or None) if found else (path, None)
 

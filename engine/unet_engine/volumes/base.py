@@ -98,6 +98,10 @@ class Volume(Protocol):
     def nodata(self) -> tuple[float, ...]:
         """Values of voxels that were not measured."""
 
+    @property
+    def own_mask(self) -> str | None:
+        """The mask that it comes with, by the path that names it: what is 0 there was not measured; None for none."""
+
     def with_nodata(self, values: tuple[float, ...]) -> Volume:
         """The same volume, whatever it says itself, with these values for voxels that were not measured."""
 
@@ -122,6 +126,10 @@ class Volume(Protocol):
     def changed(self, box: Box, since: float) -> str | None:
         """What of the stored data in `box` was changed after `since` (seconds since the epoch), as people are told;
         None where nothing was, or where that cannot be told at the price of looking at files."""
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        """Of stores that keep no times: a chunk in `box`, as people are told, and what changes with its content. One
+        small request; None where `changed` tells, or where neither can."""
 
     def confirm(self) -> None:
         """Look again whether this is still what was opened: of a volume that is gone, what is not stored means nothing.
@@ -161,6 +169,7 @@ class StoredVolume(ABC):
     frame: Frame | None = None
     fill_value: float = 0.0
     nodata: tuple[float, ...] = ()
+    own_mask: str | None = None
     notes: tuple[str, ...] = ()
 
     remedy: ClassVar[str] = "restore it"
@@ -174,6 +183,9 @@ class StoredVolume(ABC):
         return True
 
     def changed(self, box: Box, since: float) -> str | None:
+        return None
+
+    def token(self, box: Box) -> tuple[str, str] | None:
         return None
 
     def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do

@@ -136,6 +136,7 @@ def _is_graph(network: Any) -> bool:
 
 
 def _is_script(network: Any) -> bool:
+    """Whether a TorchScript is in it, which PyTorch's newer exporter does not read."""
     import torch
 
-    return isinstance(network, torch.jit.ScriptModule)
+    return any(isinstance(module, torch.jit.ScriptModule) for module in network.modules())
