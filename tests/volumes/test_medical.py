@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nibabel
-import nrrd
 import numpy as np
 import pytest
-import SimpleITK
 import zarr
 
 from support.spoiled import check_refused
@@ -20,6 +17,9 @@ from unet_engine.plan.box import Box
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.frame import Frame
 
+nibabel = pytest.importorskip("nibabel")
+nrrd = pytest.importorskip("nrrd")
+SimpleITK = pytest.importorskip("SimpleITK")
 RNG = np.random.default_rng(4)
 XYZ = RNG.integers(-1000, 3000, (20, 18, 12)).astype(np.int16)
 TURNED = np.array([[0, -1.5, 0.1, 5], [0.8, 0, 0, -7], [0, 0.1, 2, 30], [0, 0, 0, 1.0]])

@@ -98,6 +98,10 @@ class Volume(Protocol):
     def nodata(self) -> tuple[float, ...]:
         """Values of voxels that were not measured."""
 
+    @property
+    def own_mask(self) -> str | None:
+        """The mask that it comes with, by the path that names it: what is 0 there was not measured; None for none."""
+
     def with_nodata(self, values: tuple[float, ...]) -> Volume:
         """The same volume, whatever it says itself, with these values for voxels that were not measured."""
 
@@ -161,6 +165,7 @@ class StoredVolume(ABC):
     frame: Frame | None = None
     fill_value: float = 0.0
     nodata: tuple[float, ...] = ()
+    own_mask: str | None = None
     notes: tuple[str, ...] = ()
 
     remedy: ClassVar[str] = "restore it"

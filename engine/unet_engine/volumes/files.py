@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from unet_engine.volumes.axes import check_sizes
 from unet_engine.volumes.base import Array, Format, Selection, StoredVolume, Volume
 from unet_engine.volumes.linear import Linear
 
+T = TypeVar("T")
 CHUNK_SIDE = 64
 """Voxels along an axis that are read at once where the file asks for nothing."""
 CHUNK_BYTES = 2**23
@@ -172,6 +175,36 @@ class PlainVolume(FileVolume):
         else:
             numbers = read_box(self.data, self.offset, self.stored_shape[::-1], self.numbers, spans[::-1]).T
         return self.linear(numbers) if self.linear else numbers
+
+
+class Kept(Generic[T]):
+    """What was decoded last, up to so many bytes: arrays, or tuples that begin with one. Used from any number of
+    threads."""
+
+    def __init__(self, room: int) -> None:
+        self._room, self._bytes = room, 0
+        self._lock = threading.Lock()
+        self._found: OrderedDict[Any, T] = OrderedDict()
+
+    def get(self, key: Any, decode: Callable[[], T]) -> T:
+        """What is kept under `key`; what `decode` makes where nothing is."""
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        made = decode()
+        with self._lock:
+            if key not in self._found and _bytes(made) <= self._room:
+                self._found[key] = made
+                self._bytes += _bytes(made)
+                while self._bytes > self._room:
+                    self._bytes -= _bytes(self._found.popitem(last=False)[1])
+        return made
+
+
+def _bytes(made: Any) -> int:
+    array: Array = made[0] if isinstance(made, tuple) else made
+    return array.nbytes
 
 
 def plain_chunks(axes: str, shape: Sequence[int]) -> tuple[int, ...]:

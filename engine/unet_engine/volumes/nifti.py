@@ -60,7 +60,9 @@ def _described(path: str, image: Any) -> Described:
 def _axes(path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """The axes of x, y, z, t and a vector, the slowest first; what is one long beyond z is left out."""
     if len(shape) > 5 and any(n > 1 for n in shape[5:]):
-        raise InputError(f"{path} has {len(shape)} axes ({times(shape)}), of which x, y, z, t and a vector are known")
+        raise InputError(
+            f"{path} has {len(shape)} axes ({times(shape)}), of which x, y, z, t and a vector are known; split it"
+        )
     kept = [(a, n) for i, (a, n) in enumerate(zip("xyztc", shape, strict=False)) if i < 3 or n > 1]
     return "".join(a for a, _ in reversed(kept)), tuple(n for _, n in reversed(kept))
 

@@ -63,7 +63,7 @@ def graph_of(checkpoint: Checkpoint, network: Any, spec: ModelSpec) -> tuple[Any
             return from_module(net, spec), net
     if checkpoint.kind == "torchscript":
         example = torch.zeros((1, spec.channels_in, *spec.window))
-        script = network if not isinstance(network, Adapted) else torch.jit.trace(network, example)
+        script = network if isinstance(network, torch.jit.ScriptModule) else torch.jit.trace(network, example)
         return from_script(script, spec), network
     if isinstance(network, Adapted):
         return from_module(network, spec, _rows(checkpoint.program)), network
