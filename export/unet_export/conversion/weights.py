@@ -62,7 +62,11 @@ def read_weights(path: Path) -> Weights:
 
     Raises `ModelError` where it is no PyTorch file, or has no tensor with a name.
     """
-    held = _read(path)
+    return weights_in(path, read_plain(path))
+
+
+def weights_in(path: Path, held: Any) -> Weights:
+    """The tensors in `held`, which the file at `path` holds. Raises `ModelError` where it has none with a name."""
     weights = Weights(path, {}, {}, type(held).__name__.rpartition(".")[2] if isinstance(held, _Inert) else "")
     _collect(held, "", "", weights)
     if not weights.tensors:
@@ -71,7 +75,10 @@ def read_weights(path: Path) -> Weights:
     return weights
 
 
-def _read(path: Path) -> Any:
+def read_plain(path: Path) -> Any:
+    """What the file at `path` holds: tensors, plain values, numbers of NumPy, and inert objects in place of all others.
+
+    Raises `ModelError` where it is no PyTorch file."""
     known: list[Any] = _numpy_types()
     for _ in range(_MOST_UNKNOWN):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +78,9 @@ class Imported:
     predicted_by: str = ""
     """What that is, for people."""
     example: Array | None = None
-    """A volume for the predictor, where the source has one."""
+    """A volume for the predictor, where there is one."""
+    run_as: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a run that does as the predictor does, such as its way to blend."""
     versions: Mapping[str, str] | None = None
     head: str | None = None
     """Name of the output that is meant, where the networks still have several."""

@@ -67,7 +67,7 @@ def _of_sample(found: Imported, model: ModelFile, sample: Sample) -> Certificate
 def _of_predictor(found: Imported, model: ModelFile, volume: Array) -> Certificate:
     assert found.predictor is not None
     theirs = np.asarray(found.predictor(volume), np.float32)
-    ours = through_run(model, volume)
+    ours = through_run(model, volume, **found.run_as)
     certificate = compared(found.predicted_by, ours, theirs, model.spec, versions_of(model, found.versions))
     if certificate.equal_labels is not None and not _labels_hold(certificate):
         raise ModelError(_other(found, certificate, "labels differ"))

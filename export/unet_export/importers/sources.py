@@ -7,8 +7,9 @@ from pathlib import Path
 from unet_engine.errors import ModelError
 from unet_export.importers.base import Importer
 from unet_export.importers.bioimageio.importer import BioimageIO
+from unet_export.importers.nnunet.importer import NnUNet
 
-IMPORTERS: tuple[Importer, ...] = (BioimageIO(),)
+IMPORTERS: tuple[Importer, ...] = (BioimageIO(), NnUNet())
 """In the order in which they are asked."""
 
 
