@@ -8,7 +8,7 @@ from typing import Any
 
 from unet_engine.errors import ModelError
 from unet_engine.model.credit import Credit
-from unet_engine.model.normalization import Normalization
+from unet_engine.model.normalization import Normalization, Pair
 from unet_engine.units import Tell
 from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.files import Files
@@ -97,6 +97,7 @@ class _Source:
     ) -> Imported:
         from unet_export.importers.nnunet import network, predictor
 
+        normalization, notes = (None, []) if wanted.normalize else self._normalization()
         nets = [self._network(fold, checkpoint, tell) for fold, checkpoint in checkpoints]
         planes = self.axes.across not in (None, 0)
         whole = [
@@ -105,11 +106,7 @@ class _Source:
         ]
         members = tuple(Member(f"fold_{fold}", net) for (fold, _), net in zip(checkpoints, whole, strict=True))
         mirror = self._mirrored(checkpoints)
-        left_out = [_RESAMPLED, _CROPPED]
-        normalization = None
-        if not wanted.normalize:
-            normalization, notes = self._normalization()
-            left_out += notes
+        left_out = [_RESAMPLED, _CROPPED, *notes]
         promised = self._promised(normalization, mirror)
         version = predictor.version()
         own = version is not None and not wanted.normalize
@@ -120,7 +117,7 @@ class _Source:
             self._credit(left_out, checkpoints),
             predictor=predictor.predictor_of(*said, self.name, nets, mirror, self.axes) if own else None,
             predicted_by=predictor.NAME,
-            example=predictor.example(promised["window"], len(self.dataset.channel_names), *self._intensities()),
+            example=predictor.example(promised["window"], self._ranges()),
             run_as={"blend": "nnunet"},
             versions={predictor.MODULE: version} if version else None,
         )
@@ -189,10 +186,14 @@ class _Source:
         }
         return values | ({"normalization": normalization} if normalization else {})
 
-    def _intensities(self) -> tuple[float, float]:
-        known = self.plans.intensities.get("0")
-        ct = self.configuration.normalization_schemes[:1] == ("CTNormalization",)
-        return (known.percentile_00_5, known.percentile_99_5) if known and ct else (1.0, 255.0)
+    def _ranges(self) -> list[Pair]:
+        """Of the voxels of each channel, roughly."""
+        found = []
+        for channel in range(len(self.dataset.channel_names)):
+            known = self.plans.intensities.get(str(channel))
+            is_ct = self.configuration.normalization_schemes[channel : channel + 1] == ("CTNormalization",)
+            found.append((known.percentile_00_5, known.percentile_99_5) if known and is_ct else (1.0, 255.0))
+        return found
 
     def _credit(self, left_out: list[str], checkpoints: list[tuple[str, Any]]) -> Credit:
         if any((self.root / name).exists() for name in ("postprocessing.pkl", "postprocessing.json")):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from unet_engine.model.normalization import Pair
 from unet_engine.version import version_of
 from unet_export.importers.base import Array, Predictor
 from unet_export.importers.nnunet.geometry import Axes
@@ -107,15 +108,14 @@ def _preprocessed(volume: Array, manager: Any, chosen: Any, dataset: dict[str, A
     return np.ascontiguousarray(data, np.float32)
 
 
-def example(window: Sequence[int], channels: int, low: float, high: float) -> Array:
-    """A volume of a window and a half along its axes (of large windows along the last one only): smoothed noise between
-    `low` and `high`, nowhere 0, which nnU-Net would crop."""
+def example(window: Sequence[int], ranges: Sequence[Pair]) -> Array:
+    """A volume of a window and a half along its axes (of large windows along the last one only): smoothed noise within
+    the range of each channel, nowhere 0, which nnU-Net would crop."""
     whole = np.prod(window) <= SMALL
     shape = [w + (w // 2 if whole or a == len(window) - 1 else 0) if w > 1 else 3 for a, w in enumerate(window)]
-    noise = np.random.default_rng(0).standard_normal((channels, *shape))
+    noise = np.random.default_rng(0).standard_normal((len(ranges), *shape))
     for axis in range(1, noise.ndim):
         noise = (noise + np.roll(noise, 1, axis) + np.roll(noise, 2, axis)) / 2
     noise = (noise - noise.min()) / (noise.max() - noise.min())
-    values: Array = (low + (high - low) * noise).astype(np.float32)
-    values[values == 0] = np.float32((low + high) / 2) or np.float32(1)
-    return values
+    values = np.stack([low + (high - low) * n for (low, high), n in zip(ranges, noise, strict=True)]).astype(np.float32)
+    return np.where(values == 0, np.float32(1), values)
