@@ -140,7 +140,16 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
                 crew.execute(prepared, output.pending())
             note(output.doubtful())
             done = _conclude(prepared, output.header, holding, result())
+    if done.complete:
+        _release(prepared)
     return replace(done, profile=profile.write(crew.profile())) if profile else done
+
+
+def _release(prepared: Prepared) -> None:
+    """What was made to read volume and mask from may go."""
+    prepared.survey.volume.release()
+    if prepared.survey.mask:
+        prepared.survey.mask.volume.release()
 
 
 def _begun(prepared: Prepared) -> AbstractContextManager[None]:
@@ -214,6 +223,14 @@ def _open_output(prepared: Prepared) -> Output:
     return Output.create(job.out, job.layout, job.plan.digest, provenance, job.durability)
 
 
+def _members(job: Job) -> dict[str, Any]:
+    """The networks of a model of several."""
+    if not job.model.members:
+        return {}
+    shares = zip(job.model.networks, job.model.shares, strict=True)
+    return {"members": [{"file": n.path.name, "name": n.label, "sha256": n.sha256, "share": s} for n, s in shares]}
+
+
 def _outside(job: Job) -> dict[str, Any]:
     """Which voxels are not the network's; nothing where all are."""
     facts = {
@@ -224,13 +241,33 @@ def _outside(job: Job) -> dict[str, Any]:
     return {"outside": facts} if job.mask or job.nodata else {}
 
 
+def _resampling(job: Job) -> dict[str, Any]:
+    """How the volume came to the spacing of the model, and what grid the result is on; nothing where it did not."""
+    image, back = job.plan.image, job.plan.back
+    if not image:
+        return {}
+    return {
+        "resampling": {
+            "shape": [axis.target for axis in image],
+            "image_orders": [axis.order for axis in image],
+            "output_orders": [axis.order for axis in back] or None,
+            "written_on": "scan" if back else "model",
+        }
+    }
+
+
 def _provenance(job: Job) -> dict[str, Any]:
     """All that tells how the output came about. `identity` is what a resume compares."""
     plan = job.plan
     facts = {
         "identity": dict(plan.identity),
         "input": job.volume,
-        "model": {"file": job.model.path.name, "sha256": job.model.sha256, "name": job.model.spec.name},
+        "model": {
+            "file": job.model.path.name,
+            "sha256": job.model.sha256,
+            "name": job.model.spec.name,
+            **_members(job),
+        },
         **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
         "output": job.kind,
@@ -241,6 +278,8 @@ def _provenance(job: Job) -> dict[str, Any]:
         "normalization": job.scaling.facts(),
         **({"poses": [str(pose) for pose in job.poses]} if len(job.poses) > 1 else {}),
         **_outside(job),
+        **_resampling(job),
+        **({"frame": job.layout.frame.facts()} if job.layout.frame else {}),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),

@@ -7,9 +7,12 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from unet_engine.units import size
 
 
 def cpu_count() -> int:
@@ -45,13 +48,71 @@ _INSTRUCTIONS = (
 
 
 def available_memory() -> int:
-    """Bytes that can still be taken, within the limit of the container if there is one."""
+    """Bytes that can still be taken, within the limits of the container, the batch job and the process, where there are
+    some."""
     free = int(psutil.virtual_memory().available)
+    return max(0, min([free, *_left_in_groups(), *_left_by_limits()]))
+
+
+def _left_in_groups() -> Iterator[int]:
+    """What the control groups that this process is in leave, from its own to the outermost: of version 2, then of
+    version 1, as far as their files can be read. Pages of files that were not used lately go where memory is short."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if not controllers:
+            root, names, cached = _GROUPS, ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, cached = _GROUPS / "memory", "total_inactive_file"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        group = root / place.strip("/")
+        for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
+            with contextlib.suppress(OSError, ValueError):
+                limit, used = (int((folder / name).read_text()) for name in names)
+                yield max(0, limit - used + _counted(folder / "memory.stat", cached))
+
+
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def _counted(place: Path, name: str) -> int:
+    """A line of a group's statistics; 0 where there is none."""
     with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        free = min(free, max(0, limit - used))
-    return free
+        for line in place.read_text().splitlines():
+            if line.startswith(f"{name} "):
+                return int(line.split()[1])
+    return 0
+
+
+def _left_by_limits() -> Iterator[int]:
+    """What the limits of this process leave (``ulimit -v``, ``ulimit -d``)."""
+    with contextlib.suppress(OSError, psutil.Error):
+        taken = psutil.Process().memory_info()
+        held = {"v": taken.vms, "d": getattr(taken, "data", 0)}
+        yield from (max(0, limit - held[flag]) for flag, limit in _limits())
+
+
+def _limits() -> Iterator[tuple[str, int]]:
+    """What limits of this process there are: how ``ulimit`` calls each, and bytes."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return
+    for flag, kind in (("v", "RLIMIT_AS"), ("d", "RLIMIT_DATA")):
+        limit = resource.getrlimit(getattr(resource, kind))[0] if hasattr(resource, kind) else resource.RLIM_INFINITY
+        if limit != resource.RLIM_INFINITY:
+            yield flag, limit
+
+
+def limits() -> str:
+    """The limits of this process, as a message ends with them; empty where there are none."""
+    said = [f"ulimit -{flag} allows {size(limit)}" for flag, limit in _limits()]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def resident_bytes() -> int:

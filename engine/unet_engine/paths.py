@@ -42,8 +42,17 @@ _HOLDS_SEVERAL = re.compile(r"(.*?\.(?:h5|hdf5|hdf|he5|h5ad|nc|nc4|cdf|ims))(?::
 def inside(path: str) -> tuple[str, str | None]:
     """A path such as ``scan.h5:/volumes/raw`` as that of the file and what is named in it; others as they are, and
     None. Text alone decides."""
+    if path.lower().endswith(":mask"):  # of a raster
+        return path[: -len(":mask")], "mask"
     found = _HOLDS_SEVERAL.fullmatch(path) if is_local(path) else None
     return (found[1], found[2] or None) if found else (path, None)
+
+
+def several(path: str) -> list[str]:
+    """``a.onnx,b.onnx`` as its parts; a path that is there as it is, with whatever commas it has."""
+    if "," not in path or os.path.exists(path):  # noqa: PTH110  # where a path has a NUL, pathlib raises
+        return [path]
+    return [part.strip() for part in path.split(",")]
 
 
 def absolute(path: str) -> str:

@@ -36,7 +36,11 @@ class Settings(BaseModel):
     input: str
     """Zarr array or OME-Zarr group, a path or a URL; or a file of another format, see `unet_engine.volumes.formats`."""
     model: str | None = None
-    """Model file: .onnx, .pt2, .pt."""
+    """Model file: .onnx, .pt2, .pt; several, parted by commas, are averaged."""
+    folds: str | None = None
+    """Which networks of a model of several run: their names or numbers, ``0,1``, or ``all``; default: all."""
+    weights: str | None = None
+    """What the answers of each of these networks count, ``2,1,1``; default: as the model says, else alike."""
     out: str | None = None
     """Output group, a folder: called NAME.zarr or whatever no other format is; default: beside the input, named after
     both."""
@@ -80,6 +84,9 @@ class Settings(BaseModel):
     """Name of the output that is wanted, of a network with several; default: see `unet_engine.model.outputs.choose`."""
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
+    grid: Literal["model", "scan"] | None = None
+    """Where a model brings the volume to its own spacing: the grid that the result is written on. ``scan``: that of the
+    volume; default."""
     mask: str | None = None
     """Volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
     `outside`, and windows that reach none of the others are not inferred."""
@@ -185,7 +192,14 @@ class Settings(BaseModel):
             parse_values(str(value))
         return value
 
-    @field_validator("input", "model", "out", "mask", "profile", mode="before")
+    @field_validator("model", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and value and all(isinstance(part, str | Path) for part in value):
+            return ",".join(map(str, value))
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("input", "out", "mask", "profile", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -200,6 +214,8 @@ class Settings(BaseModel):
         "roi",
         "axes",
         "normalize",
+        "folds",
+        "weights",
         "head",
         "backend",
         "device",

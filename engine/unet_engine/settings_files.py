@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import SettingsError
-from unet_engine.paths import is_local, root_of, unusable
+from unet_engine.paths import is_local, root_of, several, unusable
 from unet_engine.text_files import NotReadable, read_toml
 
 CONFIG = "unet-engine.toml"
@@ -64,11 +64,18 @@ class SettingsFile:
         value = self.values[key]
         if self.here and key == "model":  # what carries code is asked about wherever it lies
             return
-        if key in _PATHS and isinstance(value, str) and value != AUTO_PROFILE and not _inside(value, self.path.parent):
+        if key in _PATHS and not all(_inside(place, self.path.parent) for place in _places(key, value)):
             raise SettingsError(
                 f"{self.path}: {key} = {value!r} lies outside the folder of the data; "
                 f"give --{key} on the command line, or a path inside that folder"
             )
+
+
+def _places(key: str, value: Any) -> list[str]:
+    """The paths that are the value of a key: one, or those of several models."""
+    if not isinstance(value, str) or value == AUTO_PROFILE:
+        return []
+    return several(value) if key == "model" else [value]
 
 
 def _elsewhere(file: SettingsFile) -> str:
@@ -123,7 +130,17 @@ def _read(path: Path) -> dict[str, Any]:
         values = read_toml(path)
     except NotReadable as error:
         raise SettingsError(f"{path} {error}") from error
+
+    def placed(place: str) -> str:
+        return str(path.parent / place) if place and is_local(place) and place != AUTO_PROFILE else place
+
+    model = values.get("model")
+    if isinstance(model, list) and model and all(isinstance(part, str) for part in model):
+        values["model"] = ",".join(map(placed, model))
+    elif isinstance(model, str):  # of several models each starts at the file
+        whole = placed(model)
+        values["model"] = ",".join(map(placed, several(model))) if several(whole) != [whole] else whole
     for key in _PATHS:
-        if isinstance(value := values.get(key), str) and value and is_local(value) and value != AUTO_PROFILE:
-            values[key] = str(path.parent / value)
+        if key != "model" and isinstance(value := values.get(key), str):
+            values[key] = placed(value)
     return values

@@ -88,14 +88,17 @@ def test_windows_are_counted_as_a_run_counts_them(ramp, model):
 
 
 def test_every_pose_of_a_window_is_counted():
-    spec = PLANE_SPEC.model_copy(update={"mirror_axes": "yx"})
-    alone, mirrored = (Field.of(spec, (900, 900), 0.5, tta) for tta in ("none", None))
+    spec, plain = PLANE_SPEC.model_copy(update={"mirror_axes": "yx"}), open_model(shipped_model("cells_2d.onnx"))
+    model = replace(plain, spec=spec)
+    alone, mirrored = (Field.of(model, (900, 900), 0.5, tta) for tta in ("none", None))
     assert mirrored.windows(spec.window) == alone.windows(spec.window)
     assert mirrored.rate(spec.window, 8.0) == alone.rate(spec.window, 8.0) / 4
-    turned, (side, _), step = Field.of(spec, (900, 900), 0.5, "turns"), spec.window, spec.window_step[1]
+    turned, (side, _), step = Field.of(model, (900, 900), 0.5, "turns"), spec.window, spec.window_step[1]
     assert turned.fits((side, side))
     assert alone.fits((side, side + step))
     assert not turned.fits((side, side + step))
+    both = Field.of(open_model(f"{plain.path},{plain.path}"), (900, 900), 0.5, "none")
+    assert both.rate(spec.window, 8.0) == alone.rate(spec.window, 8.0) / 2
 
 
 def test_planes_of_a_volume_count_for_a_network_in_2d(tmp_path):

@@ -160,7 +160,7 @@ def test_a_part_of_the_weights_is_never_loaded_in_silence(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("w.h5", "tf2onnx"), ("w.keras", "tf2onnx"), ("w.safetensors", "torch.save"), ("w.engine", "TensorRT")],
+    [("w.h5", "tf2onnx"), ("w.keras", "tf2onnx"), ("w.engine", "TensorRT")],
 )
 def test_files_of_other_libraries_are_named_with_what_to_do(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"\x89HDF\r\n")

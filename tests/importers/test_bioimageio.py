@@ -344,7 +344,7 @@ def test_the_list_names_every_source():
 
 
 def test_quantising_keeps_whose_the_model_is(tmp_path):
-    from unet_engine.model.file import with_attachments
+    from unet_engine.model.writing import with_attachments
 
     folder, _, _ = small(tmp_path / "pkg")
     _, model = imported(folder)

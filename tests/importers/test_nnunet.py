@@ -22,6 +22,7 @@ pytest.importorskip("nnunetv2.inference.predict_from_raw_data")
 from support import nnunet  # noqa: E402
 from support.command_line import cli  # noqa: E402
 from support.volumes import make_volume, result_of  # noqa: E402
+from unet_engine.model.spec import Resampling  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
 from unet_export.conversion.adapt import adapted  # noqa: E402
 from unet_export.importers.base import Wanted  # noqa: E402
@@ -107,7 +108,7 @@ def test_a_folder_gives_what_nnunets_own_predictor_gives(tmp_path, case):
         plans.write_text(plans.read_text().replace("BatchNorm", "InstanceNorm"))
     found, spec = read(folder)
     volume = found.example[(slice(None), *(slice(0, n) for n in spec.window))]
-    ours, theirs = one_window(found, spec, volume), found.predictor(volume)
+    ours, theirs = one_window(found, spec, volume), found.predictor(volume, spec.window)
     assert ours.shape == theirs.shape == (3, *spec.window)
     np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
     assert len(np.unique(theirs.argmax(0))) > 1
@@ -117,7 +118,7 @@ def test_plans_of_older_versions_are_read(tmp_path):
     found, spec = read(nnunet.result_folder(tmp_path / "r", "3d_fullres", old_plans()))
     assert (spec.window, spec.window_step) == (PATCH, (2, 4, 4))
     volume = found.example[(slice(None), *(slice(0, n) for n in spec.window))]
-    np.testing.assert_allclose(one_window(found, spec, volume), found.predictor(volume), atol=1e-4)
+    np.testing.assert_allclose(one_window(found, spec, volume), found.predictor(volume, spec.window), atol=1e-4)
 
 
 def test_a_configuration_may_inherit_from_another(tmp_path):
@@ -142,6 +143,7 @@ def test_the_spec_says_what_the_folder_says(tmp_path):
     assert (spec.window, spec.window_step) == ((16, 16, 8), (4, 4, 4))  # x comes first there
     assert (spec.spacing, spec.spacing_unit) == ((0.8, 0.7, 1.5), "millimeter")
     assert spec.mirror_axes == "zx"
+    assert spec.resampling == Resampling(image=3, image_apart=0, output=1, output_apart=0, apart="anisotropic")
     assert str(spec.normalization) == "fixed:mean=60,std=150,clip=-500:400"
     assert (spec.activation, spec.channels) == ("softmax", "classes")
     credit = found.credit
@@ -158,6 +160,13 @@ def test_a_folder_as_nnunet_itself_writes_it():
     assert found.predictor is not None
 
 
+def test_resampling_that_is_not_known_is_left_out_and_told(tmp_path):
+    config = nnunet.configuration(PATCH, resampling_fn_data="resample_torch_simple")
+    found, spec = read(nnunet.result_folder(tmp_path / "r", "3d_fullres", config))
+    assert spec.resampling is None
+    assert any("resampling as its plans have it" in line for line in found.credit.left_out)
+
+
 def test_a_run_of_the_folder_gives_nnunets_labels_and_carries_its_certificate(tmp_path):
     """From raw voxels to labels, planes of a volume one by one, as its own predictor does it."""
     folder = nnunet.result_folder(tmp_path / "r", "2d", nnunet.configuration((16, 24)), mirror=(1,))
@@ -165,7 +174,7 @@ def test_a_run_of_the_folder_gives_nnunets_labels_and_carries_its_certificate(tm
     volume = make_volume(tmp_path / "v.zarr", scan[0], axes="zyx")
     said = cli("run", "--in", volume, "--model", folder, "--out", "o.zarr", "--blend", "nnunet")
     assert said.code == 0, said.err
-    theirs = read(folder)[0].predictor(scan).argmax(0)
+    theirs = read(folder)[0].predictor(scan, (16, 24)).argmax(0)
     assert len(np.unique(theirs)) > 1
     assert (result_of("o.zarr") == theirs).mean() >= 0.999
     (certificate,) = zarr.open_group("o.zarr", mode="r").attrs["unet_engine"]["credit"]["certificate"]

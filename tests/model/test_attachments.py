@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from unet_engine.errors import ModelError, OutputError
 from unet_engine.model import attachments
-from unet_engine.model.file import NETWORK, attached_network, open_model
+from unet_engine.model.attached import NETWORK
+from unet_engine.model.file import attached_network, open_model
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -335,3 +336,30 @@ def test_another_part_may_complete_the_output_while_this_one_looks_at_it(tmp_pat
     monkeypatch.setattr(completion, "refuse_changed", at_the_end)
     assert unet_engine.run(case[0], model=case[1], out=str(out), part="2/2", **OPTIONS).complete
     assert chunks(out) == case[2]
+
+
+def test_finish_of_an_output_of_many_blocks_looks_at_what_is_marked_alone(tmp_path, case, monkeypatch):
+    """10¹⁸ blocks and a million parts: neither is listed to say what is missing."""
+    out = begun(case, tmp_path / "out.zarr", monkeypatch, stop=30)
+    header = json.loads((out / "zarr.json").read_text())
+    header["attributes"]["unet_engine"]["blocks"] = [[[0, 10**6]], [[0, 3], [5, 10**6 + 2]], [[0, 10**6]]]
+    (out / "zarr.json").write_text(json.dumps(header))
+    place = journal_of(out)
+    for name in place.iterdir():
+        if name.is_file():
+            name.unlink()
+    for name in ("0.0.0", "0.0.1", "0.0.2", "7.5.9", "7.4.9"):
+        (place / name).write_bytes(b"done\n")
+    (place / "part.2.1000000.json").write_text(json.dumps({"part": "2/1000000", "finished": True}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(OutputError) as told:
+            finish(str(out))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    said = str(told.value)
+    assert "lacks 999,999,999,999,999,996 of 1,000,000,000,000,000,000 blocks, the first is (0, 0, 3)" in said
+    assert "1/1000000, 3/1000000, 4/1000000" in said
+    assert "and 999,991 more" in said
+    assert len(said) < 500

@@ -87,14 +87,23 @@ def test_an_earlier_output_is_not_replaced(data):
     assert (data / "labels.zarr/zarr.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("how", ["above", "absolute", "link", "url"])
+@pytest.mark.parametrize("how", ["above", "absolute", "link", "url", "second", "list"])
 def test_the_model_beside_the_data_lies_in_their_folder(how, data, tmp_path):
     outside = Path(fake_model(tmp_path, name="other"))
     (data / "link.fake.toml").symlink_to(outside)
+    inside = model_in(data)
     write(data, model={"above": f"../{outside.name}", "absolute": str(outside), "link": "link.fake.toml",
-                       "url": "s3://bucket/net.onnx"}[how])  # fmt: skip
+                       "url": "s3://bucket/net.onnx", "second": f"{inside},{outside}",
+                       "list": [inside, f"../{outside.name}"]}[how])  # fmt: skip
     with pytest.raises(SettingsError, match="lies outside the folder of the data; give --model"):
         Settings.of(input=str(data / "scan.zarr"))
+
+
+@pytest.mark.parametrize("several", [["a.fake.toml", "b.fake.toml"], "a.fake.toml, b.fake.toml"])
+def test_several_models_beside_the_data_start_at_their_file(several, data):
+    paths = [fake_model(data, name=name) for name in "ab"]
+    write(data, model=several)
+    assert Settings.of(input=str(data / "scan.zarr")).model == ",".join(paths)
 
 
 def test_what_was_taken_is_told(data, tmp_path):

@@ -11,9 +11,10 @@ from support import networks
 from support.command_line import cli
 from support.volumes import make_volume, result_of
 from unet_engine.errors import DataError, InputError, SettingsError
-from unet_engine.model.file import open_model, with_attachments
+from unet_engine.model.file import open_model
 from unet_engine.model.shipped import shipped_model
 from unet_engine.model.verdict import Thresholds, Verdict, difference, shortfall
+from unet_engine.model.writing import with_attachments
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import Scaling
 from unet_export.quantize.fallback import Attempt, rescue

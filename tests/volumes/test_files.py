@@ -5,10 +5,8 @@ import pickle
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-import tifffile
 
 import unet_engine
 from support.command_line import cli
@@ -19,6 +17,8 @@ from unet_engine.plan.box import Box
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.linear import Linear
 
+h5py = pytest.importorskip("h5py")
+tifffile = pytest.importorskip("tifffile")
 RNG = np.random.default_rng(3)
 STACK = RNG.integers(0, 60000, (7, 50, 70), np.uint16)
 RGB = RNG.integers(0, 255, (50, 70, 3), np.uint8)

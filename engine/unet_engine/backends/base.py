@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,19 @@ class Setup:
     threads: int = 1
     """Windows inferred at the same time on a CPU, one thread each: the result then does not depend on the number."""
     batch: int = 1
+    judged: tuple[str | None, ...] = ()
+    """`network` for each member of a model of several; empty: each runs its own."""
+
+    @property
+    def members(self) -> tuple[Setup, ...]:
+        """One for each network of the model; it alone where that is one."""
+        if not self.model.members:
+            return (self,)
+        judged = self.judged or (None,) * len(self.model.members)
+        return tuple(
+            replace(self, model=model, network=network, judged=())
+            for model, network in zip(self.model.networks, judged, strict=True)
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -68,6 +81,10 @@ class Trial:
     """Takes an output, (channels out, *window - 2 * margin) of a float type, which is valid for the call alone."""
 
 
+ANOTHER = "try another --backend or --device"
+"""What to do where a library fails on a window that it took before."""
+OTHER_WINDOW = "give another --window; `unet-engine info` says which it takes"
+
 NO_TRIAL = Trial(lambda _: (), lambda _: None)
 
 
@@ -83,6 +100,11 @@ class Network(ABC):
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+
+    @property
+    def members(self) -> tuple[Network, ...]:
+        """The networks whose answers are averaged, in their order; it alone where it is one."""
+        return (self,)
 
     @abstractmethod
     def warm_up(self, trial: Trial = NO_TRIAL) -> float:
@@ -217,7 +239,7 @@ class ThreadedBackend(Backend):
         except (BackendError, ModelError):
             raise
         except Exception as error:
-            raise BackendError(f"{self.name} failed on a window: {first_line(error)}") from error
+            raise BackendError(f"{self.name} failed on a window: {first_line(error)}; {ANOTHER}") from error
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -151,8 +151,9 @@ def library(name: str, device: str) -> str:
 
 
 def open_backend(name: str, setup: Setup) -> Backend:
-    """Load the network, for a caller on the host. Raises `BackendError` or `ModelError` where the library refuses
-    it."""
+    """Load the one network of `setup`, for a caller on the host. Raises `BackendError` or `ModelError` where the
+    library refuses it."""
+    assert not setup.model.members  # `opening.open_network` is for several
     if is_gpu(setup.device):
         return HostRing(open_on_device(name, setup))
     known = record(name)
@@ -162,14 +163,17 @@ def open_backend(name: str, setup: Setup) -> Backend:
     return backend
 
 
-def open_on_device(name: str, setup: Setup) -> DeviceBackend:
-    """Load the network on its device, with a stream of its own. Raises as `open_backend` does."""
+def open_on_device(name: str, setup: Setup, beside: DeviceBackend | None = None) -> DeviceBackend:
+    """Load the network on its device, with a stream of its own, or with that of a network that it works together with.
+    Raises as `open_backend` does."""
+    assert not setup.model.members
     known = record(name)
     if not known.on_device:
         raise BackendError(f"{name} does not run on {setup.device}; use --device cpu, or --backend tensorrt")
     # a library may end the process where there is no GPU: the device comes first
-    device = open_device(setup.device)
-    backend: DeviceBackend = _named(known.on_device)(setup, device, device.stream("compute"))
+    device = beside.device if beside else open_device(setup.device)
+    stream = beside.stream if beside else device.stream("compute")
+    backend: DeviceBackend = _named(known.on_device)(setup, device, stream)
     return backend
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 
-from unet_engine.backends.base import Array, Setup, ThreadedBackend
+from unet_engine.backends.base import ANOTHER, OTHER_WINDOW, Array, Setup, ThreadedBackend
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.base import Device, Stream
 from unet_engine.devices.opening import SIMULATED
@@ -52,7 +52,7 @@ class OnnxRuntimeBackend(ThreadedBackend):
         except Exception as error:
             self.close()
             raise ModelError(
-                f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}"
+                f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}; {OTHER_WINDOW}"
             ) from error
         self._check_output(shape)
 
@@ -114,7 +114,8 @@ class OnnxRuntimeDevice(DeviceBackend):
             if "allocate memory" in str(error):
                 raise BackendError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
             raise ModelError(
-                f"{self.setup.model.path} does not take windows of {self.setup.window}: {first_line(error)}"
+                f"{self.setup.model.path} does not take windows of {self.setup.window}: {first_line(error)}; "
+                f"{OTHER_WINDOW}"
             ) from error
         return shape
 
@@ -122,7 +123,7 @@ class OnnxRuntimeDevice(DeviceBackend):
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:
-            raise BackendError(f"onnxruntime failed on a batch: {first_line(error)}") from error
+            raise BackendError(f"onnxruntime failed on a batch: {first_line(error)}; {ANOTHER}") from error
 
     def close(self) -> None:
         for memory in (self._in, self._out):

@@ -6,13 +6,14 @@ A place (`place_of`) answers what depends on that, so that nobody else asks whic
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from unet_engine import machine
 from unet_engine.backends.base import NO_TRIAL, Backend, Network, Setup, Trial
 from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.ensemble import Averaged, opened
 from unet_engine.backends.host_ring import HostRing
 from unet_engine.backends.libraries import open_backend, open_on_device
 from unet_engine.backends.out_of_memory import is_out_of_memory
@@ -78,7 +79,7 @@ class OnHost:
         return 1 if is_gpu(self.device) else asked or machine.cpu_count()
 
     def open(self, library: str, setup: Setup) -> Network:
-        return open_backend(library, setup)
+        return opened(setup, lambda member, _: open_backend(library, member))
 
     def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
         network = self.open(library, setup)
@@ -96,20 +97,24 @@ class OnDevice:
     def threads(self, asked: int | None) -> int:
         return 1
 
-    def open(self, library: str, setup: Setup) -> DeviceBackend:
-        return open_on_device(library, setup)
+    def open(self, library: str, setup: Setup) -> Network:
+        def beside(member: Setup, others: list[DeviceBackend]) -> DeviceBackend:
+            return open_on_device(library, member, others[0] if others else None)
+
+        return opened(setup, beside)
 
     def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
-        wanted = replace(wanted, most=largest_batch(setup.model) or wanted.most)
+        limits = [most for model in setup.model.networks if (most := largest_batch(model))]
+        wanted = replace(wanted, most=min(limits, default=wanted.most))
         setup = replace(setup, batch=default_batch(setup.window, wanted.windows, wanted.most))
         while True:
-            opened: DeviceBackend | None = None
+            network: Network | None = None
             try:
-                opened = self.open(library, setup)
-                return opened, opened.warm_up(wanted.trial)
+                network = self.open(library, setup)
+                return network, network.warm_up(wanted.trial)
             except Exception as error:
-                if opened:
-                    opened.close()
+                if network:
+                    network.close()
                 if not is_out_of_memory(error):
                     raise
                 setup = _smaller(setup, wanted, first_line(error))
@@ -145,6 +150,10 @@ def place_of(device: str) -> Place:
 def as_host(network: Network) -> Iterator[Backend]:
     """The network with slots on the host, whichever place it was opened for: for single windows, asked one by one. It
     stays open."""
+    if len(network.members) > 1:
+        with ExitStack() as stack:
+            yield Averaged(network.setup, [stack.enter_context(as_host(member)) for member in network.members])
+        return
     if isinstance(network, DeviceBackend):
         ring = HostRing(network, slots=1)  # each slot takes memory of the device
         try:

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from unet_engine.backends.base import Array, Backend, Setup
+from unet_engine.backends.base import ANOTHER, Array, Backend, Setup
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.file import attached_network
 from unet_engine.model.onnx_network import network_of
@@ -116,7 +116,7 @@ class OpenVINOBackend(Backend):
         try:
             self._requests[slot].wait()
         except RuntimeError as error:
-            raise BackendError(f"openvino failed on a window: {_cause(error)}") from error
+            raise BackendError(f"openvino failed on a window: {_cause(error)}; {ANOTHER}") from error
         return self._outputs[slot]
 
     def touch(self, slot: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet_engine.backends.base import Array, Setup, ThreadedBackend
+from unet_engine.backends.base import ANOTHER, OTHER_WINDOW, Array, Setup, ThreadedBackend
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.device_tensor import Borrowed, DeviceTensor
 from unet_engine.backends.one_output import OneOutput
@@ -55,7 +55,7 @@ class PyTorchBackend(ThreadedBackend):
         except Exception as error:
             self.close()
             raise ModelError(
-                f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}"
+                f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}; {OTHER_WINDOW}"
             ) from error
         self._check_output(tuple(out.shape))
         self.note = self._network.note
@@ -106,7 +106,7 @@ class PyTorchDevice(DeviceBackend):
                 if "out of memory" in str(error).lower():
                     raise BackendError(f"{setup.device}: {first_line(error)}") from error
                 raise ModelError(
-                    f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}"
+                    f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}; {OTHER_WINDOW}"
                 ) from error
             self._check_output(tuple(out.shape))
             self.note, self._head = self._network.note, _named(self._network)
@@ -163,7 +163,7 @@ class PyTorchDevice(DeviceBackend):
             with self._in_context():
                 self._out.copy_(self._computed())
         except RuntimeError as error:
-            raise BackendError(f"pytorch failed on a batch: {first_line(error)}") from error
+            raise BackendError(f"pytorch failed on a batch: {first_line(error)}; {ANOTHER}") from error
 
     def close(self) -> None:
         self._graph = self._network = self._static = self._out = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hashlib import sha256
 
 from unet_engine.backends import engine_cache, tensorrt_api
-from unet_engine.backends.base import Setup
+from unet_engine.backends.base import ANOTHER, Setup
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.base import Device, Graph, Memory, Stream
 from unet_engine.devices.opening import open_device
@@ -79,7 +79,7 @@ class TensorRTDevice(DeviceBackend):
 
     def _enqueue(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):
-            raise BackendError(f"TensorRT failed on a window: {self._logger.said()}")
+            raise BackendError(f"TensorRT failed on a window: {self._logger.said()}; {ANOTHER}")
 
     def run(self, stream: int) -> None:
         if self._graph is None:

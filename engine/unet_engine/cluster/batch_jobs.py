@@ -72,7 +72,9 @@ def _log_folder(file: ClusterFile, where: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ClusterError(f"--cluster {where}: log_directory {folder} cannot be made: {error.strerror}") from error
+        raise ClusterError(
+            f"--cluster {where}: log_directory {folder} cannot be made: {error.strerror}; name another one"
+        ) from error
     return folder
 
 
@@ -120,7 +122,9 @@ def _created(
     except ClusterError:
         raise
     except Exception as error:
-        raise ClusterError(f"--cluster {where}: {first_line(error)}") from error
+        raise ClusterError(
+            f"--cluster {where}: {first_line(error)}; correct its keys, docs/cluster.md has them"
+        ) from error
 
 
 def _jobqueue() -> Any:
@@ -190,7 +194,9 @@ def _submitted(keeper: Keeper, where: str) -> None:
             "jobs are submitted"
         ) from error
     except Exception as error:
-        raise ClusterError(f"--cluster {where}: {file.type} refuses the job: {_said(error)}") from error
+        raise ClusterError(
+            f"--cluster {where}: {file.type} refuses the job: {_said(error)}; correct the file"
+        ) from error
     if file.adaptive:
         cluster.adapt(minimum_jobs=file.adaptive.minimum, maximum_jobs=file.adaptive.maximum)
     cluster.loop.add_callback(keeper.watch)

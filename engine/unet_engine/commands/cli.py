@@ -211,7 +211,10 @@ _signals: list[int] = []
 def _for_want_of_memory(error: BaseException | None) -> bool:
     """Whether `error` or what caused it says that memory ran out, or the room for threads: no library has a type for
     it."""
-    signs = ("cannot allocate memory", "can't start new thread", "failed to map segment", "bad_alloc", "out of memory")
+    signs = (
+        "cannot allocate memory", "can't start new thread", "failed to map segment", "bad_alloc", "out of memory",
+        "resource temporarily unavailable",
+    )  # fmt: skip
     while error is not None:
         if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs):
             return True
@@ -258,9 +261,11 @@ def main() -> None:
         if os.environ.get(TRACEBACK):
             raise
         if _for_want_of_memory(error):
+            from unet_engine import machine
+
             _fail(
-                f"out of memory: {first_line(error)}; use a smaller --window, fewer --threads, or run where there is "
-                "more",
+                f"out of memory or threads: {first_line(error)}; use a smaller --window, fewer --threads, or run where "
+                f"there is more{machine.limits()}",
                 PlanError.exit_code,
             )
         if isinstance(error, OSError) and error.strerror:

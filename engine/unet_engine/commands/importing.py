@@ -21,6 +21,7 @@ def _tell(line: str) -> None:
 @click.option("--list", "listed", is_flag=True, help="Name the sources, what each keeps and what it cannot.")
 @click.option("--trust", is_flag=True, help="Run the code that comes with the source; asked once per file.")
 @click.option("--folds", metavar="N,…", help="Of a source with several networks: which, or all.")
+@click.option("--smp", metavar="NAME,ENCODER,…", help="The network of a checkpoint, e.g. Unet,resnet34,classes=5.")
 @click.option("--weights", metavar="KEY", help="Which of several weights.")
 @click.option("--head", metavar="NAME", help="Output that is meant, of several.")
 @click.option("--window", metavar="Z,Y,X", help="Window the file proposes; default: the source's.")
@@ -31,6 +32,9 @@ def _tell(line: str) -> None:
     "--output-channels",
     type=click.Choice(OUTPUT_CHANNELS),
     help="What output channels are; default: as the source says.",
+)
+@click.option(
+    "--order", type=click.Choice(["zyx", "xyz"]), help="Order of the network's axes, where the source does not say."
 )
 @click.option("--normalize", metavar="HOW", help="Instead of what the source says, as for run.")
 @click.option(

@@ -35,11 +35,15 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
     model = open_model(path, sizes("--window", window), head=head)
     spec = model.spec.model_dump(mode="json")
     spec["normalization"] = str(model.spec.normalization)
-    judged = [_judged(verdict) for verdict in model.verdicts]
+    judged = [
+        f"{network.label}: {_judged(verdict)}" if network.label else _judged(verdict)
+        for network in model.networks for verdict in network.verdicts
+    ]  # fmt: skip
     return {
         "model": str(model.path),
         "format": model.format,
         "sha256": model.sha256,
+        **_members(model),
         "judged": judged,
         "output": model.rewriting.output if model.rewriting else None,
         "notes": list(model.notes),
@@ -50,6 +54,17 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "credit": model.credit.facts() if model.credit else None,
         "told_by": told_by(model) or None,
         "origins": origins(model, {"window": "--window"} if window else None),
+    }
+
+
+def _members(model: ModelFile) -> dict[str, Any]:
+    """The networks of a model of several."""
+    if not model.members:
+        return {}
+    return {
+        "members": [
+            f"{n.label}: {100 * s:.3g} %, {n.sha256}" for n, s in zip(model.networks, model.shares, strict=True)
+        ]
     }
 
 

@@ -219,7 +219,8 @@ def _show(rows: list[dict[str, Any]], console: Any) -> None:
         state = "emulated" if row["emulated"] else "passed" if row["passed"] else "failed"
         speed = "–" if row["speedup"] is None else f"{row['speedup']:.2f}"
         dice = "–" if row["least_dice"] is None else f"{row['least_dice']:.5f}"
-        table.add_row(row["precision"], row["backend"], state, speed, dice, f"{row['max_error']:.1e}", row["reason"])
+        name = f"{row['precision']} ({row['member']})" if row.get("member") else row["precision"]
+        table.add_row(name, row["backend"], state, speed, dice, f"{row['max_error']:.1e}", row["reason"])
     console.print(table)
 
 

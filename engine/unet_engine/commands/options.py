@@ -57,10 +57,12 @@ _SETTINGS = [
     ),
     click.option(
         "--model",
-        metavar="FILE",
-        help=".onnx, .pt2 or .pt, or a model of another tool, see import; default: from unet-engine.toml, here or beside "
-        "the input.",
+        metavar="FILE[,FILE]",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several the mean is taken; default: from "
+        "unet-engine.toml, here or beside the input.",
     ),
+    click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
+    click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),
     click.option(
         "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
     ),
@@ -130,6 +132,11 @@ _SETTINGS = [
     ),
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
+    click.option(
+        "--grid",
+        type=click.Choice(["scan", "model"]),
+        help="Where the model brings the volume to its own spacing: the grid of the result; default: the scan's.",
+    ),
     click.option(
         "--mask", metavar="PATH", help="Volume, also coarser or finer: only voxels where it is not zero are meant."
     ),

@@ -43,7 +43,8 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
 def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
     """Voxels along axis `a` that blocks `lo` to `hi` of one column read, in whole cells of `chunk`."""
     axis, step = plan.axes[a], plan.block[a]
-    windows = axis.meeting(plan.edge(a, lo), plan.edge(a, hi))
+    core = plan.core_span(a, plan.edge(a, lo), plan.edge(a, hi))
+    windows = axis.meeting(core.start, core.stop)
     total = 0
     for begin in range(windows.start // step * step, windows.stop, step):
         first, last = max(windows.start, begin), min(windows.stop, begin + step) - 1
@@ -64,9 +65,9 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     written = plan.voxel_count * job.layout.voxel_bytes
     return {
         "input": job.volume,
-        "shape": list(prepared.survey.volume.shape),
+        "shape": list(prepared.survey.scan.shape),
         "axes": job.volume_axes,
-        "dtype": str(prepared.survey.volume.dtype),
+        "dtype": str(prepared.survey.scan.dtype),
         "roi": str(plan.roi),
         "out": job.out,
         "output": job.kind,
@@ -85,6 +86,8 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "windows": list(plan.window_range.shape),
         "windows_planned": plan.call_count,
         "poses": [str(pose) for pose in job.poses],
+        "members": [{"name": n.label, "sha256": n.sha256, "share": s}
+                    for n, s in zip(job.model.networks, job.model.shares, strict=True)] if job.model.members else None,
         "block_windows": list(plan.block),
         "blocks": list(plan.block_range.shape),
         "blocks_planned": plan.block_count,
@@ -154,7 +157,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
     )
     return [
-        ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.volume.stored_shape)} {f['dtype']}"),
+        ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.scan.stored_shape)} {f['dtype']}"),
         ("region", f"{plan.names} {f['roi']}"),
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", _normalisation(f)),
@@ -188,11 +191,18 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
 
 def _often(prepared: Prepared) -> list[tuple[str, str]]:
     """How often each window is inferred, where that is more than once."""
-    plan, poses = prepared.job.plan, prepared.job.poses
-    if plan.calls == 1:
-        return []
-    shown = ", ".join(map(str, poses[:8])) + (", …" if len(poses) > 8 else "")
-    return [("augmented", f"{plan.call_count:,} inferred, each window {plan.calls} times and the mean taken: {shown}")]
+    plan, poses, model = prepared.job.plan, prepared.job.poses, prepared.job.model
+    lines = []
+    if model.members:
+        parts = [f"{n.label} ({100 * s:.3g} %)" for n, s in zip(model.networks, model.shares, strict=True)]
+        lines.append(("members", f"{len(parts)} networks: {', '.join(parts)}"))
+    if plan.calls > 1:
+        held = ", ".join(map(str, poses[:8])) + (", …" if len(poses) > 8 else "")
+        shown = f": {held}" if len(poses) > 1 else ""
+        lines.append(
+            ("augmented", f"{plan.call_count:,} inferred, each window {plan.calls} times and the mean taken{shown}")
+        )
+    return lines
 
 
 def _who(prepared: Prepared) -> list[tuple[str, str]]:

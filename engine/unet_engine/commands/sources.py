@@ -50,8 +50,11 @@ def model_of(
 
 
 def with_model(settings: Settings, tell: Callable[[str], None]) -> Settings:
-    """`settings` with the model file of the source that they name; as they are where they name a model file."""
-    if settings.model is None or not is_source(settings.model):
+    """`settings` with the model files of the sources that they name; as they are where they name model files."""
+    from unet_engine.paths import several
+
+    parts = several(settings.model) if settings.model else []
+    if settings.model is None or not any(map(is_source, parts)):
         return settings
-    path = model_of(settings.model, tell, trust=bool(settings.trust), head=settings.head)
+    path = ",".join(model_of(part, tell, trust=bool(settings.trust), head=settings.head) for part in parts)
     return settings if path == settings.model else settings.model_copy(update={"model": path, "head": None})

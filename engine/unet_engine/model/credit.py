@@ -59,6 +59,8 @@ class Credit(BaseModel):
     citation: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     """What the source says and the model file does not do, each with its reason."""
+    inference: dict[str, str] = {}
+    """Settings of a run that puts windows together as the source does."""
     certificate: tuple[Certificate, ...] = ()
 
     def facts(self) -> dict[str, Any]:
@@ -74,6 +76,7 @@ class Credit(BaseModel):
             "authors": ", ".join(self.authors),
             "citation": "; ".join(self.citation),
             "left_out": "; ".join(self.left_out),
+            "blends_as": " ".join(f"--{name} {value}" for name, value in self.inference.items()),
             "certificate": "; ".join(map(str, self.certificate)),
         }
         return {key: value for key, value in said.items() if value}

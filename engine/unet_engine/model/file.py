@@ -8,26 +8,27 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments, trust
 from unet_engine.model import credit as credits
+from unet_engine.model.attached import judged_network, network_bytes, verdicts
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
+from unet_engine.model.ensemble import chosen, combined_hash, common_spec, listed, weighted
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
 from unet_engine.model.onnx_rewrite import INTEGERS, Rewriting
-from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec, read_toml
+from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec, plain_name, read_toml
 from unet_engine.model.torch_file import read_torch
 from unet_engine.model.verdict import Verdict
-from unet_engine.paths import check_file
+from unet_engine.paths import check_file, several
 
 Format = Literal["onnx", "pt2", "torchscript", "fake"]
 _SUFFIXES: dict[str, Format] = {
@@ -37,10 +38,6 @@ _SUFFIXES: dict[str, Format] = {
     ".ts": "torchscript",
     ".fake.toml": "fake",
 }
-VERDICTS = "verdicts"
-NETWORK = "network."
-"""Keys of attachments: all verdicts as JSON, and per attached network this with its SHA-256, in base64."""
-_VERDICTS = TypeAdapter(tuple[Verdict, ...])
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,39 @@ class ModelFile:
     """Whose network it is, where an import knew."""
     trusted: bool = False
     """Whether the user trusts a file that runs code: known where it was opened, and taken along to other processes."""
+    members: tuple[ModelFile, ...] = ()
+    """The networks, two or more, whose answers are averaged; the other fields are then those of the first, but for the
+    spec and the hash, which are of all. Empty: it is one network."""
+    label: str = ""
+    """What it is called among the members."""
+    weight: float = 1.0
+    """Of its answers in their mean, relative to the others'."""
+    inside: str | None = None
+    """Which network of an ONNX file of several: the SHA-256 of what is attached, empty for the file's own. None: the
+    file has one."""
+    asked: tuple[str, str | None, str | None] = ("", None, None)
+    """Which files and which of their networks were asked for, and with what weights; see `open_model`."""
+
+    @property
+    def networks(self) -> tuple[ModelFile, ...]:
+        """The members, of this spec; or it alone."""
+        return tuple(replace(member, spec=self.spec) for member in self.members) or (self,)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What each of the networks counts in the mean; all together one."""
+        total = sum(network.weight for network in self.networks)
+        return tuple(network.weight / total for network in self.networks)
+
+    @property
+    def named(self) -> str:
+        """How people are told of it."""
+        return f"{self.path.name} ({self.label})" if self.label else self.path.name
+
+    def again(self, window: tuple[int, ...]) -> ModelFile:
+        """The same, read from its files once more, as they are now."""
+        files, folds, weights = self.asked
+        return open_model(files, window, self.spec.activation, self.head, folds, weights)
 
     @property
     def runs_code(self) -> bool:
@@ -87,11 +117,14 @@ class ModelFile:
 
     def check_trust(self) -> None:
         """Raise `ModelError` where it runs code and the user does not trust it."""
-        if not self.trusted:
-            trust.check(self.path, self.format, self.sha256)
+        for network in self.networks:
+            if not network.trusted:
+                trust.check(network.path, network.format, network.sha256)
 
     def trust(self) -> ModelFile:
         """The same, trusted from now on: by this process, and as far as the user's folder can be written, by all."""
+        if self.members:
+            return replace(self, members=tuple(member.trust() for member in self.members), trusted=True)
         if self.runs_code:
             trust.trust(self.path, self.sha256)
         return replace(self, trusted=True)
@@ -105,7 +138,8 @@ class ModelFile:
     def contradiction(self) -> str:
         """Why the spec's activation cannot be that of these outputs, and what to do; empty where nothing speaks against
         it."""
-        return applied_again(self.proved, self.spec.activation, self.spec.channels_out)
+        found = (applied_again(n.proved, self.spec.activation, self.spec.channels_out) for n in self.networks)
+        return next((reason for reason in found if reason), "")
 
     def normalized(self, how: str | None) -> ModelFile:
         """The model fed as ``--normalize`` says; as it promises where that is None. Raises `SettingsError` for other
@@ -152,15 +186,80 @@ def open_model(
     window: Sequence[int] | None = None,
     activation: Activation | None = None,
     head: str | None = None,
+    folds: str | None = None,
+    weights: str | None = None,
 ) -> ModelFile:
-    """Read what the model at `path` promises. `window` is needed, and used, only where the file does not fix a size
-    itself. `activation` wins over what the file says. `head`: name of the output that is wanted, where there are
-    several; see `unet_engine.model.outputs.choose`.
+    """Read what the model at `path` promises; several files, parted by commas, or one of several networks, are a model
+    of members. `window` is needed, and used, only where the file does not fix a size itself. `activation` wins over
+    what the file says. `head`: name of the output that is wanted, where there are several; see
+    `unet_engine.model.outputs.choose`. `folds`: which members, ``0,2`` or ``all``; `weights`: what each counts, ``2,1``.
 
     Raises `SettingsError` where the model cannot be of that kind, and `ModelError` where the file is missing, corrupt,
-    of no known format, or says too little.
+    of no known format, says too little, or where members do not fit one another.
     """
-    path = Path(path)
+    paths = files_of(path)
+    found = [network for file in paths for network in _opened(file, window, activation, head, several=len(paths) > 1)]
+    numbers = chosen([network.label or network.path.name for network in found], folds)
+    picked = [found[i] for i in numbers]
+    counts = weighted([network.weight for network in picked], weights)
+    asked = (str(path), folds, weights)
+    if len(picked) == 1:
+        return replace(picked[0], asked=asked)
+    return replace(together([replace(n, weight=w) for n, w in zip(picked, counts, strict=True)]), asked=asked)
+
+
+def files_of(model: str | Path) -> tuple[Path, ...]:
+    """The files that are meant: one, or several parted by commas."""
+    return (model,) if isinstance(model, Path) else tuple(map(Path, several(model)))
+
+
+def together(members: Sequence[ModelFile]) -> ModelFile:
+    """One model of these. Raises `ModelError` where they do not fit one another."""
+    first = members[0]
+    for other in members[1:]:
+        if other.format != first.format:
+            raise ModelError(
+                f"{first.named} and {other.named} are of different formats, which one library cannot run together; "
+                "export one of them to the other's"
+            )
+        if other.takes_integers != first.takes_integers:
+            raise ModelError(
+                f"{first.named} and {other.named}: one takes whole numbers and one does not; run them alone"
+            )
+    weights, names = [m.weight for m in members], [m.named for m in members]
+    spec = common_spec([m.spec for m in members], weights, names)
+    paths = dict.fromkeys(m.path for m in members)
+    if len(paths) > 1:
+        spec = spec.model_copy(update={"name": plain_name("+".join(dict.fromkeys(m.spec.name for m in members)))})
+    return replace(
+        first, spec=spec, sha256=combined_hash([m.sha256 for m in members], weights), members=tuple(members),
+        verdicts=(), label="", weight=1.0, trusted=all(m.trusted for m in members),
+        outside=tuple(dict.fromkeys(f for m in members for f in m.outside)),
+        notes=tuple(dict.fromkeys(note for m in members for note in m.notes)),
+    )  # fmt: skip
+
+
+def _opened(
+    path: Path,
+    window: Sequence[int] | None,
+    activation: Activation | None,
+    head: str | None,
+    *,
+    several: bool,
+) -> list[ModelFile]:
+    """The networks of one file. several: it is one of several files, after which its networks are called."""
+    size = tuple(window) if window else None
+    if _checked(path) == "onnx" and (members := listed(path)):
+        prefix = f"{path.stem}/" if several else ""
+        return [
+            replace(_onnx(path, size, activation, head, m.network), label=prefix + m.name, weight=m.weight)
+            for m in members
+        ]
+    return [replace(_alone(path, size, activation, head), label=path.stem if several else "")]
+
+
+def _checked(path: Path) -> Format:
+    """Its format. Raises `ModelError` where it cannot be a model file."""
     if not path.exists():
         raise ModelError(f"{path} does not exist; give a model file with --model (.onnx, .pt2, .pt)")
     if path.is_dir():
@@ -170,8 +269,13 @@ def open_model(
         check_file(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; give a model file with --model") from error
+    return kind
+
+
+def _alone(path: Path, window: tuple[int, ...] | None, activation: Activation | None, head: str | None) -> ModelFile:
+    kind = _format(path)
     if kind == "onnx":
-        return _onnx(path, tuple(window) if window else None, activation, head)
+        return _onnx(path, window, activation, head)
     sha256 = _hash([path], kind)
     if kind == "fake":
         spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
@@ -183,14 +287,27 @@ def open_model(
     ).activated(activation)  # fmt: skip
 
 
-def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | None, head: str | None) -> ModelFile:
-    found = read_onnx(path, window, activation, head)
+def _onnx(
+    path: Path,
+    window: tuple[int, ...] | None,
+    activation: Activation | None,
+    head: str | None,
+    inside: str | None = None,
+) -> ModelFile:
+    """inside: which network of a file of several, see `ModelFile.inside`."""
+    data = None if inside is None else network_bytes(path, inside)
+    found = read_onnx(path, window, activation, head, data)
+    sha256 = (
+        hashlib.sha256(data + found.rewriting.text.encode()).hexdigest() if data is not None
+        else _hash([path, *found.weights], "onnx", found.rewriting.text)
+    )  # fmt: skip
+    judged = verdicts(path)
     return ModelFile(
         path,
         "onnx",
-        _hash([path, *found.weights], "onnx", found.rewriting.text),
+        sha256,
         found.spec,
-        _verdicts(path),
+        judged if inside is None else tuple(v for v in judged if v.model == sha256),
         tuple(str(f.relative_to(path.parent)) for f in found.weights),
         found.ends_in,
         found.proved,
@@ -202,6 +319,7 @@ def _onnx(path: Path, window: tuple[int, ...] | None, activation: Activation | N
         described=found.described,
         output=found.output,
         guessed=not found.described and not found.ends_in,
+        inside=inside,
         credit=credits.read(path),
     ).activated(activation)
 
@@ -245,41 +363,6 @@ def _pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-# --- what quantising attaches ---
-
-
-def _verdicts(path: Path) -> tuple[Verdict, ...]:
-    """Those in the file; none where another version of the engine wrote them, which then is as if nothing had been
-    judged."""
-    text = attachments.read(path, VERDICTS)
-    try:
-        return _VERDICTS.validate_json(text) if text else ()
-    except ValidationError:
-        return ()
-
-
 def attached_network(model: ModelFile, sha256: str) -> bytes:
     """The attached network of that hash. Raises `ModelError` where it is missing or not what was judged."""
-    text = attachments.read(model.path, NETWORK + sha256)
-    data = base64.b64decode(text) if text else b""
-    if hashlib.sha256(data).hexdigest() != sha256:
-        state = "is damaged" if text else "is missing"
-        raise ModelError(
-            f"{model.path}: the network {sha256[:12]} that was judged {state}; run unet-engine quantize again"
-        )
-    return data
-
-
-def with_attachments(model: ModelFile, target: Path, verdicts: Sequence[Verdict], networks: dict[str, bytes]) -> None:
-    """Write the model to `target` with these verdicts and, of its networks and `networks` (by hash), those that passed.
-
-    Networks that no verdict permits to run would only make the file larger.
-    """
-    needed = dict.fromkeys(v.network for v in verdicts if v.network and (v.passed or v.emulated))
-    values = {VERDICTS: _VERDICTS.dump_json(tuple(verdicts))}
-    for sha256 in needed:
-        data = networks[sha256] if sha256 in networks else attached_network(model, sha256)
-        values[NETWORK + sha256] = base64.b64encode(data)
-    if (said := attachments.read(model.path, credits.KEY)) is not None:
-        values[credits.KEY] = said
-    attachments.attach(model.path, target, values)
+    return judged_network(model.path, sha256)

@@ -44,9 +44,13 @@ class OnnxFile:
 
 
 def read_onnx(
-    path: Path, window: tuple[int, ...] | None, activation: Activation | None = None, head: str | None = None
+    path: Path,
+    window: tuple[int, ...] | None,
+    activation: Activation | None = None,
+    head: str | None = None,
+    data: bytes | None = None,
 ) -> OnnxFile:
-    """What the file at `path` says.
+    """What the file at `path` says, or `data` that lies in it: one of its networks.
 
     `window` is for a graph that fixes no sizes. Where `activation` is given, it is the caller's to put in. `head`: the
     output that is wanted, of several. Raises `ModelError` where the file is corrupt, is no network of one image, or
@@ -55,7 +59,7 @@ def read_onnx(
     import onnx
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False) if data is None else onnx.load_from_string(data)
         if not model.graph.node:
             raise ValueError("its graph is empty")
         spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from unet_engine.errors import ModelError, first_line
+from unet_engine.model.attached import network_bytes
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_rewrite import Rewriting, rewritten, rows_are_free
 
@@ -15,8 +16,8 @@ def network_of(model: ModelFile, batch: int = 1) -> Path | bytes:
     bytes of the graph, with its weights. Raises `ModelError` where it cannot be read, or becomes too large."""
     how = model.rewriting
     if how is None or (not how.changes and model.saved_batch in (None, batch)):
-        return model.path
-    return _rewritten(model.path, model.sha256, how, batch)
+        return model.path if model.inside is None else network_bytes(model.path, model.inside)
+    return _rewritten(model.path, model.inside, model.sha256, how, batch)
 
 
 def largest_batch(model: ModelFile) -> int | None:
@@ -24,15 +25,16 @@ def largest_batch(model: ModelFile) -> int | None:
     saved for one batch."""
     if model.saved_batch is None or model.rewriting is None:
         return None
-    return None if _free(model.path, model.sha256, model.rewriting) else 1
+    return None if _free(model.path, model.inside, model.sha256, model.rewriting) else 1
 
 
 @lru_cache(maxsize=1)  # of several back ends that are tried with one model
-def _rewritten(path: Path, sha256: str, how: Rewriting, batch: int) -> bytes:
+def _rewritten(path: Path, inside: str | None, sha256: str, how: Rewriting, batch: int) -> bytes:
     import onnx
 
     try:
-        return rewritten(onnx.load(path), how, batch, path)
+        graph = onnx.load(path) if inside is None else onnx.load_from_string(network_bytes(path, inside))
+        return rewritten(graph, how, batch, path)
     except ModelError:
         raise
     except Exception as error:
@@ -40,10 +42,12 @@ def _rewritten(path: Path, sha256: str, how: Rewriting, batch: int) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def _free(path: Path, sha256: str, how: Rewriting) -> bool:
+def _free(path: Path, inside: str | None, sha256: str, how: Rewriting) -> bool:
     import onnx
 
     try:
+        if inside is not None:
+            return rows_are_free(onnx.load_from_string(network_bytes(path, inside)), how)
         return rows_are_free(onnx.load(path, load_external_data=False), how)
     except Exception:  # what cannot be looked into is not proved
         return False

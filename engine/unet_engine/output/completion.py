@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import zarr
@@ -111,22 +112,28 @@ def finish(path: str, verify: bool = False) -> dict[str, Any]:  # noqa: FBT001, 
 
 def refuse_incomplete(header: Header) -> None:
     """Raises `OutputError` where blocks are missing: how many, the first of them, and what to run."""
-    missing = header.missing()
-    if missing and not header.complete:
+    count, first = header.missing()
+    if count and not header.complete:
         raise OutputError(
-            f"{header.path} lacks {len(missing):,} of {header.block_count:,} blocks, the first is {missing[0]}; "
-            f"{_advice(header)}"
+            f"{header.path} lacks {count:,} of {header.block_count:,} blocks, the first is {first}; {_advice(header)}"
         )
 
 
 def _advice(header: Header) -> str:
     notes = [(parse_part(note["part"]), note) for note in header.journal.notes()]
     finished = {part for part, note in notes if note["finished"]}
-    left = [f"{i}/{n}" for n in sorted({n for (_, n), _ in notes}) for i in range(1, n + 1) if (i, n) not in finished]
+    numbers = sorted({n for (_, n), _ in notes})
+    unfinished = (f"{i}/{n}" for n in numbers for i in range(1, n + 1) if (i, n) not in finished)
+    left = list(islice(unfinished, _NAMED))  # parts may be a million
     if not left:
         return "run the same command again with --resume"
-    more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-    return f"these parts have not finished: {', '.join(left[:8])}{more}; run them again, e.g. with --part {left[0]}"
+    beyond = sum(numbers) - len(finished) - len(left)
+    more = f" and {beyond:,} more" if beyond else ""
+    return f"these parts have not finished: {', '.join(left)}{more}; run them again, e.g. with --part {left[0]}"
+
+
+_NAMED = 8
+"""Parts that a message names."""
 
 
 def line(facts: Mapping[str, Any]) -> str:

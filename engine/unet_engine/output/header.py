@@ -6,13 +6,12 @@ Nothing here knows voxels or needs the plan: `unet-engine finish` works on this 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from itertools import pairwise
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from unet_engine.errors import OutputError, first_line, writing
 from unet_engine.output.journal import Journal, LocalJournal, RemoteJournal
@@ -24,6 +23,33 @@ from unet_engine.storage.durability import ON_DISK, Durability
 
 PROVENANCE = "unet_engine"
 ARRAY = "0"
+
+
+class Numbers:
+    """Ascending numbers, made of spans [lo, hi): how many there are, and which, without a list of them."""
+
+    def __init__(self, spans: Sequence[Sequence[int]]) -> None:
+        self._ranges = [range(lo, hi) for lo, hi in spans]
+        self._starts = [lo for lo, _ in spans]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ranges))
+
+    def __contains__(self, number: int) -> bool:
+        at = bisect_right(self._starts, number)
+        return at > 0 and number in self._ranges[at - 1]
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self._ranges)
+
+
+def _in_order(axes: Sequence[Numbers]) -> Iterator[Index]:
+    if not axes:
+        yield ()
+        return
+    for number in axes[0]:
+        for others in _in_order(axes[1:]):
+            yield number, *others
 
 
 class Header:
@@ -109,29 +135,27 @@ class Header:
 
     def marked(self) -> Iterator[Index]:
         """The blocks that are committed, in no order."""
-        known = [frozenset(axis) for axis in self.blocks]
+        known = self.blocks
         return (index for index in self.journal.marked() if _within(index, known))
 
     def strange(self) -> list[Index]:
         """What there are markers of and is no block of this output."""
-        known = [frozenset(axis) for axis in self.blocks]
+        known = self.blocks
         return sorted(index for index in self.journal.marked() if not _within(index, known))
 
     @property
     def all_marked(self) -> bool:
         return sum(1 for _ in self.marked()) == self.block_count
 
-    def missing(self) -> list[Index]:
-        """The blocks that are not committed, in index order."""
-        blocks = self.blocks
-        places = [{j: k for k, j in enumerate(indices)} for indices in blocks]
-        left = np.ones([len(indices) for indices in blocks], bool)
-        for index in self.marked():
-            left[tuple(place[j] for place, j in zip(places, index, strict=True))] = False
-        return [tuple(indices[k] for indices, k in zip(blocks, where, strict=True)) for where in np.argwhere(left)]
+    def missing(self) -> tuple[int, Index | None]:
+        """How many blocks are not committed, and the first of them in index order. No list of all blocks is made: there
+        may be more than fit into memory."""
+        marked = set(self.marked())
+        count = self.block_count - len(marked)
+        return count, next(index for index in _in_order(self.blocks) if index not in marked) if count else None
 
     @property
-    def blocks(self) -> list[Sequence[int]]:
+    def blocks(self) -> list[Numbers]:
         """Per axis the indices of the blocks that write something. Raises `OutputError` for an output of a version that
         did not say."""
         spans = self.stored.get("blocks")
@@ -139,7 +163,7 @@ class Header:
             raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
         if not _are_spans(spans):
             raise OutputError(f"{self.path}: its header is damaged, it names no blocks there can be; use --overwrite")
-        return [[j for lo, hi in axis for j in range(lo, hi)] for axis in spans]
+        return [Numbers(axis) for axis in spans]
 
     @property
     def block_count(self) -> int:
@@ -169,7 +193,7 @@ class Header:
         stores.store_of(self.path).rewrite_group(self.path, attributes, self.durability)
 
 
-def _within(index: Index, known: Sequence[Set[int]]) -> bool:
+def _within(index: Index, known: Sequence[Numbers]) -> bool:
     return len(index) == len(known) and all(j in axis for j, axis in zip(index, known, strict=True))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.output.header import ARRAY
+from unet_engine.volumes.frame import Frame
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Layout:
     translation: tuple[float, ...]
     unit: str | None
     classes: tuple[str, ...]
+    frame: Frame | None = None
+    """Where its voxels lie in the world, where spacing and translation do not say all of it."""
 
     def in_stored_order(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(values[self.names.index(a)] for a in self.stored)

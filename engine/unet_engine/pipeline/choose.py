@@ -13,7 +13,7 @@ from unet_engine.profiling.recorder import Recorder
 
 def pipeline_of(job: Job, network: Network, tally: Tally, recorder: Recorder, voxel_bytes: int) -> Pipeline:
     """The pipeline of one worker. voxel_bytes: of one voxel of the volume, all channels together."""
-    if isinstance(network, DeviceBackend):
-        return DevicePipeline(job, network, tally, voxel_bytes, recorder)
-    assert isinstance(network, Backend)
-    return HostPipeline(job, network, tally, recorder)
+    on_device = [member for member in network.members if isinstance(member, DeviceBackend)]
+    if on_device:
+        return DevicePipeline(job, on_device, tally, voxel_bytes, recorder)
+    return HostPipeline(job, [member for member in network.members if isinstance(member, Backend)], tally, recorder)

@@ -27,6 +27,21 @@ from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, GATHER, MERGE, NETWORK
 from unet_engine.stitching import operations
+from unet_engine.stitching.interpolation import taps
+
+
+def finish_on_host(job: Job, task: Task, core: Array, halos: Sequence[Halo], recorder: Recorder) -> tuple[Array, bool]:
+    """See `Pipeline.finish`."""
+    block, back = task.block, job.plan.back
+    with recorder.span(MERGE):
+        for lower in sorted(halos, key=lambda h: h.source, reverse=True):
+            operations.merge(core, lower.values, lower.box.relative_to(block.core.lo).lo)
+    finite = bool(np.isfinite(np.sum(core)))
+    with recorder.span(ACTIVATION):
+        if not back:
+            return job.reduction.on_host(core), finite
+        spans = zip(back, block.write.lo, block.write.hi, block.core.lo, strict=True)
+        return job.reduction.on_grid(core, [taps(axis, lo, hi, at) for axis, lo, hi, at in spans]), finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +68,9 @@ class HostPredicted:
 class HostPipeline:
     """See `unet_engine.pipeline.base.Pipeline`."""
 
-    def __init__(self, job: Job, network: Backend, tally: Tally, recorder: Recorder) -> None:
-        self._job, self._network, self._tally, self._recorder = job, network, tally, recorder
+    def __init__(self, job: Job, networks: Sequence[Backend], tally: Tally, recorder: Recorder) -> None:
+        """networks: of the job's model, in its order."""
+        self._job, self._networks, self._tally, self._recorder = job, networks, tally, recorder
         self._memory = Recycler()
         """For sums. Halos get memory of their own from the system: they come in so many sizes, and wait so differently
         long, that gaps between them took a third more memory (measured with 104 classes)."""
@@ -63,7 +79,7 @@ class HostPipeline:
         return raw
 
     def predict(self, work: Work) -> Iterator[HostPredicted]:
-        flight = _Flight(self._job, self._network, self._tally, self._recorder)
+        flight = _Flight(self._job, self._networks, self._tally, self._recorder)
         for item in work:
             if item is None:
                 while flight.entries:
@@ -73,90 +89,118 @@ class HostPipeline:
             shape = (self._job.model.spec.channels_out, *task.block.sums.shape)
             predicted = HostPredicted(task, self._memory.zeros(shape))
             windows = Windows(self._job, task, raw)
-            for window in task.windows:
-                if windows.is_empty(window):
+            for window, ring, pose in self._calls(task, windows, flight.rings):
+                if ring is None:
                     flight.push_empty(predicted, window)
                     continue
-                for pose in self._job.poses:
-                    while not flight.ready:
-                        yield from flight.pop()
-                    flight.push(predicted, window, windows, pose)
-                    if flight.full:
-                        flight.launch()
+                while not ring.ready:
+                    yield from flight.pop()
+                flight.push(predicted, window, windows, pose, ring)
+                if ring.full:
+                    ring.launch()
             flight.push_end(predicted)
             while flight.settled or flight.blocks > BLOCKS_IN_FLIGHT:
                 yield from flight.pop()
         while flight.entries:
             yield from flight.pop()
 
+    def _calls(
+        self, task: Task, windows: Windows, rings: Sequence[_Ring]
+    ) -> Iterator[tuple[Index, _Ring | None, Pose]]:
+        """The windows of a task in the order in which they are added: for each network all of them, each in all poses.
+        One that is skipped comes once, without a network."""
+        empty = {window for window in task.windows if windows.is_empty(window)}
+        for ring in rings:
+            for window in task.windows:
+                if window not in empty:
+                    yield from ((window, ring, pose) for pose in self._job.poses)
+                elif ring is rings[0]:
+                    yield window, None, UPRIGHT
+
     def finish(self, task: Task, core: Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        with self._recorder.span(MERGE):
-            for lower in sorted(halos, key=lambda h: h.source, reverse=True):
-                operations.merge(core, lower.values, lower.box.relative_to(task.block.write.lo).lo)
-        finite = bool(np.isfinite(np.sum(core)))
-        with self._recorder.span(ACTIVATION):
-            return self._job.reduction.on_host(core), finite
+        return finish_on_host(self._job, task, core, halos, self._recorder)
 
     def close(self) -> None:
         """Sums go with whoever holds them; the network is another's."""
 
 
+class _Ring:
+    """The slots of one network, filled in turn."""
+
+    def __init__(self, network: Backend, batch: int, share: float, recorder: Recorder) -> None:
+        self.network, self.share, self._batch, self._recorder = network, share, batch, recorder
+        self.waiting = [0] * network.slots
+        """Per slot, windows that were put in and not yet added."""
+        self.slot = self.place = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next window has a place."""
+        return self.place > 0 or self.waiting[self.slot] == 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the slot has all windows of a batch."""
+        return self.place == self._batch
+
+    def put(self, windows: Windows, window: Index, pose: Pose) -> tuple[int, int]:
+        """Cut a window into the next place. Returns slot and place."""
+        where = self.slot, self.place
+        with self._recorder.span(GATHER):
+            windows.cut(window, self.network.input(self.slot)[self.place], pose)
+        self.waiting[self.slot] += 1
+        self.place += 1
+        return where
+
+    def launch(self) -> None:
+        """Start the batch that was put into the slot."""
+        with self._recorder.span(COPY):
+            self.network.start(self.slot)
+        self.slot, self.place = (self.slot + 1) % self.network.slots, 0
+
+    def result(self, slot: int) -> Array:
+        """Wait for a slot; a batch that the end of the work left part empty is started first."""
+        if slot == self.slot and self.place:
+            self.launch()
+        with self._recorder.span(NETWORK):
+            return self.network.result(slot)
+
+
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """One window of one block. `slot` is None where the window is skipped."""
+    """One window of one block in one pose, in a ring. `ring` is None where the window is skipped."""
 
     predicted: HostPredicted
     window: Index
-    slot: int | None
+    ring: _Ring | None = None
+    slot: int = 0
     place: int = 0
     pose: Pose = UPRIGHT
 
 
 class _Flight:
-    """First in, first out: windows in the network, skipped windows between them, and the ends of blocks."""
+    """First in, first out: windows in the networks, skipped windows between them, and the ends of blocks."""
 
-    def __init__(self, job: Job, network: Backend, tally: Tally, recorder: Recorder) -> None:
-        self.job, self.network, self.tally, self.recorder = job, network, tally, recorder
+    def __init__(self, job: Job, networks: Sequence[Backend], tally: Tally, recorder: Recorder) -> None:
+        self.job, self.tally, self.recorder = job, tally, recorder
+        self.rings = [_Ring(n, job.setup.batch, s, recorder) for n, s in zip(networks, job.shares, strict=True)]
         self.entries: deque[_Cut | HostPredicted] = deque()
         self.blocks = 0
-        self._waiting = [0] * network.slots
-        """Per slot, windows that were put in and not yet added."""
-        self._slot = self._place = 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether the next window has a place."""
-        return self._place > 0 or self._waiting[self._slot] == 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the slot has all windows of a batch."""
-        return self._place == self.job.setup.batch
 
     @property
     def settled(self) -> bool:
         """Whether the head needs nothing from the device."""
-        return bool(self.entries) and (isinstance(self.entries[0], HostPredicted) or self.entries[0].slot is None)
+        return bool(self.entries) and (isinstance(self.entries[0], HostPredicted) or self.entries[0].ring is None)
 
-    def push(self, predicted: HostPredicted, window: Index, windows: Windows, pose: Pose) -> None:
-        with self.recorder.span(GATHER):
-            windows.cut(window, self.network.input(self._slot)[self._place], pose)
-        self.entries.append(_Cut(predicted, window, self._slot, self._place, pose))
-        self._waiting[self._slot] += 1
-        self._place += 1
+    def push(self, predicted: HostPredicted, window: Index, windows: Windows, pose: Pose, ring: _Ring) -> None:
+        self.entries.append(_Cut(predicted, window, ring, *ring.put(windows, window, pose), pose))
 
     def push_empty(self, predicted: HostPredicted, window: Index) -> None:
-        self.entries.append(_Cut(predicted, window, None))
+        self.entries.append(_Cut(predicted, window))
 
     def push_end(self, predicted: HostPredicted) -> None:
         self.entries.append(predicted)
         self.blocks += 1
-
-    def launch(self) -> None:
-        """Start the batch that was put into the slot."""
-        with self.recorder.span(COPY):
-            self.network.start(self._slot)
-        self._slot, self._place = (self._slot + 1) % self.network.slots, 0
 
     def pop(self) -> Iterator[HostPredicted]:
         """Take the head off: add a window (waiting for it), or yield a block that is done."""
@@ -168,23 +212,20 @@ class _Flight:
             yield head
             return
         sums, block = head.predicted.sums, head.predicted.task.block
-        if head.slot is None:
+        if head.ring is None:
             where = placement(self.job, head.window, block.sums)
             self.tally.add(skipped=self.job.plan.calls)
             with self.recorder.span(ADD):
                 constant = np.asarray(self.job.skipped, np.float32)
                 operations.add_constant(sums, constant, *where, floor=self.job.floor)
             return
-        if head.slot == self._slot and self._place:
-            self.launch()  # a batch that the end of the work left part empty
         try:
-            with self.recorder.span(NETWORK):
-                values = self.network.result(head.slot)[head.place]
+            values = head.ring.result(head.slot)[head.place]
         except BackendError as error:
             raise BackendError(f"{error} (block {block.index}, window {head.window})") from error
         self.tally.add(inferred=1)
-        where = placement(self.job, head.window, block.sums, self.job.share)
+        where = placement(self.job, head.window, block.sums, head.ring.share)
         with self.recorder.span(ADD):
             window = head.pose.upright(values.reshape(len(values), *self.job.plan.window_shape))
-            operations.add(sums, window, *where, floor=self.job.shared_floor)
-        self._waiting[head.slot] -= 1
+            operations.add(sums, window, *where, floor=self.job.shared_floor(head.ring.share))
+        head.ring.waiting[head.slot] -= 1

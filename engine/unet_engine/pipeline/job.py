@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from unet_engine.plan.plan import Index, Plan
 from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
+from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.resampled import Interpolated, fed
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,38 @@ class Job:
         return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
 
     @property
-    def share(self) -> float:
-        """Of one answer in what is added for its window."""
-        return 1 / len(self.poses)
+    def fed(self) -> Scaling:
+        """How voxels that were read become what the network is fed. Where they were interpolated, they were normalised
+        before."""
+        if not self.plan.image:
+            return self.scaling
+        return fed(self.scaling, self.model.spec.background)
+
+    @property
+    def background(self) -> float:
+        """What is read where nothing is."""
+        return 0.0 if self.plan.image else self.model.spec.background
+
+    def seen(self, scan: Volume) -> Volume:
+        """What windows are cut from, of the volume as it is stored."""
+        if not self.plan.image:
+            return scan
+        scan = scan.with_nodata(self.nodata)
+        return Interpolated(scan, self.plan.image, self.scaling, self.model.spec.background, self.replace_nonfinite)
+
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """By network, of one of its answers in what is added for a window."""
+        return tuple(share / len(self.poses) for share in self.model.shares)
 
     @property
     def floor(self) -> float:
         """What weights of a window are raised to at least, as `operations.add` takes it."""
         return floor_of(self.plan.axes[0])
 
-    @property
-    def shared_floor(self) -> float:
-        """The same of one answer's; rounded as a device does it."""
-        return float(np.float32(self.share) * np.float32(self.floor))
+    def shared_floor(self, share: float) -> float:
+        """The same of an answer of which so much counts; rounded as a device does it."""
+        return float(np.float32(share) * np.float32(self.floor))
 
     @property
     def durability(self) -> Durability:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from unet_engine.backends.base import Network
+from unet_engine.backends.base import Network, Setup
+from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes import samples
@@ -27,7 +28,7 @@ def identity(
     return {
         "format": FORMAT,
         "input": fingerprint,
-        "shape": list(survey.volume.shape),
+        "shape": list(survey.scan.shape),
         "roi": str(decisions.roi),
         "model": survey.model.sha256,
         "spec": spec.model_dump_json(exclude=_DECIDE_NO_BYTE),
@@ -36,6 +37,7 @@ def identity(
         "precision": setup.precision,
         **network.identity(),
         "network": [setup.network or survey.model.sha256, setup.rest],
+        **_members(setup),
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
@@ -46,5 +48,18 @@ def identity(
         "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
-        **({"nodata": list(map(repr, survey.volume.nodata))} if survey.volume.nodata else {}),
+        **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
+        **({"resampling": [_said(survey.grids.image), _said(decisions.back)]} if survey.grids else {}),
     }
+
+
+def _said(grid: tuple[AxisResampling, ...]) -> list[list[int]]:
+    return [[axis.source, axis.target, axis.order] for axis in grid]
+
+
+def _members(setup: Setup) -> dict[str, Any]:
+    """Which networks stand for the members of a model of several, and what each counts."""
+    if len(setup.members) == 1:
+        return {}
+    shares = [repr(share) for share in setup.model.shares]
+    return {"members": [[m.network or m.model.sha256, s] for m, s in zip(setup.members, shares, strict=True)]}

@@ -37,19 +37,26 @@ def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
 def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
     """The mask that the settings name. Raises `InputError` where it does not fit, `SettingsError` where the settings
     speak of an outside that there is not, and `ModelError` where the output outside is to be kept and is not known."""
-    if settings.mask is None:
+    path = mask_path(settings, volume)
+    if path is None:
         if settings.outside not in (None, KEEP) and not volume.nodata:
             raise SettingsError(
                 f"--outside {settings.outside}: nothing is outside; give --mask, or --nodata where the volume names no "
                 "such value"
             )
         return None
-    if settings.outside == KEEP and spec.empty is None:
+    if settings.mask and settings.outside == KEEP and spec.empty is None:
         raise ModelError(
             f"--mask with --outside {KEEP}: the model {spec.name} names no output for what is left out; "
             f"add 'empty' to its spec, or leave out --outside {KEEP}"
         )
-    return open_mask(settings.mask, volume.shape)
+    return open_mask(path, volume.shape)
+
+
+def mask_path(settings: Settings, volume: Volume) -> str | None:
+    """The mask that the settings name, else the one that the volume comes with, unless all voxels are to be taken as
+    they are."""
+    return settings.mask or (None if settings.nodata == "none" else volume.own_mask)
 
 
 def fill_of(

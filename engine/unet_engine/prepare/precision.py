@@ -24,13 +24,40 @@ class Choice:
     rest: str
     why: str
     proved: Verdict | None = None
+    judged: tuple[str | None, ...] = ()
+    """Of a model of several, the network that stands for each member."""
 
 
 def choose(model: ModelFile, backend: str, device: str, asked: str, window: tuple[int, ...]) -> Choice:
-    """The precision to run `model` with in windows of `window`, for a user who asked for `asked`.
+    """The precision to run `model` with in windows of `window`, for a user who asked for `asked`. All members of a
+    model run in one, which is proved where it is proved for each.
 
     Raises `BackendError` where that precision was judged and failed, or needs to be judged first.
     """
+    choices = [_choose(network, backend, device, asked, window) for network in model.networks]
+    first = choices[0]
+    if len(choices) == 1:
+        return first
+    if len({(choice.precision, choice.rest) for choice in choices}) > 1:
+        apart = ", ".join(f"{n.named} {c.precision}" for n, c in zip(model.networks, choices, strict=True))
+        return Choice("fp32", None, "fp32", f"no precision is proved for all members: {apart}")
+    unproved = next((choice for choice in choices if choice.proved is None), None)
+    if unproved is not None:
+        return Choice(first.precision, None, first.rest, unproved.why, judged=tuple(c.network for c in choices))
+    worst = min(choices, key=_least_dice)
+    return Choice(
+        worst.precision, None, worst.rest, f"{worst.why} (the least of {len(choices)} members)", worst.proved,
+        tuple(choice.network for choice in choices),
+    )  # fmt: skip
+
+
+def _least_dice(choice: Choice) -> float:
+    dice = choice.proved.figures.worst_dice if choice.proved else None
+    return 1.0 if dice is None else dice
+
+
+def _choose(model: ModelFile, backend: str, device: str, asked: str, window: tuple[int, ...]) -> Choice:
+    """The same for one network."""
     if asked == "fp32":
         return Choice("fp32", None, "fp32", "asked for")
     if not model.verdicts:
@@ -44,7 +71,7 @@ def choose(model: ModelFile, backend: str, device: str, asked: str, window: tupl
         return _unproved(model, backend, asked, f"{asked} was not judged on {backend}")
     verdict, objection = judged[-1]
     if objection and not verdict.passed and verdict.model == model.sha256:
-        raise BackendError(f"{model.path.name} in {asked} {objection}; use --precision fp32 or auto")
+        raise BackendError(f"{model.named} in {asked} {objection}; use --precision fp32 or auto")
     if objection:
         return _unproved(model, backend, asked, f"its {asked} {objection}")
     return _chosen(verdict, f"asked for, proved on {verdict.calibration.volume}")

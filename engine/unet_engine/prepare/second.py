@@ -24,8 +24,8 @@ def compared(survey: Survey, windows: Sequence[Array], notes: list[str]) -> Surv
     settings, device = survey.settings, survey.devices[0]
     if survey.precision != "fp32" or not windows:
         return survey
-    opinion = second_opinion.asked(Setup(survey.model, survey.window, device), survey.backend, windows[0])
-    if opinion is None or opinion.wrong != "first":
+    opinion = _wrong(survey, windows[0])
+    if opinion is None:
         return survey
     other = second_opinion.other_for(survey.model, survey.backend, device)
     assert other is not None  # it was asked
@@ -45,6 +45,15 @@ def compared(survey: Survey, windows: Sequence[Array], notes: list[str]) -> Surv
         backend=other.library,
         choice=choose(survey.model, other.library, device, settings.precision, survey.window),
     )
+
+
+def _wrong(survey: Survey, window: Array) -> Opinion | None:
+    """What is said of the first of its networks that the library computes wrongly; None where it does none."""
+    for setup in Setup(survey.model, survey.window, survey.devices[0]).members:
+        opinion = second_opinion.asked(setup, survey.backend, window)
+        if opinion is not None and opinion.wrong == "first":
+            return opinion
+    return None
 
 
 def _told(survey: Survey, opinion: Opinion) -> str:

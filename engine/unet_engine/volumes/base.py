@@ -15,6 +15,7 @@ from unet_engine.errors import DataError, InputError, first_line
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import READ_DECODE
+from unet_engine.volumes.frame import Frame
 
 Array = npt.NDArray[Any]
 Selection = tuple[slice, ...]
@@ -85,12 +86,21 @@ class Volume(Protocol):
         """As OME-Zarr names units, e.g. ``micrometer``; None where it is not known."""
 
     @property
+    def frame(self) -> Frame | None:
+        """Where its voxels lie in the world, where spacing and translation do not say all of it; None where they do, or
+        nothing is known."""
+
+    @property
     def fill_value(self) -> float:
         """What voxels are that are not stored."""
 
     @property
     def nodata(self) -> tuple[float, ...]:
         """Values of voxels that were not measured."""
+
+    @property
+    def own_mask(self) -> str | None:
+        """The mask that it comes with, by the path that names it: what is 0 there was not measured; None for none."""
 
     def with_nodata(self, values: tuple[float, ...]) -> Volume:
         """The same volume, whatever it says itself, with these values for voxels that were not measured."""
@@ -123,6 +133,9 @@ class Volume(Protocol):
         Cheap, and asked wherever something is believed to be not stored, and at the end of a run. Raises `InputError`.
         """
 
+    def release(self) -> None:
+        """The run that reads it is complete: what was made for reading it, such as an unpacked copy, may go."""
+
     def facts(self) -> dict[str, Any]:
         """What people are shown of how it is stored, as plain values by name."""
 
@@ -149,8 +162,10 @@ class StoredVolume(ABC):
     stored_spacing: Sequence[float] | None = None
     stored_translation: Sequence[float] | None = None
     unit: str | None = None
+    frame: Frame | None = None
     fill_value: float = 0.0
     nodata: tuple[float, ...] = ()
+    own_mask: str | None = None
     notes: tuple[str, ...] = ()
 
     remedy: ClassVar[str] = "restore it"
@@ -169,6 +184,9 @@ class StoredVolume(ABC):
     def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do
         """A format that reads what is not stored as something looks again here."""
 
+    def release(self) -> None:  # noqa: B027  # most formats make nothing
+        """A format that makes something to read from gives it up here."""
+
     def with_nodata(self, values: tuple[float, ...]) -> Volume:
         return replace(self, nodata=values)
 
@@ -184,6 +202,7 @@ class StoredVolume(ABC):
             "chunks": list(self.stored_chunks),
             "bytes": prod(self.stored_shape) * self.stored_dtype.itemsize,
             **({"nodata": [f"{value:g}" for value in self.nodata]} if self.nodata else {}),
+            **({"orientation": self.frame.orientation} if self.frame and self.frame.orientation else {}),
         }
 
     # --- what follows ---

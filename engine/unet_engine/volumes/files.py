@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -20,10 +22,13 @@ from unet_engine import machine
 from unet_engine.errors import DataError, InputError, UnetEngineError, first_line
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
+from unet_engine.storage.plain_files import read_box
 from unet_engine.units import size
 from unet_engine.volumes.axes import check_sizes
 from unet_engine.volumes.base import Array, Format, Selection, StoredVolume, Volume
+from unet_engine.volumes.linear import Linear
 
+T = TypeVar("T")
 CHUNK_SIDE = 64
 """Voxels along an axis that are read at once where the file asks for nothing."""
 CHUNK_BYTES = 2**23
@@ -151,12 +156,8 @@ class FileVolume(StoredVolume):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class MappedVolume(FileVolume):
-    """Plain numbers in one file, from `offset` on.
-
-    The file is mapped for the time of one read. Kept mapped, all that was ever read would count as this process's
-    memory; and of a file that is cut off meanwhile the system would end the process.
-    """
+class PlainVolume(FileVolume):
+    """Plain numbers in one file, from `offset` on."""
 
     data: str
     """The file that holds the numbers."""
@@ -164,21 +165,46 @@ class MappedVolume(FileVolume):
     numbers: np.dtype[Any]
     """As they lie in the file; `stored_dtype` where nothing is computed of them."""
     order: Literal["C", "F"] = "C"
+    linear: Linear | None = None
+    """What the numbers stand for; None: for themselves."""
 
     def stored(self, selection: Selection) -> Array:
-        return self.meant(self.plain(selection))
+        spans = [range(*part.indices(n)) for part, n in zip(selection, self.stored_shape, strict=True)]
+        if self.order == "C":
+            numbers = read_box(self.data, self.offset, self.stored_shape, self.numbers, spans)
+        else:
+            numbers = read_box(self.data, self.offset, self.stored_shape[::-1], self.numbers, spans[::-1]).T
+        return self.linear(numbers) if self.linear else numbers
 
-    def plain(self, selection: Selection) -> Array:
-        """As the numbers lie in the file."""
-        needed = self.offset + prod(self.stored_shape) * self.numbers.itemsize
-        if (there := os.stat(self.data).st_size) < needed:  # noqa: PTH116
-            raise OSError(f"{self.data} has {there:,} of {needed:,} bytes")
-        mapped = np.memmap(self.data, self.numbers, "r", self.offset, self.stored_shape, self.order)
-        return np.array(mapped[selection])
 
-    def meant(self, numbers: Array) -> Array:
-        """The voxels that `numbers` stand for."""
-        return numbers
+class Kept(Generic[T]):
+    """What was decoded last, up to so many bytes: arrays, or tuples that begin with one. Used from any number of
+    threads."""
+
+    def __init__(self, room: int) -> None:
+        self._room, self._bytes = room, 0
+        self._lock = threading.Lock()
+        self._found: OrderedDict[Any, T] = OrderedDict()
+
+    def get(self, key: Any, decode: Callable[[], T]) -> T:
+        """What is kept under `key`; what `decode` makes where nothing is."""
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        made = decode()
+        with self._lock:
+            if key not in self._found and _bytes(made) <= self._room:
+                self._found[key] = made
+                self._bytes += _bytes(made)
+                while self._bytes > self._room:
+                    self._bytes -= _bytes(self._found.popitem(last=False)[1])
+        return made
+
+
+def _bytes(made: Any) -> int:
+    array: Array = made[0] if isinstance(made, tuple) else made
+    return array.nbytes
 
 
 def plain_chunks(axes: str, shape: Sequence[int]) -> tuple[int, ...]:

@@ -7,16 +7,32 @@ from pathlib import Path
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local, plain
 from unet_engine.volumes.base import Format, Volume
+from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.hdf5 import Hdf5Format
+from unet_engine.volumes.metaimage import MetaImageFormat
+from unet_engine.volumes.nifti import NiftiFormat
 from unet_engine.volumes.npy import NpyFormat
+from unet_engine.volumes.nrrd import NrrdFormat
+from unet_engine.volumes.raster import RasterFormat
 from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
 from unet_engine.volumes.zarr_volume import ZarrFormat
 
-FORMATS: list[Format] = [NpyFormat(), TiffFormat(), Hdf5Format(), SlicesFormat(), ZarrFormat()]
+FORMATS: list[Format] = [
+    NpyFormat(),
+    RasterFormat(),
+    TiffFormat(),
+    Hdf5Format(),
+    NiftiFormat(),
+    NrrdFormat(),
+    MetaImageFormat(),
+    DicomFormat(),
+    SlicesFormat(),
+    ZarrFormat(),
+]
 """In the order in which they are asked. Zarr is the last: it takes every folder and every URL."""
 
-READ = "Zarr, TIFF, HDF5, NetCDF, .npy"
+READ = "Zarr, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
 """What people are told that volumes may be."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -50,9 +50,10 @@ class Mask:
 
     @property
     def reading_bytes(self) -> int:
-        """Bytes that `read` takes, with what it gives, per voxel of the scan: a finer mask is read as it is stored."""
-        finer = prod(axis.finer for axis in self.axes)
-        return self.voxel_bytes * (1 if finer == 1 else 1 + finer)
+        """Bytes that `read` takes, with what it gives, per voxel of the scan. Of another resolution: as stored, picked,
+        and in order."""
+        ratio = prod(axis.finer for axis in self.axes) / prod(axis.coarser for axis in self.axes)
+        return self.voxel_bytes * (1 if ratio == 1 else 2 + ceil(ratio))
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         """The mask in `box`, (*box.shape); anything but 0 is inside. Raises what `Volume.read` raises."""

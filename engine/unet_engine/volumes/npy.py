@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.files import MappedVolume, Part, has_ending, opening, plain_chunks
+from unet_engine.volumes.files import Part, PlainVolume, has_ending, opening, plain_chunks
 
 
 class NpyFormat:
@@ -27,7 +27,7 @@ class NpyFormat:
         check_sizes(path, shape, shape)
         names = checked_axes(path, shape, dtype, axes)
         part.check_length(offset + prod(shape) * dtype.itemsize)
-        return MappedVolume(
+        return PlainVolume(
             path=path,
             axes=names,
             stored_shape=shape,

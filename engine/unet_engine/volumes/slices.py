@@ -139,6 +139,6 @@ class SlicesVolume(FileVolume):
         if volume.stored_shape != self.first.stored_shape or volume.stored_dtype != self.first.stored_dtype:
             raise InputError(
                 f"{part.path} is {times(volume.stored_shape)} {volume.stored_dtype}, the first slice "
-                f"{times(self.first.stored_shape)} {self.first.stored_dtype}"
+                f"{times(self.first.stored_shape)} {self.first.stored_dtype}; give a folder of slices that are alike"
             )
         return volume

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -20,8 +18,9 @@ from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.files import (
     FileVolume,
-    MappedVolume,
+    Kept,
     Part,
+    PlainVolume,
     check_pieces,
     grouped,
     has_ending,
@@ -105,7 +104,7 @@ def _in_place(path: str, part: Part, series: Any, names: str) -> Volume:
     dtype = np.dtype(series.dtype).newbyteorder(series.parent.byteorder)
     check_pieces(path, series.shape, plain_chunks(names, series.shape), dtype.itemsize)
     part.check_length(series.dataoffset + prod(series.shape) * dtype.itemsize)
-    found = MappedVolume(
+    found = PlainVolume(
         **_facts(path, part, series, names),
         stored_chunks=plain_chunks(names, series.shape),
         stored_dtype=dtype,
@@ -154,29 +153,6 @@ def _piece(page: Any) -> list[range]:
     return [range(_sides(page)[place[axis]]) for axis in _axes_of(page)]
 
 
-class _Kept:
-    """The pieces that were decoded last, up to so many bytes. Used from any number of threads."""
-
-    def __init__(self, room: int) -> None:
-        self._room, self._bytes = room, 0
-        self._lock = threading.Lock()
-        self._found: OrderedDict[Any, tuple[Array, tuple[int, ...]]] = OrderedDict()
-
-    def get(self, key: Any, decode: Any) -> tuple[Array, tuple[int, ...]]:
-        with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-                return self._found[key]
-        made: tuple[Array, tuple[int, ...]] = decode()
-        with self._lock:
-            if key not in self._found and made[0].nbytes <= self._room:
-                self._found[key] = made
-                self._bytes += made[0].nbytes
-                while self._bytes > self._room:
-                    self._bytes -= self._found.popitem(last=False)[1][0].nbytes
-        return made
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TiffVolume(FileVolume):
     """Read by pieces: tiles, or strips of rows."""
@@ -184,7 +160,7 @@ class TiffVolume(FileVolume):
     series: Any
     pages: tuple[int, ...]
     """How many, along the axes that come before those of a page."""
-    _kept: _Kept = field(default_factory=lambda: _Kept(KEPT_BYTES))
+    _kept: Kept[tuple[Array, tuple[int, ...]]] = field(default_factory=lambda: Kept(KEPT_BYTES))
 
     def stored(self, selection: Selection) -> Array:
         lead = len(self.pages)

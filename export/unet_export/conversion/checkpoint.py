@@ -28,7 +28,6 @@ Kind = Literal["module", "program", "torchscript"]
 _ELSEWHERE = {
     (".h5", ".hdf5", ".keras", ".pb", ".tflite"):
         "is of Keras or TensorFlow; turn it into ONNX with tf2onnx, and export that",
-    (".safetensors",): "is no PyTorch file; load it with safetensors.torch.load_file and save that with torch.save",
     (".npz", ".npy"): "is of NumPy; fill the network with its arrays and save net.state_dict() with torch.save",
     (".xml",): "is of OpenVINO; export the ONNX or the PyTorch network that it was made of",
     (".engine", ".plan", ".trt"): "is an engine of TensorRT, for one GPU; export the ONNX that it was made of",

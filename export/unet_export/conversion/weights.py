@@ -29,6 +29,8 @@ _COUNTER = "num_batches_tracked"
 """A buffer that no output depends on."""
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not")
 _MOST_UNKNOWN = 200
+_DICTIONARIES = (".AttributeDict", ".DotDict", ".Munch", ".AttrDict")
+"""Ends of classes that are dictionaries."""
 
 
 class _Inert:
@@ -75,10 +77,46 @@ def weights_in(path: Path, held: Any) -> Weights:
     return weights
 
 
+def read_data(path: Path) -> Any:
+    """What the file at `path` holds beside its tensors: dictionaries, lists and plain values, where objects of other
+    classes were pickled what they said of themselves. No code in it runs. Raises `ModelError` as `read_weights`."""
+    return _plain(read_plain(path), _DEEPEST)
+
+
+_DEEPEST = 40
+
+
+def _plain(held: Any, depth: int) -> Any:
+    if depth == 0:
+        return None
+    if isinstance(held, _Inert):
+        inside = vars(held)
+        # omegaconf keeps values in nodes
+        return _plain(inside.get("_content", inside.get("_val", inside)), depth - 1)
+    if isinstance(held, Mapping):
+        return {key: _plain(value, depth - 1) for key, value in held.items() if isinstance(key, str)}
+    if isinstance(held, list | tuple):
+        return [_plain(value, depth - 1) for value in held]
+    return held
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ModelError(f"{path} needs safetensors, which is not installed; run: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except Exception as error:  # it raises a type of its own
+        raise ModelError(f"{path} is no readable safetensors file: {first_line(error)}; save it again") from error
+
+
 def read_plain(path: Path) -> Any:
     """What the file at `path` holds: tensors, plain values, numbers of NumPy, and inert objects in place of all others.
 
     Raises `ModelError` where it is no PyTorch file."""
+    if path.suffix.lower() == ".safetensors":
+        return _safetensors(path)
     known: list[Any] = _numpy_types()
     for _ in range(_MOST_UNKNOWN):
         try:
@@ -92,7 +130,8 @@ def read_plain(path: Path) -> Any:
                     f"{path} cannot be read as plain weights: {first_line(error)}; save net.state_dict() alone"
                 ) from error
             name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
-            known.append((type(name, (_Inert,), {}), name))
+            kind = dict if name.endswith(_DICTIONARIES) else type(name, (_Inert,), {})
+            known.append((kind, name))
     raise ModelError(f"{path} cannot be read as plain weights: too much else is in it; save net.state_dict() alone")
 
 
@@ -211,7 +250,9 @@ def _chosen(weights: Weights, wanted: _Wanted, whole: list[str], key: str | None
     if key is not None:
         named = [p for p in whole if key in (p[:-1], p) or p.startswith(f"{key}.") or p.endswith(f".{key}.")]
         if len(named) != 1:
-            raise ModelError(f"{weights.path}: --weights {key} names none of what fits the network: {_places(whole)}")
+            raise ModelError(
+                f"{weights.path}: --weights {key} names none of what fits the network: {_places(whole)}; give one of these"
+            )
         return named[0]
     if len(whole) == 1:
         return whole[0]

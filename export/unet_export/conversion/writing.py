@@ -61,7 +61,7 @@ def written(
             return write(from_module(net, spec), net)
     if checkpoint.kind == "torchscript":
         example = torch.zeros((1, spec.channels_in, *spec.window))
-        script = network if not isinstance(network, Adapted) else torch.jit.trace(network, example)
+        script = network if isinstance(network, torch.jit.ScriptModule) else torch.jit.trace(network, example)
         return write(from_script(script, spec), network)
     if isinstance(network, Adapted):
         return write(from_module(network, spec, _rows(checkpoint.program)), network)

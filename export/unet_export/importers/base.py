@@ -24,8 +24,10 @@ class Wanted(Export):
 
     folds: str | None = None
     """Of a source with several networks: which, as ``0,1`` or ``all``; None: as the source itself does."""
-    network: str | None = None
-    """What is known of a network by name alone, e.g. ``Unet,resnet34,classes=5``."""
+    order: str | None = None
+    """Order of the network's axes, ``zyx`` or ``xyz``, where the source does not say."""
+    smp: str | None = None
+    """A network of segmentation-models-pytorch by name, e.g. ``Unet,resnet34,classes=5``."""
     uncertified: bool = False
     """Write the file although it does not give what the source says it does."""
 
@@ -51,9 +53,9 @@ class Sample:
     """What the network makes of it: `compared` says behind which step."""
 
 
-Predictor = Callable[[Array], Array]
-"""The source's own: from a volume (c, [z,] y, x), as it comes, to float32 (c, [z,] y, x), what the network's outputs
-blend to."""
+Predictor = Callable[[Array, tuple[int, ...]], Array]
+"""The source's own: from a volume (c, [z,] y, x), as it comes, and the window, to float32 (c, [z,] y, x), what the
+network's outputs blend to."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ class Imported:
     predicted_by: str = ""
     """What that is, for people."""
     example: Array | None = None
-    """A volume for the predictor, where there is one."""
-    run_as: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of a run that does as the predictor does, such as its way to blend."""
+    """A volume for the predictor, where the source has one; else one is made."""
+    inference: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a run that puts windows together as the source does."""
     versions: Mapping[str, str] | None = None
     head: str | None = None
     """Name of the output that is meant, where the networks still have several."""

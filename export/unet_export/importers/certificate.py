@@ -12,19 +12,24 @@ import zarr
 
 from unet_engine.api import run
 from unet_engine.backends.base import Setup
-from unet_engine.backends.libraries import choose_backend, open_backend
+from unet_engine.backends.libraries import choose_backend
+from unet_engine.backends.opening import as_host, open_network
 from unet_engine.errors import ModelError
 from unet_engine.model.credit import Certificate
 from unet_engine.model.file import ModelFile
+from unet_engine.model.normalization import Normalization
 from unet_engine.model.spec import ModelSpec
 from unet_engine.stitching import operations
-from unet_engine.units import times
+from unet_engine.units import silent, times
 from unet_engine.version import version_of
 from unet_engine.volumes.normalize import scaling
+from unet_export.conversion.adapt import adapted
 from unet_export.importers.base import Array, Imported, Sample
 
 EQUAL_LABELS = 0.999
 """Least part of equal labels, and least Dice of the classes on average, that a model file is written with."""
+LARGEST = 1e-3
+"""Difference of values, relative to the largest, where there are no labels."""
 FEW = 1e-3
 """Part of the values that may be further apart than the source allows."""
 
@@ -32,9 +37,43 @@ FEW = 1e-3
 def certified(found: Imported, model: ModelFile) -> tuple[Certificate, ...]:
     """What comparing `model` with its source gives. Raises `ModelError` where it computes something else."""
     made = [_of_sample(found, model, sample) for sample in found.samples]
-    if found.predictor is not None and found.example is not None:
-        made.append(_of_predictor(found, model, found.example))
+    if found.predictor is not None:
+        made.append(_of_predictor(found, model))
+    if not made and not hasattr(found.members[0].network, "SerializeToString"):
+        made.append(_of_network(found, model))
     return tuple(made)
+
+
+def _of_network(found: Imported, model: ModelFile) -> Certificate:
+    """The network in PyTorch over a whole image, one step larger than the window where it may be, against a run."""
+    import torch
+
+    spec = model.spec
+    window = tuple(w + s for w, s in zip(spec.window, spec.window_step, strict=True))
+    volume = example_of(spec)
+    volume = volume[(slice(None), *(slice(0, min(w, n)) for w, n in zip(window, volume.shape[1:], strict=True)))]
+    window = tuple(volume.shape[1:]) if _takes(spec, volume.shape[1:]) else spec.window
+    volume = np.ascontiguousarray(volume[(slice(None), *(slice(0, w) for w in window))])
+    scale = scaling(spec.normalization, list(volume))
+    fed = np.stack([scale.normalised(channel, c) for c, channel in enumerate(volume)]).astype(np.float32)
+    with torch.inference_mode():
+        network = adapted(found.members[0].network, window, spec.channels_in, found.head, silent)
+        theirs = network(torch.from_numpy(fed)[None])[0].numpy()
+    ours = through_network(model, volume) if any(spec.margin) else through_run(model, volume, window=window)
+    certificate = compared(
+        "its network in PyTorch, of a whole image", ours, theirs, spec, versions_of(model, found.versions)
+    )
+    if certificate.largest_difference > LARGEST and not _labels_hold(certificate):
+        raise ModelError(_other(found, certificate, "values differ"))
+    return certificate
+
+
+def _takes(spec: ModelSpec, window: tuple[int, ...]) -> bool:
+    try:
+        spec.check_window(window)
+    except ModelError:
+        return False
+    return True
 
 
 def _of_sample(found: Imported, model: ModelFile, sample: Sample) -> Certificate:
@@ -64,14 +103,47 @@ def _of_sample(found: Imported, model: ModelFile, sample: Sample) -> Certificate
     return certificate
 
 
-def _of_predictor(found: Imported, model: ModelFile, volume: Array) -> Certificate:
+def _of_predictor(found: Imported, model: ModelFile) -> Certificate:
     assert found.predictor is not None
-    theirs = np.asarray(found.predictor(volume), np.float32)
-    ours = through_run(model, volume, **found.run_as)
+    volume = example_of(model.spec) if found.example is None else found.example
+    theirs = np.asarray(found.predictor(volume, model.spec.window), np.float32)
+    ours = through_run(model, volume, **found.inference)
     certificate = compared(found.predicted_by, ours, theirs, model.spec, versions_of(model, found.versions))
     if certificate.equal_labels is not None and not _labels_hold(certificate):
         raise ModelError(_other(found, certificate, "labels differ"))
+    if certificate.equal_labels is None and not certificate.largest_difference <= LARGEST:
+        raise ModelError(_other(found, certificate, "values differ"))
     return certificate
+
+
+def example_of(spec: ModelSpec) -> Array:
+    """A volume (c, [z,] y, x) float32 of smooth structures, half as large again as the window along its first axis, in
+    the range that the spec normalises from; a part of it is 0, as where nothing was scanned."""
+    shape = (spec.window[0] * 3 // 2, *spec.window[1:])
+    rng = np.random.default_rng(0)
+    coarse = rng.standard_normal((spec.channels_in, *(n // 8 + 2 for n in shape)), np.float32)
+    image: Array = coarse
+    for axis, size in enumerate(shape, start=1):
+        at = np.arange(size, dtype=np.float32) / 8
+        first = at.astype(np.intp)
+        weight = (at - first).reshape(-1, *(1,) * (image.ndim - axis - 1))
+        image = np.take(image, first, axis) * (1 - weight) + np.take(image, first + 1, axis) * weight
+    image = image + 0.1 * rng.standard_normal(image.shape, np.float32)
+    low, high = _range_of(spec.normalization)
+    image = low + (image - image.min()) / np.ptp(image) * (high - low)
+    image[:, : shape[0] // 8] = 0
+    return np.asarray(image, np.float32)
+
+
+def _range_of(normalization: Normalization) -> tuple[float, float]:
+    """What raw values lie between where this normalisation makes sense, and a little beyond."""
+    if normalization.mode == "fixed" and normalization.mean and normalization.std:
+        mean, std = normalization.mean[0] * normalization.divide, normalization.std[0] * normalization.divide
+        return mean - 2 * std, mean + 3 * std
+    if normalization.low is not None and normalization.high is not None and normalization.mode == "range":
+        width = normalization.high - normalization.low
+        return normalization.low - width / 8, normalization.high + width / 8
+    return (-3.0, 3.0) if normalization.mode == "none" else (0.0, 1000.0)
 
 
 def _labels_hold(certificate: Certificate) -> bool:
@@ -135,15 +207,16 @@ def label_of(values: Array, spec: ModelSpec) -> Array:
 
 
 def through_network(model: ModelFile, given: Array) -> Array:
-    """The network's output (c, [z,] y, x) float32 for all of `given` as one window, in the library that runs it."""
+    """The network's output (c, [z,] y, x) float32 for all of `given` as one window, in the library that runs it; the
+    mean of several networks."""
     scale = scaling(model.spec.normalization, list(given))
-    backend = open_backend(choose_backend(model, "cpu"), Setup(model, given.shape[1:]))
+    network = open_network(choose_backend(model, "cpu"), Setup(model, given.shape[1:]))
     try:
-        backend.input(0)[0] = np.stack([scale.normalised(channel, c) for c, channel in enumerate(given)])
-        backend.start(0)
-        return np.array(backend.result(0)[0], np.float32)
+        with as_host(network) as host:
+            window = np.stack([scale.normalised(channel, c) for c, channel in enumerate(given)])
+            return np.array(host.infer(window[np.newaxis])[0], np.float32)
     finally:
-        backend.close()
+        network.close()
 
 
 def through_run(model: ModelFile, volume: Array, **settings: Any) -> Array:

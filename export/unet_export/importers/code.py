@@ -71,5 +71,7 @@ def built(make: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> 
             f"{where}: its network cannot be built: {first_line(error)}; check its arguments"
         ) from error
     if not isinstance(network, nn.Module):
-        raise SettingsError(f"{where}: what builds its network returns a {type(network).__name__}, no torch.nn.Module")
+        raise SettingsError(
+            f"{where}: what builds its network returns a {type(network).__name__}, no torch.nn.Module; correct it"
+        )
     return network.float().cpu().eval()

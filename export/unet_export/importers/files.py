@@ -4,13 +4,14 @@ archive unpacks to is bounded."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -22,6 +23,8 @@ MOST_BYTES = parse_bytes("64GiB")
 """That the files of an archive may have together, unpacked."""
 MOST_TEXT = parse_bytes("16MiB")
 """Of a description."""
+MOST_NODES = 100_000
+"""Values in a description."""
 HIGHEST_RATIO = 200
 """Of unpacked to packed bytes, for entries above `RATIO_FROM`: weights hardly shrink."""
 RATIO_FROM = parse_bytes("64MiB")
@@ -93,6 +96,25 @@ class Files:
                 f"{self.path}: {name} cannot be read: {first_line(error)}; get the source again"
             ) from error
 
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """What the JSON or YAML file `name` says: data alone. Raises `ModelError` where it is neither, or says more than
+        a description does: aliases of YAML may make few lines many."""
+        import yaml
+
+        text = self.text(name)
+        try:
+            said = json.loads(text) if name.lower().endswith(".json") else yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            raise ModelError(
+                f"{self.path}: {name} cannot be read: {first_line(error)}; get the source again"
+            ) from error
+        if not isinstance(said, Mapping):
+            raise ModelError(f"{self.path}: {name} describes nothing; get the source again")
+        for count, _ in enumerate(_nodes(said)):
+            if count > MOST_NODES:
+                raise ModelError(f"{self.path}: {name} says more than a description does; it is not read")
+        return said
+
     def check(self, name: str, sha256: str | None) -> Path:
         """`local`, once its hash is what the description says. Raises `ModelError` where it is another."""
         path = self.local(name)
@@ -112,6 +134,17 @@ class Files:
             raise ModelError(
                 f"{self.path}: {name} cannot be unpacked: {first_line(error)}; get the source again"
             ) from error
+
+
+def _nodes(said: Any) -> Iterator[Any]:
+    waiting = [said]
+    while waiting:
+        value = waiting.pop()
+        yield value
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
 
 
 def digest(paths: Iterable[Path]) -> str:

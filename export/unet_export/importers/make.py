@@ -14,6 +14,7 @@ from unet_engine.model.credit import Credit
 from unet_engine.model.file import open_model
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.spec import ModelSpec
+from unet_engine.model.writing import write_members
 from unet_engine.units import Tell
 from unet_export.conversion.adapt import adapted
 from unet_export.conversion.checkpoint import Checkpoint
@@ -74,7 +75,21 @@ def _certified(found: Imported, wanted: Wanted, tell: Tell) -> Credit:
 
 
 def _written(found: Imported, wanted: Wanted, tell: Tell) -> tuple[ModelSpec, float]:
-    member = _only(found)
+    """All its networks, in one file: the spec, and the largest difference of any from what it was made of."""
+    if len(found.members) == 1:
+        return _written_alone(found.members[0], found, wanted, tell)
+    parts, largest = [], 0.0
+    with tempfile.TemporaryDirectory(prefix="members-", dir=Path(wanted.out).parent) as folder:
+        for number, member in enumerate(found.members):
+            tell(f"{member.name}, {number + 1} of {len(found.members)} networks")
+            part = Path(folder, f"{number}.onnx")
+            _, error = _written_alone(member, found, replace(wanted, out=str(part)), tell)
+            parts.append((part, member.name, member.weight))
+            largest = max(largest, error)
+        return write_members(Path(wanted.out), parts).spec, largest
+
+
+def _written_alone(member: Member, found: Imported, wanted: Wanted, tell: Tell) -> tuple[ModelSpec, float]:
     facts = dict.fromkeys(found.promised, found.told_by)
     told = wanted.activation is not None or "activation" in found.promised
     meaning = Meaning(wanted.checkpoint, told, tell, RUN | facts, described="channels" in found.promised)
@@ -86,13 +101,6 @@ def _written(found: Imported, wanted: Wanted, tell: Tell) -> tuple[ModelSpec, fl
     window, channels = _window(found, wanted), found.promised.get("channels_in", wanted.channels)
     network = adapted(member.network, window, channels, found.head, tell)
     return written_with_sizes(checkpoint, network, _spec(found, wanted, network), wanted, meaning)
-
-
-def _only(found: Imported) -> Member:
-    if len(found.members) != 1:
-        names = ", ".join(member.name for member in found.members)
-        raise ModelError(f"{found.credit.source} has several networks ({names}); take one of them with --folds N")
-    return found.members[0]
 
 
 def _spec(found: Imported, wanted: Wanted, network: Any) -> ModelSpec:
@@ -128,6 +136,7 @@ def _is_graph(network: Any) -> bool:
 
 
 def _is_script(network: Any) -> bool:
+    """Whether a TorchScript is in it, which PyTorch's newer exporter does not read."""
     import torch
 
-    return isinstance(network, torch.jit.ScriptModule)
+    return any(isinstance(module, torch.jit.ScriptModule) for module in network.modules())

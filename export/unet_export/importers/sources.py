@@ -7,16 +7,21 @@ from pathlib import Path
 from unet_engine.errors import ModelError
 from unet_export.importers.base import Importer
 from unet_export.importers.bioimageio.importer import BioimageIO
+from unet_export.importers.checkpoints.importer import Checkpoint, SmpFolder
+from unet_export.importers.foreign import Foreign
+from unet_export.importers.monai.importer import MonaiBundle
 from unet_export.importers.nnunet.importer import NnUNet
 
-IMPORTERS: tuple[Importer, ...] = (BioimageIO(), NnUNet())
+IMPORTERS: tuple[Importer, ...] = (BioimageIO(), MonaiBundle(), NnUNet(), SmpFolder(), Checkpoint(), Foreign())
 """In the order in which they are asked."""
 
 
 def recognised(path: str | Path) -> Importer | None:
     """Which source `path` is; None where it is none that is known."""
     path = Path(path)
-    return next((importer for importer in IMPORTERS if path.exists() and importer.recognises(path)), None)
+    if not (path.is_file() or path.is_dir()):
+        return None
+    return next((importer for importer in IMPORTERS if importer.recognises(path)), None)
 
 
 def importer_of(path: str | Path) -> Importer:

@@ -20,7 +20,8 @@ from unet_engine.backends.base import Backend, Setup
 from unet_engine.backends.libraries import open_backend
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model import attachments
-from unet_engine.model.file import NETWORK, ModelFile, open_model
+from unet_engine.model.attached import NETWORK
+from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.onnx_network import network_of
 from unet_engine.model.spec import EXPORT_KEY, ModelSpec
 from unet_engine.model.verdict import Thresholds

@@ -110,6 +110,8 @@ class Outcome:
 
     verdict: Verdict
     attempt: Attempt
+    member: str = ""
+    """Which network of a model of several it is about."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ class OpenVINOInt8:
                     ignored_scope=nncf.IgnoredScope(names=names, validate=False),
                 )  # fmt: skip
         except Exception as error:
-            raise ModelError(f"{self._path}: NNCF cannot quantise the network: {first_line(error)}") from error
+            raise ModelError(
+                f"{self._path}: NNCF cannot quantise the network: {first_line(error)}; try bf16"
+            ) from error
 
     def network(self, kept: Iterable[str] = ()) -> bytes:
         """That model as it is attached to a model file."""

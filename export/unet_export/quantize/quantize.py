@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from unet_engine import machine
 from unet_engine.backends.libraries import record
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.ending import outputs_note
-from unet_engine.model.file import ModelFile, open_model, with_attachments
+from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.verdict import Calibration, Thresholds, difference
+from unet_engine.model.writing import with_attachments
 from unet_engine.paths import root_of
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.places import keep_out
@@ -46,11 +48,18 @@ def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
     report = Path(request.report or out.with_suffix(".gate.html"))
     for option, file in (("--out", out), ("--report", report)):
         keep_out(option, str(file), (root_of(request.calibrate),))
-    with tempfile.TemporaryDirectory() as folder:
-        judging = _judging(request, model, volume, window, scale, Path(folder), tell)
-        outcomes = list(_candidates(backend, device, judging))
-    fresh = {(o.verdict.precision, o.verdict.backend) for o in outcomes}
-    older = [v for v in model.verdicts if v.model == model.sha256 and (v.precision, v.backend) not in fresh]
+    outcomes: list[Outcome] = []
+    for network in model.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            if network.label:
+                tell(f"{network.label}:")
+            judging = _judging(request, network, volume, window, scale, Path(folder), tell)
+            outcomes += [replace(o, member=network.label) for o in _candidates(backend, device, judging)]
+    fresh = {(o.verdict.model, o.verdict.precision, o.verdict.backend) for o in outcomes}
+    older = [
+        v for network in model.networks for v in network.verdicts
+        if v.model == network.sha256 and (v.model, v.precision, v.backend) not in fresh
+    ]  # fmt: skip
     networks = {
         o.attempt.candidate.network: o.attempt.candidate.data for o in outcomes if o.attempt.candidate.data is not None
     }
@@ -62,9 +71,11 @@ def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
 def table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     """One row per candidate, for people and for ``--json``."""
     rows = []
-    for v in (o.verdict for o in outcomes):
+    for o in outcomes:
+        v = o.verdict
         dice = v.figures.worst_dice
         rows.append({
+            **({"member": o.member} if o.member else {}),
             "precision": v.precision, "backend": v.backend, "passed": v.passed, "emulated": v.emulated,
             "speedup": None if v.speedup is None else round(v.speedup, 3),
             "least_dice": None if dice is None else round(dice, 6),
@@ -81,6 +92,10 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         raise SettingsError(
             f"{request.model} is no ONNX file; make one first: unet-engine export {request.model} --out model.onnx"
         )
+    if len({network.path for network in model.networks}) > 1:
+        raise SettingsError(f"{request.model}: several files are judged one by one; quantize each by itself")
+    if model.members and request.reference:
+        raise SettingsError("--reference is what one network came from, and this file holds several; leave it out")
     if model.outside and request.out and Path(request.out).resolve().parent != model.path.resolve().parent:
         raise SettingsError(
             f"{request.model} keeps weights in {model.outside[0]}, which stays where it is; choose --out in the same "

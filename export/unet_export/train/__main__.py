@@ -128,7 +128,7 @@ def _volume(options: argparse.Namespace) -> tuple[LabelledVolume, tuple[str, ...
         from unet_export.train.tissue import make_tissue
 
         if len(options.synthetic) != 3:
-            raise SettingsError("--synthetic takes three sizes: z,y,x")
+            raise SettingsError("--synthetic takes three sizes z,y,x; give e.g. 96,96,96")
         image, labels = make_tissue(options.synthetic, options.seed)
         return LabelledVolume(image[None], labels), options.classes or TISSUE_CLASSES
     if options.image is None or options.labels is None or options.classes is None:

@@ -104,13 +104,13 @@ def _own(request: Request, tell: Tell) -> Subject:
 def _field(model: ModelFile, shape: tuple[int, ...], request: Request) -> Field:
     """Raises `SettingsError` where ``--tta`` is none, or none of this model's."""
     try:
-        return Field.of(model.spec, shape, request.wanted.overlap, request.wanted.tta)
+        return Field.of(model, shape, request.wanted.overlap, request.wanted.tta)
     except ValueError as error:
         raise SettingsError(f"--tta {request.wanted.tta!r}: {error}") from error
 
 
 def _options(request: Request, model: ModelFile) -> tuple[str, ...]:
-    options = ["--model", str(model.path)]
+    options = ["--model", model.asked[0]]
     options += ["--overlap", f"{request.wanted.overlap:g}"] if request.wanted.overlap != 0.5 else []
     options += ["--tta", request.wanted.tta] if request.wanted.tta else []
     options += ["--axes", request.axes] if request.axes else []

@@ -104,7 +104,7 @@ def runnable(configuration: Configuration) -> bool:
 def setup_of(model: ModelFile, wanted: Wanted, configuration: Configuration) -> Setup:
     choice = choice_of(model, configuration)
     threads = 1 if configuration.group.device.startswith("cuda") else wanted.threads or machine.cpu_count()
-    return Setup(
+    setup = Setup(
         model,
         configuration.window,
         configuration.group.device,
@@ -113,14 +113,16 @@ def setup_of(model: ModelFile, wanted: Wanted, configuration: Configuration) -> 
         choice.rest,
         threads,
         configuration.batch,
+        choice.judged,
     )
+    return setup.members[0]  # what one window costs: of several networks the first stands for the others
 
 
 def space_of(model: ModelFile, where: Field, wanted: Wanted) -> Space:
     """Raises `SettingsError`, `ModelError` or `BackendError` where nothing is left to try."""
     for window in wanted.windows:
         model.spec.check_window(window)
-    proved = [v.window for v in model.verdicts if v.passed]
+    proved = [v.window for v in model.networks[0].verdicts if v.passed]
     windows = wanted.windows or tuple(dict.fromkeys([*where.ladder(), *filter(where.fits, proved)]))
     # batches help where a window alone leaves a device idle; more would only take memory on a CPU
     batches = wanted.batches or ((1, 4) if all(g.device == "cpu" for g in groups(model, wanted)) else (1, 4, 16))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from unet_engine.model.file import ModelFile
 from unet_engine.model.spec import ModelSpec
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid, Blend
@@ -51,11 +52,19 @@ class Field:
     blend: Blend = "gaussian"
     poses: tuple[Pose, ...] = (UPRIGHT,)
     """In which each window is inferred."""
+    networks: int = 1
+    """That infer each of them."""
 
     @classmethod
-    def of(cls, spec: ModelSpec, shape: tuple[int, ...], overlap: float, tta: str | None) -> Field:
+    def of(cls, model: ModelFile, shape: tuple[int, ...], overlap: float, tta: str | None) -> Field:
         """What a run with these options covers. Raises `SettingsError` for an augmentation that cannot be."""
-        return cls(spec, shape, overlap, poses=poses_of(tta, spec, spec.window))
+        poses = poses_of(tta, model.spec, model.spec.window)
+        return cls(model.spec, shape, overlap, poses=poses, networks=len(model.networks))
+
+    @property
+    def calls(self) -> int:
+        """How often each window is inferred."""
+        return len(self.poses) * self.networks
 
     def axes(self, window: Window, shape: Sequence[int] | None = None) -> tuple[AxisGrid, ...]:
         """The grid of windows, as a run would lay it."""
@@ -74,7 +83,7 @@ class Field:
 
     def rate(self, window: Window, windows_per_second: float) -> float:
         """Voxels of the whole volume per second at this rate, by which different windows are compared."""
-        return prod(self.shape) * windows_per_second / (self.windows(window) * len(self.poses))
+        return prod(self.shape) * windows_per_second / (self.windows(window) * self.calls)
 
     def flops(self, window: Window) -> float | None:
         """Floating point operations of one window; of a U-Net they grow with its voxels."""

@@ -116,7 +116,7 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
     """Search for at most `seconds`, and compare what was found."""
     name, model, volume = subject.name, subject.model, subject.volume
     begun = time.perf_counter()
-    where = Field.of(model.spec, volume.shape, wanted.overlap, wanted.tta)
+    where = Field.of(model, volume.shape, wanted.overlap, wanted.tta)
     space = space_of(model, where, wanted)
     for_a_run = max(1.0, (1 - BARE_SHARE) * seconds / 2 - START)  # of what is slow, two runs will do
     with Meter(lambda c: setup_of(model, wanted, c), least_rate=FEWEST / for_a_run, own=space.windows[0]) as meter:
@@ -196,7 +196,7 @@ def _affordable(outcome: Outcome, finalists: Sequence[Row], seconds: float) -> t
         windows = max(FEWEST, int(each * (slowest.bare or 1.0)))
         if windows >= FEW or count == 1:
             break
-    return chosen, region(outcome.field, slowest.configuration.window, windows // len(outcome.field.poses))
+    return chosen, region(outcome.field, slowest.configuration.window, windows // outcome.field.calls)
 
 
 def options_of(configuration: Configuration) -> list[str]:

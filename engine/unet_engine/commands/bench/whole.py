@@ -58,7 +58,7 @@ def run_whole(options: Sequence[str]) -> Whole:
         seconds = time.perf_counter() - begun
     if process.returncode:
         said = err.strip().splitlines()[-1].removeprefix("unet-engine: ") if err.strip() else "it said nothing"
-        raise UnetEngineError(f"a run of the sweep failed: {said}")
+        raise UnetEngineError(f"a run of the sweep failed: {said}; try `unet-engine run` with these settings")
     try:
         facts = json.loads(out.strip().splitlines()[-1])
     except (ValueError, IndexError) as error:

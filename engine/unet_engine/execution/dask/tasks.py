@@ -26,7 +26,6 @@ from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.errors import ClusterError, ModelError, PlanError, UnetEngineError, first_line
 from unet_engine.execution.dask import station
 from unet_engine.execution.dask.station import HaloParcel, Station, Sums
-from unet_engine.model.file import open_model
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import Bundle, BundleId
 from unet_engine.plan.plan import Index
@@ -184,11 +183,7 @@ def _opened(ticket: Ticket, worker: Any) -> Station:
         )
     machine.return_freed_blocks()
     job: Job = pickle.loads(ticket.job)
-    if (
-        job.model.format != "fake"
-        and open_model(job.model.path, job.setup.window, job.model.spec.activation, job.model.head).sha256
-        != job.model.sha256
-    ):
+    if job.model.format != "fake" and job.model.again(job.setup.window).sha256 != job.model.sha256:
         raise ModelError(f"{job.model.path} on {host()} is another model than the run was planned with; copy it there")
     same_process = ticket.client == (socket.gethostname(), os.getpid())
 

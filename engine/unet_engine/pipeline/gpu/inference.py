@@ -26,7 +26,7 @@ class Inference:
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
-        self._windows = self._in_three_axes(lane.backend.input), self._in_three_axes(lane.backend.output)
+        self._windows = [(self._in_three_axes(b.input), self._in_three_axes(b.output)) for b in lane.backends]
 
     def _in_three_axes(self, tensor: DeviceTensor) -> Any:
         """A batch as the kernels take it; axes that the network does not have are of length 1."""
@@ -39,8 +39,7 @@ class Inference:
         """Put all windows of a block on the stream: cut and normalised, inferred, added to `sums`, which were
         cleared."""
         lane = self._lane
-        device, backend, stream, kernels = lane.device, lane.backend, lane.backend.stream, lane.device.kernels
-        windows, values = self._windows
+        device, stream, kernels = lane.device, lane.stream, lane.device.kernels
 
         def on_device(table: Table) -> Any:
             return device.array(slot.tables.part(table.start, table.size), table.shape, table.dtype)
@@ -58,25 +57,29 @@ class Inference:
         target = lane.sums(sums, task.block.sums.shape)
         source_region, source = self._source(raw, slot)
         inputs = [slot.tables, source_region, lane.buffers.constants]
-        network = f"{backend.name} network"
 
         def add(batch: Batch, stream: int) -> None:
             chosen = some(tables.entries, batch.first, batch.stop)
             every = {"poses": tables.poses, "shares": tables.shares}
             held = {name: some(table, batch.first, batch.stop) for name, table in every.items() if table is not None}
+            values = self._windows[batch.network][1]
             where = (spans, chosen, lane.empty, batch.lo, batch.hi)
             kernels.add(target, values, weights, *where, **held, floor=lane.job.floor, stream=stream)
 
         def gather(batch: Batch, stream: int) -> None:
             order = some(tables.order, batch.at, batch.at + batch.rows)
             how = (lane.scale, lane.shift, 0.0)
+            windows = self._windows[batch.network][0]
             kernels.gather(windows, source, positions, entries, order, *how, limits=lane.limits, **held, stream=stream)
 
         for batch in tables.batches:
+            backend = lane.backends[batch.network]
             if batch.rows:
                 device.run(stream, "gather", partial(gather, batch), inputs, [backend.input.region])
                 marks.lap("compute", GATHER)
-                device.run(stream, network, backend.run, [backend.input.region], [backend.output.region])
+                device.run(
+                    stream, f"{backend.name} network", backend.run, [backend.input.region], [backend.output.region]
+                )
                 marks.lap("compute", NETWORK)
             read = [slot.tables, sums, lane.buffers.constants, *([backend.output.region] if batch.rows else [])]
             device.run(stream, "add", partial(add, batch), read, [sums])

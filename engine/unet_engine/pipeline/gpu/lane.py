@@ -29,9 +29,10 @@ from unet_engine.profiling.stages import COPY_BACK, WAITING, Stages
 class Lane:
     """One device at work for one job. What is allocated here lasts as long as the lane."""
 
-    def __init__(self, job: Job, backend: DeviceBackend, voxel_bytes: int, recorder: Recorder) -> None:
-        """voxel_bytes: of one voxel of the volume, all channels together."""
-        self.job, self.backend, self.device = job, backend, backend.device
+    def __init__(self, job: Job, backends: Sequence[DeviceBackend], voxel_bytes: int, recorder: Recorder) -> None:
+        """backends: the networks of the job's model, on one stream. voxel_bytes: of one voxel of the volume, all
+        channels together."""
+        self.job, self.backends, self.device, self.stream = job, backends, backends[0].device, backends[0].stream
         self.device.use()
         self.channels_out = job.model.spec.channels_out
         self.largest = extents(job.plan)
@@ -49,7 +50,7 @@ class Lane:
         self.scale, self.shift, self.empty, *limits = self._put(constants)
         self.limits = limits[0] if limits else None
         self._recorder = recorder
-        streams = {"in": self.inward, "compute": backend.stream, "out": self.out}
+        streams = {"in": self.inward, "compute": self.stream, "out": self.out}
         self._timeline = Timeline(self.device, recorder, streams) if isinstance(recorder, Stages) else None
 
     def close(self) -> None:
@@ -64,7 +65,7 @@ class Lane:
     def _constants(self) -> list[Array]:
         """Scale and shift per input channel, what a skipped window stands for per output channel, and where there are
         any the limits per input channel."""
-        scaling = self.job.scaling
+        scaling = self.job.fed
         found = [np.asarray(scaling.scale), np.asarray(scaling.shift), np.asarray(self.job.skipped, np.float32)]
         return found if scaling.limits is None else [*found, scaling.limits]
 
@@ -137,7 +138,7 @@ class Lane:
         """The sums of the write box on the host: (channels out, *write.shape) float32."""
         self.device.use()
         with self.queueing:
-            box, done, marks = task.block.write, self.event(), self.marks()
+            box, done, marks = task.block.core, self.event(), self.marks()
             marks.begin("out")
             piece = self.pack(slot, task.block, box, 0, marks)
             self.device.record(slot.free, self.out)

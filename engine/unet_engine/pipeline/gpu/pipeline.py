@@ -30,7 +30,7 @@ from unet_engine.pipeline.gpu.finish import Finisher
 from unet_engine.pipeline.gpu.inference import Inference
 from unet_engine.pipeline.gpu.lane import Lane
 from unet_engine.pipeline.gpu.results import DeviceCore, DevicePredicted, PinnedHalo
-from unet_engine.pipeline.gpu.tables import Tables, fill_tables
+from unet_engine.pipeline.gpu.tables import Calls, Tables, fill_tables
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.windows import Windows
 from unet_engine.plan.box import Box
@@ -56,11 +56,13 @@ class _Block:
 class DevicePipeline:
     """See `unet_engine.pipeline.base.Pipeline`."""
 
-    def __init__(self, job: Job, backend: DeviceBackend, tally: Tally, voxel_bytes: int, recorder: Recorder) -> None:
-        """voxel_bytes: of one voxel of the volume, all channels together. recorder: is told the time of the streams,
-        too."""
-        self.job, self.device, self._tally = job, backend.device, tally
-        self._lane = Lane(job, backend, voxel_bytes, recorder)
+    def __init__(
+        self, job: Job, backends: Sequence[DeviceBackend], tally: Tally, voxel_bytes: int, recorder: Recorder
+    ) -> None:
+        """backends: the networks of the job's model, on one stream. voxel_bytes: of one voxel of the volume, all
+        channels together. recorder: is told the time of the streams, too."""
+        self.job, self.device, self._tally = job, backends[0].device, tally
+        self._lane = Lane(job, backends, voxel_bytes, recorder)
         self._inference, self._finisher = Inference(self._lane), Finisher(self._lane)
 
     @property
@@ -106,7 +108,7 @@ class DevicePipeline:
 
     def _queue(self, task: Task, raw: Raw | None) -> _Block:
         """Put all of one block on the streams."""
-        lane, device, stream = self._lane, self.device, self._lane.backend.stream
+        lane, device, stream = self._lane, self.device, self._lane.stream
         slot = self.buffers.take_sums()
         block = _Block(task, slot, [], lane.event(), marks=lane.marks())
         marks = block.marks
@@ -152,7 +154,7 @@ class DevicePipeline:
             self.job.setup.batch,
             device.kernels.MOST_ENTRIES,
             piece.array((piece.region.size,), "uint8"),
-            self.job.poses,
+            Calls(self.job.poses, self.job.shares),
         )
         device.wait(lane.inward, slot.free)
         block.marks.begin("in")

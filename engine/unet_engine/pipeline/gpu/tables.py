@@ -36,6 +36,8 @@ class Batch:
     lo: tuple[int, ...]
     """The box of the sums, three axes, that holds all they add to."""
     hi: tuple[int, ...]
+    network: int = 0
+    """Which of the networks infers them."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,18 @@ class Tables:
     """Of every entry; None where all are upright, and each is all that is added for its window."""
 
 
+@dataclass(frozen=True)
+class Calls:
+    """How often each window is inferred."""
+
+    poses: Sequence[Pose]
+    shares: Sequence[float]
+    """By network, what one of its answers counts."""
+
+
+ONCE = Calls((UPRIGHT,), (1.0,))
+
+
 def fill_tables(
     plan: Plan,
     task: Task,
@@ -75,12 +89,12 @@ def fill_tables(
     batch: int,
     most: int,
     memory: Array,
-    poses: Sequence[Pose] = (UPRIGHT,),
+    calls: Calls = ONCE,
 ) -> Tables:
     """Write the tables of `task` to `memory` (bytes) and say where each lies.
 
     is_empty: whether a window is skipped. batch: windows that are inferred at once. most: entries that one kernel
-    takes. poses: in which each window is inferred; one that is skipped is a single entry.
+    takes. A window that is skipped is a single entry.
     """
     axes = len(plan.axes)
     windows = np.array(task.windows, np.int64).reshape(-1, axes)
@@ -101,15 +115,15 @@ def fill_tables(
         positions.append(writer.put(position, "int32"))
         chosen = table[ranks[:, i]]
         boxes[i] = chosen[:, 0] + chosen[:, 1], chosen[:, 0] + chosen[:, 2]
-    which, held = _entries(skipped, len(poses))
-    skipped = skipped[which]
-    batches, rows, order = _batches(skipped, batch, most, boxes[:, :, which])
-    entries = writer.put(np.concatenate([ranks[which], rows[:, None]], 1), "int32")
+    called = _called(skipped, len(calls.poses), len(calls.shares))
+    skipped = skipped[called.window]
+    batches, rows, order = _batches(skipped, called.network, batch, most, boxes[:, :, called.window])
+    entries = writer.put(np.concatenate([ranks[called.window], rows[:, None]], 1), "int32")
     placed = writer.put(order, "int32")
     pose = share = None
-    if len(poses) > 1:
-        pose = writer.put(np.array([p.bits for p in poses])[held], "int32")
-        share = writer.put(np.where(skipped, 1, np.float32(1 / len(poses))), "float32")
+    if len(calls.poses) * len(calls.shares) > 1:
+        pose = writer.put(np.array([p.bits for p in calls.poses])[called.pose], "int32")
+        share = writer.put(np.where(skipped, 1, np.array(calls.shares, np.float32)[called.network]), "float32")
     over = tuple(writer.put(cover, "float32") for cover in _covers(plan, task.block.sums))
     tables = tuple(spans), tuple(weights), tuple(positions), over
     return Tables(*tables, entries, placed, batches, writer.end, len(order), pose, share)
@@ -123,12 +137,22 @@ def _covers(plan: Plan, box: Box) -> list[Array]:
     return [np.ones((1, 1), np.float32)] * (3 - len(found)) + found
 
 
-def _entries(skipped: Array, poses: int) -> tuple[Array, Array]:
-    """Per entry the number of its window and of its pose: of a window that is inferred all poses, one after the
-    other."""
-    times = np.where(skipped, 1, poses)
-    which = np.repeat(np.arange(len(skipped)), times)
-    return which, np.arange(len(which)) - np.repeat(np.cumsum(times) - times, times)
+@dataclass(frozen=True)
+class _Called:
+    """Per entry, the number of its window, of its pose and of its network."""
+
+    window: Array
+    pose: Array
+    network: Array
+
+
+def _called(skipped: Array, poses: int, networks: int) -> _Called:
+    """The entries in the order in which they are added: for each network all windows, each in all poses. A window that
+    is skipped comes once, with the first."""
+    each = np.concatenate([np.where(skipped, n == 0, poses) for n in range(networks)])
+    which = np.repeat(np.arange(len(each)), each)
+    pose = np.arange(len(which)) - np.repeat(np.cumsum(each) - each, each)
+    return _Called(which % max(1, len(skipped)), pose, which // max(1, len(skipped)))
 
 
 def _axis(plan: Plan, a: int, ks: Sequence[int], sums: Box, read: Box) -> tuple[Array, Array, Array]:
@@ -144,9 +168,11 @@ def _axis(plan: Plan, a: int, ks: Sequence[int], sums: Box, read: Box) -> tuple[
     return np.array(table, np.int64), np.stack(weight), np.stack(position)
 
 
-def _batches(skipped: Array, size: int, most: int, boxes: Array) -> tuple[tuple[Batch, ...], Array, Array]:
-    """Cut the windows, in their order, into batches of which `size` are inferred, and that have no more than `most`
-    entries.
+def _batches(
+    skipped: Array, network: Array, size: int, most: int, boxes: Array
+) -> tuple[tuple[Batch, ...], Array, Array]:
+    """Cut the entries, in their order, into batches of one network of which `size` are inferred, and that have no more
+    than `most` entries.
 
     Returns the batches, the row of every window in its batch (-1: skipped), and the numbers of those inferred.
     """
@@ -156,15 +182,16 @@ def _batches(skipped: Array, size: int, most: int, boxes: Array) -> tuple[tuple[
         if not skip:
             rows[n] = inferred
             inferred += 1
-        if inferred == size or n + 1 - first == most or n + 1 == len(skipped):
-            batches.append(_batch(first, n + 1, at, inferred, boxes))
+        last = n + 1 == len(skipped) or network[n + 1] != network[n]
+        if inferred == size or n + 1 - first == most or last:
+            batches.append(_batch(first, n + 1, at, inferred, boxes, int(network[n])))
             first, at, inferred = n + 1, at + inferred, 0
     return tuple(batches), rows, np.flatnonzero(~skipped)
 
 
-def _batch(first: int, stop: int, at: int, rows: int, boxes: Array) -> Batch:
+def _batch(first: int, stop: int, at: int, rows: int, boxes: Array, network: int) -> Batch:
     lo, hi = boxes[:, 0, first:stop].min(axis=1), boxes[:, 1, first:stop].max(axis=1)
-    return Batch(first, stop, at, rows, tuple(map(int, lo)), tuple(map(int, hi)))
+    return Batch(first, stop, at, rows, tuple(map(int, lo)), tuple(map(int, hi)), network)
 
 
 class _Writer:

@@ -6,7 +6,7 @@ https://github.com/bioimage-io/spec-bioimage-io describes both. Nothing is looke
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,8 +17,6 @@ from unet_export.importers.files import Files
 NAMES = ("rdf.yaml", "bioimageio.yaml", "model.yaml")
 _ENDINGS = (".rdf.yaml", ".bioimageio.yaml", "_rdf.yaml", "_bioimageio.yaml")
 _LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
-_MOST_NODES = 100_000
-"""Values in a description; aliases may make few lines many."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def file_of(names: list[str]) -> str | None:
 
 def described(files: Files, file: str) -> Description:
     """Read the description `file`. Raises `ModelError` naming what is missing or not understood."""
-    said = _parsed(files, file)
+    said = files.mapping(file)
     version = str(said.get("format_version", ""))
     if said.get("type", "model") != "model":
         raise ModelError(f"{files.path} describes a {said.get('type')}, no model; give a package of a model")
@@ -130,34 +128,6 @@ def described(files: Files, file: str) -> Description:
 
 def _what(error: Exception) -> str:
     return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else first_line(error)
-
-
-def _parsed(files: Files, file: str) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        said = yaml.safe_load(files.text(file))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ModelError(
-            f"{files.path}: {file} is no readable YAML: {first_line(error)}; get the source again"
-        ) from error
-    if not isinstance(said, Mapping):
-        raise ModelError(f"{files.path}: {file} describes nothing; get the source again")
-    for count, _ in enumerate(_nodes(said)):
-        if count > _MOST_NODES:
-            raise ModelError(f"{files.path}: {file} says more than a description does; it is not read")
-    return said
-
-
-def _nodes(said: Any) -> Iterator[Any]:
-    waiting = [said]
-    while waiting:
-        value = waiting.pop()
-        yield value
-        if isinstance(value, Mapping):
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)
 
 
 class _Reader:

@@ -6,7 +6,7 @@ The meaning of each operation is that of bioimageio.core (`bioimageio.core.proc_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from unet_engine.errors import ModelError
 from unet_engine.model.spec import Activation
 from unet_export.importers.base import Array
 from unet_export.importers.bioimageio.description import Axis, Description, Step, Tensor
+from unet_export.importers.intensity import Intensity, NotPossible
 from unet_export.importers.steps import Above, Affine, Cast, Clip, Sigmoid, Softmax
 from unet_export.importers.steps import Step as GraphStep
 
@@ -26,42 +27,17 @@ _FLOATS = ("float32", "float64", "float16")
 # --- before ---
 
 
-@dataclass
-class Before:
-    """What was understood so far of the steps before the network, in the order in which it happens: clip, statistics
-    with their affine form, steps in the graph."""
-
-    clip: tuple[tuple[float, float], ...] | None = None
-    clip_percentiles: tuple[float, float] | None = None
-    gain: tuple[float, ...] = (1.0,)
-    offset: tuple[float, ...] = (0.0,)
-    """Of raw values, where nothing is measured."""
-    measured: dict[str, Any] | None = None
-    """Fields of a `Normalization` that looks at the volume."""
-    steps: list[GraphStep] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-    def normalization(self) -> dict[str, Any]:
-        """Fields of the `Normalization`."""
-        said: dict[str, Any] = dict(self.measured or {"mode": "none"})
-        if self.measured is None and (self.gain != (1.0,) or self.offset != (0.0,)):
-            gain, offset = np.broadcast_arrays(self.gain, self.offset)
-            said = {"mode": "fixed", "mean": tuple(float(v) for v in -offset / gain), "std": tuple(1 / gain)}
-        if self.clip:
-            said["clip"] = self.clip
-        if self.clip_percentiles:
-            said["clip_percentiles"] = self.clip_percentiles
-        return said
-
-
-def before_of(said: Description, given: Tensor) -> Before:
+def before_of(said: Description, given: Tensor) -> Intensity:
     """The steps before the network. Raises `ModelError` naming one that has no counterpart here."""
-    found = Before()
+    found = Intensity()
     for step in given.steps:
         understood = _BEFORE.get(step.name)
         if understood is None:
             raise _not_possible(said, step, "runs code or looks at what no window shows")
-        understood(said, given, step, found)
+        try:
+            understood(said, given, step, found)
+        except NotPossible as why:
+            raise _not_possible(said, step, str(why)) from why
     return found
 
 
@@ -72,94 +48,50 @@ def _not_possible(said: Description, step: Step, why: str) -> ModelError:
     )
 
 
-def _linear(said: Description, given: Tensor, step: Step, found: Before) -> None:
-    gain, offset = _numbers(step, "gain", 1.0), _numbers(step, "offset", 0.0)
+def _linear(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     _check_axis(said, step)
-    _affine(said, step, found, gain, offset)
+    found.affine(_numbers(step, "gain", 1.0), _numbers(step, "offset", 0.0))
 
 
-def _affine(said: Description, step: Step, found: Before, gain: Sequence[float], offset: Sequence[float]) -> None:
-    if found.measured is not None or found.steps or min(gain) <= 0:
-        found.steps.append(Affine(tuple(gain), tuple(offset)))
-        return
-    a, b = np.asarray(gain), np.asarray(offset)
-    found.gain = tuple(float(v) for v in np.atleast_1d(np.asarray(found.gain) * a))
-    found.offset = tuple(float(v) for v in np.atleast_1d(np.asarray(found.offset) * a + b))
-
-
-def _fixed(said: Description, given: Tensor, step: Step, found: Before) -> None:
+def _fixed(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     _check_axis(said, step)
     mean, std = np.asarray(_numbers(step, "mean")), np.asarray(_numbers(step, "std"))
     scale = 1 / (std + float(step.kwargs.get("eps", EPS)))
-    _affine(said, step, found, tuple(np.atleast_1d(scale)), tuple(np.atleast_1d(-mean * scale)))
+    found.affine(scale.tolist(), np.atleast_1d(-mean * scale).tolist())
 
 
-def _clip(said: Description, given: Tensor, step: Step, found: Before) -> None:
+def _clip(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     kwargs = step.kwargs
     percent = kwargs.get("min_percentile"), kwargs.get("max_percentile")
-    low, high = kwargs.get("min"), kwargs.get("max")
-    if percent != (None, None):
-        if found.measured or found.steps or found.clip or found.clip_percentiles or (low, high) != (None, None):
-            raise _not_possible(said, step, "measures percentiles of what was normalised already")
-        _joint(said, given, step)
-        found.clip_percentiles = (float(percent[0] or 0.0), float(100.0 if percent[1] is None else percent[1]))
+    low, high = _maybe(kwargs.get("min")), _maybe(kwargs.get("max"))
+    if percent == (None, None):
+        found.limit(low, high)
         return
-    if found.measured is None and not found.steps and found.clip is None and found.clip_percentiles is None:
-        found.clip = _raw_bounds(found, low, high)
-        if found.clip is not None:
-            return
-    elif _is_to_the_ends(found, low, high):
-        found.clip_percentiles = (found.measured or {})["low"], (found.measured or {})["high"]
-        return
-    found.steps.append(Clip(_maybe(low), _maybe(high)))
+    if (low, high) != (None, None) or _joint(said, given, step):
+        raise NotPossible("mixes percentiles with values, or channels")
+    found.limit_to_percentiles(float(percent[0] or 0.0), float(100.0 if percent[1] is None else percent[1]))
 
 
 def _maybe(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _raw_bounds(found: Before, low: Any, high: Any) -> tuple[tuple[float, float], ...] | None:
-    """Bounds in raw units of what is clipped behind an affine form; None where one side is open."""
-    if low is None or high is None:
-        return None
-    gain, offset = np.broadcast_arrays(found.gain, found.offset)
-    return tuple(
-        ((float(low) - b) / a, (float(high) - b) / a) for a, b in zip(gain.tolist(), offset.tolist(), strict=True)
-    )
-
-
-def _is_to_the_ends(found: Before, low: Any, high: Any) -> bool:
-    """Whether percentiles were brought to 0 and 1, and what lies beyond is cut off there."""
-    is_range = found.measured is not None and found.measured.get("mode") == "percentile"
-    return is_range and not found.steps and not found.clip and not found.clip_percentiles and (low, high) == (0, 1)
-
-
-def _zscore(said: Description, given: Tensor, step: Step, found: Before) -> None:
+def _zscore(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     if step.kwargs.get("mode") == "fixed":  # 0.4
         _fixed(said, given, step, found)
         return
-    together = _joint(said, given, step)
-    _measure(said, step, found, {"mode": "zscore"}, together)
+    eps = float(step.kwargs.get("eps", EPS))
+    found.measure({"mode": "zscore"}, eps=eps, together=_joint(said, given, step))
 
 
-def _range(said: Description, given: Tensor, step: Step, found: Before) -> None:
+def _range(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     other = step.kwargs.get("reference_tensor")
     if other not in (None, given.id):
-        raise _not_possible(said, step, f"is measured of {other}")
+        raise NotPossible(f"is measured of {other}")
     low, high = float(step.kwargs.get("min_percentile", 0.0)), float(step.kwargs.get("max_percentile", 100.0))
-    together = _joint(said, given, step)
-    _measure(said, step, found, {"mode": "percentile", "low": low, "high": high}, together)
-
-
-def _measure(said: Description, step: Step, found: Before, fields: dict[str, Any], together: bool) -> None:  # noqa: FBT001
-    if found.steps:
-        raise _not_possible(said, step, "measures what was normalised already")
-    # statistics of an affine form of the voxels are that form of theirs: what came before drops out
     eps = float(step.kwargs.get("eps", EPS))
-    if together and len(set(found.gain)) + len(set(found.offset)) > 2:
-        raise _not_possible(said, step, "measures channels together that were scaled apart")
-    found.measured = fields | ({"eps": eps / found.gain[0]} if eps else {}) | ({"together": True} if together else {})
-    found.gain, found.offset = (1.0,), (0.0,)
+    fields = {"mode": "percentile", "low": low, "high": high}
+    found.measure(fields, eps=eps, together=_joint(said, given, step))
 
 
 def _joint(said: Description, given: Tensor, step: Step) -> bool:
@@ -172,35 +104,34 @@ def _joint(said: Description, given: Tensor, step: Step) -> bool:
     names = set(axes) if isinstance(axes, str) else {str(a) for a in axes}
     lacking = [a.id for a in given.axes if a.kind == "space" and a.id not in names and a.size != 1]
     if lacking:
-        raise _not_possible(said, step, f"is measured apart along {', '.join(lacking)}")
+        raise NotPossible(f"is measured apart along {', '.join(lacking)}")
     return several and bool(names & {"c", "channel", channel.id if channel else "channel"})
 
 
-def _type(said: Description, given: Tensor, step: Step, found: Before) -> None:
+def _type(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     dtype = str(step.kwargs["dtype"])
     if dtype in _FLOATS:
         return
-    untouched = found == Before()
-    if not (untouched and dtype == given.dtype):
+    if not (found.untouched and dtype == given.dtype):
         found.steps.extend([Cast(dtype), Cast("float32")])
 
 
-def _binarize(said: Description, given: Tensor, step: Step, found: Before) -> None:
+def _binarize(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     _check_axis(said, step)
     found.steps.append(Above(_numbers(step, "threshold")))
 
 
-def _sigmoid(said: Description, given: Tensor, step: Step, found: Before) -> None:
+def _sigmoid(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     found.steps.append(Sigmoid())
 
 
-def _softmax(said: Description, given: Tensor, step: Step, found: Before) -> None:
+def _softmax(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     if str(step.kwargs.get("axis", "channel")) != "channel":
-        raise _not_possible(said, step, f"runs along {step.kwargs['axis']}")
+        raise NotPossible(f"runs along {step.kwargs['axis']}")
     found.steps.append(Softmax())
 
 
-_BEFORE: dict[str, Callable[[Description, Tensor, Step, Before], None]] = {
+_BEFORE: dict[str, Callable[[Description, Tensor, Step, Intensity], None]] = {
     "scale_linear": _linear,
     "fixed_zero_mean_unit_variance": _fixed,
     "zero_mean_unit_variance": _zscore,
@@ -223,7 +154,10 @@ def _numbers(step: Step, name: str, default: float | None = None) -> tuple[float
 def _check_axis(said: Description, step: Step) -> None:
     axis = step.kwargs.get("axis")
     if axis not in (None, "channel", "c"):
-        raise ModelError(f"{said.path}: its {step.name} has values along {axis}, and only channels may have their own")
+        raise ModelError(
+            f"{said.path}: its {step.name} has values along {axis}, and only channels may have their own; "
+            "describe it anew"
+        )
     axes = step.kwargs.get("axes")
     several = any(len(_numbers(step, n)) > 1 for n in ("gain", "offset", "mean", "std") if n in step.kwargs)
     if several and axis is None and axes not in (None, "yx", "zyx", "xy"):

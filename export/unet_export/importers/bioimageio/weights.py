@@ -82,7 +82,9 @@ def _onnx(files: Files, said: Description, entry: Entry, output: int, wanted: Wa
     try:
         proto = onnx.load(path)
     except Exception as error:  # the parser raises what it likes
-        raise ModelError(f"{said.path}: {entry.source} is no readable ONNX file: {first_line(error)}") from error
+        raise ModelError(
+            f"{said.path}: {entry.source} is no readable ONNX file: {first_line(error)}; download it again"
+        ) from error
     held = {value.name for value in proto.graph.initializer}
     images = [value for value in proto.graph.input if value.name not in held]
     if len(images) != 1 or not proto.graph.output:
@@ -109,7 +111,10 @@ def _torchscript(files: Files, said: Description, entry: Entry, output: int, wan
     try:
         script = torch.jit.load(str(path), map_location="cpu").float().eval()
     except Exception as error:  # PyTorch raises what its parsers raise
-        raise ModelError(f"{said.path}: {path.name} cannot be loaded by PyTorch: {first_line(error)}") from error
+        raise ModelError(
+            f"{said.path}: {path.name} cannot be loaded by PyTorch: {first_line(error)}; download it "
+            "again, or take other weights of the model"
+        ) from error
     return Found(path.name, script)
 
 

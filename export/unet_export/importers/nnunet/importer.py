@@ -9,6 +9,7 @@ from typing import Any
 from unet_engine.errors import ModelError
 from unet_engine.model.credit import Credit
 from unet_engine.model.normalization import Normalization, Pair
+from unet_engine.model.spec import Resampling
 from unet_engine.units import Tell
 from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.files import Files
@@ -17,6 +18,7 @@ from unet_export.importers.nnunet.geometry import Axes
 from unet_export.importers.nnunet.plans import (
     DATASET,
     PLANS,
+    RESAMPLING,
     Configuration,
     Dataset,
     Labels,
@@ -28,7 +30,9 @@ from unet_export.importers.nnunet.plans import (
     read_json,
 )
 
-_RESAMPLED = "resampling to the spacing of training: volumes of other voxels are refused, or run as they are with --ignore-spacing"
+_RESAMPLED = (
+    "resampling as its plans have it: volumes of other voxels are refused, or run as they are with --ignore-spacing"
+)
 _CROPPED = "cropping to what is not 0: what lies outside of it gets what the network makes of it, not background"
 
 
@@ -106,8 +110,9 @@ class _Source:
         ]
         members = tuple(Member(f"fold_{fold}", net) for (fold, _), net in zip(checkpoints, whole, strict=True))
         mirror = self._mirrored(checkpoints)
-        left_out = [_RESAMPLED, _CROPPED, *notes]
-        promised = self._promised(normalization, mirror)
+        resampling = self._resampling()
+        left_out = [*([] if resampling else [_RESAMPLED]), _CROPPED, *notes]
+        promised = self._promised(normalization, mirror) | ({"resampling": resampling} if resampling else {})
         version = predictor.version()
         own = version is not None and not wanted.normalize
         return Imported(
@@ -118,7 +123,7 @@ class _Source:
             predictor=predictor.predictor_of(*said, self.name, nets, mirror, self.axes) if own else None,
             predicted_by=predictor.NAME,
             example=predictor.example(promised["window"], self._ranges()),
-            run_as={"blend": "nnunet"},
+            inference={"blend": "nnunet"},
             versions={predictor.MODULE: version} if version else None,
         )
 
@@ -185,6 +190,23 @@ class _Source:
             "spacing_unit": "millimeter",
         }
         return values | ({"normalization": normalization} if normalization else {})
+
+    def _resampling(self) -> Resampling | None:
+        """None where the plans resample in a way that is not known, or across planes whose distance they do not say."""
+        said = self.configuration
+        names = {said.resampling_fn_data, said.resampling_fn_probabilities}
+        image, output = said.resampling_fn_data_kwargs, said.resampling_fn_probabilities_kwargs
+        orders = {image.order, image.order_z, output.order, output.order_z}
+        apart = {None: "anisotropic", True: "always", False: "never"}
+        same = image.force_separate_z == output.force_separate_z
+        if names != {RESAMPLING} or not orders <= {0, 1, 3} or not same or self.axes.across not in (None, 0):
+            return None
+        return Resampling.model_validate(
+            {
+                "image": image.order, "image_apart": image.order_z, "output": output.order,
+                "output_apart": output.order_z, "apart": apart[image.force_separate_z],
+            }
+        )  # fmt: skip
 
     def _ranges(self) -> list[Pair]:
         """Of the voxels of each channel, roughly."""

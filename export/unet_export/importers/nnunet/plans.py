@@ -17,6 +17,8 @@ from unet_export.importers.files import Files
 M = TypeVar("M", bound=BaseModel)
 Length = Annotated[int, Field(ge=1, le=MOST)]
 PLANS, DATASET = "plans.json", "dataset.json"
+RESAMPLING = "resample_data_or_seg_to_shape"
+"""The function that resamples unless plans name another one."""
 _MOST_LABELS = 2**16
 _UNETS = "dynamic_network_architectures.architectures.unet."
 
@@ -41,6 +43,14 @@ class Architecture(_Said):
     arch_kwargs: dict[str, Any]
 
 
+class Interpolated(_Said):
+    """What a function that resamples is called with."""
+
+    order: int = 3
+    order_z: int = 0
+    force_separate_z: bool | None = None
+
+
 class Configuration(_Said):
     """One of those that the plans hold. Sizes follow the axes as the plans transpose them."""
 
@@ -50,6 +60,10 @@ class Configuration(_Said):
     use_mask_for_norm: tuple[bool, ...]
     architecture: Architecture
     previous_stage: str | None = None
+    resampling_fn_data: str = RESAMPLING
+    resampling_fn_data_kwargs: Interpolated = Interpolated()
+    resampling_fn_probabilities: str = RESAMPLING
+    resampling_fn_probabilities_kwargs: Interpolated = Interpolated(order=1)
 
 
 class Plans(_Said):

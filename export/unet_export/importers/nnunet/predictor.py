@@ -65,7 +65,7 @@ def predictor_of(
     networks: those of the folds, for the axes as the plans transpose them. Nothing is read from files: nnU-Net itself
     would unpickle them."""
 
-    def predict(volume: Array) -> Array:
+    def predict(volume: Array, _: tuple[int, ...]) -> Array:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints, where our own answer may be JSON
             return computed(volume)
 

@@ -1,0 +1,194 @@
+"""Copies of files that are compressed as a whole, unpacked once, as nothing in them can be read by block.
+
+They lie in the user's cache, called after what the file holds, so that a run that is resumed finds its copy. Whoever
+reads one holds a shared lock on it. One goes as the run that needed it is complete, or after a week without a reader.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+from weakref import WeakSet
+
+from unet_engine.errors import DataError, InputError, first_line
+from unet_engine.units import size
+
+FOLDER = "UNET_ENGINE_CACHE"
+"""Environment variable that names the folder; default: ``unet-engine`` in the user's cache folder."""
+KEPT_SECONDS = 7 * 24 * 3600
+_PIECE = 2**20
+_LOOKED_AT = 2**16
+
+Opener = Callable[[], BinaryIO]
+
+
+class Scratch:
+    """An unpacked copy, in use by this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held = path.open("rb")  # closed with this object, and the lock with it
+        fcntl.flock(self._held, fcntl.LOCK_SH)
+        _OPEN.add(self)
+
+    def release(self) -> None:
+        """It may go, unless somebody else reads it: now, or as this process ends."""
+        self.unlock()
+        _remove(self.path)
+        atexit.register(_remove_at_exit, self.path)
+
+    def unlock(self) -> None:
+        fcntl.flock(self._held, fcntl.LOCK_UN)
+
+
+_OPEN: WeakSet[Scratch] = WeakSet()
+
+
+def _remove_at_exit(path: Path) -> None:
+    """Workers of this process that have not closed their volume read no more."""
+    for copy in _OPEN:
+        if copy.path == path:
+            copy.unlock()
+    _remove(path)
+
+
+def unpacked(file: str, opener: Opener, skip: int, length: int) -> Scratch:
+    """Bytes `skip` to `skip + length` of what `opener` unpacks from `file`. Memory is a piece of 1 MiB.
+
+    Raises `DataError` where there are fewer or they are damaged, and `InputError` where there is no room for them.
+    """
+    folder = _folder(file)
+    path = folder / f"{_key(file, skip, length)}.raw"
+    with (folder / f"{path.stem}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second waits, and finds it
+        if not path.is_file() or path.stat().st_size != length:
+            _prune(folder)
+            _unpack(file, opener, skip, length, path)
+        os.utime(path)
+        return Scratch(path)
+
+
+def _folder(file: str) -> Path:
+    base = os.environ.get(FOLDER)
+    cache = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unet-engine"
+    path = cache / "unpacked"
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{file} has to be unpacked, and {path} cannot be used: {error.strerror}; set {FOLDER} to another folder"
+        ) from error
+    if about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InputError(
+            f"{file} has to be unpacked, and others may write to {path}; chmod 700 it, or set {FOLDER} to another folder"
+        )
+    return path
+
+
+def _key(file: str, skip: int, length: int) -> str:
+    """Of what the file holds, as far as its ends and its time tell: the last bytes of a gzip are a checksum."""
+    about = os.stat(file)  # noqa: PTH116
+    digest = hashlib.sha256(f"{about.st_size} {about.st_mtime_ns} {skip} {length}".encode())
+    with Path(file).open("rb") as opened:
+        digest.update(opened.read(_LOOKED_AT))
+        opened.seek(max(0, about.st_size - _LOOKED_AT))
+        digest.update(opened.read(_LOOKED_AT))
+    return digest.hexdigest()[:32]
+
+
+def _unpack(file: str, opener: Opener, skip: int, length: int, path: Path) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if length > free:
+        raise InputError(
+            f"{file} has to be unpacked to {size(length)}, and {size(free)} are free in {path.parent}; set {FOLDER} to "
+            "a folder with more room"
+        )
+    partial = path.with_suffix(".partial")
+    try:
+        with opener() as packed, partial.open("wb") as out:
+            _pass(file, packed, skip, None)
+            _pass(file, packed, length, out)
+            _drain(packed, length + _PIECE)
+        partial.replace(path)
+    except (EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{file} is damaged: {first_line(error)}; restore it, or give another --in") from error
+    except OSError as error:
+        if error.errno is None:  # of gzip and bz2
+            raise DataError(f"{file} is damaged: {first_line(error)}; restore it, or give another --in") from error
+        raise InputError(f"{file} cannot be unpacked to {path.parent}: {error.strerror}; set {FOLDER}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _pass(file: str, packed: BinaryIO, count: int, out: BinaryIO | None) -> None:
+    left = count
+    while left:
+        piece = packed.read(min(left, _PIECE))
+        if not piece:
+            raise DataError(
+                f"{file} breaks off: it unpacks to {count - left:,} of {count:,} bytes; restore it, or give another "
+                "--in"
+            )
+        left -= len(piece)
+        if out:
+            out.write(piece)
+
+
+def _drain(packed: BinaryIO, most: int) -> None:
+    """Read on to the end, where a checksum is compared; but not what never ends."""
+    while most > 0 and (piece := packed.read(_PIECE)):
+        most -= len(piece)
+
+
+def _prune(folder: Path) -> None:
+    for path in folder.glob("*.raw"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a copy that nobody reads."""
+    with suppress(OSError):
+        held = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            path.with_suffix(".lock").unlink(missing_ok=True)
+        finally:
+            os.close(held)
+
+
+class ZlibFile:
+    """Reads a zlib or gzip stream inside a file, as `gzip.open` does a whole one."""
+
+    def __init__(self, file: str, offset: int) -> None:
+        self._file = Path(file).open("rb")  # noqa: SIM115
+        self._file.seek(offset)
+        self._stream = zlib.decompressobj(47)  # either header
+
+    def read(self, count: int) -> bytes:
+        while not self._stream.eof:
+            data = self._stream.unconsumed_tail or self._file.read(_PIECE)
+            if not data:
+                raise EOFError("it ends within the compressed data")
+            if found := self._stream.decompress(data, count):
+                return found
+        return b""
+
+    def __enter__(self) -> ZlibFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

@@ -1,0 +1,240 @@
+"""DICOM: a folder with the slices of one series, or a file of one or several frames. Where each slice lies is what its
+file says, never its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import InputError
+from unet_engine.paths import check_file, is_local
+from unet_engine.plan.box import Box
+from unet_engine.units import brief, times
+from unet_engine.volumes.axes import checked_axes
+from unet_engine.volumes.base import Array, Selection, Volume
+from unet_engine.volumes.dicom_order import Slice, ordered
+from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, grouped, has_ending, opening, package
+from unet_engine.volumes.linear import Linear
+
+ENDINGS = (".dcm", ".dicom", ".ima")
+KEPT_BYTES = 2**26
+"""Of slices that were decoded, kept for the next block."""
+_TAGS = [
+    "SeriesInstanceUID", "SeriesDescription", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated",
+    "PixelRepresentation", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "RescaleSlope", "RescaleIntercept", "NumberOfFrames",
+    "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "Modality",
+]  # fmt: skip
+_LOOKED_AT = 8
+"""Files of a folder that are looked at to tell whether it is DICOM."""
+
+
+class DicomFormat:
+    def recognises(self, path: str) -> bool:
+        if has_ending(path, *ENDINGS):
+            return True
+        return is_local(path) and Path(path).is_dir() and bool(_dicom_files(path, _LOOKED_AT))
+
+    def open(self, path: str, axes: str | None) -> Volume:
+        pydicom = package(path, "DICOM", "pydicom", "dicom")
+        files = _dicom_files(path) if Path(path).is_dir() else [path]
+        parts = {file: Part.of(file) for file in files}
+        with opening(path, "DICOM series"):
+            headers = [(file, _header(pydicom, file)) for file in files]
+            headers = [(file, header) for file, header in headers if header.get("Rows")]  # a DICOMDIR has no image
+            notes = _one_series(path, headers)
+            slices = [one for file, header in headers for one in _slices(file, header)]
+            return _volume(path, headers[0][1], ordered(path, slices), parts, notes, axes)
+
+
+def _dicom_files(folder: str, most: int | None = None) -> list[str]:
+    """The files in `folder` that are DICOM, by their signature; of a part only of its first `most` files."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())[:most]
+    except OSError:
+        return []
+    return [file for name in names if _is_dicom(file := f"{folder.rstrip('/')}/{name}")]
+
+
+def _is_dicom(file: str) -> bool:
+    try:
+        check_file(file)
+        with Path(file).open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _header(pydicom: Any, file: str) -> Any:
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
+    except Exception as error:
+        raise InputError(f"{file} is no readable DICOM file: {error}; restore it, or take it out") from error
+
+
+def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
+    """Raises `InputError` where there is no image, or more than one series; what is to be known is returned."""
+    if not headers:
+        raise InputError(f"{path} holds no DICOM image; give another --in")
+    found: dict[str, list[Any]] = {}
+    for _, header in headers:
+        found.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append(header)
+    if len(found) > 1:
+        listed = ", ".join(
+            f"{len(group)} of {brief(str(group[0].get('SeriesDescription') or uid or 'no UID'))}"
+            for uid, group in list(found.items())[:8]
+        )
+        raise InputError(f"{path} holds {len(found)} series ({listed}); put the files of one in a folder of their own")
+    notes = []
+    if "" in found and len(headers) > 1:
+        notes.append(f"{path}: its files name no series (their UIDs are empty): all {len(headers)} are taken as one")
+    if headers[0][1].get("PhotometricInterpretation") == "MONOCHROME1":
+        notes.append(f"{path} is MONOCHROME1, where low values are shown bright: voxels are taken as they are stored")
+    return notes
+
+
+def _slices(file: str, header: Any) -> list[Slice]:
+    """Those in one file, with all that must agree among them."""
+    frames = int(header.get("NumberOfFrames") or 1)
+    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or [None] * frames
+    if len(per_frame) != frames:
+        raise ValueError(f"{file} says that it has {frames} frames, and describes {len(per_frame)}")
+    kind = tuple(
+        header.get(key) for key in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation")
+    )
+    found = []
+    for number, of_frame in enumerate(per_frame):
+        said = _Said(header, shared, of_frame)
+        found.append(
+            Slice(
+                file=file,
+                frame=number if frames > 1 else None,
+                kind=kind,
+                position=said.numbers("PlanePositionSequence", "ImagePositionPatient", 3),
+                orientation=said.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+                pixel=said.numbers("PixelMeasuresSequence", "PixelSpacing", 2),
+                slope=said.number("PixelValueTransformationSequence", "RescaleSlope") or 1.0,
+                intercept=said.number("PixelValueTransformationSequence", "RescaleIntercept") or 0.0,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What is said of a frame: by itself, by all frames of its file, or by the file."""
+
+    header: Any
+    shared: Any
+    frame: Any
+
+    def _value(self, group: str, key: str) -> Any:
+        for place in (self.frame, self.shared):
+            inside = (place.get(group) or [None])[0] if place is not None else None
+            if inside is not None and inside.get(key) is not None:
+                return inside.get(key)
+        return self.header.get(key)
+
+    def numbers(self, group: str, key: str, count: int) -> tuple[float, ...] | None:
+        value = self._value(group, key)
+        if value is None or value == "":
+            return None
+        found = tuple(float(v) for v in value)
+        if len(found) != count or not np.isfinite(found).all():
+            raise ValueError(f"{key} is {list(value)}")
+        return found
+
+    def number(self, group: str, key: str) -> float | None:
+        value = self._value(group, key)
+        return None if value is None or value == "" or not np.isfinite(float(value)) else float(value)
+
+
+def _volume(path: str, header: Any, series: Any, parts: dict[str, Part], notes: list[str], axes: str | None) -> Volume:
+    slices: tuple[Slice, ...] = series.slices
+    rows, columns, samples, bits, signed = (int(v or 0) for v in slices[0].kind)
+    if bits not in (8, 16, 32):
+        raise InputError(f"{path} has {bits} bits a voxel; convert it to 8, 16 or 32")
+    stored = np.dtype(f"{'i' if signed else 'u'}{bits // 8}")
+    plane, names = ((rows, columns, samples), "yxc") if samples > 1 else ((rows, columns), "yx")
+    shape, names = ((len(slices), *plane), f"z{names}") if len(slices) > 1 else (plane, names)
+    names = checked_axes(path, shape, stored, axes or names)
+    if (axes and axes != names) or (len(slices) > 1 and not names.startswith("z")):
+        raise InputError(f"{path} is a series of slices, which lie along z; leave out --axes")
+    check_pieces(path, plane, plane, stored.itemsize)
+    linears = [Linear.of(stored, one.slope, one.intercept) for one in slices]
+    dtype = np.result_type(*{linear.dtype for linear in linears})
+    frame = series.frame if len(slices) > 1 else None
+    spacing = frame.spacing if frame else slices[0].pixel
+    used = dict.fromkeys(one.file for one in slices)
+    return DicomVolume(
+        path=path,
+        axes=names,
+        stored_shape=shape,
+        stored_chunks=grouped(names, shape, (1, *plane)[-len(shape) :], dtype.itemsize),
+        stored_dtype=dtype,
+        stored_spacing=_along(names, spacing, 1.0),
+        stored_translation=_along(names, frame.translation, 0.0) if frame else None,
+        unit="millimeter" if spacing else None,
+        notes=(*notes, *series.notes),
+        frame=frame,
+        opened_by=DicomFormat(),
+        files=tuple(parts[file] for file in used),
+        slices=slices,
+        linears=tuple(replace(linear, dtype=dtype) for linear in linears),
+        plane=plane,
+    )
+
+
+def _along(names: str, values: Sequence[float] | None, other: float) -> list[float] | None:
+    """`values` of z, y, x for each of the stored axes."""
+    if values is None:
+        return None
+    of = dict(zip([a for a in "zyx" if a in names], values, strict=True))
+    return [of.get(a, other) for a in names]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DicomVolume(FileVolume):
+    """Read by slice."""
+
+    slices: tuple[Slice, ...]
+    linears: tuple[Linear, ...]
+    plane: tuple[int, ...]
+    _kept: Kept[Array] = field(default_factory=lambda: Kept(KEPT_BYTES))
+
+    def parts(self, box: Box) -> Iterable[Part]:
+        if len(self.files) != len(self.slices) or len(self.slices) == 1:
+            return self.files
+        z = box.slices()[0]
+        return self.files[z.start : z.stop]
+
+    def confirm(self) -> None:
+        """The first and the last file stand for all: asked of every block, of thousands of files."""
+        for part in (self.files[0], self.files[-1]):
+            part.confirm(self.path)
+
+    def stored(self, selection: Selection) -> Array:
+        if len(self.slices) == 1:
+            return self._slice(0)[selection]
+        numbers = range(*selection[0].indices(len(self.slices)))
+        return np.stack([self._slice(number)[selection[1:]] for number in numbers])
+
+    def _slice(self, number: int) -> Array:
+        return self._kept.get(number, lambda: self._decoded(number))
+
+    def _decoded(self, number: int) -> Array:
+        from pydicom.pixels import pixel_array
+
+        one = self.slices[number]
+        next(part for part in self.files if part.path == one.file).confirm(self.path)
+        with opening(one.file, "DICOM file"):
+            voxels = np.asarray(pixel_array(one.file, index=one.frame))
+        if voxels.shape != self.plane:
+            raise InputError(f"{one.file} holds {times(voxels.shape)}, and its header says {times(self.plane)}")
+        return np.asarray(self.linears[number](voxels), self.stored_dtype)

@@ -1,0 +1,109 @@
+"""Where voxels lie in the world, where spacing and translation along the axes do not say it: turned, flipped, or on a
+map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import hypot
+from typing import Any
+
+_ALONG = 1e-5
+"""Part of a step that may point elsewhere than along an axis of the world: headers round."""
+_OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """``world = origin + matrix @ voxel``: voxels count in the order of the spatial axes, z, y, x, the world x, y, z."""
+
+    matrix: tuple[tuple[float, ...], ...]
+    """A row for each axis of the world, in it a number for each axis of the voxels."""
+    origin: tuple[float, ...]
+    """Where the middle of the first voxel lies."""
+    space: str = ""
+    """Where the axes of the world point: ``RAS`` (right, anterior, superior), ``LPS``, or ``crs``; empty if unknown."""
+    crs: str | None = None
+    """Of a map: the coordinate reference system as WKT."""
+
+    @classmethod
+    def of(cls, affine: Sequence[Sequence[float]], space: str = "", crs: str | None = None) -> Frame:
+        """From rows of numbers for voxels i, j, k (x, y, z; the fastest axis first) and the origin, as most formats
+        have it."""
+        n = len(affine)
+        return cls(
+            tuple(tuple(float(row[i]) for i in reversed(range(n))) for row in affine),
+            tuple(float(row[n]) for row in affine),
+            space,
+            crs,
+        )
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """Of a voxel, along its own axes z, y, x."""
+        return tuple(hypot(*column) for column in zip(*self.matrix, strict=True))
+
+    @property
+    def is_along(self) -> bool:
+        """Whether x, y and z of the voxels run along those of the world, forwards or backwards."""
+        n = len(self.matrix)
+        return all(
+            abs(self.matrix[w][v]) <= _ALONG * size
+            for v, size in enumerate(self.sizes)
+            for w in range(n)
+            if w != n - 1 - v
+        )
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Per axis z, y, x; with a sign where the axes run along those of the world."""
+        n = len(self.matrix)
+        return tuple(self.matrix[n - 1 - v][v] for v in range(n)) if self.is_along else self.sizes
+
+    @property
+    def translation(self) -> tuple[float, ...]:
+        """Per axis z, y, x; 0 where they are turned, as then none says anything."""
+        return tuple(reversed(self.origin)) if self.is_along else (0.0,) * len(self.origin)
+
+    @property
+    def orientation(self) -> str | None:
+        """Where z, y and x of the voxels point most, e.g. ``SPL``; None where the world does not say."""
+        if len(self.space) != len(self.matrix) or not set(self.space) <= set(_OPPOSITE):
+            return None
+        found = []
+        for column in zip(*self.matrix, strict=True):
+            w = max(range(len(column)), key=lambda i: abs(column[i]))
+            found.append(self.space[w] if column[w] > 0 else _OPPOSITE[self.space[w]])
+        return "".join(found)
+
+    def resampled(self, factors: Sequence[float]) -> Frame:
+        """Of a volume between the same ends, its voxels so many times as long along z, y, x."""
+        moved = self.moved([(f - 1) / 2 for f in factors])
+        return replace(moved, matrix=tuple(tuple(m * f for m, f in zip(r, factors, strict=True)) for r in self.matrix))
+
+    def moved(self, start: Sequence[float]) -> Frame:
+        """Of a part of the volume that begins at voxel `start`."""
+        moved = [
+            o + sum(m * s for m, s in zip(row, start, strict=True))
+            for o, row in zip(self.origin, self.matrix, strict=True)
+        ]
+        return replace(self, origin=tuple(moved))
+
+    def facts(self) -> dict[str, Any]:
+        """As plain values, for people and for the output's attributes."""
+        return {
+            "space": self.space or None,
+            "matrix": [list(row) for row in self.matrix],
+            "origin": list(self.origin),
+            "orientation": self.orientation,
+            "crs": self.crs,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Frame:
+        """Raises what values of another form raise."""
+        matrix = tuple(tuple(map(float, row)) for row in facts["matrix"])
+        origin = tuple(map(float, facts["origin"]))
+        if not 2 <= len(matrix) <= 3 or len(origin) != len(matrix) or any(len(row) != len(matrix) for row in matrix):
+            raise ValueError("matrix and origin do not fit")
+        return cls(matrix, origin, str(facts.get("space") or ""), facts.get("crs"))

@@ -1,0 +1,121 @@
+"""MetaImage (``.mha``, ``.mhd``), as ITK writes it. Its header is a few lines of text: ITK itself would be 50 MB for
+them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import InputError
+from unet_engine.units import brief
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.files import Part, has_ending, opening
+from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.packed import Described, volume_of
+
+_LONGEST = 2**18
+"""Bytes of a header."""
+_TYPES = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+    "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}  # fmt: skip
+"""In the sizes that ITK gives them everywhere."""
+
+
+class MetaImageFormat:
+    def recognises(self, path: str) -> bool:
+        return has_ending(path, ".mha", ".mhd")
+
+    def open(self, path: str, axes: str | None) -> Volume:
+        Part.of(path)
+        with opening(path, "MetaImage"):
+            header, length = _header(path)
+            return volume_of(self, path, _described(path, header, length), axes)
+
+
+def _header(path: str) -> tuple[dict[str, str], int]:
+    """Keys and values, and how long the header is: the line of ElementDataFile is its last."""
+    with Path(path).open("rb") as file:
+        head = file.read(_LONGEST)
+    found: dict[str, str] = {}
+    length = 0
+    for line in head.split(b"\n"):
+        length += len(line) + 1
+        key, equals, value = line.decode("ascii", "replace").partition("=")
+        if not equals:
+            raise ValueError(f"{brief(key.strip())} is no line of a header")
+        found[key.strip().lower()] = value.strip()
+        if key.strip().lower() == "elementdatafile":
+            return found, length
+    raise ValueError("its header names no ElementDataFile")
+
+
+def _described(path: str, header: Mapping[str, str], length: int) -> Described:
+    n = int(header["ndims"])
+    shape = tuple(int(v) for v in header["dimsize"].split())
+    if len(shape) != n or not 2 <= n <= 4:
+        raise ValueError(f"NDims is {n} and DimSize {header['dimsize']}")
+    if header["elementtype"] not in _TYPES:
+        raise InputError(f"{path} holds {brief(header['elementtype'])}; convert it to one number or several channels")
+    if not _true(header, "binarydata", other=True):
+        raise InputError(f"{path} holds its voxels as text; save it as binary data")
+    channels = int(header.get("elementnumberofchannels", 1))
+    swapped = _true(header, "binarydatabyteordermsb") or _true(header, "elementbyteordermsb")
+    dtype = np.dtype(_TYPES[header["elementtype"]]).newbyteorder(">" if swapped else "<")
+    data = _data_file(path, header["elementdatafile"])
+    parts = tuple(Part.of(file) for file in dict.fromkeys((path, data)))
+    offset = length if data == path else int(header.get("headersize", 0))
+    if offset == -1:
+        offset = max(0, parts[-1].length - int(np.prod(shape, dtype=object)) * channels * dtype.itemsize)
+    return Described(
+        data=data,
+        offset=max(0, offset),
+        packing="zlib" if _true(header, "compresseddata") else "",
+        shape=(*shape[::-1], channels) if channels > 1 else shape[::-1],
+        axes="tzyx"[4 - n :] + "c" * (channels > 1),
+        dtype=dtype,
+        frame=_frame(header, n),
+        unit="millimeter",
+        parts=parts,
+    )
+
+
+def _true(header: Mapping[str, str], key: str, *, other: bool = False) -> bool:
+    return header[key].lower() in ("true", "1") if key in header else other
+
+
+def _data_file(path: str, named: str) -> str:
+    if named.upper() == "LOCAL":
+        return path
+    if named.upper().startswith("LIST") or "%" in named:
+        raise InputError(f"{path} keeps its data in several files ({brief(named)}); save it as one")
+    return os.path.join(os.path.dirname(path), named)  # noqa: PTH118, PTH120
+
+
+def _frame(header: Mapping[str, str], n: int) -> Frame | None:
+    """Patient space, left, posterior, superior. Of a series in time the space is that of its first three axes."""
+    sizes = _numbers(header, n, "elementspacing", "elementsize")
+    if sizes is None:
+        return None
+    turned = _numbers(header, n * n, "transformmatrix", "rotation", "orientation")
+    # a row of the file is the direction of an axis
+    columns = (np.eye(n) if turned is None else turned.reshape(n, n)).T * sizes
+    origin = _numbers(header, n, "offset", "position", "origin")
+    affine = np.hstack([columns, (np.zeros(n) if origin is None else origin).reshape(n, 1)])
+    m = min(n, 3)
+    return Frame.of(np.hstack([affine[:m, :m], affine[:m, n:]]).tolist(), "LPS" if m == 3 else "")
+
+
+def _numbers(header: Mapping[str, str], count: int, *keys: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    for key in keys:
+        if key in header:
+            values = np.array([float(v) for v in header[key].split()])
+            if len(values) != count:
+                raise ValueError(f"{key} has {len(values)} numbers, not {count}")
+            return values
+    return None

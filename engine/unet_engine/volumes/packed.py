@@ -1,0 +1,127 @@
+"""Formats of a header and one run of plain numbers, compressed or not: what they have in common."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, prod
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+
+from unet_engine.errors import InputError
+from unet_engine.storage import scratch
+from unet_engine.storage.scratch import Opener, ZlibFile
+from unet_engine.units import size
+from unet_engine.volumes.axes import check_sizes, checked_axes
+from unet_engine.volumes.base import Format, Volume
+from unet_engine.volumes.files import Part, PlainVolume, plain_chunks
+from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.linear import Linear
+
+Packing = Literal["", "gzip", "bzip2", "zlib"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a header says. Axes and shape are as the numbers lie in the file, the slowest first."""
+
+    data: str
+    """The file that holds the numbers."""
+    offset: int
+    """Where they begin: in the file, or in what it unpacks to."""
+    packing: Packing = ""
+    shape: tuple[int, ...]
+    axes: str | None
+    dtype: np.dtype[Any]
+    slope: float = 1.0
+    intercept: float = 0.0
+    frame: Frame | None = None
+    spacing: Sequence[float] | None = None
+    """Per axis z, y, x, where there is no frame."""
+    unit: str | None = None
+    notes: tuple[str, ...] = ()
+    parts: tuple[Part, ...]
+
+
+def volume_of(opened_by: Format, path: str, said: Described, axes: str | None) -> Volume:
+    """The volume at `path`. What is packed is unpacked here, once. Raises `InputError` where the header says what
+    cannot be."""
+    check_sizes(path, said.shape, said.shape)
+    if said.dtype.itemsize > 8:
+        raise InputError(f"{path} holds {said.dtype}; convert it to integers or floating point numbers")
+    names = checked_axes(path, said.shape, said.dtype, axes or said.axes)
+    frame, notes = _sensible(path, said, names)
+    length, notes = prod(said.shape) * said.dtype.itemsize, [*said.notes, *notes]
+    part = next(part for part in said.parts if part.path == said.data)
+    copy = None
+    if said.packing:
+        copy = scratch.unpacked(said.data, _opener(said), 0 if said.packing == "zlib" else said.offset, length)
+        notes.append(
+            f"{said.data} is compressed as a whole and was unpacked to {copy.path} ({size(length)}), which goes as the "
+            "run is complete"
+        )
+    else:
+        part.check_length(said.offset + length)
+    linear = Linear.of(said.dtype, said.slope, said.intercept)
+    spacing = frame.spacing if frame else said.spacing
+    return PackedVolume(
+        path=path,
+        axes=names,
+        stored_shape=said.shape,
+        stored_chunks=plain_chunks(names, said.shape),
+        stored_dtype=linear.dtype,
+        stored_spacing=_stored(names, spacing, 1.0),
+        stored_translation=_stored(names, frame.translation, 0.0) if frame else None,
+        unit=said.unit if spacing else None,
+        notes=tuple(notes),
+        frame=frame,
+        opened_by=opened_by,
+        files=said.parts,
+        data=str(copy.path) if copy else said.data,
+        offset=0 if copy else said.offset,
+        numbers=said.dtype,
+        linear=linear,
+        copy=copy,
+    )
+
+
+def _sensible(path: str, said: Described, names: str) -> tuple[Frame | None, list[str]]:
+    """The frame where it is one of these axes; a note where it makes no sense."""
+    frame = said.frame
+    if frame is None:
+        return None, []
+    spatial = "".join(a for a in names if a in "zyx")
+    numbers = [*frame.origin, *(v for row in frame.matrix for v in row)]
+    if spatial != "zyx"[3 - len(frame.matrix) :]:
+        return None, [f"{path}: where it lies in the world is left out: its axes are called {names}"]
+    if not all(isfinite(v) for v in numbers) or not all(frame.sizes):
+        return None, [f"{path}: its affine is no place in space: left out"]
+    return frame, []
+
+
+def _stored(names: str, values: Sequence[float] | None, other: float) -> list[float] | None:
+    """`values` of z, y, x for each of the stored axes."""
+    if values is None:
+        return None
+    of = dict(zip([a for a in "zyx" if a in names], values, strict=False))
+    return [of.get(a, other) for a in names]
+
+
+def _opener(said: Described) -> Opener:
+    if said.packing == "zlib":
+        return lambda: cast(BinaryIO, ZlibFile(said.data, said.offset))
+    if said.packing == "bzip2":
+        return lambda: cast(BinaryIO, bz2.open(said.data, "rb"))
+    return lambda: cast(BinaryIO, gzip.open(said.data, "rb"))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PackedVolume(PlainVolume):
+    copy: scratch.Scratch | None
+
+    def release(self) -> None:
+        if self.copy:
+            self.copy.release()

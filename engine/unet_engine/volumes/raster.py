@@ -1,0 +1,247 @@
+"""GeoTIFF and COG, VRT and JPEG 2000 through rasterio (GDAL): read by window, on a disk or behind a URL; nodata, masks
+and where it lies on the map."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import InputError
+from unet_engine.paths import check_file, inside, is_local
+from unet_engine.units import unit_name
+from unet_engine.volumes import nodata
+from unet_engine.volumes.axes import checked_axes
+from unet_engine.volumes.base import Array, Selection, Volume
+from unet_engine.volumes.files import FileVolume, Part, check_pieces, grouped, has_ending, opening, package
+from unet_engine.volumes.frame import Frame
+
+MASK = "mask"
+"""``scene.tif:mask`` is the mask of a scene: its alpha band, its mask band, or where it has nodata."""
+_ENDINGS = (".vrt", ".jp2", ".j2k")
+_TIFF = (".tif", ".tiff", ".gtiff")
+_GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}
+"""Tags of GeoTIFF and GDAL."""
+_DRIVERS = {".vrt": "VRT", ".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG"}
+"""By ending; what is called otherwise is a TIFF. Named, so that no other of GDAL's many readers is tried on a file."""
+_CACHE_BYTES = 2**26
+
+
+class RasterFormat:
+    def recognises(self, path: str) -> bool:
+        file = inside(path)[0]
+        if not is_local(file):
+            return file.partition("?")[0].lower().endswith((*_TIFF, *_ENDINGS))
+        if has_ending(file, *_ENDINGS):
+            return True
+        return has_ending(file, *_TIFF) and (inside(path)[1] == MASK or _is_geotiff(file))
+
+    def open(self, path: str, axes: str | None) -> Volume:
+        file, wanted = inside(path)
+        part = (Part.of(file),) if is_local(file) else ()
+        rasterio = package(path, "a raster with a place on the map", "rasterio", "geo")
+        handles = _Handles(rasterio, file)
+        with opening(path, "raster"), handles.one() as data:
+            parts = (*part, *_others(file, data))
+            if wanted == MASK:
+                return _mask(path, data, handles, parts, axes)
+            return _bands(path, rasterio, data, handles, parts, axes)
+
+
+def _is_geotiff(file: str) -> bool:
+    """Whether the first directory of a TIFF has a tag of GeoTIFF or GDAL."""
+    try:
+        check_file(file)
+        with Path(file).open("rb") as opened:
+            head = opened.read(16)
+            order = {b"II": "<", b"MM": ">"}[head[:2]]
+            big = struct.unpack(order + "H", head[2:4])[0] == 43
+            start = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
+            opened.seek(start)
+            count = struct.unpack(order + ("Q" if big else "H"), opened.read(8 if big else 2))[0]
+            size = 20 if big else 12
+            entries = opened.read(min(count, 4096) * size)
+    except (OSError, KeyError, struct.error, OverflowError, ValueError):
+        return False
+    tags = {struct.unpack_from(order + "H", entries, i)[0] for i in range(0, len(entries) - size + 1, size)}
+    return bool(tags & _GEO_TAGS)
+
+
+class _Handles:
+    """Datasets of GDAL, each of which one thread at a time may use."""
+
+    def __init__(self, rasterio: Any, file: str) -> None:
+        self._rasterio, self._file = rasterio, file
+        self._driver = _DRIVERS.get(file.partition("?")[0].lower()[-4:], "GTiff")
+        self._lock, self._free = threading.Lock(), list[Any]()
+
+    @contextmanager
+    def one(self) -> Iterator[Any]:
+        # without an Env GDAL writes what is wrong to stderr by itself
+        with self._rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_VRT_ENABLE_PYTHON="NO"):
+            with self._lock:
+                handle = self._free.pop() if self._free else None
+            handle = handle or self._rasterio.open(self._file, driver=self._driver)
+            try:
+                yield handle
+            finally:
+                with self._lock:
+                    self._free.append(handle)
+
+
+def _others(file: str, data: Any) -> tuple[Part, ...]:
+    """The files beside `file` that GDAL reads for it: of a VRT its sources, overviews, masks."""
+    return tuple(Part.of(name) for name in data.files if is_local(name) and name != file and Path(name).is_file())
+
+
+def _bands(
+    path: str, rasterio: Any, data: Any, handles: _Handles, parts: tuple[Part, ...], axes: str | None
+) -> RasterVolume:
+    alpha = [b for b, kind in zip(data.indexes, data.colorinterp, strict=True) if kind.name == "alpha"]
+    bands = tuple(b for b in data.indexes if b not in alpha)
+    if not bands:
+        raise InputError(f"{path} holds no band but alpha; give another --in")
+    kinds = {data.dtypes[b - 1] for b in bands}
+    if len(kinds) > 1:
+        raise InputError(f"{path} has bands of several types ({', '.join(sorted(kinds))}); make them one type first")
+    dtype = np.dtype(kinds.pop())
+    shape = (len(bands), data.height, data.width) if len(bands) > 1 else (data.height, data.width)
+    names = checked_axes(path, shape, dtype, axes or ("cyx" if len(bands) > 1 else "yx"))
+    rows, columns = data.block_shapes[bands[0] - 1]
+    check_pieces(path, shape, (1, rows, columns)[-len(shape) :], dtype.itemsize)
+    frame, unit = _placed(data)
+    found = RasterVolume(
+        path=path,
+        axes=names,
+        stored_shape=shape,
+        stored_chunks=grouped(names, shape, (len(bands), rows, columns)[-len(shape) :], dtype.itemsize),
+        stored_dtype=dtype,
+        unit=unit,
+        nodata=_nodata(data, bands, dtype),
+        own_mask=_own_mask(rasterio, path, data, bands, alpha=bool(alpha)),
+        notes=_notes(rasterio, path, data, bands, alpha),
+        opened_by=RasterFormat(),
+        files=parts,
+        handles=handles,
+        bands=bands,
+    )
+    return _with_frame(found, frame)
+
+
+def _mask(path: str, data: Any, handles: _Handles, parts: tuple[Part, ...], axes: str | None) -> MaskVolume:
+    shape, dtype = (data.height, data.width), np.dtype("u1")
+    names = checked_axes(path, shape, dtype, axes or "yx")
+    check_pieces(path, shape, data.block_shapes[0], 1)
+    return MaskVolume(
+        path=path,
+        axes=names,
+        stored_shape=shape,
+        stored_chunks=grouped(names, shape, data.block_shapes[0], 1),
+        stored_dtype=dtype,
+        opened_by=RasterFormat(),
+        files=parts,
+        handles=handles,
+    )
+
+
+def _with_frame(volume: RasterVolume, frame: Frame | None) -> RasterVolume:
+    if frame is None or "".join(a for a in volume.axes if a in "zyx") != "yx":
+        return volume
+    places = {"y": 0, "x": 1}
+    return replace(
+        volume,
+        frame=frame,
+        stored_spacing=[frame.spacing[places[a]] if a in places else 1.0 for a in volume.axes],
+        stored_translation=[frame.translation[places[a]] if a in places else 0.0 for a in volume.axes],
+    )
+
+
+def _nodata(data: Any, bands: Iterable[int], dtype: np.dtype[Any]) -> tuple[float, ...]:
+    values = [data.nodatavals[b - 1] for b in bands]
+    return nodata.said({"nodatavals": [v for v in values if v is not None]}, dtype)
+
+
+def _own_mask(rasterio: Any, path: str, data: Any, bands: Iterable[int], *, alpha: bool) -> str | None:
+    """The mask of the scene where values do not say what was measured: alpha, or a mask for all bands."""
+    flags = rasterio.enums.MaskFlags
+    masked = alpha or any(flags.per_dataset in data.mask_flag_enums[b - 1] for b in bands)
+    return f"{path}:{MASK}" if masked and is_local(path) else None
+
+
+def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: list[int]) -> tuple[str, ...]:
+    found = []
+    if alpha:
+        found.append(
+            f"{path}: band {alpha[0]} is alpha and no channel; where it is 0, nothing was measured (--nodata none: all was)"
+        )
+    elif any(rasterio.enums.MaskFlags.per_dataset in data.mask_flag_enums[b - 1] for b in bands):
+        found.append(f"{path}: what its mask leaves out was not measured; --nodata none takes all pixels as they are")
+    scaled = [b for b in bands if (data.scales[b - 1], data.offsets[b - 1]) != (1.0, 0.0)]
+    if scaled:
+        found.append(f"{path} names scale and offset of its bands: voxels are taken as they are stored")
+    if not data.crs and (data.gcps[0] or data.rpcs):
+        found.append(f"{path} says by control points where it lies, and those are left out")
+    return tuple(found)
+
+
+def _placed(data: Any) -> tuple[Frame | None, str | None]:
+    """Where the middles of pixels lie on the map, and in what unit; None where nothing says it."""
+    a, b, c, d, e, f = tuple(data.transform)[:6]
+    turned = [[a, b, c + (a + b) / 2], [d, e, f + (d + e) / 2]]
+    if (
+        (data.transform.is_identity and not data.crs)
+        or not all(isfinite(v) for row in turned for v in row)
+        or a * e == b * d
+    ):
+        return None, None
+    unit = None
+    if data.crs:
+        unit = "degree" if data.crs.is_geographic else unit_name(str(data.crs.linear_units))
+    return Frame.of(turned, "crs", data.crs.to_wkt() if data.crs else None), unit
+
+
+def _window(selection: Selection, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of `selection`, as rasterio wants them."""
+    return tuple(part.indices(n)[:2] for part, n in zip(selection, shape, strict=True))[-2:]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RasterVolume(FileVolume):
+    handles: _Handles
+    bands: tuple[int, ...]
+
+    def stored(self, selection: Selection) -> Array:
+        with self.handles.one() as data:
+            found: Array = data.read(list(self.bands), window=_window(selection, self.stored_shape))
+        return found if len(selection) == 3 else found[0]
+
+    def facts(self) -> dict[str, Any]:
+        crs = self.frame.crs if self.frame else None
+        with self.handles.one() as data:
+            names = [data.descriptions[b - 1] or data.colorinterp[b - 1].name for b in self.bands]
+            shown = data.crs.to_string() if crs else None
+        return {
+            **super().facts(),
+            "bands": names,
+            **({"crs": shown if len(shown) < 200 else f"{shown[:200]}…"} if shown else {}),
+            **({"mask": self.own_mask} if self.own_mask else {}),
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaskVolume(FileVolume):
+    """255 where something was measured, else 0."""
+
+    handles: _Handles
+
+    def stored(self, selection: Selection) -> Array:
+        with self.handles.one() as data:
+            found: Array = data.dataset_mask(window=_window(selection, self.stored_shape))
+        return found

@@ -1,0 +1,64 @@
+"""What the hyperparameters of a training tell of its network: read as data, whatever objects they were pickled with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unet_export.importers.checkpoints.smp import Named, name_of
+
+KEYS = ("hyper_parameters", "hparams", "config", "cfg", "args")
+_NETWORK = ("arch", "architecture", "model", "model_name", "decoder_name", "network", "model_type", "_model_class")
+_ENCODER = ("encoder_name", "backbone", "encoder")
+_IN = ("in_channels", "num_channels", "input_channels", "channels")
+_OUT = ("classes", "num_classes", "out_classes", "n_classes", "out_channels", "num_outputs")
+_FURTHER = (
+    "encoder_depth", "decoder_channels", "decoder_use_batchnorm", "decoder_use_norm", "decoder_attention_type", "decoder_pyramid_channels",
+    "decoder_segmentation_channels", "decoder_merge_policy", "decoder_atrous_rates", "decoder_output_stride",
+    "decoder_interpolation", "activation", "psp_out_channels", "upsampling",
+)  # fmt: skip
+_INSIDE = ("model_args", "model_kwargs", "net", "model", "network", "model_params", "hparams")
+"""Keys under which the arguments of a network lie together."""
+
+
+def named_in(said: Mapping[str, Any]) -> Named | None:
+    """The network of segmentation-models-pytorch that hyperparameters mean; None where they mean none, or not all of
+    it."""
+    for values in (said, *(said[key] for key in _INSIDE if isinstance(said.get(key), Mapping))):
+        name = next((found for key in _NETWORK if (found := name_of(_word(values.get(key))))), None)
+        encoder = next((str(values[key]) for key in _ENCODER if isinstance(values.get(key), str)), None)
+        if name and encoder:
+            return Named(name, encoder.removeprefix("smp_"), _arguments({**said, **values}))
+    return None
+
+
+def _word(value: Any) -> str:
+    """Of a class its own name."""
+    return value.rpartition(".")[2].removeprefix("smp_") if isinstance(value, str) else ""
+
+
+def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {key: values[key] for key in _FURTHER if key in values}
+    for name, keys in (("in_channels", _IN), ("classes", _OUT)):
+        number = next((values[key] for key in keys if isinstance(values.get(key), int)), None)
+        if number is not None:
+            found[name] = number
+    if "classes" not in found and isinstance(values.get("classes"), list | tuple):
+        found["classes"] = len(values["classes"])
+    return found
+
+
+def meaning_in(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `ModelSpec` that they tell: what outputs are, and names of classes."""
+    inside: Mapping[str, Any] = next((said[key] for key in _INSIDE if isinstance(said.get(key), Mapping)), {})
+    task = str(said.get("task") or said.get("mode") or inside.get("task") or "").lower()
+    loss = str(said.get("loss") or "").lower()
+    found: dict[str, Any] = {}
+    if task == "multilabel":
+        found |= {"activation": "sigmoid", "channels": "multilabel"}
+    elif task == "multiclass" or loss in ("ce", "cross_entropy"):
+        found |= {"activation": "softmax", "channels": "classes"}
+    names = next((said[k] for k in ("class_names", "labels", "classes") if isinstance(said.get(k), list | tuple)), ())
+    if found.get("activation") == "softmax" and names and all(isinstance(n, str) for n in names):
+        found["classes"] = tuple(names)
+    return found

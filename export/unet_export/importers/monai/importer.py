@@ -1,0 +1,357 @@
+"""MONAI bundles: a folder or zip with ``configs/metadata.json``, ``configs/inference.json`` and ``models/model.pt``."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unet_engine.errors import ModelError, first_line
+from unet_engine.model.credit import Credit
+from unet_engine.units import Tell
+from unet_engine.version import version_of
+from unet_export.importers import code
+from unet_export.importers.base import Imported, Member, Wanted
+from unet_export.importers.files import Files
+from unet_export.importers.intensity import NotPossible
+from unet_export.importers.monai import networks
+from unet_export.importers.monai.config import Config, NeedsTrust
+from unet_export.importers.monai.transforms import Before, Behind, before_of, behind_of, transforms_of
+from unet_export.importers.steps import Reorder
+
+_METADATA = "configs/metadata.json"
+_CONFIGS = tuple(f"configs/{name}.{kind}" for name in ("inference", "evaluate") for kind in ("json", "yaml", "yml"))
+_STATE = ("models/model.pt", "models/model.pth", "models/model.safetensors")
+_SCRIPT = "models/model.ts"
+_NETWORKS = ("network_def", "network", "net", "model")
+_BEFORE = ("preprocessing", "pre_transforms", "transforms", "preprocessing_transforms")
+_BEHIND = ("postprocessing", "post_transforms", "postprocessing_transforms")
+
+
+class MonaiBundle:
+    name = "MONAI bundle"
+    keeps = (
+        "the network from its configuration, by a list of MONAI's classes; window, overlap and mode of its inferer; "
+        "intensity, spacing and orientation; class names, licence, authors, references; compared with MONAI's own "
+        "sliding_window_inference"
+    )
+    cannot = (
+        "$-expressions that are code, networks of other classes and model.ts without --trust; transforms that look at "
+        "objects or change shapes (named); detection, generation and classification"
+    )
+
+    def recognises(self, path: Path) -> bool:
+        if path.is_dir():
+            return (path / _METADATA).is_file() and any((path / name).is_file() for name in _CONFIGS)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+            return False
+        return any(n == _METADATA or n.endswith("/" + _METADATA) for n in names)
+
+    def content(self, path: Path) -> list[Path]:
+        if not path.is_dir():
+            return [path]
+        return [path / name for name in ("configs", "models", "scripts", "LICENSE") if (path / name).exists()]
+
+    def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
+        _needs_monai(path)
+        with Files(path) as files:
+            return _Reader(files, wanted, tell).imported()
+
+
+def _needs_monai(path: Path) -> None:
+    from importlib.util import find_spec
+
+    for module in ("torch", "monai"):
+        if module not in sys.modules and find_spec(module) is None:
+            raise ModelError(f"{path} is a network of MONAI; run: pip install 'unet-engine[export]' monai")
+
+
+@dataclass(frozen=True)
+class Inferer:
+    """How the bundle puts windows together; sizes in MONAI's order of axes."""
+
+    roi: tuple[int, ...] | None
+    overlap: float
+    mode: str
+    padding: str
+    left_out: tuple[str, ...] = ()
+
+
+class _Reader:
+    def __init__(self, files: Files, wanted: Wanted, tell: Tell) -> None:
+        self.files, self.wanted, self.tell = files, wanted, tell
+        self.path = str(files.path)
+        self.metadata = files.mapping(_METADATA)
+        name = next((n for n in _CONFIGS if files.has(n)), None)
+        if name is None:
+            raise ModelError(
+                f"{self.path} lacks configs/inference.json, which says how its network is run; get it again"
+            )
+        if wanted.trust:
+            code.check_trust(files.path, files.local(name), "its configuration", given=True)
+        said = {"bundle_root": ".", **files.mapping(name)}
+        self.config = Config(self.path, said, trusted=wanted.trust)
+
+    def imported(self) -> Imported:
+        try:
+            before, behind, inferer = self._before(), self._behind(), self._inferer()
+            network, weights = self._network()
+        except NeedsTrust as expression:
+            raise ModelError(
+                f"{self.path}: its configuration holds the expression ${str(expression)[:120]}, which is code; use --trust, "
+                "once, if you trust who made it"
+            ) from None
+        dims = _dims(network, self.metadata)
+        x_first = before.x_first if self.wanted.order is None else self.wanted.order == "xyz"
+        if dims == 3 and before.x_first is None and self.wanted.order is None:
+            self.tell("note: nothing says in which order its axes are: z, y, x is taken; --order xyz says otherwise")
+        order = _Order(dims, bool(x_first))
+        left_out = (*before.left_out, *_about_orientation(before), *behind.left_out, *inferer.left_out)
+        promised = self._promised(before, behind, inferer, order)
+        return Imported(
+            (Member(weights, order.of(network)),),
+            promised,
+            "its configuration",
+            self._credit(left_out, inferer),
+            head=self.wanted.head,
+            predictor=_predictor(network, before, inferer, order, promised),
+            predicted_by="MONAI's sliding_window_inference",
+            example=None,
+            inference=_settings(inferer),
+            versions={"monai": version_of("monai") or ""},
+        )
+
+    # --- what it says ---
+
+    def _first(self, names: tuple[str, ...]) -> Any:
+        return next((self.config.value(name) for name in names if name in self.config), None)
+
+    def _before(self) -> Before:
+        listed = transforms_of(self._first(_BEFORE))
+        if self.wanted.normalize:
+            listed = [t for t in listed if "ntensity" not in str(t.get("_target_"))]
+        inputs = (self.metadata.get("network_data_format") or {}).get("inputs") or {"image": {}}
+        try:
+            return before_of(listed, "image" if "image" in inputs else str(next(iter(inputs))))
+        except (NotPossible, KeyError, TypeError, ValueError) as why:
+            raise ModelError(
+                f"{self.path}: its preprocessing {why}; prepare the volume with MONAI, or say how voxels become numbers with "
+                "--normalize"
+            ) from why
+
+    def _behind(self) -> Behind:
+        try:
+            return behind_of(transforms_of(self._first(_BEHIND)))
+        except NeedsTrust as expression:  # nothing behind the network decides what it computes
+            return Behind(left_out=[f"postprocessing: it holds the expression ${str(expression)[:80]}, which is code"])
+
+    def _inferer(self) -> Inferer:
+        said = self.config.value("inferer") if "inferer" in self.config else {}
+        said = said if isinstance(said, Mapping) else {}
+        name = str(said.get("_target_", "SlidingWindowInferer")).rpartition(".")[2]
+        if name == "SimpleInferer" or not said:
+            return Inferer(
+                None, 0.5, "gaussian", "constant", ("SimpleInferer: whole images are cut into windows here",)
+            )
+        if name not in ("SlidingWindowInferer", "SlidingWindowInfererAdapt", "SliceInferer"):
+            raise ModelError(f"{self.path}: its inferer {name} has no counterpart; run it with MONAI")
+        roi, overlap = said.get("roi_size"), said.get("overlap", 0.25)
+        sizes = [roi] if isinstance(roi, int) else list(roi or [])
+        several = [float(o) for o in (overlap if isinstance(overlap, list | tuple) else [overlap])]
+        notes: tuple[str, ...] = ("overlap: that of its first axis is taken for all",) if len(set(several)) > 1 else ()
+        free = not sizes or any(int(n) <= 0 for n in sizes)
+        notes += ("roi_size: it follows the image, and windows have a size here",) if sizes and free else ()
+        return Inferer(
+            None if free else tuple(int(n) for n in sizes), several[0], str(said.get("mode", "constant")),
+            str(said.get("padding_mode", "constant")), notes,
+        )  # fmt: skip
+
+    # --- its network ---
+
+    def _network(self) -> tuple[Any, str]:
+        """The network and the file of its weights."""
+        name = next((n for n in _NETWORKS if n in self.config), None)
+        state = self._state()
+        if name is None or state is None:
+            return self._script("it names no network" if name is None else "it lacks models/model.pt")
+        said = self.config.value(name) if self.wanted.trust else self._data(name)
+        if isinstance(said, Mapping) and networks.class_of(said) is not None:
+            from unet_export.conversion.weights import fill, read_weights
+
+            network = networks.built(self.path, said)
+            path = self.files.local(state)
+            fill(network, read_weights(path), self.wanted.weights, self.tell)
+            return network, Path(state).name
+        target = said.get("_target_") if isinstance(said, Mapping) else said
+        if self.wanted.trust:
+            return self._by_monai(name, state), Path(state).name
+        return self._script(f"its network {target} is none of the classes that are built without trust")
+
+    def _data(self, name: str) -> Any:
+        """What is said of the network; one that only wraps another by an expression is that one."""
+        try:
+            return self.config.value(name)
+        except NeedsTrust:
+            others = [n for n in _NETWORKS if n != name and n in self.config]
+            if not others:
+                raise
+            return self.config.value(others[0])
+
+    def _state(self) -> str | None:
+        found = [n for n in _STATE if self.files.has(n)]
+        if found:
+            return found[0]
+        others = [
+            n for n in self.files.names if n.startswith("models/") and n.endswith((".pt", ".pth", ".safetensors"))
+        ]
+        if len(others) > 1:
+            raise ModelError(
+                f"{self.path} has the weights {', '.join(others)}, and none is called model.pt; rename one"
+            )
+        return others[0] if others else None
+
+    def _script(self, why: str) -> tuple[Any, str]:
+        import torch
+
+        if not self.files.has(_SCRIPT):
+            raise ModelError(f"{self.path}: {why}, and there is no {_SCRIPT}; use --trust, or get the whole bundle")
+        path = self.files.local(_SCRIPT)
+        code.check_trust(
+            self.files.path, path, f"{why}; {_SCRIPT} is TorchScript, which may write files", given=self.wanted.trust
+        )
+        try:
+            return torch.jit.load(str(path), map_location="cpu").float().eval(), Path(_SCRIPT).name
+        except Exception as error:  # PyTorch raises what its parsers raise
+            raise ModelError(f"{self.path}: {_SCRIPT} cannot be loaded by PyTorch: {first_line(error)}") from error
+
+    def _by_monai(self, name: str, state: str) -> Any:
+        """The network as MONAI itself builds it, with the bundle's own code."""
+        from monai.bundle.config_parser import ConfigParser
+
+        from unet_export.conversion.weights import fill, read_weights
+
+        sys.path.insert(0, str(self.files.path))
+        try:
+            network = ConfigParser(dict(self.config.said)).get_parsed_content(name)
+        except Exception as error:
+            raise ModelError(f"{self.path}: MONAI cannot build its network: {first_line(error)}") from error
+        finally:
+            sys.path.remove(str(self.files.path))
+        fill(network, read_weights(self.files.local(state)), self.wanted.weights, self.tell)
+        return network.float().cpu().eval()
+
+    # --- what becomes of it ---
+
+    def _promised(self, before: Before, behind: Behind, inferer: Inferer, order: _Order) -> dict[str, Any]:
+        values: dict[str, Any] = {"name": str(self.metadata.get("name") or Path(self.path).stem)}
+        if not self.wanted.normalize:
+            values["normalization"] = before.intensity.normalization()
+        formats = self.metadata.get("network_data_format") or {}
+        given, made = _format(formats, "inputs"), _format(formats, "outputs")
+        if isinstance(given.get("num_channels"), int):
+            values["channels_in"] = given["num_channels"]
+        window = inferer.roi or _numbers(given.get("spatial_shape"))
+        if window and len(window) == 1:
+            window = window * order.dims
+        if window and len(window) == order.dims:
+            values["window"] = order.ours(window)
+        if before.spacing and len(before.spacing) == order.dims:
+            values |= {"spacing": order.ours(before.spacing), "spacing_unit": "millimeter"}
+        if behind.activation:
+            values["activation"] = behind.activation
+            names = _class_names(made.get("channel_def"))
+            if behind.activation == "softmax":
+                values |= {"channels": "classes"} | ({"classes": names} if names else {})
+            elif int(made.get("num_channels") or 1) > 1:
+                names = names if names and names[0].lower() == "background" else ("background", *names) if names else ()
+                right = len(names) == int(made["num_channels"]) + 1
+                values |= {"channels": "multilabel"} | ({"classes": names} if right else {})
+        return values
+
+    def _credit(self, left_out: tuple[str, ...], inferer: Inferer) -> Credit:
+        data = self.metadata
+        references = data.get("references") or []
+        return Credit(
+            source=f"MONAI bundle: {data.get('name') or Path(self.path).stem}",
+            version=str(data.get("version") or ""),
+            licence=str(data.get("license") or self._licence()),
+            authors=tuple(
+                str(a)
+                for a in ([data["authors"]] if isinstance(data.get("authors"), str) else data.get("authors") or [])
+            ),
+            citation=tuple(str(r) for r in ([references] if isinstance(references, str) else references)),
+            left_out=left_out,
+            inference={k: str(v) for k, v in _settings(inferer).items()},
+        )
+
+    def _licence(self) -> str:
+        """The first words of the licence's text."""
+        if not self.files.has("LICENSE"):
+            return ""
+        lines = [line.strip() for line in self.files.text("LICENSE").splitlines() if line.strip()]
+        return " ".join(lines[:2])[:80]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Axes of the network: as ours, or x first."""
+
+    dims: int
+    x_first: bool
+
+    def ours(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(reversed(values)) if self.x_first else tuple(values)
+
+    def of(self, network: Any) -> Any:
+        """The network with the engine's order of axes."""
+        if not self.x_first:
+            return network
+        from unet_export.importers.module_steps import wrapped_module
+
+        turned = Reorder((), (0, 1, *range(self.dims + 1, 1, -1)), ())
+        return wrapped_module(network, [turned], [turned])
+
+
+def _format(formats: Mapping[str, Any], which: str) -> Mapping[str, Any]:
+    """What the metadata say of the first of its inputs, or outputs."""
+    found = next(iter((formats.get(which) or {}).values()), None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _dims(network: Any, metadata: Mapping[str, Any]) -> Literal[2, 3]:
+    weights = [p for p in network.parameters() if p.dim() in (4, 5)]
+    return 2 if weights and weights[0].dim() == 4 else 3
+
+
+def _numbers(shape: Any) -> tuple[int, ...] | None:
+    whole = isinstance(shape, list) and shape and all(isinstance(n, int) and n > 0 for n in shape)
+    return tuple(shape) if whole else None
+
+
+def _class_names(said: Any) -> tuple[str, ...]:
+    if not isinstance(said, Mapping) or not all(str(k).isdigit() for k in said):
+        return ()
+    return tuple(str(said[key]) for key in sorted(said, key=lambda k: int(str(k))))
+
+
+def _about_orientation(before: Before) -> tuple[str, ...]:
+    if before.orientation is None:
+        return ()
+    return (f"Orientation({before.orientation}): the volume has to be in it already",)
+
+
+def _settings(inferer: Inferer) -> dict[str, Any]:
+    """Settings of a run that blends as the bundle does."""
+    return {"overlap": inferer.overlap, "blend": "monai" if inferer.mode == "gaussian" else "constant"}
+
+
+def _predictor(network: Any, before: Before, inferer: Inferer, order: _Order, promised: Mapping[str, Any]) -> Any:
+    from unet_export.importers.monai.predictor import Predictor
+
+    return Predictor(network, before, inferer.overlap, inferer.mode, inferer.padding, order.x_first)

@@ -1,0 +1,42 @@
+"""Networks of MONAI by the name in a bundle's configuration: those that are listed here are built, others need trust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unet_engine.errors import ModelError
+
+NETS = (
+    "AHNet", "AttentionUnet", "BasicUNet", "BasicUnet", "Basicunet", "BasicUNetPlusPlus", "BasicUnetPlusPlus", "DynUNet",
+    "DynUnet", "FlexibleUNet", "HighResNet", "MedNeXt", "MedNeXtS", "MedNeXtM", "MedNeXtB", "MedNeXtL", "Quicknat", "SegResNet",
+    "SegResNetDS", "SegResNetDS2", "SegResNetVAE", "SwinUNETR", "UNETR", "UNet", "Unet", "VNet",
+)  # fmt: skip
+"""Classes of `monai.networks.nets` whose arguments are plain values and whose outputs are images."""
+_MODULE = "monai.networks.nets"
+
+
+def class_of(said: Mapping[str, Any]) -> str | None:
+    """Name of the listed class that a configuration means; None where it is another."""
+    target = str(said.get("_target_", ""))
+    module, _, name = target.rpartition(".")
+    known = not module or module == _MODULE or module.startswith(_MODULE + ".")
+    return name if known and name in NETS else None
+
+
+def built(path: str, said: Mapping[str, Any]) -> Any:
+    """The network of a listed class. Raises `ModelError` where its arguments are none for it."""
+    from monai.networks import nets
+
+    from unet_export.importers import code
+
+    keywords = {key: value for key, value in said.items() if not key.startswith("_")}
+    if _holds_components(keywords):
+        raise ModelError(f"{path}: the arguments of its network are built of further classes; use --trust")
+    return code.built(getattr(nets, str(class_of(said))), keywords, path)
+
+
+def _holds_components(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_holds_components, value.values()))
+    return isinstance(value, list | tuple) and any(map(_holds_components, value))

@@ -1,0 +1,225 @@
+"""Checkpoints whose network is known by name: hub folders, Lightning, torchgeo, terratorch, averages of weights."""
+
+import json
+import os
+from argparse import Namespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from torch import nn  # noqa: E402
+
+from support.command_line import cli  # noqa: E402
+from unet_engine.errors import ModelError, SettingsError  # noqa: E402
+from unet_engine.model.file import open_model  # noqa: E402
+from unet_export.conversion.weights import read_data, read_weights  # noqa: E402
+from unet_export.importers.checkpoints import hyperparameters, smp  # noqa: E402
+from unet_export.importers.checkpoints.importer import Checkpoint, SmpFolder  # noqa: E402
+
+
+class Little(nn.Module):
+    """Stands for a network of the library, which takes a minute to be imported and converted."""
+
+    def __init__(self, encoder_name, encoder_weights, in_channels=3, classes=1, **_):
+        super().__init__()
+        assert encoder_weights is None
+        self.down = nn.Conv2d(in_channels, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, classes, 1)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.down(x).relu(), 32)
+        return self.head(nn.functional.interpolate(x, scale_factor=32))
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """A library whose Unet is `Little`."""
+    import sys
+    from types import ModuleType
+
+    module = ModuleType("segmentation_models_pytorch")
+    module.Unet = Little
+    module.__spec__ = json.__spec__
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", module)
+    torch.manual_seed(2)
+    return Little("resnet18", None, 3, 2)
+
+
+def imported(source, *options):
+    said = cli("import", source, "--out", "net.onnx", "--json", "--window", "64,64", *options)
+    assert said.code == 0, said.err
+    return said, open_model("net.onnx")
+
+
+def refusal(source, *options):
+    said = cli("import", source, "--out", "net.onnx", *options)
+    assert said.code in (2, 5), said.err
+    assert "Traceback" not in said.err
+    assert not os.path.exists("ran")  # noqa: PTH110
+    return said.error
+
+
+def test_a_folder_of_a_hub(tmp_path, little):
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    config = {
+        "_model_class": "Unet",
+        "encoder_name": "resnet18",
+        "encoder_weights": "imagenet",
+        "in_channels": 3,
+        "classes": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# card\n")
+    save_file(little.state_dict(), folder / "model.safetensors")
+    _, model = imported(folder, "--output-channels", "classes", "--normalize", "imagenet")
+    assert (model.spec.channels_in, model.spec.channels_out) == (3, 2)
+    assert model.spec.window_step == (32, 32)  # what it pools by, not 1
+    assert model.credit.licence == "mit"
+    assert model.credit.source == "segmentation-models-pytorch: Unet, resnet18, in_channels=3, classes=2"
+    assert model.credit.certificate[0].equal_labels >= 0.999
+
+
+@pytest.mark.parametrize("form", ["lightning", "named", "weights", "average"])
+def test_checkpoints_of_trainings(tmp_path, little, form):
+    path, options = tmp_path / "last.ckpt", ()
+    state = {f"model.{k}": v for k, v in little.state_dict().items()}
+    said = {"arch": "Unet", "encoder_name": "resnet18", "in_channels": 3, "out_classes": 2, "lr": 1e-3}
+    held = {"state_dict": state, "hyper_parameters": said, "optimizer_states": [{"state": {0: torch.zeros(3)}}]}
+    if form == "named":
+        del held["hyper_parameters"]
+        options = ("--smp", "Unet,resnet18,classes=2")
+    elif form == "weights":
+        path = tmp_path / "last.pth"
+        held = {"params": dict(little.state_dict()), "config": said}
+    elif form == "average":
+        held["ema_state_dict"] = {k: v + 1 for k, v in state.items()}
+        options = ("--weights", "ema_state_dict.model")
+    torch.save(held, path)
+    _, model = imported(path, "--output-channels", "classes", *options)
+    assert model.spec.channels_out == 2
+    (certificate,) = model.credit.certificate
+    assert certificate.largest_difference < 1e-4
+
+
+class AttributeDict(dict):
+    """As Lightning has it."""
+
+    __module__ = "lightning.fabric.utilities.data"
+
+
+def test_hyperparameters_are_read_as_data(tmp_path):
+    torch.save(
+        {"hyper_parameters": Namespace(arch="Unet", nested={"a": [1, Namespace(b=2)]}), "x": torch.ones(1)},
+        tmp_path / "a.ckpt",
+    )
+    assert read_data(tmp_path / "a.ckpt")["hyper_parameters"] == {"arch": "Unet", "nested": {"a": [1, {"b": 2}]}}
+
+
+def test_a_pickle_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch ran",)
+
+    torch.save({"hyper_parameters": Evil(), "state_dict": {"a": torch.ones(1)}}, tmp_path / "a.ckpt")
+    refusal(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"arch": "Unet", "encoder_name": "resnet34", "in_channels": 3, "out_classes": 1},
+         smp.Named("Unet", "resnet34", {"in_channels": 3, "classes": 1})),
+        ({"model": "unet", "backbone": "resnet50", "in_channels": 12, "num_classes": 7, "loss": "ce", "task": "multiclass"},
+         smp.Named("Unet", "resnet50", {"in_channels": 12, "classes": 7})),  # torchgeo
+        ({"model": "deeplabv3+", "backbone": "resnet18", "num_classes": 2}, smp.Named("DeepLabV3Plus", "resnet18", {"classes": 2})),
+        ({"model_args": {"model": "Unet", "backbone": "resnet34", "in_channels": 6, "num_classes": 2}, "model_factory": "SMPModelFactory"},
+         smp.Named("Unet", "resnet34", {"in_channels": 6, "classes": 2})),  # terratorch
+        ({"model": "FPN", "encoder": "efficientnet-b0", "classes": ["a", "b", "c"]}, smp.Named("FPN", "efficientnet-b0", {"classes": 3})),
+        ({"lr": 1}, None),
+        ({"arch": "MyNet", "encoder_name": "resnet18"}, None),
+        ({"model_args": {"decoder": "UNetDecoder", "backbone": "prithvi_vit_100"}}, None),
+    ],
+)  # fmt: skip
+def test_networks_in_hyperparameters(said, expected):
+    assert hyperparameters.named_in(said) == expected
+
+
+def test_what_outputs_are_in_hyperparameters():
+    assert hyperparameters.meaning_in({"task": "multiclass", "class_names": ["a", "b"]}) == {
+        "activation": "softmax", "channels": "classes", "classes": ("a", "b")
+    }  # fmt: skip
+    assert hyperparameters.meaning_in({"task": "multilabel"}) == {"activation": "sigmoid", "channels": "multilabel"}
+    assert hyperparameters.meaning_in({"lr": 1}) == {}
+
+
+def test_the_option_that_names_a_network():
+    assert smp.parsed("unet++, resnet34, classes=5, decoder_channels=64/32/16") == smp.Named(
+        "UnetPlusPlus", "resnet34", {"classes": 5, "decoder_channels": [64, 32, 16]}
+    )
+    for text in ("Nothing,resnet34", "Unet,resnet34,5"):
+        with pytest.raises(SettingsError, match="write it like --smp"):
+            smp.parsed(text)
+
+
+@pytest.mark.parametrize("encoder", ["hf-hub:timm/x", "tu-hf_hub:a/b", "local-dir:/tmp/x"])
+def test_nothing_is_fetched(encoder):
+    with pytest.raises(ModelError, match="fetched from elsewhere"):
+        smp.built("x", smp.Named("Unet", encoder))
+
+
+@pytest.mark.parametrize("held", ["nothing", "own", "cut", "text"])
+def test_checkpoints_that_say_too_little_or_are_damaged_are_one_line(tmp_path, held):
+    path = tmp_path / "a.ckpt"
+    said = {"own": {"hyper_parameters": {"width": 3}}}.get(held, {})
+    torch.save({"state_dict": {"a.weight": torch.ones(3)}, **said}, path)
+    if held == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    elif held == "text":
+        path.write_text("no checkpoint at all")
+    told = refusal(path)
+    if held in ("nothing", "own"):
+        assert "--smp" in told
+        assert "--factory" in told
+
+
+def test_a_safetensors_file_is_read_and_a_damaged_one_is_one_line(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "a.safetensors"
+    safetensors.save_file({"a.weight": torch.ones(3)}, path)
+    assert list(read_weights(path).tensors) == ["a.weight"]
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ModelError, match="safetensors"):
+        read_weights(path)
+
+
+def test_what_is_recognised_reads_no_pickle(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"no pickle")
+    assert Checkpoint().recognises(tmp_path / "a.ckpt")
+    assert not SmpFolder().recognises(tmp_path)
+
+
+# --- what is run nowhere here ---
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("m.mlmodel", "Apple"), ("m.mlpackage/Manifest.json", "Apple"), ("m.tflite", "--tflite"), ("m.h5", "--keras"),
+        ("m.keras", "--keras"), ("m/saved_model.pb", "--saved-model"), ("m.pb", "--graphdef"), ("m.xml", "OpenVINO"),
+        ("m.engine", "TensorRT"), ("m/model.json", "TensorFlow.js"),
+    ],
+)  # fmt: skip
+def test_other_frameworks_are_refused_by_name_with_the_way_out(tmp_path, name, way):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"{}")
+    source = tmp_path / name.partition("/")[0]
+    for said in (cli("import", source, "--out", "net.onnx"), cli("run", "--in", "v.zarr", "--model", source)):
+        assert said.code == 5, said.err
+        assert way in said.error

@@ -1,0 +1,356 @@
+"""MONAI bundles, from folder or zip to what a run writes, against MONAI's own sliding window."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+monai = pytest.importorskip("monai")
+
+from monai import transforms as mt  # noqa: E402
+
+from support import bundles  # noqa: E402
+from support.command_line import cli  # noqa: E402
+from support.volumes import make_volume  # noqa: E402
+from unet_engine.model.file import open_model  # noqa: E402
+from unet_engine.model.normalization import Normalization  # noqa: E402
+from unet_engine.volumes.normalize import scaling  # noqa: E402
+from unet_export.importers.intensity import NotPossible  # noqa: E402
+from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
+from unet_export.importers.monai.transforms import before_of, behind_of  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def imported(source, *options):
+    said = cli("import", source, "--out", "net.onnx", "--json", *options)
+    assert said.code == 0, said.err
+    return said, open_model("net.onnx")
+
+
+def refusal(folder, *options):
+    said = cli("import", folder, "--out", "net.onnx", *options)
+    assert said.code in (2, 5), said.err
+    assert len(said.error) < 600
+    assert "Traceback" not in said.err
+    return said.error
+
+
+def test_a_bundle_keeps_what_its_configuration_says(tmp_path):
+    said, model = imported(bundles.bundle(tmp_path / "b"))
+    spec = model.spec
+    assert (spec.name, spec.axes, spec.channels_in, spec.channels_out) == ("Spleen", "zyx", 1, 3)
+    assert spec.window == (32, 16, 24)  # the network has x first
+    assert spec.classes == ("background", "spleen", "tumour")
+    assert (spec.activation, spec.channels) == ("softmax", "classes")
+    assert all(spec.window_step)
+    credit = model.credit
+    assert (credit.version, credit.authors, credit.licence) == (
+        "0.3.1", ("MONAI team",), "Apache License Version 2.0, January 2004"
+    )  # fmt: skip
+    assert credit.citation == ("Xia et al. 2018",)
+    assert credit.inference == {"overlap": "0.25", "blend": "constant"}
+    (certificate,) = credit.certificate
+    assert certificate.against == "MONAI's sliding_window_inference"
+    assert certificate.equal_labels >= 0.999
+    assert min(certificate.dice.values()) >= 0.999
+    assert "monai" in certificate.versions
+    assert "--blend constant" in cli("info", "net.onnx").out
+    assert "certificate" in said.err
+
+
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+def test_a_run_gives_what_monai_gives_over_a_whole_volume(tmp_path, mode):
+    folder = bundles.bundle(tmp_path / "b", inferer=bundles.INFERER | {"mode": mode})
+    volume = np.random.default_rng(1).normal(50, 90, (1, 40, 33, 50)).astype(np.float32)
+    tensor = mt.ScaleIntensityRange(-57, 164, 0, 1, clip=True)(torch.from_numpy(volume.transpose(0, 3, 2, 1).copy()))
+    with torch.inference_mode():
+        expected = monai.inferers.sliding_window_inference(
+            tensor[None], (24, 16, 32), 2, bundles.network(), overlap=0.25, mode=mode
+        )[0]
+    path = make_volume(tmp_path / "v.zarr", volume[0], axes="zyx")
+    blend = "monai" if mode == "gaussian" else "constant"
+    said = cli(
+        "run", "--in", path, "--model", folder, "--out", "o.zarr", "--overlap", "0.25", "--blend", blend,
+        "--output", "logits", "--padding", "constant",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    found = zarr.open_group("o.zarr", mode="r")["0"][...]
+    np.testing.assert_allclose(found.transpose(0, 3, 2, 1), expected, atol=2e-4 * np.abs(expected.numpy()).max())
+
+
+@pytest.mark.parametrize("form", ["zip", "yaml"])
+def test_a_zip_and_yaml_are_the_same(tmp_path, form):
+    folder = bundles.bundle(tmp_path / "b")
+    _, first = imported(folder)
+    if form == "zip":
+        source = shutil.make_archive(str(tmp_path / "b"), "zip", tmp_path, "b")
+    else:
+        yaml = pytest.importorskip("yaml")
+        config = folder / "configs" / "inference.json"
+        (folder / "configs" / "inference.yaml").write_text(yaml.safe_dump(json.loads(config.read_text())))
+        config.unlink()
+        source = folder
+    assert imported(source)[1].spec == first.spec
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"_target_": "monai.networks.nets.DynUNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "kernel_size": [3, 3, 3],
+         "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "deep_supervision": True, "filters": [4, 8, 8]},
+        {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 2, "features": [4, 4, 8, 8, 8, 4]},
+        {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 1, "channels": [4, 8], "strides": [2],
+         "norm": "$monai.networks.layers.Norm.BATCH"},
+    ],
+)  # fmt: skip
+def test_networks_by_name(tmp_path, said):
+    plain = {k: ("batch" if str(v).startswith("$") else v) for k, v in said.items()}
+    plain["_target_"] = plain["_target_"].rpartition(".")[2]
+    dims = said["spatial_dims"]
+    behind = bundles.SOFTMAX if said["out_channels"] > 1 else [{"_target_": "Activationsd", "sigmoid": True}]
+    folder = bundles.bundle(
+        tmp_path / "b",
+        said=plain,
+        behind=behind,
+        inferer=bundles.INFERER | {"roi_size": [48, 32] if dims == 2 else [32] * 3},
+    )
+    config = folder / "configs" / "inference.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"network_def": said}))
+    _, model = imported(folder)
+    assert model.spec.axes == ("yx" if dims == 2 else "zyx")
+    assert model.credit.certificate[0].equal_labels >= 0.999
+    if dims == 2:
+        assert model.spec.window == (32, 48)
+
+
+# --- intensity ---
+
+RAW = np.random.default_rng(4).gamma(2.0, 90.0, (2, 9, 10, 11)).astype(np.float32) - 40
+RAW[RAW < 0] = 0
+INTENSITY = {
+    "range": [("ScaleIntensityRange", {"a_min": -57, "a_max": 164, "b_min": 0.0, "b_max": 1.0, "clip": True})],
+    "range, open": [("ScaleIntensityRange", {"a_min": 0, "a_max": 200, "b_min": -1.0, "b_max": 1.0})],
+    "percentiles": [
+        ("ScaleIntensityRangePercentiles", {"lower": 2, "upper": 98, "b_min": 0.0, "b_max": 1.0, "clip": True})
+    ],
+    "percentiles, to": [
+        ("ScaleIntensityRangePercentiles", {"lower": 2, "upper": 98, "b_min": -2.0, "b_max": 3.0, "channel_wise": True})
+    ],
+    "percentiles, relative": [
+        ("ScaleIntensityRangePercentiles", {"lower": 5, "upper": 95, "b_min": 0.0, "b_max": 10.0, "relative": True})
+    ],
+    "scale": [("ScaleIntensity", {})],
+    "scale of channels": [("ScaleIntensity", {"minv": -1.0, "maxv": 1.0, "channel_wise": True})],
+    "factor": [("ScaleIntensity", {"minv": None, "maxv": None, "factor": 0.5})],
+    "zscore": [("NormalizeIntensity", {})],
+    "zscore of channels": [("NormalizeIntensity", {"channel_wise": True})],
+    "zscore of what is not 0": [("NormalizeIntensity", {"nonzero": True, "channel_wise": True})],
+    "fixed": [("NormalizeIntensity", {"subtrahend": [99.0, 40.0], "divisor": [39.0, 11.0], "channel_wise": True})],
+    "clip, then zscore": [
+        ("ScaleIntensityRange", {"a_min": 10, "a_max": 300, "b_min": 0.0, "b_max": 1.0, "clip": True}),
+        ("NormalizeIntensity", {"channel_wise": True}),
+    ],
+    "percentiles are cut off": [("ClipIntensityPercentiles", {"lower": 5, "upper": 95, "channel_wise": True})],
+    "from below": [("ThresholdIntensity", {"threshold": 20.0, "above": True, "cval": 20.0})],
+}
+
+
+@pytest.mark.parametrize("name", INTENSITY)
+def test_what_the_network_is_fed_is_what_monai_feeds(name):
+    listed = [{"_target_": f"{cls}d", "keys": ["image"], **kwargs} for cls, kwargs in INTENSITY[name]]
+    found = before_of(listed)
+    expected = torch.from_numpy(RAW.copy())
+    for cls, kwargs in INTENSITY[name]:
+        expected = getattr(mt, cls)(**kwargs)(expected)
+    scale = scaling(Normalization.model_validate(found.intensity.normalization()), list(RAW))
+    got = torch.from_numpy(np.stack([scale.normalised(v, c) for c, v in enumerate(RAW)])[None])
+    for step in found.intensity.steps:
+        got = step.on_torch(got)
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(got[0].numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"_target_": "Resized", "keys": "image", "spatial_size": [96, 96, 96]},
+        {"_target_": "Lambdad", "keys": "image"},
+        {"_target_": "ScaleIntensityRangePercentilesd"},
+        {"_target_": "my.own.Thing"},
+    ],
+)
+def test_transforms_without_a_counterpart_are_named(tmp_path, said):
+    folder = bundles.bundle(tmp_path / "b", before=[bundles.LOAD, said])
+    name = said["_target_"].rpartition(".")[2].removesuffix("d")
+    assert name in refusal(folder) or "lower" in refusal(folder)
+
+
+def test_statistics_of_what_was_normalised_are_refused():
+    with pytest.raises(NotPossible, match="NormalizeIntensity"):
+        before_of([bundles.RANGE, {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True}])
+
+
+def test_geometry_and_what_is_left_out_are_told(tmp_path):
+    before = [
+        bundles.LOAD, {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+        {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.0, 2.0]}, bundles.RANGE,
+        {"_target_": "CropForegroundd", "keys": "image"},
+    ]  # fmt: skip
+    behind = [*bundles.SOFTMAX, {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}]
+    said, model = imported(bundles.bundle(tmp_path / "b", before=before, behind=behind))
+    assert model.spec.spacing == (2.0, 1.0, 1.5)
+    assert model.spec.spacing_unit == "millimeter"
+    left_out = " ".join(model.credit.left_out)
+    for word in ("KeepLargestConnectedComponent", "CropForeground", "Orientation(RAS)"):
+        assert word in left_out
+        assert word in said.err
+
+
+def test_postprocessing_tells_the_activation():
+    assert behind_of([{"_target_": "AsDiscreted", "argmax": True}]).activation == "softmax"
+    assert behind_of([{"_target_": "Activationsd", "sigmoid": True}]).activation == "sigmoid"
+    assert "threshold=0.3" in behind_of([{"_target_": "AsDiscreted", "threshold": 0.3}]).left_out[0]
+
+
+# --- expressions ---
+
+
+def config(trusted=False, **said):  # noqa: FBT002
+    return Config("b", said, trusted=trusted)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("$1 + 2 * 3", 7), ("@a", 4), ("$@a * 2", 8), ("$@b[1] + @a", 6), ("@b", [1, 2]), ("@c::d", 5), ("@c#d", 5),
+        ("%c", {"d": 5}), ("$[@a] * 3", [4, 4, 4]), ("$'x' if @a > 3 else 'y'", "x"), ("$len(@b)", 2), ("$-@a // 3", -2),
+        ("$@a in @b", False), ("$not @a", False), ("$monai.networks.layers.Norm.BATCH", "batch"), ("$Act.PRELU", "prelu"),
+        ("$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')", "cpu"), ("$@b + [3]", [1, 2, 3]),
+        ("$@bundle_root + '/models'", "./models"), ("$2**3", 8), ("$None", None), ("$tuple(@b)", (1, 2)),
+    ],
+)  # fmt: skip
+def test_plain_expressions_are_computed(text, value):
+    assert config(a=4, b=[1, 2], c={"d": 5}, bundle_root=".", x=text).value("x") == value
+
+
+HOSTILE = [
+    "$__import__('os').system('touch ran')", "$open('ran', 'w')", "$().__class__.__bases__[0].__subclasses__()",
+    "$[x for x in (1,)]", "$(lambda: 1)()", "$'{0.__class__}'.format(1)", "$exec('1')", "$eval('1')", "$getattr(1, 'real')",
+    "$'%099999999d' % 1", "$torch.load('x')", "$@a.__class__", "$print(1)", "$f'{1}'", "$(y := 1)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_expressions_that_are_code_need_trust(tmp_path, text):
+    with pytest.raises(NeedsTrust):
+        config(a=4, x=text).value("x")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", HOSTILE[:2])
+@pytest.mark.parametrize("key", ["network_def", "inferer", "preprocessing"])
+def test_a_hostile_bundle_is_refused_in_one_line_and_runs_nothing(tmp_path, text, key):
+    folder = bundles.bundle(tmp_path / "b", **{key: text})
+    if key == "network_def":
+        path = folder / "configs" / "inference.json"
+        said = json.loads(path.read_text())
+        path.write_text(json.dumps(said | {"network_def": {**bundles.NETWORK, "norm": text}}))
+    assert "--trust" in refusal(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["$2 ** 99999999", "$'a' * 99999999999", "$[0] * 10**9", "$9**64 ** 64", "$1 / 0", "$(", "$'a' + 1"]
+)
+def test_expressions_without_end_or_sense_are_one_line(text):
+    with pytest.raises((Exception,)) as refused:
+        config(x=text).value("x")
+    assert type(refused.value).__name__ in ("ModelError", "NeedsTrust")
+
+
+@pytest.mark.parametrize(
+    "said", [{"x": "@x"}, {"x": "@y", "y": "@x"}, {"x": ["@x"]}, {"x": "$@x + 1"}, {"x": "@nothing"}]
+)
+def test_references_in_circles_or_to_nothing_are_one_line(said):
+    with pytest.raises(Exception, match=r"circle|not there"):
+        config(**said).value("x")
+
+
+def test_references_that_grow_without_end_are_one_line():
+    said = {"a0": list(range(10))} | {f"a{i}": [f"@a{i - 1}"] * 10 for i in range(1, 10)}
+    with pytest.raises(Exception, match="more than one does"):
+        config(**said).value("a9")
+
+
+# --- what is missing or foreign ---
+
+
+def test_a_network_that_is_not_listed_needs_trust(tmp_path):
+    folder = bundles.bundle(tmp_path / "b")
+    path = folder / "configs" / "inference.json"
+    said = json.loads(path.read_text())
+    for target in ("os.system", "scripts.net.Mine", "torch.nn.Linear", "monai.networks.nets.Classifier"):
+        path.write_text(json.dumps(said | {"network_def": {"_target_": target, "command": "touch ran"}}))
+        assert "--trust" in refusal(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_bundles_own_network_is_built_with_trust(tmp_path):
+    folder = bundles.bundle(tmp_path / "b")
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "__init__.py").write_text("")
+    (folder / "scripts" / "own_net.py").write_text(
+        "from monai.networks.nets import UNet\n\n\nclass Mine(UNet):\n    pass\n"
+    )
+    path = folder / "configs" / "inference.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"network_def": said["network_def"] | {"_target_": "scripts.own_net.Mine"}}))
+    assert "--trust" in refusal(folder)
+    _, model = imported(folder, "--trust")
+    assert model.credit.certificate[0].equal_labels >= 0.999
+
+
+def test_model_ts_with_trust(tmp_path):
+    folder = bundles.bundle(tmp_path / "b")
+    (folder / "models" / "model.pt").unlink()
+    assert "model.ts" in refusal(folder)
+    torch.jit.trace(bundles.network(), torch.zeros(1, 1, 16, 16, 16)).save(str(folder / "models" / "model.ts"))
+    assert "--trust" in refusal(folder)
+    assert imported(folder, "--trust")[1].credit.certificate[0].equal_labels >= 0.999
+
+
+@pytest.mark.parametrize("file", ["configs/metadata.json", "configs/inference.json", "models/model.pt"])
+def test_files_that_are_cut_are_one_line(tmp_path, file):
+    folder = bundles.bundle(tmp_path / "b")
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes(data[: len(data) // 2])
+    assert file.rpartition("/")[2] in refusal(folder)
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    folder = bundles.bundle(tmp_path / "b")
+    torch.save({"a.weight": torch.zeros(3)}, folder / "models" / "model.pt")
+    assert "lacks" in refusal(folder)
+
+
+def test_a_pickle_in_the_place_of_weights_runs_nothing(tmp_path):
+    folder = bundles.bundle(tmp_path / "b")
+    import os
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch ran",)
+
+    torch.save({"state_dict": Evil()}, folder / "models" / "model.pt")
+    refusal(folder)
+    assert not (tmp_path / "ran").exists()

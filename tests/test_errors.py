@@ -1,0 +1,101 @@
+"""Every error of ours says what to do, as far as that can be seen in its text: behind a semicolon, or in so many words."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT
+from unet_engine import errors
+
+CLASSES = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+REMEDY = re.compile(r";|\b(give|use|put|repeat|pip install)\b")
+"""What to do stands behind a semicolon, or is a command."""
+
+SAID_ELSEWHERE = {
+    # the text is made by a function or an error of ours that says it
+    "refusal(": "model/onnx_outside.py, torch_file.py",
+    "_not_ours(": "output/output.py",
+    "_explained(": "settings.py, cluster/running_scheduler.py",
+    "_invalid(": "volumes/ome.py",
+    "_lacking(": "conversion/weights.py",
+    "_other(": "importers/certificate.py",
+    "{missing}": "storage/codecs.py names what to install",
+    "{lacking}": "devices/opening.py names what to install",
+    "<trouble>": "cluster/job_keeper.py",
+    "{error} (block": "the network's own error, with where it happened",
+    "--strict: {what}": "the note that it is made of",
+    "{model.path.name}: {why}": "prepare/outputs.py",
+    "{path} {error}": "text_files.NotReadable",
+    "{path} {advice}": "conversion/checkpoint.py",
+    "{option} {brief(text)}: {error}": "the parsers of settings.py and units.py",
+    "--tta {request.wanted.tta}: {error}": "the parser of --tta",
+    "--normalize {how}: {error}": "model/normalization.py",
+    "--activation {activation} does not fit": "model/spec.py",
+    "{option} {text}: {_LENGTHS}": "a constant that says it",
+    # caught by ours, which says it in their place
+    "out of memory on {": "backends/out_of_memory.py",
+    "out of memory: the fake device": "backends/out_of_memory.py",
+    "{setup.device}: {first_line(error)}": "backends/out_of_memory.py",
+    "{self.setup.device}: {first_line(error)}": "backends/out_of_memory.py",
+    "it gives {tuple(got.shape)}": "conversion/runners.py",
+    "its result differs by {worst}": "conversion/runners.py",
+    # cannot be reached by users
+    "slot {slot} was not started": "calls in another order than the protocol's",
+    "the network was closed": "calls in another order than the protocol's",
+}
+
+
+def text_of(node):
+    """The text of a message as it stands in the source, with what is put into it in braces."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return f"{{{ast.unparse(node.value)}}}"
+    if isinstance(node, ast.BinOp):
+        return text_of(node.left) + text_of(node.right)
+    return f"<{ast.unparse(node)}>"
+
+
+def messages():
+    for room in ("engine", "export"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and node.args:
+                    name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                    if name in CLASSES:
+                        yield f"{path.relative_to(ROOT)}:{node.lineno}", text_of(node.args[0])
+
+
+MESSAGES = list(messages())
+
+
+def without_what_is_put_in(text):
+    return re.sub(r"\{[^{}]*\}", "…", text)
+
+
+def test_every_error_says_what_to_do():
+    silent = [
+        f"{where}: {text}"
+        for where, text in MESSAGES
+        if not REMEDY.search(without_what_is_put_in(text)) and not any(part in text for part in SAID_ELSEWHERE)
+    ]
+    assert not silent, "\n".join(silent)
+
+
+@pytest.mark.parametrize("part", SAID_ELSEWHERE)
+def test_no_exception_is_kept_that_nothing_needs(part):
+    assert any(part in text for _, text in MESSAGES)
+
+
+def test_messages_are_one_line():
+    assert len(MESSAGES) > 400
+    assert not [where for where, text in MESSAGES if "\n" in text]
+
+
+def test_a_message_without_a_remedy_is_found():
+    assert not REMEDY.search(without_what_is_put_in("{path} cannot be read: {'; '.join(why)}"))
+    assert Path(MESSAGES[0][0].split(":")[0]).suffix == ".py"

@@ -1,0 +1,188 @@
+"""DICOM series are put in order by where slices lie, and what is no regular stack is refused by name. Voxels and places
+are those that ITK finds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.spoiled import check_refused
+from support.volumes import identity, make_volume
+from unet_engine.errors import InputError
+from unet_engine.plan.box import Box
+from unet_engine.volumes.formats import open_volume
+
+pydicom = pytest.importorskip("pydicom")
+SimpleITK = pytest.importorskip("SimpleITK")
+uid = pytest.importorskip("pydicom.uid")
+dataset = pytest.importorskip("pydicom.dataset")
+
+RNG = np.random.default_rng(6)
+STACK = RNG.integers(0, 4000, (9, 20, 24), np.uint16)
+ROWS, COLUMNS = (0.8, 0.6, 0), (0, 0, -1)
+NORMAL = np.cross(ROWS, COLUMNS)
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+def header(voxels, position=(0, 0, 0), orientation=(*ROWS, *COLUMNS), series="1.2.3", **values):
+    """A dataset of one slice, or of several frames."""
+    found = dataset.Dataset()
+    found.file_meta = dataset.FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    found.file_meta.MediaStorageSOPClassUID = found.SOPClassUID = uid.CTImageStorage
+    found.file_meta.MediaStorageSOPInstanceUID = found.SOPInstanceUID = uid.generate_uid()
+    found.SeriesInstanceUID = series
+    found.Modality, found.PixelSpacing = "CT", [0.5, 0.75]
+    found.Rows, found.Columns = voxels.shape[-2:]
+    found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
+    found.BitsAllocated = found.BitsStored = 8 * voxels.itemsize
+    found.HighBit, found.PixelRepresentation = found.BitsStored - 1, int(voxels.dtype.kind == "i")
+    found.RescaleSlope, found.RescaleIntercept = 1, -1024
+    found.ImageOrientationPatient = list(orientation)
+    found.ImagePositionPatient = [float(v) for v in position]
+    for key, value in values.items():
+        setattr(found, key, value)
+    found.PixelData = voxels.tobytes()
+    return found
+
+
+def series(folder, stack=STACK, change=lambda n: {}, **values):
+    """The slices in files whose names say nothing."""
+    folder.mkdir()
+    for n in RNG.permutation(len(stack)):
+        place = np.array([10, -20, 30.0]) + 2.5 * n * NORMAL
+        said = {"position": place, **values, **change(n)}
+        if said.pop("left_out", False):
+            continue
+        header(stack[n], **said).save_as(folder / f"{RNG.integers(10**9):x}", enforce_file_format=True)
+    return str(folder)
+
+
+def whole(volume):
+    return volume.read(Box.of_shape(volume.shape))
+
+
+def test_a_series_as_itk_reads_it(tmp_path):
+    volume = open_volume(series(tmp_path / "a"))
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "a")))
+    theirs = reader.Execute()
+    voxels = SimpleITK.GetArrayFromImage(theirs)
+    if theirs.TransformIndexToPhysicalPoint((0, 0, 0))[2] != pytest.approx(volume.frame.origin[2]):
+        voxels = voxels[::-1]
+    assert (volume.axes, volume.unit, volume.spacing) == ("zyx", "millimeter", pytest.approx((2.5, 0.5, 0.75)))
+    assert np.array_equal(whole(volume)[0], voxels)
+    assert np.array_equal(whole(volume)[0], STACK.astype(int) - 1024)
+    assert np.array_equal(volume.read(Box((2, 3, 4), (5, 11, 20)))[0], STACK[2:5, 3:11, 4:20].astype(int) - 1024)
+    frame = volume.frame
+    place = np.asarray(frame.origin) + np.asarray(frame.matrix) @ [3, 5, 7]
+    assert place == pytest.approx(theirs.TransformIndexToPhysicalPoint((7, 5, 3)), abs=1e-4)
+    assert frame.space == "LPS"
+
+
+def test_a_run_gives_what_it_gives_on_zarr(tmp_path):
+    path = series(tmp_path / "a")
+    found = identity(path, tmp_path)
+    twin = make_volume(tmp_path / "z.zarr", STACK.astype(np.int32) - 1024)
+    assert found.tobytes() == identity(twin, tmp_path, out=str(tmp_path / "b.zarr")).tobytes()
+
+
+def test_slope_and_intercept_of_each_slice(tmp_path):
+    path = series(tmp_path / "a", change=lambda n: {"RescaleSlope": 0.5 + n, "RescaleIntercept": 3 * n})
+    volume = open_volume(path)
+    assert volume.dtype == np.float32
+    wanted = np.stack([plane * (0.5 + n) + 3 * n for n, plane in enumerate(STACK.astype(float))])
+    assert np.array_equal(whole(volume)[0], wanted.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda n: {"left_out": n == 4}, r"a gap between .* and .*: 5 mm where others are 2.5 mm .*about 1 slices"),
+        (lambda n: {"position": 2.5 * max(n, 1) * NORMAL}, r"lie at one place \(2\.5 mm\)"),
+        (lambda n: {"position": (2.5 * n + (n == 5)) * NORMAL}, r"a gap between .* \(unevenly spaced\)"),
+        (lambda n: {"position": 2.5 * n * NORMAL + 0.5 * n * np.array(ROWS)}, r"a gantry tilt of 11\.3°"),
+        (lambda n: {"orientation": (1, 0, 0, 0, 1, 0)} if n == 3 else {}, "has another orientation or pixel size"),
+        (lambda n: {"PixelSpacing": [0.5, 0.5]} if n == 3 else {}, "has another orientation or pixel size"),
+        (lambda n: {"Rows": 10} if n == 3 else {}, "take out what is of another kind"),
+        (lambda n: {"series": "1.2.4", "SeriesDescription": "lung"} if n > 5 else {}, r"holds 2 series \(.*lung"),
+        (lambda n: {"ImagePositionPatient": None} if n == 3 else {}, "does not say where it lies"),
+    ],
+)
+def test_what_is_no_regular_stack_is_refused_by_name(tmp_path, change, says):
+    with pytest.raises(InputError, match=says):
+        open_volume(series(tmp_path / "a", change=change))
+
+
+def test_empty_uids_are_told(tmp_path):
+    volume = open_volume(series(tmp_path / "a", series=""))
+    assert "files name no series" in volume.notes[0]
+    assert np.array_equal(whole(volume)[0], STACK.astype(int) - 1024)
+
+
+def test_frames_of_one_file(tmp_path):
+    data = header(STACK, NumberOfFrames=len(STACK))
+    for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(data, key)
+    shared, frames = dataset.Dataset(), []
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [dataset.Dataset()], [dataset.Dataset()]
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [*ROWS, *COLUMNS]
+    shared.PixelMeasuresSequence[0].PixelSpacing = [0.5, 0.75]
+    order = RNG.permutation(len(STACK))
+    for n in order:
+        frame, position = dataset.Dataset(), dataset.Dataset()
+        position.ImagePositionPatient = [float(v) for v in 2.5 * n * NORMAL]
+        frame.PlanePositionSequence = [position]
+        frames.append(frame)
+    data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = [shared], frames
+    data.PixelData = STACK[order].tobytes()
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    volume = open_volume(str(tmp_path / "a.dcm"))
+    assert volume.spacing == pytest.approx((2.5, 0.5, 0.75))
+    assert np.array_equal(volume.read(Box((2, 0, 3), (7, 20, 9)))[0], STACK[2:7, :, 3:9])
+
+
+def test_one_slice_and_colours(tmp_path):
+    header(STACK[0]).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    volume = open_volume(str(tmp_path / "a.dcm"))
+    assert (volume.axes, volume.spacing, volume.frame) == ("yx", (0.5, 0.75), None)
+    rgb = RNG.integers(0, 255, (20, 24, 3), np.uint8)
+    data = header(rgb[..., 0], SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    del data.RescaleIntercept
+    data.PixelData = rgb.tobytes()
+    data.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    volume = open_volume(str(tmp_path / "b.dcm"))
+    assert volume.axes == "yxc"
+    assert np.array_equal(whole(volume), rgb.transpose(2, 0, 1))
+
+
+def test_a_slice_that_changes_or_goes(tmp_path):
+    path = Path(series(tmp_path / "a"))
+    volume = open_volume(str(path))
+    for file in path.iterdir():
+        file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match="was changed while it was read"):
+        whole(volume)
+    with pytest.raises(InputError, match="was changed while it was read"):
+        volume.confirm()
+
+
+def test_spoiled_files_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "a.dcm"
+    header(STACK[0]).save_as(path, enforce_file_format=True)
+    check_refused(path, path.read_bytes(), 100)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared files here")
+def test_a_real_series():
+    path = SHARED / "data/ct/abdomen_dicom"
+    volume = open_volume(str(path))
+    assert (volume.shape, volume.spacing, volume.frame.orientation) == (
+        (20, 512, 512),
+        (2, 0.9765625, 0.9765625),
+        "SPL",
+    )
+    files = sorted(path.iterdir(), key=lambda f: pydicom.dcmread(f, stop_before_pixels=True).ImagePositionPatient[2])
+    for z in (0, 7, 19):
+        wanted = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(files[z])))[0]
+        assert np.array_equal(volume.read(Box((z, 0, 0), (z + 1, 512, 512)))[0, 0], wanted)

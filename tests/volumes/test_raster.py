@@ -1,0 +1,179 @@
+"""GeoTIFF, VRT and JPEG 2000 are read by window as rasterio reads them whole, with nodata, mask and place on the map."""
+
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from support import ranges
+from support.spoiled import check_refused
+from support.volumes import fake_model, identity, make_volume
+from unet_engine.errors import InputError
+from unet_engine.plan.box import Box
+from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.frame import Frame
+
+rasterio = pytest.importorskip("rasterio")
+pytest.importorskip("rasterio.shutil")
+pytest.importorskip("rasterio.vrt")
+
+RNG = np.random.default_rng(5)
+BANDS = RNG.integers(1, 255, (3, 90, 120), np.uint8)
+NORTH_UP = rasterio.Affine(5, 0, 400000, 0, -5, 5200000)
+TURNED = rasterio.Affine(3, 4, 1000, 4, -3, 2000)
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+def geotiff(path, bands=BANDS, transform=NORTH_UP, crs="EPSG:32632", mask=None, alpha=None, **options):
+    stored = bands if alpha is None else np.concatenate([bands, alpha[np.newaxis]])
+    options = {"driver": "GTiff", "count": len(stored), "height": 90, "width": 120, "dtype": stored.dtype, **options}
+    if alpha is not None:
+        options["alpha"] = "yes"
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", crs=crs, transform=transform, **options) as data,
+    ):
+        data.write(stored)
+        if mask is not None:
+            data.write_mask(mask)
+    return str(path)
+
+
+def whole(volume):
+    return volume.read(Box.of_shape(volume.shape))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tiled": True, "blockxsize": 32, "blockysize": 16, "compress": "deflate"}, {"interleave": "pixel"}],
+)
+def test_windows_are_what_was_written(tmp_path, options):
+    volume = open_volume(geotiff(tmp_path / "a.tif", **options))
+    assert (volume.axes, volume.stored_shape, volume.unit) == ("cyx", (3, 90, 120), "meter")
+    assert np.array_equal(whole(volume), BANDS)
+    assert np.array_equal(volume.read(Box((7, 50), (80, 119))), BANDS[:, 7:80, 50:119])
+    one = open_volume(geotiff(tmp_path / "b.tif", BANDS[:1]))
+    assert one.axes == "yx"
+    assert np.array_equal(whole(one), BANDS[:1])
+
+
+@pytest.mark.parametrize("transform", [NORTH_UP, TURNED])
+def test_where_pixels_lie(tmp_path, transform):
+    volume = open_volume(geotiff(tmp_path / "a.tif", transform=transform))
+    with rasterio.open(tmp_path / "a.tif") as theirs:
+        wanted, wkt = theirs.xy(30, 40), theirs.crs.to_wkt()
+    frame = volume.frame
+    assert np.asarray(frame.origin) + np.asarray(frame.matrix) @ [30, 40] == pytest.approx(wanted)
+    assert (frame.space, frame.crs) == ("crs", wkt)
+    assert volume.spacing == pytest.approx((-5, 5) if transform is NORTH_UP else (5, 5))
+
+
+def test_place_and_crs_of_a_region_go_to_the_output(tmp_path):
+    path = geotiff(tmp_path / "a.tif", BANDS[:1])
+    model = fake_model(tmp_path, axes="yx")
+    found = identity(path, tmp_path, model=model, roi="16:80,24:100")
+    zarr_twin = make_volume(tmp_path / "b-in.zarr", BANDS[0])
+    twin = identity(zarr_twin, tmp_path, model=model, roi="16:80,24:100", out=str(tmp_path / "b.zarr"))
+    assert found.tobytes() == twin.tobytes()
+    frame = Frame.from_facts(dict(zarr.open_group(tmp_path / "out.zarr", mode="r").attrs)["unet_engine"]["frame"])
+    with rasterio.open(path) as theirs:
+        assert frame.origin == pytest.approx(theirs.xy(16, 24))
+        assert rasterio.crs.CRS.from_wkt(frame.crs) == theirs.crs
+    out = open_volume(str(tmp_path / "out.zarr"))
+    assert (out.spacing, out.translation, out.unit) == ((-5, 5), (5200000 - 82.5, 400000 + 122.5), "meter")
+
+
+@pytest.mark.parametrize("kind", ["alpha", "mask", "nodata"])
+def test_no_label_where_nothing_was_measured(tmp_path, kind):
+    there = np.full((90, 120), 255, np.uint8)
+    there[20:50, :60] = 0
+    bands = np.where(there, BANDS[:1], 0) if kind == "nodata" else BANDS[:1]
+    path = geotiff(tmp_path / "a.tif", bands, **({"nodata": 0} if kind == "nodata" else {kind: there}))
+    volume = open_volume(path)
+    assert volume.channels == 1
+    assert (volume.own_mask, volume.nodata) == ((None, (0,)) if kind == "nodata" else (f"{path}:mask", ()))
+    options = {"model": fake_model(tmp_path, axes="yx"), "outside": 9.5}
+    for workers in (None, 2) if kind == "alpha" else (None,):
+        found = identity(path, tmp_path, **options, workers=workers, out=str(tmp_path / f"{workers}.zarr"))
+        assert np.array_equal(found[0] == 9.5, there == 0)
+    if kind != "nodata":
+        assert np.array_equal(whole(open_volume(f"{path}:mask"))[0], there)
+        options.pop("outside")
+        plain = identity(path, tmp_path, **options, nodata="none", out=str(tmp_path / "none.zarr"))
+        assert np.array_equal(plain[0], bands[0])
+
+
+def test_what_is_no_channel_is_told(tmp_path):
+    volume = open_volume(geotiff(tmp_path / "a.tif", alpha=np.full((90, 120), 255, np.uint8)))
+    assert (volume.channels, "band 4 is alpha" in volume.notes[0]) == (3, True)
+
+
+def test_a_vrt_and_its_sources(tmp_path):
+    geotiff(tmp_path / "a.tif", tiled=True, blockxsize=32, blockysize=32)
+    with rasterio.open(tmp_path / "a.tif") as source, rasterio.vrt.WarpedVRT(source, crs="EPSG:3857") as warped:
+        wanted = warped.read()
+        rasterio.shutil.copy(warped, tmp_path / "b.vrt", driver="VRT")
+    volume = open_volume(str(tmp_path / "b.vrt"))
+    bands = wanted[: volume.channels]
+    assert np.array_equal(volume.read(Box((5, 6), (40, 70))), bands[:, 5:40, 6:70])
+    (tmp_path / "a.tif").unlink()
+    with pytest.raises(InputError, match=r"is gone while it was read.*a\.tif"):
+        volume.confirm()
+
+
+def test_other_processes_and_threads_read_it(tmp_path):
+    volume = open_volume(geotiff(tmp_path / "a.tif", tiled=True, blockxsize=16, blockysize=16)).with_nodata((3.0,))
+    other = pickle.loads(pickle.dumps(volume))
+    assert other.nodata == (3.0,)
+    found = []
+
+    def read():
+        found.extend(np.array_equal(whole(other), BANDS) for _ in range(8))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 32
+
+
+@pytest.mark.timeout(60)
+def test_a_raster_behind_a_url(tmp_path):
+    geotiff(tmp_path / "a.tif", tiled=True, blockxsize=32, blockysize=32)
+    command = [sys.executable, ranges.__file__, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            assert np.array_equal(whole(open_volume(f"{url}/a.tif")), BANDS)
+            with pytest.raises(InputError, match="no readable raster"):
+                open_volume(f"{url}/no.tif")
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("options", [{}, {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "lzw"}])
+def test_spoiled_files_are_refused_in_one_line(tmp_path, capfd, options):
+    path = Path(geotiff(tmp_path / "a.tif", **options))
+    check_refused(path, path.read_bytes(), 100)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared files here")
+@pytest.mark.parametrize(
+    "name", ["RGB.byte", "RGBA.uint16", "all-nodata", "cogeo", "float_nan", "rotated", "world.rgb"]
+)
+def test_real_files(name):
+    path = SHARED / f"files/geotiff/{name}.tif"
+    volume = open_volume(str(path))
+    with rasterio.open(path) as theirs:
+        wanted = theirs.read([1, 2, 3] if name == "RGBA.uint16" else None)
+        measured = theirs.dataset_mask() > 0
+    assert np.array_equal(whole(volume), wanted, equal_nan=name == "float_nan")
+    if volume.own_mask:
+        assert np.array_equal(result := whole(open_volume(volume.own_mask))[0] > 0, measured), result
