@@ -144,6 +144,9 @@ class Regridded:
     def changed(self, box: Box, since: float) -> str | None:
         return self.scan.changed(self.there(box), since)
 
+    def token(self, box: Box) -> tuple[str, str] | None:
+        return self.scan.token(self.there(box))
+
     def confirm(self) -> None:
         self.scan.confirm()
 
@@ -263,6 +266,7 @@ class AnyMask(Protocol):
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array: ...
     def may_hold(self, box: Box) -> bool: ...
     def changed(self, box: Box, since: float) -> str | None: ...
+    def token(self, box: Box) -> tuple[str, str] | None: ...
     def confirm(self) -> None: ...
 
 
@@ -282,6 +286,9 @@ class NearestMask:
 
     def changed(self, box: Box, since: float) -> str | None:
         return self.mask.changed(reach(self.grid, box), since)
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        return self.mask.token(reach(self.grid, box))
 
     def confirm(self) -> None:
         self.mask.confirm()
