@@ -225,6 +225,13 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
             f"{volume.path} has the axes {volume.axes}, the model {spec.name} needs {spec.axes}; use a 2D model, or "
             "--axes"
         )
+    if volume.channels in (2, 4) and volume.channels == spec.channels_in + 1:
+        kept = ", ".join(f":{spec.channels_in}" if a == "c" else ":" for a in volume.axes)
+        raise InputError(
+            f"{volume.path} has {volume.channels} channels and the model {spec.name} takes {spec.channels_in}: if the "
+            f"last one is alpha, leave it out first, e.g. zarr.create_array(PATH, data=array[{kept}]), and give it with "
+            "--mask where it says what is meant; else use another model"
+        )
     if volume.channels != spec.channels_in:
         raise InputError(
             f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} "
