@@ -27,7 +27,7 @@ from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import out_of
 from unet_engine.prepare.precision import Choice, choose
-from unet_engine.prepare.resampling import Grids, on_windows_grid
+from unet_engine.prepare.resampling import Grids, on_windows_grid, seen
 from unet_engine.prepare.resampling import grids as grids_of
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.settings import Settings
@@ -39,8 +39,6 @@ from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask
 from unet_engine.volumes.normalize import quantiles, scaling
-from unet_engine.volumes.resampled import Interpolated
-from unet_engine.volumes.samples import scaling_of
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def survey(settings: Settings) -> Survey:
     check_volume(volume, model)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
-    grids = grids_of(volume, model.spec, settings, notes)
+    grids = grids_of(volume, model.spec, notes, ignore=settings.ignore_spacing)
     if grids is None:
         check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
     about_whole_numbers(settings, model, volume, notes)
@@ -141,7 +139,7 @@ def survey(settings: Settings) -> Survey:
     return Survey(
         settings=settings,
         scan=volume,
-        volume=_on_windows_grid(volume, grids, model.spec, settings),
+        volume=seen(volume, grids, model.spec, settings.replace_nonfinite),
         grids=grids,
         mask=mask_of(settings, volume, model.spec),
         model=model,
@@ -153,14 +151,6 @@ def survey(settings: Settings) -> Survey:
         out=out_of(settings, model),
         notes=tuple(notes),
     )
-
-
-def _on_windows_grid(scan: Volume, grids: Grids | None, spec: ModelSpec, settings: Settings) -> Volume:
-    """What windows are cut from."""
-    if grids is None:
-        return scan
-    scale = scaling_of(scan, spec.normalization)
-    return Interpolated(scan, grids.image, scale, spec.background, settings.replace_nonfinite)
 
 
 def _check_replacement(settings: Settings, volume: Volume) -> None:
