@@ -18,6 +18,7 @@ from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.volumes import samples
 from unet_engine.volumes.formats import READ, format_of, open_volume
+from unet_engine.volumes.pick import Pick
 
 
 def describe(path: str, axes: str | None = None, window: str | None = None, head: str | None = None) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _judged(verdict: Verdict) -> str:
 
 
 def _volume(path: str, axes: str | None) -> dict[str, Any]:
-    volume = open_volume(path, axes)
+    volume = open_volume(path, axes, Pick(timepoint=0))  # what is sampled is the first
     sample = np.concatenate(samples.measured(volume))
     finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
     return {

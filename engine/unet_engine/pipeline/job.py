@@ -18,6 +18,7 @@ from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.pick import Pick
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Job:
     plan: Plan
     volume: str
     volume_axes: str
+    pick: Pick
+    """Which time point and channels of the volume."""
     model: ModelFile
     backend: str
     setup: Setup

@@ -97,7 +97,9 @@ class Worker:
     def volume(self) -> Volume:
         if self._opened.volume is None:
             with self._opening, decoding(self.job.decoders):
-                self._opened.volume = self._opened.volume or open_volume(self.job.volume, self.job.volume_axes)
+                self._opened.volume = self._opened.volume or open_volume(
+                    self.job.volume, self.job.volume_axes, self.job.pick
+                )
         return self._opened.volume
 
     @property

@@ -24,7 +24,7 @@ from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
-from unet_engine.prepare.places import out_of
+from unet_engine.prepare.places import out_of, pick_of
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.settings import Settings
@@ -33,6 +33,7 @@ from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask
 from unet_engine.volumes.normalize import quantiles, scaling
@@ -43,6 +44,8 @@ class Survey:
     """What a run will work on and with, before anything heavy is loaded."""
 
     settings: Settings
+    place: str
+    """The path of the volume: the input's, or that of what is meant in it."""
     volume: Volume
     mask: Mask | None
     model: ModelFile
@@ -75,7 +78,8 @@ def survey(settings: Settings) -> Survey:
         raise SettingsError(
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
         )
-    volume = open_volume(settings.input, settings.axes)
+    located_at = located(settings.input, settings.image, settings.level)
+    volume = open_volume(located_at, settings.axes, pick_of(settings))
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
     model = _model(settings, notes)
@@ -106,6 +110,7 @@ def survey(settings: Settings) -> Survey:
         fall_back(settings, notes, volume.drawback)
     return Survey(
         settings=settings,
+        place=located_at,
         volume=volume,
         mask=mask_of(settings, volume, model.spec),
         model=model,
@@ -194,7 +199,8 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
     if volume.channels != spec.channels_in:
         raise InputError(
             f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} "
-            f"takes {spec.channels_in}; use another model, or name the channel axis with --axes, e.g. czyx"
+            f"takes {spec.channels_in}; pick some with --input-channels, use another model, or name the channel axis with "
+            "--axes, e.g. czyx"
         )
 
 
