@@ -375,12 +375,14 @@ void logits(const Input& sums_array, const Array& out_array, int threads) {
   });
 }
 
-// ---- interpolation ---------------------------------------------------------------------------------------------------
+// ---- interpolation ------------------------------------------------------------------------------------------------
 
 Taps taps_of(const Vector<std::int64_t>& first, const Weights& weights, index_t source, index_t size, int axis) {
   const Taps taps{first.data(), weights.data(), static_cast<index_t>(first.size()),
                   static_cast<index_t>(weights.shape(1))};
-  if (static_cast<index_t>(weights.shape(0)) != taps.size || taps.size != size) refuse("tables must be as long as out on every axis");
+  if (static_cast<index_t>(weights.shape(0)) != taps.size || taps.size != size) {
+    refuse("tables must be as long as out on every axis");
+  }
   for (index_t i = 0; i < taps.size; ++i) {
     if (taps.taps < 1 || taps.first[i] < 0 || taps.first[i] > source - taps.taps) {
       const std::string text = std::string("axis ") + kNames[axis] + ": a voxel is made of others than the block has";

@@ -1,7 +1,7 @@
 // Separable interpolation: along each axis an output voxel is a weighted sum of neighbouring input voxels, first along
 // z, then y, then x, taps in ascending order. Which voxels and which weights comes from tables
-// (`engine/unet_engine/stitching/interpolation.py`), so order, ratio and edges are nobody's business here. Works on tiles
-// that stay in the cache: rows of one plane are combined along z and y, sixteen rows at a time are turned so that they
+// (`engine/unet_engine/stitching/interpolation.py`), so order, ratio and edges are nobody's business here. Works on
+// tiles that stay in the cache: rows of one plane are combined along z and y, sixteen rows at a time are turned so that they
 // lie side by side, and the sums along x are those of vectors.
 #pragma once
 

@@ -241,6 +241,21 @@ def _outside(job: Job) -> dict[str, Any]:
     return {"outside": facts} if job.mask or job.nodata else {}
 
 
+def _resampling(job: Job) -> dict[str, Any]:
+    """How the volume came to the spacing of the model, and what grid the result is on; nothing where it did not."""
+    image, back = job.plan.image, job.plan.back
+    if not image:
+        return {}
+    return {
+        "resampling": {
+            "shape": [axis.target for axis in image],
+            "image_orders": [axis.order for axis in image],
+            "output_orders": [axis.order for axis in back] or None,
+            "written_on": "scan" if back else "model",
+        }
+    }
+
+
 def _provenance(job: Job) -> dict[str, Any]:
     """All that tells how the output came about. `identity` is what a resume compares."""
     plan = job.plan
@@ -263,6 +278,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "normalization": job.scaling.facts(),
         **({"poses": [str(pose) for pose in job.poses]} if len(job.poses) > 1 else {}),
         **_outside(job),
+        **_resampling(job),
         **({"frame": job.layout.frame.facts()} if job.layout.frame else {}),
         "grid": {
             "windows": list(plan.window_range.shape),

@@ -93,6 +93,9 @@ class Settings(BaseModel):
     """Name of the output that is wanted, of a network with several; default: see `unet_engine.model.outputs.choose`."""
     replace_nonfinite: float | None = None
     """Value for NaN and Inf in the input, which are an error otherwise."""
+    grid: Literal["model", "scan"] | None = None
+    """Where a model brings the volume to its own spacing: the grid that the result is written on. ``scan``: that of the
+    volume; default."""
     mask: str | None = None
     """Volume of the same shape, or coarser or finer by a whole number along each axis: voxels where it is zero get
     `outside`, and windows that reach none of the others are not inferred."""

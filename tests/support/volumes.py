@@ -63,7 +63,10 @@ def fake_model(folder, *, latency_ms=0, fail_at=0, kill_at=0, out_of_memory_abov
         "window": (8,) * n, "window_min": (4,) * n, "window_step": (4,) * n, "margin": (0,) * n, **spec,
     }  # fmt: skip
     lines = [*(f"{key} = {json.dumps(value)}" for key, value in behaviour.items()), "[spec]"]
-    lines += [f"{key} = {json.dumps(value)}" for key, value in spec.items()]
+    tables = {key: value for key, value in spec.items() if isinstance(value, dict)}
+    lines += [f"{key} = {json.dumps(value)}" for key, value in spec.items() if key not in tables]
+    for key, table in tables.items():
+        lines += [f"[spec.{key}]", *(f"{name} = {json.dumps(value)}" for name, value in table.items())]
     path = Path(folder) / f"{name}.fake.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")

@@ -32,6 +32,12 @@ def describe(path: str, axes: str | None = None, window: str | None = None, head
     return _volume(path, axes)
 
 
+def is_volume_file(path: str) -> bool:
+    """Whether `path` is a file that is called like a volume. Models of other tools may be called so too, as weights of
+    Keras in ``.h5``: none of them is read here."""
+    return Path(path).is_file() and not is_model(path) and format_of(path) is not None
+
+
 def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
     model = open_model(path, sizes("--window", window), head=head)
     spec = model.spec.model_dump(mode="json")

@@ -141,6 +141,11 @@ _SETTINGS = [
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option(
+        "--grid",
+        type=click.Choice(["scan", "model"]),
+        help="Where the model brings the volume to its own spacing: the grid of the result; default: the scan's.",
+    ),
+    click.option(
         "--mask", metavar="PATH", help="Volume, also coarser or finer: only voxels where it is not zero are meant."
     ),
     click.option(

@@ -43,7 +43,8 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
 def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
     """Voxels along axis `a` that blocks `lo` to `hi` of one column read, in whole cells of `chunk`."""
     axis, step = plan.axes[a], plan.block[a]
-    windows = axis.meeting(plan.edge(a, lo), plan.edge(a, hi))
+    core = plan.core_span(a, plan.edge(a, lo), plan.edge(a, hi))
+    windows = axis.meeting(core.start, core.stop)
     total = 0
     for begin in range(windows.start // step * step, windows.stop, step):
         first, last = max(windows.start, begin), min(windows.stop, begin + step) - 1
@@ -64,9 +65,9 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     written = plan.voxel_count * job.layout.voxel_bytes
     return {
         "input": job.volume,
-        "shape": list(prepared.survey.volume.shape),
+        "shape": list(prepared.survey.scan.shape),
         "axes": job.volume_axes,
-        "dtype": str(prepared.survey.volume.dtype),
+        "dtype": str(prepared.survey.scan.dtype),
         "roi": str(plan.roi),
         "out": job.out,
         "output": job.kind,
@@ -156,7 +157,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         "unknown" if f["flops"] is None else f"{f['flops'] / 1e12:.3g} TFLOP, {plan.flops_per_window or 0:,} per window"
     )
     return [
-        ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.volume.stored_shape)} {f['dtype']}"),
+        ("input", f"{f['input']}  {f['axes']} {times(prepared.survey.scan.stored_shape)} {f['dtype']}"),
         ("region", f"{plan.names} {f['roi']}"),
         ("network", f"{prepared.job.model.path.name} on {f['backend']} ({', '.join(f['device'])}), {f['precision']}"),
         ("normalisation", _normalisation(f)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,11 +45,32 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
-_LATER = ("channels", "mirror_axes")
+_LATER = ("channels", "mirror_axes", "resampling")
 """Fields that came after the first files were written."""
 MOST_CHANNELS = 2**20
 Size = Annotated[int, Field(ge=1, le=MOST)]
 Extent = Annotated[int, Field(ge=0, le=MOST)]
+
+
+Order = Literal[0, 1, 3]
+
+
+class Resampling(BaseModel):
+    """How a volume is brought to a network's spacing, and the result back: orders of splines (0 the nearest voxel, 1
+    linear, 3 cubic). Defaults are nnU-Net's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: Order = 3
+    image_apart: Order = 0
+    """Of the image along the axis that is resampled apart, if one is."""
+    output: Order = 1
+    """Of the outputs, before they become labels or probabilities."""
+    output_apart: Order = 0
+    apart: Literal["anisotropic", "always", "never"] = "anisotropic"
+    """When the axis along which voxels are longest is resampled apart from the others: where they are over three times
+    as long as they are short."""
 
 
 class ModelSpec(BaseModel):
@@ -87,6 +109,8 @@ class ModelSpec(BaseModel):
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
     channels: Channels | None = None
+    resampling: Resampling | None = None
+    """How volumes of another spacing come to that of the network. None: they are refused."""
     mirror_axes: str | None = None
     """Axes along which windows may be mirrored for test-time augmentation, e.g. ``yx``, as whoever trained it does;
     empty: none. None: unknown, and nothing is mirrored unless it is asked for."""
@@ -132,6 +156,10 @@ class ModelSpec(BaseModel):
             raise ValueError(f"softmax makes classes that exclude one another of channels; {self.channels} are none")
         if self.channels == "multilabel" and self.channels_out > 1 and not self.overlaps:
             raise ValueError("channels that may overlap are sigmoid (logits), or probabilities_each")
+        if self.resampling and not self.spacing:
+            raise ValueError("resampling needs the spacing that volumes are brought to")
+        if self.resampling and not all(isfinite(s) and s > 0 for s in self.spacing or ()):
+            raise ValueError("resampling needs a spacing above 0 along each axis")
         self.normalization.check_channels(self.channels_in)
         self.check_window(self.window)
         return self

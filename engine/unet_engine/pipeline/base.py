@@ -19,8 +19,8 @@ BLOCKS_IN_FLIGHT = 1
 """Blocks whose last windows may still be in the network while the next block is begun; more would only cost memory."""
 
 Core = Any
-"""A block's own sums in its write box, wherever the pipeline keeps them; an array (channels out, *write.shape) float32
-on the host."""
+"""A block's own sums in the box `Block.core`, wherever the pipeline keeps them; an array (channels out, *core.shape)
+float32 on the host."""
 
 
 class Predicted(Protocol):
@@ -30,7 +30,7 @@ class Predicted(Protocol):
     def task(self) -> Task: ...
 
     def inside(self, box: Box) -> Core:
-        """The sums in the write box `box`, where they lie; `Pipeline.finish` uses them up."""
+        """The sums in the core `box`, where they lie; `Pipeline.finish` uses them up."""
 
     def halos(self) -> Iterator[tuple[Index, Halo]]:
         """The block each halo goes to, and the halo: on the host, perhaps as a view of the sums."""

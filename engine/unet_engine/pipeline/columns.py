@@ -88,7 +88,7 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
                     writing = None
                 if done.task.commits:
                     block = done.task.block
-                    given = [(done.task, done.inside(block.write), waiting.pop(block.index, []))]
+                    given = [(done.task, done.inside(block.core), waiting.pop(block.index, []))]
                     writing = writer.submit(_commit, worker, given)
                 if stop.is_set():
                     return

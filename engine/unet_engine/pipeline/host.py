@@ -27,6 +27,21 @@ from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, GATHER, MERGE, NETWORK
 from unet_engine.stitching import operations
+from unet_engine.stitching.interpolation import taps
+
+
+def finish_on_host(job: Job, task: Task, core: Array, halos: Sequence[Halo], recorder: Recorder) -> tuple[Array, bool]:
+    """See `Pipeline.finish`."""
+    block, back = task.block, job.plan.back
+    with recorder.span(MERGE):
+        for lower in sorted(halos, key=lambda h: h.source, reverse=True):
+            operations.merge(core, lower.values, lower.box.relative_to(block.core.lo).lo)
+    finite = bool(np.isfinite(np.sum(core)))
+    with recorder.span(ACTIVATION):
+        if not back:
+            return job.reduction.on_host(core), finite
+        spans = zip(back, block.write.lo, block.write.hi, block.core.lo, strict=True)
+        return job.reduction.on_grid(core, [taps(axis, lo, hi, at) for axis, lo, hi, at in spans]), finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +118,7 @@ class HostPipeline:
                     yield window, None, UPRIGHT
 
     def finish(self, task: Task, core: Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        with self._recorder.span(MERGE):
-            for lower in sorted(halos, key=lambda h: h.source, reverse=True):
-                operations.merge(core, lower.values, lower.box.relative_to(task.block.write.lo).lo)
-        finite = bool(np.isfinite(np.sum(core)))
-        with self._recorder.span(ACTIVATION):
-            return self._job.reduction.on_host(core), finite
+        return finish_on_host(self._job, task, core, halos, self._recorder)
 
     def close(self) -> None:
         """Sums go with whoever holds them; the network is another's."""

@@ -17,8 +17,10 @@ from unet_engine.plan.plan import Index, Plan
 from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
+from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
+from unet_engine.volumes.resampled import Interpolated, fed
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,26 @@ class Job:
     def skipped(self) -> tuple[float, ...]:
         """What a window that was left out is added as, for each output channel."""
         return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
+
+    @property
+    def fed(self) -> Scaling:
+        """How voxels that were read become what the network is fed. Where they were interpolated, they were normalised
+        before."""
+        if not self.plan.image:
+            return self.scaling
+        return fed(self.scaling, self.model.spec.background)
+
+    @property
+    def background(self) -> float:
+        """What is read where nothing is."""
+        return 0.0 if self.plan.image else self.model.spec.background
+
+    def seen(self, scan: Volume) -> Volume:
+        """What windows are cut from, of the volume as it is stored."""
+        if not self.plan.image:
+            return scan
+        scan = scan.with_nodata(self.nodata)
+        return Interpolated(scan, self.plan.image, self.scaling, self.model.spec.background, self.replace_nonfinite)
 
     @cached_property
     def shares(self) -> tuple[float, ...]:

@@ -14,19 +14,33 @@ from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.mask import Mask
+from unet_engine.volumes.resampled import AnyMask, Interpolated, Nearest, nearest, on_windows_grid
 
 
 @dataclass(frozen=True)
 class Presence:
-    """Of one job, its volume and its mask. Boxes are in voxels of the volume. May be asked by any thread."""
+    """Of one job, its volume and its mask, both as windows see them and on the grid of the output, which is the same
+    unless the volume is resampled. May be asked by any thread."""
 
     job: Job
     volume: Volume
-    mask: Mask | None
+    mask: AnyMask | None
+    written_volume: Volume
+    written_mask: AnyMask | None
+
+    @classmethod
+    def of(cls, job: Job, volume: Volume, mask: AnyMask | None) -> Presence:
+        """volume: as windows see it; mask: on the grid that the volume is stored on."""
+        seen = on_windows_grid(mask, job.plan.image)
+        if not isinstance(volume, Interpolated):
+            return cls(job, volume, mask, volume, mask)
+        if job.plan.back:
+            return cls(job, volume, seen, volume.scan, mask)
+        return cls(job, volume, seen, Nearest(volume.scan, nearest(volume.grid)), seen)
 
     def has_data(self, box: Box) -> bool:
-        """Whether `box` holds anything but background or what is not meant, as far as stored chunks tell."""
+        """Whether `box` of the grid of windows holds anything but background or what is not meant, as far as stored
+        chunks tell."""
         if self.mask is not None and not self.mask.may_hold(box):
             return False
         if self._absent_unless_stored or self._background_unless_stored:
@@ -34,23 +48,25 @@ class Presence:
         return True
 
     def is_outside(self, box: Box) -> bool:
-        """Whether all of `box` is overwritten, as far as the mask and stored chunks tell."""
+        """Whether all of `box` of the output is overwritten, as far as the mask and stored chunks tell."""
         if self.job.outside is None:
             return False
-        if self.mask is not None and not (self.mask.may_hold(box) and self.mask.read(box).any()):
+        if self.written_mask is not None and not (
+            self.written_mask.may_hold(box) and self.written_mask.read(box).any()
+        ):
             return True
-        return self._absent_unless_stored and not self.volume.has_data(box)
+        return self._absent_unless_stored and not self.written_volume.has_data(box)
 
     def outside(self, box: Box, recorder: Recorder) -> Array | None:
-        """Which voxels of `box` are overwritten, (*box.shape) bool; None where none are."""
+        """Which voxels of `box` of the output are overwritten, (*box.shape) bool; None where none are."""
         if self.job.outside is None:
             return None
-        found = np.zeros(box.shape, bool) if self.mask is None else self.mask.read(box, recorder) == 0
+        found = np.zeros(box.shape, bool) if self.written_mask is None else self.written_mask.read(box, recorder) == 0
         if self.job.nodata:
-            if self._absent_unless_stored and not self.volume.has_data(box):
+            if self._absent_unless_stored and not self.written_volume.has_data(box):
                 found[...] = True
             else:
-                found |= nodata.where(self.volume.read(box, recorder), self.job.nodata).all(axis=0)
+                found |= nodata.where(self.written_volume.read(box, recorder), self.job.nodata).all(axis=0)
         return found if found.any() else None
 
     def without_nodata(self, voxels: Array, inside: Array | None) -> Array | None:
@@ -66,13 +82,14 @@ class Presence:
 
     @cached_property
     def _background_unless_stored(self) -> bool:
-        spec = self.job.model.spec
-        return spec.empty is not None and self.volume.fill_value == spec.background
+        return self.job.model.spec.empty is not None and self.volume.fill_value == self.job.background
 
     @cached_property
     def _absent_unless_stored(self) -> bool:
         """Whether voxels that are not stored read as not measured, and are overwritten for that."""
-        return self.job.outside is not None and bool(nodata.where(np.array(self.volume.fill_value), self.job.nodata))
+        return self.job.outside is not None and bool(
+            nodata.where(np.array(self.written_volume.fill_value), self.job.nodata)
+        )
 
 
 def _nearest(value: float, dtype: np.dtype[Any]) -> float:

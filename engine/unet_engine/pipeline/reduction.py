@@ -17,7 +17,12 @@ import numpy as np
 
 from unet_engine.backends.base import Array
 from unet_engine.model.spec import Activation
+from unet_engine.plan.box import Box
 from unet_engine.stitching import operations
+from unet_engine.stitching.interpolation import Taps
+
+ROWS = 16
+"""Of the output that are interpolated together, as many as `cpp_ext/interpolate.hpp` lays side by side."""
 
 Kind = Literal["labels", "masks", "probabilities", "logits"]
 
@@ -50,6 +55,21 @@ class Reduction(ABC):
         """Voxels for `sums`, (channels, *write) float32, which may be changed."""
         out = np.empty(self.shape(sums.shape), self.dtype)
         self._reduce(sums, out)
+        return out
+
+    def on_grid(self, sums: Array, grid: Sequence[Taps]) -> Array:
+        """Voxels on another grid, which `grid` says for each axis how to make of `sums`: first the sums are
+        interpolated, then reduced, a few rows of the output at a time, so that they stay in the cache and never are
+        there as a whole."""
+        shape = tuple(axis.size for axis in grid)
+        out = np.empty(self.shape((len(sums), *shape)), self.dtype)
+        scratch = np.empty((len(sums), *(1,) * (len(shape) - 2), min(ROWS, shape[-2]), shape[-1]), np.float32)
+        for tile in Box.of_shape(shape).cells((*scratch.shape[1:-1], max(1, shape[-1]))):
+            rows = scratch[(slice(None), *(slice(0, n) for n in tile.shape))]
+            part = [axis.part(lo, hi) for axis, lo, hi in zip(grid, tile.lo, tile.hi, strict=True)]
+            operations.interpolate(rows, sums, part)
+            place: tuple[Any, ...] = (..., *tile.slices())
+            self._reduce(rows, out[place])
         return out
 
     @abstractmethod

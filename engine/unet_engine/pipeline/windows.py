@@ -24,10 +24,10 @@ class Windows:
     def __init__(self, job: Job, task: Task, raw: Raw | None) -> None:
         self._raw, self._job = raw, job
         self._axes, self._lo = job.plan.axes, task.read.lo
-        self._background = job.model.spec.background
-        self._scale = np.asarray(job.scaling.scale)
-        self._shift = np.asarray(job.scaling.shift)
-        self._limits = job.scaling.limits
+        self._background = job.background
+        self._scale = np.asarray(job.fed.scale)
+        self._shift = np.asarray(job.fed.shift)
+        self._limits = job.fed.limits
         self._padding = job.plan.padding
         self._index: dict[tuple[int, int], Array] = {}
         self._mirrored: dict[tuple[int, int], Array] = {}

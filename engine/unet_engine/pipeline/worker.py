@@ -26,6 +26,7 @@ from unet_engine.output.output import Output
 from unet_engine.output.stored import Stored
 from unet_engine.pipeline.base import Core, Pipeline, Predicted, Work
 from unet_engine.pipeline.choose import pipeline_of
+from unet_engine.pipeline.glances import Glances
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.presence import Presence
 from unet_engine.plan.box import Box
@@ -37,6 +38,7 @@ from unet_engine.storage.codecs import decoding
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask, open_mask
+from unet_engine.volumes.resampled import AnyMask, Interpolated
 
 
 class Sink(Protocol):
@@ -81,6 +83,7 @@ class Worker:
         self.shrunk = False
         """Whether memory ran out once and fewer windows are inferred at once since."""
         self._opened = replace(opened) if opened else Opened()
+        self._glances = Glances()
         self._opening = threading.RLock()
         self._pipeline: Pipeline | None = None
 
@@ -95,18 +98,21 @@ class Worker:
 
     @property
     def volume(self) -> Volume:
+        """What windows are cut from."""
         if self._opened.volume is None:
             with self._opening, decoding(self.job.decoders):
-                self._opened.volume = self._opened.volume or open_volume(
-                    self.job.volume, self.job.volume_axes, self.job.pick
+                self._opened.volume = self._opened.volume or self.job.seen(
+                    open_volume(self.job.volume, self.job.volume_axes, self.job.pick)
                 )
         return self._opened.volume
 
     @property
     def mask(self) -> Mask | None:
+        """On the grid of the volume as it is stored."""
         if self._opened.mask is None and self.job.mask:
             with self._opening:
-                shape = tuple(axis.size for axis in self.job.plan.axes)
+                plan = self.job.plan
+                shape = tuple(axis.source for axis in plan.image) or tuple(axis.size for axis in plan.axes)
                 self._opened.mask = self._opened.mask or open_mask(self.job.mask, shape)
         return self._opened.mask
 
@@ -191,7 +197,7 @@ class Worker:
 
     @cached_property
     def presence(self) -> Presence:
-        return Presence(self.job, self.volume, self.mask)
+        return Presence.of(self.job, self.volume, self.mask)
 
     @cached_property
     def is_void(self) -> Callable[[Index], bool]:
@@ -240,20 +246,24 @@ class Worker:
         with self.recorder.block(OTHER):
             if not task.windows:
                 return None
-            raw = self._raw(task)
             own = (task.block.index,) if task.commits else ()
-            self._notice(task.read, (*own, *(to for to, _ in task.halos)))
+            hanging = (*own, *(to for to, _ in task.halos))
+            for source in self._sources():
+                self._glances.take(source, task.read, hanging)
+            raw = self._raw(task)
+            self._notice(task.read, hanging)
             return raw
 
     def _raw(self, task: Task) -> Raw | None:
         if self.job.skips and not self.presence.has_data(task.read):
             return None
-        inside = None if self.mask is None else self.mask.read(task.read, self.recorder)
+        mask = self.presence.mask
+        inside = None if mask is None else mask.read(task.read, self.recorder)
         if inside is not None and not inside.any():
             return None
         voxels = self.volume.read(task.read, self.recorder)
         self.tally.add(bytes_read=voxels.nbytes)
-        if self.job.nodata:
+        if self.job.nodata and not self.job.plan.image:  # else they were dealt with before interpolating
             inside = self.presence.without_nodata(voxels, inside)
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
             self._handle_nonfinite(voxels, task)
@@ -264,19 +274,31 @@ class Worker:
     def _notice(self, box: Box, blocks: Sequence[Index]) -> None:
         """Leave a note where what was read of `box` was changed since the run began: `blocks` hang on it. After
         reading, so that a change meanwhile is seen."""
-        for volume in (self.volume, self.mask):
-            if volume is not None and (what := volume.changed(box, self.job.begun)):
-                if self.job.strict:
-                    raise InputError(
-                        f"--strict: {what} was changed after the run began; run again with --overwrite once nothing "
-                        "writes to it, or without --strict"
-                    )
-                self.output.doubt(blocks, what)
+        for source in self._sources():
+            if what := source.changed(box, self.job.begun):
+                self._doubt(blocks, what)
+
+    def _doubt(self, blocks: Sequence[Index], what: str) -> None:
+        if self.job.strict:
+            raise InputError(
+                f"--strict: {what} was changed after the run began; run again with --overwrite once nothing "
+                "writes to it, or without --strict"
+            )
+        self.output.doubt(blocks, what)
+
+    def _sources(self) -> tuple[Volume | AnyMask, ...]:
+        """What voxels come from."""
+        mask = self.presence.mask
+        return (self.volume,) if mask is None else (self.volume, mask)
 
     def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
-        bad = ~np.isfinite(voxels)
+        bad, at = ~np.isfinite(voxels), task.read.lo
+        if isinstance(self.volume, Interpolated):  # they spread to what lies around them
+            bad, at = self.volume.not_finite(task.read), self.volume.there(task.read).lo
+            if not bad.any():
+                return
         if self.job.replace_nonfinite is None:
-            first = np.array(np.unravel_index(np.argmax(bad), bad.shape)[1:]) + task.read.lo
+            first = np.array(np.unravel_index(np.argmax(bad), bad.shape)[1:]) + at
             where = " ".join(f"{a}={x}" for a, x in zip(self.job.plan.names, first, strict=True))
             raise DataError(
                 f"{self.job.volume}: {np.count_nonzero(bad)} voxels are NaN or Inf in block {task.block.index} "
@@ -285,10 +307,13 @@ class Worker:
         voxels[bad] = self.job.replace_nonfinite
 
     def confirm(self) -> None:
-        """Raises `InputError` where what was read is not there any more: what was not stored then means nothing."""
+        """Raises `InputError` where what was read is not there any more: what was not stored then means nothing. What
+        is another one by now leaves a note."""
         for volume in (self._opened.volume, self._opened.mask):
             if volume is not None:
                 volume.confirm()
+        for blocks, what in self._glances.changed():
+            self._doubt(blocks, what)
 
     # --- predict ---
 

@@ -73,38 +73,40 @@ def extents(plan: Plan) -> Extents:
     windows = [
         min(b, hi - lo) for b, lo, hi in zip(plan.block, plan.window_range.lo, plan.window_range.hi, strict=True)
     ]
-    writes, overlaps = [s[2] for s in spans], [s[3] for s in spans]
-    # a block receives from every lower block within reach: per axis its own write box or a part of it, whatever the
-    # others
-    received = prod(w + o for w, o in zip(writes, overlaps, strict=True)) - prod(writes)
+    cores, overlaps = [s[3] for s in spans], [s[4] for s in spans]
+    # a block receives from every lower block within reach: per axis its own core or a part of it, whatever the others
+    received = prod(c + o for c, o in zip(cores, overlaps, strict=True)) - prod(cores)
     return Extents(
         read=prod(s[0] for s in spans),
         sums=prod(s[1] for s in spans),
-        write=prod(writes),
+        write=prod(s[2] for s in spans),
         halos_in=received,
         windows=prod(windows),
         table_bytes=_table_bytes(plan, windows, [s[1] for s in spans]),
     )
 
 
-def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int]:
-    """Along axis `a`, the largest read, sums and write of any block, and what all lower blocks together add to one
-    write box."""
+def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int, int]:
+    """Along axis `a`, the largest read, sums, write and core of any block, and what all lower blocks together add to
+    one core."""
     axis, step = plan.axes[a], plan.block[a]
     first, stop = plan.window_range.lo[a], plan.window_range.hi[a]
     lo, hi = plan.roi.lo[a], plan.roi.hi[a]
-    read = sums = write = overlap = 0
+    low, high = (whole := plan.core_span(a, lo, hi)).start, whole.stop
+    read = sums = write = core = overlap = 0
     for j in range(plan.block_range.lo[a], plan.block_range.hi[a]):
         k0, k1 = max(first, j * step), min(stop, (j + 1) * step) - 1
         start, end = read_span(axis, k0, k1, plan.padding)
         read = max(read, end - start)
         edge, edge_up = plan.edge(a, j), plan.edge(a, j + 1)
-        begins, ends = max(lo, min(axis.support(k0)[0], edge)), min(hi, max(axis.support(k1)[1], edge_up))
-        sums, write = max(sums, ends - begins), max(write, edge_up - edge)
+        own = plan.core_span(a, edge, edge_up)
+        first_sum = min(axis.support(k0)[0], own.start) if own else axis.support(k0)[0]
+        begins, ends = max(low, first_sum), min(high, max(axis.support(k1)[1], own.stop))
+        sums, write, core = max(sums, ends - begins), max(write, edge_up - edge), max(core, len(own))
         below = range(max(plan.block_range.lo[a], j - plan.reach[a]), j)
-        reached = [min(hi, axis.support(min(stop, (i + 1) * step) - 1)[1]) for i in below]
-        overlap = max(overlap, sum(max(0, min(edge_up, r) - edge) for r in reached))
-    return read, sums, write, overlap
+        reached = [min(high, axis.support(min(stop, (i + 1) * step) - 1)[1]) for i in below]
+        overlap = max(overlap, sum(max(0, min(own.stop, r) - own.start) for r in reached))
+    return read, sums, write, core, overlap
 
 
 def _table_bytes(plan: Plan, windows: Sequence[int], sums: Sequence[int]) -> int:

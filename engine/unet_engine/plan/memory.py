@@ -8,7 +8,7 @@ from math import prod
 
 from unet_engine.errors import PlanError
 from unet_engine.plan.plan import HostMemory, Plan, middle_span
-from unet_engine.plan.sizing import shrunk, sums_span
+from unet_engine.plan.sizing import LOOKED_AT, shrunk, sums_span
 from unet_engine.plan.waiting import blocks_to_infer, waiting_halos
 from unet_engine.units import size
 
@@ -39,6 +39,8 @@ class Sizes:
     """All output channels of one voxel in float32."""
     out: int
     """What is written per voxel."""
+    source: int = 0
+    """Of a volume that is resampled: what a voxel of it takes, stored and normalised, while its block is read."""
     decoding: int = 0
     """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
     meant: int = 0
@@ -70,17 +72,8 @@ def predict_memory(
     Workers of a cluster hold their share of the halos that wait, at most twice it for want of balance, and while they
     are sent.
     """
-    spans = [sums_span(axis, windows) for axis, windows in zip(plan.axes, plan.block, strict=True)]
-    reads = [
-        hi - lo
-        for axis, windows in zip(plan.axes, plan.block, strict=True)
-        for lo, hi in [middle_span(axis, windows, plan.padding)]
-    ]
-    # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
-    spans = [
-        min(n, s + (0 if (w * axis.stride) % c == 0 and axis.is_even and axis.blend != "crop" else c - 1))
-        for s, n, w, c, axis in zip(spans, plan.roi.shape, plan.block, plan.chunk, plan.axes, strict=True)
-    ]
+    reads = [middle_span(axis, windows, plan.padding) for axis, windows in zip(plan.axes, plan.block, strict=True)]
+    spans = [_sums_along(plan, a, n) for a, n in enumerate(plan.core_of(plan.roi).shape)]
     halos = waiting_halos(plan) * sizes.sums
     in_flight, blocks = SUMS_IN_FLIGHT, blocks_to_infer(plan)
     if cluster:
@@ -91,11 +84,36 @@ def predict_memory(
     raw = RAW_IN_FLIGHT * (sizes.raw + sizes.meant) + sizes.looking
     return HostMemory(
         base=base + RUN_BASE,
-        raw=devices * (prod(reads) * raw + sizes.decoding),
+        raw=devices * (_size(reads) * raw + _source_size(plan, reads) * sizes.source + sizes.decoding),
         sums=devices * min(in_flight, blocks + (cluster is not None)) * prod(spans) * sizes.sums,
         halos=devices * halos,
         commit=devices * prod(plan.largest_write) * (2 * sizes.out + sizes.outside),
     )
+
+
+def _size(spans: Sequence[tuple[int, int]]) -> int:
+    return prod(hi - lo for lo, hi in spans)
+
+
+def _source_size(plan: Plan, reads: Sequence[tuple[int, int]]) -> int:
+    """Voxels of the volume that those of `reads` are made of; none where nothing is resampled."""
+    return _size([axis.reach(*span) for axis, span in zip(plan.image, reads, strict=True)]) if plan.image else 0
+
+
+def _sums_along(plan: Plan, a: int, whole: int) -> int:
+    """Sums along axis `a` of the longest block; `whole`: of all blocks together."""
+    axis, windows, chunk = plan.axes[a], plan.block[a], plan.chunk[a]
+    if not plan.back:
+        # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
+        even = (windows * axis.stride) % chunk == 0 and axis.is_even and axis.blend != "crop"
+        return min(whole, sums_span(axis, windows) + (0 if even else chunk - 1))
+    lo, hi = plan.block_range.lo[a], plan.block_range.hi[a]
+    looked_at = range(lo, hi) if hi - lo <= 2 * LOOKED_AT else (*range(lo, lo + LOOKED_AT), *range(hi - LOOKED_AT, hi))
+    earlier = 0
+    for j in looked_at:
+        own, begins = plan.core_span(a, plan.edge(a, j), plan.edge(a, j + 1)), axis.support(j * windows)[0]
+        earlier = max(earlier, begins - own.start if own else 0)
+    return min(whole, sums_span(axis, windows) + earlier)
 
 
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None = None) -> Plan:

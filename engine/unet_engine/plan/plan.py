@@ -31,21 +31,27 @@ from typing import Any
 from unet_engine.plan import shares
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.resampling import AxisResampling
 
 Index = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Unit of work: a contiguous range of window indices per axis. Boxes are in voxels of the volume."""
+    """Unit of work: a contiguous range of window indices per axis. Boxes are in voxels of the grid of windows, which is
+    the volume's unless it is resampled."""
 
     index: Index
     windows: Box
     """Window indices, per axis half-open."""
     sums: Box
-    """Where its sums lie: the supports of its windows, and its write box."""
+    """Where its sums lie: the supports of its windows, and its core."""
     write: Box
-    """What it alone writes: whole chunks of the output; may be empty for a block that only spills upwards."""
+    """What it alone writes: whole chunks of the output; may be empty for a block that only spills upwards. In voxels of
+    the output, which may be on another grid than the windows."""
+    core: Box
+    """The sums that it writes are made of: the write box, or where that is on another grid what its voxels are
+    interpolated from. Cores of neighbours then overlap by a voxel or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Task:
     read: Box
     """The part of the volume the windows are cut from."""
     halos: tuple[tuple[Index, Box], ...]
-    """Upper block that waits for a halo, and the box of it: sums here, write box there."""
+    """Upper block that waits for a halo, and the box of it: sums here, core there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,10 @@ class Plan:
     flops_per_window: int | None = None
     part: tuple[int, int] = (1, 1)
     """Which of how many parts this run does, counted from 1; see `share`."""
+    image: tuple[AxisResampling, ...] = ()
+    """From the voxels of the volume to those that windows are cut from; empty where they are the same."""
+    back: tuple[AxisResampling, ...] = ()
+    """From those to the voxels of the output; empty where they are the same."""
     calls: int = 1
     """How often each window is inferred: in so many poses, by so many networks."""
 
@@ -131,7 +141,20 @@ class Plan:
     @cached_property
     def window_range(self) -> Box:
         """Indices of the windows that meet the ROI."""
-        return _box(axis.meeting(lo, hi) for axis, lo, hi in zip(self.axes, self.roi.lo, self.roi.hi, strict=True))
+        return self.meeting(self.roi)
+
+    def meeting(self, written: Box) -> Box:
+        """Indices of the windows that a box of the output is made of."""
+        core = self.core_of(written)
+        return _box(axis.meeting(lo, hi) for axis, lo, hi in zip(self.axes, core.lo, core.hi, strict=True))
+
+    def core_of(self, written: Box) -> Box:
+        """The sums that a box of the output is made of."""
+        return _box(self.core_span(a, lo, hi) for a, (lo, hi) in enumerate(zip(written.lo, written.hi, strict=True)))
+
+    def core_span(self, axis: int, lo: int, hi: int) -> range:
+        """The sums along `axis` that the voxels [lo, hi) of the output are made of."""
+        return range(*self.back[axis].reach(lo, hi)) if self.back else range(lo, hi)
 
     @cached_property
     def block_range(self) -> Box:
@@ -153,6 +176,8 @@ class Plan:
         if j >= self.block_range.hi[axis]:
             return hi
         reached = self.axes[axis].support(j * self.block[axis])[0]
+        if self.back:
+            reached = self.back[axis].settled(reached)
         return min(hi, max(lo, lo + (reached - lo) // self.chunk[axis] * self.chunk[axis]))
 
     def write_box(self, index: Index) -> Box:
@@ -170,10 +195,11 @@ class Plan:
             & self.window_range
         )
         write = self.write_box(index)
-        sums = self.support(windows) & self.roi
+        core = self.core_of(write)
+        sums = self.support(windows) & self.core_of(self.roi)
         if not write.is_empty:
-            sums = Box(tuple(map(min, sums.lo, write.lo)), tuple(map(max, sums.hi, write.hi)))
-        return Block(index, windows, sums, write)
+            sums = Box(tuple(map(min, sums.lo, core.lo)), tuple(map(max, sums.hi, core.hi)))
+        return Block(index, windows, sums, write, core)
 
     def blocks(self) -> Iterator[Block]:
         """All blocks, in index order. Lazy: a plan of a million blocks costs nothing until it is walked."""
@@ -188,7 +214,8 @@ class Plan:
     def _writes(self, axis: int) -> Callable[[int], bool]:
         """Whether a block of an axis writes something."""
         looked_at = set(self._different(axis))
-        if self.chunk[axis] <= self.block[axis] * self.axes[axis].stride:  # so a chunk begins between any two edges
+        step = self.block[axis] * self.axes[axis].stride
+        if not self.back and self.chunk[axis] <= step:  # so a chunk begins between any two edges
             return lambda j: j not in looked_at or self.edge(axis, j) < self.edge(axis, j + 1)
         return lambda j: self.edge(axis, j) < self.edge(axis, j + 1)
 
@@ -220,7 +247,8 @@ class Plan:
         return shares.share(self.writing, self.block_range, self._windows_along, self.part)
 
     def _windows_along(self, axis: int, lo: int, hi: int) -> int:
-        return len(self.axes[axis].meeting(self.edge(axis, lo), self.edge(axis, hi)))
+        core = self.core_span(axis, self.edge(axis, lo), self.edge(axis, hi))
+        return len(self.axes[axis].meeting(core.start, core.stop))
 
     @cached_property
     def block_count(self) -> int:
@@ -249,10 +277,10 @@ class Plan:
         return tuple(axis.window for axis in self.axes)
 
     def write_read_box(self, index: Index) -> Box:
-        """The part of the volume that decides what lies in a block's write box."""
-        write = self.write_box(index)
+        """The part of the grid of windows that decides what lies in a block's write box."""
+        core = self.core_of(self.write_box(index))
         spans = []
-        for axis, lo, hi in zip(self.axes, write.lo, write.hi, strict=True):
+        for axis, lo, hi in zip(self.axes, core.lo, core.hi, strict=True):
             windows = axis.meeting(lo, hi)
             spans.append(read_span(axis, windows.start, windows.stop - 1, self.padding) if windows else (0, 0))
         return Box(*map(tuple, zip(*spans, strict=True)))
@@ -270,6 +298,8 @@ class Plan:
             return range(lo, hi)
         step, chunk = self.block[axis] * grid.stride, self.chunk[axis]
         period = chunk // gcd(step, chunk)
+        if self.back:  # no two blocks need lie alike
+            return range(lo, hi)
         # a window that begins before an end reaches so many blocks beyond it, and so do the halos of blocks below it
         ends = 2 * (grid.window // step + 3)
         if hi - lo <= 2 * ends + period:
@@ -278,11 +308,16 @@ class Plan:
 
     def _reach(self, axis: int, j: int) -> int:
         last = min((j + 1) * self.block[axis], self.window_range.hi[axis]) - 1
-        top = min(self.axes[axis].support(last)[1], self.roi.hi[axis])
+        top = min(self.axes[axis].support(last)[1], self.core_span(axis, self.roi.lo[axis], self.roi.hi[axis]).stop)
         up = 0
-        while j + up + 1 < self.block_range.hi[axis] and self.edge(axis, j + up + 1) < top:
+        while j + up + 1 < self.block_range.hi[axis] and self._core_begins(axis, j + up + 1, top) < top:
             up += 1
         return up
+
+    def _core_begins(self, axis: int, j: int, top: int) -> int:
+        """Where the core of block j begins along `axis`; `top` where no later block writes."""
+        edge = self.edge(axis, j)
+        return self.core_span(axis, edge, edge + 1).start if edge < self.roi.hi[axis] else top
 
     # --- columns ---
 
@@ -322,8 +357,7 @@ class Plan:
 
     def column_windows(self, column: Column) -> Box:
         """The windows a column needs: its own and those of lower columns that reach in."""
-        region = self.region(column.blocks)
-        return _box(axis.meeting(lo, hi) for axis, lo, hi in zip(self.axes, region.lo, region.hi, strict=True))
+        return self.meeting(self.region(column.blocks))
 
     @cached_property
     def window_count(self) -> int:
@@ -353,7 +387,8 @@ class Plan:
 
     def _reaching(self, axis: int, x: int) -> int:
         """Windows of the plan that begin below x."""
-        return len(self.axes[axis].meeting(self.roi.lo[axis], x))
+        core = self.core_span(axis, self.roi.lo[axis], x)
+        return len(self.axes[axis].meeting(core.start, core.stop))
 
     # --- tasks ---
 
@@ -379,7 +414,7 @@ class Plan:
             up = tuple(i + o for i, o in zip(index, offset, strict=True))
             inside = all(l <= u < h for l, u, h in zip(column.blocks.lo, up, column.blocks.hi, strict=True))
             if inside and not (write := self.write_box(up)).is_empty and pending(up):
-                targets.append((up, write))
+                targets.append((up, self.core_of(write)))
         block = self.block_at(index)
         commits = bool(targets) and targets[0][0] == index
         windows = tuple(k for k in block.windows.points() if any(self._supports(k, box) for _, box in targets))

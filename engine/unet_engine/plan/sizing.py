@@ -13,6 +13,7 @@ from math import prod
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.plan import HostMemory, Plan
+from unet_engine.plan.resampling import AxisResampling
 
 NO_MEMORY = HostMemory(0, 0, 0, 0, 0)
 """Of a plan whose memory is not known yet."""
@@ -47,10 +48,18 @@ def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, .
     return tuple(block)
 
 
-def default_chunk(axes: tuple[AxisGrid, ...], block: tuple[int, ...]) -> tuple[int, ...]:
-    """Voxels per chunk of the output, for blocks of `block` windows."""
+def default_chunk(
+    axes: tuple[AxisGrid, ...], block: tuple[int, ...], back: tuple[AxisResampling, ...] = ()
+) -> tuple[int, ...]:
+    """Voxels per chunk of the output, for blocks of `block` windows. back: to the output's grid, where that is another
+    than the windows'."""
     target = chunk_target(axes)
-    return tuple(chunk_length(axis, windows, target) for axis, windows in zip(axes, block, strict=True))
+    if not back:
+        return tuple(chunk_length(axis, windows, target) for axis, windows in zip(axes, block, strict=True))
+    return tuple(
+        _chunk_of_other_grid(axis, windows, there, target)
+        for axis, windows, there in zip(axes, block, back, strict=True)
+    )
 
 
 def shrunk(plan: Plan) -> Plan | None:
@@ -62,7 +71,7 @@ def shrunk(plan: Plan) -> Plan | None:
     if plan.block[a] <= floor[a]:
         return None
     block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
-    return replace(plan, block=block, chunk=default_chunk(plan.axes, block), cuts=((),) * len(block))
+    return replace(plan, block=block, chunk=default_chunk(plan.axes, block, plan.back), cuts=((),) * len(block))
 
 
 def least_windows(axis: AxisGrid, target: int) -> int:
@@ -103,3 +112,16 @@ def chunk_length(axis: AxisGrid, windows: int, target: int) -> int:
     if 2 * best >= min(target, period):
         return best
     return min(target, period)
+
+
+LOOKED_AT = 64
+"""Blocks of an axis by which a chunk is chosen."""
+
+
+def _chunk_of_other_grid(axis: AxisGrid, windows: int, back: AxisResampling, target: int) -> int:
+    """Chunk of an output on another grid than the windows': of those from half of `target` up, the one of whose ends
+    blocks lose least, when their edges are rounded down to it."""
+    most = max(1, min(target, back.target, windows * axis.stride * back.target // back.source))
+    blocks = min(-(-axis.count // windows), LOOKED_AT)
+    ends = [back.settled(axis.support(j * windows)[0]) for j in range(1, blocks)]
+    return min(range(most, most // 2, -1), key=lambda c: sum(end % c for end in ends))

@@ -90,7 +90,9 @@ def _lengths(plan: Plan, axis: int, spans: list[tuple[int, int]]) -> Lengths:
 
 
 def _shared(plan: Plan, axis: int, j: int, up: int) -> int:
-    """Voxels along an axis that the sums of block j share with the write box of the block `up` further up."""
+    """Voxels along an axis that the sums of block j share with the core of the block `up` further up."""
     last = min((j + 1) * plan.block[axis], plan.window_range.hi[axis]) - 1
-    top = max(plan.edge(axis, j + 1), min(plan.axes[axis].support(last)[1], plan.roi.hi[axis]))
-    return max(0, min(top, plan.edge(axis, j + up + 1)) - plan.edge(axis, j + up))
+    own, there = (plan.core_span(axis, plan.edge(axis, i), plan.edge(axis, i + 1)) for i in (j, j + up))
+    end = plan.core_span(axis, plan.roi.lo[axis], plan.roi.hi[axis]).stop
+    top = max(own.stop, min(plan.axes[axis].support(last)[1], end))
+    return max(0, min(top, there.stop) - there.start)

@@ -9,6 +9,7 @@ from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import Blend
 from unet_engine.plan.poses import UPRIGHT, Pose
+from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.augmentation import poses_of
 from unet_engine.settings import KEEP, Settings, parse_part
 
@@ -37,16 +38,21 @@ class Decisions:
     """Type of the voxels that are written."""
     poses: tuple[Pose, ...] = (UPRIGHT,)
     """In which each window is inferred."""
+    back: tuple[AxisResampling, ...] = ()
+    """From the grid of windows to that of the output; empty where they are the same."""
 
     @classmethod
-    def of(cls, settings: Settings, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
+    def of(
+        cls, settings: Settings, spec: ModelSpec, roi: Box, tiling: Tiling, back: tuple[AxisResampling, ...]
+    ) -> Decisions:
         part = parse_part(settings.part) if settings.part else (1, 1)
         poses = poses_of(settings.tta, spec, tiling.window)
-        return cls(tiling, roi, part, settings.output, _dtype(settings, spec), poses)
+        return cls(tiling, roi, part, settings.output, _dtype(settings, spec), poses, back)
 
     def labels_of(self, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
-        """The same for the labels of a region with another tiling, whatever is written in the end."""
-        return replace(self, tiling=tiling, roi=roi, part=(1, 1), kind="labels", dtype=label_dtype(spec))
+        """The same for the labels of a region of the grid of windows with another tiling, whatever is written in the
+        end."""
+        return replace(self, tiling=tiling, roi=roi, part=(1, 1), kind="labels", dtype=label_dtype(spec), back=())
 
 
 def label_dtype(spec: ModelSpec) -> str:

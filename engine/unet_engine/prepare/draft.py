@@ -64,13 +64,15 @@ class Draft:
             axes=axes,
             roi=decisions.roi,
             block=block,
-            chunk=default_chunk(axes, block),
+            chunk=default_chunk(axes, block, decisions.back),
             cuts=((),) * len(axes),
             padding=survey.settings.padding_mode,
             memory=NO_MEMORY,
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
             part=decisions.part,
+            image=survey.grids.image if survey.grids else (),
+            back=decisions.back,
             calls=len(decisions.poses) * len(survey.model.networks),
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
@@ -91,7 +93,7 @@ class Draft:
         return Job(
             plan=plan,
             volume=survey.place,
-            volume_axes=survey.volume.axes,
+            volume_axes=survey.scan.axes,
             pick=pick_of(settings),
             model=survey.model,
             backend=survey.backend,
@@ -101,9 +103,9 @@ class Draft:
             out=survey.out,
             layout=_layout(survey, decisions, plan),
             replace_nonfinite=settings.replace_nonfinite,
-            mask=mask_path(settings, survey.volume),
+            mask=mask_path(settings, survey.scan),
             outside=survey.fill(decisions.kind, decisions.dtype),
-            nodata=survey.volume.nodata,
+            nodata=survey.scan.nodata,
             profiled=settings.profile is not None,
             begun=survey.begun,
             strict=settings.strict,
@@ -113,25 +115,26 @@ class Draft:
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
         """Bytes that the memory prediction needs, where so many chunks are decoded at once."""
-        volume, mask = self.survey.volume, self.survey.mask
+        volume, scan, mask = self.survey.volume, self.survey.scan, self.survey.mask
         # of values that say that nothing was measured: which channels have one, one value and all of them
-        found = 2 * volume.channels + 1 if job.nodata else 0
+        found = 2 * scan.channels + 1 if job.nodata else 0
         marked = mask.voxel_bytes if mask else 0
         again = bool(job.nodata) and job.outside is not None
         return Sizes(
             raw=volume.voxel_bytes,
             sums=4 * self.survey.model.spec.channels_out,
             out=job.layout.voxel_bytes,
-            decoding=decoders * volume.chunk_bytes * (1 + again),
+            source=scan.voxel_bytes + 4 * scan.channels + found,
+            decoding=decoders * scan.chunk_bytes * (1 + again),
             meant=marked + bool(job.nodata),
             looking=found + (mask.reading_bytes if mask else 0),
             outside=0 if job.outside is None
-            else 1 + (mask.reading_bytes if mask else 0) + (volume.voxel_bytes + found if again else 0),
+            else 1 + (mask.reading_bytes if mask else 0) + (scan.voxel_bytes + found if again else 0),
         )  # fmt: skip
 
 
 def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
-    volume, spec = survey.volume, survey.model.spec
+    volume, spec = survey.scan if decisions.back else survey.volume, survey.model.spec
     spacing = volume.spacing or (1.0,) * len(plan.axes)
     return Layout(
         names=plan.names,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from unet_engine.backends.base import Network, Setup
+from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
@@ -29,7 +30,7 @@ def identity(
     return {
         "format": FORMAT,
         "input": fingerprint,
-        "shape": list(survey.volume.shape),
+        "shape": list(survey.scan.shape),
         **({"pick": [settings.timepoint, settings.input_channels]} if pick_of(settings) != ALL else {}),
         "roi": str(decisions.roi),
         "model": survey.model.sha256,
@@ -50,8 +51,13 @@ def identity(
         "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
-        **({"nodata": list(map(repr, survey.volume.nodata))} if survey.volume.nodata else {}),
+        **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
+        **({"resampling": [_said(survey.grids.image), _said(decisions.back)]} if survey.grids else {}),
     }
+
+
+def _said(grid: tuple[AxisResampling, ...]) -> list[list[int]]:
+    return [[axis.source, axis.target, axis.order] for axis in grid]
 
 
 def _members(setup: Setup) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from unet_engine.prepare.overlap_choice import REFERENCE, TOLERANCE, Overlap, Ov
 from unet_engine.stitching import operations
 from unet_engine.units import Tell, silent, times
 from unet_engine.volumes import windows
+from unet_engine.volumes.resampled import on_windows_grid
 
 SEED = 0
 REGIONS, LEAST_REGIONS = 8, 4
@@ -128,9 +129,10 @@ def _regions(trier: _Trier) -> list[Box]:
     soon."""
     survey, window, spec = trier.survey, trier.window, trier.survey.model.spec
     rng = np.random.default_rng(SEED)
+    mask = on_windows_grid(survey.mask, survey.grids.image if survey.grids else ())
 
     def unmasked(box: Box) -> bool:
-        return survey.mask is None or bool(survey.mask.read(box).any())
+        return mask is None or bool(mask.read(box).any())
 
     boxes = windows.pool(survey.volume, trier.scale, window, windows.POOL * REGIONS, rng, unmasked)
     if len(boxes) < LEAST_REGIONS:
@@ -167,7 +169,7 @@ class _Trier:
 
     def windows(self, candidate: Overlap, region: Box | None = None) -> int:
         """Windows that it takes for a region of the volume, by default for the region of interest."""
-        return self._draft.plan(self._labels_of(candidate, region or self.survey.roi)).window_range.size
+        return self._draft.plan(self._labels_of(candidate, region or self.survey.windows_roi)).window_range.size
 
     def judge(self, candidate: Overlap) -> OverlapTrial:
         names = self.survey.model.spec.class_names

@@ -7,8 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 
-import numpy as np
-
 from unet_engine import machine
 from unet_engine.backends.base import NO_TRIAL, Array, Network, Setup, Trial
 from unet_engine.backends.opening import Wanted, place_of
@@ -31,7 +29,7 @@ from unet_engine.prepare.second import compared
 from unet_engine.prepare.survey import Survey
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
-from unet_engine.volumes.normalize import Scaling, scaling
+from unet_engine.volumes.normalize import Scaling
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,8 @@ class _Loaded:
 def _open(survey: Survey, notes: list[str]) -> _Loaded:
     settings, place = survey.settings, place_of(survey.devices[0])
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
-    fingerprint, scale = samples.fingerprint(survey.volume), _scaling(survey)
+    fingerprint = samples.fingerprint(survey.scan)
+    scale = samples.scaling_of(survey.scan, survey.model.spec.normalization)
     _about_inputs(survey, scale, notes)
     seen = Outputs()
     trial = _trial(survey, scale, seen)
@@ -134,7 +133,7 @@ def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
     if survey.model.format == "fake" or survey.model.takes_integers:
         return
     said = survey.settings.normalize is not None
-    doubt = unlikely(survey.model, samples.measured(survey.volume), scale, said=said)
+    doubt = unlikely(survey.model, samples.measured(survey.scan), scale, said=said)
     if doubt:
         fall_back(survey.settings, notes, doubt)
 
@@ -146,8 +145,8 @@ def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
         return NO_TRIAL
 
     def cut(window: tuple[int, ...]) -> list[Array]:
-        boxes = windows.richest(survey.volume, window, WINDOWS)
         with suppress(DataError):
+            boxes = windows.richest(survey.volume, window, WINDOWS)
             return [windows.cut(survey.volume, scale, box, window) for box in boxes]
         return []
 
@@ -171,11 +170,6 @@ def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[
         raise
 
 
-def _scaling(survey: Survey) -> Scaling:
-    normalization, volume = survey.model.spec.normalization, survey.volume
-    return scaling(normalization, samples.measured(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
-
-
 # --- choose ---
 
 
@@ -190,7 +184,7 @@ def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, Ove
     """The decisions; and what ``--overlap auto`` took: what the output was begun with, else what a search finds."""
     draft = loaded.draft
     tiling = _tiling(survey, draft.network.setup.window)
-    decisions = Decisions.of(survey.settings, survey.model.spec, survey.roi, tiling)
+    decisions = Decisions.of(survey.settings, survey.model.spec, survey.roi, tiling, survey.back)
     if survey.settings.overlap != "auto":
         return decisions, None
     choice = stored(survey) or search(draft, decisions, tell)

@@ -51,18 +51,31 @@ def check_spacing(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: 
     notes.append(f"{said}; ignored, as --ignore-spacing says")
 
 
+def in_units_of(volume: Volume, spec: ModelSpec) -> tuple[float, ...] | None:
+    """The spacing of `volume`, along all its axes, in the unit of the spacing of `spec`; None where there is none, or
+    no common unit."""
+    if not spec.spacing or not volume.spacing:
+        return None
+    factor = _factor(volume.unit, spec)
+    return None if factor is None else tuple(abs(s * factor) for s in volume.spacing)
+
+
 def _ratios(own: Sequence[float], unit: str | None, spec: ModelSpec) -> list[float] | None:
     """Per axis the length of the volume's voxels over that of training's; None where they have no common unit."""
     assert spec.spacing
-    if unit and unit_name(unit) == unit_name(spec.spacing_unit):
-        factor: float | None = 1.0
-    else:
-        a, b = micrometers(1.0, unit), micrometers(1.0, spec.spacing_unit)
-        factor = a / b if a and b else None
+    factor = _factor(unit, spec)
+    return None if factor is None else [abs(s * factor / t) for s, t in zip(own, spec.spacing, strict=True)]
+
+
+def _factor(unit: str | None, spec: ModelSpec) -> float | None:
+    """What lengths in `unit` are multiplied by to be in the unit of the spacing of `spec`."""
     # a size of 0 says that the file does not know it
-    if factor is None or not all(spec.spacing):
+    if not all(spec.spacing or ()):
         return None
-    return [abs(s * factor / t) for s, t in zip(own, spec.spacing, strict=True)]
+    if unit and unit_name(unit) == unit_name(spec.spacing_unit):
+        return 1.0
+    a, b = micrometers(1.0, unit), micrometers(1.0, spec.spacing_unit)
+    return a / b if a and b else None
 
 
 def _shown(axes: str, spacing: Sequence[float], unit: str | None) -> str:

@@ -20,12 +20,15 @@ from unet_engine.model.verdict import difference
 from unet_engine.output import output
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
+from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import out_of, pick_of
 from unet_engine.prepare.precision import Choice, choose
+from unet_engine.prepare.resampling import Grids, on_windows_grid
+from unet_engine.prepare.resampling import grids as grids_of
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.settings import Settings
 from unet_engine.settings_files import CONFIG
@@ -37,6 +40,8 @@ from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask
 from unet_engine.volumes.normalize import quantiles, scaling
+from unet_engine.volumes.resampled import Interpolated
+from unet_engine.volumes.samples import scaling_of
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,19 @@ class Survey:
     settings: Settings
     place: str
     """The path of the volume: the input's, or that of what is meant in it."""
+    scan: Volume
+    """As it is stored."""
     volume: Volume
+    """What windows are cut from: the scan, or that on the grid of the network."""
+    grids: Grids | None
+    """From one to the other; None where they are the same."""
     mask: Mask | None
+    """On the grid of the scan."""
     model: ModelFile
     window: tuple[int, ...]
     """Input size per axis of the model."""
     roi: Box
+    """In voxels of the output."""
     devices: tuple[str, ...]
     backend: str
     choice: Choice
@@ -64,7 +76,22 @@ class Survey:
 
     def fill(self, kind: Kind, dtype: str) -> tuple[float, ...] | None:
         """What is written outside, see `outside.fill_of`."""
-        return fill_of(self.settings, self.model.spec, mask=self.mask, volume=self.volume, kind=kind, dtype=dtype)
+        return fill_of(self.settings, self.model.spec, mask=self.mask, volume=self.scan, kind=kind, dtype=dtype)
+
+    @property
+    def back(self) -> tuple[AxisResampling, ...]:
+        """From the grid of windows to that of the output; empty where they are the same."""
+        return self.grids.back if self.grids and self.settings.grid != "model" else ()
+
+    @property
+    def written(self) -> Volume:
+        """The volume whose grid the output has."""
+        return self.scan if self.back else self.volume
+
+    @property
+    def windows_roi(self) -> Box:
+        """The region of interest on the grid of windows."""
+        return on_windows_grid(self.roi, self.grids.image) if self.grids and self.back else self.roi
 
     @property
     def precision(self) -> str:
@@ -88,12 +115,16 @@ def survey(settings: Settings) -> Survey:
     check_volume(volume, model)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
-    check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    grids = grids_of(volume, model.spec, settings, notes)
+    if grids is None:
+        check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
     about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
     if place.note:
         fall_back(settings, notes, place.note)
+    if place.takes_batches and grids and settings.grid != "model":
+        fall_back(settings, notes, "sums are brought to the grid of the scan on the CPU, not on the GPU")
     if settings.batch and not place.takes_batches:
         raise SettingsError(
             f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
@@ -108,20 +139,33 @@ def survey(settings: Settings) -> Survey:
     _check_replacement(settings, volume)
     if volume.drawback:
         fall_back(settings, notes, volume.drawback)
+    roi = parse_roi(settings.roi, volume.spatial, volume.shape) if settings.roi else Box.of_shape(volume.shape)
+    if grids and settings.grid == "model":
+        roi = on_windows_grid(roi, grids.image)
     return Survey(
         settings=settings,
         place=located_at,
-        volume=volume,
+        scan=volume,
+        volume=_on_windows_grid(volume, grids, model.spec, settings),
+        grids=grids,
         mask=mask_of(settings, volume, model.spec),
         model=model,
         window=window,
-        roi=parse_roi(settings.roi, volume.spatial, volume.shape) if settings.roi else Box.of_shape(volume.shape),
+        roi=roi,
         devices=devices,
         backend=backend,
         choice=choice,
         out=out_of(settings, model),
         notes=tuple(notes),
     )
+
+
+def _on_windows_grid(scan: Volume, grids: Grids | None, spec: ModelSpec, settings: Settings) -> Volume:
+    """What windows are cut from."""
+    if grids is None:
+        return scan
+    scale = scaling_of(scan, spec.normalization)
+    return Interpolated(scan, grids.image, scale, spec.background, settings.replace_nonfinite)
 
 
 def _check_replacement(settings: Settings, volume: Volume) -> None:

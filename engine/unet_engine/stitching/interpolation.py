@@ -38,19 +38,19 @@ class Taps:
 
 def taps(axis: AxisResampling, lo: int, hi: int, origin: int) -> Taps:
     """Of the voxels [lo, hi) of the target, in a block that begins at voxel `origin` of the source."""
-    whole = _whole(axis)
-    return Taps(whole.first[lo:hi] - origin, whole.weights[lo:hi])
+    found = _span(axis, lo, hi)
+    return Taps(found.first - origin, found.weights)
 
 
 @lru_cache(maxsize=64)
-def _whole(axis: AxisResampling) -> Taps:
-    first = np.array([axis.first(k) for k in range(axis.target)], np.int64)
+def _span(axis: AxisResampling, lo: int, hi: int) -> Taps:
+    first = np.array([axis.first(k) for k in range(lo, hi)], np.int64)
     if axis.taps == 1:
-        return Taps(first, np.ones((axis.target, 1), np.float32))
-    weights = np.zeros((axis.target, axis.taps))
-    rows = np.arange(axis.target)
-    bare = np.array([axis.bare_first(k) for k in range(axis.target)], np.int64)
-    fraction = np.array([p - floor(p) for p in map(axis.position, range(axis.target))])
+        return Taps(first, np.ones((hi - lo, 1), np.float32))
+    weights = np.zeros((hi - lo, axis.taps))
+    rows = np.arange(hi - lo)
+    bare = np.array([axis.bare_first(k) for k in range(lo, hi)], np.int64)
+    fraction = np.array([p - floor(p) for p in map(axis.position, range(lo, hi))])
     for t, weight in enumerate(_weights(axis.order, fraction)):
         np.add.at(weights, (rows, np.clip(bare + t, 0, axis.source - 1) - first), weight)
     weights /= weights.sum(axis=1, keepdims=True)

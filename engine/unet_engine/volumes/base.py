@@ -140,6 +140,10 @@ class Volume(Protocol):
         """What of the stored data in `box` was changed after `since` (seconds since the epoch), as people are told;
         None where nothing was, or where that cannot be told at the price of looking at files."""
 
+    def token(self, box: Box) -> tuple[str, str] | None:
+        """Of stores that keep no times: a chunk in `box`, as people are told, and what changes with its content. One
+        small request; None where `changed` tells, or where neither can."""
+
     def confirm(self) -> None:
         """Look again whether this is still what was opened: of a volume that is gone, what is not stored means nothing.
 
@@ -197,6 +201,9 @@ class StoredVolume(ABC):
         return True
 
     def changed(self, box: Box, since: float) -> str | None:
+        return None
+
+    def token(self, box: Box) -> tuple[str, str] | None:
         return None
 
     def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do

@@ -76,7 +76,12 @@ class Frame:
             found.append(self.space[w] if column[w] > 0 else _OPPOSITE[self.space[w]])
         return "".join(found)
 
-    def moved(self, start: Sequence[int]) -> Frame:
+    def resampled(self, factors: Sequence[float]) -> Frame:
+        """Of a volume between the same ends, its voxels so many times as long along z, y, x."""
+        moved = self.moved([(f - 1) / 2 for f in factors])
+        return replace(moved, matrix=tuple(tuple(m * f for m, f in zip(r, factors, strict=True)) for r in self.matrix))
+
+    def moved(self, start: Sequence[float]) -> Frame:
         """Of a part of the volume that begins at voxel `start`."""
         moved = [
             o + sum(m * s for m, s in zip(row, start, strict=True))

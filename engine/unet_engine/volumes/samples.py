@@ -9,9 +9,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
+from unet_engine.volumes.normalize import Scaling, scaling
 
 SAMPLES = 64
 SAMPLE_VOXELS = 2**16
@@ -79,6 +81,12 @@ def measured(volume: Volume) -> list[Array]:
     if not volume.nodata:
         return values(volume)
     return [channel[~nodata.where(channel, volume.nodata)] for channel in values(volume)]
+
+
+def scaling_of(volume: Volume, normalization: Normalization) -> Scaling:
+    """Shift, scale and clip of the volume's voxels, from its samples where they have to be looked at. Raises
+    `DataError` as `scaling` does."""
+    return scaling(normalization, measured(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
 
 
 def fingerprint(volume: Volume) -> str:

@@ -19,6 +19,7 @@ from unet_engine.plan.box import Box
 from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.resampled import Interpolated
 
 Array = npt.NDArray[Any]
 READ = 8
@@ -95,6 +96,8 @@ def _cells(
 def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Array:
     """The voxels of `box` normalised: (channels, *window) float32. What the volume lacks is reflected, NaN, Inf
     and what was not measured become the shift."""
+    if isinstance(volume, Interpolated):
+        scale = volume.fed
     voxels = volume.read(box)
     raw = voxels.astype(np.float32)
     if volume.nodata:

@@ -28,6 +28,7 @@ from unet_engine.storage.absences import Absences
 from unet_engine.storage.bounded import bounded
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
+from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
@@ -264,6 +265,14 @@ class ZarrVolume(StoredVolume):
         root = stores.file_of(self.array.store_path)
         key = changed_since(str(root), self._stored_keys(box), since) if root else None
         return f"chunk {key} of {self.path}" if key else None
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        if stores.file_of(self.array.store_path):
+            return None
+        middle = tuple((lo + hi) // 2 for lo, hi in zip(box.lo, box.hi, strict=True))
+        key = next(self._stored_keys(Box(middle, tuple(x + 1 for x in middle))))
+        found = token(self.array.store_path / key)
+        return (f"chunk {key} of {self.path}", found) if found else None
 
     def confirm(self) -> None:
         self.witness.confirm()

@@ -65,6 +65,15 @@ class Adapted(nn.Module):  # type: ignore[misc]  # the type checker skips torch
         return as_it_is and not self.place
 
 
+class GivesLabels(ModelError):
+    """The network ends in an argmax or a threshold, or seems to."""
+
+    def __init__(self, text: str, network: Any) -> None:
+        """network: as `adapted` would give it; its output is labels in float32"""
+        super().__init__(text)
+        self.network = network
+
+
 def adapted(
     network: Any, window: Sequence[int] | None, channels: int | None, head: str | None = None, tell: Tell = print
 ) -> Any:
@@ -81,13 +90,14 @@ def adapted(
     if not parts:
         raise ModelError(f"the network returns {type(returned).__name__} without a tensor; return logits")
     found.place, tensor = _chosen(parts, window, found, head, tell)
-    if not tensor.dtype.is_floating_point:
-        raise ModelError(
-            f"the network gives {str(tensor.dtype).removeprefix('torch.')}, labels it seems, and labels of windows "
-            "cannot be blended; export what lies before its argmax or threshold"
-        )
     found.last_out = tensor.dim() == count + 2 and _is_last(found, tensor, x)
     found.lacks_channel = tensor.shape[1:] == window
+    if not tensor.dtype.is_floating_point:
+        raise GivesLabels(
+            f"the network gives {str(tensor.dtype).removeprefix('torch.')}, labels it seems, and labels of windows "
+            "cannot be blended; export what lies before its argmax or threshold",
+            found,
+        )
     if found.last_in or found.last_out:
         which = "takes and gives" if found.last_in and found.last_out else "takes" if found.last_in else "gives"
         tell(f"note: the network {which} channels last; the file has them first, as all model files")

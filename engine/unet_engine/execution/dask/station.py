@@ -42,12 +42,12 @@ class Part:
 
     task: Task
     core: Array | None
-    """Where the block writes: (channels out, *task.block.write.shape) float32; None where it does not commit."""
+    """The block's own sums: (channels out, *task.block.core.shape) float32; None where it does not commit."""
     halos: tuple[tuple[Index, Halo], ...]
 
     @classmethod
     def of(cls, predicted: Predicted, recorder: Recorder = PLAIN) -> Part:
-        core = predicted.inside(predicted.task.block.write).copy() if predicted.task.commits else None
+        core = predicted.inside(predicted.task.block.core).copy() if predicted.task.commits else None
         with recorder.span(MERGE):
             return cls(predicted.task, core, tuple((to, halo.copied()) for to, halo in predicted.halos()))
 

@@ -16,10 +16,12 @@ from unet_engine.devices.timeline import Marks
 from unet_engine.pipeline.gpu.buffers import SumsSlot
 from unet_engine.pipeline.gpu.lane import Lane, three
 from unet_engine.pipeline.gpu.results import DeviceCore
+from unet_engine.pipeline.host import finish_on_host
 from unet_engine.pipeline.job import Halo
 from unet_engine.pipeline.reduction import Merging
 from unet_engine.plan.device_memory import FLAG
 from unet_engine.plan.plan import Task
+from unet_engine.profiling.recorder import PLAIN
 from unet_engine.profiling.stages import ACTIVATION, COPY, COPY_BACK, MERGE
 
 
@@ -32,6 +34,8 @@ class Finisher:
     def finish(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
         """See `unet_engine.pipeline.base.Pipeline.finish`."""
         lane, device = self._lane, self._lane.device
+        if lane.job.plan.back:
+            return self._on_host(task, core, halos)
         device.use()
         ordered = sorted(halos, key=lambda h: h.source, reverse=True)
         pieces = [lane.pinned_copy(halo.values) for halo in ordered]
@@ -59,6 +63,14 @@ class Finisher:
         marks.read()
         device.touch(back.region, "r")
         return back.array(out_shape, lane.job.layout.dtype, FLAG), not back.array((1,), "int32")[0]
+
+    def _on_host(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
+        """The same where the output is on another grid: no kernel interpolates yet."""
+        if isinstance(core, DeviceCore):
+            self._lane.device.use()
+            held, core = core, core.copy()
+            held.release()
+        return finish_on_host(self._lane.job, task, core, halos, PLAIN)
 
     def _placed(self, task: Task, slot: SumsSlot, kept: Piece | None, marks: Marks) -> tuple[Any, tuple[int, ...]]:
         """The sums in `slot` as a region with its shape, and where the write box begins in them. `kept`: sums that are

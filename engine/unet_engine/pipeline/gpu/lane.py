@@ -65,7 +65,7 @@ class Lane:
     def _constants(self) -> list[Array]:
         """Scale and shift per input channel, what a skipped window stands for per output channel, and where there are
         any the limits per input channel."""
-        scaling = self.job.scaling
+        scaling = self.job.fed
         found = [np.asarray(scaling.scale), np.asarray(scaling.shift), np.asarray(self.job.skipped, np.float32)]
         return found if scaling.limits is None else [*found, scaling.limits]
 
@@ -138,7 +138,7 @@ class Lane:
         """The sums of the write box on the host: (channels out, *write.shape) float32."""
         self.device.use()
         with self.queueing:
-            box, done, marks = task.block.write, self.event(), self.marks()
+            box, done, marks = task.block.core, self.event(), self.marks()
             marks.begin("out")
             piece = self.pack(slot, task.block, box, 0, marks)
             self.device.record(slot.free, self.out)

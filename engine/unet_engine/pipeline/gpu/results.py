@@ -17,14 +17,14 @@ from unet_engine.plan.plan import Index, Task
 
 @dataclass
 class DeviceCore:
-    """The sums of a block's write box, on the device until `release`."""
+    """The sums of a block's core, on the device until `release`."""
 
     lane: Lane
     task: Task
     slot: SumsSlot | None
 
     def copy(self) -> Array:
-        """The same on the host: (channels out, *task.block.write.shape) float32."""
+        """The same on the host: (channels out, *task.block.core.shape) float32."""
         assert self.slot is not None
         return self.lane.download(self.task, self.slot)
 
@@ -44,8 +44,8 @@ class DevicePredicted:
     sent: tuple[tuple[Index, Halo], ...]
 
     def inside(self, box: Box) -> Any:
-        """The sums in the write box, which is all that stays."""
-        assert box == self.task.block.write
+        """The sums in the core, which is all that stays."""
+        assert box == self.task.block.core
         return self.core
 
     def halos(self) -> Iterator[tuple[Index, Halo]]:

@@ -122,11 +122,33 @@ def _state_dict(files: Files, said: Description, entry: Entry, output: int, want
     _needs_torch(said)
     from unet_export.conversion.weights import fill, read_weights
 
-    make, keywords = _architecture(files, said, entry, wanted)
     path = files.check(plain(entry.source), entry.sha256)
+    try:
+        make, keywords = _architecture(files, said, entry, wanted)
+    except ModelError as refused:
+        network = None if wanted.uncertified else _rebuilt(said, entry)
+        if network is None:
+            raise
+        try:
+            fill(network, read_weights(path), None, tell)
+        except ModelError:  # another class of that name
+            raise refused from None
+        tell("note: its network is one of torch-em's, which is built here without its own code")
+        return Found(path.name, network)
     network = code.built(make, keywords, said.path)
     fill(network, read_weights(path), None, tell)
     return Found(path.name, network)
+
+
+def _rebuilt(said: Description, entry: Entry) -> Any:
+    """The network without its code, where its class is known here and test tensors will tell whether it is that one;
+    else None."""
+    from unet_export.importers.bioimageio import torch_em
+
+    _, _, name, _, keywords = _named(said, entry)
+    if not all(tensor.test for tensor in (*said.inputs, *said.outputs)) or not torch_em.known(name, keywords):
+        return None
+    return torch_em.built(name, keywords).eval()
 
 
 def _architecture(

@@ -1,0 +1,98 @@
+"""Whether a volume is brought to the spacing of a network, and how: shapes and orders, as nnU-Net decides them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from unet_engine.errors import InputError, SettingsError
+from unet_engine.model.spec import ModelSpec, Resampling
+from unet_engine.plan.box import Box
+from unet_engine.plan.resampling import AxisResampling, Order
+from unet_engine.prepare.spacing import in_units_of
+from unet_engine.settings import Settings
+from unet_engine.units import times
+from unet_engine.volumes.axes import LARGEST
+from unet_engine.volumes.base import Volume
+
+ANISOTROPIC = 3.0
+"""Ratio of the longest side of a voxel to the shortest, above which the axis of the longest is resampled apart."""
+
+
+@dataclass(frozen=True)
+class Grids:
+    """From the scan's voxels to the network's, and back."""
+
+    image: tuple[AxisResampling, ...]
+    back: tuple[AxisResampling, ...]
+
+
+def grids(volume: Volume, spec: ModelSpec, settings: Settings, notes: list[str]) -> Grids | None:
+    """How `volume` comes to the spacing of `spec`; None where nothing is to be done, or spacings cannot be compared,
+    which `check_spacing` tells. Raises `InputError` where its grid would be larger than any volume is."""
+    how, own = spec.resampling, in_units_of(volume, spec)
+    if how is None or own is None or settings.ignore_spacing:
+        return None
+    planes = len(volume.shape) - len(spec.axes)
+    wanted = (*own[:planes], *(spec.spacing or ()))
+    shape = tuple(
+        max(1, round(a / b * n)) if n < LARGEST * b / a else LARGEST + 1
+        for a, b, n in zip(own, wanted, volume.shape, strict=True)
+    )
+    if max(shape) > LARGEST:
+        raise InputError(
+            f"{volume.path} of {times(volume.shape)} voxels has more than any volume has at the spacing of {spec.name}; "
+            "correct its metadata, or use --ignore-spacing"
+        )
+    if shape == volume.shape:
+        return None
+    orders = _orders(how, how.image, how.image_apart, own, wanted)
+    image = tuple(AxisResampling(n, m, o) for n, m, o in zip(volume.shape, shape, orders, strict=True))
+    orders = _orders(how, how.output, how.output_apart, wanted, own)
+    back = tuple(AxisResampling(m, n, o) for n, m, o in zip(volume.shape, shape, orders, strict=True))
+    notes.append(
+        f"{volume.path} is brought from {times(volume.shape)} voxels to {times(shape)}, the spacing of {spec.name}"
+    )
+    return Grids(image, back)
+
+
+def _orders(
+    how: Resampling, order: Order, apart: Order, current: Sequence[float], new: Sequence[float]
+) -> tuple[Order, ...]:
+    """Per axis. nnU-Net's rule: the spacing that is there decides, if it is anisotropic, else the one that it becomes;
+    and one axis alone, never two."""
+    axis = None
+    if len(current) > 2 and how.apart != "never":
+        decides = current if how.apart == "always" or _is_anisotropic(current) or not _is_anisotropic(new) else new
+        longest = [a for a, s in enumerate(decides) if s == max(decides)]
+        if len(longest) == 1 and (how.apart == "always" or _is_anisotropic(decides)):
+            axis = longest[0]
+    return tuple(apart if a == axis else order for a in range(len(current)))
+
+
+def _is_anisotropic(spacing: Sequence[float]) -> bool:
+    return max(spacing) / min(spacing) > ANISOTROPIC
+
+
+def on_windows_grid(roi: Box, grid: Sequence[AxisResampling]) -> Box:
+    """The voxels of the network's grid whose middles lie in `roi`, voxels of the scan. Raises `SettingsError` where
+    none does."""
+    spans = []
+    for axis, lo, hi in zip(grid, roi.lo, roi.hi, strict=True):
+        inside = [_below(axis, end - 0.5) for end in (lo, hi)]
+        spans.append((inside[0], inside[1]))
+    found = Box(*map(tuple, zip(*spans, strict=True)))
+    if not prod(found.shape):
+        raise SettingsError(f"--roi {roi}: no voxel of the network's grid lies in it; take a larger one")
+    return found
+
+
+def _below(axis: AxisResampling, x: float) -> int:
+    """Voxels of the target whose middles lie below `x` of the source."""
+    k = min(max(0, int((x + 0.5) * axis.target / axis.source)), axis.target)
+    while k > 0 and axis.position(k - 1) >= x:
+        k -= 1
+    while k < axis.target and axis.position(k) < x:
+        k += 1
+    return k

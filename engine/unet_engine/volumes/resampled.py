@@ -1,0 +1,325 @@
+"""A volume, or a mask, on another grid than its own: the one that a network was trained on. Nothing is copied: a box is
+read as the voxels that it is made of, and made of them.
+
+    box on the network's grid --AxisResampling.reach--> box of the scan --read--> normalised --interpolate--> voxels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from unet_engine.plan.box import Box
+from unet_engine.plan.resampling import AxisResampling
+from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.profiling.stages import GATHER
+from unet_engine.stitching import operations
+from unet_engine.stitching.interpolation import taps
+from unet_engine.volumes import nodata
+from unet_engine.volumes.base import Array, Volume
+from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.pick import Pick
+
+
+def reach(grid: Sequence[AxisResampling], box: Box) -> Box:
+    """The voxels of the source that those of `box` are made of."""
+    spans = [axis.reach(lo, hi) for axis, lo, hi in zip(grid, box.lo, box.hi, strict=True)]
+    return Box(*map(tuple, zip(*spans, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Regridded:
+    """What a volume says of itself when it is seen on another grid. Spatial tuples follow `spatial`."""
+
+    scan: Volume
+    """As it is stored."""
+    grid: tuple[AxisResampling, ...]
+    """From the scan's voxels to these."""
+
+    def there(self, box: Box) -> Box:
+        """The voxels of the scan that those of `box` are made of."""
+        return reach(self.grid, box)
+
+    @property
+    def path(self) -> str:
+        return self.scan.path
+
+    @property
+    def axes(self) -> str:
+        return self.scan.axes
+
+    @property
+    def spatial(self) -> str:
+        return self.scan.spatial
+
+    @property
+    def stored_spatial(self) -> str:
+        return self.scan.stored_spatial
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """As it is stored."""
+        return self.scan.stored_shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(axis.target for axis in self.grid)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """About what a chunk of the scan gives."""
+        return tuple(
+            max(1, min(axis.target, round(chunk * axis.target / axis.source)))
+            for axis, chunk in zip(self.grid, self.scan.chunks, strict=True)
+        )
+
+    @property
+    def channels(self) -> int:
+        return self.scan.channels
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return self.scan.channel_names
+
+    @property
+    def timepoints(self) -> int:
+        return self.scan.timepoints
+
+    def picked(self, pick: Pick) -> Volume:
+        return replace(self, scan=self.scan.picked(pick))  # type: ignore[return-value]  # `read` is the subclass's
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.scan.dtype
+
+    @property
+    def voxel_bytes(self) -> int:
+        return self.dtype.itemsize * self.channels
+
+    @property
+    def chunk_bytes(self) -> int:
+        return self.scan.chunk_bytes
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        if self.scan.spacing is None:
+            return None
+        return tuple(s * axis.source / axis.target for s, axis in zip(self.scan.spacing, self.grid, strict=True))
+
+    @property
+    def translation(self) -> tuple[float, ...]:
+        spacing = self.scan.spacing or (1.0,) * len(self.grid)
+        return tuple(
+            t + s * axis.position(0) for t, s, axis in zip(self.scan.translation, spacing, self.grid, strict=True)
+        )
+
+    @property
+    def frame(self) -> Frame | None:
+        return self.scan.frame and self.scan.frame.resampled([axis.source / axis.target for axis in self.grid])
+
+    @property
+    def unit(self) -> str | None:
+        return self.scan.unit
+
+    @property
+    def fill_value(self) -> float:
+        return self.scan.fill_value
+
+    @property
+    def nodata(self) -> tuple[float, ...]:
+        return self.scan.nodata
+
+    @property
+    def own_mask(self) -> str | None:
+        """On the grid of the scan."""
+        return self.scan.own_mask
+
+    @property
+    def drawback(self) -> str | None:
+        return self.scan.drawback
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.scan.notes
+
+    def with_nodata(self, values: tuple[float, ...]) -> Volume:
+        return replace(self, scan=self.scan.with_nodata(values))  # type: ignore[return-value]  # `read` is the subclass's
+
+    def has_data(self, box: Box) -> bool:
+        return self.scan.has_data(self.there(box))
+
+    def changed(self, box: Box, since: float) -> str | None:
+        return self.scan.changed(self.there(box), since)
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        return self.scan.token(self.there(box))
+
+    def confirm(self) -> None:
+        self.scan.confirm()
+
+    def release(self) -> None:
+        self.scan.release()
+
+    def facts(self) -> dict[str, Any]:
+        return self.scan.facts()
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest(Regridded):
+    """Each voxel as the scan's nearest one is stored."""
+
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        there = self.there(box)
+        found = self.scan.read(there, recorder)
+        taken: tuple[Any, ...] = (slice(None), *_taken(self.grid, box, there))
+        return np.ascontiguousarray(found[taken])
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolated(Regridded):
+    """What a network is fed: voxels normalised where they were measured, then interpolated; float32.
+
+    Background is 0 here, so that it stays so to the last bit, and becomes what it is once normalised by `fed`. What was
+    not measured is normalised to 0, NaN and infinities become `nonfinite`, or spread as NaN where that is None.
+    Splines overshoot: where values are clipped, they are clipped to the same bounds afterwards (nnU-Net cuts off at the
+    least and the largest voxel, which clipped voxels mostly reach).
+    """
+
+    scaling: Scaling
+    """Of the scan's voxels, by figures of the scan's own grid."""
+    background: float = 0.0
+    """Raw value of voxels that become 0."""
+    nonfinite: float | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    @property
+    def nodata(self) -> tuple[float, ...]:
+        """None is left here."""
+        return ()
+
+    @property
+    def fill_value(self) -> float:
+        """0 where voxels that are not stored are background; else NaN, which is not 0."""
+        return 0.0 if self.scan.fill_value == self.background else float("nan")
+
+    @property
+    def fed(self) -> Scaling:
+        """What is left to do, per channel."""
+        return fed(self.scaling, self.background)
+
+    @cached_property
+    def pivot(self) -> tuple[float, ...]:
+        """What background is once it is normalised."""
+        return tuple(-s for s in self.fed.shift)
+
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        there = self.there(box)
+        voxels = self.scan.read(there, recorder)
+        with recorder.span(GATHER):
+            normal = self._normalised(voxels)
+            out = np.empty((len(voxels), *box.shape), np.float32)
+            tables = [
+                taps(axis, lo, hi, at) for axis, lo, hi, at in zip(self.grid, box.lo, box.hi, there.lo, strict=True)
+            ]
+            operations.interpolate(out, normal, tables)
+            if self.scaling.clip and any(axis.order == 3 and not axis.is_identity for axis in self.grid):
+                for c, channel in enumerate(out):
+                    ends = self.scaling.normalised(np.array(self.scaling.clip[c], np.float32), c)
+                    np.clip(channel, *(np.sort(ends) - np.float32(self.pivot[c])), out=channel)
+        return out
+
+    def not_finite(self, box: Box) -> Array:
+        """Which voxels of the scan that `box` is made of are NaN or infinite, and were measured and not replaced."""
+        voxels = self.scan.read(self.there(box))
+        if self.nonfinite is not None:
+            return np.zeros(voxels.shape, bool)
+        found: Array = ~np.isfinite(voxels) & ~nodata.where(voxels, self.scan.nodata)
+        return found
+
+    def _normalised(self, voxels: Array) -> Array:
+        """The same less background, (channels, *S) float32."""
+        absent = nodata.where(voxels, self.scan.nodata) if self.scan.nodata else None
+        bad = ~np.isfinite(voxels) if voxels.dtype.kind == "f" else None
+        if bad is not None and absent is not None:
+            bad &= ~absent
+        if bad is not None and self.nonfinite is not None:
+            voxels[bad] = self.nonfinite
+        normal = np.empty(voxels.shape, np.float32)
+        index = [np.arange(n) for n in voxels.shape[1:]]
+        scale, shift = np.asarray(self.scaling.scale), np.asarray(self.scaling.shift)
+        operations.gather(normal, voxels, index, scale, shift, 0.0, limits=self.scaling.limits)
+        if absent is not None:
+            normal[absent] = 0
+        if bad is not None and self.nonfinite is None:
+            normal[bad] = np.nan
+        if any(self.pivot):
+            normal -= np.array(self.pivot, np.float32).reshape(-1, *(1,) * len(index))
+        return normal
+
+
+def fed(scaling: Scaling, background: float) -> Scaling:
+    """What is left to do of `scaling` with voxels that were normalised less what `background` becomes."""
+    raw = np.full((1,), background, np.float32)
+    shift = tuple(-float(scaling.normalised(raw, c)[0]) for c in range(len(scaling.shift)))
+    return Scaling(shift, (1.0,) * len(shift))
+
+
+class AnyMask(Protocol):
+    """A mask on whatever grid; see `unet_engine.volumes.mask.Mask`."""
+
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array: ...
+    def may_hold(self, box: Box) -> bool: ...
+    def changed(self, box: Box, since: float) -> str | None: ...
+    def token(self, box: Box) -> tuple[str, str] | None: ...
+    def confirm(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class NearestMask:
+    """A mask of the scan, on another grid: each voxel as the scan's nearest one."""
+
+    mask: AnyMask
+    grid: tuple[AxisResampling, ...]
+
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        there = reach(self.grid, box)
+        return np.ascontiguousarray(self.mask.read(there, recorder)[_taken(self.grid, box, there)])
+
+    def may_hold(self, box: Box) -> bool:
+        return self.mask.may_hold(reach(self.grid, box))
+
+    def changed(self, box: Box, since: float) -> str | None:
+        return self.mask.changed(reach(self.grid, box), since)
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        return self.mask.token(reach(self.grid, box))
+
+    def confirm(self) -> None:
+        self.mask.confirm()
+
+
+def on_windows_grid(mask: AnyMask | None, grid: tuple[AxisResampling, ...]) -> AnyMask | None:
+    """A mask of the scan as windows see it; `grid` is empty where they are cut from the scan itself."""
+    return NearestMask(mask, nearest(grid)) if mask is not None and grid else mask
+
+
+def nearest(grid: Sequence[AxisResampling]) -> tuple[AxisResampling, ...]:
+    """The same grids, each voxel the nearest."""
+    return tuple(replace(axis, order=0) for axis in grid)
+
+
+def _taken(grid: Sequence[AxisResampling], box: Box, there: Box) -> tuple[Array, ...]:
+    return np.ix_(
+        *(
+            np.array([axis.first(x) for x in range(lo, hi)], np.intp) - at
+            for axis, lo, hi, at in zip(grid, box.lo, box.hi, there.lo, strict=True)
+        )
+    )
