@@ -102,7 +102,7 @@ class Worker:
         if self._opened.volume is None:
             with self._opening, decoding(self.job.decoders):
                 self._opened.volume = self._opened.volume or self.job.seen(
-                    open_volume(self.job.volume, self.job.volume_axes)
+                    open_volume(self.job.volume, self.job.volume_axes, self.job.pick)
                 )
         return self._opened.volume
 
