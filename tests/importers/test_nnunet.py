@@ -197,6 +197,9 @@ def test_a_run_of_regions_gives_later_ones_over_earlier_ones(tmp_path, device):
     for channel, label in zip(image, (4, 2, 300), strict=True):
         expected[channel > 0] = label
     np.testing.assert_array_equal(result_of(out), expected)
+    largest = unet_engine.run(volume, model=model, out="c.zarr", device=device, blend="crop", channels="classes").out
+    best = np.where(image.max(0) > 0, image.argmax(0) + 1, 0)
+    np.testing.assert_array_equal(result_of(largest), best)
 
 
 def test_resampling_that_is_not_known_is_left_out_and_told(tmp_path):
