@@ -126,10 +126,48 @@ def _taking(network: Any, x: Tensor) -> tuple[Adapted, Any]:
                 problems.append(error)
                 continue
             return (way, returned) if kind == torch.float32 else _in_float32(way, returned, x)
+    if mixing := _mixing(network, x):
+        raise ModelError(mixing) from problems[0]
     raise ModelError(
         f"the network does not take a window of {times(window)} with {channels} channel(s): {first_line(problems[0])}; "
         "use --window and --channels"
     ) from problems[0]
+
+
+def _mixing(network: Any, x: Tensor) -> str:
+    """What is told of a network that takes the window and fails inside, as a layer is given another type of numbers
+    than its weights are; empty of others."""
+    if not hasattr(network, "named_modules"):
+        return ""
+    inside: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
+
+    def entered(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, given: inside.append((name, module, given))
+
+    hooks: list[Any] = []
+    try:
+        for name, module in network.named_modules():
+            hooks.append(module.register_forward_pre_hook(entered(name)))
+            hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+        with torch.inference_mode():
+            network(x)
+    except Exception:  # it is known to fail
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not inside or not inside[-1][0]:
+        return ""
+    name, module, given = inside[-1]
+    kinds = {t.dtype for t in given if isinstance(t, Tensor) and t.dtype.is_floating_point}
+    weights = {p.dtype for p in module.parameters(recurse=False)} - kinds
+    if not kinds or not weights:
+        return ""
+    got, has = (str(min(found, key=str)).removeprefix("torch.") for found in (kinds, weights))
+    return (
+        f"the network mixes types of numbers: its layer {name} ({type(module).__name__}) holds {has} and is given {got}; "
+        "let both be float32: cast what goes into it with .float(), and leave out .double()"
+    )
 
 
 def _in_float32(way: Adapted, returned: Any, x: Tensor) -> tuple[Adapted, Any]:

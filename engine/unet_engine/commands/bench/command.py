@@ -63,6 +63,8 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
     begun = time.perf_counter()
     if (request.model is None) != (request.input is None):
         raise SettingsError("--model and --in belong together; give both, or neither for the demo models")
+    if request.head and not request.model:
+        raise SettingsError(f"--head {request.head}: the demo models have one output; give --model and --in too")
     demos = [] if request.model else _demos(request)
     least = LEAST_SECONDS * max(1, len(demos))
     if not least <= request.seconds < inf:
