@@ -372,6 +372,8 @@ def _clear_winner(spec: ModelSpec) -> bool:
     """Whether rounding cannot change the label of the constant for empty windows."""
     values = sorted(spec.empty or (0.0,))
     above = operations.label_threshold(spec.activation, len(values))
+    if spec.regions is not None and above is not None:
+        return all(abs(v - above) > 1e-3 * max(1.0, *map(abs, values)) for v in values)
     if above is not None:
         values = sorted([*values, above])
     return len(values) > 1 and values[-1] - values[-2] > 1e-3 * max(map(abs, values))
