@@ -23,6 +23,7 @@ from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.pick import Pick
 
 
 def reach(grid: Sequence[AxisResampling], box: Box) -> Box:
@@ -80,6 +81,17 @@ class Regridded:
     @property
     def channels(self) -> int:
         return self.scan.channels
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return self.scan.channel_names
+
+    @property
+    def timepoints(self) -> int:
+        return self.scan.timepoints
+
+    def picked(self, pick: Pick) -> Volume:
+        return replace(self, scan=self.scan.picked(pick))  # type: ignore[return-value]  # `read` is the subclass's
 
     @property
     def dtype(self) -> np.dtype[Any]:

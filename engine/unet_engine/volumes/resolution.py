@@ -26,6 +26,7 @@ class Resolution:
     unit: str | None = None
     notes: tuple[str, ...] = ()
     """What was said but could not be understood, or is unusual, as the user is told."""
+    channel_names: tuple[str, ...] = ()
 
     def completed(self, path: str, names: str) -> Resolution:
         """The same with what the array's own attributes say, where nothing else says it. `names`: of its axes.

@@ -68,6 +68,7 @@ class ZarrFormat:
             stored_spacing=found.scale,
             stored_translation=found.translation,
             unit=found.unit,
+            channel_names=found.channel_names,
             notes=found.notes,
             fill_value=float(array.fill_value or 0),
             nodata=nodata.said(dict(array.attrs), dtype),
@@ -339,9 +340,17 @@ class ZarrVolume(StoredVolume):
         """Where the chunks (shards, if sharded) that meet `box` are stored if they are, below the array."""
         units = self.array.shards or self.array.chunks
         step = self.along(units)
-        channels = range(-(-self.channels // units[self.axes.index("c")])) if "c" in self.axes else range(1)
+        channels, time = range(1), 0
+        if "c" in self.axes:
+            at = self.axes.index("c")
+            first, stop, _ = self._channel_span.indices(self.stored_shape[at])
+            channels = range(first // units[at], -(-stop // units[at]))
+        if "t" in self.axes:
+            time = self.time // units[self.axes.index("t")]
         for cell in box.cells(step):
-            corner: dict[str, int] = {a: l // s for a, l, s in zip(self.spatial, cell.lo, step, strict=True)}
+            corner: dict[str, int] = {"t": time} | {
+                a: l // s for a, l, s in zip(self.spatial, cell.lo, step, strict=True)
+            }
             for c in channels:
                 index = tuple(corner.get(a, c if a == "c" else 0) for a in self.axes)
                 yield str(self.array.metadata.encode_chunk_key(index))
