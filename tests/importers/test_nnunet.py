@@ -19,10 +19,12 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("nnunetv2.inference.predict_from_raw_data")
 
+import unet_engine  # noqa: E402
 from support import nnunet  # noqa: E402
 from support.command_line import cli  # noqa: E402
-from support.volumes import make_volume, result_of  # noqa: E402
+from support.volumes import fake_model, make_volume, result_of  # noqa: E402
 from unet_engine.model.spec import Resampling  # noqa: E402
+from unet_engine.stitching import operations  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
 from unet_export.conversion.adapt import adapted  # noqa: E402
 from unet_export.importers.base import Wanted  # noqa: E402
@@ -158,6 +160,46 @@ def test_a_folder_as_nnunet_itself_writes_it():
     assert (spec.window, spec.mirror_axes) == ((16, 48, 64), "zyx")
     assert str(spec.normalization) == "fixed:mean=60,std=150,clip=-500:400"
     assert found.predictor is not None
+
+
+REGIONS = {"background": 0, "tumour": [1, 2, 3], "core": [2, 3], "vessel": 3}
+
+
+def test_regions_are_written_in_their_order_as_nnunet_writes_them(tmp_path):
+    """On the CPU and, by the same rule, where sums lie on a device."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    about = nnunet.dataset(labels=REGIONS, regions_class_order=[2, 5, 1])
+    folder = nnunet.result_folder(tmp_path / "r", "2d", nnunet.configuration((16, 24)), dataset_json=about)
+    found, spec = read(folder)
+    assert (spec.regions, spec.activation, spec.channels) == ((2, 5, 1), "sigmoid", "multilabel")
+    assert spec.classes == ("background", "vessel", "tumour", "class 3", "class 4", "core")
+    scan = np.random.default_rng(1).normal(50, 200, (1, 2, 30, 41)).astype(np.float32)
+    logits = found.predictor(scan, (16, 24))
+    manager = PlansManager(json.loads((folder / "plans.json").read_text())).get_label_manager(about)
+    theirs = manager.convert_logits_to_segmentation(logits)
+    assert len(np.unique(theirs)) > 2
+    ours = np.empty(theirs.shape, np.uint8)
+    operations.regions(logits, ours, spec.regions, spec.activation)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_a_run_of_regions_gives_later_ones_over_earlier_ones(tmp_path, device):
+    image = np.random.default_rng(3).normal(size=(3, 20, 33)).astype(np.float32)
+    volume = make_volume(tmp_path / "v.zarr", image, axes="cyx")
+    model = fake_model(
+        tmp_path, axes="yx", channels_in=3, channels_out=3, activation="sigmoid", channels="multilabel",
+        regions=[4, 2, 300],
+    )  # fmt: skip
+    out = unet_engine.run(volume, model=model, out="o.zarr", device=device, blend="crop").out
+    expected = np.zeros(image.shape[1:], np.uint16)
+    for channel, label in zip(image, (4, 2, 300), strict=True):
+        expected[channel > 0] = label
+    np.testing.assert_array_equal(result_of(out), expected)
+    largest = unet_engine.run(volume, model=model, out="c.zarr", device=device, blend="crop", channels="classes").out
+    best = np.where(image.max(0) > 0, image.argmax(0) + 1, 0)
+    np.testing.assert_array_equal(result_of(largest), best)
 
 
 def test_resampling_that_is_not_known_is_left_out_and_told(tmp_path):

@@ -18,12 +18,15 @@ import unet_engine
 import unet_engine.prepare.prepare as prepare_module
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
+from unet_engine.commands.report import plan_facts
 from unet_engine.errors import BackendError, DataError, ResumeError
+from unet_engine.execution.choose import team
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import ModelSpec, Resampling
 from unet_engine.plan.box import Box
 from unet_engine.plan.memory import cut_columns
 from unet_engine.prepare.resampling import grids, seen
+from unet_engine.settings import Settings
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.samples import scaling_of
@@ -415,3 +418,15 @@ def test_windows_that_are_tried_beforehand_are_those_that_are_run(tmp_path: Any)
     expected = zoomed((array - 1) / 2, CASE.new, 3)[(slice(None), *box.slices())]
     np.testing.assert_allclose(cut(volume, scale, box, (8, 8, 8)), expected, atol=NEAR)
     assert seen(scan, grids(scan, spec, [], ignore=True), spec) is scan
+
+
+def test_what_is_planned_to_be_read_is_of_the_scan(blocks: Any, tmp_path: Any) -> None:
+    array = noise(CASE)
+    path = CASE.scan(str(tmp_path), array)
+    blocks((9, 9, 9))
+    options = {"model": CASE.model(str(tmp_path)), "out": str(tmp_path / "o.zarr")}
+    with team(Settings.of(input=path, **options)) as crew:
+        facts = plan_facts(crew.prepare())
+    assert facts["bytes_read"] == array.nbytes
+    assert facts["read_factor"] == 1
+    assert unet_engine.run(path, **options).bytes_read == array.nbytes

@@ -113,7 +113,8 @@ class Job:
     @property
     def reduction(self) -> Reduction:
         """What turns finished sums into voxels of the output."""
-        return REDUCTIONS[self.kind](self.model.spec.activation, self.layout.dtype)
+        spec = self.model.spec
+        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions)
 
 
 @dataclass(slots=True)

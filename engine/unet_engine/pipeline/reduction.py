@@ -49,7 +49,14 @@ class Reduction(ABC):
 
     activation: Activation
     dtype: str
+    regions: tuple[int, ...] | None = None
+    """See `ModelSpec.regions`."""
     kind: ClassVar[Kind]
+
+    @property
+    def on_host_alone(self) -> bool:
+        """Whether no kernel does it."""
+        return False
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of what is written for sums of the shape `sums`, (channels, *write)."""
@@ -95,15 +102,23 @@ class Reduction(ABC):
 
 
 class Labels(Reduction):
-    """The most likely class; of a sigmoid the most likely one that reaches a half, counted from 1, else 0."""
+    """The most likely class; of a sigmoid the most likely one that reaches a half, counted from 1, else 0; of regions
+    what `operations.regions` says."""
 
     kind = "labels"
+
+    @property
+    def on_host_alone(self) -> bool:
+        return self.regions is not None
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         return sums[1:]
 
     def _reduce(self, sums: Array, out: Array) -> None:
-        operations.labels(sums, out, self.activation)
+        if self.regions is None:
+            operations.labels(sums, out, self.activation)
+        else:
+            operations.regions(sums, out, self.regions, self.activation)
 
     def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
         """Without the classes that cannot be the largest anywhere in the tile: between voxels nothing is above the

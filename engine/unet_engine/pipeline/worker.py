@@ -262,7 +262,10 @@ class Worker:
         if inside is not None and not inside.any():
             return None
         voxels = self.volume.read(task.read, self.recorder)
-        self.tally.add(bytes_read=voxels.nbytes)
+        seen, count = self.volume, voxels.nbytes
+        if isinstance(seen, Interpolated):
+            count = seen.there(task.read).size * seen.scan.voxel_bytes
+        self.tally.add(bytes_read=count)
         if self.job.nodata and not self.job.plan.image:  # else they were dealt with before interpolating
             inside = self.presence.without_nodata(voxels, inside)
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
@@ -369,6 +372,8 @@ def _clear_winner(spec: ModelSpec) -> bool:
     """Whether rounding cannot change the label of the constant for empty windows."""
     values = sorted(spec.empty or (0.0,))
     above = operations.label_threshold(spec.activation, len(values))
+    if spec.regions is not None and above is not None:
+        return all(abs(v - above) > 1e-3 * max(1.0, *map(abs, values)) for v in values)
     if above is not None:
         values = sorted([*values, above])
     return len(values) > 1 and values[-1] - values[-2] > 1e-3 * max(map(abs, values))

@@ -207,7 +207,11 @@ def _labels(ours: Array, theirs: Array, spec: ModelSpec) -> tuple[float | None, 
 def label_of(values: Array, spec: ModelSpec) -> Array:
     """Labels ([z,] y, x) of outputs (c, [z,] y, x)."""
     labels = np.empty(values.shape[1:], np.uint16)
-    operations.labels(np.ascontiguousarray(values, np.float32), labels, spec.activation)
+    sums = np.ascontiguousarray(values, np.float32)
+    if spec.regions is None:
+        operations.labels(sums, labels, spec.activation)
+    else:
+        operations.regions(sums, labels, spec.regions, spec.activation)
     return labels
 
 

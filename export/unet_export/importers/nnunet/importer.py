@@ -41,10 +41,10 @@ class NnUNet:
 
     name = "nnU-Net v2"
     keeps = (
-        "network, patch size, transposed axes, spacing, normalisation, classes, mirrored axes, folds; 2D, 3d_fullres, "
+        "network, patch size, transposed axes, spacing, normalisation, classes, regions, mirrored axes, folds; 2D, 3d_fullres, "
         "3d_lowres"
     )
-    cannot = "cascades, region-based training, channels normalised in different ways, nnU-Net 1"
+    cannot = "cascades, channels normalised in different ways, nnU-Net 1"
 
     def recognises(self, path: Path) -> bool:
         return folders.located(path) is not None or folders.is_first_version(path)
@@ -73,11 +73,6 @@ class NnUNet:
         name = _configuration_name(found.root, checkpoints)
         configuration = _supported(found.root, name, configuration_of(found.root, plans, name))
         labels = labels_of(found.root, dataset)
-        if labels.regions is not None:
-            raise ModelError(
-                f"{found.root}: its channels are regions that overlap ({', '.join(labels.channels)}), and the order in which "
-                "they are written is not kept; export its network with unet-engine export --output-channels multilabel"
-            )
         source = _Source(found.root, name, plans, dataset, configuration, labels)
         return source.imported(said, checkpoints, wanted, tell)
 
@@ -182,14 +177,22 @@ class _Source:
             "window": axes.in_spec(configuration.patch_size, 1),
             "window_min": axes.in_spec(least, 1),
             "window_step": axes.in_spec(step, 0),
-            "classes": self.labels.channels,
-            "activation": "softmax",
-            "channels": "classes",
+            **self._meaning(),
             "mirror_axes": axes.mirrored(mirror or ()),
             "spacing": axes.in_spec(configuration.spacing, 0.0),
             "spacing_unit": "millimeter",
         }
         return values | ({"normalization": normalization} if normalization else {})
+
+    def _meaning(self) -> dict[str, Any]:
+        """What the outputs are."""
+        order = self.labels.regions
+        if order is None:
+            return {"classes": self.labels.channels, "activation": "softmax", "channels": "classes"}
+        names = ["background", *(f"class {k}" for k in range(1, max(len(order), *order) + 1))]
+        for name, label in zip(self.labels.channels, order, strict=True):
+            names[label] = name
+        return {"classes": tuple(names), "activation": "sigmoid", "channels": "multilabel", "regions": order}
 
     def _resampling(self) -> Resampling | None:
         """None where the plans resample in a way that is not known, or across planes whose distance they do not say."""
