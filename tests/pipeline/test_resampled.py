@@ -430,3 +430,15 @@ def test_what_is_planned_to_be_read_is_of_the_scan(blocks: Any, tmp_path: Any) -
     assert facts["bytes_read"] == array.nbytes
     assert facts["read_factor"] == 1
     assert unet_engine.run(path, **options).bytes_read == array.nbytes
+
+
+def test_an_overlap_is_chosen_on_the_grid_of_windows(tmp_path: Any) -> None:
+    """Its regions are boxes there, while the region of interest is one of the scan."""
+    case = Case((40, 44, 48), (20, 22, 24), channels=3)
+    case.scan(str(tmp_path), smooth(case))
+    model, options = case.model(str(tmp_path)), {"roi": "0:30,4:40,0:48"}
+    auto = case.run(str(tmp_path), model, "a.zarr", overlap="auto", **options)
+    assert auto.overlap_choice is not None
+    chosen = auto.overlap_choice["chosen"]
+    same = case.run(str(tmp_path), model, "b.zarr", overlap=chosen["overlap"], blend=chosen["blend"], **options)
+    np.testing.assert_array_equal(result_of(auto.out), result_of(same.out))

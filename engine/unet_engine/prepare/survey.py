@@ -231,11 +231,10 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
             "--axes"
         )
     if volume.channels in (2, 4) and volume.channels == spec.channels_in + 1:
-        kept = ", ".join(f":{spec.channels_in}" if a == "c" else ":" for a in volume.axes)
+        kept = ",".join(map(str, range(spec.channels_in)))
         raise InputError(
             f"{volume.path} has {volume.channels} channels and the model {spec.name} takes {spec.channels_in}: if the "
-            f"last one is alpha, leave it out first, e.g. zarr.create_array(PATH, data=array[{kept}]), and give it with "
-            "--mask where it says what is meant; else use another model"
+            f"last one is alpha, leave it out with --input-channels {kept}; else pick others, or use another model"
         )
     if volume.channels != spec.channels_in:
         raise InputError(

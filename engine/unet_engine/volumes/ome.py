@@ -16,6 +16,7 @@ from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import missing_codec
 from unet_engine.units import brief, micrometers
+from unet_engine.volumes.cf import only_volume
 from unet_engine.volumes.collection import images, listed
 from unet_engine.volumes.resolution import Resolution
 
@@ -39,6 +40,8 @@ def full_resolution(path: str, group: zarr.Group) -> Resolution:
                 raise InputError(
                     f"{path} holds {len(found)} images: {listed(found)}; name one, e.g. --image {found[0]}"
                 )
+            if name := only_volume(group):
+                return Resolution(zarr.open_array(group.store_path / name, mode="r"))
             inside = ", ".join(_children(group)) or "none"
             raise InputError(
                 f"{path} is a Zarr group without OME multiscales; name one of the arrays in it ({inside}), "

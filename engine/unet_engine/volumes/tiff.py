@@ -108,8 +108,8 @@ def _alpha(path: str, series: Any) -> tuple[str, ...]:
     extra = [int(kind) for kind in page.extrasamples]
     number = page.samplesperpixel - len(extra) + 1
     return tuple(
-        f"{path}: channel {number + i} is alpha, as the file says, and is read like the others; a network of colours alone "
-        "takes the image without it"
+        f"{path}: channel {number + i} is alpha, as the file says, and is read like the others; --input-channels leaves it "
+        "out"
         for i, kind in enumerate(extra)
         if kind in _ALPHA
     )

@@ -30,7 +30,7 @@ from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
-from unet_engine.volumes import nodata
+from unet_engine.volumes import cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.ome import full_resolution, named_resolution
@@ -58,7 +58,8 @@ class ZarrFormat:
         array, dtype = found.array, np.dtype(found.array.dtype)
         check_sizes(path, array.shape, array.chunks)
         names = checked_axes(path, array.shape, dtype, axes or found.axes or own_names(array))
-        found = found.completed(path, names)
+        place = path if isinstance(node, zarr.Array) else f"{path.rstrip('/')}/{array.basename}"
+        found = cf.located(found, place, names).completed(path, names)
         return ZarrVolume(
             path=path,
             axes=names,
@@ -69,6 +70,7 @@ class ZarrFormat:
             stored_translation=found.translation,
             unit=found.unit,
             channel_names=found.channel_names,
+            frame=found.frame,
             notes=found.notes,
             fill_value=float(array.fill_value or 0),
             nodata=nodata.said(dict(array.attrs), dtype),
