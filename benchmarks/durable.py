@@ -1,13 +1,13 @@
-"""What waiting for the disk costs: measured as a paired ratio.
+"""What waiting for the disk costs: measured as ratios within rounds.
 
-    python benchmarks/durable.py [--pairs 12] [--model net.onnx] [--window Z,Y,X] [--shape Z,Y,X] [--output KIND]
+    python benchmarks/durable.py [--rounds 12] [--model net.onnx] [--window Z,Y,X] [--shape Z,Y,X] [--output KIND]
                                  [--folder DIR] [--json FILE] [--quick]
 
-Runs with ``--durable yes`` and ``no`` in turn, in one process, the order swapped from pair to pair; the ratio of each
-pair, median (least to most), and as the noise of the method the same ratio between two runs that are both ``no``. The
-volume is noise; the network the demo's 3D one; the output lies in DIR, which should be on a disk, not in memory.
-Printed too is how often the disk is asked, and how long that takes by itself: of a block, that is hidden behind the
-inference of the next one."""
+Rounds of four runs in one process: with ``--durable yes``, twice with ``no``, and with ``yes``. Of each round the ratio
+of the two kinds, and as the noise of the method that of the two runs with ``no``; of wall time, and of the time that
+cores worked, which what else runs on the machine changes little. Medians, quartiles, extremes. The volume is noise; the
+network the demo's 3D one; the output lies in DIR, which should be on a disk, not in memory. Printed too is how often the
+disk is asked, and how long that takes by itself: of a block, that is hidden behind the inference of the next one."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from unet_engine.storage.durability import OnDisk
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--model")
     parser.add_argument("--window", default="32,32,32")
-    parser.add_argument("--shape", default="96,160,160")
+    parser.add_argument("--shape", default="64,128,128")
     parser.add_argument("--output", default="probabilities")
     parser.add_argument("--folder")
     parser.add_argument("--json")
-    parser.add_argument("--quick", action="store_true", help="two pairs on a small volume")
+    parser.add_argument("--quick", action="store_true", help="two rounds on a small volume")
     args = parser.parse_args()
     if args.quick:
-        args.pairs, args.shape = 2, "32,48,48"
+        args.rounds, args.shape = 2, "32,48,48"
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         facts = _measure(args, Path(folder))
     print(
@@ -48,11 +48,11 @@ def main() -> None:
         f"asked {facts['flushes']} times, {facts['flush_ms']:.2f} ms each, {facts['flush_share']:.2%} of the run in "
         "threads of their own"
     )
-    for name in ("durable", "plain"):
-        ratios = facts[f"{name}_over_plain"]
+    for name, ratios in facts["ratios"].items():
+        low, middle, high = statistics.quantiles(ratios, n=4)
         print(
-            f"{name} ÷ plain: {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f}), {len(ratios)} "
-            "pairs"
+            f"{name}: {middle:.4f} (half of {len(ratios)} rounds {low:.4f} to {high:.4f}, all {min(ratios):.4f} to "
+            f"{max(ratios):.4f})"
         )
     if args.json:
         Path(args.json).write_text(json.dumps(facts, indent=1) + "\n")
@@ -71,15 +71,21 @@ def _measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
             durable=durable, output=args.output,
         )  # fmt: skip
 
+    def timed(durable: bool) -> tuple[float, float]:  # noqa: FBT001
+        """Seconds of wall time without planning, and of cores with it."""
+        worked = time.process_time()
+        return once(durable).seconds, time.process_time() - worked
+
     once(durable=True)
     facts = _counted(lambda: once(durable=True))
-    ratios: dict[str, list[float]] = {"durable": [], "plain": []}
-    for pair in range(args.pairs):
-        for name, durable in (("durable", True), ("plain", False)):
-            order = (durable, False) if pair % 2 == 0 else (False, durable)
-            first, second = (once(durable=way).seconds for way in order)
-            ratios[name].append(first / second if pair % 2 == 0 else second / first)
-    return {**facts, **{f"{name}_over_plain": found for name, found in ratios.items()}}
+    ratios: dict[str, list[float]] = {}
+    for _ in range(args.rounds):
+        first, plain, again, last = (timed(durable) for durable in (True, False, False, True))
+        for kind, k in (("wall", 0), ("cores", 1)):
+            found = ratios.setdefault(f"durable ÷ plain, {kind}", [])
+            found.append((first[k] + last[k]) / (plain[k] + again[k]))
+            ratios.setdefault(f"plain ÷ plain, {kind}", []).append(plain[k] / again[k])
+    return {**facts, "ratios": ratios}
 
 
 def _counted(run: Callable[[], unet_engine.api.Result]) -> dict[str, Any]:

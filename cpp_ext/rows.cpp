@@ -103,21 +103,50 @@ HALO_FN void softmax_strip(T* HALO_RESTRICT out, index_t out_stride, const float
 HALO_BLOCK_TYPES(HALO_DEFINE)
 #undef HALO_DEFINE
 
+namespace {
+
+// Rows of a window that is turned lie as columns in memory: they are read along those, a tile at a time, by way of the
+// first-level cache.
+template <typename T>
+HALO_FN void add_columns(float* HALO_RESTRICT sums, index_t sums_stride, const T* HALO_RESTRICT in, index_t in_stride,
+                         index_t in_step, float wz, const float* HALO_RESTRICT wy, const float* HALO_RESTRICT wx,
+                         float floor, index_t rows, index_t n) {
+  constexpr index_t kSide = 32;
+  float tile[kSide][kSide];
+  for (index_t y0 = 0; y0 < rows; y0 += kSide) {
+    const index_t height = std::min(kSide, rows - y0);
+    for (index_t x0 = 0; x0 < n; x0 += kSide) {
+      const index_t width = std::min(kSide, n - x0);
+      for (index_t x = 0; x < width; ++x) {
+        const T* HALO_RESTRICT column = in + y0 * in_stride + (x0 + x) * in_step;
+        for (index_t y = 0; y < height; ++y) tile[y][x] = to_float(column[y * in_stride]);
+      }
+      for (index_t y = 0; y < height; ++y) {
+        const float w = weight_of(wz, wy[y0 + y]);
+        float* HALO_RESTRICT row = sums + (y0 + y) * sums_stride + x0;
+        for (index_t x = 0; x < width; ++x) row[x] = add_weighted(row[x], tile[y][x], weight_of(w, wx[x0 + x], floor));
+      }
+    }
+  }
+}
+
+}  // namespace
+
 #define HALO_DEFINE(T)                                                                                           \
   HALO_CLONES void add_rows(float* HALO_RESTRICT sums, index_t sums_stride, const T* HALO_RESTRICT in,           \
                             index_t in_stride, index_t in_step, float wz, const float* HALO_RESTRICT wy,         \
                             const float* HALO_RESTRICT wx, float floor, index_t rows, index_t n) noexcept {      \
+    if (in_step != 1 && in_step != -1) {                                                                         \
+      return add_columns(sums, sums_stride, in, in_stride, in_step, wz, wy, wx, floor, rows, n);                 \
+    }                                                                                                            \
     for (index_t y = 0; y < rows; ++y, sums += sums_stride, in += in_stride) {                                   \
       const float w = weight_of(wz, wy[y]);                                                                      \
       if (in_step == 1) {                                                                                        \
         for (index_t x = 0; x < n; ++x)                                                                          \
           sums[x] = add_weighted(sums[x], to_float(in[x]), weight_of(w, wx[x], floor));                          \
-      } else if (in_step == -1) {                                                                                \
-        for (index_t x = 0; x < n; ++x)                                                                          \
-          sums[x] = add_weighted(sums[x], to_float(in[-x]), weight_of(w, wx[x], floor));                         \
       } else {                                                                                                   \
         for (index_t x = 0; x < n; ++x)                                                                          \
-          sums[x] = add_weighted(sums[x], to_float(in[x * in_step]), weight_of(w, wx[x], floor));                \
+          sums[x] = add_weighted(sums[x], to_float(in[-x]), weight_of(w, wx[x], floor));                         \
       }                                                                                                          \
     }                                                                                                            \
   }

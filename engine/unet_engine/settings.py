@@ -74,6 +74,15 @@ class Settings(BaseModel):
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
     """Axes of the stored array, e.g. ``czyx``; default: what its metadata say."""
+    image: str | None = None
+    """Of an OME-Zarr plate, well or collection: the path of an image in it, or its number from 0."""
+    level: int | None = Field(default=None, ge=0, le=MOST)
+    """Of an OME-Zarr pyramid: 0 is the full resolution; default: that."""
+    timepoint: int | None = Field(default=None, ge=0, le=MOST)
+    """Counted from 0; needed where the volume has several."""
+    input_channels: str | None = None
+    """Channels of the volume that the network takes, in its order: names, or numbers from 0, as ``DAPI,2``; default:
+    all."""
     normalize: str | None = None
     """How voxels become numbers for the network, e.g. ``zscore``, ``percentile:1,99,clip`` or ``range:-1000,400``: see
     `unet_engine.model.normalization.Normalization`; default: what the model names."""
@@ -213,6 +222,8 @@ class Settings(BaseModel):
         "nodata",
         "roi",
         "axes",
+        "image",
+        "input_channels",
         "normalize",
         "folds",
         "weights",

@@ -22,6 +22,7 @@ from support.paths import BENCHMARKS
 from support.volumes import fake_model, make_volume
 from unet_engine.backends.libraries import library, record
 from unet_engine.commands.bench import offer, peak
+from unet_engine.commands.bench.command import Request, _own
 from unet_engine.commands.bench.meter import Meter, machine_limits
 from unet_engine.commands.bench.offer import Wanted, allowed, runnable, setup_of, space_of
 from unet_engine.commands.bench.page import page
@@ -350,6 +351,7 @@ def test_an_unproved_precision_is_measured_and_not_proposed(tmp_path, tiny_onnx)
         (["--model", "none.onnx", "--in", "scan.zarr"], 5, "does not exist"),
         (["--model", "id.fake.toml", "--in", "none.zarr"], 3, "does not exist"),
         (["--model", "id.fake.toml"], 2, "belong together"),
+        (["--head", "two"], 2, "--head two: the demo models have one output"),
         (["--seconds", "3"], 2, "too short"),
         (["--model", "id.fake.toml", "--in", "scan.zarr", "--seconds", "2"], 2, "too short"),
         (["--model", "id.fake.toml", "--in", "scan.zarr", "--windows", "9,9,9"], 5, "nearest: 8 or 12"),
@@ -373,6 +375,24 @@ def test_bad_input_ends_in_one_line_before_anything_is_measured(ramp, model, mon
     said = cli("bench", *options)
     assert said.code == code, said.err
     assert words in said.error
+
+
+def test_the_output_that_is_meant_is_measured_and_is_in_the_command(ramp, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    image = onnx.helper.make_tensor_value_info("x", 1, [1, 1, 8, 8, 8])
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 1, 8, 8, 8]) for name in ("one", "two")]
+    nodes = [onnx.helper.make_node("Neg", ["x"], ["one"]), onnx.helper.make_node("Exp", ["x"], ["two"])]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [image], ends), opset_imports=[onnx.helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 9
+    onnx.save(model, tmp_path / "two.onnx")
+    request = Request(str(tmp_path / "two.onnx"), ramp[1], ignore_spacing=True)
+    with pytest.raises(UnetEngineError, match="--head"):
+        _own(request, print)
+    subject = _own(replace(request, head="two"), print)
+    assert subject.model.rewriting.output == "two"
+    assert subject.options[subject.options.index("--head") + 1] == "two"
 
 
 def test_a_run_that_fails_says_why(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -28,17 +29,24 @@ RESULT_KEYS = {
 @pytest.mark.alone
 @pytest.mark.parametrize("args", [[], *([c] for c in COMMANDS)], ids=["group", *COMMANDS])
 def test_help_is_instant(args):
-    best = float("inf")
+    best = busy = float("inf")
     for _ in range(6):  # the machine may be busy with something else
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), _children_seconds()
         said = command(*args, "--help")
-        best = min(best, time.perf_counter() - begun)
+        best, busy = min(best, time.perf_counter() - begun), min(busy, _children_seconds() - before)
         assert said.code == 0
         assert said.out.startswith("Usage: unet-engine")
         assert said.err == ""
-        if best < HELP_SECONDS:
+        # of a processor that others use as well, the process itself has no more than its share of the time
+        if best < HELP_SECONDS or (busy < HELP_SECONDS and best < HELP_SECONDS * max(1.0, os.getloadavg()[0])):
             return
-    pytest.fail(f"--help takes {best:.2f} s")
+    pytest.fail(f"--help takes {best:.2f} s, {busy:.2f} s of them at work")
+
+
+def _children_seconds():
+    """Processor time of all processes that were begun here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,28 @@ def test_a_rim_is_no_other_resolution(fixed):
     assert probe(program.module(), WINDOW, 1, fixed=True).margin == (3, 2)
 
 
+class Mixed(nn.Module):
+    """Its second layer is given float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return self.second(self.first(x).double())
+
+
+def test_a_layer_that_is_given_another_type_is_named():
+    said = r"mixes types .*layer second \(Conv2d\) holds float32 and is given float64; let both be float32"
+    with pytest.raises(ModelError, match=said):
+        adapted(Mixed().eval(), WINDOW, 1)
+    odd = Mixed().eval()
+    odd.second.double()
+    assert isinstance(adapted(odd, WINDOW, 1), Adapted), "it computes as it is"
+    with pytest.raises(ModelError, match="use --window and --channels"):
+        adapted(Shaped(lambda y: y @ y), WINDOW, 1)
+
+
 def test_half_and_double_precision_come_in():
     for kind in (torch.float64, torch.float16):
         program = torch.export.export(Shaped().to(kind).eval(), (image().to(kind),)).module()

@@ -31,8 +31,8 @@ class Folds:
 
     name, keeps, cannot = "folds", "", ""
 
-    def __init__(self, expected: np.ndarray) -> None:
-        self.expected = expected
+    def __init__(self, expected: np.ndarray | None) -> None:
+        self.samples = () if expected is None else (Sample(given(), expected),)
 
     def content(self, path: Path) -> list[Path]:
         return [path]
@@ -40,8 +40,8 @@ class Folds:
     def read(self, path: Path, wanted: Wanted, tell: Any) -> Imported:
         members = tuple(Member(n, convolution(i), w) for i, (n, w) in enumerate(WEIGHTS))
         promised = {"channels_in": 1, "channels_out": 2, "window": (16, 16), "axes": "yx", "channels": "classes",
-                    "normalization": "none"}  # fmt: skip
-        return Imported(members, promised, "the test", Credit(source="two folds"), (Sample(given(), self.expected),))
+                    "normalization": "none", "mirror_axes": "yx"}  # fmt: skip
+        return Imported(members, promised, "the test", Credit(source="two folds"), self.samples)
 
 
 def given() -> np.ndarray:
@@ -66,13 +66,32 @@ def test_all_folds_are_in_the_file_and_their_mean_is_certified(tmp_path: Path) -
     assert model.credit is not None
     volume = make_volume(tmp_path / "scan.zarr", given()[0])
     found = unet_engine.run(
-        volume, model=str(model.path), out=str(tmp_path / "o.zarr"), output="logits", window=(16, 16)
+        volume,
+        model=str(model.path),
+        out=str(tmp_path / "o.zarr"),
+        output="logits",
+        window=(16, 16),
+        tta="none",
     )
     np.testing.assert_allclose(result_of(found.out), mean(given()), atol=1e-5)
     one = unet_engine.run(
-        volume, model=str(model.path), folds="1", out=str(tmp_path / "one.zarr"), output="logits", window=(16, 16)
+        volume,
+        model=str(model.path),
+        folds="1",
+        out=str(tmp_path / "one.zarr"),
+        output="logits",
+        window=(16, 16),
+        tta="none",
     )
     np.testing.assert_allclose(result_of(one.out), of_fold(1, given()), atol=1e-5)
+
+
+def test_without_tensors_of_the_source_its_networks_are_asked_without_mirrors(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("x")
+    facts = make(Folds(None), Wanted(checkpoint=str(tmp_path / "source"), out=str(tmp_path / "net.onnx")))
+    (certificate,) = facts["credit"]["certificate"]
+    assert certificate["against"] == "the mean of its 2 networks in PyTorch, of a whole image"
+    assert certificate["largest_difference"] < 1e-5
 
 
 def test_what_is_only_the_first_fold_is_not_certified(tmp_path: Path) -> None:

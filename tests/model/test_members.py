@@ -104,10 +104,13 @@ def test_a_member_that_is_missing_or_damaged_is_refused(file):
     values = {a.key: attachments.read(file, a.key) for a in attachments.attachments(file)}
     missing = {key: value for key, value in values.items() if not key.startswith(NETWORK)}
     damaged = {**values, next(k for k in values if k.startswith(NETWORK)): base64.b64encode(b"x")}
+    broken = {**values, next(k for k in values if k.startswith(NETWORK)): b"abc"}
     strange = {**values, MEMBERS: b'[{"name": "a", "weight": -1}]'}
+    endless = {**values, MEMBERS: json.dumps([{"name": str(i)} for i in range(10_000)]).encode()}
     for wrong, words in (
         (missing, "of its members is missing"), (damaged, "of its members is damaged"),
-        (strange, "list of networks is not valid"),
+        (broken, "of its members is damaged"), (strange, "list of networks is not valid"),
+        (endless, "list of networks is not valid"),
     ):  # fmt: skip
         attachments.attach(file, file, wrong)
         with pytest.raises(ModelError, match=words):
@@ -125,6 +128,12 @@ def test_what_makes_no_file_of_several_leaves_none(parts, tmp_path):
         with pytest.raises(ModelError, match=words):
             write_members(tmp_path / "wrong.onnx", wrong)
         assert not (tmp_path / "wrong.onnx").exists()
+
+
+def test_names_lead_nowhere_and_hold_no_signs_of_control(file):
+    values = {a.key: attachments.read(file, a.key) for a in attachments.attachments(file)}
+    attachments.attach(file, file, {**values, MEMBERS: json.dumps([{"name": "\x1b[2J/../x"}, {"name": "b"}]).encode()})
+    assert [n.label for n in open_model(file).networks] == ["_[2J_.._x", "b"]
 
 
 def test_info_shows_them(file):

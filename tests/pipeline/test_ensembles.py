@@ -19,7 +19,9 @@ from support.stations import work
 from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.api import _provenance
+from unet_engine.backends.base import Setup
 from unet_engine.backends.fake import FakeBackend, FakeDevice, _values
+from unet_engine.backends.opening import as_host, open_network
 from unet_engine.errors import ModelError, ResumeError, SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.output.output import Output
@@ -248,3 +250,34 @@ def test_members_are_chosen_by_number_too(scan: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(scan: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere\.onnx does not exist"):
         unet_engine.make_plan(scan, model=f"{fake_model(tmp_path, name='a', **SPEC)},{tmp_path}/nowhere.onnx")
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_single_windows_are_asked_of_all_networks(tmp_path: Path, device: str) -> None:
+    """As the search for an overlap does."""
+    model = open_model(models(tmp_path, "abc", **SPEC), weights="2,1,1")
+    window = np.random.default_rng(0).random((1, 1, 8, 8, 8)).astype(np.float32)
+    opened = open_network("fake", Setup(model, (8, 8, 8), device))
+    assert len(opened.members) == 3
+    with as_host(opened) as host:
+        found = host.infer(window)[0]
+    opened.close()
+    wanted = sum(w * network(window[0], 2, (0, 0, 0), name) for name, w in (("a", 0.5), ("b", 0.25), ("c", 0.25)))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_what_was_opened_is_closed_where_a_later_member_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, init = [], FakeBackend.__init__
+
+    def refusing(self: FakeBackend, setup: Setup) -> None:
+        if setup.model.path.name.startswith("c"):
+            raise ModelError("refused")
+        init(self, setup)
+
+    monkeypatch.setattr(FakeBackend, "__init__", refusing)
+    monkeypatch.setattr(FakeBackend, "close", lambda self: closed.append(self.setup.model.path.name[0]))
+    with pytest.raises(ModelError, match="refused"):
+        open_network("fake", Setup(open_model(models(tmp_path, "abc", **SPEC)), (8, 8, 8)))
+    assert closed == ["b", "a"]

@@ -161,3 +161,32 @@ def test_a_run_takes_what_was_predicted_and_that_is_within_the_budget(
     result = _run("--in", volume, "--model", model, "--memory", f"{memory}MiB", *more)
     assert result["predicted_rss_bytes"] <= memory * 2**20
     assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]
+
+
+def test_five_members_take_what_was_predicted_in_any_poses(tmp_path: Path) -> None:
+    """Each has slots of its own, of 4 MiB an answer: what loading them took is in the prediction."""
+    pytest.importorskip("onnx")
+    from support.graphs import convolution, graph, node
+    from unet_engine.model.spec import ModelSpec
+    from unet_engine.model.writing import write_members
+
+    spec = ModelSpec(
+        name="net", axes="zyx", channels_in=1, channels_out=32, window=(32,) * 3, window_min=(32,) * 3,
+        window_step=(0,) * 3, margin=(0,) * 3,
+    )  # fmt: skip
+    parts = []
+    for seed in range(5):
+        weights = convolution(axes=3, channels_out=32, seed=seed)
+        nodes = [node("Conv", "x w", "y")]
+        path = graph(tmp_path / f"{seed}.onnx", nodes, shape=(1, 1, 32, 32, 32), spec=spec, w=weights)
+        parts.append((Path(path), f"fold_{seed}", 1.0))
+    model = write_members(tmp_path / "all.onnx", parts).path
+    volume = make_volume(str(tmp_path / "v.zarr"), np.ones((48, 64, 64), np.uint8), chunks=(16, 32, 32))
+    one, all_five = (
+        _run("--in", volume, "--model", model, "--threads", 2, "--tta", "mirror:x", "--out", tmp_path / name, *more)
+        for name, more in (("one.zarr", ("--folds", "0")), ("all.zarr", ()))
+    )
+    assert all_five["windows_inferred"] == 5 * one["windows_inferred"]
+    assert all_five["predicted_rss_bytes"] > one["predicted_rss_bytes"] + 4 * 2 * 4 * 2**20
+    for result in (one, all_five):
+        assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]

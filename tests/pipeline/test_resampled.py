@@ -18,12 +18,19 @@ import unet_engine
 import unet_engine.prepare.prepare as prepare_module
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
+from unet_engine.commands.report import plan_facts
 from unet_engine.errors import BackendError, DataError, ResumeError
+from unet_engine.execution.choose import team
+from unet_engine.model.file import open_model
 from unet_engine.model.spec import ModelSpec, Resampling
+from unet_engine.plan.box import Box
 from unet_engine.plan.memory import cut_columns
-from unet_engine.prepare.resampling import grids
+from unet_engine.prepare.resampling import grids, seen
 from unet_engine.settings import Settings
+from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.samples import scaling_of
+from unet_engine.volumes.windows import cut
 
 ndimage = pytest.importorskip("scipy.ndimage")
 NEAR = 2e-5
@@ -312,7 +319,7 @@ def test_orders_and_shapes_are_those_of_nnunet() -> None:
         own, new = (tuple(np.round(rng.choice([0.3, 0.8, 1.0, 2.5, 3.7, 5.0], 3) * f, 4)) for f in (1, 1.13))
         shape = tuple(int(n) for n in rng.integers(1, 90, 3))
         spec = _Spec(spacing=new, resampling=Resampling(image=3, image_apart=0, output=1, output_apart=0))
-        found = grids(_Volume(shape, own), spec, Settings(input="x"), [])  # type: ignore[arg-type]
+        found = grids(_Volume(shape, own), spec, [], ignore=False)  # type: ignore[arg-type]
         expected = tuple(int(n) for n in np.maximum(1, peer.compute_new_shape(shape, own, new)))
         if found is None:
             assert expected == shape
@@ -394,3 +401,44 @@ def test_a_frame_keeps_the_ends_of_the_volume() -> None:
             for f, shape in ((frame, (8, 8, 5)), (half, (4, 16, 5)))
         ]
         np.testing.assert_allclose(*ends)
+
+
+def test_windows_that_are_tried_beforehand_are_those_that_are_run(tmp_path: Any) -> None:
+    """Those of warming up, of a search for overlaps, of judging precision: normalised once, with background that is no
+    0."""
+    array = noise(CASE)
+    path = CASE.scan(str(tmp_path), array)
+    spec = open_model(
+        CASE.model(str(tmp_path), background=0.25, normalization={"mode": "fixed", "mean": 1, "std": 2})
+    ).spec
+    scan = open_volume(path)
+    volume = seen(scan, grids(scan, spec, [], ignore=False), spec)
+    scale = scaling_of(scan, spec.normalization)
+    box = Box((2, 3, 4), (10, 11, 12))
+    expected = zoomed((array - 1) / 2, CASE.new, 3)[(slice(None), *box.slices())]
+    np.testing.assert_allclose(cut(volume, scale, box, (8, 8, 8)), expected, atol=NEAR)
+    assert seen(scan, grids(scan, spec, [], ignore=True), spec) is scan
+
+
+def test_what_is_planned_to_be_read_is_of_the_scan(blocks: Any, tmp_path: Any) -> None:
+    array = noise(CASE)
+    path = CASE.scan(str(tmp_path), array)
+    blocks((9, 9, 9))
+    options = {"model": CASE.model(str(tmp_path)), "out": str(tmp_path / "o.zarr")}
+    with team(Settings.of(input=path, **options)) as crew:
+        facts = plan_facts(crew.prepare())
+    assert facts["bytes_read"] == array.nbytes
+    assert facts["read_factor"] == 1
+    assert unet_engine.run(path, **options).bytes_read == array.nbytes
+
+
+def test_an_overlap_is_chosen_on_the_grid_of_windows(tmp_path: Any) -> None:
+    """Its regions are boxes there, while the region of interest is one of the scan."""
+    case = Case((40, 44, 48), (20, 22, 24), channels=3)
+    case.scan(str(tmp_path), smooth(case))
+    model, options = case.model(str(tmp_path)), {"roi": "0:30,4:40,0:48"}
+    auto = case.run(str(tmp_path), model, "a.zarr", overlap="auto", **options)
+    assert auto.overlap_choice is not None
+    chosen = auto.overlap_choice["chosen"]
+    same = case.run(str(tmp_path), model, "b.zarr", overlap=chosen["overlap"], blend=chosen["blend"], **options)
+    np.testing.assert_array_equal(result_of(auto.out), result_of(same.out))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.resampling import AxisResampling
+from unet_engine.plan.sizing import default_chunk
 
 AXES = st.builds(AxisResampling, st.integers(1, 60), st.integers(1, 60), st.sampled_from((0, 1, 3)))
 
@@ -33,3 +35,13 @@ def test_settled_voxels_are_those_made_of_voxels_below(axis: AxisResampling, x: 
     made = [axis.reach(k, k + 1)[1] <= x for k in range(axis.target)]
     assert axis.settled(x) == sum(made)
     assert all(made[: axis.settled(x)])
+
+
+@given(AXES, st.integers(2, 9), st.integers(1, 4), st.integers(1, 3))
+def test_chunks_of_another_grid_are_near_their_target(
+    back: AxisResampling, window: int, stride: int, windows: int
+) -> None:
+    axis = AxisGrid(back.source, window, min(stride, window))
+    (chunk, _) = default_chunk((axis, axis), (windows, windows), (back, back))
+    most = max(1, min(512, back.target, windows * axis.stride * back.target // back.source))
+    assert most * 3 // 4 < chunk <= most

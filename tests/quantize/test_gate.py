@@ -351,8 +351,10 @@ def test_a_damaged_network_is_not_run(proved, tissue, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_huge_channel_fails_int8_with_the_layer_named_and_is_rescued(tissue, tmp_path):
+def test_one_huge_channel_fails_int8_with_the_layer_named_and_is_rescued(tissue, tmp_path, monkeypatch):
     pytest.importorskip("nncf")
+    # on a busy machine fp32 may seem as fast, and the search for layers then ends before one is found
+    monkeypatch.setattr("unet_export.quantize.judging.both_seconds", lambda *_: (0.5, 1.0))
     source = shipped_model("cells_3d.onnx")
     path = networks.scaled(
         source, tmp_path / "huge.onnx", "encoders.0.3", {"encoders.1.0": 0, "decoders.0.0": 0}, [2], 1e4
@@ -363,7 +365,7 @@ def test_one_huge_channel_fails_int8_with_the_layer_named_and_is_rescued(tissue,
     assert found.sensitive[0] in ("decoders.0.0", "encoders.1.0")
     assert found.sensitive[0] in found.reason
     assert found.kept or not found.passed
-    assert found.passed or "nothing is gained" in found.reason, found.reason
+    assert found.passed, found.reason
 
 
 def test_pytorch_itself_can_be_the_reference(tissue, tmp_path):

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import os
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from support.catalogue.packed import BOMBS, INDICES, SHAPE, reindexed, sharded, volume_of
 from support.volumes import make_volume
-from unet_engine.errors import DataError
+from unet_engine.errors import DataError, InputError
 from unet_engine.plan.box import Box
 from unet_engine.storage.codecs import is_native
 from unet_engine.storage.unpacking import HEAD, TAIL, said, unpacked
@@ -176,3 +177,17 @@ def test_what_is_called_by_a_url_of_a_file_is_looked_at_as_a_file(tmp_path):
     (path / "c/1/0/2").mkdir()
     with pytest.raises(DataError, match="it is a folder"):
         open_volume(url).read(ALL)
+
+
+def test_an_archive_that_is_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "scans.zip")
+    with pytest.raises(InputError, match="no regular file"):
+        open_volume(f"zip://scan.zarr::file://{tmp_path}/scans.zip")
+
+
+@pytest.mark.parametrize("scheme", ["file://", "FILE://", "local://", "file://localhost"])
+def test_metadata_that_are_a_pipe_are_not_opened_whatever_they_are_called_by(tmp_path, scheme):
+    (tmp_path / "v.zarr").mkdir()
+    os.mkfifo(tmp_path / "v.zarr" / "zarr.json")
+    with pytest.raises(InputError, match="no regular file"):
+        open_volume(f"{scheme}{tmp_path}/v.zarr")

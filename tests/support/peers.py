@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-
-class _Float32Sums:
-    """PyTorch as nnU-Net's predictor sees it, but that `torch.half`, the type of its sums, is float32: its own rounding
-    moves the labels of untrained networks by a thousandth."""
-
-    def __init__(self, torch: Any) -> None:
-        self._torch = torch
-        self.half = torch.float32
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._torch, name)
-
-
-@contextlib.contextmanager
-def float32_sums() -> Iterator[None]:
-    """nnU-Net's predictor adds in float32 inside, with weights that are not rounded to float16."""
-    from functools import partial
-
-    import nnunetv2.inference.predict_from_raw_data as peer
-    import torch
-
-    before = peer.torch, peer.compute_gaussian
-    peer.torch, peer.compute_gaussian = _Float32Sums(torch), partial(peer.compute_gaussian, dtype=torch.float32)
-    try:
-        yield
-    finally:
-        peer.torch, peer.compute_gaussian = before
+from unet_export.importers.nnunet.predictor import float32_sums
 
 
 def nnunet_logits(

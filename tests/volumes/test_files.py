@@ -224,6 +224,10 @@ def test_datasets_are_named_or_listed(tmp_path):
     assert (tmp_path / "a-id.zarr").is_dir()
 
 
+def test_info_takes_an_hdf5_file_for_a_volume_not_for_weights(tmp_path):
+    assert cli("info", str(FILES[-1][0](tmp_path)), "--json").json["shape"] == [7, 50, 70]
+
+
 def test_links_to_other_files_are_not_followed(tmp_path):
     hdf5("other.h5", STACK)(tmp_path)
     with h5py.File(tmp_path / "a.h5", "w") as file:

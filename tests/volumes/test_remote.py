@@ -18,7 +18,9 @@ from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import OutputError
 from unet_engine.output.layout import Layout
 from unet_engine.output.output import Output
+from unet_engine.pipeline.glances import KEPT, Glances
 from unet_engine.plan.box import Box
+from unet_engine.storage import tokens
 from unet_engine.volumes.witness import Witness
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
@@ -180,3 +182,77 @@ def test_metadata_are_not_asked_for_again_where_every_chunk_is_there(
     said = cli("run", "--in", "s3://lab/scan.zarr", "--model", fake_model(tmp_path), "--out", tmp_path / "o.zarr")
     assert said.code == 0, said.err
     assert len(looks) == 1
+
+
+def rewriting(monkeypatch: pytest.MonkeyPatch, s3: dict[str, Any], at: int, array: Any) -> None:
+    """Another volume of the same shape lies there once the network was given its window number `at`."""
+    windows, start = [], FakeBackend.start
+
+    def starting(self: FakeBackend, slot: int) -> None:
+        windows.append(slot)
+        if len(windows) == at:
+            make_volume("s3://lab/scan.zarr", array, storage_options=s3, overwrite=True)
+        start(self, slot)
+
+    monkeypatch.setattr(FakeBackend, "start", starting)
+
+
+@pytest.mark.parametrize("how", ["told", "strict"])
+@pytest.mark.parametrize("what", ["input", "mask"])
+def test_a_remote_volume_that_is_rewritten_while_it_is_read_is_told(
+    s3: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, what: str
+) -> None:
+    """Stores keep no times that could be compared with ours, but tags: some are asked for before and after."""
+    make_volume("s3://lab/scan.zarr", IMAGE + (IMAGE == 0), storage_options=s3)
+    local = make_volume(str(tmp_path / "other.zarr"), IMAGE)
+    rewriting(monkeypatch, s3, 100, IMAGE // 2 + 1)
+    places = {"input": "s3://lab/scan.zarr"} if what == "input" else {"input": local, "mask": "s3://lab/scan.zarr"}
+    flags = ["--in", places["input"], *(["--mask", places["mask"]] if "mask" in places else [])]
+    model = fake_model(tmp_path)
+    said = cli(
+        "run",
+        *flags,
+        "--model",
+        model,
+        "--out",
+        tmp_path / "o.zarr",
+        "--threads",
+        "1",
+        *["--strict"] * (how == "strict"),
+    )
+    assert said.code == (3 if how == "strict" else 0), said.err
+    assert "of s3://lab/scan.zarr" in said.err
+    assert "--overwrite" in said.err
+
+
+def test_a_remote_volume_that_is_left_alone_is_asked_little_and_nothing_is_said(
+    s3: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
+    asked, info = [], tokens.token
+    monkeypatch.setattr("unet_engine.volumes.zarr_volume.token", lambda place: (asked.append(place), info(place))[1])
+    model = fake_model(tmp_path)
+    said = cli(
+        "run", "--in", "s3://lab/scan.zarr", "--model", model, "--out", tmp_path / "o.zarr", "--strict", "--json"
+    )
+    assert said.code == 0, said.err
+    assert said.json["notes"] == []
+    assert 0 < len(asked) <= 2 * said.json["blocks_planned"]
+
+
+def test_of_many_boxes_some_are_kept_and_each_is_as_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Source:
+        asked = 0
+
+        def token(self, box: Box) -> tuple[str, str]:
+            self.asked += 1
+            return "it", str(box)
+
+    source, kept = Source(), Glances()
+    for x in range(10_000):
+        kept.take(source, Box((x,), (x + 1,)), [(x,)])  # type: ignore[arg-type]
+    assert source.asked < 10 * KEPT
+    found = sorted(glance.box.lo[0] for glance in kept._kept.values())
+    assert len(found) == KEPT
+    assert 0.3 < sum(x < 5000 for x in found) / KEPT < 0.7
+    assert list(kept.changed()) == []

@@ -202,13 +202,13 @@ def test_the_group_counts_before_the_array(tmp_path):
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_axes_of_more_than_one_letter_are_asked_for(tmp_path, zarr_format):
     path = str(tmp_path / "geo.zarr")
-    named = {"dimension_names": ["band", "y", "x"]} if zarr_format == 3 else {}
+    named = {"dimension_names": ["scene", "y", "x"]} if zarr_format == 3 else {}
     array = zarr.create_array(path, shape=(3, 8, 8), dtype="u1", zarr_format=zarr_format, **named)
     if zarr_format == 2:
-        array.attrs["_ARRAY_DIMENSIONS"] = ["band", "y", "x"]
+        array.attrs["_ARRAY_DIMENSIONS"] = ["scene", "y", "x"]
     said = cli("info", path)
     assert said.code == InputError.exit_code
-    assert "'band'" in said.error
+    assert "'scene'" in said.error
     assert "--axes" in said.error
     assert json.loads(cli("info", path, "--axes", "cyx", "--json").out)["channels"] == 3
 

@@ -155,9 +155,9 @@ def info_command(
 ) -> None:
     """Describe a volume, a model file, or a model of another tool."""
     from unet_engine.commands import screen
-    from unet_engine.commands.info import describe, lines
+    from unet_engine.commands.info import describe, is_volume_file, lines
 
-    model = model_of(path, trust=trust, head=head)
+    model = path if is_volume_file(path) else model_of(path, trust=trust, head=head)
     facts = describe(model, axes, window, head if model == path else None)
     if as_json:
         click.echo(json.dumps(facts))

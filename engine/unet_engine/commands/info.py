@@ -18,6 +18,7 @@ from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.volumes import samples
 from unet_engine.volumes.formats import READ, format_of, open_volume
+from unet_engine.volumes.pick import Pick
 
 
 def describe(path: str, axes: str | None = None, window: str | None = None, head: str | None = None) -> dict[str, Any]:
@@ -29,6 +30,12 @@ def describe(path: str, axes: str | None = None, window: str | None = None, head
             f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a volume ({READ}); give one of them"
         )
     return _volume(path, axes)
+
+
+def is_volume_file(path: str) -> bool:
+    """Whether `path` is a file that is called like a volume. Models of other tools may be called so too, as weights of
+    Keras in ``.h5``: none of them is read here."""
+    return Path(path).is_file() and not is_model(path) and format_of(path) is not None
 
 
 def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
@@ -104,7 +111,7 @@ def _judged(verdict: Verdict) -> str:
 
 
 def _volume(path: str, axes: str | None) -> dict[str, Any]:
-    volume = open_volume(path, axes)
+    volume = open_volume(path, axes, Pick(timepoint=0))  # what is sampled is the first
     sample = np.concatenate(samples.measured(volume))
     finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
     return {

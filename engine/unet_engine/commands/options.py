@@ -119,6 +119,14 @@ _SETTINGS = [
     ),
     click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx; default: from its metadata."),
     click.option(
+        "--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: path or number of an image."
+    ),
+    click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
+    click.option("--timepoint", type=int, metavar="N", help="The time point to run on, counted from 0."),
+    click.option(
+        "--input-channels", metavar="C,C", help="Channels the network takes, in its order, by name or number from 0."
+    ),
+    click.option(
         "--normalize",
         metavar="HOW",
         help="none, zscore, minmax, percentile:1,99, range:-1000,400, fixed:mean=M,std=S or imagenet, and behind them "

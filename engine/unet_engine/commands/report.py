@@ -37,7 +37,7 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
             sum(_read_along(plan, a, lo, hi, chunks[a]) for lo, hi in spans)
             for a, spans in enumerate(plan.column_spans(box))
         )
-    return total * prepared.survey.volume.voxel_bytes
+    return total * prepared.survey.scan.voxel_bytes
 
 
 def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
@@ -49,14 +49,17 @@ def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
     for begin in range(windows.start // step * step, windows.stop, step):
         first, last = max(windows.start, begin), min(windows.stop, begin + step) - 1
         start, stop = read_span(axis, first, last, plan.padding)
-        total += min(axis.size, -(-stop // chunk) * chunk) - start // chunk * chunk
+        size = axis.size
+        if plan.image:  # what those voxels are made of
+            size, (start, stop) = plan.image[a].source, plan.image[a].reach(start, stop)
+        total += min(size, -(-stop // chunk) * chunk) - start // chunk * chunk
     return total
 
 
 def plan_facts(prepared: Prepared) -> dict[str, Any]:
     """The plan as plain values, for tables and JSON."""
     plan, job, memory = prepared.job.plan, prepared.job, prepared.job.plan.memory
-    volume = prepared.survey.volume
+    volume = prepared.survey.scan
     read = bytes_read(prepared, (1,) * len(plan.axes))
     decoded = bytes_read(prepared, volume.chunks)
     once = max(1, plan.voxel_count) * volume.voxel_bytes
@@ -178,7 +181,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         (
             "read",
             f"{size(f['bytes_read'])}, each voxel {f['read_factor']} times "
-            f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.survey.volume.chunks)})",
+            f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.survey.scan.chunks)})",
         ),
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
         ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,10 @@ def network_bytes(path: Path, inside: str) -> bytes:
 
 def _attached(path: Path, sha256: str, what: str, remedy: str) -> bytes:
     text = attachments.read(path, NETWORK + sha256)
-    data = base64.b64decode(text) if text else b""
+    try:
+        data = base64.b64decode(text) if text else b""
+    except binascii.Error:
+        data = b""
     if hashlib.sha256(data).hexdigest() != sha256:
         state = "is damaged" if text else "is missing"
         raise ModelError(f"{path}: the network {sha256[:12]} {what} {state}; {remedy}")

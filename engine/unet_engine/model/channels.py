@@ -23,7 +23,7 @@ def labels_refusal(spec: ModelSpec, *, described: bool, output: str = "") -> str
     unsaid = spec.channels is None
     cases = (
         (spec.channels in _NUMBERS, f"{several} are {_NUMBERS.get(spec.channels or '')}; {_instead(spec)}"),
-        (spec.channels_out == 1 or spec.channels == "classes", ""),
+        (spec.channels_out == 1 or spec.channels == "classes" or spec.regions is not None, ""),
         (
             spec.channels == "multilabel",
             f"{several} are classes that may overlap; use --output masks (0 or 1 of each class) or probabilities, "

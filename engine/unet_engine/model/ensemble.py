@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments
-from unet_engine.model.spec import ModelSpec
+from unet_engine.model.spec import ModelSpec, plain_name
 from unet_engine.units import times
 
 MEMBERS = "members"
@@ -35,8 +36,14 @@ class Listed(BaseModel):
     network: str = ""
     """SHA-256 of what is attached; empty: the file's own network."""
 
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        return plain_name(name)
 
-_LIST = TypeAdapter(tuple[Listed, ...])
+
+MOST_MEMBERS = 256
+_LIST = TypeAdapter(Annotated[tuple[Listed, ...], Field(max_length=MOST_MEMBERS)])
 
 
 def listed(path: Path) -> tuple[Listed, ...]:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -172,7 +172,9 @@ class ModelFile:
         if channels is None:
             return self
         follows = ACTIVATION_OF.get(channels) if self.guessed else None
-        said = {"activation": follows} if follows else {}
+        said: dict[str, Any] = {"activation": follows} if follows else {}
+        if self.spec.regions is not None and channels != "multilabel":
+            said |= {"regions": None, "classes": ()}  # names are of the labels that regions give
         try:
             spec = ModelSpec.model_validate({**self.spec.model_dump(), **said, "channels": channels})
         except ValidationError as error:

@@ -45,7 +45,7 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
-_LATER = ("channels", "mirror_axes", "resampling")
+_LATER = ("channels", "mirror_axes", "resampling", "regions")
 """Fields that came after the first files were written."""
 MOST_CHANNELS = 2**20
 Size = Annotated[int, Field(ge=1, le=MOST)]
@@ -109,6 +109,9 @@ class ModelSpec(BaseModel):
     flops: int | None = None
     """Floating point operations (two per multiply-add) of one default window. None: unknown."""
     channels: Channels | None = None
+    regions: tuple[Annotated[int, Field(ge=1, le=2**16 - 1)], ...] | None = None
+    """Of channels that are regions and may overlap: the label that each gives where it holds, later channels over
+    earlier ones. None: the largest channel that holds gives its number, counted from 1."""
     resampling: Resampling | None = None
     """How volumes of another spacing come to that of the network. None: they are refused."""
     mirror_axes: str | None = None
@@ -156,6 +159,8 @@ class ModelSpec(BaseModel):
             raise ValueError(f"softmax makes classes that exclude one another of channels; {self.channels} are none")
         if self.channels == "multilabel" and self.channels_out > 1 and not self.overlaps:
             raise ValueError("channels that may overlap are sigmoid (logits), or probabilities_each")
+        if self.regions is not None and not (self.overlaps and len(self.regions) == self.channels_out):
+            raise ValueError("regions names a label for each output channel, of a sigmoid or of probabilities_each")
         if self.resampling and not self.spacing:
             raise ValueError("resampling needs the spacing that volumes are brought to")
         if self.resampling and not all(isfinite(s) and s > 0 for s in self.spacing or ()):
@@ -232,7 +237,8 @@ class ModelSpec(BaseModel):
     def label_count(self) -> int:
         """Number of different labels: channels on their own have a background 0 beside them, one channel means 0 and
         1."""
-        return self.channels_out + 1 if self.activation in _EACH or self.channels_out == 1 else self.channels_out
+        each = self.activation in _EACH or self.channels_out == 1
+        return max([self.channels_out + each, *(label + 1 for label in self.regions or ())])
 
     @property
     def class_names(self) -> tuple[str, ...]:

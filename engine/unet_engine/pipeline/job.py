@@ -19,6 +19,7 @@ from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.resampled import Interpolated, fed
 
 
@@ -29,6 +30,8 @@ class Job:
     plan: Plan
     volume: str
     volume_axes: str
+    pick: Pick
+    """Which time point and channels of the volume."""
     model: ModelFile
     backend: str
     setup: Setup
@@ -110,7 +113,8 @@ class Job:
     @property
     def reduction(self) -> Reduction:
         """What turns finished sums into voxels of the output."""
-        return REDUCTIONS[self.kind](self.model.spec.activation, self.layout.dtype)
+        spec = self.model.spec
+        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,8 +22,11 @@ from unet_engine.plan.box import Box
 from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import Taps
 
-ROWS = 16
-"""Of the output that are interpolated together, as many as `cpp_ext/interpolate.hpp` lays side by side."""
+TILE = (4, 16, 64)
+"""Voxels of the output that are made together where sums are interpolated: rows in sixteens, as
+`cpp_ext/interpolate.hpp` lays so many side by side."""
+CLEAR = 1e-5
+"""Part of the largest sum by which another one has to lie below it, so that rounding cannot make them equal."""
 
 Kind = Literal["labels", "masks", "probabilities", "logits"]
 
@@ -45,7 +49,14 @@ class Reduction(ABC):
 
     activation: Activation
     dtype: str
+    regions: tuple[int, ...] | None = None
+    """See `ModelSpec.regions`."""
     kind: ClassVar[Kind]
+
+    @property
+    def on_host_alone(self) -> bool:
+        """Whether no kernel does it."""
+        return False
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of what is written for sums of the shape `sums`, (channels, *write)."""
@@ -59,18 +70,24 @@ class Reduction(ABC):
 
     def on_grid(self, sums: Array, grid: Sequence[Taps]) -> Array:
         """Voxels on another grid, which `grid` says for each axis how to make of `sums`: first the sums are
-        interpolated, then reduced, a few rows of the output at a time, so that they stay in the cache and never are
+        interpolated, then reduced, a small part of the output at a time, so that they stay in the cache and never are
         there as a whole."""
         shape = tuple(axis.size for axis in grid)
         out = np.empty(self.shape((len(sums), *shape)), self.dtype)
-        scratch = np.empty((len(sums), *(1,) * (len(shape) - 2), min(ROWS, shape[-2]), shape[-1]), np.float32)
-        for tile in Box.of_shape(shape).cells((*scratch.shape[1:-1], max(1, shape[-1]))):
-            rows = scratch[(slice(None), *(slice(0, n) for n in tile.shape))]
-            part = [axis.part(lo, hi) for axis, lo, hi in zip(grid, tile.lo, tile.hi, strict=True)]
-            operations.interpolate(rows, sums, part)
-            place: tuple[Any, ...] = (..., *tile.slices())
-            self._reduce(rows, out[place])
+        tile = tuple(min(n, t) for n, t in zip(shape, TILE[-len(shape) :], strict=True))
+        scratch = np.empty((len(sums), prod(tile)), np.float32)
+        for box in Box.of_shape(shape).cells(tile):
+            place: tuple[Any, ...] = (..., *box.slices())
+            part, source = _part(sums, grid, box)
+            self._reduce_tile(source, part, scratch, out[place])
         return out
+
+    def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
+        """Write the voxels that `grid` makes of `sums` to `out`. scratch: as many rows as there are channels."""
+        there = scratch[: len(sums)].ravel()[: len(sums) * prod(axis.size for axis in grid)]
+        there = there.reshape(len(sums), *(axis.size for axis in grid))
+        operations.interpolate(there, sums, grid)
+        self._reduce(there, out)
 
     @abstractmethod
     def _reduce(self, sums: Array, out: Array) -> None:
@@ -85,15 +102,45 @@ class Reduction(ABC):
 
 
 class Labels(Reduction):
-    """The most likely class; of a sigmoid the most likely one that reaches a half, counted from 1, else 0."""
+    """The most likely class; of a sigmoid the most likely one that reaches a half, counted from 1, else 0; of regions
+    what `operations.regions` says."""
 
     kind = "labels"
+
+    @property
+    def on_host_alone(self) -> bool:
+        return self.regions is not None
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         return sums[1:]
 
     def _reduce(self, sums: Array, out: Array) -> None:
-        operations.labels(sums, out, self.activation)
+        if self.regions is None:
+            operations.labels(sums, out, self.activation)
+        else:
+            operations.regions(sums, out, self.regions, self.activation)
+
+    def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
+        """Without the classes that cannot be the largest anywhere in the tile: between voxels nothing is above the
+        larger or below the smaller one, so those lie below another class throughout."""
+        if len(sums) < 3 or any(axis.weights.min() < 0 for axis in grid):
+            super()._reduce_tile(sums, grid, scratch, out)
+            return
+        sums = np.ascontiguousarray(sums)
+        flat = sums.reshape(len(sums), -1)
+        low, high = flat.min(axis=1), flat.max(axis=1)
+        with np.errstate(invalid="ignore"):
+            possible = np.flatnonzero(high >= low.max() - CLEAR * max(abs(low.min()), abs(high.max())))
+        if len(possible) in (0, len(sums)):  # none where sums are not finite, which is told elsewhere
+            super()._reduce_tile(sums, grid, scratch, out)
+            return
+        above = operations.label_threshold(self.activation, len(sums))
+        if len(possible) == 1 and above is None:
+            out[...] = possible[0]
+            return
+        super()._reduce_tile(sums[possible], grid, scratch, out)
+        numbers = possible if above is None else np.concatenate([[0], possible + 1])
+        out[...] = numbers.astype(out.dtype)[out]
 
 
 class Masks(Reduction):
@@ -117,6 +164,18 @@ class Logits(Reduction):
 
     def _reduce(self, sums: Array, out: Array) -> None:
         operations.logits(sums, out)
+
+
+def _part(sums: Array, grid: Sequence[Taps], box: Box) -> tuple[list[Taps], Array]:
+    """How to make the voxels of `box`, and the sums that it takes."""
+    parts, spans = [], []
+    for axis, lo, hi in zip(grid, box.lo, box.hi, strict=True):
+        part = axis.part(lo, hi)
+        first, last = int(part.first.min()), int(part.first.max()) + part.weights.shape[1]
+        parts.append(Taps(part.first - first, part.weights))
+        spans.append(slice(first, last))
+    place: tuple[Any, ...] = (slice(None), *spans)
+    return parts, sums[place]
 
 
 REDUCTIONS: dict[Kind, type[Reduction]] = {c.kind: c for c in (Labels, Masks, Probabilities, Logits)}

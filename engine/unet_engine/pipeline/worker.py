@@ -26,6 +26,7 @@ from unet_engine.output.output import Output
 from unet_engine.output.stored import Stored
 from unet_engine.pipeline.base import Core, Pipeline, Predicted, Work
 from unet_engine.pipeline.choose import pipeline_of
+from unet_engine.pipeline.glances import Glances
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.presence import Presence
 from unet_engine.plan.box import Box
@@ -37,7 +38,7 @@ from unet_engine.storage.codecs import decoding
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask, open_mask
-from unet_engine.volumes.resampled import Interpolated
+from unet_engine.volumes.resampled import AnyMask, Interpolated
 
 
 class Sink(Protocol):
@@ -82,6 +83,7 @@ class Worker:
         self.shrunk = False
         """Whether memory ran out once and fewer windows are inferred at once since."""
         self._opened = replace(opened) if opened else Opened()
+        self._glances = Glances()
         self._opening = threading.RLock()
         self._pipeline: Pipeline | None = None
 
@@ -100,7 +102,7 @@ class Worker:
         if self._opened.volume is None:
             with self._opening, decoding(self.job.decoders):
                 self._opened.volume = self._opened.volume or self.job.seen(
-                    open_volume(self.job.volume, self.job.volume_axes)
+                    open_volume(self.job.volume, self.job.volume_axes, self.job.pick)
                 )
         return self._opened.volume
 
@@ -244,9 +246,12 @@ class Worker:
         with self.recorder.block(OTHER):
             if not task.windows:
                 return None
-            raw = self._raw(task)
             own = (task.block.index,) if task.commits else ()
-            self._notice(task.read, (*own, *(to for to, _ in task.halos)))
+            hanging = (*own, *(to for to, _ in task.halos))
+            for source in self._sources():
+                self._glances.take(source, task.read, hanging)
+            raw = self._raw(task)
+            self._notice(task.read, hanging)
             return raw
 
     def _raw(self, task: Task) -> Raw | None:
@@ -257,7 +262,10 @@ class Worker:
         if inside is not None and not inside.any():
             return None
         voxels = self.volume.read(task.read, self.recorder)
-        self.tally.add(bytes_read=voxels.nbytes)
+        seen, count = self.volume, voxels.nbytes
+        if isinstance(seen, Interpolated):
+            count = seen.there(task.read).size * seen.scan.voxel_bytes
+        self.tally.add(bytes_read=count)
         if self.job.nodata and not self.job.plan.image:  # else they were dealt with before interpolating
             inside = self.presence.without_nodata(voxels, inside)
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
@@ -269,14 +277,22 @@ class Worker:
     def _notice(self, box: Box, blocks: Sequence[Index]) -> None:
         """Leave a note where what was read of `box` was changed since the run began: `blocks` hang on it. After
         reading, so that a change meanwhile is seen."""
-        for volume in (self.volume, self.presence.mask):
-            if volume is not None and (what := volume.changed(box, self.job.begun)):
-                if self.job.strict:
-                    raise InputError(
-                        f"--strict: {what} was changed after the run began; run again with --overwrite once nothing "
-                        "writes to it, or without --strict"
-                    )
-                self.output.doubt(blocks, what)
+        for source in self._sources():
+            if what := source.changed(box, self.job.begun):
+                self._doubt(blocks, what)
+
+    def _doubt(self, blocks: Sequence[Index], what: str) -> None:
+        if self.job.strict:
+            raise InputError(
+                f"--strict: {what} was changed after the run began; run again with --overwrite once nothing "
+                "writes to it, or without --strict"
+            )
+        self.output.doubt(blocks, what)
+
+    def _sources(self) -> tuple[Volume | AnyMask, ...]:
+        """What voxels come from."""
+        mask = self.presence.mask
+        return (self.volume,) if mask is None else (self.volume, mask)
 
     def _handle_nonfinite(self, voxels: Array, task: Task) -> None:
         bad, at = ~np.isfinite(voxels), task.read.lo
@@ -294,10 +310,13 @@ class Worker:
         voxels[bad] = self.job.replace_nonfinite
 
     def confirm(self) -> None:
-        """Raises `InputError` where what was read is not there any more: what was not stored then means nothing."""
+        """Raises `InputError` where what was read is not there any more: what was not stored then means nothing. What
+        is another one by now leaves a note."""
         for volume in (self._opened.volume, self._opened.mask):
             if volume is not None:
                 volume.confirm()
+        for blocks, what in self._glances.changed():
+            self._doubt(blocks, what)
 
     # --- predict ---
 
@@ -353,6 +372,8 @@ def _clear_winner(spec: ModelSpec) -> bool:
     """Whether rounding cannot change the label of the constant for empty windows."""
     values = sorted(spec.empty or (0.0,))
     above = operations.label_threshold(spec.activation, len(values))
+    if spec.regions is not None and above is not None:
+        return all(abs(v - above) > 1e-3 * max(1.0, *map(abs, values)) for v in values)
     if above is not None:
         values = sorted([*values, above])
     return len(values) > 1 and values[-1] - values[-2] > 1e-3 * max(map(abs, values))

@@ -119,9 +119,9 @@ LOOKED_AT = 64
 
 
 def _chunk_of_other_grid(axis: AxisGrid, windows: int, back: AxisResampling, target: int) -> int:
-    """Chunk of an output on another grid than the windows': of those from half of `target` up, the one of whose ends
+    """Chunk of an output on another grid than the windows': of those from three quarters of `target` up, the one of whose ends
     blocks lose least, when their edges are rounded down to it."""
     most = max(1, min(target, back.target, windows * axis.stride * back.target // back.source))
     blocks = min(-(-axis.count // windows), LOOKED_AT)
     ends = [back.settled(axis.support(j * windows)[0]) for j in range(1, blocks)]
-    return min(range(most, most // 2, -1), key=lambda c: sum(end % c for end in ends))
+    return min(range(most, most * 3 // 4, -1), key=lambda c: sum(end % c for end in ends))

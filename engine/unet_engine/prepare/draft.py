@@ -17,6 +17,7 @@ from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.identity import identity
 from unet_engine.prepare.outside import mask_path
+from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes.normalize import Scaling
 
@@ -91,8 +92,9 @@ class Draft:
         survey, settings = self.survey, self.survey.settings
         return Job(
             plan=plan,
-            volume=settings.input,
+            volume=survey.place,
             volume_axes=survey.scan.axes,
+            pick=pick_of(settings),
             model=survey.model,
             backend=survey.backend,
             setup=self.network.setup,

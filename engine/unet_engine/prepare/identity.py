@@ -8,9 +8,11 @@ from typing import Any
 from unet_engine.backends.base import Network, Setup
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.decisions import Decisions
+from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes import samples
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.pick import ALL
 
 FORMAT = 1
 """Changes whenever the same settings would give other bytes than an earlier version's."""
@@ -29,6 +31,7 @@ def identity(
         "format": FORMAT,
         "input": fingerprint,
         "shape": list(survey.scan.shape),
+        **({"pick": [settings.timepoint, settings.input_channels]} if pick_of(settings) != ALL else {}),
         "roi": str(decisions.roi),
         "model": survey.model.sha256,
         "spec": spec.model_dump_json(exclude=_DECIDE_NO_BYTE),

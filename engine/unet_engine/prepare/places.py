@@ -1,4 +1,4 @@
-"""Where a run writes: never into what it reads."""
+"""What a run reads of its input, and where it writes: never into what it reads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from unet_engine.paths import root_of
 from unet_engine.settings import Settings
 from unet_engine.settings_files import AUTO_PROFILE
 from unet_engine.storage import stores
+from unet_engine.volumes.pick import Pick
+
+
+def pick_of(settings: Settings) -> Pick:
+    """Which time point and channels of the volume."""
+    given = settings.input_channels
+    return Pick(settings.timepoint, tuple(part.strip() for part in given.split(",")) if given else None)
 
 
 def out_of(settings: Settings, model: ModelFile) -> str:

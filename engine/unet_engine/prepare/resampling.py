@@ -11,10 +11,11 @@ from unet_engine.model.spec import ModelSpec, Resampling
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling, Order
 from unet_engine.prepare.spacing import in_units_of
-from unet_engine.settings import Settings
 from unet_engine.units import times
 from unet_engine.volumes.axes import LARGEST
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.resampled import Interpolated
+from unet_engine.volumes.samples import scaling_of
 
 ANISOTROPIC = 3.0
 """Ratio of the longest side of a voxel to the shortest, above which the axis of the longest is resampled apart."""
@@ -28,11 +29,13 @@ class Grids:
     back: tuple[AxisResampling, ...]
 
 
-def grids(volume: Volume, spec: ModelSpec, settings: Settings, notes: list[str]) -> Grids | None:
+def grids(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) -> Grids | None:
     """How `volume` comes to the spacing of `spec`; None where nothing is to be done, or spacings cannot be compared,
-    which `check_spacing` tells. Raises `InputError` where its grid would be larger than any volume is."""
+    which `check_spacing` tells. ignore: the user has spacings ignored.
+
+    Raises `InputError` where its grid would be larger than any volume is."""
     how, own = spec.resampling, in_units_of(volume, spec)
-    if how is None or own is None or settings.ignore_spacing:
+    if how is None or own is None or ignore:
         return None
     planes = len(volume.shape) - len(spec.axes)
     wanted = (*own[:planes], *(spec.spacing or ()))
@@ -55,6 +58,13 @@ def grids(volume: Volume, spec: ModelSpec, settings: Settings, notes: list[str])
         f"{volume.path} is brought from {times(volume.shape)} voxels to {times(shape)}, the spacing of {spec.name}"
     )
     return Grids(image, back)
+
+
+def seen(scan: Volume, found: Grids | None, spec: ModelSpec, nonfinite: float | None = None) -> Volume:
+    """What windows are cut from. Raises `DataError` as reading and `scaling` do."""
+    if found is None:
+        return scan
+    return Interpolated(scan, found.image, scaling_of(scan, spec.normalization), spec.background, nonfinite)
 
 
 def _orders(

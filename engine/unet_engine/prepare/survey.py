@@ -25,9 +25,9 @@ from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
-from unet_engine.prepare.places import out_of
+from unet_engine.prepare.places import out_of, pick_of
 from unet_engine.prepare.precision import Choice, choose
-from unet_engine.prepare.resampling import Grids, on_windows_grid
+from unet_engine.prepare.resampling import Grids, on_windows_grid, seen
 from unet_engine.prepare.resampling import grids as grids_of
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.settings import Settings
@@ -36,11 +36,10 @@ from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask
 from unet_engine.volumes.normalize import quantiles, scaling
-from unet_engine.volumes.resampled import Interpolated
-from unet_engine.volumes.samples import scaling_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Survey:
     """What a run will work on and with, before anything heavy is loaded."""
 
     settings: Settings
+    place: str
+    """The path of the volume: the input's, or that of what is meant in it."""
     scan: Volume
     """As it is stored."""
     volume: Volume
@@ -102,7 +103,8 @@ def survey(settings: Settings) -> Survey:
         raise SettingsError(
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
         )
-    volume = open_volume(settings.input, settings.axes)
+    located_at = located(settings.input, settings.image, settings.level)
+    volume = open_volume(located_at, settings.axes, pick_of(settings))
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
     model = _model(settings, notes)
@@ -111,7 +113,7 @@ def survey(settings: Settings) -> Survey:
     check_volume(volume, model)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
-    grids = grids_of(volume, model.spec, settings, notes)
+    grids = grids_of(volume, model.spec, notes, ignore=settings.ignore_spacing)
     if grids is None:
         check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
     about_whole_numbers(settings, model, volume, notes)
@@ -140,8 +142,9 @@ def survey(settings: Settings) -> Survey:
         roi = on_windows_grid(roi, grids.image)
     return Survey(
         settings=settings,
+        place=located_at,
         scan=volume,
-        volume=_on_windows_grid(volume, grids, model.spec, settings),
+        volume=seen(volume, grids, model.spec, settings.replace_nonfinite),
         grids=grids,
         mask=mask_of(settings, volume, model.spec),
         model=model,
@@ -153,14 +156,6 @@ def survey(settings: Settings) -> Survey:
         out=out_of(settings, model),
         notes=tuple(notes),
     )
-
-
-def _on_windows_grid(scan: Volume, grids: Grids | None, spec: ModelSpec, settings: Settings) -> Volume:
-    """What windows are cut from."""
-    if grids is None:
-        return scan
-    scale = scaling_of(scan, spec.normalization)
-    return Interpolated(scan, grids.image, scale, spec.background, settings.replace_nonfinite)
 
 
 def _check_replacement(settings: Settings, volume: Volume) -> None:
@@ -235,10 +230,17 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
             f"{volume.path} has the axes {volume.axes}, the model {spec.name} needs {spec.axes}; use a 2D model, or "
             "--axes"
         )
+    if volume.channels in (2, 4) and volume.channels == spec.channels_in + 1:
+        kept = ",".join(map(str, range(spec.channels_in)))
+        raise InputError(
+            f"{volume.path} has {volume.channels} channels and the model {spec.name} takes {spec.channels_in}: if the "
+            f"last one is alpha, leave it out with --input-channels {kept}; else pick others, or use another model"
+        )
     if volume.channels != spec.channels_in:
         raise InputError(
             f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} "
-            f"takes {spec.channels_in}; use another model, or name the channel axis with --axes, e.g. czyx"
+            f"takes {spec.channels_in}; pick some with --input-channels, use another model, or name the channel axis with "
+            "--axes, e.g. czyx"
         )
 
 

@@ -241,6 +241,18 @@ def labels(sums: F32, out: NDArray[np.unsignedinteger], activation: str, *, thre
     run(_3d(sums), _3d(out[None]), above, threads)
 
 
+def regions(
+    sums: F32, out: NDArray[np.unsignedinteger], order: Sequence[int], activation: str, *, threads: int = 1
+) -> None:
+    """Reduce sums (K, *S) to labels of regions that may overlap, out (*S) uint8 or uint16: of each channel in turn that
+    would be labelled if it were alone, ``order[channel]``; 0 where none is. Later channels win."""
+    mask = np.empty(sums.shape[1:], np.uint8)
+    out[...] = 0
+    for channel, label in zip(sums, order, strict=True):
+        labels(channel[np.newaxis], mask, activation, threads=threads)
+        np.copyto(out, np.asarray(label, out.dtype), where=mask.view(np.bool_))
+
+
 def masks(sums: F32, out: NDArray[np.uint8], activation: str, *, threads: int = 1) -> None:
     """Reduce sums (K, *S) to masks, out (K, *S) uint8: of each channel the labels that it would give alone, 0 or 1."""
     _check_type("out", out, "uint8")

@@ -140,6 +140,10 @@ _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 def check_metadata(place: str | StorePath) -> None:
     """Raises `OSError` where what zarr reads as metadata at `place` is anything but a file, or far too long: a pipe is
     waited at for ever, and a device never ends. On a local disk alone."""
+    if isinstance(place, str) and "::" in place and not is_local(place):
+        archive = plain(place.rpartition("::")[2])
+        if is_local(archive) and Path(archive).exists() and not Path(archive).is_dir():
+            check_file(archive)  # zip://scan.zarr::file:///data/scans.zip
     folder = file_of(place) if isinstance(place, StorePath) else place if is_local(place) else None
     for name in _METADATA_FILES if folder else ():
         with suppress(FileNotFoundError, NotADirectoryError):

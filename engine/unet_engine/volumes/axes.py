@@ -31,8 +31,7 @@ def check_sizes(path: str, shape: Sequence[int], chunks: Sequence[int]) -> None:
 def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Sequence[str] | None) -> str:
     """The axes of the array at `path`: `axes`, a name for each, or what is usual where nobody names them.
 
-    Raises `InputError` where the array is no volume: no numbers, axes that are not understood, several time points, no
-    voxels.
+    Raises `InputError` where the array is no volume: no numbers, axes that are not understood, no voxels.
     """
     if dtype.kind not in "buif":
         raise InputError(f"{path} holds {dtype}; convert it to integers or floating point numbers")
@@ -53,8 +52,6 @@ def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Se
         raise InputError(
             f"axes {names!r} of {path} are not understood; name each of t, c, z, y, x at most once, y and x always"
         )
-    if "t" in names and shape[names.index("t")] != 1:
-        raise InputError(f"{path} has {shape[names.index('t')]} time points; run one at a time on an array without t")
     if 0 in shape:
         raise InputError(f"{path} is empty, its shape is {times(shape)}; give a volume with voxels")
     return names

@@ -16,6 +16,7 @@ from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import READ_DECODE
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.pick import Pick
 
 Array = npt.NDArray[Any]
 Selection = tuple[slice, ...]
@@ -56,6 +57,18 @@ class Volume(Protocol):
     @property
     def chunks(self) -> tuple[int, ...]:
         """What is read and decoded at once."""
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """What all stored channels are called, in the order they are stored; empty where that is not known."""
+
+    @property
+    def timepoints(self) -> int:
+        """How many are stored; one is read."""
+
+    def picked(self, pick: Pick) -> Volume:
+        """The same volume, of which one time point and some channels are read. Raises `InputError` for such as there
+        are not, and where there are several time points and none is named."""
 
     @property
     def channels(self) -> int:
@@ -127,6 +140,10 @@ class Volume(Protocol):
         """What of the stored data in `box` was changed after `since` (seconds since the epoch), as people are told;
         None where nothing was, or where that cannot be told at the price of looking at files."""
 
+    def token(self, box: Box) -> tuple[str, str] | None:
+        """Of stores that keep no times: a chunk in `box`, as people are told, and what changes with its content. One
+        small request; None where `changed` tells, or where neither can."""
+
     def confirm(self) -> None:
         """Look again whether this is still what was opened: of a volume that is gone, what is not stored means nothing.
 
@@ -164,6 +181,11 @@ class StoredVolume(ABC):
     unit: str | None = None
     frame: Frame | None = None
     fill_value: float = 0.0
+    channel_names: tuple[str, ...] = ()
+    time: int = 0
+    """The time point that is read."""
+    chosen: tuple[int, ...] | None = None
+    """The channels that are read; None for all."""
     nodata: tuple[float, ...] = ()
     own_mask: str | None = None
     notes: tuple[str, ...] = ()
@@ -179,6 +201,9 @@ class StoredVolume(ABC):
         return True
 
     def changed(self, box: Box, since: float) -> str | None:
+        return None
+
+    def token(self, box: Box) -> tuple[str, str] | None:
         return None
 
     def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do
@@ -201,6 +226,8 @@ class StoredVolume(ABC):
             "dtype": str(self.stored_dtype),
             "chunks": list(self.stored_chunks),
             "bytes": prod(self.stored_shape) * self.stored_dtype.itemsize,
+            **({"timepoints": self.timepoints} if self.timepoints > 1 else {}),
+            **({"channel_names": list(self.channel_names)} if self.channel_names else {}),
             **({"nodata": [f"{value:g}" for value in self.nodata]} if self.nodata else {}),
             **({"orientation": self.frame.orientation} if self.frame and self.frame.orientation else {}),
         }
@@ -228,7 +255,18 @@ class StoredVolume(ABC):
         return self.along(self.stored_chunks)
 
     @property
+    def timepoints(self) -> int:
+        return self.stored_shape[self.axes.index("t")] if "t" in self.axes else 1
+
+    def picked(self, pick: Pick) -> Volume:
+        count = self.stored_shape[self.axes.index("c")] if "c" in self.axes else 1
+        time, chosen = pick.time(self.path, self.timepoints), pick.numbers(self.path, self.channel_names, count)
+        return self if (time, chosen) == (0, None) else replace(self, time=time, chosen=chosen)
+
+    @property
     def channels(self) -> int:
+        if self.chosen is not None:
+            return len(self.chosen)
         return self.stored_shape[self.axes.index("c")] if "c" in self.axes else 1
 
     @property
@@ -268,8 +306,12 @@ class StoredVolume(ABC):
 
     def _selection(self, box: Box) -> Selection:
         spans = dict(zip(self.spatial, box.slices(), strict=True))
-        whole = {"c": slice(None), "t": slice(0, 1)}
+        whole = {"c": self._channel_span, "t": slice(self.time, self.time + 1)}
         return tuple(spans[a] if a in spans else whole[a] for a in self.axes)
+
+    @property
+    def _channel_span(self) -> slice:
+        return slice(None) if self.chosen is None else slice(min(self.chosen), max(self.chosen) + 1)
 
     def _oriented(self, stored: Array) -> Array:
         wanted = [a for a in "tczyx" if a in self.axes]
@@ -278,6 +320,8 @@ class StoredVolume(ABC):
             voxels = voxels[0]
         if "c" not in wanted:
             voxels = voxels[np.newaxis]
+        if self.chosen is not None:
+            voxels = voxels[[c - min(self.chosen) for c in self.chosen]]
         return np.ascontiguousarray(voxels, dtype=self.dtype)
 
     def _unreadable(self, box: Box, error: Exception) -> InputError:

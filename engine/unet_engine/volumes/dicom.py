@@ -236,5 +236,7 @@ class DicomVolume(FileVolume):
         with opening(one.file, "DICOM file"):
             voxels = np.asarray(pixel_array(one.file, index=one.frame))
         if voxels.shape != self.plane:
-            raise InputError(f"{one.file} holds {times(voxels.shape)}, and its header says {times(self.plane)}")
+            raise InputError(
+                f"{one.file} holds {times(voxels.shape)}, and its header says {times(self.plane)}; restore it"
+            )
         return np.asarray(self.linears[number](voxels), self.stored_dtype)

@@ -27,6 +27,7 @@ from unet_engine.units import size
 from unet_engine.volumes.axes import check_sizes
 from unet_engine.volumes.base import Array, Format, Selection, StoredVolume, Volume
 from unet_engine.volumes.linear import Linear
+from unet_engine.volumes.pick import Pick
 
 T = TypeVar("T")
 CHUNK_SIDE = 64
@@ -123,8 +124,11 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _opened(opened_by: Format, path: str, axes: str, nodata: tuple[float, ...]) -> Volume:
-    return opened_by.open(path, axes).with_nodata(nodata)
+def _opened(
+    opened_by: Format, path: str, axes: str, nodata: tuple[float, ...], time: int, chosen: tuple[int, ...] | None
+) -> Volume:
+    pick = Pick(time, None if chosen is None else tuple(map(str, chosen)))
+    return opened_by.open(path, axes).with_nodata(nodata).picked(pick)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -137,7 +141,7 @@ class FileVolume(StoredVolume):
     remedy = "restore the file"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (self.opened_by, self.path, self.axes, self.nodata)
+        return _opened, (self.opened_by, self.path, self.axes, self.nodata, self.time, self.chosen)
 
     def parts(self, box: Box) -> Iterable[Part]:
         """The files that `box` lies in."""

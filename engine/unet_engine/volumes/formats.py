@@ -13,6 +13,7 @@ from unet_engine.volumes.metaimage import MetaImageFormat
 from unet_engine.volumes.nifti import NiftiFormat
 from unet_engine.volumes.npy import NpyFormat
 from unet_engine.volumes.nrrd import NrrdFormat
+from unet_engine.volumes.pick import ALL, Pick
 from unet_engine.volumes.raster import RasterFormat
 from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
@@ -41,14 +42,15 @@ def format_of(path: str) -> Format | None:
     return next((format for format in FORMATS if format.recognises(path)), None)
 
 
-def open_volume(path: str, axes: str | None = None) -> Volume:
-    """Open the volume at `path`, in whatever format it is. `axes` overrides what its metadata say, e.g. ``czyx``.
+def open_volume(path: str, axes: str | None = None, pick: Pick = ALL) -> Volume:
+    """Open the volume at `path`, in whatever format it is. `axes` overrides what its metadata say, e.g. ``czyx``; `pick` says
+    which time point and channels are read.
 
     Raises `InputError` naming what is missing and what to do.
     """
     path = plain(str(path))
     if format := format_of(path):
-        return format.open(path, axes)
+        return format.open(path, axes).picked(pick)
     if is_local(path) and not Path(path).exists():
         raise InputError(f"{path} does not exist; give the path of a volume")
     raise InputError(f"{path} is a file of no format that is read here ({READ}); convert it to Zarr first")

@@ -75,6 +75,10 @@ class Mask:
         """See `Volume.changed`."""
         return self.volume.changed(self._there(box), since)
 
+    def token(self, box: Box) -> tuple[str, str] | None:
+        """See `Volume.token`."""
+        return self.volume.token(self._there(box))
+
     def confirm(self) -> None:
         """See `Volume.confirm`."""
         self.volume.confirm()

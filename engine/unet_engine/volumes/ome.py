@@ -6,6 +6,7 @@ import os
 import posixpath
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import zarr
@@ -15,6 +16,8 @@ from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import missing_codec
 from unet_engine.units import brief, micrometers
+from unet_engine.volumes.cf import only_volume
+from unet_engine.volumes.collection import images, listed
 from unet_engine.volumes.resolution import Resolution
 
 _INVALID = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
@@ -28,6 +31,17 @@ def full_resolution(path: str, group: zarr.Group) -> Resolution:
     try:
         scales = _multiscales(group)
         if not scales:
+            found = images(path, group)
+            if len(found) == 1:
+                return full_resolution(
+                    f"{path.rstrip('/')}/{found[0]}", zarr.open_group(group.store_path / found[0], mode="r")
+                )
+            if found:
+                raise InputError(
+                    f"{path} holds {len(found)} images: {listed(found)}; name one, e.g. --image {found[0]}"
+                )
+            if name := only_volume(group):
+                return Resolution(zarr.open_array(group.store_path / name, mode="r"))
             inside = ", ".join(_children(group)) or "none"
             raise InputError(
                 f"{path} is a Zarr group without OME multiscales; name one of the arrays in it ({inside}), "
@@ -47,7 +61,7 @@ def full_resolution(path: str, group: zarr.Group) -> Resolution:
             f"restore it, or name another array, e.g. {path}/1"
         ) from error
     try:
-        return _described(array, scales[0], scales[0]["datasets"][0])
+        return replace(_described(array, scales[0], scales[0]["datasets"][0]), channel_names=_channels(group))
     except _INVALID as error:
         raise InputError(_invalid(path, error)) from error
 
@@ -71,7 +85,7 @@ def named_resolution(path: str, array: zarr.Array) -> Resolution | None:
             for image in _multiscales(group) or ():
                 for level in image["datasets"]:
                     if posixpath.normpath(str(level["path"]).strip("/")) == inside:
-                        return _described(array, image, level)
+                        return replace(_described(array, image, level), channel_names=_channels(group))
         except _INVALID as error:
             notes.append(
                 f"the OME multiscales of {above} are not valid ({first_line(error)}): "
@@ -103,6 +117,16 @@ def _multiscales(group: zarr.Group) -> Sequence[Mapping[str, Any]] | None:
     attributes = dict(group.attrs)
     scales: Sequence[Mapping[str, Any]] | None = dict(attributes.get("ome", attributes)).get("multiscales")
     return scales
+
+
+def _channels(group: zarr.Group) -> tuple[str, ...]:
+    """What viewers are told that channels are called; nothing where that makes no sense."""
+    attributes = dict(group.attrs)
+    try:
+        said = dict(attributes.get("ome", attributes))["omero"]["channels"]
+        return tuple(str(channel.get("label", "")) for channel in said)
+    except _INVALID:
+        return ()
 
 
 def _described(array: zarr.Array, image: Mapping[str, Any], level: Mapping[str, Any]) -> Resolution:

@@ -125,6 +125,7 @@ def _bands(
         stored_dtype=dtype,
         unit=unit,
         nodata=_nodata(data, bands, dtype),
+        channel_names=tuple(data.descriptions[b - 1] or data.colorinterp[b - 1].name for b in bands),
         own_mask=_own_mask(rasterio, path, data, bands, alpha=bool(alpha)),
         notes=_notes(rasterio, path, data, bands, alpha),
         opened_by=RasterFormat(),
@@ -225,11 +226,9 @@ class RasterVolume(FileVolume):
     def facts(self) -> dict[str, Any]:
         crs = self.frame.crs if self.frame else None
         with self.handles.one() as data:
-            names = [data.descriptions[b - 1] or data.colorinterp[b - 1].name for b in self.bands]
             shown = data.crs.to_string() if crs else None
         return {
             **super().facts(),
-            "bands": names,
             **({"crs": shown if len(shown) < 200 else f"{shown[:200]}…"} if shown else {}),
             **({"mask": self.own_mask} if self.own_mask else {}),
         }

@@ -23,6 +23,7 @@ from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.pick import Pick
 
 
 def reach(grid: Sequence[AxisResampling], box: Box) -> Box:
@@ -80,6 +81,17 @@ class Regridded:
     @property
     def channels(self) -> int:
         return self.scan.channels
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return self.scan.channel_names
+
+    @property
+    def timepoints(self) -> int:
+        return self.scan.timepoints
+
+    def picked(self, pick: Pick) -> Volume:
+        return replace(self, scan=self.scan.picked(pick))  # type: ignore[return-value]  # `read` is the subclass's
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -143,6 +155,9 @@ class Regridded:
 
     def changed(self, box: Box, since: float) -> str | None:
         return self.scan.changed(self.there(box), since)
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        return self.scan.token(self.there(box))
 
     def confirm(self) -> None:
         self.scan.confirm()
@@ -263,6 +278,7 @@ class AnyMask(Protocol):
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array: ...
     def may_hold(self, box: Box) -> bool: ...
     def changed(self, box: Box, since: float) -> str | None: ...
+    def token(self, box: Box) -> tuple[str, str] | None: ...
     def confirm(self) -> None: ...
 
 
@@ -282,6 +298,9 @@ class NearestMask:
 
     def changed(self, box: Box, since: float) -> str | None:
         return self.mask.changed(reach(self.grid, box), since)
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        return self.mask.token(reach(self.grid, box))
 
     def confirm(self) -> None:
         self.mask.confirm()

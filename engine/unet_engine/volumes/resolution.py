@@ -12,6 +12,8 @@ import zarr
 
 from unet_engine.errors import InputError
 from unet_engine.units import unit_name
+from unet_engine.volumes.axis_names import letter
+from unet_engine.volumes.frame import Frame
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Resolution:
     unit: str | None = None
     notes: tuple[str, ...] = ()
     """What was said but could not be understood, or is unusual, as the user is told."""
+    channel_names: tuple[str, ...] = ()
+    frame: Frame | None = None
 
     def completed(self, path: str, names: str) -> Resolution:
         """The same with what the array's own attributes say, where nothing else says it. `names`: of its axes.
@@ -67,11 +71,12 @@ class Resolution:
 
 
 def own_names(array: zarr.Array) -> tuple[str, ...] | None:
-    """Names that `array` has for its axes, in lower case; None where it has none, or such as xarray makes up."""
+    """Names that `array` has for its axes, as letters where it is known which, else in lower case; None where it has
+    none, or such as xarray makes up."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     if not isinstance(names, list | tuple) or all(not n or re.fullmatch(r"dim_\d+", str(n)) for n in names):
         return None
-    return tuple(str(n or "").lower() for n in names)
+    return tuple(letter(str(n or "")) for n in names)
 
 
 def _per_axis(attributes: Mapping[str, Any], key: str | None, names: str, other: float) -> list[float] | None:

@@ -31,6 +31,8 @@ from unet_engine.volumes.files import (
 from unet_engine.volumes.tiff_tags import Placed, nodata_of, placed
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".stk", ".qptiff", ".scn")
+_ALPHA = (1, 2)
+"""ExtraSamples of TIFF: associated alpha, and not associated."""
 KEPT_BYTES = 2**26
 """Of pieces that were decoded, kept for the next block: strips are as wide as the image."""
 
@@ -87,7 +89,7 @@ def _facts(path: str, part: Part, series: Any, names: str) -> dict[str, Any]:
         "stored_spacing": where.spacing,
         "stored_translation": where.translation,
         "unit": where.unit,
-        "notes": (*_others(path, series), *where.notes),
+        "notes": (*_others(path, series), *_alpha(path, series), *where.notes),
         "nodata": nodata_of(series.keyframe, np.dtype(series.dtype)),
         "opened_by": TiffFormat(),
         "files": (part,),
@@ -98,6 +100,19 @@ def _others(path: str, series: Any) -> tuple[str, ...]:
     """A note where the file holds smaller images beside the one that is read: a thumbnail, a label."""
     count = len(series.parent.series)
     return (f"{path} holds {count} images; the largest is read, {times(series.shape)}",) if count > 1 else ()
+
+
+def _alpha(path: str, series: Any) -> tuple[str, ...]:
+    """A note where the file says that a sample is alpha: it is read like others, and no network means it."""
+    page = series.keyframe
+    extra = [int(kind) for kind in page.extrasamples]
+    number = page.samplesperpixel - len(extra) + 1
+    return tuple(
+        f"{path}: channel {number + i} is alpha, as the file says, and is read like the others; --input-channels leaves it "
+        "out"
+        for i, kind in enumerate(extra)
+        if kind in _ALPHA
+    )
 
 
 def _in_place(path: str, part: Part, series: Any, names: str) -> Volume:

@@ -28,8 +28,9 @@ from unet_engine.storage.absences import Absences
 from unet_engine.storage.bounded import bounded
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
+from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
-from unet_engine.volumes import nodata
+from unet_engine.volumes import cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.ome import full_resolution, named_resolution
@@ -57,7 +58,8 @@ class ZarrFormat:
         array, dtype = found.array, np.dtype(found.array.dtype)
         check_sizes(path, array.shape, array.chunks)
         names = checked_axes(path, array.shape, dtype, axes or found.axes or own_names(array))
-        found = found.completed(path, names)
+        place = path if isinstance(node, zarr.Array) else f"{path.rstrip('/')}/{array.basename}"
+        found = cf.located(found, place, names).completed(path, names)
         return ZarrVolume(
             path=path,
             axes=names,
@@ -67,6 +69,8 @@ class ZarrFormat:
             stored_spacing=found.scale,
             stored_translation=found.translation,
             unit=found.unit,
+            channel_names=found.channel_names,
+            frame=found.frame,
             notes=found.notes,
             fill_value=float(array.fill_value or 0),
             nodata=nodata.said(dict(array.attrs), dtype),
@@ -264,6 +268,14 @@ class ZarrVolume(StoredVolume):
         key = changed_since(str(root), self._stored_keys(box), since) if root else None
         return f"chunk {key} of {self.path}" if key else None
 
+    def token(self, box: Box) -> tuple[str, str] | None:
+        if stores.file_of(self.array.store_path):
+            return None
+        middle = tuple((lo + hi) // 2 for lo, hi in zip(box.lo, box.hi, strict=True))
+        key = next(self._stored_keys(Box(middle, tuple(x + 1 for x in middle))))
+        found = token(self.array.store_path / key)
+        return (f"chunk {key} of {self.path}", found) if found else None
+
     def confirm(self) -> None:
         self.witness.confirm()
 
@@ -330,9 +342,17 @@ class ZarrVolume(StoredVolume):
         """Where the chunks (shards, if sharded) that meet `box` are stored if they are, below the array."""
         units = self.array.shards or self.array.chunks
         step = self.along(units)
-        channels = range(-(-self.channels // units[self.axes.index("c")])) if "c" in self.axes else range(1)
+        channels, time = range(1), 0
+        if "c" in self.axes:
+            at = self.axes.index("c")
+            first, stop, _ = self._channel_span.indices(self.stored_shape[at])
+            channels = range(first // units[at], -(-stop // units[at]))
+        if "t" in self.axes:
+            time = self.time // units[self.axes.index("t")]
         for cell in box.cells(step):
-            corner: dict[str, int] = {a: l // s for a, l, s in zip(self.spatial, cell.lo, step, strict=True)}
+            corner: dict[str, int] = {"t": time} | {
+                a: l // s for a, l, s in zip(self.spatial, cell.lo, step, strict=True)
+            }
             for c in channels:
                 index = tuple(corner.get(a, c if a == "c" else 0) for a in self.axes)
                 yield str(self.array.metadata.encode_chunk_key(index))

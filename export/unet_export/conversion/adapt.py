@@ -65,6 +65,15 @@ class Adapted(nn.Module):  # type: ignore[misc]  # the type checker skips torch
         return as_it_is and not self.place
 
 
+class GivesLabels(ModelError):
+    """The network ends in an argmax or a threshold, or seems to."""
+
+    def __init__(self, text: str, network: Any) -> None:
+        """network: as `adapted` would give it; its output is labels in float32"""
+        super().__init__(text)
+        self.network = network
+
+
 def adapted(
     network: Any, window: Sequence[int] | None, channels: int | None, head: str | None = None, tell: Tell = print
 ) -> Any:
@@ -81,13 +90,14 @@ def adapted(
     if not parts:
         raise ModelError(f"the network returns {type(returned).__name__} without a tensor; return logits")
     found.place, tensor = _chosen(parts, window, found, head, tell)
-    if not tensor.dtype.is_floating_point:
-        raise ModelError(
-            f"the network gives {str(tensor.dtype).removeprefix('torch.')}, labels it seems, and labels of windows "
-            "cannot be blended; export what lies before its argmax or threshold"
-        )
     found.last_out = tensor.dim() == count + 2 and _is_last(found, tensor, x)
     found.lacks_channel = tensor.shape[1:] == window
+    if not tensor.dtype.is_floating_point:
+        raise GivesLabels(
+            f"the network gives {str(tensor.dtype).removeprefix('torch.')}, labels it seems, and labels of windows "
+            "cannot be blended; export what lies before its argmax or threshold",
+            found,
+        )
     if found.last_in or found.last_out:
         which = "takes and gives" if found.last_in and found.last_out else "takes" if found.last_in else "gives"
         tell(f"note: the network {which} channels last; the file has them first, as all model files")
@@ -116,10 +126,48 @@ def _taking(network: Any, x: Tensor) -> tuple[Adapted, Any]:
                 problems.append(error)
                 continue
             return (way, returned) if kind == torch.float32 else _in_float32(way, returned, x)
+    if mixing := _mixing(network, x):
+        raise ModelError(mixing) from problems[0]
     raise ModelError(
         f"the network does not take a window of {times(window)} with {channels} channel(s): {first_line(problems[0])}; "
         "use --window and --channels"
     ) from problems[0]
+
+
+def _mixing(network: Any, x: Tensor) -> str:
+    """What is told of a network that takes the window and fails inside, as a layer is given another type of numbers
+    than its weights are; empty of others."""
+    if not hasattr(network, "named_modules"):
+        return ""
+    inside: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
+
+    def entered(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, given: inside.append((name, module, given))
+
+    hooks: list[Any] = []
+    try:
+        for name, module in network.named_modules():
+            hooks.append(module.register_forward_pre_hook(entered(name)))
+            hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+        with torch.inference_mode():
+            network(x)
+    except Exception:  # it is known to fail
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not inside or not inside[-1][0]:
+        return ""
+    name, module, given = inside[-1]
+    kinds = {t.dtype for t in given if isinstance(t, Tensor) and t.dtype.is_floating_point}
+    weights = {p.dtype for p in module.parameters(recurse=False)} - kinds
+    if not kinds or not weights:
+        return ""
+    got, has = (str(min(found, key=str)).removeprefix("torch.") for found in (kinds, weights))
+    return (
+        f"the network mixes types of numbers: its layer {name} ({type(module).__name__}) holds {has} and is given {got}; "
+        "let both be float32: cast what goes into it with .float(), and leave out .double()"
+    )
 
 
 def _in_float32(way: Adapted, returned: Any, x: Tensor) -> tuple[Adapted, Any]:

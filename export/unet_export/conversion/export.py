@@ -3,6 +3,8 @@ before it is written."""
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from unet_engine.model.onnx_shapes import dims, images_of
 from unet_engine.model.origins import origins, said_beside
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
 from unet_engine.units import Tell
-from unet_export.conversion.adapt import adapted
+from unet_export.conversion.adapt import GivesLabels, adapted
 from unet_export.conversion.checkpoint import open_checkpoint
+from unet_export.conversion.labels import cut_file, gives_whole_numbers
 from unet_export.conversion.probe import Geometry, probe
 from unet_export.conversion.request import Export, changed, spec_for_export
 from unet_export.conversion.runners import OnnxNetwork, plain_graph
@@ -56,16 +59,43 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     checkpoint = open_checkpoint(
         wanted.checkpoint, wanted.factory, wanted.arguments, wanted.weights, tell, trust=wanted.trust
     )
-    network = adapted(checkpoint.network, wanted.window, wanted.channels, wanted.head, tell)
+    labels: GivesLabels | None = None
+    try:
+        network = adapted(checkpoint.network, wanted.window, wanted.channels, wanted.head, tell)
+    except GivesLabels as found:
+        labels, network = found, found.network
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
     _check_free(wanted, geometry)
     embedded = _embedded(wanted.checkpoint)
+    if labels or (not embedded and gives_whole_numbers(network, geometry.channels_in, geometry.window)):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f"{Path(wanted.checkpoint).stem}.onnx")
+            if cut_file(checkpoint, network, spec_for_export(_plain(wanted), geometry, None), file):
+                return _onnx(replace(wanted, head=None), tell, file)
+        _check_said(wanted, labels)
     known = embedded.spec if embedded else None
     facts = origins(embedded) if embedded else {"activation": "guess by the number of channels"}
     said = wanted.activation is not None or known is not None
     meaning = Meaning(wanted.checkpoint, said, tell, facts | RUN, described=known is not None)
     spec = spec_for_export(wanted, geometry, known)
     return written_with_sizes(checkpoint, network, spec, wanted, meaning)
+
+
+def _plain(wanted: Export) -> Export:
+    """Without what is said of channels that are not there yet."""
+    return Export(wanted.checkpoint, wanted.out)
+
+
+def _check_said(wanted: Export, labels: GivesLabels | None) -> None:
+    """Refuse labels and masks that no argmax makes, unless the user says that their numbers can be blended."""
+    if labels:
+        raise labels
+    if wanted.activation is None and wanted.output_channels not in ("image", "offsets"):
+        raise ModelError(
+            f"{wanted.checkpoint}: of noise, the network gives whole numbers alone: labels or masks it seems, which "
+            "cannot be blended; export what lies before its threshold or rounding, or say what the numbers are with "
+            "--activation, e.g. probabilities for masks of 0 and 1"
+        )
 
 
 def _check_free(wanted: Export, found: Geometry) -> None:
@@ -87,10 +117,10 @@ def _embedded(checkpoint: str) -> ModelFile | None:
 # --- ONNX in ---
 
 
-def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
+def _onnx(wanted: Export, tell: Tell, file: Path | None = None) -> tuple[ModelSpec, float]:
     """A foreign network gets a spec, one output as the engine takes it, and a check; its own layers stay as they
-    are."""
-    path = Path(wanted.checkpoint)
+    are. file: what was made of PyTorch's, and is read instead."""
+    path = file or Path(wanted.checkpoint)
     model = open_model(path, wanted.window, wanted.activation, wanted.head)
     for note in model.notes:
         tell(f"note: {note}")
@@ -108,5 +138,5 @@ def _onnx(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     for entry in [e for e in proto.metadata_props if e.key.startswith("unet_engine.")]:
         proto.metadata_props.remove(entry)
     said = wanted.activation is not None or carried or said_beside(model, "activation")
-    meaning = Meaning(str(path), said, tell, origins(model), described=model.described)
-    return finished(proto, network, meaning.of(proto, spec), wanted, meaning, _origin(wanted))
+    meaning = Meaning(wanted.checkpoint, said, tell, origins(model), described=model.described)
+    return finished(proto, network, meaning.of(proto, spec), wanted, meaning, "" if file else _origin(wanted))

@@ -64,7 +64,11 @@ def read_weights(path: Path) -> Weights:
 
     Raises `ModelError` where it is no PyTorch file, or has no tensor with a name.
     """
-    held = _read(path)
+    return weights_in(path, read_plain(path))
+
+
+def weights_in(path: Path, held: Any) -> Weights:
+    """The tensors in `held`, which the file at `path` holds. Raises `ModelError` where it has none with a name."""
     weights = Weights(path, {}, {}, type(held).__name__.rpartition(".")[2] if isinstance(held, _Inert) else "")
     _collect(held, "", "", weights)
     if not weights.tensors:
@@ -76,7 +80,7 @@ def read_weights(path: Path) -> Weights:
 def read_data(path: Path) -> Any:
     """What the file at `path` holds beside its tensors: dictionaries, lists and plain values, where objects of other
     classes were pickled what they said of themselves. No code in it runs. Raises `ModelError` as `read_weights`."""
-    return _plain(_read(path), _DEEPEST)
+    return _plain(read_plain(path), _DEEPEST)
 
 
 _DEEPEST = 40
@@ -107,7 +111,10 @@ def _safetensors(path: Path) -> Any:
         raise ModelError(f"{path} is no readable safetensors file: {first_line(error)}; save it again") from error
 
 
-def _read(path: Path) -> Any:
+def read_plain(path: Path) -> Any:
+    """What the file at `path` holds: tensors, plain values, numbers of NumPy, and inert objects in place of all others.
+
+    Raises `ModelError` where it is no PyTorch file."""
     if path.suffix.lower() == ".safetensors":
         return _safetensors(path)
     known: list[Any] = _numpy_types()

@@ -52,20 +52,22 @@ def written(
     checkpoint: Checkpoint, network: Any, spec: ModelSpec, wanted: Export, meaning: Meaning
 ) -> tuple[ModelSpec, float]:
     """The spec as it was written, and the largest difference: the exported graph has a say in the activation."""
+    proto, reference = graph_of(checkpoint, network, spec)
+    return finished(proto, reference, meaning.of(proto, spec), wanted, meaning)
 
-    def write(proto: Any, reference: Any) -> tuple[ModelSpec, float]:
-        return finished(proto, reference, meaning.of(proto, spec), wanted, meaning)
 
+def graph_of(checkpoint: Checkpoint, network: Any, spec: ModelSpec) -> tuple[Any, Any]:
+    """The ONNX graph of `network`, which is that of `checkpoint`, maybe wrapped; and what it is compared with."""
     if checkpoint.kind == "module":
         with frozen(network) as net:
-            return write(from_module(net, spec), net)
+            return from_module(net, spec), net
     if checkpoint.kind == "torchscript":
         example = torch.zeros((1, spec.channels_in, *spec.window))
         script = network if isinstance(network, torch.jit.ScriptModule) else torch.jit.trace(network, example)
-        return write(from_script(script, spec), network)
+        return from_script(script, spec), network
     if isinstance(network, Adapted):
-        return write(from_module(network, spec, _rows(checkpoint.program)), network)
-    return write(from_program(checkpoint.program, spec.name), network)
+        return from_module(network, spec, _rows(checkpoint.program)), network
+    return from_program(checkpoint.program, spec.name), network
 
 
 def _rows(program: Any) -> int | None:

@@ -45,7 +45,8 @@ def certified(found: Imported, model: ModelFile) -> tuple[Certificate, ...]:
 
 
 def _of_network(found: Imported, model: ModelFile) -> Certificate:
-    """The network in PyTorch over a whole image, one step larger than the window where it may be, against a run."""
+    """The network in PyTorch, or the mean of several, over a whole image, one step larger than the window where it may
+    be, against a run without mirrors."""
     import torch
 
     spec = model.spec
@@ -56,12 +57,19 @@ def _of_network(found: Imported, model: ModelFile) -> Certificate:
     volume = np.ascontiguousarray(volume[(slice(None), *(slice(0, w) for w in window))])
     scale = scaling(spec.normalization, list(volume))
     fed = np.stack([scale.normalised(channel, c) for c, channel in enumerate(volume)]).astype(np.float32)
+    given, total = torch.from_numpy(fed)[None], sum(member.weight for member in found.members)
     with torch.inference_mode():
-        network = adapted(found.members[0].network, window, spec.channels_in, found.head, silent)
-        theirs = network(torch.from_numpy(fed)[None])[0].numpy()
-    ours = through_network(model, volume) if any(spec.margin) else through_run(model, volume, window=window)
+        answers = (
+            member.weight
+            / total
+            * adapted(member.network, window, spec.channels_in, found.head, silent)(given)[0].numpy()
+            for member in found.members
+        )
+        theirs = np.sum(np.stack(list(answers)), axis=0)
+    ours = through_network(model, volume) if any(spec.margin) else through_run(model, volume, window=window, tta="none")
+    what = "its network" if len(found.members) == 1 else f"the mean of its {len(found.members)} networks"
     certificate = compared(
-        "its network in PyTorch, of a whole image", ours, theirs, spec, versions_of(model, found.versions)
+        f"{what} in PyTorch, of a whole image", ours, theirs, spec, versions_of(model, found.versions)
     )
     if certificate.largest_difference > LARGEST and not _labels_hold(certificate):
         raise ModelError(_other(found, certificate, "values differ"))
@@ -201,7 +209,11 @@ def _labels(ours: Array, theirs: Array, spec: ModelSpec) -> tuple[float | None, 
 def label_of(values: Array, spec: ModelSpec) -> Array:
     """Labels ([z,] y, x) of outputs (c, [z,] y, x)."""
     labels = np.empty(values.shape[1:], np.uint16)
-    operations.labels(np.ascontiguousarray(values, np.float32), labels, spec.activation)
+    sums = np.ascontiguousarray(values, np.float32)
+    if spec.regions is None:
+        operations.labels(sums, labels, spec.activation)
+    else:
+        operations.regions(sums, labels, spec.regions, spec.activation)
     return labels
 
 

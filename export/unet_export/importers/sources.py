@@ -10,8 +10,9 @@ from unet_export.importers.bioimageio.importer import BioimageIO
 from unet_export.importers.checkpoints.importer import Checkpoint, SmpFolder
 from unet_export.importers.foreign import Foreign
 from unet_export.importers.monai.importer import MonaiBundle
+from unet_export.importers.nnunet.importer import NnUNet
 
-IMPORTERS: tuple[Importer, ...] = (BioimageIO(), MonaiBundle(), SmpFolder(), Checkpoint(), Foreign())
+IMPORTERS: tuple[Importer, ...] = (BioimageIO(), MonaiBundle(), NnUNet(), SmpFolder(), Checkpoint(), Foreign())
 """In the order in which they are asked."""
 
 

@@ -19,6 +19,7 @@ from unet_engine.model.writing import with_attachments
 from unet_engine.paths import root_of
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.places import keep_out
+from unet_engine.prepare.resampling import grids, seen
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.redaction import redacted
@@ -27,6 +28,7 @@ from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import Scaling, quantiles, scaling
+from unet_engine.volumes.resampled import Interpolated
 from unet_export.quantize import openvino_candidates, tensorrt_candidates
 from unet_export.quantize.gate import Exam, reference
 from unet_export.quantize.judging import Judging, Outcome, Request
@@ -122,12 +124,14 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
             f"judged by single windows, without the mirrors along {model.spec.mirror_axes} that a run averages over"
         )
     check_volume(volume, model)
-    check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
+    found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
+    if found is None:
+        check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
     scale = scaling(model.spec.normalization, samples.measured(volume))
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")
-    return model, volume, window, scale
+    return model, seen(volume, found, model.spec), window, scale
 
 
 def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -> Iterator[str]:
@@ -190,17 +194,18 @@ def _judging(
         open_model(request.reference, window, model.spec.activation).trust()
     infer, name = reference(model, request.reference, window)
     spec = model.spec
+    scan = volume.scan if isinstance(volume, Interpolated) else volume
     drawn = sample(
         volume, scale, window, (request.held_out, request.windows, request.held_out), request.seed,
         lambda w: labels_of(infer(w[None])[0], spec.activation), spec.label_count,
     )  # fmt: skip
     calibration = Calibration(
         volume=redacted(volume.path),
-        fingerprint=samples.fingerprint(volume),
+        fingerprint=samples.fingerprint(scan),
         windows=len(drawn.calibration),
         held_out=len(drawn.held_out),
         seed=request.seed,
-        quantiles=quantiles(samples.measured(volume), scale),
+        quantiles=quantiles(samples.measured(scan), scale),
     )
     tell(
         f"{calibration.windows} windows to calibrate on, {calibration.held_out} others to judge on (seed "

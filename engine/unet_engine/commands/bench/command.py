@@ -53,6 +53,8 @@ class Request:
     """The voxels may be larger or smaller than those the model was trained on."""
     trust: bool = False
     """The user trusts a model that runs code as it is opened."""
+    head: str | None = None
+    """Name of the output that is meant, of several."""
 
 
 def bench(request: Request, tell: Tell) -> dict[str, Any]:
@@ -61,6 +63,8 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
     begun = time.perf_counter()
     if (request.model is None) != (request.input is None):
         raise SettingsError("--model and --in belong together; give both, or neither for the demo models")
+    if request.head and not request.model:
+        raise SettingsError(f"--head {request.head}: the demo models have one output; give --model and --in too")
     demos = [] if request.model else _demos(request)
     least = LEAST_SECONDS * max(1, len(demos))
     if not least <= request.seconds < inf:
@@ -88,7 +92,8 @@ def _own(request: Request, tell: Tell) -> Subject:
     assert request.model is not None
     assert request.input is not None
     # a window that only a foreign ONNX needs to be told may be the one to sweep
-    model = open_model(request.model, request.wanted.windows[0] if request.wanted.windows else None)
+    windows = request.wanted.windows
+    model = open_model(request.model, windows[0] if windows else None, head=request.head)
     model = model.trust() if request.trust else model
     model.check_trust()
     volume = open_volume(request.input, request.axes)
@@ -113,6 +118,7 @@ def _options(request: Request, model: ModelFile) -> tuple[str, ...]:
     options = ["--model", model.asked[0]]
     options += ["--overlap", f"{request.wanted.overlap:g}"] if request.wanted.overlap != 0.5 else []
     options += ["--tta", request.wanted.tta] if request.wanted.tta else []
+    options += ["--head", request.head] if request.head else []
     options += ["--axes", request.axes] if request.axes else []
     options += ["--ignore-spacing"] if request.ignore_spacing else []
     options += ["--threads", str(request.wanted.threads)] if request.wanted.threads else []

@@ -21,6 +21,7 @@ MOST_WINDOWS = 65536
 @click.command("bench", cls=Command)
 @click.option("--model", type=PLACE, metavar="FILE", help="Model file; default: the demo models.")
 @click.option("--in", "input", type=PLACE, metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
+@click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several, as for run.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @click.option(
     "--seconds", type=Number(0, 10**7, min_open=True), default=60.0, help="How long it may take, about; default 60."
@@ -63,10 +64,11 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     from unet_engine.commands.sources import model_of
 
     if given["model"]:
-        given["model"] = model_of(given["model"], trust=bool(given["trust"]))
+        path = model_of(given["model"], trust=bool(given["trust"]), head=given["head"])
+        given |= {"model": path, "head": given["head"] if path == given["model"] else None}
     request = Request(
         given["model"], given["input"], given["axes"], wanted, given["seconds"],
-        ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"],
+        ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"], head=given["head"],
     )  # fmt: skip
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])

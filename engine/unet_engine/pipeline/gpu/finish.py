@@ -34,7 +34,7 @@ class Finisher:
     def finish(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
         """See `unet_engine.pipeline.base.Pipeline.finish`."""
         lane, device = self._lane, self._lane.device
-        if lane.job.plan.back:
+        if lane.job.plan.back or lane.job.reduction.on_host_alone:
             return self._on_host(task, core, halos)
         device.use()
         ordered = sorted(halos, key=lambda h: h.source, reverse=True)
@@ -65,7 +65,7 @@ class Finisher:
         return back.array(out_shape, lane.job.layout.dtype, FLAG), not back.array((1,), "int32")[0]
 
     def _on_host(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        """The same where the output is on another grid: no kernel interpolates yet."""
+        """The same where the output is on another grid, or of regions: no kernel does that yet."""
         if isinstance(core, DeviceCore):
             self._lane.device.use()
             held, core = core, core.copy()

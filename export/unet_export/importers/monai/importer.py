@@ -228,7 +228,9 @@ class _Reader:
         try:
             return torch.jit.load(str(path), map_location="cpu").float().eval(), Path(_SCRIPT).name
         except Exception as error:  # PyTorch raises what its parsers raise
-            raise ModelError(f"{self.path}: {_SCRIPT} cannot be loaded by PyTorch: {first_line(error)}") from error
+            raise ModelError(
+                f"{self.path}: {_SCRIPT} cannot be loaded by PyTorch: {first_line(error)}; download it again"
+            ) from error
 
     def _by_monai(self, name: str, state: str) -> Any:
         """The network as MONAI itself builds it, with the bundle's own code."""
@@ -240,7 +242,10 @@ class _Reader:
         try:
             network = ConfigParser(dict(self.config.said)).get_parsed_content(name)
         except Exception as error:
-            raise ModelError(f"{self.path}: MONAI cannot build its network: {first_line(error)}") from error
+            raise ModelError(
+                f"{self.path}: MONAI cannot build its network: {first_line(error)}; "
+                "check that this version of MONAI is the bundle's"
+            ) from error
         finally:
             sys.path.remove(str(self.files.path))
         fill(network, read_weights(self.files.local(state)), self.wanted.weights, self.tell)

@@ -1,0 +1,41 @@
+"""What a store says of an object that changes with its content: a tag, or when and how long. One small request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zarr.core.sync import sync
+from zarr.storage import StorePath
+
+ABSENT = "absent"
+_TAGS = ("ETag", "etag", "e_tag", "md5Hash", "md5", "generation")
+"""What stores call something that is another one where the content is."""
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created", "size")
+"""What the others say, which together change as well."""
+
+
+def token(place: StorePath) -> str | None:
+    """What changes with what lies at `place`, `ABSENT` where nothing does; None where the store does not say. Raises
+    nothing: it is asked beside the reading, and what fails will fail there."""
+    store: Any = place.store
+    while hasattr(store, "_store"):  # wrappers
+        store = store._store
+    files: Any = getattr(store, "fs", None)
+    key = f"{getattr(store, 'path', '')}/{place.path}".strip("/")
+    if not hasattr(files, "_info"):
+        return None
+    try:
+        files.invalidate_cache(key)
+        return _token(sync(files._info(key)))
+    except FileNotFoundError:
+        return ABSENT
+    except Exception:
+        return None
+
+
+def _token(said: dict[str, Any]) -> str | None:
+    for name in _TAGS:
+        if said.get(name):
+            return f"{name} {said[name]}"
+    found = [f"{name} {said[name]}" for name in _TIMES if said.get(name) is not None]
+    return ", ".join(found) or None

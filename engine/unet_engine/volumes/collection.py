@@ -1,0 +1,114 @@
+"""Zarr groups of several images: plates and wells, what bioformats2raw writes, levels of a pyramid. Which are there, and
+which is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import zarr
+
+from unet_engine.errors import InputError, first_line
+from unet_engine.storage import stores
+from unet_engine.units import brief
+
+_LISTED = 24
+
+
+def located(path: str, image: str | None, level: int | None) -> str:
+    """The path of what is meant in the group at `path`: its image called, or numbered from 0, `image`, and of that the
+    array of `level`, 0 being the full resolution. Raises `InputError` listing what there is."""
+    if image is not None:
+        path = f"{path.rstrip('/')}/{_named(path, images(path, _group(path, '--image')), image)}"
+    if level is None:
+        return path
+    group = _group(path, "--level")
+    found = images(path, group)
+    if not multiscales(group) and len(found) == 1:
+        path = f"{path.rstrip('/')}/{found[0]}"
+        group = _group(path, "--level")
+    try:
+        levels = [str(one["path"]) for one in multiscales(group)[0]["datasets"]]
+    except (KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"--level {level}: {path} is no pyramid, it has no OME multiscales; leave --level out"
+        ) from error
+    if not 0 <= level < len(levels):
+        raise InputError(f"--level {level}: {path} has {len(levels)} ({', '.join(levels[:_LISTED])}); count from 0")
+    return f"{path.rstrip('/')}/{levels[level]}"
+
+
+def _group(path: str, option: str) -> zarr.Group:
+    try:
+        node = stores.open_node(path)
+    except Exception as error:
+        raise InputError(f"{option}: {path} is no Zarr group: {first_line(error)}; leave {option} out") from error
+    if not isinstance(node, zarr.Group):
+        raise InputError(f"{option}: {path} is an array; give the group that holds it, or leave {option} out")
+    return node
+
+
+def _named(path: str, found: list[str], image: str) -> str:
+    if image.strip("/") in found:
+        return image.strip("/")
+    if image.isascii() and image.isdigit() and int(image[:9]) < len(found):
+        return found[int(image)]
+    raise InputError(f"--image {brief(image)}: {path} has {listed(found) or 'one image alone; leave --image out'}")
+
+
+def listed(found: list[str]) -> str:
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return ", ".join(found[:_LISTED]) + more
+
+
+def images(path: str, group: zarr.Group) -> list[str]:
+    """The images in a plate, a well, or what bioformats2raw wrote, by their paths in `group`; none where it is none of
+    these. Raises `InputError` where what it says makes no sense."""
+    said = _ome(group)
+    try:
+        if "plate" in said:
+            wells = [str(well["path"]) for well in said["plate"]["wells"]]
+            return [f"{well}/{image}" for well in wells for image in _fields(group, well)]
+        if "well" in said:
+            return [str(image["path"]) for image in said["well"]["images"]]
+        if "bioformats2raw.layout" in said:
+            return _series(group)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: what it says of its images makes no sense ({first_line(error)}); name one"
+        ) from error
+    return []
+
+
+def _fields(plate: zarr.Group, well: str) -> list[str]:
+    try:
+        group = zarr.open_group(plate.store_path / well, mode="r")
+    except Exception:  # a plate names wells that were not imaged
+        return []
+    return [str(image["path"]) for image in _ome(group).get("well", {}).get("images", [])]
+
+
+def _series(group: zarr.Group) -> list[str]:
+    """As the group OME lists them, else all that are numbered."""
+    try:
+        named = _ome(zarr.open_group(group.store_path / "OME", mode="r")).get("series")
+    except Exception:
+        named = None
+    if isinstance(named, list):
+        return [str(name) for name in named]
+    found: list[str] = []
+    while stores.holds(group.store_path / f"{len(found)}/.zgroup") or stores.holds(
+        group.store_path / f"{len(found)}/zarr.json"
+    ):
+        found.append(str(len(found)))
+    return found
+
+
+def multiscales(group: zarr.Group) -> Any:
+    return _ome(group).get("multiscales")
+
+
+def _ome(group: zarr.Group) -> Mapping[str, Any]:
+    attributes = dict(group.attrs)
+    inner = attributes.get("ome")
+    return dict(inner) if isinstance(inner, dict) else attributes

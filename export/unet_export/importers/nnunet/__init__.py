@@ -1,0 +1,1 @@
+"""Result folders of nnU-Net v2."""

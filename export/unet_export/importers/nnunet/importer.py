@@ -1,0 +1,269 @@
+"""Result folders of nnU-Net v2: ``plans.json``, ``dataset.json`` and ``fold_*``, one of its folds, or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unet_engine.errors import ModelError
+from unet_engine.model.credit import Credit
+from unet_engine.model.normalization import Normalization, Pair
+from unet_engine.model.spec import Resampling
+from unet_engine.units import Tell
+from unet_export.importers.base import Imported, Member, Wanted
+from unet_export.importers.files import Files
+from unet_export.importers.nnunet import folders
+from unet_export.importers.nnunet.geometry import Axes
+from unet_export.importers.nnunet.plans import (
+    DATASET,
+    PLANS,
+    RESAMPLING,
+    Configuration,
+    Dataset,
+    Labels,
+    Plans,
+    configuration_of,
+    dataset_of,
+    labels_of,
+    plans_of,
+    read_json,
+)
+
+_RESAMPLED = (
+    "resampling as its plans have it: volumes of other voxels are refused, or run as they are with --ignore-spacing"
+)
+_CROPPED = "cropping to what is not 0: what lies outside of it gets what the network makes of it, not background"
+
+
+class NnUNet:
+    """See `unet_export.importers.base.Importer`."""
+
+    name = "nnU-Net v2"
+    keeps = (
+        "network, patch size, transposed axes, spacing, normalisation, classes, regions, mirrored axes, folds; 2D, 3d_fullres, "
+        "3d_lowres"
+    )
+    cannot = "cascades, channels normalised in different ways, nnU-Net 1"
+
+    def recognises(self, path: Path) -> bool:
+        return folders.located(path) is not None or folders.is_first_version(path)
+
+    def content(self, path: Path) -> list[Path]:
+        found = folders.located(path)
+        if found is None:
+            return [path]
+        files = [found.root / name for name in (PLANS, DATASET) if (found.root / name).is_file()]
+        folds = [f"fold_{found.fold}"] if found.fold else [p.name for p in sorted(found.root.glob("fold_*"))]
+        return files + [p for fold in folds for p in sorted((found.root / fold).glob("checkpoint_*.pth"))]
+
+    def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
+        found = folders.located(path)
+        if found is None:
+            raise ModelError(
+                f"{path} is of nnU-Net 1, whose networks need its own code; run it with nnU-Net 1, or train it anew with "
+                "nnU-Net 2, or export its network with unet-engine export --factory"
+            )
+        found = folders.checked(path, found)
+        chosen = folders.folds(found, wanted.folds)
+        with Files(found.root) as files:
+            said = read_json(files, PLANS), read_json(files, DATASET)
+            checkpoints = [(fold, _checkpoint(files, file)) for fold, file in chosen]
+        plans, dataset = plans_of(found.root, said[0]), dataset_of(found.root, said[1])
+        name = _configuration_name(found.root, checkpoints)
+        configuration = _supported(found.root, name, configuration_of(found.root, plans, name))
+        labels = labels_of(found.root, dataset)
+        source = _Source(found.root, name, plans, dataset, configuration, labels)
+        return source.imported(said, checkpoints, wanted, tell)
+
+
+class _Source:
+    """A folder whose texts were read."""
+
+    def __init__(
+        self, root: Path, name: str, plans: Plans, dataset: Dataset, configuration: Configuration, labels: Labels
+    ) -> None:
+        self.root, self.name, self.plans, self.dataset = root, name, plans, dataset
+        self.configuration, self.labels = configuration, labels
+        self.axes = Axes.of(plans.transpose_forward, len(configuration.patch_size))
+
+    def imported(
+        self,
+        said: tuple[dict[str, Any], dict[str, Any]],
+        checkpoints: list[tuple[str, Any]],
+        wanted: Wanted,
+        tell: Tell,
+    ) -> Imported:
+        from unet_export.importers.nnunet import network, predictor
+
+        normalization, notes = (None, []) if wanted.normalize else self._normalization()
+        nets = [self._network(fold, checkpoint, tell) for fold, checkpoint in checkpoints]
+        planes = self.axes.across not in (None, 0)
+        whole = [
+            net if self.axes.is_plain else network.Transposed(net, self.axes.forward, planes=planes).eval()
+            for net in nets
+        ]
+        members = tuple(Member(f"fold_{fold}", net) for (fold, _), net in zip(checkpoints, whole, strict=True))
+        mirror = self._mirrored(checkpoints)
+        resampling = self._resampling()
+        left_out = [*([] if resampling else [_RESAMPLED]), _CROPPED, *notes]
+        promised = self._promised(normalization, mirror) | ({"resampling": resampling} if resampling else {})
+        version = predictor.version()
+        own = version is not None and not wanted.normalize
+        return Imported(
+            members,
+            promised,
+            "its plans",
+            self._credit(left_out, checkpoints),
+            predictor=predictor.predictor_of(*said, self.name, nets, mirror, self.axes) if own else None,
+            predicted_by=predictor.NAME,
+            example=predictor.example(promised["window"], self._ranges()),
+            inference={"blend": "nnunet"},
+            versions={predictor.MODULE: version} if version else None,
+        )
+
+    def _network(self, fold: str, checkpoint: Any, tell: Tell) -> Any:
+        from unet_export.conversion.weights import fill
+        from unet_export.importers.nnunet import network
+
+        held, weights = checkpoint
+        channels = len(self.dataset.channel_names), len(self.labels.channels)
+        net = network.built(self.root, self.configuration.architecture, *channels, held["network_weights"])
+        try:
+            fill(net, weights, "network_weights", tell)
+        except ModelError as error:
+            raise ModelError(
+                f"{error} (trainer {held.get('trainer_name')}: where it builds a network of its own, export that with "
+                "unet-engine export --factory)"
+            ) from error
+        return net.float()
+
+    def _mirrored(self, checkpoints: list[tuple[str, Any]]) -> tuple[int, ...] | None:
+        """Axes of the network that nnU-Net mirrors along; as it does, those of the first fold."""
+        said = checkpoints[0][1][0].get("inference_allowed_mirroring_axes")
+        if said is None:
+            return None
+        dims = len(self.configuration.patch_size)
+        axes = tuple(said) if isinstance(said, list | tuple) else (said,)
+        if not all(isinstance(a, int) and 0 <= a < dims for a in axes):
+            raise ModelError(f"{self.root}: its checkpoint names axes to mirror that are none: {said}; get it again")
+        return tuple(sorted(set(axes)))
+
+    def _normalization(self) -> tuple[Normalization, list[str]]:
+        from unet_export.importers.nnunet.normalising import normalization_of
+
+        if len(self.configuration.normalization_schemes) != len(self.dataset.channel_names):
+            raise ModelError(
+                f"{self.root}: {PLANS} normalises {len(self.configuration.normalization_schemes)} channels, {DATASET} "
+                f"has {len(self.dataset.channel_names)}; get the folder again"
+            )
+        return normalization_of(self.root, self.plans, self.configuration)
+
+    def _promised(self, normalization: Normalization | None, mirror: tuple[int, ...] | None) -> dict[str, Any]:
+        from unet_export.importers.nnunet.network import steps
+
+        configuration, axes = self.configuration, self.axes
+        dims = len(configuration.patch_size)
+        try:
+            step = steps(configuration.architecture.arch_kwargs["strides"], dims)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"{self.root}: {PLANS}: its strides are not numbers per axis; get the folder again"
+            ) from error
+        least = [min(p, 2 * s) for p, s in zip(configuration.patch_size, step, strict=True)]
+        values: dict[str, Any] = {
+            "name": f"{self.plans.dataset_name} {self.name}",
+            "channels_in": len(self.dataset.channel_names),
+            "window": axes.in_spec(configuration.patch_size, 1),
+            "window_min": axes.in_spec(least, 1),
+            "window_step": axes.in_spec(step, 0),
+            **self._meaning(),
+            "mirror_axes": axes.mirrored(mirror or ()),
+            "spacing": axes.in_spec(configuration.spacing, 0.0),
+            "spacing_unit": "millimeter",
+        }
+        return values | ({"normalization": normalization} if normalization else {})
+
+    def _meaning(self) -> dict[str, Any]:
+        """What the outputs are."""
+        order = self.labels.regions
+        if order is None:
+            return {"classes": self.labels.channels, "activation": "softmax", "channels": "classes"}
+        names = ["background", *(f"class {k}" for k in range(1, max(len(order), *order) + 1))]
+        for name, label in zip(self.labels.channels, order, strict=True):
+            names[label] = name
+        return {"classes": tuple(names), "activation": "sigmoid", "channels": "multilabel", "regions": order}
+
+    def _resampling(self) -> Resampling | None:
+        """None where the plans resample in a way that is not known, or across planes whose distance they do not say."""
+        said = self.configuration
+        names = {said.resampling_fn_data, said.resampling_fn_probabilities}
+        image, output = said.resampling_fn_data_kwargs, said.resampling_fn_probabilities_kwargs
+        orders = {image.order, image.order_z, output.order, output.order_z}
+        apart = {None: "anisotropic", True: "always", False: "never"}
+        same = image.force_separate_z == output.force_separate_z
+        if names != {RESAMPLING} or not orders <= {0, 1, 3} or not same or self.axes.across not in (None, 0):
+            return None
+        return Resampling.model_validate(
+            {
+                "image": image.order, "image_apart": image.order_z, "output": output.order,
+                "output_apart": output.order_z, "apart": apart[image.force_separate_z],
+            }
+        )  # fmt: skip
+
+    def _ranges(self) -> list[Pair]:
+        """Of the voxels of each channel, roughly."""
+        found = []
+        for channel in range(len(self.dataset.channel_names)):
+            known = self.plans.intensities.get(str(channel))
+            is_ct = self.configuration.normalization_schemes[channel : channel + 1] == ("CTNormalization",)
+            found.append((known.percentile_00_5, known.percentile_99_5) if known and is_ct else (1.0, 255.0))
+        return found
+
+    def _credit(self, left_out: list[str], checkpoints: list[tuple[str, Any]]) -> Credit:
+        if any((self.root / name).exists() for name in ("postprocessing.pkl", "postprocessing.json")):
+            left_out.append("its postprocessing, which removes components")
+        said = self.dataset
+        trained = checkpoints[0][1][0].get("trainer_name")
+        return Credit(
+            source=f"nnU-Net v2: {said.name or self.plans.dataset_name}, {self.name}, {trained or 'unknown trainer'}, folds "
+            + ", ".join(fold for fold, _ in checkpoints),
+            version=said.release,
+            licence=said.licence,
+            citation=tuple(text for text in (said.reference,) if text),
+            left_out=tuple(left_out),
+        )
+
+
+def _checkpoint(files: Files, path: Path) -> tuple[Mapping[str, Any], Any]:
+    """What a checkpoint holds, and its tensors by name. Nothing in it is executed."""
+    from unet_export.conversion.weights import read_plain, weights_in
+
+    local = files.local(path.relative_to(files.path).as_posix())
+    held = read_plain(local)
+    if not isinstance(held, Mapping) or not isinstance(held.get("network_weights"), Mapping):
+        raise ModelError(f"{path} is no checkpoint of nnU-Net, it has no network_weights; get it again")
+    return held, weights_in(local, {"network_weights": held["network_weights"]})
+
+
+def _configuration_name(root: Path, checkpoints: list[tuple[str, Any]]) -> str:
+    """What the checkpoints were trained as; else what the folder is called after."""
+    names = set()
+    for _, (held, _) in checkpoints:
+        arguments = held.get("init_args")
+        said = arguments.get("configuration") if isinstance(arguments, Mapping) else None
+        names.add(said if isinstance(said, str) else root.name.rpartition("__")[2])
+    if len(names) > 1:
+        raise ModelError(
+            f"{root}: its folds are of different configurations ({', '.join(sorted(names))}); use --folds N"
+        )
+    return names.pop()
+
+
+def _supported(root: Path, name: str, found: Configuration) -> Configuration:
+    if found.previous_stage:
+        raise ModelError(
+            f"{root}: {name} is the second stage of a cascade, which takes the labels of {found.previous_stage} as input; "
+            f"import the folder of {found.previous_stage}, or of 3d_fullres"
+        )
+    return found
