@@ -32,11 +32,13 @@ def model_of(importer: Importer, wanted: Wanted, tell: Tell) -> Path:
     if path.is_file():
         tell(f"{source} was imported before: {path}")
         return path
-    from unet_export.importers.make import make
+    from unet_export.importers.make import write
 
     path.parent.mkdir(mode=0o700, exist_ok=True)
+    wanted = replace(wanted, out=str(path))
+    found = importer.read(source, wanted, tell)  # what is refused is not announced first
     tell(f"importing {source}, a model of {importer.name}; later runs find it in the cache")
-    make(importer, replace(wanted, out=str(path)), tell)
+    write(found, importer, wanted, tell)
     return path
 
 

@@ -33,8 +33,12 @@ def make(importer: Importer, wanted: Wanted, tell: Tell = print) -> dict[str, An
     Raises `SettingsError`, `ModelError` or `OutputError`; then nothing is written."""
     if not wanted.out.lower().endswith(".onnx"):
         raise SettingsError(f"--out {wanted.out} names no ONNX file; write it like model.onnx")
+    return write(importer.read(Path(wanted.checkpoint), wanted, tell), importer, wanted, tell)
+
+
+def write(found: Imported, importer: Importer, wanted: Wanted, tell: Tell) -> dict[str, Any]:
+    """The second half of `make`, with what `importer` read of ``wanted.checkpoint``."""
     source, out = Path(wanted.checkpoint), Path(wanted.out)
-    found = importer.read(source, wanted, tell)
     for line in found.credit.left_out:
         tell(f"note: left out: {line}")
     try:
