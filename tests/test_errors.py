@@ -34,7 +34,7 @@ SAID_ELSEWHERE = {
     "--normalize {how}: {error}": "model/normalization.py",
     "--activation {activation} does not fit": "model/spec.py",
     "and of {name}: {error}": "model/spec.py",
-    "which is not read here: {_WAYS[kind]}": "a table of ways to ONNX",
+    "which is not read here; {_WAYS[kind]}": "a table of ways to ONNX",
     "{option} {text}: {_LENGTHS}": "a constant that says it",
     # caught by ours, which says it in their place
     "out of memory on {": "backends/out_of_memory.py",

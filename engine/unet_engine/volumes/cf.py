@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
@@ -23,7 +24,9 @@ _EVEN = 1e-3
 def only_volume(group: zarr.Group) -> str | None:
     """The name of the only array in `group` that has two axes or more and is called like a variable of xarray's; None
     where there are several, or none says what its axes are."""
-    found = [name for name, node in group.arrays() if node.ndim > 1 and _dimensions(node)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of every file in it that is none of zarr's own
+        found = [name for name, node in group.arrays() if node.ndim > 1 and _dimensions(node)]
     return found[0] if len(found) == 1 else None
 
 

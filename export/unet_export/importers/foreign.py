@@ -47,7 +47,7 @@ class Foreign:
 
     def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
         kind = str(_kind(path))
-        raise ModelError(f"{path} is of {kind}, which is not read here: {_WAYS[kind]}")
+        raise ModelError(f"{path} is of {kind}, which is not read here; {_WAYS[kind]}")
 
 
 def _kind(path: Path) -> str | None:
