@@ -20,6 +20,7 @@ SAID_ELSEWHERE = {
     "_explained(": "settings.py, cluster/running_scheduler.py",
     "_invalid(": "volumes/ome.py",
     "_lacking(": "conversion/weights.py",
+    "<mixing>": "conversion/adapt.py",
     "_other(": "importers/certificate.py",
     "{missing}": "storage/codecs.py names what to install",
     "{lacking}": "devices/opening.py names what to install",

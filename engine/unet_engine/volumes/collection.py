@@ -53,7 +53,9 @@ def _named(path: str, found: list[str], image: str) -> str:
         return image.strip("/")
     if image.isascii() and image.isdigit() and int(image[:9]) < len(found):
         return found[int(image)]
-    raise InputError(f"--image {brief(image)}: {path} has {listed(found) or 'one image alone; leave --image out'}")
+    if not found:
+        raise InputError(f"--image {brief(image)}: {path} has one image alone; leave --image out")
+    raise InputError(f"--image {brief(image)}: {path} has {listed(found)}; give one of them")
 
 
 def listed(found: list[str]) -> str:

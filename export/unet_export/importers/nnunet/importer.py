@@ -133,8 +133,8 @@ class _Source:
             fill(net, weights, "network_weights", tell)
         except ModelError as error:
             raise ModelError(
-                f"{error} (trainer {held.get('trainer_name')}: where it builds a network of its own, export that with "
-                "unet-engine export --factory)"
+                f"{error}; where the trainer {held.get('trainer_name')} builds a network of its own, export that with "
+                "unet-engine export --factory"
             ) from error
         return net.float()
 
