@@ -33,9 +33,9 @@ def test_the_same_engine_passes_and_a_slowed_down_one_fails(guard, tmp_path, mon
 
     add = operations.add
 
-    def slow(*arguments):
+    def slow(*arguments, **named):
         time.sleep(0.2)
-        add(*arguments)
+        add(*arguments, **named)
 
     monkeypatch.setattr(guard, "CALLS", 3)  # each of them sleeps
     monkeypatch.setattr(operations, "add", slow)

@@ -55,7 +55,8 @@ class DicomFormat:
 def _dicom_files(folder: str, most: int | None = None) -> list[str]:
     """The files in `folder` that are DICOM, by their signature; of a part only of its first `most` files."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())[:most]
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file())[:most]
     except OSError:
         return []
     return [file for name in names if _is_dicom(file := f"{folder.rstrip('/')}/{name}")]

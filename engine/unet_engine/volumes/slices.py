@@ -61,7 +61,8 @@ def _is_zarr(path: str) -> bool:
 def _slices(path: str) -> list[str]:
     """The slices in a folder, in the order of the numbers in their names."""
     try:
-        names = [entry.name for entry in os.scandir(path) if entry.name.lower().endswith(ENDINGS)]
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if entry.name.lower().endswith(ENDINGS)]
     except OSError:
         return []
     return [f"{path.rstrip('/')}/{name}" for name in sorted(names, key=_natural) if not name.startswith(".")]

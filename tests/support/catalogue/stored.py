@@ -90,7 +90,7 @@ _METADATA: list[tuple[str, Make]] = [
     ("of too few names of axes", metadata(V3, dimension_names=["z"])),
     ("of names of axes that are numbers", metadata(V3, dimension_names=[1, 2, 3])),
     ("of names of axes twice", metadata(V3, dimension_names=["x", "x", "x"])),
-    ("of axes of long names", metadata(V3, dimension_names=["depth", "height", "width"])),
+    ("of axes of long names", metadata(V3, dimension_names=["sheet", "line", "place"])),
 ]  # fmt: skip
 
 _V2 = ".zarray"
