@@ -19,7 +19,7 @@ _TOML = [
     ("with a word for a number", "overlap = 'half'", ("overlap", "half")),
     ("with a number for a path", "model = 3", ("model", "3")),
     ("with a list of lists for a path", "model = [['id.fake.toml']]", ("model",)),
-    ("with a list for one path", "model = 'id.fake.toml'\nout = ['out.zarr']", ("out",)),
+    ("with a list for one path", "model = 'id.fake.toml'\nmask = ['m.zarr']", ("mask",)),
     ("with a table for a number", "[overlap]\na = 1", ("overlap",)),
     ("with threads of 2**70", f"threads = {2**70}", ("threads",)),
     ("with memory of 10**80", f"memory = {10**80}", ("memory",)),
