@@ -16,11 +16,12 @@ from support.command_line import begin, cli, command
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import OutputError
+from unet_engine.output.journal import RemoteJournal
 from unet_engine.output.layout import Layout
 from unet_engine.output.output import Output
 from unet_engine.pipeline.glances import KEPT, Glances
 from unet_engine.plan.box import Box
-from unet_engine.storage import tokens
+from unet_engine.storage import stores, tokens
 from unet_engine.volumes.witness import Witness
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
@@ -112,6 +113,20 @@ def test_parts_on_a_bucket_give_the_bytes_of_one_run(s3: dict[str, Any], tmp_pat
     again = cli("finish", "s3://lab/parts.zarr", "--json")
     assert again.code == 0, again.err
     assert again.json["blocks"] == made["summary"]["blocks"]
+
+
+def test_what_others_write_into_a_folder_that_was_listed_is_read(s3: dict[str, Any]) -> None:
+    """File systems keep lists of folders: another part's marker was listed as missing to whoever had looked before."""
+    stores.store_of("s3://lab/seen.zarr").create_group("s3://lab/seen.zarr", {})
+    journal = RemoteJournal(stores.open_group("s3://lab/seen.zarr", "r+").store_path / "0", "digest")
+    journal.put_all({"0.0.0": b"first"})
+    assert list(journal.names()) == ["0.0.0"]
+    import s3fs
+
+    other = s3fs.S3FileSystem(**s3, skip_instance_cache=True, use_listings_cache=False)
+    folder = other.find("lab/seen.zarr/0")[0].rpartition("/")[0]
+    other.pipe_file(f"{folder}/0.0.1", b"second")
+    assert journal.contents(sorted(journal.names())) == [b"first", b"second"]
 
 
 def test_finish_of_remote_parts_tells_what_is_missing(s3: dict[str, Any], tmp_path: Path) -> None:

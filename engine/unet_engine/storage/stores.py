@@ -15,7 +15,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 from zarr.errors import ContainsGroupError
-from zarr.storage import StorePath
+from zarr.storage import FsspecStore, StorePath
 
 from unet_engine.errors import OutputError, first_line
 from unet_engine.paths import check_file, is_local, plain
@@ -92,7 +92,9 @@ class Url:
         return not is_local(path)
 
     def location(self, path: str) -> Any:
-        return path
+        """A store that asks anew every time: file systems keep lists of what lies in a folder, and what others have
+        written since would not be there, e.g. markers of other parts."""
+        return FsspecStore.from_url(path, storage_options={"use_listings_cache": False})
 
     def exists(self, path: str) -> bool:
         """True for a Zarr array or group."""
