@@ -41,10 +41,12 @@ def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Alive:
-    """Counts pieces of memory for sums that are in use."""
+    """Counts pieces of memory for sums that are in use. Of a set, since two threads may make one and drop one at once,
+    and `now += 1` can lose what the other did."""
 
     def __init__(self) -> None:
-        self.now = self.most = 0
+        self.now: set[int] = set()
+        self.most = 0
 
     def lease(self) -> type:
         counts = self
@@ -52,11 +54,11 @@ class _Alive:
         class Counted(recycling._Lease):
             def __init__(self, *given: Any) -> None:
                 super().__init__(*given)
-                counts.now += 1
-                counts.most = max(counts.most, counts.now)
+                counts.now.add(id(self))
+                counts.most = max(counts.most, len(counts.now))
 
             def __del__(self) -> None:
-                counts.now -= 1
+                counts.now.discard(id(self))
                 super().__del__()
 
         return Counted
