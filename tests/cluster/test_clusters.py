@@ -231,3 +231,34 @@ def test_workers_for_gpus_see_loopback_only_and_spill_nothing(tmp_path, monkeypa
 )
 def test_the_gpus_of_a_job_are_dealt_to_its_workers(name, count, visible, gpu):
     assert gpu_of(name, count, visible) == gpu
+
+
+def test_workers_interrupted_as_they_start_are_ended_without_a_word():
+    """Dask closes clusters as Python ends, and fails on one whose workers are neither begun nor ended."""
+    code = """
+        import multiprocessing, os, signal, threading
+        from distributed import Nanny
+        from unet_engine.cluster.local_workers import local_cluster
+
+        begun = Nanny.__init__
+        def interrupting(self, *given, **named):
+            begun(self, *given, **named)
+            threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        def stop(*_):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise KeyboardInterrupt
+        Nanny.__init__ = interrupting
+        signal.signal(signal.SIGTERM, stop)
+        from distributed import Scheduler
+        try:
+            with local_cluster(2, 2**30, 30, None, {"cls": Scheduler, "dashboard": False}):
+                print("started")
+        except KeyboardInterrupt:
+            print("interrupted", len(multiprocessing.active_children()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", f"if __name__ == '__main__':\n{textwrap.indent(textwrap.dedent(code), '    ')}"],
+        capture_output=True, text=True, env=environment(), timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "interrupted 0", done.stderr
+    assert "Traceback" not in done.stderr

@@ -113,8 +113,19 @@ def _started(start: Callable[[int | None], SpecCluster], hang_seconds: float) ->
 
 
 def _start(start: Callable[[int | None], SpecCluster], silence: int | None) -> SpecCluster:
+    from distributed.deploy.spec import SpecCluster
+
+    clusters, processes = set(SpecCluster._instances), set(multiprocessing.active_children())
     try:
         return start(silence)
+    except (KeyboardInterrupt, SystemExit):
+        for cluster in set(SpecCluster._instances) - clusters:
+            _abandon(cluster)
+        for _ in range(5):  # one may just have been begun
+            for process in set(multiprocessing.active_children()) - processes:
+                process.kill()
+                process.join(1)
+        raise
     except Exception as error:
         cause = error
         while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
@@ -123,6 +134,13 @@ def _start(start: Callable[[int | None], SpecCluster], silence: int | None) -> S
             f"the worker processes do not start: {first_line(cause)}; DASK_LOGGING__DISTRIBUTED=info shows what they "
             "say"
         ) from error
+
+
+def _abandon(cluster: SpecCluster) -> None:
+    """Close what was interrupted as it started. It is neither begun nor ended, and Dask, which closes clusters as Python
+    ends, fails with a traceback on such."""
+    cluster.shutdown_on_close = False
+    _close(cluster)
 
 
 def _close(cluster: SpecCluster) -> None:
