@@ -89,7 +89,7 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
                 crew, prepared, lambda p, c: report.Watcher(p, c, console), lambda text: _tell(console, [text])
             )
     except KeyboardInterrupt:
-        _fail(interruption.said(), INTERRUPTED)
+        _end(interruption.said(), INTERRUPTED)
     finally:
         interruption.writing(None)
     console.say(report.result_line(result))
@@ -222,12 +222,24 @@ def _for_want_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _terminate(signum: int, frame: object) -> NoReturn:
+_over: list[bool] = []
+"""Whether the last word was said. What is left then is waiting for threads, and a signal would end that in a traceback;
+that it came is seen all the same, see `interruption.watch`."""
+
+
+def _terminate(signum: int, frame: object) -> None:
     _signals.append(signum)
-    raise KeyboardInterrupt
+    if not _over:
+        raise KeyboardInterrupt
+
+
+def _end(message: str, code: int) -> NoReturn:
+    _over.append(True)
+    _fail(message, code)
 
 
 def _heed_signals() -> None:
+    _over.clear()
     for name in interruption.ENDING:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored
@@ -254,10 +266,10 @@ def main() -> None:
     except click.ClickException as error:
         _fail(_usage(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail(interruption.said(), INTERRUPTED)
+        _end(interruption.said(), INTERRUPTED)
     except Exception as error:
         if _signals:
-            _fail(interruption.said(), INTERRUPTED)
+            _end(interruption.said(), INTERRUPTED)
         if os.environ.get(TRACEBACK):
             raise
         if _for_want_of_memory(error):
