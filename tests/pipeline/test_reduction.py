@@ -51,6 +51,7 @@ def test_parts_give_the_bits_of_the_whole(case: Any, kind: Any, activation: Any)
 
 
 @given(regions(), st.sampled_from(("sigmoid", "probabilities_each")), seeds)
+@settings(max_examples=200)
 def test_regions_that_may_overlap_are_those_of_the_whole(case: Any, activation: Any, seed: int) -> None:
     """A later one wins also where it is the less likely of two."""
     sums, axes = case
