@@ -217,6 +217,17 @@ def test_geometry_and_what_is_left_out_are_told(tmp_path):
         assert word in said.err
 
 
+def test_code_in_one_postprocessing_hides_no_other(tmp_path):
+    """Without the sigmoid the channels would be taken for classes that exclude one another."""
+    behind = [
+        {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
+        {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: 1 - x"},
+    ]
+    said, model = imported(bundles.bundle(tmp_path / "b", behind=behind))
+    assert (model.spec.activation, model.spec.channels) == ("sigmoid", "multilabel")
+    assert "left out: postprocessing: it holds the expression $lambda x: 1 - x" in said.err
+
+
 def test_postprocessing_tells_the_activation():
     assert behind_of([{"_target_": "AsDiscreted", "argmax": True}]).activation == "softmax"
     assert behind_of([{"_target_": "Activationsd", "sigmoid": True}]).activation == "sigmoid"

@@ -146,10 +146,22 @@ class _Reader:
             ) from why
 
     def _behind(self) -> Behind:
-        try:
-            return behind_of(transforms_of(self._first(_BEHIND)))
-        except NeedsTrust as expression:  # nothing behind the network decides what it computes
-            return Behind(left_out=[f"postprocessing: it holds the expression ${str(expression)[:80]}, which is code"])
+        """One by one: what holds code is left out, and the others still say what the outputs are."""
+        name = next((n for n in _BEHIND if n in self.config), None)
+        said = self.config.said[name] if name else []
+        inner = isinstance(said, Mapping) and isinstance(said.get("transforms"), list)
+        listed = said["transforms"] if inner else said
+        place = f"{name}::transforms" if inner else str(name)
+        places = [f"{place}::{i}" for i in range(len(listed))] if isinstance(listed, list) else [place]
+        kept, code_in = [], []
+        for one in places:
+            try:
+                kept.append(self.config.value(one))
+            except NeedsTrust as expression:
+                code_in.append(f"postprocessing: it holds the expression ${str(expression)[:80]}, which is code")
+        found = behind_of(transforms_of(kept))
+        found.left_out += code_in
+        return found
 
     def _inferer(self) -> Inferer:
         said = self.config.value("inferer") if "inferer" in self.config else {}
