@@ -21,7 +21,7 @@ def is_source(path: str | None) -> bool:
     from unet_engine.model.file import is_model
     from unet_engine.paths import is_local
 
-    return path is not None and not is_model(path) and is_local(path) and Path(path).exists()
+    return path is not None and path != "" and not is_model(path) and is_local(path) and Path(path).exists()
 
 
 def model_of(
