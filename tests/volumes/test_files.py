@@ -189,6 +189,15 @@ def test_netcdf_with_coordinates_and_packed_numbers(tmp_path):
     assert np.array_equal(volume.read(Box.of_shape((50, 70))), (packed * 0.5 + 100).astype(np.float32))
 
 
+def test_netcdf_of_unsigned_numbers(tmp_path):
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        data = file.create_dataset("radiance", data=np.array([[-1, -2], [0, 5]], ">i2"))
+        data.attrs["_Unsigned"], data.attrs["scale_factor"], data.attrs["_FillValue"] = "true", 0.5, np.int16(-1)
+    volume = open_volume(str(tmp_path / "a.nc"))
+    assert np.array_equal(volume.read(Box.of_shape((2, 2)))[0], np.array([[32767.5, 32767], [0, 2.5]], np.float32))
+    assert volume.nodata == (32767.5,)
+
+
 @pytest.mark.parametrize(
     ("stored", "slope", "intercept", "dtype"),
     [
@@ -232,8 +241,10 @@ def test_links_to_other_files_are_not_followed(tmp_path):
     hdf5("other.h5", STACK)(tmp_path)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["raw"] = h5py.ExternalLink("other.h5", "/volumes/raw")
-    with pytest.raises(InputError, match="raw is not in it"):
-        open_volume(f"{tmp_path}/a.h5:/raw")
+        file["group"], file["soft"] = h5py.ExternalLink("other.h5", "/volumes"), h5py.SoftLink("/raw")
+    for name in ("raw", "group/raw", "soft"):
+        with pytest.raises(InputError, match=f"{name} is not in it"):
+            open_volume(f"{tmp_path}/a.h5:/{name}")
 
 
 def test_a_tiff_of_several_images(tmp_path):

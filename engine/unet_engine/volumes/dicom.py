@@ -171,7 +171,8 @@ def _volume(path: str, header: Any, series: Any, parts: dict[str, Part], notes: 
     linears = [Linear.of(stored, one.slope, one.intercept) for one in slices]
     dtype = np.result_type(*{linear.dtype for linear in linears})
     frame = series.frame if len(slices) > 1 else None
-    spacing = frame.spacing if frame else slices[0].pixel
+    # of slices that nothing says the distance of, the size of a voxel is not known
+    spacing = frame.spacing if frame else slices[0].pixel if len(slices) == 1 else None
     used = dict.fromkeys(one.file for one in slices)
     return DicomVolume(
         path=path,

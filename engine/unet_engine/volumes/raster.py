@@ -219,8 +219,9 @@ class RasterVolume(FileVolume):
     bands: tuple[int, ...]
 
     def stored(self, selection: Selection) -> Array:
+        bands = self.bands[selection[0]] if len(selection) == 3 else self.bands
         with self.handles.one() as data:
-            found: Array = data.read(list(self.bands), window=_window(selection, self.stored_shape))
+            found: Array = data.read(list(bands), window=_window(selection, self.stored_shape))
         return found if len(selection) == 3 else found[0]
 
     def facts(self) -> dict[str, Any]:
