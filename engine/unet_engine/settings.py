@@ -452,8 +452,8 @@ TTA = "give none, mirror, mirror:AXES, turns, or mirrors and turns joined by +, 
 
 
 def parse_tta(text: str) -> tuple[str | None, bool]:
-    """``mirror:yx+turns`` as the axes that are mirrored along (None: those that the model names) and whether windows are
-    turned. Raises `ValueError` where it is none of these."""
+    """``mirror:yx+turns`` as the axes that are mirrored along (None: those that the model names) and whether windows
+    are turned. Raises `ValueError` where it is none of these."""
     if text.strip() == "none":
         return "", False
     match = re.fullmatch(r"\s*(?:(mirror)(?::([zyx]{1,3}))?)?\s*(?:(\+?)\s*(turns))?\s*", text)

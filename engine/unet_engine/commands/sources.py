@@ -32,8 +32,8 @@ def model_of(
     head: str | None = None,
     folds: str | None = None,
 ) -> str:
-    """`path`, where it is a model file or nothing that is known; else the file that its source was imported to. What was
-    done is told. `folds`: which networks of the source.
+    """`path`, where it is a model file or nothing that is known; else the file that its source was imported to. What
+    was done is told. `folds`: which networks of the source.
 
     Raises what importing it raises."""
     if not is_source(path):
