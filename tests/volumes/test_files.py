@@ -247,6 +247,18 @@ def test_links_to_other_files_are_not_followed(tmp_path):
             open_volume(f"{tmp_path}/a.h5:/{name}")
 
 
+def test_what_values_of_a_tiff_mean_is_told(tmp_path):
+    colours = np.zeros((3, 256), np.uint16)
+    for name, options in (("MINISWHITE", {}), ("palette", {"colormap": colours})):
+        (tmp_path / name).mkdir()
+        for path in (tmp_path / f"{name}.tif", tmp_path / name / "0.tif", tmp_path / name / "1.tif"):
+            tifffile.imwrite(path, STACK[0].astype("u1"), photometric=name.lower(), **options)
+        for path in (f"{tmp_path}/{name}.tif", f"{tmp_path}/{name}"):
+            assert any(name in note and "taken as they are stored" in note for note in open_volume(path).notes)
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0].astype("u1"), photometric="minisblack")
+    assert open_volume(str(tmp_path / "a.tif")).notes == ()
+
+
 def test_a_tiff_of_several_images(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", STACK[0])
     tifffile.imwrite(tmp_path / "a.tif", STACK[0, ::2, ::2], append=True)

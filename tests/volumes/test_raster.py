@@ -69,6 +69,13 @@ def test_some_bands_are_read_as_they_are_named(tmp_path, picked):
     assert np.array_equal(whole(volume), BANDS[list(map(int, picked))])
 
 
+def test_a_palette_is_told(tmp_path):
+    path = geotiff(tmp_path / "a.tif", BANDS[:1])
+    with rasterio.open(path, "r+") as data:
+        data.write_colormap(1, {0: (0, 0, 0, 255), 1: (9, 8, 7, 255)})
+    assert "values number colours" in " ".join(open_volume(path).notes)
+
+
 def test_bands_as_planes(tmp_path):
     volume = open_volume(geotiff(tmp_path / "a.tif"), "zyx")
     assert np.array_equal(volume.read(Box((1, 7, 50), (2, 80, 119)))[0], BANDS[1:2, 7:80, 50:119])

@@ -94,7 +94,10 @@ def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
     notes = []
     if "" in found and len(headers) > 1:
         notes.append(f"{path}: its files name no series (their UIDs are empty): all {len(headers)} are taken as one")
-    if headers[0][1].get("PhotometricInterpretation") == "MONOCHROME1":
+    shown = {header.get("PhotometricInterpretation") for _, header in headers}
+    if "PALETTE COLOR" in shown:
+        notes.append(f"{path} has a palette, and its values number colours: voxels are taken as they are stored")
+    if "MONOCHROME1" in shown:
         notes.append(f"{path} is MONOCHROME1, where low values are shown bright: voxels are taken as they are stored")
     return notes
 

@@ -187,6 +187,10 @@ def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: lis
     scaled = [b for b in bands if (data.scales[b - 1], data.offsets[b - 1]) != (1.0, 0.0)]
     if scaled:
         found.append(f"{path} names scale and offset of its bands: voxels are taken as they are stored")
+    if any(data.colorinterp[b - 1].name == "palette" for b in bands):
+        found.append(
+            f"{path} is a picture of a palette, whose values number colours: voxels are taken as they are stored"
+        )
     if not data.crs and (data.gcps[0] or data.rpcs):
         found.append(f"{path} says by control points where it lies, and those are left out")
     return tuple(found)
