@@ -148,7 +148,7 @@ class _Reader:
     def _behind(self) -> Behind:
         """One by one: what holds code is left out, and the others still say what the outputs are."""
         name = next((n for n in _BEHIND if n in self.config), None)
-        said = self.config.said[name] if name else []
+        said: Any = self.config.said[name] if name else []
         inner = isinstance(said, Mapping) and isinstance(said.get("transforms"), list)
         listed = said["transforms"] if inner else said
         place = f"{name}::transforms" if inner else str(name)
