@@ -14,6 +14,11 @@ from unet_engine.settings_files import CONFIG
 pytest_plugins = ["support.examples", "support.turns"]
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes name no test: packed ones may hold the time of day, and two processes that collect have to agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     """Tests run in a folder of their own, where no settings file lies."""

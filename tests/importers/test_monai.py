@@ -210,6 +210,7 @@ def test_geometry_and_what_is_left_out_are_told(tmp_path):
     said, model = imported(bundles.bundle(tmp_path / "b", before=before, behind=behind))
     assert model.spec.spacing == (2.0, 1.0, 1.5)
     assert model.spec.spacing_unit == "millimeter"
+    assert model.spec.orientation == "SAR"
     left_out = " ".join(model.credit.left_out)
     for word in ("KeepLargestConnectedComponent", "CropForeground", "Orientation(RAS)"):
         assert word in left_out

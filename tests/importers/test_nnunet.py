@@ -202,6 +202,14 @@ def test_a_run_of_regions_gives_later_ones_over_earlier_ones(tmp_path, device):
     np.testing.assert_array_equal(result_of(largest), best)
 
 
+def test_a_reader_that_turns_scans_tells_the_orientation(tmp_path):
+    source = nnunet.result_folder(tmp_path / "r", "3d_fullres", nnunet.configuration(PATCH))
+    plans = json.loads((source / "plans.json").read_text())
+    assert read(source)[1].orientation is None
+    (source / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "NibabelIOWithReorient"}))
+    assert read(source)[1].orientation == "SAR"
+
+
 def test_resampling_that_is_not_known_is_left_out_and_told(tmp_path):
     config = nnunet.configuration(PATCH, resampling_fn_data="resample_torch_simple")
     found, spec = read(nnunet.result_folder(tmp_path / "r", "3d_fullres", config))

@@ -149,10 +149,32 @@ def test_a_probability_and_its_opposite_exclude_one_another(tmp_path):
     np.testing.assert_array_equal(run(tmp_path, model), VOXELS > 128)
 
 
+MASKS = {
+    "Round": [node("Sigmoid", "c", "s"), node("Round", "s", "y")],
+    "Greater": [node("Sigmoid", "c", "s"), node("Greater", "s half", "m"), node("Cast", "m", "y", to=TensorProto.FLOAT)],
+    "Not": [
+        node("LessOrEqual", "c zero", "m"), node("Not", "m", "n"), node("Cast", "n", "i", to=TensorProto.INT64),
+        node("Cast", "i", "y", to=TensorProto.FLOAT),
+    ],
+    "Where": [node("Greater", "c zero", "m"), node("Where", "m one zero", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", MASKS)
+def test_masks_at_the_end_are_no_logits(tmp_path, ending):
+    """A sigmoid of 0 and 1 would be 0.5 and 0.73."""
+    model = network(tmp_path / "net.onnx", MASKS[ending])
+    assert open_model(model).ends_in == f"the network ends in {ending}"
+    np.testing.assert_array_equal(run(tmp_path, model), VOXELS > 128)
+    found = run(tmp_path, model, output="probabilities", dtype="float32")
+    np.testing.assert_allclose(found[0], VOXELS > 128, atol=1e-6)
+
+
 IN_THE_MIDDLE = {
     "gate": [node("Sigmoid", "c", "s"), node("Mul", "c s", "y")],  # also Swish
     "convolution": [node("Sigmoid", "c", "s"), node("Conv", "s k", "y")],
     "clipped logits": [node("Clip", "c low high", "y")],
+    "rounded to a grid": [node("Round", "c", "r"), node("Mul", "r half", "y")],  # as quantised graphs do
 }
 
 
@@ -168,6 +190,20 @@ ASKED = {
     "older, over all axes": ([node("Softmax", "c", "y", axis=1)], 3, 11),
     "part of the classes": ([node("Softmax", "c", "s", axis=1), node("Slice", "s one_ three axis1", "y")], 3, None),
     "times 255": ([node("Sigmoid", "c", "s"), node("Mul", "s full", "y")], 1, None),
+    "levels of grey": ([node("Sigmoid", "c", "s"), node("Mul", "s full", "g"), node("Round", "g", "y")], 1, None),
+    "rounded": ([node("Round", "c", "y")], 1, None),
+    "masks of 0 and 255": ([node("Greater", "c zero", "m"), node("Where", "m full zero", "y")], 1, None),
+    "labels by thresholds": (
+        [
+            node("Greater", "c zero", "m"),
+            node("Greater", "c full", "n"),
+            node("Cast", "m", "i", to=TensorProto.FLOAT),
+            node("Cast", "n", "j", to=TensorProto.FLOAT),
+            node("Add", "i j", "y"),
+        ],
+        1,
+        None,
+    ),
     "never above 0": ([node("Sigmoid", "c", "s"), node("Log", "s", "y")], 1, None),
 }
 

@@ -70,6 +70,8 @@ ENDS = {
     "softmax": (nn.Softmax(dim=1), 3, "probabilities"),
     "softmax from behind": (nn.Sequential(nn.Softmax(dim=-3), nn.Hardtanh(0, 1)), 3, "probabilities"),
     "a leaky end": (nn.LeakyReLU(), 3, "softmax"),
+    "a mask": (lambda net, x: (net.conv(x) > 0).float(), 1, "probabilities"),
+    "rounded": (lambda net, x: torch.sigmoid(net.conv(x)).round(), 1, "probabilities"),
     "a gate": (lambda net, x: net.conv(x) * torch.sigmoid(net.conv(x)), 1, "sigmoid"),
 }
 

@@ -50,6 +50,19 @@ def test_parts_give_the_bits_of_the_whole(case: Any, kind: Any, activation: Any)
     assert_same_bits(reduce.on_grid(sums, grid), reduce.on_host(whole))
 
 
+@given(regions(), st.sampled_from(("sigmoid", "probabilities_each")), seeds)
+@settings(max_examples=200)
+def test_regions_that_may_overlap_are_those_of_the_whole(case: Any, activation: Any, seed: int) -> None:
+    """A later one wins also where it is the less likely of two."""
+    sums, axes = case
+    order = tuple(int(label) for label in np.random.default_rng(seed).permutation(len(sums)) + 1)
+    reduce = REDUCTIONS["labels"](activation, "uint8", order)
+    grid = [taps(axis, 0, axis.target, 0) for axis in axes]
+    whole = np.empty((len(sums), *(axis.target for axis in axes)), np.float32)
+    operations.interpolate(whole, sums, grid)
+    assert_same_bits(reduce.on_grid(sums, grid), reduce.on_host(whole))
+
+
 def test_classes_that_cannot_win_are_not_interpolated(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     interpolate = operations.interpolate

@@ -156,6 +156,21 @@ def test_one_slice_and_colours(tmp_path):
     assert np.array_equal(whole(volume), rgb.transpose(2, 0, 1))
 
 
+def test_a_palette_is_told(tmp_path):
+    header(STACK[0], PhotometricInterpretation="PALETTE COLOR").save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert "values number colours" in " ".join(open_volume(str(tmp_path / "a.dcm")).notes)
+
+
+def test_frames_that_do_not_say_where_they_lie_are_taken_as_they_come(tmp_path):
+    data = header(STACK, NumberOfFrames=len(STACK))
+    del data.ImagePositionPatient, data.ImageOrientationPatient
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    volume = open_volume(str(tmp_path / "a.dcm"))
+    assert np.array_equal(whole(volume)[0], STACK.astype(int) - 1024)
+    assert (volume.spacing, volume.unit) == (None, None)
+    assert "they are taken as they come" in " ".join(volume.notes)
+
+
 def test_a_slice_that_changes_or_goes(tmp_path):
     path = Path(series(tmp_path / "a"))
     volume = open_volume(str(path))

@@ -189,6 +189,15 @@ def test_netcdf_with_coordinates_and_packed_numbers(tmp_path):
     assert np.array_equal(volume.read(Box.of_shape((50, 70))), (packed * 0.5 + 100).astype(np.float32))
 
 
+def test_netcdf_of_unsigned_numbers(tmp_path):
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        data = file.create_dataset("radiance", data=np.array([[-1, -2], [0, 5]], ">i2"))
+        data.attrs["_Unsigned"], data.attrs["scale_factor"], data.attrs["_FillValue"] = "true", 0.5, np.int16(-1)
+    volume = open_volume(str(tmp_path / "a.nc"))
+    assert np.array_equal(volume.read(Box.of_shape((2, 2)))[0], np.array([[32767.5, 32767], [0, 2.5]], np.float32))
+    assert volume.nodata == (32767.5,)
+
+
 @pytest.mark.parametrize(
     ("stored", "slope", "intercept", "dtype"),
     [
@@ -232,8 +241,22 @@ def test_links_to_other_files_are_not_followed(tmp_path):
     hdf5("other.h5", STACK)(tmp_path)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["raw"] = h5py.ExternalLink("other.h5", "/volumes/raw")
-    with pytest.raises(InputError, match="raw is not in it"):
-        open_volume(f"{tmp_path}/a.h5:/raw")
+        file["group"], file["soft"] = h5py.ExternalLink("other.h5", "/volumes"), h5py.SoftLink("/raw")
+    for name in ("raw", "group/raw", "soft"):
+        with pytest.raises(InputError, match=f"{name} is not in it"):
+            open_volume(f"{tmp_path}/a.h5:/{name}")
+
+
+def test_what_values_of_a_tiff_mean_is_told(tmp_path):
+    colours = np.zeros((3, 256), np.uint16)
+    for name, options in (("MINISWHITE", {}), ("palette", {"colormap": colours})):
+        (tmp_path / name).mkdir()
+        for path in (tmp_path / f"{name}.tif", tmp_path / name / "0.tif", tmp_path / name / "1.tif"):
+            tifffile.imwrite(path, STACK[0].astype("u1"), photometric=name.lower(), **options)
+        for path in (f"{tmp_path}/{name}.tif", f"{tmp_path}/{name}"):
+            assert any(name in note and "taken as they are stored" in note for note in open_volume(path).notes)
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0].astype("u1"), photometric="minisblack")
+    assert open_volume(str(tmp_path / "a.tif")).notes == ()
 
 
 def test_a_tiff_of_several_images(tmp_path):

@@ -17,6 +17,7 @@ from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.pick import Pick
 
 rasterio = pytest.importorskip("rasterio")
 pytest.importorskip("rasterio.shutil")
@@ -60,6 +61,24 @@ def test_windows_are_what_was_written(tmp_path, options):
     one = open_volume(geotiff(tmp_path / "b.tif", BANDS[:1]))
     assert one.axes == "yx"
     assert np.array_equal(whole(one), BANDS[:1])
+
+
+@pytest.mark.parametrize("picked", [("1",), ("2", "0"), ("2", "1")])
+def test_some_bands_are_read_as_they_are_named(tmp_path, picked):
+    volume = open_volume(geotiff(tmp_path / "a.tif"), None, Pick(channels=picked))
+    assert np.array_equal(whole(volume), BANDS[list(map(int, picked))])
+
+
+def test_a_palette_is_told(tmp_path):
+    path = geotiff(tmp_path / "a.tif", BANDS[:1])
+    with rasterio.open(path, "r+") as data:
+        data.write_colormap(1, {0: (0, 0, 0, 255), 1: (9, 8, 7, 255)})
+    assert "values number colours" in " ".join(open_volume(path).notes)
+
+
+def test_bands_as_planes(tmp_path):
+    volume = open_volume(geotiff(tmp_path / "a.tif"), "zyx")
+    assert np.array_equal(volume.read(Box((1, 7, 50), (2, 80, 119)))[0], BANDS[1:2, 7:80, 50:119])
 
 
 @pytest.mark.parametrize("transform", [NORTH_UP, TURNED])

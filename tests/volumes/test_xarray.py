@@ -7,6 +7,8 @@ import zarr
 from support.volumes import make_volume
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
+from unet_engine.profiling.recorder import PLAIN
+from unet_engine.profiling.stages import Stages
 from unet_engine.volumes.formats import open_volume
 
 BANDS = np.random.default_rng(8).integers(0, 99, (3, 20, 30), np.uint8)
@@ -36,6 +38,46 @@ def test_a_raster_of_rioxarray(tmp_path, version, inside):
     assert (volume.spacing, volume.translation) == ((-10, 5), (100, 500))
     assert (volume.frame.crs, volume.frame.origin) == ('PROJCS["somewhere"]', (500, 100))
     assert np.array_equal(volume.read(Box.of_shape((20, 30))), BANDS)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    ("stored", "said", "wanted", "missing"),
+    [
+        ("i2", {"scale_factor": 0.5, "add_offset": 10.0}, lambda v: (v * 0.5 + 10).astype("f4"), 8.5),
+        ("u1", {"add_offset": -1000}, lambda v: (v - 1000).astype("i2"), -997),
+        ("i1", {"_Unsigned": "true"}, lambda v: (v % 256).astype("u1"), 253),
+        ("i2", {"_Unsigned": "true", "scale_factor": 2.0}, lambda v: (v % 65536 * 2).astype("i4"), 2 * 65533),
+        ("i2", {"scale_factor": 1.0, "add_offset": 0.0}, lambda v: v.astype("i2"), -3),
+        ("f4", {"scale_factor": 0, "add_offset": "none"}, lambda v: v.astype("f4"), -3),
+    ],
+)
+def test_packed_numbers_are_what_they_stand_for(tmp_path, version, stored, said, wanted, missing):
+    order = ">" if version == 2 else "<"  # of which zarr's own codecs read the one, the native ones the other
+    values = np.random.default_rng(3).integers(0, 200, (8, 8, 8)).astype(order + stored)
+    fill = 3 if stored == "u1" else -3
+    values[:4, :4, :4], values[7, 7, 7] = fill, 5
+    array = zarr.create_array(
+        tmp_path / "a.zarr",
+        shape=values.shape,
+        chunks=(4, 4, 4),
+        dtype=values.dtype,
+        fill_value=fill,
+        zarr_format=version,
+    )
+    array[:] = values
+    array.attrs.update({**said, "missing_value": 5})
+    volume = open_volume(str(tmp_path / "a.zarr"))
+    box, true = Box.of_shape(values.shape), wanted(values.astype(np.int64))
+    for recorder in (PLAIN, Stages()):
+        voxels = volume.read(box, recorder)[0]
+        assert voxels.dtype == true.dtype == volume.dtype
+        assert np.array_equal(voxels, true)
+    assert not volume.has_data(Box((0, 0, 0), (4, 4, 4)))
+    assert volume.fill_value == missing == true[0, 0, 0]
+    assert volume.nodata == (true[7, 7, 7],)
+    changes = any(said.get(key) not in (None, 0, 1, "none") for key in said)
+    assert any("is packed" in note for note in volume.notes) == changes
 
 
 def test_what_is_not_evenly_spaced_or_not_known_says_nothing(tmp_path):

@@ -22,6 +22,8 @@ class Ending:
     exclusive: bool | None = None
     """Whether the channels of a voxel sum to 1. None: nothing makes them; False: something does so along another axis,
     or did."""
+    whole: bool = False
+    """Whether outputs are whole numbers: labels, or masks of 0 and 1. Logits are not."""
 
     @property
     def are_probabilities(self) -> bool:
@@ -32,6 +34,8 @@ class Ending:
         the reason says how."""
         if self.are_probabilities:
             return self._of_probabilities(channels)
+        if self.whole:
+            return None, f"the network ends in {self.end}, with whole numbers, which are labels rather than logits"
         if self.low >= -SLACK and self.high < inf:
             return None, f"the network ends in {self.end}, with outputs from {self.low:.4g} to {self.high:.4g}"
         if channels == 1 and self.high <= SLACK:

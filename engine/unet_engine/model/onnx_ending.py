@@ -36,6 +36,8 @@ class _Bound:
     end: str = ""
     """The operator that bounds it, for people."""
     constant: bool = False
+    whole: bool = False
+    """Whether all are whole numbers: labels or masks, which no logits are."""
 
 
 _UNKNOWN = _Bound()
@@ -61,7 +63,7 @@ def ending(graph: Any, opset: int, shapes: Shapes, output: str, channel: int = 1
             known |= dict.fromkeys(node.output if node.op_type == "Split" else node.output[:1], found)
     last = known.get(output, _UNKNOWN)
     axis = last.axis if last.axis is None or abs(last.total - 1) < SLACK else LOST
-    return Ending(last.low, last.high, last.end, None if axis is None else axis == channel)
+    return Ending(last.low, last.high, last.end, None if axis is None else axis == channel, last.whole)
 
 
 def ending_for(model: Any, shape: Sequence[int]) -> Ending:
@@ -71,8 +73,13 @@ def ending_for(model: Any, shape: Sequence[int]) -> Ending:
     return ending(graph, opset_of(model), shapes, graph.output[0].name)
 
 
-_BOUNDING = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Exp")
-"""Operators without one of which no graph has outputs that are probabilities."""
+_ROUNDING: dict[str, Callable[[float], Any]] = {"Round": np.rint, "Floor": np.floor, "Ceil": np.ceil}
+_DECIDING = frozenset(
+    {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"}
+)
+"""Operators whose output is true or false."""
+_BOUNDING = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Exp", "Hardmax", *_ROUNDING, *_DECIDING})
+"""Operators without one of which no graph has outputs that are probabilities, or whole numbers."""
 
 
 def proved_of(model: Any, shape: Sequence[int]) -> Ending:
@@ -99,7 +106,8 @@ def _constant(tensor: Any) -> _Bound:
     values = np.asarray(numpy_helper.to_array(tensor), np.float64)
     if not np.isfinite(values).all():
         return _UNKNOWN
-    return _Bound(float(values.min()), float(values.max()), constant=True)
+    whole = bool((values == np.rint(values)).all())
+    return _Bound(float(values.min()), float(values.max()), constant=True, whole=whole)
 
 
 class _Node:
@@ -112,12 +120,18 @@ class _Node:
         rule: Callable[[], _Bound] | None = getattr(self, f"on_{self.node.op_type.lower()}", None)
         if rule is not None:
             return rule()
-        if self.node.op_type in _SAME and self.given:
+        kind = self.node.op_type
+        if kind in _DECIDING:
+            return _Bound(0, 1, end=kind, whole=True)
+        if kind in _ROUNDING and self.given:
+            low, high = (float(_ROUNDING[kind](bound)) for bound in (self.given[0].low, self.given[0].high))
+            return _Bound(low, high, end=kind, whole=True)
+        if kind in _SAME and self.given:
             return self._kept()
-        if self.node.op_type in _MONOTONE and self.given:
-            found = _MONOTONE[self.node.op_type]
+        if kind in _MONOTONE and self.given:
+            found = _MONOTONE[kind]
             x = self.given[0]
-            return _Bound(found(x.low), found(x.high), end=self.node.op_type)
+            return _Bound(found(x.low), found(x.high), end=kind, whole=x.whole and kind == "Relu")
         return _UNKNOWN
 
     # --- axes ---
@@ -187,6 +201,9 @@ class _Node:
             axis = axis if self._shape(self.node.input[0]) and all(n == 1 for n in rest) else None
         return _Bound(0, 1, axis=LOST if axis is None else axis, end="Softmax")
 
+    def on_hardmax(self) -> _Bound:
+        return replace(self.on_softmax(), end="Hardmax", whole=True)
+
     def on_logsoftmax(self) -> _Bound:
         return _Bound(-inf, 0, end="LogSoftmax")
 
@@ -202,7 +219,8 @@ class _Node:
         if x.low >= -SLACK and x.high <= 1 + SLACK and least <= SLACK and most >= 1 - SLACK:
             return x
         low, high = min(max(x.low, least), most), max(min(x.high, most), least)
-        return _Bound(low, high, LOST if x.axis is not None else None, end=x.end if x.high <= most + SLACK else "Clip")
+        end = x.end if x.high <= most + SLACK else "Clip"
+        return _Bound(low, high, LOST if x.axis is not None else None, end=end, whole=self._whole())
 
     # --- arithmetic ---
 
@@ -210,7 +228,7 @@ class _Node:
         low, high = sum(x.low for x in self.given), sum(x.high for x in self.given)
         axes = {x.axis for x in self.given}
         axis = next(iter(axes)) if len(axes) == 1 else LOST if axes - {None} else None
-        return _Bound(low, high, axis, sum(x.total for x in self.given), self._end())
+        return _Bound(low, high, axis, sum(x.total for x in self.given), self._end(), whole=self._whole())
 
     on_sum = on_add
 
@@ -223,7 +241,7 @@ class _Node:
     def on_sub(self) -> _Bound:
         a, b = self.given
         axis = None if a.axis is None and b.axis is None else LOST
-        return _Bound(a.low - b.high, a.high - b.low, axis, end=self._end())
+        return _Bound(a.low - b.high, a.high - b.low, axis, end=self._end(), whole=self._whole())
 
     def on_mul(self) -> _Bound:
         a, b = self.given
@@ -232,7 +250,7 @@ class _Node:
                 return self._scaled(x, factor.low)
         ends = [_times(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
         axis = None if a.axis is None and b.axis is None else LOST
-        return _Bound(min(ends), max(ends), axis, end=self._end())
+        return _Bound(min(ends), max(ends), axis, end=self._end(), whole=self._whole())
 
     def on_div(self) -> _Bound:
         a, b = self.given
@@ -270,23 +288,28 @@ class _Node:
         axis = LOST if axis is not None and axis == along else axis
         axis = None if axes == {None} else axis
         low, high = min(x.low for x in self.given), max(x.high for x in self.given)
-        return _Bound(low, high, axis, self.given[0].total, self._end())
+        return _Bound(low, high, axis, self.given[0].total, self._end(), whole=self._whole())
 
     def on_max(self) -> _Bound:
-        return _Bound(max(x.low for x in self.given), max(x.high for x in self.given), self._one(), end=self._end())
+        low, high = max(x.low for x in self.given), max(x.high for x in self.given)
+        return _Bound(low, high, self._one(), end=self._end(), whole=self._whole())
 
     def on_min(self) -> _Bound:
-        return _Bound(min(x.low for x in self.given), min(x.high for x in self.given), self._one(), end=self._end())
+        low, high = min(x.low for x in self.given), min(x.high for x in self.given)
+        return _Bound(low, high, self._one(), end=self._end(), whole=self._whole())
 
     def on_where(self) -> _Bound:
         a, b = self.given[1:]
-        end = a.end or b.end
-        return _Bound(min(a.low, b.low), max(a.high, b.high), self._one(), end=end)
+        end = a.end or b.end or self.node.op_type
+        return _Bound(min(a.low, b.low), max(a.high, b.high), self._one(), end=end, whole=a.whole and b.whole)
 
     def on_maxpool(self) -> _Bound:
         return replace(self.given[0], axis=self._one())
 
     on_reducemax = on_reducemin = on_reducemean = on_maxpool
+
+    def _whole(self) -> bool:
+        return all(x.whole for x in self.given)
 
     def _one(self) -> int | None:
         """Classes that excluded one another do no longer."""
@@ -298,7 +321,8 @@ class _Node:
     @staticmethod
     def _scaled(x: _Bound, by: float) -> _Bound:
         ends = sorted((_times(x.low, by), _times(x.high, by)))
-        return replace(x, low=ends[0], high=ends[1], total=x.total * by, constant=False)
+        whole = x.whole and by == round(by)
+        return replace(x, low=ends[0], high=ends[1], total=x.total * by, constant=False, whole=whole)
 
 
 def _times(a: float, b: float) -> float:

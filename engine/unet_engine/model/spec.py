@@ -45,8 +45,10 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
-_LATER = ("channels", "mirror_axes", "resampling", "regions")
+_LATER = ("channels", "mirror_axes", "resampling", "regions", "orientation")
 """Fields that came after the first files were written."""
+_DIRECTIONS = [[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)]
+"""Places in ``LRAPSI`` of three that are no opposites."""
 MOST_CHANNELS = 2**20
 Size = Annotated[int, Field(ge=1, le=MOST)]
 Extent = Annotated[int, Field(ge=0, le=MOST)]
@@ -118,6 +120,10 @@ class ModelSpec(BaseModel):
     """Axes along which windows may be mirrored for test-time augmentation, e.g. ``yx``, as whoever trained it does;
     empty: none. None: unknown, and nothing is mirrored unless it is asked for."""
 
+    orientation: str | None = None
+    """Where z, y and x of a volume have to point: right or left, anterior or posterior, superior or inferior, e.g.
+    ``SAR``. None: unknown, or any."""
+
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what came later and is not said: so files stay readable for older versions, and digests what they
@@ -133,6 +139,13 @@ class ModelSpec(BaseModel):
         if len(set(axes)) < len(axes) or not set(axes) <= set("zyx"):
             raise ValueError("name axes of the model, each once, e.g. zyx")
         return "".join(sorted(axes, key="zyx".index))
+
+    @field_validator("orientation")
+    @classmethod
+    def _directions_once(cls, orientation: str | None) -> str | None:
+        if orientation is not None and sorted(map("LRAPSI".find, orientation)) not in _DIRECTIONS:
+            raise ValueError("name where z, y and x point, one of L and R, of A and P, of S and I, e.g. SAR")
+        return orientation
 
     @field_validator("name")
     @classmethod

@@ -122,8 +122,9 @@ class Labels(Reduction):
 
     def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
         """Without the classes that cannot be the largest anywhere in the tile: between voxels nothing is above the
-        larger or below the smaller one, so those lie below another class throughout."""
-        if len(sums) < 3 or any(axis.weights.min() < 0 for axis in grid):
+        larger or below the smaller one, so those lie below another class throughout. Regions do not exclude one
+        another: none is left out."""
+        if self.regions is not None or len(sums) < 3 or any(axis.weights.min() < 0 for axis in grid):
             super()._reduce_tile(sums, grid, scratch, out)
             return
         sums = np.ascontiguousarray(sums)

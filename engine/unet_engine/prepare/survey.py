@@ -23,6 +23,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.notes import fall_back
+from unet_engine.prepare.orientation import check_orientation
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import out_of, pick_of
@@ -116,6 +117,7 @@ def survey(settings: Settings) -> Survey:
     grids = grids_of(volume, model.spec, notes, ignore=settings.ignore_spacing)
     if grids is None:
         check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    check_orientation(volume, model.spec, notes, ignore=settings.ignore_spacing)
     about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])

@@ -94,7 +94,10 @@ def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
     notes = []
     if "" in found and len(headers) > 1:
         notes.append(f"{path}: its files name no series (their UIDs are empty): all {len(headers)} are taken as one")
-    if headers[0][1].get("PhotometricInterpretation") == "MONOCHROME1":
+    shown = {header.get("PhotometricInterpretation") for _, header in headers}
+    if "PALETTE COLOR" in shown:
+        notes.append(f"{path} has a palette, and its values number colours: voxels are taken as they are stored")
+    if "MONOCHROME1" in shown:
         notes.append(f"{path} is MONOCHROME1, where low values are shown bright: voxels are taken as they are stored")
     return notes
 
@@ -171,7 +174,8 @@ def _volume(path: str, header: Any, series: Any, parts: dict[str, Part], notes: 
     linears = [Linear.of(stored, one.slope, one.intercept) for one in slices]
     dtype = np.result_type(*{linear.dtype for linear in linears})
     frame = series.frame if len(slices) > 1 else None
-    spacing = frame.spacing if frame else slices[0].pixel
+    # of slices that nothing says the distance of, the size of a voxel is not known
+    spacing = frame.spacing if frame else slices[0].pixel if len(slices) == 1 else None
     used = dict.fromkeys(one.file for one in slices)
     return DicomVolume(
         path=path,

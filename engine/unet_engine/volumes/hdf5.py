@@ -90,9 +90,10 @@ def _only(file: str, opened: Any, h5py: Any) -> Any:
 
 
 def _named(file: str, opened: Any, name: str, h5py: Any) -> Any:
-    # a link in the file may lead to another file, which is not what the user named
+    # a link in the file, on any part of the way, may lead to another file, which is not what the user named
     link = opened.get(name, getlink=True) if name in opened else None
     item = opened[name] if link and not isinstance(link, h5py.ExternalLink) else None
+    item = item if item is not None and item.file.filename == opened.filename else None
     if not isinstance(item, h5py.Dataset):
         there = _volumes(opened, h5py)
         what = "a group" if item is not None else "not in it"
@@ -110,7 +111,7 @@ def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
     check_pieces(path, shape, pieces, dtype.itemsize)
     if data.id.get_offset() is not None:
         part.check_length(data.id.get_offset() + data.nbytes)
-    linear = Linear.of(dtype, _one(attributes, "scale_factor", 1.0), _one(attributes, "add_offset", 0.0))
+    linear = Linear.said(dtype, attributes)
     spacing, translation, unit, notes = _placed(data, names, attributes)
     return Hdf5Volume(
         path=path,
@@ -141,12 +142,6 @@ def _plain(attributes: Mapping[str, Any], key: str) -> Any:
         return value[0] if isinstance(value, list) and len(value) == 1 else value
     value = value.item() if isinstance(value, np.generic) else value
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _one(attributes: Mapping[str, Any], key: str, other: float) -> float:
-    value = attributes.get(key)
-    number = float(value) if isinstance(value, int | float) else other
-    return number if isfinite(number) and (number or key != "scale_factor") else other
 
 
 def _axes(data: Any, attributes: Mapping[str, Any]) -> list[str] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,18 @@ class Linear:
     intercept: float
     dtype: np.dtype[Any]
     """Of the results."""
+    unsigned: np.dtype[Any] | None = None
+    """What signed integers are taken for before anything is computed, bit by bit; None where they are what they are."""
+
+    @classmethod
+    def said(cls, stored: np.dtype[Any], attributes: Mapping[str, Any]) -> Linear:
+        """What the attributes of an array of the type `stored` say, as CF and xarray pack numbers: ``scale_factor``,
+        ``add_offset``, and ``_Unsigned`` of signed integers. What is no number, or a factor of 0, says nothing."""
+        unsigned = None
+        if stored.kind == "i" and str(attributes.get("_Unsigned")).lower() == "true":
+            unsigned = np.dtype(f"u{stored.itemsize}")
+        slope, intercept = _one(attributes, "scale_factor") or 1.0, _one(attributes, "add_offset") or 0.0
+        return replace(cls.of(unsigned or stored, slope, intercept), unsigned=unsigned)
 
     @classmethod
     def of(cls, stored: np.dtype[Any], slope: float, intercept: float) -> Linear:
@@ -37,10 +50,12 @@ class Linear:
 
     @property
     def is_identity(self) -> bool:
-        return (self.slope, self.intercept) == (1.0, 0.0)
+        return (self.slope, self.intercept, self.unsigned) == (1.0, 0.0, None)
 
     def __call__(self, stored: Array) -> Array:
-        if self.is_identity:
+        if self.unsigned is not None:
+            stored = stored.astype(self.unsigned)
+        if (self.slope, self.intercept) == (1.0, 0.0):
             return stored
         if self.dtype.kind == "i":
             whole: Array = stored.astype(self.dtype) * self.dtype.type(self.slope) + self.dtype.type(self.intercept)
@@ -49,4 +64,13 @@ class Linear:
 
     def values(self, stored: Sequence[float]) -> tuple[float, ...]:
         """What single numbers stand for, as voxels of `dtype`."""
-        return tuple(float(self(np.asarray(v)).item()) if not self.is_identity else v for v in stored)
+        if self.is_identity:
+            return tuple(stored)
+        return tuple(float(self(np.asarray(v if self.unsigned is None else int(v))).item()) for v in stored)
+
+
+def _one(attributes: Mapping[str, Any], key: str) -> float | None:
+    value = attributes.get(key)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None

@@ -187,6 +187,10 @@ def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: lis
     scaled = [b for b in bands if (data.scales[b - 1], data.offsets[b - 1]) != (1.0, 0.0)]
     if scaled:
         found.append(f"{path} names scale and offset of its bands: voxels are taken as they are stored")
+    if any(data.colorinterp[b - 1].name == "palette" for b in bands):
+        found.append(
+            f"{path} is a picture of a palette, whose values number colours: voxels are taken as they are stored"
+        )
     if not data.crs and (data.gcps[0] or data.rpcs):
         found.append(f"{path} says by control points where it lies, and those are left out")
     return tuple(found)
@@ -219,8 +223,9 @@ class RasterVolume(FileVolume):
     bands: tuple[int, ...]
 
     def stored(self, selection: Selection) -> Array:
+        bands = self.bands[selection[0]] if len(selection) == 3 else self.bands
         with self.handles.one() as data:
-            found: Array = data.read(list(self.bands), window=_window(selection, self.stored_shape))
+            found: Array = data.read(list(bands), window=_window(selection, self.stored_shape))
         return found if len(selection) == 3 else found[0]
 
     def facts(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class SlicesFormat:
             ),
             stored_dtype=first.stored_dtype,
             nodata=first.nodata,
-            notes=_gaps(path, files),
+            notes=(*first.notes, *_gaps(path, files)),
             opened_by=self,
             files=tuple(Part.of(file) for file in files),
             first=first,

@@ -89,7 +89,7 @@ def _facts(path: str, part: Part, series: Any, names: str) -> dict[str, Any]:
         "stored_spacing": where.spacing,
         "stored_translation": where.translation,
         "unit": where.unit,
-        "notes": (*_others(path, series), *_alpha(path, series), *where.notes),
+        "notes": (*_others(path, series), *_alpha(path, series), *_meant(path, series), *where.notes),
         "nodata": nodata_of(series.keyframe, np.dtype(series.dtype)),
         "opened_by": TiffFormat(),
         "files": (part,),
@@ -113,6 +113,15 @@ def _alpha(path: str, series: Any) -> tuple[str, ...]:
         for i, kind in enumerate(extra)
         if kind in _ALPHA
     )
+
+
+_MEANT = {0: "MINISWHITE, where low values are shown bright", 3: "a picture of a palette, whose values number colours"}
+"""By PhotometricInterpretation: what a network may have seen otherwise."""
+
+
+def _meant(path: str, series: Any) -> tuple[str, ...]:
+    meant = _MEANT.get(int(series.keyframe.photometric))
+    return (f"{path} is {meant}: voxels are taken as they are stored",) if meant else ()
 
 
 def _in_place(path: str, part: Part, series: Any, names: str) -> Volume:

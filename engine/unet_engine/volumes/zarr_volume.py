@@ -33,6 +33,7 @@ from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
+from unet_engine.volumes.linear import Linear
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
 from unet_engine.volumes.witness import Witness, changed_since
@@ -60,22 +61,24 @@ class ZarrFormat:
         names = checked_axes(path, array.shape, dtype, axes or found.axes or own_names(array))
         place = path if isinstance(node, zarr.Array) else f"{path.rstrip('/')}/{array.basename}"
         found = cf.located(found, place, names).completed(path, names)
+        linear = Linear.said(dtype, dict(array.attrs))
         return ZarrVolume(
             path=path,
             axes=names,
             stored_shape=array.shape,
             stored_chunks=array.chunks,
-            stored_dtype=dtype,
+            stored_dtype=linear.dtype,
             stored_spacing=found.scale,
             stored_translation=found.translation,
             unit=found.unit,
             channel_names=found.channel_names,
             frame=found.frame,
-            notes=found.notes,
-            fill_value=float(array.fill_value or 0),
-            nodata=nodata.said(dict(array.attrs), dtype),
+            notes=(*found.notes, *_packed(path, linear)),
+            fill_value=linear.values([float(array.fill_value or 0)])[0],
+            nodata=linear.values(nodata.said(dict(array.attrs), dtype)),
             array=_with_codecs(path, _noticing(path, array)),
             witness=_witness(path, array),
+            linear=linear,
         )
 
 
@@ -102,6 +105,15 @@ def _described(path: str, node: zarr.Array | zarr.Group) -> Resolution:
     if isinstance(node, zarr.Group):
         return full_resolution(path, node)
     return named_resolution(path, node) or Resolution(node)
+
+
+def _packed(path: str, linear: Linear) -> tuple[str, ...]:
+    """A note where voxels are other numbers than those that are stored."""
+    if linear.is_identity:
+        return ()
+    unsigned = f" taken as {linear.unsigned}" if linear.unsigned else ""
+    computed = f"{linear.slope:g} · stored{unsigned} + {linear.intercept:g}"
+    return (f"{path} is packed, as its attributes say (scale_factor, add_offset, _Unsigned): voxels are {computed}",)
 
 
 def _with_codecs(path: str, array: zarr.Array) -> zarr.Array:
@@ -171,6 +183,8 @@ class ZarrVolume(StoredVolume):
 
     array: zarr.Array
     witness: Witness
+    linear: Linear
+    """What stored numbers stand for."""
 
     remedy = "restore the chunk, or delete it to have it read as the fill value"
 
@@ -198,6 +212,9 @@ class ZarrVolume(StoredVolume):
     # --- reading ---
 
     def stored(self, selection: Selection) -> Array:
+        return self.linear(self._numbers(selection))
+
+    def _numbers(self, selection: Selection) -> Array:
         if not self._is_certain(selection):
             return np.asarray(self._with_own_codecs[selection])
         try:
@@ -317,7 +334,7 @@ class ZarrVolume(StoredVolume):
 
     def _timed(self, array: zarr.Array, selection: Selection) -> Array:
         self._is_certain(selection)  # raises where nothing of it must be opened
-        return np.asarray(array[selection])
+        return self.linear(np.asarray(array[selection]))
 
     @cached_property
     def _at_store(self) -> tuple[BusyStore, zarr.Array]:

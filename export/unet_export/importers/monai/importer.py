@@ -112,7 +112,7 @@ class _Reader:
         if dims == 3 and before.x_first is None and self.wanted.order is None:
             self.tell("note: nothing says in which order its axes are: z, y, x is taken; --order xyz says otherwise")
         order = _Order(dims, bool(x_first))
-        left_out = (*before.left_out, *_about_orientation(before), *behind.left_out, *inferer.left_out)
+        left_out = (*before.left_out, *_about_orientation(before, order), *behind.left_out, *inferer.left_out)
         promised = self._promised(before, behind, inferer, order)
         return Imported(
             (Member(weights, order.of(network)),),
@@ -268,6 +268,8 @@ class _Reader:
             values["window"] = order.ours(window)
         if before.spacing and len(before.spacing) == order.dims:
             values |= {"spacing": order.ours(before.spacing), "spacing_unit": "millimeter"}
+        if before.orientation and order.dims == 3 and order.x_first:
+            values["orientation"] = before.orientation[::-1]
         if behind.activation:
             values["activation"] = behind.activation
             names = _class_names(made.get("channel_def"))
@@ -345,10 +347,11 @@ def _class_names(said: Any) -> tuple[str, ...]:
     return tuple(str(said[key]) for key in sorted(said, key=lambda k: int(str(k))))
 
 
-def _about_orientation(before: Before) -> tuple[str, ...]:
+def _about_orientation(before: Before, order: _Order) -> tuple[str, ...]:
     if before.orientation is None:
         return ()
-    return (f"Orientation({before.orientation}): the volume has to be in it already",)
+    checked = "others are refused" if order.dims == 3 and order.x_first else "nothing checks it"
+    return (f"Orientation({before.orientation}): the volume has to be in it already, and {checked}",)
 
 
 def _settings(inferer: Inferer) -> dict[str, Any]:

@@ -170,7 +170,8 @@ def _spacing(kwargs: Kwargs, found: Before) -> None:
 
 
 def _orientation(kwargs: Kwargs, found: Before) -> None:
-    found.orientation = str(kwargs.get("axcodes") or "RAS")
+    said = kwargs.get("axcodes")
+    found.orientation = "RAS" if not said or kwargs.get("as_closest_canonical") else "".join(map(str, said)).upper()
 
 
 def _crop(kwargs: Kwargs, found: Before) -> None:

@@ -33,6 +33,8 @@ from unet_export.importers.nnunet.plans import (
 _RESAMPLED = (
     "resampling as its plans have it: volumes of other voxels are refused, or run as they are with --ignore-spacing"
 )
+_REORIENTS, _CANONICAL = "NibabelIOWithReorient", "SAR"
+"""The one of its readers that turns scans, and where their z, y and x point then; the others leave them as they lie."""
 _CROPPED = "cropping to what is not 0: what lies outside of it gets what the network makes of it, not background"
 
 
@@ -179,6 +181,7 @@ class _Source:
             "window_step": axes.in_spec(step, 0),
             **self._meaning(),
             "mirror_axes": axes.mirrored(mirror or ()),
+            **({"orientation": _CANONICAL} if self.plans.image_reader_writer == _REORIENTS else {}),
             "spacing": axes.in_spec(configuration.spacing, 0.0),
             "spacing_unit": "millimeter",
         }

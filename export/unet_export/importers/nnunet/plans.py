@@ -68,6 +68,7 @@ class Configuration(_Said):
 
 class Plans(_Said):
     dataset_name: str = "nnU-Net"
+    image_reader_writer: str | None = None
     transpose_forward: tuple[int, int, int] = (0, 1, 2)
     transpose_backward: tuple[int, int, int] = (0, 1, 2)
     configurations: dict[str, dict[str, Any]]
