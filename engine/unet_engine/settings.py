@@ -8,7 +8,7 @@ from math import inf, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
@@ -156,6 +156,14 @@ class Settings(BaseModel):
         """What was taken from which settings file, as people are told."""
         return self._notes
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true and false for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("it is not switched on and off; give its value, or leave it out")
+        return value
+
     @field_validator("overlap", mode="before")
     @classmethod
     def _fraction(cls, value: Any) -> Any:
@@ -178,10 +186,13 @@ class Settings(BaseModel):
             raise ValueError("give a number of bytes that a machine may have, e.g. 8GiB")
         return value
 
-    @field_validator("outside", "nodata", mode="before")
+    @field_validator("outside", "nodata", "image", "folds", "weights", "input_channels", mode="before")
     @classmethod
-    def _number(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    def _listed(cls, value: Any) -> Any:
+        """Numbers, and lists of numbers and names, as the command line has them."""
+        parts = value if isinstance(value, list | tuple) else [value]
+        known = parts and all(isinstance(part, str | int | float) and not isinstance(part, bool) for part in parts)
+        return ",".join(map(str, parts)) if known else value
 
     @field_validator("outside")
     @classmethod
@@ -441,8 +452,8 @@ TTA = "give none, mirror, mirror:AXES, turns, or mirrors and turns joined by +, 
 
 
 def parse_tta(text: str) -> tuple[str | None, bool]:
-    """``mirror:yx+turns`` as the axes that are mirrored along (None: those that the model names) and whether windows are
-    turned. Raises `ValueError` where it is none of these."""
+    """``mirror:yx+turns`` as the axes that are mirrored along (None: those that the model names) and whether windows
+    are turned. Raises `ValueError` where it is none of these."""
     if text.strip() == "none":
         return "", False
     match = re.fullmatch(r"\s*(?:(mirror)(?::([zyx]{1,3}))?)?\s*(?:(\+?)\s*(turns))?\s*", text)

@@ -94,6 +94,22 @@ def test_numbers_are_those_of_folds_not_places(file):
     assert len(open_model(file, folds="all").networks) == 3
 
 
+@pytest.mark.parametrize("weights", ["1e308,1e308,1e308", "1e-320,1,1", "0,1,1", "1,nan,1"])
+def test_weights_that_sums_do_not_hold_are_refused(file, weights):
+    """Of three times 1e308 each network counted nothing, and every voxel was the background."""
+    with pytest.raises(SettingsError, match="--weights"):
+        open_model(file, weights=weights)
+
+
+def test_networks_count_from_0_where_they_have_names(parts):
+    files = ",".join(path for path, _, _ in parts[:2]).replace("0.onnx", "a.onnx").replace("1.onnx", "b.onnx")
+    for (path, _, _), name in zip(parts[:2], files.split(","), strict=True):
+        Path(path).rename(name)
+    assert open_model(files, folds="1").sha256 == open_model(files.split(",")[1]).sha256
+    with pytest.raises(SettingsError, match="there is no '9999"):
+        open_model(files, folds="9" * 5000)
+
+
 def test_what_else_is_attached_leaves_the_members(file):
     before = open_model(file)
     with_attachments(before, file, (), {})

@@ -12,6 +12,7 @@ from support.volumes import fake_model, make_volume
 from unet_engine.commands import cli as command_line
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec, Normalization
+from unet_engine.settings import Settings
 
 OTHER_FORMATS = [
     ("seg.nii.gz", "NIfTI", "seg.zarr"),
@@ -72,6 +73,26 @@ def test_other_names_are_taken(ramp, model, out):
 
 
 # --- numbers ---
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(
+    "setting", ["level", "timepoint", "threads", "overlap", "memory", "replace_nonfinite", "folds"]
+)
+def test_true_and_false_are_no_numbers(setting, value):
+    with pytest.raises(SettingsError, match=f"{setting.replace('_', '-')}.*switched on and off"):
+        Settings.of(input="scan.zarr", **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "same"),
+    [
+        ("image", 3, "3"), ("folds", 0, "0"), ("folds", [0, 2], "0,2"), ("weights", (2, 1.5), "2,1.5"),
+        ("input_channels", ["DAPI", 2], "DAPI,2"), ("nodata", [0, 255], "0,255"),
+    ],
+)  # fmt: skip
+def test_numbers_and_lists_are_taken_as_on_the_command_line(setting, value, same):
+    assert getattr(Settings.of(input="scan.zarr", **{setting: value}), setting) == same
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN", "Infinity"])

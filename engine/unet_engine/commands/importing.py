@@ -41,10 +41,11 @@ def _tell(line: str) -> None:
     "--uncertified", is_flag=True, help="Write the file although it does not give what the source says it does."
 )
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def import_command(source: str | None, out: str | None, listed: bool, as_json: bool, **given: Any) -> None:  # noqa: FBT001
-    """Turn the trained model SOURCE of another tool, a folder or a file as that tool left it, into one ONNX file with its
-    spec, and compare it with its source."""
-    if listed:
+def import_command(source: str | None, out: str | None, **given: Any) -> None:
+    """Turn the trained model SOURCE of another tool, a folder or a file as that tool left it, into one ONNX file with
+    its spec, and compare it with its source."""
+    as_json = given.pop("as_json")
+    if given.pop("listed"):
         _list(as_json=as_json)
         return
     if source is None or out is None:

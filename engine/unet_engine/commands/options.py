@@ -53,7 +53,8 @@ _SETTINGS = [
         "--in",
         "input",
         metavar="PATH",
-        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
+        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; "
+        "docs/volumes.md.",
     ),
     click.option(
         "--model",
@@ -99,8 +100,8 @@ _SETTINGS = [
     click.option(
         "--tta",
         metavar="HOW",
-        help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take the "
-        "mean; none; default: mirror where the model names axes for it.",
+        help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take "
+        "the mean; none; default: mirror where the model names axes for it.",
     ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(

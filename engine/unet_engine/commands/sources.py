@@ -21,7 +21,7 @@ def is_source(path: str | None) -> bool:
     from unet_engine.model.file import is_model
     from unet_engine.paths import is_local
 
-    return path is not None and not is_model(path) and is_local(path) and Path(path).exists()
+    return path is not None and path != "" and not is_model(path) and is_local(path) and Path(path).exists()
 
 
 def model_of(
@@ -32,8 +32,8 @@ def model_of(
     head: str | None = None,
     folds: str | None = None,
 ) -> str:
-    """`path`, where it is a model file or nothing that is known; else the file that its source was imported to. What was
-    done is told. `folds`: which networks of the source.
+    """`path`, where it is a model file or nothing that is known; else the file that its source was imported to. What
+    was done is told. `folds`: which networks of the source.
 
     Raises what importing it raises."""
     if not is_source(path):

@@ -18,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model import attachments
 from unet_engine.model.spec import ModelSpec, plain_name
-from unet_engine.units import times
+from unet_engine.units import brief, times
 
 MEMBERS = "members"
 """Key of the attachment that lists them."""
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
+"""Of a network in the mean: beyond these a network is left out rather than weighed, and sums overflow in the end."""
 _MAY_DIFFER = ("name", "window", "window_min", "window_step", "context", "empty", "input_quantiles", "flops", "classes")
 
 
@@ -31,7 +33,7 @@ class Listed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, ge=LEAST_WEIGHT, le=MOST_WEIGHT)
     """In the mean, relative to the others'."""
     network: str = ""
     """SHA-256 of what is attached; empty: the file's own network."""
@@ -79,10 +81,12 @@ def chosen(names: Sequence[str], folds: str | None) -> tuple[int, ...]:
     found = set()
     for part in (part.strip() for part in folds.split(",")):
         known = [i for i, name in enumerate(names) if name in (part, f"fold_{part}")]
-        if not known and not numbered and part.isdecimal() and part.isascii() and int(part) < len(names):
-            known = [int(part)]
+        if not known and not numbered:
+            known = [i for i in range(len(names)) if part == str(i)]
         if not known:
-            raise SettingsError(f"--folds {folds}: there is no {part!r}; the model has {', '.join(names)}, or say all")
+            raise SettingsError(
+                f"--folds {brief(folds)}: there is no {brief(part)}; the model has {', '.join(names)}, or say all"
+            )
         found.update(known)
     return tuple(sorted(found))
 
@@ -95,19 +99,22 @@ def weighted(weights: Sequence[float], text: str | None) -> tuple[float, ...]:
     given = parse_weights(text)
     if len(given) != len(weights):
         raise SettingsError(
-            f"--weights {text}: it has {len(given)} numbers for {len(weights)} network(s); give one each"
+            f"--weights {brief(text)}: it has {len(given)} numbers for {len(weights)} network(s); give one each"
         )
     return given
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """``2,1`` as numbers. Raises `SettingsError` where they are not positive."""
+    """``2,1`` as numbers. Raises `SettingsError` where they are none that a network may count."""
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         found = ()
-    if not found or not all(0 < weight < float("inf") for weight in found):
-        raise SettingsError(f"--weights {text}: give a positive number for each network, e.g. 2,1,1")
+    if not found or not all(LEAST_WEIGHT <= weight <= MOST_WEIGHT for weight in found):
+        raise SettingsError(
+            f"--weights {brief(text)}: give a positive number for each network, e.g. 2,1,1, from {LEAST_WEIGHT:g} to "
+            f"{MOST_WEIGHT:g}; --folds leaves networks out"
+        )
     return found
 
 

@@ -211,8 +211,12 @@ def open_model(
 
 
 def files_of(model: str | Path) -> tuple[Path, ...]:
-    """The files that are meant: one, or several parted by commas."""
-    return (model,) if isinstance(model, Path) else tuple(map(Path, several(model)))
+    """The files that are meant: one, or several parted by commas. Raises `ModelError` where one has no name."""
+    if isinstance(model, Path):
+        return (model,)
+    if not all(names := several(model)):
+        raise ModelError(f"--model {model}: there is no file before or behind one of its commas; leave that comma out")
+    return tuple(map(Path, names))
 
 
 def together(members: Sequence[ModelFile]) -> ModelFile:

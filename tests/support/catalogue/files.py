@@ -38,6 +38,24 @@ _TOML = [
     ("with a key twice", "overlap = 0.5\noverlap = 0.25", ("not valid TOML",)),
     ("with a NUL in a path", 'model = "id\\u0000.fake.toml"', ("model",)),
     ("that is empty of a model", "model = ''", ("model",)),
+    *[
+        (f"with {key} of {value}", f"model = 'id.fake.toml'\n{key} = {value}", (key,))
+        for key, value in (
+            ("level", "true"),
+            ("timepoint", "false"),
+            ("threads", "true"),
+            ("overlap", "false"),
+            ("memory", "true"),
+            ("replace_nonfinite", "true"),
+            ("folds", "true"),
+            ("weights", "[1, true]"),
+            ("tta", "['mirror']"),
+            ("grid", "'both'"),
+            ("blend", "3"),
+            ("input_channels", "[[0]]"),
+            ("image", "[]"),
+        )
+    ],
     ("with dates", "model = 2026-01-01", ("model",)),
 ]
 

@@ -49,6 +49,14 @@ _RUN = [
     *[("model", v) for v in ("", " ")],
     *[("in", v) for v in ("", " ")],
     *[("mask", v) for v in ("", " ")],
+    *[("tta", v) for v in ("", "mirror:xx", "mirror:w", "MIRROR", "mirror+none", "turns+mirror", "none,turns")],
+    *[("folds", v) for v in ("", ",", "1", "all,0", "²", "9" * 5000)],
+    *[("weights", v) for v in ("", ",", "1,1", "0", "-1", "nan", "inf", "1e308", "1e-320", "²", "9" * 5000)],
+    *[("grid", v) for v in ("", "both", "SCAN")],
+    *[("level", v) for v in ("", "-1", "x", "1.5", "²", BEYOND)],
+    *[("timepoint", v) for v in ("", "-1", "x", "1.5", "²", BEYOND)],
+    *[("image", v) for v in ("", " ")],
+    *[("input_channels", v) for v in ("", " ")],
 ]  # fmt: skip
 
 _USAGE = [
@@ -140,6 +148,23 @@ _MACHINE = [
     ("run --memory 1KiB", run(memory="1KiB"), 7, ("--memory",)),
     ("run --window 40000³", run(window="40000,40000,40000"), 7, ("--window",)),
     ("run --window 65536³", run(window="65536,65536,65536"), 7, ("--window",)),
+    ("run --level of an array", run(level=1), 3, ("--level", "scan.zarr")),
+    ("run --image of an array", run(image="A/1/0"), 3, ("--image", "scan.zarr")),
+    ("run --timepoint of a volume without time", run(timepoint=1), 3, ("--timepoint 1", "scan.zarr")),
+    *[
+        (f"run --input-channels {v[:9]}", run(input_channels=v), 3, ("--input-channels", "scan.zarr"))
+        for v in ("1", ",", "DAPI", "²", "-1", "9" * 5000)
+    ],
+    *[
+        (f"run --model {v}", run(model=v), 5, (f"--model {v}", "comma"))
+        for v in (",", "net.onnx,", ",net.onnx", "net.onnx,,net.onnx")
+    ],
+    ("run --model of two kinds", run(model="net.onnx,id.fake.toml"), 5, ("net.onnx", "id.fake.toml", "formats")),
+    ("run --weights that overflow", run(model="net.onnx,net.onnx", weights="1e308,1e308"), 2, ("--weights",)),
+    ("import of nothing", ("import", "--out=q.onnx"), 2, ("SOURCE",)),
+    ("import without --out", ("import", "scan.zarr"), 2, ("--out",)),
+    ("import of what is not there", ("import", "missing", "--out=q.onnx"), 5, ("missing", "does not exist")),
+    ("import of a volume", ("import", "scan.zarr", "--out=q.onnx"), 5, ("scan.zarr", "--list")),
     ("run --roi of another rank", run(roi="0:8,0:8"), 2, ("--roi", "zyx")),
 ]
 
