@@ -295,6 +295,49 @@ def test_a_mask_and_what_was_not_measured_decide_on_the_grid_of_the_output(tmp_p
     np.testing.assert_allclose(got[:, ~there], fed(case, measured)[:, ~there], atol=NEAR)
 
 
+NEW = [(33, 40, 36), (11, 12, 14)]
+
+
+@pytest.mark.parametrize("grid", ["scan", "model"])
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize("new", NEW)
+def test_voxels_inside_a_mask_are_those_of_a_run_without_it(tmp_path: Any, new: Any, order: Any, grid: str) -> None:
+    """Also next to its border, where they are interpolated from what windows give outside."""
+    case = Case((20, 24, 22), new, channels=1, window=(4, 4, 4), image=0, output=order)
+    case.scan(str(tmp_path), noise(case))
+    model = case.model(str(tmp_path))
+    mask = np.zeros(case.shape, np.uint8)
+    mask[7:12, 8:13, 9:14] = mask[2, 3, 18] = 1
+    path = make_volume(tmp_path / "mask.zarr", mask)
+    whole = case.run(str(tmp_path), model, output="logits", grid=grid)
+    masked = case.run(str(tmp_path), model, "m.zarr", output="logits", grid=grid, mask=path)
+    inside = mask > 0 if grid == "scan" else zoomed(mask[None], new, 0)[0] > 0.5
+    expected, got = result_of(whole.out), result_of(masked.out)
+    np.testing.assert_array_equal(got[:, inside], expected[:, inside])
+    assert (got[:, ~inside] == 0).all()
+    if order < 3 or grid == "model":
+        assert masked.windows_inferred < whole.windows_inferred / 2
+
+
+def test_voxels_beside_chunks_that_were_not_measured_do_not_hang_on_what_is_stored(blocks: Any, tmp_path: Any) -> None:
+    """Their last voxels are made of what the window that begins in such chunks gives, too."""
+    case = Case((21, 21, 28), (21, 21, 12), channels=1, window=(4, 4, 4), image=0, output=1)
+    blocks((1, 1, 1))
+    array = noise(case)
+    array[..., 14:] = -9
+    options = {"output": "logits", "nodata": "-9"}
+    model = case.model(str(tmp_path), empty=(3.0, 3.0, 3.0), background=1.0)  # nothing here is background
+    case.scan(str(tmp_path), array)
+    whole = case.run(str(tmp_path), model, **options)
+    folder = tmp_path / "sparse"
+    folder.mkdir()
+    case.scan(str(folder), array, fill_value=-9)
+    sparse = case.run(str(folder), model, **options)
+    np.testing.assert_array_equal(result_of(sparse.out), result_of(whole.out))
+    assert sparse.windows_inferred < whole.windows_inferred
+    assert (result_of(sparse.out)[..., 14:] == 3).all()
+
+
 def test_nan_is_named_where_it_is_stored_or_replaced_before(tmp_path: Any) -> None:
     case = Case((10, 12, 70), (8, 9, 60))
     array = noise(case)

@@ -37,6 +37,14 @@ def test_settled_voxels_are_those_made_of_voxels_below(axis: AxisResampling, x: 
     assert all(made[: axis.settled(x)])
 
 
+@given(AXES, st.data())
+def test_what_is_made_of_voxels_is_all_that_reaches_them(axis: AxisResampling, data: st.DataObject) -> None:
+    lo = data.draw(st.integers(0, axis.source - 1))
+    hi = data.draw(st.integers(lo + 1, axis.source))
+    reaching = [k for k in range(axis.target) if axis.reach(k, k + 1)[0] < hi and axis.reach(k, k + 1)[1] > lo]
+    assert list(range(*axis.made_of(lo, hi))) == reaching
+
+
 @given(AXES, st.integers(2, 9), st.integers(1, 4), st.integers(1, 3))
 def test_chunks_of_another_grid_are_near_their_target(
     back: AxisResampling, window: int, stride: int, windows: int

@@ -12,15 +12,14 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from unet_engine.errors import BackendError
+from unet_engine.storage import cache
+from unet_engine.storage.cache import FOLDER
 
-FOLDER = "UNET_ENGINE_CACHE"
-"""Environment variable that names the folder; default: ``unet-engine`` in the user's cache folder."""
 _MAGIC = b"unet-engine cache 1\n"
 
 Key = Mapping[str, object]
@@ -29,18 +28,14 @@ Key = Mapping[str, object]
 def folder() -> Path:
     """The cache's folder, made if it is missing, for its owner alone. Raises `BackendError` where others may write to
     it."""
-    if FOLDER in os.environ:
-        path = Path(os.environ[FOLDER])
-    else:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unet-engine"
+    path = cache.place()
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        about = path.stat()
+        own = cache.made(path)
     except OSError as error:
         raise BackendError(
             f"the cache {path} cannot be used: {error.strerror}; set {FOLDER} to another folder"
         ) from error
-    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+    if not own:
         raise BackendError(
             f"the cache {path} belongs to or can be written by others, who could put an engine there; chmod 700 it, or "
             f"set {FOLDER}"

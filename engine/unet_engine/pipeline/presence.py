@@ -14,7 +14,7 @@ from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.resampled import AnyMask, Interpolated, Nearest, nearest, on_windows_grid
+from unet_engine.volumes.resampled import AnyMask, Interpolated, Nearest, made_of, nearest, on_windows_grid
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Presence:
     @classmethod
     def of(cls, job: Job, volume: Volume, mask: AnyMask | None) -> Presence:
         """volume: as windows see it; mask: on the grid that the volume is stored on."""
-        seen = on_windows_grid(mask, job.plan.image)
+        seen = on_windows_grid(mask, job.plan.image, job.plan.back)
         if not isinstance(volume, Interpolated):
             return cls(job, volume, mask, volume, mask)
         if job.plan.back:
@@ -39,13 +39,16 @@ class Presence:
         return cls(job, volume, seen, Nearest(volume.scan, nearest(volume.grid)), seen)
 
     def has_data(self, box: Box) -> bool:
-        """Whether `box` of the grid of windows holds anything but background or what is not meant, as far as stored
-        chunks tell."""
+        """Whether `box` of the grid of windows holds anything but background or what is not meant, or is part of a
+        voxel of the output that does, as far as stored chunks tell."""
         if self.mask is not None and not self.mask.may_hold(box):
             return False
-        if self._absent_unless_stored or self._background_unless_stored:
-            return self.volume.has_data(box)
-        return True
+        if not (self._absent_unless_stored or self._background_unless_stored) or self.volume.has_data(box):
+            return True
+        if not (self.job.plan.back and self._absent_unless_stored):
+            return False
+        there = made_of(self.job.plan.back, box)
+        return not there.is_empty and self.written_volume.has_data(there)
 
     def is_outside(self, box: Box) -> bool:
         """Whether all of `box` of the output is overwritten, as far as the mask and stored chunks tell."""

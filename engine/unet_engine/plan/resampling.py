@@ -63,6 +63,10 @@ class AxisResampling:
             return self.target
         return bisect_right(range(self.target), x - self.taps, key=self.first)
 
+    def made_of(self, lo: int, hi: int) -> tuple[int, int]:
+        """The interval of the target whose voxels are made of any of the voxels [lo, hi) of the source."""
+        return self.settled(lo), bisect_right(range(self.target), hi - 1, key=self.first)
+
     def reversed(self, order: Order) -> AxisResampling:
         """The way back."""
         return AxisResampling(self.target, self.source, order)

@@ -124,7 +124,8 @@ class Draft:
             raw=volume.voxel_bytes,
             sums=4 * self.survey.model.spec.channels_out,
             out=job.layout.voxel_bytes,
-            source=scan.voxel_bytes + 4 * scan.channels + found,
+            # of a mask on the scan's grid what is read, and which of it is inside, twice
+            source=scan.voxel_bytes + 4 * scan.channels + found + (mask.reading_bytes + 2 if mask else 0),
             decoding=decoders * scan.chunk_bytes * (1 + again),
             meant=marked + bool(job.nodata),
             looking=found + (mask.reading_bytes if mask else 0),

@@ -129,7 +129,7 @@ def _regions(trier: _Trier) -> list[Box]:
     soon."""
     survey, window, spec = trier.survey, trier.window, trier.survey.model.spec
     rng = np.random.default_rng(SEED)
-    mask = on_windows_grid(survey.mask, survey.grids.image if survey.grids else ())
+    mask = on_windows_grid(survey.mask, survey.grids.image if survey.grids else (), survey.back)
 
     def unmasked(box: Box) -> bool:
         return mask is None or bool(mask.read(box).any())

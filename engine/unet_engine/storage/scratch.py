@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import time
 import zlib
 from collections.abc import Callable
@@ -21,10 +20,10 @@ from typing import BinaryIO
 from weakref import WeakSet
 
 from unet_engine.errors import DataError, InputError, first_line
+from unet_engine.storage import cache
+from unet_engine.storage.cache import FOLDER
 from unet_engine.units import size
 
-FOLDER = "UNET_ENGINE_CACHE"
-"""Environment variable that names the folder; default: ``unet-engine`` in the user's cache folder."""
 KEPT_SECONDS = 7 * 24 * 3600
 _PIECE = 2**20
 _LOOKED_AT = 2**16
@@ -79,17 +78,14 @@ def unpacked(file: str, opener: Opener, skip: int, length: int) -> Scratch:
 
 
 def _folder(file: str) -> Path:
-    base = os.environ.get(FOLDER)
-    cache = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unet-engine"
-    path = cache / "unpacked"
+    path = cache.place() / "unpacked"
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        about = path.stat()
+        own = cache.made(path)
     except OSError as error:
         raise InputError(
             f"{file} has to be unpacked, and {path} cannot be used: {error.strerror}; set {FOLDER} to another folder"
         ) from error
-    if about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if not own:
         raise InputError(
             f"{file} has to be unpacked, and others may write to {path}; chmod 700 it, or set {FOLDER} to another folder"
         )

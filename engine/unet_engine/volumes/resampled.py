@@ -306,9 +306,64 @@ class NearestMask:
         self.mask.confirm()
 
 
-def on_windows_grid(mask: AnyMask | None, grid: tuple[AxisResampling, ...]) -> AnyMask | None:
-    """A mask of the scan as windows see it; `grid` is empty where they are cut from the scan itself."""
-    return NearestMask(mask, nearest(grid)) if mask is not None and grid else mask
+@dataclass(frozen=True, eq=False)
+class NeededMask:
+    """A mask of the scan, on the grid that the scan's is interpolated from: a voxel is inside where any voxel that is
+    made of it is. What windows give next to the mask is part of what lies in it."""
+
+    mask: AnyMask
+    back: tuple[AxisResampling, ...]
+    """From these voxels to the scan's."""
+
+    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        there = made_of(self.back, box)
+        if there.is_empty:
+            return np.zeros(box.shape, bool)
+        found: Array = self.mask.read(there, recorder) != 0
+        for a, (axis, lo, hi) in enumerate(zip(self.back, box.lo, box.hi, strict=True)):
+            found = _any_of(found, a, [axis.made_of(k, k + 1) for k in range(lo, hi)], there.lo[a])
+        return found
+
+    def may_hold(self, box: Box) -> bool:
+        there = made_of(self.back, box)
+        return not there.is_empty and self.mask.may_hold(there)
+
+    def changed(self, box: Box, since: float) -> str | None:
+        there = made_of(self.back, box)
+        return None if there.is_empty else self.mask.changed(there, since)
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        there = made_of(self.back, box)
+        return None if there.is_empty else self.mask.token(there)
+
+    def confirm(self) -> None:
+        self.mask.confirm()
+
+
+def _any_of(inside: Array, a: int, spans: Sequence[tuple[int, int]], origin: int) -> Array:
+    """Along axis `a`, whether any voxel of each span is inside; spans of the scan, `inside` begins at `origin`."""
+    ends = np.array(spans, np.intp) - origin
+    # `reduceat` takes no end behind the last voxel, and an empty span as its first voxel
+    padded = np.concatenate([inside, np.zeros_like(inside.take([0], a))], a)
+    found: Array = np.logical_or.reduceat(padded, ends.ravel(), a).take(range(0, ends.size, 2), a)
+    found &= (ends[:, 0] < ends[:, 1]).reshape(-1, *(1,) * (inside.ndim - 1 - a))
+    return found
+
+
+def made_of(back: Sequence[AxisResampling], box: Box) -> Box:
+    """The voxels of the target that any of those of `box` is part of."""
+    spans = [axis.made_of(lo, hi) for axis, lo, hi in zip(back, box.lo, box.hi, strict=True)]
+    return Box(*map(tuple, zip(*spans, strict=True)))
+
+
+def on_windows_grid(
+    mask: AnyMask | None, image: tuple[AxisResampling, ...], back: tuple[AxisResampling, ...]
+) -> AnyMask | None:
+    """A mask of the scan as windows see it. image: to their grid, empty where they are cut from the scan itself. back:
+    from theirs to the output's, empty where these are the same."""
+    if mask is None or not image:
+        return mask
+    return NeededMask(mask, back) if back else NearestMask(mask, nearest(image))
 
 
 def nearest(grid: Sequence[AxisResampling]) -> tuple[AxisResampling, ...]:
