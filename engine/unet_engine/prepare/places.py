@@ -24,7 +24,7 @@ def out_of(settings: Settings, model: ModelFile) -> str:
     both. Raises `SettingsError` where it, or a profile, would overlap what is read."""
     top = root_of(settings.input)
     out = settings.out or f"{stem(top)}-{model.spec.name}.zarr"
-    inputs = [place for place in (top, settings.mask) if place]
+    inputs = [place for place in (top, settings.mask, settings.truth) if place]
     for place in inputs:
         # an output from elsewhere may have a link for its array
         if stores.nested(out, place) or stores.within(f"{out.rstrip('/')}/{ARRAY}", place):
