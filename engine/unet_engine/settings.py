@@ -145,8 +145,8 @@ class Settings(BaseModel):
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
     ignore_spacing: bool = False
-    """Run although the voxels are larger or smaller than those the model was trained on, or the volume lies in another
-    orientation, which is an error otherwise."""
+    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise; and
+    take the volume as it lies, which is turned otherwise where the model says how it has to lie."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())

@@ -45,7 +45,7 @@ IGNORE_SPACING = click.option(
     "--ignore-spacing",
     is_flag=True,
     default=None,
-    help="Take voxels of another size or orientation than those of training; an error otherwise.",
+    help="Take voxels of another size than in training, an error otherwise, and the volume as it lies.",
 )
 
 _SETTINGS = [

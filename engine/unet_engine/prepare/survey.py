@@ -23,7 +23,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.notes import fall_back
-from unet_engine.prepare.orientation import check_orientation
+from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import out_of, pick_of
@@ -41,6 +41,8 @@ from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask
 from unet_engine.volumes.normalize import quantiles, scaling
+from unet_engine.volumes.turn import Turn
+from unet_engine.volumes.turned import as_stored, turn_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Survey:
     place: str
     """The path of the volume: the input's, or that of what is meant in it."""
     scan: Volume
-    """As it is stored."""
+    """On its own grid; where it lies otherwise than the model says, turned."""
     volume: Volume
     """What windows are cut from: the scan, or that on the grid of the network."""
     grids: Grids | None
@@ -83,9 +85,9 @@ class Survey:
         return self.grids.back if self.grids and self.settings.grid != "model" else ()
 
     @property
-    def written(self) -> Volume:
-        """The volume whose grid the output has."""
-        return self.scan if self.back else self.volume
+    def turn(self) -> Turn | None:
+        """How the volume is seen; None: as it is stored."""
+        return turn_of(self.scan)
 
     @property
     def windows_roi(self) -> Box:
@@ -112,12 +114,12 @@ def survey(settings: Settings) -> Survey:
     about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
+    volume = lying(volume, model.spec, notes, ignore=settings.ignore_spacing)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
     grids = grids_of(volume, model.spec, notes, ignore=settings.ignore_spacing)
     if grids is None:
         check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
-    check_orientation(volume, model.spec, notes, ignore=settings.ignore_spacing)
     about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
@@ -139,7 +141,7 @@ def survey(settings: Settings) -> Survey:
     _check_replacement(settings, volume)
     if volume.drawback:
         fall_back(settings, notes, volume.drawback)
-    roi = parse_roi(settings.roi, volume.spatial, volume.shape) if settings.roi else Box.of_shape(volume.shape)
+    roi = _roi(settings, volume)
     if grids and settings.grid == "model":
         roi = on_windows_grid(roi, grids.image)
     return Survey(
@@ -158,6 +160,14 @@ def survey(settings: Settings) -> Survey:
         out=out_of(settings, model),
         notes=tuple(notes),
     )
+
+
+def _roi(settings: Settings, volume: Volume) -> Box:
+    """The region that is asked for, in voxels of the scan as it is stored, as the volume is seen."""
+    if not settings.roi:
+        return Box.of_shape(volume.shape)
+    roi, turn = parse_roi(settings.roi, volume.spatial, as_stored(volume).shape), turn_of(volume)
+    return turn.seen_box(roi) if turn else roi
 
 
 def _check_replacement(settings: Settings, volume: Volume) -> None:
