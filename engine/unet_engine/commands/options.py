@@ -93,6 +93,12 @@ _SETTINGS = [
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
     ),
     click.option(
+        "--tiling",
+        metavar="T",
+        help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
+        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend.",
+    ),
+    click.option(
         "--padding",
         metavar="MODE",
         help="reflect (default), constant (default with monai and nnunet) or edge, where windows stick out.",

@@ -105,7 +105,7 @@ class Output:
         header = group.attrs.get(PROVENANCE)
         if not isinstance(header, dict) or not isinstance(header.get("identity"), dict):
             raise ResumeError(_not_ours(path))
-        differing = _differences(header["identity"], provenance["identity"])
+        differing = differences(header["identity"], provenance["identity"])
         if differing:
             raise ResumeError(
                 f"{path} was begun with another {'; '.join(differing)}: repeat that run's settings or use --overwrite"
@@ -264,7 +264,8 @@ def remove(path: str) -> None:
             stores.store_of(path).remove(path, ARRAY)  # chunks first, the header last
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What people are told of how two identities differ."""
     return [
         f"{key} ({_short(old.get(key))}, now {_short(new.get(key))}{_HINTS.get(key, '')})"
         for key in sorted({*old, *new})

@@ -8,8 +8,10 @@ from math import prod
 
 from unet_engine.backends.base import Network
 from unet_engine.errors import PlanError
+from unet_engine.model.spec import ModelSpec
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.job import Job
+from unet_engine.plan.fitting import lattice_of
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan
@@ -28,12 +30,20 @@ def grid(survey: Survey, tiling: Tiling) -> tuple[AxisGrid, ...]:
     """One axis per spatial axis of the volume; axes the model does not have are walked plane by plane."""
     spec, shape = survey.model.spec, survey.volume.shape
     planes = len(shape) - len(spec.axes)
-    sizes = [w - 2 * m for w, m in zip(tiling.window, spec.margin, strict=True)]
     return tuple(
-        AxisGrid(size, 1, 1, 0, tiling.blend) if a < planes
-        else AxisGrid.with_overlap(size, sizes[a - planes], tiling.overlap, spec.margin[a - planes], tiling.blend)
+        AxisGrid(size, 1, 1, 0, tiling.blend) if a < planes else _along(spec, tiling, a - planes, size)
         for a, size in enumerate(shape)
-    )  # fmt: skip
+    )
+
+
+def _along(spec: ModelSpec, tiling: Tiling, a: int, size: int) -> AxisGrid:
+    """The windows along axis `a` of the model, of `size` voxels."""
+    window, margin, blend = tiling.window[a], spec.margin[a], tiling.blend
+    if tiling.shared is None:
+        assert tiling.overlap is not None
+        return AxisGrid.with_overlap(size, window - 2 * margin, tiling.overlap, margin, blend)
+    lattice = lattice_of(spec.window_step[a], window)
+    return AxisGrid.evenly(size, window - 2 * margin, tiling.shared[a], margin, blend, lattice)
 
 
 def windows_per_block(survey: Survey, tiling: Tiling) -> int:

@@ -31,7 +31,7 @@ from unet_engine.prepare.precision import Choice, choose
 from unet_engine.prepare.resampling import Grids, on_windows_grid, seen
 from unet_engine.prepare.resampling import grids as grids_of
 from unet_engine.prepare.spacing import check_spacing
-from unet_engine.settings import Settings
+from unet_engine.settings import Settings, parse_tiling
 from unet_engine.settings_files import CONFIG
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
@@ -95,6 +95,12 @@ class Survey:
         return on_windows_grid(self.roi, self.grids.image) if self.grids and self.back else self.roi
 
     @property
+    def shared(self) -> tuple[int, ...] | None:
+        """Least voxels that neighbours share, per axis of the model, where ``--tiling`` names them."""
+        tiling = self.settings.tiling
+        return parse_tiling(tiling)[1][-len(self.window) :] if tiling else None
+
+    @property
     def precision(self) -> str:
         return self.choice.precision
 
@@ -115,6 +121,7 @@ def survey(settings: Settings) -> Survey:
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
     volume = lying(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    _check_tiling(settings, model.spec, window)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
     grids = grids_of(volume, model.spec, notes, ignore=settings.ignore_spacing)
@@ -232,6 +239,19 @@ def checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[int
         window = window[1:]  # a 2D network over a 3D volume, its window given with the one plane it has
     spec.check_window(window)
     return window
+
+
+def _check_tiling(settings: Settings, spec: ModelSpec, window: tuple[int, ...]) -> None:
+    """Refuse windows of which neighbours would share all that the network gives."""
+    if not settings.tiling:
+        return
+    shared = parse_tiling(settings.tiling)[1][-len(window) :]
+    for axis, size, margin, least in zip(spec.axes, window, spec.margin, shared, strict=True):
+        if least >= size - 2 * margin:
+            raise SettingsError(
+                f"--tiling {settings.tiling}: the network gives {size - 2 * margin} voxels along {axis} of windows of "
+                f"{size}, and neighbours cannot share {least} of them; let them share less"
+            )
 
 
 def check_volume(volume: Volume, model: ModelFile) -> None:
