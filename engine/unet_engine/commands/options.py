@@ -45,7 +45,7 @@ IGNORE_SPACING = click.option(
     "--ignore-spacing",
     is_flag=True,
     default=None,
-    help="Take voxels of another size or orientation than those of training; an error otherwise.",
+    help="Take voxels of another size than in training, an error otherwise, and the volume as it lies.",
 )
 
 _SETTINGS = [
@@ -93,6 +93,12 @@ _SETTINGS = [
         "--blend",
         metavar="MODE",
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
+    ),
+    click.option(
+        "--tiling",
+        metavar="T",
+        help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
+        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend.",
     ),
     click.option(
         "--padding",

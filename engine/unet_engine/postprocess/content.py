@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -51,8 +50,6 @@ class Content:
     """The names of labels 0, 1, …, where these are known."""
     source: str | None = None
     """The volume that a network was run on to make it, where it was."""
-    start: tuple[int, ...] = ()
-    """Per spatial axis the voxel of `source` that the first one lies on."""
     said: Mapping[str, Any] = field(default_factory=dict)
     """What a run says of itself, as JSON values."""
 
@@ -193,15 +190,8 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
         labels=labels,
         classes=classes if labels else (),
         source=str(header["input"]) if header.get("input") else None,
-        start=_start(header, len(one.spatial)),
         said=header,
     )
-
-
-def _start(header: Mapping[str, Any], count: int) -> tuple[int, ...]:
-    """Of the region that a run was asked for."""
-    found = re.findall(r"(\d+):\d+", str(dict(header.get("identity") or {}).get("roi", "")))
-    return tuple(map(int, found)) if len(found) == count else (0,) * count
 
 
 def _channel_names(volume: Volume, pick: Pick, count: int) -> tuple[str, ...]:

@@ -20,9 +20,18 @@ class Tiling:
 
     window: tuple[int, ...]
     """Input size per axis of the model."""
-    overlap: float
-    """Fraction by which neighbours overlap."""
+    overlap: float | None
+    """Fraction by which neighbours overlap. None: `shared` says it."""
     blend: Blend
+    shared: tuple[int, ...] | None = None
+    """Per axis of the model, the least voxels that neighbours share: windows are then spread evenly."""
+
+    def __str__(self) -> str:
+        """As ``--tiling`` takes it, where windows are spread evenly."""
+        window = ",".join(map(str, self.window))
+        if self.shared is None:
+            return f"{window}, overlap {self.overlap:g}, {self.blend}"
+        return f"{window}:{','.join(map(str, self.shared))}:{self.blend}"
 
 
 @dataclass(frozen=True)

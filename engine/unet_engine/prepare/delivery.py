@@ -104,7 +104,6 @@ def _expected(settings: Settings, spec: ModelSpec, written: Volume, roi: Box) ->
         labels=labels,
         classes=spec.class_names if labels else (),
         source=settings.input,
-        start=roi.lo,
     )
 
 
