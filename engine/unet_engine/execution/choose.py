@@ -29,12 +29,12 @@ def team(settings: Settings, tell: Tell = silent) -> Iterator[Team]:
         finally:
             here.close()
         return
-    memory = _share_of_memory(settings)
+    memory = share_of_memory(settings)
     with connection.connect(settings, memory, settings.hang_seconds or HANG_SECONDS) as cluster:
         yield DaskTeam(settings, cluster, memory, tell)
 
 
-def _share_of_memory(settings: Settings) -> int | None:
+def share_of_memory(settings: Settings) -> int | None:
     """Bytes for each worker process: its share of what the run may use on this machine; on other machines what the user
     says."""
     processes = settings.workers or (None if settings.scheduler or settings.cluster else settings.gpus)
