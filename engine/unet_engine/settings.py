@@ -44,8 +44,8 @@ class Settings(BaseModel):
     weights: str | None = None
     """What the answers of each of these networks count, ``2,1,1``; default: as the model says, else alike."""
     out: str | None = None
-    """Output group, a folder: called NAME.zarr or whatever no other format is; default: beside the input, named after
-    both."""
+    """Output: a Zarr group, called NAME.zarr or whatever no other format is, or a file of the format that the name says,
+    see `unet_engine.postprocess.formats`; default: beside the input, named after both, and of the kind of the input."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
     gpus: int | None = Field(default=None, ge=1, le=MOST)

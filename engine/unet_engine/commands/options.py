@@ -65,7 +65,9 @@ _SETTINGS = [
     click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
     click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),
     click.option(
-        "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
+        "--out",
+        metavar="PATH",
+        help="Output: NAME.zarr, .nii.gz, .nrrd …, see docs/outputs.md; default: beside the input, of its format.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
     click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),

@@ -73,7 +73,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "axes": job.volume_axes,
         "dtype": str(prepared.survey.scan.dtype),
         "roi": str(plan.roi),
-        "out": job.out,
+        "out": prepared.survey.named,
         "output": job.kind,
         "output_dtype": job.layout.dtype,
         "digest": plan.digest,

@@ -21,12 +21,14 @@ from unet_engine.output import output
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
+from unet_engine.postprocess.deliver import check_place
 from unet_engine.prepare.augmentation import poses_of, told
+from unet_engine.prepare.delivery import delivery_of
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
-from unet_engine.prepare.places import out_of, pick_of
+from unet_engine.prepare.places import keep_apart, pick_of
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.prepare.resampling import Grids, on_windows_grid, seen
 from unet_engine.prepare.resampling import grids as grids_of
@@ -70,6 +72,9 @@ class Survey:
     choice: Choice
     """The precision that runs, the network that stands for it, and why."""
     out: str
+    """The Zarr group that blocks are written to."""
+    named: str
+    """What the user gets: the same, or a file that is made of it."""
     notes: tuple[str, ...]
     """Things the user should know: fallbacks, mismatches."""
     begun: float = field(default_factory=time.time)
@@ -151,11 +156,17 @@ def survey(settings: Settings) -> Survey:
     roi = _roi(settings, volume)
     if grids and settings.grid == "model":
         roi = on_windows_grid(roi, grids.image)
+    windows_from = seen(volume, grids, model.spec, settings.replace_nonfinite)
+    stored, turn = as_stored(volume), turn_of(volume)
+    on_scan = not grids or settings.grid != "model"
+    lies = turn.stored_box(roi) if turn and on_scan else roi
+    delivery = delivery_of(settings, model.spec, stored if on_scan else windows_from, lies, notes)
+    keep_apart(settings, delivery.named)
     return Survey(
         settings=settings,
         place=located_at,
         scan=volume,
-        volume=seen(volume, grids, model.spec, settings.replace_nonfinite),
+        volume=windows_from,
         grids=grids,
         mask=mask_of(settings, volume, model.spec),
         model=model,
@@ -164,7 +175,8 @@ def survey(settings: Settings) -> Survey:
         devices=devices,
         backend=backend,
         choice=choice,
-        out=out_of(settings, model),
+        out=delivery.work,
+        named=delivery.named,
         notes=tuple(notes),
     )
 
@@ -222,8 +234,15 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
 def check_output(survey: Survey) -> None:
     """Refuse an output that exists unless the settings say what to do with it. Raises `OutputError`."""
     settings = survey.settings
+    if survey.named != survey.out and not settings.resume:
+        check_place(survey.named, overwrite=settings.overwrite)
     if settings.resume or settings.overwrite or not stores.exists(survey.out):
         return
+    if survey.named != survey.out:
+        raise OutputError(
+            f"{survey.named} was begun by an earlier run; use --resume to continue it, --overwrite to begin again, or "
+            "another --out"
+        )
     if not output.is_ours(survey.out):
         raise OutputError(f"{survey.out} exists and is not an output of unet-engine; choose another --out")
     raise OutputError(f"{survey.out} exists; use --resume to continue it, --overwrite to replace it, or another --out")

@@ -112,6 +112,34 @@ class Frame:
         )
         return replace(self.moved(last), matrix=rows)
 
+    def seen_in(self, space: str) -> Frame:
+        """The same places in the words of another space, e.g. ``RAS`` for ``LPS``; as it is where one of the two is none
+        of the body's."""
+        both = (self.space, space)
+        if len(space) != len(self.space) or any(not s or not set(s) <= set(_OPPOSITE) for s in both):
+            return self
+        if any(a not in (b, _OPPOSITE[b]) for a, b in zip(*both, strict=True)):
+            return self
+        signs = [1.0 if a == b else -1.0 for a, b in zip(*both, strict=True)]
+        return Frame(
+            tuple(tuple(s * m + 0.0 for m in row) for s, row in zip(signs, self.matrix, strict=True)),
+            tuple(s * o + 0.0 for s, o in zip(signs, self.origin, strict=True)),
+            space,
+        )
+
+    @property
+    def affine(self) -> list[list[float]]:
+        """Rows of numbers for voxels x, y, z, the fastest axis first, and the origin: what `of` takes."""
+        return [[*reversed(row), o] for row, o in zip(self.matrix, self.origin, strict=True)]
+
+    def times(self, factor: float) -> Frame:
+        """The same in a unit that is so many times as small."""
+        return replace(
+            self,
+            matrix=tuple(tuple(m * factor for m in row) for row in self.matrix),
+            origin=tuple(o * factor for o in self.origin),
+        )
+
     def resampled(self, factors: Sequence[float]) -> Frame:
         """Of a volume between the same ends, its voxels so many times as long along z, y, x."""
         moved = self.moved([(f - 1) / 2 for f in factors])
