@@ -78,6 +78,9 @@ class Settings(BaseModel):
     `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
     channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
     """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
+    threshold: float | None = None
+    """What a channel on its own has to exceed to be a label: a probability, or with the activation `none` what the
+    network gives; default: what the model says, else a half, or 0."""
     output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
     """``masks``: of each channel 0 or 1, for classes that may overlap."""
     dtype: Literal["uint8", "float16", "float32"] | None = None

@@ -158,6 +158,12 @@ _SETTINGS = [
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each "
         "channel; default: the model's.",
     ),
+    click.option(
+        "--threshold",
+        type=NUMBER,
+        metavar="P",
+        help="Probability above which a channel on its own is a label; default: the model's, else 0.5.",
+    ),
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option(

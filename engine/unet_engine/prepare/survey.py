@@ -207,7 +207,7 @@ def _model(settings: Settings, notes: list[str]) -> ModelFile:
     model = open_model(
         settings.model, settings.window, settings.activation, settings.head, settings.folds, settings.weights
     )
-    model = model.normalized(settings.normalize).meant(settings.channels)
+    model = model.normalized(settings.normalize).meant(settings.channels).thresholded(settings.threshold)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
         notes += [f"{n.path} is trusted from now on; its hash is {n.sha256}" for n in model.networks]
