@@ -22,6 +22,7 @@ from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
+from unet_engine.postprocess import working
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
@@ -113,7 +114,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
     at once what becomes the result's notes."""
     settings = prepared.survey.settings
     # before any work: a place that cannot be written is said now, not after hours
-    profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
+    profile = tracing.Place.of(settings.profile, prepared.survey.named) if settings.profile else None
     begun = time.perf_counter()
     notes: list[str] = []
 
@@ -125,24 +126,46 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
     def result() -> Result:
         return replace(_result(prepared, crew, time.perf_counter() - begun), notes=tuple(notes))
 
+    if _is_made(prepared):
+        note([f"{prepared.survey.named} is already complete"])
+        return result()
+    done = None
     with _begun(prepared):
         output = _open_output(prepared)
         note(output.notes)
         if output.header.settled():
             clear(prepared.job.out)
-            return result()
-        with hold(prepared.job.out, _part(prepared)) as holding:
-            if not output.header.begin():
-                return result()  # the last part completed it just now
-            prepared = _since(prepared, output.header)
-            note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
-            with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
-                crew.execute(prepared, output.pending())
-            note(output.doubtful())
-            done = _conclude(prepared, output.header, holding, result())
+        else:
+            with hold(prepared.job.out, _part(prepared)) as holding:
+                if output.header.begin():  # else the last part completed it just now
+                    prepared = _since(prepared, output.header)
+                    note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
+                    with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
+                        crew.execute(prepared, output.pending())
+                    note(output.doubtful())
+                    done = _conclude(prepared, output.header, holding, result())
+    done = done or result()
     if done.complete:
+        note(_handed_over(prepared))
         _release(prepared)
-    return replace(done, profile=profile.write(crew.profile())) if profile else done
+    return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
+
+
+def _is_made(prepared: Prepared) -> bool:
+    """Whether this run's file is there already, where it ends in one. Raises `ResumeError` where it is another run's."""
+    survey = prepared.survey
+    if survey.named == survey.out or not survey.settings.resume:
+        return False
+    return working.settled(survey.named, prepared.job.plan.digest)
+
+
+def _handed_over(prepared: Prepared) -> list[str]:
+    """The file is made of what was written, where the run ends in one."""
+    survey = prepared.survey
+    if survey.named == survey.out:
+        return []
+    replaces = survey.settings.overwrite or survey.settings.resume  # what is there, this run was begun to replace
+    return working.hand_over(survey.named, overwrite=replaces, durability=prepared.job.durability)
 
 
 def _release(prepared: Prepared) -> None:
@@ -298,7 +321,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
     job, counters = prepared.job, crew.counters()
     voxels = counters.voxels_written
     return Result(
-        out=job.out,
+        out=prepared.survey.named,
         digest=job.plan.digest,
         windows_planned=job.plan.call_count,
         windows_inferred=counters.inferred,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from math import inf, prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
@@ -25,6 +25,8 @@ MOST_WORKERS = 10**6
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
 
+EvenBlend = Literal["gaussian", "constant", "crop"]
+"""How windows that are spread evenly are put together."""
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
@@ -42,8 +44,8 @@ class Settings(BaseModel):
     weights: str | None = None
     """What the answers of each of these networks count, ``2,1,1``; default: as the model says, else alike."""
     out: str | None = None
-    """Output group, a folder: called NAME.zarr or whatever no other format is; default: beside the input, named after
-    both."""
+    """Output: a Zarr group, called NAME.zarr or whatever no other format is, or a file of the format that the name says,
+    see `unet_engine.postprocess.formats`; default: beside the input, named after both, and of the kind of the input."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
     gpus: int | None = Field(default=None, ge=1, le=MOST)
@@ -58,6 +60,9 @@ class Settings(BaseModel):
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"] = "gaussian"
     """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
+    tiling: str | None = None
+    """Window, least voxels that neighbours share, and blend in one, ``136,144,144:16,16,16:crop``: windows are then
+    spread evenly. Default: `window`, `overlap` and `blend` say it."""
     padding: Literal["reflect", "constant", "edge"] | None = None
     """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
     tta: str | None = None
@@ -65,6 +70,9 @@ class Settings(BaseModel):
     `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
     channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
     """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
+    threshold: float | None = None
+    """What a channel on its own has to exceed to be a label: a probability, or with the activation `none` what the
+    network gives; default: what the model says, else a half, or 0."""
     output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
     """``masks``: of each channel 0 or 1, for classes that may overlap."""
     dtype: Literal["uint8", "float16", "float32"] | None = None
@@ -145,8 +153,8 @@ class Settings(BaseModel):
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
     ignore_spacing: bool = False
-    """Run although the voxels are larger or smaller than those the model was trained on, or the volume lies in another
-    orientation, which is an error otherwise."""
+    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise; and
+    take the volume as it lies, which is turned otherwise where the model says how it has to lie."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())
@@ -231,6 +239,7 @@ class Settings(BaseModel):
         "mask",
         "outside",
         "nodata",
+        "tiling",
         "roi",
         "axes",
         "image",
@@ -287,6 +296,13 @@ class Settings(BaseModel):
             parse_tta(value)
         return value
 
+    @field_validator("tiling")
+    @classmethod
+    def _tiling(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_tiling(value)
+        return value
+
     @field_validator("window", mode="before")
     @classmethod
     def _window(cls, value: Any) -> Any:
@@ -330,6 +346,9 @@ class Settings(BaseModel):
             file.check(key)
         if settings.part:  # other parts may have begun the output
             settings = settings.model_copy(update={"resume": True})
+        if settings.tiling:
+            window, _, blend = parse_tiling(settings.tiling)
+            settings = settings.model_copy(update={"window": window, "blend": blend})
         settings._notes = _taken(source)
         return settings
 
@@ -348,6 +367,8 @@ class Settings(BaseModel):
         if any(tls) and not all(tls):
             raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
         self._check_protocol()
+        if self.tiling and (self.window or self.overlap != 0.5 or self.blend != "gaussian"):
+            raise SettingsError("--tiling names window, overlap and blend; leave out --window, --overlap and --blend")
         if self.overlap == "auto" and self.blend != "gaussian":
             raise SettingsError("--overlap auto chooses how to blend as well; leave out --blend")
         if self.overlap_tolerance is not None and self.overlap != "auto":
@@ -435,6 +456,26 @@ def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
         raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")
     return sizes
+
+
+TILING = "give window, voxels shared and blend, e.g. 136,144,144:16,16,16:crop"
+
+
+def parse_tiling(text: str) -> tuple[tuple[int, ...], tuple[int, ...], EvenBlend]:
+    """``136,144,144:16,16,16:crop`` as window, least voxels that neighbours share, and blend. Raises `ValueError` where
+    it is none."""
+    match = re.fullmatch(r"([0-9, ]+):([0-9, ]+):\s*(gaussian|constant|crop)\s*", text)
+    if not match:
+        raise ValueError(TILING)
+    window = parse_window(match[1])
+    if not re.fullmatch(r"\s*[0-9]{1,18}\s*(,\s*[0-9]{1,18}\s*)*", match[2]):
+        raise ValueError(TILING)
+    shared = tuple(int(part) for part in match[2].split(","))
+    if len(shared) != len(window):
+        raise ValueError(f"{len(window)} sizes and {len(shared)} that are shared; {TILING}")
+    if any(s >= w > 1 for s, w in zip(shared, window, strict=True)):
+        raise ValueError("neighbours share all of a window; let them share less")
+    return window, shared, cast("EvenBlend", match[3])
 
 
 def parse_values(text: str) -> tuple[float, ...]:

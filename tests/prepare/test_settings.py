@@ -15,8 +15,8 @@ from unet_engine.model.spec import ModelSpec, Normalization
 from unet_engine.settings import Settings
 
 OTHER_FORMATS = [
-    ("seg.nii.gz", "NIfTI", "seg.zarr"),
-    ("seg.NII", "NIfTI", "seg.zarr"),
+    ("seg.hdr", "NIfTI", "seg.zarr"),
+    ("seg.IMG", "NIfTI", "seg.zarr"),
     ("seg.tif", "TIFF", "seg.zarr"),
     ("seg.ome.tiff", "TIFF", "seg.zarr"),
     ("a.v1.TIF/", "TIFF", "a.v1.zarr"),
@@ -25,10 +25,10 @@ OTHER_FORMATS = [
     ("out.tar.gz", "archive", "out.zarr"),
     ("deep/er/out.h5", "HDF5", "out.zarr"),
     ("out.png", "image", "out.zarr"),
-    ("out.mha", "ITK", "out.zarr"),
-    ("out.nrrd", "ITK", "out.zarr"),
+    ("out.mhd", "ITK", "out.zarr"),
+    ("out.nhdr", "ITK", "out.zarr"),
     ("out.n5", "N5", "out.zarr"),
-    ("out.npy", "NumPy", "out.zarr"),
+    ("out.npz", "NumPy", "out.zarr"),
     ("out.mrc", "MRC", "out.zarr"),
     ("out.json", "text", "out.zarr"),
     ("s3://bucket/x.tif", "TIFF", "x.zarr"),
@@ -48,7 +48,7 @@ def test_an_output_called_like_another_format_is_refused(ramp, model, out, what,
 
 
 def test_python_and_settings_files_are_refused_the_same(ramp, model):
-    for out in ("seg.nii.gz", Path("seg.nii.gz")):
+    for out in ("seg.hdr", Path("seg.hdr")):
         with pytest.raises(SettingsError, match="NIfTI cannot be written yet"):
             unet_engine.run(ramp[1], model=model, out=out)
     with pytest.raises(SettingsError, match="TIFF"):

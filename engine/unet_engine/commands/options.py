@@ -45,7 +45,7 @@ IGNORE_SPACING = click.option(
     "--ignore-spacing",
     is_flag=True,
     default=None,
-    help="Take voxels of another size or orientation than those of training; an error otherwise.",
+    help="Take voxels of another size than in training, an error otherwise, and the volume as it lies.",
 )
 
 _SETTINGS = [
@@ -65,7 +65,9 @@ _SETTINGS = [
     click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
     click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),
     click.option(
-        "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
+        "--out",
+        metavar="PATH",
+        help="Output: NAME.zarr, .nii.gz, .nrrd …, see docs/outputs.md; default: beside the input, of its format.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
     click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
@@ -91,6 +93,12 @@ _SETTINGS = [
         "--blend",
         metavar="MODE",
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
+    ),
+    click.option(
+        "--tiling",
+        metavar="T",
+        help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
+        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend.",
     ),
     click.option(
         "--padding",
@@ -138,6 +146,12 @@ _SETTINGS = [
         metavar="A",
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each "
         "channel; default: the model's.",
+    ),
+    click.option(
+        "--threshold",
+        type=NUMBER,
+        metavar="P",
+        help="Probability above which a channel on its own is a label; default: the model's, else 0.5.",
     ),
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),

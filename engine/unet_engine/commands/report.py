@@ -23,6 +23,7 @@ from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling import tracing
 from unet_engine.stitching import operations
 from unet_engine.units import size, span, times
+from unet_engine.volumes.turned import as_stored
 
 LINE_EVERY = 10.0
 """Seconds between plain progress lines, where stderr is no terminal."""
@@ -68,11 +69,11 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     written = plan.voxel_count * job.layout.voxel_bytes
     return {
         "input": job.volume,
-        "shape": list(prepared.survey.scan.shape),
+        "shape": list(as_stored(prepared.survey.scan).shape),
         "axes": job.volume_axes,
         "dtype": str(prepared.survey.scan.dtype),
         "roi": str(plan.roi),
-        "out": job.out,
+        "out": prepared.survey.named,
         "output": job.kind,
         "output_dtype": job.layout.dtype,
         "digest": plan.digest,

@@ -44,6 +44,7 @@ def identity(
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
+        **({"shared": list(tiling.shared)} if tiling.shared is not None else {}),
         "padding": settings.padding_mode,
         "normalization": [str(spec.normalization), *scale.facts().values()],
         "output": [decisions.kind, decisions.dtype],
@@ -52,6 +53,7 @@ def identity(
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
         **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
+        **({"turn": [list(survey.turn.order), list(survey.turn.backwards)]} if survey.turn else {}),
         **({"resampling": [_said(survey.grids.image), _said(decisions.back)]} if survey.grids else {}),
     }
 

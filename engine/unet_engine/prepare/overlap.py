@@ -198,7 +198,7 @@ class _Trier:
         window = windows.cut(self.survey.volume, self.scale, box, self.window)
         logits = np.ascontiguousarray(self.host.infer(window[None])[0], np.float32)
         labels = np.empty(logits.shape[1:], np.uint16)
-        operations.labels(logits, labels, spec.activation)
+        operations.labels(logits, labels, spec.activation, threshold=spec.threshold)
         return np.bincount(labels.ravel(), minlength=spec.label_count)
 
     def _labels(self, candidate: Overlap, region: Box) -> Array:

@@ -175,9 +175,12 @@ def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[
 
 def _tiling(survey: Survey, window: tuple[int, ...]) -> Tiling:
     """What the settings ask for; where they leave the overlap open, the reference that others are compared with."""
-    if survey.settings.overlap == "auto":
+    settings = survey.settings
+    if settings.tiling:
+        return Tiling(window, None, settings.blend, survey.shared)
+    if settings.overlap == "auto":
         return Tiling(window, REFERENCE.overlap, REFERENCE.blend)
-    return Tiling(window, survey.settings.overlap, survey.settings.blend)
+    return Tiling(window, settings.overlap, settings.blend)
 
 
 def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, OverlapChoice | None]:
