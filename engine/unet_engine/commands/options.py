@@ -98,8 +98,19 @@ _SETTINGS = [
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
-        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend.",
+        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend. auto: the cheapest that agrees with the "
+        "best inference that fits as well as the model's own tiling does.",
     ),
+    click.option(
+        "--tolerance",
+        type=NUMBER,
+        metavar="T",
+        help="Agreement and Dice that --tiling auto asks for; default: what the model's own tiling reaches.",
+    ),
+    click.option(
+        "--tiling-budget", type=NUMBER, metavar="F", help="Part of a run that --tiling auto may take; default 0.03."
+    ),
+    click.option("--truth", metavar="PATH", help="Labels of the volume, by which --tiling auto decides."),
     click.option(
         "--padding",
         metavar="MODE",
