@@ -43,7 +43,7 @@ def found(labels, folder, *, chunk=None, voxels=10**6, crew=None, wish=None, dty
         make_volume(path, labels, chunks=chunk or labels.shape)
     source = Source.of(str(path))
     wish = wish or Wish(f"{folder}/out.zarr", durable=False)
-    made = rules_of(source.open(), rules.pop("connectivity", None), **rules)
+    made = rules_of(labels.ndim, rules.pop("connectivity", None), **rules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "VOXELS", voxels)
         facts = components(source, made, wish, crew or InOrder(), memory=2**30, dtype=dtype)
@@ -191,5 +191,5 @@ def test_memory_that_holds_no_block_is_refused(tmp_path):
     source = Source.of(make_volume(tmp_path / "l.zarr", blobs(), chunks=(8, 8, 8)))
     wish = Wish(f"{tmp_path}/out.zarr")
     with pytest.raises(PlanError, match="8×8×8"):
-        components(source, rules_of(source.open(), None), wish, InOrder(), memory=10_000)
+        components(source, rules_of(3, None), wish, InOrder(), memory=10_000)
     assert not (tmp_path / "out.zarr").exists()

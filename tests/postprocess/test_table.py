@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from support.command_line import cli
 from support.volumes import make_volume
-from unet_engine.execution.passes import Here
+from unet_engine.execution.hands import Here
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.base import Boxes
 from unet_engine.postprocess.source import Source

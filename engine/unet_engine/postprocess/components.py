@@ -98,38 +98,49 @@ class Numbers:
         return check, self.objects.of(index, total)
 
 
-def rules_of(volume: Volume, connectivity: int | None, **others: Any) -> Rules:
-    """Rules for `volume`; connectivity None: by faces. Raises `SettingsError`."""
-    known = CONNECTIVITY[len(volume.shape)]
+def rules_of(ndim: int, connectivity: int | None, **others: Any) -> Rules:
+    """Rules for a volume of so many axes; connectivity None: by faces; of `others` what is None is left out. Raises
+    `SettingsError`."""
+    known = CONNECTIVITY[ndim]
     if connectivity is not None and connectivity not in known:
-        named = ", ".join(map(str, known))
-        raise SettingsError(f"--connectivity {connectivity}: in {len(volume.shape)}D it is one of {named}")
-    return Rules(known[0] if connectivity is None else connectivity, **others)
+        raise SettingsError(f"--connectivity {connectivity}: in {ndim}D it is one of {', '.join(map(str, known))}")
+    given = {name: value for name, value in others.items() if value is not None}
+    return Rules(known[0] if connectivity is None else connectivity, **given)
 
 
 def components(
-    source: Source, rules: Rules, wish: Wish, crew: Crew, *, memory: int, dtype: str | None = None, tell: Tell = silent
+    source: Source,
+    rules: Rules,
+    wish: Wish,
+    crew: Crew,
+    *,
+    memory: int,
+    dtype: str | None = None,
+    run: str | None = None,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Write the objects of the labels at `source` as the output `wish`; returns what is known of them.
 
-    memory: bytes that looking at one box may take. Raises what its parts raise, and `InputError` where the volume holds
+    memory: bytes that looking at one box may take; run: the digest of the run that is to end in this, which made the
+    labels for it. Raises what its parts raise, and `InputError` where the volume holds
     no labels.
     """
     cc3d()  # said before any work
     volume = check_labels(source)
     chunk = _chunk(volume)
-    header, fingerprint = source.header, source.fingerprint
     block = block_of(volume.shape, chunk, min(VOXELS, memory // VOXEL_BYTES))
     check_memory(volume, block, memory)
     identity = {
-        "pass": "components", "format": FORMAT, "input": fingerprint, "shape": list(volume.shape), **asdict(rules),
+        "pass": "components", "format": FORMAT, "input": source.fingerprint, "shape": list(volume.shape), **asdict(rules),
         "dtype": dtype, "chunk": list(chunk),
     }  # fmt: skip
     facts = {
-        "input": source.path, "output": "objects", "classes": list(header.get("classes") or ()),
-        "image": header.get("input"), "start": list(starting(source, volume)),
+        **{key: value for key, value in source.header.items() if key not in _NOT_KEPT},
+        **({"run": run} if run else {"labels": source.path}),
+        "output": "objects",
+        **({"start": list(start)} if (start := starting(source, volume)) else {}),
         **({"frame": volume.frame.facts()} if volume.frame else {}),
-    }  # fmt: skip
+    }
     boxes = Boxes(volume.shape, block)
     with begun(wish, identity, facts, boxes, tell) as output:
         if output is not None:
@@ -142,6 +153,10 @@ def components(
                 objects.write_classes(wish.path, found.kind, output.durability)
             output.finish(_summary(found, kind))
     return {"out": wish.path, **(Source(wish.path).header.get("summary") or {})}
+
+
+_NOT_KEPT = ("identity", "digest", "complete", "summary", "array", "block", "blocks", "begun", "versions")
+"""Of what a run says of its labels, what is not true of their objects."""
 
 
 def check_memory(volume: Volume, block: tuple[int, ...], memory: int) -> None:

@@ -140,9 +140,7 @@ def table(
     """
     write = table_files.writer(out)
     volume = check_labels(source)
-    start = starting(source, volume)
-    if image:
-        check_image(volume, image, start)
+    start = check_image(source, image) if image else (0,) * len(volume.shape)
     boxes = Boxes(volume.shape, block_of(volume.shape, volume.chunks, VOXELS))
     identity = {
         "pass": "table", "format": FORMAT, "input": source.fingerprint, "shape": list(volume.shape),
@@ -156,15 +154,23 @@ def table(
     return {"out": out, "objects": len(sums["id"]), "columns": list(columns)}
 
 
-def check_image(volume: Volume, image: Source, start: Sequence[int]) -> None:
-    """Raises `InputError` where the labels are on another grid than the image."""
-    other = image.open()
-    end = tuple(s + n for s, n in zip(start, volume.shape, strict=True))
-    if other.spatial != volume.spatial or any(e > n for e, n in zip(end, other.shape, strict=True)):
+def check_image(source: Source, image: Source) -> tuple[int, ...]:
+    """The voxel of `image` that the labels' first one lies on. Raises `InputError` where they are on another grid: of
+    another shape, unless their header says which part of it they are."""
+    volume, other = source.open(), image.open()
+    said = starting(source, volume)
+    start = said or (0,) * len(volume.shape)
+    ends = [s + n for s, n in zip(start, volume.shape, strict=True)]
+    fits = other.spatial == volume.spatial and all(
+        end <= n if said else end == n for end, n in zip(ends, other.shape, strict=True)
+    )
+    if not fits:
         raise InputError(
-            f"{image.path} has {times(other.shape)} voxels and the labels {times(volume.shape)}, from voxel "
-            f"{','.join(map(str, start))} on; give the image that they were made of with --intensity, or none"
+            f"{image.path} has {times(other.shape)} voxels and the labels {times(volume.shape)}"
+            + (f", from voxel {','.join(map(str, start))} on" if any(start) else "")
+            + "; give the image on whose grid they are with --intensity, or none"
         )
+    return start
 
 
 @dataclass(frozen=True)
