@@ -26,6 +26,8 @@ def about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> Non
     if model.contradiction:
         fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
     _about_channels(settings, model, notes)
+    if settings.threshold is not None and settings.output not in ("labels", "masks"):
+        raise SettingsError(f"--threshold makes labels and masks, not {settings.output}; leave it out")
     if settings.output == "logits" and activation in ARE_PROBABILITIES:
         raise SettingsError(
             f"--output logits: {model.path.name} gives probabilities and has no logits "
