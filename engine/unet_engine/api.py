@@ -23,6 +23,7 @@ from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
 from unet_engine.postprocess import working
+from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
@@ -38,7 +39,7 @@ Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
 
 
-_NOT_STORED = ("out", "part", "overlap_choice", "complete", "profile")
+_NOT_STORED = ("out", "part", "overlap_choice", "tiling_choice", "complete", "profile")
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
 
@@ -81,6 +82,8 @@ class Result:
     overlap_choice: dict[str, Any] | None = None
     """What ``--overlap auto`` took and on what grounds: fields of
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
+    tiling_choice: dict[str, Any] | None = None
+    """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
@@ -238,6 +241,8 @@ def _conclude(prepared: Prepared, header: Header, holding: Holding, result: Resu
 def _open_output(prepared: Prepared) -> Output:
     job, settings = prepared.job, prepared.survey.settings
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
+    if prepared.tiling:
+        provenance[tiling_choice.KEY] = tiling_choice.facts(prepared.tiling)
     check_output(prepared.survey)
     if stores.exists(job.out):
         if settings.resume:
@@ -340,6 +345,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         stitching=operations.IMPLEMENTATION,
         part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
+        tiling_choice=tiling_choice.facts(prepared.tiling),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,
         **crew.facts(),

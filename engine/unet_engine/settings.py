@@ -62,7 +62,15 @@ class Settings(BaseModel):
     """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
     tiling: str | None = None
     """Window, least voxels that neighbours share, and blend in one, ``136,144,144:16,16,16:crop``: windows are then
-    spread evenly. Default: `window`, `overlap` and `blend` say it."""
+    spread evenly. ``auto``: the cheapest that is proved, see `unet_engine.prepare.tiling`. Default: `window`, `overlap`
+    and `blend` say it."""
+    tolerance: float | None = Field(default=None, gt=0, le=1)
+    """Least agreement and Dice coefficient of every class that ``tiling="auto"`` accepts; default: what the model's own
+    window at overlap 0.5 reaches."""
+    tiling_budget: float | None = Field(default=None, gt=0, le=MOST)
+    """Part of a run that ``tiling="auto"`` may compute to find out; default 0.03."""
+    truth: str | None = None
+    """Volume of labels, of the input's shape, by which ``tiling="auto"`` decides."""
     padding: Literal["reflect", "constant", "edge"] | None = None
     """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
     tta: str | None = None
@@ -70,6 +78,9 @@ class Settings(BaseModel):
     `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
     channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
     """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
+    threshold: float | None = None
+    """What a channel on its own has to exceed to be a label: a probability, or with the activation `none` what the
+    network gives; default: what the model says, else a half, or 0."""
     output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
     """``masks``: of each channel 0 or 1, for classes that may overlap."""
     dtype: Literal["uint8", "float16", "float32"] | None = None
@@ -224,7 +235,7 @@ class Settings(BaseModel):
             return ",".join(map(str, value))
         return str(value) if isinstance(value, Path) else value
 
-    @field_validator("input", "out", "mask", "profile", mode="before")
+    @field_validator("input", "out", "mask", "truth", "profile", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -237,6 +248,7 @@ class Settings(BaseModel):
         "outside",
         "nodata",
         "tiling",
+        "truth",
         "roi",
         "axes",
         "image",
@@ -271,7 +283,7 @@ class Settings(BaseModel):
         return value
 
     @field_validator(
-        "input", "model", "out", "mask", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
+        "input", "model", "out", "mask", "truth", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
     )
     @classmethod
     def _place(cls, value: str | None) -> str | None:
@@ -296,8 +308,8 @@ class Settings(BaseModel):
     @field_validator("tiling")
     @classmethod
     def _tiling(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_tiling(value)
+        if value not in (None, "auto"):
+            parse_tiling(str(value))
         return value
 
     @field_validator("window", mode="before")
@@ -337,13 +349,13 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise SettingsError(_explained(error, source)) from error
         hide(settings.dashboard_token)
-        hide_in_url(settings.input, settings.out, settings.mask, settings.scheduler)
+        hide_in_url(settings.input, settings.out, settings.mask, settings.truth, settings.scheduler)
         settings._check()
         for key, file in source.items():
             file.check(key)
         if settings.part:  # other parts may have begun the output
             settings = settings.model_copy(update={"resume": True})
-        if settings.tiling:
+        if settings.tiling and settings.tiling != "auto":
             window, _, blend = parse_tiling(settings.tiling)
             settings = settings.model_copy(update={"window": window, "blend": blend})
         settings._notes = _taken(source)
@@ -364,8 +376,7 @@ class Settings(BaseModel):
         if any(tls) and not all(tls):
             raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
         self._check_protocol()
-        if self.tiling and (self.window or self.overlap != 0.5 or self.blend != "gaussian"):
-            raise SettingsError("--tiling names window, overlap and blend; leave out --window, --overlap and --blend")
+        self._check_tiling()
         if self.overlap == "auto" and self.blend != "gaussian":
             raise SettingsError("--overlap auto chooses how to blend as well; leave out --blend")
         if self.overlap_tolerance is not None and self.overlap != "auto":
@@ -379,6 +390,20 @@ class Settings(BaseModel):
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
         self._check_outside()
+
+    def _check_tiling(self) -> None:
+        """Raise `SettingsError` where the tiling is said twice, or not asked for."""
+        auto = self.tiling == "auto"
+        if auto and (self.overlap != 0.5 or self.blend != "gaussian"):
+            raise SettingsError("--tiling auto chooses overlap and blend; leave out --overlap and --blend")
+        if self.tiling and not auto and (self.window or self.overlap != 0.5 or self.blend != "gaussian"):
+            raise SettingsError("--tiling names window, overlap and blend; leave out --window, --overlap and --blend")
+        for name in ("tolerance", "tiling_budget", "truth"):
+            if getattr(self, name) is not None and not auto:
+                raise SettingsError(
+                    f"--{name.replace('_', '-')} is for --tiling auto; leave it out, or give both"
+                    + (" (--overlap auto has --overlap-tolerance)" if name == "tolerance" else "")
+                )
 
     def _check_outside(self) -> None:
         """Raise `SettingsError` where the value for voxels outside cannot be stored."""

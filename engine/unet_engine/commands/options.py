@@ -98,8 +98,19 @@ _SETTINGS = [
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
-        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend.",
+        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend. auto: the cheapest that agrees with the "
+        "best inference that fits as well as the model's own tiling does.",
     ),
+    click.option(
+        "--tolerance",
+        type=NUMBER,
+        metavar="T",
+        help="Agreement and Dice that --tiling auto asks for; default: what the model's own tiling reaches.",
+    ),
+    click.option(
+        "--tiling-budget", type=NUMBER, metavar="F", help="Part of a run that --tiling auto may take; default 0.03."
+    ),
+    click.option("--truth", metavar="PATH", help="Labels of the volume, by which --tiling auto decides."),
     click.option(
         "--padding",
         metavar="MODE",
@@ -146,6 +157,12 @@ _SETTINGS = [
         metavar="A",
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each "
         "channel; default: the model's.",
+    ),
+    click.option(
+        "--threshold",
+        type=NUMBER,
+        metavar="P",
+        help="Probability above which a channel on its own is a label; default: the model's, else 0.5.",
     ),
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),

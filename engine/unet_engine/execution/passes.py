@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unet_engine import machine
 from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
-from unet_engine.cluster.dask_settings import THREADS_PER_WORKER
 from unet_engine.errors import ClusterError, UnetEngineError, first_line
 from unet_engine.execution.choose import share_of_memory
+from unet_engine.execution.dask.progress import LOOK_EVERY
 from unet_engine.execution.dask.team import HANG_SECONDS
 from unet_engine.postprocess.base import Crew
 from unet_engine.settings import Settings
@@ -45,7 +47,7 @@ def crew(settings: Settings, tell: Tell = silent) -> Iterator[Hands]:
     had."""
     if not connection.wants_cluster(settings):
         memory = settings.memory or machine.available_memory() // 2
-        yield Hands(Here(), memory // AT_ONCE)
+        yield Hands(Here(), max(0, memory - machine.resident_bytes()) // AT_ONCE)
         return
     share = share_of_memory(settings)
     with connection.connect(settings, share, settings.hang_seconds or HANG_SECONDS) as cluster:
@@ -56,8 +58,7 @@ def crew(settings: Settings, tell: Tell = silent) -> Iterator[Hands]:
 
 def _memory_of(client: Client, share: int | None) -> int:
     """Bytes that the worker with the least may use."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    limits = [int(worker["memory_limit"]) for worker in workers if worker.get("memory_limit")]
+    limits = [int(worker["memory_limit"]) for worker in _workers(client).values() if worker.get("memory_limit")]
     return min([*limits, *([share] if share else [])], default=2**31)
 
 
@@ -86,44 +87,58 @@ class OnDask:
         self._cluster = cluster
 
     def each(self, do: Callable[[T], None], items: Iterable[T]) -> None:
-        from distributed import as_completed
+        client = self._cluster.client
+        work = pickle.dumps(do)
+        completed: SimpleQueue[Any] = SimpleQueue()
+        waiting: set[Any] = set()
 
-        client, left = self._cluster.client, iter(items)
-        work = client.scatter(_Sealed(do), hash=False, broadcast=False)
-        done = as_completed()
-        count = 0
+        def one() -> None:
+            """Wait for one that is under way."""
+            while True:
+                with suppress(Empty):
+                    future = completed.get(timeout=LOOK_EVERY)
+                    waiting.discard(future)
+                    _check(future)
+                    return
+                if not _workers(client) and (why := self._cluster.trouble()):
+                    raise ClusterError(f"{why}; what is done stays, run the same command with --resume")
+
         try:
-            for item in left:
-                done.add(client.submit(_done, work, _Item(item), pure=False))
-                count += 1
-                if count >= 2 * THREADS_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"])):
-                    _check(next(done))
-                    count -= 1
-            for future in done:
-                _check(future)
+            for item in items:
+                future = client.submit(_done, _Sealed(work), _Sealed(pickle.dumps(item)), pure=False)
+                waiting.add(future)
+                future.add_done_callback(completed.put)
+                while len(waiting) >= IN_FLIGHT * max(1, len(_workers(client))):
+                    one()
+            while waiting:
+                one()
         finally:
-            with suppress(Exception):
-                client.cancel([*done.futures, work], force=True)
+            with suppress(Exception):  # the scheduler may be gone
+                client.cancel(list(waiting), force=True)
+
+
+def _workers(client: Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+    return found
+
+
+IN_FLIGHT = 2 * AT_ONCE
+"""Boxes that are handed out for each worker."""
 
 
 @dataclass(frozen=True)
 class _Sealed:
-    """What is done, which Dask must not look into."""
+    """What goes to a worker, which Dask must not look into."""
 
-    do: Callable[[Any], None]
-
-
-@dataclass(frozen=True)
-class _Item:
-    content: Any
+    content: bytes
 
 
 _room = BoundedSemaphore(AT_ONCE)
 
 
-def _done(work: _Sealed, item: _Item) -> None:
+def _done(work: _Sealed, item: _Sealed) -> None:
     with _room:
-        work.do(item.content)
+        pickle.loads(work.content)(pickle.loads(item.content))
 
 
 def _check(future: Any) -> None:

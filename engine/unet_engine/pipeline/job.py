@@ -120,7 +120,7 @@ class Job:
     def reduction(self) -> Reduction:
         """What turns finished sums into voxels of the output."""
         spec = self.model.spec
-        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions)
+        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions, spec.threshold)
 
 
 @dataclass(slots=True)

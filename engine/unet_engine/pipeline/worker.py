@@ -374,7 +374,7 @@ class Worker:
 def _clear_winner(spec: ModelSpec) -> bool:
     """Whether rounding cannot change the label of the constant for empty windows."""
     values = sorted(spec.empty or (0.0,))
-    above = operations.label_threshold(spec.activation, len(values))
+    above = operations.label_threshold(spec.activation, len(values), spec.threshold)
     if spec.regions is not None and above is not None:
         return all(abs(v - above) > 1e-3 * max(1.0, *map(abs, values)) for v in values)
     if above is not None:

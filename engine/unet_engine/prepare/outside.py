@@ -74,7 +74,9 @@ def fill_of(
     if spec.empty is None:
         return (0.0,) * channels
     constant = np.asarray(spec.empty, np.float32).reshape(-1, 1, 1)
-    return tuple(map(float, REDUCTIONS[kind](spec.activation, dtype, spec.regions).on_host(constant).ravel()))
+    return tuple(
+        map(float, REDUCTIONS[kind](spec.activation, dtype, spec.regions, spec.threshold).on_host(constant).ravel())
+    )
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -103,7 +103,7 @@ class Survey:
     def shared(self) -> tuple[int, ...] | None:
         """Least voxels that neighbours share, per axis of the model, where ``--tiling`` names them."""
         tiling = self.settings.tiling
-        return parse_tiling(tiling)[1][-len(self.window) :] if tiling else None
+        return parse_tiling(tiling)[1][-len(self.window) :] if tiling and tiling != "auto" else None
 
     @property
     def precision(self) -> str:
@@ -207,7 +207,7 @@ def _model(settings: Settings, notes: list[str]) -> ModelFile:
     model = open_model(
         settings.model, settings.window, settings.activation, settings.head, settings.folds, settings.weights
     )
-    model = model.normalized(settings.normalize).meant(settings.channels)
+    model = model.normalized(settings.normalize).meant(settings.channels).thresholded(settings.threshold)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
         notes += [f"{n.path} is trusted from now on; its hash is {n.sha256}" for n in model.networks]
@@ -262,9 +262,9 @@ def checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[int
 
 def _check_tiling(settings: Settings, spec: ModelSpec, window: tuple[int, ...]) -> None:
     """Refuse windows of which neighbours would share all that the network gives."""
-    if not settings.tiling:
+    if settings.tiling in (None, "auto"):
         return
-    shared = parse_tiling(settings.tiling)[1][-len(window) :]
+    shared = parse_tiling(str(settings.tiling))[1][-len(window) :]
     for axis, size, margin, least in zip(spec.axes, window, spec.margin, shared, strict=True):
         if least >= size - 2 * margin:
             raise SettingsError(

@@ -199,7 +199,7 @@ def _judging(
     scan = volume.scan if isinstance(volume, Interpolated) else volume
     drawn = sample(
         volume, scale, window, (request.held_out, request.windows, request.held_out), request.seed,
-        lambda w: labels_of(infer(w[None])[0], spec.activation), spec.label_count,
+        lambda w: labels_of(infer(w[None])[0], spec.activation, spec.threshold), spec.label_count,
     )  # fmt: skip
     calibration = Calibration(
         volume=redacted(volume.path),
