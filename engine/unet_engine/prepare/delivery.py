@@ -33,6 +33,9 @@ _LIKE = {
     ".nrrd": ".nrrd .nhdr",
     ".mha": ".mha .mhd",
     ".npy": ".npy",
+    ".h5": ".h5 .hdf5 .hdf .he5 .nc .nc4 .cdf",
+    ".ome.tif": ".tif .tiff .btf .tf2 .tf8 .lsm .svs .ndpi .stk .qptiff .scn",
+    ".tif": ".vrt .jp2 .j2k",
 }
 """What an output is where nobody names it, by the ending of the input."""
 _BY_INPUT = {ending: out for out, endings in _LIKE.items() for ending in endings.split()}
@@ -84,7 +87,7 @@ def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[
     an earlier version began as Zarr stays that."""
     top = root_of(settings.input)
     usual = f"{stem(top)}-{spec.name}"
-    ending = _ending(settings.input)
+    ending = _ending(settings.input, content)
     if ending == _ZARR or (settings.resume and output.is_ours(usual + _ZARR)):
         return usual + _ZARR
     try:
@@ -96,7 +99,7 @@ def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[
     return usual + ending
 
 
-def _ending(path: str) -> str:
+def _ending(path: str, content: Content) -> str:
     file = inside(plain(path))[0]
     if not is_local(file):
         return _ZARR
@@ -104,6 +107,8 @@ def _ending(path: str) -> str:
         return ".dcm"
     if Path(file).is_dir():
         return _ZARR
+    if content.frame and content.frame.space == "crs":
+        return ".tif"
     found = [ending for ending in _BY_INPUT if file.lower().endswith(ending)]
     return _BY_INPUT[max(found, key=len)] if found else _ZARR
 
