@@ -86,6 +86,17 @@ class Settings(BaseModel):
     dtype: Literal["uint8", "float16", "float32"] | None = None
     """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
     end: uint8 with halves up, float16 to nearest with ties to even."""
+    components: bool = False
+    """Write numbers of connected objects in place of labels, see `unet_engine.postprocess.components`; the next four are
+    for that."""
+    connectivity: int | None = None
+    """Neighbours that count: 6 (faces; default), 18 or 26; in 2D 4 (default) or 8."""
+    min_size: int | None = Field(default=None, ge=1, le=2**62)
+    """Voxels that an object has at the least."""
+    fill_holes: bool = False
+    """Whether background that one class encloses becomes that class first."""
+    largest: int | None = Field(default=None, ge=1, le=MOST)
+    """So many objects of each class are kept."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
@@ -390,6 +401,19 @@ class Settings(BaseModel):
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
         self._check_outside()
+        self._check_objects()
+
+    def _check_objects(self) -> None:
+        """Raise `SettingsError` where objects cannot be told, or are not asked for."""
+        given = [name for name in ("connectivity", "min_size", "fill_holes", "largest") if getattr(self, name)]
+        if given and not self.components:
+            raise SettingsError(f"--{given[0].replace('_', '-')} is for --components; leave it out, or give both")
+        if self.components and self.output != "labels":
+            raise SettingsError(f"--components are of labels, not of {self.output}; leave --output out")
+        if self.components and self.part:
+            raise SettingsError(
+                "--components and --part exclude each other; run the parts, then unet-engine components on their output"
+            )
 
     def _check_tiling(self) -> None:
         """Raise `SettingsError` where the tiling is said twice, or not asked for."""
