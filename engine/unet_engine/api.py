@@ -37,7 +37,7 @@ Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
 
 
-_NOT_STORED = ("out", "part", "overlap_choice", "complete", "profile")
+_NOT_STORED = ("out", "part", "overlap_choice", "complete", "already_complete", "profile")
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
 
@@ -88,6 +88,8 @@ class Result:
     """What was found as the run began and the user should know, beside the notes of planning."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
+    already_complete: bool = False
+    """Whether it was so before this run, which then did nothing."""
 
 
 def run(input: str, **options: Any) -> Result:
@@ -130,7 +132,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         note(output.notes)
         if output.header.settled():
             clear(prepared.job.out)
-            return result()
+            return replace(result(), already_complete=True)
         with hold(prepared.job.out, _part(prepared)) as holding:
             if not output.header.begin():
                 return result()  # the last part completed it just now

@@ -22,6 +22,8 @@ from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.augmentation import poses_of, told
+from unet_engine.prepare.fetching import at_hand
+from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.orientation import check_orientation
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
@@ -103,18 +105,17 @@ class Survey:
         return self.choice.precision
 
 
-def survey(settings: Settings) -> Survey:
+def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     """Open and check everything but the network itself. Raises the error of whatever is missing or does not fit."""
     notes = list(settings.notes)
-    if settings.model is None:
+    if settings.model is None and given.model is None:
         raise SettingsError(
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
         )
-    located_at = located(settings.input, settings.image, settings.level)
-    volume = open_volume(located_at, settings.axes, pick_of(settings))
+    located_at, volume = _volume(settings, given)
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
-    model = _model(settings, notes)
+    model = _model(settings, notes, given)
     about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
@@ -178,13 +179,21 @@ def _check_replacement(settings: Settings, volume: Volume) -> None:
     )
 
 
-def _model(settings: Settings, notes: list[str]) -> ModelFile:
+def _volume(settings: Settings, given: Given) -> tuple[str, Volume]:
+    """The path of the volume and the volume, as it is stored."""
+    if given.volume is not None:
+        return given.volume.path, given.volume.picked(pick_of(settings))
+    located_at = located(settings.input, settings.image, settings.level)
+    return located_at, open_volume(located_at, settings.axes, pick_of(settings))
+
+
+def _model(settings: Settings, notes: list[str], given: Given) -> ModelFile:
     """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and
     is not trusted."""
-    assert settings.model is not None
-    model = open_model(
-        settings.model, settings.window, settings.activation, settings.head, settings.folds, settings.weights
-    )
+    model = given.model or open_model(
+        at_hand(str(settings.model), notes.append),
+        settings.window, settings.activation, settings.head, settings.folds, settings.weights,
+    )  # fmt: skip
     model = model.normalized(settings.normalize).meant(settings.channels)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
