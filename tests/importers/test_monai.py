@@ -222,15 +222,19 @@ def test_code_in_one_postprocessing_hides_no_other(tmp_path):
     behind = [
         {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
         {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: 1 - x"},
+        {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.3},
     ]
     said, model = imported(bundles.bundle(tmp_path / "b", behind=behind))
-    assert (model.spec.activation, model.spec.channels) == ("sigmoid", "multilabel")
+    assert (model.spec.activation, model.spec.channels, model.spec.threshold) == ("sigmoid", "multilabel", 0.3)
     assert "left out: postprocessing: it holds the expression $lambda x: 1 - x" in said.err
 
 
 def test_postprocessing_tells_the_activation():
     assert behind_of([{"_target_": "AsDiscreted", "argmax": True}]).activation == "softmax"
     assert behind_of([{"_target_": "Activationsd", "sigmoid": True}]).activation == "sigmoid"
+    each = {"_target_": "Activationsd", "sigmoid": True}
+    assert behind_of([each, {"_target_": "AsDiscreted", "threshold": 0.3}]).threshold == 0.3
+    assert behind_of([each, {"_target_": "AsDiscreted", "threshold": 0.5}]).threshold is None
     assert "threshold=0.3" in behind_of([{"_target_": "AsDiscreted", "threshold": 0.3}]).left_out[0]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.objects import numbered
 from support.outputs import chunks
 from support.volumes import make_volume, result_of
-from unet_engine.errors import DataError, InputError, OutputError, ResumeError, SettingsError
+from unet_engine.errors import DataError, InputError, OutputError, PlanError, ResumeError, SettingsError
 from unet_engine.postprocess import components as module
 from unet_engine.postprocess.components import components, rules_of
 from unet_engine.postprocess.source import Source
@@ -43,9 +43,10 @@ def found(labels, folder, *, chunk=None, voxels=10**6, crew=None, wish=None, dty
         make_volume(path, labels, chunks=chunk or labels.shape)
     source = Source.of(str(path))
     wish = wish or Wish(f"{folder}/out.zarr", durable=False)
-    made = rules_of(source.open(), rules.pop("connectivity", None), **rules)
-    memory = voxels * module.VOXEL_BYTES
-    facts = components(source, made, wish, crew or InOrder(), memory=memory, dtype=dtype)
+    made = rules_of(labels.ndim, rules.pop("connectivity", None), **rules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "VOXELS", voxels)
+        facts = components(source, made, wish, crew or InOrder(), memory=2**30, dtype=dtype)
     return result_of(facts["out"]), facts
 
 
@@ -184,3 +185,11 @@ def test_what_holds_no_labels_is_refused(tmp_path):
         found(np.full((4, 4), -3, np.int16), tmp_path / "b")
     with pytest.raises(SettingsError, match="4, 8"):
         found(np.zeros((4, 4), np.uint8), tmp_path / "c", connectivity=6)
+
+
+def test_memory_that_holds_no_block_is_refused(tmp_path):
+    source = Source.of(make_volume(tmp_path / "l.zarr", blobs(), chunks=(8, 8, 8)))
+    wish = Wish(f"{tmp_path}/out.zarr")
+    with pytest.raises(PlanError, match="8×8×8"):
+        components(source, rules_of(3, None), wish, InOrder(), memory=10_000)
+    assert not (tmp_path / "out.zarr").exists()

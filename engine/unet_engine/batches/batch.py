@@ -12,12 +12,13 @@ from typing import Any, Literal, Protocol
 from unet_engine.api import Result, run_volume
 from unet_engine.batches.inputs import expanded
 from unet_engine.batches.outputs import check_apart, check_pattern, out_of
+from unet_engine.endings import stem
 from unet_engine.errors import UnetEngineError
 from unet_engine.execution.choose import Make, teams
 from unet_engine.execution.relay import Relay, Stopped
 from unet_engine.execution.team import Team
 from unet_engine.model.file import ModelFile, open_model
-from unet_engine.prepare import places
+from unet_engine.paths import root_of
 from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import Given
 from unet_engine.prepare.prepare import Prepared
@@ -81,7 +82,7 @@ def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[
             settings = Settings.of(**{**said, "out": out_of(settings.out, item.input, number)})
         settings = adapt(settings)
         model = _model(settings, models)
-        found.append(Volume(number, len(items), settings, places.out_of(settings, model) if model else "", model))
+        found.append(Volume(number, len(items), settings, settings.out or _usual(settings, model), model))
     check_apart([(volume.settings.input, volume.out) for volume in found if volume.out])
     part = found[0].settings.part if found else None
     if part is None:
@@ -91,6 +92,11 @@ def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[
         replace(volume, settings=volume.settings.model_copy(update={"part": None}))
         for volume in found[first - 1 :: count]
     ]
+
+
+def _usual(settings: Settings, model: ModelFile | None) -> str:
+    """Where a run writes that is told nothing, without the ending, which depends on what the volume holds."""
+    return f"{stem(root_of(settings.input))}-{model.spec.name}" if model else ""
 
 
 def _model(settings: Settings, models: dict[tuple[Any, ...], ModelFile]) -> ModelFile | None:
@@ -142,6 +148,7 @@ def _surveyed(volume: Volume, observer: Observer) -> Outcome:
     try:
         surveyed = survey(volume.settings, Given(model=volume.model))
         check_output(surveyed)
+        volume.out = surveyed.named
         for note in surveyed.notes:
             observer.note(volume, note)
     except UnetEngineError as refused:
@@ -184,7 +191,7 @@ class _Lap(threading.Thread):
         crew = self._make(volume.settings, self._tell, Given(model=volume.model), self._leg)
         try:
             prepared = crew.prepare()
-            volume.out = prepared.job.out
+            volume.out = prepared.survey.named
             for note in (*crew.notes, *prepared.notes):
                 self._tell(note)
             self._observer.planned(volume, prepared, crew)

@@ -14,8 +14,10 @@ import click
 
 from unet_engine.commands import interruption, running, streams
 from unet_engine.commands.bench.options import bench_command
+from unet_engine.commands.converting import convert_command
 from unet_engine.commands.importing import import_command
 from unet_engine.commands.models import COMMANDS
+from unet_engine.commands.objects import OBJECT_COMMANDS
 from unet_engine.commands.options import (
     PLACE,
     Command,
@@ -49,6 +51,8 @@ def app() -> None:
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
+    unet-engine components labels.zarr objects.zarr   number what is connected; then table, polygons
+    unet-engine convert labels.zarr labels.nii.gz     a result or a scan as a file of another format
     unet-engine import FOLDER --out net.onnx          a model file from a trained model of another tool
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
@@ -105,7 +109,7 @@ def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # 
                 if crew.dashboard:
                     hidden = "token=" in crew.dashboard and not console.is_terminal
                     console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
-                interruption.writing(prepared.job.out)
+                interruption.writing(prepared.survey.named)
                 watch = None if console.silent else lambda p, c: report.Watcher(p, c, console)
                 result = record.result = run_volume(crew, prepared, watch, tell)
     except KeyboardInterrupt:
@@ -178,9 +182,10 @@ def _plan(given: dict[str, Any], *, as_json: bool) -> None:
 def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT001
     """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
     from unet_engine.commands import screen
-    from unet_engine.output.completion import finish, line
+    from unet_engine.output.completion import line
+    from unet_engine.postprocess.working import finish
 
-    facts = finish(out, verify)
+    facts = finish(out, verify=verify)
     screen.stderr().say(line(facts))
     if as_json:
         click.echo(json.dumps(facts))
@@ -225,7 +230,7 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (import_command, *COMMANDS, bench_command):
+for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, bench_command):
     app.add_command(_command)
 
 

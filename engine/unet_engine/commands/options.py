@@ -45,8 +45,21 @@ IGNORE_SPACING = click.option(
     "--ignore-spacing",
     is_flag=True,
     default=None,
-    help="Take voxels of another size or orientation than those of training; an error otherwise.",
+    help="Take voxels of another size than in training, an error otherwise, and the volume as it lies.",
 )
+
+COUNT = click.IntRange(1, 2**31 - 1)
+OBJECTS: list[Callable[..., Any]] = [
+    click.option(
+        "--connectivity",
+        type=click.Choice(["4", "8", "6", "18", "26"]),
+        help="Neighbours that count: 6 (faces; default), 18 (and edges), 26 (and corners); in 2D 4 (default) or 8.",
+    ),
+    click.option("--min-size", type=COUNT, metavar="N", help="Leave out objects of fewer voxels."),
+    click.option("--fill-holes", is_flag=True, default=None, help="First fill background that one class encloses."),
+    click.option("--largest", type=COUNT, metavar="K", help="Keep the K largest objects of each class."),
+]
+"""Which objects there are: with --components, and of the command of that name."""
 
 _ONE = click.option(
     "--in",
@@ -74,7 +87,8 @@ _SETTINGS = [
     click.option(
         "--out",
         metavar="PATH",
-        help="Output group NAME.zarr, of several volumes with {stem}; default: beside the input, named after the model.",
+        help="Output: NAME.zarr, .nii.gz, .nrrd …, see docs/outputs.md; of several volumes with {stem}, docs/batches.md; "
+        "default: beside the input, of its format.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
     click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
@@ -105,8 +119,19 @@ _SETTINGS = [
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
-        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend.",
+        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend. auto: the cheapest that agrees with the "
+        "best inference that fits as well as the model's own tiling does.",
     ),
+    click.option(
+        "--tolerance",
+        type=NUMBER,
+        metavar="T",
+        help="Agreement and Dice that --tiling auto asks for; default: what the model's own tiling reaches.",
+    ),
+    click.option(
+        "--tiling-budget", type=NUMBER, metavar="F", help="Part of a run that --tiling auto may take; default 0.03."
+    ),
+    click.option("--truth", metavar="PATH", help="Labels of the volume, by which --tiling auto decides."),
     click.option(
         "--padding",
         metavar="MODE",
@@ -119,6 +144,10 @@ _SETTINGS = [
         "the mean; none; default: mirror where the model names axes for it.",
     ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
+    click.option(
+        "--components", is_flag=True, default=None, help="Number connected objects in place of labels; docs/objects.md."
+    ),
+    *OBJECTS,
     click.option(
         "--channels",
         "--output-channels",
@@ -153,6 +182,12 @@ _SETTINGS = [
         metavar="A",
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each "
         "channel; default: the model's.",
+    ),
+    click.option(
+        "--threshold",
+        type=NUMBER,
+        metavar="P",
+        help="Probability above which a channel on its own is a label; default: the model's, else 0.5.",
     ),
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
@@ -274,7 +309,6 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # of click 8.2 and befo
 
 
 PLACE = Place()
-COUNT = click.IntRange(1, 2**31 - 1)
 THREADS = click.IntRange(1, 1024)
 
 

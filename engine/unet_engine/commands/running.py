@@ -76,7 +76,7 @@ class Record:
 
     def prepared(self, crew: Team, prepared: Prepared) -> None:
         """It is about to begin."""
-        self.out, self.model = prepared.job.out, prepared.job.model
+        self.out, self.model = prepared.survey.named, prepared.job.model
         if self.metrics:
             self.metrics.begun(crew)
 

@@ -9,6 +9,7 @@ from unet_engine import machine
 from unet_engine.backends.base import Network
 from unet_engine.backends.opening import place_of
 from unet_engine.cluster import connection
+from unet_engine.execution.hands import Hands, here
 from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Pending
 from unet_engine.hanging import watched
@@ -57,9 +58,11 @@ class LocalTeam:
         does waits until that is done."""
         if self._leg is None:
             return None
-        tries = surveyed.settings.overlap == "auto"
+        tries = "auto" in (surveyed.settings.overlap, surveyed.settings.tiling)
         if tries or len(surveyed.devices) > 1 or place_of(surveyed.devices[0]).takes_batches:
             self._leg.alone()
+        if surveyed.settings.tiling == "auto":  # which opens it for windows of another size
+            self._leg.discard()
         return self._leg.ready
 
     def _look(self, prepared: Prepared, network: Network) -> None:
@@ -91,6 +94,9 @@ class LocalTeam:
 
     def detail(self) -> str:
         return ""
+
+    def hands(self) -> Hands:
+        return here(self._settings.memory)
 
     def facts(self) -> dict[str, Any]:
         return {"peak_rss_bytes": machine.peak_resident_bytes(), "processors": (machine.processor(),)}

@@ -92,9 +92,10 @@ class Leg:
     def ready(self) -> Ready | None:
         """The network that is loaded."""
         found = self._relay.ready
-        return replace(found, discard=self._discard) if found else None
+        return replace(found, discard=self.discard) if found else None
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Close the network that is loaded, once no other volume is under way."""
         self.alone()
         self._relay.close()
 
@@ -108,6 +109,8 @@ class Leg:
         self._own, self._workers, self._look = prepared.ready, workers, look
         assert self._own is not None
         self._needs = prepared.job.plan.memory.total - self._own.base
+        if prepared.survey.objects:  # finding them takes all the memory that there is
+            self._needs = self._own.budget
         with self._relay.changed:
             if prepared.look is None:  # it was loaded for this volume
                 self._relay.ready, self._relay.loads = self._own, self._relay.loads + 1

@@ -157,7 +157,8 @@ class Output:
         return self.chunks.span(self._target(plan.write_box(index).relative_to(plan.roi.lo)))
 
     def _target(self, box: Box) -> tuple[slice, ...]:
-        """`box` in the array."""
+        """`box` of what is written in the array."""
+        box = self.layout.turn.stored_box(box) if self.layout.turn else box
         return (slice(None),) * (self.layout.channels is not None) + self.layout.in_stored_order(box.slices())
 
     def write(self, box: Box, values: npt.NDArray[Any]) -> Stored | None:
@@ -169,6 +170,7 @@ class Output:
         """
         layout = self.layout
         lead = 0 if layout.channels is None else 1
+        values = layout.turn.stored_view(values) if layout.turn else values
         order = [lead + layout.names.index(a) for a in layout.stored]
         with writing(self.path, f"writing voxels {box}"):
             try:

@@ -21,6 +21,8 @@ from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.resampled import Interpolated, fed
+from unet_engine.volumes.turn import Turn
+from unet_engine.volumes.turned import Turned
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Job:
     """Threads that decode chunks of the volume; None: one per core."""
     poses: tuple[Pose, ...] = (UPRIGHT,)
     """In which each window is inferred; its answers are averaged in this order."""
+    turn: Turn | None = None
+    """How the volume is seen; None: as it is stored."""
     answers: frozenset[str] = ONE_BY_ONE
     """What the network told of its batches as the run was planned, see `Network.answers`."""
 
@@ -87,6 +91,8 @@ class Job:
 
     def seen(self, scan: Volume) -> Volume:
         """What windows are cut from, of the volume as it is stored."""
+        if self.turn:
+            scan = Turned(scan, self.turn)
         if not self.plan.image:
             return scan
         scan = scan.with_nodata(self.nodata)
@@ -114,7 +120,7 @@ class Job:
     def reduction(self) -> Reduction:
         """What turns finished sums into voxels of the output."""
         spec = self.model.spec
-        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions)
+        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions, spec.threshold)
 
 
 @dataclass(slots=True)

@@ -51,6 +51,8 @@ class Reduction(ABC):
     dtype: str
     regions: tuple[int, ...] | None = None
     """See `ModelSpec.regions`."""
+    threshold: float | None = None
+    """See `ModelSpec.threshold`."""
     kind: ClassVar[Kind]
 
     @property
@@ -102,23 +104,23 @@ class Reduction(ABC):
 
 
 class Labels(Reduction):
-    """The most likely class; of a sigmoid the most likely one that reaches a half, counted from 1, else 0; of regions
+    """The most likely class; of a sigmoid the most likely one that reaches a half, or the threshold, counted from 1, else 0; of regions
     what `operations.regions` says."""
 
     kind = "labels"
 
     @property
     def on_host_alone(self) -> bool:
-        return self.regions is not None
+        return self.regions is not None or self.threshold is not None
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         return sums[1:]
 
     def _reduce(self, sums: Array, out: Array) -> None:
         if self.regions is None:
-            operations.labels(sums, out, self.activation)
+            operations.labels(sums, out, self.activation, threshold=self.threshold)
         else:
-            operations.regions(sums, out, self.regions, self.activation)
+            operations.regions(sums, out, self.regions, self.activation, threshold=self.threshold)
 
     def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
         """Without the classes that cannot be the largest anywhere in the tile: between voxels nothing is above the
@@ -135,7 +137,7 @@ class Labels(Reduction):
         if len(possible) in (0, len(sums)):  # none where sums are not finite, which is told elsewhere
             super()._reduce_tile(sums, grid, scratch, out)
             return
-        above = operations.label_threshold(self.activation, len(sums))
+        above = operations.label_threshold(self.activation, len(sums), self.threshold)
         if len(possible) == 1 and above is None:
             out[...] = possible[0]
             return
@@ -145,12 +147,16 @@ class Labels(Reduction):
 
 
 class Masks(Reduction):
-    """Of each channel on its own: 1 where it reaches a half, else 0. uint8."""
+    """Of each channel on its own: 1 where it reaches a half, or the threshold, else 0. uint8."""
 
     kind = "masks"
 
+    @property
+    def on_host_alone(self) -> bool:
+        return self.threshold is not None
+
     def _reduce(self, sums: Array, out: Array) -> None:
-        operations.masks(sums, out, self.activation)
+        operations.masks(sums, out, self.activation, threshold=self.threshold)
 
 
 class Probabilities(Reduction):

@@ -15,23 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.errors import DataError, SettingsError, writing
+from unet_engine.errors import DataError, PlanError, SettingsError, writing
 from unet_engine.output.layout import Layout
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
 from unet_engine.postprocess import objects
-from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, known_of
+from unet_engine.postprocess.base import VOXELS, Array, Boxes, Crew, Found, block_of, known_of
 from unet_engine.postprocess.joining import Objects, Rules, gathered, numbered
 from unet_engine.postprocess.labelling import CONNECTIVITY, cc3d, measured, nodes_of, planes, touching
-from unet_engine.postprocess.source import Source, check_labels
+from unet_engine.postprocess.source import Source, check_labels, starting
 from unet_engine.postprocess.target import Wish, begun
-from unet_engine.units import Tell, silent
+from unet_engine.units import Tell, silent, size, times
 from unet_engine.volumes.base import Volume
 
 FORMAT = 1
 """Changes whenever the same rules would give other bytes than an earlier version's."""
-VOXEL_BYTES = 48
-"""Bytes that looking at a voxel takes at most, labels of four bytes with background for holes."""
+VOXEL_BYTES = 64
+"""Bytes that looking at a voxel takes at most: measured for noise of eight bytes with holes looked for, where every
+second voxel is a node. What real labels need is a third of it."""
 DTYPES = ("uint8", "uint16", "uint32", "uint64")
 
 
@@ -97,37 +98,49 @@ class Numbers:
         return check, self.objects.of(index, total)
 
 
-def rules_of(volume: Volume, connectivity: int | None, **others: Any) -> Rules:
-    """Rules for `volume`; connectivity None: by faces. Raises `SettingsError`."""
-    known = CONNECTIVITY[len(volume.shape)]
+def rules_of(ndim: int, connectivity: int | None, **others: Any) -> Rules:
+    """Rules for a volume of so many axes; connectivity None: by faces; of `others` what is None is left out. Raises
+    `SettingsError`."""
+    known = CONNECTIVITY[ndim]
     if connectivity is not None and connectivity not in known:
-        named = ", ".join(map(str, known))
-        raise SettingsError(f"--connectivity {connectivity}: in {len(volume.shape)}D it is one of {named}")
-    return Rules(known[0] if connectivity is None else connectivity, **others)
+        raise SettingsError(f"--connectivity {connectivity}: in {ndim}D it is one of {', '.join(map(str, known))}")
+    given = {name: value for name, value in others.items() if value is not None}
+    return Rules(known[0] if connectivity is None else connectivity, **given)
 
 
 def components(
-    source: Source, rules: Rules, wish: Wish, crew: Crew, *, memory: int, dtype: str | None = None, tell: Tell = silent
+    source: Source,
+    rules: Rules,
+    wish: Wish,
+    crew: Crew,
+    *,
+    memory: int,
+    dtype: str | None = None,
+    run: str | None = None,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Write the objects of the labels at `source` as the output `wish`; returns what is known of them.
 
-    memory: bytes that looking at one box may take. Raises what its parts raise, and `InputError` where the volume holds
+    memory: bytes that looking at one box may take; run: the digest of the run that is to end in this, which made the
+    labels for it. Raises what its parts raise, and `InputError` where the volume holds
     no labels.
     """
     cc3d()  # said before any work
     volume = check_labels(source)
     chunk = _chunk(volume)
-    header, fingerprint = source.header, source.fingerprint
-    block = block_of(volume.shape, chunk, min(2**24, max(1, memory // VOXEL_BYTES)))
+    block = block_of(volume.shape, chunk, min(VOXELS, memory // VOXEL_BYTES))
+    check_memory(volume, block, memory)
     identity = {
-        "pass": "components", "format": FORMAT, "input": fingerprint, "shape": list(volume.shape), **asdict(rules),
+        "pass": "components", "format": FORMAT, "input": source.fingerprint, "shape": list(volume.shape), **asdict(rules),
         "dtype": dtype, "chunk": list(chunk),
     }  # fmt: skip
     facts = {
-        "input": source.path, "output": "objects", "classes": list(header.get("classes") or ()),
-        "image": header.get("input"), "start": header.get("start"),
+        **{key: value for key, value in source.header.items() if key not in _NOT_KEPT},
+        **({"run": run} if run else {"labels": source.path}),
+        "output": "objects",
+        **({"start": list(start)} if (start := starting(source, volume)) else {}),
         **({"frame": volume.frame.facts()} if volume.frame else {}),
-    }  # fmt: skip
+    }
     boxes = Boxes(volume.shape, block)
     with begun(wish, identity, facts, boxes, tell) as output:
         if output is not None:
@@ -140,6 +153,20 @@ def components(
                 objects.write_classes(wish.path, found.kind, output.durability)
             output.finish(_summary(found, kind))
     return {"out": wish.path, **(Source(wish.path).header.get("summary") or {})}
+
+
+_NOT_KEPT = ("identity", "digest", "complete", "summary", "array", "block", "blocks", "begun", "versions")
+"""Of what a run says of its labels, what is not true of their objects."""
+
+
+def check_memory(volume: Volume, block: tuple[int, ...], memory: int) -> None:
+    """Raises `PlanError` where not even the smallest block fits."""
+    least = prod(map(min, block, volume.shape)) * VOXEL_BYTES
+    if least > memory:
+        raise PlanError(
+            f"a box of {times(block)} voxels takes {size(least)}, and there are {size(memory)} for each: give more "
+            "--memory, or store the labels in smaller chunks"
+        )
 
 
 def _summary(found: Objects, dtype: str) -> dict[str, Any]:

@@ -80,3 +80,16 @@ def check_labels(source: Source) -> Volume:
             f"{source.path} holds {volume.dtype}, and labels are whole numbers; make them with run --output labels"
         )
     return volume
+
+
+def starting(source: Source, volume: Volume) -> tuple[int, ...] | None:
+    """The voxel of the image that the labels' first one lies on, as their header says it; None where it does not, or they
+    are on another grid."""
+    header = source.header
+    start = header.get("start")
+    if isinstance(start, list) and len(start) == len(volume.shape):
+        return tuple(map(int, start))
+    roi = (header.get("identity") or {}).get("roi")
+    if isinstance(roi, str) and "resampling" not in header:  # older versions, which knew no turned volumes
+        return tuple(int(part.partition(":")[0]) for part in roi.split(","))
+    return None

@@ -22,6 +22,8 @@ from unet_engine.prepare.outside import mask_path
 from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.resampled import Nearest, nearest
+from unet_engine.volumes.turned import as_stored
 
 
 def grid(survey: Survey, tiling: Tiling) -> tuple[AxisGrid, ...]:
@@ -84,6 +86,7 @@ class Draft:
             image=survey.grids.image if survey.grids else (),
             back=decisions.back,
             calls=len(decisions.poses) * len(survey.model.networks),
+            backwards=survey.turn.backwards if survey.turn and any(survey.turn.backwards) else (),
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
@@ -121,6 +124,7 @@ class Draft:
             strict=settings.strict,
             durable=settings.durable,
             poses=decisions.poses,
+            turn=survey.turn,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
@@ -145,18 +149,25 @@ class Draft:
 
 
 def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
-    volume, spec = survey.scan if decisions.back else survey.volume, survey.model.spec
+    """Of an output that lies as the volume is stored, however windows are cut."""
+    volume, spec, turn = as_stored(survey.scan), survey.model.spec, survey.turn
+    if survey.grids and not decisions.back:
+        image = survey.grids.image
+        volume = Nearest(volume, nearest(turn.stored(image) if turn else image))
+    roi = turn.of(volume.shape).stored_box(plan.roi) if turn else plan.roi
     spacing = volume.spacing or (1.0,) * len(plan.axes)
     return Layout(
         names=plan.names,
         stored=volume.stored_spatial,
-        shape=plan.roi.shape,
-        chunk=plan.chunk,
+        shape=roi.shape,
+        chunk=turn.stored(plan.chunk) if turn else plan.chunk,
         channels=None if decisions.kind == "labels" else spec.channels_out,
         dtype=decisions.dtype,
         spacing=spacing,
-        translation=tuple(t + s * l for t, s, l in zip(volume.translation, spacing, plan.roi.lo, strict=True)),
+        translation=tuple(t + s * l for t, s, l in zip(volume.translation, spacing, roi.lo, strict=True)),
         unit=volume.unit,
         classes=spec.classes,
-        frame=volume.frame.moved(plan.roi.lo) if volume.frame else None,
+        frame=volume.frame.moved(roi.lo) if volume.frame else None,
+        turn=turn and turn.of(roi.shape),
+        start=None if survey.grids and not decisions.back else roi.lo,
     )

@@ -20,10 +20,10 @@ from unet_engine.profiling.stages import GATHER
 from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
 from unet_engine.volumes import nodata
-from unet_engine.volumes.base import Array, Volume
+from unet_engine.volumes.base import Array
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.normalize import Scaling
-from unet_engine.volumes.pick import Pick
 
 
 def reach(grid: Sequence[AxisResampling], box: Box) -> Box:
@@ -33,38 +33,15 @@ def reach(grid: Sequence[AxisResampling], box: Box) -> Box:
 
 
 @dataclass(frozen=True, eq=False)
-class Regridded:
+class Regridded(Lens):
     """What a volume says of itself when it is seen on another grid. Spatial tuples follow `spatial`."""
 
-    scan: Volume
-    """As it is stored."""
     grid: tuple[AxisResampling, ...]
     """From the scan's voxels to these."""
 
     def there(self, box: Box) -> Box:
         """The voxels of the scan that those of `box` are made of."""
         return reach(self.grid, box)
-
-    @property
-    def path(self) -> str:
-        return self.scan.path
-
-    @property
-    def axes(self) -> str:
-        return self.scan.axes
-
-    @property
-    def spatial(self) -> str:
-        return self.scan.spatial
-
-    @property
-    def stored_spatial(self) -> str:
-        return self.scan.stored_spatial
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """As it is stored."""
-        return self.scan.stored_shape
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,33 +54,6 @@ class Regridded:
             max(1, min(axis.target, round(chunk * axis.target / axis.source)))
             for axis, chunk in zip(self.grid, self.scan.chunks, strict=True)
         )
-
-    @property
-    def channels(self) -> int:
-        return self.scan.channels
-
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        return self.scan.channel_names
-
-    @property
-    def timepoints(self) -> int:
-        return self.scan.timepoints
-
-    def picked(self, pick: Pick) -> Volume:
-        return replace(self, scan=self.scan.picked(pick))  # type: ignore[return-value]  # `read` is the subclass's
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.scan.dtype
-
-    @property
-    def voxel_bytes(self) -> int:
-        return self.dtype.itemsize * self.channels
-
-    @property
-    def chunk_bytes(self) -> int:
-        return self.scan.chunk_bytes
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
@@ -121,52 +71,6 @@ class Regridded:
     @property
     def frame(self) -> Frame | None:
         return self.scan.frame and self.scan.frame.resampled([axis.source / axis.target for axis in self.grid])
-
-    @property
-    def unit(self) -> str | None:
-        return self.scan.unit
-
-    @property
-    def fill_value(self) -> float:
-        return self.scan.fill_value
-
-    @property
-    def nodata(self) -> tuple[float, ...]:
-        return self.scan.nodata
-
-    @property
-    def own_mask(self) -> str | None:
-        """On the grid of the scan."""
-        return self.scan.own_mask
-
-    @property
-    def drawback(self) -> str | None:
-        return self.scan.drawback
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.scan.notes
-
-    def with_nodata(self, values: tuple[float, ...]) -> Volume:
-        return replace(self, scan=self.scan.with_nodata(values))  # type: ignore[return-value]  # `read` is the subclass's
-
-    def has_data(self, box: Box) -> bool:
-        return self.scan.has_data(self.there(box))
-
-    def changed(self, box: Box, since: float) -> str | None:
-        return self.scan.changed(self.there(box), since)
-
-    def token(self, box: Box) -> tuple[str, str] | None:
-        return self.scan.token(self.there(box))
-
-    def confirm(self) -> None:
-        self.scan.confirm()
-
-    def release(self) -> None:
-        self.scan.release()
-
-    def facts(self) -> dict[str, Any]:
-        return self.scan.facts()
 
 
 @dataclass(frozen=True, eq=False)

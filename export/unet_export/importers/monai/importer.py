@@ -284,6 +284,8 @@ class _Reader:
             values["orientation"] = before.orientation[::-1]
         if behind.activation:
             values["activation"] = behind.activation
+            if behind.threshold is not None:
+                values["threshold"] = float(behind.threshold)
             names = _class_names(made.get("channel_def"))
             if behind.activation == "softmax":
                 values |= {"channels": "classes"} | ({"classes": names} if names else {})
@@ -362,8 +364,8 @@ def _class_names(said: Any) -> tuple[str, ...]:
 def _about_orientation(before: Before, order: _Order) -> tuple[str, ...]:
     if before.orientation is None:
         return ()
-    checked = "others are refused" if order.dims == 3 and order.x_first else "nothing checks it"
-    return (f"Orientation({before.orientation}): the volume has to be in it already, and {checked}",)
+    checked = "others are seen turned" if order.dims == 3 and order.x_first else "nothing checks it"
+    return (f"Orientation({before.orientation}): the network sees volumes so, and {checked}",)
 
 
 def _settings(inferer: Inferer) -> dict[str, Any]:

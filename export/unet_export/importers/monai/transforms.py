@@ -229,6 +229,19 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
             found.left_out.append(f"{name or 'a postprocessing without a name'}: it has no counterpart")
     if found.exclusive and found.activation is None:
         found.activation = "softmax"
-    if found.threshold is not None and float(found.threshold) != 0.5:
-        found.left_out.append(f"AsDiscrete(threshold={found.threshold}): labels are set where probabilities reach 0.5")
+    _about_threshold(found)
     return found
+
+
+def _about_threshold(found: Behind) -> None:
+    """Of probabilities alone is a threshold kept: what other numbers mean is not known."""
+    if found.threshold is None or found.exclusive:
+        found.threshold = None
+    elif found.activation == "softmax":
+        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of a softmax: the largest class is the label")
+        found.threshold = None
+    elif not 0 < float(found.threshold) < 1 or (found.activation is None and float(found.threshold) != 0.5):
+        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of no probabilities: --threshold says one")
+        found.threshold = None
+    elif float(found.threshold) == 0.5:
+        found.threshold = None
