@@ -407,7 +407,8 @@ def test_a_scan_of_another_spacing_and_orientation_gives_monais_labels(tmp_path,
     activate, discrete = bundles.SOFTMAX
     behind = {
         "probabilities": [activate, INVERT, discrete], "outputs": [INVERT, activate, discrete],
-        "labels": [activate, discrete, INVERT | {"nearest_interp": True}], "saved": [activate, discrete, {"_target_": "SaveImaged", "keys": "pred"}],
+        "labels": [activate, discrete, INVERT | {"nearest_interp": True}],
+        "saved": [activate, discrete, {"_target_": "SaveImaged", "keys": "pred"}],
     }[way]  # fmt: skip
     folder = bundles.bundle(tmp_path / "b", before=before, behind=behind)
     array = np.random.default_rng(3).normal(50, 60, (37, 41, 30)).astype(np.float32)
