@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unet_engine.errors import writing
+from unet_engine.execution import objects
 from unet_engine.execution.choose import team
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
@@ -23,6 +24,7 @@ from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
 from unet_engine.postprocess import working
+from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
@@ -38,7 +40,7 @@ Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
 
 
-_NOT_STORED = ("out", "part", "overlap_choice", "complete", "profile")
+_NOT_STORED = ("out", "part", "overlap_choice", "tiling_choice", "complete", "profile", "objects")
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
 
@@ -81,12 +83,16 @@ class Result:
     overlap_choice: dict[str, Any] | None = None
     """What ``--overlap auto`` took and on what grounds: fields of
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
+    tiling_choice: dict[str, Any] | None = None
+    """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
     """The files that show it."""
     notes: tuple[str, ...] = ()
     """What was found as the run began and the user should know, beside the notes of planning."""
+    objects: int | None = None
+    """How many there are, where they were numbered in place of labels."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
 
@@ -146,6 +152,9 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
                     done = _conclude(prepared, output.header, holding, result())
     done = done or result()
     if done.complete:
+        if prepared.survey.objects:
+            found = objects.number(prepared, crew.hands(), lambda text: note([text]))
+            done = replace(done, objects=found["objects"])
         note(_handed_over(prepared))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
@@ -156,13 +165,15 @@ def _is_made(prepared: Prepared) -> bool:
     survey = prepared.survey
     if survey.named == survey.out or not survey.settings.resume:
         return False
+    if not working.is_file(survey.named):
+        return objects.are_there(survey.named, prepared.job.plan.digest)
     return working.settled(survey.named, prepared.job.plan.digest)
 
 
 def _handed_over(prepared: Prepared) -> list[str]:
     """The file is made of what was written, where the run ends in one."""
     survey = prepared.survey
-    if survey.named == survey.out:
+    if not working.is_file(survey.named):
         return []
     replaces = survey.settings.overwrite or survey.settings.resume  # what is there, this run was begun to replace
     return working.hand_over(survey.named, overwrite=replaces, durability=prepared.job.durability)
@@ -238,6 +249,8 @@ def _conclude(prepared: Prepared, header: Header, holding: Holding, result: Resu
 def _open_output(prepared: Prepared) -> Output:
     job, settings = prepared.job, prepared.survey.settings
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
+    if prepared.tiling:
+        provenance[tiling_choice.KEY] = tiling_choice.facts(prepared.tiling)
     check_output(prepared.survey)
     if stores.exists(job.out):
         if settings.resume:
@@ -303,6 +316,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         **_outside(job),
         **_resampling(job),
         **({"frame": job.layout.frame.facts()} if job.layout.frame else {}),
+        **({"start": list(job.layout.start)} if job.layout.start else {}),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),
@@ -340,6 +354,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         stitching=operations.IMPLEMENTATION,
         part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
+        tiling_choice=tiling_choice.facts(prepared.tiling),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,
         **crew.facts(),

@@ -62,7 +62,15 @@ class Settings(BaseModel):
     """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
     tiling: str | None = None
     """Window, least voxels that neighbours share, and blend in one, ``136,144,144:16,16,16:crop``: windows are then
-    spread evenly. Default: `window`, `overlap` and `blend` say it."""
+    spread evenly. ``auto``: the cheapest that is proved, see `unet_engine.prepare.tiling`. Default: `window`, `overlap`
+    and `blend` say it."""
+    tolerance: float | None = Field(default=None, gt=0, le=1)
+    """Least agreement and Dice coefficient of every class that ``tiling="auto"`` accepts; default: what the model's own
+    window at overlap 0.5 reaches."""
+    tiling_budget: float | None = Field(default=None, gt=0, le=MOST)
+    """Part of a run that ``tiling="auto"`` may compute to find out; default 0.03."""
+    truth: str | None = None
+    """Volume of labels, of the input's shape, by which ``tiling="auto"`` decides."""
     padding: Literal["reflect", "constant", "edge"] | None = None
     """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
     tta: str | None = None
@@ -78,6 +86,17 @@ class Settings(BaseModel):
     dtype: Literal["uint8", "float16", "float32"] | None = None
     """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
     end: uint8 with halves up, float16 to nearest with ties to even."""
+    components: bool = False
+    """Write numbers of connected objects in place of labels, see `unet_engine.postprocess.components`; the next four are
+    for that."""
+    connectivity: int | None = None
+    """Neighbours that count: 6 (faces; default), 18 or 26; in 2D 4 (default) or 8."""
+    min_size: int | None = Field(default=None, ge=1, le=2**62)
+    """Voxels that an object has at the least."""
+    fill_holes: bool = False
+    """Whether background that one class encloses becomes that class first."""
+    largest: int | None = Field(default=None, ge=1, le=MOST)
+    """So many objects of each class are kept."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
@@ -227,7 +246,7 @@ class Settings(BaseModel):
             return ",".join(map(str, value))
         return str(value) if isinstance(value, Path) else value
 
-    @field_validator("input", "out", "mask", "profile", mode="before")
+    @field_validator("input", "out", "mask", "truth", "profile", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -240,6 +259,7 @@ class Settings(BaseModel):
         "outside",
         "nodata",
         "tiling",
+        "truth",
         "roi",
         "axes",
         "image",
@@ -274,7 +294,7 @@ class Settings(BaseModel):
         return value
 
     @field_validator(
-        "input", "model", "out", "mask", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
+        "input", "model", "out", "mask", "truth", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
     )
     @classmethod
     def _place(cls, value: str | None) -> str | None:
@@ -299,8 +319,8 @@ class Settings(BaseModel):
     @field_validator("tiling")
     @classmethod
     def _tiling(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_tiling(value)
+        if value not in (None, "auto"):
+            parse_tiling(str(value))
         return value
 
     @field_validator("window", mode="before")
@@ -340,13 +360,13 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise SettingsError(_explained(error, source)) from error
         hide(settings.dashboard_token)
-        hide_in_url(settings.input, settings.out, settings.mask, settings.scheduler)
+        hide_in_url(settings.input, settings.out, settings.mask, settings.truth, settings.scheduler)
         settings._check()
         for key, file in source.items():
             file.check(key)
         if settings.part:  # other parts may have begun the output
             settings = settings.model_copy(update={"resume": True})
-        if settings.tiling:
+        if settings.tiling and settings.tiling != "auto":
             window, _, blend = parse_tiling(settings.tiling)
             settings = settings.model_copy(update={"window": window, "blend": blend})
         settings._notes = _taken(source)
@@ -367,8 +387,7 @@ class Settings(BaseModel):
         if any(tls) and not all(tls):
             raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
         self._check_protocol()
-        if self.tiling and (self.window or self.overlap != 0.5 or self.blend != "gaussian"):
-            raise SettingsError("--tiling names window, overlap and blend; leave out --window, --overlap and --blend")
+        self._check_tiling()
         if self.overlap == "auto" and self.blend != "gaussian":
             raise SettingsError("--overlap auto chooses how to blend as well; leave out --blend")
         if self.overlap_tolerance is not None and self.overlap != "auto":
@@ -382,6 +401,33 @@ class Settings(BaseModel):
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
         self._check_outside()
+        self._check_objects()
+
+    def _check_objects(self) -> None:
+        """Raise `SettingsError` where objects cannot be told, or are not asked for."""
+        given = [name for name in ("connectivity", "min_size", "fill_holes", "largest") if getattr(self, name)]
+        if given and not self.components:
+            raise SettingsError(f"--{given[0].replace('_', '-')} is for --components; leave it out, or give both")
+        if self.components and self.output != "labels":
+            raise SettingsError(f"--components are of labels, not of {self.output}; leave --output out")
+        if self.components and self.part:
+            raise SettingsError(
+                "--components and --part exclude each other; run the parts, then unet-engine components on their output"
+            )
+
+    def _check_tiling(self) -> None:
+        """Raise `SettingsError` where the tiling is said twice, or not asked for."""
+        auto = self.tiling == "auto"
+        if auto and (self.overlap != 0.5 or self.blend != "gaussian"):
+            raise SettingsError("--tiling auto chooses overlap and blend; leave out --overlap and --blend")
+        if self.tiling and not auto and (self.window or self.overlap != 0.5 or self.blend != "gaussian"):
+            raise SettingsError("--tiling names window, overlap and blend; leave out --window, --overlap and --blend")
+        for name in ("tolerance", "tiling_budget", "truth"):
+            if getattr(self, name) is not None and not auto:
+                raise SettingsError(
+                    f"--{name.replace('_', '-')} is for --tiling auto; leave it out, or give both"
+                    + (" (--overlap auto has --overlap-tolerance)" if name == "tolerance" else "")
+                )
 
     def _check_outside(self) -> None:
         """Raise `SettingsError` where the value for voxels outside cannot be stored."""

@@ -211,6 +211,9 @@ SOFTMAX = {
         ],
         "probabilities",
     ),
+    "OneHot": (
+        [node("ArgMax", "c", "m", axis=1, keepdims=0), node("OneHot", "m three bits", "y", axis=1)], "probabilities",
+    ),
     "smoothed": (
         [node("Softmax", "c", "s", axis=1), node("AveragePool", "s", "y", kernel_shape=[1, 1, 1])], "probabilities",
     ),
@@ -220,15 +223,17 @@ SOFTMAX = {
 @pytest.mark.parametrize("ending", SOFTMAX)
 def test_a_softmax_at_the_end_is_not_applied_twice(tmp_path, ending):
     nodes, activation = SOFTMAX[ending]
-    model = network(tmp_path / "net.onnx", nodes, channels=3)
+    bits = {"three": np.int64(3), "bits": np.array([0, 1], np.float32)}
+    model = network(tmp_path / "net.onnx", nodes, channels=3, **bits)
     assert open_model(model).spec.activation == activation
     e = np.exp(np.stack([LOGIT, -LOGIT, LOGIT / 2]))
+    e = np.eye(3)[e.argmax(0)].transpose(3, 0, 1, 2) if ending == "OneHot" else e
     sure = VOXELS != 128  # all three are equal there
     np.testing.assert_array_equal(run(tmp_path, model)[sure], e.argmax(0)[sure])
     # logarithms are blended as the logits they are, of windows that agree here
     backend = {"backend": "onnxruntime"} if ending == "ReduceLogSumExp" else {}  # which OpenVINO computes wrongly
     found = run(tmp_path, model, output="probabilities", dtype="float32", **backend)
-    np.testing.assert_allclose(found, e / e.sum(0), atol=1e-5)
+    np.testing.assert_allclose(found[:, sure], (e / e.sum(0))[:, sure], atol=1e-5)
 
 
 def test_sigmoids_of_several_channels_stand_on_their_own(tmp_path):
@@ -306,6 +311,24 @@ ASKED = {
         1,
         None,
     ),
+    "labels enlarged": (
+        [
+            node("ArgMax", "c", "m", axis=1),
+            node("Cast", "m", "f", to=TensorProto.FLOAT),
+            helper.make_node("Resize", ["f", "", "ones"], ["y"], mode="nearest"),
+        ],
+        3,
+        None,
+    ),
+    "labels called otherwise": (
+        [
+            node("ArgMax", "c", "m", axis=1),
+            node("Gather", "table m", "g"),
+            node("Cast", "g", "y", to=TensorProto.FLOAT),
+        ],
+        3,
+        None,
+    ),
     "never above 0": ([node("Sigmoid", "c", "s"), node("Log", "s", "y")], 1, None),
 }
 
@@ -314,7 +337,9 @@ ASKED = {
 def test_what_the_graph_does_not_settle_is_asked_for(tmp_path, ending):
     nodes, channels, opset = ASKED[ending]
     model = network(
-        tmp_path / "net.onnx", nodes, channels, opset=opset or 17, out=2 if "part" in ending else None,
+        tmp_path / "net.onnx", nodes, channels, opset=opset or 17,
+        out=2 if "part" in ending else 1 if "labels" in ending else None,
+        ones=np.ones(5, np.float32), table=np.array([0, 2, 7]),
         one_=np.array([1]), three=np.array([3]),
     )  # fmt: skip
     with pytest.raises(ModelError, match="say what its outputs are with --activation"):

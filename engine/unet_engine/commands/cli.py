@@ -17,6 +17,7 @@ from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.converting import convert_command
 from unet_engine.commands.importing import import_command
 from unet_engine.commands.models import COMMANDS
+from unet_engine.commands.objects import OBJECT_COMMANDS
 from unet_engine.commands.options import PLACE, Command, cluster_options, settings_options
 from unet_engine.commands.sources import model_of, with_model
 from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
@@ -42,6 +43,7 @@ def app() -> None:
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
+    unet-engine components labels.zarr objects.zarr   number what is connected; then table, polygons
     unet-engine convert labels.zarr labels.nii.gz     a result or a scan as a file of another format
     unet-engine import FOLDER --out net.onnx          a model file from a trained model of another tool
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
@@ -180,7 +182,7 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (import_command, convert_command, *COMMANDS, bench_command):
+for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, bench_command):
     app.add_command(_command)
 
 

@@ -48,6 +48,19 @@ IGNORE_SPACING = click.option(
     help="Take voxels of another size than in training, an error otherwise, and the volume as it lies.",
 )
 
+COUNT = click.IntRange(1, 2**31 - 1)
+OBJECTS: list[Callable[..., Any]] = [
+    click.option(
+        "--connectivity",
+        type=click.Choice(["4", "8", "6", "18", "26"]),
+        help="Neighbours that count: 6 (faces; default), 18 (and edges), 26 (and corners); in 2D 4 (default) or 8.",
+    ),
+    click.option("--min-size", type=COUNT, metavar="N", help="Leave out objects of fewer voxels."),
+    click.option("--fill-holes", is_flag=True, default=None, help="First fill background that one class encloses."),
+    click.option("--largest", type=COUNT, metavar="K", help="Keep the K largest objects of each class."),
+]
+"""Which objects there are: with --components, and of the command of that name."""
+
 _SETTINGS = [
     click.option(
         "--in",
@@ -98,8 +111,19 @@ _SETTINGS = [
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
-        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend.",
+        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend. auto: the cheapest that agrees with the "
+        "best inference that fits as well as the model's own tiling does.",
     ),
+    click.option(
+        "--tolerance",
+        type=NUMBER,
+        metavar="T",
+        help="Agreement and Dice that --tiling auto asks for; default: what the model's own tiling reaches.",
+    ),
+    click.option(
+        "--tiling-budget", type=NUMBER, metavar="F", help="Part of a run that --tiling auto may take; default 0.03."
+    ),
+    click.option("--truth", metavar="PATH", help="Labels of the volume, by which --tiling auto decides."),
     click.option(
         "--padding",
         metavar="MODE",
@@ -112,6 +136,10 @@ _SETTINGS = [
         "the mean; none; default: mirror where the model names axes for it.",
     ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
+    click.option(
+        "--components", is_flag=True, default=None, help="Number connected objects in place of labels; docs/objects.md."
+    ),
+    *OBJECTS,
     click.option(
         "--channels",
         "--output-channels",
@@ -256,7 +284,6 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # of click 8.2 and befo
 
 
 PLACE = Place()
-COUNT = click.IntRange(1, 2**31 - 1)
 THREADS = click.IntRange(1, 1024)
 
 

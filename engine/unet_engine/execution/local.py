@@ -7,6 +7,7 @@ from typing import Any
 
 from unet_engine import machine
 from unet_engine.cluster import connection
+from unet_engine.execution.hands import Hands, here
 from unet_engine.execution.team import Pending
 from unet_engine.hanging import watched
 from unet_engine.pipeline.columns import run_columns
@@ -64,6 +65,9 @@ class LocalTeam:
 
     def detail(self) -> str:
         return ""
+
+    def hands(self) -> Hands:
+        return here(self._settings.memory)
 
     def facts(self) -> dict[str, Any]:
         return {"peak_rss_bytes": machine.peak_resident_bytes(), "processors": (machine.processor(),)}

@@ -50,6 +50,7 @@ _DECIDING = frozenset(
 """Operators whose output is true or false."""
 BOUNDING = frozenset(
     {"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Exp", "Hardmax", "Tanh", "Erf", "Softsign", "Softplus"}
+    | {"ArgMax", "ArgMin", "OneHot", "Sign"}
     | {*_ROUNDING, *_DECIDING}
 )
 """Operators without one of which no graph has outputs that are probabilities, or whole numbers."""
@@ -269,6 +270,24 @@ class NodeBound:
         low, high = min(max(x.low, least), most), max(min(x.high, most), least)
         end = x.end if x.high <= most + SLACK else "Clip"
         return Bound(low, high, LOST if x.axis is not None else None, end=end, whole=self._whole())
+
+    # --- labels ---
+
+    def on_argmax(self) -> Bound:
+        return Bound(0, inf, end=self.node.op_type, whole=True)
+
+    on_argmin = on_argmax
+
+    def on_sign(self) -> Bound:
+        return Bound(-1, 1, end=self.node.op_type, whole=True)
+
+    def on_onehot(self) -> Bound:
+        """One element of a row is "on", which is 1 as a rule, and the others "off"."""
+        x = self.given[2]
+        rank = len(self._shape(self.node.output[0]))
+        axis = int(attribute(self.node, "axis", -1))
+        axis = axis if axis >= 0 else axis + rank if rank else LOST
+        return Bound(x.low, x.high, axis, end=self.node.op_type, whole=x.whole)
 
     # --- arithmetic ---
 

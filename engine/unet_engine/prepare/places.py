@@ -20,7 +20,7 @@ def pick_of(settings: Settings) -> Pick:
 def keep_apart(settings: Settings, out: str) -> None:
     """Raise `SettingsError` where the output `out`, or a profile, would overlap what is read."""
     top = root_of(settings.input)
-    inputs = [place for place in (top, settings.mask) if place]
+    inputs = [place for place in (top, settings.mask, settings.truth) if place]
     for place in inputs:
         # an output from elsewhere may have a link for its array
         if stores.nested(out, place) or stores.within(f"{out.rstrip('/')}/{ARRAY}", place):

@@ -17,6 +17,7 @@ from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
+from unet_engine.prepare import tiling, tiling_choice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
@@ -27,6 +28,8 @@ from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.second import compared
 from unet_engine.prepare.survey import Survey
+from unet_engine.prepare.tiling import Memory
+from unet_engine.prepare.tiling_choice import TilingChoice
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling
@@ -48,6 +51,8 @@ class Prepared:
     """What the user should know: the survey's notes, and those of preparing."""
     overlap: OverlapChoice | None = None
     """What ``--overlap auto`` chose, and why."""
+    tiling: TilingChoice | None = None
+    """What ``--tiling auto`` chose, and why."""
     cluster: ClusterShape | None = None
     """The workers it is planned for; None where this process does it all."""
     reading: Reading | None = None
@@ -65,6 +70,11 @@ def prepare(survey: Survey, workers: int = 0, present: int = 1, tell: Tell = sil
     loaded = _open(survey, notes)
     survey = loaded.draft.survey  # of the back end that runs
     decisions, choice = _choose(survey, loaded, tell)
+    tiled = _tiled(loaded, decisions, notes, tell) if survey.settings.tiling == "auto" else None
+    if tiled is not None:
+        loaded = _reopened(loaded, tiled.window)
+        survey = loaded.draft.survey
+        decisions = replace(decisions, tiling=Tiling(tiled.window, tiled.overlap, tiled.blend, tiled.shared))
     draft = loaded.draft
     plan = draft.plan(decisions)
     fitted = _fit(plan, loaded, draft.sizes(draft.job(decisions, plan), machine.cpu_count()), workers, present)
@@ -80,6 +90,7 @@ def prepare(survey: Survey, workers: int = 0, present: int = 1, tell: Tell = sil
         loaded.seconds_per_window,
         tuple(notes),
         choice,
+        tiled,
         fitted.cluster,
     )
     memory = draft.network.device_memory(job.plan, fitted.sizes)
@@ -176,7 +187,7 @@ def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[
 def _tiling(survey: Survey, window: tuple[int, ...]) -> Tiling:
     """What the settings ask for; where they leave the overlap open, the reference that others are compared with."""
     settings = survey.settings
-    if settings.tiling:
+    if survey.shared is not None:
         return Tiling(window, None, settings.blend, survey.shared)
     if settings.overlap == "auto":
         return Tiling(window, REFERENCE.overlap, REFERENCE.blend)
@@ -193,6 +204,44 @@ def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, Ove
     choice = stored(survey) or search(draft, decisions, tell)
     chosen = replace(tiling, overlap=choice.chosen.overlap, blend=choice.chosen.blend)
     return replace(decisions, tiling=chosen), choice
+
+
+def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell) -> TilingChoice:
+    """What ``--tiling auto`` takes: what the output was begun with, else what was known or is found out. Another part
+    may begin the output meanwhile: then its choice counts."""
+    draft = loaded.draft
+    found = tiling_choice.stored(draft.survey)
+    if found is None:
+        found = tiling.search(draft, decisions, _memory(loaded), tell)
+        found = tiling_choice.stored(draft.survey) or found
+    if found.kept:
+        fall_back(draft.survey.settings, notes, f"--tiling auto: {found.line}")
+    return found
+
+
+def _memory(loaded: _Loaded) -> Memory:
+    """What windows may take: half of what the run may use, as the rest is for blocks."""
+    survey, setup = loaded.draft.survey, loaded.draft.network.setup
+    resident = machine.resident_bytes()
+    budget = survey.settings.memory or resident + machine.available_memory() // 2
+    least = 4 * (survey.model.spec.channels_in + survey.model.spec.channels_out)
+    per_voxel = (resident - loaded.before) / (setup.threads * prod(setup.window))
+    return Memory(max(1, budget - loaded.before) // 2, max(least, per_voxel))
+
+
+def _reopened(loaded: _Loaded, window: tuple[int, ...]) -> _Loaded:
+    """The same with the network opened for windows of another size."""
+    draft, survey = loaded.draft, loaded.draft.survey
+    old = draft.network
+    if window == old.setup.window:
+        return loaded
+    old.close()
+    wanted = Wanted(windows_per_block(survey, _tiling(survey, window)), survey.settings.batch)
+    with watched(survey.settings.hang_seconds, f"{survey.model.path}: opening the network and its first windows"):
+        network, seconds = place_of(survey.devices[0]).open_fitting(
+            survey.backend, replace(old.setup, window=window, batch=1), wanted
+        )
+    return _Loaded(replace(draft, survey=replace(survey, window=window), network=network), seconds, loaded.before)
 
 
 # --- fit ---

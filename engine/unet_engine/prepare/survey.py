@@ -22,6 +22,8 @@ from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.postprocess.deliver import check_place
+from unet_engine.postprocess.joining import Rules
+from unet_engine.postprocess.working import is_file
 from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.delivery import delivery_of
 from unet_engine.prepare.notes import fall_back
@@ -77,6 +79,8 @@ class Survey:
     """What the user gets: the same, or a file that is made of it."""
     notes: tuple[str, ...]
     """Things the user should know: fallbacks, mismatches."""
+    objects: Rules | None = None
+    """Which objects are numbered in place of labels; None where labels are wanted."""
     begun: float = field(default_factory=time.time)
     """When the volume was opened, in seconds since the epoch: what is changed later was changed while it was read."""
 
@@ -103,7 +107,7 @@ class Survey:
     def shared(self) -> tuple[int, ...] | None:
         """Least voxels that neighbours share, per axis of the model, where ``--tiling`` names them."""
         tiling = self.settings.tiling
-        return parse_tiling(tiling)[1][-len(self.window) :] if tiling else None
+        return parse_tiling(tiling)[1][-len(self.window) :] if tiling and tiling != "auto" else None
 
     @property
     def precision(self) -> str:
@@ -178,6 +182,7 @@ def survey(settings: Settings) -> Survey:
         out=delivery.work,
         named=delivery.named,
         notes=tuple(notes),
+        objects=delivery.objects,
     )
 
 
@@ -234,7 +239,9 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
 def check_output(survey: Survey) -> None:
     """Refuse an output that exists unless the settings say what to do with it. Raises `OutputError`."""
     settings = survey.settings
-    if survey.named != survey.out and not settings.resume:
+    if survey.objects and not is_file(survey.named):
+        check_objects(survey.named, resume=settings.resume, overwrite=settings.overwrite)
+    elif survey.named != survey.out and not settings.resume:
         check_place(survey.named, overwrite=settings.overwrite)
     if settings.resume or settings.overwrite or not stores.exists(survey.out):
         return
@@ -246,6 +253,16 @@ def check_output(survey: Survey) -> None:
     if not output.is_ours(survey.out):
         raise OutputError(f"{survey.out} exists and is not an output of unet-engine; choose another --out")
     raise OutputError(f"{survey.out} exists; use --resume to continue it, --overwrite to replace it, or another --out")
+
+
+def check_objects(named: str, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a group of objects that exists unless the settings say what to do with it. Raises `OutputError`."""
+    if not stores.exists(named):
+        return
+    if not output.is_ours(named):
+        raise OutputError(f"{named} exists and is not an output of unet-engine; choose another --out")
+    if not (resume or overwrite):
+        raise OutputError(f"{named} exists; use --resume to continue it, --overwrite to replace it, or another --out")
 
 
 # --- model and volume ---
@@ -262,9 +279,9 @@ def checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[int
 
 def _check_tiling(settings: Settings, spec: ModelSpec, window: tuple[int, ...]) -> None:
     """Refuse windows of which neighbours would share all that the network gives."""
-    if not settings.tiling:
+    if settings.tiling in (None, "auto"):
         return
-    shared = parse_tiling(settings.tiling)[1][-len(window) :]
+    shared = parse_tiling(str(settings.tiling))[1][-len(window) :]
     for axis, size, margin, least in zip(spec.axes, window, spec.margin, shared, strict=True):
         if least >= size - 2 * margin:
             raise SettingsError(

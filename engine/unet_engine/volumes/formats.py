@@ -47,6 +47,12 @@ def is_series(path: str) -> bool:
     return isinstance(format_of(path), DicomFormat)
 
 
+def slices_of(path: str) -> tuple[Volume, tuple[str, ...], tuple[int | None, ...]]:
+    """The DICOM series at `path`, the file of each slice in order, and which frame of it. Raises `InputError`."""
+    volume = DicomFormat().open(path, None)
+    return volume, tuple(one.file for one in volume.slices), tuple(one.frame for one in volume.slices)
+
+
 def open_stored(path: str, axes: str | None = None) -> Volume:
     """Open the volume at `path`, in whatever format it is, with all time points and channels that are stored. `axes`
     overrides what its metadata say, e.g. ``czyx``.

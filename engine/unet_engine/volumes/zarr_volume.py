@@ -30,7 +30,7 @@ from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
-from unet_engine.volumes import cf, nodata
+from unet_engine.volumes import alpha, cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.linear import Linear
@@ -73,7 +73,7 @@ class ZarrFormat:
             unit=found.unit,
             channel_names=found.channel_names,
             frame=found.frame,
-            notes=(*found.notes, *_packed(path, linear)),
+            notes=(*found.notes, *_packed(path, linear), *alpha.told(path, found.channel_names, dict(array.attrs))),
             fill_value=linear.values([float(array.fill_value or 0)])[0],
             nodata=linear.values(nodata.said(dict(array.attrs), dtype)),
             array=_with_codecs(path, _noticing(path, array)),

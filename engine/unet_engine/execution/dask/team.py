@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
 from unet_engine.errors import ClusterError, first_line
+from unet_engine.execution.dask.hands import on_dask
 from unet_engine.execution.dask.progress import Progress
+from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Pending
 from unet_engine.paths import absolute
 from unet_engine.pipeline.job import Counters
@@ -98,6 +100,9 @@ class DaskTeam:
 
     def profile(self) -> dict[str, Snapshot]:
         return self._progress.profile()
+
+    def hands(self) -> Hands:
+        return on_dask(self._cluster, self._settings.memory)
 
     def facts(self) -> dict[str, Any]:
         return self._progress.facts()
