@@ -15,9 +15,12 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.output import output
 from unet_engine.paths import inside, is_local, plain, root_of
 from unet_engine.plan.box import Box
+from unet_engine.postprocess.components import rules_of
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.formats import writer_of
-from unet_engine.postprocess.working import is_file, work_of
+from unet_engine.postprocess.joining import Rules
+from unet_engine.postprocess.labelling import cc3d
+from unet_engine.postprocess.working import is_file, labels_of, work_of
 from unet_engine.prepare.decisions import dtype_of
 from unet_engine.prepare.notes import fall_back
 from unet_engine.settings import Settings
@@ -44,6 +47,8 @@ class Delivery:
     """What the user gets: a Zarr group, or a file of another format."""
     work: str
     """The Zarr group that blocks are written to: the same, or one beside the file, which goes once that is whole."""
+    objects: Rules | None = None
+    """Which objects are numbered, where these are wanted: blocks are then written to a group that goes as well."""
 
 
 def delivery_of(settings: Settings, spec: ModelSpec, written: Volume, roi: Box, notes: list[str]) -> Delivery:
@@ -51,13 +56,30 @@ def delivery_of(settings: Settings, spec: ModelSpec, written: Volume, roi: Box, 
     for cannot hold its result; `notes` hear what that leaves out, and what was chosen where nothing is asked for."""
     content = _expected(settings, spec, written, roi)
     named = settings.out or _default(settings, spec, content, notes)
-    if not is_file(named):
-        return Delivery(named, named)
-    writer = writer_of(named)
-    writer.check(named, content)
-    for loss in writer.losses(content):
-        fall_back(settings, notes, f"{named}: {loss}")
-    return Delivery(named, work_of(named))
+    objects = _objects(settings, len(written.spatial))
+    work = named
+    if is_file(named):
+        writer = writer_of(named)
+        writer.check(named, content)
+        for loss in writer.losses(content):
+            fall_back(settings, notes, f"{named}: {loss}")
+        work = work_of(named)
+    return Delivery(named, labels_of(named) if objects else work, objects)
+
+
+def _objects(settings: Settings, ndim: int) -> Rules | None:
+    """Which objects are wanted. Raises `SettingsError` where they make no sense, and `UnetEngineError` where what finds
+    them is not installed: now, rather than once the labels are there."""
+    if not settings.components:
+        return None
+    cc3d()
+    return rules_of(
+        ndim,
+        settings.connectivity,
+        min_size=settings.min_size,
+        fill_holes=settings.fill_holes,
+        largest=settings.largest,
+    )
 
 
 def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[str]) -> str:
