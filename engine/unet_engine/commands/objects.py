@@ -18,6 +18,9 @@ _READ: list[Callable[..., Any]] = [
     click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
     click.option("--timepoint", type=int, metavar="N", help="The time point, counted from 0."),
     click.option("--input-channels", metavar="C", help="The channel, by name or number from 0."),
+    click.option(
+        "--nodata", metavar="V", help="Values that count as background, or none; default: what the volume says."
+    ),
 ]
 _WORK: list[Callable[..., Any]] = [
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
@@ -147,9 +150,9 @@ def _source(settings: Any) -> Any:
     from unet_engine.prepare.places import pick_of
     from unet_engine.volumes.collection import located
 
-    return Source.of(
-        absolute(located(settings.input, settings.image, settings.level)), settings.axes, pick_of(settings)
-    )
+    path = absolute(located(settings.input, settings.image, settings.level))
+    nodata = None if settings.nodata is None else settings.nodata_values
+    return Source.of(path, settings.axes, pick_of(settings), nodata)
 
 
 def _keep_apart(out: str, labels: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.errors import DataError, PlanError, SettingsError, writing
+from unet_engine.errors import DataError, PlanError, SettingsError, UnetEngineError, writing
 from unet_engine.output.layout import Layout
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
@@ -26,6 +26,7 @@ from unet_engine.postprocess.labelling import CONNECTIVITY, cc3d, measured, node
 from unet_engine.postprocess.source import Source, check_labels, starting
 from unet_engine.postprocess.target import Wish, begun
 from unet_engine.units import Tell, silent, size, times
+from unet_engine.version import version_of
 from unet_engine.volumes.base import Volume
 
 FORMAT = 1
@@ -50,29 +51,33 @@ class Components:
         """Nodes of the box as `labelling.measured` has them, its faces, and what tells whether it was changed."""
         labels = self.source.labels(box)
         nodes, classes, total = self._nodes(labels)
+        check = [zlib.crc32(labels.data), _check(nodes)]
         pairs = touching(nodes, classes) if self.rules.fill_holes else np.zeros((0, 2), np.int64)
         return {
             **measured(nodes, labels, total, box, self.boxes.shape),
             **planes(nodes, box, self.boxes.shape),
             "touching": pairs,
-            "crc": np.array([zlib.crc32(labels.data)]),
+            "crc": np.array(check),
         }
+
+    def changed(self, box: Box, since: float) -> str | None:
+        return self.source.changed(box, since)
 
     def _nodes(self, labels: Array) -> tuple[Array, int, int]:
         return nodes_of(labels, self.rules.connectivity, holes=self.rules.fill_holes)
 
     def reduce(self, found: Iterable[tuple[Index, Found]]) -> Numbers:
-        checks: dict[Index, tuple[int, int]] = {}
+        checks: dict[Index, tuple[int, int, int]] = {}
 
         def noted() -> Iterable[tuple[Index, Found]]:
             for index, one in found:
-                checks[index] = int(one["crc"][0]), len(one["class"]) - 1
+                checks[index] = int(one["crc"][0]), int(one["crc"][1]), len(one["class"]) - 1
                 yield index, one
 
         return Numbers(numbered(gathered(noted(), self.boxes.counts, self.rules.connectivity), self.rules), checks)
 
-    def values(self, index: Index, box: Box, part: tuple[int, Array]) -> Array:
-        check, ids = part
+    def values(self, index: Index, box: Box, part: tuple[int, int, Array]) -> Array:
+        check, numbering, ids = part
         if not ids.any():
             return np.zeros(box.shape, self.dtype)
         labels = self.source.labels(box)
@@ -82,6 +87,11 @@ class Components:
                 "--overwrite once nothing writes to it"
             )
         nodes, _, _ = self._nodes(labels)
+        if _check(nodes) != numbering:
+            raise UnetEngineError(
+                "two processes number pieces differently: they have other versions of connected-components-3d; install "
+                "the same one, and use --overwrite"
+            )
         return ids.astype(self.dtype)[nodes]
 
 
@@ -90,12 +100,17 @@ class Numbers:
     """What the pass knows: `Parts` of numbers."""
 
     objects: Objects
-    checks: Mapping[Index, tuple[int, int]]
-    """Of each box the checksum of its labels, and how many nodes it has."""
+    checks: Mapping[Index, tuple[int, int, int]]
+    """Of each box the checksums of its labels and of some of its nodes, and how many nodes it has."""
 
-    def of(self, index: Index) -> tuple[int, Array]:
-        check, total = self.checks[index]
-        return check, self.objects.of(index, total)
+    def of(self, index: Index) -> tuple[int, int, Array]:
+        check, numbering, total = self.checks[index]
+        return check, numbering, self.objects.of(index, total)
+
+
+def _check(nodes: Array) -> int:
+    """A checksum of every 61st node: it tells numberings apart, and costs little."""
+    return zlib.crc32(np.ascontiguousarray(nodes.reshape(-1)[::61]).data)
 
 
 def rules_of(ndim: int, connectivity: int | None, **others: Any) -> Rules:
@@ -131,8 +146,8 @@ def components(
     block = block_of(volume.shape, chunk, min(VOXELS, memory // VOXEL_BYTES))
     check_memory(volume, block, memory)
     identity = {
-        "pass": "components", "format": FORMAT, "input": source.fingerprint, "shape": list(volume.shape), **asdict(rules),
-        "dtype": dtype, "chunk": list(chunk),
+        "pass": "components", "format": FORMAT, "input": source.name, "shape": list(volume.shape), **asdict(rules),
+        "dtype": dtype, "chunk": list(chunk), "cc3d": version_of("connected-components-3d"),
     }  # fmt: skip
     facts = {
         **{key: value for key, value in source.header.items() if key not in _NOT_KEPT},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
 from unet_engine.postprocess import table_files
-from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, known_of
+from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, known_of, refuse_changed
 from unet_engine.postprocess.file_target import made
 from unet_engine.postprocess.objects import read_classes
 from unet_engine.postprocess.places import World
@@ -47,6 +48,10 @@ class Table:
             piece = None if image is None else image[:, lo : lo + step]
             parts.append(_sums(labels[lo : lo + step], piece, (box.lo[0] + lo, *box.lo[1:])))
         return merged(parts)
+
+    def changed(self, box: Box, since: float) -> str | None:
+        found = self.source.changed(box, since)
+        return found or (self.image.changed(box.shift(self.start), since) if self.image else None)
 
     def reduce(self, found: Iterable[tuple[Index, Found]]) -> Found:
         """The same of the whole volume."""
@@ -143,11 +148,14 @@ def table(
     start = check_image(source, image) if image else (0,) * len(volume.shape)
     boxes = Boxes(volume.shape, block_of(volume.shape, volume.chunks, VOXELS))
     identity = {
-        "pass": "table", "format": FORMAT, "input": source.fingerprint, "shape": list(volume.shape),
+        "pass": "table", "format": FORMAT, "input": source.name, "shape": list(volume.shape),
         "image": image.fingerprint if image else None, "start": list(start), "block": list(boxes.block),
     }  # fmt: skip
     with made(out, identity, overwrite=overwrite) as draft:
-        sums = known_of(Table(source, boxes, image, start), draft.keep, crew)
+        work = Table(source, boxes, image, start)
+        begun = time.time()
+        sums = known_of(work, draft.keep, crew)
+        refuse_changed(work, begun)
         names = image.open().channel_names if image else ()
         columns = columns_of(sums, volume, classes_of(source), names)
         write(draft.place, columns, World.of(volume))

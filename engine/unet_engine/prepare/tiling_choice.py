@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from unet_engine.backends import engine_cache
 from unet_engine.errors import BackendError, ResumeError
 from unet_engine.model.verdict import Quantiles, difference
-from unet_engine.output.header import read_header
 from unet_engine.plan.grid import Blend
 from unet_engine.prepare.survey import Survey
 from unet_engine.units import times
@@ -160,7 +159,7 @@ def frontier(points: Sequence[Point]) -> tuple[Point, ...]:
 def stored(survey: Survey) -> TilingChoice | None:
     """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` where it was
     begun with another bar."""
-    header = read_header(survey.out) if survey.settings.resume else None
+    header = survey.begun_before if survey.settings.resume else None
     if not header or not header.get(KEY):
         return None
     choice = TilingChoice.model_validate(header[KEY])
