@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unet_engine.errors import writing
+from unet_engine.execution import objects
 from unet_engine.execution.choose import team
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
@@ -39,7 +40,9 @@ Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
 
 
-_NOT_STORED = ("out", "part", "overlap_choice", "tiling_choice", "complete", "profile")
+_NOT_STORED = (
+    "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
+)  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
 
@@ -93,8 +96,12 @@ class Result:
     plan_notes: tuple[str, ...] = ()
     """What was found before it began: what was guessed of the model, where its outputs or the voxels contradict it. The
     command line tells them as they are found; a caller from Python should look at them."""
+    objects: int | None = None
+    """How many there are, where they were numbered in place of labels."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
+    already_complete: bool = False
+    """Whether it was so before this run, which then did nothing."""
 
 
 def run(input: str, **options: Any) -> Result:
@@ -118,7 +125,8 @@ def make_plan(input: str, **options: Any) -> Plan:
 def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell: Tell = silent) -> Result:
     """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so. `tell` hears
     at once what becomes the result's notes."""
-    settings = prepared.survey.settings
+    survey = prepared.survey
+    settings = survey.settings
     # before any work: a place that cannot be written is said now, not after hours
     profile = tracing.Place.of(settings.profile, prepared.survey.named) if settings.profile else None
     begun = time.perf_counter()
@@ -133,14 +141,15 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         return replace(_result(prepared, crew, time.perf_counter() - begun), notes=tuple(notes))
 
     if _is_made(prepared):
-        note([f"{prepared.survey.named} is already complete"])
-        return result()
+        note([f"{survey.named} is already complete"])
+        return replace(result(), already_complete=True)
     done = None
     with _begun(prepared):
         output = _open_output(prepared)
         note(output.notes)
         if output.header.settled():
             clear(prepared.job.out)
+            done = replace(result(), already_complete=not survey.objects and survey.named == survey.out)
         else:
             with hold(prepared.job.out, _part(prepared)) as holding:
                 if output.header.begin():  # else the last part completed it just now
@@ -152,6 +161,9 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
                     done = _conclude(prepared, output.header, holding, result())
     done = done or result()
     if done.complete:
+        if prepared.survey.objects:
+            found = objects.number(prepared, crew.hands(), lambda text: note([text]))
+            done = replace(done, objects=found["objects"])
         note(_handed_over(prepared))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
@@ -162,13 +174,15 @@ def _is_made(prepared: Prepared) -> bool:
     survey = prepared.survey
     if survey.named == survey.out or not survey.settings.resume:
         return False
+    if not working.is_file(survey.named):
+        return objects.are_there(survey.named, prepared.job.plan.digest)
     return working.settled(survey.named, prepared.job.plan.digest)
 
 
 def _handed_over(prepared: Prepared) -> list[str]:
     """The file is made of what was written, where the run ends in one."""
     survey = prepared.survey
-    if survey.named == survey.out:
+    if not working.is_file(survey.named):
         return []
     replaces = survey.settings.overwrite or survey.settings.resume  # what is there, this run was begun to replace
     return working.hand_over(survey.named, overwrite=replaces, durability=prepared.job.durability)
@@ -311,6 +325,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         **_outside(job),
         **_resampling(job),
         **({"frame": job.layout.frame.facts()} if job.layout.frame else {}),
+        **({"start": list(job.layout.start)} if job.layout.start else {}),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),

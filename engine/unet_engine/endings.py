@@ -24,7 +24,7 @@ _FORMATS = {
     "an archive": ("", "zip tar tar.gz tar.bz2 tar.xz gz tgz bz2 tbz xz zst lz4 7z rar iso"),
 }
 """By the name of a format: what makes one of an array, and its endings."""
-WRITTEN = frozenset("zarr ozx nii nii.gz nrrd mha npy".split())
+WRITTEN = frozenset("zarr ozx nii nii.gz nrrd mha npy h5 hdf5 ome.tif ome.tiff tif tiff dcm".split())
 """Endings of what is written here: those of `unet_engine.postprocess.formats.WRITERS`."""
 _BY_ENDING = {ending: (name, tool) for name, (tool, endings) in _FORMATS.items() for ending in endings.split()}
 _FIRST_OF_TWO = ("nii", "tar", "ome", "zarr", "tif", "tiff", "npy", "csv", "json", "raw")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from math import inf, prod
@@ -21,6 +22,9 @@ MOST_THREADS = 1024
 """Threads of one process that are started at most."""
 MOST_WORKERS = 10**6
 """Of whatever cluster; on this machine memory is the limit, see `unet_engine.cluster.local_workers`."""
+
+ENVIRONMENT = "UNET_ENGINE_"
+"""What variables of the environment that say settings begin with."""
 
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
@@ -86,6 +90,17 @@ class Settings(BaseModel):
     dtype: Literal["uint8", "float16", "float32"] | None = None
     """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
     end: uint8 with halves up, float16 to nearest with ties to even."""
+    components: bool = False
+    """Write numbers of connected objects in place of labels, see `unet_engine.postprocess.components`; the next four are
+    for that."""
+    connectivity: int | None = None
+    """Neighbours that count: 6 (faces; default), 18 or 26; in 2D 4 (default) or 8."""
+    min_size: int | None = Field(default=None, ge=1, le=2**62)
+    """Voxels that an object has at the least."""
+    fill_holes: bool = False
+    """Whether background that one class encloses becomes that class first."""
+    largest: int | None = Field(default=None, ge=1, le=MOST)
+    """So many objects of each class are kept."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
@@ -335,19 +350,21 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **given: Any) -> Settings:
-        """Settings from keywords, with what settings files say for those not given: the one in the current folder, then
-        the one beside the input, then the user's.
+        """Settings from keywords; what those leave open from the environment (`UNET_ENGINE_<SETTING>`), then from
+        settings files: the one in the current folder, then the one beside the input, then the user's.
 
         Raises `SettingsError` naming the option that makes no sense, or that a file beside the input may not set.
         """
         given = {key: value for key, value in given.items() if value is not None}
+        around = {key: value for key, value in from_environment().items() if key not in given}
+        given = {**around, **given}
         source: dict[str, SettingsFile] = {}
         for file in settings_files(plain(str(given.get("input", "")))):
             source |= {key: file for key in file.values if key not in given and key not in source}
         try:
             settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
         except ValidationError as error:
-            raise SettingsError(_explained(error, source)) from error
+            raise SettingsError(_explained(error, source, around)) from error
         hide(settings.dashboard_token)
         hide_in_url(settings.input, settings.out, settings.mask, settings.truth, settings.scheduler)
         settings._check()
@@ -358,7 +375,7 @@ class Settings(BaseModel):
         if settings.tiling and settings.tiling != "auto":
             window, _, blend = parse_tiling(settings.tiling)
             settings = settings.model_copy(update={"window": window, "blend": blend})
-        settings._notes = _taken(source)
+        settings._notes = (*_said_around(around), *_taken(source))
         return settings
 
     def _check(self) -> None:
@@ -390,6 +407,19 @@ class Settings(BaseModel):
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
         self._check_outside()
+        self._check_objects()
+
+    def _check_objects(self) -> None:
+        """Raise `SettingsError` where objects cannot be told, or are not asked for."""
+        given = [name for name in ("connectivity", "min_size", "fill_holes", "largest") if getattr(self, name)]
+        if given and not self.components:
+            raise SettingsError(f"--{given[0].replace('_', '-')} is for --components; leave it out, or give both")
+        if self.components and self.output != "labels":
+            raise SettingsError(f"--components are of labels, not of {self.output}; leave --output out")
+        if self.components and self.part:
+            raise SettingsError(
+                "--components and --part exclude each other; run the parts, then unet-engine components on their output"
+            )
 
     def _check_tiling(self) -> None:
         """Raise `SettingsError` where the tiling is said twice, or not asked for."""
@@ -432,6 +462,17 @@ class Settings(BaseModel):
         return () if self.nodata in (None, "none") else parse_values(str(self.nodata))
 
 
+def from_environment() -> dict[str, str]:
+    """What the environment says of settings, by their names. An empty value says nothing."""
+    named = {f"{ENVIRONMENT}{name.upper()}": name for name in Settings.model_fields}
+    return {name: os.environ[key] for key, name in named.items() if os.environ.get(key, "").strip()}
+
+
+def _said_around(around: Mapping[str, str]) -> tuple[str, ...]:
+    names = ", ".join(sorted(set(around) - {"dashboard_token"}))
+    return (f"from the environment: {names}",) if names else ()
+
+
 def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
     """A note for each file that settings were taken from."""
     keys: dict[Path, list[str]] = {}
@@ -440,11 +481,13 @@ def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
     return tuple(f"from {path}: {', '.join(names)}" for path, names in keys.items())
 
 
-def _explained(error: ValidationError, source: Mapping[str, SettingsFile]) -> str:
-    """What is wrong, under the name by which the user gave it: an option, or a key of the file in `source`."""
+def _explained(error: ValidationError, source: Mapping[str, SettingsFile], around: Mapping[str, str]) -> str:
+    """What is wrong, under the name by which the user gave it: an option, a variable of the environment in `around`, or
+    a key of the file in `source`."""
     first = error.errors()[0]
     name = str(first["loc"][0])
     shown = f"{source[name].path}: {name}" if name in source else "--" + _OPTIONS.get(name, name).replace("_", "-")
+    shown = ENVIRONMENT + name.upper() if name in around else shown
     if first["type"] == "extra_forbidden":
         return f"{shown} is not a setting; see unet-engine run --help"
     if first["type"] == "missing":

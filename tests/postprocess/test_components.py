@@ -10,10 +10,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.command_line import cli
 from support.objects import numbered
 from support.outputs import chunks
 from support.volumes import make_volume, result_of
-from unet_engine.errors import DataError, InputError, OutputError, PlanError, ResumeError, SettingsError
+from unet_engine.errors import DataError, OutputError, PlanError, ResumeError, SettingsError
 from unet_engine.postprocess import components as module
 from unet_engine.postprocess.components import components, rules_of
 from unet_engine.postprocess.source import Source
@@ -43,7 +44,7 @@ def found(labels, folder, *, chunk=None, voxels=10**6, crew=None, wish=None, dty
         make_volume(path, labels, chunks=chunk or labels.shape)
     source = Source.of(str(path))
     wish = wish or Wish(f"{folder}/out.zarr", durable=False)
-    made = rules_of(source.open(), rules.pop("connectivity", None), **rules)
+    made = rules_of(labels.ndim, rules.pop("connectivity", None), **rules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "VOXELS", voxels)
         facts = components(source, made, wish, crew or InOrder(), memory=2**30, dtype=dtype)
@@ -179,17 +180,38 @@ def test_the_type_of_numbers_is_the_smallest_or_the_one_asked_for(tmp_path):
 
 
 def test_what_holds_no_labels_is_refused(tmp_path):
-    with pytest.raises(InputError, match="float32"):
-        found(np.zeros((4, 4), np.float32), tmp_path / "a")
+    with pytest.raises(DataError, match=r"0\.5"):
+        found(np.full((4, 4), 0.5, np.float32), tmp_path / "a")
     with pytest.raises(DataError, match="-3"):
         found(np.full((4, 4), -3, np.int16), tmp_path / "b")
     with pytest.raises(SettingsError, match="4, 8"):
         found(np.zeros((4, 4), np.uint8), tmp_path / "c", connectivity=6)
 
 
+def test_whole_numbers_are_labels_whatever_their_type(tmp_path):
+    labels = blobs().astype(np.float64)
+    np.testing.assert_array_equal(found(labels, tmp_path)[0], numbered(labels.astype(np.int64), 6)[0])
+
+
+def test_what_was_not_measured_is_background(tmp_path):
+    labels = np.array([[1, 255, 1], [1, 1, 255]], np.uint8)
+    path = make_volume(tmp_path / "l.zarr", labels, attributes={"_FillValue": 255})
+    assert cli("components", path, tmp_path / "a.zarr", "--durable", "no").code == 0
+    assert result_of(tmp_path / "a.zarr").tolist() == [[1, 0, 2], [1, 1, 0]]
+    assert cli("components", path, tmp_path / "b.zarr", "--durable", "no", "--nodata", "none").code == 0
+    assert result_of(tmp_path / "b.zarr").tolist() == [[1, 2, 3], [1, 1, 4]]
+
+
+def test_an_output_that_is_not_complete_is_refused(tmp_path):
+    path = make_volume(tmp_path / "l.zarr", blobs(), ome="0.5", axes="zyx")
+    zarr.open_group(path, mode="r+").attrs["unet_engine"] = {"complete": False, "identity": {}}
+    said = cli("components", path, tmp_path / "a.zarr")
+    assert (said.code, "--resume" in said.error) == (3, True)
+
+
 def test_memory_that_holds_no_block_is_refused(tmp_path):
     source = Source.of(make_volume(tmp_path / "l.zarr", blobs(), chunks=(8, 8, 8)))
     wish = Wish(f"{tmp_path}/out.zarr")
     with pytest.raises(PlanError, match="8×8×8"):
-        components(source, rules_of(source.open(), None), wish, InOrder(), memory=10_000)
+        components(source, rules_of(3, None), wish, InOrder(), memory=10_000)
     assert not (tmp_path / "out.zarr").exists()

@@ -11,7 +11,8 @@ import pytest
 import zarr
 
 from support.command_line import cli
-from support.volumes import make_volume
+from support.spoiled import check_refused
+from support.volumes import identity, make_volume
 from unet_engine.endings import WRITTEN
 from unet_engine.errors import InputError, OutputError
 from unet_engine.plan.box import Box
@@ -28,7 +29,7 @@ RNG = np.random.default_rng(5)
 ZYX = RNG.integers(-1000, 3000, (7, 20, 33)).astype(np.int16)
 TURNED = np.array([[0, -1.5, 0.125, 5.5], [0.75, 0, 0, -7], [0, 0.125, 2, 30], [0, 0, 0, 1.0]])
 ALONG = np.diag([-0.75, -0.5, 2.0, 1]) + np.array([[0, 0, 0, 10.5], [0, 0, 0, -20], [0, 0, 0, 3], [0] * 4])
-PLACED = [".nii", ".nii.gz", ".nrrd", ".mha", ".npy", ".zarr"]
+PLACED = [".nii", ".nii.gz", ".nrrd", ".mha", ".npy", ".zarr", ".ozx", ".h5", ".ome.tif"]
 """Formats that hold where the voxels of a scan lie, and are read."""
 
 
@@ -130,6 +131,110 @@ def test_zarr_reads_what_is_written():
     ]
 
 
+def test_h5py_reads_what_is_written():
+    h5py = pytest.importorskip("h5py")
+    convert(scan(affine=np.abs(ALONG)), "o.h5")
+    with h5py.File("o.h5") as file:
+        data = file["data"]
+        assert np.array_equal(data[...], ZYX)
+        assert [dimension.label for dimension in data.dims] == ["z", "y", "x"]
+        assert list(data.attrs["resolution"]) == [2.0, 0.5, 0.75]
+        assert list(data.attrs["offset"]) == [3, 20, 10.5]
+        assert (data.attrs["units"], data.compression, bool(data.chunks)) == ("millimeter", "gzip", True)
+
+
+def test_tifffile_reads_what_is_written():
+    tifffile = pytest.importorskip("tifffile")
+    array = RNG.integers(0, 200, (2, 3, 4, 300, 270)).astype(np.uint16)
+    make_volume("v.zarr", array, axes="tczyx", ome="0.5", scale=[1, 1, 2, 0.5, 0.25], unit="micrometer")
+    convert("v.zarr", "o.tif")
+    with tifffile.TiffFile("o.tif") as file:
+        assert file.is_ome
+        assert (file.series[0].axes, file.pages[0].is_tiled) == ("TCZYX", True)
+        assert np.array_equal(file.asarray(), array)
+        sizes = [f'PhysicalSize{a}="{v}" PhysicalSize{a}Unit="µm"' for a, v in (("X", 0.25), ("Y", 0.5), ("Z", 2.0))]
+        assert all(size in file.ome_metadata for size in sizes)
+
+
+def test_names_of_channels_come_along():
+    make_volume("v.zarr", RNG.integers(0, 200, (2, 5, 6)).astype(np.uint8), axes="cyx", ome="0.5")
+    group = zarr.open_group("v.zarr")
+    ome = {**group.attrs["ome"], "omero": {"channels": [{"label": "DAPI"}, {"label": "GFP"}]}}
+    group.attrs["ome"] = ome
+    for name in ("o.zarr", "o.h5", "o.npy", "o.tif"):
+        convert("v.zarr", name)
+        assert open_volume(name).channel_names == ("DAPI", "GFP"), name
+
+
+# --- maps ---
+
+
+def raster(name="map.tif", transform=None, crs="EPSG:32632", bands=None, **options):
+    rasterio = pytest.importorskip("rasterio")
+    bands = RNG.integers(1, 255, (3, 90, 120), np.uint8) if bands is None else bands
+    with rasterio.open(
+        name, "w", driver="GTiff", count=len(bands), height=bands.shape[1], width=bands.shape[2], dtype=bands.dtype,
+        crs=crs, transform=transform or rasterio.Affine(5, 0, 400000, 0, -5, 5200000), **options,
+    ) as data:  # fmt: skip
+        data.write(bands)
+    return bands
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("between", ["o.zarr", "o.npy", "o.h5", "o.ome.tif", "o.tif"])
+def test_a_map_keeps_crs_place_bands_and_nodata(between, turned):
+    rasterio = pytest.importorskip("rasterio")
+    transform = rasterio.Affine(3, 4, 1000, 4, -3, 2000) if turned else None
+    bands = raster(transform=transform, nodata=7)
+    convert("map.tif", between)
+    convert(between, "back.tif")
+    with rasterio.open("map.tif") as before, rasterio.open("back.tif") as after:
+        assert np.array_equal(after.read(), bands)
+        assert (after.crs, after.transform) == (before.crs, before.transform)
+        assert after.colorinterp[0].name == "gray"
+        assert after.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        if between in ("o.zarr", "o.h5", "o.tif"):
+            assert after.nodata == 7
+
+
+def test_a_map_in_a_format_without_maps_is_told():
+    raster(bands=np.ones((1, 9, 12), np.uint8))
+    for name, what in (("o.nii", "no place for a map's CRS"), ("o.nrrd", "no place for a map's CRS")):
+        said = []
+        convert("map.tif", name, tell=said.append)
+        assert what in said[-1]
+
+
+def test_a_large_map_has_overviews_and_colours_for_classes():
+    rasterio = pytest.importorskip("rasterio")
+    from dataclasses import replace
+
+    from unet_engine.postprocess.deliver import deliver
+
+    labels = RNG.integers(0, 4, (1, 1100, 1300)).astype(np.uint8)
+    raster(bands=labels)
+    found = replace(content_of(open_stored("map.tif")), labels=True, classes=("a", "road", "c", "d"), nodata=(255.0,))
+    deliver(found, "o.tif", overwrite=False)
+    with rasterio.open("o.tif") as data:
+        assert np.array_equal(data.read(), labels)
+        assert (data.overviews(1), data.nodata, data.colorinterp[0].name) == ([2, 4], 255, "palette")
+        assert set(np.unique(data.read(1, out_shape=(275, 325)))) <= {0, 1, 2, 3}
+        colours = data.colormap(1)
+        assert len({colours[i] for i in range(4)}) == 4
+        assert data.tags(1)["class_1"] == "road"
+
+
+def test_a_stack_is_no_map():
+    from dataclasses import replace
+
+    from unet_engine.postprocess.deliver import deliver
+
+    raster()
+    found = content_of(open_stored("map.tif"))
+    with pytest.raises(OutputError, match="holds no several time points"):
+        deliver(replace(found, axes="tyx"), "o.tif", overwrite=False)
+
+
 def test_a_zip_holds_the_same_group_with_its_metadata_first():
     import zipfile
 
@@ -143,7 +248,7 @@ def test_a_zip_holds_the_same_group_with_its_metadata_first():
         assert np.array_equal(zarr.open_group(store, mode="r")["0"][...], ZYX)
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".npy", ".zarr"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".npy", ".zarr", ".h5", ".tif"])
 @pytest.mark.parametrize("axes", ["tczyx", "tzyx", "czyx", "tyx", "cyx"])
 def test_time_points_and_channels(ending, axes):
     sizes = {"t": 2, "c": 3, "z": 4, "y": 9, "x": 5}
@@ -170,11 +275,15 @@ def test_some_of_it():
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", ">u2", "int32", "uint64", "float32", "float64", "float16"])
-@pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha", ".npy", ".zarr"])
+@pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha", ".npy", ".zarr", ".h5", ".tif"])
 def test_types_are_kept_or_refused(ending, dtype):
     array = (RNG.random((4, 5, 6)) * 2).astype(dtype)
     np.save("v.npy", array)
-    if dtype == "float16" and ending not in (".npy", ".zarr"):
+    if dtype == "uint64" and ending == ".tif":
+        with pytest.raises(OutputError, match=r"an OME-TIFF cannot hold uint64 .*; write .zarr"):
+            convert("v.npy", "o.tif")
+        return
+    if dtype == "float16" and ending not in (".npy", ".zarr", ".h5"):
         with pytest.raises(OutputError, match=r"cannot hold float16 .*--dtype float32"):
             convert("v.npy", f"o{ending}")
         assert not Path(f"o{ending}").exists()
@@ -182,12 +291,12 @@ def test_types_are_kept_or_refused(ending, dtype):
     convert("v.npy", f"o{ending}")
     back = open_volume(f"o{ending}")
     assert np.array_equal(whole(back)[0], array)
-    held = np.uint8 if dtype == "bool" and ending not in (".npy", ".zarr") else np.dtype(dtype).newbyteorder("=")
+    held = np.uint8 if dtype == "bool" and ending not in (".npy", ".zarr", ".h5") else np.dtype(dtype).newbyteorder("=")
     assert back.dtype == held
 
 
 @pytest.mark.parametrize("unit", ["nanometer", "micrometer", "meter", "centimeter", "furlong", None])
-@pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha", ".npy", ".zarr"])
+@pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha", ".npy", ".zarr", ".h5", ".tif"])
 def test_units_say_the_same_length(ending, unit):
     from unet_engine.units import micrometers
 
@@ -197,7 +306,7 @@ def test_units_say_the_same_length(ending, unit):
     back = open_volume(f"o{ending}")
     if micrometers(1, unit) is None:
         assert back.spacing == (4, 2, 2)
-        if unit and ending in (".nii", ".mha"):
+        if unit and ending in (".nii", ".mha", ".tif"):
             assert "no unit furlong" in said[0]
         return
     length = [micrometers(v, back.unit) for v in (*back.spacing, *back.translation)]
@@ -302,3 +411,37 @@ def test_what_is_read_at_once_is_whole_chunks_within_bounds():
     assert (seen == 1).all()
     convert("v.zarr", "o.nii")
     assert np.array_equal(np.asarray(nibabel.load("o.nii").dataobj), array.T)
+
+
+# --- zipped Zarr is read, too ---
+
+
+def test_a_zip_runs_as_the_group_does(tmp_path):
+    array = RNG.integers(0, 200, (20, 22, 24)).astype(np.uint8)
+    make_volume("v.zarr", array, axes="zyx", ome="0.5")
+    convert("v.zarr", "v.ozx")
+    assert np.array_equal(identity("v.ozx", tmp_path), array[None])
+
+
+def test_a_damaged_zip_is_refused_in_one_line():
+    make_volume("v.zarr", np.ones((4, 5, 6), np.uint8), axes="zyx", ome="0.5")
+    convert("v.zarr", "v.ozx")
+    check_refused(Path("v.ozx"), Path("v.ozx").read_bytes())
+
+
+# --- real scans ---
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+@pytest.mark.parametrize("name", ["o.nii.gz", "o.nrrd", "o.zarr"])
+def test_a_real_scan_lies_where_it_lay(name):
+    path = SHARED / "data/ct/abdomen_labels.nii.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    theirs = nibabel.load(path)
+    convert(str(path), name)
+    convert(name, "back.nii.gz")
+    found = nibabel.load("back.nii.gz")
+    assert np.array_equal(found.affine, theirs.affine)
+    assert np.array_equal(np.asarray(found.dataobj), np.asarray(theirs.dataobj))

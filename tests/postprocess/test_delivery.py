@@ -10,6 +10,7 @@ from support.command_line import cli
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.errors import OutputError, ResumeError, UnetEngineError
 from unet_engine.postprocess import deliver, working
+from unet_engine.postprocess.convert import convert
 from unet_engine.volumes.formats import open_volume
 
 nibabel = pytest.importorskip("nibabel")
@@ -68,7 +69,7 @@ def test_provenance_and_names_of_classes_come_along():
     from unet_engine.postprocess.formats import account_of
 
     fake_model(".", channels_out=3, activation="softmax", classes=["air", "bone", "tissue µ"])
-    for name in ("o.nii.gz", "o.nrrd", "o.mha", "o.npy", "o.ozx"):
+    for name in ("o.nii.gz", "o.nrrd", "o.mha", "o.npy", "o.ozx", "o.h5", "o.tif"):
         digest = run(name, output="labels").digest
         said = account_of(name)
         assert (said["digest"], said["classes"], said["output"]) == (digest, ["air", "bone", "tissue µ"], "labels")
@@ -76,6 +77,27 @@ def test_provenance_and_names_of_classes_come_along():
     nrrd = pytest.importorskip("nrrd")
     header = nrrd.read_header("o.nrrd")
     assert (header["Segment0_Name"], header["Segment0_LabelValue"], header["Segment1_LabelValue"]) == ("bone", "1", "2")
+
+
+@pytest.mark.parametrize("outside", [None, "255"])
+def test_a_map_in_a_map_out(outside):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = RNG.integers(1, 200, (90, 120)).astype(np.uint8)
+    pixels[:30, :50] = 9  # nothing was measured there
+    options = {"crs": "EPSG:32632", "transform": rasterio.Affine(5, 0, 400000, 0, -5, 5200000), "nodata": 9}
+    with rasterio.open("map.tif", "w", driver="GTiff", count=1, height=90, width=120, dtype="uint8", **options) as data:
+        data.write(pixels, 1)
+    fake_model(".", axes="yx", classes=["nothing", "road"], activation="sigmoid")
+    made = unet_engine.run("map.tif", model="id.fake.toml", normalize="zscore", outside=outside)
+    assert Path(made.out).name == "map-id.tif"
+    with rasterio.open(made.out) as found, rasterio.open("map.tif") as before:
+        labels = found.read(1)
+        assert (found.crs, found.transform, found.shape) == (before.crs, before.transform, before.shape)
+        assert (labels[pixels == 9] == (0 if outside is None else 255)).all()
+        assert set(np.unique(labels[pixels != 9])) == {0, 1}
+        assert found.nodata == (None if outside is None else 255)  # 0 is a label like others
+        assert found.colormap(1)[0] != found.colormap(1)[1]
+    assert unet_engine.run("map.tif", model="id.fake.toml", normalize="zscore", outside=outside, resume=True).notes
 
 
 # --- what is there ---
@@ -186,12 +208,22 @@ def test_finish_makes_the_file(monkeypatch):
 
 @pytest.mark.parametrize(
     ("source", "out"),
-    [("scan.nii.gz", "scan-id.nii.gz"), ("v.npy", "v-id.npy"), ("v.nrrd", "v-id.nrrd"), ("v.zarr", "v-id.zarr")],
+    [
+        ("scan.nii.gz", "scan-id.nii.gz"),
+        ("v.npy", "v-id.npy"),
+        ("v.nrrd", "v-id.nrrd"),
+        ("v.zarr", "v-id.zarr"),
+        ("v.h5", "v-id.h5"),
+        ("v.tif", "v-id.ome.tif"),
+        ("v.mha", "v-id.mha"),
+    ],
 )
 def test_the_output_is_of_the_kind_of_the_input(source, out):
     np.save("v.npy", ZYX)
     make_volume("v.zarr", ZYX)
     pytest.importorskip("nrrd").write("v.nrrd", ZYX.T)
+    for name in ("v.h5", "v.tif", "v.mha"):
+        convert("v.npy", name)
     said = cli("run", "--in", source, "--model", "id.fake.toml", "--json")
     assert said.json["out"].endswith(out)
     assert ("of the format of the input" in said.err) == (source != "v.zarr")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from support.command_line import cli
 from support.volumes import make_volume
-from unet_engine.execution.passes import Here
+from unet_engine.execution.hands import Here
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.base import Boxes
 from unet_engine.postprocess.source import Source
@@ -159,6 +159,26 @@ def test_a_table_that_was_killed_goes_on(tmp_path, monkeypatch):
     assert not {index for index, _ in looks} & {index for index, _ in again}
     assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["l.zarr", "scan.zarr", "t.csv", "whole.csv"]
+
+
+def test_a_chunk_that_changed_between_two_attempts_is_looked_at_again(tmp_path):
+    _, _, path = small(tmp_path)
+    stored = zarr.open_group(path, mode="r+")["0"]
+
+    class Dying(Here):
+        def each(self, do, items):
+            super().each(do, list(items)[:-1])
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unet_engine.postprocess.table.VOXELS", 64)
+        with pytest.raises(KeyboardInterrupt):
+            table(Source.of(path), str(tmp_path / "t.csv"), Dying())
+        assert (tmp_path / ".t.csv.unet-engine").is_dir()
+        source = Source.of(path)
+        stored[0:2, 0:3, 0:4] = 9  # where no sample of the fingerprint was
+        table(source, str(tmp_path / "t.csv"), Here())
+    assert [int(row["voxels"]) for row in rows(tmp_path / "t.csv")] == [38, 12, 24]
 
 
 def test_an_image_of_another_grid_is_refused(tmp_path):

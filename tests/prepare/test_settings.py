@@ -17,13 +17,13 @@ from unet_engine.settings import Settings
 OTHER_FORMATS = [
     ("seg.hdr", "NIfTI", "seg.zarr"),
     ("seg.IMG", "NIfTI", "seg.zarr"),
-    ("seg.tif", "TIFF", "seg.zarr"),
-    ("seg.ome.tiff", "TIFF", "seg.zarr"),
-    ("a.v1.TIF/", "TIFF", "a.v1.zarr"),
+    ("seg.btf", "TIFF", "seg.zarr"),
+    ("seg.ome.tf8", "TIFF", "seg.zarr"),
+    ("a.v1.LSM/", "TIFF", "a.v1.zarr"),
     ("out.zip", "archive", "out.zarr"),
     ("out.zarr.zip", "archive", "out.zarr"),
     ("out.tar.gz", "archive", "out.zarr"),
-    ("deep/er/out.h5", "HDF5", "out.zarr"),
+    ("deep/er/out.nc", "HDF5", "out.zarr"),
     ("out.png", "image", "out.zarr"),
     ("out.mhd", "ITK", "out.zarr"),
     ("out.nhdr", "ITK", "out.zarr"),
@@ -52,9 +52,9 @@ def test_python_and_settings_files_are_refused_the_same(ramp, model):
         with pytest.raises(SettingsError, match="NIfTI cannot be written yet"):
             unet_engine.run(ramp[1], model=model, out=out)
     with pytest.raises(SettingsError, match="TIFF"):
-        unet_engine.make_plan(ramp[1], model=model, out="seg.tif")
+        unet_engine.make_plan(ramp[1], model=model, out="seg.btf")
     Path("here").mkdir()
-    Path("here/unet-engine.toml").write_text('out = "seg.tif"')
+    Path("here/unet-engine.toml").write_text('out = "seg.btf"')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir("here")
         said = cli("plan", "--in", ramp[1], "--model", model)

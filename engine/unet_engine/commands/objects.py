@@ -9,31 +9,18 @@ from typing import Any
 import click
 
 from unet_engine.commands import interruption
-from unet_engine.commands.options import COUNT, PLACE, Command, cluster_options
+from unet_engine.commands.options import OBJECTS, PLACE, Command, cluster_options
 from unet_engine.errors import SettingsError
 
-CONNECTIVITY = click.option(
-    "--connectivity",
-    type=click.Choice(["4", "8", "6", "18", "26"]),
-    help="Neighbours that count: 6 (faces; default), 18 (and edges), 26 (and corners); in 2D 4 (default) or 8.",
-)
-RULES: list[Callable[..., Any]] = [
-    CONNECTIVITY,
-    click.option("--min-size", type=COUNT, metavar="N", help="Leave out objects of fewer voxels."),
-    click.option(
-        "--fill-holes",
-        is_flag=True,
-        default=None,
-        help="First give background that one class encloses to that class.",
-    ),
-    click.option("--largest", type=COUNT, metavar="K", help="Keep the K largest objects of each class."),
-]
 _READ: list[Callable[..., Any]] = [
     click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. tzyx."),
     click.option("--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: an image in it."),
     click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
     click.option("--timepoint", type=int, metavar="N", help="The time point, counted from 0."),
     click.option("--input-channels", metavar="C", help="The channel, by name or number from 0."),
+    click.option(
+        "--nodata", metavar="V", help="Values that count as background, or none; default: what the volume says."
+    ),
 ]
 _WORK: list[Callable[..., Any]] = [
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
@@ -60,7 +47,7 @@ def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("components", cls=Command)
 @click.argument("labels", type=PLACE)
 @click.argument("out", type=PLACE)
-@_with(*RULES)
+@_with(*OBJECTS)
 @click.option(
     "--dtype",
     type=click.Choice(["uint8", "uint16", "uint32", "uint64"]),
@@ -80,8 +67,7 @@ def components_command(labels: str, out: str, **given: Any) -> None:
     def work(settings: Any, hands: Any, tell: Callable[[str], None]) -> dict[str, Any]:
         source = _source(settings)
         _keep_apart(out, labels)
-        named = {key: value for key, value in rules.items() if value is not None}
-        made = rules_of(source.open(), connectivity and int(connectivity), **named)
+        made = rules_of(len(source.open().shape), connectivity and int(connectivity), **rules)
         wish = Wish(settings.out, settings.resume, settings.overwrite, settings.verify, settings.durable)
         return components(source, made, wish, hands.crew, memory=hands.memory, dtype=dtype, tell=tell)
 
@@ -164,9 +150,9 @@ def _source(settings: Any) -> Any:
     from unet_engine.prepare.places import pick_of
     from unet_engine.volumes.collection import located
 
-    return Source.of(
-        absolute(located(settings.input, settings.image, settings.level)), settings.axes, pick_of(settings)
-    )
+    path = absolute(located(settings.input, settings.image, settings.level))
+    nodata = None if settings.nodata is None else settings.nodata_values
+    return Source.of(path, settings.axes, pick_of(settings), nodata)
 
 
 def _keep_apart(out: str, labels: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import Zstd
 
-from unet_engine.errors import writing
+from unet_engine.errors import DataError, writing
 from unet_engine.output.header import Header
 from unet_engine.output.journal import Journal
 from unet_engine.plan.box import Box
@@ -78,6 +79,10 @@ class Pass(Protocol):
     def look(self, index: Index, box: Box) -> Found:
         """What there is in one box. Raises `DataError` where it cannot be read."""
 
+    def changed(self, box: Box, since: float) -> str | None:
+        """What that `look` reads of the box was changed after `since` (seconds since the epoch), as people are told; None
+        where nothing was, or nothing tells."""
+
     def reduce(self, found: Iterable[tuple[Index, Found]]) -> Any:
         """What all boxes come to, given in index order; `Parts` where the pass writes boxes."""
 
@@ -118,6 +123,17 @@ class Keep:
     def journal(self) -> Journal:
         return Header(self.path, self.digest, WHENEVER).journal
 
+    def since(self) -> float:
+        """When the pass first began, in seconds since the epoch."""
+        with writing(self.path, "noting when it began"):
+            noted = self.journal.get(_BEGUN)
+            if noted is None:
+                self.journal.put(_BEGUN, noted := repr(time.time()).encode())
+        try:
+            return float(noted)
+        except ValueError:  # a power cut spoiled it
+            return 0.0
+
     def put(self, index: Index, found: Found) -> None:
         with writing(self.path, "keeping what was found"):
             self.journal.put(_name(index), packed(found))
@@ -133,6 +149,7 @@ class Keep:
 
 
 LOOK = "look."
+_BEGUN = "begun"
 AT_ONCE = 32
 """Boxes whose finds are read at once."""
 
@@ -187,9 +204,17 @@ class _Write:
 
 def known_of(work: Pass, keep: Keep, crew: Crew) -> Any:
     """What `work` comes to: its boxes looked at as far as that was not done yet, and reduced."""
-    there = keep.there()
-    crew.each(_Look(work, keep), ((index, box) for index, box in work.boxes if _name(index) not in there))
+    since, there = keep.since(), keep.there()
+    left = ((i, box) for i, box in work.boxes if _name(i) not in there or work.changed(box, since))
+    crew.each(_Look(work, keep), left)
     return work.reduce(_found(work, keep))
+
+
+def refuse_changed(work: Pass, since: float) -> None:
+    """Raises `DataError` where something that `work` has read was changed after `since`."""
+    for _, box in work.boxes:
+        if what := work.changed(box, since):
+            raise DataError(f"{what} was changed while it was read; run again once nothing writes to it")
 
 
 def _found(work: Pass, keep: Keep) -> Iterator[tuple[Index, Found]]:

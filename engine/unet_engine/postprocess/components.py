@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.errors import DataError, PlanError, SettingsError, writing
+from unet_engine.errors import DataError, PlanError, SettingsError, UnetEngineError, writing
 from unet_engine.output.layout import Layout
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
@@ -26,6 +26,7 @@ from unet_engine.postprocess.labelling import CONNECTIVITY, cc3d, measured, node
 from unet_engine.postprocess.source import Source, check_labels, starting
 from unet_engine.postprocess.target import Wish, begun
 from unet_engine.units import Tell, silent, size, times
+from unet_engine.version import version_of
 from unet_engine.volumes.base import Volume
 
 FORMAT = 1
@@ -50,29 +51,33 @@ class Components:
         """Nodes of the box as `labelling.measured` has them, its faces, and what tells whether it was changed."""
         labels = self.source.labels(box)
         nodes, classes, total = self._nodes(labels)
+        check = [zlib.crc32(labels.data), _check(nodes)]
         pairs = touching(nodes, classes) if self.rules.fill_holes else np.zeros((0, 2), np.int64)
         return {
             **measured(nodes, labels, total, box, self.boxes.shape),
             **planes(nodes, box, self.boxes.shape),
             "touching": pairs,
-            "crc": np.array([zlib.crc32(labels.data)]),
+            "crc": np.array(check),
         }
+
+    def changed(self, box: Box, since: float) -> str | None:
+        return self.source.changed(box, since)
 
     def _nodes(self, labels: Array) -> tuple[Array, int, int]:
         return nodes_of(labels, self.rules.connectivity, holes=self.rules.fill_holes)
 
     def reduce(self, found: Iterable[tuple[Index, Found]]) -> Numbers:
-        checks: dict[Index, tuple[int, int]] = {}
+        checks: dict[Index, tuple[int, int, int]] = {}
 
         def noted() -> Iterable[tuple[Index, Found]]:
             for index, one in found:
-                checks[index] = int(one["crc"][0]), len(one["class"]) - 1
+                checks[index] = int(one["crc"][0]), int(one["crc"][1]), len(one["class"]) - 1
                 yield index, one
 
         return Numbers(numbered(gathered(noted(), self.boxes.counts, self.rules.connectivity), self.rules), checks)
 
-    def values(self, index: Index, box: Box, part: tuple[int, Array]) -> Array:
-        check, ids = part
+    def values(self, index: Index, box: Box, part: tuple[int, int, Array]) -> Array:
+        check, numbering, ids = part
         if not ids.any():
             return np.zeros(box.shape, self.dtype)
         labels = self.source.labels(box)
@@ -82,6 +87,11 @@ class Components:
                 "--overwrite once nothing writes to it"
             )
         nodes, _, _ = self._nodes(labels)
+        if _check(nodes) != numbering:
+            raise UnetEngineError(
+                "two processes number pieces differently: they have other versions of connected-components-3d; install "
+                "the same one, and use --overwrite"
+            )
         return ids.astype(self.dtype)[nodes]
 
 
@@ -90,46 +100,62 @@ class Numbers:
     """What the pass knows: `Parts` of numbers."""
 
     objects: Objects
-    checks: Mapping[Index, tuple[int, int]]
-    """Of each box the checksum of its labels, and how many nodes it has."""
+    checks: Mapping[Index, tuple[int, int, int]]
+    """Of each box the checksums of its labels and of some of its nodes, and how many nodes it has."""
 
-    def of(self, index: Index) -> tuple[int, Array]:
-        check, total = self.checks[index]
-        return check, self.objects.of(index, total)
+    def of(self, index: Index) -> tuple[int, int, Array]:
+        check, numbering, total = self.checks[index]
+        return check, numbering, self.objects.of(index, total)
 
 
-def rules_of(volume: Volume, connectivity: int | None, **others: Any) -> Rules:
-    """Rules for `volume`; connectivity None: by faces. Raises `SettingsError`."""
-    known = CONNECTIVITY[len(volume.shape)]
+def _check(nodes: Array) -> int:
+    """A checksum of every 61st node: it tells numberings apart, and costs little."""
+    return zlib.crc32(np.ascontiguousarray(nodes.reshape(-1)[::61]).data)
+
+
+def rules_of(ndim: int, connectivity: int | None, **others: Any) -> Rules:
+    """Rules for a volume of so many axes; connectivity None: by faces; of `others` what is None is left out. Raises
+    `SettingsError`."""
+    known = CONNECTIVITY[ndim]
     if connectivity is not None and connectivity not in known:
-        named = ", ".join(map(str, known))
-        raise SettingsError(f"--connectivity {connectivity}: in {len(volume.shape)}D it is one of {named}")
-    return Rules(known[0] if connectivity is None else connectivity, **others)
+        raise SettingsError(f"--connectivity {connectivity}: in {ndim}D it is one of {', '.join(map(str, known))}")
+    given = {name: value for name, value in others.items() if value is not None}
+    return Rules(known[0] if connectivity is None else connectivity, **given)
 
 
 def components(
-    source: Source, rules: Rules, wish: Wish, crew: Crew, *, memory: int, dtype: str | None = None, tell: Tell = silent
+    source: Source,
+    rules: Rules,
+    wish: Wish,
+    crew: Crew,
+    *,
+    memory: int,
+    dtype: str | None = None,
+    run: str | None = None,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Write the objects of the labels at `source` as the output `wish`; returns what is known of them.
 
-    memory: bytes that looking at one box may take. Raises what its parts raise, and `InputError` where the volume holds
+    memory: bytes that looking at one box may take; run: the digest of the run that is to end in this, which made the
+    labels for it. Raises what its parts raise, and `InputError` where the volume holds
     no labels.
     """
     cc3d()  # said before any work
     volume = check_labels(source)
     chunk = _chunk(volume)
-    header, fingerprint = source.header, source.fingerprint
     block = block_of(volume.shape, chunk, min(VOXELS, memory // VOXEL_BYTES))
     check_memory(volume, block, memory)
     identity = {
-        "pass": "components", "format": FORMAT, "input": fingerprint, "shape": list(volume.shape), **asdict(rules),
-        "dtype": dtype, "chunk": list(chunk),
+        "pass": "components", "format": FORMAT, "input": source.name, "shape": list(volume.shape), **asdict(rules),
+        "dtype": dtype, "chunk": list(chunk), "cc3d": version_of("connected-components-3d"),
     }  # fmt: skip
     facts = {
-        "input": source.path, "output": "objects", "classes": list(header.get("classes") or ()),
-        "image": header.get("input"), "start": list(starting(source, volume)),
+        **{key: value for key, value in source.header.items() if key not in _NOT_KEPT},
+        **({"run": run} if run else {"labels": source.path}),
+        "output": "objects",
+        **({"start": list(start)} if (start := starting(source, volume)) else {}),
         **({"frame": volume.frame.facts()} if volume.frame else {}),
-    }  # fmt: skip
+    }
     boxes = Boxes(volume.shape, block)
     with begun(wish, identity, facts, boxes, tell) as output:
         if output is not None:
@@ -142,6 +168,10 @@ def components(
                 objects.write_classes(wish.path, found.kind, output.durability)
             output.finish(_summary(found, kind))
     return {"out": wish.path, **(Source(wish.path).header.get("summary") or {})}
+
+
+_NOT_KEPT = ("identity", "digest", "complete", "summary", "array", "block", "blocks", "begun", "versions")
+"""Of what a run says of its labels, what is not true of their objects."""
 
 
 def check_memory(volume: Volume, block: tuple[int, ...], memory: int) -> None:

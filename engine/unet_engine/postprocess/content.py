@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +186,21 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
         unit=one.unit,
         frame=one.frame,
         channel_names=_channel_names(volume, pick, one.channels) or (classes if len(classes) == one.channels else ()),
-        nodata=one.nodata,
+        nodata=_nodata(header, labels=labels) or one.nodata,
         labels=labels,
         classes=classes if labels else (),
         source=str(header["input"]) if header.get("input") else None,
         said=header,
     )
+
+
+def _nodata(header: Mapping[str, Any], *, labels: bool) -> tuple[float, ...]:
+    """What a run wrote where nothing was measured, where that is no label or number like others."""
+    written = {float(value) for value in dict(header.get("outside") or {}).get("written") or ()}
+    if len(written) != 1:
+        return ()
+    value = written.pop()
+    return (value,) if isnan(value) or (labels and value >= len(header.get("classes") or ()) > 0) else ()
 
 
 def _channel_names(volume: Volume, pick: Pick, count: int) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def convert(
         tell(note)
     content = content_of(volume, pick, _header(source))
     if images:
-        content = replace(content, source=images)
+        content = replace(content, source=images, labels=content.dtype.kind in "biu")
     for loss in deliver(content, out, overwrite=overwrite):
         tell(loss)
     volume.release()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unet_engine.errors import InputError, first_line
-from unet_engine.postprocess.source import Source, check_labels, starting
+from unet_engine.postprocess.source import Source
 from unet_engine.postprocess.table import check_image
 from unet_engine.units import Tell
 
@@ -13,13 +13,12 @@ def image_of(source: Source, given: str | None, tell: Tell) -> Source | None:
     grid, and else none, which is told. Raises `InputError` where a named one is not there."""
     if given is not None:
         return None if given == "none" else Source.of(given)
-    header = source.header
-    named = header.get("image") if header.get("output") == "objects" else header.get("input")
+    named = source.header.get("input")
     if not isinstance(named, str):
         return None
     try:
         image = Source.of(named)
-        check_image(check_labels(source), image, starting(source, check_labels(source)))
+        check_image(source, image)
     except InputError as error:
         tell(f"no intensities, as the image that the labels were made of is not to be had: {first_line(error)}")
         return None

@@ -38,6 +38,8 @@ def cc3d() -> Any:
 def nodes_of(labels: Array, connectivity: int, *, holes: bool) -> tuple[Array, int, int]:
     """The node of each voxel (0 for background where no `holes` are looked for), how many there are of classes, and how
     many there are in all. labels: unsigned, C order"""
+    if not holes and not labels.any():
+        return np.zeros(labels.shape, np.uint32), 0, 0
     found, count = cc3d().connected_components(labels, connectivity=connectivity, return_N=True)
     if not holes:
         return found, int(count), int(count)

@@ -6,6 +6,7 @@ are taken out again, so that no block shows.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from unet_engine.errors import InputError, UnetEngineError, writing
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
-from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, known_of
+from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, known_of, refuse_changed
 from unet_engine.postprocess.file_target import endings, made
 from unet_engine.postprocess.places import World
 from unet_engine.postprocess.source import Source, check_labels
@@ -71,6 +72,9 @@ class Polygons:
             "wkb": np.frombuffer(b"".join(pieces), np.uint8),
         }
 
+    def changed(self, box: Box, since: float) -> str | None:
+        return self.source.changed(box, since)
+
     def reduce(self, found: Iterable[tuple[Index, Found]]) -> dict[int, Any]:
         """By number of an object its outline, in pixels."""
         _, shapely, _ = libraries()
@@ -114,12 +118,15 @@ def polygons(source: Source, out: str, crew: Crew, *, overwrite: bool = False, t
         raise InputError(f"{source.path} has axes {volume.spatial}, and polygons are of 2D; give one plane, e.g. a map")
     boxes = Boxes(volume.shape, block_of(volume.shape, volume.chunks, VOXELS))
     identity = {
-        "pass": "polygons", "format": FORMAT, "input": source.fingerprint, "shape": list(volume.shape),
+        "pass": "polygons", "format": FORMAT, "input": source.name, "shape": list(volume.shape),
         "block": list(boxes.block),
     }  # fmt: skip
     world = World.of(volume)
     with made(out, identity, overwrite=overwrite) as draft:
-        outlines = known_of(Polygons(source, boxes), draft.keep, crew)
+        work = Polygons(source, boxes)
+        begun = time.time()
+        outlines = known_of(work, draft.keep, crew)
+        refuse_changed(work, begun)
         _write(draft.place, driver, _frame(outlines, source, world))
     return {"out": out, "objects": len(outlines), "crs": world.crs}
 
@@ -127,6 +134,8 @@ def polygons(source: Source, out: str, crew: Crew, *, overwrite: bool = False, t
 def _frame(outlines: Mapping[int, Any], source: Source, world: World) -> Any:
     """Outlines in the world's coordinates, with number, class, pixels and area of each."""
     _, shapely, geopandas = libraries()
+    if outlines and max(outlines) >= 2**63:
+        raise InputError(f"{source.path}: {max(outlines)} is larger than files of polygons hold; number objects anew")
     ids = np.array(list(outlines), np.int64)
     shapes = np.array(list(outlines.values()), object)
     pixels = shapely.area(shapes).round().astype(np.int64) if len(ids) else ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
 from unet_engine.postprocess import table_files
-from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, known_of
+from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, known_of, refuse_changed
 from unet_engine.postprocess.file_target import made
 from unet_engine.postprocess.objects import read_classes
 from unet_engine.postprocess.places import World
@@ -47,6 +48,10 @@ class Table:
             piece = None if image is None else image[:, lo : lo + step]
             parts.append(_sums(labels[lo : lo + step], piece, (box.lo[0] + lo, *box.lo[1:])))
         return merged(parts)
+
+    def changed(self, box: Box, since: float) -> str | None:
+        found = self.source.changed(box, since)
+        return found or (self.image.changed(box.shift(self.start), since) if self.image else None)
 
     def reduce(self, found: Iterable[tuple[Index, Found]]) -> Found:
         """The same of the whole volume."""
@@ -140,31 +145,40 @@ def table(
     """
     write = table_files.writer(out)
     volume = check_labels(source)
-    start = starting(source, volume)
-    if image:
-        check_image(volume, image, start)
+    start = check_image(source, image) if image else (0,) * len(volume.shape)
     boxes = Boxes(volume.shape, block_of(volume.shape, volume.chunks, VOXELS))
     identity = {
-        "pass": "table", "format": FORMAT, "input": source.fingerprint, "shape": list(volume.shape),
+        "pass": "table", "format": FORMAT, "input": source.name, "shape": list(volume.shape),
         "image": image.fingerprint if image else None, "start": list(start), "block": list(boxes.block),
     }  # fmt: skip
     with made(out, identity, overwrite=overwrite) as draft:
-        sums = known_of(Table(source, boxes, image, start), draft.keep, crew)
+        work = Table(source, boxes, image, start)
+        begun = time.time()
+        sums = known_of(work, draft.keep, crew)
+        refuse_changed(work, begun)
         names = image.open().channel_names if image else ()
         columns = columns_of(sums, volume, classes_of(source), names)
         write(draft.place, columns, World.of(volume))
     return {"out": out, "objects": len(sums["id"]), "columns": list(columns)}
 
 
-def check_image(volume: Volume, image: Source, start: Sequence[int]) -> None:
-    """Raises `InputError` where the labels are on another grid than the image."""
-    other = image.open()
-    end = tuple(s + n for s, n in zip(start, volume.shape, strict=True))
-    if other.spatial != volume.spatial or any(e > n for e, n in zip(end, other.shape, strict=True)):
+def check_image(source: Source, image: Source) -> tuple[int, ...]:
+    """The voxel of `image` that the labels' first one lies on. Raises `InputError` where they are on another grid: of
+    another shape, unless their header says which part of it they are."""
+    volume, other = source.open(), image.open()
+    said = starting(source, volume)
+    start = said or (0,) * len(volume.shape)
+    ends = [s + n for s, n in zip(start, volume.shape, strict=True)]
+    fits = other.spatial == volume.spatial and all(
+        end <= n if said else end == n for end, n in zip(ends, other.shape, strict=True)
+    )
+    if not fits:
         raise InputError(
-            f"{image.path} has {times(other.shape)} voxels and the labels {times(volume.shape)}, from voxel "
-            f"{','.join(map(str, start))} on; give the image that they were made of with --intensity, or none"
+            f"{image.path} has {times(other.shape)} voxels and the labels {times(volume.shape)}"
+            + (f", from voxel {','.join(map(str, start))} on" if any(start) else "")
+            + "; give the image on whose grid they are with --intensity, or none"
         )
+    return start
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ def work_of(named: str) -> str:
     return f"{folder}{slash}.{name}{_ENDING}"
 
 
+def labels_of(named: str) -> str:
+    """The group that blocks of a run are written to which ends in objects: these are then found in it."""
+    return f"{work_of(named)}-labels"
+
+
 def is_file(named: str) -> bool:
     """Whether an output of this name is a file of another format, rather than a Zarr group, which may be called anything
     else."""
@@ -43,18 +48,25 @@ def settled(named: str, digest: str) -> bool:
     if not os.path.lexists(named):
         return False
     work = work_of(named)
-    found = (account_of(named) or {}).get("digest")
+    found = _run_of(account_of(named))
     if found == digest:
-        if stores.exists(work) and (read_header(work) or {}).get("digest") == digest:
-            output.remove(work)
+        for left in (work, labels_of(named)):
+            if stores.exists(left) and _run_of(read_header(left)) == digest:
+                output.remove(left)
         return True
-    if stores.exists(work):
+    if stores.exists(work) or stores.exists(labels_of(named)):
         return False
     if found is None:
         raise ResumeError(f"{named} exists, and nothing in it says which run made it; use --overwrite to replace it")
     raise ResumeError(
         f"{named} was made by another run ({found}, now {digest}): repeat that run's settings or use --overwrite"
     )
+
+
+def _run_of(said: Mapping[str, Any] | None) -> str | None:
+    """The run that ends in an output: objects name theirs, labels are the run's own."""
+    said = said or {}
+    return said.get("run") or said.get("digest")
 
 
 def hand_over(named: str, *, overwrite: bool, durability: Durability = ON_DISK) -> list[str]:

@@ -15,9 +15,12 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.output import output
 from unet_engine.paths import inside, is_local, plain, root_of
 from unet_engine.plan.box import Box
+from unet_engine.postprocess.components import rules_of
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.formats import writer_of
-from unet_engine.postprocess.working import is_file, work_of
+from unet_engine.postprocess.joining import Rules
+from unet_engine.postprocess.labelling import cc3d
+from unet_engine.postprocess.working import is_file, labels_of, work_of
 from unet_engine.prepare.decisions import dtype_of
 from unet_engine.prepare.notes import fall_back
 from unet_engine.settings import Settings
@@ -30,6 +33,9 @@ _LIKE = {
     ".nrrd": ".nrrd .nhdr",
     ".mha": ".mha .mhd",
     ".npy": ".npy",
+    ".h5": ".h5 .hdf5 .hdf .he5 .nc .nc4 .cdf",
+    ".ome.tif": ".tif .tiff .btf .tf2 .tf8 .lsm .svs .ndpi .stk .qptiff .scn",
+    ".tif": ".vrt .jp2 .j2k",
 }
 """What an output is where nobody names it, by the ending of the input."""
 _BY_INPUT = {ending: out for out, endings in _LIKE.items() for ending in endings.split()}
@@ -41,6 +47,8 @@ class Delivery:
     """What the user gets: a Zarr group, or a file of another format."""
     work: str
     """The Zarr group that blocks are written to: the same, or one beside the file, which goes once that is whole."""
+    objects: Rules | None = None
+    """Which objects are numbered, where these are wanted: blocks are then written to a group that goes as well."""
 
 
 def delivery_of(settings: Settings, spec: ModelSpec, written: Volume, roi: Box, notes: list[str]) -> Delivery:
@@ -48,13 +56,30 @@ def delivery_of(settings: Settings, spec: ModelSpec, written: Volume, roi: Box, 
     for cannot hold its result; `notes` hear what that leaves out, and what was chosen where nothing is asked for."""
     content = _expected(settings, spec, written, roi)
     named = settings.out or _default(settings, spec, content, notes)
-    if not is_file(named):
-        return Delivery(named, named)
-    writer = writer_of(named)
-    writer.check(named, content)
-    for loss in writer.losses(content):
-        fall_back(settings, notes, f"{named}: {loss}")
-    return Delivery(named, work_of(named))
+    objects = _objects(settings, len(written.spatial))
+    work = named
+    if is_file(named):
+        writer = writer_of(named)
+        writer.check(named, content)
+        for loss in writer.losses(content):
+            fall_back(settings, notes, f"{named}: {loss}")
+        work = work_of(named)
+    return Delivery(named, labels_of(named) if objects else work, objects)
+
+
+def _objects(settings: Settings, ndim: int) -> Rules | None:
+    """Which objects are wanted. Raises `SettingsError` where they make no sense, and `UnetEngineError` where what finds
+    them is not installed: now, rather than once the labels are there."""
+    if not settings.components:
+        return None
+    cc3d()
+    return rules_of(
+        ndim,
+        settings.connectivity,
+        min_size=settings.min_size,
+        fill_holes=settings.fill_holes,
+        largest=settings.largest,
+    )
 
 
 def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[str]) -> str:
@@ -62,7 +87,7 @@ def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[
     an earlier version began as Zarr stays that."""
     top = root_of(settings.input)
     usual = f"{stem(top)}-{spec.name}"
-    ending = _ending(settings.input)
+    ending = _ending(settings.input, content)
     if ending == _ZARR or (settings.resume and output.is_ours(usual + _ZARR)):
         return usual + _ZARR
     try:
@@ -74,7 +99,7 @@ def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[
     return usual + ending
 
 
-def _ending(path: str) -> str:
+def _ending(path: str, content: Content) -> str:
     file = inside(plain(path))[0]
     if not is_local(file):
         return _ZARR
@@ -82,6 +107,8 @@ def _ending(path: str) -> str:
         return ".dcm"
     if Path(file).is_dir():
         return _ZARR
+    if content.frame and content.frame.space == "crs":
+        return ".tif"
     found = [ending for ending in _BY_INPUT if file.lower().endswith(ending)]
     return _BY_INPUT[max(found, key=len)] if found else _ZARR
 

@@ -169,4 +169,5 @@ def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
         classes=spec.classes,
         frame=volume.frame.moved(roi.lo) if volume.frame else None,
         turn=turn and turn.of(roi.shape),
+        start=None if survey.grids and not decisions.back else roi.lo,
     )

@@ -3,6 +3,7 @@ the same identity."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from unet_engine.backends.base import Network, Setup
@@ -50,6 +51,7 @@ def identity(
         "output": [decisions.kind, decisions.dtype],
         "replace_nonfinite": settings.replace_nonfinite,
         "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
+        **({"components": asdict(objects)} if (objects := survey.objects) else {}),
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
         **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
@@ -58,8 +60,8 @@ def identity(
     }
 
 
-def _said(grid: tuple[AxisResampling, ...]) -> list[list[int]]:
-    return [[axis.source, axis.target, axis.order] for axis in grid]
+def _said(grid: tuple[AxisResampling, ...]) -> list[list[float]]:
+    return [[axis.source, axis.target, axis.order, *([axis.step] if axis.step else [])] for axis in grid]
 
 
 def _members(setup: Setup) -> dict[str, Any]:

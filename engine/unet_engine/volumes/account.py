@@ -16,6 +16,8 @@ from numpy.lib import format as npy
 from unet_engine.volumes.frame import Frame
 
 KEY = "unet_engine"
+TIFF_TAG = 65000
+"""Of a TIFF's private tags, the one that the text is in."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,17 @@ class Account:
         return [of.get(a, other) for a in names]
 
 
-def read(text: object, shape: Sequence[int]) -> Account | None:
+def read(text: object, shape: Sequence[int], names: str | None = None) -> Account | None:
     """What `text` says of an array of this shape, whose axes it names; None where it is none of ours, or was written of
-    another array, as of one that was cropped since."""
+    another array, as of one that was cropped since. names: of the axes, where the format tells; those that are one long
+    may then be missing, or be there in addition."""
     try:
         facts: dict[str, Any] = json.loads(str(text))[KEY]
         axes = str(facts["axes"])
-        if list(facts["shape"]) != list(shape) or len(axes) != len(shape):
+        written = [int(n) for n in facts["shape"]]
+        if len(axes) != len(written) or _long(axes, written) != _long(names or axes, shape):
+            return None
+        if names is None and written != list(shape):
             return None
         frame = Frame.from_facts(facts["frame"]) if facts.get("frame") else None
         spatial = sum(a in "zyx" for a in axes)
@@ -63,6 +69,10 @@ def read(text: object, shape: Sequence[int]) -> Account | None:
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _long(names: str, shape: Sequence[int]) -> dict[str, int]:
+    return {a: n for a, n in zip(names, shape, strict=True) if n > 1}
 
 
 def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

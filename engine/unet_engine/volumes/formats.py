@@ -32,6 +32,8 @@ FORMATS: list[Format] = [
     ZarrFormat(),
 ]
 """In the order in which they are asked. Zarr is the last: it takes every folder and every URL."""
+OTHERWISE = FORMATS[-1]
+"""What takes what no other format recognises."""
 
 READ = "Zarr, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
 """What people are told that volumes may be."""
@@ -45,6 +47,12 @@ def format_of(path: str) -> Format | None:
 def is_series(path: str) -> bool:
     """Whether `path` holds DICOM."""
     return isinstance(format_of(path), DicomFormat)
+
+
+def slices_of(path: str) -> tuple[Volume, tuple[str, ...], tuple[int | None, ...]]:
+    """The DICOM series at `path`, the file of each slice in order, and which frame of it. Raises `InputError`."""
+    volume = DicomFormat().open(path, None)
+    return volume, tuple(one.file for one in volume.slices), tuple(one.frame for one in volume.slices)
 
 
 def open_stored(path: str, axes: str | None = None) -> Volume:

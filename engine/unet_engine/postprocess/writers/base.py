@@ -107,6 +107,18 @@ def plain_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype("u1") if dtype == np.bool_ else dtype.newbyteorder("<")
 
 
+def chunks_of(content: Content) -> tuple[int, ...]:
+    """In which a chunked format stores it: as it is read best, where that is a size that reads well in general."""
+    return tuple(
+        1 if a in "tc" else min(n, c if CHUNK // 4 <= c <= 2 * CHUNK else CHUNK)
+        for a, n, c in zip(content.axes, content.shape, content.chunks, strict=True)
+    )
+
+
+CHUNK = 128
+"""Voxels along a spatial axis."""
+
+
 def check_axes(path: str, content: Content, kind: str, held: str) -> None:
     """Raise `OutputError` where there is an axis, longer than one, that `kind` does not hold."""
     said = {"t": "several time points", "c": "several channels", "z": "a stack of planes"}

@@ -13,11 +13,9 @@ import zarr
 
 from unet_engine.postprocess.colours import colour_of
 from unet_engine.postprocess.content import Content
-from unet_engine.postprocess.writers.base import account_in, account_text
+from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of
 from unet_engine.volumes.account import KEY
 
-_CHUNK = 128
-"""Voxels along a spatial axis, where chunks of the input are larger or smaller by much."""
 _ARRAY = "0"
 
 
@@ -76,10 +74,7 @@ class OzxWriter:
 
 def write_group(place: Path, content: Content, name: str) -> None:
     """A group with the voxels at ``0``."""
-    chunks = tuple(
-        1 if a in "tc" else min(n, c if _CHUNK // 4 <= c <= 2 * _CHUNK else _CHUNK)
-        for a, n, c in zip(content.axes, content.shape, content.chunks, strict=True)
-    )
+    chunks = chunks_of(content)
     group = zarr.create_group(place, zarr_format=3, attributes=_attributes(content, name))
     array = group.create_array(
         _ARRAY,
