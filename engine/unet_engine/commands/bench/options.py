@@ -41,6 +41,13 @@ MOST_WINDOWS = 65536
 )
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
 @click.option("--overlap", type=Number(0, 1, max_open=True), default=0.5, help="As for run; default 0.5.")
+@click.option(
+    "--tilings",
+    type=Number(0, 1000, min_open=True),
+    metavar="F",
+    help="Show what tilings cost and how their labels agree as well: at most this part of a run is computed to find out, "
+    "e.g. 0.1, beside --seconds. A run with --tiling auto then takes what was found.",
+)
 @click.option("--tta", metavar="HOW", help="As for run; default: the mirrors that the model names.")
 @click.option("--threads", type=THREADS, metavar="N", help="As for run; default: one per core.")
 @IGNORE_SPACING
@@ -76,6 +83,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     request = Request(
         given["model"], given["input"], given["axes"], wanted, given["seconds"],
         ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"], head=given["head"],
+        tilings=given["tilings"],
     )  # fmt: skip
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])
@@ -110,6 +118,12 @@ def _show(facts: dict[str, Any], console: Any) -> None:
             console.say(f"note: {note}")
         if sweep["command"]:
             console.say(f"best: {sweep['command']}")
+    if tilings := facts.get("tilings"):
+        console.print()
+        console.say("tilings: voxels computed for one, labels that agree, least Dice")
+        for line in tilings["table"]:
+            console.say(line)
+        console.say(tilings["line"])
 
 
 def _names(text: str | None) -> tuple[str, ...]:
