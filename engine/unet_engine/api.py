@@ -40,7 +40,9 @@ Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
 
 
-_NOT_STORED = ("out", "part", "overlap_choice", "tiling_choice", "complete", "profile", "objects")
+_NOT_STORED = (
+    "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
+)  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
 
@@ -90,11 +92,16 @@ class Result:
     profile: tuple[str, ...] = ()
     """The files that show it."""
     notes: tuple[str, ...] = ()
-    """What was found as the run began and the user should know, beside the notes of planning."""
+    """What was found as the run began and the user should know, beside `plan_notes`."""
+    plan_notes: tuple[str, ...] = ()
+    """What was found before it began: what was guessed of the model, where its outputs or the voxels contradict it. The
+    command line tells them as they are found; a caller from Python should look at them."""
     objects: int | None = None
     """How many there are, where they were numbered in place of labels."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
+    already_complete: bool = False
+    """Whether it was so before this run, which then did nothing."""
 
 
 def run(input: str, **options: Any) -> Result:
@@ -118,7 +125,8 @@ def make_plan(input: str, **options: Any) -> Plan:
 def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell: Tell = silent) -> Result:
     """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so. `tell` hears
     at once what becomes the result's notes."""
-    settings = prepared.survey.settings
+    survey = prepared.survey
+    settings = survey.settings
     # before any work: a place that cannot be written is said now, not after hours
     profile = tracing.Place.of(settings.profile, prepared.survey.named) if settings.profile else None
     begun = time.perf_counter()
@@ -133,14 +141,15 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         return replace(_result(prepared, crew, time.perf_counter() - begun), notes=tuple(notes))
 
     if _is_made(prepared):
-        note([f"{prepared.survey.named} is already complete"])
-        return result()
+        note([f"{survey.named} is already complete"])
+        return replace(result(), already_complete=True)
     done = None
     with _begun(prepared):
         output = _open_output(prepared)
         note(output.notes)
         if output.header.settled():
             clear(prepared.job.out)
+            done = replace(result(), already_complete=not survey.objects and survey.named == survey.out)
         else:
             with hold(prepared.job.out, _part(prepared)) as holding:
                 if output.header.begin():  # else the last part completed it just now
@@ -357,5 +366,6 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         tiling_choice=tiling_choice.facts(prepared.tiling),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,
+        plan_notes=(*crew.notes, *prepared.notes),
         **crew.facts(),
     )

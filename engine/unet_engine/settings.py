@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from math import inf, prod
@@ -21,6 +22,9 @@ MOST_THREADS = 1024
 """Threads of one process that are started at most."""
 MOST_WORKERS = 10**6
 """Of whatever cluster; on this machine memory is the limit, see `unet_engine.cluster.local_workers`."""
+
+ENVIRONMENT = "UNET_ENGINE_"
+"""What variables of the environment that say settings begin with."""
 
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
@@ -346,19 +350,21 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **given: Any) -> Settings:
-        """Settings from keywords, with what settings files say for those not given: the one in the current folder, then
-        the one beside the input, then the user's.
+        """Settings from keywords; what those leave open from the environment (`UNET_ENGINE_<SETTING>`), then from
+        settings files: the one in the current folder, then the one beside the input, then the user's.
 
         Raises `SettingsError` naming the option that makes no sense, or that a file beside the input may not set.
         """
         given = {key: value for key, value in given.items() if value is not None}
+        around = {key: value for key, value in from_environment().items() if key not in given}
+        given = {**around, **given}
         source: dict[str, SettingsFile] = {}
         for file in settings_files(plain(str(given.get("input", "")))):
             source |= {key: file for key in file.values if key not in given and key not in source}
         try:
             settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
         except ValidationError as error:
-            raise SettingsError(_explained(error, source)) from error
+            raise SettingsError(_explained(error, source, around)) from error
         hide(settings.dashboard_token)
         hide_in_url(settings.input, settings.out, settings.mask, settings.truth, settings.scheduler)
         settings._check()
@@ -369,7 +375,7 @@ class Settings(BaseModel):
         if settings.tiling and settings.tiling != "auto":
             window, _, blend = parse_tiling(settings.tiling)
             settings = settings.model_copy(update={"window": window, "blend": blend})
-        settings._notes = _taken(source)
+        settings._notes = (*_said_around(around), *_taken(source))
         return settings
 
     def _check(self) -> None:
@@ -456,6 +462,17 @@ class Settings(BaseModel):
         return () if self.nodata in (None, "none") else parse_values(str(self.nodata))
 
 
+def from_environment() -> dict[str, str]:
+    """What the environment says of settings, by their names. An empty value says nothing."""
+    named = {f"{ENVIRONMENT}{name.upper()}": name for name in Settings.model_fields}
+    return {name: os.environ[key] for key, name in named.items() if os.environ.get(key, "").strip()}
+
+
+def _said_around(around: Mapping[str, str]) -> tuple[str, ...]:
+    names = ", ".join(sorted(set(around) - {"dashboard_token"}))
+    return (f"from the environment: {names}",) if names else ()
+
+
 def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
     """A note for each file that settings were taken from."""
     keys: dict[Path, list[str]] = {}
@@ -464,11 +481,13 @@ def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
     return tuple(f"from {path}: {', '.join(names)}" for path, names in keys.items())
 
 
-def _explained(error: ValidationError, source: Mapping[str, SettingsFile]) -> str:
-    """What is wrong, under the name by which the user gave it: an option, or a key of the file in `source`."""
+def _explained(error: ValidationError, source: Mapping[str, SettingsFile], around: Mapping[str, str]) -> str:
+    """What is wrong, under the name by which the user gave it: an option, a variable of the environment in `around`, or
+    a key of the file in `source`."""
     first = error.errors()[0]
     name = str(first["loc"][0])
     shown = f"{source[name].path}: {name}" if name in source else "--" + _OPTIONS.get(name, name).replace("_", "-")
+    shown = ENVIRONMENT + name.upper() if name in around else shown
     if first["type"] == "extra_forbidden":
         return f"{shown} is not a setting; see unet-engine run --help"
     if first["type"] == "missing":

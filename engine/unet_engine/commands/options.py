@@ -41,6 +41,11 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
+def joined(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """Of an option that may be given several times, what it means: a list parted by commas."""
+    return ",".join(given) if given else None
+
+
 IGNORE_SPACING = click.option(
     "--ignore-spacing",
     is_flag=True,
@@ -61,26 +66,36 @@ OBJECTS: list[Callable[..., Any]] = [
 ]
 """Which objects there are: with --components, and of the command of that name."""
 
+_ONE = click.option(
+    "--in",
+    "input",
+    metavar="PATH",
+    help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
+)
+_SEVERAL = click.option(
+    "--in",
+    "input",
+    metavar="PATH",
+    multiple=True,
+    help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md. "
+    "Several, a glob, a folder of volumes or a list (.csv, .jsonl) are run one after the other; docs/batches.md.",
+)
 _SETTINGS = [
     click.option(
-        "--in",
-        "input",
-        metavar="PATH",
-        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; "
-        "docs/volumes.md.",
-    ),
-    click.option(
         "--model",
+        multiple=True,
+        callback=joined,
         metavar="FILE[,FILE]",
-        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several the mean is taken; default: from "
-        "unet-engine.toml, here or beside the input.",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several, or given several times, the mean "
+        "is taken; default: from unet-engine.toml, here or beside the input.",
     ),
     click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
     click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),
     click.option(
         "--out",
         metavar="PATH",
-        help="Output: NAME.zarr, .nii.gz, .nrrd …, see docs/outputs.md; default: beside the input, of its format.",
+        help="Output: NAME.zarr, .nii.gz, .nrrd …, see docs/outputs.md; of several volumes with {stem}, docs/batches.md; "
+        "default: beside the input, of its format.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
     click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
@@ -208,7 +223,10 @@ _SETTINGS = [
         "--threads", type=int, metavar="N", help="Windows a process infers at once on the CPU; default: one per core."
     ),
     click.option(
-        "--part", metavar="I/N", help="Only the I-th of N parts, for job arrays; the last to end completes the output."
+        "--part",
+        metavar="I/N",
+        help="Only the I-th of N parts, for job arrays; the last to end completes the output. Of several volumes every "
+        "N-th.",
     ),
     click.option(
         "--profile",
@@ -262,6 +280,20 @@ _CLUSTER = [
 ]
 
 
+_RUNNING = [
+    click.option("--keep-going", is_flag=True, help="Of several volumes run the others where one fails; exit code 11."),
+    click.option("--dry-run", is_flag=True, help="Say what would be run, and what would be refused; write nothing."),
+    click.option("--results", metavar="FILE", help="Add a line of JSON for each volume, also of one that fails."),
+    click.option("--log", metavar="FILE", help="Add all that is told, with the time."),
+    click.option(
+        "--log-format", type=click.Choice(["text", "json"]), help="Of --log; json without it: of stderr. Default: text."
+    ),
+    click.option("--metrics", metavar="FILE", help="Counts as Prometheus reads them, written every few seconds."),
+    click.option("-v", "--verbose", is_flag=True, help="Of several volumes show the plan and all notes of each."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+]
+
+
 class Number(click.FloatRange):
     """A finite number within bounds."""
 
@@ -303,12 +335,22 @@ def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a run does."""
-    return _with(_SETTINGS, command)
+    return _with([_ONE, *_SETTINGS], command)
+
+
+def several_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs over one volume or more do."""
+    return _with([_SEVERAL, *_SETTINGS], command)
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Who does it."""
     return _with(_CLUSTER, command)
+
+
+def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a run tells what it does, and what it does with several volumes."""
+    return _with(_RUNNING, command)
 
 
 def _with(options: list[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:

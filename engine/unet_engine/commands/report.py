@@ -246,6 +246,8 @@ def _few(values: list[float]) -> str:
 
 
 def result_line(result: Result) -> str:
+    if result.already_complete:
+        return f"{result.out}: already complete, nothing was done"
     left_out = f", {result.windows_skipped:,} skipped" if result.windows_skipped else ""
     return (
         f"{result.out}: {result.windows_inferred:,} windows{left_out} in {span(result.seconds)}, "

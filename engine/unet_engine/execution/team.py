@@ -44,3 +44,6 @@ class Team(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What the summary of the run says about who did it: fields of `unet_engine.api.Result`."""
+
+    def close(self) -> None:
+        """Give back what is open for this run alone."""

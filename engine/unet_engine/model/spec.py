@@ -73,6 +73,20 @@ class Resampling(BaseModel):
     apart: Literal["anisotropic", "always", "never"] = "anisotropic"
     """When the axis along which voxels are longest is resampled apart from the others: where they are over three times
     as long as they are short."""
+    aligned: Literal["ends", "first"] = "ends"
+    """Whether both grids end at the same places, as nnU-Net has it, or the middles of their first voxels are the same
+    and voxels as long as the spacing says to the last digit, as MONAI has it."""
+    first: Literal["normalised", "interpolated"] = "normalised"
+    """What is done with voxels before the other."""
+    of: Literal["outputs", "probabilities"] = "outputs"
+    """What is interpolated on the way back: what the network gives, or what its activation makes of that."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is as it was: so digests stay."""
+        said: dict[str, Any] = handler(self)
+        later = {"aligned": "ends", "first": "normalised", "of": "outputs"}
+        return {key: value for key, value in said.items() if later.get(key) != value}
 
 
 class ModelSpec(BaseModel):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -53,6 +53,8 @@ class Reduction(ABC):
     """See `ModelSpec.regions`."""
     threshold: float | None = None
     """See `ModelSpec.threshold`."""
+    of: Literal["outputs", "probabilities"] = "outputs"
+    """What is interpolated, see `Resampling.of`."""
     kind: ClassVar[Kind]
 
     @property
@@ -74,6 +76,8 @@ class Reduction(ABC):
         """Voxels on another grid, which `grid` says for each axis how to make of `sums`: first the sums are
         interpolated, then reduced, a small part of the output at a time, so that they stay in the cache and never are
         there as a whole."""
+        if self.of == "probabilities" and self.kind != "logits":
+            return self._activated(sums).on_grid(sums, grid)
         shape = tuple(axis.size for axis in grid)
         out = np.empty(self.shape((len(sums), *shape)), self.dtype)
         tile = tuple(min(n, t) for n, t in zip(shape, TILE[-len(shape) :], strict=True))
@@ -83,6 +87,18 @@ class Reduction(ABC):
             part, source = _part(sums, grid, box)
             self._reduce_tile(source, part, scratch, out[place])
         return out
+
+    def _activated(self, sums: Array) -> Reduction:
+        """Make probabilities of `sums` where they lie, layer by layer; what reduces those."""
+        if self.activation not in ("softmax", "sigmoid"):
+            return replace(self, of="outputs")
+        for k in range(sums.shape[1]):
+            layer = np.ascontiguousarray(sums[:, k : k + 1])
+            made = np.empty_like(layer)
+            operations.probabilities(layer, made, self.activation)
+            sums[:, k : k + 1] = made
+        activation: Activation = "probabilities" if self.activation == "softmax" else "probabilities_each"
+        return replace(self, of="outputs", activation=activation)
 
     def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
         """Write the voxels that `grid` makes of `sums` to `out`. scratch: as many rows as there are channels."""

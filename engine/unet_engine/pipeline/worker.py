@@ -163,6 +163,17 @@ class Worker:
                 self._pipeline.close()
             self._pipeline = None
 
+    def give(self) -> Network | None:
+        """Leave, and give away the network that is open."""
+        with self._opening:
+            self.leave()
+            network, self._opened.network = self._opened.network, None
+            return network
+
+    def renew(self) -> None:
+        """Forget the network that was handed in, which is closed: another one is opened when it is first used."""
+        self.give()
+
     def close(self) -> None:
         with self._opening:
             self.leave()

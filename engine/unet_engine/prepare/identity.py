@@ -60,8 +60,8 @@ def identity(
     }
 
 
-def _said(grid: tuple[AxisResampling, ...]) -> list[list[int]]:
-    return [[axis.source, axis.target, axis.order] for axis in grid]
+def _said(grid: tuple[AxisResampling, ...]) -> list[list[float]]:
+    return [[axis.source, axis.target, axis.order, *([axis.step] if axis.step else [])] for axis in grid]
 
 
 def _members(setup: Setup) -> dict[str, Any]:

@@ -32,6 +32,8 @@ FORMATS: list[Format] = [
     ZarrFormat(),
 ]
 """In the order in which they are asked. Zarr is the last: it takes every folder and every URL."""
+OTHERWISE = FORMATS[-1]
+"""What takes what no other format recognises."""
 
 READ = "Zarr, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
 """What people are told that volumes may be."""

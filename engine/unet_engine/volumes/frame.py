@@ -140,9 +140,10 @@ class Frame:
             origin=tuple(o * factor for o in self.origin),
         )
 
-    def resampled(self, factors: Sequence[float]) -> Frame:
-        """Of a volume between the same ends, its voxels so many times as long along z, y, x."""
-        moved = self.moved([(f - 1) / 2 for f in factors])
+    def resampled(self, factors: Sequence[float], begin: Sequence[float] | None = None) -> Frame:
+        """Of a volume whose voxels are so many times as long along z, y, x, the first of them at voxel `begin`; None:
+        of one between the same ends."""
+        moved = self.moved([(f - 1) / 2 for f in factors] if begin is None else begin)
         return replace(moved, matrix=tuple(tuple(m * f for m, f in zip(r, factors, strict=True)) for r in self.matrix))
 
     def moved(self, start: Sequence[float]) -> Frame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from unet_engine.profiling.stages import GATHER
 from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
 from unet_engine.volumes import nodata
-from unet_engine.volumes.base import Array
+from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.normalize import Scaling
@@ -59,7 +59,7 @@ class Regridded(Lens):
     def spacing(self) -> tuple[float, ...] | None:
         if self.scan.spacing is None:
             return None
-        return tuple(s * axis.source / axis.target for s, axis in zip(self.scan.spacing, self.grid, strict=True))
+        return tuple(s * axis.ratio for s, axis in zip(self.scan.spacing, self.grid, strict=True))
 
     @property
     def translation(self) -> tuple[float, ...]:
@@ -70,7 +70,8 @@ class Regridded(Lens):
 
     @property
     def frame(self) -> Frame | None:
-        return self.scan.frame and self.scan.frame.resampled([axis.source / axis.target for axis in self.grid])
+        begin = [axis.position(0) for axis in self.grid]
+        return self.scan.frame and self.scan.frame.resampled([axis.ratio for axis in self.grid], begin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +135,18 @@ class Interpolated(Regridded):
                 taps(axis, lo, hi, at) for axis, lo, hi, at in zip(self.grid, box.lo, box.hi, there.lo, strict=True)
             ]
             operations.interpolate(out, normal, tables)
-            if self.scaling.clip and any(axis.order == 3 and not axis.is_identity for axis in self.grid):
-                for c, channel in enumerate(out):
-                    ends = self.scaling.normalised(np.array(self.scaling.clip[c], np.float32), c)
-                    np.clip(channel, *(np.sort(ends) - np.float32(self.pivot[c])), out=channel)
+            for c, channel in enumerate(out):
+                if (bounds := self._bounds(c)) is not None:
+                    np.clip(channel, *bounds, out=channel)
         return out
+
+    def _bounds(self, channel: int) -> Array | None:
+        """What splines may not overshoot; None where nothing does, or nothing is known."""
+        if not self.scaling.clip or not any(axis.order == 3 and not axis.is_identity for axis in self.grid):
+            return None
+        ends = self.scaling.normalised(np.array(self.scaling.clip[channel], np.float32), channel)
+        found: Array = np.sort(ends) - np.float32(self.pivot[channel])
+        return found
 
     def not_finite(self, box: Box) -> Array:
         """Which voxels of the scan that `box` is made of are NaN or infinite, and were measured and not replaced."""
@@ -167,6 +175,48 @@ class Interpolated(Regridded):
         if any(self.pivot):
             normal -= np.array(self.pivot, np.float32).reshape(-1, *(1,) * len(index))
         return normal
+
+
+@dataclass(frozen=True, eq=False)
+class RawInterpolated(Interpolated):
+    """The same, interpolated as it was measured: normalising, and what it clips, comes afterwards."""
+
+    @property
+    def fill_value(self) -> float:
+        """Of what is not stored, where that is background; else NaN, which is none."""
+        return self.scan.fill_value if self.scan.fill_value == self.background else float("nan")
+
+    @property
+    def fed(self) -> Scaling:
+        return self.scaling
+
+    def _bounds(self, channel: int) -> Array | None:
+        return None
+
+    def _normalised(self, voxels: Array) -> Array:
+        """The voxels, (channels, *S) float32; where nothing was measured, what is normalised to 0."""
+        absent = nodata.where(voxels, self.scan.nodata) if self.scan.nodata else None
+        raw = np.array(voxels, np.float32, order="C")
+        if voxels.dtype.kind == "f":
+            bad = ~np.isfinite(raw)
+            raw[bad] = np.nan if self.nonfinite is None else self.nonfinite
+        if absent is not None:
+            for channel, where, shift in zip(raw, absent, self.scaling.shift, strict=True):
+                channel[where] = shift
+        return raw
+
+
+def interpolated(
+    scan: Volume,
+    grid: tuple[AxisResampling, ...],
+    scaling: Scaling,
+    background: float,
+    nonfinite: float | None,
+    first: Literal["normalised", "interpolated"],
+) -> Interpolated:
+    """What windows are cut from. first: what is done before the other."""
+    kind = Interpolated if first == "normalised" else RawInterpolated
+    return kind(scan, grid, scaling, background, nonfinite)
 
 
 def fed(scaling: Scaling, background: float) -> Scaling:

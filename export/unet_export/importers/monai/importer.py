@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.credit import Credit
+from unet_engine.model.spec import Resampling
 from unet_engine.units import Tell
 from unet_engine.version import version_of
 from unet_export.importers import code
@@ -280,6 +281,8 @@ class _Reader:
             values["window"] = order.ours(window)
         if before.spacing and len(before.spacing) == order.dims:
             values |= {"spacing": order.ours(before.spacing), "spacing_unit": "millimeter"}
+            if before.resampling:
+                values["resampling"] = Resampling.model_validate({**before.resampling, **behind.output})
         if before.orientation and order.dims == 3 and order.x_first:
             values["orientation"] = before.orientation[::-1]
         if behind.activation:
