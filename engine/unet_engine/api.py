@@ -312,6 +312,8 @@ def _provenance(job: Job) -> dict[str, Any]:
         },
         **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
+        **({} if job.model.spec.classes or job.kind != "labels" else {"labels": job.model.spec.label_count}),
+        **({"colours": list(job.model.spec.colours)} if job.model.spec.colours else {}),
         "output": job.kind,
         "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,
         "backend": job.setup.device + " " + str(plan.identity["backend"]),
