@@ -107,11 +107,11 @@ def _key(file: str, skip: int, length: int) -> str:
 
 def _unpack(file: str, opener: Opener, skip: int, length: int, path: Path) -> None:
     free = shutil.disk_usage(path.parent).free
-    room = free - min(_LEFT_FREE, free // 10)
-    if length > room:
+    left = min(_LEFT_FREE, free // 10)
+    if length > free - left:
         raise InputError(
-            f"{file} has to be unpacked to {size(length)}, and {size(room)} can be had in {path.parent}; set {FOLDER} to "
-            "a folder with more room"
+            f"{file} has to be unpacked to {size(length)}, and {size(free)} are free in {path.parent}, of which "
+            f"{size(left)} are left to others; set {FOLDER} to a folder with more room"
         )
     partial = path.with_suffix(".partial")
     try:
