@@ -100,7 +100,9 @@ def _of_sample(found: Imported, model: ModelFile, sample: Sample) -> Certificate
             f"{found.credit.source}: of its own test input the network makes {times(got.shape)}, and its test output is "
             f"{times(expected.shape)}; the source contradicts itself"
         )
-    finished = spec.model_copy(update={"activation": found.finished_as}) if found.finished_as else spec
+    # a threshold is among what is done behind it
+    known = {"activation": found.finished_as, "threshold": None}
+    finished = spec.model_copy(update=known) if found.finished_as else spec
     certificate = compared("its own test tensors", got, expected, finished, versions_of(model, found.versions))
     relative, absolute = found.tolerance
     apart = np.abs(got - expected) > absolute + relative * np.abs(expected)
@@ -211,9 +213,9 @@ def label_of(values: Array, spec: ModelSpec) -> Array:
     labels = np.empty(values.shape[1:], np.uint16)
     sums = np.ascontiguousarray(values, np.float32)
     if spec.regions is None:
-        operations.labels(sums, labels, spec.activation)
+        operations.labels(sums, labels, spec.activation, threshold=spec.threshold)
     else:
-        operations.regions(sums, labels, spec.regions, spec.activation)
+        operations.regions(sums, labels, spec.regions, spec.activation, threshold=spec.threshold)
     return labels
 
 

@@ -25,7 +25,7 @@ from unet_engine.commands.demo import SEED, SHAPE
 from unet_engine.errors import SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.shipped import shipped_model
-from unet_engine.prepare.orientation import check_orientation
+from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.prepare.survey import check_volume
 from unet_engine.units import Tell
@@ -101,7 +101,7 @@ def _own(request: Request, tell: Tell) -> Subject:
     check_volume(volume, model)
     notes: list[str] = []
     check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    check_orientation(volume, model.spec, notes, ignore=request.ignore_spacing)
+    volume = lying(volume, model.spec, notes, ignore=request.ignore_spacing)
     for note in notes:
         tell(f"note: {note}")
     space_of(model, _field(model, volume.shape, request), request.wanted)
