@@ -92,7 +92,10 @@ class Result:
     profile: tuple[str, ...] = ()
     """The files that show it."""
     notes: tuple[str, ...] = ()
-    """What was found as the run began and the user should know, beside the notes of planning."""
+    """What was found as the run began and the user should know, beside `plan_notes`."""
+    plan_notes: tuple[str, ...] = ()
+    """What was found before it began: what was guessed of the model, where its outputs or the voxels contradict it. The
+    command line tells them as they are found; a caller from Python should look at them."""
     objects: int | None = None
     """How many there are, where they were numbered in place of labels."""
     complete: bool = True
@@ -365,5 +368,6 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         tiling_choice=tiling_choice.facts(prepared.tiling),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,
+        plan_notes=(*crew.notes, *prepared.notes),
         **crew.facts(),
     )

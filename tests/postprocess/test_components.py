@@ -202,6 +202,27 @@ def test_what_was_not_measured_is_background(tmp_path):
     assert result_of(tmp_path / "b.zarr").tolist() == [[1, 2, 3], [1, 1, 4]]
 
 
+def test_numbers_as_a_file_of_another_format(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    labels = blobs()
+    affine = np.diag([0.5, 0.5, 2, 1])
+    nibabel.save(nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine), tmp_path / "l.nii.gz")
+    out = tmp_path / "o.nii.gz"
+    for options, code in (
+        ([], 0),
+        ([], 8),
+        (["--resume"], 0),
+        (["--resume", "--min-size", 9], 9),
+        (["--overwrite"], 0),
+    ):
+        said = cli("components", tmp_path / "l.nii.gz", out, *options)
+        assert said.code == code, said.err
+    found = nibabel.load(out)
+    np.testing.assert_array_equal(np.asarray(found.dataobj).transpose(2, 1, 0), numbered(labels, 6)[0])
+    np.testing.assert_allclose(found.affine, affine)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["l.nii.gz", "o.nii.gz"]
+
+
 def test_an_output_that_is_not_complete_is_refused(tmp_path):
     path = make_volume(tmp_path / "l.zarr", blobs(), ome="0.5", axes="zyx")
     zarr.open_group(path, mode="r+").attrs["unet_engine"] = {"complete": False, "identity": {}}

@@ -63,6 +63,8 @@ class Learnt(_Frozen):
     seed: int
     most: int
     """Voxels of the input that a window may have, by memory."""
+    budget: float
+    """Part of the run that looking was allowed to take; with more, more may be learnt."""
     share: float
     """Voxels that were computed to find out, for one of a run with the model's own tiling over that volume."""
     quantiles: Quantiles
@@ -177,9 +179,10 @@ def facts(choice: TilingChoice | None) -> dict[str, Any] | None:
 # --- what is remembered of a model ---
 
 
-def known(key: Mapping[str, object], quantiles: Quantiles) -> Learnt | None:
-    """What was learnt on data of this kind, if anything was; the latest first."""
-    return next((learnt for learnt in _all(key) if not difference(quantiles, learnt.quantiles)), None)
+def known(key: Mapping[str, object], quantiles: Quantiles, budget: float) -> Learnt | None:
+    """What was learnt on data of this kind with at least this budget, if anything was; the latest first."""
+    alike = (learnt for learnt in _all(key) if not difference(quantiles, learnt.quantiles))
+    return next((learnt for learnt in alike if learnt.budget >= budget), None)
 
 
 def remember(key: Mapping[str, object], learnt: Learnt) -> None:
