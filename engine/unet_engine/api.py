@@ -164,6 +164,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         if prepared.survey.objects:
             found = objects.number(prepared, crew.hands(), lambda text: note([text]))
             done = replace(done, objects=found["objects"])
+        if working.is_file(survey.named):
+            tell(f"{survey.named} is made of what was written")
         note(_handed_over(prepared))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
@@ -315,6 +317,8 @@ def _provenance(job: Job) -> dict[str, Any]:
         },
         **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
+        **({} if job.model.spec.classes or job.kind != "labels" else {"labels": job.model.spec.label_count}),
+        **({"colours": list(job.model.spec.colours)} if job.model.spec.colours else {}),
         "output": job.kind,
         "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,
         "backend": job.setup.device + " " + str(plan.identity["backend"]),
