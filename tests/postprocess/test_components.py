@@ -113,6 +113,19 @@ def test_every_death_at_every_box_leaves_the_same_bytes(tmp_path):
         assert not (place / "out.zarr" / "0" / ".journal").exists()
 
 
+def test_a_death_on_a_remote_store(tmp_path):
+    pytest.importorskip("fsspec")
+    labels, where = blobs(), f"memory://{tmp_path.name}/out.zarr"
+    options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
+    with pytest.raises(KeyboardInterrupt):
+        found(labels, tmp_path, wish=Wish(where), crew=InOrder(dies=25), **options)
+    crew = InOrder()
+    source = Source.of(str(tmp_path / "labels.zarr"))
+    components(source, rules_of(3, None), Wish(where, resume=True), crew, memory=2**30)
+    array = zarr.open_array(zarr.storage.FsspecStore.from_url(f"{where}/0"), mode="r")
+    np.testing.assert_array_equal(array[...], numbered(labels, 6)[0])
+
+
 def test_a_find_that_a_power_cut_spoiled_is_looked_for_again(tmp_path):
     labels = blobs()
     options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
