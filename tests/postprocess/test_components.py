@@ -219,6 +219,15 @@ def test_whole_numbers_are_labels_whatever_their_type(tmp_path):
     np.testing.assert_array_equal(found(labels, tmp_path)[0], numbered(labels.astype(np.int64), 6)[0])
 
 
+def test_a_header_does_not_grow_with_the_classes(tmp_path):
+    labels = np.arange(1, 40 * 40 + 1, dtype=np.uint32).reshape(40, 40)
+    actual, facts = found(labels, tmp_path)
+    np.testing.assert_array_equal(actual, labels)
+    assert "objects_by_class" not in facts
+    said = cli("components", tmp_path / "labels.zarr", tmp_path / "again.zarr", "--durable", "no")
+    assert (said.code, "1,600 objects" in said.err) == (0, True)
+
+
 def test_what_was_not_measured_is_background(tmp_path):
     labels = np.array([[1, 255, 1], [1, 1, 255]], np.uint8)
     path = make_volume(tmp_path / "l.zarr", labels, attributes={"_FillValue": 255})
