@@ -139,6 +139,19 @@ def test_a_find_that_a_power_cut_spoiled_is_looked_for_again(tmp_path):
     np.testing.assert_array_equal(actual, numbered(labels, 6)[0])
 
 
+def test_finish_tells_how_far_it_is(tmp_path):
+    labels = blobs()
+    options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
+    with pytest.raises(KeyboardInterrupt):
+        found(labels, tmp_path, crew=InOrder(dies=20), **options)
+    said = cli("finish", tmp_path / "out.zarr")
+    assert (said.code, "--resume" in said.error) == (8, True)
+    assert "lacks 24 of 24 blocks" in said.error
+    found(labels, tmp_path, wish=Wish(f"{tmp_path}/out.zarr", resume=True, durable=False), **options)
+    said = cli("finish", tmp_path / "out.zarr")
+    assert (said.code, "objects" in said.err) == (0, True)
+
+
 def test_a_chunk_that_went_after_its_marker_is_written_again(tmp_path):
     labels = blobs()
     options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
