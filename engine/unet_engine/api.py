@@ -164,6 +164,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         if prepared.survey.objects:
             found = objects.number(prepared, crew.hands(), lambda text: note([text]))
             done = replace(done, objects=found["objects"])
+        if working.is_file(survey.named):
+            tell(f"{survey.named} is made of what was written")
         note(_handed_over(prepared))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)

@@ -217,6 +217,24 @@ def test_parts_end_in_one_file():
     assert "complete" in cli("finish", "o.nii.gz").err
 
 
+def test_what_is_not_complete_is_not_converted():
+    run("o.zarr", part="1/2")
+    with pytest.raises(OutputError, match=r"o.zarr lacks \d+ of \d+ blocks"):
+        convert("o.zarr", "o.npy")
+    run("o.zarr", part="2/2")
+    convert("o.zarr", "o.npy")
+    assert np.array_equal(np.load("o.npy")[0], ZYX)
+
+
+@pytest.mark.parametrize("from_array", [False, True])
+def test_an_output_of_a_turned_scan_is_converted_to_where_it_lay(from_array):
+    run("o.zarr", roi="2:10,3:17,4:20", output="labels")
+    convert("o.zarr/0" if from_array else "o.zarr", "o.nii")
+    found = nibabel.load("o.nii")
+    assert np.allclose(found.affine[:3, 3], (TURNED @ [4, 3, 2, 1])[:3], atol=1e-6)
+    assert np.array_equal(found.affine[:3, :3], TURNED[:3, :3])
+
+
 def test_finish_makes_the_file(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(deliver, "_keep", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
