@@ -27,6 +27,7 @@ from unet_engine.errors import SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.shipped import shipped_model
 from unet_engine.prepare.orientation import lying
+from unet_engine.prepare.resampling import grids, seen
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.prepare.survey import check_volume
 from unet_engine.units import Tell
@@ -123,8 +124,11 @@ def _own(request: Request, tell: Tell) -> Subject:
     volume = open_volume(request.input, request.axes)
     check_volume(volume, model)
     notes: list[str] = []
-    check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
     volume = lying(volume, model.spec, notes, ignore=request.ignore_spacing)
+    found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
+    if found is None:
+        check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
+    volume = seen(volume, found, model.spec)
     for note in notes:
         tell(f"note: {note}")
     space_of(model, _field(model, volume.shape, request), request.wanted)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, sizes
+from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, joined, sizes
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.redaction import redacted
 from unet_engine.units import times
@@ -19,7 +19,14 @@ MOST_WINDOWS = 65536
 
 
 @click.command("bench", cls=Command)
-@click.option("--model", type=PLACE, metavar="FILE", help="Model file; default: the demo models.")
+@click.option(
+    "--model",
+    type=PLACE,
+    multiple=True,
+    callback=joined,
+    metavar="FILE[,FILE]",
+    help="Model file, or several; default: the demo models.",
+)
 @click.option("--in", "input", type=PLACE, metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
 @click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several, as for run.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
