@@ -232,6 +232,13 @@ def test_errors_name_arguments(values, model, options, said):
     assert "--" not in str(found.value)
 
 
+def test_errors_of_run_tell_what_options_are_called(values, model, tmp_path):
+    path = make_volume(tmp_path / "v.zarr", values)
+    with pytest.raises(SettingsError) as found:
+        unet_engine.run(path, model, overlap_tolerance=0.5)
+    assert found.value.__notes__ == ["arguments: overlap_tolerance for --overlap-tolerance, overlap for --overlap"]
+
+
 def test_what_is_no_volume_is_refused(model):
     for given in ("missing.zarr", object(), np.zeros(3), np.zeros((2, 2), "U1"), [[1, 2]]):
         with pytest.raises(InputError):

@@ -132,9 +132,9 @@ def run(
     progress: show a bar, on terminals and in notebooks
 
     What users should know is warned of (`UnetEngineWarning`), and in the result's notes. Raises subclasses of
-    `UnetEngineError`, which name arguments.
+    `UnetEngineError`: those of the command line, with a note that names the arguments.
     """
-    with _named("input"), ExitStack() as stack:
+    with _explained(), ExitStack() as stack:
         place, source = _source(input, settings)
         if source and out is None:
             raise SettingsError("out is needed where input is an array; give the path of a group, e.g. labels.zarr")
@@ -153,7 +153,7 @@ def make_plan(
     input: Any, model: Model | None = None, out: str | Path | None = None, **settings: Unpack[Options]
 ) -> Plan:
     """The plan that `run` with the same arguments would execute; nothing is written."""
-    with _named("input"), ExitStack() as stack:
+    with _explained(), ExitStack() as stack:
         place, source = _source(input, settings)
         given, asked = _opened(source, model, settings, stack)
         prepared = prepare(survey(Settings.of(input=place, out=out, **asked), given))
@@ -216,6 +216,9 @@ def _warn(notes: Sequence[str]) -> None:
         warnings.warn(note, UnetEngineWarning, stacklevel=3)
 
 
+_OPTION = re.compile(r"--([a-z][a-z0-9-]*)")
+
+
 @contextmanager
 def _named(first: str) -> Iterator[None]:
     """Errors name arguments; `first` is what the volume is called."""
@@ -223,5 +226,18 @@ def _named(first: str) -> Iterator[None]:
         yield
     except UnetEngineError as error:
         text = re.sub(r"--in\b", first, str(error))
-        text = re.sub(r"--([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
-        raise type(error)(text.replace("unet-engine run _help", "help(unet_engine.run)")) from error
+        text = _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
+        raise type(error)(text.replace("unet-engine run help", "help(unet_engine.run)")) from error
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors are those of the command line, with a note of what its options are called here."""
+    try:
+        yield
+    except UnetEngineError as error:
+        names = dict.fromkeys(_OPTION.findall(str(error)))
+        called = {f"--{n}": "input" if n == "in" else n.replace("-", "_") for n in names if n != "help"}
+        if called:
+            error.add_note("arguments: " + ", ".join(f"{name} for {option}" for option, name in called.items()))
+        raise
