@@ -11,7 +11,8 @@ import pytest
 import zarr
 
 from support.command_line import cli
-from support.volumes import make_volume
+from support.spoiled import check_refused
+from support.volumes import identity, make_volume
 from unet_engine.endings import WRITTEN
 from unet_engine.errors import InputError, OutputError
 from unet_engine.plan.box import Box
@@ -28,7 +29,7 @@ RNG = np.random.default_rng(5)
 ZYX = RNG.integers(-1000, 3000, (7, 20, 33)).astype(np.int16)
 TURNED = np.array([[0, -1.5, 0.125, 5.5], [0.75, 0, 0, -7], [0, 0.125, 2, 30], [0, 0, 0, 1.0]])
 ALONG = np.diag([-0.75, -0.5, 2.0, 1]) + np.array([[0, 0, 0, 10.5], [0, 0, 0, -20], [0, 0, 0, 3], [0] * 4])
-PLACED = [".nii", ".nii.gz", ".nrrd", ".mha", ".npy", ".zarr", ".h5", ".ome.tif"]
+PLACED = [".nii", ".nii.gz", ".nrrd", ".mha", ".npy", ".zarr", ".ozx", ".h5", ".ome.tif"]
 """Formats that hold where the voxels of a scan lie, and are read."""
 
 
@@ -89,6 +90,16 @@ def test_nibabel_and_itk_find_voxels_where_they_were(name, affine):
         itk, before = SimpleITK.ReadImage(name), SimpleITK.ReadImage("scan.nii")
         assert itk.GetOrigin() == pytest.approx(before.GetOrigin())
         assert itk.GetDirection() == pytest.approx(before.GetDirection())
+
+
+@pytest.mark.parametrize("name", ["o.nii.gz", "o.nrrd", "o.mha"])
+def test_itk_finds_channels(name):
+    array = RNG.integers(0, 200, (3, 4, 9, 5)).astype(np.uint8)
+    make_volume("v.zarr", array, axes="czyx", ome="0.5", unit="millimeter")
+    convert("v.zarr", name)
+    image = SimpleITK.ReadImage(name)
+    assert (image.GetSize(), image.GetNumberOfComponentsPerPixel()) == ((5, 9, 4), 3)
+    assert np.array_equal(SimpleITK.GetArrayFromImage(image), np.moveaxis(array, 0, -1))
 
 
 @pytest.mark.parametrize("name", ["o.nrrd", "o.mha"])
@@ -410,3 +421,37 @@ def test_what_is_read_at_once_is_whole_chunks_within_bounds():
     assert (seen == 1).all()
     convert("v.zarr", "o.nii")
     assert np.array_equal(np.asarray(nibabel.load("o.nii").dataobj), array.T)
+
+
+# --- zipped Zarr is read, too ---
+
+
+def test_a_zip_runs_as_the_group_does(tmp_path):
+    array = RNG.integers(0, 200, (20, 22, 24)).astype(np.uint8)
+    make_volume("v.zarr", array, axes="zyx", ome="0.5")
+    convert("v.zarr", "v.ozx")
+    assert np.array_equal(identity("v.ozx", tmp_path), array[None])
+
+
+def test_a_damaged_zip_is_refused_in_one_line():
+    make_volume("v.zarr", np.ones((4, 5, 6), np.uint8), axes="zyx", ome="0.5")
+    convert("v.zarr", "v.ozx")
+    check_refused(Path("v.ozx"), Path("v.ozx").read_bytes())
+
+
+# --- real scans ---
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+@pytest.mark.parametrize("name", ["o.nii.gz", "o.nrrd", "o.zarr"])
+def test_a_real_scan_lies_where_it_lay(name):
+    path = SHARED / "data/ct/abdomen_labels.nii.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    theirs = nibabel.load(path)
+    convert(str(path), name)
+    convert(name, "back.nii.gz")
+    found = nibabel.load("back.nii.gz")
+    assert np.array_equal(found.affine, theirs.affine)
+    assert np.array_equal(np.asarray(found.dataobj), np.asarray(theirs.dataobj))

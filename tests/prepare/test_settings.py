@@ -198,7 +198,7 @@ def test_what_replaces_nan_is_finite_in_the_type_of_the_voxels(tmp_path, model, 
     [
         (["run", "--in", "b.zarr"], "--in"),
         (["run", "--in=b.zarr"], "--in"),
-        (["plan", "--model", "n.toml"], "--model"),
+        (["plan", "--device", "cpu", "--device", "cpu"], "--device"),
         (["run", "--out", "a.zarr", "--out", "b.zarr"], "--out"),
         (["plan", "--profile", "--profile", "a"], "--profile"),
         (["run", "--overlap", "0.5", "--overlap", "0"], "--overlap"),

@@ -163,17 +163,29 @@ def test_the_next_volume_of_the_kind_is_not_looked_at(scene, done, tmp_path, mon
     assert "known from data of its kind" in choice.line
 
 
+def test_what_was_learnt_with_more_is_taken_and_more_is_only_spent_if_asked(scene, done, monkeypatch):
+    """Looking may have been allowed once: the next run need not allow it again."""
+    monkeypatch.setattr(tiling._Trier, "learn", lambda _: pytest.fail("looked again"))
+    plan = unet_engine.make_plan(scene[0], model=scene[1], tiling="auto")
+    assert plan.digest == done[1].json["digest"]
+    monkeypatch.setattr(tiling._Trier, "learn", _look)
+    with pytest.raises(_LookedError):
+        unet_engine.make_plan(scene[0], model=scene[1], tiling="auto", tiling_budget=51)
+
+
+class _LookedError(Exception):
+    pass
+
+
+def _look(_):
+    raise _LookedError
+
+
 def test_data_of_another_kind_are_looked_at(scene, done, tmp_path, monkeypatch):
-    class Looked(Exception):
-        pass
-
-    def learn(_):
-        raise Looked
-
-    monkeypatch.setattr(tiling._Trier, "learn", learn)
+    monkeypatch.setattr(tiling._Trier, "learn", _look)
     noise = 9 + np.random.default_rng(1).normal(size=(48, 56, 60)).astype(np.float32)
     other = make_volume(tmp_path / "other.zarr", noise, chunks=(16, 16, 16))
-    with pytest.raises(Looked):
+    with pytest.raises(_LookedError):
         unet_engine.make_plan(other, model=scene[1], **AUTO)
 
 
@@ -204,7 +216,8 @@ def test_workers_of_a_cluster_take_the_same_choice(scene, done, tmp_path):
     np.testing.assert_array_equal(result_of(out), result_of(done[0]))
 
 
-def test_a_search_that_would_cost_too_much_is_not_begun(scene, tmp_path):
+def test_a_search_that_would_cost_too_much_is_not_begun(scene, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
     said = cli("plan", "--in", scene[0], "--model", scene[1], "--tiling", "auto", "--json")
     choice = TilingChoice.model_validate(said.json["tiling_choice"])
     assert "of the run, and 3% are allowed; see --tiling-budget" in choice.kept
@@ -214,8 +227,9 @@ def test_a_search_that_would_cost_too_much_is_not_begun(scene, tmp_path):
     assert "--tiling-budget" in strict.error
 
 
-def test_the_search_stays_within_its_budget(scene):
+def test_the_search_stays_within_its_budget(scene, tmp_path, monkeypatch):
     for budget in (5, 2):
+        monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / str(budget)))
         said = cli(
             "plan", "--in", scene[0], "--model", scene[1], "--tiling", "auto", "--tiling-budget", budget, "--json"
         )

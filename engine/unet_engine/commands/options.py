@@ -41,6 +41,11 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
+def joined(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """Of an option that may be given several times, what it means: a list parted by commas."""
+    return ",".join(given) if given else None
+
+
 IGNORE_SPACING = click.option(
     "--ignore-spacing",
     is_flag=True,
@@ -78,9 +83,11 @@ _SEVERAL = click.option(
 _SETTINGS = [
     click.option(
         "--model",
+        multiple=True,
+        callback=joined,
         metavar="FILE[,FILE]",
-        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several the mean is taken; default: from "
-        "unet-engine.toml, here or beside the input.",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several, or given several times, the mean "
+        "is taken; default: from unet-engine.toml, here or beside the input.",
     ),
     click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
     click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),

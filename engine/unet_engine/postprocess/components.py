@@ -92,7 +92,7 @@ class Components:
                 "two processes number pieces differently: they have other versions of connected-components-3d; install "
                 "the same one, and use --overwrite"
             )
-        return ids.astype(self.dtype)[nodes]
+        return np.take(ids.astype(self.dtype), nodes)
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,7 @@ def components(
     chunk = _chunk(volume)
     block = block_of(volume.shape, chunk, min(VOXELS, memory // VOXEL_BYTES))
     check_memory(volume, block, memory)
-    identity = {
-        "pass": "components", "format": FORMAT, "input": source.name, "shape": list(volume.shape), **asdict(rules),
-        "dtype": dtype, "chunk": list(chunk), "cc3d": version_of("connected-components-3d"),
-    }  # fmt: skip
+    identity = identity_of(source, rules, dtype)
     facts = {
         **{key: value for key, value in source.header.items() if key not in _NOT_KEPT},
         **({"run": run} if run else {"labels": source.path}),
@@ -168,6 +165,15 @@ def components(
                 objects.write_classes(wish.path, found.kind, output.durability)
             output.finish(_summary(found, kind))
     return {"out": wish.path, **(Source(wish.path).header.get("summary") or {})}
+
+
+def identity_of(source: Source, rules: Rules, dtype: str | None) -> dict[str, Any]:
+    """All that decides the numbers and how they are stored."""
+    volume = source.open()
+    return {
+        "pass": "components", "format": FORMAT, "input": source.name, "shape": list(volume.shape), **asdict(rules),
+        "dtype": dtype, "chunk": list(_chunk(volume)), "cc3d": version_of("connected-components-3d"),
+    }  # fmt: skip
 
 
 _NOT_KEPT = ("identity", "digest", "complete", "summary", "array", "block", "blocks", "begun", "versions")

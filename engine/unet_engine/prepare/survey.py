@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +20,12 @@ from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
+from unet_engine.output.header import read_header
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.postprocess.deliver import check_place
+from unet_engine.postprocess.formats import account_of
 from unet_engine.postprocess.joining import Rules
 from unet_engine.postprocess.working import is_file
 from unet_engine.prepare.augmentation import poses_of, told
@@ -110,6 +114,11 @@ class Survey:
         """Least voxels that neighbours share, per axis of the model, where ``--tiling`` names them."""
         tiling = self.settings.tiling
         return parse_tiling(tiling)[1][-len(self.window) :] if tiling and tiling != "auto" else None
+
+    @property
+    def begun_before(self) -> Mapping[str, Any] | None:
+        """What the output says of the run that began it, or made it; None where there is none."""
+        return read_header(self.out) or (account_of(self.named) if self.named != self.out else None)
 
     @property
     def precision(self) -> str:

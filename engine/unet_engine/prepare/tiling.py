@@ -89,12 +89,15 @@ def search(draft: Draft, decisions: Decisions, memory: Memory, tell: Tell = sile
     """
     trier = _Trier(draft, decisions, memory, tell)
     try:
-        learnt = None if draft.survey.settings.truth else known(trier.key, trier.quantiles)
+        settings = draft.survey.settings
+        learnt = None if settings.truth else known(trier.key, trier.quantiles, settings.tiling_budget or 0.0)
         searched = learnt is None
         if learnt is None:
             learnt = trier.learn()
-            remember(trier.key, learnt)
-        return trier.fit.chosen(learnt, searched=searched)
+            if not learnt.truth:
+                remember(trier.key, learnt)
+        most = min(learnt.most, memory.most(trier.threads))
+        return trier.fit.chosen(learnt.model_copy(update={"most": most}), searched=searched)
     except _Keeps as reason:
         return trier.fit.kept(str(reason))
 
@@ -126,8 +129,6 @@ class _Trier:
             "fixed": settings.window is not None,
             "normalization": str(self.spec.normalization),
             "tolerance": settings.tolerance,
-            "memory": settings.memory,
-            "budget": settings.tiling_budget,
             "version": 1,
         }
 
@@ -220,6 +221,7 @@ class _Trier:
             bar_dice=own.least_dice,
             regions=tuple(str(corner.box(design.octant(design.contexts[-1], corner))) for corner in corners),
             seed=SEED,
+            budget=settings.tiling_budget or BUDGET,
             most=min(self.memory.most(self.threads), 2 * prod(self.inputs(design.contexts[-1]))),
             share=round(self.computed / self._run(), 4),
             quantiles=self.quantiles,

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from unet_engine.backends import engine_cache
 from unet_engine.errors import BackendError, ResumeError
 from unet_engine.model.verdict import Quantiles, difference
-from unet_engine.output.header import read_header
 from unet_engine.plan.grid import Blend
 from unet_engine.prepare.survey import Survey
 from unet_engine.units import times
@@ -64,6 +63,8 @@ class Learnt(_Frozen):
     seed: int
     most: int
     """Voxels of the input that a window may have, by memory."""
+    budget: float
+    """Part of the run that looking was allowed to take; with more, more may be learnt."""
     share: float
     """Voxels that were computed to find out, for one of a run with the model's own tiling over that volume."""
     quantiles: Quantiles
@@ -158,7 +159,7 @@ def frontier(points: Sequence[Point]) -> tuple[Point, ...]:
 def stored(survey: Survey) -> TilingChoice | None:
     """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` where it was
     begun with another bar."""
-    header = read_header(survey.out) if survey.settings.resume else None
+    header = survey.begun_before if survey.settings.resume else None
     if not header or not header.get(KEY):
         return None
     choice = TilingChoice.model_validate(header[KEY])
@@ -178,9 +179,10 @@ def facts(choice: TilingChoice | None) -> dict[str, Any] | None:
 # --- what is remembered of a model ---
 
 
-def known(key: Mapping[str, object], quantiles: Quantiles) -> Learnt | None:
-    """What was learnt on data of this kind, if anything was; the latest first."""
-    return next((learnt for learnt in _all(key) if not difference(quantiles, learnt.quantiles)), None)
+def known(key: Mapping[str, object], quantiles: Quantiles, budget: float) -> Learnt | None:
+    """What was learnt on data of this kind with at least this budget, if anything was; the latest first."""
+    alike = (learnt for learnt in _all(key) if not difference(quantiles, learnt.quantiles))
+    return next((learnt for learnt in alike if learnt.budget >= budget), None)
 
 
 def remember(key: Mapping[str, object], learnt: Learnt) -> None:

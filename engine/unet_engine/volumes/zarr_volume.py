@@ -33,6 +33,7 @@ from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import alpha, cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
+from unet_engine.volumes.files import has_ending
 from unet_engine.volumes.linear import Linear
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
@@ -43,7 +44,7 @@ class ZarrFormat:
     """Takes every folder and every URL: whatever else is wrong with one is told as it is opened."""
 
     def recognises(self, path: str) -> bool:
-        return not is_local(path) or Path(path).is_dir()
+        return not is_local(path) or Path(path).is_dir() or has_ending(path, stores.ZIPPED)
 
     def open(self, path: str, axes: str | None) -> Volume:
         node = _opened(path)
