@@ -143,7 +143,8 @@ def run(
         crew = stack.enter_context(team(wanted, given=given))
         prepared = crew.prepare()
         result = run_volume(crew, prepared, (lambda p, c: bar(p.job.plan.call_count, c)) if progress else None)
-        notes = tuple(dict.fromkeys((*crew.notes, *prepared.notes, *result.notes)))
+        planned = () if result.already_complete else (*crew.notes, *prepared.notes)
+        notes = tuple(dict.fromkeys((*planned, *result.notes)))
         _warn(notes)
         return replace(result, notes=notes)
 
