@@ -139,6 +139,19 @@ def test_a_find_that_a_power_cut_spoiled_is_looked_for_again(tmp_path):
     np.testing.assert_array_equal(actual, numbered(labels, 6)[0])
 
 
+def test_finish_tells_how_far_it_is(tmp_path):
+    labels = blobs()
+    options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
+    with pytest.raises(KeyboardInterrupt):
+        found(labels, tmp_path, crew=InOrder(dies=20), **options)
+    said = cli("finish", tmp_path / "out.zarr")
+    assert (said.code, "--resume" in said.error) == (8, True)
+    assert "lacks 24 of 24 blocks" in said.error
+    found(labels, tmp_path, wish=Wish(f"{tmp_path}/out.zarr", resume=True, durable=False), **options)
+    said = cli("finish", tmp_path / "out.zarr")
+    assert (said.code, "objects" in said.err) == (0, True)
+
+
 def test_a_chunk_that_went_after_its_marker_is_written_again(tmp_path):
     labels = blobs()
     options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
@@ -204,6 +217,15 @@ def test_what_holds_no_labels_is_refused(tmp_path):
 def test_whole_numbers_are_labels_whatever_their_type(tmp_path):
     labels = blobs().astype(np.float64)
     np.testing.assert_array_equal(found(labels, tmp_path)[0], numbered(labels.astype(np.int64), 6)[0])
+
+
+def test_a_header_does_not_grow_with_the_classes(tmp_path):
+    labels = np.arange(1, 40 * 40 + 1, dtype=np.uint32).reshape(40, 40)
+    actual, facts = found(labels, tmp_path)
+    np.testing.assert_array_equal(actual, labels)
+    assert "objects_by_class" not in facts
+    said = cli("components", tmp_path / "labels.zarr", tmp_path / "again.zarr", "--durable", "no")
+    assert (said.code, "1,600 objects" in said.err) == (0, True)
 
 
 def test_what_was_not_measured_is_background(tmp_path):

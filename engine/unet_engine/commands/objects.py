@@ -86,7 +86,9 @@ def components_command(labels: str, out: str, **given: Any) -> None:
 
 
 def _by_class(facts: dict[str, Any]) -> str:
-    found = facts["objects_by_class"]
+    found = facts.get("objects_by_class")
+    if found is None:
+        return "of many classes"
     few = ", ".join(f"{count:,} of class {kind}" for kind, count in list(found.items())[:8])
     return few + (" …" if len(found) > 8 else "") if found else "none of any class"
 

@@ -190,11 +190,16 @@ def check_memory(volume: Volume, block: tuple[int, ...], memory: int) -> None:
         )
 
 
+MOST_CLASSES = 1000
+"""That are told one by one: labels may be numbers of a million cells."""
+
+
 def _summary(found: Objects, dtype: str) -> dict[str, Any]:
     kinds, counts = np.unique(found.kind, return_counts=True)
+    by_class = {str(int(k)): int(c) for k, c in zip(kinds, counts, strict=True)}
     return {
         "objects": len(found.count),
-        "objects_by_class": {str(int(k)): int(c) for k, c in zip(kinds, counts, strict=True)},
+        **({"objects_by_class": by_class} if len(by_class) <= MOST_CLASSES else {}),
         "voxels": int(found.count.sum()),
         "voxels_filled": found.filled,
         "dtype": dtype,
