@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unet_engine.errors import writing
+from unet_engine.execution import objects
 from unet_engine.execution.choose import team
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
@@ -22,6 +23,8 @@ from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.plan import Plan
+from unet_engine.postprocess import working
+from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
@@ -37,7 +40,9 @@ Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
 
 
-_NOT_STORED = ("out", "part", "overlap_choice", "complete", "profile")
+_NOT_STORED = (
+    "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
+)  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
 
@@ -80,14 +85,20 @@ class Result:
     overlap_choice: dict[str, Any] | None = None
     """What ``--overlap auto`` took and on what grounds: fields of
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
+    tiling_choice: dict[str, Any] | None = None
+    """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
     """The files that show it."""
     notes: tuple[str, ...] = ()
     """What was found as the run began and the user should know, beside the notes of planning."""
+    objects: int | None = None
+    """How many there are, where they were numbered in place of labels."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
+    already_complete: bool = False
+    """Whether it was so before this run, which then did nothing."""
 
 
 def run(input: str, **options: Any) -> Result:
@@ -111,9 +122,10 @@ def make_plan(input: str, **options: Any) -> Plan:
 def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell: Tell = silent) -> Result:
     """Execute what `crew` has prepared. Raises what its parts raise; blocks that were committed stay so. `tell` hears
     at once what becomes the result's notes."""
-    settings = prepared.survey.settings
+    survey = prepared.survey
+    settings = survey.settings
     # before any work: a place that cannot be written is said now, not after hours
-    profile = tracing.Place.of(settings.profile, prepared.job.out) if settings.profile else None
+    profile = tracing.Place.of(settings.profile, prepared.survey.named) if settings.profile else None
     begun = time.perf_counter()
     notes: list[str] = []
 
@@ -125,24 +137,52 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
     def result() -> Result:
         return replace(_result(prepared, crew, time.perf_counter() - begun), notes=tuple(notes))
 
+    if _is_made(prepared):
+        note([f"{survey.named} is already complete"])
+        return replace(result(), already_complete=True)
+    done = None
     with _begun(prepared):
         output = _open_output(prepared)
         note(output.notes)
         if output.header.settled():
             clear(prepared.job.out)
-            return result()
-        with hold(prepared.job.out, _part(prepared)) as holding:
-            if not output.header.begin():
-                return result()  # the last part completed it just now
-            prepared = _since(prepared, output.header)
-            note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
-            with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
-                crew.execute(prepared, output.pending())
-            note(output.doubtful())
-            done = _conclude(prepared, output.header, holding, result())
+            done = replace(result(), already_complete=not survey.objects and survey.named == survey.out)
+        else:
+            with hold(prepared.job.out, _part(prepared)) as holding:
+                if output.header.begin():  # else the last part completed it just now
+                    prepared = _since(prepared, output.header)
+                    note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
+                    with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
+                        crew.execute(prepared, output.pending())
+                    note(output.doubtful())
+                    done = _conclude(prepared, output.header, holding, result())
+    done = done or result()
     if done.complete:
+        if prepared.survey.objects:
+            found = objects.number(prepared, crew.hands(), lambda text: note([text]))
+            done = replace(done, objects=found["objects"])
+        note(_handed_over(prepared))
         _release(prepared)
-    return replace(done, profile=profile.write(crew.profile())) if profile else done
+    return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
+
+
+def _is_made(prepared: Prepared) -> bool:
+    """Whether this run's file is there already, where it ends in one. Raises `ResumeError` where it is another run's."""
+    survey = prepared.survey
+    if survey.named == survey.out or not survey.settings.resume:
+        return False
+    if not working.is_file(survey.named):
+        return objects.are_there(survey.named, prepared.job.plan.digest)
+    return working.settled(survey.named, prepared.job.plan.digest)
+
+
+def _handed_over(prepared: Prepared) -> list[str]:
+    """The file is made of what was written, where the run ends in one."""
+    survey = prepared.survey
+    if not working.is_file(survey.named):
+        return []
+    replaces = survey.settings.overwrite or survey.settings.resume  # what is there, this run was begun to replace
+    return working.hand_over(survey.named, overwrite=replaces, durability=prepared.job.durability)
 
 
 def _release(prepared: Prepared) -> None:
@@ -215,6 +255,8 @@ def _conclude(prepared: Prepared, header: Header, holding: Holding, result: Resu
 def _open_output(prepared: Prepared) -> Output:
     job, settings = prepared.job, prepared.survey.settings
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
+    if prepared.tiling:
+        provenance[tiling_choice.KEY] = tiling_choice.facts(prepared.tiling)
     check_output(prepared.survey)
     if stores.exists(job.out):
         if settings.resume:
@@ -280,6 +322,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         **_outside(job),
         **_resampling(job),
         **({"frame": job.layout.frame.facts()} if job.layout.frame else {}),
+        **({"start": list(job.layout.start)} if job.layout.start else {}),
         "grid": {
             "windows": list(plan.window_range.shape),
             "window": list(plan.window_shape),
@@ -298,7 +341,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
     job, counters = prepared.job, crew.counters()
     voxels = counters.voxels_written
     return Result(
-        out=job.out,
+        out=prepared.survey.named,
         digest=job.plan.digest,
         windows_planned=job.plan.call_count,
         windows_inferred=counters.inferred,
@@ -317,6 +360,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         stitching=operations.IMPLEMENTATION,
         part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
+        tiling_choice=tiling_choice.facts(prepared.tiling),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,
         **crew.facts(),

@@ -1,5 +1,5 @@
-"""What the name of an output may end in. An output is a Zarr group, a folder: called like a file of another format, it
-would be taken for one."""
+"""What the name of an output may end in. It says the format; one that is not written here must not be called so, as it
+would be taken for it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ _FORMATS = {
     "an archive": ("", "zip tar tar.gz tar.bz2 tar.xz gz tgz bz2 tbz xz zst lz4 7z rar iso"),
 }
 """By the name of a format: what makes one of an array, and its endings."""
+WRITTEN = frozenset("zarr ozx nii nii.gz nrrd mha npy h5 hdf5 ome.tif ome.tiff tif tiff dcm".split())
+"""Endings of what is written here: those of `unet_engine.postprocess.formats.WRITERS`."""
 _BY_ENDING = {ending: (name, tool) for name, (tool, endings) in _FORMATS.items() for ending in endings.split()}
 _FIRST_OF_TWO = ("nii", "tar", "ome", "zarr", "tif", "tiff", "npy", "csv", "json", "raw")
 """Endings that another one may follow, as in ``seg.ome.tif``: no part of what the file is called."""
@@ -40,7 +42,7 @@ def stem(path: str) -> str:
 
 
 def refuse_other_formats(out: str) -> None:
-    """Raise `ValueError` where `out`, a path or a URL, is called like a file of a format other than Zarr.
+    """Raise `ValueError` where `out`, a path or a URL, is called like a file of a format that is not written there.
 
     Only its last part counts, in any case. An ending that is not known may be anything, as in ``labels.v1.2``.
     """
@@ -53,5 +55,9 @@ def refuse_other_formats(out: str) -> None:
             continue
         what, tool = known
         whole = f"{before if before and first.lower() in _FIRST_OF_TWO else stem}.zarr"
+        if f"{first}.{ending}".lower() in WRITTEN or ending.lower() in WRITTEN:
+            if is_local(out):
+                continue
+            raise ValueError(f"{what} is written to a local disk alone; write it there, or use {whole}")
         then = f", and make the file of its array {whole}/0 with {tool} when it is done" if tool else ""
-        raise ValueError(f"{what} cannot be written yet, OME-Zarr alone, which is a folder; use {whole}{then}")
+        raise ValueError(f"{what} cannot be written yet; use {whole}, OME-Zarr, which is a folder{then}")

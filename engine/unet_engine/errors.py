@@ -11,6 +11,7 @@
     |   +-- ResumeError            9   the output belongs to a run with another model, grid, precision or input
     +-- ClusterError              10   the Dask cluster: not reachable, no workers, scheduler lost, workers killed by
                                        a block
+    +-- BatchError                11   of several volumes some failed, and the others were run (--keep-going)
 
 An interrupted run (Ctrl-C, SIGTERM) ends with 130. Every message is one line: what is wrong, where, and what to do.
 """
@@ -65,6 +66,10 @@ class ResumeError(OutputError):
 
 class ClusterError(UnetEngineError):
     exit_code = 10
+
+
+class BatchError(UnetEngineError):
+    exit_code = 11
 
 
 def first_line(error: BaseException) -> str:

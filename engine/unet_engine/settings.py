@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from math import inf, prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
@@ -22,9 +23,14 @@ MOST_THREADS = 1024
 MOST_WORKERS = 10**6
 """Of whatever cluster; on this machine memory is the limit, see `unet_engine.cluster.local_workers`."""
 
+ENVIRONMENT = "UNET_ENGINE_"
+"""What variables of the environment that say settings begin with."""
+
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
 
+EvenBlend = Literal["gaussian", "constant", "crop"]
+"""How windows that are spread evenly are put together."""
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
@@ -42,8 +48,8 @@ class Settings(BaseModel):
     weights: str | None = None
     """What the answers of each of these networks count, ``2,1,1``; default: as the model says, else alike."""
     out: str | None = None
-    """Output group, a folder: called NAME.zarr or whatever no other format is; default: beside the input, named after
-    both."""
+    """Output: a Zarr group, called NAME.zarr or whatever no other format is, or a file of the format that the name says,
+    see `unet_engine.postprocess.formats`; default: beside the input, named after both, and of the kind of the input."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
     gpus: int | None = Field(default=None, ge=1, le=MOST)
@@ -58,6 +64,17 @@ class Settings(BaseModel):
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"] = "gaussian"
     """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
+    tiling: str | None = None
+    """Window, least voxels that neighbours share, and blend in one, ``136,144,144:16,16,16:crop``: windows are then
+    spread evenly. ``auto``: the cheapest that is proved, see `unet_engine.prepare.tiling`. Default: `window`, `overlap`
+    and `blend` say it."""
+    tolerance: float | None = Field(default=None, gt=0, le=1)
+    """Least agreement and Dice coefficient of every class that ``tiling="auto"`` accepts; default: what the model's own
+    window at overlap 0.5 reaches."""
+    tiling_budget: float | None = Field(default=None, gt=0, le=MOST)
+    """Part of a run that ``tiling="auto"`` may compute to find out; default 0.03."""
+    truth: str | None = None
+    """Volume of labels, of the input's shape, by which ``tiling="auto"`` decides."""
     padding: Literal["reflect", "constant", "edge"] | None = None
     """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
     tta: str | None = None
@@ -65,11 +82,25 @@ class Settings(BaseModel):
     `unet_engine.plan.poses`. Default: mirrors along the axes that the model names, as its source does."""
     channels: Literal["classes", "multilabel", "image", "offsets"] | None = None
     """What the network's output channels are, see `unet_engine.model.spec.Channels`; default: what the model says."""
+    threshold: float | None = None
+    """What a channel on its own has to exceed to be a label: a probability, or with the activation `none` what the
+    network gives; default: what the model says, else a half, or 0."""
     output: Literal["masks", "labels", "probabilities", "logits"] = "labels"
     """``masks``: of each channel 0 or 1, for classes that may overlap."""
     dtype: Literal["uint8", "float16", "float32"] | None = None
     """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
     end: uint8 with halves up, float16 to nearest with ties to even."""
+    components: bool = False
+    """Write numbers of connected objects in place of labels, see `unet_engine.postprocess.components`; the next four are
+    for that."""
+    connectivity: int | None = None
+    """Neighbours that count: 6 (faces; default), 18 or 26; in 2D 4 (default) or 8."""
+    min_size: int | None = Field(default=None, ge=1, le=2**62)
+    """Voxels that an object has at the least."""
+    fill_holes: bool = False
+    """Whether background that one class encloses becomes that class first."""
+    largest: int | None = Field(default=None, ge=1, le=MOST)
+    """So many objects of each class are kept."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
@@ -145,8 +176,8 @@ class Settings(BaseModel):
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
     ignore_spacing: bool = False
-    """Run although the voxels are larger or smaller than those the model was trained on, or the volume lies in another
-    orientation, which is an error otherwise."""
+    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise; and
+    take the volume as it lies, which is turned otherwise where the model says how it has to lie."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())
@@ -219,7 +250,7 @@ class Settings(BaseModel):
             return ",".join(map(str, value))
         return str(value) if isinstance(value, Path) else value
 
-    @field_validator("input", "out", "mask", "profile", mode="before")
+    @field_validator("input", "out", "mask", "truth", "profile", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -231,6 +262,8 @@ class Settings(BaseModel):
         "mask",
         "outside",
         "nodata",
+        "tiling",
+        "truth",
         "roi",
         "axes",
         "image",
@@ -265,7 +298,7 @@ class Settings(BaseModel):
         return value
 
     @field_validator(
-        "input", "model", "out", "mask", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
+        "input", "model", "out", "mask", "truth", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
     )
     @classmethod
     def _place(cls, value: str | None) -> str | None:
@@ -285,6 +318,13 @@ class Settings(BaseModel):
     def _tta(cls, value: str | None) -> str | None:
         if value is not None:
             parse_tta(value)
+        return value
+
+    @field_validator("tiling")
+    @classmethod
+    def _tiling(cls, value: str | None) -> str | None:
+        if value not in (None, "auto"):
+            parse_tiling(str(value))
         return value
 
     @field_validator("window", mode="before")
@@ -310,27 +350,32 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **given: Any) -> Settings:
-        """Settings from keywords, with what settings files say for those not given: the one in the current folder, then
-        the one beside the input, then the user's.
+        """Settings from keywords; what those leave open from the environment (`UNET_ENGINE_<SETTING>`), then from
+        settings files: the one in the current folder, then the one beside the input, then the user's.
 
         Raises `SettingsError` naming the option that makes no sense, or that a file beside the input may not set.
         """
         given = {key: value for key, value in given.items() if value is not None}
+        around = {key: value for key, value in from_environment().items() if key not in given}
+        given = {**around, **given}
         source: dict[str, SettingsFile] = {}
         for file in settings_files(plain(str(given.get("input", "")))):
             source |= {key: file for key in file.values if key not in given and key not in source}
         try:
             settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
         except ValidationError as error:
-            raise SettingsError(_explained(error, source)) from error
+            raise SettingsError(_explained(error, source, around)) from error
         hide(settings.dashboard_token)
-        hide_in_url(settings.input, settings.out, settings.mask, settings.scheduler)
+        hide_in_url(settings.input, settings.out, settings.mask, settings.truth, settings.scheduler)
         settings._check()
         for key, file in source.items():
             file.check(key)
         if settings.part:  # other parts may have begun the output
             settings = settings.model_copy(update={"resume": True})
-        settings._notes = _taken(source)
+        if settings.tiling and settings.tiling != "auto":
+            window, _, blend = parse_tiling(settings.tiling)
+            settings = settings.model_copy(update={"window": window, "blend": blend})
+        settings._notes = (*_said_around(around), *_taken(source))
         return settings
 
     def _check(self) -> None:
@@ -348,6 +393,7 @@ class Settings(BaseModel):
         if any(tls) and not all(tls):
             raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
         self._check_protocol()
+        self._check_tiling()
         if self.overlap == "auto" and self.blend != "gaussian":
             raise SettingsError("--overlap auto chooses how to blend as well; leave out --blend")
         if self.overlap_tolerance is not None and self.overlap != "auto":
@@ -361,6 +407,33 @@ class Settings(BaseModel):
         if self.output == "logits" and self.dtype == "uint8":
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
         self._check_outside()
+        self._check_objects()
+
+    def _check_objects(self) -> None:
+        """Raise `SettingsError` where objects cannot be told, or are not asked for."""
+        given = [name for name in ("connectivity", "min_size", "fill_holes", "largest") if getattr(self, name)]
+        if given and not self.components:
+            raise SettingsError(f"--{given[0].replace('_', '-')} is for --components; leave it out, or give both")
+        if self.components and self.output != "labels":
+            raise SettingsError(f"--components are of labels, not of {self.output}; leave --output out")
+        if self.components and self.part:
+            raise SettingsError(
+                "--components and --part exclude each other; run the parts, then unet-engine components on their output"
+            )
+
+    def _check_tiling(self) -> None:
+        """Raise `SettingsError` where the tiling is said twice, or not asked for."""
+        auto = self.tiling == "auto"
+        if auto and (self.overlap != 0.5 or self.blend != "gaussian"):
+            raise SettingsError("--tiling auto chooses overlap and blend; leave out --overlap and --blend")
+        if self.tiling and not auto and (self.window or self.overlap != 0.5 or self.blend != "gaussian"):
+            raise SettingsError("--tiling names window, overlap and blend; leave out --window, --overlap and --blend")
+        for name in ("tolerance", "tiling_budget", "truth"):
+            if getattr(self, name) is not None and not auto:
+                raise SettingsError(
+                    f"--{name.replace('_', '-')} is for --tiling auto; leave it out, or give both"
+                    + (" (--overlap auto has --overlap-tolerance)" if name == "tolerance" else "")
+                )
 
     def _check_outside(self) -> None:
         """Raise `SettingsError` where the value for voxels outside cannot be stored."""
@@ -389,6 +462,17 @@ class Settings(BaseModel):
         return () if self.nodata in (None, "none") else parse_values(str(self.nodata))
 
 
+def from_environment() -> dict[str, str]:
+    """What the environment says of settings, by their names. An empty value says nothing."""
+    named = {f"{ENVIRONMENT}{name.upper()}": name for name in Settings.model_fields}
+    return {name: os.environ[key] for key, name in named.items() if os.environ.get(key, "").strip()}
+
+
+def _said_around(around: Mapping[str, str]) -> tuple[str, ...]:
+    names = ", ".join(sorted(set(around) - {"dashboard_token"}))
+    return (f"from the environment: {names}",) if names else ()
+
+
 def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
     """A note for each file that settings were taken from."""
     keys: dict[Path, list[str]] = {}
@@ -397,11 +481,13 @@ def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
     return tuple(f"from {path}: {', '.join(names)}" for path, names in keys.items())
 
 
-def _explained(error: ValidationError, source: Mapping[str, SettingsFile]) -> str:
-    """What is wrong, under the name by which the user gave it: an option, or a key of the file in `source`."""
+def _explained(error: ValidationError, source: Mapping[str, SettingsFile], around: Mapping[str, str]) -> str:
+    """What is wrong, under the name by which the user gave it: an option, a variable of the environment in `around`, or
+    a key of the file in `source`."""
     first = error.errors()[0]
     name = str(first["loc"][0])
     shown = f"{source[name].path}: {name}" if name in source else "--" + _OPTIONS.get(name, name).replace("_", "-")
+    shown = ENVIRONMENT + name.upper() if name in around else shown
     if first["type"] == "extra_forbidden":
         return f"{shown} is not a setting; see unet-engine run --help"
     if first["type"] == "missing":
@@ -435,6 +521,26 @@ def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
         raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")
     return sizes
+
+
+TILING = "give window, voxels shared and blend, e.g. 136,144,144:16,16,16:crop"
+
+
+def parse_tiling(text: str) -> tuple[tuple[int, ...], tuple[int, ...], EvenBlend]:
+    """``136,144,144:16,16,16:crop`` as window, least voxels that neighbours share, and blend. Raises `ValueError` where
+    it is none."""
+    match = re.fullmatch(r"([0-9, ]+):([0-9, ]+):\s*(gaussian|constant|crop)\s*", text)
+    if not match:
+        raise ValueError(TILING)
+    window = parse_window(match[1])
+    if not re.fullmatch(r"\s*[0-9]{1,18}\s*(,\s*[0-9]{1,18}\s*)*", match[2]):
+        raise ValueError(TILING)
+    shared = tuple(int(part) for part in match[2].split(","))
+    if len(shared) != len(window):
+        raise ValueError(f"{len(window)} sizes and {len(shared)} that are shared; {TILING}")
+    if any(s >= w > 1 for s, w in zip(shared, window, strict=True)):
+        raise ValueError("neighbours share all of a window; let them share less")
+    return window, shared, cast("EvenBlend", match[3])
 
 
 def parse_values(text: str) -> tuple[float, ...]:

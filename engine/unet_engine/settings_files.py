@@ -35,7 +35,7 @@ _RISKY = (
 )
 """Keys that the file in the current folder may not have where it lies with the data: what one finds in a folder of
 data, one did not write."""
-_PATHS = ("model", "mask", "out", "profile", "cluster", "tls_ca", "tls_cert", "tls_key")
+_PATHS = ("model", "mask", "truth", "out", "profile", "cluster", "tls_ca", "tls_cert", "tls_key")
 """Keys whose relative paths start at the file."""
 
 

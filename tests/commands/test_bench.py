@@ -33,6 +33,7 @@ from unet_engine.errors import UnetEngineError
 from unet_engine.model.file import open_model
 from unet_engine.model.shipped import shipped_model
 from unet_engine.model.verdict import Calibration, Figures, Thresholds, Verdict
+from unet_engine.plan.box import Box
 from unet_engine.profiling import charts
 
 CPU = Group("cpu", "openvino", "fp32")
@@ -393,6 +394,43 @@ def test_the_output_that_is_meant_is_measured_and_is_in_the_command(ramp, tmp_pa
     subject = _own(replace(request, head="two"), print)
     assert subject.model.rewriting.output == "two"
     assert subject.options[subject.options.index("--head") + 1] == "two"
+
+
+def test_a_scan_of_another_spacing_is_counted_on_the_networks_grid_and_run_on_its_own(tmp_path, monkeypatch):
+    """Mirrors and two networks count, too; the region that is run is in voxels of the scan."""
+    volume = make_volume(
+        tmp_path / "scan.zarr", np.random.default_rng(0).integers(1, 200, (24, 40, 48), np.uint8), axes="zyx", ome="0.5",
+        scale=(1.0, 1.0, 1.0), unit="millimeter",
+    )  # fmt: skip
+    spec = {"spacing": [2.0, 0.5, 1.0], "spacing_unit": "millimeter", "resampling": {}, "mirror_axes": "yx"}
+    models = [fake_model(tmp_path, name=name, **spec) for name in "ab"]
+    subject = _own(Request(",".join(models), volume), print)
+    assert subject.volume.shape == (12, 80, 48)
+    where = Field.of(subject.model, subject.volume.shape, 0.5, None, subject.scan.shape)
+    assert where.calls == 8
+    plan = unet_engine.make_plan(volume, model=",".join(models))
+    assert (where.windows((8, 8, 8)), where.calls) == (plan.window_range.size, plan.calls)
+    assert where.rate((8, 8, 8), 100.0) == 24 * 40 * 48 * 100.0 / plan.call_count
+    assert subject.stored_box(Box((0, 0, 0), (6, 40, 48))) == Box((0, 0, 0), (12, 20, 48))
+    assert subject.stored_box(Box((0, 0, 0), (12, 80, 48))) == Box((0, 0, 0), (24, 40, 48))
+    monkeypatch.setattr("unet_engine.commands.bench.sweep.REPEATS", 1)
+    said = cli(
+        "bench",
+        "--model",
+        ",".join(models),
+        "--in",
+        volume,
+        "--seconds",
+        30,
+        "--batches",
+        1,
+        "--json",
+        tmp_path / "b.json",
+    )
+    assert said.code == 0, said.err
+    [found] = json.loads((tmp_path / "b.json").read_text())["sweeps"]
+    assert found["shape"] == [24, 40, 48]
+    assert found["best"]["end_to_end"]["voxels_per_second"] > 0
 
 
 def test_a_run_that_fails_says_why(tmp_path):

@@ -73,12 +73,17 @@ def test_version():
 
 
 def test_every_option_is_a_setting():
-    """What the command line takes, the settings file and Python take too, under the same names."""
+    """What the command line takes, the settings file and Python take too, under the same names; but for who is told
+    what, and for what concerns several volumes."""
     from unet_engine.commands.cli import app
+    from unet_engine.commands.running import Ways
     from unet_engine.settings import Settings
 
-    options = {p.name for p in app.commands["run"].params} - {"as_json", "help"}
-    assert options == set(Settings.model_fields)
+    options = {p.name for p in app.commands["run"].params} - {"as_json", "help", "more"}
+    told = set(Ways.__dataclass_fields__)
+    assert told <= options
+    assert not told & set(Settings.model_fields)
+    assert options - told == set(Settings.model_fields)
 
 
 def test_json_is_the_last_line(ramp, model):

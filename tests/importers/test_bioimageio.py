@@ -14,7 +14,7 @@ yaml = pytest.importorskip("yaml")
 
 from support import packages  # noqa: E402
 from support.command_line import cli  # noqa: E402
-from support.volumes import make_volume  # noqa: E402
+from support.volumes import make_volume, result_of  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 
 ZSCORE = packages.step("zero_mean_unit_variance", axes=["channel", "y", "x"])
@@ -60,6 +60,28 @@ def test_a_package_keeps_what_its_description_says(tmp_path):
     assert set(certificate.dice) == {"sky", "cell"}
     assert certificate.largest_difference < 1e-4
     assert "certificate: its own test tensors" in said.err
+
+
+@pytest.mark.parametrize(
+    ("first", "threshold", "expected", "activation", "kept"),
+    [
+        ("sigmoid", 0.3, lambda y: 1 / (1 + np.exp(-y)) > 0.3, "sigmoid", 0.3),
+        (None, 0.4, lambda y: y > 0.4, "probabilities_each", 0.4),
+        ("sigmoid", 0.5, lambda y: y > 0, "sigmoid", None),
+    ],
+)
+def test_labels_are_set_above_the_threshold_that_binarize_names(tmp_path, first, threshold, expected, activation, kept):
+    net, given = packages.network(), packages.image((1, 1, 40, 48))
+    behind = [*([packages.step(first)] if first else []), packages.step("binarize", threshold=threshold)]
+    scaled = {"before": [packages.step("scale_linear", gain=0.01, offset=0.0)]}
+    with_net = expected(packages.result(net, given * np.float32(0.01))).astype(np.float32)
+    folder = packages.package(tmp_path / "pkg", net, given, with_net, behind=behind, **scaled)
+    _, model = imported(folder)
+    assert (model.spec.activation, model.spec.threshold, model.spec.channels) == (activation, kept, "multilabel")
+    scan = make_volume(tmp_path / "v.zarr", given[0], axes="cyx")
+    said = cli("run", "--in", scan, "--model", "net.onnx", "--out", "o.zarr", "--output", "masks", "--window", "40,48")
+    assert said.code == 0, said.err
+    assert (result_of("o.zarr") == with_net[0]).mean() > 0.999
 
 
 def test_a_run_of_the_folder_itself_imports_it_once_and_gives_its_credit_to_the_output(tmp_path):

@@ -222,15 +222,19 @@ def test_code_in_one_postprocessing_hides_no_other(tmp_path):
     behind = [
         {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
         {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: 1 - x"},
+        {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.3},
     ]
     said, model = imported(bundles.bundle(tmp_path / "b", behind=behind))
-    assert (model.spec.activation, model.spec.channels) == ("sigmoid", "multilabel")
+    assert (model.spec.activation, model.spec.channels, model.spec.threshold) == ("sigmoid", "multilabel", 0.3)
     assert "left out: postprocessing: it holds the expression $lambda x: 1 - x" in said.err
 
 
 def test_postprocessing_tells_the_activation():
     assert behind_of([{"_target_": "AsDiscreted", "argmax": True}]).activation == "softmax"
     assert behind_of([{"_target_": "Activationsd", "sigmoid": True}]).activation == "sigmoid"
+    each = {"_target_": "Activationsd", "sigmoid": True}
+    assert behind_of([each, {"_target_": "AsDiscreted", "threshold": 0.3}]).threshold == 0.3
+    assert behind_of([each, {"_target_": "AsDiscreted", "threshold": 0.5}]).threshold is None
     assert "threshold=0.3" in behind_of([{"_target_": "AsDiscreted", "threshold": 0.3}]).left_out[0]
 
 
@@ -366,3 +370,76 @@ def test_a_pickle_in_the_place_of_weights_runs_nothing(tmp_path):
     torch.save({"state_dict": Evil()}, folder / "models" / "model.pt")
     refusal(folder)
     assert not (tmp_path / "ran").exists()
+
+
+# --- another spacing than the scan's ----------------------------------------------------------------------------------
+
+
+SPACED = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.1, 2.0], "mode": "bilinear"}
+INVERT = {
+    "_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False,
+    "to_tensor": True,
+}  # fmt: skip
+
+
+def scanned(folder, array, spacing, codes):
+    """A NIfTI whose voxels x, y, z are `spacing` long and point to `codes`."""
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.zeros((4, 4))
+    for axis, code in enumerate(codes):
+        world = next(w for w, both in enumerate(("LR", "PA", "IS")) if code in both)
+        affine[world, axis] = spacing[axis] * (1 if code in "RAS" else -1)
+    affine[:, 3] = [3, -4, 5, 1]
+    path = folder / f"{codes}.nii"
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("way", "codes"), [("probabilities", "SLP"), ("outputs", "RAS"), ("labels", "LPS"), ("saved", "PSR")]
+)
+def test_a_scan_of_another_spacing_and_orientation_gives_monais_labels(tmp_path, way, codes):
+    """Its transforms before and behind, on the file."""
+    before = [
+        bundles.LOAD, {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, SPACED, bundles.RANGE,
+    ]  # fmt: skip
+    activate, discrete = bundles.SOFTMAX
+    behind = {
+        "probabilities": [activate, INVERT, discrete], "outputs": [INVERT, activate, discrete],
+        "labels": [activate, discrete, INVERT | {"nearest_interp": True}],
+        "saved": [activate, discrete, {"_target_": "SaveImaged", "keys": "pred"}],
+    }[way]  # fmt: skip
+    folder = bundles.bundle(tmp_path / "b", before=before, behind=behind)
+    array = np.random.default_rng(3).normal(50, 60, (37, 41, 30)).astype(np.float32)
+    for axis in range(3):
+        array = array + np.roll(array, 1, axis)
+    scan = scanned(tmp_path, array, (1.0, 1.3, 1.7), codes)
+    loaded = mt.Compose([
+        mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), mt.Orientationd("image", axcodes="RAS"),
+        mt.Spacingd("image", pixdim=SPACED["pixdim"], mode="bilinear"),
+        mt.ScaleIntensityRanged("image", -57, 164, 0, 1, clip=True),
+    ])  # fmt: skip
+    data = loaded({"image": scan})
+    with torch.inference_mode():
+        made = monai.inferers.sliding_window_inference(data["image"][None], (24, 16, 32), 2, bundles.network(), 0.25)[0]
+    data["pred"] = made
+    linear, nearest = (
+        mt.Invertd("pred", transform=loaded, orig_keys="image", nearest_interp=n, to_tensor=True) for n in (False, True)
+    )
+    steps = {
+        "probabilities": [mt.Activationsd("pred", softmax=True), linear, mt.AsDiscreted("pred", argmax=True)],
+        "outputs": [linear, mt.AsDiscreted("pred", argmax=True)],
+        "labels": [mt.AsDiscreted("pred", argmax=True), nearest],
+        "saved": [mt.AsDiscreted("pred", argmax=True), nearest],
+    }[way]
+    theirs = np.asarray(mt.Compose(steps)(data)["pred"])[0]
+    said = cli(
+        "run", "--in", scan, "--model", folder, "--out", "o.zarr", "--overlap", "0.25", "--blend", "constant",
+        "--padding", "constant",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    ours = zarr.open_group("o.zarr", mode="r")["0"][...].transpose(2, 1, 0)
+    assert ours.shape == theirs.shape
+    assert len(np.unique(theirs)) > 1
+    assert (ours == theirs).mean() >= (0.999 if way in ("probabilities", "outputs") else 0.98)

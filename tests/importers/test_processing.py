@@ -186,6 +186,8 @@ BEHIND = {
         lambda y: 1 / (1 + np.exp(-3 * y)),
     ),
     "threshold": ([step("sigmoid"), step("binarize", threshold=0.5)], "sigmoid", lambda y: y > 0),
+    "another threshold": ([step("sigmoid"), step("binarize", threshold=0.2)], "sigmoid", lambda y: y > np.log(0.25)),
+    "threshold alone": ([step("binarize", threshold=0.2)], None, lambda y: y > 0.2),
     "type": ([step("sigmoid"), step("ensure_dtype", dtype="float32")], "sigmoid", lambda y: 1 / (1 + np.exp(-y))),
 }
 

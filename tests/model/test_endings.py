@@ -79,6 +79,92 @@ ONE_CHANNEL = {
 }  # fmt: skip
 
 
+CROPPED = {"from": np.array([1, 1, 1]), "to": np.array([-1, -1, -1]), "spatial": np.array([2, 3, 4])}
+OTHERS = {
+    "Tanh": [
+        node("Mul", "c half", "h"), node("Tanh", "h", "t"), helper.make_node("Constant", [], ["o"], value_float=1.0),
+        node("Add", "t o", "u"), node("Mul", "u half", "y"),
+    ],
+    "Erf": [node("Erf", "c", "t"), node("Add", "t one", "u"), node("Mul", "u half", "y")],
+    "Softsign": [node("Softsign", "c", "t"), node("Add", "t one", "u"), node("Mul", "u half", "y")],
+    "squared": [node("Sigmoid", "c", "s"), node("Pow", "s two", "y")],
+    "smoothed": [node("Sigmoid", "c", "s"), node("AveragePool", "s", "y", kernel_shape=[1, 1, 1])],
+    "padded": [node("Sigmoid", "c", "s"), node("Slice", "s from to spatial", "q"), node("Pad", "q pads", "y")],
+    "replaced": [node("Sigmoid", "c", "s"), node("ScatterND", "s place zeros", "y")],
+    "of whole numbers": [
+        node("Sigmoid", "c", "s"), node("QuantizeLinear", "s step zero8", "q"),
+        node("DequantizeLinear", "q step zero8", "y"),
+    ],
+    "mean over a batch": [
+        node("Sigmoid", "c", "s"), node("Sigmoid", "c", "t"), node("Concat", "s t", "k", axis=0),
+        node("ReduceMean", "k", "y", axes=[0], keepdims=1),
+    ],
+    "as another one": [node("Sigmoid", "c", "s"), node("CastLike", "s c", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", OTHERS)
+def test_other_ways_to_end_between_0_and_1(tmp_path, ending):
+    pytest.importorskip("onnxruntime")
+    model = network(
+        tmp_path / "net.onnx", OTHERS[ending], two=np.float32(2), step=np.float32(1 / 255), zero8=np.int8(-128),
+        pads=np.array([0, 0, 1, 1, 1] * 2), place=np.array([[0, 0, 0, 0, 0]]), zeros=np.zeros(1, np.float32), **CROPPED,
+    )  # fmt: skip
+    assert open_model(model).spec.activation == "probabilities"
+    if ending not in ("padded", "replaced", "Erf"):  # of them, no whole image is computed like a window, or rounds
+        sure = VOXELS != 128  # a half, which whole numbers round
+        expected = P**2 > 0.5 if ending == "squared" else VOXELS > 128
+        np.testing.assert_array_equal(run(tmp_path, model)[sure], expected[sure])
+
+
+@pytest.mark.parametrize("kind", ["Relu", "Softplus", "Abs"])
+def test_numbers_that_are_never_negative_are_no_logits(tmp_path, kind):
+    """Every voxel would be at a probability of 0.5 or more."""
+    model = network(tmp_path / "net.onnx", [node(kind, "c", "y")])
+    for output in ("labels", "probabilities", "masks"):
+        with pytest.raises(SettingsError, match=f"{output} are asked for, and the network ends in {kind}.*never below"):
+            run(tmp_path, model, output=output)
+    assert run(tmp_path, model, output="logits").min() >= 0
+    asked = ["run", "--in", scan(tmp_path), "--model", model, "--out", str(tmp_path / "n.zarr"), "--activation", "none"]
+    assert ("so that all are 1" in cli(*asked).err) == (kind == "Softplus")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_numbers_around_0_are_no_logits_to_make_probabilities_of(tmp_path, channels):
+    model = network(tmp_path / "net.onnx", [node("Tanh", "c", "y")], channels)
+    with pytest.raises(SettingsError, match="ends in Tanh, whose outputs lie from -1 to 1"):
+        run(tmp_path, model, output="probabilities")
+    values = np.stack([LOGIT, -LOGIT, LOGIT / 2])
+    labels = VOXELS > 128 if channels == 1 else values.argmax(0)
+    np.testing.assert_array_equal(run(tmp_path, model)[VOXELS != 128], labels[VOXELS != 128])
+
+
+FUNCTIONS = {
+    "sigmoid": ("Sigmoid", {}, 1, VOXELS > 128),
+    "argmax": ("ArgMax", {"axis": 1, "keepdims": 1}, 3, None),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_the_file_are_looked_into(tmp_path, name):
+    """Some exporters write an operator of the framework as a function of the file's own."""
+    kind, attributes, channels, expected = FUNCTIONS[name]
+    out = 1 if name == "argmax" else channels
+    model = onnx.load(network(tmp_path / "net.onnx", [node("Identity", "c", "y")], channels, out=channels))
+    own = [node(kind, "a", "b", **attributes)]
+    model.functions.append(helper.make_function("pkg", name, ["a"], ["b"], own, [helper.make_opsetid("", 17)]))
+    model.opset_import.append(helper.make_opsetid("pkg", 1))
+    model.graph.node[-1].CopyFrom(helper.make_node(name, ["c"], ["y"], domain="pkg"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = out
+    if name == "argmax":
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    onnx.save(model, tmp_path / "net.onnx")
+    values = np.stack([LOGIT, -LOGIT, LOGIT / 2])
+    expected = values.argmax(0) if expected is None else expected
+    sure = VOXELS != 128
+    np.testing.assert_array_equal(run(tmp_path, str(tmp_path / "net.onnx"))[sure], expected[sure])
+
+
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("ending", ONE_CHANNEL)
 def test_a_sigmoid_at_the_end_is_not_applied_twice(tmp_path, ending, backend):
@@ -114,19 +200,40 @@ SOFTMAX = {
     ),
     "written out": (WRITTEN_OUT, "probabilities"),
     "LogSoftmax": ([node("LogSoftmax", "c", "y", axis=1)], "softmax"),
+    "Exp": ([node("LogSoftmax", "c", "s", axis=1), node("Exp", "s", "y")], "probabilities"),
+    "ReduceLogSumExp": (
+        [node("ReduceLogSumExp", "c", "s", axes=[1]), node("Sub", "c s", "d"), node("Exp", "d", "y")], "probabilities",
+    ),
+    "mean over a batch": (
+        [
+            node("Softmax", "c", "s", axis=1), node("Softmax", "c", "t", axis=1), node("Concat", "s t", "k", axis=0),
+            node("ReduceMean", "k", "y", axes=[0], keepdims=1),
+        ],
+        "probabilities",
+    ),
+    "OneHot": (
+        [node("ArgMax", "c", "m", axis=1, keepdims=0), node("OneHot", "m three bits", "y", axis=1)], "probabilities",
+    ),
+    "smoothed": (
+        [node("Softmax", "c", "s", axis=1), node("AveragePool", "s", "y", kernel_shape=[1, 1, 1])], "probabilities",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("ending", SOFTMAX)
 def test_a_softmax_at_the_end_is_not_applied_twice(tmp_path, ending):
     nodes, activation = SOFTMAX[ending]
-    model = network(tmp_path / "net.onnx", nodes, channels=3)
+    bits = {"three": np.int64(3), "bits": np.array([0, 1], np.float32)}
+    model = network(tmp_path / "net.onnx", nodes, channels=3, **bits)
     assert open_model(model).spec.activation == activation
     e = np.exp(np.stack([LOGIT, -LOGIT, LOGIT / 2]))
+    e = np.eye(3)[e.argmax(0)].transpose(3, 0, 1, 2) if ending == "OneHot" else e
     sure = VOXELS != 128  # all three are equal there
     np.testing.assert_array_equal(run(tmp_path, model)[sure], e.argmax(0)[sure])
     # logarithms are blended as the logits they are, of windows that agree here
-    np.testing.assert_allclose(run(tmp_path, model, output="probabilities", dtype="float32"), e / e.sum(0), atol=1e-5)
+    backend = {"backend": "onnxruntime"} if ending == "ReduceLogSumExp" else {}  # which OpenVINO computes wrongly
+    found = run(tmp_path, model, output="probabilities", dtype="float32", **backend)
+    np.testing.assert_allclose(found[:, sure], (e / e.sum(0))[:, sure], atol=1e-5)
 
 
 def test_sigmoids_of_several_channels_stand_on_their_own(tmp_path):
@@ -204,6 +311,24 @@ ASKED = {
         1,
         None,
     ),
+    "labels enlarged": (
+        [
+            node("ArgMax", "c", "m", axis=1),
+            node("Cast", "m", "f", to=TensorProto.FLOAT),
+            helper.make_node("Resize", ["f", "", "ones"], ["y"], mode="nearest"),
+        ],
+        3,
+        None,
+    ),
+    "labels called otherwise": (
+        [
+            node("ArgMax", "c", "m", axis=1),
+            node("Gather", "table m", "g"),
+            node("Cast", "g", "y", to=TensorProto.FLOAT),
+        ],
+        3,
+        None,
+    ),
     "never above 0": ([node("Sigmoid", "c", "s"), node("Log", "s", "y")], 1, None),
 }
 
@@ -212,7 +337,9 @@ ASKED = {
 def test_what_the_graph_does_not_settle_is_asked_for(tmp_path, ending):
     nodes, channels, opset = ASKED[ending]
     model = network(
-        tmp_path / "net.onnx", nodes, channels, opset=opset or 17, out=2 if "part" in ending else None,
+        tmp_path / "net.onnx", nodes, channels, opset=opset or 17,
+        out=2 if "part" in ending else 1 if "labels" in ending else None,
+        ones=np.ones(5, np.float32), table=np.array([0, 2, 7]),
         one_=np.array([1]), three=np.array([3]),
     )  # fmt: skip
     with pytest.raises(ModelError, match="say what its outputs are with --activation"):

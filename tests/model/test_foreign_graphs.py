@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from support.foreign import FLOAT, TensorProto, graph, mixing, node, onnx, run, tensor, whole
+from support.foreign import FLOAT, TensorProto, graph, helper, mixing, node, onnx, run, tensor, whole
 from unet_engine.backends.base import Setup
 from unet_engine.errors import BackendError, ModelError
 from unet_engine.model import onnx_trial
@@ -280,6 +280,21 @@ def test_outputs_that_cannot_be_blended_are_named(tmp_path, case):
     with pytest.raises(ModelError, match=r"blended|numbers that lie before") as refused:
         open_model(model)
     assert all(word in str(refused.value) for word in words)
+
+
+def test_a_sequence_is_no_image(tmp_path):
+    """And is not run to see what shape it has."""
+    out = helper.make_tensor_sequence_value_info("y", FLOAT, [1, 3, 16, 16])
+    model = plane(tmp_path / "net.onnx", [conv("c"), node("SequenceConstruct", "c", "y")], [out])
+    with pytest.raises(ModelError, match="its output y holds no tensor, made by SequenceConstruct; export"):
+        open_model(model)
+
+
+def test_a_rim_that_the_image_lacks_is_no_other_resolution(tmp_path):
+    weights = {**mixing(3), "p": np.array([0, 0, 2, 2, 0, 0, 2, 2])}
+    model = plane(tmp_path / "net.onnx", [node("Pad", "x p", "d"), conv(given="d")], [y(size=(20, 20))], weights)
+    with pytest.raises(ModelError, match=r"16×16 into 20×20: its output is larger .*cut it off"):
+        open_model(model)
 
 
 def test_inputs_of_strange_types_are_named(tmp_path):

@@ -72,6 +72,16 @@ ENDS = {
     "a leaky end": (nn.LeakyReLU(), 3, "softmax"),
     "a mask": (lambda net, x: (net.conv(x) > 0).float(), 1, "probabilities"),
     "rounded": (lambda net, x: torch.sigmoid(net.conv(x)).round(), 1, "probabilities"),
+    "half a tanh": (lambda net, x: (torch.tanh(net.conv(x)) + 1) * 0.5, 1, "probabilities"),
+    "the opposite": (lambda net, x: 1 - torch.sigmoid(net.conv(x)), 1, "probabilities"),
+    "heads side by side": (
+        lambda net, x: torch.cat([torch.sigmoid(net.conv(x)[:, :1]), torch.sigmoid(net.conv(x)[:, 1:])], 1),
+        2,
+        "probabilities_each",
+    ),
+    "the mean of two": (lambda net, x: (net.conv(x).softmax(1) + net.conv(x * 2).softmax(1)) / 2, 3, "probabilities"),
+    "squared": (lambda net, x: torch.sigmoid(net.conv(x)) ** 2, 1, "probabilities"),
+    "a difference": (lambda net, x: torch.sigmoid(net.conv(x)) - net.conv(x), 1, "sigmoid"),
     "a gate": (lambda net, x: net.conv(x) * torch.sigmoid(net.conv(x)), 1, "sigmoid"),
 }
 

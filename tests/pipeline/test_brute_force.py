@@ -40,6 +40,17 @@ class Case:
     margin: tuple[int, ...]
     roi: tuple[slice, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    shared: tuple[int, ...] | None = None
+    """Least voxels that neighbours share, where windows are spread evenly."""
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The options of the run: a tiling stands for window, overlap and blend."""
+        if self.shared is None:
+            return self.options
+        window, shared = (",".join(map(str, sizes)) for sizes in (self.window, self.shared))
+        rest = {key: value for key, value in self.options.items() if key not in ("overlap", "blend")}
+        return {**rest, "tiling": f"{window}:{shared}:{self.options['blend']}"}
 
     @property
     def tiling(self) -> Tiling:
@@ -50,6 +61,7 @@ class Case:
             self.options["overlap"],
             self.options["blend"],
             self.options["padding"],
+            None if self.shared is None else (0,) * planes + self.shared,
         )
 
 
@@ -88,8 +100,10 @@ def drawn(number: int) -> Case:
         options |= {"device": "simulated", "batch": int(rng.integers(1, 5))}
     dtype = choose("uint8", "uint16", ">u2", "int16", "float32", "float64", "<i4")
     stored = "".join(rng.permutation(list(axes)))
+    evenly = options["blend"] in ("gaussian", "constant", "crop") and rng.random() < 0.4
+    shared = tuple(int(rng.integers(0, w - 2 * m)) for w, m in zip(window, margin, strict=True)) if evenly else None
     return Case(
-        shape, stored, dtype, channels_in, channels_out, activation, model_axes, window, margin, roi, options
+        shape, stored, dtype, channels_in, channels_out, activation, model_axes, window, margin, roi, options, shared
     )  # fmt: skip
 
 
@@ -198,9 +212,7 @@ def check(number: int, folder: Path) -> None:
         window_step=(0,) * len(case.window),
     )  # fmt: skip
     roi = ",".join(f"{s.start}:{s.stop}" for s in case.roi)
-    out = unet_engine.run(
-        scan, model=model, out=str(folder / "out.zarr"), axes=case.stored, roi=roi, **case.options
-    ).out
+    out = unet_engine.run(scan, model=model, out=str(folder / "out.zarr"), axes=case.stored, roi=roi, **case.how).out
     got = np.asarray(zarr.open_array(str(Path(out) / "0"), mode="r")[...])
     names = "".join(a for a in case.stored if a in "zyx")
     lead = got.ndim - len(names)

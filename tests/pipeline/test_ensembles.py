@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,19 @@ def test_members_are_chosen_by_number_too(scan: str, tmp_path: Path) -> None:
     numbers, names = (unet_engine.make_plan(scan, model=model, folds=f) for f in ("0,2", "c.fake,a.fake"))
     assert numbers.digest == names.digest
     assert numbers.calls == 2
+
+
+def test_the_option_given_several_times_is_a_list(scan: str, tmp_path: Path) -> None:
+    """Of run, plan and bench; what does not fit together is refused by name."""
+    files = [fake_model(tmp_path, name=name, channels_out=2) for name in "ab"]
+    several = [text for file in files for text in ("--model", file)]
+    listed = cli("plan", "--in", scan, "--model", ",".join(files), "--json")
+    given = cli("plan", "--in", scan, *several, "--json")
+    assert (given.code, json.loads(given.out)["digest"]) == (0, json.loads(listed.out)["digest"]), given.err
+    other = fake_model(tmp_path, name="c", channels_out=2, normalization="zscore")
+    said = cli("run", "--in", scan, *several, "--model", other, "--out", tmp_path / "o.zarr")
+    assert said.code == 5
+    assert "normalization" in said.error
 
 
 def test_a_missing_file_is_named(scan: str, tmp_path: Path) -> None:

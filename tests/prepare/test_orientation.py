@@ -1,13 +1,11 @@
-"""A scan that lies otherwise than those of training gives other labels: that is an error."""
+"""A scan that lies otherwise than those of training is seen turned, which is told."""
 
 import numpy as np
 import pytest
 
 from support.command_line import cli
 from support.volumes import fake_model, make_volume
-from unet_engine.commands.bench.command import Request as BenchRequest
-from unet_engine.commands.bench.command import bench
-from unet_engine.errors import InputError, ModelError
+from unet_engine.errors import ModelError
 from unet_engine.model.file import open_model
 
 
@@ -23,17 +21,17 @@ def scan(folder, x, y):
     return str(path)
 
 
-def test_another_orientation_is_refused_unless_it_is_ignored(tmp_path):
+def test_another_orientation_is_turned_and_told_unless_it_is_ignored(tmp_path):
     path, model = scan(tmp_path, 1, 1), fake_model(tmp_path, orientation="SAR")
     asked = "run", "--in", path, "--model", model, "--out", "o.zarr"
-    said = cli(*asked)
-    assert said.code == 3, said.err
-    assert "point to SPL, id was trained on SAR; turn the volume" in said.error
-    said = cli(*asked, "--ignore-spacing", "--strict")
+    said = cli(*asked, "--strict")
+    assert said.code == 0, said.err
+    assert "point to SPL, id was trained on SAR: windows are cut turned" in said.err
+    said = cli(*asked, "--ignore-spacing", "--strict", "--overwrite")
     assert said.code == 0, said.err
     assert "ignored, as --ignore-spacing says" in said.err
-    with pytest.raises(InputError, match="was trained on SAR"):
-        bench(BenchRequest(model, path), lambda _: None)
+    said = cli(*asked, "--resume")
+    assert (said.code, "another turn" in said.error) == (9, True), said.err
 
 
 def test_the_same_is_taken_without_a_word(tmp_path):

@@ -15,20 +15,20 @@ from unet_engine.model.spec import ModelSpec, Normalization
 from unet_engine.settings import Settings
 
 OTHER_FORMATS = [
-    ("seg.nii.gz", "NIfTI", "seg.zarr"),
-    ("seg.NII", "NIfTI", "seg.zarr"),
-    ("seg.tif", "TIFF", "seg.zarr"),
-    ("seg.ome.tiff", "TIFF", "seg.zarr"),
-    ("a.v1.TIF/", "TIFF", "a.v1.zarr"),
+    ("seg.hdr", "NIfTI", "seg.zarr"),
+    ("seg.IMG", "NIfTI", "seg.zarr"),
+    ("seg.btf", "TIFF", "seg.zarr"),
+    ("seg.ome.tf8", "TIFF", "seg.zarr"),
+    ("a.v1.LSM/", "TIFF", "a.v1.zarr"),
     ("out.zip", "archive", "out.zarr"),
     ("out.zarr.zip", "archive", "out.zarr"),
     ("out.tar.gz", "archive", "out.zarr"),
-    ("deep/er/out.h5", "HDF5", "out.zarr"),
+    ("deep/er/out.nc", "HDF5", "out.zarr"),
     ("out.png", "image", "out.zarr"),
-    ("out.mha", "ITK", "out.zarr"),
-    ("out.nrrd", "ITK", "out.zarr"),
+    ("out.mhd", "ITK", "out.zarr"),
+    ("out.nhdr", "ITK", "out.zarr"),
     ("out.n5", "N5", "out.zarr"),
-    ("out.npy", "NumPy", "out.zarr"),
+    ("out.npz", "NumPy", "out.zarr"),
     ("out.mrc", "MRC", "out.zarr"),
     ("out.json", "text", "out.zarr"),
     ("s3://bucket/x.tif", "TIFF", "x.zarr"),
@@ -48,13 +48,13 @@ def test_an_output_called_like_another_format_is_refused(ramp, model, out, what,
 
 
 def test_python_and_settings_files_are_refused_the_same(ramp, model):
-    for out in ("seg.nii.gz", Path("seg.nii.gz")):
+    for out in ("seg.hdr", Path("seg.hdr")):
         with pytest.raises(SettingsError, match="NIfTI cannot be written yet"):
             unet_engine.run(ramp[1], model=model, out=out)
     with pytest.raises(SettingsError, match="TIFF"):
-        unet_engine.make_plan(ramp[1], model=model, out="seg.tif")
+        unet_engine.make_plan(ramp[1], model=model, out="seg.btf")
     Path("here").mkdir()
-    Path("here/unet-engine.toml").write_text('out = "seg.tif"')
+    Path("here/unet-engine.toml").write_text('out = "seg.btf"')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir("here")
         said = cli("plan", "--in", ramp[1], "--model", model)
@@ -198,7 +198,7 @@ def test_what_replaces_nan_is_finite_in_the_type_of_the_voxels(tmp_path, model, 
     [
         (["run", "--in", "b.zarr"], "--in"),
         (["run", "--in=b.zarr"], "--in"),
-        (["plan", "--model", "n.toml"], "--model"),
+        (["plan", "--device", "cpu", "--device", "cpu"], "--device"),
         (["run", "--out", "a.zarr", "--out", "b.zarr"], "--out"),
         (["plan", "--profile", "--profile", "a"], "--profile"),
         (["run", "--overlap", "0.5", "--overlap", "0"], "--overlap"),

@@ -28,12 +28,21 @@ class Tiling:
     overlap: float
     blend: str
     padding: str
+    shared: tuple[int, ...] | None = None
+    """Least voxels that neighbours share, where windows are spread evenly."""
 
     def positions(self, axis: int, size: int) -> list[int]:
         """Where the outputs of the windows begin along an axis of `size` voxels."""
         width = self.window[axis] - 2 * self.margin[axis]
         if size <= width:
             return [-((width - size) // 2)]
+        if self.shared is not None and width > 1:
+            # as few as needed, where the poolings of a network of one size may begin, the last one at the end
+            cell = next(n for n in (32, 16, 8, 4, 2, 1) if self.window[axis] % n == 0)
+            lattice = cell if width - self.shared[axis] >= cell else 1
+            cells = ceil((size - width) / lattice)
+            count = ceil(cells / ((width - self.shared[axis]) // lattice))
+            return [*(round(i * (cells / count)) * lattice for i in range(count)), size - width]
         if self.blend == "nnunet":  # as few as needed, as far apart as possible
             wanted = max(1.0, width * (1 - self.overlap))
             count = ceil((size - width) / wanted)

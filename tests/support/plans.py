@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from unet_engine.plan.box import Box
-from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.grid import AxisGrid, Blend
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
@@ -32,18 +32,29 @@ def make(axes: tuple[AxisGrid, ...], roi: Box | None = None, block: tuple[int, .
     )
 
 
+def _strided(blend: Blend) -> st.SearchStrategy[AxisGrid]:
+    return st.builds(
+        AxisGrid.with_overlap, st.integers(1, 30), st.integers(1, 10), st.sampled_from([0, 0.3, 0.5, 0.75]),
+        st.integers(0, 2), st.just(blend),
+    )  # fmt: skip
+
+
+@st.composite
+def _evenly(draw: st.DrawFn, blend: Blend) -> AxisGrid:
+    window = draw(st.integers(1, 10))
+    return AxisGrid.evenly(
+        draw(st.integers(1, 30)), window, draw(st.integers(0, window - 1)), draw(st.integers(0, 2)), blend,
+        draw(st.sampled_from([1, 2, 4])),
+    )  # fmt: skip
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """Small 2D and 3D plans with odd sizes, blocks, chunks, columns and regions."""
     ndim = draw(st.integers(2, 3))
     blend = draw(st.sampled_from(["gaussian", "crop", "monai", "nnunet"]))
-    axes = tuple(
-        AxisGrid.with_overlap(
-            draw(st.integers(1, 30)), draw(st.integers(1, 10)), draw(st.sampled_from([0, 0.3, 0.5, 0.75])),
-            draw(st.integers(0, 2)), blend,
-        )
-        for _ in range(ndim)
-    )  # fmt: skip
+    even = blend in ("gaussian", "crop") and draw(st.booleans())
+    axes = tuple(map(draw, [_evenly(blend) if even else _strided(blend)] * ndim))
     spans = [sorted((draw(st.integers(0, a.size - 1)), draw(st.integers(1, a.size)))) for a in axes]
     roi = Box(tuple(s[0] for s in spans), tuple(max(s[1], s[0] + 1) for s in spans))
     plan = make(axes, roi, tuple(draw(st.integers(1, 4)) for _ in axes))

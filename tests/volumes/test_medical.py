@@ -191,7 +191,7 @@ def test_the_copy_of_a_run_goes_as_it_ends_well(tmp_path, cache):
     (copy,) = cache.glob("*.raw")  # for the next try
     subprocess.run([*command, "--output", "logits"], check=True, capture_output=True)
     assert not copy.exists()
-    assert (tmp_path / "a-id.zarr").is_dir()
+    assert (tmp_path / "a-id.nii.gz").is_file()
 
 
 @pytest.mark.parametrize("workers", [None, 2])

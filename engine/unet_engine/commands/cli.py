@@ -12,13 +12,23 @@ from typing import Any, NoReturn
 
 import click
 
-from unet_engine.commands import interruption, streams
+from unet_engine.commands import interruption, running, streams
 from unet_engine.commands.bench.options import bench_command
+from unet_engine.commands.converting import convert_command
 from unet_engine.commands.importing import import_command
 from unet_engine.commands.models import COMMANDS
-from unet_engine.commands.options import PLACE, Command, cluster_options, settings_options
+from unet_engine.commands.objects import OBJECT_COMMANDS
+from unet_engine.commands.options import (
+    PLACE,
+    Command,
+    cluster_options,
+    running_options,
+    settings_options,
+    several_options,
+)
 from unet_engine.commands.sources import model_of, with_model
 from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
+from unet_engine.hanging import end
 from unet_engine.redaction import guard_streams
 
 INTERRUPTED = 130
@@ -41,6 +51,8 @@ def app() -> None:
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
+    unet-engine components labels.zarr objects.zarr   number what is connected; then table, polygons
+    unet-engine convert labels.zarr labels.nii.gz     a result or a scan as a file of another format
     unet-engine import FOLDER --out net.onnx          a model file from a trained model of another tool
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
@@ -48,12 +60,12 @@ def app() -> None:
     unet-engine doctor                                what works on this machine, and what to install
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
-    10 cluster, 130 interrupted (resumable).
+    10 cluster, 11 some of several volumes, 130 interrupted (resumable).
     """
 
 
 @app.command("run")
-@settings_options
+@several_options
 @cluster_options
 @click.option("--resume", is_flag=True, default=None, help="Resume an output that was begun with the same settings.")
 @click.option(
@@ -66,28 +78,40 @@ def app() -> None:
     help="Have the disk keep what is committed through a power cut; default: yes.",
 )
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")
-@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
-    """Run the model over the volume."""
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout; of each volume.")
+@running_options
+@click.argument("more", metavar="[PATH]...", nargs=-1, type=PLACE)
+def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # noqa: FBT001  # click passes them so
+    """Run the model over a volume, or over several: those of --in, and those named behind."""
     from unet_engine.api import run_volume
-    from unet_engine.commands import report, screen
+    from unet_engine.commands import report
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
 
-    console = screen.stderr()
+    ways = running.Ways.taken(given)
+    given["input"] = [*given["input"], *more]
+    if _otherwise(ways, given, as_json=as_json):
+        return
+    console = ways.console()
     try:
-        settings = with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text]))
-        with team(settings, lambda text: _tell(console, [text])) as crew:
-            prepared = crew.prepare()
-            _tell(console, (*crew.notes, *prepared.notes))
-            console.pairs(report.plan_lines(prepared))
-            if crew.dashboard:
-                hidden = "token=" in crew.dashboard and not console.is_terminal
-                console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
-            interruption.writing(prepared.job.out)
-            result = run_volume(
-                crew, prepared, lambda p, c: report.Watcher(p, c, console), lambda text: _tell(console, [text])
-            )
+        with running.recorded(ways, console, running.Record.of(given)) as record:
+
+            def tell(*notes: str) -> None:
+                record.notes += notes
+                _tell(console, notes)
+
+            settings = with_model(Settings.of(**_required(given)), tell)
+            with team(settings, tell) as crew:
+                prepared = crew.prepare()
+                record.prepared(crew, prepared)
+                tell(*crew.notes, *prepared.notes)
+                console.pairs(report.plan_lines(prepared))
+                if crew.dashboard:
+                    hidden = "token=" in crew.dashboard and not console.is_terminal
+                    console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
+                interruption.writing(prepared.survey.named)
+                watch = None if console.silent else lambda p, c: report.Watcher(p, c, console)
+                result = record.result = run_volume(crew, prepared, watch, tell)
     except KeyboardInterrupt:
         _end(interruption.said(), INTERRUPTED)
     finally:
@@ -103,11 +127,39 @@ def run_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click p
         click.echo(json.dumps(asdict(result)))
 
 
+def _otherwise(ways: running.Ways, given: dict[str, Any], *, as_json: bool) -> bool:
+    """Whether it was done in another way: several volumes, or nothing but a plan. Else the input is one path."""
+    from unet_engine.batches.inputs import are_several
+
+    inputs = given["input"]
+    if inputs and are_several(inputs):
+        echo = (lambda facts: click.echo(json.dumps(facts))) if as_json else None
+        told = {key: value for key, value in given.items() if key != "input"}
+        try:
+            running.run_several(inputs, told, ways, lambda settings: with_model(settings, _say), echo)
+        except KeyboardInterrupt:  # threads may be in the middle of a block
+            sys.stdout.flush()
+            end("interrupted; what is committed stays: run the same command with --resume", INTERRUPTED)
+        return True
+    given["input"] = inputs[0] if inputs else None
+    if ways.dry_run:
+        _plan(given, as_json=as_json)
+    return ways.dry_run
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
 @app.command("plan")
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one line of JSON.")
 def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     """Show what a run would do: grid, blocks, work, bytes, memory, time. Nothing is written."""
+    _plan(given, as_json=as_json)
+
+
+def _plan(given: dict[str, Any], *, as_json: bool) -> None:
     from unet_engine.commands import report, screen
     from unet_engine.prepare.prepare import prepare
     from unet_engine.prepare.survey import survey
@@ -130,9 +182,10 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
 def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT001
     """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
     from unet_engine.commands import screen
-    from unet_engine.output.completion import finish, line
+    from unet_engine.output.completion import line
+    from unet_engine.postprocess.working import finish
 
-    facts = finish(out, verify)
+    facts = finish(out, verify=verify)
     screen.stderr().say(line(facts))
     if as_json:
         click.echo(json.dumps(facts))
@@ -177,7 +230,7 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (import_command, *COMMANDS, bench_command):
+for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, bench_command):
     app.add_command(_command)
 
 
@@ -187,7 +240,7 @@ def _tell(console: Any, notes: Iterable[str]) -> None:
 
 
 def _required(given: dict[str, Any]) -> dict[str, Any]:
-    if given.get("input") is None:
+    if given.get("input") is None and not os.environ.get("UNET_ENGINE_INPUT"):
         raise click.UsageError("no input: use --in PATH, e.g. unet-engine run --in scan.zarr --model net.onnx")
     return given
 

@@ -41,31 +41,61 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
+def joined(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """Of an option that may be given several times, what it means: a list parted by commas."""
+    return ",".join(given) if given else None
+
+
 IGNORE_SPACING = click.option(
     "--ignore-spacing",
     is_flag=True,
     default=None,
-    help="Take voxels of another size or orientation than those of training; an error otherwise.",
+    help="Take voxels of another size than in training, an error otherwise, and the volume as it lies.",
 )
 
+COUNT = click.IntRange(1, 2**31 - 1)
+OBJECTS: list[Callable[..., Any]] = [
+    click.option(
+        "--connectivity",
+        type=click.Choice(["4", "8", "6", "18", "26"]),
+        help="Neighbours that count: 6 (faces; default), 18 (and edges), 26 (and corners); in 2D 4 (default) or 8.",
+    ),
+    click.option("--min-size", type=COUNT, metavar="N", help="Leave out objects of fewer voxels."),
+    click.option("--fill-holes", is_flag=True, default=None, help="First fill background that one class encloses."),
+    click.option("--largest", type=COUNT, metavar="K", help="Keep the K largest objects of each class."),
+]
+"""Which objects there are: with --components, and of the command of that name."""
+
+_ONE = click.option(
+    "--in",
+    "input",
+    metavar="PATH",
+    help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
+)
+_SEVERAL = click.option(
+    "--in",
+    "input",
+    metavar="PATH",
+    multiple=True,
+    help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md. "
+    "Several, a glob, a folder of volumes or a list (.csv, .jsonl) are run one after the other; docs/batches.md.",
+)
 _SETTINGS = [
     click.option(
-        "--in",
-        "input",
-        metavar="PATH",
-        help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; "
-        "docs/volumes.md.",
-    ),
-    click.option(
         "--model",
+        multiple=True,
+        callback=joined,
         metavar="FILE[,FILE]",
-        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several the mean is taken; default: from "
-        "unet-engine.toml, here or beside the input.",
+        help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several, or given several times, the mean "
+        "is taken; default: from unet-engine.toml, here or beside the input.",
     ),
     click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
     click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),
     click.option(
-        "--out", metavar="PATH", help="Output group NAME.zarr; default: beside the input, named after the model."
+        "--out",
+        metavar="PATH",
+        help="Output: NAME.zarr, .nii.gz, .nrrd …, see docs/outputs.md; of several volumes with {stem}, docs/batches.md; "
+        "default: beside the input, of its format.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
     click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
@@ -93,6 +123,23 @@ _SETTINGS = [
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
     ),
     click.option(
+        "--tiling",
+        metavar="T",
+        help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
+        "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend. auto: the cheapest that agrees with the "
+        "best inference that fits as well as the model's own tiling does.",
+    ),
+    click.option(
+        "--tolerance",
+        type=NUMBER,
+        metavar="T",
+        help="Agreement and Dice that --tiling auto asks for; default: what the model's own tiling reaches.",
+    ),
+    click.option(
+        "--tiling-budget", type=NUMBER, metavar="F", help="Part of a run that --tiling auto may take; default 0.03."
+    ),
+    click.option("--truth", metavar="PATH", help="Labels of the volume, by which --tiling auto decides."),
+    click.option(
         "--padding",
         metavar="MODE",
         help="reflect (default), constant (default with monai and nnunet) or edge, where windows stick out.",
@@ -104,6 +151,10 @@ _SETTINGS = [
         "the mean; none; default: mirror where the model names axes for it.",
     ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
+    click.option(
+        "--components", is_flag=True, default=None, help="Number connected objects in place of labels; docs/objects.md."
+    ),
+    *OBJECTS,
     click.option(
         "--channels",
         "--output-channels",
@@ -139,6 +190,12 @@ _SETTINGS = [
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each "
         "channel; default: the model's.",
     ),
+    click.option(
+        "--threshold",
+        type=NUMBER,
+        metavar="P",
+        help="Probability above which a channel on its own is a label; default: the model's, else 0.5.",
+    ),
     click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several."),
     click.option("--replace-nonfinite", type=NUMBER, metavar="V", help="Read NaN and Inf as V instead of stopping."),
     click.option(
@@ -166,7 +223,10 @@ _SETTINGS = [
         "--threads", type=int, metavar="N", help="Windows a process infers at once on the CPU; default: one per core."
     ),
     click.option(
-        "--part", metavar="I/N", help="Only the I-th of N parts, for job arrays; the last to end completes the output."
+        "--part",
+        metavar="I/N",
+        help="Only the I-th of N parts, for job arrays; the last to end completes the output. Of several volumes every "
+        "N-th.",
     ),
     click.option(
         "--profile",
@@ -220,6 +280,20 @@ _CLUSTER = [
 ]
 
 
+_RUNNING = [
+    click.option("--keep-going", is_flag=True, help="Of several volumes run the others where one fails; exit code 11."),
+    click.option("--dry-run", is_flag=True, help="Say what would be run, and what would be refused; write nothing."),
+    click.option("--results", metavar="FILE", help="Add a line of JSON for each volume, also of one that fails."),
+    click.option("--log", metavar="FILE", help="Add all that is told, with the time."),
+    click.option(
+        "--log-format", type=click.Choice(["text", "json"]), help="Of --log; json without it: of stderr. Default: text."
+    ),
+    click.option("--metrics", metavar="FILE", help="Counts as Prometheus reads them, written every few seconds."),
+    click.option("-v", "--verbose", is_flag=True, help="Of several volumes show the plan and all notes of each."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+]
+
+
 class Number(click.FloatRange):
     """A finite number within bounds."""
 
@@ -242,7 +316,6 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # of click 8.2 and befo
 
 
 PLACE = Place()
-COUNT = click.IntRange(1, 2**31 - 1)
 THREADS = click.IntRange(1, 1024)
 
 
@@ -262,12 +335,22 @@ def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a run does."""
-    return _with(_SETTINGS, command)
+    return _with([_ONE, *_SETTINGS], command)
+
+
+def several_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs over one volume or more do."""
+    return _with([_SEVERAL, *_SETTINGS], command)
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Who does it."""
     return _with(_CLUSTER, command)
+
+
+def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a run tells what it does, and what it does with several volumes."""
+    return _with(_RUNNING, command)
 
 
 def _with(options: list[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,12 +17,14 @@ from unet_engine.api import Result
 from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
 from unet_engine.plan.plan import Plan, read_span
+from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.decoding import Reading
 from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling import tracing
 from unet_engine.stitching import operations
 from unet_engine.units import size, span, times
+from unet_engine.volumes.turned import as_stored
 
 LINE_EVERY = 10.0
 """Seconds between plain progress lines, where stderr is no terminal."""
@@ -68,11 +70,11 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     written = plan.voxel_count * job.layout.voxel_bytes
     return {
         "input": job.volume,
-        "shape": list(prepared.survey.scan.shape),
+        "shape": list(as_stored(prepared.survey.scan).shape),
         "axes": job.volume_axes,
         "dtype": str(prepared.survey.scan.dtype),
         "roi": str(plan.roi),
-        "out": job.out,
+        "out": prepared.survey.named,
         "output": job.kind,
         "output_dtype": job.layout.dtype,
         "digest": plan.digest,
@@ -111,6 +113,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "seconds_per_window": prepared.seconds_per_window,
         "seconds": round(prepared.seconds_per_window * plan.call_count / devices, 3),
         "overlap_choice": facts(prepared.overlap),
+        "tiling_choice": tiling_choice.facts(prepared.tiling),
         "notes": list(prepared.notes),
     }  # fmt: skip
 
@@ -168,6 +171,8 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("window", f"{times(prepared.job.setup.window)}, {_stride(plan)}, {plan.axes[0].blend}, "
                    f"stitched in {f['stitching']}"),
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
+        *([("tiling", prepared.tiling.line)] if prepared.tiling else []),
+        *_frontier(prepared),
         *_often(prepared),
         ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams "
                     f"{plan.window_count:,} (×{f['seam_factor']})"),
@@ -190,6 +195,14 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
         ("digest", plan.digest),
     ]  # fmt: skip
+
+
+def _frontier(prepared: Prepared) -> list[tuple[str, str]]:
+    """What other tilings cost and how they agree, where that was found out."""
+    if not prepared.tiling or not prepared.tiling.frontier:
+        return []
+    heading = "voxels computed for one, labels that agree, least Dice:"
+    return [("tilings", heading), *(("", line) for line in prepared.tiling.table)]
 
 
 def _often(prepared: Prepared) -> list[tuple[str, str]]:
@@ -233,6 +246,8 @@ def _few(values: list[float]) -> str:
 
 
 def result_line(result: Result) -> str:
+    if result.already_complete:
+        return f"{result.out}: already complete, nothing was done"
     left_out = f", {result.windows_skipped:,} skipped" if result.windows_skipped else ""
     return (
         f"{result.out}: {result.windows_inferred:,} windows{left_out} in {span(result.seconds)}, "

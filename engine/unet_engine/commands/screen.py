@@ -12,12 +12,23 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from unet_engine.commands.log import Level, Log
+
 
 class Screen(Console):
     """A console of ours, on stdout or stderr; see `stdout` and `stderr`."""
 
-    def say(self, text: str, heading: str = "", style: str = "bold") -> None:
+    kept: Log | None = None
+    """Takes all that is said, too."""
+    silent = False
+    """Whether nothing is shown, but errors."""
+
+    def say(self, text: str, heading: str = "", style: str = "bold", level: Level = "info") -> None:
         """One line that is never folded, after `heading` in `style`."""
+        if self.kept:
+            self.kept.write(level, heading + text)
+        if self.silent:
+            return
         self.print(Text.assemble((heading, style), text), soft_wrap=True)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
@@ -28,7 +39,7 @@ class Screen(Console):
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
-        self.say(f": {text}", "note", "yellow")
+        self.say(f": {text}", "note", "yellow", "note")
 
 
 def stdout() -> Screen:

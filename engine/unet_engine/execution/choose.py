@@ -3,7 +3,7 @@ for both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from unet_engine import machine
@@ -11,30 +11,43 @@ from unet_engine.cluster import connection
 from unet_engine.errors import PlanError
 from unet_engine.execution.dask.team import HANG_SECONDS, DaskTeam
 from unet_engine.execution.local import LocalTeam
+from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Team
+from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.settings import Settings
 from unet_engine.units import Tell, silent, size
 
+Make = Callable[[Settings, Tell, Given, Leg | None], Team]
+"""Makes the team of one run."""
+
 
 @contextmanager
-def team(settings: Settings, tell: Tell = silent) -> Iterator[Team]:
+def team(settings: Settings, tell: Tell = silent, given: Given = NOTHING) -> Iterator[Team]:
     """The team that the settings ask for, sent home at the end; `tell` hears what takes long before the run begins.
+    `given`: what is open already, in this process.
 
     Raises `ClusterError` where a cluster is not to be had.
     """
-    if not connection.wants_cluster(settings):
-        here = LocalTeam(settings, tell)
+    with teams(settings) as make:
+        crew = make(settings, tell, given, None)
         try:
-            yield here
+            yield crew
         finally:
-            here.close()
+            crew.close()
+
+
+@contextmanager
+def teams(settings: Settings) -> Iterator[Make]:
+    """Makes teams of the same processes for one run after the other. Raises as `team`."""
+    if not connection.wants_cluster(settings):
+        yield LocalTeam
         return
-    memory = _share_of_memory(settings)
+    memory = share_of_memory(settings)
     with connection.connect(settings, memory, settings.hang_seconds or HANG_SECONDS) as cluster:
-        yield DaskTeam(settings, cluster, memory, tell)
+        yield lambda settings, tell, given, _: DaskTeam(settings, cluster, memory, tell, given)
 
 
-def _share_of_memory(settings: Settings) -> int | None:
+def share_of_memory(settings: Settings) -> int | None:
     """Bytes for each worker process: its share of what the run may use on this machine; on other machines what the user
     says."""
     processes = settings.workers or (None if settings.scheduler or settings.cluster else settings.gpus)

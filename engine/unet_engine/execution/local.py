@@ -6,14 +6,19 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from unet_engine import machine
+from unet_engine.backends.base import Network
+from unet_engine.backends.opening import place_of
 from unet_engine.cluster import connection
+from unet_engine.execution.hands import Hands, here
+from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Pending
 from unet_engine.hanging import watched
-from unet_engine.pipeline.columns import run_columns
+from unet_engine.pipeline.columns import ALWAYS, run_columns
 from unet_engine.pipeline.job import Counters
 from unet_engine.pipeline.worker import Opened, Worker
+from unet_engine.prepare.given import NOTHING, Given, Ready
 from unet_engine.prepare.prepare import Prepared, prepare
-from unet_engine.prepare.survey import check_output, survey
+from unet_engine.prepare.survey import Survey, check_output, survey
 from unet_engine.profiling.stages import SPANS, Snapshot
 from unet_engine.settings import Settings
 from unet_engine.units import Tell, silent
@@ -24,36 +29,61 @@ class LocalTeam:
 
     dashboard: str | None = None
 
-    def __init__(self, settings: Settings, tell: Tell = silent) -> None:
-        self._settings, self._tell = settings, tell
+    def __init__(self, settings: Settings, tell: Tell = silent, given: Given = NOTHING, leg: Leg | None = None) -> None:
+        """given: what is open already; leg: its part among the volumes of one command"""
+        self._settings, self._tell, self._given, self._leg = settings, tell, given, leg
         self._workers: list[Worker] = []
         self._profile: dict[str, Snapshot] = {}
         note = connection.cuda_cluster_note(settings)
         self.notes: tuple[str, ...] = (note,) if note else ()
 
     def prepare(self) -> Prepared:
-        surveyed = survey(self._settings)
+        surveyed = survey(self._settings, self._given)
         check_output(surveyed)
-        prepared = prepare(surveyed, tell=self._tell)
+        prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed))
+        volume, devices = self._given.volume and surveyed.volume, prepared.survey.devices
         # the first takes over the network that planning loaded
-        opened = [Opened(network=prepared.network), *(Opened() for _ in prepared.survey.devices[1:])]
+        opened = [Opened(volume, network=prepared.network)]
+        opened += [Opened(volume, network=self._leg.other(name) if self._leg else None) for name in devices[1:]]
         self._workers = [
             Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)), handed)
-            for device, handed in zip(prepared.survey.devices, opened, strict=True)
+            for device, handed in zip(devices, opened, strict=True)
         ]
+        if self._leg:
+            self._leg.reads(prepared, self._workers, lambda network: self._look(prepared, network))
         return prepared
+
+    def _ready(self, surveyed: Survey) -> Ready | None:
+        """The network that another volume has loaded. What would use the network or its device while another volume
+        does waits until that is done."""
+        if self._leg is None:
+            return None
+        tries = "auto" in (surveyed.settings.overlap, surveyed.settings.tiling)
+        if tries or len(surveyed.devices) > 1 or place_of(surveyed.devices[0]).takes_batches:
+            self._leg.alone()
+        if surveyed.settings.tiling == "auto":  # which opens it for windows of another size
+            self._leg.discard()
+        return self._leg.ready
+
+    def _look(self, prepared: Prepared, network: Network) -> None:
+        for note in prepared.look(network) if prepared.look else ():
+            self._tell(note)
 
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         for worker in self._workers:
             worker.recorder.restart()
             worker.job = replace(worker.job, begun=prepared.job.begun)
-        with watched(self._settings.hang_seconds, "this run", self.counters):
-            run_columns(self._workers, pending)
+        with watched(self._settings.hang_seconds, "this run", self._moved):
+            run_columns(self._workers, pending, self._leg or ALWAYS)
         for worker in self._workers:
             worker.confirm()
         self._profile = {
             worker.job.setup.device: profile for worker in self._workers if (profile := worker.profile(SPANS))
         }
+
+    def _moved(self) -> object:
+        """What changes while something is done, or another volume has the network."""
+        return self.counters() if self._leg is None or self._leg.holds else object()
 
     def profile(self) -> dict[str, Snapshot]:
         return self._profile
@@ -65,9 +95,15 @@ class LocalTeam:
     def detail(self) -> str:
         return ""
 
+    def hands(self) -> Hands:
+        return here(self._settings.memory)
+
     def facts(self) -> dict[str, Any]:
         return {"peak_rss_bytes": machine.peak_resident_bytes(), "processors": (machine.processor(),)}
 
     def close(self) -> None:
+        if self._leg:
+            self._leg.end()
+            return
         for worker in self._workers:
             worker.close()

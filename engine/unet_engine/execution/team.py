@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from unet_engine.execution.hands import Hands
 from unet_engine.pipeline.job import Counters
 from unet_engine.plan.plan import Index
 from unet_engine.prepare.prepare import Prepared
@@ -38,5 +39,11 @@ class Team(Protocol):
     def profile(self) -> dict[str, Snapshot]:
         """Where the time of each worker went; empty where the run is not profiled."""
 
+    def hands(self) -> Hands:
+        """The same, for passes over what was written."""
+
     def facts(self) -> dict[str, Any]:
         """What the summary of the run says about who did it: fields of `unet_engine.api.Result`."""
+
+    def close(self) -> None:
+        """Give back what is open for this run alone."""

@@ -18,7 +18,7 @@ def labels_refusal(spec: ModelSpec, *, described: bool, output: str = "") -> str
 
     described: whether somebody said what the outputs are, in the file or beside it. output: its name in the graph.
     """
-    several = f"its {spec.channels_out} channels"
+    several = f"its {spec.channels_out} channels" if spec.channels_out > 1 else "its outputs"
     hint = next((h for h in _HINTS if h in output.lower()), "")
     unsaid = spec.channels is None
     cases = (

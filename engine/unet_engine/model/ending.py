@@ -81,6 +81,24 @@ def applied_again(end: Ending, activation: Activation, channels: int) -> str:
     return f"{why} already, and {what}; use --activation {found or 'probabilities'}"
 
 
+def guess_refusal(end: Ending, channels: int, output: str) -> str:
+    """Why `output` cannot be had of outputs that were merely guessed to be logits, and what to do; empty where it can.
+
+    Logits of one channel lie on both sides of 0, and none of a trained network stay within 1 of it.
+    """
+    if channels == 1 and end.low >= -SLACK:
+        found = "are never below 0"
+    elif output == "probabilities" and end.low >= -1 - SLACK and end.high <= 1 + SLACK:
+        found = f"lie from {end.low:.4g} to {end.high:.4g}"
+    else:
+        return ""
+    return (
+        f"{output} are asked for, and the network ends in {end.end}, whose outputs {found}, so they are no logits; use "
+        "--output logits, which are the numbers themselves, or say what they are with --activation (none: a label is "
+        "set above 0)"
+    )
+
+
 def refusal(path: object, why: str) -> str:
     """The error where it has to be asked for."""
     return f"{path}: {why}; say what its outputs are with --activation, or export what lies before it"

@@ -166,6 +166,18 @@ class ModelFile:
             raise SettingsError(f"--activation {activation} does not fit {self.path}: {said}") from error
         return replace(self, spec=spec, ends_in="", guessed=False)
 
+    def thresholded(self, threshold: float | None) -> ModelFile:
+        """The model whose labels are where channels exceed what ``--threshold`` says; as it promises where that is
+        None. Raises `SettingsError` where the model cannot be of that kind."""
+        if threshold is None:
+            return self
+        try:
+            spec = ModelSpec.model_validate({**self.spec.model_dump(), "threshold": threshold})
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"--threshold {threshold:g} does not fit {self.path}: {said}") from error
+        return replace(self, spec=spec)
+
     def meant(self, channels: Channels | None) -> ModelFile:
         """The model whose channels are what ``--channels`` says; as it promises where that is None. An activation that
         was guessed follows. Raises `SettingsError` where the model cannot be of that kind."""
@@ -175,6 +187,8 @@ class ModelFile:
         said: dict[str, Any] = {"activation": follows} if follows else {}
         if self.spec.regions is not None and channels != "multilabel":
             said |= {"regions": None, "classes": ()}  # names are of the labels that regions give
+        if channels != "multilabel" and self.spec.channels_out > 1:
+            said |= {"threshold": None}
         try:
             spec = ModelSpec.model_validate({**self.spec.model_dump(), **said, "channels": channels})
         except ValidationError as error:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unet_engine.model.onnx_shapes import flat
+
 Interval = tuple[float, float]
 _SAME = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Pad", "Dropout"})
 _STATISTICS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2", "ReduceSumSquare", "GlobalAveragePool")
@@ -33,7 +35,7 @@ def first_layer(path: Path, low: float, high: float, channel: int = 0) -> Interv
     import onnx
 
     try:
-        return _Beginning(onnx.load(path, load_external_data=False).graph, channel).of((low, high))
+        return _Beginning(flat(onnx.load(path, load_external_data=False)).graph, channel).of((low, high))
     except Exception:  # what is wrong with the file is said where it is opened
         return low, high
 

@@ -3,7 +3,7 @@ graph has to be changed before a library runs it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from unet_engine.model.onnx_ending import ending, proved_of
 from unet_engine.model.onnx_foreign import Found, image_of, look
 from unet_engine.model.onnx_outside import weights_outside
 from unet_engine.model.onnx_rewrite import FLOAT, Rewriting
-from unet_engine.model.onnx_shapes import Shapes, dims, opset_of
+from unet_engine.model.onnx_shapes import Shapes, dims, flat, opset_of
 from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, ModelSpec, read_toml
 
 
@@ -64,9 +64,14 @@ def read_onnx(
             raise ValueError("its graph is empty")
         spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
         weights = weights_outside(model, path)
-        if spec_text is not None:
-            return _carried(path, model, ModelSpec.exported(spec_text, path), weights, head)
-        return _foreign(path, model, window, weights, activation, head)
+        found = (
+            _foreign(path, flat(model), window, weights, activation, head) if spec_text is None
+            else _carried(path, flat(model), ModelSpec.exported(spec_text, path), weights, head)
+        )  # fmt: skip
+        # not every library knows functions of a file's own
+        return replace(
+            found, rewriting=replace(found.rewriting, changes=found.rewriting.changes or len(model.functions) > 0)
+        )
     except UnetEngineError:
         raise
     except Exception as error:  # the parser and shape inference raise what they like, down to UnicodeDecodeError

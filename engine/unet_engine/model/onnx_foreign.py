@@ -50,8 +50,8 @@ def look(
     tensors, trusted = _traced(path, model, image.name, shape, sizes, given)
     heads = Heads(model.graph, tensors, entrance.layout, entrance.input_axes, sizes)
     found = heads.all()
-    if any(h.shape is None for h in found) and not trusted:
-        tensors = _run(path, model, shape, sizes, [h.tensor for h in found], tensors)
+    if any(h.shape is None and h.type for h in found) and not trusted:
+        tensors = _run(path, model, shape, sizes, [h.tensor for h in found if h.type], tensors)
         heads = Heads(model.graph, tensors, entrance.layout, entrance.input_axes, sizes)
         found = heads.all()
     asked = head or given.get("head")

@@ -9,6 +9,7 @@ from unet_engine.errors import ModelError, first_line
 from unet_engine.model.attached import network_bytes
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_rewrite import Rewriting, rewritten, rows_are_free
+from unet_engine.model.onnx_shapes import flat
 
 
 def network_of(model: ModelFile, batch: int = 1) -> Path | bytes:
@@ -34,7 +35,7 @@ def _rewritten(path: Path, inside: str | None, sha256: str, how: Rewriting, batc
 
     try:
         graph = onnx.load(path) if inside is None else onnx.load_from_string(network_bytes(path, inside))
-        return rewritten(graph, how, batch, path)
+        return rewritten(flat(graph), how, batch, path)
     except ModelError:
         raise
     except Exception as error:
@@ -47,7 +48,7 @@ def _free(path: Path, inside: str | None, sha256: str, how: Rewriting) -> bool:
 
     try:
         if inside is not None:
-            return rows_are_free(onnx.load_from_string(network_bytes(path, inside)), how)
-        return rows_are_free(onnx.load(path, load_external_data=False), how)
+            return rows_are_free(flat(onnx.load_from_string(network_bytes(path, inside))), how)
+        return rows_are_free(flat(onnx.load(path, load_external_data=False)), how)
     except Exception:  # what cannot be looked into is not proved
         return False

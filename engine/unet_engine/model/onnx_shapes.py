@@ -26,6 +26,14 @@ def opset_of(model: Any) -> int:
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
 
 
+def flat(model: Any) -> Any:
+    """The model with the bodies of its own functions in place of their calls, so that what they compute can be seen.
+    Names of tensors in them are made anew, the same ones every time."""
+    from onnx import inliner
+
+    return inliner.inline_local_functions(model) if model.functions else model
+
+
 def is_own(node: Any) -> bool:
     """Whether the operator is one of ONNX itself."""
     return node.domain in ("", "ai.onnx")

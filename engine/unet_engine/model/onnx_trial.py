@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import ModelError, first_line
-from unet_engine.model.onnx_shapes import Tensors, images_of
+from unet_engine.model.onnx_shapes import Tensors, flat, images_of
 
 _BY_NUMPY = {
     "float32": 1,
@@ -35,7 +35,7 @@ def tried(path: Path, shape: Sequence[int], tensors: Sequence[str]) -> Tensors:
     """Shapes and types of `tensors` for an input of `shape` that is all zero. Raises what the library raises."""
     import onnx
 
-    model = onnx.load(path)
+    model = flat(onnx.load(path))
     image = images_of(model.graph)[0]
     there = {o.name for o in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=t) for t in tensors if t not in there)

@@ -160,6 +160,11 @@ def margin(
     """
     turns = f"{source} turns {times(window)} into {times(sizes)}"
     sides = list(zip(scale, window, sizes, strict=True))
+    if all(s == 1 or w == o for s, w, o in sides) and any(o > w for _, w, o in sides):
+        raise ModelError(
+            f"{turns}: its output is larger than its input by a rim that the image does not have; cut it off at the end "
+            "of the network"
+        )
     if any(o > w or (s not in (None, 1) and w != o) for s, w, o in sides):
         raise ModelError(
             f"{turns}: its output has another resolution than its input; add a resize to the size of the input to the "

@@ -45,7 +45,7 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
-_LATER = ("channels", "mirror_axes", "resampling", "regions", "orientation")
+_LATER = ("channels", "mirror_axes", "resampling", "regions", "orientation", "threshold")
 """Fields that came after the first files were written."""
 _DIRECTIONS = [[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)]
 """Places in ``LRAPSI`` of three that are no opposites."""
@@ -73,6 +73,20 @@ class Resampling(BaseModel):
     apart: Literal["anisotropic", "always", "never"] = "anisotropic"
     """When the axis along which voxels are longest is resampled apart from the others: where they are over three times
     as long as they are short."""
+    aligned: Literal["ends", "first"] = "ends"
+    """Whether both grids end at the same places, as nnU-Net has it, or the middles of their first voxels are the same
+    and voxels as long as the spacing says to the last digit, as MONAI has it."""
+    first: Literal["normalised", "interpolated"] = "normalised"
+    """What is done with voxels before the other."""
+    of: Literal["outputs", "probabilities"] = "outputs"
+    """What is interpolated on the way back: what the network gives, or what its activation makes of that."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is as it was: so digests stay."""
+        said: dict[str, Any] = handler(self)
+        later = {"aligned": "ends", "first": "normalised", "of": "outputs"}
+        return {key: value for key, value in said.items() if later.get(key) != value}
 
 
 class ModelSpec(BaseModel):
@@ -123,6 +137,9 @@ class ModelSpec(BaseModel):
     orientation: str | None = None
     """Where z, y and x of a volume have to point: right or left, anterior or posterior, superior or inferior, e.g.
     ``SAR``. None: unknown, or any."""
+    threshold: float | None = None
+    """What a channel on its own has to exceed to be a label: a probability, or with the activation `none` what the
+    network gives. None: a half, or 0."""
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -174,6 +191,7 @@ class ModelSpec(BaseModel):
             raise ValueError("channels that may overlap are sigmoid (logits), or probabilities_each")
         if self.regions is not None and not (self.overlaps and len(self.regions) == self.channels_out):
             raise ValueError("regions names a label for each output channel, of a sigmoid or of probabilities_each")
+        self._check_threshold()
         if self.resampling and not self.spacing:
             raise ValueError("resampling needs the spacing that volumes are brought to")
         if self.resampling and not all(isfinite(s) and s > 0 for s in self.spacing or ()):
@@ -181,6 +199,14 @@ class ModelSpec(BaseModel):
         self.normalization.check_channels(self.channels_in)
         self.check_window(self.window)
         return self
+
+    def _check_threshold(self) -> None:
+        if self.threshold is None:
+            return
+        if self.channels_out > 1 and not self.overlaps:
+            raise ValueError("threshold is for channels that are each on their own; of classes the largest wins")
+        if self.activation != "none" and not 0 < self.threshold < 1:
+            raise ValueError("threshold is a probability, above 0 and below 1")
 
     @classmethod
     def written(cls, values: Mapping[str, Any], source: Path) -> ModelSpec:

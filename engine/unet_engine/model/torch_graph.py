@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unet_engine.model import torch_constants
 from unet_engine.model.ending import UNPROVED, Ending
 
 _KINDS = {
@@ -34,11 +35,20 @@ _KINDS = {
     "alias": "Identity", "float": "Identity", "double": "Identity", "upsample_nearest2d": "Identity",
     "upsample_nearest3d": "Identity",
     "upsample_bilinear2d": "Identity", "upsample_trilinear3d": "Identity",
+    "add": "Add", "add_": "Add", "sub": "Sub", "sub_": "Sub", "rsub": "From", "mul": "Mul", "mul_": "Mul", "div": "Div",
+    "div_": "Div", "pow": "Pow", "cat": "Concat", "slice": "Slice", "softplus": "Softplus",
+    "abs": "Abs", "erf": "Erf", "sqrt": "Sqrt",
 }  # fmt: skip
 """PyTorch's operators, by ONNX's."""
-_ALONG = ("Softmax", "LogSoftmax")
-_BOUNDS = {"clamp": ("min", "max"), "hardtanh": ("min_val", "max_val")}
-"""Arguments that are bounds, by operator."""
+_ALONG = ("Softmax", "LogSoftmax", "Concat")
+_OF_TWO = ("Add", "Sub", "Mul", "Div", "Pow")
+"""Operators that take two tensors, or a tensor and a number."""
+_OF_MANY = (*_OF_TWO, "Other")
+_ARGUMENTS = {
+    "clamp": ("min", "max"), "hardtanh": ("min_val", "max_val"), "pow": ("exponent",),
+    **dict.fromkeys(("add", "sub", "mul", "div", "rsub"), ("other",)),
+}  # fmt: skip
+"""Arguments that are numbers and count, by operator."""
 LARGEST = 2**26
 """Bytes of a text in an archive that is read; none of a network is larger."""
 MOST_CALLS = 10_000
@@ -62,7 +72,13 @@ class Steps:
 
     def add(self, operator: str, tensors: list[str], numbers: tuple[Any, ...]) -> str:
         name = f"t{len(self.nodes)}"
-        self.nodes.append((_KINDS.get(operator, "Other"), tensors, name, numbers))
+        kind = _KINDS.get(operator, "Other")
+        said = [n for n in numbers if isinstance(n, (int, float))]
+        if kind == "Slice" and said and said[0] != 1:  # of the image, not of the channels
+            kind = "Identity"
+        if (kind in _OF_TWO and len(tensors) + len(said[:1]) != 2) or (kind == "From" and not said):
+            kind = "Other"
+        self.nodes.append((kind, tensors, name, numbers))
         return name
 
 
@@ -93,7 +109,7 @@ def ending_of(steps: Steps, tensor: str, rank: int) -> Ending:
     for operator, given, made, numbers in steps.nodes:
         if operator in _ALONG:
             axis = numbers[0] if numbers and isinstance(numbers[0], int) else 1  # what PyTorch takes of images
-            nodes.append(helper.make_node(operator, given[:1], [made], axis=axis % rank))
+            nodes.append(helper.make_node(operator, given, [made], axis=axis % rank))
         elif operator == "Clip":
             bounds = [n if isinstance(n, (int, float)) else None for n in (*numbers, None, None)[:2]]
             names = ["" if b is None else f"{made}.{i}" for i, b in enumerate(bounds)]
@@ -101,8 +117,14 @@ def ending_of(steps: Steps, tensor: str, rank: int) -> Ending:
                 helper.make_tensor(n, 1, [], [float(b)]) for n, b in zip(names, bounds, strict=True) if b is not None
             ]
             nodes.append(helper.make_node("Clip", [*given[:1], *names], [made]))
+        elif operator in _OF_TWO and (numbers := tuple(n for n in numbers if isinstance(n, (int, float)))):
+            weights.append(helper.make_tensor(f"{made}.0", 1, [], [float(numbers[0])]))
+            nodes.append(helper.make_node(operator, [*given[:1], f"{made}.0"], [made]))
+        elif operator == "From":  # a number minus a tensor
+            weights.append(helper.make_tensor(f"{made}.0", 1, [], [float(numbers[0])]))
+            nodes.append(helper.make_node("Sub", [f"{made}.0", *given[:1]], [made]))
         else:
-            nodes.append(helper.make_node(operator, given[:1] if operator != "Other" else given, [made]))
+            nodes.append(helper.make_node(operator, given if operator in _OF_MANY else given[:1], [made]))
     graph = helper.make_graph(nodes, "steps", [], [], weights)
     shapes = {made: [0] * rank for _, _, made, _ in steps.nodes}
     return ending(graph, 17, shapes, tensor)
@@ -118,10 +140,12 @@ def _program(archive: zipfile.ZipFile) -> Steps:
     known: dict[str, str] = {}
     for node in whole["graph"]["nodes"]:
         said = {i["name"]: i["arg"] for i in node["inputs"]}
-        given = [known.get(t, t) for arg in said.values() if (t := _tensor(arg)) is not None]
+        given = [known.get(t, t) for arg in said.values() for t in _tensors(arg)]
         operator = node["target"].removeprefix("torch.ops.aten.").split(".")[0]
-        keys = _BOUNDS.get(operator.rstrip("_"), ("dim",))
+        keys = _ARGUMENTS.get(operator.rstrip("_"), ("dim",))
         numbers = tuple(next(iter(said[k].values())) if k in said else None for k in keys)
+        if "alpha" in said or "rounding_mode" in said:  # something is scaled or rounded on the way
+            operator = ""
         for out in node["outputs"]:
             if (tensor := _tensor(out)) is not None:
                 known[tensor] = steps.add(operator, given, numbers)
@@ -148,6 +172,11 @@ def _tensor(argument: dict[str, Any]) -> str | None:
     return held["name"] if isinstance(held, dict) else None
 
 
+def _tensors(argument: dict[str, Any]) -> list[str]:
+    one = _tensor(argument)
+    return [one] if one is not None else [t["name"] for t in argument.get("as_tensors") or []]
+
+
 def _leaves(spec: dict[str, Any], name: str) -> list[str]:
     """Names of the tensors in what a program returns: keys, and places in lists, joined by points."""
     if spec["type"] is None:
@@ -168,6 +197,7 @@ class _Script:
         self._root = next(n for n in archive.namelist() if n.endswith("/data.pkl")).split("/")[0]
         self._classes: dict[str, ast.ClassDef] = {}
         self._steps, self._calls = Steps(), 0
+        self._constants = torch_constants.numbers(archive, self._root)
 
     def steps(self) -> Steps:
         held = _text(self._archive, f"{self._root}/data.pkl")
@@ -195,7 +225,8 @@ class _Script:
         modules = dict(_annotations(held))
         method = next(m for m in held.body if isinstance(m, ast.FunctionDef) and m.name == "forward")
         names = [a.arg for a in method.args.args][1:]
-        body = _Body(self._steps, modules, dict(zip(names, given, strict=False)), self._call(depth))
+        values = {"CONSTANTS": self._constants, **dict(zip(names, given, strict=False))}
+        body = _Body(self._steps, modules, values, self._call(depth))
         return body.run(method.body)
 
     def _call(self, depth: int) -> Callable[[str, Sequence[Any]], Any]:
@@ -295,6 +326,8 @@ class _Body:
     def _of_attribute(self, node: ast.Attribute) -> Any:
         if isinstance(node.value, ast.Name) and node.value.id == "self":
             return self._member(node.attr)
+        if isinstance(node.value, ast.Name) and node.value.id == "CONSTANTS":
+            return self._values["CONSTANTS"].get(node.attr)
         return _Function(node.attr) if _is_torch(node.value) else None
 
     def _member(self, name: str) -> Any:
@@ -309,7 +342,8 @@ class _Body:
         given = [self._value(a) for a in node.args]
         found = self._value(function)
         if isinstance(found, _Function):
-            return self._computed(found.name, given)
+            changed = any(k.arg in ("alpha", "rounding_mode") for k in node.keywords)
+            return self._computed("" if changed else found.name, given)
         if isinstance(function, ast.Name):
             return self._builtin(function.id, node, given)
         owner = self._value(function.value) if isinstance(function, ast.Attribute) else None
@@ -319,8 +353,10 @@ class _Body:
     def _computed(self, operator: str, given: list[Any]) -> Any:
         if operator == "__not__":
             return not given[0] if isinstance(given[0], bool) else None
-        tensors = [v if isinstance(v, str) else "" for v in given[:1]]
-        numbers = tuple(v for v in given[1:] if v is None or isinstance(v, (int, float)))
+        first, *others = given
+        held = first if isinstance(first, list) else [first, *(v for v in others if isinstance(v, str))]
+        tensors = [v if isinstance(v, str) else "" for v in held]
+        numbers = tuple(v for v in others if v is None or isinstance(v, (int, float)))
         return self._steps.add(operator, tensors, numbers)
 
     def _builtin(self, name: str, node: ast.Call, given: list[Any]) -> Any:

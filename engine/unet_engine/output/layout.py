@@ -9,6 +9,7 @@ import numpy as np
 
 from unet_engine.output.header import ARRAY
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.turn import Turn
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Layout:
     classes: tuple[str, ...]
     frame: Frame | None = None
     """Where its voxels lie in the world, where spacing and translation do not say all of it."""
+    turn: Turn | None = None
+    """How the blocks that are written lie; None: as the output. All else here is as the output lies."""
+    start: tuple[int, ...] | None = None
+    """The voxel of the volume that its first one lies on; None where it is on a grid of its own."""
 
     def in_stored_order(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(values[self.names.index(a)] for a in self.stored)

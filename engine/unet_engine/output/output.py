@@ -105,7 +105,7 @@ class Output:
         header = group.attrs.get(PROVENANCE)
         if not isinstance(header, dict) or not isinstance(header.get("identity"), dict):
             raise ResumeError(_not_ours(path))
-        differing = _differences(header["identity"], provenance["identity"])
+        differing = differences(header["identity"], provenance["identity"])
         if differing:
             raise ResumeError(
                 f"{path} was begun with another {'; '.join(differing)}: repeat that run's settings or use --overwrite"
@@ -157,7 +157,8 @@ class Output:
         return self.chunks.span(self._target(plan.write_box(index).relative_to(plan.roi.lo)))
 
     def _target(self, box: Box) -> tuple[slice, ...]:
-        """`box` in the array."""
+        """`box` of what is written in the array."""
+        box = self.layout.turn.stored_box(box) if self.layout.turn else box
         return (slice(None),) * (self.layout.channels is not None) + self.layout.in_stored_order(box.slices())
 
     def write(self, box: Box, values: npt.NDArray[Any]) -> Stored | None:
@@ -169,6 +170,7 @@ class Output:
         """
         layout = self.layout
         lead = 0 if layout.channels is None else 1
+        values = layout.turn.stored_view(values) if layout.turn else values
         order = [lead + layout.names.index(a) for a in layout.stored]
         with writing(self.path, f"writing voxels {box}"):
             try:
@@ -262,7 +264,8 @@ def remove(path: str) -> None:
             stores.store_of(path).remove(path, ARRAY)  # chunks first, the header last
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What people are told of how two identities differ."""
     return [
         f"{key} ({_short(old.get(key))}, now {_short(new.get(key))}{_HINTS.get(key, '')})"
         for key in sorted({*old, *new})

@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from unet_engine.backends.out_of_memory import is_out_of_memory
+from unet_engine.devices.opening import is_pipelined
 from unet_engine.pipeline.base import Core, Predicted
 from unet_engine.pipeline.job import Halo, Raw
 from unet_engine.pipeline.worker import Worker
@@ -25,26 +26,53 @@ Pending = Callable[[Index], bool]
 T = TypeVar("T")
 
 
-def run_columns(workers: Sequence[Worker], pending: Pending) -> None:
+class Turn(Protocol):
+    """When the network is this run's, where several runs share one."""
+
+    def awaited(self, work: Iterator[T]) -> Iterator[T]:
+        """`work`, once the network is this run's."""
+
+    def over(self) -> None:
+        """The network is not needed any more."""
+
+
+class Always:
+    """The turn of a run that has a network of its own."""
+
+    def awaited(self, work: Iterator[T]) -> Iterator[T]:
+        return work
+
+    def over(self) -> None:
+        """Nobody waits."""
+
+
+ALWAYS = Always()
+
+
+def run_columns(workers: Sequence[Worker], pending: Pending, turn: Turn = ALWAYS) -> None:
     """Run every column of the workers' plan. The first error stops all devices, after what they were writing is
-    written."""
+    written. `turn` is over when this returns; of one device on the CPU as soon as nothing is left to infer."""
     columns: SimpleQueue[Column] = SimpleQueue()
     for column in workers[0].job.plan.columns():
         columns.put(column)
     stop = threading.Event()
     if len(workers) == 1:
-        _device_thread(workers[0], columns, pending, stop)
+        _device_thread(workers[0], columns, pending, stop, turn)
+        turn.over()
         return
     with ThreadPoolExecutor(len(workers), "device") as devices:
-        running = [devices.submit(_device_thread, worker, columns, pending, stop) for worker in workers]
+        running = [devices.submit(_device_thread, worker, columns, pending, stop, turn) for worker in workers]
         try:
             for device in running:
                 device.result()
+            turn.over()
         finally:
             stop.set()
 
 
-def _device_thread(worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: threading.Event) -> None:
+def _device_thread(
+    worker: Worker, columns: SimpleQueue[Column], pending: Pending, stop: threading.Event, turn: Turn
+) -> None:
     """Column after column. Where memory runs out the first time, what is left of that column once more with half the
     windows at once.
 
@@ -56,8 +84,9 @@ def _device_thread(worker: Worker, columns: SimpleQueue[Column], pending: Pendin
     try:
         while not stop.is_set():
             column, again = again or columns.get_nowait(), None
+            last = columns.empty() and not is_pipelined(worker.job.setup.device)
             try:
-                run_column(worker, column, pending, stop)
+                run_column(worker, column, pending, stop, turn, turn.over if last else ALWAYS.over)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -74,13 +103,21 @@ def _both(first: Pending, second: Pending) -> Pending:
     return lambda index: first(index) and second(index)
 
 
-def run_column(worker: Worker, column: Column, pending: Pending, stop: threading.Event) -> None:
-    """All that is left of one column, block by block; halos wait here until their block is committed."""
+def run_column(
+    worker: Worker,
+    column: Column,
+    pending: Pending,
+    stop: threading.Event,
+    turn: Turn = ALWAYS,
+    inferred: Callable[[], None] = ALWAYS.over,
+) -> None:
+    """All that is left of one column, block by block; halos wait here until their block is committed. `inferred` is
+    called once all is inferred, before the last is written."""
     waiting: defaultdict[Index, list[Halo]] = defaultdict(list)
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
         try:
-            for done in worker.predict(_read_ahead(worker, _tasks(worker, column, pending), reader)):
+            for done in worker.predict(turn.awaited(_read_ahead(worker, _tasks(worker, column, pending), reader))):
                 _keep_halos(done, waiting, worker.recorder)
                 # also by a block that is not written itself: with one being written there would be a fourth at once
                 if writing:
@@ -92,6 +129,7 @@ def run_column(worker: Worker, column: Column, pending: Pending, stop: threading
                     writing = writer.submit(_commit, worker, given)
                 if stop.is_set():
                     return
+            inferred()
         finally:
             # what was handed over is written even when something else failed
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
-from unet_engine.volumes.resampled import Interpolated, fed
+from unet_engine.volumes.resampled import fed, interpolated
+from unet_engine.volumes.turn import Turn
+from unet_engine.volumes.turned import Turned
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Job:
     """Threads that decode chunks of the volume; None: one per core."""
     poses: tuple[Pose, ...] = (UPRIGHT,)
     """In which each window is inferred; its answers are averaged in this order."""
+    turn: Turn | None = None
+    """How the volume is seen; None: as it is stored."""
     answers: frozenset[str] = ONE_BY_ONE
     """What the network told of its batches as the run was planned, see `Network.answers`."""
 
@@ -76,21 +81,30 @@ class Job:
     def fed(self) -> Scaling:
         """How voxels that were read become what the network is fed. Where they were interpolated, they were normalised
         before."""
-        if not self.plan.image:
+        if not self.plan.image or self._first == "interpolated":
             return self.scaling
         return fed(self.scaling, self.model.spec.background)
 
     @property
     def background(self) -> float:
         """What is read where nothing is."""
-        return 0.0 if self.plan.image else self.model.spec.background
+        return 0.0 if self.plan.image and self._first == "normalised" else self.model.spec.background
+
+    @property
+    def _first(self) -> Literal["normalised", "interpolated"]:
+        """What is done with voxels first, of a volume that is resampled."""
+        how = self.model.spec.resampling
+        return how.first if how else "normalised"
 
     def seen(self, scan: Volume) -> Volume:
         """What windows are cut from, of the volume as it is stored."""
+        if self.turn:
+            scan = Turned(scan, self.turn)
         if not self.plan.image:
             return scan
         scan = scan.with_nodata(self.nodata)
-        return Interpolated(scan, self.plan.image, self.scaling, self.model.spec.background, self.replace_nonfinite)
+        background = self.model.spec.background
+        return interpolated(scan, self.plan.image, self.scaling, background, self.replace_nonfinite, self._first)
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
@@ -111,10 +125,16 @@ class Job:
         return ON_DISK if self.durable else WHENEVER
 
     @property
+    def _of(self) -> Literal["outputs", "probabilities"]:
+        """What is interpolated on the way back to the grid of the scan."""
+        how = self.model.spec.resampling
+        return how.of if how else "outputs"
+
+    @property
     def reduction(self) -> Reduction:
         """What turns finished sums into voxels of the output."""
         spec = self.model.spec
-        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions)
+        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of)
 
 
 @dataclass(slots=True)

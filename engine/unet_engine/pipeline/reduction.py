@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -51,6 +51,10 @@ class Reduction(ABC):
     dtype: str
     regions: tuple[int, ...] | None = None
     """See `ModelSpec.regions`."""
+    threshold: float | None = None
+    """See `ModelSpec.threshold`."""
+    of: Literal["outputs", "probabilities"] = "outputs"
+    """What is interpolated, see `Resampling.of`."""
     kind: ClassVar[Kind]
 
     @property
@@ -72,6 +76,8 @@ class Reduction(ABC):
         """Voxels on another grid, which `grid` says for each axis how to make of `sums`: first the sums are
         interpolated, then reduced, a small part of the output at a time, so that they stay in the cache and never are
         there as a whole."""
+        if self.of == "probabilities" and self.kind != "logits":
+            return self._activated(sums).on_grid(sums, grid)
         shape = tuple(axis.size for axis in grid)
         out = np.empty(self.shape((len(sums), *shape)), self.dtype)
         tile = tuple(min(n, t) for n, t in zip(shape, TILE[-len(shape) :], strict=True))
@@ -81,6 +87,18 @@ class Reduction(ABC):
             part, source = _part(sums, grid, box)
             self._reduce_tile(source, part, scratch, out[place])
         return out
+
+    def _activated(self, sums: Array) -> Reduction:
+        """Make probabilities of `sums` where they lie, layer by layer; what reduces those."""
+        if self.activation not in ("softmax", "sigmoid"):
+            return replace(self, of="outputs")
+        for k in range(sums.shape[1]):
+            layer = np.ascontiguousarray(sums[:, k : k + 1])
+            made = np.empty_like(layer)
+            operations.probabilities(layer, made, self.activation)
+            sums[:, k : k + 1] = made
+        activation: Activation = "probabilities" if self.activation == "softmax" else "probabilities_each"
+        return replace(self, of="outputs", activation=activation)
 
     def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
         """Write the voxels that `grid` makes of `sums` to `out`. scratch: as many rows as there are channels."""
@@ -102,23 +120,23 @@ class Reduction(ABC):
 
 
 class Labels(Reduction):
-    """The most likely class; of a sigmoid the most likely one that reaches a half, counted from 1, else 0; of regions
+    """The most likely class; of a sigmoid the most likely one that reaches a half, or the threshold, counted from 1, else 0; of regions
     what `operations.regions` says."""
 
     kind = "labels"
 
     @property
     def on_host_alone(self) -> bool:
-        return self.regions is not None
+        return self.regions is not None or self.threshold is not None
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         return sums[1:]
 
     def _reduce(self, sums: Array, out: Array) -> None:
         if self.regions is None:
-            operations.labels(sums, out, self.activation)
+            operations.labels(sums, out, self.activation, threshold=self.threshold)
         else:
-            operations.regions(sums, out, self.regions, self.activation)
+            operations.regions(sums, out, self.regions, self.activation, threshold=self.threshold)
 
     def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
         """Without the classes that cannot be the largest anywhere in the tile: between voxels nothing is above the
@@ -135,7 +153,7 @@ class Labels(Reduction):
         if len(possible) in (0, len(sums)):  # none where sums are not finite, which is told elsewhere
             super()._reduce_tile(sums, grid, scratch, out)
             return
-        above = operations.label_threshold(self.activation, len(sums))
+        above = operations.label_threshold(self.activation, len(sums), self.threshold)
         if len(possible) == 1 and above is None:
             out[...] = possible[0]
             return
@@ -145,12 +163,16 @@ class Labels(Reduction):
 
 
 class Masks(Reduction):
-    """Of each channel on its own: 1 where it reaches a half, else 0. uint8."""
+    """Of each channel on its own: 1 where it reaches a half, or the threshold, else 0. uint8."""
 
     kind = "masks"
 
+    @property
+    def on_host_alone(self) -> bool:
+        return self.threshold is not None
+
     def _reduce(self, sums: Array, out: Array) -> None:
-        operations.masks(sums, out, self.activation)
+        operations.masks(sums, out, self.activation, threshold=self.threshold)
 
 
 class Probabilities(Reduction):

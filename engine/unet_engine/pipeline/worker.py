@@ -108,12 +108,13 @@ class Worker:
 
     @property
     def mask(self) -> Mask | None:
-        """On the grid of the volume as it is stored."""
+        """On the grid of the volume as it is stored, turned as that is."""
         if self._opened.mask is None and self.job.mask:
             with self._opening:
                 plan = self.job.plan
                 shape = tuple(axis.source for axis in plan.image) or tuple(axis.size for axis in plan.axes)
-                self._opened.mask = self._opened.mask or open_mask(self.job.mask, shape)
+                shape = self.job.turn.shape if self.job.turn else shape
+                self._opened.mask = self._opened.mask or open_mask(self.job.mask, shape, self.job.turn)
         return self._opened.mask
 
     @property
@@ -161,6 +162,17 @@ class Worker:
             if self._pipeline:
                 self._pipeline.close()
             self._pipeline = None
+
+    def give(self) -> Network | None:
+        """Leave, and give away the network that is open."""
+        with self._opening:
+            self.leave()
+            network, self._opened.network = self._opened.network, None
+            return network
+
+    def renew(self) -> None:
+        """Forget the network that was handed in, which is closed: another one is opened when it is first used."""
+        self.give()
 
     def close(self) -> None:
         with self._opening:
@@ -301,7 +313,9 @@ class Worker:
             if not bad.any():
                 return
         if self.job.replace_nonfinite is None:
-            first = np.array(np.unravel_index(np.argmax(bad), bad.shape)[1:]) + at
+            first = tuple(int(x) + l for x, l in zip(np.unravel_index(np.argmax(bad), bad.shape)[1:], at, strict=True))
+            if self.job.turn:
+                first = self.job.turn.stored_box(Box(first, tuple(x + 1 for x in first))).lo
             where = " ".join(f"{a}={x}" for a, x in zip(self.job.plan.names, first, strict=True))
             raise DataError(
                 f"{self.job.volume}: {np.count_nonzero(bad)} voxels are NaN or Inf in block {task.block.index} "
@@ -371,7 +385,7 @@ class Worker:
 def _clear_winner(spec: ModelSpec) -> bool:
     """Whether rounding cannot change the label of the constant for empty windows."""
     values = sorted(spec.empty or (0.0,))
-    above = operations.label_threshold(spec.activation, len(values))
+    above = operations.label_threshold(spec.activation, len(values), spec.threshold)
     if spec.regions is not None and above is not None:
         return all(abs(v - above) > 1e-3 * max(1.0, *map(abs, values)) for v in values)
     if above is not None:

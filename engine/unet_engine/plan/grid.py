@@ -34,7 +34,10 @@ class AxisGrid:
     blend: Blend = "gaussian"
     steps: int | None = None
     """Where windows are spread evenly from end to end, the number of distances between them; `stride` is then the
-    smallest of these, and the largest is at most a voxel more."""
+    smallest of these but for the last, and the largest is at most a `lattice` more."""
+    lattice: int = 1
+    """Windows that are spread evenly begin at multiples of it, but for the last, which ends with the axis: there the
+    cells of the network's poolings lie as they would in a single window."""
 
     @classmethod
     def with_overlap(cls, size: int, window: int, overlap: float, margin: int, blend: Blend) -> AxisGrid:
@@ -45,6 +48,27 @@ class AxisGrid:
             return cls(size, window, max(1, int(wanted)), margin, blend)
         steps = ceil(left / max(1.0, wanted))
         return cls(size, window, left // steps, margin, blend, steps)
+
+    @classmethod
+    def evenly(cls, size: int, window: int, shared: int, margin: int, blend: Blend, lattice: int = 1) -> AxisGrid:
+        """The grid of as few windows as share `shared` voxels or more with each neighbour, spread evenly: no last
+        window is moved back over work that is done. `lattice` counts where windows share few enough to lie on it.
+
+        Raises `ValueError` unless ``0 <= shared < window``."""
+        if not 0 <= shared < window:
+            raise ValueError(f"windows of {window} voxels cannot share {shared}")
+        left, most = size - window, window - shared
+        if left <= 0:
+            return cls(size, window, most, margin, blend)
+        lattice = lattice if most >= lattice else 1
+        cells = -(-left // lattice)
+        steps = -(-cells // (most // lattice))
+        return cls(size, window, cells // steps * lattice, margin, blend, steps, lattice)
+
+    @property
+    def _cells(self) -> int:
+        """Cells of the lattice from the first window's start to the last's."""
+        return -(-(self.size - self.window) // self.lattice)
 
     @property
     def count(self) -> int:
@@ -60,7 +84,7 @@ class AxisGrid:
     @property
     def longest(self) -> int:
         """The largest distance of two neighbours."""
-        return self.stride if self.steps is None else -(-(self.size - self.window) // self.steps)
+        return self.stride if self.steps is None else -(-self._cells // self.steps) * self.lattice
 
     @property
     def is_even(self) -> bool:
@@ -71,7 +95,8 @@ class AxisGrid:
     def most(self) -> int:
         """Windows that cover a voxel, at most: windows that many apart share none."""
         if self.steps is not None:
-            return -(-self.window // self.stride)
+            last = self.start(self.steps) - self.start(self.steps - 1)  # may be shorter than the others
+            return max(-(-self.window // self.stride), 1 - (last - self.window) // self.stride)
         ends = range(max(0, self.count - 2 - self.window // self.stride), self.count)
         return max(sum(self.start(j) < self.start(k) + self.window for j in ends if j >= k) for k in ends)
 
@@ -80,7 +105,7 @@ class AxisGrid:
         if self.size <= self.window:
             return -((self.window - self.size) // 2)
         if self.steps is not None:
-            return round((self.size - self.window) / self.steps * k)
+            return min(round(self._cells / self.steps * k) * self.lattice, self.size - self.window)
         return min(k * self.stride, self.size - self.window)
 
     def input(self, k: int) -> tuple[int, int]:
@@ -113,7 +138,7 @@ class AxisGrid:
     def _near(self, x: int) -> range:
         """The windows whose support may begin or end at x; all before end below it, all behind begin above it."""
         if self.steps is not None:
-            distance = (self.size - self.window) / self.steps
+            distance = self._cells / self.steps * self.lattice
             first, last = int((x - self.window) / distance) - 2, int(x / distance) + 2
         else:
             first, last = (x - self.window) // self.stride - 1, x // self.stride + 1

@@ -105,7 +105,9 @@ def _sums_along(plan: Plan, a: int, whole: int) -> int:
     axis, windows, chunk = plan.axes[a], plan.block[a], plan.chunk[a]
     if not plan.back:
         # an edge that was rounded down to a chunk makes the sums begin up to a chunk earlier
-        even = (windows * axis.stride) % chunk == 0 and axis.is_even and axis.blend != "crop"
+        even = (
+            (windows * axis.stride) % chunk == 0 and axis.is_even and axis.blend != "crop" and not any(plan.backwards)
+        )
         return min(whole, sums_span(axis, windows) + (0 if even else chunk - 1))
     lo, hi = plan.block_range.lo[a], plan.block_range.hi[a]
     looked_at = range(lo, hi) if hi - lo <= 2 * LOOKED_AT else (*range(lo, lo + LOOKED_AT), *range(hi - LOOKED_AT, hi))

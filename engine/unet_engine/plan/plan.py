@@ -105,7 +105,7 @@ class Plan:
     block: tuple[int, ...]
     """Windows per block."""
     chunk: tuple[int, ...]
-    """Voxels per chunk of the output; the chunk grid starts at the ROI's origin."""
+    """Voxels per chunk of the output; the chunk grid starts at the ROI's origin, or at its end, see `backwards`."""
     cuts: tuple[tuple[int, ...], ...]
     """Per axis the block indices at which columns part, those of all boxes of the share together."""
     padding: str
@@ -122,6 +122,9 @@ class Plan:
     """From those to the voxels of the output; empty where they are the same."""
     calls: int = 1
     """How often each window is inferred: in so many poses, by so many networks."""
+    backwards: tuple[bool, ...] = ()
+    """Per axis, whether the output is stored backwards along it, so that its first chunk is at the ROI's end. Empty:
+    along none."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -178,7 +181,9 @@ class Plan:
         reached = self.axes[axis].support(j * self.block[axis])[0]
         if self.back:
             reached = self.back[axis].settled(reached)
-        return min(hi, max(lo, lo + (reached - lo) // self.chunk[axis] * self.chunk[axis]))
+        whole = (hi - lo) // self.chunk[axis] * self.chunk[axis]
+        begin = hi - whole if self.backwards and self.backwards[axis] else lo
+        return min(hi, max(lo, begin + (reached - begin) // self.chunk[axis] * self.chunk[axis]))
 
     def write_box(self, index: Index) -> Box:
         return Box(

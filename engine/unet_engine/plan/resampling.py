@@ -1,7 +1,8 @@
 """How the voxels of one grid follow from those of another along one axis: which of them, never their values. Pure.
 
 Both grids span the same length, so voxel k of the target lies at ``(k + 0.5) * source / target - 0.5`` of the source
-(as `scipy.ndimage.zoom` has it with ``grid_mode``, and nnU-Net with it). Beyond its ends the source goes on with its
+(as `scipy.ndimage.zoom` has it with ``grid_mode``, and nnU-Net with it); or the middles of their first voxels are the
+same, and voxel k lies at ``k * step`` (as MONAI's Spacing has it). Beyond its ends the source goes on with its
 last voxels. Cubic splines need the whole line; their taps are cut off where they have fallen below the rounding of
 float32, so that a voxel follows from the voxels around it, whichever others were read: the same bits for any block.
 """
@@ -27,10 +28,18 @@ class AxisResampling:
     source: int
     target: int
     order: Order
+    step: float = 0.0
+    """Voxels of the source from one of the target to the next, where the first of both lie at the same place; 0 where
+    both span the same length."""
 
     @property
     def is_identity(self) -> bool:
-        return self.source == self.target
+        return self.source == self.target and self.step in (0.0, 1.0)
+
+    @property
+    def ratio(self) -> float:
+        """Voxels of the source from one of the target to the next."""
+        return self.step or self.source / self.target
 
     @property
     def taps(self) -> int:
@@ -39,7 +48,9 @@ class AxisResampling:
 
     def position(self, k: int) -> float:
         """Where the middle of voxel k of the target lies, in voxels of the source."""
-        return float(k) if self.is_identity else (k + 0.5) * (self.source / self.target) - 0.5
+        if self.is_identity:
+            return float(k)
+        return k * self.step if self.step else (k + 0.5) * (self.source / self.target) - 0.5
 
     def bare_first(self, k: int) -> int:
         """The first of the source's voxels around voxel k; it may lie outside."""
@@ -69,4 +80,4 @@ class AxisResampling:
 
     def reversed(self, order: Order) -> AxisResampling:
         """The way back."""
-        return AxisResampling(self.target, self.source, order)
+        return AxisResampling(self.target, self.source, order, 1 / self.step if self.step else 0.0)

@@ -89,7 +89,7 @@ def least_windows(axis: AxisGrid, target: int) -> int:
 def sums_span(axis: AxisGrid, windows: int) -> int:
     """Voxels that the sums of a block of `windows` windows span."""
     if axis.blend == "crop":
-        return min(axis.size, min(windows, axis.count) * axis.stride + (axis.window - axis.stride + 1) // 2)
+        return min(axis.size, min(windows, axis.count) * axis.longest + (axis.window - axis.longest + 1) // 2)
     return min(axis.size, axis.window + (min(windows, axis.count) - 1) * axis.longest)
 
 

@@ -20,9 +20,18 @@ class Tiling:
 
     window: tuple[int, ...]
     """Input size per axis of the model."""
-    overlap: float
-    """Fraction by which neighbours overlap."""
+    overlap: float | None
+    """Fraction by which neighbours overlap. None: `shared` says it."""
     blend: Blend
+    shared: tuple[int, ...] | None = None
+    """Per axis of the model, the least voxels that neighbours share: windows are then spread evenly."""
+
+    def __str__(self) -> str:
+        """As ``--tiling`` takes it, where windows are spread evenly."""
+        window = ",".join(map(str, self.window))
+        if self.shared is None:
+            return f"{window}, overlap {self.overlap:g}, {self.blend}"
+        return f"{window}:{','.join(map(str, self.shared))}:{self.blend}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Decisions:
     ) -> Decisions:
         part = parse_part(settings.part) if settings.part else (1, 1)
         poses = poses_of(settings.tta, spec, tiling.window)
-        return cls(tiling, roi, part, settings.output, _dtype(settings, spec), poses, back)
+        return cls(tiling, roi, part, settings.output, dtype_of(settings, spec), poses, back)
 
     def labels_of(self, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
         """The same for the labels of a region of the grid of windows with another tiling, whatever is written in the
@@ -60,7 +69,8 @@ def label_dtype(spec: ModelSpec) -> str:
     return "uint8" if spec.label_count <= 256 else "uint16"
 
 
-def _dtype(settings: Settings, spec: ModelSpec) -> str:
+def dtype_of(settings: Settings, spec: ModelSpec) -> str:
+    """Type of the voxels that a run writes."""
     if settings.output == "labels":
         outside = 0.0 if settings.outside in (None, KEEP) else float(str(settings.outside))
         return "uint16" if outside > 255 else label_dtype(spec)

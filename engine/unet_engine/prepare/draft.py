@@ -8,8 +8,10 @@ from math import prod
 
 from unet_engine.backends.base import Network
 from unet_engine.errors import PlanError
+from unet_engine.model.spec import ModelSpec
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.job import Job
+from unet_engine.plan.fitting import lattice_of
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan
@@ -20,18 +22,28 @@ from unet_engine.prepare.outside import mask_path
 from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.resampled import Nearest, nearest
+from unet_engine.volumes.turned import as_stored
 
 
 def grid(survey: Survey, tiling: Tiling) -> tuple[AxisGrid, ...]:
     """One axis per spatial axis of the volume; axes the model does not have are walked plane by plane."""
     spec, shape = survey.model.spec, survey.volume.shape
     planes = len(shape) - len(spec.axes)
-    sizes = [w - 2 * m for w, m in zip(tiling.window, spec.margin, strict=True)]
     return tuple(
-        AxisGrid(size, 1, 1, 0, tiling.blend) if a < planes
-        else AxisGrid.with_overlap(size, sizes[a - planes], tiling.overlap, spec.margin[a - planes], tiling.blend)
+        AxisGrid(size, 1, 1, 0, tiling.blend) if a < planes else _along(spec, tiling, a - planes, size)
         for a, size in enumerate(shape)
-    )  # fmt: skip
+    )
+
+
+def _along(spec: ModelSpec, tiling: Tiling, a: int, size: int) -> AxisGrid:
+    """The windows along axis `a` of the model, of `size` voxels."""
+    window, margin, blend = tiling.window[a], spec.margin[a], tiling.blend
+    if tiling.shared is None:
+        assert tiling.overlap is not None
+        return AxisGrid.with_overlap(size, window - 2 * margin, tiling.overlap, margin, blend)
+    lattice = lattice_of(spec.window_step[a], window)
+    return AxisGrid.evenly(size, window - 2 * margin, tiling.shared[a], margin, blend, lattice)
 
 
 def windows_per_block(survey: Survey, tiling: Tiling) -> int:
@@ -74,6 +86,7 @@ class Draft:
             image=survey.grids.image if survey.grids else (),
             back=decisions.back,
             calls=len(decisions.poses) * len(survey.model.networks),
+            backwards=survey.turn.backwards if survey.turn and any(survey.turn.backwards) else (),
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
@@ -111,6 +124,7 @@ class Draft:
             strict=settings.strict,
             durable=settings.durable,
             poses=decisions.poses,
+            turn=survey.turn,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
@@ -135,18 +149,25 @@ class Draft:
 
 
 def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
-    volume, spec = survey.scan if decisions.back else survey.volume, survey.model.spec
+    """Of an output that lies as the volume is stored, however windows are cut."""
+    volume, spec, turn = as_stored(survey.scan), survey.model.spec, survey.turn
+    if survey.grids and not decisions.back:
+        image = survey.grids.image
+        volume = Nearest(volume, nearest(turn.stored(image) if turn else image))
+    roi = turn.of(volume.shape).stored_box(plan.roi) if turn else plan.roi
     spacing = volume.spacing or (1.0,) * len(plan.axes)
     return Layout(
         names=plan.names,
         stored=volume.stored_spatial,
-        shape=plan.roi.shape,
-        chunk=plan.chunk,
+        shape=roi.shape,
+        chunk=turn.stored(plan.chunk) if turn else plan.chunk,
         channels=None if decisions.kind == "labels" else spec.channels_out,
         dtype=decisions.dtype,
         spacing=spacing,
-        translation=tuple(t + s * l for t, s, l in zip(volume.translation, spacing, plan.roi.lo, strict=True)),
+        translation=tuple(t + s * l for t, s, l in zip(volume.translation, spacing, roi.lo, strict=True)),
         unit=volume.unit,
         classes=spec.classes,
-        frame=volume.frame.moved(plan.roi.lo) if volume.frame else None,
+        frame=volume.frame.moved(roi.lo) if volume.frame else None,
+        turn=turn and turn.of(roi.shape),
+        start=None if survey.grids and not decisions.back else roi.lo,
     )

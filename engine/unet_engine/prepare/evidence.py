@@ -115,6 +115,11 @@ def contradiction(seen: Outputs, spec: ModelSpec, *, labels: bool) -> str:
             else "the network gives the same for every voxel, whatever the image; check the weights, and --normalize"
         )
     found = _refuted(seen, spec) if spec.activation in ARE_PROBABILITIES else _already(seen, spec, labels=labels)
+    if not found and labels and spec.activation == "none" and spec.channels_out == 1 and seen.low > 0:
+        return (
+            f"outputs lie between {seen.low:.4g} and {seen.high:.4g}, and a label is set above 0, so that all are 1; "
+            "use --output logits, which are the numbers themselves, and choose where labels begin"
+        )
     if not found:
         return ""
     activation, why = found

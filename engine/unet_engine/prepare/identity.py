@@ -3,6 +3,7 @@ the same identity."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from unet_engine.backends.base import Network, Setup
@@ -44,20 +45,23 @@ def identity(
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
+        **({"shared": list(tiling.shared)} if tiling.shared is not None else {}),
         "padding": settings.padding_mode,
         "normalization": [str(spec.normalization), *scale.facts().values()],
         "output": [decisions.kind, decisions.dtype],
         "replace_nonfinite": settings.replace_nonfinite,
         "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
+        **({"components": asdict(objects)} if (objects := survey.objects) else {}),
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
         **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
+        **({"turn": [list(survey.turn.order), list(survey.turn.backwards)]} if survey.turn else {}),
         **({"resampling": [_said(survey.grids.image), _said(decisions.back)]} if survey.grids else {}),
     }
 
 
-def _said(grid: tuple[AxisResampling, ...]) -> list[list[int]]:
-    return [[axis.source, axis.target, axis.order] for axis in grid]
+def _said(grid: tuple[AxisResampling, ...]) -> list[list[float]]:
+    return [[axis.source, axis.target, axis.order, *([axis.step] if axis.step else [])] for axis in grid]
 
 
 def _members(setup: Setup) -> dict[str, Any]:

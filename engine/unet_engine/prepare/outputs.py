@@ -6,7 +6,7 @@ import numpy as np
 
 from unet_engine.errors import SettingsError
 from unet_engine.model.channels import guess_note, labels_refusal, other_refusal
-from unet_engine.model.ending import outputs_note
+from unet_engine.model.ending import guess_refusal, outputs_note
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_rewrite import NUMBERS, RANGES
 from unet_engine.model.spec import ARE_PROBABILITIES
@@ -26,6 +26,8 @@ def about_outputs(settings: Settings, model: ModelFile, notes: list[str]) -> Non
     if model.contradiction:
         fall_back(settings, notes, f"{model.path.name}: {model.contradiction}")
     _about_channels(settings, model, notes)
+    if settings.threshold is not None and settings.output not in ("labels", "masks"):
+        raise SettingsError(f"--threshold makes labels and masks, not {settings.output}; leave it out")
     if settings.output == "logits" and activation in ARE_PROBABILITIES:
         raise SettingsError(
             f"--output logits: {model.path.name} gives probabilities and has no logits "
@@ -46,6 +48,8 @@ def _about_channels(settings: Settings, model: ModelFile, notes: list[str]) -> N
         why = other_refusal(spec, settings.output)
     if not why and settings.overlap == "auto" and spec.channels in ("image", "offsets"):
         why = "--overlap auto compares labels, which its channels have not; use --overlap 0.5"
+    if not why and model.guessed and settings.output != "logits":
+        why = guess_refusal(model.proved, spec.channels_out, settings.output)
     if why:
         raise SettingsError(f"{model.path.name}: {why}")
     if model.guessed and settings.output != "logits" and (note := guess_note(spec)):

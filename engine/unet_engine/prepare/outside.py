@@ -12,6 +12,7 @@ from unet_engine.settings import KEEP, Settings
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.mask import Mask, open_mask
+from unet_engine.volumes.turned import as_stored, turn_of
 
 
 def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
@@ -50,7 +51,7 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
             f"--mask with --outside {KEEP}: the model {spec.name} names no output for what is left out; "
             f"add 'empty' to its spec, or leave out --outside {KEEP}"
         )
-    return open_mask(path, volume.shape)
+    return open_mask(path, as_stored(volume).shape, turn_of(volume))
 
 
 def mask_path(settings: Settings, volume: Volume) -> str | None:
@@ -73,7 +74,9 @@ def fill_of(
     if spec.empty is None:
         return (0.0,) * channels
     constant = np.asarray(spec.empty, np.float32).reshape(-1, 1, 1)
-    return tuple(map(float, REDUCTIONS[kind](spec.activation, dtype, spec.regions).on_host(constant).ravel()))
+    return tuple(
+        map(float, REDUCTIONS[kind](spec.activation, dtype, spec.regions, spec.threshold).on_host(constant).ravel())
+    )
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -11,7 +11,7 @@ nor the part: so a region still gives the bytes of the whole run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,14 +21,12 @@ from unet_engine.backends.opening import as_host
 from unet_engine.backends.receptive_field import radius
 from unet_engine.errors import DataError, InputError, SettingsError
 from unet_engine.model.spec import ModelSpec
-from unet_engine.pipeline.columns import run_columns
-from unet_engine.pipeline.job import Job
-from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
 from unet_engine.prepare.agreement import Confusion
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.draft import Draft
 from unet_engine.prepare.overlap_choice import REFERENCE, TOLERANCE, Overlap, OverlapChoice, OverlapTrial
+from unet_engine.prepare.regions import labels_of
 from unet_engine.stitching import operations
 from unet_engine.units import Tell, silent, times
 from unet_engine.volumes import windows
@@ -38,12 +36,6 @@ SEED = 0
 REGIONS, LEAST_REGIONS = 8, 4
 """Regions that are compared, and how few are still enough."""
 OVERLAPS = (0.375, 0.25, 0.125, 0.0)
-
-
-# --- what an earlier run chose ---
-
-
-# --- the search ---
 
 
 def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> OverlapChoice:
@@ -198,38 +190,9 @@ class _Trier:
         window = windows.cut(self.survey.volume, self.scale, box, self.window)
         logits = np.ascontiguousarray(self.host.infer(window[None])[0], np.float32)
         labels = np.empty(logits.shape[1:], np.uint16)
-        operations.labels(logits, labels, spec.activation)
+        operations.labels(logits, labels, spec.activation, threshold=spec.threshold)
         return np.bincount(labels.ravel(), minlength=spec.label_count)
 
     def _labels(self, candidate: Overlap, region: Box) -> Array:
-        """Labels (*region.shape), by the way of every run, but kept in memory."""
-        decisions = self._labels_of(candidate, region)
-        job = self._draft.job(decisions, self._draft.plan(decisions))
-        kept = _Kept(job)
-        worker = Worker(job, Opened(self.survey.volume, self.survey.mask, self._draft.network, kept))
-        run_columns([worker], lambda _: True)
-        worker.leave()
-        return kept.values
-
-
-class _Kept:
-    """Takes the place of an `Output`."""
-
-    def __init__(self, job: Job) -> None:
-        self.values: Array = np.zeros(job.plan.roi.shape, job.layout.dtype)
-
-    def write(self, box: Box, values: Array) -> None:
-        self.values[box.slices()] = values
-
-    def mark(self, index: tuple[int, ...], stored: object = None) -> None:
-        """Nobody will resume it."""
-
-    def doubt(self, blocks: Sequence[tuple[int, ...]], what: str) -> None:
-        """It is said when the run itself reads there."""
-
-    def settle(self) -> None:
-        """Nothing is recorded."""
-
-    def pending(self) -> Callable[[tuple[int, ...]], bool]:
-        """All of it: nothing is kept of what was done."""
-        return lambda _: True
+        """Labels (*region.shape) of a candidate there."""
+        return labels_of(self._draft, self._labels_of(candidate, region))

@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from unet_engine.errors import ResumeError
-from unet_engine.output.header import read_header
 from unet_engine.plan.grid import Blend
 from unet_engine.prepare.survey import Survey
 
@@ -99,7 +98,7 @@ class OverlapChoice(BaseModel):
 def stored(survey: Survey) -> OverlapChoice | None:
     """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` for another
     tolerance."""
-    header = read_header(survey.out) if survey.settings.resume else None
+    header = survey.begun_before if survey.settings.resume else None
     if not header or not header.get(KEY):
         return None
     choice = OverlapChoice.model_validate(header[KEY])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from unet_engine.endings import stem
 from unet_engine.errors import SettingsError
-from unet_engine.model.file import ModelFile
 from unet_engine.output.header import ARRAY
 from unet_engine.paths import root_of
 from unet_engine.settings import Settings
@@ -19,19 +17,16 @@ def pick_of(settings: Settings) -> Pick:
     return Pick(settings.timepoint, tuple(part.strip() for part in given.split(",")) if given else None)
 
 
-def out_of(settings: Settings, model: ModelFile) -> str:
-    """The output: where the settings say, else beside the input (the outermost .zarr folder of its path), named after
-    both. Raises `SettingsError` where it, or a profile, would overlap what is read."""
+def keep_apart(settings: Settings, out: str) -> None:
+    """Raise `SettingsError` where the output `out`, or a profile, would overlap what is read."""
     top = root_of(settings.input)
-    out = settings.out or f"{stem(top)}-{model.spec.name}.zarr"
-    inputs = [place for place in (top, settings.mask) if place]
+    inputs = [place for place in (top, settings.mask, settings.truth) if place]
     for place in inputs:
         # an output from elsewhere may have a link for its array
         if stores.nested(out, place) or stores.within(f"{out.rstrip('/')}/{ARRAY}", place):
             raise SettingsError(f"--out {out} overlaps the input {place}; choose a folder of its own")
     if settings.profile and settings.profile != AUTO_PROFILE:
         keep_out("--profile", settings.profile, (*inputs, out))
-    return out
 
 
 def keep_out(option: str, file: str, places: tuple[str, ...]) -> None:

@@ -3,13 +3,15 @@ run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 from unet_engine import machine
 from unet_engine.backends.base import NO_TRIAL, Array, Network, Setup, Trial
-from unet_engine.backends.opening import Wanted, place_of
+from unet_engine.backends.opening import Wanted, as_host, place_of
 from unet_engine.errors import BackendError, DataError
 from unet_engine.hanging import watched
 from unet_engine.pipeline.job import Job
@@ -17,16 +19,20 @@ from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
+from unet_engine.prepare import tiling, tiling_choice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
 from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction, cut_off
+from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.second import compared
 from unet_engine.prepare.survey import Survey
+from unet_engine.prepare.tiling import Memory
+from unet_engine.prepare.tiling_choice import TilingChoice
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling
@@ -48,26 +54,51 @@ class Prepared:
     """What the user should know: the survey's notes, and those of preparing."""
     overlap: OverlapChoice | None = None
     """What ``--overlap auto`` chose, and why."""
+    tiling: TilingChoice | None = None
+    """What ``--tiling auto`` chose, and why."""
     cluster: ClusterShape | None = None
     """The workers it is planned for; None where this process does it all."""
     reading: Reading | None = None
     """Whether reading keeps up, where a GPU computes."""
     device_memory: DeviceMemory | None = None
+    ready: Ready | None = None
+    """The network, for the next run of this process."""
+    look: Callable[[Network], list[str]] | None = None
+    """What a network that was not loaded for this run makes of windows of its volume, as notes; asked once, while
+    nothing else uses it. Raises `BackendError` as `prepare` does."""
 
 
-def prepare(survey: Survey, workers: int = 0, present: int = 1, tell: Tell = silent) -> Prepared:
+def prepare(
+    survey: Survey, workers: int = 0, present: int = 1, tell: Tell = silent, ready: Ready | None = None
+) -> Prepared:
     """Load the network once and plan, for this process or for the `workers` of a cluster, of whom so many are
-    `present`. `tell` hears of what takes long.
+    `present`. `tell` hears of what takes long. `ready`: a network that is loaded already, and may be in use; taken
+    where it is the one that would be opened, discarded otherwise.
 
     Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
     notes = list(survey.notes)
-    loaded = _open(survey, notes)
+    loaded = _open(survey, notes, ready)
+    try:
+        return _prepared(loaded, notes, workers, present, tell)
+    except BaseException:
+        if loaded.look is None:  # else it is another's
+            loaded.draft.network.close()
+        raise
+
+
+def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tell: Tell) -> Prepared:
     survey = loaded.draft.survey  # of the back end that runs
     decisions, choice = _choose(survey, loaded, tell)
+    tiled = _tiled(loaded, decisions, notes, tell) if survey.settings.tiling == "auto" else None
+    if tiled is not None:
+        loaded = _reopened(loaded, tiled.window)
+        survey = loaded.draft.survey
+        decisions = replace(decisions, tiling=Tiling(tiled.window, tiled.overlap, tiled.blend, tiled.shared))
     draft = loaded.draft
     plan = draft.plan(decisions)
-    fitted = _fit(plan, loaded, draft.sizes(draft.job(decisions, plan), machine.cpu_count()), workers, present)
+    sizes = draft.sizes(draft.job(decisions, plan), machine.cpu_count())
+    fitted = _fit(plan, loaded, sizes, workers, present)
     job = replace(draft.job(decisions, draft.named(fitted.plan, decisions)), answers=draft.network.answers())
     if not fitted.plan.block_count:
         notes.append(_idle(survey, fitted.plan))
@@ -80,7 +111,10 @@ def prepare(survey: Survey, workers: int = 0, present: int = 1, tell: Tell = sil
         loaded.seconds_per_window,
         tuple(notes),
         choice,
+        tiled,
         fitted.cluster,
+        ready=replace(loaded.ready, base=fitted.base, budget=fitted.budget),
+        look=loaded.look,
     )
     memory = draft.network.device_memory(job.plan, fitted.sizes)
     if memory is None:
@@ -100,9 +134,11 @@ class _Loaded:
     seconds_per_window: float
     before: int
     """Bytes this process had before the network was loaded."""
+    ready: Ready
+    look: Callable[[Network], list[str]] | None = None
 
 
-def _open(survey: Survey, notes: list[str]) -> _Loaded:
+def _open(survey: Survey, notes: list[str], ready: Ready | None) -> _Loaded:
     settings, place = survey.settings, place_of(survey.devices[0])
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = samples.fingerprint(survey.scan)
@@ -116,15 +152,36 @@ def _open(survey: Survey, notes: list[str]) -> _Loaded:
         survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
         place.threads(settings.threads), judged=choice.judged,
     )  # fmt: skip
-    before = machine.resident_bytes()
     per_block = windows_per_block(survey, _tiling(survey, survey.window))
-    wanted = Wanted(per_block, settings.batch, None if settings.window else notes.append, trial)
+    wanted = setup, per_block if place.takes_batches else 0
+    if ready is not None:
+        if ready.fits(survey.backend, *wanted):
+            draft = Draft(survey, ready.network, scale, fingerprint)
+            return _Loaded(draft, ready.seconds, ready.base, ready, partial(_looked, survey, trial, seen))
+        ready.discard()
+    before = machine.resident_bytes()
+    asked = Wanted(per_block, settings.batch, None if settings.window else notes.append, trial)
     with watched(settings.hang_seconds, f"{survey.model.path}: opening the network and its first windows"):
-        network, seconds = place.open_fitting(survey.backend, setup, wanted)
+        network, seconds = place.open_fitting(survey.backend, setup, asked)
     if network.note:
         notes.append(network.note)
-    _about_outputs(survey, seen, network, notes)
-    return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before)
+    try:
+        _about_outputs(survey, seen, notes)
+    except BackendError:
+        network.close()
+        raise
+    opened = Ready(survey.backend, *wanted, network, seconds)
+    return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before, opened)
+
+
+def _looked(survey: Survey, trial: Trial, seen: Outputs, network: Network) -> list[str]:
+    """Notes on what `network`, which stays open, makes of the trial's windows."""
+    notes: list[str] = []
+    with as_host(network) as host:
+        for window in trial.cut(network.setup.window):
+            trial.look(host.infer(window)[0])
+    _about_outputs(survey, seen, notes)
+    return notes
 
 
 def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
@@ -154,7 +211,7 @@ def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
     return Trial(lambda window: ready[window] if window in ready else cut(window), seen.look)
 
 
-def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[str]) -> None:
+def _about_outputs(survey: Survey, seen: Outputs, notes: list[str]) -> None:
     """Say where what the network makes of real windows is not what its spec says. What its graph says is told
     already."""
     spec, output = survey.model.spec, survey.settings.output
@@ -163,11 +220,7 @@ def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[
         reason = cut_off(seen, spec)
     if not reason or survey.model.contradiction:
         return
-    try:
-        fall_back(survey.settings, notes, f"{survey.model.path.name}: on windows of this volume {reason}")
-    except BackendError:
-        network.close()
-        raise
+    fall_back(survey.settings, notes, f"{survey.model.path.name}: on windows of this volume {reason}")
 
 
 # --- choose ---
@@ -175,9 +228,12 @@ def _about_outputs(survey: Survey, seen: Outputs, network: Network, notes: list[
 
 def _tiling(survey: Survey, window: tuple[int, ...]) -> Tiling:
     """What the settings ask for; where they leave the overlap open, the reference that others are compared with."""
-    if survey.settings.overlap == "auto":
+    settings = survey.settings
+    if survey.shared is not None:
+        return Tiling(window, None, settings.blend, survey.shared)
+    if settings.overlap == "auto":
         return Tiling(window, REFERENCE.overlap, REFERENCE.blend)
-    return Tiling(window, survey.settings.overlap, survey.settings.blend)
+    return Tiling(window, settings.overlap, settings.blend)
 
 
 def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, OverlapChoice | None]:
@@ -192,6 +248,47 @@ def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, Ove
     return replace(decisions, tiling=chosen), choice
 
 
+def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell) -> TilingChoice:
+    """What ``--tiling auto`` takes: what the output was begun with, else what was known or is found out. Another part
+    may begin the output meanwhile: then its choice counts."""
+    draft = loaded.draft
+    found = tiling_choice.stored(draft.survey)
+    if found is None:
+        found = tiling.search(draft, decisions, _memory(loaded), tell)
+        found = tiling_choice.stored(draft.survey) or found
+    if found.kept:
+        fall_back(draft.survey.settings, notes, f"--tiling auto: {found.line}")
+    return found
+
+
+def _memory(loaded: _Loaded) -> Memory:
+    """What windows may take: half of what the run may use, as the rest is for blocks."""
+    survey, setup = loaded.draft.survey, loaded.draft.network.setup
+    resident = machine.resident_bytes()
+    budget = survey.settings.memory or resident + machine.available_memory() // 2
+    least = 4 * (survey.model.spec.channels_in + survey.model.spec.channels_out)
+    per_voxel = (resident - loaded.before) / (setup.threads * prod(setup.window))
+    return Memory(max(1, budget - loaded.before) // 2, max(least, per_voxel))
+
+
+def _reopened(loaded: _Loaded, window: tuple[int, ...]) -> _Loaded:
+    """The same with the network opened for windows of another size."""
+    draft, survey = loaded.draft, loaded.draft.survey
+    old = draft.network
+    if window == old.setup.window:
+        return loaded
+    old.close()
+    wanted = Wanted(windows_per_block(survey, _tiling(survey, window)), survey.settings.batch)
+    with watched(survey.settings.hang_seconds, f"{survey.model.path}: opening the network and its first windows"):
+        network, seconds = place_of(survey.devices[0]).open_fitting(
+            survey.backend, replace(old.setup, window=window, batch=1), wanted
+        )
+    ready = Ready(survey.backend, network.setup, wanted.windows, network, seconds)
+    return _Loaded(
+        replace(draft, survey=replace(survey, window=window), network=network), seconds, loaded.before, ready
+    )
+
+
 # --- fit ---
 
 
@@ -199,6 +296,7 @@ def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, Ove
 class _Fitted:
     plan: Plan
     sizes: Sizes
+    base: int
     budget: int
     cluster: ClusterShape | None
 
@@ -212,11 +310,13 @@ def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) 
     budget = survey.settings.memory or resident + machine.available_memory() // 2
     devices = len(survey.devices)
     base = resident + (devices - 1) * max(0, resident - loaded.before)
+    if loaded.ready.budget:  # measured before another run was under way, whose blocks are none of this one's
+        base, budget = loaded.ready.base, loaded.ready.budget
     cluster = None
     if workers:
         wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))
         cluster = _cluster(plan, sizes, base, budget, wanted)
-    return _Fitted(fit(plan, sizes, base, budget, devices, cluster), sizes, budget, cluster)
+    return _Fitted(fit(plan, sizes, base, budget, devices, cluster), sizes, base, budget, cluster)
 
 
 def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:

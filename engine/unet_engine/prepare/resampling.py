@@ -14,11 +14,14 @@ from unet_engine.prepare.spacing import in_units_of
 from unet_engine.units import times
 from unet_engine.volumes.axes import LARGEST
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.resampled import Interpolated
+from unet_engine.volumes.resampled import interpolated
 from unet_engine.volumes.samples import scaling_of
 
 ANISOTROPIC = 3.0
 """Ratio of the longest side of a voxel to the shortest, above which the axis of the longest is resampled apart."""
+
+SAME = 1e-3
+"""Spacings no further apart are taken for the same where voxels are aligned by the first, as MONAI does."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +42,47 @@ def grids(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) ->
         return None
     planes = len(volume.shape) - len(spec.axes)
     wanted = (*own[:planes], *(spec.spacing or ()))
+    steps = _steps(how, own, wanted)
     shape = tuple(
-        max(1, round(a / b * n)) if n < LARGEST * b / a else LARGEST + 1
-        for a, b, n in zip(own, wanted, volume.shape, strict=True)
+        (n if step == 1 else _length(n, a / b, from_first=bool(step))) if n < LARGEST * b / a else LARGEST + 1
+        for a, b, n, step in zip(own, wanted, volume.shape, steps, strict=True)
     )
     if max(shape) > LARGEST:
         raise InputError(
             f"{volume.path} of {times(volume.shape)} voxels has more than any volume has at the spacing of {spec.name}; "
             "correct its metadata, or use --ignore-spacing"
         )
-    if shape == volume.shape:
+    if shape == volume.shape and set(steps) <= {0.0, 1.0}:
         return None
     orders = _orders(how, how.image, how.image_apart, own, wanted)
-    image = tuple(AxisResampling(n, m, o) for n, m, o in zip(volume.shape, shape, orders, strict=True))
+    image = tuple(AxisResampling(n, m, o, s) for n, m, o, s in zip(volume.shape, shape, orders, steps, strict=True))
     orders = _orders(how, how.output, how.output_apart, wanted, own)
-    back = tuple(AxisResampling(m, n, o) for n, m, o in zip(volume.shape, shape, orders, strict=True))
+    back = tuple(axis.reversed(order) for axis, order in zip(image, orders, strict=True))
     notes.append(
         f"{volume.path} is brought from {times(volume.shape)} voxels to {times(shape)}, the spacing of {spec.name}"
     )
     return Grids(image, back)
 
 
+def _steps(how: Resampling, own: Sequence[float], wanted: Sequence[float]) -> list[float]:
+    """Per axis, see `AxisResampling.step`; 1 where the spacing is kept."""
+    if how.aligned == "ends":
+        return [0.0] * len(own)
+    return [1.0 if abs(a - b) <= SAME else b / a for a, b in zip(own, wanted, strict=True)]
+
+
+def _length(size: int, factor: float, *, from_first: bool) -> int:
+    """Voxels that `size` voxels become, `factor` of them for one; from_first: between the middles of the outermost."""
+    return round((size - 1) * factor + 1.0) if from_first else max(1, round(factor * size))
+
+
 def seen(scan: Volume, found: Grids | None, spec: ModelSpec, nonfinite: float | None = None) -> Volume:
     """What windows are cut from. Raises `DataError` as reading and `scaling` do."""
     if found is None:
         return scan
-    return Interpolated(scan, found.image, scaling_of(scan, spec.normalization), spec.background, nonfinite)
+    first = spec.resampling.first if spec.resampling else "normalised"
+    scale = scaling_of(scan, spec.normalization)
+    return interpolated(scan, found.image, scale, spec.background, nonfinite, first)
 
 
 def _orders(
@@ -99,7 +117,10 @@ def on_windows_grid(roi: Box, grid: Sequence[AxisResampling]) -> Box:
 
 
 def _below(axis: AxisResampling, x: float) -> int:
-    """Voxels of the target whose middles lie below `x` of the source."""
+    """Voxels of the target whose middles lie below `x` of the source; behind its end, all of them: where first voxels
+    are aligned, the last one may lie beyond."""
+    if x >= axis.source - 0.5:
+        return axis.target
     k = min(max(0, int((x + 0.5) * axis.target / axis.source)), axis.target)
     while k > 0 and axis.position(k - 1) >= x:
         k -= 1

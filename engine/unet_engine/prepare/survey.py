@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -18,20 +20,28 @@ from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.spec import ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
+from unet_engine.output.header import read_header
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
+from unet_engine.postprocess.deliver import check_place
+from unet_engine.postprocess.formats import account_of
+from unet_engine.postprocess.joining import Rules
+from unet_engine.postprocess.working import is_file
 from unet_engine.prepare.augmentation import poses_of, told
+from unet_engine.prepare.delivery import delivery_of
+from unet_engine.prepare.fetching import at_hand
+from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.notes import fall_back
-from unet_engine.prepare.orientation import check_orientation
+from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of
-from unet_engine.prepare.places import out_of, pick_of
+from unet_engine.prepare.places import keep_apart, pick_of
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.prepare.resampling import Grids, on_windows_grid, seen
 from unet_engine.prepare.resampling import grids as grids_of
 from unet_engine.prepare.spacing import check_spacing
-from unet_engine.settings import Settings
+from unet_engine.settings import Settings, parse_tiling
 from unet_engine.settings_files import CONFIG
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
@@ -41,6 +51,8 @@ from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask
 from unet_engine.volumes.normalize import quantiles, scaling
+from unet_engine.volumes.turn import Turn
+from unet_engine.volumes.turned import as_stored, turn_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Survey:
     place: str
     """The path of the volume: the input's, or that of what is meant in it."""
     scan: Volume
-    """As it is stored."""
+    """On its own grid; where it lies otherwise than the model says, turned."""
     volume: Volume
     """What windows are cut from: the scan, or that on the grid of the network."""
     grids: Grids | None
@@ -68,8 +80,13 @@ class Survey:
     choice: Choice
     """The precision that runs, the network that stands for it, and why."""
     out: str
+    """The Zarr group that blocks are written to."""
+    named: str
+    """What the user gets: the same, or a file that is made of it."""
     notes: tuple[str, ...]
     """Things the user should know: fallbacks, mismatches."""
+    objects: Rules | None = None
+    """Which objects are numbered in place of labels; None where labels are wanted."""
     begun: float = field(default_factory=time.time)
     """When the volume was opened, in seconds since the epoch: what is changed later was changed while it was read."""
 
@@ -83,9 +100,9 @@ class Survey:
         return self.grids.back if self.grids and self.settings.grid != "model" else ()
 
     @property
-    def written(self) -> Volume:
-        """The volume whose grid the output has."""
-        return self.scan if self.back else self.volume
+    def turn(self) -> Turn | None:
+        """How the volume is seen; None: as it is stored."""
+        return turn_of(self.scan)
 
     @property
     def windows_roi(self) -> Box:
@@ -93,31 +110,42 @@ class Survey:
         return on_windows_grid(self.roi, self.grids.image) if self.grids and self.back else self.roi
 
     @property
+    def shared(self) -> tuple[int, ...] | None:
+        """Least voxels that neighbours share, per axis of the model, where ``--tiling`` names them."""
+        tiling = self.settings.tiling
+        return parse_tiling(tiling)[1][-len(self.window) :] if tiling and tiling != "auto" else None
+
+    @property
+    def begun_before(self) -> Mapping[str, Any] | None:
+        """What the output says of the run that began it, or made it; None where there is none."""
+        return read_header(self.out) or (account_of(self.named) if self.named != self.out else None)
+
+    @property
     def precision(self) -> str:
         return self.choice.precision
 
 
-def survey(settings: Settings) -> Survey:
+def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     """Open and check everything but the network itself. Raises the error of whatever is missing or does not fit."""
     notes = list(settings.notes)
-    if settings.model is None:
+    if settings.model is None and given.model is None:
         raise SettingsError(
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
         )
-    located_at = located(settings.input, settings.image, settings.level)
-    volume = open_volume(located_at, settings.axes, pick_of(settings))
+    located_at, volume = _volume(settings, given)
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
-    model = _model(settings, notes)
+    model = _model(settings, notes, given)
     about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
+    volume = lying(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    _check_tiling(settings, model.spec, window)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
     grids = grids_of(volume, model.spec, notes, ignore=settings.ignore_spacing)
     if grids is None:
         check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
-    check_orientation(volume, model.spec, notes, ignore=settings.ignore_spacing)
     about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
@@ -139,14 +167,20 @@ def survey(settings: Settings) -> Survey:
     _check_replacement(settings, volume)
     if volume.drawback:
         fall_back(settings, notes, volume.drawback)
-    roi = parse_roi(settings.roi, volume.spatial, volume.shape) if settings.roi else Box.of_shape(volume.shape)
+    roi = _roi(settings, volume)
     if grids and settings.grid == "model":
         roi = on_windows_grid(roi, grids.image)
+    windows_from = seen(volume, grids, model.spec, settings.replace_nonfinite)
+    stored, turn = as_stored(volume), turn_of(volume)
+    on_scan = not grids or settings.grid != "model"
+    lies = turn.stored_box(roi) if turn and on_scan else roi
+    delivery = delivery_of(settings, model.spec, stored if on_scan else windows_from, lies, notes)
+    keep_apart(settings, delivery.named)
     return Survey(
         settings=settings,
         place=located_at,
         scan=volume,
-        volume=seen(volume, grids, model.spec, settings.replace_nonfinite),
+        volume=windows_from,
         grids=grids,
         mask=mask_of(settings, volume, model.spec),
         model=model,
@@ -155,9 +189,19 @@ def survey(settings: Settings) -> Survey:
         devices=devices,
         backend=backend,
         choice=choice,
-        out=out_of(settings, model),
+        out=delivery.work,
+        named=delivery.named,
         notes=tuple(notes),
+        objects=delivery.objects,
     )
+
+
+def _roi(settings: Settings, volume: Volume) -> Box:
+    """The region that is asked for, in voxels of the scan as it is stored, as the volume is seen."""
+    if not settings.roi:
+        return Box.of_shape(volume.shape)
+    roi, turn = parse_roi(settings.roi, volume.spatial, as_stored(volume).shape), turn_of(volume)
+    return turn.seen_box(roi) if turn else roi
 
 
 def _check_replacement(settings: Settings, volume: Volume) -> None:
@@ -171,14 +215,22 @@ def _check_replacement(settings: Settings, volume: Volume) -> None:
     )
 
 
-def _model(settings: Settings, notes: list[str]) -> ModelFile:
+def _volume(settings: Settings, given: Given) -> tuple[str, Volume]:
+    """The path of the volume and the volume, as it is stored."""
+    if given.volume is not None:
+        return given.volume.path, given.volume.picked(pick_of(settings))
+    located_at = located(settings.input, settings.image, settings.level)
+    return located_at, open_volume(located_at, settings.axes, pick_of(settings))
+
+
+def _model(settings: Settings, notes: list[str], given: Given) -> ModelFile:
     """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and
     is not trusted."""
-    assert settings.model is not None
-    model = open_model(
-        settings.model, settings.window, settings.activation, settings.head, settings.folds, settings.weights
-    )
-    model = model.normalized(settings.normalize).meant(settings.channels)
+    model = given.model or open_model(
+        at_hand(str(settings.model), notes.append),
+        settings.window, settings.activation, settings.head, settings.folds, settings.weights,
+    )  # fmt: skip
+    model = model.normalized(settings.normalize).meant(settings.channels).thresholded(settings.threshold)
     if settings.trust and model.runs_code and not model.trusted:
         model = model.trust()
         notes += [f"{n.path} is trusted from now on; its hash is {n.sha256}" for n in model.networks]
@@ -205,11 +257,30 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
 def check_output(survey: Survey) -> None:
     """Refuse an output that exists unless the settings say what to do with it. Raises `OutputError`."""
     settings = survey.settings
+    if survey.objects and not is_file(survey.named):
+        check_objects(survey.named, resume=settings.resume, overwrite=settings.overwrite)
+    elif survey.named != survey.out and not settings.resume:
+        check_place(survey.named, overwrite=settings.overwrite)
     if settings.resume or settings.overwrite or not stores.exists(survey.out):
         return
+    if survey.named != survey.out:
+        raise OutputError(
+            f"{survey.named} was begun by an earlier run; use --resume to continue it, --overwrite to begin again, or "
+            "another --out"
+        )
     if not output.is_ours(survey.out):
         raise OutputError(f"{survey.out} exists and is not an output of unet-engine; choose another --out")
     raise OutputError(f"{survey.out} exists; use --resume to continue it, --overwrite to replace it, or another --out")
+
+
+def check_objects(named: str, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a group of objects that exists unless the settings say what to do with it. Raises `OutputError`."""
+    if not stores.exists(named):
+        return
+    if not output.is_ours(named):
+        raise OutputError(f"{named} exists and is not an output of unet-engine; choose another --out")
+    if not (resume or overwrite):
+        raise OutputError(f"{named} exists; use --resume to continue it, --overwrite to replace it, or another --out")
 
 
 # --- model and volume ---
@@ -222,6 +293,19 @@ def checked_window(spec: ModelSpec, window: tuple[int, ...] | None) -> tuple[int
         window = window[1:]  # a 2D network over a 3D volume, its window given with the one plane it has
     spec.check_window(window)
     return window
+
+
+def _check_tiling(settings: Settings, spec: ModelSpec, window: tuple[int, ...]) -> None:
+    """Refuse windows of which neighbours would share all that the network gives."""
+    if settings.tiling in (None, "auto"):
+        return
+    shared = parse_tiling(str(settings.tiling))[1][-len(window) :]
+    for axis, size, margin, least in zip(spec.axes, window, spec.margin, shared, strict=True):
+        if least >= size - 2 * margin:
+            raise SettingsError(
+                f"--tiling {settings.tiling}: the network gives {size - 2 * margin} voxels along {axis} of windows of "
+                f"{size}, and neighbours cannot share {least} of them; let them share less"
+            )
 
 
 def check_volume(volume: Volume, model: ModelFile) -> None:

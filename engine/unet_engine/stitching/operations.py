@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from math import log
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -43,12 +44,16 @@ ABOVE_HALF = 0.5 + 2.0**-20
 arithmetic.hpp."""
 
 
-def label_threshold(activation: str, channels: int) -> float | None:
+def label_threshold(activation: str, channels: int, threshold: float | None = None) -> float | None:
     """The value that the largest channel has to exceed, to be labelled 1 + its number, else 0; None: the label is the
-    channel."""
+    channel. threshold: as `labels` takes it."""
     if channels > 1 and activation not in ("sigmoid", "probabilities_each"):
         return None
-    return ABOVE_HALF if activation in ("probabilities", "probabilities_each") else 0.0
+    if activation in ("probabilities", "probabilities_each"):
+        return ABOVE_HALF if threshold is None else threshold + (ABOVE_HALF - 0.5)
+    if threshold is None or activation == "none":
+        return threshold or 0.0
+    return log(threshold / (1 - threshold))
 
 
 _BLOCK_TYPES = ("bool", *(f"{u}int{n}" for u in ("u", "") for n in (8, 16, 32, 64)), "float16", "float32", "float64")
@@ -218,19 +223,22 @@ def merge(sums: F32, halo: F32, at: Sequence[int], *, threads: int = 1) -> None:
     _native.merge(_3d(sums), _3d(halo), _corner(at), threads)
 
 
-def labels(sums: F32, out: NDArray[np.unsignedinteger], activation: str, *, threads: int = 1) -> None:
+def labels(
+    sums: F32, out: NDArray[np.unsignedinteger], activation: str, *, threshold: float | None = None, threads: int = 1
+) -> None:
     """Reduce sums (K, *S) to labels, out (*S) uint8 or uint16.
 
     "softmax", "none" and "probabilities" with K > 1: the channel of the largest value. "sigmoid", "probabilities_each",
     and K == 1 whatever the activation: 0 where no logit is above 0 or no probability above a half (`ABOVE_HALF`), else
-    1 + the channel of the largest. Of equal values the lowest channel wins. A NaN counts as minus infinity, so it never
+    1 + the channel of the largest. threshold: another number than a half, of probabilities (also where logits are
+    given), or of the numbers themselves with "none". Of equal values the lowest channel wins. A NaN counts as minus infinity, so it never
     wins: a voxel of NaN alone becomes 0.
     """
     _check_activation(activation)
     _check_sums(sums, out.ndim)
     _check_type("out", out, "uint8", "uint16")
     _check_out(out, sums.shape[1:])
-    above = label_threshold(activation, sums.shape[0])
+    above = label_threshold(activation, sums.shape[0], threshold)
     highest = sums.shape[0] - (1 if above is None else 0)
     if highest > np.iinfo(out.dtype).max:
         raise ValueError(f"labels up to {highest} do not fit into {out.dtype}: take uint16, of at most 65535")
@@ -242,23 +250,31 @@ def labels(sums: F32, out: NDArray[np.unsignedinteger], activation: str, *, thre
 
 
 def regions(
-    sums: F32, out: NDArray[np.unsignedinteger], order: Sequence[int], activation: str, *, threads: int = 1
+    sums: F32,
+    out: NDArray[np.unsignedinteger],
+    order: Sequence[int],
+    activation: str,
+    *,
+    threshold: float | None = None,
+    threads: int = 1,
 ) -> None:
     """Reduce sums (K, *S) to labels of regions that may overlap, out (*S) uint8 or uint16: of each channel in turn that
     would be labelled if it were alone, ``order[channel]``; 0 where none is. Later channels win."""
     mask = np.empty(sums.shape[1:], np.uint8)
     out[...] = 0
     for channel, label in zip(sums, order, strict=True):
-        labels(channel[np.newaxis], mask, activation, threads=threads)
+        labels(channel[np.newaxis], mask, activation, threshold=threshold, threads=threads)
         np.copyto(out, np.asarray(label, out.dtype), where=mask.view(np.bool_))
 
 
-def masks(sums: F32, out: NDArray[np.uint8], activation: str, *, threads: int = 1) -> None:
+def masks(
+    sums: F32, out: NDArray[np.uint8], activation: str, *, threshold: float | None = None, threads: int = 1
+) -> None:
     """Reduce sums (K, *S) to masks, out (K, *S) uint8: of each channel the labels that it would give alone, 0 or 1."""
     _check_type("out", out, "uint8")
     _check_out(out, sums.shape)
     for channel, mask in zip(sums, out, strict=True):
-        labels(channel[np.newaxis], mask, activation, threads=threads)
+        labels(channel[np.newaxis], mask, activation, threshold=threshold, threads=threads)
 
 
 def probabilities(sums: F32, out: Array, activation: str, *, threads: int = 1) -> None:

@@ -1,5 +1,6 @@
-"""Boxes of an array that lies in a file as plain numbers, read without mapping it: what is mapped counts as memory of
-this process, and of a file that is cut off meanwhile the system ends whoever has it mapped."""
+"""Boxes of an array that lies in a file as plain numbers, read and written without mapping it: what is mapped counts as
+memory of this process, and of a file that is cut off meanwhile, or a disk that is full, the system ends whoever has it
+mapped."""
 
 from __future__ import annotations
 
@@ -53,4 +54,26 @@ def _fill(descriptor: int, target: Array, start: int) -> None:
         count = os.preadv(descriptor, [view], start)
         if not count:
             raise OSError(f"the file ends at byte {start:,}")
+        view, start = view[count:], start + count
+
+
+def write_box(descriptor: int, offset: int, shape: Sequence[int], spans: Sequence[range], values: Array) -> None:
+    """Write `values`, of the type that the file holds, to `spans` of an array of `shape` in C order that begins at byte
+    `offset` of an open file. Raises `OSError`."""
+    cut = len(shape)  # the axes from here on are written whole
+    while cut > 0 and len(spans[cut - 1]) == shape[cut - 1]:
+        cut -= 1
+    lead = max(0, cut - 1)
+    strides = [prod(shape[i + 1 :]) * values.itemsize for i in range(len(shape))]
+    for index in itertools.product(*(enumerate(span) for span in spans[:lead])):
+        start = offset + sum(n * stride for (_, n), stride in zip(index, strides, strict=False))
+        start += spans[lead].start * strides[lead] if lead < len(shape) else 0
+        _put(descriptor, np.ascontiguousarray(values[tuple(i for i, _ in index)]), start)
+
+
+def _put(descriptor: int, values: Array, start: int) -> None:
+    flat: Any = values.reshape(-1).view(np.uint8)
+    view = memoryview(flat)
+    while view:
+        count = os.pwrite(descriptor, view, start)
         view, start = view[count:], start + count

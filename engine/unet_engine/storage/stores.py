@@ -15,7 +15,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 from zarr.errors import ContainsGroupError
-from zarr.storage import FsspecStore, StorePath
+from zarr.storage import FsspecStore, StorePath, ZipStore
 
 from unet_engine.errors import OutputError, first_line
 from unet_engine.paths import check_file, is_local, plain
@@ -120,7 +120,31 @@ class Url:
         sync(zarr.open_group(self.location(path), mode="r+").store_path.delete_dir())
 
 
-STORES: tuple[Store, ...] = (LocalDisk(), Url())
+class Zipped:
+    """A zipped OME-Zarr (``.ozx``) on a local disk, which is read alone: what is in it is never changed in place."""
+
+    def recognises(self, path: str) -> bool:
+        return is_local(path) and path.lower().endswith(ZIPPED) and Path(path).is_file()
+
+    def location(self, path: str) -> Any:
+        check_file(path)
+        return ZipStore(path, mode="r")
+
+    def exists(self, path: str) -> bool:
+        return True
+
+    def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
+        raise OutputError(f"{path} is an archive, which is not written in place; use another --out")
+
+    def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
+        raise OutputError(f"{path} is an archive, which is not written in place; use another --out")
+
+    def remove(self, path: str, first: str) -> None:
+        Path(path).unlink()
+
+
+ZIPPED = ".ozx"
+STORES: tuple[Store, ...] = (Zipped(), LocalDisk(), Url())
 """In the order in which they are asked. Any text is a path or a URL, so one of them always is the one."""
 
 

@@ -16,7 +16,7 @@ from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
 from unet_engine.units import brief, times
 from unet_engine.volumes.axes import checked_axes
-from unet_engine.volumes.base import Array, Selection, Volume
+from unet_engine.volumes.base import Array, Selection
 from unet_engine.volumes.dicom_order import Slice, ordered
 from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.linear import Linear
@@ -40,7 +40,7 @@ class DicomFormat:
             return True
         return is_local(path) and Path(path).is_dir() and bool(_dicom_files(path, _LOOKED_AT))
 
-    def open(self, path: str, axes: str | None) -> Volume:
+    def open(self, path: str, axes: str | None) -> DicomVolume:
         pydicom = package(path, "DICOM", "pydicom", "dicom")
         files = _dicom_files(path) if Path(path).is_dir() else [path]
         parts = {file: Part.of(file) for file in files}
@@ -159,7 +159,9 @@ class _Said:
         return None if value is None or value == "" or not np.isfinite(float(value)) else float(value)
 
 
-def _volume(path: str, header: Any, series: Any, parts: dict[str, Part], notes: list[str], axes: str | None) -> Volume:
+def _volume(
+    path: str, header: Any, series: Any, parts: dict[str, Part], notes: list[str], axes: str | None
+) -> DicomVolume:
     slices: tuple[Slice, ...] = series.slices
     rows, columns, samples, bits, signed = (int(v or 0) for v in slices[0].kind)
     if bits not in (8, 16, 32):

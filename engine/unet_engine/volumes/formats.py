@@ -32,6 +32,8 @@ FORMATS: list[Format] = [
     ZarrFormat(),
 ]
 """In the order in which they are asked. Zarr is the last: it takes every folder and every URL."""
+OTHERWISE = FORMATS[-1]
+"""What takes what no other format recognises."""
 
 READ = "Zarr, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
 """What people are told that volumes may be."""
@@ -42,15 +44,31 @@ def format_of(path: str) -> Format | None:
     return next((format for format in FORMATS if format.recognises(path)), None)
 
 
-def open_volume(path: str, axes: str | None = None, pick: Pick = ALL) -> Volume:
-    """Open the volume at `path`, in whatever format it is. `axes` overrides what its metadata say, e.g. ``czyx``; `pick` says
-    which time point and channels are read.
+def is_series(path: str) -> bool:
+    """Whether `path` holds DICOM."""
+    return isinstance(format_of(path), DicomFormat)
+
+
+def slices_of(path: str) -> tuple[Volume, tuple[str, ...], tuple[int | None, ...]]:
+    """The DICOM series at `path`, the file of each slice in order, and which frame of it. Raises `InputError`."""
+    volume = DicomFormat().open(path, None)
+    return volume, tuple(one.file for one in volume.slices), tuple(one.frame for one in volume.slices)
+
+
+def open_stored(path: str, axes: str | None = None) -> Volume:
+    """Open the volume at `path`, in whatever format it is, with all time points and channels that are stored. `axes`
+    overrides what its metadata say, e.g. ``czyx``.
 
     Raises `InputError` naming what is missing and what to do.
     """
     path = plain(str(path))
     if format := format_of(path):
-        return format.open(path, axes).picked(pick)
+        return format.open(path, axes)
     if is_local(path) and not Path(path).exists():
         raise InputError(f"{path} does not exist; give the path of a volume")
     raise InputError(f"{path} is a file of no format that is read here ({READ}); convert it to Zarr first")
+
+
+def open_volume(path: str, axes: str | None = None, pick: Pick = ALL) -> Volume:
+    """The same, of which `pick` says which time point and channels are read."""
+    return open_stored(path, axes).picked(pick)

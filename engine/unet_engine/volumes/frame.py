@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import hypot
+from math import acos, degrees, hypot
 from typing import Any
+
+import numpy as np
 
 _ALONG = 1e-5
 """Part of a step that may point elsewhere than along an axis of the world: headers round."""
@@ -67,18 +69,81 @@ class Frame:
 
     @property
     def orientation(self) -> str | None:
-        """Where z, y and x of the voxels point most, e.g. ``SPL``; None where the world does not say."""
-        if len(self.space) != len(self.matrix) or not set(self.space) <= set(_OPPOSITE):
-            return None
-        found = []
-        for column in zip(*self.matrix, strict=True):
-            w = max(range(len(column)), key=lambda i: abs(column[i]))
-            found.append(self.space[w] if column[w] > 0 else _OPPOSITE[self.space[w]])
-        return "".join(found)
+        """Where z, y and x of the voxels point most, e.g. ``SPL``, each along another axis of the world; None where the
+        world does not say.
 
-    def resampled(self, factors: Sequence[float]) -> Frame:
-        """Of a volume between the same ends, its voxels so many times as long along z, y, x."""
-        moved = self.moved([(f - 1) / 2 for f in factors])
+        Of voxels that lie obliquely, the nearest directions without shear (polar decomposition), the clearest axis
+        first, as nibabel has it."""
+        found = self._nearest()
+        return None if found is None else "".join(name for name, _ in found)
+
+    @property
+    def tilt(self) -> float:
+        """Degrees between an axis of the voxels and the direction that `orientation` names for it, the largest; 0 where
+        it names none."""
+        return max((degrees(acos(min(1.0, part))) for _, part in self._nearest() or ()), default=0.0)
+
+    def _nearest(self) -> list[tuple[str, float]] | None:
+        """By axis of the voxels, the name of its direction and the cosine of the angle to it."""
+        n = len(self.matrix)
+        if len(self.space) != n or not set(self.space) <= set(_OPPOSITE) or not all(self.sizes):
+            return None
+        unit = np.array(self.matrix) / np.array(self.sizes)
+        left, stretch, right = np.linalg.svd(unit)
+        if stretch[-1] <= stretch[0] * n * np.finfo(float).eps:
+            return None
+        near = left @ right
+        found, free = [("", 0.0)] * n, list(range(n))
+        for v in np.argsort(-np.max(near**2, axis=0), kind="stable"):
+            w = max(free, key=lambda i: abs(near[i, v]))
+            free.remove(w)
+            name = self.space[w] if near[w, v] > 0 else _OPPOSITE[self.space[w]]
+            found[v] = (name, float(abs(unit[w, v])))
+        return found
+
+    def turned(self, order: Sequence[int], backwards: Sequence[bool], shape: Sequence[int]) -> Frame:
+        """Of the same voxels, `shape` many, their axes in another order, some of them backwards (`order` and
+        `backwards` by new axis)."""
+        last = [0.0] * len(shape)
+        for a, back in zip(order, backwards, strict=True):
+            last[a] = float(shape[a] - 1) if back else 0.0
+        rows = tuple(
+            tuple(-row[a] if b else row[a] for a, b in zip(order, backwards, strict=True)) for row in self.matrix
+        )
+        return replace(self.moved(last), matrix=rows)
+
+    def seen_in(self, space: str) -> Frame:
+        """The same places in the words of another space, e.g. ``RAS`` for ``LPS``; as it is where one of the two is none
+        of the body's."""
+        both = (self.space, space)
+        if len(space) != len(self.space) or any(not s or not set(s) <= set(_OPPOSITE) for s in both):
+            return self
+        if any(a not in (b, _OPPOSITE[b]) for a, b in zip(*both, strict=True)):
+            return self
+        signs = [1.0 if a == b else -1.0 for a, b in zip(*both, strict=True)]
+        return Frame(
+            tuple(tuple(s * m + 0.0 for m in row) for s, row in zip(signs, self.matrix, strict=True)),
+            tuple(s * o + 0.0 for s, o in zip(signs, self.origin, strict=True)),
+            space,
+        )
+
+    @property
+    def affine(self) -> list[list[float]]:
+        """Rows of numbers for voxels x, y, z, the fastest axis first, and the origin: what `of` takes."""
+        return [[*reversed(row), o] for row, o in zip(self.matrix, self.origin, strict=True)]
+
+    def times(self, factor: float) -> Frame:
+        """The same in a unit that is so many times as small."""
+        return replace(
+            self,
+            matrix=tuple(tuple(m * factor for m in row) for row in self.matrix),
+            origin=tuple(o * factor for o in self.origin),
+        )
+
+    def resampled(self, factors: Sequence[float], begin: Sequence[float] | None = None) -> Frame:
+        """Of a volume whose voxels are so many times as long along z, y, x, the first of them at voxel `begin`; None:
+        of one between the same ends."""
+        moved = self.moved([(f - 1) / 2 for f in factors] if begin is None else begin)
         return replace(moved, matrix=tuple(tuple(m * f for m, f in zip(r, factors, strict=True)) for r in self.matrix))
 
     def moved(self, start: Sequence[float]) -> Frame:

@@ -15,7 +15,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.units import times, unit_name
-from unet_engine.volumes import nodata
+from unet_engine.volumes import account, nodata
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, Volume
@@ -113,6 +113,10 @@ def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
         part.check_length(data.id.get_offset() + data.nbytes)
     linear = Linear.said(dtype, attributes)
     spacing, translation, unit, notes = _placed(data, names, attributes)
+    said = account.read(_account(data), shape, names)
+    if said:
+        spacing, translation = said.along(names, said.spacing, 1.0), said.along(names, said.translation, 0.0)
+        unit, notes = said.unit, ()
     return Hdf5Volume(
         path=path,
         axes=names,
@@ -122,6 +126,8 @@ def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
         stored_spacing=spacing,
         stored_translation=translation,
         unit=unit,
+        frame=said.frame if said else None,
+        channel_names=said.channel_names if said else (),
         nodata=linear.values(nodata.said(attributes, dtype)),
         notes=notes,
         opened_by=Hdf5Format(),
@@ -129,6 +135,13 @@ def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
         data=data,
         linear=linear,
     )
+
+
+def _account(data: Any) -> str | None:
+    """What this engine wrote beside a dataset."""
+    with suppress(Exception):
+        return str(data.file[account.KEY].asstr()[()])
+    return None
 
 
 def _plain(attributes: Mapping[str, Any], key: str) -> Any:

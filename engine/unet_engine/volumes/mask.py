@@ -15,6 +15,7 @@ from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.turn import Turn
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +43,8 @@ class Mask:
     volume: Volume
     """As it is stored."""
     axes: tuple[_Axis, ...]
+    turn: Turn | None = None
+    """How the scan is seen, whose voxels are meant; None: as it is stored."""
 
     @property
     def voxel_bytes(self) -> int:
@@ -57,7 +60,12 @@ class Mask:
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         """The mask in `box`, (*box.shape); anything but 0 is inside. Raises what `Volume.read` raises."""
-        there = self._there(box)
+        found = self._read(self._as_stored(box), recorder)
+        return found if self.turn is None else np.ascontiguousarray(self.turn.view(found))
+
+    def _read(self, box: Box, recorder: Recorder) -> Array:
+        """`read` of a box of the scan as it is stored."""
+        there = self._over(box)
         found: Array = self.volume.read(there, recorder)[0]
         if there == box:
             return found
@@ -84,14 +92,22 @@ class Mask:
         self.volume.confirm()
 
     def _there(self, box: Box) -> Box:
+        """The voxels of the mask that lie over `box`."""
+        return self._over(self._as_stored(box))
+
+    def _as_stored(self, box: Box) -> Box:
+        return box if self.turn is None else self.turn.stored_box(box)
+
+    def _over(self, box: Box) -> Box:
+        """The same of a box of the scan as it is stored."""
         lo = tuple(axis.at(x) for axis, x in zip(self.axes, box.lo, strict=True))
         hi = tuple(axis.at(x - 1) + 1 for axis, x in zip(self.axes, box.hi, strict=True))
         return Box(lo, hi)
 
 
-def open_mask(path: str, shape: Sequence[int]) -> Mask:
-    """The mask at `path` for a scan of `shape` (its spatial axes). Raises `InputError` where it does not lie over
-    it."""
+def open_mask(path: str, shape: Sequence[int], turn: Turn | None = None) -> Mask:
+    """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says.
+    Raises `InputError` where it does not lie over it."""
     volume = open_volume(path)
     if volume.channels != 1:
         raise InputError(f"--mask {path} has {volume.channels} channels; give one of a single channel")
@@ -102,7 +118,7 @@ def open_mask(path: str, shape: Sequence[int]) -> Mask:
             f"--mask {path} has the shape {volume.shape}, the volume {tuple(shape)}; "
             "they must agree, or differ by a whole number along each axis"
         )
-    return Mask(volume, found)
+    return Mask(volume, found, turn)
 
 
 def _axis(scan: int, mask: int) -> _Axis | None:

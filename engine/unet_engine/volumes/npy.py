@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
+from unet_engine.volumes import account
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, PlainVolume, has_ending, opening, plain_chunks
@@ -25,14 +25,22 @@ class NpyFormat:
         with opening(path, ".npy file"):
             shape, fortran, dtype, offset = _header(path)
         check_sizes(path, shape, shape)
-        names = checked_axes(path, shape, dtype, axes)
-        part.check_length(offset + prod(shape) * dtype.itemsize)
+        end = offset + prod(shape) * dtype.itemsize
+        said = account.read(account.npy_text(path), shape)
+        names = checked_axes(path, shape, dtype, axes or (said.axes if said else None))
+        part.check_length(end)
+        said = said if said and said.axes == names else None
         return PlainVolume(
             path=path,
             axes=names,
             stored_shape=shape,
             stored_chunks=plain_chunks(names, shape),
             stored_dtype=dtype,
+            stored_spacing=said.along(names, said.spacing, 1.0) if said else None,
+            stored_translation=said.along(names, said.translation, 0.0) if said else None,
+            unit=said.unit if said else None,
+            frame=said.frame if said else None,
+            channel_names=said.channel_names if said else (),
             opened_by=self,
             files=(part,),
             data=path,
@@ -45,7 +53,4 @@ class NpyFormat:
 def _header(path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, whether its first axis is the fastest, type, and where the numbers begin."""
     with Path(path).open("rb") as file:
-        version = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        return shape, fortran, dtype, file.tell()
+        return account.npy_header(file)

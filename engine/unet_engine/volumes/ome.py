@@ -16,8 +16,10 @@ from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import missing_codec
 from unet_engine.units import brief, micrometers
+from unet_engine.volumes import account
 from unet_engine.volumes.cf import only_volume
 from unet_engine.volumes.collection import images, listed
+from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.resolution import Resolution
 
 _INVALID = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
@@ -61,7 +63,7 @@ def full_resolution(path: str, group: zarr.Group) -> Resolution:
             f"restore it, or name another array, e.g. {path}/1"
         ) from error
     try:
-        return replace(_described(array, scales[0], scales[0]["datasets"][0]), channel_names=_channels(group))
+        return _of_group(_described(array, scales[0], scales[0]["datasets"][0]), group)
     except _INVALID as error:
         raise InputError(_invalid(path, error)) from error
 
@@ -85,13 +87,33 @@ def named_resolution(path: str, array: zarr.Array) -> Resolution | None:
             for image in _multiscales(group) or ():
                 for level in image["datasets"]:
                     if posixpath.normpath(str(level["path"]).strip("/")) == inside:
-                        return replace(_described(array, image, level), channel_names=_channels(group))
+                        return _of_group(_described(array, image, level), group)
         except _INVALID as error:
             notes.append(
                 f"the OME multiscales of {above} are not valid ({first_line(error)}): "
                 f"voxel size and axes of {path} are not taken from them"
             )
     return Resolution(array, notes=tuple(notes)) if notes else None
+
+
+def _of_group(found: Resolution, group: zarr.Group) -> Resolution:
+    """`found` with what else the group says: names of channels, and the frame that this engine wrote, which says more
+    than scale and translation can. One that these contradict is of another level, or was left behind."""
+    found = replace(found, channel_names=_channels(group))
+    try:
+        frame = Frame.from_facts(dict(group.attrs)[account.KEY]["frame"])
+    except _INVALID:
+        return found
+    names = "".join(found.axes or ())
+    if found.scale is None or [a for a in "zyx" if a in names] != [*"zyx"[3 - len(frame.matrix) :]]:
+        return found
+    moved = found.translation or [0.0] * len(names)
+    for axis, size, start in zip("zyx"[3 - len(frame.matrix) :], frame.spacing, frame.translation, strict=True):
+        at, near = names.index(axis), 1e-6 * abs(size)
+        elsewhere = frame.is_along and abs(moved[at] - start) > max(near, 1e-9 * abs(start))
+        if abs(found.scale[at] - size) > near or elsewhere:
+            return found
+    return replace(found, frame=frame)
 
 
 def _above(path: str) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from unet_engine.stitching.interpolation import taps
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.normalize import Scaling
-from unet_engine.volumes.pick import Pick
 
 
 def reach(grid: Sequence[AxisResampling], box: Box) -> Box:
@@ -33,38 +33,15 @@ def reach(grid: Sequence[AxisResampling], box: Box) -> Box:
 
 
 @dataclass(frozen=True, eq=False)
-class Regridded:
+class Regridded(Lens):
     """What a volume says of itself when it is seen on another grid. Spatial tuples follow `spatial`."""
 
-    scan: Volume
-    """As it is stored."""
     grid: tuple[AxisResampling, ...]
     """From the scan's voxels to these."""
 
     def there(self, box: Box) -> Box:
         """The voxels of the scan that those of `box` are made of."""
         return reach(self.grid, box)
-
-    @property
-    def path(self) -> str:
-        return self.scan.path
-
-    @property
-    def axes(self) -> str:
-        return self.scan.axes
-
-    @property
-    def spatial(self) -> str:
-        return self.scan.spatial
-
-    @property
-    def stored_spatial(self) -> str:
-        return self.scan.stored_spatial
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """As it is stored."""
-        return self.scan.stored_shape
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,37 +56,10 @@ class Regridded:
         )
 
     @property
-    def channels(self) -> int:
-        return self.scan.channels
-
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        return self.scan.channel_names
-
-    @property
-    def timepoints(self) -> int:
-        return self.scan.timepoints
-
-    def picked(self, pick: Pick) -> Volume:
-        return replace(self, scan=self.scan.picked(pick))  # type: ignore[return-value]  # `read` is the subclass's
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.scan.dtype
-
-    @property
-    def voxel_bytes(self) -> int:
-        return self.dtype.itemsize * self.channels
-
-    @property
-    def chunk_bytes(self) -> int:
-        return self.scan.chunk_bytes
-
-    @property
     def spacing(self) -> tuple[float, ...] | None:
         if self.scan.spacing is None:
             return None
-        return tuple(s * axis.source / axis.target for s, axis in zip(self.scan.spacing, self.grid, strict=True))
+        return tuple(s * axis.ratio for s, axis in zip(self.scan.spacing, self.grid, strict=True))
 
     @property
     def translation(self) -> tuple[float, ...]:
@@ -120,53 +70,8 @@ class Regridded:
 
     @property
     def frame(self) -> Frame | None:
-        return self.scan.frame and self.scan.frame.resampled([axis.source / axis.target for axis in self.grid])
-
-    @property
-    def unit(self) -> str | None:
-        return self.scan.unit
-
-    @property
-    def fill_value(self) -> float:
-        return self.scan.fill_value
-
-    @property
-    def nodata(self) -> tuple[float, ...]:
-        return self.scan.nodata
-
-    @property
-    def own_mask(self) -> str | None:
-        """On the grid of the scan."""
-        return self.scan.own_mask
-
-    @property
-    def drawback(self) -> str | None:
-        return self.scan.drawback
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.scan.notes
-
-    def with_nodata(self, values: tuple[float, ...]) -> Volume:
-        return replace(self, scan=self.scan.with_nodata(values))  # type: ignore[return-value]  # `read` is the subclass's
-
-    def has_data(self, box: Box) -> bool:
-        return self.scan.has_data(self.there(box))
-
-    def changed(self, box: Box, since: float) -> str | None:
-        return self.scan.changed(self.there(box), since)
-
-    def token(self, box: Box) -> tuple[str, str] | None:
-        return self.scan.token(self.there(box))
-
-    def confirm(self) -> None:
-        self.scan.confirm()
-
-    def release(self) -> None:
-        self.scan.release()
-
-    def facts(self) -> dict[str, Any]:
-        return self.scan.facts()
+        begin = [axis.position(0) for axis in self.grid]
+        return self.scan.frame and self.scan.frame.resampled([axis.ratio for axis in self.grid], begin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,11 +135,18 @@ class Interpolated(Regridded):
                 taps(axis, lo, hi, at) for axis, lo, hi, at in zip(self.grid, box.lo, box.hi, there.lo, strict=True)
             ]
             operations.interpolate(out, normal, tables)
-            if self.scaling.clip and any(axis.order == 3 and not axis.is_identity for axis in self.grid):
-                for c, channel in enumerate(out):
-                    ends = self.scaling.normalised(np.array(self.scaling.clip[c], np.float32), c)
-                    np.clip(channel, *(np.sort(ends) - np.float32(self.pivot[c])), out=channel)
+            for c, channel in enumerate(out):
+                if (bounds := self._bounds(c)) is not None:
+                    np.clip(channel, *bounds, out=channel)
         return out
+
+    def _bounds(self, channel: int) -> Array | None:
+        """What splines may not overshoot; None where nothing does, or nothing is known."""
+        if not self.scaling.clip or not any(axis.order == 3 and not axis.is_identity for axis in self.grid):
+            return None
+        ends = self.scaling.normalised(np.array(self.scaling.clip[channel], np.float32), channel)
+        found: Array = np.sort(ends) - np.float32(self.pivot[channel])
+        return found
 
     def not_finite(self, box: Box) -> Array:
         """Which voxels of the scan that `box` is made of are NaN or infinite, and were measured and not replaced."""
@@ -263,6 +175,48 @@ class Interpolated(Regridded):
         if any(self.pivot):
             normal -= np.array(self.pivot, np.float32).reshape(-1, *(1,) * len(index))
         return normal
+
+
+@dataclass(frozen=True, eq=False)
+class RawInterpolated(Interpolated):
+    """The same, interpolated as it was measured: normalising, and what it clips, comes afterwards."""
+
+    @property
+    def fill_value(self) -> float:
+        """Of what is not stored, where that is background; else NaN, which is none."""
+        return self.scan.fill_value if self.scan.fill_value == self.background else float("nan")
+
+    @property
+    def fed(self) -> Scaling:
+        return self.scaling
+
+    def _bounds(self, channel: int) -> Array | None:
+        return None
+
+    def _normalised(self, voxels: Array) -> Array:
+        """The voxels, (channels, *S) float32; where nothing was measured, what is normalised to 0."""
+        absent = nodata.where(voxels, self.scan.nodata) if self.scan.nodata else None
+        raw = np.array(voxels, np.float32, order="C")
+        if voxels.dtype.kind == "f":
+            bad = ~np.isfinite(raw)
+            raw[bad] = np.nan if self.nonfinite is None else self.nonfinite
+        if absent is not None:
+            for channel, where, shift in zip(raw, absent, self.scaling.shift, strict=True):
+                channel[where] = shift
+        return raw
+
+
+def interpolated(
+    scan: Volume,
+    grid: tuple[AxisResampling, ...],
+    scaling: Scaling,
+    background: float,
+    nonfinite: float | None,
+    first: Literal["normalised", "interpolated"],
+) -> Interpolated:
+    """What windows are cut from. first: what is done before the other."""
+    kind = Interpolated if first == "normalised" else RawInterpolated
+    return kind(scan, grid, scaling, background, nonfinite)
 
 
 def fed(scaling: Scaling, background: float) -> Scaling:

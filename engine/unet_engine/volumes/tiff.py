@@ -14,6 +14,7 @@ import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.units import times
+from unet_engine.volumes import account
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.files import (
@@ -82,6 +83,10 @@ def _named(path: str, series: Any, axes: str | None) -> str:
 
 def _facts(path: str, part: Part, series: Any, names: str) -> dict[str, Any]:
     where: Placed = placed(series, names)
+    tag = series.keyframe.tags.get(account.TIFF_TAG)
+    said = account.read(tag.value, series.shape, names) if tag else None
+    if said:
+        where = Placed(said.along(names, said.spacing, 1.0), said.along(names, said.translation, 0.0), said.unit)
     return {
         "path": path,
         "axes": names,
@@ -89,6 +94,8 @@ def _facts(path: str, part: Part, series: Any, names: str) -> dict[str, Any]:
         "stored_spacing": where.spacing,
         "stored_translation": where.translation,
         "unit": where.unit,
+        "frame": said.frame if said else None,
+        "channel_names": said.channel_names if said else (),
         "notes": (*_others(path, series), *_alpha(path, series), *_meant(path, series), *where.notes),
         "nodata": nodata_of(series.keyframe, np.dtype(series.dtype)),
         "opened_by": TiffFormat(),

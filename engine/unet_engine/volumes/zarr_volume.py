@@ -30,9 +30,10 @@ from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
-from unet_engine.volumes import cf, nodata
+from unet_engine.volumes import alpha, cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
+from unet_engine.volumes.files import has_ending
 from unet_engine.volumes.linear import Linear
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
@@ -43,7 +44,7 @@ class ZarrFormat:
     """Takes every folder and every URL: whatever else is wrong with one is told as it is opened."""
 
     def recognises(self, path: str) -> bool:
-        return not is_local(path) or Path(path).is_dir()
+        return not is_local(path) or Path(path).is_dir() or has_ending(path, stores.ZIPPED)
 
     def open(self, path: str, axes: str | None) -> Volume:
         node = _opened(path)
@@ -73,7 +74,7 @@ class ZarrFormat:
             unit=found.unit,
             channel_names=found.channel_names,
             frame=found.frame,
-            notes=(*found.notes, *_packed(path, linear)),
+            notes=(*found.notes, *_packed(path, linear), *alpha.told(path, found.channel_names, dict(array.attrs))),
             fill_value=linear.values([float(array.fill_value or 0)])[0],
             nodata=linear.values(nodata.said(dict(array.attrs), dtype)),
             array=_with_codecs(path, _noticing(path, array)),

@@ -45,6 +45,10 @@ class Export:
     background: float | None = None
     empty: str | None = None
     """Output per channel on background, or auto; see `unet_export.conversion.empty`."""
+    threshold: float | None = None
+    """What channels on their own have to exceed to be labels, see `ModelSpec.threshold`."""
+    mirror_axes: str | None = None
+    """Along which runs mirror, ``zyx``; ``none``: trained without mirrors."""
     head: str | None = None
     """Name of the output that is meant; None: as its resolution and name tell."""
     trust: bool = False
@@ -69,6 +73,11 @@ def spec_for_export(wanted: Export, found: Geometry, known: ModelSpec | None) ->
             "empty",
             "context",
             "channels",
+            "regions",
+            "threshold",
+            "mirror_axes",
+            "orientation",
+            "resampling",
         )
         meaning |= {key: getattr(known, key) for key in kept}
     if wanted.output_channels in ACTIVATION_OF and (known is None or known.activation == "softmax"):
@@ -101,6 +110,8 @@ def said_by(wanted: Export) -> dict[str, Any]:
         "spacing": wanted.spacing,
         "spacing_unit": wanted.spacing_unit,
         "background": wanted.background,
+        "threshold": wanted.threshold,
+        "mirror_axes": "" if wanted.mirror_axes == "none" else wanted.mirror_axes,
     }
     return {key: value for key, value in said.items() if value is not None}
 

@@ -14,6 +14,7 @@ from unet_engine.errors import ModelError
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_network import largest_batch
 from unet_engine.model.onnx_rewrite import rewritten
+from unet_engine.model.onnx_shapes import flat
 from unet_export.conversion.proof import Comparison, Run, short
 
 SECOND_TOLERANCE = 1e-3
@@ -48,7 +49,7 @@ def plain_graph(model: ModelFile) -> Any:
         proto = onnx.load(model.path)
         if how is not None and (how.changes or model.saved_batch not in (None, 1)):
             batch = 0 if largest_batch(model) is None else 1
-            proto = onnx.load_from_string(rewritten(proto, how, batch, model.path))
+            proto = onnx.load_from_string(rewritten(flat(proto), how, batch, model.path))
             sizes = proto.graph.output[0].type.tensor_type.shape.dim
             sizes.extend(onnx.TensorShapeProto.Dimension() for _ in range(len(model.spec.axes) + 2))
     except ModelError:

@@ -17,6 +17,7 @@ from unet_engine.model.channels import labels_refusal
 from unet_engine.model.ending import applied_again, outputs_note, refusal
 from unet_engine.model.file import open_model
 from unet_engine.model.onnx_ending import ending_for
+from unet_engine.model.onnx_shapes import flat
 from unet_engine.model.spec import ModelSpec
 from unet_engine.prepare.evidence import Outputs, contradiction
 from unet_engine.units import Tell, times
@@ -134,7 +135,7 @@ class Meaning:
         return validated({**spec.model_dump(), "channels": "unknown"})
 
     def _activated(self, proto: Any, spec: ModelSpec) -> ModelSpec:
-        end = ending_for(proto, (1, spec.channels_in, *spec.window))
+        end = ending_for(flat(proto), (1, spec.channels_in, *spec.window))
         found, why = end.activation(spec.channels_out)
         if not self.said and found is None:
             raise ModelError(refusal(self.source, why))

@@ -100,7 +100,9 @@ def _of_sample(found: Imported, model: ModelFile, sample: Sample) -> Certificate
             f"{found.credit.source}: of its own test input the network makes {times(got.shape)}, and its test output is "
             f"{times(expected.shape)}; the source contradicts itself"
         )
-    finished = spec.model_copy(update={"activation": found.finished_as}) if found.finished_as else spec
+    # a threshold is among what is done behind it
+    known = {"activation": found.finished_as, "threshold": None}
+    finished = spec.model_copy(update=known) if found.finished_as else spec
     certificate = compared("its own test tensors", got, expected, finished, versions_of(model, found.versions))
     relative, absolute = found.tolerance
     apart = np.abs(got - expected) > absolute + relative * np.abs(expected)
@@ -213,9 +215,9 @@ def label_of(values: Array, spec: ModelSpec) -> Array:
     labels = np.empty(values.shape[1:], np.uint16)
     sums = np.ascontiguousarray(values, np.float32)
     if spec.regions is None:
-        operations.labels(sums, labels, spec.activation)
+        operations.labels(sums, labels, spec.activation, threshold=spec.threshold)
     else:
-        operations.regions(sums, labels, spec.regions, spec.activation)
+        operations.regions(sums, labels, spec.regions, spec.activation, threshold=spec.threshold)
     return labels
 
 
@@ -250,17 +252,21 @@ def through_run(model: ModelFile, volume: Array, *, spacing: Sequence[float] | N
 
 
 def _store(path: Path, volume: Array, spec: ModelSpec, spacing: Sequence[float] | None) -> None:
-    names = ["c", *spec.axes]
-    space = [{"name": a, "type": "space", "unit": spec.spacing_unit} for a in spec.axes]
-    moves = [{"type": "scale", "scale": [1.0, *(spacing or [1.0] * len(spec.axes))]}]
-    scales = [
-        {
-            "axes": [{"name": "c", "type": "channel"}, *space],
-            "datasets": [{"path": "0", "coordinateTransformations": moves}],
-        }
-    ]
-    said = {"ome": {"version": "0.5", "multiscales": scales}} if spacing else {}
-    zarr.create_group(str(path), attributes=said).create_array(
-        "0", shape=volume.shape, dtype=volume.dtype, chunks=(1, *(min(256, n) for n in volume.shape[1:])),
-        dimension_names=names,
-    )[...] = volume  # fmt: skip
+    """As an array; with its spacing as an image of OME-Zarr."""
+    into: dict[str, Any] = {"store": str(path)}
+    if spacing:
+        space = [{"name": a, "type": "space", "unit": spec.spacing_unit} for a in spec.axes]
+        moves = [{"type": "scale", "scale": [1.0, *spacing]}]
+        scales = [
+            {
+                "axes": [{"name": "c", "type": "channel"}, *space],
+                "datasets": [{"path": "0", "coordinateTransformations": moves}],
+            }
+        ]
+        group = zarr.create_group(str(path), attributes={"ome": {"version": "0.5", "multiscales": scales}})
+        into = {"store": group.store, "name": "0"}
+    stored = zarr.create_array(
+        **into, shape=volume.shape, dtype=volume.dtype, chunks=(1, *(min(256, n) for n in volume.shape[1:])),
+        dimension_names=["c", *spec.axes],
+    )  # fmt: skip
+    stored[...] = volume

@@ -56,7 +56,7 @@ class Exam:
             raise ModelError("the network gives NaN or Inf in fp32 already; correct it before quantising")
 
     def compare(self, infer: Infer) -> Comparison:
-        found = Comparison(self.spec.class_names, self.spec.activation)
+        found = Comparison(self.spec.class_names, self.spec.activation, self.spec.threshold)
         for window, expected in zip(self.windows, self._logits, strict=True):
             found.add(window, np.asarray(expected), np.asarray(infer(window[None])[0], np.float32))
         return found

@@ -29,11 +29,11 @@ class Worst:
     """Largest absolute difference of the logits over the channels."""
 
 
-def labels_of(logits: Array, activation: str) -> Array:
+def labels_of(logits: Array, activation: str, threshold: float | None = None) -> Array:
     """Labels (*window) uint16 of logits (channels, *window), by the rule that ``run`` writes labels with."""
     sums = np.ascontiguousarray(logits, np.float32)
     out = np.empty(sums.shape[1:], np.uint16)
-    operations.labels(sums, out, activation)
+    operations.labels(sums, out, activation, threshold=threshold)
     return out
 
 
@@ -62,6 +62,7 @@ class Comparison:
 
     classes: tuple[str, ...]
     activation: str
+    threshold: float | None = None
     windows: int = 0
     voxels: int = 0
     nonfinite: int = 0
@@ -88,7 +89,7 @@ class Comparison:
         self.values += error.size
         exponents = np.log10(np.clip(error, 10.0 ** EXPONENTS[0], 10.0 ** (EXPONENTS[-1] - 0.01)))
         self.histogram += np.histogram(exponents, EXPONENTS)[0]
-        truth, found = labels_of(reference, self.activation), labels_of(candidate, self.activation)
+        truth, found = (labels_of(values, self.activation, self.threshold) for values in (reference, candidate))
         self.confusion.add(truth, found)
         different = int((truth != found).sum())
         if different > self._most_different:

@@ -18,7 +18,7 @@ from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.model.writing import with_attachments
 from unet_engine.paths import root_of
 from unet_engine.prepare.inputs import unlikely
-from unet_engine.prepare.orientation import check_orientation
+from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.places import keep_out
 from unet_engine.prepare.resampling import grids, seen
 from unet_engine.prepare.spacing import check_spacing
@@ -125,10 +125,10 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
             f"judged by single windows, without the mirrors along {model.spec.mirror_axes} that a run averages over"
         )
     check_volume(volume, model)
+    volume = lying(volume, model.spec, notes, ignore=request.ignore_spacing)
     found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
     if found is None:
         check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    check_orientation(volume, model.spec, notes, ignore=request.ignore_spacing)
     scale = scaling(model.spec.normalization, samples.measured(volume))
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
@@ -199,7 +199,7 @@ def _judging(
     scan = volume.scan if isinstance(volume, Interpolated) else volume
     drawn = sample(
         volume, scale, window, (request.held_out, request.windows, request.held_out), request.seed,
-        lambda w: labels_of(infer(w[None])[0], spec.activation), spec.label_count,
+        lambda w: labels_of(infer(w[None])[0], spec.activation, spec.threshold), spec.label_count,
     )  # fmt: skip
     calibration = Calibration(
         volume=redacted(volume.path),

@@ -21,11 +21,13 @@ from unet_engine.commands.bench.offer import PRECISIONS, Wanted, devices, groups
 from unet_engine.commands.bench.report import Limits, facts, larger
 from unet_engine.commands.bench.space import Field
 from unet_engine.commands.bench.sweep import Subject, sweep
+from unet_engine.commands.bench.tilings import tilings
 from unet_engine.commands.demo import SEED, SHAPE
 from unet_engine.errors import SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.shipped import shipped_model
-from unet_engine.prepare.orientation import check_orientation
+from unet_engine.prepare.orientation import lying
+from unet_engine.prepare.resampling import grids, seen
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.prepare.survey import check_volume
 from unet_engine.units import Tell
@@ -56,6 +58,8 @@ class Request:
     """The user trusts a model that runs code as it is opened."""
     head: str | None = None
     """Name of the output that is meant, of several."""
+    tilings: float | None = None
+    """Part of a run that may be computed to see how tilings agree; None: that is not looked at."""
 
 
 def bench(request: Request, tell: Tell) -> dict[str, Any]:
@@ -66,6 +70,8 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
         raise SettingsError("--model and --in belong together; give both, or neither for the demo models")
     if request.head and not request.model:
         raise SettingsError(f"--head {request.head}: the demo models have one output; give --model and --in too")
+    if request.tilings and not request.model:
+        raise SettingsError("--tilings looks at a volume and a model of yours; give --model and --in too")
     demos = [] if request.model else _demos(request)
     least = LEAST_SECONDS * max(1, len(demos))
     if not least <= request.seconds < inf:
@@ -85,7 +91,25 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
         # once more, as the machine may have been busy with something else: of a peak, the larger one is meant
         after = [_limits(device, subjects, request, tell) for device in devices(request.wanted)]
         limits = [larger(*pair) for pair in zip(before, after, strict=True)]
-        return facts(outcomes, limits, _machine(), time.perf_counter() - begun)
+        found = facts(outcomes, limits, _machine(), time.perf_counter() - begun)
+    return found | ({"tilings": _tilings(request, tell)} if request.tilings else {})
+
+
+def _tilings(request: Request, tell: Tell) -> dict[str, Any]:
+    """On the first device and library, in the precision that a run takes."""
+    assert request.tilings is not None
+    given = {"axes": request.axes, "head": request.head, "tta": request.wanted.tta, "threads": request.wanted.threads}
+    return tilings(
+        tell,
+        request.tilings,
+        input=request.input,
+        model=request.model,
+        ignore_spacing=request.ignore_spacing,
+        trust=request.trust,
+        device=request.wanted.devices[0] if request.wanted.devices else "auto",
+        backend=request.wanted.backends[0] if request.wanted.backends else None,
+        **given,
+    )
 
 
 def _own(request: Request, tell: Tell) -> Subject:
@@ -100,8 +124,11 @@ def _own(request: Request, tell: Tell) -> Subject:
     volume = open_volume(request.input, request.axes)
     check_volume(volume, model)
     notes: list[str] = []
-    check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    check_orientation(volume, model.spec, notes, ignore=request.ignore_spacing)
+    volume = lying(volume, model.spec, notes, ignore=request.ignore_spacing)
+    found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
+    if found is None:
+        check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
+    volume = seen(volume, found, model.spec)
     for note in notes:
         tell(f"note: {note}")
     space_of(model, _field(model, volume.shape, request), request.wanted)

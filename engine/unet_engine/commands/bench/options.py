@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, sizes
+from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, joined, sizes
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.redaction import redacted
 from unet_engine.units import times
@@ -19,7 +19,14 @@ MOST_WINDOWS = 65536
 
 
 @click.command("bench", cls=Command)
-@click.option("--model", type=PLACE, metavar="FILE", help="Model file; default: the demo models.")
+@click.option(
+    "--model",
+    type=PLACE,
+    multiple=True,
+    callback=joined,
+    metavar="FILE[,FILE]",
+    help="Model file, or several; default: the demo models.",
+)
 @click.option("--in", "input", type=PLACE, metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
 @click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several, as for run.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
@@ -34,6 +41,13 @@ MOST_WINDOWS = 65536
 )
 @click.option("--batches", metavar="A,B,…", help="Windows per call; default 1,4.")
 @click.option("--overlap", type=Number(0, 1, max_open=True), default=0.5, help="As for run; default 0.5.")
+@click.option(
+    "--tilings",
+    type=Number(0, 1000, min_open=True),
+    metavar="F",
+    help="Show what tilings cost and how their labels agree as well: at most this part of a run is computed to find out, "
+    "e.g. 0.1, beside --seconds. A run with --tiling auto then takes what was found.",
+)
 @click.option("--tta", metavar="HOW", help="As for run; default: the mirrors that the model names.")
 @click.option("--threads", type=THREADS, metavar="N", help="As for run; default: one per core.")
 @IGNORE_SPACING
@@ -69,6 +83,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     request = Request(
         given["model"], given["input"], given["axes"], wanted, given["seconds"],
         ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"], head=given["head"],
+        tilings=given["tilings"],
     )  # fmt: skip
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])
@@ -103,6 +118,12 @@ def _show(facts: dict[str, Any], console: Any) -> None:
             console.say(f"note: {note}")
         if sweep["command"]:
             console.say(f"best: {sweep['command']}")
+    if tilings := facts.get("tilings"):
+        console.print()
+        console.say("tilings: voxels computed for one, labels that agree, least Dice")
+        for line in tilings["table"]:
+            console.say(line)
+        console.say(tilings["line"])
 
 
 def _names(text: str | None) -> tuple[str, ...]:

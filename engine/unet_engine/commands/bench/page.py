@@ -42,6 +42,8 @@ def page(facts: dict[str, Any]) -> str:
     ]
     for sweep in facts["sweeps"]:
         parts += [f"<h2>{_text(sweep['name'])}</h2>", *_sweep(sweep, facts["limits"])]
+    if facts.get("tilings"):
+        parts += ["<h2>Tilings</h2>", *_tilings(facts["tilings"])]
     return "\n".join([*parts, "</html>", ""])
 
 
@@ -81,6 +83,42 @@ def _sweep(sweep: dict[str, Any], limits: list[dict[str, Any]]) -> Iterator[str]
             memory(sweep),
             "Memory of the process over that run, with start and loading; dashed: what the plan predicted.",
         )
+
+
+def _tilings(choice: dict[str, Any]) -> Iterator[str]:
+    yield f"<p>{_text(choice['line'])}.</p>"
+    rows = [
+        f"<tr{' class=best' if _taken(point, choice) else ''}><td>{point['work']:.2f}<td>{point['agreement']:.5f}"
+        f"<td>{point['least_dice']:.5f}<td>{times(point['window'])}<td>{times(point['shared'])}"
+        f"<td>{'passes' if point['passed'] else 'fails'}</tr>"
+        for point in choice["frontier"]
+    ]
+    head = "".join(
+        f"<th>{name}" for name in ("voxels computed for one", "agreement", "least Dice", "window", "shared", "")
+    )
+    yield f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    if choice["frontier"]:
+        yield _figure(by_tiling(choice), "Labels that differ, of a hundred thousand, against what a tiling computes.")
+
+
+def _taken(point: dict[str, Any], choice: dict[str, Any]) -> bool:
+    return (point["window"], point["shared"]) == (choice["window"], choice["shared"])
+
+
+def by_tiling(choice: dict[str, Any]) -> str:
+    """Labels that differ against voxels computed: what passes, what fails, and the model's own tiling."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for point in choice["frontier"]:
+        found.setdefault("passes" if point["passed"] else "fails", []).append(_cost(point["work"], point["agreement"]))
+    if choice["learnt"]:
+        own = _cost(choice["work_of_default"], choice["learnt"]["bar_agreement"])
+        found["the model's own, overlap 0.5"] = [own]
+    drawn = [Line(name, points, joined=False) for name, points in found.items()]
+    return charts.lines(drawn, Axes("voxels computed for one", "labels that differ, of 100,000", log_y=True))
+
+
+def _cost(work: float, agreement: float) -> tuple[float, float]:
+    return work, max(0.1, 1e5 * (1 - agreement))
 
 
 _ROOFLINE = (

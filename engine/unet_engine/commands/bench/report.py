@@ -53,7 +53,7 @@ def _sweep(outcome: Outcome, limits: Sequence[Limits]) -> dict[str, Any]:
         "name": outcome.name,
         "model": str(outcome.model.path),
         "volume": outcome.volume,
-        "shape": list(outcome.field.shape),
+        "shape": list(outcome.field.scan or outcome.field.shape),
         "overlap": outcome.field.overlap,
         "poses": [str(pose) for pose in outcome.field.poses],
         "region": outcome.region,

@@ -54,12 +54,26 @@ class Field:
     """In which each window is inferred."""
     networks: int = 1
     """That infer each of them."""
+    scan: tuple[int, ...] | None = None
+    """Of the volume as it is stored, where windows are cut on another grid."""
 
     @classmethod
-    def of(cls, model: ModelFile, shape: tuple[int, ...], overlap: float, tta: str | None) -> Field:
+    def of(
+        cls,
+        model: ModelFile,
+        shape: tuple[int, ...],
+        overlap: float,
+        tta: str | None,
+        scan: tuple[int, ...] | None = None,
+    ) -> Field:
         """What a run with these options covers. Raises `SettingsError` for an augmentation that cannot be."""
         poses = poses_of(tta, model.spec, model.spec.window)
-        return cls(model.spec, shape, overlap, poses=poses, networks=len(model.networks))
+        return cls(model.spec, shape, overlap, poses=poses, networks=len(model.networks), scan=scan)
+
+    @property
+    def voxels(self) -> int:
+        """Of the whole volume, as it is stored."""
+        return prod(self.scan or self.shape)
 
     @property
     def calls(self) -> int:
@@ -83,7 +97,7 @@ class Field:
 
     def rate(self, window: Window, windows_per_second: float) -> float:
         """Voxels of the whole volume per second at this rate, by which different windows are compared."""
-        return prod(self.shape) * windows_per_second / (self.windows(window) * self.calls)
+        return self.voxels * windows_per_second / (self.windows(window) * self.calls)
 
     def flops(self, window: Window) -> float | None:
         """Floating point operations of one window; of a U-Net they grow with its voxels."""

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
 from unet_engine import machine
 from unet_engine.commands.bench.meter import Meter
@@ -20,6 +19,8 @@ from unet_engine.model.file import ModelFile
 from unet_engine.plan.box import Box
 from unet_engine.units import Tell
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.resampled import Interpolated
+from unet_engine.volumes.turned import as_stored, turn_of
 
 FINALISTS = 2
 REPEATS = 3
@@ -41,12 +42,28 @@ class Subject:
     name: str
     model: ModelFile
     volume: Volume
+    """As windows see it."""
     options: tuple[str, ...]
     """What ``run`` needs beside the input and what is swept: the model, and what the user gave."""
     shown: str
     """The volume as the proposed command names it."""
     share: float = 1.0
     """Of the time."""
+
+    @property
+    def scan(self) -> Volume:
+        """On its own grid, as it is stored."""
+        return as_stored(self.volume.scan if isinstance(self.volume, Interpolated) else self.volume)
+
+    def stored_box(self, box: Box) -> Box:
+        """What of the scan as it is stored `box` of the grid of windows, at its origin, comes to."""
+        seen = self.volume
+        if isinstance(seen, Interpolated):
+            ends = zip(seen.grid, box.hi, strict=True)
+            hi = (a.source if h >= a.target else max(1, round(a.position(h) - a.ratio / 2 + 0.5)) for a, h in ends)
+            box, seen = Box(box.lo, tuple(min(h, a.source) for h, a in zip(hi, seen.grid, strict=True))), seen.scan
+        turn = turn_of(seen)
+        return turn.stored_box(box) if turn else box
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
     """Search for at most `seconds`, and compare what was found."""
     name, model, volume = subject.name, subject.model, subject.volume
     begun = time.perf_counter()
-    where = Field.of(model, volume.shape, wanted.overlap, wanted.tta)
+    where = Field.of(model, volume.shape, wanted.overlap, wanted.tta, subject.scan.shape)
     space = space_of(model, where, wanted)
     for_a_run = max(1.0, (1 - BARE_SHARE) * seconds / 2 - START)  # of what is slow, two runs will do
     with Meter(lambda c: setup_of(model, wanted, c), least_rate=FEWEST / for_a_run, own=space.windows[0]) as meter:
@@ -127,7 +144,14 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
         found = search(space, where, meter, lambda: time.perf_counter() - begun > BARE_SHARE * seconds, meter.load)
         rows = [_row(model, c, found, meter) for c in (*found.best(), *meter.failed)]
         outcome = Outcome(
-            name, model, subject.shown, subject.options, where, rows, None, str(region(where, space.windows[0], 1))
+            name,
+            model,
+            subject.shown,
+            subject.options,
+            where,
+            rows,
+            None,
+            str(subject.stored_box(region(where, space.windows[0], 1))),
         )
         if not found.samples:
             why = "; ".join(dict.fromkeys(meter.failed.values()))
@@ -138,7 +162,7 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
         meter.close(but=[row.configuration for row in finalists])
         if finalists:
             left = seconds - (time.perf_counter() - begun)
-            _run_finalists(outcome, finalists, meter, left, ["--in", volume.path, *subject.options], tell)
+            _run_finalists(outcome, finalists, meter, left, subject, tell)
     outcome.best = max((r for r in rows if r.end_to_end), key=lambda r: score(outcome, r), default=None)
     outcome.notes = list(_notes(outcome))
     outcome.seconds = time.perf_counter() - begun
@@ -161,10 +185,11 @@ def _row(model: ModelFile, configuration: Configuration, found: Ranking, meter: 
 
 
 def _run_finalists(
-    outcome: Outcome, finalists: Sequence[Row], meter: Meter, seconds: float, run_options: Sequence[str], tell: Tell
+    outcome: Outcome, finalists: Sequence[Row], meter: Meter, seconds: float, subject: Subject, tell: Tell
 ) -> None:
     """Runs of each in turn, a measurement of its bare network before and after every one, as long as there is time."""
-    chosen, box = _affordable(outcome, finalists, seconds)
+    chosen, seen = _affordable(outcome, finalists, seconds)
+    box = subject.stored_box(seen)
     outcome.region = str(box)
     runs: dict[Configuration, list[Whole]] = {row.configuration: [] for row in chosen}
     around: dict[Configuration, list[float]] = {row.configuration: [] for row in chosen}
@@ -176,7 +201,7 @@ def _run_finalists(
                 continue
             tell(f"{outcome.name}: run {repeat + 1} of {c}")
             before, start = meter(c), time.perf_counter()
-            whole = run_whole([*run_options, *options_of(c), "--roi", str(box)])
+            whole = run_whole(["--in", subject.volume.path, *subject.options, *options_of(c), "--roi", str(box)])
             longest = max(longest, time.perf_counter() - start)
             rates = [rate for rate in (before, meter(c)) if rate]
             runs[c].append(whole)
@@ -232,6 +257,6 @@ def _notes(outcome: Outcome) -> Iterator[str]:
     windows = run.runs[0].facts["windows_inferred"] if run else 0
     yield (
         f"end to end was run on {outcome.region} ({windows:,} windows) and is given for all "
-        f"{prod(outcome.field.shape):,} voxels: "
+        f"{outcome.field.voxels:,} voxels: "
         "rate of the bare network times efficiency"
     )

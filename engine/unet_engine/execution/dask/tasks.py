@@ -242,7 +242,7 @@ def plan_here(settings: Settings, workers: int, present: int) -> Prepared:
     prepared = prepare(replace(surveyed, devices=surveyed.devices[:1]), workers, present)
     if prepared.network:
         prepared.network.close()
-    return replace(prepared, network=None)
+    return replace(prepared, network=None, ready=None)
 
 
 def _own(settings: Settings, worker: Any) -> dict[str, Any]:

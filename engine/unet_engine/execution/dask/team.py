@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
-from unet_engine.errors import ClusterError, first_line
+from unet_engine.errors import ClusterError, SettingsError, first_line
+from unet_engine.execution.dask.hands import on_dask
 from unet_engine.execution.dask.progress import Progress
+from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Pending
 from unet_engine.paths import absolute
 from unet_engine.pipeline.job import Counters
+from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
 from unet_engine.settings import Settings
@@ -40,7 +43,14 @@ def _absolute(settings: Settings) -> dict[str, str]:
 class DaskTeam:
     """The workers of a cluster, which plan too: their devices, libraries and memory are those that count."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Tell) -> None:
+    def __init__(
+        self, settings: Settings, cluster: Cluster, memory: int | None, tell: Tell, given: Given = NOTHING
+    ) -> None:
+        if given.volume is not None or given.model is not None:
+            raise SettingsError(
+                "workers of a cluster open volume and model themselves; give the paths of both, or leave out workers, "
+                "scheduler and cluster"
+            )
         self._cluster, self._tell = cluster, tell
         threads = settings.threads or connection.worker_threads(settings)
         self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
@@ -99,5 +109,11 @@ class DaskTeam:
     def profile(self) -> dict[str, Snapshot]:
         return self._progress.profile()
 
+    def hands(self) -> Hands:
+        return on_dask(self._cluster, self._settings.memory)
+
     def facts(self) -> dict[str, Any]:
         return self._progress.facts()
+
+    def close(self) -> None:
+        """The workers are the cluster's."""

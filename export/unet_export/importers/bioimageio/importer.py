@@ -137,9 +137,26 @@ def _promised(
     elif behind.activation == "sigmoid" and several:
         values["channels"] = "multilabel"
         values |= {"classes": ("background", *names)} if names else {}
+    elif behind.threshold is not None and behind.activation is None:  # what is binarized is taken for probabilities
+        values |= _binarized(behind, several=several)
     elif behind.activation is None and _makes_images(said):
         values |= {"channels": "image", "activation": "none"}
+    if behind.activation == "sigmoid" and behind.threshold not in (None, 0.5):
+        values["threshold"] = behind.threshold
     return values
+
+
+def _binarized(behind: processing.Behind, *, several: bool) -> dict[str, Any]:
+    """What the numbers are that a threshold is set to without an activation: probabilities, where it is one."""
+    limit = behind.threshold or 0.0
+    if 0 < limit < 1:
+        meaning: dict[str, Any] = {"activation": "probabilities_each" if several else "probabilities"}
+        meaning |= {"channels": "multilabel"} if several else {}
+        return meaning | ({"threshold": limit} if limit != 0.5 else {})
+    if several:
+        behind.left_out.append(f"postprocessing binarize above {limit:g} of several channels, which is no probability")
+        return {}
+    return {"activation": "none", "threshold": limit}
 
 
 def _makes_images(said: Description) -> bool:

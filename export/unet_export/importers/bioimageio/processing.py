@@ -230,13 +230,16 @@ def _softmax_of(y: Array) -> Array:
 
 def _behind_binarize(step: Step, found: Behind) -> None:
     limits = _numbers(step, "threshold")
-    if len(limits) == 1 and (limits[0] != 0.5 or found.activation is None):
+    if len(set(limits)) > 1:
+        found.left_out.append("postprocessing binarize with a threshold for each channel: one for all is known here")
+        return
+    if found.activation == "softmax" and limits[0] != 0.5:
         found.left_out.append(
-            f"postprocessing binarize above {limits[0]:g}: labels are set where probabilities reach 0.5"
+            f"postprocessing binarize above {limits[0]:g} of a softmax: the largest class is the label"
         )
         return
-    if len(limits) > 1:
-        found.left_out.append("postprocessing binarize with a threshold for each channel: one for all is known here")
+    if found.activation is not None and not 0 < limits[0] < 1:
+        found.left_out.append(f"postprocessing binarize above {limits[0]:g}, which is no probability")
         return
     found.threshold = limits[0]
     found.finish.append(lambda y: np.asarray(y > limits[0], np.float32))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.credit import Credit
+from unet_engine.model.spec import Resampling
 from unet_engine.units import Tell
 from unet_engine.version import version_of
 from unet_export.importers import code
@@ -280,10 +281,14 @@ class _Reader:
             values["window"] = order.ours(window)
         if before.spacing and len(before.spacing) == order.dims:
             values |= {"spacing": order.ours(before.spacing), "spacing_unit": "millimeter"}
+            if before.resampling:
+                values["resampling"] = Resampling.model_validate({**before.resampling, **behind.output})
         if before.orientation and order.dims == 3 and order.x_first:
             values["orientation"] = before.orientation[::-1]
         if behind.activation:
             values["activation"] = behind.activation
+            if behind.threshold is not None:
+                values["threshold"] = float(behind.threshold)
             names = _class_names(made.get("channel_def"))
             if behind.activation == "softmax":
                 values |= {"channels": "classes"} | ({"classes": names} if names else {})
@@ -362,8 +367,8 @@ def _class_names(said: Any) -> tuple[str, ...]:
 def _about_orientation(before: Before, order: _Order) -> tuple[str, ...]:
     if before.orientation is None:
         return ()
-    checked = "others are refused" if order.dims == 3 and order.x_first else "nothing checks it"
-    return (f"Orientation({before.orientation}): the volume has to be in it already, and {checked}",)
+    checked = "others are seen turned" if order.dims == 3 and order.x_first else "nothing checks it"
+    return (f"Orientation({before.orientation}): the network sees volumes so, and {checked}",)
 
 
 def _settings(inferer: Inferer) -> dict[str, Any]:

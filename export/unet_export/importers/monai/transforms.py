@@ -32,7 +32,8 @@ class Before:
     """Those of intensity, as classes of `monai.transforms` for arrays and their arguments."""
     spacing: tuple[float, ...] | None = None
     """In MONAI's order of axes, millimetres."""
-    spacing_mode: str = "bilinear"
+    resampling: dict[str, Any] | None = None
+    """How that is reached: fields of `Resampling` that concern the image; None: in a way that is not known."""
     orientation: str | None = None
     x_first: bool | None = None
     """Whether files are read with x first; None: nothing is read."""
@@ -77,7 +78,7 @@ def before_of(listed: Sequence[Kwargs], image: str = "image") -> Before:
         if understood is None:
             raise NotPossible(f"{name} has no counterpart for volumes that are cut into windows")
         try:
-            understood(kwargs, found)
+            understood(_of_key(kwargs, image), found)
         except NotPossible as why:
             raise NotPossible(f"{name} {why}") from why
         if name in _INTENSITY:
@@ -164,9 +165,41 @@ def _spacing(kwargs: Kwargs, found: Before) -> None:
     values = [float(v) for v in (pixdim if isinstance(pixdim, list | tuple) else [pixdim] * 3)]
     if min(values) <= 0:
         raise NotPossible(f"keeps the spacing of some axes ({values})")
-    mode = kwargs.get("mode", "bilinear")
     found.spacing = tuple(values)
-    found.spacing_mode = str(mode[0] if isinstance(mode, list | tuple) else mode)
+    order = _ORDERS.get(kwargs.get("mode") or "bilinear")
+    others = [
+        name
+        for name in ("diagonal", "scale_extent", "recompute_affine", "min_pixdim", "max_pixdim")
+        if kwargs.get(name)
+    ]
+    if order is None or others:
+        what = ", ".join(others) or f"mode {kwargs.get('mode')}"
+        found.left_out.append(f"Spacing with {what}: volumes of other voxels are refused")
+        return
+    if (padding := kwargs.get("padding_mode") or "border") != "border":
+        found.left_out.append(
+            f"Spacing with padding {padding}: beyond its ends a volume goes on with its last voxels here"
+        )
+    found.resampling = {
+        "image": order, "image_apart": order, "apart": "never", "aligned": "first",
+        "first": "normalised" if found.array_transforms else "interpolated",
+    }  # fmt: skip
+
+
+_ORDERS = {"bilinear": 1, "nearest": 0, "GridSampleMode.BILINEAR": 1, "GridSampleMode.NEAREST": 0, 0: 0, 1: 1}
+
+
+def _of_key(kwargs: Kwargs, image: str) -> Kwargs:
+    """With the values of `image` where each key has its own."""
+    keys = kwargs.get("keys")
+    if not isinstance(keys, list | tuple) or image not in keys:
+        return kwargs
+    place, several = list(keys).index(image), ("mode", "padding_mode", "align_corners")
+    return {
+        name: value[place] if name in several and isinstance(value, list | tuple) and len(value) == len(keys)
+        else value[0] if name in several and isinstance(value, list | tuple) and value else value
+        for name, value in kwargs.items()
+    }  # fmt: skip
 
 
 def _orientation(kwargs: Kwargs, found: Before) -> None:
@@ -205,6 +238,10 @@ class Behind:
     exclusive: bool = False
     """Whether the largest channel is the label."""
     threshold: float | None = None
+    output: dict[str, Any] = field(default_factory=lambda: {"output": 1, "output_apart": 1})
+    """How the result comes back to the scan's grid: fields of `Resampling`."""
+    done: list[str] = field(default_factory=list)
+    """What was done to the outputs so far."""
     left_out: list[str] = field(default_factory=list)
 
 
@@ -216,6 +253,8 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
     found = Behind()
     for said in listed:
         name, kwargs = _name(said), said
+        if name in ("Activations", "AsDiscrete"):
+            found.done.append(name)
         if name == "Activations":
             if kwargs.get("other"):
                 found.left_out.append(f"Activations(other={kwargs['other']!r}): it is a function of its own")
@@ -225,10 +264,39 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
             found.threshold = kwargs.get("threshold") if found.threshold is None else found.threshold
         elif name in _NOT_OF_VOXELS:
             found.left_out.append(f"{name}: it works on the whole result; do it on what was written")
-        elif name not in (*_HARMLESS, "Invert", "SaveImage", "MeanEnsemble", "SplitDim"):
+        elif name in ("Invert", "SaveImage"):
+            _back(name, kwargs, found)
+        elif name not in (*_HARMLESS, "MeanEnsemble", "SplitDim"):
             found.left_out.append(f"{name or 'a postprocessing without a name'}: it has no counterpart")
     if found.exclusive and found.activation is None:
         found.activation = "softmax"
-    if found.threshold is not None and float(found.threshold) != 0.5:
-        found.left_out.append(f"AsDiscrete(threshold={found.threshold}): labels are set where probabilities reach 0.5")
+    _about_threshold(found)
     return found
+
+
+def _back(name: str, kwargs: Kwargs, found: Behind) -> None:
+    """`Invert` brings back what there is by then, nearest unless told otherwise; without it `SaveImage` does."""
+    if name == "SaveImage" and ("Invert" in found.done or kwargs.get("resample") is False):
+        return
+    nearest = kwargs.get("nearest_interp", True) if name == "Invert" else kwargs.get("mode", "nearest") == "nearest"
+    nearest = bool(nearest[0]) if isinstance(nearest, list | tuple) and nearest else bool(nearest)
+    found.output = {"output": 0 if nearest else 1, "output_apart": 0 if nearest else 1}
+    if not nearest and "AsDiscrete" in found.done:
+        found.left_out.append(f"{name} of labels, interpolated between them: probabilities are interpolated here")
+    if not nearest and found.done:
+        found.output["of"] = "probabilities"
+    found.done.append(name)
+
+
+def _about_threshold(found: Behind) -> None:
+    """Of probabilities alone is a threshold kept: what other numbers mean is not known."""
+    if found.threshold is None or found.exclusive:
+        found.threshold = None
+    elif found.activation == "softmax":
+        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of a softmax: the largest class is the label")
+        found.threshold = None
+    elif not 0 < float(found.threshold) < 1 or (found.activation is None and float(found.threshold) != 0.5):
+        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of no probabilities: --threshold says one")
+        found.threshold = None
+    elif float(found.threshold) == 0.5:
+        found.threshold = None

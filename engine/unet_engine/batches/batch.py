@@ -1,0 +1,215 @@
+"""One run after the other, with one network: the next volume is surveyed, planned and its first blocks are read while
+this one ends. What becomes of each is an `Outcome`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from unet_engine.api import Result, run_volume
+from unet_engine.batches.inputs import expanded
+from unet_engine.batches.outputs import check_apart, check_pattern, out_of
+from unet_engine.endings import stem
+from unet_engine.errors import UnetEngineError
+from unet_engine.execution.choose import Make, teams
+from unet_engine.execution.relay import Relay, Stopped
+from unet_engine.execution.team import Team
+from unet_engine.model.file import ModelFile, open_model
+from unet_engine.paths import root_of
+from unet_engine.prepare.fetching import at_hand
+from unet_engine.prepare.given import Given
+from unet_engine.prepare.prepare import Prepared
+from unet_engine.prepare.survey import check_output, survey
+from unet_engine.settings import Settings, parse_part
+
+Status = Literal["done", "already complete", "failed", "interrupted", "planned"]
+
+
+@dataclass
+class Volume:
+    """One volume that is to be run."""
+
+    number: int
+    """From 1, among all of the command, of whatever part."""
+    of: int
+    settings: Settings
+    out: str
+    """Empty where that is only known once its model is open."""
+    model: ModelFile | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one volume."""
+
+    volume: Volume
+    status: Status
+    begun: float
+    """Seconds since the epoch."""
+    ended: float
+    result: Result | None = None
+    error: BaseException | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Observer(Protocol):
+    """Who is told what happens, from several threads."""
+
+    def note(self, volume: Volume, text: str) -> None: ...
+
+    def planned(self, volume: Volume, prepared: Prepared, crew: Team) -> None: ...
+
+    def ended(self, outcome: Outcome) -> None: ...
+
+
+def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[[Settings], Settings]) -> list[Volume]:
+    """The volumes that `inputs` stand for, with settings and output of each; of a part only its own. `adapt`: what is
+    done to the settings of each.
+
+    Raises `SettingsError` where two would be written to one place, and what opening the model raises.
+    """
+    items = expanded(inputs)
+    models: dict[tuple[Any, ...], ModelFile] = {}
+    found = []
+    for number, item in enumerate(items, 1):
+        said = {**given, "input": item.input, **item.settings}
+        settings = Settings.of(**said)
+        if settings.out is not None and "out" not in item.settings:
+            check_pattern(settings.out, len(items))
+            settings = Settings.of(**{**said, "out": out_of(settings.out, item.input, number)})
+        settings = adapt(settings)
+        model = _model(settings, models)
+        found.append(Volume(number, len(items), settings, settings.out or _usual(settings, model), model))
+    check_apart([(volume.settings.input, volume.out) for volume in found if volume.out])
+    part = found[0].settings.part if found else None
+    if part is None:
+        return found
+    first, count = parse_part(part)
+    return [
+        replace(volume, settings=volume.settings.model_copy(update={"part": None}))
+        for volume in found[first - 1 :: count]
+    ]
+
+
+def _usual(settings: Settings, model: ModelFile | None) -> str:
+    """Where a run writes that is told nothing, without the ending, which depends on what the volume holds."""
+    return f"{stem(root_of(settings.input))}-{model.spec.name}" if model else ""
+
+
+def _model(settings: Settings, models: dict[tuple[Any, ...], ModelFile]) -> ModelFile | None:
+    """The model, opened once for all volumes that ask for the same."""
+    if settings.model is None:  # refused as the volume is surveyed
+        return None
+    asked = (settings.model, settings.window, settings.activation, settings.head, settings.folds, settings.weights)
+    if asked not in models:
+        models[asked] = open_model(at_hand(settings.model), *asked[1:])
+    return models[asked]
+
+
+def run_all(volumes: Sequence[Volume], observer: Observer, *, keep_going: bool) -> list[Outcome]:
+    """Run them in order. Returns what became of each that was begun, and tells `observer` as it ends.
+
+    keep_going: run the others where one fails; else those that were begun are stopped, resumable
+
+    Raises `KeyboardInterrupt` after an interruption, some seconds later at most: what is committed stays.
+    """
+    if not volumes:
+        return []
+    laps: list[_Lap] = []
+    relay = Relay()
+    with teams(volumes[0].settings) as make:
+        try:
+            for volume in volumes:
+                relay.let_on()
+                laps.append(_Lap(volume, relay, make, observer, keep_going=keep_going))
+                laps[-1].start()
+            relay.wait(lambda: not relay.legs)
+        except Stopped:
+            pass
+        finally:
+            relay.stop()
+            for lap in laps:
+                lap.join(GRACE if relay.legs else None)
+                lap.end()
+    relay.close()
+    return [lap.outcome for lap in laps if lap.outcome]
+
+
+def survey_all(volumes: Sequence[Volume], observer: Observer) -> list[Outcome]:
+    """What `run_all` would do, as far as it can be told without loading the network; nothing is written."""
+    return [_surveyed(volume, observer) for volume in volumes]
+
+
+def _surveyed(volume: Volume, observer: Observer) -> Outcome:
+    begun, error = time.time(), None
+    try:
+        surveyed = survey(volume.settings, Given(model=volume.model))
+        check_output(surveyed)
+        volume.out = surveyed.named
+        for note in surveyed.notes:
+            observer.note(volume, note)
+    except UnetEngineError as refused:
+        error = refused
+    outcome = Outcome(volume, "failed" if error else "planned", begun, time.time(), error=error)
+    observer.ended(outcome)
+    return outcome
+
+
+GRACE = 4.0
+"""Seconds that a volume has to end in order after an interruption."""
+
+
+class _Lap(threading.Thread):
+    """The run of one volume."""
+
+    def __init__(self, volume: Volume, relay: Relay, make: Make, observer: Observer, *, keep_going: bool) -> None:
+        super().__init__(daemon=True, name=f"volume {volume.number}")
+        self.outcome: Outcome | None = None
+        self._volume, self._relay, self._make, self._observer = volume, relay, make, observer
+        self._leg, self._keep_going, self._begun = relay.leg(), keep_going, time.time()
+        self._notes: list[str] = []
+        self._ending = threading.Lock()
+
+    def run(self) -> None:
+        try:
+            result = self._ran()
+            self.end("already complete" if result.already_complete else "done", result)
+        except (Stopped, KeyboardInterrupt):
+            self.end()
+        except BaseException as error:
+            self.end("failed", error=error)
+            if not self._keep_going:
+                self._relay.stop()
+        finally:
+            self._leg.end()
+
+    def _ran(self) -> Result:
+        volume = self._volume
+        crew = self._make(volume.settings, self._tell, Given(model=volume.model), self._leg)
+        try:
+            prepared = crew.prepare()
+            volume.out = prepared.survey.named
+            for note in (*crew.notes, *prepared.notes):
+                self._tell(note)
+            self._observer.planned(volume, prepared, crew)
+            return run_volume(crew, prepared, tell=self._tell)
+        finally:
+            crew.close()
+
+    def _tell(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
+            self._observer.note(self._volume, note)
+
+    def end(
+        self, status: Status = "interrupted", result: Result | None = None, error: BaseException | None = None
+    ) -> None:
+        """It has ended; the first word counts."""
+        with self._ending:
+            if self.outcome:
+                return
+            self.outcome = Outcome(self._volume, status, self._begun, time.time(), result, error, tuple(self._notes))
+        self._observer.ended(self.outcome)

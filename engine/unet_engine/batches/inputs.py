@@ -1,0 +1,219 @@
+"""Which volumes are meant: several paths, a glob, a folder or bucket prefix, or a list in CSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from unet_engine.errors import InputError, SettingsError, first_line
+from unet_engine.output.header import read_header
+from unet_engine.paths import inside, is_local, plain
+from unet_engine.settings_files import CONFIG
+from unet_engine.storage import stores
+from unet_engine.text_files import NotReadable, read_text
+from unet_engine.units import brief
+from unet_engine.volumes.formats import OTHERWISE, format_of
+
+LISTS = (".csv", ".jsonl", ".ndjson")
+"""Endings of lists."""
+OF_ONE = (
+    "out",
+    "mask",
+    "roi",
+    "axes",
+    "image",
+    "level",
+    "timepoint",
+    "input_channels",
+    "normalize",
+    "nodata",
+    "outside",
+)
+"""Settings that a list may give of each volume."""
+MOST = 10**6
+"""Volumes of one command."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One volume."""
+
+    input: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the list says of it alone."""
+
+
+def are_several(inputs: Sequence[str]) -> bool:
+    """Whether `inputs` may stand for another number of volumes than one: several paths, a list, a glob, or a folder that
+    is no volume itself."""
+    return len(inputs) != 1 or is_list(inputs[0]) or is_glob(inputs[0]) or is_folder(inputs[0])
+
+
+def is_list(path: str) -> bool:
+    return path.lower().endswith(LISTS)
+
+
+def is_glob(path: str) -> bool:
+    """Whether it has a wildcard, and is not the name of what is there."""
+    if not is_local(path):
+        return bool(re.search(r"[*\[]", path.partition("?")[0]))
+    return bool(re.search(r"[*?\[]", path)) and not os.path.exists(inside(path)[0])  # noqa: PTH110
+
+
+def is_folder(path: str) -> bool:
+    """Whether it is a folder, or a prefix of a bucket, that holds volumes and is none: no Zarr, and no series of slices,
+    which is one volume."""
+    path = plain(path)
+    if not is_local(path):
+        return path.endswith("/") and not _is_zarr(path.rstrip("/"))
+    return Path(path).is_dir() and not _is_zarr(path) and format_of(path) is OTHERWISE and bool(_volumes_in(path))
+
+
+def expanded(inputs: Sequence[str]) -> list[Item]:
+    """The volumes that `inputs` stand for, in the order given; those of a glob or a folder sorted by name.
+
+    Raises `InputError` for what holds none, and `SettingsError` for a list that makes no sense.
+    """
+    found: list[Item] = []
+    for path in inputs:
+        if is_list(path):
+            found += _listed(path)
+        elif is_glob(path):
+            found += [Item(match) for match in _matches(path)]
+        elif is_folder(path):
+            found += [Item(volume) for volume in _volumes_in(path)]
+        else:
+            found.append(Item(path))
+        if len(found) > MOST:
+            raise SettingsError(f"--in stands for more than {MOST:,} volumes; give fewer at once")
+    return found
+
+
+# --- globs and folders ---
+
+
+def _matches(pattern: str) -> list[str]:
+    pattern = plain(pattern)
+    if is_local(pattern):
+        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # patterns may be absolute
+        found = [path for path in found if Path(path).name != CONFIG and not _is_output(path)]
+    else:
+        start = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
+        found = [path for path in _remote(start) if fnmatch(path, pattern.rstrip("/"))]
+    if not found:
+        raise InputError(f"--in {pattern}: nothing there is called so; check the pattern, and quote it in a shell")
+    return found
+
+
+def _volumes_in(folder: str) -> list[str]:
+    """What in `folder` itself is a volume, sorted by name: no other folders are looked into, no outputs of ours."""
+    folder = plain(folder)
+    if is_local(folder):
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        found = [os.path.join(folder, name) for name in names]  # noqa: PTH118  # as the user wrote it
+        found = [path for path in found if _is_volume(path)]
+    else:
+        found = [path for path in _remote(folder) if path.endswith((".zarr", ".ozx"))]
+        if not found:
+            raise InputError(f"{folder} holds nothing called .zarr; give the path of a volume, or of a folder of them")
+    return [path for path in found if not _is_output(path)]
+
+
+def _is_volume(path: str) -> bool:
+    format = format_of(path)
+    return _is_zarr(path) if format is OTHERWISE else format is not None
+
+
+def _is_zarr(path: str) -> bool:
+    if is_local(path):
+        return any(Path(path, name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
+    return stores.exists(path)
+
+
+def _is_output(path: str) -> bool:
+    return (not is_local(path) or Path(path).is_dir()) and _is_zarr(path) and read_header(path) is not None
+
+
+def _remote(prefix: str) -> list[str]:
+    """What lies right below a prefix, sorted. Raises `InputError` where that cannot be listed."""
+    try:
+        import fsspec  # type: ignore[import-untyped]
+
+        files, _, where = fsspec.get_fs_token_paths(prefix)
+        scheme = prefix.partition("://")[0]
+        names = sorted(str(name).rstrip("/") for name in files.ls(where[0].rstrip("/"), detail=False))
+        return [name if "://" in name else f"{scheme}://{name.lstrip('/')}" for name in names]
+    except Exception as error:
+        raise InputError(
+            f"{prefix} cannot be listed: {first_line(error)}; name the volumes one by one, or in a list"
+        ) from error
+
+
+# --- lists ---
+
+
+def _listed(path: str) -> list[Item]:
+    """Paths in a list start where the list lies."""
+    try:
+        text = read_text(Path(path))
+    except NotReadable as error:
+        raise InputError(f"{path} {error}") from error
+    rows = _csv(path, text) if path.lower().endswith(".csv") else _json_lines(path, text)
+    found = [_item(path, line, row) for line, row in rows]
+    if not found:
+        raise InputError(f"{path} names no volume; give a line for each, with its path under input")
+    return found
+
+
+def _csv(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), skipinitialspace=True)
+    if "input" not in (reader.fieldnames or ()):
+        raise SettingsError(f"{path}: its first line names no column input; begin it like input,out")
+    for row in reader:
+        if None in row:
+            raise SettingsError(
+                f"{path}, line {reader.line_num}: it has more values than the first line has columns; quote commas"
+            )
+        yield reader.line_num, {key: value for key, value in row.items() if value}
+
+
+def _json_lines(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise SettingsError(f"{path}, line {number}: {first_line(error)}; give one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise SettingsError(f'{path}, line {number}: it is no JSON object; write it like {{"input": "scan.zarr"}}')
+        yield number, row
+
+
+def _item(path: str, line: int, row: dict[str, Any]) -> Item:
+    volume = row.pop("input", None)
+    if not isinstance(volume, str) or not volume.strip():
+        raise SettingsError(f"{path}, line {line}: it names no volume; give its path under input")
+    strange = sorted(set(row) - set(OF_ONE))
+    if strange:
+        raise SettingsError(
+            f"{path}, line {line}: {brief(strange[0])} is not a volume's own setting; a list may give "
+            f"input, {', '.join(OF_ONE)}"
+        )
+    placed: dict[str, Any] = {key: _placed(path, str(row[key])) for key in ("out", "mask") if key in row}
+    return Item(_placed(path, volume.strip()), {**row, **placed})
+
+
+def _placed(path: str, place: str) -> str:
+    place = plain(place)
+    return str(Path(path).parent / place) if is_local(place) else place

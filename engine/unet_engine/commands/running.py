@@ -1,0 +1,237 @@
+"""What `run` does beside one run: several volumes, and what is left of either for machines."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from unet_engine.errors import BatchError, SettingsError, UnetEngineError, first_line
+
+if TYPE_CHECKING:
+    from unet_engine.api import Result
+    from unet_engine.batches.batch import Outcome, Volume
+    from unet_engine.batches.records import Lines, Metrics
+    from unet_engine.commands.screen import Screen
+    from unet_engine.execution.team import Team
+    from unet_engine.model.file import ModelFile
+    from unet_engine.prepare.prepare import Prepared
+    from unet_engine.settings import Settings
+
+
+@dataclass
+class Ways:
+    """What is told to whom."""
+
+    keep_going: bool
+    dry_run: bool
+    results: str | None
+    log: str | None
+    log_format: str | None
+    metrics: str | None
+    verbose: bool
+    quiet: bool
+
+    @classmethod
+    def taken(cls, given: dict[str, Any]) -> Ways:
+        """Take them out of what the command was given."""
+        return cls(**{name: given.pop(name) for name in cls.__dataclass_fields__})
+
+    def console(self) -> Screen:
+        """Where people are told. Raises `SettingsError`, and `OutputError` for a log that cannot be written."""
+        from unet_engine.commands import screen
+        from unet_engine.commands.log import Log
+
+        if self.verbose and self.quiet:
+            raise SettingsError("--verbose and --quiet exclude each other; give one")
+        console = screen.stderr()
+        in_place = self.log is None and self.log_format == "json"
+        console.silent = self.quiet or in_place
+        if (self.log is not None or in_place) and not (self.quiet and in_place):
+            console.kept = Log(self.log, as_json=self.log_format == "json")
+        return console
+
+
+@dataclass
+class Record:
+    """What is known of the run of one volume, for the line that is left of it."""
+
+    input: str
+    out: str = ""
+    model: ModelFile | str | None = None
+    notes: list[str] = field(default_factory=list)
+    result: Result | None = None
+    metrics: Metrics | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Record:
+        """What the command was given."""
+        return cls(given["input"] or "", given["out"] or "", given["model"])
+
+    def prepared(self, crew: Team, prepared: Prepared) -> None:
+        """It is about to begin."""
+        self.out, self.model = prepared.survey.named, prepared.job.model
+        if self.metrics:
+            self.metrics.begun(crew)
+
+
+@contextmanager
+def recorded(ways: Ways, console: Screen, record: Record) -> Iterator[Record]:
+    """Inside, one volume is run. Whatever ends it, a line is left of it, and it is counted."""
+    from unet_engine.batches import records
+
+    lines = records.Lines(ways.results) if ways.results else None
+    begun, error, status = time.time(), None, "failed"
+    with ExitStack() as stack:
+        metrics = stack.enter_context(records.Metrics(ways.metrics, 1)) if ways.metrics else None
+        record.metrics = metrics
+        try:
+            yield record
+            status = "already complete" if record.result and record.result.already_complete else "done"
+        except BaseException as ended:
+            error = ended
+            status = "interrupted" if isinstance(ended, KeyboardInterrupt) else "failed"
+            if console.kept:
+                console.kept.write("error", first_line(ended) if status == "failed" else status)
+            raise
+        finally:
+            if metrics:
+                metrics.ended(status)
+            if lines:
+                lines.add(
+                    records.line(
+                        input=record.input, out=record.out, status=status, begun=begun, ended=time.time(),
+                        command=_command(), model=record.model, result=record.result, notes=tuple(record.notes),
+                        error=None if status == "interrupted" else error,
+                    )
+                )  # fmt: skip
+
+
+def _command() -> str:
+    """As it was typed."""
+    return shlex.join(["unet-engine", *sys.argv[1:]])
+
+
+# --- several volumes ---
+
+
+def run_several(
+    inputs: list[str],
+    given: dict[str, Any],
+    ways: Ways,
+    adapt: Callable[[Settings], Settings],
+    say_json: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    """Run them all. Raises `BatchError` at the end where some failed and the others were run, else the error of the
+    one that failed."""
+    from unet_engine.batches import records
+    from unet_engine.batches.batch import run_all, survey_all, volumes_of
+
+    console = ways.console()
+    lines = records.Lines(ways.results) if ways.results else None
+    volumes = volumes_of(inputs, given, adapt)
+    if not volumes:
+        console.say(f"part {given.get('part')} has nothing to do: there are fewer volumes than parts")
+        return
+    with ExitStack() as stack:
+        metrics = stack.enter_context(records.Metrics(ways.metrics, len(volumes))) if ways.metrics else None
+        teller = _Teller(console, ways, lines, metrics, say_json)
+        do = survey_all if ways.dry_run else partial(run_all, keep_going=ways.keep_going)
+        outcomes = do(volumes, teller)
+    _conclude(console, outcomes, volumes, ways)
+
+
+def _conclude(console: Screen, outcomes: list[Outcome], volumes: list[Volume], ways: Ways) -> None:
+    counts = {status: sum(o.status == status for o in outcomes) for status in dict.fromkeys(o.status for o in outcomes)}
+    left = len(volumes) - len(outcomes)
+    told = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+    console.say(f"{len(volumes):,} volumes: {told}" + (f", {left:,} not begun" if left else ""))
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if not failed:
+        return
+    if not (ways.keep_going or ways.dry_run):
+        error = failed[0].error
+        assert error is not None
+        if isinstance(error, UnetEngineError):
+            raise type(error)(f"{failed[0].volume.settings.input}: {error}; --keep-going runs the others") from error
+        raise error
+    for outcome in failed:
+        console.say(f" {outcome.volume.settings.input}: {_said(outcome.error)}", "failed", "red", "error")
+    raise BatchError(
+        f"{len(failed):,} of {len(volumes):,} volumes failed, the first is {failed[0].volume.settings.input}: "
+        f"{_said(failed[0].error)}; correct what is wrong and run the same command with --resume"
+    )
+
+
+def _said(error: BaseException | None) -> str:
+    return str(error) if isinstance(error, UnetEngineError) else f"unexpected {type(error).__name__}: {error}"
+
+
+class _Teller:
+    """Tells people and files, see `unet_engine.batches.batch.Observer`."""
+
+    def __init__(
+        self,
+        console: Screen,
+        ways: Ways,
+        lines: Lines | None,
+        metrics: Metrics | None,
+        say_json: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self._console, self._ways, self._lines, self._metrics, self._say_json = console, ways, lines, metrics, say_json
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+
+    def note(self, volume: Volume, text: str) -> None:
+        """Said once, whatever the number of volumes that it is true of."""
+        with self._lock:
+            if self._ways.verbose or text not in self._told:
+                self._told.add(text)
+                self._console.note(f"{_numbered(volume)} {text}")
+
+    def planned(self, volume: Volume, prepared: Prepared, crew: Team) -> None:
+        from unet_engine.commands import report
+
+        if self._metrics:
+            self._metrics.begun(crew)
+        with self._lock:
+            if self._ways.verbose:
+                self._console.say(f"{_numbered(volume)} {volume.settings.input}")
+                self._console.pairs(report.plan_lines(prepared))
+
+    def ended(self, outcome: Outcome) -> None:
+        from unet_engine.batches.records import line_of
+
+        volume = outcome.volume
+        with self._lock:
+            self._console.say(f"{_numbered(volume)} {_result(outcome)}", level="error" if outcome.error else "info")
+            if self._metrics:
+                self._metrics.ended(outcome.status)
+            if self._lines or self._say_json:
+                facts = line_of(outcome, _command())
+                if self._lines and not self._ways.dry_run:
+                    self._lines.add(facts)
+                if self._say_json:
+                    self._say_json(facts)
+
+
+def _numbered(volume: Volume) -> str:
+    return f"[{volume.number}/{volume.of}]"
+
+
+def _result(outcome: Outcome) -> str:
+    from unet_engine.commands import report
+
+    if outcome.error:
+        return f"{outcome.volume.settings.input} failed: {_said(outcome.error)}"
+    if outcome.status == "planned":
+        return f"{outcome.volume.settings.input} would be written to {outcome.volume.out}"
+    if outcome.result is None:
+        return f"{outcome.volume.settings.input}: {outcome.status}; what is committed in {outcome.volume.out} stays"
+    return report.result_line(outcome.result)

@@ -1,0 +1,60 @@
+"""A run that ends in objects: its labels are written to a group beside the output, and once that is complete its objects
+are numbered in the output, and it goes."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from unet_engine.errors import OutputError, ResumeError
+from unet_engine.execution.hands import Hands
+from unet_engine.output import output
+from unet_engine.output.header import read_header
+from unet_engine.postprocess.components import VOXEL_BYTES, components
+from unet_engine.postprocess.source import Source
+from unet_engine.postprocess.target import Wish
+from unet_engine.postprocess.working import is_file, labels_of, work_of
+from unet_engine.prepare.prepare import Prepared
+from unet_engine.storage import stores
+from unet_engine.units import Tell
+
+
+def are_there(named: str, digest: str) -> bool:
+    """Whether the group `named` has all objects of the run `digest`; its labels are then taken away. Raises `ResumeError`
+    where it is another run's, unless a run to replace it was begun."""
+    header = read_header(named)
+    labels = labels_of(named)
+    if header is None:
+        return False
+    if header.get("run") == digest:
+        if header.get("complete") and stores.exists(labels):
+            output.remove(labels)
+        return bool(header.get("complete"))
+    if stores.exists(labels):
+        return False
+    raise ResumeError(
+        f"{named} was made by another run ({header.get('run') or header.get('digest')}, now {digest}): repeat that run's "
+        "settings or use --overwrite"
+    )
+
+
+def number(prepared: Prepared, hands: Hands, tell: Tell) -> dict[str, Any]:
+    """Number the objects of the labels that a run has written; what is known of them. Raises what
+    `unet_engine.postprocess.components.components` raises."""
+    survey, job = prepared.survey, prepared.job
+    assert survey.objects is not None
+    target = work_of(survey.named) if is_file(survey.named) else survey.named
+    begun = read_header(target)
+    ours = begun is not None and begun.get("run") == job.plan.digest
+    if begun is None and stores.exists(target):
+        raise OutputError(f"{target} exists and is not an output of unet-engine; choose another --out")
+    wish = Wish(target, resume=ours, overwrite=not ours, durable=survey.settings.durable)
+    least = (
+        prod(job.layout.chunk) * VOXEL_BYTES
+    )  # after hours of inference nothing is refused for want of some megabytes
+    found = components(
+        Source.of(job.out), survey.objects, wish, hands.crew,
+        memory=max(least, hands.memory), run=job.plan.digest, tell=tell,
+    )  # fmt: skip
+    output.remove(job.out)
+    return found

@@ -1,0 +1,60 @@
+"""The formats that are written. A new one is a file in `writers`, a line in `WRITERS`, and its endings in
+`unet_engine.endings`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from unet_engine.errors import OutputError
+from unet_engine.paths import is_local
+from unet_engine.postprocess.writers.base import Writer
+from unet_engine.postprocess.writers.dicom_seg import DicomSegWriter
+from unet_engine.postprocess.writers.hdf5 import Hdf5Writer
+from unet_engine.postprocess.writers.metaimage import MetaImageWriter
+from unet_engine.postprocess.writers.nifti import NiftiWriter
+from unet_engine.postprocess.writers.npy import NpyWriter
+from unet_engine.postprocess.writers.nrrd import NrrdWriter
+from unet_engine.postprocess.writers.ome_tiff import OmeTiffWriter
+from unet_engine.postprocess.writers.ome_zarr import OzxWriter, ZarrWriter
+from unet_engine.postprocess.writers.tiff import TiffWriter
+
+WRITERS: tuple[Writer, ...] = (
+    ZarrWriter(),
+    OzxWriter(),
+    NiftiWriter(),
+    NrrdWriter(),
+    MetaImageWriter(),
+    NpyWriter(),
+    Hdf5Writer(),
+    OmeTiffWriter(),
+    TiffWriter(),
+    DicomSegWriter(),
+)
+
+
+def writer_of(path: str) -> Writer:
+    """What writes a file called like `path`. Raises `OutputError` where nothing does."""
+    for writer in _called(path):
+        if not is_local(path):
+            raise OutputError(f"{path}: {writer.name} is written to a local disk alone; copy it there afterwards")
+        return writer
+    known = ", ".join(ending for writer in WRITERS for ending in writer.endings)
+    raise OutputError(f"{path}: nothing says which format is meant; let the name end in one of {known}")
+
+
+def account_of(path: str) -> Mapping[str, Any] | None:
+    """What the run that made the file at `path` said of itself; None where nothing is found in it."""
+    for writer in _called(path):
+        try:
+            if found := writer.account(path):
+                return found
+        except Exception:  # whatever it is, it is none of ours
+            continue
+    return None
+
+
+def _called(path: str) -> Iterator[Writer]:
+    """The writers of files that are called so."""
+    name = path.rstrip("/").rpartition("/")[2].lower()
+    return (w for w in WRITERS if any(name.endswith(ending) and name != ending for ending in w.endings))

@@ -1,0 +1,240 @@
+"""A table of objects: for each number in a volume how large it is, where it lies, and what the image is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unet_engine.errors import InputError
+from unet_engine.plan.box import Box
+from unet_engine.plan.plan import Index
+from unet_engine.postprocess import table_files
+from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, known_of, refuse_changed
+from unet_engine.postprocess.file_target import made
+from unet_engine.postprocess.objects import read_classes
+from unet_engine.postprocess.places import World
+from unet_engine.postprocess.source import Source, check_labels, starting
+from unet_engine.units import Tell, silent, times
+from unet_engine.volumes.base import Volume
+
+FORMAT = 1
+"""Changes whenever the same volumes would give another table than an earlier version's."""
+VOXELS = 2**22
+"""Of a block, whatever memory there is: sums of floating point numbers depend on it."""
+SLAB = 2**20
+
+
+@dataclass(frozen=True)
+class Table:
+    """The pass: sums over objects, of each box and then of all."""
+
+    source: Source
+    boxes: Boxes
+    image: Source | None = None
+    start: tuple[int, ...] = ()
+    """The voxel of the image that the first one of the labels lies on."""
+
+    def look(self, index: Index, box: Box) -> Found:
+        """Sums over the objects in the box, by ascending number, see `_sums`."""
+        labels = self.source.labels(box)
+        image = self.image.open().read(box.shift(self.start)) if self.image else None
+        parts = []
+        step = max(1, SLAB // max(1, labels[0].size))
+        for lo in range(0, len(labels), step):
+            piece = None if image is None else image[:, lo : lo + step]
+            parts.append(_sums(labels[lo : lo + step], piece, (box.lo[0] + lo, *box.lo[1:])))
+        return merged(parts)
+
+    def changed(self, box: Box, since: float) -> str | None:
+        found = self.source.changed(box, since)
+        return found or (self.image.changed(box.shift(self.start), since) if self.image else None)
+
+    def reduce(self, found: Iterable[tuple[Index, Found]]) -> Found:
+        """The same of the whole volume."""
+        total: Found | None = None
+        waiting: list[Found] = []
+        rows = 0
+        for _, one in found:
+            waiting.append(one)
+            rows += len(one["id"])
+            if total is None or rows > max(
+                2**16, len(total["id"])
+            ):  # seldom enough that all merges cost as much as few
+                total, waiting, rows = merged([*([total] if total else []), *waiting]), [], 0
+        return merged([*([total] if total else []), *waiting])
+
+
+def _sums(labels: Array, image: Array | None, corner: Sequence[int]) -> Found:
+    """Of each number but 0: how many voxels, sums of their coordinates, the box around them, sums of the image by
+    channel. labels: in C order; corner: where their first voxel lies in the volume"""
+    flat, width = labels.reshape(-1), labels.shape[-1]
+    differ = np.concatenate([[True], flat[1:] != flat[:-1]])
+    differ[::width] = True  # a run lies in one row
+    begin = np.flatnonzero(differ)
+    value = flat[begin]
+    lengths = np.diff(begin, append=flat.size)
+    kept = value != 0
+    ids, group = np.unique(value[kept], return_inverse=True)
+    lengths_kept = lengths[kept]
+    first = [c.astype(np.int64) + o for c, o in zip(np.unravel_index(begin[kept], labels.shape), corner, strict=True)]
+    last = [*first[:-1], first[-1] + lengths_kept - 1]
+    n = len(first)
+    found = {
+        "id": ids,
+        "voxels": _added(group, lengths_kept, len(ids)),
+        "sum": np.stack(
+            [_added(group, (a + b) * lengths_kept // 2, len(ids)) for a, b in zip(first, last, strict=True)], 1
+        ),
+        "lo": np.full((len(ids), n), np.iinfo(np.int64).max),
+        "hi": np.zeros((len(ids), n), np.int64),
+    }
+    for axis in range(n):
+        np.minimum.at(found["lo"][:, axis], group, first[axis])
+        np.maximum.at(found["hi"][:, axis], group, last[axis] + 1)
+    if image is not None:
+        kind = _sum_type(image.dtype)
+        values = [np.add.reduceat(channel.reshape(-1), begin, dtype=kind)[kept] for channel in image]
+        found["image"] = np.stack([_added(group, v, len(ids)) for v in values], 1)
+    return found
+
+
+def _sum_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Whole numbers of up to 32 bits are summed exactly."""
+    return np.dtype(np.int64 if dtype.kind in "biu" and dtype.itemsize <= 4 else np.float64)
+
+
+def _added(group: Array, values: Array, count: int) -> Array:
+    out = np.zeros(count, values.dtype)
+    np.add.at(out, group, values)
+    return out
+
+
+def merged(parts: Sequence[Found]) -> Found:
+    """Sums of several parts as those of one, in the order of `parts`."""
+    if len(parts) == 1:
+        return parts[0]
+    every = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(every["id"], kind="stable")
+    ids = every["id"][order]
+    begin = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else order
+    how = {"lo": np.minimum, "hi": np.maximum}
+    found = {"id": ids[begin]}
+    for name, values in every.items():
+        if name != "id":
+            found[name] = how.get(name, np.add).reduceat(values[order], begin) if len(ids) else values
+    return found
+
+
+def table(
+    source: Source,
+    out: str,
+    crew: Crew,
+    *,
+    image: Source | None = None,
+    overwrite: bool = False,
+    tell: Tell = silent,
+) -> dict[str, Any]:
+    """Write the table of the objects at `source` to the file `out`; returns what is known of it.
+
+    image: of the same grid, or the one that the labels were made of, where they are a part of it. Raises what its parts
+    raise, and `InputError` where volumes do not fit.
+    """
+    write = table_files.writer(out)
+    volume = check_labels(source)
+    start = check_image(source, image) if image else (0,) * len(volume.shape)
+    boxes = Boxes(volume.shape, block_of(volume.shape, volume.chunks, VOXELS))
+    identity = {
+        "pass": "table", "format": FORMAT, "input": source.name, "shape": list(volume.shape),
+        "image": image.fingerprint if image else None, "start": list(start), "block": list(boxes.block),
+    }  # fmt: skip
+    with made(out, identity, overwrite=overwrite) as draft:
+        work = Table(source, boxes, image, start)
+        begun = time.time()
+        sums = known_of(work, draft.keep, crew)
+        refuse_changed(work, begun)
+        names = image.open().channel_names if image else ()
+        columns = columns_of(sums, volume, classes_of(source), names)
+        write(draft.place, columns, World.of(volume))
+    return {"out": out, "objects": len(sums["id"]), "columns": list(columns)}
+
+
+def check_image(source: Source, image: Source) -> tuple[int, ...]:
+    """The voxel of `image` that the labels' first one lies on. Raises `InputError` where they are on another grid: of
+    another shape, unless their header says which part of it they are."""
+    volume, other = source.open(), image.open()
+    said = starting(source, volume)
+    start = said or (0,) * len(volume.shape)
+    ends = [s + n for s, n in zip(start, volume.shape, strict=True)]
+    fits = other.spatial == volume.spatial and all(
+        end <= n if said else end == n for end, n in zip(ends, other.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"{image.path} has {times(other.shape)} voxels and the labels {times(volume.shape)}"
+            + (f", from voxel {','.join(map(str, start))} on" if any(start) else "")
+            + "; give the image on whose grid they are with --intensity, or none"
+        )
+    return start
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Which class objects are of."""
+
+    by_id: Array | None
+    """Of each number its class; None: the number is the class."""
+    names: tuple[str, ...]
+
+    def of(self, ids: Array) -> Array:
+        if self.by_id is None:
+            return ids
+        known = ids < len(self.by_id)
+        return np.where(known, self.by_id[np.where(known, ids, 0)], 0)
+
+    def name(self, kind: int) -> str:
+        return self.names[kind] if kind < len(self.names) else ""
+
+
+def classes_of(source: Source) -> Classes | None:
+    """As an output of ours says it: of components or of labels; None of other volumes."""
+    header = source.header
+    names = tuple(map(str, header.get("classes") or ()))
+    if header.get("output") == "objects":
+        return Classes(read_classes(source.path), names)
+    return Classes(None, names) if header.get("output") == "labels" else None
+
+
+def columns_of(
+    sums: Found, volume: Volume, classes: Classes | None, channel_names: Sequence[str] = ()
+) -> Mapping[str, Any]:
+    """Columns by name: an entry for each object, by its number."""
+    world = World.of(volume)
+    count = sums["voxels"]
+    columns: dict[str, Any] = {"id": sums["id"]}
+    if classes:
+        kinds = classes.of(sums["id"])
+        columns["class"] = kinds
+        columns["class_name"] = [classes.name(int(kind)) for kind in kinds]
+    columns["voxels"] = count
+    columns["volume" if len(volume.shape) == 3 else "area"] = count * world.voxel
+    columns["unit"] = [world.unit or ""] * len(count)
+    centroid = world.points(sums["sum"] / np.maximum(count, 1)[:, None])
+    lo, hi = world.boxes(sums["lo"], sums["hi"])
+    columns |= {f"centroid_{a}": centroid[:, i] for i, a in enumerate(world.axes)}
+    columns |= {f"min_{a}": lo[:, i] for i, a in enumerate(world.axes)}
+    columns |= {f"max_{a}": hi[:, i] for i, a in enumerate(world.axes)}
+    for i, a in enumerate(volume.spatial):
+        columns |= {f"voxel_{a}0": sums["lo"][:, i], f"voxel_{a}1": sums["hi"][:, i]}
+    if "image" in sums:
+        columns |= dict(_means(sums["image"], count, channel_names))
+    return columns
+
+
+def _means(sums: Array, count: Array, names: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    for i, column in enumerate(sums.T):
+        name = "" if sums.shape[1] == 1 else f"_{names[i] if i < len(names) and names[i] else i}"
+        yield f"mean_intensity{name}", column / np.maximum(count, 1)

@@ -1,0 +1,106 @@
+"""A run that ends in a file of another format than Zarr writes its blocks to a Zarr group beside it, as any run does:
+resumed, in parts, on many workers. Once that is complete the file is made of it, and it goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unet_engine.errors import OutputError, ResumeError
+from unet_engine.output import completion, output
+from unet_engine.output.header import read_header
+from unet_engine.paths import is_local, plain
+from unet_engine.postprocess.content import content_of
+from unet_engine.postprocess.deliver import deliver
+from unet_engine.postprocess.formats import account_of, writer_of
+from unet_engine.storage import stores
+from unet_engine.storage.durability import ON_DISK, Durability
+from unet_engine.volumes.formats import open_stored
+
+_ENDING = ".unet-engine"
+
+
+def work_of(named: str) -> str:
+    """The group that blocks of a run to the file `named` are written to."""
+    folder, slash, name = named.rstrip("/").rpartition("/")
+    return f"{folder}{slash}.{name}{_ENDING}"
+
+
+def labels_of(named: str) -> str:
+    """The group that blocks of a run are written to which ends in objects: these are then found in it."""
+    return f"{work_of(named)}-labels"
+
+
+def is_file(named: str) -> bool:
+    """Whether an output of this name is a file of another format, rather than a Zarr group, which may be called anything
+    else."""
+    try:
+        return is_local(named) and not writer_of(named).folder
+    except OutputError:
+        return False
+
+
+def settled(named: str, digest: str) -> bool:
+    """Whether the file `named` is there, made by the run `digest`; what it was made of is then taken away. Raises
+    `ResumeError` where another run made it, or nothing in it says which, unless a run to replace it was begun."""
+    if not os.path.lexists(named):
+        return False
+    work = work_of(named)
+    found = _run_of(account_of(named))
+    if found == digest:
+        for left in (work, labels_of(named)):
+            if stores.exists(left) and _run_of(read_header(left)) == digest:
+                output.remove(left)
+        return True
+    if stores.exists(work) or stores.exists(labels_of(named)):
+        return False
+    if found is None:
+        raise ResumeError(f"{named} exists, and nothing in it says which run made it; use --overwrite to replace it")
+    raise ResumeError(
+        f"{named} was made by another run ({found}, now {digest}): repeat that run's settings or use --overwrite"
+    )
+
+
+def _run_of(said: Mapping[str, Any] | None) -> str | None:
+    """The run that ends in an output: objects name theirs, labels are the run's own."""
+    said = said or {}
+    return said.get("run") or said.get("digest")
+
+
+def hand_over(named: str, *, overwrite: bool, durability: Durability = ON_DISK) -> list[str]:
+    """Make the file `named` of the complete group beside it, which goes then; what people are told. Raises what
+    `unet_engine.postprocess.deliver.deliver` raises."""
+    work = work_of(named)
+    header = read_header(work)
+    if header is None:
+        raise OutputError(f"{work} is gone, which {named} was to be made of; run again with --resume")
+    digest = str(header.get("digest"))
+    content = content_of(open_stored(work), header=header)
+    told = deliver(content, named, overwrite=overwrite, durability=durability, settled=lambda: _is_of(named, digest))
+    if stores.exists(work):
+        output.remove(work)
+    return told
+
+
+def _is_of(named: str, digest: str) -> bool:
+    return os.path.lexists(named) and (account_of(named) or {}).get("digest") == digest
+
+
+def finish(path: str, *, verify: bool = False) -> dict[str, Any]:
+    """`unet_engine.output.completion.finish` for outputs of any format."""
+    path = plain(path)
+    if not is_file(path):
+        return completion.finish(path, verify)
+    work = work_of(path)
+    if stores.exists(work):
+        facts: Mapping[str, Any] = completion.finish(work, verify)
+        hand_over(path, overwrite=Path(path).is_file())
+        return {**facts, "out": path}
+    if not Path(path).is_file():
+        raise OutputError(f"{path} does not exist; give the --out of the run")
+    found = account_of(path)
+    if found is None or "digest" not in found:
+        raise OutputError(f"{path} is not an output of unet-engine; give the --out of the run")
+    return {"out": path, "complete": True, **dict(found.get("summary") or {})}

@@ -1,0 +1,112 @@
+"""GeoTIFF laid out as a COG (tiles, overviews), by GDAL: CRS, place on the map, nodata; of labels a colour for each
+class and its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_engine.postprocess.colours import colour_of
+from unet_engine.postprocess.content import Content
+from unet_engine.postprocess.writers.base import (
+    account_in,
+    account_text,
+    check_axes,
+    check_type,
+    library,
+    plain_type,
+)
+from unet_engine.volumes.account import KEY
+
+_TILE = 512
+_CACHE_BYTES = 2**26
+_TAG = KEY.upper()
+
+
+class GeoTiffWriter:
+    name = "a GeoTIFF"
+    endings = (".tif", ".tiff")
+    folder = False
+
+    def check(self, path: str, content: Content) -> None:
+        library(path, self.name, "rasterio", "geo")
+        check_axes(path, content, self.name, "cyx")
+        check_type(path, content, self.name, ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+
+    def losses(self, content: Content) -> list[str]:
+        return []
+
+    def write(self, place: Path, content: Content) -> None:
+        """A COG cannot be written in place: GDAL makes one of a plain GeoTIFF, with overviews."""
+        import rasterio
+        from rasterio import shutil
+
+        plain = place.with_name("plain.tif")
+        packed = {"COMPRESS": "DEFLATE", "BIGTIFF": "IF_SAFER"}
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True):
+            _write(rasterio, plain, content, packed)
+            shutil.copy(
+                plain,
+                place,
+                driver="COG",
+                BLOCKSIZE=_TILE,
+                RESAMPLING="NEAREST" if content.labels or content.dtype.kind not in "f" else "AVERAGE",
+                **packed,
+            )
+        plain.unlink()
+
+    def account(self, path: str) -> Mapping[str, Any] | None:
+        import rasterio
+
+        with rasterio.Env(), rasterio.open(path) as data:
+            return account_in(data.tags().get(_TAG))
+
+
+def _write(rasterio: Any, place: Path, content: Content, packed: Mapping[str, Any]) -> None:
+    assert content.frame is not None
+    bands = content.count("c")
+    frame = content.frame
+    (a, b, x), (d, e, y) = frame.affine
+    with rasterio.open(
+        place,
+        "w",
+        driver="GTiff",
+        width=content.count("x"),
+        height=content.count("y"),
+        count=bands,
+        dtype=plain_type(content.dtype).name,
+        crs=frame.crs,
+        transform=rasterio.Affine(a, b, x - (a + b) / 2, d, e, y - (d + e) / 2),
+        nodata=content.nodata[0] if content.nodata else None,
+        tiled=True,
+        blockxsize=_TILE,
+        blockysize=_TILE,
+        INTERLEAVE="PIXEL",
+        PHOTOMETRIC="MINISBLACK",
+        ALPHA="NO",
+        SPARSE_OK=True,
+        **packed,
+    ) as data:
+        _describe(rasterio, data, content)
+        pieces = [_TILE if axis in "yx" else n for axis, n in zip(content.axes, content.shape, strict=True)]
+        for cell in content.aligned(pieces):
+            rows, columns = (slice(s.start, s.stop) for s in cell[-2:])
+            voxels = np.asarray(content.read(cell), plain_type(content.dtype))
+            shape = (bands, rows.stop - rows.start, columns.stop - columns.start)
+            data.write(voxels.reshape(shape), window=rasterio.windows.Window.from_slices(rows, columns))
+
+
+def _describe(rasterio: Any, data: Any, content: Content) -> None:
+    data.update_tags(**{_TAG: account_text(content)})
+    kinds = rasterio.enums.ColorInterp.__members__
+    if any(name and name not in kinds for name in content.channel_names):  # else bands were not called anything
+        data.descriptions = content.channel_names
+    if content.labels and content.classes and content.dtype in (np.uint8, np.uint16) and content.count("c") == 1:
+        data.write_colormap(1, {i: (*colour_of(i), 255) for i in range(len(content.classes))})
+        data.update_tags(1, **{f"class_{i}": name for i, name in enumerate(content.classes)})
+    else:
+        other = rasterio.enums.ColorInterp
+        data.colorinterp = [other.gray] + [other.undefined] * (data.count - 1)

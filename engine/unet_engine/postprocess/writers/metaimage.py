@@ -1,0 +1,85 @@
+"""MetaImage: ``.mha``, in a single file. Its header is a few lines of text, as ITK writes and reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unet_engine.postprocess.content import Content
+from unet_engine.postprocess.writers.base import account_in, account_text, check_type, plain_type
+from unet_engine.units import micrometers
+
+_TYPES = {
+    "i1": "MET_CHAR", "u1": "MET_UCHAR", "i2": "MET_SHORT", "u2": "MET_USHORT", "i4": "MET_INT", "u4": "MET_UINT",
+    "i8": "MET_LONG_LONG", "u8": "MET_ULONG_LONG", "f4": "MET_FLOAT", "f8": "MET_DOUBLE",
+}  # fmt: skip
+_COMMENT = b"Comment = "
+_LONGEST = 2**24
+
+
+class MetaImageWriter:
+    name = "a MetaImage"
+    endings = (".mha",)
+    folder = False
+
+    def check(self, path: str, content: Content) -> None:
+        check_type(path, content, self.name, list(_TYPES))
+
+    def losses(self, content: Content) -> list[str]:
+        if content.frame and content.frame.crs:
+            return ["MetaImage has no place for a map's CRS, which is left out"]
+        if content.unit and micrometers(1.0, content.unit) is None:
+            return [f"MetaImage is in millimetres and has no unit {content.unit}: numbers are as they were"]
+        return []
+
+    def write(self, place: Path, content: Content) -> None:
+        held = content.axes + "z" * (content.count("t") > 1)  # time is the fourth axis
+        axes = "".join(a for a in "tzyx" if a in held) + "c"
+        place.write_bytes(_header(content, axes[:-1]))
+        content.write_plain(place, place.stat().st_size, axes, plain_type(content.dtype))
+
+    def account(self, path: str) -> Mapping[str, Any] | None:
+        with Path(path).open("rb") as file:
+            for line in iter(lambda: file.readline(_LONGEST), b""):
+                if line.startswith(_COMMENT):
+                    return account_in(line.removeprefix(_COMMENT).decode("utf-8", "replace"))
+                if line.startswith(b"ElementDataFile"):
+                    break
+        return None
+
+
+def _header(content: Content, axes: str) -> bytes:
+    """For the axes of voxels, the slowest first. Of a series in time, the first three axes are those of space."""
+    frame, _ = content.in_unit({"millimeter": "mm"})
+    frame = frame.seen_in("LPS")
+    n, spatial = len(axes), len(content.spatial)
+    affine = frame.affine
+    sizes = [*reversed(frame.sizes), *(1.0,) * (n - spatial)]
+    # a row of the file is the direction of an axis
+    turned = [
+        [affine[w][v] / sizes[v] if v < spatial and w < spatial else float(v == w) for w in range(n)] for v in range(n)
+    ]
+    origin = [affine[w][spatial] if w < spatial else 0.0 for w in range(n)]
+    lines = {
+        "ObjectType": "Image",
+        "NDims": str(n),
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "False",
+        "TransformMatrix": _numbers([v for row in turned for v in row]),
+        "Offset": _numbers(origin),
+        "CenterOfRotation": _numbers([0.0] * n),
+        **({"AnatomicalOrientation": "RAI"} if frame.space == "LPS" and n == 3 else {}),
+        "ElementSpacing": _numbers(sizes),
+        "DimSize": " ".join(str(content.count(a)) for a in reversed(axes)),
+        **({"ElementNumberOfChannels": str(content.count("c"))} if content.count("c") > 1 else {}),
+        _COMMENT.decode().removesuffix(" = "): account_text(content),
+        "ElementType": _TYPES[plain_type(content.dtype).str[1:]],
+        "ElementDataFile": "LOCAL",
+    }
+    return "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(repr(v + 0.0) for v in values)

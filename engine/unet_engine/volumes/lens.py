@@ -1,0 +1,124 @@
+"""A volume seen through something: what it says of itself is what lies behind, unless the lens says otherwise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from unet_engine.plan.box import Box
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.pick import Pick
+
+
+@dataclass(frozen=True, eq=False)
+class Lens(ABC):
+    """What a volume says of itself when it is seen on another grid, or turned. Spatial tuples follow `spatial`."""
+
+    scan: Volume
+    """What is looked at."""
+
+    @abstractmethod
+    def there(self, box: Box) -> Box:
+        """The voxels of the scan that those of `box` are made of."""
+
+    @property
+    def path(self) -> str:
+        return self.scan.path
+
+    @property
+    def axes(self) -> str:
+        return self.scan.axes
+
+    @property
+    def spatial(self) -> str:
+        return self.scan.spatial
+
+    @property
+    def stored_spatial(self) -> str:
+        return self.scan.stored_spatial
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """As it is stored."""
+        return self.scan.stored_shape
+
+    @property
+    def channels(self) -> int:
+        return self.scan.channels
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return self.scan.channel_names
+
+    @property
+    def timepoints(self) -> int:
+        return self.scan.timepoints
+
+    def picked(self, pick: Pick) -> Volume:
+        return replace(self, scan=self.scan.picked(pick))  # type: ignore[return-value]  # `read` is the subclass's
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.scan.dtype
+
+    @property
+    def voxel_bytes(self) -> int:
+        return self.dtype.itemsize * self.channels
+
+    @property
+    def chunk_bytes(self) -> int:
+        return self.scan.chunk_bytes
+
+    @property
+    def unit(self) -> str | None:
+        return self.scan.unit
+
+    @property
+    def frame(self) -> Frame | None:
+        return self.scan.frame
+
+    @property
+    def fill_value(self) -> float:
+        return self.scan.fill_value
+
+    @property
+    def nodata(self) -> tuple[float, ...]:
+        return self.scan.nodata
+
+    @property
+    def own_mask(self) -> str | None:
+        """On the grid of the scan."""
+        return self.scan.own_mask
+
+    @property
+    def drawback(self) -> str | None:
+        return self.scan.drawback
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.scan.notes
+
+    def with_nodata(self, values: tuple[float, ...]) -> Volume:
+        return replace(self, scan=self.scan.with_nodata(values))  # type: ignore[return-value]  # `read` is the subclass's
+
+    def has_data(self, box: Box) -> bool:
+        return self.scan.has_data(self.there(box))
+
+    def changed(self, box: Box, since: float) -> str | None:
+        return self.scan.changed(self.there(box), since)
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        return self.scan.token(self.there(box))
+
+    def confirm(self) -> None:
+        self.scan.confirm()
+
+    def release(self) -> None:
+        self.scan.release()
+
+    def facts(self) -> dict[str, Any]:
+        return self.scan.facts()

@@ -1,0 +1,191 @@
+"""Labels of a DICOM series as a DICOM segmentation: each slice refers to its image, and highdicom reads the labels back
+from where they were."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unet_engine
+from support.volumes import fake_model
+from unet_engine.errors import OutputError
+from unet_engine.plan.box import Box
+from unet_engine.postprocess.convert import convert
+from unet_engine.postprocess.formats import account_of
+from unet_engine.volumes.formats import open_volume, slices_of
+
+hd = pytest.importorskip("highdicom")
+pydicom = pytest.importorskip("pydicom")
+nibabel = pytest.importorskip("nibabel")
+
+from pydicom.dataset import Dataset  # noqa: E402
+
+from support.dicom import COLUMNS, NORMAL, ROWS, header, series  # noqa: E402  # needs pydicom
+
+UIDS = {"StudyInstanceUID": "1.2.3.4", "FrameOfReferenceUID": "1.2.3.5", "PatientID": "p"}
+NEGATED = {"orientation": (*(-v for v in ROWS), *(-v for v in COLUMNS))}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    fake_model(tmp_path, activation="sigmoid", classes=["nothing", "liver, left"])
+
+
+def ct(**values):
+    stack = (np.indices((9, 20, 24)).sum(0) * 997 % 4000).astype(np.uint16)
+    return series(Path("ct"), stack, **UIDS, **values)
+
+
+def run(out, **options):
+    return unet_engine.run("ct", model="id.fake.toml", out=out, normalize="zscore", **options)
+
+
+def by_image(path):
+    """Labels of each image, by its UID, as highdicom reads them."""
+    seg = hd.seg.segread(path)
+    uids = [uid for _, _, uid in seg.get_source_image_uids()]
+    return seg, dict(zip(uids, seg.get_pixels_by_source_instance(uids, combine_segments=True), strict=True))
+
+
+def labels_of(name):
+    volume = open_volume(name)
+    return volume.read(Box.of_shape(volume.shape))[0]
+
+
+def planted(labels, out="labels.nii.gz"):
+    """Known labels on the voxels of the series, as a file that knows nothing of DICOM."""
+    volume = open_volume("ct")
+    affine = np.eye(4)
+    affine[:3] = volume.frame.seen_in("RAS").affine
+    nibabel.save(nibabel.Nifti1Image(labels.T, affine), out)
+    return out
+
+
+def uids_in_order():
+    _, files, _ = slices_of("ct")
+    return [pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in files]
+
+
+LABELS = (np.indices((9, 20, 24)).sum(0) // 7 % 4).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", [{}, NEGATED], ids=["as it is", "negated axes"])
+def test_labels_lie_on_the_images_that_they_were_made_of(orientation):
+    ct(**orientation)
+    convert(planted(LABELS), "seg.dcm", images="ct")
+    seg, found = by_image("seg.dcm")
+    order = uids_in_order()
+    assert sorted(found) == sorted(order)
+    for z, uid in enumerate(order):
+        assert np.array_equal(found[uid], LABELS[z]), z
+    # and in space, whatever the order of frames
+    volume = seg.get_volume(combine_segments=True)
+    series_frame = open_volume("ct").frame
+    for zyx in ((0, 0, 0), (8, 19, 23), (3, 5, 7)):
+        place = np.array(series_frame.origin) + np.array(series_frame.matrix) @ np.array(zyx, float)
+        index = np.rint(volume.map_reference_to_indices(place[None])[0]).astype(int)
+        assert volume.array[tuple(index)] == LABELS[zyx]
+
+
+def test_a_run_ends_in_a_segmentation():
+    ct()
+    result = run("seg.dcm")
+    run("labels.zarr")
+    expected = labels_of("labels.zarr")
+    assert len(np.unique(expected)) > 1
+    _, found = by_image("seg.dcm")
+    for z, uid in enumerate(uids_in_order()):
+        assert np.array_equal(found.get(uid, np.zeros((20, 24))), expected[z])
+    seg = hd.seg.segread("seg.dcm")
+    assert [s.segment_label for s in map(seg.get_segment_description, seg.segment_numbers)] == ["liver, left"]
+    assert (seg.StudyInstanceUID, seg.FrameOfReferenceUID, seg.PatientID) == ("1.2.3.4", "1.2.3.5", "p")
+    assert seg.SegmentationType == "BINARY"
+    assert account_of("seg.dcm")["digest"] == result.digest
+    assert run("seg.dcm", resume=True).notes == ("seg.dcm is already complete",)
+    again = seg.SOPInstanceUID
+    run("seg.dcm", overwrite=True)
+    assert hd.seg.segread("seg.dcm").SOPInstanceUID == again
+
+
+def test_a_region_is_put_where_it_was():
+    ct()
+    run("seg.dcm", roi="2:7,3:15,4:20")
+    run("labels.zarr", roi="2:7,3:15,4:20")
+    whole = np.zeros((9, 20, 24), np.uint8)
+    whole[2:7, 3:15, 4:20] = labels_of("labels.zarr")
+    _, found = by_image("seg.dcm")
+    for z, uid in enumerate(uids_in_order()):
+        assert np.array_equal(found.get(uid, np.zeros((20, 24))), whole[z])
+
+
+def test_the_default_for_a_series_is_a_segmentation():
+    ct()
+    assert unet_engine.run("ct", model="id.fake.toml", normalize="zscore").out.endswith("ct-id.dcm")
+    other = unet_engine.run("ct", model="id.fake.toml", normalize="zscore", output="probabilities")
+    assert other.out.endswith("ct-id.zarr")
+
+
+def test_frames_of_one_file_in_any_order():
+    data = header(np.zeros((9, 20, 24), np.uint16), NumberOfFrames=9, **UIDS)
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(data, key)
+    shared, frames = Dataset(), []
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [Dataset()], [Dataset()]
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [*ROWS, *COLUMNS]
+    shared.PixelMeasuresSequence[0].PixelSpacing = [0.5, 0.75]
+    shared.PixelMeasuresSequence[0].SliceThickness = 2.5
+    order = np.random.default_rng(3).permutation(9)
+    for n in order:
+        frame, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [float(v) for v in 2.5 * n * NORMAL]
+        frame.PlanePositionSequence = [position]
+        frames.append(frame)
+    data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = [shared], frames
+    Path("ct").mkdir()
+    data.save_as("ct/a.dcm", enforce_file_format=True)
+    convert(planted(LABELS), "seg.dcm", images="ct")
+    seg = hd.seg.segread("seg.dcm")
+    found = seg.get_pixels_by_source_frame(data.SOPInstanceUID, list(range(1, 10)), combine_segments=True)
+    for frame, z in enumerate(order):
+        assert np.array_equal(found[frame], LABELS[z])
+
+
+@pytest.mark.parametrize("key", ["SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_a_series_without_uids_is_refused_before_anything_runs(key):
+    ct(change=lambda n: {key: ""} if n == 4 else {})
+    with pytest.raises(OutputError, match=f"refers to its images by UIDs, and .* has no {key}; .*write .nii.gz"):
+        run("seg.dcm")
+    assert not list(Path().glob("*seg.dcm*"))
+
+
+def test_what_is_no_segmentation_is_refused_by_name():
+    ct()
+    with pytest.raises(OutputError, match="holds labels"):
+        run("seg.dcm", output="probabilities")
+    nibabel.save(nibabel.Nifti1Image(LABELS.T, np.eye(4)), "elsewhere.nii")
+    for source, images, what in [
+        ("elsewhere.nii", "ct", "does not lie on the voxels of ct"),
+        ("elsewhere.nii", None, "is not known to be any"),
+        ("elsewhere.nii", "elsewhere.nii", "belongs to a DICOM series"),
+    ]:
+        with pytest.raises(OutputError, match=what):
+            convert(source, "seg.dcm", images=images)
+    planted((LABELS * 1.0).astype(np.float32), "floats.nii")
+    with pytest.raises(OutputError, match="labels"):
+        convert("floats.nii", "seg.dcm", images="ct")
+    planted(LABELS.astype(np.int32) * 40000, "large.nii")
+    with pytest.raises(OutputError, match="labels beyond 0 to 65535"):
+        convert("large.nii", "seg.dcm", images="ct")
+    assert not list(Path().glob("*seg.dcm*"))
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    import sys
+
+    ct()
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(OutputError, match=r"needs highdicom.*pip install 'unet-engine\[seg\]'"):
+        run("seg.dcm")

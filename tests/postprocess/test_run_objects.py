@@ -1,0 +1,157 @@
+"""Runs that end in objects: the numbers of what is connected in the labels that the same run would give."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+
+import unet_engine
+from support.command_line import cli
+from support.objects import numbered
+from support.outputs import chunks
+from support.volumes import fake_model, make_volume, result_of
+from unet_engine.errors import OutputError, ResumeError, SettingsError
+from unet_engine.execution import hands
+
+OPTIONS = {"blend": "crop"}
+
+
+@pytest.fixture
+def case(tmp_path):
+    """A volume of two channels, a network whose labels are which is larger, and these labels."""
+    from scipy import ndimage
+
+    rng = np.random.default_rng(4)
+    scan = np.stack([ndimage.gaussian_filter(rng.random((20, 24, 28)), 1.5) for _ in range(3)])
+    scan[0] += 0.01
+    volume = make_volume(
+        tmp_path / "scan.zarr", scan.astype("f4"), ome="0.5", axes="czyx", chunks=(1, 8, 8, 8), scale=(1, 2, 0.5, 0.5),
+        unit="micrometer",
+    )  # fmt: skip
+    model = fake_model(tmp_path, channels_in=3, channels_out=3, activation="softmax", classes=["none", "a", "b"])
+    labels = result_of(unet_engine.run(volume, model=model, out=str(tmp_path / "labels.zarr"), **OPTIONS).out)
+    assert len(np.unique(labels)) == 3
+    return volume, model, labels
+
+
+def left(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
+
+
+def test_objects_in_place_of_labels(tmp_path, case):
+    volume, model, labels = case
+    out = tmp_path / "o.zarr"
+    said = cli("run", "--in", volume, "--model", model, "--out", out, "--blend", "crop", "--components",
+               "--connectivity", "26", "--min-size", "4", "--fill-holes", "--largest", "9", "--json")  # fmt: skip
+    assert said.code == 0, said.err
+    expected, kinds = numbered(labels, 26, min_size=4, fill_holes=True, largest=9)
+    np.testing.assert_array_equal(result_of(out), expected)
+    assert said.json["objects"] == len(kinds) - 1
+    assert left(tmp_path) == []
+    header = zarr.open_group(out).attrs["unet_engine"]
+    assert (header["output"], header["classes"], header["input"]) == ("objects", ["none", "a", "b"], volume)
+    assert header["model"]["name"] == "id"
+    again = cli("run", "--in", volume, "--model", model, "--out", out, "--blend", "crop", "--components",
+                "--connectivity", "26", "--min-size", "4", "--fill-holes", "--largest", "9", "--resume")  # fmt: skip
+    assert (again.code, "already complete" in again.err) == (0, True)
+    assert cli("table", out, tmp_path / "t.csv").code == 0
+    rows = (tmp_path / "t.csv").read_text().splitlines()
+    assert len(rows) == len(kinds)
+    assert "mean_intensity_0" in rows[0]
+
+
+def test_of_a_region(tmp_path, case):
+    volume, model, labels = case
+    roi = "3:17,5:20,2:23"
+    out = unet_engine.run(volume, model=model, out=str(tmp_path / "o.zarr"), components=True, roi=roi, **OPTIONS).out
+    part = labels[3:17, 5:20, 2:23]
+    expected, _ = numbered(part, 6)
+    np.testing.assert_array_equal(result_of(out), expected)
+    said = cli("table", out, tmp_path / "t.csv")
+    assert said.code == 0, said.err
+    scan = zarr.open_group(volume)["0"][1, 3:17, 5:20, 2:23]
+    row = dict(zip(*[line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines()[:2]], strict=True))
+    assert float(row["mean_intensity_1"]) == pytest.approx(scan[expected == 1].mean(dtype=np.float64))
+    z = np.argwhere(expected == 1)[:, 0].mean()
+    assert float(row["centroid_z"]) == pytest.approx((z + 3) * 2)
+
+
+def test_a_run_killed_while_it_numbers_goes_on(tmp_path, case, monkeypatch):
+    volume, model, labels = case
+    options = {"model": model, "out": str(tmp_path / "o.zarr"), "components": True, **OPTIONS}
+    rounds = []
+
+    def each(self, do, items):
+        rounds.append(do)
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        for item in items:
+            do(item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hands.Here, "each", each)
+        with pytest.raises(KeyboardInterrupt):
+            unet_engine.run(volume, **options)
+    assert left(tmp_path) == [".o.zarr.unet-engine-labels"]
+    with pytest.raises(OutputError, match="--resume"):
+        unet_engine.run(volume, **options)
+    with pytest.raises(ResumeError, match="components"):
+        unet_engine.run(volume, **options, min_size=3, resume=True)
+    result = unet_engine.run(volume, **options, resume=True)
+    assert result.windows_inferred == 0
+    np.testing.assert_array_equal(result_of(result.out), numbered(labels, 6)[0])
+    assert left(tmp_path) == []
+
+
+def test_overwriting_replaces_what_was_there(tmp_path, case):
+    volume, model, labels = case
+    options = {"model": model, "out": str(tmp_path / "o.zarr"), "components": True, **OPTIONS}
+    unet_engine.run(volume, **options)
+    with pytest.raises(OutputError, match="--overwrite"):
+        unet_engine.run(volume, **options)
+    with pytest.raises(ResumeError, match="another run"):
+        unet_engine.run(volume, **options, min_size=5, resume=True)
+    unet_engine.run(volume, **options, min_size=5, overwrite=True)
+    np.testing.assert_array_equal(result_of(tmp_path / "o.zarr"), numbered(labels, 6, min_size=5)[0])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thing").write_text("kept")
+    with pytest.raises(OutputError, match="not an output"):
+        unet_engine.run(volume, **{**options, "out": str(tmp_path / "mine")}, overwrite=True)
+    assert (tmp_path / "mine" / "thing").read_text() == "kept"
+
+
+def test_as_a_file_of_another_format(tmp_path, case):
+    nibabel = pytest.importorskip("nibabel")
+    volume, model, labels = case
+    out = tmp_path / "o.nii.gz"
+    options = {"model": model, "out": str(out), "components": True, **OPTIONS}
+    unet_engine.run(volume, **options)
+    found = np.asarray(nibabel.load(out).dataobj).transpose(2, 1, 0)
+    np.testing.assert_array_equal(found, numbered(labels, 6)[0])
+    assert left(tmp_path) == []
+    assert any("already complete" in note for note in unet_engine.run(volume, **options, resume=True).notes)
+
+
+def test_workers_give_the_same_bytes(tmp_path, case):
+    pytest.importorskip("distributed")
+    volume, model, _ = case
+    options = {"model": model, "components": True, **OPTIONS}
+    alone = unet_engine.run(volume, out=str(tmp_path / "a.zarr"), **options)
+    crowd = unet_engine.run(volume, out=str(tmp_path / "b.zarr"), workers=2, **options)
+    assert chunks(alone.out) == chunks(crowd.out)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"min_size": 3}, "--components"), ({"components": True, "output": "probabilities"}, "labels"),
+        ({"components": True, "part": "1/2"}, "--part"), ({"components": True, "connectivity": 8}, "6, 18, 26"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(tmp_path, case, options, word):
+    volume, model, _ = case
+    with pytest.raises(SettingsError, match=word):
+        unet_engine.run(volume, model=model, out=str(tmp_path / "o.zarr"), **options)
+    assert not (tmp_path / "o.zarr").exists()
+    assert json.dumps(left(tmp_path)) == "[]"
