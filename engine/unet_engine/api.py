@@ -92,7 +92,10 @@ class Result:
     profile: tuple[str, ...] = ()
     """The files that show it."""
     notes: tuple[str, ...] = ()
-    """What was found as the run began and the user should know, beside the notes of planning."""
+    """What was found as the run began and the user should know, beside `plan_notes`."""
+    plan_notes: tuple[str, ...] = ()
+    """What was found before it began: what was guessed of the model, where its outputs or the voxels contradict it. The
+    command line tells them as they are found; a caller from Python should look at them."""
     objects: int | None = None
     """How many there are, where they were numbered in place of labels."""
     complete: bool = True
@@ -161,6 +164,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         if prepared.survey.objects:
             found = objects.number(prepared, crew.hands(), lambda text: note([text]))
             done = replace(done, objects=found["objects"])
+        if working.is_file(survey.named):
+            tell(f"{survey.named} is made of what was written")
         note(_handed_over(prepared))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
@@ -312,6 +317,8 @@ def _provenance(job: Job) -> dict[str, Any]:
         },
         **({"credit": job.model.credit.facts()} if job.model.credit else {}),
         "classes": list(job.model.spec.classes),
+        **({} if job.model.spec.classes or job.kind != "labels" else {"labels": job.model.spec.label_count}),
+        **({"colours": list(job.model.spec.colours)} if job.model.spec.colours else {}),
         "output": job.kind,
         "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,
         "backend": job.setup.device + " " + str(plan.identity["backend"]),
@@ -363,5 +370,6 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         tiling_choice=tiling_choice.facts(prepared.tiling),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,
+        plan_notes=(*crew.notes, *prepared.notes),
         **crew.facts(),
     )

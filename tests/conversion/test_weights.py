@@ -80,6 +80,7 @@ RIGHT = state(1)
         {"model": RIGHT, "optimizer": {"state": {0: {"step": torch.tensor(1)}}}, "loss": np.float64(0.5)},
         {"model": RIGHT, "best": np.float32(1), "curve": np.arange(3.0), "args": argparse.Namespace(lr=0.1)},
         {"model": {name: value.numpy() for name, value in RIGHT.items()}},
+        (7, RIGHT),
         {name: value for name, value in RIGHT.items() if "tracked" not in name},
     ],
     ids=str,
@@ -166,6 +167,20 @@ def test_files_of_other_libraries_are_named_with_what_to_do(tmp_path, name, word
     (tmp_path / name).write_bytes(b"\x89HDF\r\n")
     with pytest.raises(ModelError, match=words):
         open_checkpoint(tmp_path / name, "support.networks:group")
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"), (b"<!DOCTYPE html>", "web page"),
+        (b'{"layers": 3}', "is JSON"), (b"\x80\x04}.", "plain pickle"), (b"", "is empty"), (b"weights", "no file of"),
+    ],
+)  # fmt: skip
+def test_what_is_no_checkpoint_is_named_without_advice_to_run_it(tmp_path, start, words):
+    (tmp_path / "w.pth").write_bytes(start)
+    with pytest.raises(ModelError, match=words) as refused:
+        read_weights(tmp_path / "w.pth")
+    assert "weights_only" not in str(refused.value)
 
 
 def test_what_a_file_holds_is_said_where_the_factory_is_missing(tmp_path):

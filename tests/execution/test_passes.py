@@ -63,6 +63,8 @@ def test_workers_give_the_same_bytes(tmp_path, case):
         address = ["--scheduler", cluster.scheduler_address]
         assert cli("components", path, tmp_path / "o.zarr", *RULES, *address).code == 0
         assert chunks(tmp_path / "o.zarr") == chunks(alone)
+        assert cli("components", path, tmp_path / "o.zarr", *RULES, *address, "--overwrite").code == 0
+        assert chunks(tmp_path / "o.zarr") == chunks(alone)
         for name, options in (("alone.csv", []), ("crowd.csv", address)):
             assert cli("table", alone, tmp_path / name, *options).code == 0
         assert (tmp_path / "alone.csv").read_bytes() == (tmp_path / "crowd.csv").read_bytes()

@@ -20,8 +20,10 @@ from support.volumes import make_volume  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.normalization import Normalization  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
+from unet_export.importers.base import Wanted  # noqa: E402
 from unet_export.importers.intensity import NotPossible  # noqa: E402
 from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
+from unet_export.importers.monai.importer import MonaiBundle  # noqa: E402
 from unet_export.importers.monai.transforms import before_of, behind_of  # noqa: E402
 
 
@@ -443,3 +445,21 @@ def test_a_scan_of_another_spacing_and_orientation_gives_monais_labels(tmp_path,
     assert ours.shape == theirs.shape
     assert len(np.unique(theirs)) > 1
     assert (ours == theirs).mean() >= (0.999 if way in ("probabilities", "outputs") else 0.98)
+
+
+def test_its_predictor_takes_voxels_of_another_size(tmp_path):
+    """As a run does, to the digit: what a certificate is made of."""
+    folder = bundles.bundle(
+        tmp_path / "b", before=[bundles.LOAD, SPACED, bundles.RANGE], behind=[INVERT, *bundles.SOFTMAX]
+    )
+    found = MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
+    volume = np.random.default_rng(3).normal(50, 60, (1, 30, 33, 40)).astype(np.float32)
+    spacing = (1.6, 1.3, 1.1)
+    theirs = found.predictor(volume, found.promised["window"], spacing)
+    scan = make_volume(tmp_path / "v.zarr", volume[0], axes="zyx", ome="0.5", scale=spacing, unit="millimeter")
+    said = cli("run", "--in", scan, "--model", folder, "--out", "o.zarr", "--overlap", "0.25", "--blend", "constant",
+               "--padding", "constant", "--output", "logits")  # fmt: skip
+    assert said.code == 0, said.err
+    ours = zarr.open_group("o.zarr", mode="r")["0"][...]
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())

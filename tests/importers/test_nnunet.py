@@ -77,6 +77,10 @@ CASES = {
         {"dataset_json": nnunet.dataset(3)},
     ),
     "z-score": ({"schemes": ("ZScoreNormalization",) * 2}, {"dataset_json": nnunet.dataset(2), "mirror": (1,)}),
+    "a CT and a PET": (
+        {"schemes": ("CTNormalization", "ZScoreNormalization", "NoNormalization")},
+        {"dataset_json": nnunet.dataset(3)},
+    ),
     "0 to 1": ({"schemes": ("RescaleTo01Normalization",)}, {}),
     "x first": ({}, {"transpose": (2, 0, 1), "mirror": (0, 2)}),
     "y first": ({}, {"transpose": (1, 0, 2)}),
@@ -339,10 +343,10 @@ def test_what_a_folder_cannot_say_is_named_in_one_line(whole, tmp_path, name, va
     assert words in refused(changed(whole, tmp_path / "r", name, **values))
 
 
-def test_channels_that_are_measured_and_others_are_refused_by_name(tmp_path):
-    config = nnunet.configuration(PATCH, schemes=("CTNormalization", "ZScoreNormalization"))
+def test_channels_that_are_measured_beside_others_have_ways_of_their_own(tmp_path):
+    config = nnunet.configuration(PATCH, schemes=("CTNormalization", "ZScoreNormalization"), mask=(False, True))
     folder = nnunet.result_folder(tmp_path / "r", "3d_fullres", config, dataset_json=nnunet.dataset(2))
-    assert "normalised in different ways (CTNormalization, ZScoreNormalization)" in refused(folder)
+    assert str(read(folder)[1].normalization) == "fixed:mean=60,std=150,clip=-500:400;zscore:foreground"
     assert str(read(folder, normalize="zscore")[1].normalization) == "zscore"
 
 

@@ -380,6 +380,8 @@ def test_an_activation_that_the_graph_contradicts_is_told_and_an_error_under_str
 
 def test_people_are_told_and_logits_refused(tmp_path):
     model = network(tmp_path / "net.onnx", [node("Sigmoid", "c", "y")])
+    from_python = unet_engine.run(scan(tmp_path), model=model, out=str(tmp_path / "p.zarr"))
+    assert any("its outputs are taken as probabilities" in note for note in from_python.plan_notes)
     assert cli("info", model, "--json").json["ends_in"] == "the network ends in Sigmoid"
     asked = ["--in", scan(tmp_path), "--model", model, "--out", str(tmp_path / "o.zarr")]
     assert "the network ends in Sigmoid: its outputs are taken as probabilities" in cli("plan", *asked).err

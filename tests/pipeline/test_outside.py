@@ -291,6 +291,30 @@ def test_values_in_attributes():
     assert np.isnan(said({"_FillValue": "AAAAAAAA+H8="})[0])
     assert said({"_FillValue": "words", "nodata": None, "nodatavals": [None, True, {}]}) == ()
     assert said({"_FillValue": 1e300}) == ()
+    assert said({"NoData": -1, "NODATA_VALUE": -2, "no_data": -3}) == (-1, -3, -2)
+
+
+def test_a_value_far_from_all_others_is_told(tmp_path):
+    """Nothing says that it is none, so it is taken as a voxel, but not without a word."""
+    image, absent = RNG.integers(10, 100, SHAPE).astype(np.int16), holes()
+    image[absent] = -9999
+    run = Runs(tmp_path, make_volume(tmp_path / "scan.zarr", image, axes="zyx"))
+    words = "voxels of -9999 lie far from all others"
+    assert any(words in note and "--nodata -9999 leaves them out" in note for note in run.result().plan_notes)
+    for more in ({"nodata": "-9999"}, {"nodata": "none"}):
+        assert not any("far from all others" in note for note in run.result(**more).plan_notes)
+
+
+def test_what_looks_like_a_mark():
+    voxels = RNG.normal(100, 10, 5000).astype(np.float32)
+    few = np.where(np.arange(5000) < 100, 1, 0).astype(bool)
+    for mark in (-9999, -32768, 1e20, -3.4e38, 600):
+        assert nodata.suspected(np.where(few, mark, voxels).astype(np.float32)) == np.float32(mark)
+    for mark in (0, 200, -100, np.nan):
+        assert nodata.suspected(np.where(few, mark, voxels).astype(np.float32)) is None
+    assert nodata.suspected(np.where(np.arange(5000) < 2, -9999, voxels)) is None  # an outlier
+    for labels in (few * 255, np.where(few, 200, 1), np.full(50, -9999), np.zeros(0)):
+        assert nodata.suspected(labels) is None
 
 
 def test_the_array_itself_says_nothing_by_its_fill_value(tmp_path):

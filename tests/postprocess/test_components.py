@@ -113,6 +113,19 @@ def test_every_death_at_every_box_leaves_the_same_bytes(tmp_path):
         assert not (place / "out.zarr" / "0" / ".journal").exists()
 
 
+def test_a_death_on_a_remote_store(tmp_path):
+    pytest.importorskip("fsspec")
+    labels, where = blobs(), f"memory://{tmp_path.name}/out.zarr"
+    options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
+    with pytest.raises(KeyboardInterrupt):
+        found(labels, tmp_path, wish=Wish(where), crew=InOrder(dies=25), **options)
+    crew = InOrder()
+    source = Source.of(str(tmp_path / "labels.zarr"))
+    components(source, rules_of(3, None), Wish(where, resume=True), crew, memory=2**30)
+    array = zarr.open_array(zarr.storage.FsspecStore.from_url(f"{where}/0"), mode="r")
+    np.testing.assert_array_equal(array[...], numbered(labels, 6)[0])
+
+
 def test_a_find_that_a_power_cut_spoiled_is_looked_for_again(tmp_path):
     labels = blobs()
     options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
@@ -124,6 +137,19 @@ def test_a_find_that_a_power_cut_spoiled_is_looked_for_again(tmp_path):
     kept[2].write_bytes(bytes(kept[2].stat().st_size))
     actual, _ = found(labels, tmp_path, wish=Wish(f"{tmp_path}/out.zarr", resume=True, durable=False), **options)
     np.testing.assert_array_equal(actual, numbered(labels, 6)[0])
+
+
+def test_finish_tells_how_far_it_is(tmp_path):
+    labels = blobs()
+    options = {"chunk": (8, 8, 8), "voxels": 8**3 * 2}
+    with pytest.raises(KeyboardInterrupt):
+        found(labels, tmp_path, crew=InOrder(dies=20), **options)
+    said = cli("finish", tmp_path / "out.zarr")
+    assert (said.code, "--resume" in said.error) == (8, True)
+    assert "lacks 24 of 24 blocks" in said.error
+    found(labels, tmp_path, wish=Wish(f"{tmp_path}/out.zarr", resume=True, durable=False), **options)
+    said = cli("finish", tmp_path / "out.zarr")
+    assert (said.code, "objects" in said.err) == (0, True)
 
 
 def test_a_chunk_that_went_after_its_marker_is_written_again(tmp_path):
@@ -193,6 +219,15 @@ def test_whole_numbers_are_labels_whatever_their_type(tmp_path):
     np.testing.assert_array_equal(found(labels, tmp_path)[0], numbered(labels.astype(np.int64), 6)[0])
 
 
+def test_a_header_does_not_grow_with_the_classes(tmp_path):
+    labels = np.arange(1, 40 * 40 + 1, dtype=np.uint32).reshape(40, 40)
+    actual, facts = found(labels, tmp_path)
+    np.testing.assert_array_equal(actual, labels)
+    assert "objects_by_class" not in facts
+    said = cli("components", tmp_path / "labels.zarr", tmp_path / "again.zarr", "--durable", "no")
+    assert (said.code, "1,600 objects" in said.err) == (0, True)
+
+
 def test_what_was_not_measured_is_background(tmp_path):
     labels = np.array([[1, 255, 1], [1, 1, 255]], np.uint8)
     path = make_volume(tmp_path / "l.zarr", labels, attributes={"_FillValue": 255})
@@ -200,6 +235,27 @@ def test_what_was_not_measured_is_background(tmp_path):
     assert result_of(tmp_path / "a.zarr").tolist() == [[1, 0, 2], [1, 1, 0]]
     assert cli("components", path, tmp_path / "b.zarr", "--durable", "no", "--nodata", "none").code == 0
     assert result_of(tmp_path / "b.zarr").tolist() == [[1, 2, 3], [1, 1, 4]]
+
+
+def test_numbers_as_a_file_of_another_format(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    labels = blobs()
+    affine = np.diag([0.5, 0.5, 2, 1])
+    nibabel.save(nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine), tmp_path / "l.nii.gz")
+    out = tmp_path / "o.nii.gz"
+    for options, code in (
+        ([], 0),
+        ([], 8),
+        (["--resume"], 0),
+        (["--resume", "--min-size", 9], 9),
+        (["--overwrite"], 0),
+    ):
+        said = cli("components", tmp_path / "l.nii.gz", out, *options)
+        assert said.code == code, said.err
+    found = nibabel.load(out)
+    np.testing.assert_array_equal(np.asarray(found.dataobj).transpose(2, 1, 0), numbered(labels, 6)[0])
+    np.testing.assert_allclose(found.affine, affine)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["l.nii.gz", "o.nii.gz"]
 
 
 def test_an_output_that_is_not_complete_is_refused(tmp_path):

@@ -92,6 +92,16 @@ def test_nibabel_and_itk_find_voxels_where_they_were(name, affine):
         assert itk.GetDirection() == pytest.approx(before.GetDirection())
 
 
+@pytest.mark.parametrize("name", ["o.nii.gz", "o.nrrd", "o.mha"])
+def test_itk_finds_channels(name):
+    array = RNG.integers(0, 200, (3, 4, 9, 5)).astype(np.uint8)
+    make_volume("v.zarr", array, axes="czyx", ome="0.5", unit="millimeter")
+    convert("v.zarr", name)
+    image = SimpleITK.ReadImage(name)
+    assert (image.GetSize(), image.GetNumberOfComponentsPerPixel()) == ((5, 9, 4), 3)
+    assert np.array_equal(SimpleITK.GetArrayFromImage(image), np.moveaxis(array, 0, -1))
+
+
 @pytest.mark.parametrize("name", ["o.nrrd", "o.mha"])
 def test_itk_reads_what_is_written(name):
     turned = np.diag([0.75, 0.5, 2.0]) @ np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1]])  # what ITK allows: no shear

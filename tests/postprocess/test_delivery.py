@@ -1,5 +1,7 @@
 """A run that ends in a file of another format: the same voxels as in Zarr, where they were, resumable at any moment."""
 
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import unet_engine
 from support.command_line import cli
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.errors import OutputError, ResumeError, UnetEngineError
+from unet_engine.errors import ModelError, OutputError, ResumeError, UnetEngineError
 from unet_engine.postprocess import deliver, working
 from unet_engine.postprocess.convert import convert
 from unet_engine.volumes.formats import open_volume
@@ -98,6 +100,28 @@ def test_a_map_in_a_map_out(outside):
         assert found.nodata == (None if outside is None else 255)  # 0 is a label like others
         assert found.colormap(1)[0] != found.colormap(1)[1]
     assert unet_engine.run("map.tif", model="id.fake.toml", normalize="zscore", outside=outside, resume=True).notes
+
+
+def test_colours_of_the_model_reach_the_files():
+    rasterio, nrrd = pytest.importorskip("rasterio"), pytest.importorskip("nrrd")
+    colours = ["#000000", "#FF8000"]
+    fake_model(".", activation="sigmoid", classes=["a", "b"], colours=colours)
+    run("o.nrrd", output="labels")
+    assert nrrd.read_header("o.nrrd")["Segment0_Color"] == "1.0000 0.5020 0.0000"
+    run("o.ozx", output="labels")
+    with zipfile.ZipFile("o.ozx") as archive:
+        shown = json.loads(archive.read("zarr.json"))["attributes"]["ome"]["image-label"]
+    assert shown["colors"][1] == {"label-value": 1, "rgba": [255, 128, 0, 255]}
+    fake_model(".", axes="yx", activation="sigmoid", colours=colours)  # classes have no names
+    options = {"crs": "EPSG:32632", "transform": rasterio.Affine(5, 0, 4e5, 0, -5, 5.2e6)}
+    with rasterio.open("map.tif", "w", driver="GTiff", count=1, height=20, width=33, dtype="uint8", **options) as data:
+        data.write(ZYX[0], 1)
+    run("o.tif", "map.tif", output="labels")
+    with rasterio.open("o.tif") as data:
+        assert (data.colormap(1)[1], data.tags(1)["class_1"]) == ((255, 128, 0, 255), "class 1")
+    fake_model(".", activation="sigmoid", colours=colours[:1])
+    with pytest.raises(ModelError, match="1 colours for 2 labels"):
+        run("no.nrrd")
 
 
 # --- what is there ---
@@ -193,6 +217,24 @@ def test_parts_end_in_one_file():
     assert "complete" in cli("finish", "o.nii.gz").err
 
 
+def test_what_is_not_complete_is_not_converted():
+    run("o.zarr", part="1/2")
+    with pytest.raises(OutputError, match=r"o.zarr lacks \d+ of \d+ blocks"):
+        convert("o.zarr", "o.npy")
+    run("o.zarr", part="2/2")
+    convert("o.zarr", "o.npy")
+    assert np.array_equal(np.load("o.npy")[0], ZYX)
+
+
+@pytest.mark.parametrize("from_array", [False, True])
+def test_an_output_of_a_turned_scan_is_converted_to_where_it_lay(from_array):
+    run("o.zarr", roi="2:10,3:17,4:20", output="labels")
+    convert("o.zarr/0" if from_array else "o.zarr", "o.nii")
+    found = nibabel.load("o.nii")
+    assert np.allclose(found.affine[:3, 3], (TURNED @ [4, 3, 2, 1])[:3], atol=1e-6)
+    assert np.array_equal(found.affine[:3, :3], TURNED[:3, :3])
+
+
 def test_finish_makes_the_file(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(deliver, "_keep", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
@@ -245,6 +287,22 @@ def test_what_a_format_cannot_hold_is_refused_before_anything_runs():
     assert said.code == 0
     assert "the output is OME-Zarr" in said.err
     assert files() == ["scan-id.zarr"]
+
+
+def test_objects_in_a_file():
+    pytest.importorskip("cc3d")
+    fake_model(".", activation="sigmoid", classes=["a", "b"])
+    options = {"normalize": "zscore", "output": "labels", "components": True}
+    result = run("o.nii.gz", **options)
+    run("o.zarr", **options)
+    found = nibabel.load("o.nii.gz")
+    assert np.array_equal(np.asarray(found.dataobj).T, result_of("o.zarr"))
+    assert (np.array_equal(found.affine, TURNED), result.objects) == (True, int(np.asarray(found.dataobj).max()))
+    assert run("o.nii.gz", resume=True, **options).notes == ("o.nii.gz is already complete",)
+    assert not [name for name in files() if name.startswith(".")]
+    pytest.importorskip("highdicom")
+    with pytest.raises(OutputError, match="holds labels"):  # before anything runs, not behind it
+        unet_engine.make_plan("scan.nii.gz", model="id.fake.toml", out="o.dcm", components=True)
 
 
 def test_never_into_what_is_read():

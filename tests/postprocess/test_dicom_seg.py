@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import unet_engine
+from support.spoiled import check_refused
 from support.volumes import fake_model
 from unet_engine.errors import OutputError
 from unet_engine.plan.box import Box
@@ -151,6 +152,32 @@ def test_frames_of_one_file_in_any_order():
     found = seg.get_pixels_by_source_frame(data.SOPInstanceUID, list(range(1, 10)), combine_segments=True)
     for frame, z in enumerate(order):
         assert np.array_equal(found[frame], LABELS[z])
+
+
+@pytest.mark.parametrize("orientation", [{}, NEGATED], ids=["as it is", "negated axes"])
+def test_a_segmentation_is_read_back_to_where_it_was(orientation):
+    ct(**orientation)
+    labels = LABELS.copy()
+    labels[[0, 1, 4]] = 0  # slices without a label are left out, in the middle, too
+    convert(planted(labels), "seg.dcm", images="ct")
+    convert("seg.dcm", "back.nii.gz")
+    theirs, found = nibabel.load("labels.nii.gz"), nibabel.load("back.nii.gz")
+    whole = np.zeros(theirs.shape, np.uint8)
+    steps = np.linalg.solve(theirs.affine, found.affine)
+    values = np.asarray(found.dataobj)
+    for index in np.ndindex(found.shape):
+        x, y, z = np.rint(steps @ [*index, 1])[:3].astype(int)
+        whole[x, y, z] = values[index]
+    assert np.array_equal(whole, np.asarray(theirs.dataobj))
+    volume = open_volume("seg.dcm")
+    box = Box((1, 3, 2), (3, 9, 11))
+    assert np.array_equal(volume.read(box)[0], labels_of("seg.dcm")[1:3, 3:9, 2:11])
+
+
+def test_spoiled_segmentations_are_refused_in_one_line():
+    ct()
+    convert(planted(LABELS), "seg.dcm", images="ct")
+    check_refused(Path("seg.dcm"), Path("seg.dcm").read_bytes(), 40)
 
 
 @pytest.mark.parametrize("key", ["SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"])

@@ -68,6 +68,22 @@ def test_polygons_lie_where_the_map_says(tmp_path, monkeypatch, ending):
     assert len(found.geometry[1].geoms[0].interiors) == 1
 
 
+def test_objects_of_a_map_keep_its_coordinates(tmp_path):
+    map_of(tmp_path / "map.tif")
+    assert cli("components", tmp_path / "map.tif", tmp_path / "o.zarr", "--fill-holes", "--durable", "no").code == 0
+    assert cli("polygons", tmp_path / "o.zarr", tmp_path / "p.gpkg").code == 0
+    assert cli("table", tmp_path / "o.zarr", tmp_path / "t.csv").code == 0
+    found = geopandas.read_file(tmp_path / "p.gpkg")
+    assert found.crs.to_epsg() == 32633
+    assert found["class"].tolist() == [1, 2]
+    assert [len(shape.geoms[0].interiors) for shape in found.geometry] == [0, 0]
+    np.testing.assert_allclose(found.geometry[0].bounds, [500003, 4099994, 500030, 4099998.2])
+    rows = [line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines()]
+    row = dict(zip(rows[0], rows[1], strict=True))
+    assert [float(row[k]) for k in ("min_x", "min_y", "max_x", "max_y")] == pytest.approx(found.geometry[0].bounds)
+    assert float(row["area"]) == pytest.approx(found.geometry[0].area)
+
+
 def test_a_volume_of_three_axes_is_refused(tmp_path):
     path = make_volume(tmp_path / "l.zarr", np.ones((3, 4, 5), np.uint8))
     said = cli("polygons", path, tmp_path / "p.gpkg")

@@ -256,3 +256,12 @@ def test_a_real_scan():
     assert np.array_equal(whole(volume)[0], np.asarray(theirs.dataobj).T)
     assert world(volume, (9, 8, 7)) == pytest.approx((theirs.affine @ [7, 8, 9, 1])[:3])
     assert volume.frame.orientation == "SAR"
+
+
+def test_what_nibabel_warns_of_is_a_note_and_no_line_of_its_own(tmp_path, capfd):
+    nifti(tmp_path / "a.nii")
+    with (tmp_path / "a.nii").open("r+b") as file:
+        file.seek(80)
+        file.write(bytes(4))  # the size of a voxel along x
+    assert any("pixdim" in note for note in open_volume(str(tmp_path / "a.nii")).notes)
+    assert capfd.readouterr().err == ""

@@ -113,6 +113,31 @@ def test_monai_gives_the_same(tmp_path):
         np.testing.assert_allclose(found, np.asarray(transform(image[None])), rtol=1e-4, atol=1e-4, err_msg=text)
 
 
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+@pytest.mark.parametrize("resampled", [False, True])
+def test_channels_may_be_normalised_in_different_ways(tmp_path, device, resampled):
+    """A PET beside a CT: one by fixed figures, one by its own, one of what is not 0, one as it is."""
+    ways = ["fixed:mean=99.5,std=39.4,clip=-41:176", "minmax", "zscore:foreground", "none"]
+    image = np.stack([scan(i).astype(np.float32) for i in range(4)])
+    path = make_volume(tmp_path / "v.zarr", image, axes="czyx", ome="0.5", scale=(1, 2, 2, 2), unit="millimeter")
+    spec = {"spacing": [2.0, 2.0, 2.1], "spacing_unit": "millimeter", "resampling": {"output": 0}} if resampled else {}
+    model = fake_model(tmp_path, channels_in=4, channels_out=4, **spec)
+    expected = np.stack([ct(image[0]), own_percentiles(image[1], 0, 100), nonzero(image[2]), image[3]])
+    found = identity(path, tmp_path, model=model, normalize=";".join(ways), device=device)
+    if not resampled:
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    alone = [
+        identity(
+            make_volume(tmp_path / f"{c}.zarr", image[c : c + 1], axes="czyx", ome="0.5", scale=(1, 2, 2, 2), unit="millimeter"),
+            tmp_path, model=fake_model(tmp_path, name=f"m{c}", **spec), normalize=way, out=str(tmp_path / f"o{c}.zarr"),
+        )[0]
+        for c, way in enumerate(ways)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(found, np.stack(alone))
+    with pytest.raises(SettingsError, match="2 ways are said for 4 input channels"):
+        identity(path, tmp_path, model=model, normalize="zscore;minmax", overwrite=True)
+
+
 def test_nan_is_replaced_before_it_is_clipped(tmp_path):
     image = scan(dtype=np.float32)
     image[3, 3, 3] = np.nan
@@ -130,7 +155,9 @@ numbers = st.floats(-1e6, 1e6).map(lambda v: float(np.float32(v)))
 
 
 @given(
-    st.sampled_from(list(FORMULAS) + ["imagenet", "fixed:mean=1/2,std=3/4,clip=0:1/2:3", "percentile:1,99"]),
+    st.sampled_from(
+        list(FORMULAS) + ["imagenet", "fixed:mean=1/2,std=3/4,clip=0:1/2:3", "percentile:1,99", "none;zscore:eps=1e-08"]
+    ),
     numbers,
     st.floats(0.001, 1e6),
 )
@@ -167,6 +194,8 @@ def test_what_is_not_said_is_not_written():
         ("range:0,1,to=1:1", "A differs from B"),
         ("none:foreground", "no foreground"),
         ("zscore:everywhere", "of a foreground"),
+        ("zscore;", "Input should be"),
+        ("zscore:together;none", "no statistics together"),
     ],
 )
 def test_what_is_not_understood_is_said_in_one_line(text, why):

@@ -196,3 +196,15 @@ def test_real_files(name):
     assert np.array_equal(whole(volume), wanted, equal_nan=name == "float_nan")
     if volume.own_mask:
         assert np.array_equal(result := whole(open_volume(volume.own_mask))[0] > 0, measured), result
+
+
+@pytest.mark.parametrize(("place", "source", "said"), [("in.vrt", "a.tif", False), ("sub/out.vrt", "../a.tif", True)])
+def test_a_vrt_tells_what_it_reads_outside_of_its_folder(tmp_path, place, source, said):
+    geotiff(tmp_path / "a.tif", BANDS[:1])
+    band = f'<SimpleSource><SourceFilename relativeToVRT="1">{source}</SourceFilename></SimpleSource>'
+    text = f'<VRTRasterBand dataType="Byte" band="1">{band}</VRTRasterBand>'
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text(f'<VRTDataset rasterXSize="120" rasterYSize="90">{text}</VRTDataset>')
+    volume = open_volume(str(tmp_path / place))
+    assert any(f"reads '{source}', outside of its folder" in note for note in volume.notes) == said
+    assert np.array_equal(whole(volume)[0], BANDS[0])

@@ -58,10 +58,12 @@ def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--durable", type=bool, metavar="yes|no", help="Have the disk keep what is written; default: yes.")
 @_with(*_READ, *_WORK)
 def components_command(labels: str, out: str, **given: Any) -> None:
-    """Number the connected objects of LABELS, class by class, and write the numbers as OME-Zarr OUT."""
+    """Number the connected objects of LABELS, class by class, and write the numbers as OUT: OME-Zarr, or what its name
+    says."""
     as_json, rules = given.pop("as_json"), {key: given.pop(key) for key in ("min_size", "fill_holes", "largest")}
     connectivity, dtype = given.pop("connectivity"), given.pop("dtype")
-    from unet_engine.postprocess.components import components, rules_of
+    from unet_engine.postprocess.components import rules_of
+    from unet_engine.postprocess.numbering import number
     from unet_engine.postprocess.target import Wish
 
     def work(settings: Any, hands: Any, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def components_command(labels: str, out: str, **given: Any) -> None:
         _keep_apart(out, labels)
         made = rules_of(len(source.open().shape), connectivity and int(connectivity), **rules)
         wish = Wish(settings.out, settings.resume, settings.overwrite, settings.verify, settings.durable)
-        return components(source, made, wish, hands.crew, memory=hands.memory, dtype=dtype, tell=tell)
+        return number(source, made, wish, hands.crew, memory=hands.memory, dtype=dtype, tell=tell)
 
     interruption.writing(out)
     try:
@@ -84,7 +86,9 @@ def components_command(labels: str, out: str, **given: Any) -> None:
 
 
 def _by_class(facts: dict[str, Any]) -> str:
-    found = facts["objects_by_class"]
+    found = facts.get("objects_by_class")
+    if found is None:
+        return "of many classes"
     few = ", ".join(f"{count:,} of class {kind}" for kind, count in list(found.items())[:8])
     return few + (" …" if len(found) > 8 else "") if found else "none of any class"
 

@@ -11,7 +11,7 @@ from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from unet_engine.errors import SettingsError
 
-Mode = Literal["none", "zscore", "minmax", "percentile", "range", "fixed"]
+Mode = Literal["none", "zscore", "minmax", "percentile", "range", "fixed", "each"]
 Pair = tuple[float, float]
 NONZERO = "nonzero"
 SHORT = {"imagenet": "fixed:mean=0.485/0.456/0.406,std=0.229/0.224/0.225,divide=255"}
@@ -34,6 +34,7 @@ class Normalization(BaseModel):
     percentile  the `low`-th percentile to 0, the `high`-th to 1
     range       `low` to 0, `high` to 1 (raw units, e.g. HU)
     fixed       `mean` to 0, `mean` + `std` to 1: figures of the training data, after division by `divide`
+    each        each channel in a way of its own, see `each`; as text these ways, parted by semicolons
 
     As text: the mode, and what belongs to it behind a colon, e.g. ``percentile:1,99,clip`` or
     ``fixed:mean=99.4,std=39.4,clip=-41:176``; values per channel are parted by slashes. `str` gives the same.
@@ -63,6 +64,8 @@ class Normalization(BaseModel):
     """Added to what is divided by, the deviation or the distance of the ends."""
     together: bool = False
     """Whether statistics are of all channels at once, instead of each channel's own."""
+    each: tuple[Normalization, ...] | None = None
+    """One for each channel, of the other modes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,6 +92,7 @@ class Normalization(BaseModel):
     def _consistent(self) -> Normalization:
         self._check_bounds()
         self._check_fixed()
+        self._check_each()
         if self.to is not None and (self.mode not in ("range", "percentile", "minmax") or self.to[0] == self.to[1]):
             raise ValueError("to=A:B belongs to range, percentile or minmax, and A differs from B")
         if self.clip is not None and self.clip_percentiles is not None:
@@ -131,6 +135,14 @@ class Normalization(BaseModel):
         if not all(_is_invertible(std * self.divide) for std in self.std):
             raise ValueError("std is too large, or too small")
 
+    def _check_each(self) -> None:
+        if (self.mode == "each") != bool(self.each):
+            raise ValueError("each channel's way is said with mode each, and nowhere else")
+        if any(one.each or one.together for one in self.each or ()):
+            raise ValueError("a channel of its own has no channels, and no statistics together with others")
+        if self.each and (self.clip or self.clip_percentiles or self.foreground is not None):
+            raise ValueError("clip and foreground are said of each channel")
+
     def check_channels(self, channels: int) -> None:
         """Raise `ValueError` where what is said per channel is not said for so many."""
         for name, values in (("mean", self.mean), ("std", self.std), ("clip", self.clip)):
@@ -138,6 +150,10 @@ class Normalization(BaseModel):
                 raise ValueError(
                     f"{name} has {len(values)} values for {channels} input channels; give one, or one each"
                 )
+        if self.each and len(self.each) != channels:
+            raise ValueError(f"{len(self.each)} ways are said for {channels} input channels; say one for each")
+        for one in self.each or ():
+            one.check_channels(1)
 
     @classmethod
     def parse(cls, text: str) -> Normalization:
@@ -151,11 +167,15 @@ class Normalization(BaseModel):
     @property
     def looks(self) -> bool:
         """Whether voxels have to be looked at to tell shift, scale and clip."""
+        if self.each:
+            return any(one.looks for one in self.each)
         return self.mode in _MEASURED or self.clip_percentiles is not None
 
     @property
     def is_affine(self) -> bool:
         """Whether it is a shift and a scale alone."""
+        if self.each:
+            return all(one.is_affine for one in self.each)
         return self.clip is None and self.clip_percentiles is None and (self.foreground is None or self.everywhere)
 
     @property
@@ -164,6 +184,8 @@ class Normalization(BaseModel):
         return (self.to or (0.0, 1.0)) if self.mode in ("range", "minmax", "percentile") else None
 
     def __str__(self) -> str:
+        if self.each:
+            return ";".join(map(str, self.each))
         parts = [] if self.low is None else [f"{self.low:g}", f"{self.high:g}"]
         for name, values in (("mean", self.mean), ("std", self.std)):
             parts += [f"{name}={'/'.join(map(_number, values))}"] if values else []
@@ -200,6 +222,8 @@ def _pair(pair: Pair | None, unit: str = "") -> str:
 
 def _parsed(text: str) -> Mapping[str, Any]:
     """The fields that `text` says. Raises `ValueError` naming the part that says nothing."""
+    if ";" in text:
+        return {"mode": "each", "each": text.split(";")}
     mode, _, rest = SHORT.get(text.strip(), text.strip()).partition(":")
     said: dict[str, Any] = {"mode": mode}
     bounds: list[float] = []

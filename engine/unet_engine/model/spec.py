@@ -45,7 +45,7 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
-_LATER = ("channels", "mirror_axes", "resampling", "regions", "orientation", "threshold")
+_LATER = ("channels", "mirror_axes", "resampling", "regions", "orientation", "threshold", "colours")
 """Fields that came after the first files were written."""
 _DIRECTIONS = [[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)]
 """Places in ``LRAPSI`` of three that are no opposites."""
@@ -104,6 +104,8 @@ class ModelSpec(BaseModel):
     channels_in: int = Field(ge=1, le=MOST_CHANNELS)
     channels_out: int = Field(ge=1, le=MOST_CHANNELS)
     classes: tuple[str, ...] = ()
+    colours: tuple[Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")], ...] | None = None
+    """A colour for each label, 0 first, as ``#RRGGBB``, for files that hold colours. None: they get some."""
     window: tuple[Size, ...]
     """The input size used unless the user gives another one."""
     window_min: tuple[Size, ...]
@@ -183,6 +185,8 @@ class ModelSpec(BaseModel):
         labels = self.channels_out if self.activation == "none" else self.label_count
         if self.classes and len(self.classes) != labels:
             raise ValueError(f"{len(self.classes)} class names for {labels} labels")
+        if self.colours is not None and len(self.colours) != labels:
+            raise ValueError(f"{len(self.colours)} colours for {labels} labels")
         if self.activation == "softmax" and self.channels_out == 1:
             raise ValueError("softmax over one channel is constant; use sigmoid")
         if self.channels in ("multilabel", "image", "offsets") and self.activation == "softmax":

@@ -139,5 +139,9 @@ _NAMED = 8
 def line(facts: Mapping[str, Any]) -> str:
     """What `finish` returns, as people read it."""
     parts = f" by {len(facts['parts'])} parts" if facts.get("parts") else ""
-    work = f", {facts['windows_inferred']:,} windows inferred in {span(facts['seconds'])}" if "seconds" in facts else ""
+    work = ""
+    if "windows_inferred" in facts:
+        work = f", {facts['windows_inferred']:,} windows inferred in {span(facts['seconds'])}"
+    elif "objects" in facts:
+        work = f", {facts['objects']:,} objects numbered in {span(facts['seconds'])}"
     return f"{facts['out']}: complete, {facts.get('blocks', 0):,} blocks{parts}{work}"

@@ -92,7 +92,7 @@ class Components:
                 "two processes number pieces differently: they have other versions of connected-components-3d; install "
                 "the same one, and use --overwrite"
             )
-        return ids.astype(self.dtype)[nodes]
+        return np.take(ids.astype(self.dtype), nodes)
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,7 @@ def components(
     chunk = _chunk(volume)
     block = block_of(volume.shape, chunk, min(VOXELS, memory // VOXEL_BYTES))
     check_memory(volume, block, memory)
-    identity = {
-        "pass": "components", "format": FORMAT, "input": source.name, "shape": list(volume.shape), **asdict(rules),
-        "dtype": dtype, "chunk": list(chunk), "cc3d": version_of("connected-components-3d"),
-    }  # fmt: skip
+    identity = identity_of(source, rules, dtype)
     facts = {
         **{key: value for key, value in source.header.items() if key not in _NOT_KEPT},
         **({"run": run} if run else {"labels": source.path}),
@@ -170,6 +167,15 @@ def components(
     return {"out": wish.path, **(Source(wish.path).header.get("summary") or {})}
 
 
+def identity_of(source: Source, rules: Rules, dtype: str | None) -> dict[str, Any]:
+    """All that decides the numbers and how they are stored."""
+    volume = source.open()
+    return {
+        "pass": "components", "format": FORMAT, "input": source.name, "shape": list(volume.shape), **asdict(rules),
+        "dtype": dtype, "chunk": list(_chunk(volume)), "cc3d": version_of("connected-components-3d"),
+    }  # fmt: skip
+
+
 _NOT_KEPT = ("identity", "digest", "complete", "summary", "array", "block", "blocks", "begun", "versions")
 """Of what a run says of its labels, what is not true of their objects."""
 
@@ -184,11 +190,16 @@ def check_memory(volume: Volume, block: tuple[int, ...], memory: int) -> None:
         )
 
 
+MOST_CLASSES = 1000
+"""That are told one by one: labels may be numbers of a million cells."""
+
+
 def _summary(found: Objects, dtype: str) -> dict[str, Any]:
     kinds, counts = np.unique(found.kind, return_counts=True)
+    by_class = {str(int(k)): int(c) for k, c in zip(kinds, counts, strict=True)}
     return {
         "objects": len(found.count),
-        "objects_by_class": {str(int(k)): int(c) for k, c in zip(kinds, counts, strict=True)},
+        **({"objects_by_class": by_class} if len(by_class) <= MOST_CLASSES else {}),
         "voxels": int(found.count.sum()),
         "voxels_filled": found.filled,
         "dtype": dtype,

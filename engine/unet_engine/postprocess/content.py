@@ -48,6 +48,8 @@ class Content:
     """Whether voxels number classes."""
     classes: tuple[str, ...] = ()
     """The names of labels 0, 1, …, where these are known."""
+    colours: tuple[str, ...] = ()
+    """Of the same, as ``#RRGGBB``; empty where the model names none."""
     source: str | None = None
     """The volume that a network was run on to make it, where it was."""
     said: Mapping[str, Any] = field(default_factory=dict)
@@ -188,10 +190,15 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
         channel_names=_channel_names(volume, pick, one.channels) or (classes if len(classes) == one.channels else ()),
         nodata=_nodata(header, labels=labels) or one.nodata,
         labels=labels,
-        classes=classes if labels else (),
+        classes=_label_names(header, classes) if labels else (),
+        colours=tuple(map(str, header.get("colours") or ())) if labels else (),
         source=str(header["input"]) if header.get("input") else None,
         said=header,
     )
+
+
+def _label_names(header: Mapping[str, Any], classes: tuple[str, ...]) -> tuple[str, ...]:
+    return classes or tuple(f"class {i}" for i in range(int(header.get("labels") or 0)))
 
 
 def _nodata(header: Mapping[str, Any], *, labels: bool) -> tuple[float, ...]:
@@ -200,7 +207,11 @@ def _nodata(header: Mapping[str, Any], *, labels: bool) -> tuple[float, ...]:
     if len(written) != 1:
         return ()
     value = written.pop()
-    return (value,) if isnan(value) or (labels and value >= len(header.get("classes") or ()) > 0) else ()
+    return (
+        (value,)
+        if isnan(value) or (labels and value >= len(header.get("classes") or ()) + int(header.get("labels") or 0) > 0)
+        else ()
+    )
 
 
 def _channel_names(volume: Volume, pick: Pick, count: int) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class World:
         matrix = np.zeros((n, n))
         for axis, size in enumerate(sizes):
             matrix[n - 1 - axis, axis] = size
-        unit = volume.unit if volume.spacing else "voxel"
+        unit = volume.unit or ("voxel" if all(size == 1 for size in sizes) else None)
         return cls(matrix, np.array(volume.translation[::-1]), unit, None, "")
 
     @property

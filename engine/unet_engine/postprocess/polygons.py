@@ -7,6 +7,7 @@ are taken out again, so that no block shows.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -149,7 +150,8 @@ def _frame(outlines: Mapping[int, Any], source: Source, world: World) -> Any:
 
 
 def _write(place: Path, driver: str, frame: Any) -> None:
-    with writing(str(place), "writing polygons"):
+    with writing(str(place), "writing polygons"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a map without CRS, which is told in words of ours
         if driver == "parquet":
             frame.to_parquet(place, index=False)
         else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from unet_engine.errors import OutputError, ResumeError, SettingsError, writing
 from unet_engine.output import array
@@ -42,6 +43,8 @@ class OutputTarget:
     layout: Layout
     digest: str
     durable: bool
+    attempt: str
+    """Another one for every command: what a worker keeps open of an earlier one, its scratch folders say, is gone."""
 
     def put(self, index: Index, box: Box, values: Array) -> None:
         output = _opened(self)
@@ -108,8 +111,9 @@ class Begun:
         output = Output(path, layout, self.digest, durability=durability)
         look = Look.CONTENT if changed or self.wish.verify else Look.LENGTHS
         self._inspect(output, look)
+        target = OutputTarget(path, layout, self.digest, self.wish.durable, uuid4().hex)
         try:
-            write_boxes(work, parts, OutputTarget(path, layout, self.digest, self.wish.durable), crew, output.pending())
+            write_boxes(work, parts, target, crew, output.pending())
         finally:
             _opened.cache_clear()
 

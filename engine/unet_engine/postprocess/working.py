@@ -76,6 +76,8 @@ def hand_over(named: str, *, overwrite: bool, durability: Durability = ON_DISK) 
     header = read_header(work)
     if header is None:
         raise OutputError(f"{work} is gone, which {named} was to be made of; run again with --resume")
+    if not header.get("complete"):
+        raise OutputError(f"{work} is not complete, which {named} is to be made of; run again with --resume")
     digest = str(header.get("digest"))
     content = content_of(open_stored(work), header=header)
     told = deliver(content, named, overwrite=overwrite, durability=durability, settled=lambda: _is_of(named, digest))

@@ -115,14 +115,15 @@ def _ending(path: str, content: Content) -> str:
 
 def _expected(settings: Settings, spec: ModelSpec, written: Volume, roi: Box) -> Content:
     """What the run will have made, as far as it is known."""
-    labels = settings.output == "labels"
-    shape: Sequence[int] = roi.shape if labels else (spec.channels_out, *roi.shape)
+    whole = settings.output == "labels"
+    labels = whole and not settings.components
+    shape: Sequence[int] = roi.shape if whole else (spec.channels_out, *roi.shape)
     return Content(
         origin=settings.input,
-        axes=written.spatial if labels else "c" + written.spatial,
+        axes=written.spatial if whole else "c" + written.spatial,
         shape=tuple(shape),
         chunks=tuple(shape),
-        dtype=np.dtype(dtype_of(settings, spec)),
+        dtype=np.dtype("u4" if settings.components else dtype_of(settings, spec)),
         read=_unread,
         spacing=written.spacing,
         translation=written.translation,

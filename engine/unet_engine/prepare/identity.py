@@ -18,7 +18,9 @@ from unet_engine.volumes.pick import ALL
 FORMAT = 1
 """Changes whenever the same settings would give other bytes than an earlier version's."""
 
-_DECIDE_NO_BYTE = {"name", "classes", "flops", "spacing", "spacing_unit", "input_quantiles", "channels", "mirror_axes"}
+_DECIDE_NO_BYTE = {
+    "name", "classes", "colours", "flops", "spacing", "spacing_unit", "input_quantiles", "channels", "mirror_axes"
+}  # fmt: skip
 """Fields of a spec that may be corrected without making another run of it."""
 
 

@@ -9,7 +9,7 @@ from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind
 from unet_engine.settings import KEEP, Settings
-from unet_engine.volumes import nodata
+from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.mask import Mask, open_mask
 from unet_engine.volumes.turned import as_stored, turn_of
@@ -33,6 +33,19 @@ def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
                 "value"
             )
     return volume.with_nodata(values)
+
+
+def about_marks(settings: Settings, volume: Volume, notes: list[str]) -> None:
+    """Say where a value looks as if nothing was measured there, and neither the volume nor the user says so."""
+    if settings.nodata is not None or volume.nodata or mask_path(settings, volume):
+        return
+    found = {value for channel in samples.values(volume) if (value := nodata.suspected(channel)) is not None}
+    if found:
+        listed = ",".join(f"{value:g}" for value in sorted(found))
+        notes.append(
+            f"voxels of {_listed(tuple(sorted(found)))} lie far from all others, which looks as if nothing was measured "
+            f"there: they are taken as voxels, in normalisation too; --nodata {listed} leaves them out, none keeps them"
+        )
 
 
 def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:

@@ -27,6 +27,7 @@ from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction, cut_of
 from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.notes import fall_back
+from unet_engine.prepare.outside import about_marks
 from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.second import compared
@@ -143,6 +144,7 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None) -> _Loaded:
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = samples.fingerprint(survey.scan)
     scale = samples.scaling_of(survey.scan, survey.model.spec.normalization)
+    about_marks(settings, survey.scan, notes)
     _about_inputs(survey, scale, notes)
     seen = Outputs()
     trial = _trial(survey, scale, seen)

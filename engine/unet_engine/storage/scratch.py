@@ -26,6 +26,8 @@ from unet_engine.units import size
 
 KEPT_SECONDS = 7 * 24 * 3600
 _PIECE = 2**20
+_LEFT_FREE = 2**30
+"""Bytes of a disk that are left to others."""
 _LOOKED_AT = 2**16
 
 Opener = Callable[[], BinaryIO]
@@ -105,10 +107,11 @@ def _key(file: str, skip: int, length: int) -> str:
 
 def _unpack(file: str, opener: Opener, skip: int, length: int, path: Path) -> None:
     free = shutil.disk_usage(path.parent).free
-    if length > free:
+    left = min(_LEFT_FREE, free // 10)
+    if length > free - left:
         raise InputError(
-            f"{file} has to be unpacked to {size(length)}, and {size(free)} are free in {path.parent}; set {FOLDER} to "
-            "a folder with more room"
+            f"{file} has to be unpacked to {size(length)}, and {size(free)} are free in {path.parent}, of which "
+            f"{size(left)} are left to others; set {FOLDER} to a folder with more room"
         )
     partial = path.with_suffix(".partial")
     try:

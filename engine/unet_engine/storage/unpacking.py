@@ -9,7 +9,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ DEFLATED = 1032
 HARMLESS = 2**26
 """Bytes that may be unpacked in vain."""
 
+_PIECE = 2**20
 _ZSTD, _GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b\x08"
 _ZSTD_BLOCK = 2**17
 """The most that one block of Zstandard unpacks to."""
@@ -47,6 +48,11 @@ def longest(size: int) -> int:
 def too_much(size: int, of: int) -> ValueError:
     """The error for what unpacks to `size` bytes where there are `of`."""
     return ValueError(f"it unpacks to {in_words(size)}, and a chunk of this array to {in_words(of)}")
+
+
+def too_much_at_least(size: int, of: int) -> ValueError:
+    """The same for what unpacks to more than `size` bytes."""
+    return ValueError(f"it unpacks to more than {in_words(size)}, and a chunk of this array to {in_words(of)}")
 
 
 def said(codec: str, head: bytes, tail: bytes = b"") -> int | None:
@@ -120,13 +126,28 @@ def _streamed(codec: Packing, data: memoryview, limit: int, size: int) -> bytes:
             raise
         room -= len(found[-1])
         if room <= 0:
-            raise ValueError(
-                f"it unpacks to more than {in_words(limit)}, and a chunk of this array to {in_words(size)}"
-            )
+            raise too_much_at_least(limit, size)
         if not stream.eof:
             raise ValueError("it breaks off")
         left = {"gzip": stream.unused_data.lstrip(b"\0"), "zlib": b""}.get(codec.codec_id, stream.unused_data)
     return b"".join(found)
+
+
+def inflates_beyond(pieces: Iterable[bytes], bits: int, most: int) -> bool:
+    """Whether a deflated stream, whose packed bytes come in `pieces`, unpacks to more than `most` bytes; `bits` say with
+    which header, as zlib counts. 1 MiB of it is in memory at once. Damaged ones do not."""
+    stream = zlib.decompressobj(bits)
+    try:
+        for piece in pieces:
+            left = piece
+            while left and not stream.eof:
+                most -= len(stream.decompress(left, _PIECE))
+                left = stream.unconsumed_tail
+                if most < 0:
+                    return True
+    except zlib.error:
+        pass
+    return False
 
 
 def _most_of_zstd(data: memoryview) -> int:

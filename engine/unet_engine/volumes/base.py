@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from unet_engine.errors import DataError, InputError, first_line
+from unet_engine.errors import DataError, InputError, UnetEngineError, first_line
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import READ_DECODE
@@ -338,4 +338,5 @@ class StoredVolume(ABC):
 
     def _blamed(self, what: str, error: Exception) -> InputError:
         """The error for `what`, which cannot be read, because of `error`."""
-        return DataError(f"{self.path}: {what} cannot be read: {first_line(error)}; {self.remedy}")
+        remedy = "" if isinstance(error, UnetEngineError) else f"; {self.remedy}"  # ours says its own
+        return DataError(f"{self.path}: {what} cannot be read: {first_line(error)}{remedy}")

@@ -4,6 +4,7 @@ file says, never its name."""
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
-from unet_engine.units import brief, times
+from unet_engine.storage.unpacking import inflates_beyond
+from unet_engine.units import brief, size, times
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection
 from unet_engine.volumes.dicom_order import Slice, ordered
@@ -48,7 +50,7 @@ class DicomFormat:
             headers = [(file, _header(pydicom, file)) for file in files]
             headers = [(file, header) for file, header in headers if header.get("Rows")]  # a DICOMDIR has no image
             notes = _one_series(path, headers)
-            slices = [one for file, header in headers for one in _slices(file, header)]
+            slices = [one for file, header in headers for one in _slices(file, header, parts[file].length)]
             return _volume(path, headers[0][1], ordered(path, slices), parts, notes, axes)
 
 
@@ -73,9 +75,28 @@ def _is_dicom(file: str) -> bool:
 
 def _header(pydicom: Any, file: str) -> Any:
     try:
+        _check_deflated(file)
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
     except Exception as error:
         raise InputError(f"{file} is no readable DICOM file: {error}; restore it, or take it out") from error
+
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+"""The transfer syntax in which all behind the first group is one deflated stream, which pydicom inflates at once."""
+_MOST_INFLATED = 2**29
+
+
+def _check_deflated(file: str) -> None:
+    """Raise `ValueError` where a file of a deflated transfer syntax inflates to more than any of a slice does."""
+    with Path(file).open("rb") as opened:
+        head = opened.read(4096)
+        if _DEFLATED not in head:
+            return
+        if head[132:140] != b"\x02\0\0\0UL\x04\0":
+            raise ValueError("its first group does not say how long it is")
+        opened.seek(144 + int.from_bytes(head[140:144], "little"))
+        if inflates_beyond(iter(lambda: opened.read(2**20), b""), -zlib.MAX_WBITS, _MOST_INFLATED):
+            raise ValueError(f"it inflates to more than {size(_MOST_INFLATED)}")
 
 
 def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
@@ -102,9 +123,11 @@ def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
     return notes
 
 
-def _slices(file: str, header: Any) -> list[Slice]:
-    """Those in one file, with all that must agree among them."""
+def _slices(file: str, header: Any, length: int) -> list[Slice]:
+    """Those in one file of so many bytes, with all that must agree among them."""
     frames = int(header.get("NumberOfFrames") or 1)
+    if frames > length:
+        raise ValueError(f"{file} says that it has {frames} frames, and has {length:,} bytes")
     shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or [None] * frames
     if len(per_frame) != frames:
@@ -156,7 +179,11 @@ class _Said:
 
     def number(self, group: str, key: str) -> float | None:
         value = self._value(group, key)
-        return None if value is None or value == "" or not np.isfinite(float(value)) else float(value)
+        if value is None or value == "":
+            return None
+        if not np.isfinite(float(value)):
+            raise ValueError(f"{key} is {value}")
+        return float(value)
 
 
 def _volume(

@@ -8,6 +8,7 @@ from unet_engine.errors import InputError
 from unet_engine.paths import is_local, plain
 from unet_engine.volumes.base import Format, Volume
 from unet_engine.volumes.dicom import DicomFormat
+from unet_engine.volumes.dicom_seg import DicomSegFormat
 from unet_engine.volumes.hdf5 import Hdf5Format
 from unet_engine.volumes.metaimage import MetaImageFormat
 from unet_engine.volumes.nifti import NiftiFormat
@@ -27,6 +28,7 @@ FORMATS: list[Format] = [
     NiftiFormat(),
     NrrdFormat(),
     MetaImageFormat(),
+    DicomSegFormat(),
     DicomFormat(),
     SlicesFormat(),
     ZarrFormat(),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from math import isfinite
+from itertools import product
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.paths import inside
+from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
 from unet_engine.units import times, unit_name
 from unet_engine.volumes import account, nodata
 from unet_engine.volumes.axes import checked_axes
@@ -33,6 +36,10 @@ from unet_engine.volumes.linear import Linear
 
 ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad", ".nc", ".nc4", ".cdf", ".ims")
 _MOST_LISTED = 12
+_MOST_LINKS = 16
+_MOST_COORDINATES = 2**24
+_HARMLESS = 2**29
+"""Bytes that a chunk may unpack to in vain."""
 
 
 class Hdf5Format:
@@ -90,14 +97,27 @@ def _only(file: str, opened: Any, h5py: Any) -> Any:
 
 
 def _named(file: str, opened: Any, name: str, h5py: Any) -> Any:
-    # a link in the file, on any part of the way, may lead to another file, which is not what the user named
-    link = opened.get(name, getlink=True) if name in opened else None
-    item = opened[name] if link and not isinstance(link, h5py.ExternalLink) else None
-    item = item if item is not None and item.file.filename == opened.filename else None
+    item = _followed(opened, name, h5py, _MOST_LINKS)
     if not isinstance(item, h5py.Dataset):
         there = _volumes(opened, h5py)
         what = "a group" if item is not None else "not in it"
         raise InputError(f"{file}: {name} is {what}; name one of {_listed(there) or 'none, it holds no volume'}")
+    return item
+
+
+def _followed(opened: Any, name: str, h5py: Any, most: int) -> Any:
+    """What lies at `name`, over no more than so many links; None where nothing does. A link on any part of the way may
+    lead to another file, which is not what the user named and may be a pipe: it is not opened."""
+    item = opened["/"]
+    for step in filter(None, name.split("/")):
+        link = item.get(step, getlink=True) if isinstance(item, h5py.Group) else None
+        if isinstance(link, h5py.SoftLink) and most > 0:
+            place = link.path if link.path.startswith("/") else f"{item.name}/{link.path}"
+            item = _followed(opened, place, h5py, most - 1)
+        else:
+            item = item[step] if isinstance(link, h5py.HardLink) else None
+        if item is None:
+            return None
     return item
 
 
@@ -216,6 +236,8 @@ def _coordinates(data: Any, names: str) -> _Place:
         if axis not in "zyx":
             continue
         scale = data.dims[index][0] if len(data.dims[index]) else None
+        if data.shape[index] > _MOST_COORDINATES:
+            return None, None, None, (f"{data.name}: it is too long for its coordinates along {axis}: left out",)
         if scale is None or scale.shape != (data.shape[index],) or scale.shape[0] < 2 or scale.dtype.kind not in "iuf":
             return None, None, None, ()
         values = scale[:].astype(np.float64)
@@ -234,11 +256,28 @@ class Hdf5Volume(FileVolume):
     linear: Linear
 
     def stored(self, selection: Selection) -> Array:
+        self._check_deflated(selection)
         try:
             return self.linear(np.asarray(self.data[selection]))
         except OSError as error:
-            if "filter" in str(error) and "hdf5plugin" not in str(error):
+            if "required filter" in str(error) and "hdf5plugin" not in str(error):
                 raise OSError(
                     f"{error}: pip install hdf5plugin, and import it in sitecustomize, or repack it"
                 ) from error
             raise
+
+    def _check_deflated(self, selection: Selection) -> None:
+        """Raise `ValueError` where a chunk in `selection` inflates to far more than a chunk is: HDF5 takes memory for all
+        of it. What is too short to do so is not looked at."""
+        chunks, stored = self.data.chunks, self.data.id
+        if self.data.compression != "gzip" or not hasattr(stored, "get_chunk_info_by_coord"):
+            return
+        spans = [range(*part.indices(n)) for part, n in zip(selection, self.stored_shape, strict=True)]
+        of = prod(chunks) * self.data.dtype.itemsize
+        for corner in product(*(range(s.start // c * c, s.stop, c) for s, c in zip(spans, chunks, strict=True))):
+            about = stored.get_chunk_info_by_coord(corner)
+            if about.byte_offset is None or about.size * DEFLATED <= max(_HARMLESS, longest(of)):
+                continue
+            packed = stored.read_direct_chunk(corner)[1]
+            if inflates_beyond([packed], zlib.MAX_WBITS, longest(of)):
+                raise too_much_at_least(longest(of), of)

@@ -60,7 +60,8 @@ class Linear:
         if self.dtype.kind == "i":
             whole: Array = stored.astype(self.dtype) * self.dtype.type(self.slope) + self.dtype.type(self.intercept)
             return whole
-        return np.asarray(stored.astype(np.float64) * self.slope + self.intercept, self.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is found like all that is stored so
+            return np.asarray(stored.astype(np.float64) * self.slope + self.intercept, self.dtype)
 
     def values(self, stored: Sequence[float]) -> tuple[float, ...]:
         """What single numbers stand for, as voxels of `dtype`."""

@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from unet_engine.units import brief
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, has_ending, opening
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.packed import Described, volume_of
+from unet_engine.volumes.packed import Described, beside, volume_of
 
 _LONGEST = 2**18
 """Bytes of a header."""
@@ -70,6 +69,8 @@ def _described(path: str, header: Mapping[str, str], length: int) -> Described:
     data = _data_file(path, header["elementdatafile"])
     parts = tuple(Part.of(file) for file in dict.fromkeys((path, data)))
     offset = length if data == path else int(header.get("headersize", 0))
+    if channels < 1 or offset < -1:
+        raise ValueError(f"ElementNumberOfChannels is {channels} and HeaderSize {offset}")
     if offset == -1:
         offset = max(0, parts[-1].length - int(np.prod(shape, dtype=object)) * channels * dtype.itemsize)
     return Described(
@@ -94,7 +95,7 @@ def _data_file(path: str, named: str) -> str:
         return path
     if named.upper().startswith("LIST") or "%" in named:
         raise InputError(f"{path} keeps its data in several files ({brief(named)}); save it as one")
-    return os.path.join(os.path.dirname(path), named)  # noqa: PTH118, PTH120
+    return beside(path, named)
 
 
 def _frame(header: Mapping[str, str], n: int) -> Frame | None:

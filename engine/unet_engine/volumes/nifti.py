@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +30,67 @@ class NiftiFormat:
     def open(self, path: str, axes: str | None) -> Volume:
         Part.of(path)
         nibabel = package(path, "a NIfTI file", "nibabel", "nifti")
+        _check_others(path)
         with opening(path, "NIfTI file"):
-            image = nibabel.load(path)
-            return volume_of(self, path, _described(path, image), axes)
+            _check_extensions(nibabel, path)
+            with _listening(nibabel.imageglobals.logger) as heard:
+                image = nibabel.load(path)
+            said = _described(path, image)
+            notes = (*said.notes, *(f"{path}: {message}" for message in heard))
+            return volume_of(self, path, replace(said, notes=notes), axes)
+
+
+def _check_others(path: str) -> None:
+    """Raise `InputError` where a file that belongs to the one at `path`, by its name, is none: nibabel opens them."""
+    if not path.lower().endswith((".hdr", ".img", ".hdr.gz", ".img.gz")):
+        return
+    folder, name = os.path.split(path)
+    stem = name.lower().removesuffix(".gz")[: -len("hdr")]
+    others = {f"{stem}{ending}{packed}" for ending in ("hdr", "img", "mat") for packed in ("", ".gz", ".bz2", ".zst")}
+    for found in os.listdir(folder or "."):  # noqa: PTH208
+        if found.lower() in others:
+            Part.of(os.path.join(folder, found))  # noqa: PTH118
+
+
+_HEADS = {348: (108, "f"), 540: (168, "q")}
+"""By the length of a header of NIfTI: where it says at which byte the voxels begin, and in which type."""
+_LONGEST_EXTENSION = 2**26
+"""Bytes of what lies between a header and the voxels."""
+
+
+def _check_extensions(nibabel: Any, path: str) -> None:
+    """Raise `ValueError` where what lies between header and voxels is longer than any is: nibabel reads it whole, and
+    of a packed file it may be gigabytes."""
+    with nibabel.openers.ImageOpener(path) as file:
+        head = file.read(max(_HEADS) + 4)
+        order = next((o for o in "<>" if len(head) > 4 and struct.unpack_from(f"{o}i", head)[0] in _HEADS), None)
+        if order is None:
+            return
+        length = struct.unpack_from(f"{order}i", head)[0]
+        if len(head) < length + 4 or not head[length]:
+            return
+        at, kind = _HEADS[length]
+        begin, place = struct.unpack_from(order + kind, head, at)[0], length + 4
+        file.seek(place)
+        while place + 16 <= begin and len(sizes := file.read(8)) == 8:
+            size = struct.unpack(f"{order}ii", sizes)[0]
+            place += size
+            if size < 8 or place > _LONGEST_EXTENSION:
+                raise ValueError(f"an extension of its header has {size:,} bytes")
+            file.read(size - 8)
+
+
+@contextmanager
+def _listening(logger: logging.Logger) -> Iterator[list[str]]:
+    """What is logged in this context, as a list, instead of on stderr."""
+    heard: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage().splitlines()[0])  # type: ignore[method-assign]
+    others, logger.handlers = logger.handlers, [listener]
+    try:
+        yield heard
+    finally:
+        logger.handlers = others
 
 
 def _described(path: str, image: Any) -> Described:
@@ -37,6 +101,8 @@ def _described(path: str, image: Any) -> Described:
         axes, shape, dtype = axes + "c", (*shape, len(dtype.names)), dtype[0]
     files = {holder.filename for holder in image.file_map.values() if holder.filename}
     data = str(image.file_map["image"].filename)
+    if "header" not in image.file_map and int(proxy.offset) < getattr(image.header, "sizeof_hdr", 0):
+        raise ValueError(f"it says that its voxels begin at byte {int(proxy.offset)}, inside the header")
     unit, notes = _unit(path, image)
     affine = np.asarray(image.affine, np.float64)
     spatial = sum(a in "zyx" for a in axes)

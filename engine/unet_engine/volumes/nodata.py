@@ -13,16 +13,31 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-KEYS = ("_FillValue", "missing_value", "nodata", "nodatavals", "GDAL_NODATA")
-"""Attributes that say it: CF and xarray, GDAL and rasterio. The fill value of the array itself is none of them: it is 0
-nearly everywhere, and 0 is a voxel like others."""
+KEYS = (
+    "_FillValue",
+    "missing_value",
+    "nodata",
+    "nodatavals",
+    "GDAL_NODATA",
+    "no_data",
+    "nodata_value",
+    "nodata_values",
+)
+"""Attributes that say it, in any case: CF and xarray, GDAL and rasterio, and what others call it. The fill value of the
+array itself is none of them: it is 0 nearly everywhere, and 0 is a voxel like others."""
+FAR = 4.0
+"""A value that marks what was not measured lies so many times the range of all others away from them."""
+OFTEN, VARIED = 1e-3, 16
+"""It is so large a part of the voxels, and the others have so many values: in masks and labels nothing is far."""
+LOOKED_AT = 2**18
+"""Voxels that are looked at; more say nothing more."""
 
 
 def said(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> tuple[float, ...]:
     """The values that the attributes of an array of `dtype` name, and that it can hold; none where they name none."""
     found: list[float] = []
-    for key in KEYS:
-        value = attributes.get(key)
+    named = [value for key in KEYS for name, value in attributes.items() if name.lower() == key.lower()]
+    for value in named:
         for one in value if isinstance(value, list | tuple) else [value]:
             number = _number(one)
             if number is not None and in_type(number, dtype) is not None and not _is_in(number, found):
@@ -53,6 +68,22 @@ def where(voxels: Array, values: Sequence[float]) -> npt.NDArray[np.bool_]:
         elif (cast := in_type(value, voxels.dtype)) is not None:
             found |= voxels == cast
     return found
+
+
+def suspected(voxels: Array) -> float | None:
+    """The least or largest of `voxels`, of any shape, where it looks like a mark and not like something measured; None
+    where neither does. 0 is none."""
+    some = voxels.ravel()[:: -(-voxels.size // LOOKED_AT) or 1]
+    finite = some[np.isfinite(some)] if some.dtype.kind == "f" else some
+    values, counts = np.unique(finite, return_counts=True)
+    if values.size < VARIED + 1:
+        return None
+    ends = values[[0, 1, -2, -1]].astype(np.float64)
+    for mark, nearest, furthest in ((0, 1, -1), (-1, -2, 0)):
+        gap, span = abs(ends[nearest] - ends[mark]), abs(ends[furthest] - ends[nearest])
+        if ends[mark] != 0 and counts[mark] >= OFTEN * finite.size and gap > FAR * span:
+            return float(ends[mark])
+    return None
 
 
 def _is_in(value: float, values: Sequence[float]) -> bool:

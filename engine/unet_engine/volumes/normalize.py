@@ -29,21 +29,27 @@ class Scaling:
     """Raw values below the first become the first, those above the second the second."""
     void: Pair | None = None
     """A closed interval of raw values: what lies outside the foreground."""
+    voids: tuple[Pair | None, ...] | None = None
+    """The same of each channel, where they differ."""
 
     @property
     def limits(self) -> npt.NDArray[np.float64] | None:
         """Clip and void per channel as `operations.gather` takes them; None where there are none."""
-        if self.clip is None and self.void is None:
+        if self.clip is None and self.void is None and self.voids is None:
             return None
         clip = self.clip or ((-inf, inf),) * len(self.shift)
-        return np.array([(*pair, *(self.void or (inf, -inf))) for pair in clip], np.float64)
+        return np.array([(*pair, *(self._void_of(c) or (inf, -inf))) for c, pair in enumerate(clip)], np.float64)
+
+    def _void_of(self, channel: int) -> Pair | None:
+        return self.voids[channel] if self.voids else self.void
 
     def normalised(self, raw: Array, channel: int) -> Array:
         """Voxels of one channel, of any shape, in the type they come in if that is a float, else float64."""
         x = raw if raw.dtype.kind == "f" else raw.astype(np.float64)
         y = np.clip(x, *self.clip[channel]) if self.clip else x
         y = (y - x.dtype.type(self.shift[channel])) * x.dtype.type(self.scale[channel])
-        return np.where((x >= self.void[0]) & (x <= self.void[1]), x.dtype.type(0), y) if self.void else y
+        void = self._void_of(channel)
+        return np.where((x >= void[0]) & (x <= void[1]), x.dtype.type(0), y) if void else y
 
     def facts(self) -> dict[str, Any]:
         """As JSON values, what is not used left out."""
@@ -51,8 +57,14 @@ class Scaling:
         if self.clip:
             facts["clip"] = [list(pair) for pair in self.clip]
         if self.void:
-            facts["zeroed"] = "0" if self.void == (0.0, 0.0) else f"up to {self.void[1]!r}"
+            facts["zeroed"] = _zeroed(self.void)
+        if self.voids:
+            facts["zeroed"] = [void and _zeroed(void) for void in self.voids]
         return facts
+
+
+def _zeroed(void: Pair) -> str:
+    return "0" if void == (0.0, 0.0) else f"up to {void[1]!r}"
 
 
 def scaling(normalization: Normalization, samples: Sequence[Array]) -> Scaling:
@@ -61,12 +73,29 @@ def scaling(normalization: Normalization, samples: Sequence[Array]) -> Scaling:
 
     Raises `DataError` where the statistic does not exist: no finite voxel, no foreground, or all voxels alike.
     """
+    if normalization.each:
+        return _of_each(normalization.each, samples)
     flat = [np.asarray(values).ravel() for values in samples]
     if normalization.together and flat:
         flat = [np.concatenate(flat)] * len(flat)
     found = [_channel(normalization, values, c) for c, values in enumerate(flat)]
     clip = tuple(c[2] for c in found if c[2] is not None)
     return Scaling(tuple(c[0] for c in found), tuple(c[1] for c in found), clip or None, _void(normalization))
+
+
+_ANY = (-3.0e38, 3.0e38)
+"""Of a channel that is not clipped, beside one that is."""
+
+
+def _of_each(ways: Sequence[Normalization], samples: Sequence[Array]) -> Scaling:
+    found = [scaling(way, [values]) for way, values in zip(ways, samples, strict=True)]
+    voids = tuple(one.void for one in found)
+    return Scaling(
+        tuple(one.shift[0] for one in found),
+        tuple(one.scale[0] for one in found),
+        tuple(one.clip[0] if one.clip else _ANY for one in found) if any(one.clip for one in found) else None,
+        voids=voids if any(voids) else None,
+    )
 
 
 def quantiles(samples: Sequence[Array], scale: Scaling) -> Quantiles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import InputError
-from unet_engine.units import brief, unit_name
+from unet_engine.units import brief, times, unit_name
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.packed import Described, Packing, volume_of
+from unet_engine.volumes.packed import Described, Packing, beside, volume_of
 
 _LONGEST = 2**20
 """Bytes of a header."""
@@ -67,6 +66,8 @@ def _header_lines(path: str) -> tuple[list[bytes], int]:
 
 def _described(path: str, header: Mapping[str, Any], dtype: np.dtype[Any], length: int) -> Described:
     shape = tuple(int(n) for n in header["sizes"])
+    if int(header.get("dimension", len(shape))) != len(shape):
+        raise ValueError(f"dimension is {header['dimension']} and sizes are {times(shape)}")
     encoding = str(header.get("encoding", "raw")).lower()
     if encoding not in _PACKED:
         raise InputError(f"{path} is encoded as {brief(encoding)}, which is not read here; save it as raw or gzip")
@@ -105,7 +106,7 @@ def _data_file(path: str, header: Mapping[str, Any]) -> str:
         return path
     if named.startswith("LIST") or len(named.split()) > 1:
         raise InputError(f"{path} keeps its data in several files ({brief(named)}); save it as one")
-    return os.path.join(os.path.dirname(path), named)  # noqa: PTH118, PTH120
+    return beside(path, named)
 
 
 def _axes(header: Mapping[str, Any], count: int) -> tuple[str, list[int]]:

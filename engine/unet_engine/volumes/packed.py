@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.storage import scratch
 from unet_engine.storage.scratch import Opener, ZlibFile
-from unet_engine.units import size
+from unet_engine.units import brief, size
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Format, Volume
 from unet_engine.volumes.files import Part, PlainVolume, plain_chunks
@@ -44,6 +46,22 @@ class Described:
     unit: str | None = None
     notes: tuple[str, ...] = ()
     parts: tuple[Part, ...]
+
+
+def beside(path: str, named: str) -> str:
+    """The file of the name that the header at `path` gives for its numbers. Raises `InputError` where it does not lie in
+    the header's folder or below, after links: a header from elsewhere is not to choose what of this machine is read."""
+    found = os.path.join(os.path.dirname(path), named)  # noqa: PTH118, PTH120
+    if not named.strip() or "://" in named or not _below(os.path.dirname(path) or ".", found):  # noqa: PTH120
+        raise InputError(
+            f"{path} says that its data are in {brief(named)}, which is no file in its folder; put that file beside it "
+            "and correct the name"
+        )
+    return found
+
+
+def _below(folder: str, file: str) -> bool:
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
 
 
 def volume_of(opened_by: Format, path: str, said: Described, axes: str | None) -> Volume:

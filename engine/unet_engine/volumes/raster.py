@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import check_file, inside, is_local
 from unet_engine.units import unit_name
-from unet_engine.volumes import nodata
+from unet_engine.volumes import nodata, vrt
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.files import FileVolume, Part, check_pieces, grouped, has_ending, opening, package
@@ -47,12 +48,17 @@ class RasterFormat:
         file, wanted = inside(path)
         part = (Part.of(file),) if is_local(file) else ()
         rasterio = package(path, "a raster with a place on the map", "rasterio", "geo")
+        notes: tuple[str, ...] = ()
+        if is_local(file):
+            vrt.check_beside(file)
+            notes = vrt.checked(file) if file.lower().endswith(".vrt") else ()
         handles = _Handles(rasterio, file)
         with opening(path, "raster"), handles.one() as data:
             parts = (*part, *_others(file, data))
             if wanted == MASK:
                 return _mask(path, data, handles, parts, axes)
-            return _bands(path, rasterio, data, handles, parts, axes)
+            found = _bands(path, rasterio, data, handles, parts, axes)
+            return replace(found, notes=(*notes, *found.notes))
 
 
 def _is_geotiff(file: str) -> bool:
@@ -88,12 +94,16 @@ class _Handles:
         with self._rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_VRT_ENABLE_PYTHON="NO"):
             with self._lock:
                 handle = self._free.pop() if self._free else None
-            handle = handle or self._rasterio.open(self._file, driver=self._driver)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that nothing says where it lies
+                handle = handle or self._rasterio.open(self._file, driver=self._driver)
             try:
                 yield handle
-            finally:
-                with self._lock:
-                    self._free.append(handle)
+            except self._rasterio.errors.RasterioIOError as error:
+                handle.close()  # what failed once it may leave out the next time, as if nothing were there
+                raise _said_by_gdal(error) from error
+            with self._lock:
+                self._free.append(handle)
 
 
 def _others(file: str, data: Any) -> tuple[Part, ...]:
@@ -210,6 +220,12 @@ def _placed(data: Any) -> tuple[Frame | None, str | None]:
     if data.crs:
         unit = "degree" if data.crs.is_geographic else unit_name(str(data.crs.linear_units))
     return Frame.of(turned, "crs", data.crs.to_wkt() if data.crs else None), unit
+
+
+def _said_by_gdal(error: Exception) -> Exception:
+    """The error of GDAL's own, which rasterio keeps behind one of its that says nothing."""
+    cause = error.__cause__
+    return cause if isinstance(cause, Exception) and "See previous exception" in str(error) else error
 
 
 def _window(selection: Selection, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

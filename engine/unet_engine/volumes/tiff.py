@@ -3,18 +3,22 @@ compressed."""
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.units import times
-from unet_engine.volumes import account
+from unet_engine.volumes import account, pictures
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.files import (
@@ -46,11 +50,52 @@ class TiffFormat:
         part = Part.of(path)
         tifffile = package(path, "a TIFF file", "tifffile", "tiff")
         with opening(path, "TIFF file"):
-            series = _series(path, tifffile.TiffFile(path))
-            names = _named(path, series, axes)
-            if series.dataoffset is not None and series.dtype.kind in "buif":
-                return _in_place(path, part, series, names)
-            return _by_piece(path, part, series, names)
+            file = tifffile.TiffFile(path)
+            try:
+                return _volume(path, part, file, axes)
+            except BaseException:
+                file.close()
+                raise
+
+
+def _volume(path: str, part: Part, file: Any, axes: str | None) -> Volume:
+    _check_named(path, file)
+    series = _series(path, file)
+    names = _named(path, series, axes)
+    if series.dataoffset is not None and series.dtype.kind in "buif":
+        return _in_place(path, part, series, names)
+    return _by_piece(path, part, series, names)
+
+
+_SEVERAL = "{} is one of several files of an OME-TIFF; join them to one, or give a folder of slices"
+
+
+def _check_named(path: str, file: Any) -> None:
+    """Raise `InputError` where a file's own description leads to other files, which tifffile would open, whatever they
+    are, or to more planes than any has, which it would list."""
+    if "_MMStack" in file.filename:
+        for other in Path(path).parent.glob(f"{glob.escape(file.filename.rpartition('_MMStack')[0])}_MMStack*"):
+            Part.of(str(other))
+    if not file.is_ome:
+        return
+    try:
+        root = ElementTree.fromstring(file.ome_metadata)
+    except ElementTree.ParseError:  # tifffile goes by the pages then
+        return
+    for element in root.iter():
+        kind, said = element.tag.rpartition("}")[2], element.attrib
+        planes = [abs(int(said[key])) for key in _COUNTS.get(kind, ()) if said.get(key, "").lstrip("-").isdecimal()]
+        if prod(map(max, planes, itertools.repeat(1))) > _MOST_PLANES:
+            raise InputError(f"{path} describes more planes than {_MOST_PLANES:,}, the most that are read; correct it")
+        own = element.text == root.get("UUID") or (
+            root.get("UUID") is None and said.get("FileName", "").lower() == file.filename.lower()
+        )
+        if kind == "UUID" and "FileName" in said and not own:
+            raise InputError(_SEVERAL.format(path))
+
+
+_COUNTS = {"Pixels": ("SizeZ", "SizeC", "SizeT"), "TiffData": ("PlaneCount", "NumPlanes")}
+_MOST_PLANES = 2**22
 
 
 def _series(path: str, file: Any) -> Any:
@@ -65,7 +110,7 @@ def _series(path: str, file: Any) -> Any:
             f"{path} holds {len(found)} images, and nothing says which is meant ({listed}); save the one as a file"
         )
     if found[0].is_multifile:
-        raise InputError(f"{path} is one of several files of an OME-TIFF; join them to one, or give a folder of slices")
+        raise InputError(_SEVERAL.format(path))
     return found[0]
 
 
@@ -158,13 +203,15 @@ def _by_piece(path: str, part: Part, series: Any, names: str) -> Volume:
         )
     pieces = tuple(len(span) for span in _piece(page))
     check_pieces(path, inside, pieces, page.dtype.itemsize)
-    return TiffVolume(
+    found = TiffVolume(
         **_facts(path, part, series, names),
         stored_chunks=grouped(names, series.shape, (1,) * len(pages) + pieces, page.dtype.itemsize),
         stored_dtype=np.dtype(page.dtype),
         series=series,
         pages=pages,
     )
+    weakref.finalize(found, series.parent.close)
+    return found
 
 
 def _places(page: Any) -> dict[str, int]:
@@ -240,6 +287,7 @@ class TiffVolume(FileVolume):
             if key.compression in (6, 7, 34892, 33007)
             else {}
         )
+        pictures.check(data, *_sides(key)[2:4])
         voxels, corner, shape = key.decode(data or None, piece, **tables)
         if voxels is None:
             voxels = np.full(shape, key.nodata, self.stored_dtype)

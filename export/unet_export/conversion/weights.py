@@ -70,7 +70,8 @@ def read_weights(path: Path) -> Weights:
 def weights_in(path: Path, held: Any) -> Weights:
     """The tensors in `held`, which the file at `path` holds. Raises `ModelError` where it has none with a name."""
     weights = Weights(path, {}, {}, type(held).__name__.rpartition(".")[2] if isinstance(held, _Inert) else "")
-    _collect(held, "", "", weights)
+    within = {str(i): one for i, one in enumerate(held)} if isinstance(held, list | tuple) else held
+    _collect(within, "", "", weights)
     if not weights.tensors:
         keys = ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"
         raise ModelError(f"{path} holds no weights by name, only {keys or 'nothing'}; save net.state_dict()")
@@ -126,13 +127,32 @@ def read_plain(path: Path) -> Any:
         except Exception as error:
             unknown = _UNKNOWN.search(str(error))
             if unknown is None:
-                raise ModelError(
-                    f"{path} cannot be read as plain weights: {first_line(error)}; save net.state_dict() alone"
-                ) from error
+                raise ModelError(f"{path} cannot be read as plain weights: {_why(path, error)}") from error
             name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
             kind = dict if name.endswith(_DICTIONARIES) else type(name, (_Inert,), {})
             known.append((kind, name))
     raise ModelError(f"{path} cannot be read as plain weights: too much else is in it; save net.state_dict() alone")
+
+
+_NO_WEIGHTS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file itself, e.g. with git lfs pull",
+    b"<": "it is a web page or XML; download the file itself",
+    b"{": "it is JSON; give the file of the weights that lies beside it",
+    b"\x80": "it is a plain pickle or cut short; save net.state_dict() with torch.save",
+}
+"""What a file is that begins so, and what to do."""
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Why PyTorch cannot read the file; its own advice is to run what is in it."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start[:2] == b"PK":
+        return f"{first_line(error)}; save net.state_dict() alone"
+    if not start:
+        return "it is empty; download or save it again"
+    other = "it is no file of torch.save; save net.state_dict() with it"
+    return next((what for begins, what in _NO_WEIGHTS.items() if start.startswith(begins)), other)
 
 
 def _numpy_types() -> list[Any]:

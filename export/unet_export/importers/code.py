@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unet_engine.errors import ModelError, SettingsError, first_line
+from unet_engine.errors import ModelError, first_line
 from unet_engine.model import trust as trusting
 from unet_engine.model.file import hash_of
 
@@ -61,17 +61,15 @@ def _callable(module: Any, name: str) -> Callable[..., Any]:
 
 
 def built(make: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> Any:
-    """The network that `make` returns for `keywords`, in inference mode. Raises `SettingsError`."""
+    """The network that `make` returns for `keywords`, in inference mode. Raises `ModelError`."""
     from torch import nn
 
     try:
         network = make(**keywords)
     except Exception as error:
-        raise SettingsError(
-            f"{where}: its network cannot be built: {first_line(error)}; check its arguments"
-        ) from error
+        raise ModelError(f"{where}: its network cannot be built: {first_line(error)}; check its arguments") from error
     if not isinstance(network, nn.Module):
-        raise SettingsError(
+        raise ModelError(
             f"{where}: what builds its network returns a {type(network).__name__}, no torch.nn.Module; correct it"
         )
     return network.float().cpu().eval()

@@ -23,6 +23,8 @@ MOST_BYTES = parse_bytes("64GiB")
 """That the files of an archive may have together, unpacked."""
 MOST_TEXT = parse_bytes("16MiB")
 """Of a description."""
+MOST_YAML = parse_bytes("1MiB")
+"""Of one in YAML, which takes seconds to read."""
 MOST_NODES = 100_000
 """Values in a description."""
 HIGHEST_RATIO = 200
@@ -102,6 +104,8 @@ class Files:
         import yaml
 
         text = self.text(name)
+        if len(text) > MOST_YAML and not name.lower().endswith(".json"):
+            raise ModelError(f"{self.path}: {name} is too large for a description; get the source again")
         try:
             said = json.loads(text) if name.lower().endswith(".json") else yaml.safe_load(text)
         except (ValueError, yaml.YAMLError, RecursionError) as error:

@@ -241,7 +241,7 @@ def _segments(content: Content, present: Sequence[int]) -> list[Any]:
             segmented_property_type=tissue,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            display_color=hd.color.CIELabColor.from_rgb(*colour_of(label)),
+            display_color=hd.color.CIELabColor.from_rgb(*colour_of(label, content.colours)),
         )
         for label in range(1, count + 1)
     ]

@@ -105,7 +105,7 @@ def _describe(rasterio: Any, data: Any, content: Content) -> None:
     if any(name and name not in kinds for name in content.channel_names):  # else bands were not called anything
         data.descriptions = content.channel_names
     if content.labels and content.classes and content.dtype in (np.uint8, np.uint16) and content.count("c") == 1:
-        data.write_colormap(1, {i: (*colour_of(i), 255) for i in range(len(content.classes))})
+        data.write_colormap(1, {i: (*colour_of(i, content.colours), 255) for i in range(len(content.classes))})
         data.update_tags(1, **{f"class_{i}": name for i, name in enumerate(content.classes)})
     else:
         other = rasterio.enums.ColorInterp

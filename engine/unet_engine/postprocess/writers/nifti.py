@@ -76,6 +76,8 @@ def _header(content: Content) -> Any:
     header = (nibabel.Nifti1Header if max(shape) <= _LONGEST else nibabel.Nifti2Header)()
     header.set_data_dtype(plain_type(content.dtype))
     header.set_data_shape(shape)
+    if content.count("c") > 1:
+        header.set_intent("vector")  # without it ITK takes channels for a fifth axis, and refuses
     place, unit = content.in_unit(_UNITS)
     if unit:
         header.set_xyzt_units(xyz=unit)

@@ -86,7 +86,7 @@ def _segments(content: Content) -> dict[str, str]:
     for label, name in enumerate(content.classes):
         if label:
             start = f"Segment{label - 1}_"
-            colour = " ".join(f"{v / 255:.4f}" for v in colour_of(label))
+            colour = " ".join(f"{v / 255:.4f}" for v in colour_of(label, content.colours))
             found |= {f"{start}ID": f"Segment_{label}", f"{start}Name": _line(name), f"{start}Color": colour}
             found |= {f"{start}LabelValue": str(label), f"{start}Layer": "0"}
     return found

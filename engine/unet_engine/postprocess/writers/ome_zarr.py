@@ -126,6 +126,8 @@ def _omero(content: Content) -> dict[str, Any]:
 def _label(content: Content) -> dict[str, Any]:
     if not content.classes:
         return {}
-    colours = [{"label-value": i, "rgba": [*colour_of(i), 255 * (i > 0)]} for i in range(len(content.classes))]
+    colours = [
+        {"label-value": i, "rgba": [*colour_of(i, content.colours), 255 * (i > 0)]} for i in range(len(content.classes))
+    ]
     names = [{"label-value": i, "name": name} for i, name in enumerate(content.classes)]
     return {"image-label": {"version": "0.5", "colors": colours, "properties": names}}

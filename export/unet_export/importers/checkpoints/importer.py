@@ -11,12 +11,13 @@ from typing import Any
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.credit import Credit
+from unet_engine.paths import check_file
 from unet_engine.units import Tell
 from unet_engine.version import version_of
 from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.checkpoints import hyperparameters
 from unet_export.importers.checkpoints.smp import HOW, Named, built, name_of, parsed
-from unet_export.importers.files import Files
+from unet_export.importers.files import MOST_TEXT, Files
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pt", "model.bin")
 _OWN = ("encoder_name", "encoder_weights")
@@ -39,6 +40,7 @@ class SmpFolder:
         if not path.is_dir() or not (path / "config.json").is_file():
             return False
         try:
+            check_file(path / "config.json", MOST_TEXT)
             said = json.loads((path / "config.json").read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             return any((path / name).is_file() for name in _WEIGHTS)

@@ -121,7 +121,7 @@ class _Reader:
             "its configuration",
             self._credit(left_out, inferer),
             head=self.wanted.head,
-            predictor=_predictor(network, before, inferer, order, promised),
+            predictor=_predictor(network, before, inferer, order, behind),
             predicted_by="MONAI's sliding_window_inference",
             example=None,
             inference=_settings(inferer),
@@ -376,7 +376,9 @@ def _settings(inferer: Inferer) -> dict[str, Any]:
     return {"overlap": inferer.overlap, "blend": "monai" if inferer.mode == "gaussian" else "constant"}
 
 
-def _predictor(network: Any, before: Before, inferer: Inferer, order: _Order, promised: Mapping[str, Any]) -> Any:
+def _predictor(network: Any, before: Before, inferer: Inferer, order: _Order, behind: Behind) -> Any:
     from unet_export.importers.monai.predictor import Predictor
 
-    return Predictor(network, before, inferer.overlap, inferer.mode, inferer.padding, order.x_first)
+    return Predictor(
+        network, before, inferer.overlap, inferer.mode, inferer.padding, order.x_first, behind.output["output"]
+    )

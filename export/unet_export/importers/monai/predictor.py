@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from monai import transforms
+from monai.data.meta_tensor import MetaTensor
 from monai.inferers.utils import sliding_window_inference
+from monai.transforms.spatial.array import Spacing, SpatialResample
 
 from unet_export.importers.base import Array
 from unet_export.importers.monai.transforms import Before
 
+_MODES = {0: "nearest", 1: "bilinear"}
+"""By order."""
+
 
 @dataclass(frozen=True)
 class Predictor:
-    """From a volume (c, [z,] y, x) to the outputs that MONAI blends, in the same order of axes."""
+    """From a volume (c, [z,] y, x) to the outputs that MONAI blends, in the same order of axes; of one with a spacing, in
+    that order too, brought to the network's, and its outputs back."""
 
     network: Any
     before: Before
@@ -24,21 +31,43 @@ class Predictor:
     mode: str
     padding: str
     x_first: bool
+    back: int = 1
+    """Order in which outputs come back to a volume's own grid."""
 
-    def __call__(self, volume: Array, window: tuple[int, ...]) -> Array:
-        image, roi = np.asarray(volume, np.float32), tuple(window)
+    def __call__(self, volume: Array, window: tuple[int, ...], spacing: Sequence[float] | None = None) -> Array:
+        image, roi, lengths = np.asarray(volume, np.float32), tuple(window), tuple(spacing or ())
         if self.x_first:
-            image, roi = image.transpose(0, *range(image.ndim - 1, 0, -1)), roi[::-1]
+            image, roi, lengths = image.transpose(0, *range(image.ndim - 1, 0, -1)), roi[::-1], lengths[::-1]
         tensor: Any = torch.from_numpy(np.ascontiguousarray(image))
+        result = self._resampled(tensor, roi, lengths) if lengths else self._blended(self._normal(tensor), roi)
+        found = np.asarray(result, np.float32)
+        return found.transpose(0, *range(found.ndim - 1, 0, -1)) if self.x_first else found
+
+    def _resampled(self, tensor: Any, roi: tuple[int, ...], lengths: tuple[float, ...]) -> Any:
+        """Through MONAI's Spacing, and back to the grid of `tensor`."""
+        assert self.before.resampling is not None
+        assert self.before.spacing is not None
+        affine = torch.diag(torch.tensor([*lengths, 1.0], dtype=torch.float64))
+        first = self.before.resampling["first"] == "interpolated"
+        there = MetaTensor(tensor if first else self._normal(tensor), affine=affine)
+        mode = _MODES[self.before.resampling["image"]]
+        moved = Spacing(self.before.spacing, mode=mode)(there)
+        given = torch.as_tensor(np.asarray(moved), dtype=torch.float32)
+        made = MetaTensor(self._blended(self._normal(given) if first else given, roi), affine=moved.affine)
+        home = SpatialResample(mode=_MODES[self.back], padding_mode="border")
+        return home(made, dst_affine=affine, spatial_size=tensor.shape[1:])
+
+    def _normal(self, tensor: Any) -> Any:
         for name, arguments in self.before.array_transforms:
             tensor = getattr(transforms, name)(**arguments)(tensor)
-        tensor = torch.as_tensor(np.asarray(tensor), dtype=torch.float32)
+        return torch.as_tensor(np.asarray(tensor), dtype=torch.float32)
+
+    def _blended(self, tensor: Any, roi: tuple[int, ...]) -> Any:
         with torch.inference_mode():
             made = sliding_window_inference(
                 tensor[None], roi, 1, self._first, overlap=self.overlap, mode=self.mode, padding_mode=self.padding
             )
-        result = np.asarray(made[0], np.float32)
-        return result.transpose(0, *range(result.ndim - 1, 0, -1)) if self.x_first else result
+        return made[0]
 
     def _first(self, x: Any) -> Any:
         made = self.network(x)

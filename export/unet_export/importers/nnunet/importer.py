@@ -46,7 +46,7 @@ class NnUNet:
         "network, patch size, transposed axes, spacing, normalisation, classes, regions, mirrored axes, folds; 2D, 3d_fullres, "
         "3d_lowres"
     )
-    cannot = "cascades, channels normalised in different ways, nnU-Net 1"
+    cannot = "cascades, nnU-Net 1"
 
     def recognises(self, path: Path) -> bool:
         return folders.located(path) is not None or folders.is_first_version(path)

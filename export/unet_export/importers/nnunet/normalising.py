@@ -24,7 +24,7 @@ _LEAST = 1e-8
 
 def normalization_of(folder: Path, plans: Plans, configuration: Configuration) -> tuple[Normalization, list[str]]:
     """What becomes of voxels, and what of that is not as nnU-Net does it. Raises `ModelError` for a scheme that is not
-    known, and for channels of which some are measured and others not."""
+    known."""
     schemes = configuration.normalization_schemes
     unknown = [s for s in schemes if s not in _WORDS]
     advice = "say --normalize, see docs/normalisation.md"
@@ -36,20 +36,18 @@ def normalization_of(folder: Path, plans: Plans, configuration: Configuration) -
     if all(word in ("ct", "none", "rgb") for word in words):
         return _fixed(folder, plans, words), []
     if len(set(words)) > 1:
-        raise ModelError(
-            f"{folder}: its channels are normalised in different ways ({', '.join(schemes)}), some by what is measured of "
-            f"the volume, and a model file has one way for all; normalise them yourself and {advice.replace('say', 'say how with')}"
-        )
+        return _of_each(folder, plans, configuration, words)
     if words[0] == "minmax":
         return Normalization(mode="minmax"), []
     return _zscore(configuration)
 
 
-def _fixed(folder: Path, plans: Plans, words: Sequence[str]) -> Normalization:
+def _fixed(folder: Path, plans: Plans, words: Sequence[str], first: int = 0) -> Normalization:
+    """Of the channels from `first` on."""
     if set(words) == {"none"}:
         return Normalization(mode="none")
     mean, std, clip = [], [], []
-    for channel, word in enumerate(words):
+    for channel, word in enumerate(words, first):
         known = plans.intensities.get(str(channel))
         if word == "ct" and known is None:
             raise ModelError(
@@ -80,13 +78,31 @@ def _bounds(folder: Path, channel: int, known: Intensities) -> Pair:
 
 def _zscore(configuration: Configuration) -> tuple[Normalization, list[str]]:
     masked = set(configuration.use_mask_for_norm)
-    if masked == {True}:
-        note = (
-            "the mask of its z-score: here it is of each channel what is not 0, there what is not 0 in any, with holes "
-            "filled"
-        )
-        return Normalization(mode="zscore", foreground="nonzero"), [note]
-    if masked == {True, False}:
-        note = "the mask of its z-score, which only some channels have: here all voxels of the volume count"
-        return Normalization(mode="zscore"), [note]
-    return Normalization(mode="zscore"), []
+    if masked == {True, False} and len(configuration.use_mask_for_norm) == len(configuration.normalization_schemes):
+        ways = [_masked() if masked else Normalization(mode="zscore") for masked in configuration.use_mask_for_norm]
+        return Normalization(mode="each", each=tuple(ways)), [_MASK]
+    return (_masked(), [_MASK]) if True in masked else (Normalization(mode="zscore"), [])
+
+
+_MASK = (
+    "the mask of its z-score: here it is of each channel what is not 0, there what is not 0 in any, with holes filled"
+)
+
+
+def _masked() -> Normalization:
+    return Normalization(mode="zscore", foreground="nonzero")
+
+
+def _of_each(
+    folder: Path, plans: Plans, configuration: Configuration, words: Sequence[str]
+) -> tuple[Normalization, list[str]]:
+    """Of channels of which some are measured and others not."""
+    masks = configuration.use_mask_for_norm
+    masked = [word == "zscore" and bool(masks[c : c + 1] == (True,)) for c, word in enumerate(words)]
+    ways = []
+    for channel, word in enumerate(words):
+        if word in ("zscore", "minmax"):
+            ways.append(_masked() if masked[channel] else Normalization.model_validate({"mode": word}))
+        else:
+            ways.append(_fixed(folder, plans, [word], channel))
+    return Normalization(mode="each", each=tuple(ways)), [_MASK] if any(masked) else []
