@@ -4,6 +4,7 @@ import unet_engine
 result = unet_engine.run("scan.zarr", model="membrane.onnx", out="labels.zarr")
 plan = unet_engine.make_plan("scan.zarr", model="membrane.onnx")
 model = unet_engine.open_model("membrane.onnx")
+unet_engine.convert("labels.zarr", "labels.nii.gz")
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
     from unet_engine.model.file import ModelFile, open_model
     from unet_engine.model.spec import ModelSpec
     from unet_engine.plan.plan import Plan
+    from unet_engine.postprocess.convert import convert
 
-__all__ = ["ModelFile", "ModelSpec", "Plan", "Result", "make_plan", "open_model", "run"]
+__all__ = ["ModelFile", "ModelSpec", "Plan", "Result", "convert", "make_plan", "open_model", "run"]
 
 _HOMES = {
     "ModelFile": "model.file", "open_model": "model.file", "ModelSpec": "model.spec", "Plan": "plan.plan",
-    "Result": "api", "make_plan": "api", "run": "api",
+    "Result": "api", "make_plan": "api", "run": "api", "convert": "postprocess.convert",
 }  # fmt: skip
 
 

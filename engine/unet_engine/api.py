@@ -187,7 +187,9 @@ def _handed_over(prepared: Prepared) -> list[str]:
     if not working.is_file(survey.named):
         return []
     replaces = survey.settings.overwrite or survey.settings.resume  # what is there, this run was begun to replace
-    return working.hand_over(survey.named, overwrite=replaces, durability=prepared.job.durability)
+    return working.hand_over(
+        survey.named, overwrite=replaces, run=prepared.job.plan.digest, durability=prepared.job.durability
+    )
 
 
 def _release(prepared: Prepared) -> None:
