@@ -165,6 +165,36 @@ def test_a_run_takes_what_was_predicted_and_that_is_within_the_budget(
     assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]
 
 
+@pytest.mark.parametrize(("classes", "memory", "end"), [(100, 180, 150), (512, 260, 220)])
+def test_a_run_that_goes_on_keeps_to_the_plan_as_well(tmp_path: Path, classes: int, memory: int, end: int) -> None:
+    """Killed at more than half of its windows: what was committed is looked at, and halos wait for blocks that are done."""
+    spec: dict[str, Any] = {"window": (16,) * 3, "window_min": (16,) * 3, "window_step": (0,) * 3}
+    image = np.random.default_rng(0).integers(0, 255, (48,) * 3, dtype=np.uint8)
+    volume = make_volume(str(tmp_path / "v.zarr"), image, chunks=(16, 16, 16))
+    model = fake_model(tmp_path, channels_out=classes, kill_at=end, **spec)
+    arguments = ["--in", volume, "--model", model, "--memory", f"{memory}MiB", "--out", tmp_path / "o.zarr"]
+    main = "from unet_engine.commands.cli import main; main()"
+    killed = subprocess.run([sys.executable, "-c", main, "run", *map(str, arguments)], capture_output=True, check=False)
+    assert killed.returncode == -9
+    result = _run(*arguments, "--resume")
+    assert 0 < result["blocks_written"] < result["blocks_planned"]
+    assert result["predicted_rss_bytes"] <= memory * 2**20
+    assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]
+
+
+@pytest.mark.parametrize(("classes", "memory"), [(2, 330), (100, 560)])
+def test_each_worker_keeps_to_its_share(tmp_path: Path, classes: int, memory: int) -> None:
+    pytest.importorskip("distributed")
+    spec: dict[str, Any] = {"window": (16,) * 3, "window_min": (16,) * 3, "window_step": (0,) * 3}
+    image = np.random.default_rng(0).integers(0, 255, (48,) * 3, dtype=np.uint8)
+    volume = make_volume(str(tmp_path / "v.zarr"), image, chunks=(16, 16, 16))
+    model = fake_model(tmp_path, channels_out=classes, **spec)
+    result = _run("--in", volume, "--model", model, "--memory", f"{memory}MiB", "--workers", 2, "--threads", 1)
+    assert result["workers"] == 2
+    assert result["predicted_rss_bytes"] <= memory * 2**20 / 2
+    assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]
+
+
 def test_five_members_take_what_was_predicted_in_any_poses(tmp_path: Path) -> None:
     """Each has slots of its own, of 4 MiB an answer: what loading them took is in the prediction."""
     pytest.importorskip("onnx")

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import unet_engine
 from support.command_line import cli
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.errors import ModelError, OutputError, ResumeError, UnetEngineError
+from unet_engine.output.header import read_header
 from unet_engine.postprocess import deliver, working
 from unet_engine.postprocess.convert import convert
 from unet_engine.volumes.formats import open_volume
@@ -233,6 +235,21 @@ def test_an_output_of_a_turned_scan_is_converted_to_where_it_lay(from_array):
     found = nibabel.load("o.nii")
     assert np.allclose(found.affine[:3, 3], (TURNED @ [4, 3, 2, 1])[:3], atol=1e-6)
     assert np.array_equal(found.affine[:3, :3], TURNED[:3, :3])
+
+
+def test_parts_that_end_together_make_it_once(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(deliver, "_keep", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OutputError):
+            run()
+    digest = read_header(".o.nii.gz.unet-engine")["digest"]
+    with ThreadPoolExecutor(4) as pool:
+        told = [pool.submit(working.hand_over, "o.nii.gz", overwrite=False, run=digest) for _ in range(4)]
+        assert [one.result() for one in told] == [[]] * 4
+    assert files() == ["o.nii.gz"]
+    assert np.array_equal(np.asarray(nibabel.load("o.nii.gz").dataobj), ZYX.T)
+    with pytest.raises(OutputError, match="is gone"):
+        working.hand_over("o.nii.gz", overwrite=False, run="another")
 
 
 def test_finish_makes_the_file(monkeypatch):

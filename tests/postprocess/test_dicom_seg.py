@@ -128,6 +128,11 @@ def test_the_default_for_a_series_is_a_segmentation():
     assert other.out.endswith("ct-id.zarr")
 
 
+def test_a_series_without_uids_still_runs_by_default():
+    ct(change=lambda n: {"SOPInstanceUID": ""})
+    assert unet_engine.run("ct", model="id.fake.toml", normalize="zscore").out.endswith("ct-id.zarr")
+
+
 def test_frames_of_one_file_in_any_order():
     data = header(np.zeros((9, 20, 24), np.uint16), NumberOfFrames=9, **UIDS)
     data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage

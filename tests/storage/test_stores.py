@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import zarr
 
 import unet_engine
 import unet_export
@@ -95,3 +96,23 @@ def test_nobody_else_tells_a_url_by_its_text():
     rooms = [Path(package.__file__).parent for package in (unet_engine, unet_export)]
     asking = {p for room in rooms for p in room.rglob("*.py") if re.search(r"[\"']://[\"'] (not )?in ", p.read_text())}
     assert {p.name for p in asking if p.parent.name != "cluster"} == {"paths.py"}
+
+
+def test_no_more_of_remote_metadata_is_asked_for_than_they_may_have(tmp_path, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    path, asked, plain = f"memory://{tmp_path}/long.zarr", [], MemoryFileSystem.cat_file
+
+    def noted(self, path, start=None, end=None, **kwargs):
+        asked.append((path.rpartition("/")[2], end))
+        return plain(self, path, start, end, **kwargs)
+
+    zarr.create_array(path, shape=(4, 4), dtype="u1", attributes={"long": "x" * 4000})
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", noted)
+    monkeypatch.setattr(stores, "LONGEST_METADATA", 4096)
+    with pytest.raises(OSError, match="no metadata have"):
+        stores.open_node(path)
+    assert ("zarr.json", 4097) in asked
+    assert {end for _, end in asked} == {4097}
+    monkeypatch.setattr(stores, "LONGEST_METADATA", 2**16)
+    assert stores.open_node(path).shape == (4, 4)

@@ -152,7 +152,7 @@ def _remote(prefix: str) -> list[str]:
         files, _, where = fsspec.get_fs_token_paths(prefix)
         scheme = prefix.partition("://")[0]
         names = sorted(str(name).rstrip("/") for name in files.ls(where[0].rstrip("/"), detail=False))
-        return [name if "://" in name else f"{scheme}://{name.lstrip('/')}" for name in names]
+        return [f"{scheme}://{name.lstrip('/')}" if is_local(name) else name for name in names]
     except Exception as error:
         raise InputError(
             f"{prefix} cannot be listed: {first_line(error)}; name the volumes one by one, or in a list"

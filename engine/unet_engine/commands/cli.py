@@ -44,7 +44,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
 @click.version_option(package_name="unet-engine")
 def app() -> None:
-    """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result as OME-Zarr.
+    """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result.
 
     \b
     unet-engine demo DIR                              try it: makes a volume, runs, shows the result

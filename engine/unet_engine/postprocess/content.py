@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,8 +153,13 @@ class Spool:
 
 
 def _take_room(descriptor: int, length: int) -> None:
-    if length and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, length)
+    try:
+        if length and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, length)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        os.ftruncate(descriptor, length)  # file systems that cannot say beforehand
 
 
 def _ordered(values: Array, axes: str, wanted: str) -> Array:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from unet_engine.errors import OutputError, ResumeError
+from unet_engine.errors import OutputError, ResumeError, UnetEngineError
 from unet_engine.output import completion, output
 from unet_engine.output.header import read_header
 from unet_engine.paths import is_local, plain
@@ -69,9 +70,20 @@ def _run_of(said: Mapping[str, Any] | None) -> str | None:
     return said.get("run") or said.get("digest")
 
 
-def hand_over(named: str, *, overwrite: bool, durability: Durability = ON_DISK) -> list[str]:
-    """Make the file `named` of the complete group beside it, which goes then; what people are told. Raises what
-    `unet_engine.postprocess.deliver.deliver` raises."""
+def hand_over(named: str, *, overwrite: bool, run: str | None = None, durability: Durability = ON_DISK) -> list[str]:
+    """Make the file `named` of the complete group beside it, which goes then; what people are told. run: whose file it
+    is to be, where that is known: parts that end together may all make it, and one does.
+
+    Raises what `unet_engine.postprocess.deliver.deliver` raises."""
+    try:
+        return _made(named, overwrite=overwrite, durability=durability)
+    except UnetEngineError:
+        if run is None or _run_of(account_of(named)) != run:
+            raise
+        return []  # another part was faster, and has taken away what it was made of
+
+
+def _made(named: str, *, overwrite: bool, durability: Durability) -> list[str]:
     work = work_of(named)
     header = read_header(work)
     if header is None:
@@ -82,7 +94,8 @@ def hand_over(named: str, *, overwrite: bool, durability: Durability = ON_DISK) 
     content = content_of(open_stored(work), header=header)
     told = deliver(content, named, overwrite=overwrite, durability=durability, settled=lambda: _is_of(named, digest))
     if stores.exists(work):
-        output.remove(work)
+        with suppress(OutputError):  # another part may be at it; what is left, the next resume takes away
+            output.remove(work)
     return told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import zarr
+from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
@@ -94,7 +96,7 @@ class Url:
     def location(self, path: str) -> Any:
         """A store that asks anew every time: file systems keep lists of what lies in a folder, and what others have
         written since would not be there, e.g. markers of other parts."""
-        return FsspecStore.from_url(path, storage_options={"use_listings_cache": False})
+        return _Remote.from_url(path, storage_options={"use_listings_cache": False})
 
     def exists(self, path: str) -> bool:
         """True for a Zarr array or group."""
@@ -118,6 +120,18 @@ class Url:
 
     def remove(self, path: str, first: str) -> None:
         sync(zarr.open_group(self.location(path), mode="r+").store_path.delete_dir())
+
+
+class _Remote(FsspecStore):  # type: ignore[misc]
+    """zarr's, but for metadata that are too long: of those no more is asked for than they may have."""
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        if byte_range is not None or key.rpartition("/")[2] not in _METADATA_FILES:
+            return await super().get(key, prototype, byte_range)
+        found = await super().get(key, prototype, RangeByteRequest(0, LONGEST_METADATA + 1))
+        if found is not None and len(found) > LONGEST_METADATA:
+            raise OSError(errno.EFBIG, f"{key} has more than {LONGEST_METADATA:,} bytes, and no metadata have")
+        return found
 
 
 class Zipped:

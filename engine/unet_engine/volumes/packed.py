@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 
 from unet_engine.errors import InputError
+from unet_engine.paths import is_local
 from unet_engine.storage import scratch
 from unet_engine.storage.scratch import Opener, ZlibFile
 from unet_engine.units import brief, size
@@ -52,7 +53,7 @@ def beside(path: str, named: str) -> str:
     """The file of the name that the header at `path` gives for its numbers. Raises `InputError` where it does not lie in
     the header's folder or below, after links: a header from elsewhere is not to choose what of this machine is read."""
     found = os.path.join(os.path.dirname(path), named)  # noqa: PTH118, PTH120
-    if not named.strip() or "://" in named or not _below(os.path.dirname(path) or ".", found):  # noqa: PTH120
+    if not named.strip() or not is_local(named) or not _below(os.path.dirname(path) or ".", found):  # noqa: PTH120
         raise InputError(
             f"{path} says that its data are in {brief(named)}, which is no file in its folder; put that file beside it "
             "and correct the name"

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from unet_engine.errors import InputError
-from unet_engine.paths import check_file
+from unet_engine.paths import check_file, is_local
 from unet_engine.units import brief
 
 _LONGEST = 2**26
@@ -88,7 +88,7 @@ def _named(file: str) -> Iterator[tuple[str, str | None, bool]]:
 
 def _place(file: str, name: str, *, relative: bool) -> str | None:
     """The path that `name` means; None where it is none of this disk: a URL, a place of GDAL's own, a connection."""
-    if "://" in name or name.lower().startswith("/vsi") or "<" in name:
+    if not is_local(name) or name.lower().startswith("/vsi") or "<" in name:
         return None
     place = os.path.join(os.path.dirname(file), name) if relative else name  # noqa: PTH118, PTH120
     return None if ":" in name and not os.path.lexists(place) else place
