@@ -1,5 +1,5 @@
-"""The whole run: prepare, open the output, execute, state that it is complete. `run` and `make_plan` are the Python
-API."""
+"""The whole run: prepare, open the output, execute, state that it is complete. `run` is that by one call;
+`unet_engine.arrays.calls` has the Python API."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from unet_engine.output.locks import Holding, clear, hold
 from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
-from unet_engine.plan.plan import Plan
 from unet_engine.postprocess import working
 from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
-from unet_engine.prepare.prepare import Prepared, prepare
-from unet_engine.prepare.survey import check_output, survey
+from unet_engine.prepare.prepare import Prepared
+from unet_engine.prepare.survey import check_output
 from unet_engine.profiling import tracing
 from unet_engine.redaction import redacted
 from unet_engine.settings import Settings
@@ -112,14 +111,6 @@ def run(input: str, **options: Any) -> Result:
     """
     with team(Settings.of(input=input, **options)) as crew:
         return run_volume(crew, crew.prepare())
-
-
-def make_plan(input: str, **options: Any) -> Plan:
-    """The plan that `run` with the same options would execute; nothing is written."""
-    prepared = prepare(survey(Settings.of(input=input, **options)))
-    if prepared.network:
-        prepared.network.close()
-    return prepared.job.plan
 
 
 def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell: Tell = silent) -> Result:

@@ -72,6 +72,10 @@ class BatchError(UnetEngineError):
     exit_code = 11
 
 
+class UnetEngineWarning(UserWarning):
+    """What users should know of a run, as Python warns of it."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, cut to one line: the cause inside a message of ours."""
     if isinstance(error, KeyError):

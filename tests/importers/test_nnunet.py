@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ import unet_engine  # noqa: E402
 from support import nnunet  # noqa: E402
 from support.command_line import cli  # noqa: E402
 from support.volumes import fake_model, make_volume, result_of  # noqa: E402
+from unet_engine.errors import ModelError  # noqa: E402
+from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.spec import Resampling  # noqa: E402
 from unet_engine.stitching import operations  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
 from unet_export.conversion.adapt import adapted  # noqa: E402
 from unet_export.importers.base import Wanted  # noqa: E402
-from unet_export.importers.make import _spec  # noqa: E402
+from unet_export.importers.certificate import certified  # noqa: E402
+from unet_export.importers.make import _spec, make  # noqa: E402
 from unet_export.importers.nnunet.importer import NnUNet  # noqa: E402
 
 SHARED = Path(__file__).parents[3] / "shared/models/nnunet_layout"
@@ -403,3 +407,18 @@ def test_the_first_version_and_foreign_folders_are_told_apart(tmp_path):
     assert not NnUNet().recognises(tmp_path / "foreign")
     assert not NnUNet().recognises(tmp_path / "nothing")
     assert not Path("executed").exists()
+
+
+def test_the_certificate_is_of_voxels_of_another_size_where_plans_resample(tmp_path):
+    folder = nnunet.result_folder(tmp_path / "r", "3d_fullres", nnunet.configuration(PATCH))
+    found, spec = read(folder)
+    assert found.example_spacing == tuple(s / 1.25 for s in spec.spacing)
+    out = tmp_path / "net.onnx"
+    made = make(NnUNet(), Wanted(checkpoint=str(folder), out=str(out)), lambda _: None)
+    (certificate,) = made["credit"]["certificate"]
+    assert certificate["against"].endswith("of voxels of another size")
+    assert tuple(certificate["shape"][1:]) == found.example.shape[1:]
+    assert certificate["largest_difference"] < 1e-4
+    as_they_are = replace(found, predictor=lambda volume, window, _: found.predictor(volume, window))
+    with pytest.raises(ModelError, match="would not give what the source does"):
+        certified(as_they_are, open_model(out))

@@ -307,6 +307,27 @@ def test_a_device_pipeline_chooses_too(tmp_path):
     assert plans[0].identity["shared"] == plans[1].identity["shared"] == [0, 0, 0]
 
 
+def test_a_network_of_planes_over_a_volume(tmp_path):
+    """The first and the last plane too: regions lie in single planes."""
+    noise = np.random.default_rng(0).normal(size=(3, 60, 60)).astype(np.float32)
+    volume = make_volume(tmp_path / "scan.zarr", noise)
+    model = fake_model(tmp_path, axes="yx", activation="sigmoid", context=[2, 2])
+    plan = unet_engine.make_plan(volume, model=model, **AUTO)
+    assert plan.identity["shared"] == [0, 0]
+    assert plan.window_range.shape[0] == 3
+
+
+def test_a_network_that_loses_voxels_at_each_side(tmp_path):
+    noise = np.random.default_rng(0).normal(size=(30, 44, 44)).astype(np.float32)
+    volume = make_volume(tmp_path / "scan.zarr", noise)
+    model = fake_model(tmp_path, margin=[1, 1, 1], activation="sigmoid", context=[2, 2, 2])
+    said = cli("plan", "--in", volume, "--model", model, "--tiling", "auto", "--tiling-budget", 50, "--json")
+    assert said.code == 0, said.err
+    choice = TilingChoice.model_validate(said.json["tiling_choice"])
+    assert choice.shared == (0, 0, 0)
+    assert choice.agreement == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,8 +15,8 @@ from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Pending
 from unet_engine.hanging import watched
 from unet_engine.pipeline.columns import ALWAYS, run_columns
-from unet_engine.pipeline.job import Counters
-from unet_engine.pipeline.worker import Opened, Worker
+from unet_engine.pipeline.job import Counters, Job
+from unet_engine.pipeline.worker import Opened, Sink, Worker
 from unet_engine.prepare.given import NOTHING, Given, Ready
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import Survey, check_output, survey
@@ -32,6 +33,8 @@ class LocalTeam:
     def __init__(self, settings: Settings, tell: Tell = silent, given: Given = NOTHING, leg: Leg | None = None) -> None:
         """given: what is open already; leg: its part among the volumes of one command"""
         self._settings, self._tell, self._given, self._leg = settings, tell, given, leg
+        self.sink: Callable[[Job], Sink] | None = None
+        """Makes what takes the place of the output, where blocks are to be kept elsewhere."""
         self._workers: list[Worker] = []
         self._profile: dict[str, Snapshot] = {}
         note = connection.cuda_cluster_note(settings)
@@ -39,12 +42,14 @@ class LocalTeam:
 
     def prepare(self) -> Prepared:
         surveyed = survey(self._settings, self._given)
-        check_output(surveyed)
+        if self.sink is None:
+            check_output(surveyed)
         prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed))
         volume, devices = self._given.volume and surveyed.volume, prepared.survey.devices
         # the first takes over the network that planning loaded
-        opened = [Opened(volume, network=prepared.network)]
-        opened += [Opened(volume, network=self._leg.other(name) if self._leg else None) for name in devices[1:]]
+        kept = self.sink(prepared.job) if self.sink else None
+        opened = [Opened(volume, network=prepared.network, output=kept)]
+        opened += [Opened(volume, network=self._leg.other(d) if self._leg else None, output=kept) for d in devices[1:]]
         self._workers = [
             Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)), handed)
             for device, handed in zip(devices, opened, strict=True)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unet_engine.output.header import ARRAY
+from unet_engine.plan.box import Box
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.turn import Turn
 
@@ -36,6 +38,17 @@ class Layout:
 
     def in_stored_order(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(values[self.names.index(a)] for a in self.stored)
+
+    def target(self, box: Box) -> tuple[slice, ...]:
+        """`box` of what is written, relative to the first voxel, in the array."""
+        box = self.turn.stored_box(box) if self.turn else box
+        return (slice(None),) * (self.channels is not None) + self.in_stored_order(box.slices())
+
+    def as_stored(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values of a block, (*box.shape) or (channels, *box.shape), as a view in stored order."""
+        lead = 0 if self.channels is None else 1
+        values = self.turn.stored_view(values) if self.turn else values
+        return values.transpose([*range(lead), *(lead + self.names.index(a) for a in self.stored)])
 
     @property
     def voxel_bytes(self) -> int:

@@ -154,12 +154,7 @@ class Output:
 
     def _span(self, plan: Plan, index: Index) -> tuple[Chunk, tuple[int, ...]]:
         """Where the chunks of a block lie."""
-        return self.chunks.span(self._target(plan.write_box(index).relative_to(plan.roi.lo)))
-
-    def _target(self, box: Box) -> tuple[slice, ...]:
-        """`box` of what is written in the array."""
-        box = self.layout.turn.stored_box(box) if self.layout.turn else box
-        return (slice(None),) * (self.layout.channels is not None) + self.layout.in_stored_order(box.slices())
+        return self.chunks.span(self.layout.target(plan.write_box(index).relative_to(plan.roi.lo)))
 
     def write(self, box: Box, values: npt.NDArray[Any]) -> Stored | None:
         """Write `values`, shape (*box.shape) or (channels, *box.shape), at `box`, relative to the output's origin.
@@ -168,13 +163,9 @@ class Output:
         leads the run. Returns what is stored there now; None where another process had completed the output already.
         Raises `OutputError` where the disk is full or the store refuses; what was written before stays valid.
         """
-        layout = self.layout
-        lead = 0 if layout.channels is None else 1
-        values = layout.turn.stored_view(values) if layout.turn else values
-        order = [lead + layout.names.index(a) for a in layout.stored]
         with writing(self.path, f"writing voxels {box}"):
             try:
-                return self.chunks.write(self._target(box), values.transpose([*range(lead), *order]))
+                return self.chunks.write(self.layout.target(box), self.layout.as_stored(values))
             except Exception:
                 if self.header.journal.is_open:
                     raise

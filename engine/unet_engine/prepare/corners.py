@@ -60,7 +60,8 @@ class Corner:
         for a, axis in enumerate(axes):
             middle = (octant.lo[a] + octant.hi[a] - lengths[a]) // 2
             start = min(max(middle, axis.margin), axis.size - axis.margin - lengths[a])
-            lo.append(max(axis.margin, start // axis.lattice * axis.lattice) if self.signs[a] else self.at[a])
+            first = -(-axis.margin // axis.lattice)
+            lo.append(max(first, start // axis.lattice) * axis.lattice if self.signs[a] else self.at[a])
         return Box(tuple(lo), tuple(l + n for l, n in zip(lo, lengths, strict=True)))
 
 
@@ -71,16 +72,18 @@ def corner_near(
     `strides` meet if that may be. Where an axis has no room for a border in its inside, windows span it."""
     at, signs = [], []
     for a, axis in enumerate(axes):
-        unit = strides[a] if strides[a] % axis.lattice == 0 else axis.lattice
         middle = (box.lo[a] + box.hi[a]) // 2
         choices = []
         for sign in (1, -1):
             low = axis.margin + (longest[a] if sign < 0 else 1)
             high = axis.size - axis.margin - (longest[a] if sign > 0 else 1)
+            # windows that end here begin on the lattice, too
+            offset = longest[a] % axis.lattice if sign < 0 else 0
+            unit = axis.lattice if offset or strides[a] % axis.lattice else strides[a]
             for step in (unit, axis.lattice):
-                first, last = -(-low // step), high // step
+                first, last = -(-(low - offset) // step), (high - offset) // step
                 if first <= last:
-                    choices.append((min(max(middle // step, first), last) * step, sign))
+                    choices.append((min(max(middle // step, first), last) * step + offset, sign))
                     break
         if choices:
             x, sign = choices[int(rng.integers(len(choices)))]

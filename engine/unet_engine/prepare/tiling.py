@@ -277,7 +277,7 @@ class _Trier:
         full = [min(r, c) for r, c in zip(reach or context, context, strict=True)]
         for part in (1.0, 0.75, 0.5):
             sizes = [
-                1 if a < self.planes else axis.at_least(-(-context[a] // 2) + 2 * round(part * full[a]))
+                1 if a < self.planes else axis.at_least(-(-context[a] // 2) + 2 * round(part * full[a]) + axis.lattice)
                 for a, axis in enumerate(axes)
             ]
             if None not in sizes and prod(self.inputs(sizes)) <= self.memory.most(1):
@@ -294,7 +294,9 @@ class _Trier:
         strides = [max(1, int(n * (1 - BAR))) for n in self.own]
         corners = [corner_near(box, design.contexts[-1], axes, strides, rng) for box in boxes]
         corners = [
-            replace(c, at=tuple(box.lo[a] if a < self.planes else x for a, x in enumerate(c.at)))
+            replace(
+                c, at=(*box.lo[: self.planes], *c.at[self.planes :]), signs=(0,) * self.planes + c.signs[self.planes :]
+            )
             for c, box in zip(corners, boxes, strict=True)
         ]
         corners = list(dict.fromkeys(corners))
@@ -314,6 +316,8 @@ class _Trier:
             corner.around(octant, design.yardstick, self.axes())
             for corner, octant in zip(corners, largest, strict=True)
         ]
+        if not all(box.contains(octant) for box, octant in zip(boxes, largest, strict=True)):
+            raise _Keeps(f"{self.survey.volume.path} has no room for windows with more context")
         found = list(map(self._reference, boxes, self._inferred(design.yardstick, boxes)))
         present = {int(label) for reference in found for label in np.unique(reference.labels)} - {NOT_MEANT}
         if len(present) < 2:

@@ -15,14 +15,14 @@ from unet_engine.model.origins import origins, said_beside
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
 from unet_engine.units import Tell
 from unet_export.conversion.adapt import GivesLabels, adapted
-from unet_export.conversion.checkpoint import open_checkpoint
+from unet_export.conversion.checkpoint import Checkpoint, open_checkpoint
 from unet_export.conversion.labels import cut_file, gives_whole_numbers
 from unet_export.conversion.probe import Geometry, probe
 from unet_export.conversion.request import Export, changed, spec_for_export
 from unet_export.conversion.runners import OnnxNetwork, plain_graph
 from unet_export.conversion.writing import RUN, Meaning, finished, tell_second_opinion, written_with_sizes
 
-__all__ = ["Export", "export"]
+__all__ = ["Export", "export", "export_module"]
 
 
 def export(wanted: Export, tell: Tell = print) -> dict[str, Any]:
@@ -59,6 +59,26 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
     checkpoint = open_checkpoint(
         wanted.checkpoint, wanted.factory, wanted.arguments, wanted.weights, tell, trust=wanted.trust
     )
+    return _written(checkpoint, _embedded(wanted.checkpoint), wanted, tell)
+
+
+def export_module(network: Any, wanted: Export, tell: Tell = print) -> ModelSpec:
+    """Write ``wanted.out`` for a torch module, which ``wanted.checkpoint`` is a name of; its mode and device are as
+    before. Returns the spec. Raises as `export`."""
+    training, devices = network.training, {parameter.device for parameter in network.parameters()}
+    if len(devices) > 1:
+        raise ModelError(f"{wanted.checkpoint} lies on several devices; move it to one, e.g. with .cpu()")
+    device = next(iter(devices), None)
+    try:
+        return _written(Checkpoint(network.cpu().eval(), "module"), None, wanted, tell)[0]
+    finally:
+        network.train(training)
+        if device is not None:
+            network.to(device)
+
+
+def _written(checkpoint: Checkpoint, embedded: ModelFile | None, wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
+    """embedded: what the checkpoint says of itself"""
     labels: GivesLabels | None = None
     try:
         network = adapted(checkpoint.network, wanted.window, wanted.channels, wanted.head, tell)
@@ -66,7 +86,6 @@ def _torch(wanted: Export, tell: Tell) -> tuple[ModelSpec, float]:
         labels, network = found, found.network
     geometry = probe(network, wanted.window, wanted.channels, fixed=wanted.sizes == "static")
     _check_free(wanted, geometry)
-    embedded = _embedded(wanted.checkpoint)
     if labels or (not embedded and gives_whole_numbers(network, geometry.channels_in, geometry.window)):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"{Path(wanted.checkpoint).stem}.onnx")

@@ -53,9 +53,9 @@ class Sample:
     """What the network makes of it: `compared` says behind which step."""
 
 
-Predictor = Callable[[Array, tuple[int, ...]], Array]
+Predictor = Callable[..., Array]
 """The source's own: from a volume (c, [z,] y, x), as it comes, and the window, to float32 (c, [z,] y, x), what the
-network's outputs blend to."""
+network's outputs blend to. Where a source has an ``example_spacing``, that is the third argument."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ class Imported:
     """What that is, for people."""
     example: Array | None = None
     """A volume for the predictor, where the source has one; else one is made."""
+    example_spacing: tuple[float, ...] | None = None
+    """Its voxel size, in the spec's unit, where a run and the predictor bring it to the network's and back. None: it has
+    that of the network."""
     inference: Mapping[str, Any] = field(default_factory=dict)
     """Settings of a run that puts windows together as the source does."""
     versions: Mapping[str, str] | None = None

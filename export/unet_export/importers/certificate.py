@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +116,11 @@ def _of_sample(found: Imported, model: ModelFile, sample: Sample) -> Certificate
 def _of_predictor(found: Imported, model: ModelFile) -> Certificate:
     assert found.predictor is not None
     volume = example_of(model.spec) if found.example is None else found.example
-    theirs = np.asarray(found.predictor(volume, model.spec.window), np.float32)
-    ours = through_run(model, volume, **found.inference)
-    certificate = compared(found.predicted_by, ours, theirs, model.spec, versions_of(model, found.versions))
+    given = (found.example_spacing,) if found.example_spacing else ()
+    theirs = np.asarray(found.predictor(volume, model.spec.window, *given), np.float32)
+    ours = through_run(model, volume, spacing=found.example_spacing, **found.inference)
+    resampled = " of voxels of another size" if found.example_spacing else ""
+    certificate = compared(found.predicted_by + resampled, ours, theirs, model.spec, versions_of(model, found.versions))
     if certificate.equal_labels is not None and not _labels_hold(certificate):
         raise ModelError(_other(found, certificate, "labels differ"))
     if certificate.equal_labels is None and not certificate.largest_difference <= LARGEST:
@@ -235,18 +237,36 @@ def through_network(model: ModelFile, given: Array) -> Array:
         network.close()
 
 
-def through_run(model: ModelFile, volume: Array, **settings: Any) -> Array:
-    """What a run writes as logits (c, [z,] y, x) float32 for `volume` (c, [z,] y, x)."""
+def through_run(model: ModelFile, volume: Array, *, spacing: Sequence[float] | None = None, **settings: Any) -> Array:
+    """What a run writes as logits (c, [z,] y, x) float32 for `volume` (c, [z,] y, x).
+
+    spacing: of the volume, in the unit of the spec; None: whatever the network has."""
     with tempfile.TemporaryDirectory(prefix="unet-engine-import-") as folder:
         source, out = Path(folder, "volume.zarr"), Path(folder, "out.zarr")
-        names = ["c", *model.spec.axes]
-        stored = zarr.create_array(
-            str(source), shape=volume.shape, dtype=volume.dtype, chunks=(1, *(min(256, n) for n in volume.shape[1:])),
-            dimension_names=names,
-        )  # fmt: skip
-        stored[...] = volume
+        _store(source, volume, model.spec, spacing)
         run(
             str(source), model=str(model.path), out=str(out), output="logits", device="cpu", precision="fp32",
-            ignore_spacing=True, **settings,
+            ignore_spacing=spacing is None, **settings,
         )  # fmt: skip
         return np.asarray(zarr.open_group(str(out), mode="r")["0"][...], np.float32)
+
+
+def _store(path: Path, volume: Array, spec: ModelSpec, spacing: Sequence[float] | None) -> None:
+    """As an array; with its spacing as an image of OME-Zarr."""
+    into: dict[str, Any] = {"store": str(path)}
+    if spacing:
+        space = [{"name": a, "type": "space", "unit": spec.spacing_unit} for a in spec.axes]
+        moves = [{"type": "scale", "scale": [1.0, *spacing]}]
+        scales = [
+            {
+                "axes": [{"name": "c", "type": "channel"}, *space],
+                "datasets": [{"path": "0", "coordinateTransformations": moves}],
+            }
+        ]
+        group = zarr.create_group(str(path), attributes={"ome": {"version": "0.5", "multiscales": scales}})
+        into = {"store": group.store, "name": "0"}
+    stored = zarr.create_array(
+        **into, shape=volume.shape, dtype=volume.dtype, chunks=(1, *(min(256, n) for n in volume.shape[1:])),
+        dimension_names=["c", *spec.axes],
+    )  # fmt: skip
+    stored[...] = volume

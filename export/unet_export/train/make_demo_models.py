@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-import unet_engine
+from unet_engine.model.shipped import shipped_model
 from unet_export.conversion.onnx_export import export_onnx
 from unet_export.train.__main__ import TISSUE_CLASSES
 from unet_export.train.data import LabelledVolume
@@ -62,7 +62,7 @@ def make(name: str, folder: Path) -> None:
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m unet_export.train.make_demo_models", description=__doc__)
     p.add_argument("--only", choices=sorted(RECIPES))
-    p.add_argument("--folder", type=Path, default=Path(unet_engine.__path__[0]) / "models")
+    p.add_argument("--folder", type=Path, default=shipped_model("cells_3d.onnx").parent)
     options = p.parse_args()
     torch.set_num_threads(THREADS)
     for name in [options.only] if options.only else RECIPES:

@@ -107,13 +107,13 @@ def _taken(point: dict[str, Any], choice: dict[str, Any]) -> bool:
 
 def by_tiling(choice: dict[str, Any]) -> str:
     """Labels that differ against voxels computed: what passes, what fails, and the model's own tiling."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[float, float]]] = {"passes": [], "fails": []}
     for point in choice["frontier"]:
-        found.setdefault("passes" if point["passed"] else "fails", []).append(_cost(point["work"], point["agreement"]))
+        found["passes" if point["passed"] else "fails"].append(_cost(point["work"], point["agreement"]))
     if choice["learnt"]:
         own = _cost(choice["work_of_default"], choice["learnt"]["bar_agreement"])
         found["the model's own, overlap 0.5"] = [own]
-    drawn = [Line(name, points, joined=False) for name, points in found.items()]
+    drawn = [Line(name, points, joined=False) for name, points in found.items() if points]
     return charts.lines(drawn, Axes("voxels computed for one", "labels that differ, of 100,000", log_y=True))
 
 

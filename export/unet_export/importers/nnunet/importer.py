@@ -112,6 +112,8 @@ class _Source:
         promised = self._promised(normalization, mirror) | ({"resampling": resampling} if resampling else {})
         version = predictor.version()
         own = version is not None and not wanted.normalize
+        finer = predictor.FINER if resampling else 1.0
+        spacing = tuple(s / finer for s in promised["spacing"]) if resampling else None
         return Imported(
             members,
             promised,
@@ -119,7 +121,8 @@ class _Source:
             self._credit(left_out, checkpoints),
             predictor=predictor.predictor_of(*said, self.name, nets, mirror, self.axes) if own else None,
             predicted_by=predictor.NAME,
-            example=predictor.example(promised["window"], self._ranges()),
+            example=predictor.example(promised["window"], self._ranges(), finer),
+            example_spacing=spacing,
             inference={"blend": "nnunet"},
             versions={predictor.MODULE: version} if version else None,
         )

@@ -17,6 +17,8 @@ from unet_export.importers.nnunet.geometry import Axes
 
 NAME = "nnUNetPredictor, its sums in float32"
 MODULE = "nnunetv2"
+FINER = 1.25
+"""Voxels of the example by one of the network's, along each axis, where plans resample."""
 SMALL = 2**18
 """Voxels of a patch up to which a whole volume is compared, instead of two windows."""
 
@@ -34,7 +36,9 @@ def float32_sums() -> Iterator[None]:
     import torch
 
     before = peer.torch, peer.compute_gaussian
-    peer.torch, peer.compute_gaussian = _Float32Sums(torch), partial(peer.compute_gaussian, dtype=torch.float32)
+    weights = partial(peer.compute_gaussian, dtype=torch.float32)
+    weights.cache_clear = peer.compute_gaussian.cache_clear  # type: ignore[attr-defined]  # it is called at the end
+    peer.torch, peer.compute_gaussian = _Float32Sums(torch), weights
     try:
         yield
     finally:
@@ -60,16 +64,16 @@ def predictor_of(
     mirror: Sequence[int] | None,
     axes: Axes,
 ) -> Predictor:
-    """What nnU-Net makes of a volume (c, [z,] y, x) that has the network's spacing: its logits (k, [z,] y, x).
+    """What nnU-Net makes of a volume (c, [z,] y, x): its logits (k, [z,] y, x), brought back to the volume's grid.
 
     networks: those of the folds, for the axes as the plans transpose them. Nothing is read from files: nnU-Net itself
     would unpickle them."""
 
-    def predict(volume: Array, _: tuple[int, ...]) -> Array:
+    def predict(volume: Array, _: tuple[int, ...], spacing: Sequence[float] | None = None) -> Array:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints, where our own answer may be JSON
-            return computed(volume)
+            return computed(volume, spacing)
 
-    def computed(volume: Array) -> Array:
+    def computed(volume: Array, spacing: Sequence[float] | None) -> Array:
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -86,11 +90,12 @@ def predictor_of(
         held = {name: tensor.clone() for name, tensor in states[0].items()}  # the predictor fills it with each fold
         try:
             predictor.manual_initialization(network, manager, chosen, [held, *states[1:]], dict(dataset), "", allowed)
-            data = _preprocessed(volume, manager, chosen, dict(dataset), axes)
+            data, said = _preprocessed(volume, manager, chosen, dict(dataset), axes, spacing)
             with float32_sums():
                 logits = np.asarray(predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)))
         finally:
             network.load_state_dict(held)
+        logits = np.asarray(_on_its_grid(logits, said, manager, chosen))
         back = [0, *(1 + a for a in manager.transpose_backward)]
         found: Array = logits.transpose(back)
         return found[:, 0] if volume.ndim == 3 else found
@@ -98,21 +103,41 @@ def predictor_of(
     return predict
 
 
-def _preprocessed(volume: Array, manager: Any, chosen: Any, dataset: dict[str, Any], axes: Axes) -> Array:
-    """What its preprocessor makes of the volume, as of a scan that has the network's spacing already."""
+def _preprocessed(
+    volume: Array,
+    manager: Any,
+    chosen: Any,
+    dataset: dict[str, Any],
+    axes: Axes,
+    spacing: Sequence[float] | None,
+) -> tuple[Array, dict[str, Any]]:
+    """What its preprocessor makes of the volume, and what it notes of it."""
     whole = volume if volume.ndim == 4 else volume[:, None]
     by_axis = dict(zip(axes.seen, chosen.spacing, strict=True))
-    spacing = [float(by_axis.get(a, 1.0)) for a in range(3)]
+    given = [1.0] * (3 - len(spacing)) + list(spacing) if spacing else [float(by_axis.get(a, 1.0)) for a in range(3)]
     preprocessor = chosen.preprocessor_class(verbose=False)
-    data, *_ = preprocessor.run_case_npy(whole, None, {"spacing": spacing}, manager, chosen, dataset)
-    return np.ascontiguousarray(data, np.float32)
+    data, _, said = preprocessor.run_case_npy(whole, None, {"spacing": given}, manager, chosen, dataset)
+    return np.ascontiguousarray(data, np.float32), said
 
 
-def example(window: Sequence[int], ranges: Sequence[Pair]) -> Array:
+def _on_its_grid(logits: Array, said: Mapping[str, Any], manager: Any, chosen: Any) -> Any:
+    """As its export does before it makes labels."""
+    given = [said["spacing"][a] for a in manager.transpose_forward]
+    shape = said["shape_after_cropping_and_before_resampling"]
+    current = chosen.spacing if len(chosen.spacing) == len(shape) else [given[0], *chosen.spacing]
+    return chosen.resampling_fn_probabilities(logits, shape, current, given)
+
+
+def example(window: Sequence[int], ranges: Sequence[Pair], finer: float = 1.0) -> Array:
     """A volume of a window and a half along its axes (of large windows along the last one only): smoothed noise within
-    the range of each channel, nowhere 0, which nnU-Net would crop."""
+    the range of each channel, nowhere 0, which nnU-Net would crop.
+
+    finer: how many of its voxels one of the network's spans."""
     whole = np.prod(window) <= SMALL
-    shape = [w + (w // 2 if whole or a == len(window) - 1 else 0) if w > 1 else 3 for a, w in enumerate(window)]
+    shape = [
+        round(finer * (w + (w // 2 if whole or a == len(window) - 1 else 0))) if w > 1 else 3
+        for a, w in enumerate(window)
+    ]
     noise = np.random.default_rng(0).standard_normal((len(ranges), *shape))
     for axis in range(1, noise.ndim):
         noise = (noise + np.roll(noise, 1, axis) + np.roll(noise, 2, axis)) / 2
