@@ -290,6 +290,20 @@ def test_a_kill_leaves_all_resumable(scans, tmp_path):
         np.testing.assert_array_equal(result_of(f"out/s{i}.zarr"), result_of(f"alone{i}.zarr"))
 
 
+def test_a_signal_ends_all_resumable_and_leaves_their_lines(scans, tmp_path):
+    model = fake_model(tmp_path / "k", latency_ms=30)
+    given = ["run", "--in", *scans, "--model", model, "--out", "out/{stem}.zarr", "--results", "r.jsonl"]
+    running = begin(*given)
+    while not (tmp_path / "out" / "s0.zarr").exists() and running.poll() is None:
+        time.sleep(0.01)
+    running.terminate()
+    said = running.communicate()[1]
+    assert running.returncode == 130
+    assert said.strip().splitlines()[-1].endswith("run the same command with --resume")
+    assert lines(tmp_path / "r.jsonl")[0]["status"] == "interrupted"
+    assert cli(*given, "--resume").code == 0
+
+
 def test_a_dry_run_writes_nothing(scans, model, tmp_path):
     said = cli("run", "--in", *scans, "missing.zarr", "--model", model, "--out", "out/{stem}.zarr", "--dry-run")
     assert said.code == 11

@@ -231,3 +231,25 @@ def test_an_activation_of_evaluation_alone_is_found_in_what_is_exported(tmp_path
     export(Export(script, str(tmp_path / "said.onnx"), window=(32, 32), activation="sigmoid"), told.append)
     assert open_model(tmp_path / "said.onnx").spec.activation == "sigmoid"
     assert any("would be applied again" in line for line in told)
+
+
+@pytest.mark.parametrize(("end", "words"), [("Softplus", "are never below 0"), ("Tanh", "lie from -1 to 1")])
+def test_what_can_be_no_logits_is_exported_as_numbers(tmp_path, end, words):
+    """As logits of a sigmoid every voxel of the first would be label 1, and no probability near 0 or 1."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), getattr(torch.nn, end)()).eval()
+    torch.jit.trace(network, torch.zeros(1, 1, 16, 16)).save(str(tmp_path / "w.pt"))
+    given = [
+        "export",
+        tmp_path / "w.pt",
+        "--trust",
+        "--window",
+        "16,16",
+        "--out",
+        tmp_path / "n.onnx",
+        "--normalize",
+        "none",
+    ]
+    said = cli(*given)
+    assert said.code == 0, said.err
+    assert f"ends in {end}, whose outputs {words}, so they are no logits: activation none" in said.out + said.err
+    assert open_model(tmp_path / "n.onnx").spec.activation == "none"

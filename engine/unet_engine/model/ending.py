@@ -81,16 +81,23 @@ def applied_again(end: Ending, activation: Activation, channels: int) -> str:
     return f"{why} already, and {what}; use --activation {found or 'probabilities'}"
 
 
-def guess_refusal(end: Ending, channels: int, output: str) -> str:
-    """Why `output` cannot be had of outputs that were merely guessed to be logits, and what to do; empty where it can.
+def no_logits(end: Ending, channels: int) -> str:
+    """Why outputs can be no logits, in words that follow "outputs"; empty where they can.
 
-    Logits of one channel lie on both sides of 0, and none of a trained network stay within 1 of it.
+    Logits of one channel lie on both sides of 0, and those of a trained network do not all stay within 1 of it.
     """
     if channels == 1 and end.low >= -SLACK:
-        found = "are never below 0"
-    elif output == "probabilities" and end.low >= -1 - SLACK and end.high <= 1 + SLACK:
-        found = f"lie from {end.low:.4g} to {end.high:.4g}"
-    else:
+        return "are never below 0"
+    if end.low >= -1 - SLACK and end.high <= 1 + SLACK:
+        return f"lie from {end.low:.4g} to {end.high:.4g}"
+    return ""
+
+
+def guess_refusal(end: Ending, channels: int, output: str) -> str:
+    """Why `output` cannot be had of outputs that were merely guessed to be logits, and what to do; empty where it
+    can."""
+    found = no_logits(end, channels)
+    if not found or (output != "probabilities" and not (channels == 1 and end.low >= -SLACK)):
         return ""
     return (
         f"{output} are asked for, and the network ends in {end.end}, whose outputs {found}, so they are no logits; use "

@@ -14,7 +14,7 @@ from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import choose_backend
 from unet_engine.errors import ModelError
 from unet_engine.model.channels import labels_refusal
-from unet_engine.model.ending import applied_again, outputs_note, refusal
+from unet_engine.model.ending import Ending, applied_again, no_logits, outputs_note, refusal
 from unet_engine.model.file import open_model
 from unet_engine.model.onnx_ending import ending_for
 from unet_engine.model.onnx_shapes import flat
@@ -140,13 +140,25 @@ class Meaning:
         if not self.said and found is None:
             raise ModelError(refusal(self.source, why))
         if not self.said and not why:
-            return spec
+            return self._numbers(end, spec)
         if not self.said and found is not None:
             self._tell(outputs_note(found, why))
             self.facts |= {"activation": why} if why else {}
             return validated({**spec.model_dump(), "activation": found})
         self._tell(applied_again(end, spec.activation, spec.channels_out))
         return spec
+
+    def _numbers(self, end: Ending, spec: ModelSpec) -> ModelSpec:
+        """`spec` with outputs that are mere numbers, where one channel was guessed to be logits and can be none."""
+        found = no_logits(end, spec.channels_out) if spec.channels_out == 1 else ""
+        if not found:
+            return spec
+        why = f"the network ends in {end.end}, whose outputs {found}"
+        self._tell(
+            f"{why}, so they are no logits: activation none (a label is set above 0); --activation says otherwise"
+        )
+        self.facts |= {"activation": why}
+        return validated({**spec.model_dump(), "activation": "none"})
 
     def measured(self, comparison: Comparison, spec: ModelSpec) -> None:
         """Tell where what the network makes of noise is not what `spec` says of its outputs, and the graph did not."""
