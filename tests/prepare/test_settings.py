@@ -196,8 +196,8 @@ def test_what_replaces_nan_is_finite_in_the_type_of_the_voxels(tmp_path, model, 
 @pytest.mark.parametrize(
     ("args", "option"),
     [
-        (["run", "--in", "b.zarr"], "--in"),
-        (["run", "--in=b.zarr"], "--in"),
+        (["plan", "--in", "b.zarr"], "--in"),
+        (["plan", "--in=b.zarr"], "--in"),
         (["plan", "--device", "cpu", "--device", "cpu"], "--device"),
         (["run", "--out", "a.zarr", "--out", "b.zarr"], "--out"),
         (["plan", "--profile", "--profile", "a"], "--profile"),
@@ -208,6 +208,14 @@ def test_an_option_with_one_value_is_given_once(ramp, model, args, option):
     said = cli(*args, "--in", ramp[1], "--model", model)
     assert said.code == SettingsError.exit_code
     assert f"{option} is given 2 times; give it once" in said.error
+    assert not list(Path().glob("?.zarr"))
+
+
+@pytest.mark.parametrize("second", [["--in", "b.zarr"], ["--in=b.zarr"]])
+def test_two_volumes_do_not_go_to_one_place(ramp, model, second):
+    said = cli("run", *second, "--in", ramp[1], "--model", model, "--out", "x.zarr")
+    assert said.code == SettingsError.exit_code
+    assert "--out x.zarr is one place for 2 volumes; name it after each" in said.error
     assert not list(Path().glob("?.zarr"))
 
 

@@ -56,7 +56,7 @@ def check_place(path: str, *, overwrite: bool) -> None:
     """Raise `OutputError` where nothing can be written at `path`, or what is there is not to be replaced."""
     final, folder = Path(path), writer_of(path).folder
     if why := unusable(str(final.with_name(f".{final.name}{PARTIAL}"))):
-        raise OutputError(f"{path} cannot be written: {why}")
+        raise OutputError(f"{path} cannot be written: {why}; choose another place")
     if not os.path.lexists(final):
         return
     if not overwrite:

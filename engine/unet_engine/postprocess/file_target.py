@@ -31,7 +31,7 @@ def endings(path: str, known: Mapping[str, Any], option: str) -> Any:
     for ending, what in known.items():
         if path.lower().endswith(ending):
             return what
-    raise SettingsError(f"{option} {path}: its name must end in {', '.join(known)}, which says the format")
+    raise SettingsError(f"{option} {path} says no format; use a name that ends in {', '.join(known)}")
 
 
 def check_free(path: str, *, overwrite: bool) -> None:

@@ -112,7 +112,7 @@ def check_labels(source: Source) -> Volume:
     """The volume, if its voxels can be labels. Raises `InputError` where they cannot, or are not all there."""
     header = source.header
     if header and not header.get("complete"):
-        raise InputError(f"{source.path} is not complete: run the command that makes it again with --resume")
+        raise InputError(f"{source.path} is not complete; run the command that makes it again with --resume")
     volume = source.open()
     if volume.channels > 1:
         raise InputError(

@@ -338,5 +338,6 @@ class StoredVolume(ABC):
 
     def _blamed(self, what: str, error: Exception) -> InputError:
         """The error for `what`, which cannot be read, because of `error`."""
-        remedy = "" if isinstance(error, UnetEngineError) else f"; {self.remedy}"  # ours says its own
-        return DataError(f"{self.path}: {what} cannot be read: {first_line(error)}{remedy}")
+        if isinstance(error, UnetEngineError):  # it says what to do
+            return DataError(f"{self.path}: {what} cannot be read: {error}")
+        return DataError(f"{self.path}: {what} cannot be read: {first_line(error)}; {self.remedy}")

@@ -67,7 +67,8 @@ def _volume(path: str, part: Part, file: Any, axes: str | None) -> Volume:
     return _by_piece(path, part, series, names)
 
 
-_SEVERAL = "{} is one of several files of an OME-TIFF; join them to one, or give a folder of slices"
+def _several(path: str) -> InputError:
+    return InputError(f"{path} is one of several files of an OME-TIFF; join them to one, or give a folder of slices")
 
 
 def _check_named(path: str, file: Any) -> None:
@@ -91,7 +92,7 @@ def _check_named(path: str, file: Any) -> None:
             root.get("UUID") is None and said.get("FileName", "").lower() == file.filename.lower()
         )
         if kind == "UUID" and "FileName" in said and not own:
-            raise InputError(_SEVERAL.format(path))
+            raise _several(path)
 
 
 _COUNTS = {"Pixels": ("SizeZ", "SizeC", "SizeT"), "TiffData": ("PlaneCount", "NumPlanes")}
@@ -110,7 +111,7 @@ def _series(path: str, file: Any) -> Any:
             f"{path} holds {len(found)} images, and nothing says which is meant ({listed}); save the one as a file"
         )
     if found[0].is_multifile:
-        raise InputError(_SEVERAL.format(path))
+        raise _several(path)
     return found[0]
 
 

@@ -108,4 +108,6 @@ def _check(future: Any) -> None:
             "use fewer --workers or a smaller --memory, then --resume"
         ) from error
     except Exception as error:
-        raise UnetEngineError(f"unexpected {type(error).__name__} on a worker: {first_line(error)}") from error
+        raise UnetEngineError(
+            f"unexpected {type(error).__name__} on a worker: {first_line(error)}; the same command goes on with --resume"
+        ) from error

@@ -98,8 +98,8 @@ def check_type(path: str, content: Content, kind: str, types: Sequence[str]) -> 
     """Raise `OutputError` unless `kind` holds voxels of this type: ``u1``, ``f4`` and such. Bool counts as ``u1``."""
     if plain_type(content.dtype).str[1:] not in types:
         held = ", ".join(np.dtype(t).name for t in types)
-        hint = "; use --dtype float32" if content.dtype == np.float16 else ""
-        raise OutputError(f"{path}: {kind} cannot hold {content.dtype} ({held}){hint or '; write .zarr'}")
+        hint = "use --dtype float32" if content.dtype == np.float16 else "write .zarr"
+        raise OutputError(f"{path}: {kind} cannot hold {content.dtype} ({held}); {hint}")
 
 
 def plain_type(dtype: np.dtype[Any]) -> np.dtype[Any]:

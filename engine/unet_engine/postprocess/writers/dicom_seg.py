@@ -117,7 +117,9 @@ class _Series:
         if theirs is None:  # nothing tells the place of a single slice
             if shape == self.shape:
                 return (0, 0, 0)
-            raise OutputError(f"{path}: {content.origin} is {times(shape)}, and {self.path} {times(self.shape)}")
+            raise OutputError(
+                f"{path}: {content.origin} is {times(shape)}, and {self.path} {times(self.shape)}; name its own series"
+            )
         matrix = np.array(theirs.matrix)
         if len(mine.matrix) == 3:
             mine = mine.seen_in(theirs.space)
