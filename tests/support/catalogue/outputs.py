@@ -83,7 +83,7 @@ _ELSEWHERE = [
     Fault("an output inside the input", run("--overwrite", out="scan.zarr/labels"), 2, ("--out",)),
     Fault("an output around the input", run("--overwrite", out="."), 2, ("--out",)),
     Fault("an output that is the input through a link", run("--overwrite", out="link.zarr"), 2, ("--out",), link("link.zarr", "scan.zarr")),
-    Fault("an output called like a picture", run(out="out.tif"), 2, ("--out", ".tif")),
+    Fault("an output called like a picture", run(out="out.png"), 2, ("--out", ".png")),
     Fault("demo in a folder of other things", ("demo", "theirs"), 8, ("theirs",), file("theirs/data", "precious")),
     Fault("demo in a file", ("demo", "id.fake.toml"), 8, ("id.fake.toml",)),
     Fault("bench into a folder that is not there", ("bench", "--json", "no/b.json"), 8, ("--json",)),
