@@ -75,7 +75,7 @@ def _is_dicom(file: str) -> bool:
 
 def _header(pydicom: Any, file: str) -> Any:
     try:
-        _check_deflated(file)
+        check_deflated(file)
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
     except Exception as error:
         raise InputError(f"{file} is no readable DICOM file: {error}; restore it, or take it out") from error
@@ -86,7 +86,7 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MOST_INFLATED = 2**29
 
 
-def _check_deflated(file: str) -> None:
+def check_deflated(file: str) -> None:
     """Raise `ValueError` where a file of a deflated transfer syntax inflates to more than any of a slice does."""
     with Path(file).open("rb") as opened:
         head = opened.read(4096)
