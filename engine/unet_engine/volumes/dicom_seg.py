@@ -13,7 +13,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
-from unet_engine.volumes.dicom import check_deflated
+from unet_engine.volumes.deflated import check_deflated
 from unet_engine.volumes.files import FileVolume, Part, grouped, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
 
