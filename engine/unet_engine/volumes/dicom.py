@@ -4,7 +4,6 @@ file says, never its name."""
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +14,10 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
-from unet_engine.storage.unpacking import inflates_beyond
-from unet_engine.units import brief, size, times
+from unet_engine.units import brief, times
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection
+from unet_engine.volumes.deflated import check_deflated
 from unet_engine.volumes.dicom_order import Slice, ordered
 from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.linear import Linear
@@ -75,28 +74,10 @@ def _is_dicom(file: str) -> bool:
 
 def _header(pydicom: Any, file: str) -> Any:
     try:
-        _check_deflated(file)
+        check_deflated(file)
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
     except Exception as error:
         raise InputError(f"{file} is no readable DICOM file: {error}; restore it, or take it out") from error
-
-
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-"""The transfer syntax in which all behind the first group is one deflated stream, which pydicom inflates at once."""
-_MOST_INFLATED = 2**29
-
-
-def _check_deflated(file: str) -> None:
-    """Raise `ValueError` where a file of a deflated transfer syntax inflates to more than any of a slice does."""
-    with Path(file).open("rb") as opened:
-        head = opened.read(4096)
-        if _DEFLATED not in head:
-            return
-        if head[132:140] != b"\x02\0\0\0UL\x04\0":
-            raise ValueError("its first group does not say how long it is")
-        opened.seek(144 + int.from_bytes(head[140:144], "little"))
-        if inflates_beyond(iter(lambda: opened.read(2**20), b""), -zlib.MAX_WBITS, _MOST_INFLATED):
-            raise ValueError(f"it inflates to more than {size(_MOST_INFLATED)}")
 
 
 def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
+from unet_engine.volumes.deflated import check_deflated
 from unet_engine.volumes.files import FileVolume, Part, grouped, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
 
@@ -30,6 +31,7 @@ class DicomSegFormat:
             import pydicom
 
             Part.of(path)
+            check_deflated(path)
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).SOPClassUID in _CLASSES
         return False
 
