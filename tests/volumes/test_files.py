@@ -102,6 +102,24 @@ def test_a_run_gives_what_it_gives_on_zarr(tmp_path, write):
     assert a.tobytes() == b.tobytes()
 
 
+SHORT = """<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0"
+DimensionOrder="XYZCT" Type="uint16" SizeX="70" SizeY="50" SizeZ="9" SizeC="1" SizeT="1"><Channel ID="Channel:0:0"
+SamplesPerPixel="1"/><TiffData IFD="0" PlaneCount="7"/></Pixels></Image></OME>"""
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_planes_that_an_ome_tiff_only_describes_are_not_read_as_zeros(tmp_path, compression):
+    path = str(tmp_path / "short.ome.tif")
+    planes = {"metadata": None, "photometric": "minisblack", "compression": compression}
+    tifffile.imwrite(path, STACK.astype(np.uint16), description=SHORT, **planes)
+    volume = open_volume(path)
+    assert volume.shape == (9, 50, 70)
+    assert np.array_equal(volume.read(Box((0, 0, 0), (7, 50, 70)))[0], STACK)
+    said = cli("run", "--in", path, "--model", fake_model(tmp_path), "--out", "out.zarr")
+    assert said.code == 4
+    assert "plane 7 is described, but not in the file; save the planes" in said.error
+
+
 def test_every_command_takes_a_tiff_and_names_its_output_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tifffile.imwrite("scan.ome.tif", STACK, metadata={"axes": "ZYX", **OME})

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from unet_engine.errors import InputError
+from unet_engine.errors import DataError, InputError
 from unet_engine.units import times
 from unet_engine.volumes import account, pictures
 from unet_engine.volumes.axes import checked_axes
@@ -255,9 +255,8 @@ class TiffVolume(FileVolume):
         """Copy what page `number` holds in `spans` to `out`. A page is taken as tifffile counts: separate samples,
         depth, rows, columns, samples side by side."""
         page = self.series[number]
-        if page is None:  # a page that an OME-TIFF does not have
-            out[...] = 0
-            return
+        if page is None:
+            raise DataError(f"plane {number} is described, but not in the file; save the planes that are there by themselves")
         key = self.series.keyframe
         five = _five(key, spans)
         target = out.reshape([len(span) for span in five])
