@@ -3,6 +3,8 @@ would be taken for it."""
 
 from __future__ import annotations
 
+import re
+
 from unet_engine.paths import is_local
 
 _FORMATS = {
@@ -44,8 +46,11 @@ def stem(path: str) -> str:
 def refuse_other_formats(out: str) -> None:
     """Raise `ValueError` where `out`, a path or a URL, is called like a file of a format that is not written there.
 
-    Only its last part counts, in any case. An ending that is not known may be anything, as in ``labels.v1.2``.
+    Only its last part counts, in any case. An ending that is not known may be anything, as in ``labels.v1.2``. A place
+    inside of a file, as ``seg.h5:/labels``, is none that is written.
     """
+    if inside := _inside(out):
+        raise ValueError(f"outputs are files of their own, no places inside of one; use {inside}")
     for part in [out] if is_local(out) else out.partition("?")[0].split("::"):
         name = part.strip().rstrip("/").rpartition("/")[2]
         stem, _, ending = name.rpartition(".")
@@ -61,3 +66,9 @@ def refuse_other_formats(out: str) -> None:
             raise ValueError(f"{what} is written to a local disk alone; write it there, or use {whole}")
         then = f", and make the file of its array {whole}/0 with {tool} when it is done" if tool else ""
         raise ValueError(f"{what} cannot be written yet; use {whole}, OME-Zarr, which is a folder{then}")
+
+
+def _inside(out: str) -> str | None:
+    """Where `out` is a place inside of a file, that file's name."""
+    found = re.match(r"(.*\.(\w+)):(?!//)", out)
+    return found[1] if found and found[2].lower() in _BY_ENDING else None

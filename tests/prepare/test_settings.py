@@ -15,6 +15,8 @@ from unet_engine.model.spec import ModelSpec, Normalization
 from unet_engine.settings import Settings
 
 OTHER_FORMATS = [
+    ("seg.h5:/labels", "no places inside of one", "seg.h5"),
+    ("seg.NC:labels", "no places inside of one", "seg.NC"),
     ("seg.hdr", "NIfTI", "seg.zarr"),
     ("seg.IMG", "NIfTI", "seg.zarr"),
     ("seg.btf", "TIFF", "seg.zarr"),

@@ -256,7 +256,9 @@ class TiffVolume(FileVolume):
         depth, rows, columns, samples side by side."""
         page = self.series[number]
         if page is None:
-            raise DataError(f"plane {number} is described, but not in the file; save the planes that are there by themselves")
+            raise DataError(
+                f"plane {number} is described, but not in the file; save the planes that are there by themselves"
+            )
         key = self.series.keyframe
         five = _five(key, spans)
         target = out.reshape([len(span) for span in five])
