@@ -49,7 +49,7 @@ def test_numpy_in_numpy_out_the_same_bytes_as_a_run(values, model, tmp_path, out
 
 
 @pytest.mark.parametrize(
-    "options", [{"roi": "3:19,0:17,5:11"}, {"memory": "400MiB", "tta": "mirror:zy"}, {"overlap": 0.0}]
+    "options", [{"roi": "3:19,0:17,5:11"}, {"memory": "4GiB", "tta": "mirror:zy"}, {"overlap": 0.0}]
 )
 def test_settings_are_those_of_run(values, model, tmp_path, options):
     wanted = ran(values, model, tmp_path, output="logits", **options)

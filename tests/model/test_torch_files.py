@@ -210,8 +210,11 @@ def test_a_program_of_one_batch_is_filled(tmp_path, options):
 @KINDS
 def test_labels_are_named(tmp_path, kind):
     network = Of(lambda net, x: net.conv(x).argmax(1, keepdim=True), 2)
-    with pytest.raises(ModelError, match="int64, and labels cannot be blended"):
-        run(tmp_path, saved(tmp_path, network, kind, 1))
+    path = saved(tmp_path, network, kind, 1)
+    with pytest.raises(ModelError, match="ends in ArgMax, with whole numbers, which are labels rather than logits"):
+        run(tmp_path, path)
+    with pytest.raises(ModelError, match="int64, and labels cannot be blended; save the network with the numbers"):
+        run(tmp_path, path, activation="none")
 
 
 @KINDS

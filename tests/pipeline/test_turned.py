@@ -78,7 +78,7 @@ def run(folder, scan, network, **options):
         {"output": "logits"},
         {"output": "labels", "device": "simulated"},
         {"output": "logits", "roi": True, "blend": "monai"},
-        {"output": "probabilities", "tta": "mirror:zx", "memory": "900MiB"},
+        {"output": "probabilities", "tta": "mirror:zx", "memory": "4GiB"},
     ],
     ids=["logits", "device", "region", "mirrors"],
 )

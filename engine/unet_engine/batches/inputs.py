@@ -73,9 +73,19 @@ def is_folder(path: str) -> bool:
     """Whether it is a folder, or a prefix of a bucket, that holds volumes and is none: no Zarr, and no series of slices,
     which is one volume."""
     path = plain(path)
+    if not path:  # pathlib takes it for the current folder
+        return False
     if not is_local(path):
         return path.endswith("/") and not _is_zarr(path.rstrip("/"))
     return Path(path).is_dir() and not _is_zarr(path) and format_of(path) is OTHERWISE and bool(_volumes_in(path))
+
+
+def check_behind(paths: Sequence[str]) -> None:
+    """Raise `SettingsError` where one of `paths`, named behind the options, is a bare word that names nothing: most
+    likely a slip of the keyboard. What looks like a path is a volume, and its absence that volume's fault."""
+    for path in paths:
+        if not re.search(r"[./*?\[]", path) and not os.path.lexists(path):
+            raise SettingsError(f"{brief(path)} is neither an option nor a volume that is there; correct the command")
 
 
 def expanded(inputs: Sequence[str]) -> list[Item]:

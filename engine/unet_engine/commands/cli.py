@@ -84,10 +84,12 @@ def app() -> None:
 def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # noqa: FBT001  # click passes them so
     """Run the model over a volume, or over several: those of --in, and those named behind."""
     from unet_engine.api import run_volume
+    from unet_engine.batches.inputs import check_behind
     from unet_engine.commands import report
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
 
+    check_behind(more)
     ways = running.Ways.taken(given)
     given["input"] = [*given["input"], *more]
     if _otherwise(ways, given, as_json=as_json):
