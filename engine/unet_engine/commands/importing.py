@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from unet_engine.commands.models import ACTIVATIONS, OUTPUT_CHANNELS
-from unet_engine.commands.options import PLACE, Command, Number, sizes
+from unet_engine.commands.options import MIRROR_AXES, PLACE, THRESHOLD, Command, sizes
 
 
 def _tell(line: str) -> None:
@@ -37,15 +37,8 @@ def _tell(line: str) -> None:
     "--order", type=click.Choice(["zyx", "xyz"]), help="Order of the network's axes, where the source does not say."
 )
 @click.option("--normalize", metavar="HOW", help="Instead of what the source says, as for run.")
-@click.option(
-    "--threshold",
-    type=Number(),
-    metavar="P",
-    help="Probability above which a channel on its own is a label; default 0.5.",
-)
-@click.option(
-    "--mirror-axes", metavar="AXES", help="Along which runs mirror windows and average, e.g. zyx; none: along none."
-)
+@THRESHOLD
+@MIRROR_AXES
 @click.option(
     "--uncertified", is_flag=True, help="Write the file although it does not give what the source says it does."
 )

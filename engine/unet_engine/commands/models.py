@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import COUNT, IGNORE_SPACING, PLACE, THREADS, Command, Number, sizes
+from unet_engine.commands.options import (
+    COUNT,
+    IGNORE_SPACING,
+    MIRROR_AXES,
+    NUMBER,
+    PLACE,
+    THREADS,
+    THRESHOLD,
+    Command,
+    Number,
+    sizes,
+)
 from unet_engine.errors import BackendError, ModelError, SettingsError
 from unet_engine.units import finite
 
@@ -73,16 +84,9 @@ def _needs(module: str, extra: str, what: str) -> None:
 )
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
-@click.option(
-    "--threshold",
-    type=Number(),
-    metavar="P",
-    help="Probability above which a channel on its own is a label; default 0.5.",
-)
-@click.option(
-    "--mirror-axes", metavar="AXES", help="Along which runs mirror windows and average, e.g. zyx; none: along none."
-)
-@click.option("--background", type=Number(), metavar="V", help="Raw value of nothing; default 0.")
+@THRESHOLD
+@MIRROR_AXES
+@click.option("--background", type=NUMBER, metavar="V", help="Raw value of nothing; default 0.")
 @click.option(
     "--empty",
     metavar="A,B,…",

@@ -318,6 +318,17 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # of click 8.2 and befo
 PLACE = Place()
 THREADS = click.IntRange(1, 1024)
 
+# what export and import both ask
+THRESHOLD = click.option(
+    "--threshold",
+    type=NUMBER,
+    metavar="P",
+    help="Probability above which a channel on its own is a label; default 0.5.",
+)
+MIRROR_AXES = click.option(
+    "--mirror-axes", metavar="AXES", help="Along which runs mirror windows and average, e.g. zyx; none: along none."
+)
+
 
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the
