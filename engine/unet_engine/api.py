@@ -68,6 +68,8 @@ class Result:
     device: str
     precision: str
     stitching: str
+    blended: str = "outputs"
+    """``features`` where they were, and the last layer was applied to the blended ones."""
     part: str | None = None
     workers: int = 0
     """Workers of a cluster that took part; 0 where this process did it all. Memory is then that of the one with the
@@ -358,6 +360,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         device=",".join(prepared.survey.devices),
         precision=job.setup.precision,
         stitching=operations.IMPLEMENTATION,
+        blended="features" if job.model.gives_features else "outputs",
         part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
         tiling_choice=tiling_choice.facts(prepared.tiling),

@@ -123,6 +123,12 @@ _SETTINGS = [
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
     ),
     click.option(
+        "--blend-at",
+        metavar="WHAT",
+        help="outputs of the network, or the features before its last layer, which gives the same and moves less; "
+        "default: auto, features where classes are many.",
+    ),
+    click.option(
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "

@@ -86,7 +86,7 @@ class HostPipeline:
                     yield from flight.pop()
                 continue
             task, raw = item
-            shape = (self._job.model.spec.channels_out, *task.block.sums.shape)
+            shape = (self._job.model.blended, *task.block.sums.shape)
             predicted = HostPredicted(task, self._memory.zeros(shape))
             windows = Windows(self._job, task, raw)
             for window, ring, pose in self._calls(task, windows, flight.rings):

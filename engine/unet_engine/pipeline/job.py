@@ -75,7 +75,7 @@ class Job:
     @property
     def skipped(self) -> tuple[float, ...]:
         """What a window that was left out is added as, for each output channel."""
-        return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
+        return self.model.spec.empty or (0.0,) * self.model.blended
 
     @property
     def fed(self) -> Scaling:
@@ -134,7 +134,9 @@ class Job:
     def reduction(self) -> Reduction:
         """What turns finished sums into voxels of the output."""
         spec = self.model.spec
-        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of)
+        return REDUCTIONS[self.kind](
+            spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of, self.model.ahead
+        )
 
 
 @dataclass(slots=True)

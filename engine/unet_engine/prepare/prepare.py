@@ -19,7 +19,7 @@ from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
-from unet_engine.prepare import tiling, tiling_choice
+from unet_engine.prepare import blending, tiling, tiling_choice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
@@ -149,6 +149,8 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None) -> _Loaded:
     seen = Outputs()
     trial = _trial(survey, scale, seen)
     survey = compared(survey, trial.cut(survey.window), notes)
+    survey = blending.decided(survey, trial.cut(survey.window), notes)
+    trial = replace(trial, look=blending.through(survey.model.ahead, trial.look))
     choice = survey.choice
     setup = Setup(
         survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
@@ -268,7 +270,7 @@ def _memory(loaded: _Loaded) -> Memory:
     survey, setup = loaded.draft.survey, loaded.draft.network.setup
     resident = machine.resident_bytes()
     budget = survey.settings.memory or resident + machine.available_memory() // 2
-    least = 4 * (survey.model.spec.channels_in + survey.model.spec.channels_out)
+    least = 4 * (survey.model.spec.channels_in + survey.model.blended)
     per_voxel = (resident - loaded.before) / (setup.threads * prod(setup.window))
     return Memory(max(1, budget - loaded.before) // 2, max(least, per_voxel))
 
