@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unet_engine.errors import writing
-from unet_engine.execution import objects
 from unet_engine.execution.choose import team
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
@@ -40,7 +39,7 @@ Watch = Callable[[Prepared, Team], Any]
 
 
 _NOT_STORED = (
-    "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
+    "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects", "start",
 )  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
@@ -88,6 +87,9 @@ class Result:
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
     tiling_choice: dict[str, Any] | None = None
     """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
+    start: dict[str, float] | None = None
+    """Seconds of each part of the way to the first window, see `unet_engine.profiling.beginning`; None where workers of
+    a cluster went it."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
@@ -155,6 +157,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
     done = done or result()
     if done.complete:
         if prepared.survey.objects:
+            from unet_engine.execution import objects
+
             found = objects.number(prepared, crew.hands(), lambda text: note([text]))
             done = replace(done, objects=found["objects"])
         if working.is_file(survey.named):
@@ -170,6 +174,8 @@ def _is_made(prepared: Prepared) -> bool:
     if survey.named == survey.out or not survey.settings.resume:
         return False
     if not working.is_file(survey.named):
+        from unet_engine.execution import objects
+
         return objects.are_there(survey.named, prepared.job.plan.digest)
     return working.settled(survey.named, prepared.job.plan.digest)
 

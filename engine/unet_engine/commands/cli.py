@@ -29,6 +29,7 @@ from unet_engine.commands.options import (
 from unet_engine.commands.sources import model_of, with_model
 from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
 from unet_engine.hanging import end
+from unet_engine.profiling import beginning
 from unet_engine.redaction import guard_streams
 
 INTERRUPTED = 130
@@ -306,6 +307,7 @@ def _heed_signals() -> None:
 def main() -> None:
     """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
     _heed_signals()
+    beginning.of_this_process()
     streams.prepare()
     guard_streams()
     try:

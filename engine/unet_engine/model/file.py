@@ -27,7 +27,6 @@ from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
 from unet_engine.model.onnx_rewrite import INTEGERS, Rewriting
 from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec, plain_name, read_toml
-from unet_engine.model.torch_file import read_torch
 from unet_engine.model.verdict import Verdict
 from unet_engine.paths import check_file, several
 
@@ -316,6 +315,8 @@ def _alone(path: Path, window: tuple[int, ...] | None, activation: Activation | 
     if kind == "fake":
         spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
         return ModelFile(path, kind, sha256, spec).activated(activation)
+    from unet_engine.model.torch_file import read_torch
+
     found = read_torch(path, kind, activation, head)
     return ModelFile(
         path, kind, sha256, found.spec, ends_in=found.ends_in, proved=found.proved,

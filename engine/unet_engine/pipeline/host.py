@@ -193,6 +193,7 @@ class _Flight:
         return bool(self.entries) and (isinstance(self.entries[0], HostPredicted) or self.entries[0].ring is None)
 
     def push(self, predicted: HostPredicted, window: Index, windows: Windows, pose: Pose, ring: _Ring) -> None:
+        self.tally.begin()
         self.entries.append(_Cut(predicted, window, ring, *ring.put(windows, window, pose), pose))
 
     def push_empty(self, predicted: HostPredicted, window: Index) -> None:

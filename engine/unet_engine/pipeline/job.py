@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -159,6 +160,13 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sum = Counters()
+        self.first: float | None = None
+        """When the first window went into a network, by `time.perf_counter`."""
+
+    def begin(self) -> None:
+        """A window goes into a network."""
+        if self.first is None:
+            self.first = time.perf_counter()
 
     def add(self, **amounts: int) -> None:
         """Add to the counters of these names."""
