@@ -15,6 +15,7 @@ from typing import Any
 from unet_engine.errors import writing
 from unet_engine.execution import objects
 from unet_engine.execution.choose import team
+from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Header, spans
@@ -162,7 +163,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         done = _with_pyramid(prepared, crew, done, lambda text: note([text]))
         if working.is_file(survey.named):
             tell(f"{survey.named} is made of what was written")
-        note(_handed_over(prepared))
+        note(_handed_over(prepared, crew))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
 
@@ -174,8 +175,7 @@ def _with_pyramid(prepared: Prepared, crew: Team, done: Result, tell: Tell) -> R
         return done
     wanted = pyramid.Wanted(survey.named, survey.settings.levels, overwrite=True, durable=survey.settings.durable)
     hands = crew.hands()
-    least = prod(prepared.job.layout.chunk) * level_pass.MOST_BYTES  # after hours nothing is refused for some megabytes
-    found = pyramid.pyramid(wanted, hands.crew, memory=max(least, hands.memory), tell=tell)
+    found = pyramid.pyramid(wanted, hands.crew, memory=_least(prepared, hands), tell=tell)
     return replace(done, levels=found["levels"], already_complete=done.already_complete and not found["boxes_written"])
 
 
@@ -184,20 +184,31 @@ def _is_made(prepared: Prepared) -> bool:
     survey = prepared.survey
     if survey.named == survey.out or not survey.settings.resume:
         return False
-    if not working.is_file(survey.named):
+    if not working.is_handed_over(survey.named):
         return objects.are_there(survey.named, prepared.job.plan.digest)
     return working.settled(survey.named, prepared.job.plan.digest)
 
 
-def _handed_over(prepared: Prepared) -> list[str]:
-    """The file is made of what was written, where the run ends in one."""
+def _handed_over(prepared: Prepared, crew: Team) -> list[str]:
+    """The file is made of what was written, or labels are put into their image, where the run ends so."""
     survey = prepared.survey
-    if not working.is_file(survey.named):
+    if not working.is_handed_over(survey.named):
         return []
     replaces = survey.settings.overwrite or survey.settings.resume  # what is there, this run was begun to replace
+    hands = crew.hands()
     return working.hand_over(
-        survey.named, overwrite=replaces, run=prepared.job.plan.digest, durability=prepared.job.durability
+        survey.named,
+        overwrite=replaces,
+        run=prepared.job.plan.digest,
+        durability=prepared.job.durability,
+        crew=hands.crew,
+        memory=_least(prepared, hands),
     )
+
+
+def _least(prepared: Prepared, hands: Hands) -> int:
+    """Bytes for one box of a level: after hours of inference nothing is refused for want of some megabytes."""
+    return max(prod(prepared.job.layout.chunk) * level_pass.MOST_BYTES, hands.memory)
 
 
 def _release(prepared: Prepared) -> None:

@@ -15,6 +15,7 @@ class Options(TypedDict, total=False):
 
     folds: str | int | Sequence[int] | None
     weights: str | Sequence[float] | None
+    into: str | Path | None
     device: str
     gpus: int | None
     backend: str | None

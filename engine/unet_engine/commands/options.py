@@ -150,6 +150,14 @@ _SETTINGS = [
         help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take "
         "the mean; none; default: mirror where the model names axes for it.",
     ),
+    click.option(
+        "--into",
+        is_flag=False,
+        flag_value="auto",
+        metavar="[NAME]",
+        help="Put the labels into the OME-Zarr image that is read, IMAGE/labels/NAME, instead of --out; NAME: called so "
+        "(default: after the model), or the path of the image.",
+    ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(
         "--components", is_flag=True, default=None, help="Number connected objects in place of labels; docs/objects.md."
