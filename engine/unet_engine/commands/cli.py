@@ -27,6 +27,7 @@ from unet_engine.commands.options import (
     several_options,
 )
 from unet_engine.commands.sources import model_of, with_model
+from unet_engine.commands.viewing import view_command
 from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
 from unet_engine.hanging import end
 from unet_engine.redaction import guard_streams
@@ -50,6 +51,7 @@ def app() -> None:
     unet-engine demo DIR                              try it: makes a volume, runs, shows the result
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
+    unet-engine view scan.zarr labels.zarr            look at it in a browser; with --model: segmented where one looks
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
     unet-engine components labels.zarr objects.zarr   number what is connected; then table, polygons
     unet-engine convert labels.zarr labels.nii.gz     a result or a scan as a file of another format
@@ -232,7 +234,7 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, bench_command):
+for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, view_command, bench_command):
     app.add_command(_command)
 
 

@@ -349,6 +349,20 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _with([_ONE, *_SETTINGS], command)
 
 
+def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a run does whose blocks are computed because somebody looks at them: all of it, by one process."""
+    return _with([option for option in _SETTINGS if _name(option) not in _UNSEEN], command)
+
+
+_UNSEEN = ("part", "profile")
+
+
+def _name(option: Callable[..., Any]) -> str:
+    """What an option gives its command."""
+    parameter: click.Option = option(lambda: None).__click_params__[0]
+    return str(parameter.name)
+
+
 def several_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What runs over one volume or more do."""
     return _with([_SEVERAL, *_SETTINGS], command)
