@@ -39,8 +39,7 @@ def view_command(
     and run --resume does the rest.
     """
     from unet_engine.commands import screen
-    from unet_engine.settings import Settings
-    from unet_engine.viewing.view import Wish, view, view_model
+    from unet_engine.viewing.view import Wish, view
 
     console = screen.stderr()
     if both := set(as_labels) & set(as_image):
@@ -62,6 +61,9 @@ def view_command(
         _refuse_options(given)
         view(Wish(paths, kinds, table, **_first(given), port=port), opened, console.note)
         return
+    from unet_engine.settings import Settings
+    from unet_engine.viewing.view_model import view_model
+
     settings = with_model(Settings.of(**{**given, "input": paths[0], "resume": True}), console.note)
     wish = Wish(paths, kinds, table, **_first(given), port=port)
     interruption.writing(settings.out)

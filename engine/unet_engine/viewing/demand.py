@@ -18,6 +18,8 @@ from unet_engine.volumes.base import Array
 
 STALE = 3.0
 """Seconds after the viewer was told to ask again, from which on only what it did ask for again is looked at."""
+SETTLING = 0.3
+"""Seconds from the first piece that is asked for to the first choice: pieces come in no order, and the middle counts."""
 _NEAR = 12
 """Blocks along an axis, nearest to where people look, among which the next one is chosen."""
 
@@ -78,7 +80,7 @@ class Demand:
         self._blocks, self._before, self._clock = blocks, pending, clock
         self._asked: dict[tuple[int, Box], float] = {}
         """By how many voxels one stands for, and where, when it was asked for last. Boxes here are the plan's."""
-        self._renewed = float("-inf")
+        self._renewed, self._first = float("-inf"), float("inf")
         self._done: set[Index] = set()
         self._sight: Sight | None = None
         self._changed = threading.Condition()
@@ -87,6 +89,7 @@ class Demand:
         """A piece of the output was asked for: `box` in voxels of its full resolution, of which one voxel of the piece
         spans `factors`."""
         with self._changed:
+            self._first = min(self._first, self._clock())
             self._asked[prod(factors), self._blocks.seen(box)] = self._clock()
             self._changed.notify_all()
 
@@ -143,7 +146,7 @@ class Demand:
     def _chosen(self) -> Index | None:
         """Of what is on the screen the block nearest to where people look; of several as near the first."""
         best: tuple[float, Index] | None = None
-        for box in self._shown():
+        for box in self._shown() if self._clock() >= self._first + SETTLING else ():
             for index in self._candidates(box):
                 if self.pending(index):
                     found = (self._away(index), index)

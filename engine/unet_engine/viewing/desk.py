@@ -16,6 +16,7 @@ from unet_engine.viewing import state as states
 from unet_engine.viewing import tables
 from unet_engine.viewing.demand import Sight
 from unet_engine.viewing.panes import Pane, together
+from unet_engine.volumes.base import Array
 
 LOOPBACK = "127.0.0.1"
 PAUSE = 0.7
@@ -99,7 +100,7 @@ class Desk:
         self._pages[f"{place}/info"] = ("application/json", lambda _: said)
         return f"precomputed://{self.page(place)}"
 
-    def overlay(self, over: Callable[[Any, Any], None]) -> None:
+    def overlay(self, over: Callable[[Box, tuple[int, ...], Array], None]) -> None:
         """Have `over` change what is answered of the asked pane, see `ServedVolume.overlaid`."""
         if self._asked:
             self._served[self._asked.name].overlaid(over)

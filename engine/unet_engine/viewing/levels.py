@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -18,6 +21,8 @@ from unet_engine.volumes.pick import Pick
 
 PIECE = 2**25
 """Bytes that are read of a stored level at once, and for one answer."""
+KEPT = 2**27
+"""Bytes of decoded chunks that are kept of a pane whose chunks are large."""
 ANSWER = 2**18
 """Voxels of an answer: what Neuroglancer asks for at once."""
 _MOST_LEVELS = 24
@@ -35,12 +40,14 @@ class Level:
 class Levels:
     """Shapes, boxes and factors are spatial, in the order z, y, x."""
 
-    def __init__(self, stored: Sequence[Level]) -> None:
-        """stored: the full resolution first"""
+    def __init__(self, stored: Sequence[Level], *, changing: bool = False) -> None:
+        """stored: the full resolution first; changing: whether voxels are written meanwhile, so that none are kept"""
         self.stored = tuple(stored)
+        self._kept: OrderedDict[tuple[int, Box], Future[Array]] = OrderedDict()
+        self._keeping = None if changing else threading.Lock()
 
     @classmethod
-    def of(cls, path: str, volume: Volume, pick: Pick) -> Levels:
+    def of(cls, path: str, volume: Volume, pick: Pick, *, changing: bool = False) -> Levels:
         """The full resolution `volume` of what lies at `path`, with the coarser ones that its OME metadata name and
         whose voxels are a whole number of those of the full one."""
         found = [Level(volume, (1,) * len(volume.shape))]
@@ -51,7 +58,7 @@ class Levels:
                 break
             if factors := _factors(volume.shape, coarser.shape):
                 found.append(Level(coarser, factors))
-        return cls(found)
+        return cls(found, changing=changing)
 
     @property
     def full(self) -> Volume:
@@ -86,9 +93,47 @@ class Levels:
             if there.is_empty or not volume.has_data(there):
                 out[place] = volume.fill_value
                 continue
-            voxels = volume.read(there)
+            voxels = self._voxels(volume, there)
             out[place] = _mean(voxels, steps) if mean else voxels[(slice(None), *(slice(None, None, s) for s in steps))]
         return out if out.dtype == volume.dtype else _rounded(out, volume.dtype)
+
+    def _voxels(self, volume: Volume, box: Box) -> Array:
+        """As `Volume.read`. Large chunks, of which a piece of the screen is a small part, are decoded once for all that
+        lie beside one another."""
+        if self._keeping is None or not ANSWER < volume.chunk_bytes * volume.channels <= KEPT // 2:
+            return volume.read(box)
+        out = np.empty((volume.channels, *box.shape), volume.dtype)
+        cells = tuple(l - l % c for l, c in zip(box.lo, volume.chunks, strict=True))
+        for cell in Box(cells, box.hi).relative_to(cells).cells(volume.chunks):
+            both = cell.shift(cells) & box
+            corner = tuple(l - l % c for l, c in zip(both.lo, volume.chunks, strict=True))
+            whole = Box(corner, tuple(map(min, map(sum, zip(corner, volume.chunks, strict=True)), volume.shape)))
+            found = self._chunk(volume, whole)
+            out[(slice(None), *both.relative_to(box.lo).slices())] = found[
+                (slice(None), *both.relative_to(corner).slices())
+            ]
+        return out
+
+    def _chunk(self, volume: Volume, whole: Box) -> Array:
+        """One chunk, read once by whoever asks first."""
+        assert self._keeping is not None
+        key = (id(volume), whole)
+        with self._keeping:
+            future = self._kept.get(key)
+            mine = future is None
+            if future is None:
+                future = self._kept[key] = Future()
+            self._kept.move_to_end(key)
+            while len(self._kept) * volume.chunk_bytes * volume.channels > KEPT:
+                self._kept.popitem(last=False)
+        if mine:
+            try:
+                future.set_result(volume.read(whole))
+            except BaseException as error:
+                with self._keeping:
+                    self._kept.pop(key, None)
+                future.set_exception(error)
+        return future.result()
 
 
 def _factors(full: Sequence[int], coarse: Sequence[int]) -> tuple[int, ...] | None:

@@ -4,7 +4,7 @@ as in any run; what is not is left to a resume."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from math import dist
 from typing import Protocol
@@ -73,15 +73,25 @@ class Previews:
         with self._lock:
             self._there.pop(index, None)
 
-    def over(self, box: Box, voxels: Array) -> None:
-        """Lay what is there over `voxels`, which are those of `box` of the output."""
-        asked = self._blocks.seen(box)
+    def over(self, box: Box, factors: Sequence[int], voxels: Array) -> None:
+        """Lay what is there over `voxels`, (*box.shape), which are those of `box` of a resolution of the output whose
+        voxels span `factors`, each the first of these."""
+        full = Box(
+            tuple(l * f for l, f in zip(box.lo, factors, strict=True)),
+            tuple(h * f for h, f in zip(box.hi, factors, strict=True)),
+        )
         with self._lock:
-            found = [(where, values) for where, values in self._there.values() if where.meets(asked)]
-        for where, values in found:
-            both = where & asked
-            piece = self._blocks.view(values[both.relative_to(where.lo).slices()])
-            voxels[self._blocks.stored(both).relative_to(box.lo).slices()] = piece
+            there = [(self._blocks.stored(where), values) for where, values in self._there.values()]
+        for where, values in there:
+            both = where & full
+            first = tuple(-(-l // f) for l, f in zip(both.lo, factors, strict=True))
+            if any(i * f >= h for i, f, h in zip(first, factors, both.hi, strict=True)):
+                continue
+            steps = zip(first, where.lo, both.hi, factors, strict=True)
+            piece = self._blocks.view(values)[tuple(slice(i * f - lo, hi - lo, f) for i, lo, hi, f in steps)]
+            voxels[Box(first, tuple(map(sum, zip(first, piece.shape, strict=True)))).relative_to(box.lo).slices()] = (
+                piece
+            )
 
 
 class OnDemandTeam(LocalTeam):

@@ -22,7 +22,7 @@ from unet_engine.viewing.levels import Levels
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.collection import located
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import open_stored
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import ALL, Pick
 
@@ -83,36 +83,33 @@ def pane_of(path: str, *, axes: str | None = None, image: str | None = None, pic
     voxels. Raises `InputError` for what cannot be read."""
     path = plain(path)
     where = located(path, image, None)
-    volume = open_volume(where, axes, _first(where, axes, pick))
-    header = _said(where)
-    content = content_of(open_volume(where, axes), replace(pick, timepoint=pick.timepoint or 0), header)
+    pick = replace(pick, timepoint=pick.timepoint or 0)  # of several time points the first
+    stored = open_stored(where, axes)
+    volume, header = stored.picked(pick), _said(where)
+    content = content_of(stored, pick, header)
     kind = kind or _kind(header, content, volume)
     if kind == "labels" and volume.channels > 1:
         raise SettingsError(
             f"{path} has {volume.channels} channels and labels have one; choose it with --input-channels"
         )
     place, known = _in_metres(content)
+    growing = bool(header.get("digest")) and header.get("complete") is False
     names, colours = _named(content, header, kind, volume.channels)
     told = () if kind != "labels" or header else (f"{path} is shown as labels; with --as-image {path} as an image",)
     return Pane(
         name=name or Path(path.rstrip("/")).name or path,
         path=path,
         kind=kind,
-        levels=Levels.of(where, volume, pick),
+        levels=Levels.of(where, volume, pick, changing=growing),
         place=place,
         known=known,
         names=names,
         colours=colours,
         contrast=_contrast(volume) if kind == "image" else None,
         one=float(header.get("probability_scale") or 1.0),
-        growing=bool(header.get("digest")) and header.get("complete") is False,
+        growing=growing,
         notes=(*volume.notes, *told),
     )  # fmt: skip
-
-
-def _first(path: str, axes: str | None, pick: Pick) -> Pick:
-    """What is shown of several time points where none is named: the first."""
-    return pick if pick.timepoint is not None else replace(pick, timepoint=0)
 
 
 def _said(path: str) -> Mapping[str, Any]:
@@ -191,7 +188,7 @@ def _contrast(volume: Volume) -> tuple[float, float] | None:
     values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if not values.size:
         return None
-    low, high = (float(v) for v in np.percentile(values, (1, 99)))
+    low, high = (float(v) for v in np.percentile(values.astype(np.float64), (1, 99)))
     return (low, high) if high > low else (low, low + 1.0)
 
 

@@ -23,13 +23,17 @@ Asked = Callable[[Box, tuple[int, ...]], None]
 """Told of each piece that is asked for: in voxels of the full resolution, and how many of these one voxel spans."""
 
 
+Over = Callable[[Box, tuple[int, ...], Array], None]
+"""Changes the labels of a box of a resolution, (*box.shape)."""
+
+
 class ServedVolume(LocalVolume):  # type: ignore[misc]  # the package has no types
     """Its axes are x, y, z and the channel, which is how C order of channel, z, y, x looks from the other end."""
 
     def __init__(self, pane: Pane, spacing: tuple[float, ...], unit: str, asked: Asked | None = None) -> None:
         """spacing: of the voxels that all panes are shown on, per axis z, y, x"""
         self._pane, self._asked = pane, asked
-        self._over: Callable[[Box, Array], None] | None = None
+        self._over: Over | None = None
         volume = pane.volume
         channels = (volume.channels,) if pane.kind != "labels" and volume.channels > 1 else ()
         self._type = _shown_type(volume.dtype, pane.kind)
@@ -46,8 +50,8 @@ class ServedVolume(LocalVolume):  # type: ignore[misc]  # the package has no typ
             max_downsampling=pane.levels.coarsest,
         )
 
-    def overlaid(self, over: Callable[[Box, Array], None]) -> None:
-        """Have `over` change the voxels of the full resolution that are answered, (*box.shape), where they are labels."""
+    def overlaid(self, over: Over) -> None:
+        """Have `over` change what is answered."""
         self._over = over
 
     def get_encoded_subvolume(self, data_format: str, start: Any, end: Any, scale_key: str) -> tuple[bytes, str]:
@@ -79,8 +83,8 @@ class ServedVolume(LocalVolume):  # type: ignore[misc]  # the package has no typ
         if not labels:
             return np.ascontiguousarray(voxels, self._type)
         found = np.ascontiguousarray(voxels[0], self._type)
-        if self._over and max(factors) == 1:
-            self._over(box, found)
+        if self._over:
+            self._over(box, factors, found)
         return found
 
     def get_object_mesh(self, object_id: int) -> bytes:
