@@ -137,9 +137,10 @@ def test_a_click_moves_and_a_number_is_told(show, tmp_path):
 
 
 def test_a_region_is_computed_because_it_is_looked_at_and_a_resume_does_the_rest(show, tmp_path):
-    voxels = np.random.default_rng(0).normal(size=(48, 384, 384)).astype(np.float32)
-    scan = make_volume(tmp_path / "scan.zarr", voxels, chunks=(48, 64, 64))
-    model = fake_model(tmp_path, channels_out=3, activation="softmax", window=(16, 64, 64))
+    voxels = np.zeros((2, 48, 384, 384), np.float32)
+    voxels[1, :, 40:] = 1
+    scan = make_volume(tmp_path / "scan.zarr", voxels, axes="czyx", chunks=(1, 48, 64, 64))
+    model = fake_model(tmp_path, channels_in=2, channels_out=2, activation="softmax", window=(16, 64, 64))
     plain = unet_engine.run(scan, model=model, out=str(tmp_path / "plain.zarr"))
     assert plain.blocks_planned > 3
     out = tmp_path / "looked.zarr"

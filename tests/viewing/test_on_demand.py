@@ -18,7 +18,7 @@ from unet_engine.viewing import on_demand
 from unet_engine.viewing.demand import Sight
 from unet_engine.viewing.on_demand import Closed, OnDemandTeam
 
-CLASSES = {"channels_out": 3, "activation": "softmax"}
+CLASSES = {"channels_in": 2, "channels_out": 2, "activation": "softmax"}
 WHOLE = Box((0, 0, 0), (40, 36, 44))
 
 
@@ -30,8 +30,8 @@ def _at_once(monkeypatch):
 
 @pytest.fixture
 def scan(tmp_path):
-    voxels = np.random.default_rng(1).normal(size=WHOLE.hi).astype(np.float32)
-    return make_volume(tmp_path / "scan.zarr", voxels)
+    voxels = np.random.default_rng(1).normal(size=(2, *WHOLE.hi)).astype(np.float32)
+    return make_volume(tmp_path / "scan.zarr", voxels, axes="czyx")
 
 
 class Looking:
@@ -106,7 +106,9 @@ def test_what_was_looked_at_and_what_a_resume_does_are_the_bytes_of_one_run(tmp_
     done = unet_engine.run(scan, model=model, out=str(out), resume=True, **options)
     assert done.complete
     assert done.blocks_written == closed.of - closed.there
-    np.testing.assert_array_equal(result_of(out), result_of(tmp_path / "plain.zarr"))
+    expected = result_of(tmp_path / "plain.zarr")
+    assert (expected > 0).mean() > 0.2  # which blocks that are missing would not be
+    np.testing.assert_array_equal(result_of(out), expected)
     for name in ["identity", "digest"]:
         assert read_header(str(out))[name] == read_header(str(tmp_path / "plain.zarr"))[name]
 
@@ -178,11 +180,11 @@ def test_a_window_is_shown_before_its_block_is_done_and_not_after(tmp_path, scan
     there = before != 9
     assert 0 < there.sum() <= 8**3
     assert (after == 9).all()
-    assert before[20, 18, 22] != 9 or there.any()
+    assert set(np.unique(before[there])) == {0, 1}
 
 
 def test_an_idle_viewer_does_not_count_as_hung(tmp_path, scan):
-    crew = OnDemandTeam(settings(scan, fake_model(tmp_path), tmp_path / "o.zarr"), Looking([]))
+    crew = OnDemandTeam(settings(scan, fake_model(tmp_path, **CLASSES), tmp_path / "o.zarr"), Looking([]))
     assert crew._moved() != crew._moved()
 
 

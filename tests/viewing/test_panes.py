@@ -42,7 +42,8 @@ def test_results_of_runs_are_shown_as_what_they_are_with_names_and_colours(resul
     assert panes["labels"].names == panes["probabilities"].names == ("background", "cell", "wall")
     assert panes["labels"].colours == ("#000000", "#ff0000", "#00ff7f")
     shown = state.layer(panes["labels"], "u", together([panes["labels"]])[0])
-    assert shown["segmentColors"] == {"1": "#ff0000", "2": "#00ff7f"}
+    assert shown["segmentColors"] == {"0": "#000000", "1": "#ff0000", "2": "#00ff7f"}
+    assert shown["hideSegmentZero"]
     shader = state.shader(panes["probabilities"])
     assert "getDataValue(0)" not in shader  # the background
     assert "vec3(1.0000, 0.0000, 0.0000)" in shader

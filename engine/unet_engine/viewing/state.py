@@ -17,6 +17,7 @@ PIXELS = 480
 _SHOWN = 16
 """Channels that are laid over one another."""
 _NORMAL = {"xy": "z", "xz": "y", "yz": "x"}
+_BACKGROUND = ("background", "bg", "outside", "none", "unlabelled", "unlabeled", "class 0")
 Matrix = Sequence[Sequence[float]]
 
 
@@ -115,10 +116,12 @@ def layer(pane: Pane, source: str, matrix: Matrix, properties: str | None = None
         }  # fmt: skip
     if properties:
         sources.append(properties)
-    colours = {str(i): colour for i, colour in enumerate(pane.colours) if i}
+    colours = {str(i): colour for i, colour in enumerate(pane.colours)}
+    # what is not computed yet is 0, too
+    hidden = pane.growing or not pane.names or pane.names[0].lower() in _BACKGROUND
     return {
         "type": "segmentation", "name": pane.name, "source": sources, "selectedAlpha": 0.45,
-        "notSelectedAlpha": 0.12, **({"segmentColors": colours} if colours else {}),
+        "notSelectedAlpha": 0.12, "hideSegmentZero": hidden, **({"segmentColors": colours} if colours else {}),
     }  # fmt: skip
 
 
@@ -184,7 +187,7 @@ def _coloured(pane: Pane) -> str:
     scale = f" / {pane.one:.1f}" if pane.one != 1 else ""
     lines, names = [], pane.names
     for i in range(min(volume.channels, _SHOWN)):
-        if many and i == 0 and names and names[0].lower() in ("background", "bg"):
+        if many and i == 0 and names and names[0].lower() in _BACKGROUND:
             continue
         red, green, blue = (
             int((pane.colours[i] if i < len(pane.colours) else "#ffffff")[k : k + 2], 16) / 255 for k in (1, 3, 5)
