@@ -278,7 +278,7 @@ def _outside(job: Job) -> dict[str, Any]:
         "nodata": [f"{value:g}" for value in job.nodata],
         "written": None if job.outside is None else [f"{value:g}" for value in job.outside],
     }
-    return {"outside": facts} if job.mask or job.nodata else {}
+    return {"outside": facts} if job.mask or job.nodata or job.outside is not None else {}
 
 
 def _resampling(job: Job) -> dict[str, Any]:
