@@ -9,6 +9,7 @@ from math import prod
 from unet_engine.backends.base import Network
 from unet_engine.errors import PlanError
 from unet_engine.model.spec import ModelSpec
+from unet_engine.output.label import Label
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.fitting import lattice_of
@@ -169,4 +170,5 @@ def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
         frame=volume.frame.moved(roi.lo) if volume.frame else None,
         turn=turn and turn.of(roi.shape),
         start=None if survey.grids and not decisions.back else roi.lo,
+        label=Label(spec.class_names, spec.colours or ()) if decisions.kind == "labels" else None,
     )
