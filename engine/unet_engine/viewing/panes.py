@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from unet_engine.errors import InputError, SettingsError
+from unet_engine.output.colours import colour_of
 from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, plain
 from unet_engine.plan.box import Box
-from unet_engine.postprocess.colours import colour_of
 from unet_engine.postprocess.content import Content, content_of
 from unet_engine.postprocess.formats import account_of
 from unet_engine.units import micrometers
