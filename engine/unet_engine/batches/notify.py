@@ -88,7 +88,7 @@ def send(address: Address, facts: Mapping[str, Any], limit: float = LIMIT) -> st
 
     def post() -> None:
         try:
-            body = json.dumps(_short(redacted(dict(facts))), allow_nan=False).encode()
+            body = json.dumps(_short(redacted(_short(dict(facts), 2 * LONGEST))), allow_nan=False).encode()
             said[0] = _tried(address, body, time.monotonic() + limit)
         except Exception as error:
             said[0] = first_line(error)
@@ -138,13 +138,14 @@ def _posted(address: Address, body: bytes, until: float) -> tuple[str | None, bo
         return first_line(getattr(error, "reason", None) or error), True  # type: ignore[arg-type]
 
 
-def _short(value: Any) -> Any:
-    """The same with long texts and lists cut off."""
-    if isinstance(value, str) and len(value) > LONGEST:
-        return value[: LONGEST - 1] + "…"
+def _short(value: Any, longest: int = LONGEST) -> Any:
+    """The same with long texts and lists cut off. Done before redaction, which reads every character, and after it: half
+    a secret at the end of the first cut is not left by the second."""
+    if isinstance(value, str) and len(value) > longest:
+        return value[: longest - 1] + "…"
     if isinstance(value, Mapping):
-        return {key: _short(part) for key, part in value.items()}
+        return {key: _short(part, longest) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        left = len(value) - MOST
-        return [_short(part) for part in value[:MOST]] + ([f"… and {left} more"] if left > 0 else [])
+        kept = [_short(part, longest) for part in value[: MOST + 1]]
+        return kept if len(value) <= MOST + 1 else [*kept[:MOST], f"… and {len(value) - MOST} more"]
     return value
