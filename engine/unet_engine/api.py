@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 from unet_engine.errors import writing
@@ -22,7 +23,7 @@ from unet_engine.output.locks import Holding, clear, hold
 from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
-from unet_engine.postprocess import working
+from unet_engine.postprocess import level_pass, pyramid, working
 from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared
@@ -41,6 +42,7 @@ Watch = Callable[[Prepared, Team], Any]
 
 _NOT_STORED = (
     "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
+    "levels",
 )  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
@@ -99,6 +101,8 @@ class Result:
     command line tells them as they are found; a caller from Python should look at them."""
     objects: int | None = None
     """How many there are, where they were numbered in place of labels."""
+    levels: int | None = None
+    """How many the output has, where it has a pyramid."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
     already_complete: bool = False
@@ -138,7 +142,7 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
 
     if _is_made(prepared):
         note([f"{survey.named} is already complete"])
-        return replace(result(), already_complete=True)
+        return _with_pyramid(prepared, crew, replace(result(), already_complete=True), lambda text: note([text]))
     done = None
     with _begun(prepared):
         output = _open_output(prepared)
@@ -161,11 +165,24 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         if prepared.survey.objects:
             found = objects.number(prepared, crew.hands(), lambda text: note([text]))
             done = replace(done, objects=found["objects"])
+        done = _with_pyramid(prepared, crew, done, lambda text: note([text]))
         if working.is_file(survey.named):
             tell(f"{survey.named} is made of what was written")
         note(_handed_over(prepared))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
+
+
+def _with_pyramid(prepared: Prepared, crew: Team, done: Result, tell: Tell) -> Result:
+    """The same, once the group that was written has its pyramid, where one is wanted."""
+    survey = prepared.survey
+    if not survey.settings.pyramid:
+        return done
+    wanted = pyramid.Wanted(survey.named, survey.settings.levels, overwrite=True, durable=survey.settings.durable)
+    hands = crew.hands()
+    least = prod(prepared.job.layout.chunk) * level_pass.MOST_BYTES  # after hours nothing is refused for some megabytes
+    found = pyramid.pyramid(wanted, hands.crew, memory=max(least, hands.memory), tell=tell)
+    return replace(done, levels=found["levels"], already_complete=done.already_complete and not found["boxes_written"])
 
 
 def _is_made(prepared: Prepared) -> bool:
@@ -284,7 +301,7 @@ def _outside(job: Job) -> dict[str, Any]:
         "nodata": [f"{value:g}" for value in job.nodata],
         "written": None if job.outside is None else [f"{value:g}" for value in job.outside],
     }
-    return {"outside": facts} if job.mask or job.nodata else {}
+    return {"outside": facts} if job.mask or job.nodata or job.outside is not None else {}
 
 
 def _resampling(job: Job) -> dict[str, Any]:

@@ -101,6 +101,10 @@ class Settings(BaseModel):
     """Whether background that one class encloses becomes that class first."""
     largest: int | None = Field(default=None, ge=1, le=MOST)
     """So many objects of each class are kept."""
+    pyramid: bool = False
+    """Add coarser levels to the output, see `unet_engine.postprocess.pyramid`; `levels` is for that."""
+    levels: int | None = Field(default=None, ge=1, le=MOST)
+    """How many there are, with the full resolution; default: until they are small."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
@@ -408,6 +412,8 @@ class Settings(BaseModel):
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
         self._check_outside()
         self._check_objects()
+        if self.levels and not self.pyramid:
+            raise SettingsError("--levels is for --pyramid; leave it out, or give both")
 
     def _check_objects(self) -> None:
         """Raise `SettingsError` where objects cannot be told, or are not asked for."""

@@ -38,6 +38,8 @@ class Options(TypedDict, total=False):
     min_size: int | None
     fill_holes: bool
     largest: int | None
+    pyramid: bool
+    levels: int | None
     roi: str | None
     axes: str | None
     image: int | str | None

@@ -156,6 +156,15 @@ _SETTINGS = [
     ),
     *OBJECTS,
     click.option(
+        "--pyramid",
+        is_flag=True,
+        default=None,
+        help="Add coarser levels to the output: majority of labels, else means.",
+    ),
+    click.option(
+        "--levels", type=COUNT, metavar="N", help="Of --pyramid, with the full resolution; default: until small."
+    ),
+    click.option(
         "--channels",
         "--output-channels",
         "channels",
