@@ -19,8 +19,8 @@ from unet_engine.commands import report
 from unet_engine.commands.price import Rate
 from unet_engine.commands.run_report.pictures import pictures
 from unet_engine.errors import OutputError, SettingsError, UnetEngineError, first_line
+from unet_engine.output.colours import colour_of
 from unet_engine.paths import is_local
-from unet_engine.postprocess.colours import colour_of
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.seams import NEAR, Seams, seams
 from unet_engine.profiling import tracing

@@ -10,8 +10,8 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from unet_engine.output.colours import colour_of
 from unet_engine.plan.box import Box
-from unet_engine.postprocess.colours import colour_of
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.formats import open_volume
