@@ -112,7 +112,7 @@ class LocalTeam:
         return {"peak_rss_bytes": machine.peak_resident_bytes(), "processors": (machine.processor(),)}
 
     def give(self) -> Network | None:
-        return self._workers[0].give() if self._workers and self._leg is None else None
+        return self.workers[0].give() if self.workers and self._leg is None else None
 
     def close(self) -> None:
         if self._leg:
