@@ -29,7 +29,7 @@ from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import check_output
-from unet_engine.profiling import tracing
+from unet_engine.profiling import energy, tracing
 from unet_engine.redaction import redacted
 from unet_engine.settings import Settings
 from unet_engine.stitching import operations
@@ -89,6 +89,8 @@ class Result:
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
     tiling_choice: dict[str, Any] | None = None
     """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
+    joules: dict[str, float] | None = None
+    """What this machine took meanwhile, by counter; None where none can be read, see `unet_engine.profiling.energy`."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
@@ -133,8 +135,11 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
             notes.append(text)
             tell(text)
 
+    meter = energy.Meter()
+
     def result() -> Result:
-        return replace(_result(prepared, crew, time.perf_counter() - begun), notes=tuple(notes))
+        found = _result(prepared, crew, time.perf_counter() - begun)
+        return replace(found, notes=tuple(notes), joules=meter.joules or None)
 
     if _is_made(prepared):
         note([f"{survey.named} is already complete"])
@@ -151,7 +156,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
                 if output.header.begin():  # else the last part completed it just now
                     prepared = _since(prepared, output.header)
                     note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
-                    with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
+                    watched = watch(prepared, crew) if watch else nullcontext()
+                    with meter, _noted(prepared, output.header, result), watched:
                         crew.execute(prepared, output.pending())
                     note(output.doubtful())
                     done = _conclude(prepared, output.header, holding, result())
@@ -306,7 +312,7 @@ def _outside(job: Job) -> dict[str, Any]:
         "nodata": [f"{value:g}" for value in job.nodata],
         "written": None if job.outside is None else [f"{value:g}" for value in job.outside],
     }
-    return {"outside": facts} if job.mask or job.nodata else {}
+    return {"outside": facts} if job.mask or job.nodata or job.outside is not None else {}
 
 
 def _resampling(job: Job) -> dict[str, Any]:
