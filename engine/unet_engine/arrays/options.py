@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     overlap_tolerance: float | None
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"]
     blend_at: Literal["auto", "features", "outputs"]
+    split_concat: bool
     tiling: str | None
     tolerance: float | None
     tiling_budget: float | None
