@@ -24,8 +24,13 @@ PICTURES = {
 @pytest.fixture(autouse=True, scope="module")
 def _registered():
     from imagecodecs.numcodecs import register_codecs
+    from numcodecs.registry import codec_registry
 
+    before = dict(codec_registry)
     register_codecs(verbose=False)
+    yield
+    codec_registry.clear()
+    codec_registry.update(before)
 
 
 def stored(folder, codec, data, filters=None):
