@@ -35,6 +35,7 @@ from unet_engine.commands.sources import model_of, with_model
 from unet_engine.commands.viewing import view_command
 from unet_engine.errors import OutputError, SettingsError, UnetEngineError
 from unet_engine.hanging import end
+from unet_engine.profiling import beginning
 from unet_engine.redaction import guard_streams
 
 if TYPE_CHECKING:
@@ -339,6 +340,7 @@ def _heed_signals() -> None:
 def main() -> None:
     """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
     _heed_signals()
+    beginning.of_this_process()
     streams.prepare()
     guard_streams()
     try:

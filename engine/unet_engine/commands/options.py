@@ -133,6 +133,12 @@ _SETTINGS = [
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
     ),
     click.option(
+        "--blend-at",
+        metavar="WHAT",
+        help="outputs of the network, or the features before its last layer, which gives the same and moves less; "
+        "default: auto, features where classes are many.",
+    ),
+    click.option(
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
@@ -159,6 +165,14 @@ _SETTINGS = [
         metavar="HOW",
         help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take "
         "the mean; none; default: mirror where the model names axes for it.",
+    ),
+    click.option(
+        "--into",
+        is_flag=False,
+        flag_value="auto",
+        metavar="[NAME]",
+        help="Put the labels into the OME-Zarr image that is read, IMAGE/labels/NAME, instead of --out; NAME: called so "
+        "(default: after the model), or the path of the image.",
     ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(
