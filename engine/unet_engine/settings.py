@@ -120,8 +120,9 @@ class Settings(BaseModel):
     """Of an OME-Zarr plate, well or collection: the path of an image in it, or its number from 0."""
     level: int | None = Field(default=None, ge=0, le=MOST)
     """Of an OME-Zarr pyramid: 0 is the full resolution; default: that."""
-    timepoint: int | None = Field(default=None, ge=0, le=MOST)
-    """Counted from 0; needed where the volume has several."""
+    timepoint: Annotated[int, Field(ge=0, le=MOST)] | str | None = None
+    """Counted from 0; needed where the volume has several. ``all``, or a range ``2:5``, in `run` and where the output is
+    OME-Zarr: each is run, and the output keeps the time axis."""
     input_channels: str | None = None
     """Channels of the volume that the network takes, in its order: names, or numbers from 0, as ``DAPI,2``; default:
     all."""
@@ -215,6 +216,17 @@ class Settings(BaseModel):
             return float(value)
         except ValueError:
             raise ValueError("give a fraction from 0 to below 1, or auto") from None
+
+    @field_validator("timepoint", mode="before")
+    @classmethod
+    def _times(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.isascii() and value.isdigit():
+            return int(value[:12])
+        if value != "all" and not re.fullmatch(r"[0-9]{0,9}:[0-9]{0,9}", value):
+            raise ValueError("give a number from 0, a range such as 0:10, or all")
+        return value
 
     @field_validator("memory", mode="before")
     @classmethod

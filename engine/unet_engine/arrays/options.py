@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
     axes: str | None
     image: int | str | None
     level: int | None
-    timepoint: int | None
+    timepoint: int | str | None
     input_channels: str | int | Sequence[int | str] | None
     normalize: str | None
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None

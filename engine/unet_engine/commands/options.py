@@ -207,7 +207,12 @@ _SETTINGS = [
         "--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: path or number of an image."
     ),
     click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
-    click.option("--timepoint", type=int, metavar="N", help="The time point to run on, counted from 0."),
+    click.option(
+        "--timepoint",
+        metavar="N",
+        help="The time point to run on, counted from 0; all, or a range such as 0:10: each of them, and the output keeps "
+        "the time axis.",
+    ),
     click.option(
         "--input-channels", metavar="C,C", help="Channels the network takes, in its order, by name or number from 0."
     ),
