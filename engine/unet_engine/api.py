@@ -13,8 +13,8 @@ from math import prod
 from typing import Any
 
 from unet_engine.errors import writing
-from unet_engine.execution import objects
 from unet_engine.execution.choose import team
+from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Header, spans
@@ -42,7 +42,7 @@ Watch = Callable[[Prepared, Team], Any]
 
 _NOT_STORED = (
     "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
-    "levels",
+    "levels", "start",
 )  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
@@ -70,6 +70,8 @@ class Result:
     device: str
     precision: str
     stitching: str
+    blended: str = "outputs"
+    """``features`` where they were, and the last layer was applied to the blended ones."""
     part: str | None = None
     workers: int = 0
     """Workers of a cluster that took part; 0 where this process did it all. Memory is then that of the one with the
@@ -88,6 +90,9 @@ class Result:
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
     tiling_choice: dict[str, Any] | None = None
     """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
+    start: dict[str, float] | None = None
+    """Seconds of each part of the way to the first window, see `unet_engine.profiling.beginning`; None where workers of
+    a cluster went it."""
     joules: dict[str, float] | None = None
     """What this machine took meanwhile, by counter; None where none can be read, see `unet_engine.profiling.energy`."""
     stages: dict[str, dict[str, float]] | None = None
@@ -163,12 +168,14 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
     done = done or result()
     if done.complete:
         if prepared.survey.objects:
+            from unet_engine.execution import objects
+
             found = objects.number(prepared, crew.hands(), lambda text: note([text]))
             done = replace(done, objects=found["objects"])
         done = _with_pyramid(prepared, crew, done, lambda text: note([text]))
         if working.is_file(survey.named):
             tell(f"{survey.named} is made of what was written")
-        note(_handed_over(prepared))
+        note(_handed_over(prepared, crew))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
 
@@ -180,8 +187,7 @@ def _with_pyramid(prepared: Prepared, crew: Team, done: Result, tell: Tell) -> R
         return done
     wanted = pyramid.Wanted(survey.named, survey.settings.levels, overwrite=True, durable=survey.settings.durable)
     hands = crew.hands()
-    least = prod(prepared.job.layout.chunk) * level_pass.MOST_BYTES  # after hours nothing is refused for some megabytes
-    found = pyramid.pyramid(wanted, hands.crew, memory=max(least, hands.memory), tell=tell)
+    found = pyramid.pyramid(wanted, hands.crew, memory=_least(prepared, hands), tell=tell)
     return replace(done, levels=found["levels"], already_complete=done.already_complete and not found["boxes_written"])
 
 
@@ -191,19 +197,33 @@ def _is_made(prepared: Prepared) -> bool:
     if survey.named == survey.out or not survey.settings.resume:
         return False
     if not working.is_file(survey.named):
+        from unet_engine.execution import objects
+
+    if not working.is_handed_over(survey.named):
         return objects.are_there(survey.named, prepared.job.plan.digest)
     return working.settled(survey.named, prepared.job.plan.digest)
 
 
-def _handed_over(prepared: Prepared) -> list[str]:
-    """The file is made of what was written, where the run ends in one."""
+def _handed_over(prepared: Prepared, crew: Team) -> list[str]:
+    """The file is made of what was written, or labels are put into their image, where the run ends so."""
     survey = prepared.survey
-    if not working.is_file(survey.named):
+    if not working.is_handed_over(survey.named):
         return []
     replaces = survey.settings.overwrite or survey.settings.resume  # what is there, this run was begun to replace
+    hands = crew.hands()
     return working.hand_over(
-        survey.named, overwrite=replaces, run=prepared.job.plan.digest, durability=prepared.job.durability
+        survey.named,
+        overwrite=replaces,
+        run=prepared.job.plan.digest,
+        durability=prepared.job.durability,
+        crew=hands.crew,
+        memory=_least(prepared, hands),
     )
+
+
+def _least(prepared: Prepared, hands: Hands) -> int:
+    """Bytes for one box of a level: after hours of inference nothing is refused for want of some megabytes."""
+    return max(prod(prepared.job.layout.chunk) * level_pass.MOST_BYTES, hands.memory)
 
 
 def _release(prepared: Prepared) -> None:
@@ -381,6 +401,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         device=",".join(prepared.survey.devices),
         precision=job.setup.precision,
         stitching=operations.IMPLEMENTATION,
+        blended="features" if job.model.gives_features else "outputs",
         part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
         tiling_choice=tiling_choice.facts(prepared.tiling),

@@ -33,12 +33,22 @@ class Command(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.meta.get(_FOR_MACHINES) and "--json" not in args:
+            args = ["--json", *args]
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for option, times in Counter(order).items():
                 if times > 1 and isinstance(option, click.Option) and not (option.multiple or option.is_flag):
                     raise click.UsageError(f"{option.opts[0]} is given {times} times; give it once", ctx)
         return super().parse_args(ctx, args)
+
+
+_FOR_MACHINES = "unet_engine.json"
+
+
+def for_machines(ctx: click.Context, _option: click.Parameter, given: bool) -> None:  # noqa: FBT001
+    """``--json`` before the name of a command means that of the command."""
+    ctx.meta[_FOR_MACHINES] = given
 
 
 def joined(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> str | None:
@@ -134,6 +144,12 @@ _SETTINGS = [
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
     ),
     click.option(
+        "--blend-at",
+        metavar="WHAT",
+        help="outputs of the network, or the features before its last layer, which gives the same and moves less; "
+        "default: auto, features where classes are many.",
+    ),
+    click.option(
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
@@ -162,6 +178,14 @@ _SETTINGS = [
         metavar="HOW",
         help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take "
         "the mean; none; default: mirror where the model names axes for it.",
+    ),
+    click.option(
+        "--into",
+        is_flag=False,
+        flag_value="auto",
+        metavar="[NAME]",
+        help="Put the labels into the OME-Zarr image that is read, IMAGE/labels/NAME, instead of --out; NAME: called so "
+        "(default: after the model), or the path of the image.",
     ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(
@@ -410,6 +434,20 @@ def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a run does."""
     return _with([_ONE, *_SETTINGS], command)
+
+
+def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a run does whose blocks are computed because somebody looks at them: all of it, by one process."""
+    return _with([option for option in _SETTINGS if _name(option) not in _UNSEEN], command)
+
+
+_UNSEEN = ("part", "profile")
+
+
+def _name(option: Callable[..., Any]) -> str:
+    """What an option gives its command."""
+    parameter: click.Option = option(lambda: None).__click_params__[0]
+    return str(parameter.name)
 
 
 def several_options(command: Callable[..., Any]) -> Callable[..., Any]:

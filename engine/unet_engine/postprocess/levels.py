@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from unet_engine.errors import SettingsError
 from unet_engine.units import times
@@ -57,3 +58,36 @@ def _halved(axes: str, shape: tuple[int, ...], sizes: dict[str, float]) -> Itera
         sizes = {a: sizes[a] * f for a, f in zip(axes, factors, strict=True)}
         shape = tuple(-(-n // f) for n, f in zip(shape, factors, strict=True))
         yield Level(shape, factors)
+
+
+def levels_like(
+    axes: str, shape: Sequence[int], image: Sequence[Mapping[str, tuple[int, float]]]
+) -> list[Level] | None:
+    """Levels with the factors of another pyramid, for each of whose levels `image` has voxels and spacing along each
+    axis; shapes as there, where the full resolution is of the same one. None where its factors are no whole numbers.
+    """
+    found: list[Level] = []
+    before = tuple(shape)
+    for finer, coarser in pairwise(image):
+        factors = tuple(_factor(finer.get(a), coarser.get(a)) for a in axes)
+        if 0 in factors:
+            return None
+        now = []
+        for axis, n, f in zip(axes, before, factors, strict=True):
+            alike = axis in finer and finer[axis][0] == n and coarser[axis][0] in (n // f, -(-n // f))
+            now.append(coarser[axis][0] if alike else -(-n // f))
+        found.append(Level(tuple(now), factors))
+        before = found[-1].shape
+    return found
+
+
+def _factor(finer: tuple[int, float] | None, coarser: tuple[int, float] | None) -> int:
+    """How many voxels become one; 0 for no whole number. Voxels decide where spacings contradict them."""
+    if finer is None or coarser is None:
+        return 1
+    (n, size), (fewer, larger) = finer, coarser
+    for ratio in (larger / size if size else 0.0, n / fewer):
+        whole = round(ratio)
+        if whole >= 1 and abs(ratio - whole) < 0.01 and fewer in (max(1, n // whole), -(-n // whole)):
+            return whole
+    return 0

@@ -21,8 +21,9 @@ from unet_engine.postprocess.formats import writer_of
 from unet_engine.postprocess.joining import Rules
 from unet_engine.postprocess.labelling import cc3d
 from unet_engine.postprocess.levels import levels_of
-from unet_engine.postprocess.working import is_file, labels_of, work_of
+from unet_engine.postprocess.working import is_file, is_handed_over, labels_of, work_of
 from unet_engine.prepare.decisions import dtype_of
+from unet_engine.prepare.into import named_into
 from unet_engine.prepare.notes import fall_back
 from unet_engine.settings import Settings
 from unet_engine.volumes.base import Selection, Volume
@@ -52,11 +53,14 @@ class Delivery:
     """Which objects are numbered, where these are wanted: blocks are then written to a group that goes as well."""
 
 
-def delivery_of(settings: Settings, spec: ModelSpec, written: Volume, roi: Box, notes: list[str]) -> Delivery:
-    """Where a run ends that writes `roi` of the grid of `written`. Raises `OutputError` where the format that is asked
+def delivery_of(
+    settings: Settings, spec: ModelSpec, place: str, written: Volume, roi: Box, notes: list[str]
+) -> Delivery:
+    """Where a run of the volume at `place` ends that writes `roi` of the grid of `written`. Raises `OutputError` where the format that is asked
     for cannot hold its result; `notes` hear what that leaves out, and what was chosen where nothing is asked for."""
     content = _expected(settings, spec, written, roi)
-    named = settings.out or _default(settings, spec, content, notes)
+    into = named_into(settings, spec, place) if settings.into else None
+    named = into or settings.out or _default(settings, spec, content, notes)
     objects = _objects(settings, len(written.spatial))
     work = named
     if settings.pyramid:
@@ -66,6 +70,7 @@ def delivery_of(settings: Settings, spec: ModelSpec, written: Volume, roi: Box, 
         writer.check(named, content)
         for loss in writer.losses(content):
             fall_back(settings, notes, f"{named}: {loss}")
+    if is_handed_over(named):
         work = work_of(named)
     return Delivery(named, labels_of(named) if objects else work, objects)
 

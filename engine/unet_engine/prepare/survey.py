@@ -25,10 +25,8 @@ from unet_engine.output.header import read_header
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
-from unet_engine.postprocess.deliver import check_place
-from unet_engine.postprocess.formats import account_of
 from unet_engine.postprocess.joining import Rules
-from unet_engine.postprocess.working import is_file
+from unet_engine.postprocess.working import check_named, is_handed_over, said_of
 from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.delivery import delivery_of
 from unet_engine.prepare.fetching import at_hand
@@ -135,7 +133,7 @@ class Survey:
     @property
     def begun_before(self) -> Mapping[str, Any] | None:
         """What the output says of the run that began it, or made it; None where there is none."""
-        return read_header(self.out) or (account_of(self.named) if self.named != self.out else None)
+        return read_header(self.out) or (said_of(self.named) if self.named != self.out else None)
 
     @property
     def precision(self) -> str:
@@ -194,7 +192,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     stored, turn = as_stored(volume), turn_of(volume)
     on_scan = not grids or settings.grid != "model"
     lies = turn.stored_box(roi) if turn and on_scan else roi
-    delivery = delivery_of(settings, model.spec, stored if on_scan else windows_from, lies, notes)
+    delivery = delivery_of(settings, model.spec, located_at, stored if on_scan else windows_from, lies, notes)
     keep_apart(settings, delivery.named)
     return Survey(
         settings=settings,
@@ -278,10 +276,10 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
 def check_output(survey: Survey) -> None:
     """Refuse an output that exists unless the settings say what to do with it. Raises `OutputError`."""
     settings = survey.settings
-    if survey.objects and not is_file(survey.named):
+    if survey.objects and not is_handed_over(survey.named):
         check_objects(survey.named, resume=settings.resume, overwrite=settings.overwrite)
-    elif survey.named != survey.out and not settings.resume:
-        check_place(survey.named, overwrite=settings.overwrite)
+    elif survey.named != survey.out:
+        check_named(survey.named, resume=settings.resume, overwrite=settings.overwrite)
     if settings.resume or settings.overwrite or not stores.exists(survey.out):
         return
     if survey.named != survey.out:
