@@ -20,6 +20,10 @@ rm -rf "$folder/raw" "$folder/dist"
 PATH=$tools/bin:$PATH "$tools/bin/auditwheel" repair --wheel-dir "$folder/dist" "$folder"/raw/*.whl
 wheel=$(ls "$folder"/dist/*.whl)
 echo "wheel: $wheel"
+# a wheel that says abi3 has to hold it
+case $wheel in
+    *-abi3-*) ! "$tools/bin/python" -m zipfile -l "$wheel" | sed "s/ .*//" | grep -E '\.so$' | grep -v '\.abi3\.so$' || { echo "these are not abi3"; exit 1; } ;;
+esac
 
 if [ -z "$root" ] && [ "$(id -u)" = 0 ] && command -v debootstrap > /dev/null; then
     root=$folder/root
@@ -27,6 +31,7 @@ if [ -z "$root" ] && [ "$(id -u)" = 0 ] && command -v debootstrap > /dev/null; t
         trixie "$root" > "$folder/debootstrap.log"
 fi
 if [ -n "$root" ]; then
+    mountpoint -q "$root/proc" || { mount -t proc proc "$root/proc" && trap 'umount "$root/proc"' EXIT; }
     run() { chroot "$root" /usr/bin/env -i PATH=/venv/bin:/usr/bin:/bin HOME=/root "$@"; }
     ! run sh -c 'command -v cc c++ gcc g++' || { echo "$root has a compiler: this would prove nothing"; exit 1; }
     rm -rf "$root/venv" "$root/wheelhouse" "$root/demo"
