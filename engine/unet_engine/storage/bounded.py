@@ -17,7 +17,7 @@ from zarr.codecs import ShardingCodec
 from zarr.core.buffer.cpu import as_numpy_array_wrapper
 
 from unet_engine.storage import shards
-from unet_engine.storage.unpacking import unpacked
+from unet_engine.storage.unpacking import longest, unpacked
 
 WIDEST = 16
 """Bytes of the largest number that a filter of Zarr v2 makes of another."""
@@ -37,6 +37,14 @@ def bounded(array: zarr.Array) -> zarr.Array:
     else:
         metadata = replace(metadata, codecs=_bounded(metadata.codecs))
     return zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=array.store_path, config=array.async_array.config))
+
+
+def longest_chunk(array: zarr.Array) -> int:
+    """The most bytes that a stored chunk (shard, if sharded) of `array` may have."""
+    metadata = array.metadata
+    size = prod(array.shards or array.chunks) * (WIDEST if metadata.zarr_format == 2 else array.dtype.itemsize)
+    entries = prod(-(-s // c) for s, c in zip(array.shards, array.chunks, strict=True)) if array.shards else 0
+    return longest(longest(size)) + 2**12 * entries  # of a shard each chunk may be longer than what it unpacks to
 
 
 class _Bounded(numcodecs.abc.Codec):  # type: ignore[misc]
