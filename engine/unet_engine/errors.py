@@ -79,17 +79,17 @@ class StoreError(OSError):
     """What a store over a network did not give or take, however often it was asked: which key, why, and how often. What
     meets it makes an `InputError` or an `OutputError` of it."""
 
-    def __init__(self, text: str, *, refused: bool = False) -> None:
-        super().__init__(redacted(text))
+    def __init__(self, *, key: str, cause: str, refused: bool = False) -> None:
+        """key: of what was asked for; refused: whether the store does not allow it, rather than fail"""
+        super().__init__(redacted(f"{key}: {cause}"))
         self.refused = refused
-        """Whether it does not allow it, rather than fail."""
 
     @property
-    def told(self) -> str:
-        """What people are told: with what to do."""
+    def advice(self) -> str:
+        """What to do."""
         if self.refused:
-            return f"{self}; check the credentials in the environment, and run again with --resume"
-        return f"{self}; run again with --resume once it answers"
+            return "check the credentials in the environment, and run again with --resume"
+        return "run again with --resume once it answers"
 
 
 def of_store(error: BaseException | None) -> StoreError | None:
@@ -120,7 +120,7 @@ def writing(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         if lost := of_store(error):
-            raise OutputError(f"{path} cannot be written ({what}): {lost.told}") from error
+            raise OutputError(f"{path} cannot be written ({what}): {lost}; {lost.advice}") from error
         full = (
             getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             or "No space left" in str(error)

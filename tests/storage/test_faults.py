@@ -83,7 +83,7 @@ def test_refused_credentials_are_renewed_once():
     with pytest.raises(StoreError, match=r"s3://lab/key: 403 Forbidden \(ExpiredToken\), asked 2 times") as told:
         asked(refused, refused, refused)
     assert told.value.refused
-    assert "credentials" in told.value.told
+    assert "credentials" in told.value.advice
 
 
 def test_pauses_grow_to_a_bound_and_are_drawn(monkeypatch):

@@ -95,7 +95,7 @@ async def patiently(ask: Callable[[], Awaitable[T]], what: str, renew: Callable[
                 renew()
             if not again:
                 often = f", asked {tries} times in {span(spent)}" if tries > 1 else ""
-                raise StoreError(f"{what}: {found.words}{often}", refused=found.refused) from error
+                raise StoreError(key=what, cause=found.words + often, refused=found.refused) from error
         await asyncio.sleep(pause)
 
 

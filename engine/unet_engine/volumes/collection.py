@@ -111,7 +111,7 @@ def _series(group: zarr.Group) -> list[str]:
 def _check_store(what: str, error: Exception) -> None:
     """Raise `InputError` where `error` says nothing of `what`, but that its store did not answer."""
     if lost := of_store(error):
-        raise InputError(f"{what} cannot be read: {lost.told}") from error
+        raise InputError(f"{what} cannot be read: {lost}; {lost.advice}") from error
 
 
 def multiscales(group: zarr.Group) -> Any:

@@ -97,7 +97,7 @@ def _opened(path: str) -> zarr.Array | zarr.Group:
         if missing := missing_codec(error):
             raise InputError(f"{path} cannot be read: {missing}") from error
         if lost := of_store(error):
-            raise InputError(f"{path} cannot be read: {lost.told}") from error
+            raise InputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
         raise InputError(
             f"{path} is not a readable Zarr array or group: {first_line(error)}; restore it, or give another --in"
         ) from error
@@ -174,7 +174,7 @@ def _witness(path: str, array: zarr.Array) -> Witness:
         return Witness.of(path, array.store_path, array.metadata.zarr_format)
     except Exception as error:
         if lost := of_store(error):
-            raise InputError(f"{path} cannot be read: {lost.told}") from error
+            raise InputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
         raise InputError(f"{path} cannot be read: {first_line(error)}; restore it, or give another --in") from error
 
 
@@ -305,7 +305,7 @@ class ZarrVolume(StoredVolume):
 
     def _unreadable(self, box: Box, error: Exception) -> InputError:
         if lost := of_store(error):  # it was asked often enough
-            return InputError(f"{self.path} cannot be read: {lost.told}")
+            return InputError(f"{self.path} cannot be read: {lost}; {lost.advice}")
         self.confirm()  # nothing is wrong with a chunk of a volume that is gone
         return super()._unreadable(box, error)
 
