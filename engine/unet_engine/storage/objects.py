@@ -72,13 +72,10 @@ def usable(url: str) -> bool:
 class Objects(ObjectStore):  # type: ignore[misc]
     """zarr's, but for answers that are too long, too short, or do not come."""
 
-    most: int | None = None
-    """Bytes of an object; None where nobody knows."""
-
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         import obstore
 
-        most = LONGEST_METADATA if is_metadata(key) and byte_range is None else self.most
+        most = LONGEST_METADATA if is_metadata(key) and byte_range is None else None
         options: Any = _options(byte_range)
         if options == {"range": None}:
             return prototype.buffer.from_bytes(b"")
@@ -97,7 +94,7 @@ class Objects(ObjectStore):  # type: ignore[misc]
             raise
         lo, hi = answer.range
         if most is not None and hi - lo > most:
-            raise too_long(key, None if is_metadata(key) else most)
+            raise too_long(key)
         if byte_range is not None and (lo, hi) != spanned(byte_range, answer.meta["size"]):
             raise Broken(f"other bytes came than were asked for, {lo:,} to {hi:,}")
         data = await _whole(answer, hi - lo)

@@ -36,25 +36,17 @@ class Remote(WrapperStore[Any]):  # type: ignore[misc]
 
     _store: Any
 
-    def __init__(self, store: Store, url: str, opened: Opened | None = None, most: int | None = None) -> None:
-        """url: what is at the root of `store`, as people are told; opened: gives `store` anew; most: bytes of an object,
-        where the store can be kept from sending more"""
+    def __init__(self, store: Store, url: str, opened: Opened | None = None) -> None:
+        """url: what is at the root of `store`, as people are told; opened: gives `store` anew"""
         super().__init__(store)
-        self.url, self._opened, self._most = url.rstrip("/"), opened, most
-        if most is not None:
-            store.most = most
+        self.url, self._opened = url.rstrip("/"), opened
 
     def _with_store(self, store: Store) -> Remote:
-        return Remote(store, self.url, self._opened, self._most)
-
-    def limited(self, most: int) -> Remote:
-        """The same, of which no object may have more than `most` bytes."""
-        return Remote(self._store.with_read_only(self._store.read_only), self.url, self._opened, most)
+        return Remote(store, self.url, self._opened)
 
     def _renew(self) -> None:
         if self._opened:
             self._store = self._opened().with_read_only(self._store.read_only)
-            self._store.most = self._most
 
     async def _ask(self, key: str, ask: Callable[[], Awaitable[T]]) -> T:
         return await patiently(ask, f"{self.url}/{key}".rstrip("/"), self._renew)
@@ -129,9 +121,8 @@ def is_metadata(key: str) -> bool:
     return key.rpartition("/")[2] in METADATA
 
 
-def too_long(key: str, most: int | None = None) -> OSError:
-    what = "no metadata have" if most is None else "no chunk of this array may have so many"
-    return OSError(errno.EFBIG, f"{key} has more than {most or LONGEST_METADATA:,} bytes, and {what}")
+def too_long(key: str) -> OSError:
+    return OSError(errno.EFBIG, f"{key} has more than {LONGEST_METADATA:,} bytes, and no metadata have")
 
 
 def spanned(byte_range: Any, size: int) -> tuple[int, int]:

@@ -264,11 +264,6 @@ def _plain(path: str) -> str:
     return f"{scheme.lower()}://{posixpath.normpath(rest.partition('?')[0]).lstrip('/')}"
 
 
-def limited(store: Any, most: int) -> Any:
-    """`store`, of which no object may have more than `most` bytes: what is reached over a network sends what it likes."""
-    return store.limited(most) if isinstance(store, Remote) else store
-
-
 def file_of(place: StorePath) -> Path | None:
     """The file that holds what zarr has at `place`, on a local disk; None in other stores."""
     root = getattr(place.store, "root", None)

@@ -25,18 +25,17 @@ class Web(FsspecStore):  # type: ignore[misc]
 
     supports_writes: bool = False
     supports_deletes: bool = False
-    most: int | None = None
-    """Bytes of a file; None where nobody knows."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        most = LONGEST_METADATA if is_metadata(key) and byte_range is None else self.most
         async with await self._asked("get", key, _header(byte_range)) as answer:
             if answer.status in _GONE:
                 return None
             if answer.status == 416:  # of a range that begins behind the end
                 return prototype.buffer.from_bytes(b"")
             _check(answer)
-            data = await _body(answer, key, most)
+            data = await _body(answer, _needed(key, byte_range, answer.status))
+        if byte_range is None and is_metadata(key) and len(data) > LONGEST_METADATA:
+            raise too_long(key)
         if byte_range is None:
             return prototype.buffer.from_bytes(data)
         if answer.status == 206:
@@ -114,13 +113,20 @@ def _check(answer: Any) -> None:
         raise Answered(answer.status, "", answer.headers.get("Retry-After"))
 
 
-async def _body(answer: Any, key: str, most: int | None) -> bytes:
-    """All that is sent, which ends where it is more than `most` bytes."""
+def _needed(key: str, byte_range: Any, status: int) -> int | None:
+    """The bytes of an answer that are looked at, its first; None for all. A server may send whatever it likes."""
+    if isinstance(byte_range, RangeByteRequest):
+        return int(byte_range.end - byte_range.start + 1 if status == 206 else byte_range.end)
+    return LONGEST_METADATA + 1 if is_metadata(key) and byte_range is None else None
+
+
+async def _body(answer: Any, needed: int | None) -> bytes:
+    """What is sent, but no more than `needed` bytes."""
     found = bytearray()
     while piece := await answer.content.read(_PIECE):
         found += piece
-        if most is not None and len(found) > most:
-            raise too_long(key, None if is_metadata(key) else most)
+        if needed is not None and len(found) >= needed:
+            return bytes(found[:needed])
     said = answer.content_length
     if said is not None and "Content-Encoding" not in answer.headers and said != len(found):
         raise Broken(f"the answer was cut off after {len(found):,} of {said:,} bytes")

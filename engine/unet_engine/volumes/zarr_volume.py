@@ -25,9 +25,10 @@ from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import DECODE, READ
 from unet_engine.storage import archives, blosc, stores
 from unet_engine.storage.absences import Absences
-from unet_engine.storage.bounded import bounded, longest_chunk
+from unet_engine.storage.bounded import bounded
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
+from unet_engine.storage.lengths import Lengths, longest_stored
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import alpha, cf, nodata
@@ -164,13 +165,14 @@ _TRIES = 4
 
 
 def _noticing(path: str, array: zarr.Array) -> zarr.Array:
-    """`array` through a store that notices what is not there. On a local disk the native codecs do without a store."""
+    """`array` through a store that notices what is not there, and asks for no more than a chunk can have. On a local disk
+    the native codecs do without a store."""
     if is_local(path):
         return array
     place = array.store_path
-    store = stores.limited(place.store, longest_chunk(array))
     with own_codecs():
-        return zarr.open_array(StorePath(Absences(store), place.path), mode="r")
+        store = Absences(Lengths(place.store, longest_stored(array)))
+        return zarr.open_array(StorePath(store, place.path), mode="r")
 
 
 def _witness(path: str, array: zarr.Array) -> Witness:
