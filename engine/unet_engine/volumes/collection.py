@@ -13,6 +13,7 @@ from unet_engine.errors import InputError, first_line, of_store
 from unet_engine.paths import absolute
 from unet_engine.storage import stores
 from unet_engine.units import brief
+from unet_engine.volumes.transformations import axes_of, of_level, placed
 
 _LISTED = 24
 
@@ -122,16 +123,23 @@ def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:
     try:
         group = stores.open_group(path, "r")
         image = multiscales(group)[0]
-        names = [str(a["name"] if isinstance(a, dict) else a).lower() for a in image["axes"]]
+        names = [str(a["name"] if isinstance(a, dict) else a).lower() for a in axes_of(image)]
         found = []
         for one in image["datasets"]:
             shape = zarr.open_array(group.store_path / str(one["path"]), mode="r").shape
-            moves = [move["scale"] for move in one["coordinateTransformations"] if move["type"] == "scale"]
-            pairs = zip(shape, map(float, moves[0]), strict=True)
+            pairs = zip(shape, placed(of_level(image, one), names).scale or (), strict=True)
             found.append(dict(zip(names, pairs, strict=True)))
     except Exception as error:
         raise InputError(f"{path}: its OME multiscales make no sense ({first_line(error)}); correct them") from error
     return found
+
+
+def version_of(path: str) -> str:
+    """Of OME-Zarr, as the image at `path` says it."""
+    group = stores.open_group(path, "r")
+    said = _ome(group)
+    version = said.get("version") or multiscales(group)[0].get("version")
+    return str(version or ("0.4" if group.metadata.zarr_format == 2 else "0.5"))
 
 
 def image_of(path: str) -> str | None:
