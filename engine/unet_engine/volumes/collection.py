@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import zarr
 
 from unet_engine.errors import InputError, first_line, of_store
-from unet_engine.paths import absolute
+from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.units import brief
 from unet_engine.volumes.transformations import axes_of, of_level, placed
@@ -25,6 +26,8 @@ def located(path: str, image: str | None, level: int | None) -> str:
         path = f"{path.rstrip('/')}/{_named(path, images(path, _group(path, '--image')), image)}"
     if level is None:
         return path
+    if is_local(path) and Path(path, f"s{level}", "attributes.json").is_file():  # of N5
+        return f"{path.rstrip('/')}/s{level}"
     group = _group(path, "--level")
     found = images(path, group)
     if not multiscales(group) and len(found) == 1:
