@@ -32,8 +32,8 @@ from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.second import compared
 from unet_engine.prepare.survey import Survey
-from unet_engine.prepare.tiling import Memory
 from unet_engine.prepare.tiling_choice import TilingChoice
+from unet_engine.prepare.tiling_looking import Memory
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling
