@@ -24,6 +24,9 @@ class Options(TypedDict, total=False):
     overlap_tolerance: float | None
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"]
     tiling: str | None
+    coarse: Literal["auto"] | None
+    coarse_miss: float | None
+    coarse_budget: float | None
     tolerance: float | None
     tiling_budget: float | None
     truth: str | None

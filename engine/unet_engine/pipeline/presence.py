@@ -14,6 +14,7 @@ from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.cells import common
 from unet_engine.volumes.resampled import AnyMask, Interpolated, Nearest, made_of, nearest, on_windows_grid
 
 
@@ -33,7 +34,8 @@ class Presence:
         """volume: as windows see it; mask: on the grid that the volume is stored on."""
         seen = on_windows_grid(mask, job.plan.image, job.plan.back)
         if not isinstance(volume, Interpolated):
-            return cls(job, volume, mask, volume, mask)
+            meant = common(mask, job.cells)
+            return cls(job, volume, meant, volume, meant)
         if job.plan.back:
             return cls(job, volume, seen, volume.scan, mask)
         return cls(job, volume, seen, Nearest(volume.scan, nearest(volume.grid)), seen)

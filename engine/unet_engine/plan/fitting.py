@@ -81,14 +81,14 @@ def filled(windows: int, at_once: int) -> int:
 
 
 def _along(axis: AxisNeeds, most: int) -> list[tuple[int, int]]:
-    """Sizes of windows along an axis and how many it takes of each, those alone that compute less than every smaller
+    """Sizes of windows along an axis and how many it takes of each, those alone that compute no more than any smaller
     one."""
     found: list[tuple[int, int]] = []
     for window in _sizes(axis, most):
         inner = window - 2 * axis.margin
         shared = min(axis.shared, inner - 1)
         count = AxisGrid.evenly(axis.size, inner, shared, 0, "crop", lattice_of(axis.step, window)).count
-        if not found or window * count < found[-1][0] * found[-1][1]:
+        if not found or window * count <= found[-1][0] * found[-1][1]:
             found.append((window, count))
     return found
 

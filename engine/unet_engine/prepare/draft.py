@@ -125,6 +125,7 @@ class Draft:
             durable=settings.durable,
             poses=decisions.poses,
             turn=survey.turn,
+            cells=survey.cells,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
@@ -132,7 +133,7 @@ class Draft:
         volume, scan, mask = self.survey.volume, self.survey.scan, self.survey.mask
         # of values that say that nothing was measured: which channels have one, one value and all of them
         found = 2 * scan.channels + 1 if job.nodata else 0
-        marked = mask.voxel_bytes if mask else 0
+        marked = (mask.voxel_bytes if mask else 0) + bool(self.survey.cells)
         again = bool(job.nodata) and job.outside is not None
         return Sizes(
             raw=volume.voxel_bytes,
@@ -144,7 +145,7 @@ class Draft:
             meant=marked + bool(job.nodata),
             looking=found + (mask.reading_bytes if mask else 0),
             outside=0 if job.outside is None
-            else 1 + (mask.reading_bytes if mask else 0) + (scan.voxel_bytes + found if again else 0),
+            else 1 + bool(self.survey.cells) + (mask.reading_bytes if mask else 0) + (scan.voxel_bytes + found if again else 0),
         )  # fmt: skip
 
 
