@@ -15,6 +15,7 @@ class Options(TypedDict, total=False):
 
     folds: str | int | Sequence[int] | None
     weights: str | Sequence[float] | None
+    into: str | Path | None
     device: str
     gpus: int | None
     backend: str | None
@@ -23,6 +24,7 @@ class Options(TypedDict, total=False):
     overlap: float | Literal["auto"]
     overlap_tolerance: float | None
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"]
+    blend_at: Literal["auto", "features", "outputs"]
     tiling: str | None
     coarse: Literal["auto"] | None
     coarse_miss: float | None
@@ -41,6 +43,8 @@ class Options(TypedDict, total=False):
     min_size: int | None
     fill_holes: bool
     largest: int | None
+    pyramid: bool
+    levels: int | None
     roi: str | None
     axes: str | None
     image: int | str | None

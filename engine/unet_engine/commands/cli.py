@@ -7,14 +7,18 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from typing import Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from unet_engine.commands import interruption, running, streams
 from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.converting import convert_command
+from unet_engine.commands.describing import schema_command
+from unet_engine.commands.farewell import INTERRUPTED, TRACEBACK, said_of
 from unet_engine.commands.importing import import_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.objects import OBJECT_COMMANDS
@@ -22,19 +26,23 @@ from unet_engine.commands.options import (
     PLACE,
     Command,
     cluster_options,
+    for_machines,
     running_options,
     settings_options,
     several_options,
 )
 from unet_engine.commands.sources import model_of, with_model
-from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
+from unet_engine.commands.viewing import view_command
+from unet_engine.errors import OutputError, SettingsError, UnetEngineError
 from unet_engine.hanging import end
+from unet_engine.profiling import beginning
 from unet_engine.redaction import guard_streams
 
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from unet_engine.commands.notice import Notice
+    from unet_engine.commands.screen import Screen
+
 _CHOOSE = " (tokens are not written to files: choose one with UNET_ENGINE_DASHBOARD_TOKEN)"
-TRACEBACK = "UNET_ENGINE_TRACEBACK"
-"""Environment variable that has an unexpected error shown with its traceback."""
 
 
 class _Commands(click.Group):
@@ -43,6 +51,9 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
 @click.version_option(package_name="unet-engine")
+@click.option(
+    "--json", is_flag=True, expose_value=False, callback=for_machines, help="As --json of the command that follows."
+)
 def app() -> None:
     """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result.
 
@@ -50,6 +61,7 @@ def app() -> None:
     unet-engine demo DIR                              try it: makes a volume, runs, shows the result
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
+    unet-engine view scan.zarr labels.zarr            look at it in a browser; with --model: segmented where one looks
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
     unet-engine components labels.zarr objects.zarr   number what is connected; then table, polygons
     unet-engine convert labels.zarr labels.nii.gz     a result or a scan as a file of another format
@@ -57,7 +69,8 @@ def app() -> None:
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
     unet-engine bench                                 what runs fastest on this machine
-    unet-engine doctor                                what works on this machine, and what to install
+    unet-engine doctor                                what works on this machine; --fix: the commands for what does not
+    unet-engine schema settings                       JSON schemas of settings, specs, results and errors
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
     10 cluster, 11 some of several volumes, 130 interrupted (resumable).
@@ -83,26 +96,55 @@ def app() -> None:
 @click.argument("more", metavar="[PATH]...", nargs=-1, type=PLACE)
 def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # noqa: FBT001  # click passes them so
     """Run the model over a volume, or over several: those of --in, and those named behind."""
+    from unet_engine.commands import notice
+
+    ways = running.Ways.taken(given)
+    console = ways.console()
+    message = notice.Notice(ways.address(), running.command(), console.note)
+    ended = [""]
+    with notice.notified(message, lambda: ended[0]):
+        ended[0] = _run(ways, console, message, given, more, as_json=as_json)
+
+
+def _run(
+    ways: running.Ways,
+    console: Screen,
+    message: Notice,
+    given: dict[str, Any],
+    more: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> str:
+    """Do what was asked; returns what it came to, in a line."""
+    from unet_engine.batches.inputs import are_several, check_behind
+
+    check_behind(more)
+    inputs = given["input"] = [*given["input"], *more]
+    if inputs and are_several(inputs):
+        return _run_several(ways, console, message, given, as_json=as_json)
+    given["input"] = inputs[0] if inputs else None
+    if ways.dry_run:
+        _plan(given, as_json=as_json)
+        return "planned"
+    return _run_one(ways, console, message, given, as_json=as_json)
+
+
+def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
     from unet_engine.api import run_volume
-    from unet_engine.batches.inputs import check_behind
     from unet_engine.commands import report
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
 
-    check_behind(more)
-    ways = running.Ways.taken(given)
-    given["input"] = [*given["input"], *more]
-    if _otherwise(ways, given, as_json=as_json):
-        return
-    console = ways.console()
     try:
-        with running.recorded(ways, console, running.Record.of(given)) as record:
+        with running.recorded(ways, console, running.Record.of(given), message) as record, ExitStack() as stack:
 
             def tell(*notes: str) -> None:
                 record.notes += notes
                 _tell(console, notes)
 
             settings = with_model(Settings.of(**_required(given)), tell)
+            page = ways.page(settings)
+            settings = stack.enter_context(page.profiled(settings)) if page else settings
             with team(settings, tell) as crew:
                 prepared = crew.prepare()
                 record.prepared(crew, prepared)
@@ -114,39 +156,39 @@ def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # 
                 interruption.writing(prepared.survey.named)
                 watch = None if console.silent else lambda p, c: report.Watcher(p, c, console)
                 result = record.result = run_volume(crew, prepared, watch, tell)
+                if page:
+                    page.write(prepared, result, record.notes, ways.price(), crew.give(), console.say)
     except KeyboardInterrupt:
+        message.send(*said_of(KeyboardInterrupt()))
         _end(interruption.said(), INTERRUPTED)
     finally:
         interruption.writing(None)
-    console.say(report.result_line(result))
-    report.print_stages(result, console)
+    console.say(line := report.result_line(result) + ways.priced(result))
+    if page:
+        console.say(f"report: {page.path}")
+    if not page or page.asked_for_profile:
+        report.print_stages(result, console)
     if not result.complete:
         console.say(
             f"part {result.part} is done, others are not: the last of them completes {result.out}, "
             f"or: unet-engine finish {result.out}"
         )
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        click.echo(json.dumps(asdict(result) | ways.cost(result)))
+    return line
 
 
-def _otherwise(ways: running.Ways, given: dict[str, Any], *, as_json: bool) -> bool:
-    """Whether it was done in another way: several volumes, or nothing but a plan. Else the input is one path."""
-    from unet_engine.batches.inputs import are_several
-
-    inputs = given["input"]
-    if inputs and are_several(inputs):
-        echo = (lambda facts: click.echo(json.dumps(facts))) if as_json else None
-        told = {key: value for key, value in given.items() if key != "input"}
-        try:
-            running.run_several(inputs, told, ways, lambda settings: with_model(settings, _say), echo)
-        except KeyboardInterrupt:  # threads may be in the middle of a block
-            sys.stdout.flush()
-            end("interrupted; what is committed stays: run the same command with --resume", INTERRUPTED)
-        return True
-    given["input"] = inputs[0] if inputs else None
-    if ways.dry_run:
-        _plan(given, as_json=as_json)
-    return ways.dry_run
+def _run_several(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
+    echo = (lambda facts: click.echo(json.dumps(facts))) if as_json else None
+    told = {key: value for key, value in given.items() if key != "input"}
+    adapt = partial(with_model, tell=_say)
+    try:
+        return running.run_several(given["input"], told, ways, console, message, adapt, echo)
+    except KeyboardInterrupt:  # threads may be in the middle of a block
+        sys.stdout.flush()
+        text = "interrupted; what is committed stays: run the same command with --resume"
+        message.send(text, INTERRUPTED)
+        end(text, INTERRUPTED)
 
 
 def _say(text: str) -> None:
@@ -232,7 +274,15 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, bench_command):
+for _command in (
+    import_command,
+    convert_command,
+    *COMMANDS,
+    *OBJECT_COMMANDS,
+    view_command,
+    bench_command,
+    schema_command,
+):
     app.add_command(_command)
 
 
@@ -247,34 +297,18 @@ def _required(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"unet-engine: {' '.join(message.split())}", err=True)
+def _fail(message: str, code: int, kind: str = "SettingsError") -> NoReturn:
+    """One line for people on stderr, and with --json one for programs on stdout."""
+    line = " ".join(message.split())
+    click.echo(f"unet-engine: {line}", err=True)
+    if "--json" in sys.argv[1:]:
+        with suppress(OSError):  # nobody reads it
+            click.echo(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
     sys.exit(code)
-
-
-def _usage(error: click.ClickException) -> str:
-    """Click's own complaint as one line: what is wrong, and where to look."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "unet-engine"
-    return f"{error.format_message().removesuffix('.')}; see {command} --help"
 
 
 _signals: list[int] = []
 """Signals that asked us to end. Python turns the exception of one that arrives during an import into another."""
-
-
-def _for_want_of_memory(error: BaseException | None) -> bool:
-    """Whether `error` or what caused it says that memory ran out, or the room for threads: no library has a type for
-    it."""
-    signs = (
-        "cannot allocate memory", "can't start new thread", "failed to map segment", "bad_alloc", "out of memory",
-        "resource temporarily unavailable",
-    )  # fmt: skip
-    while error is not None:
-        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 _over: list[bool] = []
@@ -290,7 +324,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 def _end(message: str, code: int) -> NoReturn:
     _over.append(True)
-    _fail(message, code)
+    _fail(message, code, "Interrupted")
 
 
 def _heed_signals() -> None:
@@ -306,6 +340,7 @@ def _heed_signals() -> None:
 def main() -> None:
     """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
     _heed_signals()
+    beginning.of_this_process()
     streams.prepare()
     guard_streams()
     try:
@@ -315,31 +350,16 @@ def main() -> None:
     try:
         app(prog_name="unet-engine", standalone_mode=False)
         if unsaid := streams.unsaid():
-            _fail(f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code)
-    except UnetEngineError as error:
-        _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        _fail(_usage(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _end(interruption.said(), INTERRUPTED)
+            _fail(
+                f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code, "OutputError"
+            )
+    except (UnetEngineError, click.ClickException) as error:
+        _fail(*said_of(error), "UsageError" if isinstance(error, click.ClickException) else type(error).__name__)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _end(*said_of(error))
     except Exception as error:
         if _signals:
             _end(interruption.said(), INTERRUPTED)
         if os.environ.get(TRACEBACK):
             raise
-        if _for_want_of_memory(error):
-            from unet_engine import machine
-
-            _fail(
-                f"out of memory or threads: {first_line(error)}; use a smaller --window, fewer --threads, or run where "
-                f"there is more{machine.limits()}",
-                PlanError.exit_code,
-            )
-        if isinstance(error, OSError) and error.strerror:
-            where = "" if error.filename is None else f"{error.filename}: "
-            _fail(f"{where}{error.strerror}; check that place and run again", UnetEngineError.exit_code)
-        _fail(
-            f"unexpected {type(error).__name__}: {error}; this is a bug in unet-engine: run again with {TRACEBACK}=1 "
-            "and report the traceback",
-            UnetEngineError.exit_code,
-        )
+        _fail(*said_of(error), type(error).__name__)

@@ -9,7 +9,6 @@ from typing import Any
 from unet_engine import machine
 from unet_engine.backends.base import Network
 from unet_engine.backends.opening import place_of
-from unet_engine.cluster import connection
 from unet_engine.execution.hands import Hands, here
 from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Pending
@@ -20,6 +19,7 @@ from unet_engine.pipeline.worker import Opened, Sink, Worker
 from unet_engine.prepare.given import NOTHING, Given, Ready
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import Survey, check_output, survey
+from unet_engine.profiling.beginning import SURVEY, Beginning
 from unet_engine.profiling.stages import SPANS, Snapshot
 from unet_engine.settings import Settings
 from unet_engine.units import Tell, silent
@@ -35,27 +35,34 @@ class LocalTeam:
         self._settings, self._tell, self._given, self._leg = settings, tell, given, leg
         self.sink: Callable[[Job], Sink] | None = None
         """Makes what takes the place of the output, where blocks are to be kept elsewhere."""
-        self._workers: list[Worker] = []
+        self.workers: list[Worker] = []
+        """One for each device, once it is prepared."""
         self._profile: dict[str, Snapshot] = {}
-        note = connection.cuda_cluster_note(settings)
-        self.notes: tuple[str, ...] = (note,) if note else ()
+        self._clock = Beginning()
+        self.notes: tuple[str, ...] = ()
+        if (settings.gpus or 1) > 1:
+            from unet_engine.cluster.connection import cuda_cluster_note
+
+            note = cuda_cluster_note(settings)
+            self.notes = (note,) if note else ()
 
     def prepare(self) -> Prepared:
         surveyed = survey(self._settings, self._given)
         if self.sink is None:
             check_output(surveyed)
-        prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed))
+        self._clock.done(SURVEY)
+        prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed), clock=self._clock)
         volume, devices = self._given.volume and surveyed.volume, prepared.survey.devices
         # the first takes over the network that planning loaded
         kept = self.sink(prepared.job) if self.sink else None
         opened = [Opened(volume, network=prepared.network, output=kept)]
         opened += [Opened(volume, network=self._leg.other(d) if self._leg else None, output=kept) for d in devices[1:]]
-        self._workers = [
+        self.workers = [
             Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)), handed)
             for device, handed in zip(devices, opened, strict=True)
         ]
         if self._leg:
-            self._leg.reads(prepared, self._workers, lambda network: self._look(prepared, network))
+            self._leg.reads(prepared, self.workers, lambda network: self._look(prepared, network))
         return prepared
 
     def _ready(self, surveyed: Survey) -> Ready | None:
@@ -75,16 +82,20 @@ class LocalTeam:
             self._tell(note)
 
     def execute(self, prepared: Prepared, pending: Pending) -> None:
-        for worker in self._workers:
+        for worker in self.workers:
             worker.recorder.restart()
             worker.job = replace(worker.job, begun=prepared.job.begun)
         with watched(self._settings.hang_seconds, "this run", self._moved):
-            run_columns(self._workers, pending, self._leg or ALWAYS)
-        for worker in self._workers:
+            self.columns(prepared, pending)
+        for worker in self.workers:
             worker.confirm()
         self._profile = {
-            worker.job.setup.device: profile for worker in self._workers if (profile := worker.profile(SPANS))
+            worker.job.setup.device: profile for worker in self.workers if (profile := worker.profile(SPANS))
         }
+
+    def columns(self, prepared: Prepared, pending: Pending) -> None:
+        """Predict and commit every pending block."""
+        run_columns(self.workers, pending, self._leg or ALWAYS)
 
     def _moved(self) -> object:
         """What changes while something is done, or another volume has the network."""
@@ -94,7 +105,7 @@ class LocalTeam:
         return self._profile
 
     def counters(self) -> Counters:
-        parts = [asdict(worker.tally.read()) for worker in self._workers]
+        parts = [asdict(worker.tally.read()) for worker in self.workers]
         return Counters(**{key: sum(part[key] for part in parts) for key in parts[0]})
 
     def detail(self) -> str:
@@ -104,11 +115,19 @@ class LocalTeam:
         return here(self._settings.memory)
 
     def facts(self) -> dict[str, Any]:
-        return {"peak_rss_bytes": machine.peak_resident_bytes(), "processors": (machine.processor(),)}
+        begun = [worker.tally.first for worker in self.workers if worker.tally.first is not None]
+        return {
+            "peak_rss_bytes": machine.peak_resident_bytes(),
+            "processors": (machine.processor(),),
+            "start": self._clock.facts(min(begun, default=None)),
+        }
+
+    def give(self) -> Network | None:
+        return self.workers[0].give() if self.workers and self._leg is None else None
 
     def close(self) -> None:
         if self._leg:
             self._leg.end()
             return
-        for worker in self._workers:
+        for worker in self.workers:
             worker.close()

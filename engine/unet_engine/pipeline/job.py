@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -56,6 +57,8 @@ class Job:
     nothing is overwritten."""
     nodata: tuple[float, ...] = ()
     """Values of voxels that were not measured."""
+    whole: bool = False
+    """Whether all voxels count as measured, whatever the volume says."""
     profiled: bool = False
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     decoders: int | None = None
@@ -78,7 +81,7 @@ class Job:
     @property
     def skipped(self) -> tuple[float, ...]:
         """What a window that was left out is added as, for each output channel."""
-        return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
+        return self.model.spec.empty or (0.0,) * self.model.blended
 
     @property
     def fed(self) -> Scaling:
@@ -101,6 +104,8 @@ class Job:
 
     def seen(self, scan: Volume) -> Volume:
         """What windows are cut from, of the volume as it is stored."""
+        if self.whole:
+            scan = scan.taken_whole()
         if self.turn:
             scan = Turned(scan, self.turn)
         if not self.plan.image:
@@ -137,7 +142,9 @@ class Job:
     def reduction(self) -> Reduction:
         """What turns finished sums into voxels of the output."""
         spec = self.model.spec
-        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of)
+        return REDUCTIONS[self.kind](
+            spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of, self.model.ahead
+        )
 
 
 @dataclass(slots=True)
@@ -160,6 +167,13 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sum = Counters()
+        self.first: float | None = None
+        """When the first window went into a network, by `time.perf_counter`."""
+
+    def begin(self) -> None:
+        """A window goes into a network."""
+        if self.first is None:
+            self.first = time.perf_counter()
 
     def add(self, **amounts: int) -> None:
         """Add to the counters of these names."""

@@ -113,7 +113,7 @@ def _unfit(draft: Draft, background: int) -> str:
     spec = draft.survey.model.spec
     if draft.survey.grids is not None:
         return "the volume is resampled for the network"
-    if draft.survey.scan.nodata:
+    if draft.survey.scan.nodata or draft.survey.scan.validity is not None:
         return "voxels of the volume were not measured; a --mask leaves those out"
     if spec.activation == "none":
         return "the network gives numbers, not probabilities"
@@ -262,13 +262,12 @@ def _regions(draft: Draft, decisions: Decisions, run: Plan, shape: Sequence[int]
     spans = [_spans(axis, decisions.tiling.blend) for axis in run.axes]
     counts = [len(s) for s in spans]
     order = np.random.default_rng(SEED).permutation(prod(counts)) if prod(counts) < 2**24 else np.arange(2**24)
-    mask = draft.survey.mask
     found: list[Box] = []
     for number in order:
         index = np.unravel_index(int(number), counts)
         ends = [span[int(i)] for span, i in zip(spans, index, strict=True)]
         box = Box(*map(tuple, zip(*ends, strict=True)))
-        if mask is None or mask.may_hold(box):
+        if all(mask.may_hold(box) for mask in draft.survey.seen_masks):
             found.append(box)
         if len(found) == MOST_REGIONS:
             break
@@ -296,9 +295,9 @@ def _region(
     draft: Draft, decisions: Decisions, box: Box, scores: Array, cell: Sequence[int], background: int
 ) -> Region:
     """The cells of a box that have foreground."""
-    spec, mask = draft.survey.model.spec, draft.survey.mask
+    spec = draft.survey.model.spec
     foreground = labels_of(draft, decisions.labels_of(spec, box, decisions.tiling)) != background
-    if mask is not None:
+    for mask in draft.survey.seen_masks:
         foreground &= mask.read(box) != 0
     voxels = foreground.astype(np.int64)
     for a, (lo, hi, size) in enumerate(zip(box.lo, box.hi, cell, strict=True)):

@@ -8,6 +8,7 @@ from typing import Any
 
 from unet_engine.backends.base import Network, Setup
 from unet_engine.plan.resampling import AxisResampling
+from unet_engine.prepare import blending
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
@@ -47,6 +48,7 @@ def identity(
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
+        **({blending.KEY: "features"} if survey.model.gives_features else {}),
         **({"shared": list(tiling.shared)} if tiling.shared is not None else {}),
         "padding": settings.padding_mode,
         "normalization": [str(spec.normalization), *scale.facts().values()],
@@ -54,6 +56,7 @@ def identity(
         "replace_nonfinite": settings.replace_nonfinite,
         "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
         **({"coarse": survey.cells.digest} if survey.cells else {}),
+        **({"validity": samples.fingerprint(valid)} if (valid := survey.scan.validity) else {}),
         **({"components": asdict(objects)} if (objects := survey.objects) else {}),
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),

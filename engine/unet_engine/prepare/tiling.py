@@ -185,7 +185,7 @@ class _Trier(Settling):
         rng = np.random.default_rng(SEED)
         boxes = windows.pool(
             survey.volume, self.draft.scale, self.own[self.planes :], design.regions, rng,
-            lambda box: self.mask is None or bool(self.mask.read(box).any()),
+            lambda box: all(mask.read(box).any() for mask in survey.seen_masks),
         )  # fmt: skip
         strides = [max(1, int(n * (1 - BAR))) for n in self.own]
         corners = [corner_near(box, design.contexts[-1], axes, strides, rng) for box in boxes]
@@ -224,8 +224,8 @@ class _Trier(Settling):
     def _reference(self, box: Box, labels: Array) -> _Reference:
         """Without what no tiling decides: voxels outside the mask, or never measured."""
         found = labels.astype(np.int64)
-        if self.mask is not None:
-            found[self.mask.read(box) == 0] = NOT_MEANT
+        for mask in self.survey.seen_masks:
+            found[mask.read(box) == 0] = NOT_MEANT
         if self.survey.volume.nodata:
             missing = nodata.where(self.survey.volume.read(box), self.survey.volume.nodata)
             found[missing.any(axis=0)] = NOT_MEANT

@@ -31,7 +31,6 @@ from unet_engine.prepare.tiling_fit import Fit
 from unet_engine.units import Tell, times
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import quantiles
-from unet_engine.volumes.resampled import on_windows_grid
 
 SEED = 0
 CONTEXTS = (1.0, 1.5, 2.0)
@@ -71,9 +70,6 @@ class Looking:
         self.threads = draft.network.setup.threads
         self.quantiles = quantiles(samples.measured(self.survey.scan), draft.scale)
         self.reduced = REDUCTIONS["labels"](self.spec.activation, label_dtype(self.spec), self.spec.regions)
-        self.mask = on_windows_grid(
-            self.survey.mask, self.survey.grids.image if self.survey.grids else (), self.survey.back
-        )
         settings, setup = self.survey.settings, draft.network.setup
         on_cpu = setup.device == "cpu"
         self.fit = Fit(

@@ -128,7 +128,7 @@ class Settling(Looking):
         rng = np.random.default_rng(SEED + 1)
         cells = windows.pool(
             self.survey.volume, self.draft.scale, self.own[self.planes :], PLACES, rng,
-            lambda box: self.mask is None or bool(self.mask.read(box).any()),
+            lambda box: all(mask.read(box).any() for mask in self.survey.seen_masks),
         )  # fmt: skip
         reach = None if self.reach is None else (0,) * self.planes + self.reach
         return cases_around(cells, lengths, self.own, reach, self.axes(), self.inputs)

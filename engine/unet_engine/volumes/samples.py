@@ -11,9 +11,9 @@ import numpy as np
 
 from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
-from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.normalize import Scaling, scaling
+from unet_engine.volumes.validity import marked, void
 
 SAMPLES = 64
 SAMPLE_VOXELS = 2**16
@@ -21,6 +21,8 @@ SAMPLE_VOXELS = 2**16
 
 _READ: WeakKeyDictionary[Volume, tuple[list[Box], list[Array]]] = WeakKeyDictionary()
 """The samples of volumes that are still open: statistics and fingerprint ask for the same, and they are read once."""
+
+_NOWHERE: WeakKeyDictionary[Volume, Array | None] = WeakKeyDictionary()
 
 
 def boxes(volume: Volume) -> Iterator[Box]:
@@ -78,9 +80,20 @@ def _read(volume: Volume) -> tuple[list[Box], list[Array]]:
 
 def measured(volume: Volume) -> list[Array]:
     """`values` without those that mean that nothing was measured. Raises `DataError` as reading does."""
-    if not volume.nodata:
-        return values(volume)
-    return [channel[~nodata.where(channel, volume.nodata)] for channel in values(volume)]
+    found = values(volume)
+    nowhere = _nowhere(volume)
+    if not volume.nodata and nowhere is None:
+        return found
+    absent = [marked(channel, volume.nodata, nowhere) for channel in found]
+    return [channel if a is None else channel[~a] for channel, a in zip(found, absent, strict=True)]
+
+
+def _nowhere(volume: Volume) -> Array | None:
+    """Which of `values` were measured in no channel, flat; None where all may have been."""
+    if volume not in _NOWHERE:
+        found = [void(volume, box) for box in _read(volume)[0]]
+        _NOWHERE[volume] = np.concatenate([v.ravel() for v in found if v is not None]) if found[0] is not None else None
+    return _NOWHERE[volume]
 
 
 def scaling_of(volume: Volume, normalization: Normalization) -> Scaling:

@@ -28,6 +28,7 @@ from unet_engine.storage.absences import Absences
 from unet_engine.storage.bounded import bounded
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
+from unet_engine.storage.lengths import Lengths, longest_stored
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import alpha, cf, nodata
@@ -63,6 +64,9 @@ class ZarrFormat:
         place = path if isinstance(node, zarr.Array) else f"{path.rstrip('/')}/{array.basename}"
         found = cf.located(found, place, names).completed(path, names)
         linear = Linear.said(dtype, dict(array.attrs))
+        channels = array.shape[names.index("c")] if "c" in names else 1
+        seen = alpha.named(found.channel_names, dict(array.attrs), channels)
+        of_alpha, doubts = alpha.settled(path, seen, channels)
         return ZarrVolume(
             path=path,
             axes=names,
@@ -74,7 +78,8 @@ class ZarrFormat:
             unit=found.unit,
             channel_names=found.channel_names,
             frame=found.frame,
-            notes=(*found.notes, *_packed(path, linear), *alpha.told(path, found.channel_names, dict(array.attrs))),
+            notes=(*found.notes, *_packed(path, linear), *doubts),
+            alpha=of_alpha,
             fill_value=linear.values([float(array.fill_value or 0)])[0],
             nodata=linear.values(nodata.said(dict(array.attrs), dtype)),
             array=_with_codecs(path, _noticing(path, array)),
@@ -157,12 +162,14 @@ _LOOKED_FOR = 64
 
 
 def _noticing(path: str, array: zarr.Array) -> zarr.Array:
-    """`array` through a store that notices what is not there. On a local disk the native codecs do without a store."""
+    """`array` through a store that notices what is not there, and asks for no more than a chunk can have. On a local disk
+    the native codecs do without a store."""
     if is_local(path):
         return array
     place = array.store_path
     with own_codecs():
-        return zarr.open_array(StorePath(Absences(place.store), place.path), mode="r")
+        store = Absences(Lengths(place.store, longest_stored(array)))
+        return zarr.open_array(StorePath(store, place.path), mode="r")
 
 
 def _witness(path: str, array: zarr.Array) -> Witness:
