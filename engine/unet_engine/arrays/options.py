@@ -26,6 +26,9 @@ class Options(TypedDict, total=False):
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"]
     blend_at: Literal["auto", "features", "outputs"]
     tiling: str | None
+    coarse: Literal["auto"] | None
+    coarse_miss: float | None
+    coarse_budget: float | None
     tolerance: float | None
     tiling_budget: float | None
     truth: str | None

@@ -169,6 +169,18 @@ _SETTINGS = [
         "--truth", metavar="PATH", shell_complete=files, help="Labels of the volume, by which --tiling auto decides."
     ),
     click.option(
+        "--coarse",
+        metavar="auto",
+        help="auto: a coarse pass marks where foreground can be, regions computed in full prove how much it misses, and "
+        "windows without any are not computed. For sparse labels.",
+    ),
+    click.option(
+        "--coarse-miss", type=NUMBER, metavar="F", help="Part of the foreground that may be missed; default 0.001."
+    ),
+    click.option(
+        "--coarse-budget", type=NUMBER, metavar="F", help="Part of a run that --coarse auto may take; default 0.1."
+    ),
+    click.option(
         "--padding",
         metavar="MODE",
         help="reflect (default), constant (default with monai and nnunet) or edge, where windows stick out.",
