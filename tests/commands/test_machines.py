@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import click
 import jsonschema
 import numpy as np
 import pytest
@@ -41,6 +42,16 @@ def test_json_may_stand_before_the_command(scan, before):
     said = cli(*(["--json", "info", scan] if before else ["info", scan, "--json"]))
     assert said.json["shape"] == [12, 14, 16]
     assert len(said.out.splitlines()) == 1
+
+
+def test_json_before_a_command_that_writes_it_to_a_file_means_stdout():
+    bench = app.commands["bench"]
+    for args, there in (([], "-"), (["--json", "f.json"], "f.json"), (["--json=f.json"], "f.json")):
+        above = click.Context(app)
+        above.meta["unet_engine.json"] = True
+        assert bench.make_context("bench", args, parent=above).params["json_file"] == there
+    said = cli("--json", "bench", "--seconds", "0.001")
+    assert (said.code, said.json["error"]["type"]) == (2, "SettingsError")
 
 
 @pytest.mark.parametrize(
