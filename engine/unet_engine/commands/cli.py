@@ -20,6 +20,7 @@ from unet_engine.commands.converting import convert_command
 from unet_engine.commands.describing import schema_command
 from unet_engine.commands.farewell import INTERRUPTED, TRACEBACK, said_of
 from unet_engine.commands.importing import import_command
+from unet_engine.commands.manual import completion_command, manual_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.objects import OBJECT_COMMANDS
 from unet_engine.commands.options import (
@@ -275,6 +276,8 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
 
 
 for _command in (
+    completion_command,
+    manual_command,
     import_command,
     convert_command,
     *COMMANDS,
