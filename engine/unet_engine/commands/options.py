@@ -176,6 +176,18 @@ _SETTINGS = [
         "--truth", metavar="PATH", shell_complete=files, help="Labels of the volume, by which --tiling auto decides."
     ),
     click.option(
+        "--coarse",
+        metavar="auto",
+        help="auto: a coarse pass marks where foreground can be, regions computed in full prove how much it misses, and "
+        "windows without any are not computed. For sparse labels.",
+    ),
+    click.option(
+        "--coarse-miss", type=NUMBER, metavar="F", help="Part of the foreground that may be missed; default 0.001."
+    ),
+    click.option(
+        "--coarse-budget", type=NUMBER, metavar="F", help="Part of a run that --coarse auto may take; default 0.1."
+    ),
+    click.option(
         "--padding",
         metavar="MODE",
         help="reflect (default), constant (default with monai and nnunet) or edge, where windows stick out.",
@@ -227,7 +239,12 @@ _SETTINGS = [
         "--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: path or number of an image."
     ),
     click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
-    click.option("--timepoint", type=int, metavar="N", help="The time point to run on, counted from 0."),
+    click.option(
+        "--timepoint",
+        metavar="N",
+        help="The time point to run on, counted from 0; all, or a range such as 0:10: each of them, and the output keeps "
+        "the time axis.",
+    ),
     click.option(
         "--input-channels", metavar="C,C", help="Channels the network takes, in its order, by name or number from 0."
     ),
