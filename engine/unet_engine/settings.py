@@ -388,7 +388,7 @@ class Settings(BaseModel):
                 f"Elsewhere the address says it: --scheduler {self.protocol}://host:port"
             )
         if self.tls_ca:
-            raise SettingsError(f"--protocol {self.protocol} is not encrypted; leave it or --tls-* out")
+            raise SettingsError(f"--protocol {self.protocol} is not encrypted; leave one of the two out")
 
     @classmethod
     def of(cls, **given: Any) -> Settings:

@@ -33,14 +33,21 @@ class Command(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.meta.get(_FOR_MACHINES) and "--json" not in args:
-            args = ["--json", *args]
+        if ctx.meta.get(_FOR_MACHINES) and not any(arg.partition("=")[0] == "--json" for arg in args):
+            args = [*self._as_json(), *args]
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for option, times in Counter(order).items():
                 if times > 1 and isinstance(option, click.Option) and not (option.multiple or option.is_flag):
                     raise click.UsageError(f"{option.opts[0]} is given {times} times; give it once", ctx)
         return super().parse_args(ctx, args)
+
+    def _as_json(self) -> list[str]:
+        """What has the command end with JSON on stdout. One that takes a file writes there to ``-``."""
+        option = next((one for one in self.params if "--json" in one.opts), None)
+        if not isinstance(option, click.Option):
+            return []
+        return ["--json"] if option.is_flag else ["--json", "-"]
 
 
 _FOR_MACHINES = "unet_engine.json"
