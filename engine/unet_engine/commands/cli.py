@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,14 +17,17 @@ import click
 from unet_engine.commands import interruption, running, streams
 from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.converting import convert_command
+from unet_engine.commands.describing import schema_command
 from unet_engine.commands.farewell import INTERRUPTED, TRACEBACK, said_of
 from unet_engine.commands.importing import import_command
+from unet_engine.commands.manual import completion_command, manual_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.objects import OBJECT_COMMANDS
 from unet_engine.commands.options import (
     PLACE,
     Command,
     cluster_options,
+    for_machines,
     running_options,
     settings_options,
     several_options,
@@ -37,6 +40,7 @@ from unet_engine.profiling import beginning
 from unet_engine.redaction import guard_streams
 
 if TYPE_CHECKING:
+    from unet_engine.api import Result
     from unet_engine.commands.notice import Notice
     from unet_engine.commands.screen import Screen
 
@@ -49,6 +53,9 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
 @click.version_option(package_name="unet-engine")
+@click.option(
+    "--json", is_flag=True, expose_value=False, callback=for_machines, help="As --json of the command that follows."
+)
 def app() -> None:
     """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result.
 
@@ -64,7 +71,8 @@ def app() -> None:
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
     unet-engine bench                                 what runs fastest on this machine
-    unet-engine doctor                                what works on this machine, and what to install
+    unet-engine doctor                                what works on this machine; --fix: the commands for what does not
+    unet-engine schema settings                       JSON schemas of settings, specs, results and errors
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
     10 cluster, 11 some of several volumes, 130 interrupted (resumable).
@@ -125,6 +133,7 @@ def _run(
 
 def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
     from unet_engine.api import run_volume
+    from unet_engine.batches.times import are_several, run_times
     from unet_engine.commands import report
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
@@ -137,6 +146,9 @@ def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[s
                 _tell(console, notes)
 
             settings = with_model(Settings.of(**_required(given)), tell)
+            if are_several(settings):
+                result = record.result = run_times(settings, running.Steps(console, tell), tell)
+                return _said_of_times(result, console, as_json=as_json)
             page = ways.page(settings)
             settings = stack.enter_context(page.profiled(settings)) if page else settings
             with team(settings, tell) as crew:
@@ -172,6 +184,15 @@ def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[s
     return line
 
 
+def _said_of_times(result: Result, console: Screen, *, as_json: bool) -> str:
+    from unet_engine.commands import report
+
+    console.say(line := report.result_line(result))
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+    return line
+
+
 def _run_several(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
     echo = (lambda facts: click.echo(json.dumps(facts))) if as_json else None
     told = {key: value for key, value in given.items() if key != "input"}
@@ -198,6 +219,7 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
 
 
 def _plan(given: dict[str, Any], *, as_json: bool) -> None:
+    from unet_engine.batches.times import first_of
     from unet_engine.commands import report, screen
     from unet_engine.prepare.prepare import prepare
     from unet_engine.prepare.survey import survey
@@ -205,6 +227,7 @@ def _plan(given: dict[str, Any], *, as_json: bool) -> None:
 
     console = screen.stderr()
     settings = with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text]))
+    settings = first_of(settings, lambda text: _tell(console, [text]))
     prepared = prepare(survey(settings), tell=lambda text: _tell(console, [text]))
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
@@ -268,7 +291,17 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, view_command, bench_command):
+for _command in (
+    completion_command,
+    manual_command,
+    import_command,
+    convert_command,
+    *COMMANDS,
+    *OBJECT_COMMANDS,
+    view_command,
+    bench_command,
+    schema_command,
+):
     app.add_command(_command)
 
 
@@ -283,8 +316,13 @@ def _required(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"unet-engine: {' '.join(message.split())}", err=True)
+def _fail(message: str, code: int, kind: str = "SettingsError") -> NoReturn:
+    """One line for people on stderr, and with --json one for programs on stdout."""
+    line = " ".join(message.split())
+    click.echo(f"unet-engine: {line}", err=True)
+    if "--json" in sys.argv[1:]:
+        with suppress(OSError):  # nobody reads it
+            click.echo(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
     sys.exit(code)
 
 
@@ -305,7 +343,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 def _end(message: str, code: int) -> NoReturn:
     _over.append(True)
-    _fail(message, code)
+    _fail(message, code, "Interrupted")
 
 
 def _heed_signals() -> None:
@@ -331,9 +369,11 @@ def main() -> None:
     try:
         app(prog_name="unet-engine", standalone_mode=False)
         if unsaid := streams.unsaid():
-            _fail(f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code)
+            _fail(
+                f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code, "OutputError"
+            )
     except (UnetEngineError, click.ClickException) as error:
-        _fail(*said_of(error))
+        _fail(*said_of(error), "UsageError" if isinstance(error, click.ClickException) else type(error).__name__)
     except (KeyboardInterrupt, click.Abort) as error:
         _end(*said_of(error))
     except Exception as error:
@@ -341,4 +381,4 @@ def main() -> None:
             _end(interruption.said(), INTERRUPTED)
         if os.environ.get(TRACEBACK):
             raise
-        _fail(*said_of(error))
+        _fail(*said_of(error), type(error).__name__)

@@ -17,6 +17,7 @@ from unet_engine.commands.options import (
     THRESHOLD,
     Command,
     Number,
+    meant_options,
     sizes,
 )
 from unet_engine.errors import BackendError, ModelError, SettingsError
@@ -133,6 +134,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Draws the windows; default 0.")
 @click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
+@meant_options
 @click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), help="Instead of what the model names, as for run.")
 @click.option("--head", metavar="NAME", help="The output that is judged, of a network with several, as for run.")
@@ -153,12 +155,14 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     the model file with its figures, and run --precision auto takes the fastest of them."""
     from unet_engine.commands import screen
     from unet_engine.commands.sources import model_of
+    from unet_engine.volumes.pick import Meant
     from unet_export.quantize.judging import Request
     from unet_export.quantize.quantize import quantize, table
 
     given["model"] = model_of(given["model"], trust=bool(given["trust"]), head=given["head"])
     dice, dice_of = _thresholds(given.pop("min_dice"))
     given["window"] = sizes("--window", given["window"])
+    given["meant"] = Meant(**{name: given.pop(name) for name in ("image", "level", "timepoint", "input_channels")})
     given["ignore_spacing"] = bool(given["ignore_spacing"])
     request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
     rows = table(quantize(request, _tell))
@@ -192,14 +196,20 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
 
 
 @click.command("doctor", cls=Command)
+@click.option(
+    "--fix", is_flag=True, help="Try nothing: print the exact commands for what is missing here, and run none of them."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def doctor_command(as_json: bool) -> None:  # noqa: FBT001
+def doctor_command(fix: bool, as_json: bool) -> None:  # noqa: FBT001
     """Show what this machine has and which back ends and precisions work here, by running a small network on each."""
     from dataclasses import asdict
 
     from unet_engine.commands import doctor, screen
 
     found = doctor.facts()
+    if fix:
+        _show_remedies(found, as_json=as_json)
+        return
     console = screen.stderr() if as_json else screen.stdout()
     if not as_json:
         console.pairs([(name.replace("_", " "), text) for name, text in found.items()])
@@ -210,6 +220,23 @@ def doctor_command(as_json: bool) -> None:  # noqa: FBT001
         _show_checks([asdict(c) for c in checks], console)
     if not any(check.works for check in checks):
         raise BackendError("no back end works here; reinstall with: pip install --force-reinstall unet-engine")
+
+
+def _show_remedies(facts: dict[str, str], *, as_json: bool) -> None:
+    """Reasons for people on stderr, commands on stdout."""
+    from dataclasses import asdict
+
+    from unet_engine.commands.remedies import remedies
+
+    found = remedies(facts)
+    if as_json:
+        click.echo(json.dumps({"remedies": [asdict(one) for one in found]}))
+        return
+    for one in found:
+        click.echo(f"# {one.why}", err=True)
+        click.echo(one.command)
+    if not found:
+        _tell("nothing is missing here")
 
 
 def _show_checks(checks: list[dict[str, Any]], console: Any) -> None:
