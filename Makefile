@@ -21,6 +21,7 @@ TESTERS ?= 2
 	$(BIN)/pip install -q --no-deps dynamic-network-architectures
 	-$(BIN)/pip install -q einops huggingface-hub tqdm
 	-$(BIN)/pip install -q --no-deps segmentation-models-pytorch timm torchvision==0.28.0
+	-$(BIN)/pip install -q --no-deps ome-zarr-models pydantic-zarr
 	touch $@
 
 demo: .venv/run

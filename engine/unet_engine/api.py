@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 from unet_engine.errors import writing
 from unet_engine.execution import objects
 from unet_engine.execution.choose import team
+from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
 from unet_engine.output.header import Header, spans
@@ -22,12 +24,12 @@ from unet_engine.output.locks import Holding, clear, hold
 from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
-from unet_engine.postprocess import working
+from unet_engine.postprocess import level_pass, pyramid, working
 from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import check_output
-from unet_engine.profiling import tracing
+from unet_engine.profiling import energy, tracing
 from unet_engine.redaction import redacted
 from unet_engine.settings import Settings
 from unet_engine.stitching import operations
@@ -41,6 +43,7 @@ Watch = Callable[[Prepared, Team], Any]
 
 _NOT_STORED = (
     "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
+    "levels",
 )  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
@@ -86,6 +89,8 @@ class Result:
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
     tiling_choice: dict[str, Any] | None = None
     """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
+    joules: dict[str, float] | None = None
+    """What this machine took meanwhile, by counter; None where none can be read, see `unet_engine.profiling.energy`."""
     stages: dict[str, dict[str, float]] | None = None
     """Where the time went, where that was asked for: see `unet_engine.profiling.tracing.totals`."""
     profile: tuple[str, ...] = ()
@@ -97,6 +102,8 @@ class Result:
     command line tells them as they are found; a caller from Python should look at them."""
     objects: int | None = None
     """How many there are, where they were numbered in place of labels."""
+    levels: int | None = None
+    """How many the output has, where it has a pyramid."""
     complete: bool = True
     """Whether the output is complete now. Where parts are still to run it is not; the last one completes it."""
     already_complete: bool = False
@@ -128,12 +135,15 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
             notes.append(text)
             tell(text)
 
+    meter = energy.Meter()
+
     def result() -> Result:
-        return replace(_result(prepared, crew, time.perf_counter() - begun), notes=tuple(notes))
+        found = _result(prepared, crew, time.perf_counter() - begun)
+        return replace(found, notes=tuple(notes), joules=meter.joules or None)
 
     if _is_made(prepared):
         note([f"{survey.named} is already complete"])
-        return replace(result(), already_complete=True)
+        return _with_pyramid(prepared, crew, replace(result(), already_complete=True), lambda text: note([text]))
     done = None
     with _begun(prepared):
         output = _open_output(prepared)
@@ -146,7 +156,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
                 if output.header.begin():  # else the last part completed it just now
                     prepared = _since(prepared, output.header)
                     note(output.inspect(prepared.job.plan, Look.CONTENT if settings.verify else Look.LENGTHS))
-                    with _noted(prepared, output.header, result), watch(prepared, crew) if watch else nullcontext():
+                    watched = watch(prepared, crew) if watch else nullcontext()
+                    with meter, _noted(prepared, output.header, result), watched:
                         crew.execute(prepared, output.pending())
                     note(output.doubtful())
                     done = _conclude(prepared, output.header, holding, result())
@@ -155,11 +166,23 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         if prepared.survey.objects:
             found = objects.number(prepared, crew.hands(), lambda text: note([text]))
             done = replace(done, objects=found["objects"])
+        done = _with_pyramid(prepared, crew, done, lambda text: note([text]))
         if working.is_file(survey.named):
             tell(f"{survey.named} is made of what was written")
-        note(_handed_over(prepared))
+        note(_handed_over(prepared, crew))
         _release(prepared)
     return replace(done, notes=tuple(notes), profile=profile.write(crew.profile()) if profile else done.profile)
+
+
+def _with_pyramid(prepared: Prepared, crew: Team, done: Result, tell: Tell) -> Result:
+    """The same, once the group that was written has its pyramid, where one is wanted."""
+    survey = prepared.survey
+    if not survey.settings.pyramid:
+        return done
+    wanted = pyramid.Wanted(survey.named, survey.settings.levels, overwrite=True, durable=survey.settings.durable)
+    hands = crew.hands()
+    found = pyramid.pyramid(wanted, hands.crew, memory=_least(prepared, hands), tell=tell)
+    return replace(done, levels=found["levels"], already_complete=done.already_complete and not found["boxes_written"])
 
 
 def _is_made(prepared: Prepared) -> bool:
@@ -167,20 +190,31 @@ def _is_made(prepared: Prepared) -> bool:
     survey = prepared.survey
     if survey.named == survey.out or not survey.settings.resume:
         return False
-    if not working.is_file(survey.named):
+    if not working.is_handed_over(survey.named):
         return objects.are_there(survey.named, prepared.job.plan.digest)
     return working.settled(survey.named, prepared.job.plan.digest)
 
 
-def _handed_over(prepared: Prepared) -> list[str]:
-    """The file is made of what was written, where the run ends in one."""
+def _handed_over(prepared: Prepared, crew: Team) -> list[str]:
+    """The file is made of what was written, or labels are put into their image, where the run ends so."""
     survey = prepared.survey
-    if not working.is_file(survey.named):
+    if not working.is_handed_over(survey.named):
         return []
     replaces = survey.settings.overwrite or survey.settings.resume  # what is there, this run was begun to replace
+    hands = crew.hands()
     return working.hand_over(
-        survey.named, overwrite=replaces, run=prepared.job.plan.digest, durability=prepared.job.durability
+        survey.named,
+        overwrite=replaces,
+        run=prepared.job.plan.digest,
+        durability=prepared.job.durability,
+        crew=hands.crew,
+        memory=_least(prepared, hands),
     )
+
+
+def _least(prepared: Prepared, hands: Hands) -> int:
+    """Bytes for one box of a level: after hours of inference nothing is refused for want of some megabytes."""
+    return max(prod(prepared.job.layout.chunk) * level_pass.MOST_BYTES, hands.memory)
 
 
 def _release(prepared: Prepared) -> None:
@@ -278,7 +312,7 @@ def _outside(job: Job) -> dict[str, Any]:
         "nodata": [f"{value:g}" for value in job.nodata],
         "written": None if job.outside is None else [f"{value:g}" for value in job.outside],
     }
-    return {"outside": facts} if job.mask or job.nodata else {}
+    return {"outside": facts} if job.mask or job.nodata or job.outside is not None else {}
 
 
 def _resampling(job: Job) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from unet_engine.errors import BackendError
 from unet_engine.redaction import redacted
@@ -45,8 +46,15 @@ def _watch(seconds: float, message: str, progress: Callable[[], object], done: t
             end(message, BackendError.exit_code)
 
 
-def end(message: str, code: int) -> None:
+last_words: list[Callable[[str, int], None]] = []
+"""Each is told the message and the exit code before `end` ends this process; they have to be quick."""
+
+
+def end(message: str, code: int) -> NoReturn:
     """End this process at once, whatever its threads are in, after one line on stderr."""
     with suppress(Exception):
         print(f"unet-engine: {redacted(message)}", file=sys.stderr, flush=True)
+    for tell in list(last_words):
+        with suppress(Exception):
+            tell(message, code)
     os._exit(code)

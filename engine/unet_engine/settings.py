@@ -26,6 +26,7 @@ MOST_WORKERS = 10**6
 ENVIRONMENT = "UNET_ENGINE_"
 """What variables of the environment that say settings begin with."""
 
+AUTO = "auto"
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
 
@@ -50,6 +51,9 @@ class Settings(BaseModel):
     out: str | None = None
     """Output: a Zarr group, called NAME.zarr or whatever no other format is, or a file of the format that the name says,
     see `unet_engine.postprocess.formats`; default: beside the input, named after both, and of the kind of the input."""
+    into: str | None = None
+    """Put labels into the OME-Zarr image that is read, ``IMAGE/labels/NAME``, instead of `out`: their name, or the path of
+    the image; ``auto``: called after the model. See `unet_engine.postprocess.into`."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
     gpus: int | None = Field(default=None, ge=1, le=MOST)
@@ -101,6 +105,10 @@ class Settings(BaseModel):
     """Whether background that one class encloses becomes that class first."""
     largest: int | None = Field(default=None, ge=1, le=MOST)
     """So many objects of each class are kept."""
+    pyramid: bool = False
+    """Add coarser levels to the output, see `unet_engine.postprocess.pyramid`; `levels` is for that."""
+    levels: int | None = Field(default=None, ge=1, le=MOST)
+    """How many there are, with the full resolution; default: until they are small."""
     roi: str | None = None
     """``z0:z1,y0:y1,x0:x1`` in voxels of the input; an empty end means the edge."""
     axes: str | None = None
@@ -250,7 +258,7 @@ class Settings(BaseModel):
             return ",".join(map(str, value))
         return str(value) if isinstance(value, Path) else value
 
-    @field_validator("input", "out", "mask", "truth", "profile", mode="before")
+    @field_validator("input", "out", "into", "mask", "truth", "profile", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -259,6 +267,7 @@ class Settings(BaseModel):
         "input",
         "model",
         "out",
+        "into",
         "mask",
         "outside",
         "nodata",
@@ -298,7 +307,18 @@ class Settings(BaseModel):
         return value
 
     @field_validator(
-        "input", "model", "out", "mask", "truth", "profile", "scheduler", "cluster", "tls_ca", "tls_cert", "tls_key"
+        "input",
+        "model",
+        "out",
+        "into",
+        "mask",
+        "truth",
+        "profile",
+        "scheduler",
+        "cluster",
+        "tls_ca",
+        "tls_cert",
+        "tls_key",
     )
     @classmethod
     def _place(cls, value: str | None) -> str | None:
@@ -408,6 +428,16 @@ class Settings(BaseModel):
             raise SettingsError("logits do not fit uint8; use --dtype float32 or float16")
         self._check_outside()
         self._check_objects()
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        """Raise `SettingsError` where levels and labels in an image are asked for in ways that exclude one another."""
+        if self.into and self.out:
+            raise SettingsError("--into and --out exclude each other; give one")
+        if self.into and self.pyramid:
+            raise SettingsError("--into gives labels the levels of their image; leave --pyramid out")
+        if self.levels and not self.pyramid:
+            raise SettingsError("--levels is for --pyramid; leave it out, or give both")
 
     def _check_objects(self) -> None:
         """Raise `SettingsError` where objects cannot be told, or are not asked for."""

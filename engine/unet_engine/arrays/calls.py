@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 NOT_OF_ARRAYS = (
     "resume", "verify", "overwrite", "durable", "part", "profile", "components", "connectivity", "min_size", "fill_holes",
-    "largest", "workers", "scheduler", "cluster", "protocol", "tls_ca", "tls_cert", "tls_key", "dashboard",
+    "largest", "pyramid", "levels", "into", "workers", "scheduler", "cluster", "protocol", "tls_ca", "tls_cert", "tls_key", "dashboard",
     "dashboard_token",
 )  # fmt: skip
 """Settings of runs that leave an output in a store."""

@@ -15,6 +15,7 @@ class Options(TypedDict, total=False):
 
     folds: str | int | Sequence[int] | None
     weights: str | Sequence[float] | None
+    into: str | Path | None
     device: str
     gpus: int | None
     backend: str | None
@@ -38,6 +39,8 @@ class Options(TypedDict, total=False):
     min_size: int | None
     fill_holes: bool
     largest: int | None
+    pyramid: bool
+    levels: int | None
     roi: str | None
     axes: str | None
     image: int | str | None

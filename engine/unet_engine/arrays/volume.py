@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import plain
 from unet_engine.units import unit_name
+from unet_engine.volumes import alpha
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
@@ -82,19 +83,25 @@ def source_of(
         return Source(_placed(array, spacing, unit), "numpy", None)
     if isinstance(array, str | Path):
         return Source(_placed(open_volume(plain(str(array)), axes), spacing, unit), "zarr", None)
-    kind = kind_of(array)
+    kind, said = kind_of(array), None
     if kind is None:
         raise InputError(f"{type(array).__name__} is no volume; give an array, a path, or a Zarr group or store")
     if kind == "store":
-        array, axes, spacing, unit = _in_store(array, axes, spacing, unit)
+        array, axes, spacing, unit, said = _in_store(array, axes, spacing, unit)
         kind = "zarr"
     made = {"xarray": _xarray, "dask": _dask, "zarr": _zarr, "numpy": _numpy}[kind]
-    return Source(_placed(made(array, axes), spacing, unit), kind, array)
+    found = _placed(made(array, axes), spacing, unit)
+    return Source(_with_names(found, said, dict(array.attrs)) if said else found, kind, array)
+
+
+def _with_names(volume: Volume, names: tuple[str, ...], attributes: dict[str, Any]) -> Volume:
+    """`volume` with what its channels are called, and which of them is alpha."""
+    assert isinstance(volume, StoredVolume)
+    found, doubts = alpha.settled(volume.path, alpha.named(names, attributes, volume.channels), volume.channels)
+    return replace(volume, channel_names=names, alpha=found, notes=(*volume.notes, *doubts))
 
 
 def _placed(volume: Volume, spacing: Sequence[float] | None, unit: str | None) -> Volume:
-    from dataclasses import replace
-
     if spacing is None and unit is None:
         return volume
     if not isinstance(volume, StoredVolume):
@@ -154,7 +161,7 @@ def _zarr(array: Any, axes: str | None) -> Volume:
 
 def _in_store(
     store: Any, axes: str | None, spacing: Sequence[float] | None, unit: str | None
-) -> tuple[Any, str | None, Sequence[float] | None, str | None]:
+) -> tuple[Any, str | None, Sequence[float] | None, str | None, tuple[str, ...]]:
     """The full resolution of the image in a Zarr group or store, and what its metadata say where nobody else does."""
     import zarr
 
@@ -162,13 +169,13 @@ def _in_store(
 
     node = store if isinstance(store, zarr.Group) else zarr.open(store, mode="r")
     if isinstance(node, zarr.Array):
-        return node, axes, spacing, unit
+        return node, axes, spacing, unit, ()
     found = full_resolution(PLACE + "zarr", node)
     names = "".join(found.axes) if found.axes else None
     if spacing is None and found.scale and names:
         of = dict(zip(names, found.scale, strict=True))
         spacing = [of[axis] for axis in "zyx" if axis in of]
-    return found.array, axes or names, spacing, unit or found.unit
+    return found.array, axes or names, spacing, unit or found.unit, found.channel_names
 
 
 # --- xarray ---

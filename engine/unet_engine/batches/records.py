@@ -40,8 +40,8 @@ def line(
         "model": _model(model),
         "version": version_of("unet-engine"),
         "host": platform.node(),
-        "start": _utc(begun),
-        "end": _utc(ended),
+        "start": utc(begun),
+        "end": utc(ended),
         "seconds": round(ended - begun, 3),
         "command": command,
         "digest": result.digest if result else None,
@@ -69,7 +69,8 @@ def _model(model: ModelFile | str | None) -> dict[str, Any] | None:
     return {"file": model} if model else None
 
 
-def _utc(seconds: float) -> str:
+def utc(seconds: float) -> str:
+    """A time since the epoch, as ISO 8601."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 

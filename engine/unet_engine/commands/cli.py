@@ -7,14 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from unet_engine.commands import interruption, running, streams
 from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.converting import convert_command
+from unet_engine.commands.farewell import INTERRUPTED, TRACEBACK, said_of
 from unet_engine.commands.importing import import_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.objects import OBJECT_COMMANDS
@@ -27,14 +30,16 @@ from unet_engine.commands.options import (
     several_options,
 )
 from unet_engine.commands.sources import model_of, with_model
-from unet_engine.errors import OutputError, PlanError, SettingsError, UnetEngineError, first_line
+from unet_engine.commands.viewing import view_command
+from unet_engine.errors import OutputError, SettingsError, UnetEngineError
 from unet_engine.hanging import end
 from unet_engine.redaction import guard_streams
 
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from unet_engine.commands.notice import Notice
+    from unet_engine.commands.screen import Screen
+
 _CHOOSE = " (tokens are not written to files: choose one with UNET_ENGINE_DASHBOARD_TOKEN)"
-TRACEBACK = "UNET_ENGINE_TRACEBACK"
-"""Environment variable that has an unexpected error shown with its traceback."""
 
 
 class _Commands(click.Group):
@@ -50,6 +55,7 @@ def app() -> None:
     unet-engine demo DIR                              try it: makes a volume, runs, shows the result
     unet-engine run --in scan.zarr --model net.onnx   labels, beside the input
     unet-engine plan --in scan.zarr --model net.onnx  what a run would do, cost and take
+    unet-engine view scan.zarr labels.zarr            look at it in a browser; with --model: segmented where one looks
     unet-engine finish labels.zarr                    state that all parts of a run are there, or say what is not
     unet-engine components labels.zarr objects.zarr   number what is connected; then table, polygons
     unet-engine convert labels.zarr labels.nii.gz     a result or a scan as a file of another format
@@ -83,26 +89,55 @@ def app() -> None:
 @click.argument("more", metavar="[PATH]...", nargs=-1, type=PLACE)
 def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # noqa: FBT001  # click passes them so
     """Run the model over a volume, or over several: those of --in, and those named behind."""
+    from unet_engine.commands import notice
+
+    ways = running.Ways.taken(given)
+    console = ways.console()
+    message = notice.Notice(ways.address(), running.command(), console.note)
+    ended = [""]
+    with notice.notified(message, lambda: ended[0]):
+        ended[0] = _run(ways, console, message, given, more, as_json=as_json)
+
+
+def _run(
+    ways: running.Ways,
+    console: Screen,
+    message: Notice,
+    given: dict[str, Any],
+    more: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> str:
+    """Do what was asked; returns what it came to, in a line."""
+    from unet_engine.batches.inputs import are_several, check_behind
+
+    check_behind(more)
+    inputs = given["input"] = [*given["input"], *more]
+    if inputs and are_several(inputs):
+        return _run_several(ways, console, message, given, as_json=as_json)
+    given["input"] = inputs[0] if inputs else None
+    if ways.dry_run:
+        _plan(given, as_json=as_json)
+        return "planned"
+    return _run_one(ways, console, message, given, as_json=as_json)
+
+
+def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
     from unet_engine.api import run_volume
-    from unet_engine.batches.inputs import check_behind
     from unet_engine.commands import report
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
 
-    check_behind(more)
-    ways = running.Ways.taken(given)
-    given["input"] = [*given["input"], *more]
-    if _otherwise(ways, given, as_json=as_json):
-        return
-    console = ways.console()
     try:
-        with running.recorded(ways, console, running.Record.of(given)) as record:
+        with running.recorded(ways, console, running.Record.of(given), message) as record, ExitStack() as stack:
 
             def tell(*notes: str) -> None:
                 record.notes += notes
                 _tell(console, notes)
 
             settings = with_model(Settings.of(**_required(given)), tell)
+            page = ways.page(settings)
+            settings = stack.enter_context(page.profiled(settings)) if page else settings
             with team(settings, tell) as crew:
                 prepared = crew.prepare()
                 record.prepared(crew, prepared)
@@ -114,39 +149,39 @@ def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # 
                 interruption.writing(prepared.survey.named)
                 watch = None if console.silent else lambda p, c: report.Watcher(p, c, console)
                 result = record.result = run_volume(crew, prepared, watch, tell)
+                if page:
+                    page.write(prepared, result, record.notes, ways.price(), crew.give(), console.say)
     except KeyboardInterrupt:
+        message.send(*said_of(KeyboardInterrupt()))
         _end(interruption.said(), INTERRUPTED)
     finally:
         interruption.writing(None)
-    console.say(report.result_line(result))
-    report.print_stages(result, console)
+    console.say(line := report.result_line(result) + ways.priced(result))
+    if page:
+        console.say(f"report: {page.path}")
+    if not page or page.asked_for_profile:
+        report.print_stages(result, console)
     if not result.complete:
         console.say(
             f"part {result.part} is done, others are not: the last of them completes {result.out}, "
             f"or: unet-engine finish {result.out}"
         )
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        click.echo(json.dumps(asdict(result) | ways.cost(result)))
+    return line
 
 
-def _otherwise(ways: running.Ways, given: dict[str, Any], *, as_json: bool) -> bool:
-    """Whether it was done in another way: several volumes, or nothing but a plan. Else the input is one path."""
-    from unet_engine.batches.inputs import are_several
-
-    inputs = given["input"]
-    if inputs and are_several(inputs):
-        echo = (lambda facts: click.echo(json.dumps(facts))) if as_json else None
-        told = {key: value for key, value in given.items() if key != "input"}
-        try:
-            running.run_several(inputs, told, ways, lambda settings: with_model(settings, _say), echo)
-        except KeyboardInterrupt:  # threads may be in the middle of a block
-            sys.stdout.flush()
-            end("interrupted; what is committed stays: run the same command with --resume", INTERRUPTED)
-        return True
-    given["input"] = inputs[0] if inputs else None
-    if ways.dry_run:
-        _plan(given, as_json=as_json)
-    return ways.dry_run
+def _run_several(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
+    echo = (lambda facts: click.echo(json.dumps(facts))) if as_json else None
+    told = {key: value for key, value in given.items() if key != "input"}
+    adapt = partial(with_model, tell=_say)
+    try:
+        return running.run_several(given["input"], told, ways, console, message, adapt, echo)
+    except KeyboardInterrupt:  # threads may be in the middle of a block
+        sys.stdout.flush()
+        text = "interrupted; what is committed stays: run the same command with --resume"
+        message.send(text, INTERRUPTED)
+        end(text, INTERRUPTED)
 
 
 def _say(text: str) -> None:
@@ -232,7 +267,7 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, bench_command):
+for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, view_command, bench_command):
     app.add_command(_command)
 
 
@@ -252,29 +287,8 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _usage(error: click.ClickException) -> str:
-    """Click's own complaint as one line: what is wrong, and where to look."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "unet-engine"
-    return f"{error.format_message().removesuffix('.')}; see {command} --help"
-
-
 _signals: list[int] = []
 """Signals that asked us to end. Python turns the exception of one that arrives during an import into another."""
-
-
-def _for_want_of_memory(error: BaseException | None) -> bool:
-    """Whether `error` or what caused it says that memory ran out, or the room for threads: no library has a type for
-    it."""
-    signs = (
-        "cannot allocate memory", "can't start new thread", "failed to map segment", "bad_alloc", "out of memory",
-        "resource temporarily unavailable",
-    )  # fmt: skip
-    while error is not None:
-        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 _over: list[bool] = []
@@ -316,30 +330,13 @@ def main() -> None:
         app(prog_name="unet-engine", standalone_mode=False)
         if unsaid := streams.unsaid():
             _fail(f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code)
-    except UnetEngineError as error:
-        _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        _fail(_usage(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _end(interruption.said(), INTERRUPTED)
+    except (UnetEngineError, click.ClickException) as error:
+        _fail(*said_of(error))
+    except (KeyboardInterrupt, click.Abort) as error:
+        _end(*said_of(error))
     except Exception as error:
         if _signals:
             _end(interruption.said(), INTERRUPTED)
         if os.environ.get(TRACEBACK):
             raise
-        if _for_want_of_memory(error):
-            from unet_engine import machine
-
-            _fail(
-                f"out of memory or threads: {first_line(error)}; use a smaller --window, fewer --threads, or run where "
-                f"there is more{machine.limits()}",
-                PlanError.exit_code,
-            )
-        if isinstance(error, OSError) and error.strerror:
-            where = "" if error.filename is None else f"{error.filename}: "
-            _fail(f"{where}{error.strerror}; check that place and run again", UnetEngineError.exit_code)
-        _fail(
-            f"unexpected {type(error).__name__}: {error}; this is a bug in unet-engine: run again with {TRACEBACK}=1 "
-            "and report the traceback",
-            UnetEngineError.exit_code,
-        )
+        _fail(*said_of(error))

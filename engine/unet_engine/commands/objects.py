@@ -1,4 +1,4 @@
-"""``unet-engine components``, ``table`` and ``polygons``: what is made of labels that are there."""
+"""``unet-engine components``, ``table``, ``polygons`` and ``pyramid``: what is made of results that are there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from unet_engine.commands import interruption
-from unet_engine.commands.options import OBJECTS, PLACE, Command, cluster_options
+from unet_engine.commands.options import COUNT, OBJECTS, PLACE, Command, cluster_options
 from unet_engine.errors import SettingsError
+from unet_engine.units import times
 
 _READ: list[Callable[..., Any]] = [
     click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. tzyx."),
@@ -132,6 +133,36 @@ def polygons_command(labels: str, out: str, **given: Any) -> None:
     _say(f"{facts['out']}: {facts['objects']:,} objects{crs}", facts, as_json=as_json)
 
 
+@click.command("pyramid", cls=Command)
+@click.argument("group", type=PLACE)
+@click.option(
+    "--levels",
+    type=COUNT,
+    metavar="N",
+    help="How many there are, with the full resolution; default: until they are small.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["majority", "mean"]),
+    help="What a voxel is of those it covers; default: the majority of labels, the mean of all else.",
+)
+@click.option("--durable", type=bool, metavar="yes|no", help="Have the disk keep what is written; default: yes.")
+@_with(*_WORK)
+def pyramid_command(group: str, **given: Any) -> None:
+    """Add coarser levels to the OME-Zarr GROUP, in place. After a kill the same command goes on."""
+    as_json, by = given.pop("as_json"), given.pop("by")
+    from unet_engine.postprocess.pyramid import Wanted, pyramid
+
+    def work(settings: Any, hands: Any, tell: Callable[[str], None]) -> dict[str, Any]:
+        levels = settings.levels
+        wanted = Wanted(settings.input, levels, by, overwrite=settings.overwrite, durable=settings.durable)
+        return pyramid(wanted, hands.crew, memory=hands.memory, tell=tell)
+
+    facts = _done(group, {**given, "pyramid": True}, work)
+    shapes = ", ".join(times(shape) for shape in facts["shapes"])
+    _say(f"{facts['out']}: {facts['levels']} levels by {facts['by']}, {shapes}", facts, as_json=as_json)
+
+
 def _done(
     labels: str, given: dict[str, Any], work: Callable[[Any, Any, Callable[[str], None]], dict[str, Any]]
 ) -> dict[str, Any]:
@@ -174,4 +205,4 @@ def _say(text: str, facts: dict[str, Any], *, as_json: bool) -> None:
         click.echo(json.dumps(facts))
 
 
-OBJECT_COMMANDS = (components_command, table_command, polygons_command)
+OBJECT_COMMANDS = (components_command, table_command, polygons_command, pyramid_command)

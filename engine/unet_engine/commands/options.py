@@ -150,11 +150,28 @@ _SETTINGS = [
         help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take "
         "the mean; none; default: mirror where the model names axes for it.",
     ),
+    click.option(
+        "--into",
+        is_flag=False,
+        flag_value="auto",
+        metavar="[NAME]",
+        help="Put the labels into the OME-Zarr image that is read, IMAGE/labels/NAME, instead of --out; NAME: called so "
+        "(default: after the model), or the path of the image.",
+    ),
     click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
     click.option(
         "--components", is_flag=True, default=None, help="Number connected objects in place of labels; docs/objects.md."
     ),
     *OBJECTS,
+    click.option(
+        "--pyramid",
+        is_flag=True,
+        default=None,
+        help="Add coarser levels to the output: majority of labels, else means.",
+    ),
+    click.option(
+        "--levels", type=COUNT, metavar="N", help="Of --pyramid, with the full resolution; default: until small."
+    ),
     click.option(
         "--channels",
         "--output-channels",
@@ -289,6 +306,22 @@ _RUNNING = [
         "--log-format", type=click.Choice(["text", "json"]), help="Of --log; json without it: of stderr. Default: text."
     ),
     click.option("--metrics", metavar="FILE", help="Counts as Prometheus reads them, written every few seconds."),
+    click.option(
+        "--report",
+        metavar="FILE.html",
+        help="Write what ran, where time went, what is proved and pictures of places into one file; docs/operations.md.",
+    ),
+    click.option(
+        "--notify",
+        metavar="URL",
+        envvar="UNET_ENGINE_NOTIFY",
+        help="Post what became of it to this address in the end, as JSON, also where it failed; docs/operations.md.",
+    ),
+    click.option(
+        "--rate",
+        metavar="PRICE",
+        help="Of an hour of the machines, e.g. 3.20EUR: tells what the run cost, and a teravoxel.",
+    ),
     click.option("-v", "--verbose", is_flag=True, help="Of several volumes show the plan and all notes of each."),
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
 ]
@@ -347,6 +380,20 @@ def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a run does."""
     return _with([_ONE, *_SETTINGS], command)
+
+
+def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a run does whose blocks are computed because somebody looks at them: all of it, by one process."""
+    return _with([option for option in _SETTINGS if _name(option) not in _UNSEEN], command)
+
+
+_UNSEEN = ("part", "profile")
+
+
+def _name(option: Callable[..., Any]) -> str:
+    """What an option gives its command."""
+    parameter: click.Option = option(lambda: None).__click_params__[0]
+    return str(parameter.name)
 
 
 def several_options(command: Callable[..., Any]) -> Callable[..., Any]:

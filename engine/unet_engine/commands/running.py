@@ -17,7 +17,11 @@ from unet_engine.errors import BatchError, SettingsError, UnetEngineError, first
 if TYPE_CHECKING:
     from unet_engine.api import Result
     from unet_engine.batches.batch import Outcome, Volume
+    from unet_engine.batches.notify import Address
     from unet_engine.batches.records import Lines, Metrics
+    from unet_engine.commands.notice import Notice
+    from unet_engine.commands.price import Rate
+    from unet_engine.commands.run_report.page import Page
     from unet_engine.commands.screen import Screen
     from unet_engine.execution.team import Team
     from unet_engine.model.file import ModelFile
@@ -37,6 +41,9 @@ class Ways:
     metrics: str | None
     verbose: bool
     quiet: bool
+    notify: str | None = None
+    report: str | None = None
+    rate: str | None = None
 
     @classmethod
     def taken(cls, given: dict[str, Any]) -> Ways:
@@ -56,6 +63,36 @@ class Ways:
         if (self.log is not None or in_place) and not (self.quiet and in_place):
             console.kept = Log(self.log, as_json=self.log_format == "json")
         return console
+
+    def address(self) -> Address | None:
+        """Where a message goes in the end; a dry run sends none. Raises `SettingsError`."""
+        from unet_engine.batches.notify import Address
+
+        found = None if self.notify is None else Address.of(self.notify)
+        return None if self.dry_run else found
+
+    def price(self) -> Rate | None:
+        """What an hour of the machines costs, where that was said. Raises `SettingsError`."""
+        from unet_engine.commands.price import Rate
+
+        return None if self.rate is None else Rate.of(self.rate)
+
+    def page(self, settings: Settings) -> Page | None:
+        """The report that is to be written; its place is tried here. Raises `SettingsError` or `OutputError`."""
+        from unet_engine.commands.run_report.page import Page
+
+        self.price()
+        return None if self.report is None else Page.of(self.report, settings, command())
+
+    def priced(self, result: Result) -> str:
+        """What the run cost, behind its line."""
+        rate = self.price()
+        return "" if rate is None or result.already_complete else f", {rate.line(result.seconds, result.voxels)}"
+
+    def cost(self, result: Result) -> dict[str, Any]:
+        """The same for its JSON."""
+        rate = self.price()
+        return {} if rate is None else rate.cost(result.seconds, result.voxels)
 
 
 @dataclass
@@ -82,8 +119,8 @@ class Record:
 
 
 @contextmanager
-def recorded(ways: Ways, console: Screen, record: Record) -> Iterator[Record]:
-    """Inside, one volume is run. Whatever ends it, a line is left of it, and it is counted."""
+def recorded(ways: Ways, console: Screen, record: Record, notice: Notice) -> Iterator[Record]:
+    """Inside, one volume is run. Whatever ends it, a line is left of it, it is counted, and `notice` knows of it."""
     from unet_engine.batches import records
 
     lines = records.Lines(ways.results) if ways.results else None
@@ -103,17 +140,17 @@ def recorded(ways: Ways, console: Screen, record: Record) -> Iterator[Record]:
         finally:
             if metrics:
                 metrics.ended(status)
+            line = records.line(
+                input=record.input, out=record.out, status=status, begun=begun, ended=time.time(), command=command(),
+                model=record.model, result=record.result, notes=tuple(record.notes),
+                error=None if status == "interrupted" else error,
+            )  # fmt: skip
+            notice.add(line)
             if lines:
-                lines.add(
-                    records.line(
-                        input=record.input, out=record.out, status=status, begun=begun, ended=time.time(),
-                        command=_command(), model=record.model, result=record.result, notes=tuple(record.notes),
-                        error=None if status == "interrupted" else error,
-                    )
-                )  # fmt: skip
+                lines.add(line)
 
 
-def _command() -> str:
+def command() -> str:
     """As it was typed."""
     return shlex.join(["unet-engine", *sys.argv[1:]])
 
@@ -125,36 +162,41 @@ def run_several(
     inputs: list[str],
     given: dict[str, Any],
     ways: Ways,
+    console: Screen,
+    notice: Notice,
     adapt: Callable[[Settings], Settings],
     say_json: Callable[[dict[str, Any]], None] | None,
-) -> None:
-    """Run them all. Raises `BatchError` at the end where some failed and the others were run, else the error of the
-    one that failed."""
+) -> str:
+    """Run them all; returns what they came to, in a line. Raises `BatchError` at the end where some failed and the
+    others were run, else the error of the one that failed."""
     from unet_engine.batches import records
     from unet_engine.batches.batch import run_all, survey_all, volumes_of
 
-    console = ways.console()
+    notice.several = True
+    if ways.report is not None:
+        raise SettingsError("--report is of one volume; run that alone, or leave --results FILE of several")
+    ways.price()
     lines = records.Lines(ways.results) if ways.results else None
     volumes = volumes_of(inputs, given, adapt)
     if not volumes:
-        console.say(f"part {given.get('part')} has nothing to do: there are fewer volumes than parts")
-        return
+        console.say(nothing := f"part {given.get('part')} has nothing to do: there are fewer volumes than parts")
+        return nothing
     with ExitStack() as stack:
         metrics = stack.enter_context(records.Metrics(ways.metrics, len(volumes))) if ways.metrics else None
-        teller = _Teller(console, ways, lines, metrics, say_json)
+        teller = _Teller(console, ways, lines, metrics, notice, say_json)
         do = survey_all if ways.dry_run else partial(run_all, keep_going=ways.keep_going)
         outcomes = do(volumes, teller)
-    _conclude(console, outcomes, volumes, ways)
+    return _conclude(console, outcomes, volumes, ways)
 
 
-def _conclude(console: Screen, outcomes: list[Outcome], volumes: list[Volume], ways: Ways) -> None:
+def _conclude(console: Screen, outcomes: list[Outcome], volumes: list[Volume], ways: Ways) -> str:
     counts = {status: sum(o.status == status for o in outcomes) for status in dict.fromkeys(o.status for o in outcomes)}
     left = len(volumes) - len(outcomes)
     told = ", ".join(f"{count:,} {status}" for status, count in counts.items())
-    console.say(f"{len(volumes):,} volumes: {told}" + (f", {left:,} not begun" if left else ""))
+    console.say(line := f"{len(volumes):,} volumes: {told}" + (f", {left:,} not begun" if left else ""))
     failed = [outcome for outcome in outcomes if outcome.error]
     if not failed:
-        return
+        return line
     if not (ways.keep_going or ways.dry_run):
         error = failed[0].error
         assert error is not None
@@ -182,9 +224,11 @@ class _Teller:
         ways: Ways,
         lines: Lines | None,
         metrics: Metrics | None,
+        notice: Notice,
         say_json: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self._console, self._ways, self._lines, self._metrics, self._say_json = console, ways, lines, metrics, say_json
+        self._notice = notice
         self._lock = threading.Lock()
         self._told: set[str] = set()
 
@@ -210,22 +254,24 @@ class _Teller:
 
         volume = outcome.volume
         with self._lock:
-            self._console.say(f"{_numbered(volume)} {_result(outcome)}", level="error" if outcome.error else "info")
+            self._console.say(
+                f"{_numbered(volume)} {_result(outcome, self._ways.priced)}", level="error" if outcome.error else "info"
+            )
             if self._metrics:
                 self._metrics.ended(outcome.status)
-            if self._lines or self._say_json:
-                facts = line_of(outcome, _command())
-                if self._lines and not self._ways.dry_run:
-                    self._lines.add(facts)
-                if self._say_json:
-                    self._say_json(facts)
+            facts = line_of(outcome, command())
+            self._notice.add(facts)
+            if self._lines and not self._ways.dry_run:
+                self._lines.add(facts)
+            if self._say_json:
+                self._say_json(facts)
 
 
 def _numbered(volume: Volume) -> str:
     return f"[{volume.number}/{volume.of}]"
 
 
-def _result(outcome: Outcome) -> str:
+def _result(outcome: Outcome, priced: Callable[[Result], str]) -> str:
     from unet_engine.commands import report
 
     if outcome.error:
@@ -234,4 +280,4 @@ def _result(outcome: Outcome) -> str:
         return f"{outcome.volume.settings.input} would be written to {outcome.volume.out}"
     if outcome.result is None:
         return f"{outcome.volume.settings.input}: {outcome.status}; what is committed in {outcome.volume.out} stays"
-    return report.result_line(outcome.result)
+    return report.result_line(outcome.result) + priced(outcome.result)

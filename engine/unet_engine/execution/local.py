@@ -35,7 +35,8 @@ class LocalTeam:
         self._settings, self._tell, self._given, self._leg = settings, tell, given, leg
         self.sink: Callable[[Job], Sink] | None = None
         """Makes what takes the place of the output, where blocks are to be kept elsewhere."""
-        self._workers: list[Worker] = []
+        self.workers: list[Worker] = []
+        """One for each device, once it is prepared."""
         self._profile: dict[str, Snapshot] = {}
         note = connection.cuda_cluster_note(settings)
         self.notes: tuple[str, ...] = (note,) if note else ()
@@ -50,12 +51,12 @@ class LocalTeam:
         kept = self.sink(prepared.job) if self.sink else None
         opened = [Opened(volume, network=prepared.network, output=kept)]
         opened += [Opened(volume, network=self._leg.other(d) if self._leg else None, output=kept) for d in devices[1:]]
-        self._workers = [
+        self.workers = [
             Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)), handed)
             for device, handed in zip(devices, opened, strict=True)
         ]
         if self._leg:
-            self._leg.reads(prepared, self._workers, lambda network: self._look(prepared, network))
+            self._leg.reads(prepared, self.workers, lambda network: self._look(prepared, network))
         return prepared
 
     def _ready(self, surveyed: Survey) -> Ready | None:
@@ -75,16 +76,20 @@ class LocalTeam:
             self._tell(note)
 
     def execute(self, prepared: Prepared, pending: Pending) -> None:
-        for worker in self._workers:
+        for worker in self.workers:
             worker.recorder.restart()
             worker.job = replace(worker.job, begun=prepared.job.begun)
         with watched(self._settings.hang_seconds, "this run", self._moved):
-            run_columns(self._workers, pending, self._leg or ALWAYS)
-        for worker in self._workers:
+            self.columns(prepared, pending)
+        for worker in self.workers:
             worker.confirm()
         self._profile = {
-            worker.job.setup.device: profile for worker in self._workers if (profile := worker.profile(SPANS))
+            worker.job.setup.device: profile for worker in self.workers if (profile := worker.profile(SPANS))
         }
+
+    def columns(self, prepared: Prepared, pending: Pending) -> None:
+        """Predict and commit every pending block."""
+        run_columns(self.workers, pending, self._leg or ALWAYS)
 
     def _moved(self) -> object:
         """What changes while something is done, or another volume has the network."""
@@ -94,7 +99,7 @@ class LocalTeam:
         return self._profile
 
     def counters(self) -> Counters:
-        parts = [asdict(worker.tally.read()) for worker in self._workers]
+        parts = [asdict(worker.tally.read()) for worker in self.workers]
         return Counters(**{key: sum(part[key] for part in parts) for key in parts[0]})
 
     def detail(self) -> str:
@@ -106,9 +111,12 @@ class LocalTeam:
     def facts(self) -> dict[str, Any]:
         return {"peak_rss_bytes": machine.peak_resident_bytes(), "processors": (machine.processor(),)}
 
+    def give(self) -> Network | None:
+        return self.workers[0].give() if self.workers and self._leg is None else None
+
     def close(self) -> None:
         if self._leg:
             self._leg.end()
             return
-        for worker in self._workers:
+        for worker in self.workers:
             worker.close()

@@ -13,7 +13,7 @@ from unet_engine.output.header import read_header
 from unet_engine.postprocess.components import VOXEL_BYTES, components
 from unet_engine.postprocess.source import Source
 from unet_engine.postprocess.target import Wish
-from unet_engine.postprocess.working import is_file, labels_of, work_of
+from unet_engine.postprocess.working import is_handed_over, labels_of, work_of
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.storage import stores
 from unet_engine.units import Tell
@@ -43,7 +43,7 @@ def number(prepared: Prepared, hands: Hands, tell: Tell) -> dict[str, Any]:
     `unet_engine.postprocess.components.components` raises."""
     survey, job = prepared.survey, prepared.job
     assert survey.objects is not None
-    target = work_of(survey.named) if is_file(survey.named) else survey.named
+    target = work_of(survey.named) if is_handed_over(survey.named) else survey.named
     begun = read_header(target)
     ours = begun is not None and begun.get("run") == job.plan.digest
     if begun is None and stores.exists(target):

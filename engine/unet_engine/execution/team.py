@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from unet_engine.backends.base import Network
 from unet_engine.execution.hands import Hands
 from unet_engine.pipeline.job import Counters
 from unet_engine.plan.plan import Index
@@ -44,6 +45,10 @@ class Team(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What the summary of the run says about who did it: fields of `unet_engine.api.Result`."""
+
+    def give(self) -> Network | None:
+        """The network of the run, which is over: who takes it closes it. None where it is on other machines, or another
+        volume's next."""
 
     def close(self) -> None:
         """Give back what is open for this run alone."""

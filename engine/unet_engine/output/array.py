@@ -4,7 +4,7 @@ that whoever reads or goes on with the output knows."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import zarr
@@ -25,17 +25,25 @@ _FREE = ("attributes", "dimension_names")
 def metadata_of(layout: Layout) -> dict[str, Any]:
     """The metadata of a new array, as JSON values."""
     channel = layout.channels is not None
+    shape = ((layout.channels,) if layout.channels is not None else ()) + layout.in_stored_order(layout.shape)
+    chunks = ((1,) if channel else ()) + layout.in_stored_order(layout.chunk)
+    return described(shape, chunks, layout.dtype, (["c"] if channel else []) + list(layout.stored))
+
+
+def described(
+    shape: Sequence[int], chunks: Sequence[int], dtype: Any, names: Sequence[str], fill_value: Any = 0
+) -> dict[str, Any]:
+    """The metadata of a new array with axes called `names`, in chunks no longer than it, as JSON values."""
     with own_codecs():
         array = zarr.create_array(
             MemoryStore(),
             zarr_format=3,
-            shape=((layout.channels,) if channel else ()) + layout.in_stored_order(layout.shape),
-            chunks=((1,) if channel else ())
-            + tuple(map(min, layout.in_stored_order(layout.chunk), layout.in_stored_order(layout.shape))),
-            dtype=layout.dtype,
+            shape=tuple(shape),
+            chunks=tuple(map(min, chunks, shape)),
+            dtype=dtype,
             compressors=zarr.codecs.ZstdCodec(level=1),
-            fill_value=0,
-            dimension_names=(["c"] if channel else []) + list(layout.stored),
+            fill_value=fill_value,
+            dimension_names=list(names),
         )
     return _document(array.metadata.to_buffer_dict(default_buffer_prototype())[METADATA].to_bytes())
 

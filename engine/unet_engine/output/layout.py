@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.output.header import ARRAY
+from unet_engine.output.label import KEY, Label
 from unet_engine.plan.box import Box
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.turn import Turn
@@ -35,6 +36,8 @@ class Layout:
     """How the blocks that are written lie; None: as the output. All else here is as the output lies."""
     start: tuple[int, ...] | None = None
     """The voxel of the volume that its first one lies on; None where it is on a grid of its own."""
+    label: Label | None = None
+    """What its labels are; None where voxels are something else."""
 
     def in_stored_order(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(values[self.names.index(a)] for a in self.stored)
@@ -66,4 +69,5 @@ class Layout:
         ]
         dataset = {"path": ARRAY, "coordinateTransformations": transforms}
         axes = ([{"name": "c", "type": "channel"}] if channel else []) + space
-        return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": [dataset]}]}
+        scales = [{"name": name, "axes": axes, "datasets": [dataset]}]
+        return {"version": "0.5", "multiscales": scales, **({KEY: self.label.facts()} if self.label else {})}

@@ -46,12 +46,14 @@ class Holding:
 
 
 @contextmanager
-def hold(path: str, part: tuple[int, int] | None = None, patience: float = 0.0) -> Iterator[Holding]:
+def hold(
+    path: str, part: tuple[int, int] | None = None, patience: float = 0.0, array: str = ARRAY
+) -> Iterator[Holding]:
     """Keep others from writing the output at `path`, but for other parts where this is a part (i, n).
 
     Raises `OutputError` where others are in the way, after `patience` seconds.
     """
-    folder = Path(path, ARRAY)
+    folder = Path(path, array)
     if not is_local(path) or fcntl is None or not folder.is_dir():
         yield Holding(None)
         return

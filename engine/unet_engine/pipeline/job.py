@@ -55,6 +55,8 @@ class Job:
     nothing is overwritten."""
     nodata: tuple[float, ...] = ()
     """Values of voxels that were not measured."""
+    whole: bool = False
+    """Whether all voxels count as measured, whatever the volume says."""
     profiled: bool = False
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     decoders: int | None = None
@@ -98,6 +100,8 @@ class Job:
 
     def seen(self, scan: Volume) -> Volume:
         """What windows are cut from, of the volume as it is stored."""
+        if self.whole:
+            scan = scan.taken_whole()
         if self.turn:
             scan = Turned(scan, self.turn)
         if not self.plan.image:

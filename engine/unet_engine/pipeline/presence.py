@@ -14,34 +14,40 @@ from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.mask import validity_of
 from unet_engine.volumes.resampled import AnyMask, Interpolated, Nearest, made_of, nearest, on_windows_grid
+from unet_engine.volumes.validity import marked
 
 
 @dataclass(frozen=True)
 class Presence:
-    """Of one job, its volume and its mask, both as windows see them and on the grid of the output, which is the same
-    unless the volume is resampled. May be asked by any thread."""
+    """Of one job, its volume and its masks (the user's, and what says where the volume was measured), as windows see
+    them and on the grid of the output, which is the same unless the volume is resampled. May be asked by any thread."""
 
     job: Job
     volume: Volume
     mask: AnyMask | None
+    validity: AnyMask | None
     written_volume: Volume
-    written_mask: AnyMask | None
+    written: tuple[AnyMask, ...]
+    """Both masks, as far as there are any."""
 
     @classmethod
     def of(cls, job: Job, volume: Volume, mask: AnyMask | None) -> Presence:
         """volume: as windows see it; mask: on the grid that the volume is stored on."""
-        seen = on_windows_grid(mask, job.plan.image, job.plan.back)
         if not isinstance(volume, Interpolated):
-            return cls(job, volume, mask, volume, mask)
-        if job.plan.back:
-            return cls(job, volume, seen, volume.scan, mask)
-        return cls(job, volume, seen, Nearest(volume.scan, nearest(volume.grid)), seen)
+            own = validity_of(volume)
+            return cls(job, volume, mask, own, volume, _both(mask, own))
+        image, back, own = job.plan.image, job.plan.back, validity_of(volume.scan)
+        seen, valid = on_windows_grid(mask, image, back), on_windows_grid(own, image, back)
+        if back:
+            return cls(job, volume, seen, valid, volume.scan, _both(mask, own))
+        return cls(job, volume, seen, valid, Nearest(volume.scan, nearest(volume.grid)), _both(seen, valid))
 
     def has_data(self, box: Box) -> bool:
         """Whether `box` of the grid of windows holds anything but background or what is not meant, or is part of a
         voxel of the output that does, as far as stored chunks tell."""
-        if self.mask is not None and not self.mask.may_hold(box):
+        if not all(mask.may_hold(box) for mask in _both(self.mask, self.validity)):
             return False
         if not (self._absent_unless_stored or self._background_unless_stored) or self.volume.has_data(box):
             return True
@@ -54,9 +60,7 @@ class Presence:
         """Whether all of `box` of the output is overwritten, as far as the mask and stored chunks tell."""
         if self.job.outside is None:
             return False
-        if self.written_mask is not None and not (
-            self.written_mask.may_hold(box) and self.written_mask.read(box).any()
-        ):
+        if any(not (mask.may_hold(box) and mask.read(box).any()) for mask in self.written):
             return True
         return self._absent_unless_stored and not self.written_volume.has_data(box)
 
@@ -64,7 +68,9 @@ class Presence:
         """Which voxels of `box` of the output are overwritten, (*box.shape) bool; None where none are."""
         if self.job.outside is None:
             return None
-        found = np.zeros(box.shape, bool) if self.written_mask is None else self.written_mask.read(box, recorder) == 0
+        found = np.zeros(box.shape, bool)
+        for mask in self.written:
+            found |= mask.read(box, recorder) == 0
         if self.job.nodata:
             if self._absent_unless_stored and not self.written_volume.has_data(box):
                 found[...] = True
@@ -72,11 +78,12 @@ class Presence:
                 found |= nodata.where(self.written_volume.read(box, recorder), self.job.nodata).all(axis=0)
         return found if found.any() else None
 
-    def without_nodata(self, voxels: Array, inside: Array | None) -> Array | None:
-        """`inside` without the voxels that were measured in no channel. In `voxels`, (channels, *box.shape), those that
-        were not measured become what is normalised to about 0, so that windows around them see nothing remarkable."""
-        absent = nodata.where(voxels, self.job.nodata)
-        if not absent.any():
+    def without_unmeasured(self, voxels: Array, inside: Array | None, nowhere: Array | None) -> Array | None:
+        """`inside` without the voxels that were measured in no channel, by their values or `nowhere`, (*box.shape). In
+        `voxels`, (channels, *box.shape), those that were not measured become what is normalised to about 0, so that
+        windows around them see nothing remarkable."""
+        absent = marked(voxels, self.job.nodata, nowhere)
+        if absent is None:
             return inside
         for channel, where, shift in zip(voxels, absent, self.job.scaling.shift, strict=True):
             channel[where] = _nearest(shift, voxels.dtype)
@@ -93,6 +100,10 @@ class Presence:
         return self.job.outside is not None and bool(
             nodata.where(np.array(self.written_volume.fill_value), self.job.nodata)
         )
+
+
+def _both(mask: AnyMask | None, validity: AnyMask | None) -> tuple[AnyMask, ...]:
+    return tuple(one for one in (mask, validity) if one is not None)
 
 
 def _nearest(value: float, dtype: np.dtype[Any]) -> float:

@@ -273,13 +273,19 @@ class Worker:
         inside = None if mask is None else mask.read(task.read, self.recorder)
         if inside is not None and not inside.any():
             return None
+        valid = self.presence.validity
+        nowhere = None if valid is None else valid.read(task.read, self.recorder) == 0
+        if nowhere is not None and self.job.skips and nowhere.all():
+            return None
         voxels = self.volume.read(task.read, self.recorder)
         seen, count = self.volume, voxels.nbytes
         if isinstance(seen, Interpolated):
             count = seen.there(task.read).size * seen.scan.voxel_bytes
         self.tally.add(bytes_read=count)
-        if self.job.nodata and not self.job.plan.image:  # else they were dealt with before interpolating
-            inside = self.presence.without_nodata(voxels, inside)
+        if not self.job.plan.image:
+            inside = self.presence.without_unmeasured(voxels, inside, nowhere)
+        elif nowhere is not None:  # what was not measured was dealt with before interpolating
+            inside = ~nowhere if inside is None else ~nowhere & (inside != 0)
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
             self._handle_nonfinite(voxels, task)
         raw = Raw(voxels, inside)

@@ -102,6 +102,17 @@ class Crew(Protocol):
         it; what is done stays done."""
 
 
+class Alone:
+    """This process, one after the other."""
+
+    def each(self, do: Callable[[T], None], items: Iterable[T]) -> None:
+        for item in items:
+            do(item)
+
+
+ALONE: Crew = Alone()
+
+
 class Target(Protocol):
     """An array that boxes are written to; goes to workers as it is."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import DataError, PlanError, SettingsError, UnetEngineError, writing
+from unet_engine.output.label import Label
 from unet_engine.output.layout import Layout
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
@@ -242,4 +243,5 @@ def _layout(volume: Volume, chunk: tuple[int, ...], dtype: str) -> Layout:
         unit=volume.unit,
         classes=(),
         frame=volume.frame,
+        label=Label(),
     )

@@ -175,7 +175,9 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
     what a run says of it, where one made it. Raises `InputError` for what there is not."""
     header = header or {}
     times = [pick.time(volume.path, volume.timepoints)] if pick.timepoint is not None else range(volume.timepoints)
-    parts = [volume.picked(Pick(time, pick.channels)) for time in times]
+    # alpha too: what is told apart is what networks read
+    channels = pick.channels or (None if volume.alpha is None else tuple(range(volume.channels)))
+    parts = [volume.picked(Pick(time, channels)) for time in times]
     one = parts[0]
     axes = "".join(a for a in "tczyx" if a in volume.axes and (a != "t" or pick.timepoint is None))
     shape = {"t": len(parts), "c": one.channels, **dict(zip(one.spatial, one.shape, strict=True))}

@@ -6,16 +6,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import OutputError, ResumeError, UnetEngineError
 from unet_engine.output import completion, output
 from unet_engine.output.header import read_header
 from unet_engine.paths import is_local, plain
+from unet_engine.postprocess import into
+from unet_engine.postprocess.base import ALONE, Crew
 from unet_engine.postprocess.content import content_of
-from unet_engine.postprocess.deliver import deliver
+from unet_engine.postprocess.deliver import check_place, deliver
 from unet_engine.postprocess.formats import account_of, writer_of
+from unet_engine.postprocess.into import Place, place_of
+from unet_engine.postprocess.into_levels import add_levels
 from unet_engine.storage import stores
 from unet_engine.storage.durability import ON_DISK, Durability
 from unet_engine.volumes.formats import open_stored
@@ -24,7 +27,9 @@ _ENDING = ".unet-engine"
 
 
 def work_of(named: str) -> str:
-    """The group that blocks of a run to the file `named` are written to."""
+    """The group that blocks of a run to the file `named`, or labels in an image, are written to."""
+    if place := place_of(named):
+        return str(place.work)
     folder, slash, name = named.rstrip("/").rpartition("/")
     return f"{folder}{slash}.{name}{_ENDING}"
 
@@ -43,9 +48,29 @@ def is_file(named: str) -> bool:
         return False
 
 
+def is_handed_over(named: str) -> bool:
+    """Whether an output of this name is made of a group beside it: a file, or labels in an image."""
+    return is_file(named) or place_of(named) is not None
+
+
+def said_of(named: str) -> Mapping[str, Any] | None:
+    """What the run that made it said of itself; None where nothing is found there."""
+    return read_header(named) if place_of(named) else account_of(named)
+
+
+def check_named(named: str, *, resume: bool, overwrite: bool) -> None:
+    """Raise `OutputError` where nothing can be made at `named`, or what is there is not to be replaced."""
+    if place := place_of(named):
+        into.check(place, resume=resume, overwrite=overwrite)
+    elif not resume:
+        check_place(named, overwrite=overwrite)
+
+
 def settled(named: str, digest: str) -> bool:
     """Whether the file `named` is there, made by the run `digest`; what it was made of is then taken away. Raises
     `ResumeError` where another run made it, or nothing in it says which, unless a run to replace it was begun."""
+    if place := place_of(named):
+        return _settled_in(place, digest)
     if not os.path.lexists(named):
         return False
     work = work_of(named)
@@ -64,32 +89,50 @@ def settled(named: str, digest: str) -> bool:
     )
 
 
+def _settled_in(place: Place, digest: str) -> bool:
+    found = into.settled(place, digest, ON_DISK)
+    for left in (str(place.work), labels_of(str(place.path))):
+        if found and _run_of(read_header(left)) == digest:
+            output.remove(left)
+    return found
+
+
 def _run_of(said: Mapping[str, Any] | None) -> str | None:
     """The run that ends in an output: objects name theirs, labels are the run's own."""
     said = said or {}
     return said.get("run") or said.get("digest")
 
 
-def hand_over(named: str, *, overwrite: bool, run: str | None = None, durability: Durability = ON_DISK) -> list[str]:
-    """Make the file `named` of the complete group beside it, which goes then; what people are told. run: whose file it
-    is to be, where that is known: parts that end together may all make it, and one does.
+def hand_over(
+    named: str,
+    *,
+    overwrite: bool,
+    run: str | None = None,
+    durability: Durability = ON_DISK,
+    crew: Crew = ALONE,
+    memory: int = 2**28,
+) -> list[str]:
+    """Make the file `named` of the complete group beside it, which goes then, or put labels into their image; what people
+    are told. run: whose file it is to be, where that is known: parts that end together may all make it, and one does.
+    crew, memory: who makes the levels of labels, and what one box may take
 
     Raises what `unet_engine.postprocess.deliver.deliver` raises."""
     try:
+        if (place := place_of(named)) and stores.exists(work_of(named)):
+            told: list[str] = []
+            _check_whole(named)
+            add_levels(place, crew, memory=memory, durable=durability.waits, tell=told.append)
+            into.put_in(place, durability, overwrite=overwrite)
+            return told
         return _made(named, overwrite=overwrite, durability=durability)
     except UnetEngineError:
-        if run is None or _run_of(account_of(named)) != run:
+        if run is None or _run_of(said_of(named)) != run:
             raise
         return []  # another part was faster, and has taken away what it was made of
 
 
 def _made(named: str, *, overwrite: bool, durability: Durability) -> list[str]:
-    work = work_of(named)
-    header = read_header(work)
-    if header is None:
-        raise OutputError(f"{work} is gone, which {named} was to be made of; run again with --resume")
-    if not header.get("complete"):
-        raise OutputError(f"{work} is not complete, which {named} is to be made of; run again with --resume")
+    work, header = work_of(named), _check_whole(named)
     digest = str(header.get("digest"))
     content = content_of(open_stored(work), header=header)
     told = deliver(content, named, overwrite=overwrite, durability=durability, settled=lambda: _is_of(named, digest))
@@ -99,6 +142,17 @@ def _made(named: str, *, overwrite: bool, durability: Durability) -> list[str]:
     return told
 
 
+def _check_whole(named: str) -> Mapping[str, Any]:
+    """What the group beside the output says of itself. Raises `OutputError` where it is not complete, or gone."""
+    work = work_of(named)
+    header = read_header(work)
+    if header is None:
+        raise OutputError(f"{work} is gone, which {named} was to be made of; run again with --resume")
+    if not header.get("complete"):
+        raise OutputError(f"{work} is not complete, which {named} is to be made of; run again with --resume")
+    return header
+
+
 def _is_of(named: str, digest: str) -> bool:
     return os.path.lexists(named) and (account_of(named) or {}).get("digest") == digest
 
@@ -106,16 +160,18 @@ def _is_of(named: str, digest: str) -> bool:
 def finish(path: str, *, verify: bool = False) -> dict[str, Any]:
     """`unet_engine.output.completion.finish` for outputs of any format."""
     path = plain(path)
-    if not is_file(path):
+    if not is_handed_over(path):
         return completion.finish(path, verify)
-    work = work_of(path)
+    work, place = work_of(path), place_of(path)
+    if place and place.placing.exists():
+        into.put_in(place, ON_DISK, overwrite=True)
     if stores.exists(work):
         facts: Mapping[str, Any] = completion.finish(work, verify)
-        hand_over(path, overwrite=Path(path).is_file())
+        hand_over(path, overwrite=os.path.lexists(path))
         return {**facts, "out": path}
-    if not Path(path).is_file():
+    if not os.path.lexists(path):
         raise OutputError(f"{path} does not exist; give the --out of the run")
-    found = account_of(path)
+    found = said_of(path)
     if found is None or "digest" not in found:
         raise OutputError(f"{path} is not an output of unet-engine; give the --out of the run")
     return {"out": path, "complete": True, **dict(found.get("summary") or {})}

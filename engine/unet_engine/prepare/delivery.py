@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from unet_engine.endings import stem
-from unet_engine.errors import OutputError
+from unet_engine.errors import OutputError, SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output import output
 from unet_engine.paths import inside, is_local, plain, root_of
@@ -20,8 +20,10 @@ from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.formats import writer_of
 from unet_engine.postprocess.joining import Rules
 from unet_engine.postprocess.labelling import cc3d
-from unet_engine.postprocess.working import is_file, labels_of, work_of
+from unet_engine.postprocess.levels import levels_of
+from unet_engine.postprocess.working import is_file, is_handed_over, labels_of, work_of
 from unet_engine.prepare.decisions import dtype_of
+from unet_engine.prepare.into import named_into
 from unet_engine.prepare.notes import fall_back
 from unet_engine.settings import Settings
 from unet_engine.volumes.base import Selection, Volume
@@ -51,20 +53,34 @@ class Delivery:
     """Which objects are numbered, where these are wanted: blocks are then written to a group that goes as well."""
 
 
-def delivery_of(settings: Settings, spec: ModelSpec, written: Volume, roi: Box, notes: list[str]) -> Delivery:
-    """Where a run ends that writes `roi` of the grid of `written`. Raises `OutputError` where the format that is asked
+def delivery_of(
+    settings: Settings, spec: ModelSpec, place: str, written: Volume, roi: Box, notes: list[str]
+) -> Delivery:
+    """Where a run of the volume at `place` ends that writes `roi` of the grid of `written`. Raises `OutputError` where the format that is asked
     for cannot hold its result; `notes` hear what that leaves out, and what was chosen where nothing is asked for."""
     content = _expected(settings, spec, written, roi)
-    named = settings.out or _default(settings, spec, content, notes)
+    into = named_into(settings, spec, place) if settings.into else None
+    named = into or settings.out or _default(settings, spec, content, notes)
     objects = _objects(settings, len(written.spatial))
     work = named
+    if settings.pyramid:
+        _check_pyramid(settings, named, content)
     if is_file(named):
         writer = writer_of(named)
         writer.check(named, content)
         for loss in writer.losses(content):
             fall_back(settings, notes, f"{named}: {loss}")
+    if is_handed_over(named):
         work = work_of(named)
     return Delivery(named, labels_of(named) if objects else work, objects)
+
+
+def _check_pyramid(settings: Settings, named: str, content: Content) -> None:
+    """Raise `SettingsError` where the output cannot have the levels that are asked for."""
+    if is_file(named):
+        raise SettingsError(f"--pyramid is of OME-Zarr, and {named} is another format; use --out NAME.zarr")
+    spacing = dict(zip(content.spatial, content.spacing or (), strict=False))
+    levels_of(content.axes, content.shape, spacing, settings.levels)
 
 
 def _objects(settings: Settings, ndim: int) -> Rules | None:
@@ -87,7 +103,7 @@ def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[
     an earlier version began as Zarr stays that."""
     top = root_of(settings.input)
     usual = f"{stem(top)}-{spec.name}"
-    ending = _ending(settings.input, content)
+    ending = _ZARR if settings.pyramid else _ending(settings.input, content)
     if ending == _ZARR or (settings.resume and output.is_ours(usual + _ZARR)):
         return usual + _ZARR
     try:

@@ -9,6 +9,7 @@ from math import prod
 from unet_engine.backends.base import Network
 from unet_engine.errors import PlanError
 from unet_engine.model.spec import ModelSpec
+from unet_engine.output.label import Label
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.fitting import lattice_of
@@ -18,8 +19,6 @@ from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.identity import identity
-from unet_engine.prepare.outside import mask_path
-from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.resampled import Nearest, nearest
@@ -107,7 +106,7 @@ class Draft:
             plan=plan,
             volume=survey.place,
             volume_axes=survey.scan.axes,
-            pick=pick_of(settings),
+            pick=survey.pick,
             model=survey.model,
             backend=survey.backend,
             setup=self.network.setup,
@@ -116,9 +115,10 @@ class Draft:
             out=survey.out,
             layout=_layout(survey, decisions, plan),
             replace_nonfinite=settings.replace_nonfinite,
-            mask=mask_path(settings, survey.scan),
+            mask=settings.mask,
             outside=survey.fill(decisions.kind, decisions.dtype),
             nodata=survey.scan.nodata,
+            whole=settings.nodata == "none",
             profiled=settings.profile is not None,
             begun=survey.begun,
             strict=settings.strict,
@@ -129,10 +129,10 @@ class Draft:
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
         """Bytes that the memory prediction needs, where so many chunks are decoded at once."""
-        volume, scan, mask = self.survey.volume, self.survey.scan, self.survey.mask
+        volume, scan, mask = self.survey.volume, self.survey.scan, self.survey.meant
         # of values that say that nothing was measured: which channels have one, one value and all of them
-        found = 2 * scan.channels + 1 if job.nodata else 0
-        marked = mask.voxel_bytes if mask else 0
+        valid = scan.validity is not None
+        found = 2 * scan.channels + 1 if job.nodata or valid else 0
         again = bool(job.nodata) and job.outside is not None
         return Sizes(
             raw=volume.voxel_bytes,
@@ -140,11 +140,11 @@ class Draft:
             out=job.layout.voxel_bytes,
             # of a mask on the scan's grid what is read, and which of it is inside, twice
             source=scan.voxel_bytes + 4 * scan.channels + found + (mask.reading_bytes + 2 if mask else 0),
-            decoding=decoders * scan.chunk_bytes * (1 + again),
-            meant=marked + bool(job.nodata),
-            looking=found + (mask.reading_bytes if mask else 0),
+            decoding=decoders * scan.chunk_bytes * (1 + (again or valid)),
+            meant=mask.voxel_bytes + bool(job.nodata or valid),
+            looking=found + mask.reading_bytes,
             outside=0 if job.outside is None
-            else 1 + (mask.reading_bytes if mask else 0) + (scan.voxel_bytes + found if again else 0),
+            else 1 + mask.reading_bytes + (scan.voxel_bytes + found if again else 0),
         )  # fmt: skip
 
 
@@ -170,4 +170,5 @@ def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
         frame=volume.frame.moved(roi.lo) if volume.frame else None,
         turn=turn and turn.of(roi.shape),
         start=None if survey.grids and not decisions.back else roi.lo,
+        label=Label(spec.class_names, spec.colours or ()) if decisions.kind == "labels" else None,
     )

@@ -3,6 +3,8 @@ are."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from unet_engine.errors import ModelError, SettingsError
@@ -12,6 +14,7 @@ from unet_engine.settings import KEEP, Settings
 from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.mask import Mask, open_mask
+from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.turned import as_stored, turn_of
 
 
@@ -26,6 +29,8 @@ def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
             )
         return volume
     values = settings.nodata_values
+    if settings.nodata == "none":
+        return volume.taken_whole()
     for value in values:
         if nodata.in_type(value, volume.dtype) is None:
             raise SettingsError(
@@ -35,9 +40,18 @@ def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
     return volume.with_nodata(values)
 
 
+def with_alpha(pick: Pick, volume: Volume, spec: ModelSpec) -> tuple[Pick, Volume]:
+    """What is read of `volume`, of which `pick` was picked: alpha too, where the user names no channels and the network
+    takes as many as are stored with it. It was trained on what the file calls alpha, then."""
+    if pick.channels is not None or volume.alpha is None or volume.channels + 1 != spec.channels_in:
+        return pick, volume
+    every = replace(pick, channels=tuple(range(volume.channels + 1)))
+    return every, volume.picked(every)
+
+
 def about_marks(settings: Settings, volume: Volume, notes: list[str]) -> None:
     """Say where a value looks as if nothing was measured there, and neither the volume nor the user says so."""
-    if settings.nodata is not None or volume.nodata or mask_path(settings, volume):
+    if settings.nodata is not None or volume.nodata or settings.mask or volume.validity:
         return
     found = {value for channel in samples.values(volume) if (value := nodata.suspected(channel)) is not None}
     if found:
@@ -51,26 +65,19 @@ def about_marks(settings: Settings, volume: Volume, notes: list[str]) -> None:
 def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
     """The mask that the settings name. Raises `InputError` where it does not fit, `SettingsError` where the settings
     speak of an outside that there is not, and `ModelError` where the output outside is to be kept and is not known."""
-    path = mask_path(settings, volume)
-    if path is None:
-        if settings.outside not in (None, KEEP) and not volume.nodata:
+    if settings.mask is None:
+        if settings.outside not in (None, KEEP) and not volume.nodata and volume.validity is None:
             raise SettingsError(
                 f"--outside {settings.outside}: nothing is outside; give --mask, or --nodata where the volume names no "
                 "such value"
             )
         return None
-    if settings.mask and settings.outside == KEEP and spec.empty is None:
+    if settings.outside == KEEP and spec.empty is None:
         raise ModelError(
             f"--mask with --outside {KEEP}: the model {spec.name} names no output for what is left out; "
             f"add 'empty' to its spec, or leave out --outside {KEEP}"
         )
-    return open_mask(path, as_stored(volume).shape, turn_of(volume))
-
-
-def mask_path(settings: Settings, volume: Volume) -> str | None:
-    """The mask that the settings name, else the one that the volume comes with, unless all voxels are to be taken as
-    they are."""
-    return settings.mask or (None if settings.nodata == "none" else volume.own_mask)
+    return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume))
 
 
 def fill_of(
@@ -79,7 +86,7 @@ def fill_of(
     """What is written outside, for each channel that is written; None where nothing is overwritten.
 
     By default what the spec's `empty` comes to, as far as it names one; else 0, which is the background label."""
-    if settings.outside == KEEP or (mask is None and not volume.nodata):
+    if settings.outside == KEEP or (mask is None and not volume.nodata and volume.validity is None):
         return None
     channels = 1 if kind == "labels" else spec.channels_out
     if settings.outside is not None and kind == settings.output:

@@ -30,7 +30,6 @@ from unet_engine.prepare.regions import labels_of
 from unet_engine.stitching import operations
 from unet_engine.units import Tell, silent, times
 from unet_engine.volumes import windows
-from unet_engine.volumes.resampled import on_windows_grid
 
 SEED = 0
 REGIONS, LEAST_REGIONS = 8, 4
@@ -121,10 +120,9 @@ def _regions(trier: _Trier) -> list[Box]:
     soon."""
     survey, window, spec = trier.survey, trier.window, trier.survey.model.spec
     rng = np.random.default_rng(SEED)
-    mask = on_windows_grid(survey.mask, survey.grids.image if survey.grids else (), survey.back)
 
     def unmasked(box: Box) -> bool:
-        return mask is None or bool(mask.read(box).any())
+        return all(mask.read(box).any() for mask in survey.seen_masks)
 
     boxes = windows.pool(survey.volume, trier.scale, window, windows.POOL * REGIONS, rng, unmasked)
     if len(boxes) < LEAST_REGIONS:

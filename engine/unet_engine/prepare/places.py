@@ -20,11 +20,15 @@ def pick_of(settings: Settings) -> Pick:
 def keep_apart(settings: Settings, out: str) -> None:
     """Raise `SettingsError` where the output `out`, or a profile, would overlap what is read."""
     top = root_of(settings.input)
-    inputs = [place for place in (top, settings.mask, settings.truth) if place]
+    read = [settings.mask, settings.truth] if settings.into else [top, settings.mask, settings.truth]
+    inputs = [place for place in read if place]
     for place in inputs:
         # an output from elsewhere may have a link for its array
         if stores.nested(out, place) or stores.within(f"{out.rstrip('/')}/{ARRAY}", place):
-            raise SettingsError(f"--out {out} overlaps the input {place}; choose a folder of its own")
+            raise SettingsError(
+                f"--out {out} overlaps the input {place}; choose a folder of its own"
+                + (", or put labels into an OME-Zarr image with --into" if place == top else "")
+            )
     if settings.profile and settings.profile != AUTO_PROFILE:
         keep_out("--profile", settings.profile, (*inputs, out))
 

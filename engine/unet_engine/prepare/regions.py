@@ -17,7 +17,11 @@ from unet_engine.prepare.draft import Draft
 
 def labels_of(draft: Draft, decisions: Decisions) -> Array:
     """Labels (*decisions.roi.shape), by the way of every run."""
-    job = draft.job(decisions, draft.plan(decisions))
+    return values_of(draft, draft.job(decisions, draft.plan(decisions)))
+
+
+def values_of(draft: Draft, job: Job) -> Array:
+    """What `job` writes, (*job.plan.roi.shape): of one that writes labels on the grid of windows."""
     kept = _Kept(job)
     worker = Worker(job, Opened(draft.survey.volume, draft.survey.mask, draft.network, kept))
     run_columns([worker], lambda _: True)

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,8 @@ from unet_engine.output.header import read_header
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
-from unet_engine.postprocess.deliver import check_place
-from unet_engine.postprocess.formats import account_of
 from unet_engine.postprocess.joining import Rules
-from unet_engine.postprocess.working import is_file
+from unet_engine.postprocess.working import check_named, is_handed_over, said_of
 from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.delivery import delivery_of
 from unet_engine.prepare.fetching import at_hand
@@ -35,7 +34,7 @@ from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
-from unet_engine.prepare.outside import as_measured, fill_of, mask_of
+from unet_engine.prepare.outside import as_measured, fill_of, mask_of, with_alpha
 from unet_engine.prepare.places import keep_apart, pick_of
 from unet_engine.prepare.precision import Choice, choose
 from unet_engine.prepare.resampling import Grids, on_windows_grid, seen
@@ -49,8 +48,11 @@ from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
-from unet_engine.volumes.mask import Mask
+from unet_engine.volumes.mask import Mask, Masks, validity_of
 from unet_engine.volumes.normalize import quantiles
+from unet_engine.volumes.pick import Pick
+from unet_engine.volumes.resampled import AnyMask
+from unet_engine.volumes.resampled import on_windows_grid as on_that_grid
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import as_stored, turn_of
 
@@ -69,7 +71,9 @@ class Survey:
     grids: Grids | None
     """From one to the other; None where they are the same."""
     mask: Mask | None
-    """On the grid of the scan."""
+    """That of the user, on the grid of the scan."""
+    pick: Pick
+    """Which time point and channels of the input are read."""
     model: ModelFile
     window: tuple[int, ...]
     """Input size per axis of the model."""
@@ -99,6 +103,17 @@ class Survey:
         """From the grid of windows to that of the output; empty where they are the same."""
         return self.grids.back if self.grids and self.settings.grid != "model" else ()
 
+    @cached_property
+    def meant(self) -> Masks:
+        """All that says which voxels of the scan are meant: the user's mask, and what the volume comes with."""
+        return Masks.of(self.mask, validity_of(self.scan))
+
+    @cached_property
+    def seen_masks(self) -> tuple[AnyMask, ...]:
+        """The same on the grid of windows."""
+        image = self.grids.image if self.grids else ()
+        return tuple(found for mask in self.meant.masks if (found := on_that_grid(mask, image, self.back)))
+
     @property
     def turn(self) -> Turn | None:
         """How the volume is seen; None: as it is stored."""
@@ -118,7 +133,7 @@ class Survey:
     @property
     def begun_before(self) -> Mapping[str, Any] | None:
         """What the output says of the run that began it, or made it; None where there is none."""
-        return read_header(self.out) or (account_of(self.named) if self.named != self.out else None)
+        return read_header(self.out) or (said_of(self.named) if self.named != self.out else None)
 
     @property
     def precision(self) -> str:
@@ -133,9 +148,12 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
         )
     located_at, volume = _volume(settings, given)
+    about_model: list[str] = []
+    model = _model(settings, about_model, given)
+    pick, volume = with_alpha(pick_of(settings), volume, model.spec)
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
-    model = _model(settings, notes, given)
+    notes += about_model
     about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
@@ -174,7 +192,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     stored, turn = as_stored(volume), turn_of(volume)
     on_scan = not grids or settings.grid != "model"
     lies = turn.stored_box(roi) if turn and on_scan else roi
-    delivery = delivery_of(settings, model.spec, stored if on_scan else windows_from, lies, notes)
+    delivery = delivery_of(settings, model.spec, located_at, stored if on_scan else windows_from, lies, notes)
     keep_apart(settings, delivery.named)
     return Survey(
         settings=settings,
@@ -183,6 +201,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
         volume=windows_from,
         grids=grids,
         mask=mask_of(settings, volume, model.spec),
+        pick=pick,
         model=model,
         window=window,
         roi=roi,
@@ -257,10 +276,10 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
 def check_output(survey: Survey) -> None:
     """Refuse an output that exists unless the settings say what to do with it. Raises `OutputError`."""
     settings = survey.settings
-    if survey.objects and not is_file(survey.named):
+    if survey.objects and not is_handed_over(survey.named):
         check_objects(survey.named, resume=settings.resume, overwrite=settings.overwrite)
-    elif survey.named != survey.out and not settings.resume:
-        check_place(survey.named, overwrite=settings.overwrite)
+    elif survey.named != survey.out:
+        check_named(survey.named, resume=settings.resume, overwrite=settings.overwrite)
     if settings.resume or settings.overwrite or not stores.exists(survey.out):
         return
     if survey.named != survey.out:
@@ -316,15 +335,16 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
             f"{volume.path} has the axes {volume.axes}, the model {spec.name} needs {spec.axes}; use a 2D model, or "
             "--axes"
         )
-    if volume.channels in (2, 4) and volume.channels == spec.channels_in + 1:
+    if volume.alpha is None and volume.channels in (2, 4) and volume.channels == spec.channels_in + 1:
         kept = ",".join(map(str, range(spec.channels_in)))
         raise InputError(
             f"{volume.path} has {volume.channels} channels and the model {spec.name} takes {spec.channels_in}: if the "
             f"last one is alpha, leave it out with --input-channels {kept}; else pick others, or use another model"
         )
+    beside = "" if volume.alpha is None else " beside alpha"
     if volume.channels != spec.channels_in:
         raise InputError(
-            f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)} and the model {spec.name} "
+            f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)}{beside} and the model {spec.name} "
             f"takes {spec.channels_in}; pick some with --input-channels, use another model, or name the channel axis with "
             "--axes, e.g. czyx"
         )

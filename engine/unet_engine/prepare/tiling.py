@@ -42,7 +42,6 @@ from unet_engine.volumes import nodata, samples, windows
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import quantiles
-from unet_engine.volumes.resampled import on_windows_grid
 
 SEED = 0
 REGIONS, LEAST_REGIONS = 8, 4
@@ -113,9 +112,6 @@ class _Trier:
         self.threads = draft.network.setup.threads
         self.quantiles = quantiles(samples.measured(self.survey.scan), draft.scale)
         self.reduced = REDUCTIONS["labels"](self.spec.activation, label_dtype(self.spec), self.spec.regions)
-        self.mask = on_windows_grid(
-            self.survey.mask, self.survey.grids.image if self.survey.grids else (), self.survey.back
-        )
         self.fit = Fit(self.survey, decisions, self._run(), self.admits)
         self.computed = 0
         """Voxels of input so far."""
@@ -289,7 +285,7 @@ class _Trier:
         rng = np.random.default_rng(SEED)
         boxes = windows.pool(
             survey.volume, self.draft.scale, self.own[self.planes :], design.regions, rng,
-            lambda box: self.mask is None or bool(self.mask.read(box).any()),
+            lambda box: all(mask.read(box).any() for mask in survey.seen_masks),
         )  # fmt: skip
         strides = [max(1, int(n * (1 - BAR))) for n in self.own]
         corners = [corner_near(box, design.contexts[-1], axes, strides, rng) for box in boxes]
@@ -328,8 +324,8 @@ class _Trier:
     def _reference(self, box: Box, labels: Array) -> _Reference:
         """Without what no tiling decides: voxels outside the mask, or never measured."""
         found = labels.astype(np.int64)
-        if self.mask is not None:
-            found[self.mask.read(box) == 0] = NOT_MEANT
+        for mask in self.survey.seen_masks:
+            found[mask.read(box) == 0] = NOT_MEANT
         if self.survey.volume.nodata:
             missing = nodata.where(self.survey.volume.read(box), self.survey.volume.nodata)
             found[missing.any(axis=0)] = NOT_MEANT

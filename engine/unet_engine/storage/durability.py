@@ -7,6 +7,7 @@ order is always: the content of all files, then their names, then whatever says 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import zlib
@@ -112,6 +113,20 @@ def _beside(place: Path, data: bytes, durability: Durability) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Have two files or folders change places at once; False where the system cannot, and nothing was done."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # not on Linux
+        return False
+    done = rename(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE)
+    return bool(done == 0)
+
+
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
 def make_folder(place: Path, durability: Durability) -> None:

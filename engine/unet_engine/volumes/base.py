@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -112,8 +113,16 @@ class Volume(Protocol):
         """Values of voxels that were not measured."""
 
     @property
-    def own_mask(self) -> str | None:
-        """The mask that it comes with, by the path that names it: what is 0 there was not measured; None for none."""
+    def validity(self) -> Volume | None:
+        """Of its shape and one channel: what is 0 there was not measured, whatever its value; None where nothing like
+        alpha or a mask comes with it."""
+
+    @property
+    def alpha(self) -> int | None:
+        """Which of the stored channels says that, and is none of those that are read; None where none does."""
+
+    def taken_whole(self) -> Volume:
+        """The same volume, all of whose voxels were measured, whatever it says itself."""
 
     def with_nodata(self, values: tuple[float, ...]) -> Volume:
         """The same volume, whatever it says itself, with these values for voxels that were not measured."""
@@ -188,7 +197,9 @@ class StoredVolume(ABC):
     chosen: tuple[int, ...] | None = None
     """The channels that are read; None for all."""
     nodata: tuple[float, ...] = ()
-    own_mask: str | None = None
+    alpha: int | None = None
+    whole: bool = False
+    """Whether all voxels count as measured, whatever alpha or a mask says."""
     notes: tuple[str, ...] = ()
 
     remedy: ClassVar[str] = "restore it"
@@ -216,6 +227,18 @@ class StoredVolume(ABC):
     def with_nodata(self, values: tuple[float, ...]) -> Volume:
         return replace(self, nodata=values)
 
+    def taken_whole(self) -> Volume:
+        return replace(self, nodata=(), whole=True)
+
+    @property
+    def validity(self) -> Volume | None:
+        return None if self.alpha is None or self.whole else self._of_alpha
+
+    @cached_property
+    def _of_alpha(self) -> Volume:
+        assert self.alpha is not None
+        return replace(self, chosen=(self.alpha,), alpha=None, nodata=(), notes=())
+
     @property
     def drawback(self) -> str | None:
         return None
@@ -229,6 +252,7 @@ class StoredVolume(ABC):
             "bytes": prod(self.stored_shape) * self.stored_dtype.itemsize,
             **({"timepoints": self.timepoints} if self.timepoints > 1 else {}),
             **({"channel_names": list(self.channel_names)} if self.channel_names else {}),
+            **({} if self.alpha is None else {"alpha": self.alpha}),
             **({"nodata": [f"{value:g}" for value in self.nodata]} if self.nodata else {}),
             **({"orientation": self.frame.orientation} if self.frame and self.frame.orientation else {}),
         }
@@ -262,7 +286,11 @@ class StoredVolume(ABC):
     def picked(self, pick: Pick) -> Volume:
         count = self.stored_shape[self.axes.index("c")] if "c" in self.axes else 1
         time, chosen = pick.time(self.path, self.timepoints), pick.numbers(self.path, self.channel_names, count)
-        return self if (time, chosen) == (0, None) else replace(self, time=time, chosen=chosen)
+        chosen, alpha, notes = _without_alpha(self.path, self.alpha, chosen, count)
+        picked = time, chosen, alpha, tuple(dict.fromkeys((*self.notes, *notes)))
+        if picked == (self.time, self.chosen, self.alpha, self.notes):
+            return self
+        return replace(self, time=time, chosen=chosen, alpha=alpha, notes=picked[-1])
 
     @property
     def channels(self) -> int:
@@ -341,3 +369,19 @@ class StoredVolume(ABC):
         if isinstance(error, UnetEngineError):  # it says what to do
             return DataError(f"{self.path}: {what} cannot be read: {error}")
         return DataError(f"{self.path}: {what} cannot be read: {first_line(error)}; {self.remedy}")
+
+
+def _without_alpha(
+    path: str, alpha: int | None, chosen: tuple[int, ...] | None, count: int
+) -> tuple[tuple[int, ...] | None, int | None, tuple[str, ...]]:
+    """Of `count` channels those that are read where `chosen` are asked for (None: all) and `alpha` is one of them; which
+    one still says what was measured; and what the user is told."""
+    if chosen == tuple(range(count)) and count > 1:
+        read = (f"{path}: channel {alpha} is alpha, as the file says, and is read like the others",)
+        return None, None, () if alpha is None else read
+    if alpha is None or (chosen is not None and alpha in chosen):
+        return chosen, None, ()
+    told = (
+        f"{path}: channel {alpha} is alpha and not read; where it is 0, nothing was measured (--nodata none: all was)"
+    )
+    return chosen or tuple(c for c in range(count) if c != alpha), alpha, (told,)

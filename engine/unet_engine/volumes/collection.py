@@ -4,11 +4,13 @@ which is meant."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import zarr
 
 from unet_engine.errors import InputError, first_line
+from unet_engine.paths import absolute
 from unet_engine.storage import stores
 from unet_engine.units import brief
 
@@ -104,6 +106,45 @@ def _series(group: zarr.Group) -> list[str]:
     ):
         found.append(str(len(found)))
     return found
+
+
+def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:
+    """Of the first image of the group at `path`: of each level how many voxels it has along each axis, by its name, and
+    how far they are apart. Raises `InputError` where it is none, or makes no sense."""
+    try:
+        group = stores.open_group(path, "r")
+        image = multiscales(group)[0]
+        names = [str(a["name"] if isinstance(a, dict) else a).lower() for a in image["axes"]]
+        found = []
+        for one in image["datasets"]:
+            shape = zarr.open_array(group.store_path / str(one["path"]), mode="r").shape
+            moves = [move["scale"] for move in one["coordinateTransformations"] if move["type"] == "scale"]
+            pairs = zip(shape, map(float, moves[0]), strict=True)
+            found.append(dict(zip(names, pairs, strict=True)))
+    except Exception as error:
+        raise InputError(f"{path}: its OME multiscales make no sense ({first_line(error)}); correct them") from error
+    return found
+
+
+def image_of(path: str) -> str | None:
+    """The group whose first image the volume at `path` is, or is a level of; None where there is none."""
+    try:
+        node = stores.open_node(path)
+        if isinstance(node, zarr.Group):
+            if multiscales(node):
+                return path.rstrip("/")
+            found = images(path, node)
+            return image_of(f"{path.rstrip('/')}/{found[0]}") if len(found) == 1 else None
+        above = absolute(path).rstrip("/").split("/")
+        for n in range(len(above) - 1, max(0, len(above) - 4), -1):
+            folder, inside = "/".join(above[:n]) or "/", "/".join(above[n:])
+            with suppress(Exception):  # most folders are none
+                levels = multiscales(stores.open_group(folder, "r"))[0]["datasets"]
+                if inside in [str(level["path"]) for level in levels]:
+                    return folder
+    except Exception:  # whatever it is, it is no image
+        return None
+    return None
 
 
 def multiscales(group: zarr.Group) -> Any:

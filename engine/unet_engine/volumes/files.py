@@ -11,7 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -27,7 +27,6 @@ from unet_engine.units import size
 from unet_engine.volumes.axes import check_sizes
 from unet_engine.volumes.base import Array, Format, Selection, StoredVolume, Volume
 from unet_engine.volumes.linear import Linear
-from unet_engine.volumes.pick import Pick
 
 T = TypeVar("T")
 CHUNK_SIDE = 64
@@ -124,11 +123,14 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _opened(
-    opened_by: Format, path: str, axes: str, nodata: tuple[float, ...], time: int, chosen: tuple[int, ...] | None
-) -> Volume:
-    pick = Pick(time, None if chosen is None else tuple(map(str, chosen)))
-    return opened_by.open(path, axes).with_nodata(nodata).picked(pick)
+def _opened(opened_by: Format, path: str, axes: str, picked: dict[str, Any]) -> Volume:
+    found = opened_by.open(path, axes)
+    assert isinstance(found, FileVolume)
+    return replace(found, **picked)
+
+
+_PICKED = ("nodata", "time", "chosen", "alpha", "whole", "notes")
+"""What of a volume is not in its file but was said of it since."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -141,7 +143,7 @@ class FileVolume(StoredVolume):
     remedy = "restore the file"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (self.opened_by, self.path, self.axes, self.nodata, self.time, self.chosen)
+        return _opened, (self.opened_by, self.path, self.axes, {name: getattr(self, name) for name in _PICKED})
 
     def parts(self, box: Box) -> Iterable[Part]:
         """The files that `box` lies in."""

@@ -18,7 +18,7 @@ from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
 from unet_engine.units import times, unit_name
-from unet_engine.volumes import account, nodata
+from unet_engine.volumes import account, alpha, nodata
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, Volume
@@ -132,6 +132,8 @@ def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
     if data.id.get_offset() is not None:
         part.check_length(data.id.get_offset() + data.nbytes)
     linear = Linear.said(dtype, attributes)
+    channels = shape[names.index("c")] if "c" in names else 1
+    of_alpha, doubts = alpha.settled(path, alpha.named((), attributes, channels), channels)
     spacing, translation, unit, notes = _placed(data, names, attributes)
     said = account.read(_account(data), shape, names)
     if said:
@@ -149,7 +151,8 @@ def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
         frame=said.frame if said else None,
         channel_names=said.channel_names if said else (),
         nodata=linear.values(nodata.said(attributes, dtype)),
-        notes=notes,
+        notes=(*notes, *doubts),
+        alpha=of_alpha,
         opened_by=Hdf5Format(),
         files=(part,),
         data=data,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,12 @@ class Lens(ABC):
         return self.scan.nodata
 
     @property
-    def own_mask(self) -> str | None:
-        """On the grid of the scan."""
-        return self.scan.own_mask
+    def alpha(self) -> int | None:
+        return self.scan.alpha
+
+    @cached_property
+    def validity(self) -> Volume | None:
+        return self.scan.validity and replace(self, scan=self.scan.validity)  # type: ignore[return-value]
 
     @property
     def drawback(self) -> str | None:
@@ -104,6 +108,9 @@ class Lens(ABC):
 
     def with_nodata(self, values: tuple[float, ...]) -> Volume:
         return replace(self, scan=self.scan.with_nodata(values))  # type: ignore[return-value]  # `read` is the subclass's
+
+    def taken_whole(self) -> Volume:
+        return replace(self, scan=self.scan.taken_whole())  # type: ignore[return-value]
 
     def has_data(self, box: Box) -> bool:
         return self.scan.has_data(self.there(box))

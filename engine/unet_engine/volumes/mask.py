@@ -105,6 +105,30 @@ class Mask:
         return Box(lo, hi)
 
 
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Several for the same scan: what is inside is so in all of them. Of none, everything is."""
+
+    masks: tuple[Mask, ...]
+
+    @classmethod
+    def of(cls, *masks: Mask | None) -> Masks:
+        return cls(tuple(mask for mask in masks if mask is not None))
+
+    def __bool__(self) -> bool:
+        return bool(self.masks)
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of what is kept of them, per voxel of the scan."""
+        return sum(mask.voxel_bytes for mask in self.masks)
+
+    @property
+    def reading_bytes(self) -> int:
+        """See `Mask.reading_bytes`."""
+        return sum(mask.reading_bytes for mask in self.masks)
+
+
 def open_mask(path: str, shape: Sequence[int], turn: Turn | None = None) -> Mask:
     """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says.
     Raises `InputError` where it does not lie over it."""
@@ -119,6 +143,12 @@ def open_mask(path: str, shape: Sequence[int], turn: Turn | None = None) -> Mask
             "they must agree, or differ by a whole number along each axis"
         )
     return Mask(volume, found, turn)
+
+
+def validity_of(volume: Volume) -> Mask | None:
+    """What says where `volume` was measured, on its grid and seen as it is; None where nothing does."""
+    found = volume.validity
+    return None if found is None else Mask(found, tuple(map(_Axis, found.shape)))
 
 
 def _axis(scan: int, mask: int) -> _Axis | None:

@@ -13,8 +13,9 @@ from unet_engine.units import brief
 class Pick:
     timepoint: int | None = None
     """Counted from 0; None: the only one."""
-    channels: tuple[str, ...] | None = None
-    """Names, or numbers from 0, in the order in which the network takes them; None: all, as they are stored."""
+    channels: tuple[str | int, ...] | None = None
+    """Names, or numbers from 0, in the order in which the network takes them; a number as text is a name first. None:
+    all, as they are stored, but for alpha."""
 
     def time(self, path: str, count: int) -> int:
         """Which of `count` time points. Raises `InputError` where that is none, or nothing says it."""
@@ -33,6 +34,9 @@ class Pick:
             return None
         found = []
         for text in self.channels:
+            if isinstance(text, int):
+                found.append(text)
+                continue
             called = [i for i, name in enumerate(names) if name == text]
             called = called or [i for i, name in enumerate(names) if name.lower() == text.lower()]
             if not called and text.isascii() and text.isdigit() and int(text[:9]) < count:

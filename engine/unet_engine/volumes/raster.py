@@ -136,7 +136,9 @@ def _bands(
         unit=unit,
         nodata=_nodata(data, bands, dtype),
         channel_names=tuple(data.descriptions[b - 1] or data.colorinterp[b - 1].name for b in bands),
-        own_mask=_own_mask(rasterio, path, data, bands, alpha=bool(alpha)),
+        masked_by=_mask(f"{path}:{MASK}", data, handles, (), None)
+        if _is_masked(rasterio, data, bands, alpha)
+        else None,
         notes=_notes(rasterio, path, data, bands, alpha),
         opened_by=RasterFormat(),
         files=parts,
@@ -179,11 +181,10 @@ def _nodata(data: Any, bands: Iterable[int], dtype: np.dtype[Any]) -> tuple[floa
     return nodata.said({"nodatavals": [v for v in values if v is not None]}, dtype)
 
 
-def _own_mask(rasterio: Any, path: str, data: Any, bands: Iterable[int], *, alpha: bool) -> str | None:
-    """The mask of the scene where values do not say what was measured: alpha, or a mask for all bands."""
+def _is_masked(rasterio: Any, data: Any, bands: Iterable[int], alpha: list[int]) -> bool:
+    """Whether values do not say what was measured: alpha does, or a mask for all bands."""
     flags = rasterio.enums.MaskFlags
-    masked = alpha or any(flags.per_dataset in data.mask_flag_enums[b - 1] for b in bands)
-    return f"{path}:{MASK}" if masked and is_local(path) else None
+    return bool(alpha) or any(flags.per_dataset in data.mask_flag_enums[b - 1] for b in bands)
 
 
 def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: list[int]) -> tuple[str, ...]:
@@ -237,6 +238,16 @@ def _window(selection: Selection, shape: tuple[int, ...]) -> tuple[tuple[int, in
 class RasterVolume(FileVolume):
     handles: _Handles
     bands: tuple[int, ...]
+    masked_by: MaskVolume | None
+
+    @property
+    def own_mask(self) -> str | None:
+        """The path that names what says where something was measured; None where values alone do."""
+        return self.masked_by.path if self.masked_by else None
+
+    @property
+    def validity(self) -> Volume | None:
+        return None if self.whole else self.masked_by
 
     def stored(self, selection: Selection) -> Array:
         bands = self.bands[selection[0]] if len(selection) == 3 else self.bands

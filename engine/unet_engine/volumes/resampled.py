@@ -19,11 +19,11 @@ from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import GATHER
 from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
-from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.validity import unmeasured
 
 
 def reach(grid: Sequence[AxisResampling], box: Box) -> Box:
@@ -110,6 +110,11 @@ class Interpolated(Regridded):
         """None is left here."""
         return ()
 
+    @cached_property
+    def validity(self) -> Volume | None:
+        """The same."""
+        return None
+
     @property
     def fill_value(self) -> float:
         """0 where voxels that are not stored are background; else NaN, which is not 0."""
@@ -129,7 +134,7 @@ class Interpolated(Regridded):
         there = self.there(box)
         voxels = self.scan.read(there, recorder)
         with recorder.span(GATHER):
-            normal = self._normalised(voxels)
+            normal = self._normalised(voxels, unmeasured(self.scan, there, voxels))
             out = np.empty((len(voxels), *box.shape), np.float32)
             tables = [
                 taps(axis, lo, hi, at) for axis, lo, hi, at in zip(self.grid, box.lo, box.hi, there.lo, strict=True)
@@ -150,15 +155,16 @@ class Interpolated(Regridded):
 
     def not_finite(self, box: Box) -> Array:
         """Which voxels of the scan that `box` is made of are NaN or infinite, and were measured and not replaced."""
-        voxels = self.scan.read(self.there(box))
+        there = self.there(box)
+        voxels = self.scan.read(there)
         if self.nonfinite is not None:
             return np.zeros(voxels.shape, bool)
-        found: Array = ~np.isfinite(voxels) & ~nodata.where(voxels, self.scan.nodata)
+        absent = unmeasured(self.scan, there, voxels)
+        found: Array = ~np.isfinite(voxels) if absent is None else ~np.isfinite(voxels) & ~absent
         return found
 
-    def _normalised(self, voxels: Array) -> Array:
-        """The same less background, (channels, *S) float32."""
-        absent = nodata.where(voxels, self.scan.nodata) if self.scan.nodata else None
+    def _normalised(self, voxels: Array, absent: Array | None) -> Array:
+        """The same less background, (channels, *S) float32; `absent` were not measured."""
         bad = ~np.isfinite(voxels) if voxels.dtype.kind == "f" else None
         if bad is not None and absent is not None:
             bad &= ~absent
@@ -193,9 +199,8 @@ class RawInterpolated(Interpolated):
     def _bounds(self, channel: int) -> Array | None:
         return None
 
-    def _normalised(self, voxels: Array) -> Array:
+    def _normalised(self, voxels: Array, absent: Array | None) -> Array:
         """The voxels, (channels, *S) float32; where nothing was measured, what is normalised to 0."""
-        absent = nodata.where(voxels, self.scan.nodata) if self.scan.nodata else None
         raw = np.array(voxels, np.float32, order="C")
         if voxels.dtype.kind == "f":
             bad = ~np.isfinite(raw)

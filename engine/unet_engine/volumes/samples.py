@@ -11,9 +11,9 @@ import numpy as np
 
 from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
-from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.normalize import Scaling, scaling
+from unet_engine.volumes.validity import marked, void
 from unet_engine.volumes.whole import scaling_of_whole
 
 SAMPLES = 64
@@ -25,6 +25,8 @@ _READ: WeakKeyDictionary[Volume, tuple[list[Box], list[Array]]] = WeakKeyDiction
 
 _SCALED: WeakKeyDictionary[Volume, dict[Normalization, Scaling]] = WeakKeyDictionary()
 """What was measured of every voxel of volumes that are still open."""
+
+_NOWHERE: WeakKeyDictionary[Volume, Array | None] = WeakKeyDictionary()
 
 
 def boxes(volume: Volume) -> Iterator[Box]:
@@ -82,9 +84,20 @@ def _read(volume: Volume) -> tuple[list[Box], list[Array]]:
 
 def measured(volume: Volume) -> list[Array]:
     """`values` without those that mean that nothing was measured. Raises `DataError` as reading does."""
-    if not volume.nodata:
-        return values(volume)
-    return [channel[~nodata.where(channel, volume.nodata)] for channel in values(volume)]
+    found = values(volume)
+    nowhere = _nowhere(volume)
+    if not volume.nodata and nowhere is None:
+        return found
+    absent = [marked(channel, volume.nodata, nowhere) for channel in found]
+    return [channel if a is None else channel[~a] for channel, a in zip(found, absent, strict=True)]
+
+
+def _nowhere(volume: Volume) -> Array | None:
+    """Which of `values` were measured in no channel, flat; None where all may have been."""
+    if volume not in _NOWHERE:
+        found = [void(volume, box) for box in _read(volume)[0]]
+        _NOWHERE[volume] = np.concatenate([v.ravel() for v in found if v is not None]) if found[0] is not None else None
+    return _NOWHERE[volume]
 
 
 def scaling_of(volume: Volume, normalization: Normalization) -> Scaling:

@@ -47,6 +47,7 @@ class SlicesFormat:
             ),
             stored_dtype=first.stored_dtype,
             nodata=first.nodata,
+            alpha=first.alpha if names[1:] == first.axes else None,
             notes=(*first.notes, *_gaps(path, files)),
             opened_by=self,
             files=tuple(Part.of(file) for file in files),

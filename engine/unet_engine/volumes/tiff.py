@@ -18,7 +18,7 @@ import numpy as np
 
 from unet_engine.errors import DataError, InputError
 from unet_engine.units import times
-from unet_engine.volumes import account, pictures
+from unet_engine.volumes import account, alpha, pictures
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.files import (
@@ -33,11 +33,9 @@ from unet_engine.volumes.files import (
     package,
     plain_chunks,
 )
-from unet_engine.volumes.tiff_tags import Placed, nodata_of, placed
+from unet_engine.volumes.tiff_tags import Placed, alphas, nodata_of, placed
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".stk", ".qptiff", ".scn")
-_ALPHA = (1, 2)
-"""ExtraSamples of TIFF: associated alpha, and not associated."""
 KEPT_BYTES = 2**26
 """Of pieces that were decoded, kept for the next block: strips are as wide as the image."""
 
@@ -131,6 +129,8 @@ def _facts(path: str, part: Part, series: Any, names: str) -> dict[str, Any]:
     where: Placed = placed(series, names)
     tag = series.keyframe.tags.get(account.TIFF_TAG)
     said = account.read(tag.value, series.shape, names) if tag else None
+    channels = series.shape[names.index("c")] if "c" in names else 1
+    of_alpha, doubts = alpha.settled(path, alphas(series, names), channels)
     if said:
         where = Placed(said.along(names, said.spacing, 1.0), said.along(names, said.translation, 0.0), said.unit)
     return {
@@ -142,7 +142,8 @@ def _facts(path: str, part: Part, series: Any, names: str) -> dict[str, Any]:
         "unit": where.unit,
         "frame": said.frame if said else None,
         "channel_names": said.channel_names if said else (),
-        "notes": (*_others(path, series), *_alpha(path, series), *_meant(path, series), *where.notes),
+        "notes": (*_others(path, series), *doubts, *_meant(path, series), *where.notes),
+        "alpha": of_alpha,
         "nodata": nodata_of(series.keyframe, np.dtype(series.dtype)),
         "opened_by": TiffFormat(),
         "files": (part,),
@@ -153,19 +154,6 @@ def _others(path: str, series: Any) -> tuple[str, ...]:
     """A note where the file holds smaller images beside the one that is read: a thumbnail, a label."""
     count = len(series.parent.series)
     return (f"{path} holds {count} images; the largest is read, {times(series.shape)}",) if count > 1 else ()
-
-
-def _alpha(path: str, series: Any) -> tuple[str, ...]:
-    """A note where the file says that a sample is alpha: it is read like others, and no network means it."""
-    page = series.keyframe
-    extra = [int(kind) for kind in page.extrasamples]
-    number = page.samplesperpixel - len(extra) + 1
-    return tuple(
-        f"{path}: channel {number + i} is alpha, as the file says, and is read like the others; --input-channels leaves it "
-        "out"
-        for i, kind in enumerate(extra)
-        if kind in _ALPHA
-    )
 
 
 _MEANT = {0: "MINISWHITE, where low values are shown bright", 3: "a picture of a palette, whose values number colours"}
@@ -204,15 +192,21 @@ def _by_piece(path: str, part: Part, series: Any, names: str) -> Volume:
         )
     pieces = tuple(len(span) for span in _piece(page))
     check_pieces(path, inside, pieces, page.dtype.itemsize)
-    found = TiffVolume(
+    return TiffVolume(
         **_facts(path, part, series, names),
         stored_chunks=grouped(names, series.shape, (1,) * len(pages) + pieces, page.dtype.itemsize),
         stored_dtype=np.dtype(page.dtype),
         series=series,
+        handle=_Handle(series.parent),
         pages=pages,
     )
-    weakref.finalize(found, series.parent.close)
-    return found
+
+
+class _Handle:
+    """An open file of tifffile's, closed once no volume is left that reads it, picked or not."""
+
+    def __init__(self, file: Any) -> None:
+        weakref.finalize(self, file.close)
 
 
 def _places(page: Any) -> dict[str, int]:
@@ -237,6 +231,7 @@ class TiffVolume(FileVolume):
     """Read by pieces: tiles, or strips of rows."""
 
     series: Any
+    handle: _Handle
     pages: tuple[int, ...]
     """How many, along the axes that come before those of a page."""
     _kept: Kept[tuple[Array, tuple[int, ...]]] = field(default_factory=lambda: Kept(KEPT_BYTES))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.units import micrometers, unit_name
-from unet_engine.volumes import nodata
+from unet_engine.volumes import alpha, nodata
 
 _SCREEN = (72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 240, 300, 350, 360, 400, 600, 1200, 2400)
 """Pixels per inch that say how a picture is to be shown or printed, and nothing of what is in it."""
@@ -51,11 +51,9 @@ _Found = tuple[dict[str, float | None], str | None] | None
 
 
 def _ome(series: Any) -> _Found:
-    text = series.parent.ome_metadata if series.parent.is_ome else None
-    if not text or series.kind != "ome":
+    of_image = _ome_image(series)
+    if of_image is None:
         return None
-    images = [e for e in xml.fromstring(text).iter() if e.tag.rpartition("}")[2] == "Image"]
-    of_image = images[min(series.parent.series.index(series), len(images) - 1)]
     pixels = next(e for e in of_image.iter() if e.tag.rpartition("}")[2] == "Pixels")
     units = {a: unit_name(pixels.get(f"PhysicalSize{a.upper()}Unit", "µm")) for a in "zyx"}
     sizes = {a: pixels.get(f"PhysicalSize{a.upper()}") for a in "zyx"}
@@ -63,6 +61,15 @@ def _ome(series: Any) -> _Found:
     if len({units[a] for a in known}) < 2:
         return {**known}, next((units[a] for a in known), None)
     return {a: micrometers(s, units[a]) if s else None for a, s in known.items()}, "micrometer"
+
+
+def _ome_image(series: Any) -> Any:
+    """What OME says of the image that a series is; None where nothing."""
+    text = series.parent.ome_metadata if series.parent.is_ome else None
+    if not text or series.kind != "ome":
+        return None
+    images = [e for e in xml.fromstring(text).iter() if e.tag.rpartition("}")[2] == "Image"]
+    return images[min(series.parent.series.index(series), len(images) - 1)]
 
 
 def _imagej(series: Any) -> _Found:
@@ -92,6 +99,31 @@ def _resolution(series: Any) -> _Found:
     if (page.resolutionunit == 2 and round(x) in _SCREEN) or min(x, y) <= 1:
         return None
     return {"x": inches / x, "y": inches / y}, "micrometer"
+
+
+_ALPHA = (1, 2)
+"""ExtraSamples of TIFF: associated alpha, and not associated."""
+
+
+def alphas(series: Any, names: str) -> tuple[int, ...]:
+    """Which channels of a series are alpha, by its ExtraSamples, or by what OME calls them; `names` are its axes."""
+    page, at = series.keyframe, names.find("c")
+    if at < 0:
+        return ()
+    if series.axes[at] == "S":
+        extra = [int(kind) for kind in page.extrasamples]
+        return tuple(page.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in _ALPHA)
+    return alpha.named(_ome_channels(series), {}, series.shape[at]) if series.axes[at] == "C" else ()
+
+
+def _ome_channels(series: Any) -> list[str]:
+    """What OME calls the channels of a series; nothing where that makes no sense."""
+    try:
+        image = _ome_image(series)
+    except Exception:
+        return []
+    found = () if image is None else image.iter()
+    return [str(e.get("Name", "")) for e in found if e.tag.rpartition("}")[2] == "Channel"]
 
 
 def nodata_of(page: Any, dtype: np.dtype[Any]) -> tuple[float, ...]:

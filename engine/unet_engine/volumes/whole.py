@@ -15,10 +15,10 @@ import numpy.typing as npt
 from unet_engine.errors import DataError
 from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
-from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.keys import DIGIT, Keys
 from unet_engine.volumes.normalize import Pair, Scaling, foreground, scaling_by
+from unet_engine.volumes.validity import marked, void
 
 Array = npt.NDArray[Any]
 Rank = int
@@ -108,12 +108,16 @@ class Whole:
         ways = self.normalization.each or (self.normalization,) * self.volume.channels
         for box in _tiles(self.volume, self.box):
             voxels = self.volume.read(box).reshape(self.volume.channels, -1)
+            nowhere = void(self.volume, box)
+            flat = None if nowhere is None else nowhere.ravel()
             for channel, (values, way) in enumerate(zip(voxels, ways, strict=True)):
-                yield self._group(channel), foreground(way, self._measured(values))
+                yield self._group(channel), foreground(way, self._measured(values, flat))
 
-    def _measured(self, values: Array) -> Array:
-        if self.volume.nodata:
-            values = values[~nodata.where(values, self.volume.nodata)]
+    def _measured(self, values: Array, nowhere: Array | None) -> Array:
+        """Those that are finite and were measured; nowhere: which were not, in any channel."""
+        absent = marked(values, self.volume.nodata, nowhere)
+        if absent is not None:
+            values = values[~absent]
         return values[np.isfinite(values)] if values.dtype.kind == "f" else values
 
     def _groups(self) -> int:

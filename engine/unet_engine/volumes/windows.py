@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.plan.box import Box
-from unet_engine.volumes import nodata, samples
+from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.resampled import Interpolated
+from unet_engine.volumes.validity import unmeasured
 
 Array = npt.NDArray[Any]
 READ = 8
@@ -100,8 +101,8 @@ def cut(volume: Volume, scale: Scaling, box: Box, window: tuple[int, ...]) -> Ar
         scale = volume.fed
     voxels = volume.read(box)
     raw = voxels.astype(np.float32)
-    if volume.nodata:
-        raw[nodata.where(voxels, volume.nodata)] = np.nan
+    if (absent := unmeasured(volume, box, voxels)) is not None:
+        raw[absent] = np.nan
     planes = raw.ndim - 1 - len(window)
     raw = raw.reshape(raw.shape[0], *raw.shape[1 + planes :])
     missing = [(0, 0), *((0, w - n) for w, n in zip(window, raw.shape[1:], strict=True))]

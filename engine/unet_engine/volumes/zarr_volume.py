@@ -63,6 +63,9 @@ class ZarrFormat:
         place = path if isinstance(node, zarr.Array) else f"{path.rstrip('/')}/{array.basename}"
         found = cf.located(found, place, names).completed(path, names)
         linear = Linear.said(dtype, dict(array.attrs))
+        channels = array.shape[names.index("c")] if "c" in names else 1
+        seen = alpha.named(found.channel_names, dict(array.attrs), channels)
+        of_alpha, doubts = alpha.settled(path, seen, channels)
         return ZarrVolume(
             path=path,
             axes=names,
@@ -74,7 +77,8 @@ class ZarrFormat:
             unit=found.unit,
             channel_names=found.channel_names,
             frame=found.frame,
-            notes=(*found.notes, *_packed(path, linear), *alpha.told(path, found.channel_names, dict(array.attrs))),
+            notes=(*found.notes, *_packed(path, linear), *doubts),
+            alpha=of_alpha,
             fill_value=linear.values([float(array.fill_value or 0)])[0],
             nodata=linear.values(nodata.said(dict(array.attrs), dtype)),
             array=_with_codecs(path, _noticing(path, array)),

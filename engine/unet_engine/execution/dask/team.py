@@ -6,6 +6,7 @@ import time
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from unet_engine.backends.base import Network
 from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
 from unet_engine.errors import ClusterError, SettingsError, first_line
@@ -114,6 +115,9 @@ class DaskTeam:
 
     def facts(self) -> dict[str, Any]:
         return self._progress.facts()
+
+    def give(self) -> Network | None:
+        return None
 
     def close(self) -> None:
         """The workers are the cluster's."""

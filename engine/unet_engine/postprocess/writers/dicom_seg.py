@@ -13,7 +13,7 @@ import numpy as np
 
 from unet_engine import machine
 from unet_engine.errors import InputError, OutputError
-from unet_engine.postprocess.colours import colour_of
+from unet_engine.output.colours import colour_of
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import account_in, account_text, check_axes, library
 from unet_engine.units import size, times

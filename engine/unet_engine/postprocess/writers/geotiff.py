@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.postprocess.colours import colour_of
+from unet_engine.output.colours import colour_of
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import (
     account_in,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unet_engine.postprocess.colours import colour_of
+from unet_engine.output.colours import colour_of
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import account_in, account_text, check_type, library, pack, plain_type
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from unet_engine.postprocess.colours import colour_of
+from unet_engine.output.colours import colour_of
+from unet_engine.output.label import KEY as KEY_OF_LABELS
+from unet_engine.output.label import Label
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of
 from unet_engine.volumes.account import KEY
@@ -124,10 +126,4 @@ def _omero(content: Content) -> dict[str, Any]:
 
 
 def _label(content: Content) -> dict[str, Any]:
-    if not content.classes:
-        return {}
-    colours = [
-        {"label-value": i, "rgba": [*colour_of(i, content.colours), 255 * (i > 0)]} for i in range(len(content.classes))
-    ]
-    names = [{"label-value": i, "name": name} for i, name in enumerate(content.classes)]
-    return {"image-label": {"version": "0.5", "colors": colours, "properties": names}}
+    return {KEY_OF_LABELS: Label(content.classes, content.colours).facts()} if content.labels else {}

@@ -1,0 +1,321 @@
+"""Labels that are put into the OME-Zarr image which they are of: ``IMAGE/labels/NAME``, listed in ``IMAGE/labels``.
+
+They are made beside the outermost group, as any output is. Once they are complete they are brought to the form of the
+image's Zarr version, moved in by one rename, and listed: by one rename of the whole folder ``labels``, where there is
+none yet, else by one write of its metadata. So a kill leaves an image that is as it was, or has them; what is left of
+the work lies beside it, and the next attempt goes on from there. Nothing that was in the image is written to but the
+list of its labels, and metadata of all that lies in a group, where the group keeps these.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unet_engine.errors import OutputError, ResumeError, writing
+from unet_engine.output import output
+from unet_engine.output.header import read_header
+from unet_engine.output.label import KEY, NEWEST
+from unet_engine.paths import is_local, root_of
+from unet_engine.postprocess.zarr_v2 import as_v2
+from unet_engine.storage import stores
+from unet_engine.storage.durability import Durability, exchange, put
+
+LABELS = "labels"
+_WORK, _PLACING, _REPLACING, _WHOLE, _OLD = ".unet-engine", ".placing", ".replacing", ".labels", ".old"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where labels called `name` lie in the group `image`."""
+
+    image: str
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.image, LABELS, self.name)
+
+    @property
+    def work(self) -> Path:
+        """What they are made in: beside the outermost group that the image lies in."""
+        root = Path(root_of(self.image))
+        parts = [root.name, *Path(os.path.abspath(self.image)).relative_to(root).parts, self.name]  # noqa: PTH100
+        return root.with_name(f".{'.'.join(parts)}{_WORK}")
+
+    @property
+    def placing(self) -> Path:
+        """The same, once they are complete."""
+        return self.work.with_name(self.work.name + _PLACING)
+
+    @property
+    def whole(self) -> Path:
+        """A folder ``labels`` with nothing but them, on its way to an image that has none."""
+        return self.work.with_name(self.work.name + _WHOLE)
+
+    @property
+    def replacing(self) -> Path:
+        """A file that names their run while they change places with others."""
+        return self.work.with_name(self.work.name + _REPLACING)
+
+    @property
+    def old(self) -> Path:
+        """Those that they replaced."""
+        return self.work.with_name(self.work.name + _OLD)
+
+    @property
+    def is_v2(self) -> bool:
+        return not Path(self.image, "zarr.json").exists()
+
+
+def place_of(named: str) -> Place | None:
+    """The place that `named` is; None where it is no path of labels in an OME-Zarr image."""
+    image, slash, rest = named.rstrip("/").rpartition(f"/{LABELS}/")
+    if not slash or "/" in rest or not rest or not is_local(named) or not is_image(image):
+        return None
+    return Place(image, rest)
+
+
+def is_image(path: str) -> bool:
+    """Whether an OME-Zarr group with multiscales lies at `path`."""
+    try:
+        attributes = dict(stores.open_group(path, "r").attrs)
+    except Exception:  # whatever it is
+        return False
+    inner = attributes.get("ome")
+    return bool((inner if isinstance(inner, dict) else attributes).get("multiscales"))
+
+
+def check(place: Place, *, resume: bool, overwrite: bool) -> None:
+    """Raise `OutputError` where labels cannot be put there safely, or some are there that are not to be replaced."""
+    parent, image = place.work.parent, Path(place.image)
+    for folder in dict.fromkeys([parent, image, *([image / LABELS] if (image / LABELS).exists() else [])]):
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"{place.path} cannot be written: {folder} is no folder that may be written to, and labels are made "
+                f"in {parent} and moved to the image; have it writable, or use --out NAME.zarr"
+            )
+    if parent.stat().st_dev != image.stat().st_dev:
+        raise OutputError(
+            f"{place.path} cannot be written: {image} is on another disk than {parent}, where labels are made, so that "
+            "they could not be moved in at once; use --out NAME.zarr"
+        )
+    _check_there(place, resume=resume, overwrite=overwrite)
+
+
+def _check_there(place: Place, *, resume: bool, overwrite: bool) -> None:
+    if os.path.lexists(place.path):
+        if not output.is_ours(str(place.path)):
+            raise OutputError(
+                f"{place.path} exists and was not written by unet-engine: it is left alone; choose another name"
+            )
+        if not (resume or overwrite):
+            raise OutputError(f"{place.path} exists; use --overwrite to replace it, or another name")
+    if place.placing.exists() and not (resume or overwrite):
+        raise OutputError(
+            f"{place.path} was begun by an earlier run; use --resume to continue it, or --overwrite to begin again"
+        )
+
+
+def settled(place: Place, digest: str, durability: Durability) -> bool:
+    """Whether the labels of the run `digest` are in the image; where a kill left them on their way, they are brought
+    there now. Raises `ResumeError` where those of another run are, unless one to replace them was begun."""
+    with _alone(place):
+        _recover(place)
+        if place.placing.exists() and _run_of(place.placing) == digest:
+            _finish(place, durability, replace=True)
+        if not os.path.lexists(place.path):
+            return False
+        found = _run_of(place.path)
+        if found == digest:
+            _list(place, durability)
+            return True
+    if place.work.exists() or place.work.with_name(place.work.name + "-labels").exists():
+        return False
+    raise ResumeError(
+        f"{place.path} was made by another run ({found}, now {digest}): repeat that run's settings or use --overwrite"
+    )
+
+
+def _run_of(path: Path) -> str | None:
+    header = read_header(str(path)) or {}
+    return header.get("run") or header.get("digest")
+
+
+def put_in(place: Place, durability: Durability, *, overwrite: bool) -> None:
+    """Move the complete group at `Place.work` into the image, and list it. Raises `OutputError`."""
+    with _alone(place), writing(str(place.path), "moving it into the image"):
+        _recover(place)
+        if place.work.exists():
+            _check_there(place, resume=True, overwrite=overwrite)
+            if place.placing.exists():  # of another run, which was killed
+                shutil.rmtree(place.placing)
+            place.work.rename(place.placing)
+            durability.folders([place.work.parent])
+        _finish(place, durability, replace=overwrite)
+
+
+def _finish(place: Place, durability: Durability, *, replace: bool) -> None:
+    """Bring what is at `Place.placing` to the image. May be killed anywhere, and called again."""
+    _recover(place)
+    _describe(place.placing, place, durability)
+    labels = Path(place.image, LABELS)
+    if not labels.exists():
+        place.whole.mkdir()
+        _write(place.whole, {"labels": [place.name]}, {}, durability, v2=place.is_v2)
+        place.placing.rename(place.whole / place.name)
+        durability.folders([place.whole])
+        place.whole.rename(labels)
+        durability.folders([labels.parent, place.work.parent])
+    elif not os.path.lexists(place.path):
+        place.placing.rename(place.path)
+        durability.folders([labels, place.work.parent])
+    elif not replace:
+        raise OutputError(f"{place.path} appeared meanwhile and is kept; use --overwrite to replace it")
+    else:
+        _replace(place, durability)
+    _list(place, durability)
+
+
+def _recover(place: Place) -> None:
+    """Take up what a kill left of bringing labels to the image."""
+    if (place.whole / place.name).exists():
+        (place.whole / place.name).rename(place.placing)
+    if place.replacing.exists():
+        if _run_of(place.path) == place.replacing.read_text():  # they have changed places
+            shutil.rmtree(place.placing, ignore_errors=True)
+        place.replacing.unlink()
+    for left in (place.whole, place.old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _replace(place: Place, durability: Durability) -> None:
+    """Have the new labels take the place of those that are there: at once, where the system can."""
+    labels = Path(place.image, LABELS)
+    put(place.replacing, (_run_of(place.placing) or "").encode(), durability)
+    if exchange(place.placing, place.path):
+        place.placing.rename(place.old)
+    else:
+        _unlist(place, durability)
+        place.path.rename(place.old)
+        place.placing.rename(place.path)
+    durability.folders([labels, place.work.parent])
+    place.replacing.unlink()
+    shutil.rmtree(place.old, ignore_errors=True)
+
+
+@contextmanager
+def _alone(place: Place) -> Iterator[None]:
+    """Nobody else puts labels into this image meanwhile."""
+    descriptor = os.open(place.image, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- metadata ---
+
+
+def _describe(group: Path, place: Place, durability: Durability) -> None:
+    """Say of the group which image its labels are of, in the form of that image."""
+    if (group / "zarr.json").exists():
+        document = _read(group / "zarr.json")
+        ome = document["attributes"]["ome"]
+        ome[KEY] = {**ome.get(KEY, {"version": NEWEST}), "source": {"image": "../../"}}
+        for image in ome["multiscales"]:
+            image["name"] = place.name
+        put(group / "zarr.json", _text(document), durability)
+        if place.is_v2:
+            as_v2(group, durability)
+
+
+def _list(place: Place, durability: Durability) -> None:
+    """Have the list of the image's labels name these; nothing is written where it does."""
+    labels = Path(place.image, LABELS)
+    said, attributes = _said(labels, v2=place.is_v2)
+    names = list(said.get("labels") or ())
+    if place.name not in names:
+        _write(labels, {"labels": [*names, place.name]}, attributes, durability, v2=place.is_v2)
+    for group in _around(place):
+        _consolidate(group, labels, durability)
+
+
+def _unlist(place: Place, durability: Durability) -> None:
+    labels = Path(place.image, LABELS)
+    said, attributes = _said(labels, v2=place.is_v2)
+    names = [name for name in said.get("labels") or () if name != place.name]
+    _write(labels, {"labels": names}, attributes, durability, v2=place.is_v2)
+
+
+def _said(labels: Path, *, v2: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the group of labels says of them, and all its attributes."""
+    place = labels / (".zattrs" if v2 else "zarr.json")
+    found = _read(place) if place.exists() else {}
+    attributes = found if v2 else dict(found.get("attributes") or {})
+    inner = attributes if v2 else attributes.get("ome")
+    return dict(inner) if isinstance(inner, dict) else {}, attributes
+
+
+def _write(
+    labels: Path, said: Mapping[str, Any], attributes: Mapping[str, Any], durability: Durability, *, v2: bool
+) -> None:
+    """Have the group of labels say `said`, beside what it says already."""
+    if v2:
+        put(labels / ".zattrs", _text({**attributes, **said}), durability)
+        if not (labels / ".zgroup").exists():
+            put(labels / ".zgroup", _text({"zarr_format": 2}), durability)
+        return
+    place = labels / "zarr.json"
+    document = _read(place) if place.exists() else {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    ome = attributes.get("ome")
+    ome = {"version": NEWEST, **(ome if isinstance(ome, dict) else {}), **said}
+    put(place, _text({**document, "attributes": {**attributes, "ome": ome}}), durability)
+
+
+def _around(place: Place) -> Iterator[Path]:
+    """The image's group, and those that it lies in."""
+    root, group = Path(root_of(place.image)), Path(os.path.abspath(place.image))  # noqa: PTH100
+    yield group
+    while group not in (root, group.parent):
+        group = group.parent
+        yield group
+
+
+def _consolidate(group: Path, labels: Path, durability: Durability) -> None:
+    """Where the group keeps the metadata of all that lies in it, have it keep those of the labels as they are now."""
+    inside = Path(os.path.abspath(labels)).relative_to(group).as_posix()  # noqa: PTH100
+    old, whole = group / ".zmetadata", group / "zarr.json"
+    if old.exists():
+        document, names = _read(old), (".zgroup", ".zarray", ".zattrs")
+        kept = document["metadata"]
+        found = {f"{inside}/{f.relative_to(labels).as_posix()}": _read(f) for n in names for f in labels.rglob(n)}
+    elif whole.exists() and _read(whole).get("consolidated_metadata"):
+        document = _read(whole)
+        kept = document["consolidated_metadata"]["metadata"]
+        nodes = list(labels.rglob("zarr.json"))
+        found = {f"{inside}/{f.parent.relative_to(labels).as_posix()}".removesuffix("/."): _read(f) for f in nodes}
+    else:
+        return
+    others = {key: value for key, value in kept.items() if key != inside and not key.startswith(f"{inside}/")}
+    if {**others, **found} != kept:
+        kept.clear()
+        kept.update({**others, **found})
+        put(old if old.exists() else whole, _text(document), durability)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_bytes()))
+
+
+def _text(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode()

@@ -1,0 +1,63 @@
+"""Which labels of which image a run with ``--into`` makes."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from unet_engine.errors import SettingsError
+from unet_engine.model.spec import ModelSpec
+from unet_engine.paths import is_local, plain
+from unet_engine.postprocess.into import LABELS
+from unet_engine.settings import AUTO, Settings
+from unet_engine.storage import stores
+from unet_engine.volumes.collection import image_of
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
+
+
+def named_into(settings: Settings, spec: ModelSpec, volume: str) -> str:
+    """Where the labels go of the image that `volume` is, or lies in: ``IMAGE/labels/NAME``. `Settings.into` is that, the
+    name, the image, what that lies in, or nothing, which is called after the model. Raises `SettingsError` where that
+    makes no sense, or is not safe."""
+    given = str(settings.into)
+    if settings.output != "labels":
+        raise SettingsError(
+            f"--into puts labels into an image, not {settings.output}; leave --output out, or use --out"
+        )
+    if settings.grid == "model":
+        raise SettingsError(
+            "--into: labels lie on the grid of their image, and --grid model is another; leave that out"
+        )
+    image = image_of(volume)
+    if image is None:
+        raise SettingsError(f"--into: {settings.input} is no OME-Zarr image; use --out NAME.zarr")
+    if not is_local(image) or image.lower().endswith(stores.ZIPPED):
+        raise SettingsError(
+            f"--into: {image} is no folder on a local disk, and labels cannot be put into it at once; use --out NAME.zarr"
+        )
+    name = _usual(spec.name)
+    if given != AUTO and not _is_path(given):
+        name = given
+    elif given != AUTO:
+        path = plain(given).rstrip("/")
+        whole, slash, rest = path.rpartition(f"/{LABELS}/")
+        if slash and stores.within(image, whole) and stores.within(whole, image):
+            name = rest
+        elif not stores.within(image, path):
+            raise SettingsError(
+                f"--into {given}: the input is of the image {image}, which does not lie there; give that image, or a name"
+            )
+    if not _NAME.fullmatch(name) or name.startswith("__"):
+        raise SettingsError(
+            f"--into {given}: labels cannot be called {name!r}; use letters, digits, and . _ - between them"
+        )
+    return f"{image}/{LABELS}/{name}"
+
+
+def _is_path(given: str) -> bool:
+    return "/" in given or given.endswith(".zarr") or os.path.lexists(given)
+
+
+def _usual(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-") or "labels"

@@ -1,0 +1,114 @@
+"""What a path is shown as."""
+
+import numpy as np
+import pytest
+
+import unet_engine
+from support.volumes import fake_model, make_volume
+from unet_engine.errors import InputError, SettingsError
+from unet_engine.postprocess.convert import convert
+from unet_engine.viewing import state
+from unet_engine.viewing.panes import pane_of, together
+from unet_engine.volumes.pick import Pick
+
+RANDOM = np.random.default_rng(0)
+NOISE = RANDOM.integers(1, 200, (20, 22, 24), np.uint8)
+BLOBS = np.kron(RANDOM.integers(0, 5, (5, 5, 5)), np.ones((4, 4, 4), int))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A scan and what a network of three classes makes of it, by kind."""
+    tmp_path = tmp_path_factory.mktemp("results")
+    scan = make_volume(
+        tmp_path / "scan.zarr", NOISE.astype(np.float32), ome="0.5", axes="zyx", scale=(40.0, 4.0, 4.0),
+        translation=(400.0, 0.0, 8.0), unit="nanometer",
+    )  # fmt: skip
+    spec = {
+        "channels_out": 3, "activation": "softmax", "classes": ("background", "cell", "wall"),
+        "colours": ("#000000", "#ff0000", "#00ff7f"),
+    }  # fmt: skip
+    model = fake_model(tmp_path, **spec)
+    made = {"scan": scan}
+    for kind in ("labels", "probabilities", "logits"):
+        made[kind] = str(tmp_path / f"{kind}.zarr")
+        unet_engine.run(scan, model=model, out=made[kind], output=kind, roi="5:15,3:20,4:24")
+    return made
+
+
+def test_results_of_runs_are_shown_as_what_they_are_with_names_and_colours(results):
+    panes = {kind: pane_of(path) for kind, path in results.items()}
+    assert [panes[kind].kind for kind in results] == ["image", "labels", "probabilities", "image"]
+    assert panes["labels"].names == panes["probabilities"].names == ("background", "cell", "wall")
+    assert panes["labels"].colours == ("#000000", "#ff0000", "#00ff7f")
+    shown = state.layer(panes["labels"], "u", together([panes["labels"]])[0])
+    assert shown["segmentColors"] == {"0": "#000000", "1": "#ff0000", "2": "#00ff7f"}
+    assert shown["hideSegmentZero"]
+    shader = state.shader(panes["probabilities"])
+    assert "getDataValue(0)" not in shader  # the background
+    assert "vec3(1.0000, 0.0000, 0.0000)" in shader
+
+
+def test_a_region_lies_on_the_right_part_of_the_scan_in_physical_units(results):
+    scan, labels = pane_of(results["scan"]), pane_of(results["labels"])
+    assert scan.known
+    assert scan.spacing == pytest.approx((40e-9, 4e-9, 4e-9))
+    _, matrix = together([scan, labels])
+    np.testing.assert_allclose(matrix, [[1, 0, 0, 5], [0, 1, 0, 3], [0, 0, 1, 4]], atol=1e-6)
+    moved = state.on_axes(state.layer(labels, "u", matrix), scan)["source"][0]["transform"]
+    assert moved["matrix"] == pytest.approx(np.array([[1, 0, 0, 4], [0, 1, 0, 3], [0, 0, 1, 5]]), abs=1e-6)
+    assert moved["outputDimensions"]["z"] == [pytest.approx(40e-9), "m"]
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "ome.tif", "h5"])
+def test_files_that_were_made_of_a_result_are_shown_alike(results, tmp_path, ending):
+    out = str(tmp_path / f"labels.{ending}")
+    convert(results["labels"], out)
+    pane = pane_of(out)
+    assert (pane.kind, pane.names) == ("labels", ("background", "cell", "wall"))
+    _, matrix = together([pane_of(results["scan"]), pane])
+    np.testing.assert_allclose(np.asarray(matrix)[:, 3], (5, 3, 4), atol=1e-3)
+    np.testing.assert_allclose(np.asarray(matrix)[:, :3], np.eye(3), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "kind"),
+    [
+        (NOISE, "image"), (NOISE.astype(np.int16) - 90, "image"), (NOISE / np.float32(9), "image"),
+        (BLOBS.astype(np.uint8), "labels"), (BLOBS.astype(np.int64) * 10**10, "labels"), (BLOBS > 2, "labels"),
+        (BLOBS.astype(np.int16) - 1000, "image"), (np.zeros((9, 9, 9), np.uint8), "image"),
+    ],
+)  # fmt: skip
+def test_voxels_of_others_are_taken_as_labels_where_they_look_so_and_that_is_told(tmp_path, voxels, kind):
+    pane = pane_of(make_volume(tmp_path / "v.zarr", voxels))
+    assert pane.kind == kind
+    assert any("--as-image" in note for note in pane.notes) == (kind == "labels")
+    other = "image" if kind == "labels" else "labels"
+    assert pane_of(make_volume(tmp_path / "w.zarr", voxels), kind=other).kind == other
+
+
+def test_channels_are_no_labels(tmp_path):
+    path = make_volume(tmp_path / "c.zarr", np.stack([NOISE] * 2), axes="czyx")
+    with pytest.raises(SettingsError, match="2 channels and labels have one"):
+        pane_of(path, kind="labels")
+    assert pane_of(path, kind="labels", pick=Pick(channels=("1",))).volume.channels == 1
+
+
+def test_a_plane_and_a_volume_are_not_shown_over_one_another(tmp_path):
+    panes = [pane_of(make_volume(tmp_path / f"{n}.zarr", NOISE[(0,) * n])) for n in (0, 1)]
+    with pytest.raises(InputError, match=r"2 axes and .* has 3"):
+        together(panes)
+
+
+def test_contrast_is_that_of_most_voxels(tmp_path):
+    voxels = RANDOM.normal(100, 10, (30, 30, 30)).astype(np.float32)
+    voxels[0, 0, 0] = 1e9
+    low, high = pane_of(make_volume(tmp_path / "v.zarr", voxels)).contrast
+    assert 60 < low < 85
+    assert 115 < high < 140
+
+
+def test_the_first_of_several_time_points_is_shown(tmp_path):
+    path = make_volume(tmp_path / "t.zarr", np.stack([NOISE, NOISE // 2]), axes="tzyx")
+    assert pane_of(path).volume.read.__self__.time == 0
+    assert pane_of(path, pick=Pick(1)).volume.read.__self__.time == 1
