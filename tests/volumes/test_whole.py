@@ -43,7 +43,7 @@ def _values(dtype, shape=(2, 13, 17, 11)):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_as_numpy_has_it_of_the_whole_array(tmp_path, monkeypatch, way, dtype):
-    if dtype == "bool" and ("clip" in way or "=3" in way):
+    if dtype == "bool" and ("clip" in way or "foreground" in way):
         pytest.skip("nothing is left of it")
     monkeypatch.setattr(whole, "PIECE", 300)  # many pieces
     values = _values(dtype)
@@ -66,7 +66,7 @@ def test_a_large_volume_is_measured_and_not_sampled(tmp_path, monkeypatch):
     volume = _volume(tmp_path, values, (1, 8, 8, 8))
     assert samples.scaling_of(volume, Normalization.parse("zscore:whole")).shift == (values.mean(),)
     assert samples.scaling_of(volume, Normalization.parse("minmax:whole")).scale == (1 / 1000,)
-    assert samples.scaling_of(volume, Normalization.parse("minmax")).scale == (1 / 3,)
+    assert samples.values(volume)[0].max() < 1000
 
 
 def test_what_was_not_measured_or_is_not_finite_is_left_out(tmp_path):
