@@ -6,7 +6,10 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
 # Processes that run tests at once: many of them wait for others.
 TESTERS ?= 2
 
-.PHONY: demo test fresh faults geometries check lint bench clean
+# Tests start hundreds of interpreters, and what these would compile each time is kept beside the sources.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test slow fresh faults geometries check lint bench clean
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,8 +30,12 @@ TESTERS ?= 2
 demo: .venv/run
 	$(BIN)/unet-engine demo demo
 
+# All but what is marked slow, of which `make slow` is the rest.
 test: .venv/dev
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not slow"
+
+slow: .venv/dev
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m slow
 
 # The property tests alone, each with a thousand examples that were never drawn before.
 fresh: .venv/dev

@@ -35,6 +35,8 @@ template <typename T>
 using PerAxis = std::array<T, kAxes>;
 using Corner = PerAxis<index_t>;
 
+constexpr index_t kFeatures = 128;  // voxels whose features stay in the first-level cache
+
 constexpr char kNames[kAxes] = {'z', 'y', 'x'};
 
 [[noreturn]] void refuse(const std::string& text) { throw nb::value_error(text.c_str()); }
@@ -375,6 +377,33 @@ void logits(const Input& sums_array, const Array& out_array, int threads) {
   });
 }
 
+void linear(const Array& out_array, const Input& in_array, const Weights& weights, const Vector<float>& bias,
+            int threads) {
+  const auto out = view<float>(out_array, "out");
+  const auto in = view<const float>(in_array, "features");
+  const index_t classes = out.shape[0], features = in.shape[0];
+  const Corner shape{in.shape[1], in.shape[2], in.shape[3]};
+  for (int a = 0; a < kAxes; ++a) check_channels(out.shape[1 + a], shape[a], "out");
+  check_channels(static_cast<index_t>(weights.shape(0)), classes, "weights");
+  check_channels(static_cast<index_t>(weights.shape(1)), features, "weights");
+  check_channels(static_cast<index_t>(bias.size()), classes, "bias");
+  if (features < 1) refuse("features must have a channel");
+  const nb::gil_scoped_release release;
+  parallel_rows(shape[0] * shape[1], shape[2] * classes, threads, [&](index_t begin, index_t end) {
+    for (index_t row = begin; row < end; ++row) {
+      const index_t z = row / shape[1], y = row % shape[1];
+      // what all classes are made of stays in the first-level cache
+      for (index_t x = 0; x < shape[2]; x += kFeatures) {
+        const index_t n = std::min(kFeatures, shape[2] - x);
+        for (index_t k = 0; k < classes; ++k) {
+          linear_row(out.at(k, z, y, x), in.at(0, z, y, x), in.stride[0], weights.data() + k * features, features,
+                     bias.data()[k], n);
+        }
+      }
+    }
+  });
+}
+
 // ---- interpolation ------------------------------------------------------------------------------------------------
 
 Taps taps_of(const Vector<std::int64_t>& first, const Weights& weights, index_t source, index_t size, int axis) {
@@ -466,6 +495,7 @@ NB_MODULE(_halo, m) {
   m.def("probabilities_float32", &probabilities<float>);
   m.def("logits_float32", &logits<float>);
   m.def("logits_float16", &logits<Half>);
+  m.def("linear", &linear);
   m.def("interpolate", &interpolate);
   m.def("is_constant", &is_constant);
 }

@@ -260,6 +260,15 @@ HALO_CLONES void combine_rows(float* HALO_RESTRICT out, const float* HALO_RESTRI
   for (; x < n; ++x) combine_strip<One, 1>(out + x, in + x, stride, weights, taps);
 }
 
+HALO_CLONES void linear_row(float* HALO_RESTRICT out, const float* HALO_RESTRICT in, index_t stride,
+                            const float* HALO_RESTRICT weights, index_t taps, float bias, index_t n) noexcept {
+  index_t x = 0;
+  for (; x + 64 <= n; x += 64) combine_strip<Sixteen, 4>(out + x, in + x, stride, weights, taps);
+  for (; x + 16 <= n; x += 16) combine_strip<Sixteen, 1>(out + x, in + x, stride, weights, taps);
+  for (; x < n; ++x) combine_strip<One, 1>(out + x, in + x, stride, weights, taps);
+  for (x = 0; x < n; ++x) out[x] += bias;
+}
+
 HALO_CLONES void combine_lanes(float* HALO_RESTRICT out, const float* HALO_RESTRICT in,
                                const std::int64_t* HALO_RESTRICT first, const float* HALO_RESTRICT weights,
                                index_t taps, index_t n) noexcept {

@@ -63,6 +63,10 @@ void clip_row(float* out, const float* in, index_t n) noexcept;
 // out[x] = sum over t of in[t * stride + x] * weights[t], in this order
 void combine_rows(float* out, const float* in, index_t stride, const float* weights, index_t taps, index_t n) noexcept;
 
+// out[x] = bias + sum over t of in[t * stride + x] * weights[t], in this order, the bias last
+void linear_row(float* out, const float* in, index_t stride, const float* weights, index_t taps, float bias,
+                index_t n) noexcept;
+
 // Sixteen rows side by side, voxel x of row r at 16 * x + r. For each row:
 // out[x] = sum over t of in[first[x] + t] * weights[x][t]
 void combine_lanes(float* out, const float* in, const std::int64_t* first, const float* weights, index_t taps,

@@ -13,7 +13,6 @@ from math import prod
 from typing import Any
 
 from unet_engine.errors import writing
-from unet_engine.execution import objects
 from unet_engine.execution.choose import team
 from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Team
@@ -43,7 +42,7 @@ Watch = Callable[[Prepared, Team], Any]
 
 _NOT_STORED = (
     "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
-    "levels",
+    "levels", "start",
 )  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
@@ -71,6 +70,8 @@ class Result:
     device: str
     precision: str
     stitching: str
+    blended: str = "outputs"
+    """``features`` where they were, and the last layer was applied to the blended ones."""
     part: str | None = None
     workers: int = 0
     """Workers of a cluster that took part; 0 where this process did it all. Memory is then that of the one with the
@@ -89,6 +90,9 @@ class Result:
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
     tiling_choice: dict[str, Any] | None = None
     """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
+    start: dict[str, float] | None = None
+    """Seconds of each part of the way to the first window, see `unet_engine.profiling.beginning`; None where workers of
+    a cluster went it."""
     joules: dict[str, float] | None = None
     """What this machine took meanwhile, by counter; None where none can be read, see `unet_engine.profiling.energy`."""
     stages: dict[str, dict[str, float]] | None = None
@@ -164,6 +168,8 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
     done = done or result()
     if done.complete:
         if prepared.survey.objects:
+            from unet_engine.execution import objects
+
             found = objects.number(prepared, crew.hands(), lambda text: note([text]))
             done = replace(done, objects=found["objects"])
         done = _with_pyramid(prepared, crew, done, lambda text: note([text]))
@@ -190,6 +196,9 @@ def _is_made(prepared: Prepared) -> bool:
     survey = prepared.survey
     if survey.named == survey.out or not survey.settings.resume:
         return False
+    if not working.is_file(survey.named):
+        from unet_engine.execution import objects
+
     if not working.is_handed_over(survey.named):
         return objects.are_there(survey.named, prepared.job.plan.digest)
     return working.settled(survey.named, prepared.job.plan.digest)
@@ -392,6 +401,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         device=",".join(prepared.survey.devices),
         precision=job.setup.precision,
         stitching=operations.IMPLEMENTATION,
+        blended="features" if job.model.gives_features else "outputs",
         part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
         tiling_choice=tiling_choice.facts(prepared.tiling),

@@ -68,6 +68,9 @@ class Settings(BaseModel):
     """Least agreement and Dice coefficient of every class that ``auto`` accepts; default 0.999."""
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"] = "gaussian"
     """``monai`` and ``nnunet``: the weights and places of windows of these tools, see docs/blending.md."""
+    blend_at: Literal["auto", "features", "outputs"] = "auto"
+    """What is blended: the network's outputs, or the features that its last layer, a convolution of one voxel, makes
+    them of; see `unet_engine.prepare.blending`. ``auto``: features where classes are many and that gives the same."""
     tiling: str | None = None
     """Window, least voxels that neighbours share, and blend in one, ``136,144,144:16,16,16:crop``: windows are then
     spread evenly. ``auto``: the cheapest that is proved, see `unet_engine.prepare.tiling`. Default: `window`, `overlap`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from support.volumes import fake_model
+from unet_engine.backends import engine_cache
 from unet_engine.backends.base import Backend, Setup
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.libraries import CPU, GPU, LIBRARIES, Library, _named, choose_backend, open_backend
@@ -181,3 +183,92 @@ def test_on_a_gpu_pytorch_gives_what_the_cpu_gives(files: Any, combination: tupl
     for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.1), ("fp16", 0.02)):
         got = np.asarray(opened(files, combination, device="cuda:0", precision=precision).infer(window), np.float32)
         assert np.abs(got - expected).max() < tolerance * np.abs(expected).max()
+
+
+# --- what OpenVINO compiled, kept for the next run ---
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is compiled anew."""
+    backend = pytest.importorskip("unet_engine.backends.openvino")
+    models: list[Any] = []
+    compile_model = backend.ov.Core.compile_model
+
+    def counted(self: Any, model: Any, *args: Any) -> Any:
+        models.append(model)
+        return compile_model(self, model, *args)
+
+    monkeypatch.setattr(backend.ov.Core, "compile_model", counted)
+    return models
+
+
+OPENVINO = COMBINATIONS[0]
+
+
+def test_a_network_that_was_compiled_is_taken_from_the_cache(files: Any, cache: Path, compiled: list[Any]) -> None:
+    answers = []
+    for _ in range(2):
+        network = opened(files, OPENVINO, threads=2)
+        answers.append(network.infer(windows(1)[0]))
+        network.close()
+    assert len(compiled) == len(list(cache.glob("*.openvino"))) == 1
+    np.testing.assert_array_equal(*answers)
+
+
+def test_what_decides_the_compiled_network_is_in_its_key(files: Any, cache: Path, compiled: list[Any]) -> None:
+    for options in ({}, {"threads": 2}, {"batch": 2}):
+        opened(files, OPENVINO, **options).close()
+    model = open_model(files[1] / "net.onnx")
+    for setup in (Setup(model, (16, 16, 16)), Setup(replace(model, sha256="other"), WINDOW)):
+        open_backend("openvino", setup).close()
+    assert len(compiled) == len(list(cache.glob("*.openvino"))) == 5
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda data: data[:-9], lambda data: data[:60] + bytes([data[60] ^ 1]) + data[61:], lambda data: b"",
+])  # fmt: skip
+def test_a_spoiled_cache_is_compiled_again(files: Any, cache: Path, compiled: list[Any], spoil: Any) -> None:
+    expected = opened(files, OPENVINO).infer(windows(1)[0])
+    (kept,) = cache.glob("*.openvino")
+    kept.write_bytes(spoil(kept.read_bytes()))
+    for _ in range(2):
+        np.testing.assert_array_equal(opened(files, OPENVINO).infer(windows(1)[0]), expected)
+        assert len(compiled) == 2
+
+
+def test_what_openvino_does_not_take_from_the_cache_is_compiled_again(
+    files: Any, cache: Path, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_cache, "load", lambda kind, key: b"nothing that was compiled")
+    opened(files, OPENVINO).infer(windows(1)[0])
+    assert len(compiled) == 1
+
+
+def test_a_cache_that_cannot_be_used_is_no_error(files: Any, cache: Path, compiled: list[Any]) -> None:
+    cache.chmod(0o777)
+    for _ in range(2):
+        opened(files, OPENVINO).close()
+    assert len(compiled) == 2
+
+
+def test_the_oldest_compiled_networks_go(files: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("unet_engine.backends.openvino"), "LATEST", 2)
+    for threads in (1, 2, 3):
+        opened(files, OPENVINO, threads=threads).close()
+    assert len(list(cache.glob("*.openvino"))) == 2
+
+
+def test_openvino_still_converts_for_others() -> None:
+    ov = pytest.importorskip("unet_engine.backends.openvino").ov
+    assert callable(ov.convert_model)
+    with pytest.raises(AttributeError):
+        _ = ov.no_such_thing

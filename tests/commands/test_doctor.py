@@ -1,11 +1,14 @@
 """``unet-engine doctor`` reports what it tried, whatever the libraries do."""
 
+import shlex
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from support.command_line import cli, environment
-from unet_engine.commands import doctor
+from unet_engine.commands import doctor, remedies
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +75,101 @@ def test_nothing_that_works_is_an_error(monkeypatch):
 def test_what_is_missing_is_said_with_what_to_install(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", {"nncf": ("no-such-distribution", "unet-engine[quantize]")})
     assert doctor._installed("nncf") == "not installed; pip install 'unet-engine[quantize]'"
+
+
+# --- --fix ---
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """A machine on which nothing is wrong but what a test makes so."""
+    monkeypatch.setattr(remedies.machine, "gpu_count", lambda: 0)
+    monkeypatch.setattr(remedies, "_has_nvidia", lambda: False)
+    monkeypatch.setattr(remedies, "requires", lambda _: REQUIRED)
+    monkeypatch.setattr(remedies, "version", lambda name: INSTALLED[name] if name in INSTALLED else absent(name))
+    monkeypatch.setattr(remedies, "_limits", list)
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "a" / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+REQUIRED = [
+    "numpy>=2", "nibabel>=5.3; extra == 'nifti'", "h5py>=3.12; extra == 'hdf5'", "onnxruntime>=1.20; extra == 'onnxruntime'",
+    "tifffile>=2025.1; extra == 'tiff'", "imagecodecs; extra == 'tiff' and python_version < '3'", "cuda-core>=1; extra == 'cuda'",
+]  # fmt: skip
+INSTALLED = {"unet-engine": "0.1.0", "numpy": "2.0", "nibabel": "5.1", "onnxruntime-gpu": "1.20", "tifffile": "2025.3"}
+
+
+def absent(name):
+    raise remedies.PackageNotFoundError(name)
+
+
+def named(found):
+    return [(one.why.partition(":")[0], shlex.split(one.command)[-1]) for one in found]
+
+
+def test_what_is_missing_or_too_old_comes_with_the_command_for_this_python(bare):
+    found = remedies.remedies({"stitching": "native extension"})
+    assert named(found) == [("NIfTI (.nii, .nii.gz)", "unet-engine[nifti]"), ("HDF5 and NetCDF 4", "unet-engine[hdf5]")]
+    assert "nibabel>=5.3" in found[0].why
+    assert shlex.split(found[0].command)[:4] == [sys.executable, "-m", "pip", "install"]
+
+
+def test_what_is_for_gpus_is_named_where_there_is_one_and_its_driver_where_none_answers(bare, monkeypatch):
+    assert not any("cuda" in one.command for one in remedies.remedies({}))
+    monkeypatch.setattr(remedies.machine, "gpu_count", lambda: 1)
+    assert remedies.remedies({})[0].command.endswith("'unet-engine[cuda]'")
+    monkeypatch.setattr(remedies.machine, "gpu_count", lambda: 0)
+    monkeypatch.setattr(remedies, "_has_nvidia", lambda: True)
+    for system, command in (
+        ("ubuntu debian", "sudo ubuntu-drivers install"),
+        ("fedora", "sudo dnf install akmod-nvidia"),
+    ):
+        first, _, like = system.partition(" ")
+        monkeypatch.setattr(
+            remedies.platform, "freedesktop_os_release", lambda i=first, l=like: {"ID": i, "ID_LIKE": l}
+        )
+        assert remedies.remedies({})[0].command == command
+    monkeypatch.setattr(remedies.platform, "freedesktop_os_release", lambda: {"ID": "mint", "ID_LIKE": "ubuntu debian"})
+    assert remedies.remedies({})[0].command == "sudo ubuntu-drivers install"
+
+
+def test_a_build_without_the_native_extension_is_built_again(bare):
+    commands = [one.command for one in remedies.remedies({"stitching": "NumPy; reinstall with a C++ compiler"})]
+    assert any("--force-reinstall" in command and "unet-engine==0.1.0" in command for command in commands)
+
+
+def test_a_cache_that_cannot_be_written_is_given_back(bare, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(remedies.os, "access", lambda place, _: place != tmp_path / "a")  # root may write everywhere
+    (found,) = [one for one in remedies.remedies({}) if "chown" in one.command]
+    assert shlex.split(found.command)[-1] == str(tmp_path / "a")
+    assert "the cache" in found.why
+
+
+def test_few_open_files_are_made_more(monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
+    assert [one.command for one in remedies._limits()] == ["ulimit -n 1024"]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    assert not list(remedies._limits())  # nothing that the user may do
+
+
+def test_commands_are_on_stdout_alone_and_none_is_run(bare, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("something was run"))
+    monkeypatch.setattr(doctor, "facts", lambda: {"stitching": "native extension"})
+    said = cli("doctor", "--fix")
+    assert said.code == 0
+    assert [shlex.split(line)[-1] for line in said.out.splitlines()] == ["unet-engine[nifti]", "unet-engine[hdf5]"]
+    assert "# HDF5 and NetCDF 4: needs h5py" in said.err
+    assert cli("doctor", "--fix", "--json").json["remedies"][1]["command"] == said.out.splitlines()[1]
+    monkeypatch.setattr(remedies, "remedies", lambda facts: [])
+    assert "nothing is missing here" in cli("doctor", "--fix").err
+
+
+def test_every_extra_that_users_install_is_for_something():
+    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+        extras = set(tomllib.load(file)["project"]["optional-dependencies"])
+    known = {*remedies._FOR, *remedies._FOR_GPUS}
+    # of networks that are faster, peers, developers, and names for several
+    assert extras - known <= {"ucx", "bench", "test", "dev", "gpu", "cloud", "all"}
+    assert known <= extras

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.arrays import assert_same_bits, seeds
+from unet_engine.model.last_layer import LastLayer
+from unet_engine.model.onnx_rewrite import Rewriting
 from unet_engine.pipeline import reduction
 from unet_engine.pipeline.reduction import REDUCTIONS
 from unet_engine.plan.resampling import AxisResampling
@@ -85,3 +87,39 @@ def test_sums_that_are_not_finite_are_no_error_here() -> None:
         sums = np.full((4, 3, 3, 3), value, np.float32)
         axis = AxisResampling(3, 5, 1)
         assert REDUCTIONS["labels"]("softmax", "uint8").on_grid(sums, [taps(axis, 0, 5, 0)] * 3).shape == (5, 5, 5)
+
+
+@given(
+    regions(),
+    st.sampled_from(sorted(REDUCTIONS)),
+    st.sampled_from(ACTIVATIONS),
+    st.sampled_from((1, 300, 2**20)),
+    seeds,
+)
+@settings(max_examples=100)
+def test_features_are_reduced_as_the_outputs_they_make(
+    case: Any, kind: Any, activation: Any, in_cache: int, seed: int
+) -> None:
+    """A part at a time, of any size, on the grid of the windows and on another."""
+    features, axes = case
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(rng.integers(1, 6), len(features))).astype(np.float32)
+    bias = rng.normal(size=len(weights)).astype(np.float32)
+    last = LastLayer(Rewriting("x"), len(features), len(weights), weights.tobytes() + bias.tobytes())
+    plain, of_features = (
+        REDUCTIONS[kind](activation, DTYPES[kind]),
+        REDUCTIONS[kind](activation, DTYPES[kind], last=last),
+    )
+
+    def outputs(features: Any) -> Any:
+        made = np.empty((len(weights), *features.shape[1:]), np.float32)
+        operations.linear(made, features, weights, bias)
+        return made
+
+    grid = [taps(axis, 0, axis.target, 0) for axis in axes]
+    whole = np.empty((len(features), *(axis.target for axis in axes)), np.float32)
+    operations.interpolate(whole, features, grid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduction, "IN_CACHE", in_cache)
+        assert_same_bits(of_features.on_host(features), plain.on_host(outputs(features)))
+        assert_same_bits(of_features.on_grid(features, grid), plain.on_host(outputs(whole)))

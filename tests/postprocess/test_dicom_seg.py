@@ -9,7 +9,7 @@ import pytest
 import unet_engine
 from support.spoiled import check_refused
 from support.volumes import fake_model
-from unet_engine.errors import OutputError
+from unet_engine.errors import InputError, OutputError
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.convert import convert
 from unet_engine.postprocess.formats import account_of
@@ -183,6 +183,17 @@ def test_spoiled_segmentations_are_refused_in_one_line():
     ct()
     convert(planted(LABELS), "seg.dcm", images="ct")
     check_refused(Path("seg.dcm"), Path("seg.dcm").read_bytes(), 40)
+
+
+@pytest.mark.parametrize("frames", [2**30, 3])
+def test_more_frames_than_a_file_can_have_or_describes_are_refused_before_any_table_is_made(frames):
+    ct()
+    convert(planted(LABELS), "seg.dcm", images="ct")
+    data = pydicom.dcmread("seg.dcm")
+    data.NumberOfFrames = frames
+    data.save_as("seg.dcm")
+    with pytest.raises(InputError, match=rf"seg.dcm is no readable .* says that it has {frames:,} frames, describes"):
+        open_volume("seg.dcm")
 
 
 @pytest.mark.parametrize("key", ["SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"])

@@ -628,3 +628,44 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert len(results) == 12
     assert all(result["native_ms"] > 0 for result in results)
+
+
+# --- the last layer ---
+
+
+@given(shapes(), st.integers(1, 5), st.integers(1, 9), seeds, threads_of)
+def test_a_linear_layer_is_the_reference(shape: tuple[int, ...], k: int, c: int, seed: int, threads: int) -> None:
+    rng = np.random.default_rng(seed)
+    long = (*shape[:-1], shape[-1] * int(rng.choice([1, 17])))  # also more than a register, and than a strip
+    features = strided(rng, values(rng, (c, *long)))
+    weights, bias = values(rng, (k, c), special=0.05), values(rng, (k,), special=0.05)
+    out, expected = strided(rng, np.full((k, *long), 9, np.float32)), np.zeros((k, *long), np.float32)
+    operations.linear(out, features, weights, bias, threads=threads)
+    reference.linear(expected, features, weights, bias)
+    assert_same_bits(np.ascontiguousarray(out), expected)
+
+
+def test_a_linear_layer_is_what_numpy_multiplies(implementation: str) -> None:
+    rng = np.random.default_rng(0)
+    features, weights = rng.normal(size=(7, 3, 5, 300)).astype("f4"), rng.normal(size=(30, 7)).astype("f4")
+    bias, out = rng.normal(size=30).astype("f4"), np.empty((30, 3, 5, 300), np.float32)
+    operations.linear(out, features, weights, bias)
+    expected = np.einsum("kc,czyx->kzyx", weights.astype("f8"), features) + bias.reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"weights": np.zeros((3, 4), np.float32)}, {"bias": np.zeros(2, np.float32)}, {"out": np.zeros((3, 5, 5), "f4")},
+    {"weights": np.zeros((2, 3), np.float32).T}, {"features": np.zeros((0, 5, 6), "f4"), "weights": np.zeros((3, 0), "f4")},
+])  # fmt: skip
+def test_a_linear_layer_of_other_shapes_is_refused(wrong: dict[str, np.ndarray]) -> None:
+    given = {
+        "out": np.zeros((3, 5, 6), np.float32), "features": np.zeros((2, 5, 6), np.float32),
+        "weights": np.zeros((3, 2), np.float32), "bias": np.zeros(3, np.float32),
+    } | wrong  # fmt: skip
+    with pytest.raises(ValueError, match="shape"):
+        operations.linear(**given)
+    if operations._native is not None and given["weights"].flags.c_contiguous:
+        three = {k: v[:, None] if v.ndim == 3 else v for k, v in given.items()}
+        with pytest.raises((ValueError, TypeError)):
+            operations._native.linear(three["out"], three["features"], three["weights"], three["bias"], 1)

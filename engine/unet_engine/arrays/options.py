@@ -24,6 +24,7 @@ class Options(TypedDict, total=False):
     overlap: float | Literal["auto"]
     overlap_tolerance: float | None
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"]
+    blend_at: Literal["auto", "features", "outputs"]
     tiling: str | None
     tolerance: float | None
     tiling_budget: float | None

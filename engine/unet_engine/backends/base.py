@@ -64,7 +64,7 @@ class Setup:
     @property
     def output_shape(self) -> tuple[int, ...]:
         spec = self.model.spec
-        return (self.batch, spec.channels_out, *(w - 2 * m for w, m in zip(self.window, spec.margin, strict=True)))
+        return (self.batch, self.model.blended, *(w - 2 * m for w, m in zip(self.window, spec.margin, strict=True)))
 
 
 ONE_BY_ONE = frozenset({"windows are inferred one by one"})

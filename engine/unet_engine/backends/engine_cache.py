@@ -1,4 +1,4 @@
-"""Engines and timing caches on disk, in the user's own folder. What is read is checked before any library sees it.
+"""Engines, compiled networks and timing caches on disk, in the user's own folder. What is read is checked before any library sees it.
 
 A file is a line with a magic word, one with the SHA-256 of all that follows, one with the key as JSON, and the bytes.
 It is used only if the key in it is the one asked for and the hash fits; anything else is as good as no file, and is
@@ -48,7 +48,7 @@ def name_of(key: Key) -> str:
 
 
 def load(kind: str, key: Key) -> bytes | None:
-    """What was stored as `kind` (``engine`` or ``timing``) under `key`; None where there is nothing, or nothing to be
+    """What was stored as `kind` (``engine``, ``openvino``, ``timing`` …) under `key`; None where there is nothing, or nothing to be
     trusted."""
     try:
         data = (folder() / f"{name_of(key)}.{kind}").read_bytes()
@@ -75,6 +75,14 @@ def store(kind: str, key: Key, value: bytes) -> None:
             Path(name).replace(place / f"{name_of(key)}.{kind}")
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def keep(kind: str, count: int) -> None:
+    """Of what was stored as `kind`, only the latest stay."""
+    with contextlib.suppress(OSError):
+        found = sorted(folder().glob(f"*.{kind}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in found[count:]:
+            path.unlink(missing_ok=True)
 
 
 def _text(key: Key) -> bytes:

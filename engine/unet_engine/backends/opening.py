@@ -5,7 +5,7 @@ A place (`place_of`) answers what depends on that, so that nobody else asks whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -37,6 +37,8 @@ class Wanted:
     stays."""
     trial: Trial = NO_TRIAL
     """What it is warmed up with."""
+    opened: Callable[[], object] = lambda: None
+    """Called when it is loaded, and not yet warm."""
 
 
 class Place(Protocol):
@@ -83,6 +85,7 @@ class OnHost:
 
     def open_fitting(self, library: str, setup: Setup, wanted: Wanted) -> tuple[Network, float]:
         network = self.open(library, setup)
+        wanted.opened()
         return network, network.warm_up(wanted.trial)
 
 
@@ -111,6 +114,7 @@ class OnDevice:
             network: Network | None = None
             try:
                 network = self.open(library, setup)
+                wanted.opened()
                 return network, network.warm_up(wanted.trial)
             except Exception as error:
                 if network:

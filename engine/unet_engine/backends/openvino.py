@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from unet_engine import machine
+from unet_engine.backends import engine_cache
 from unet_engine.backends.base import ANOTHER, Array, Backend, Setup
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.file import attached_network
@@ -16,11 +20,34 @@ from unet_engine.model.onnx_network import network_of
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+# So is its converter of other formats, for that import alone, half of whose time it takes.
+_CONVERTER = "openvino.tools.ovc"
+if "openvino" not in sys.modules:
+    sys.modules[_CONVERTER] = None  # type: ignore[assignment]
 
-import openvino as ov  # noqa: E402  # after the line above
+import openvino as ov  # noqa: E402  # after the lines above
+
+
+def _later(name: str) -> Any:
+    """What was left out of OpenVINO, for others in this process that ask for it."""
+    if name != "convert_model":
+        raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+    return importlib.import_module(_CONVERTER).convert_model
+
+
+if sys.modules.get(_CONVERTER, ov) is None:
+    del sys.modules[_CONVERTER]
+    ov.__getattr__ = _later
 
 __all__ = ["OpenVINOBackend", "library", "ov", "packed", "precisions", "unpacked"]
 
+FORMAT = 1
+KIND = "openvino"
+"""Of what is kept in the user's cache: see `engine_cache`."""
+KEPT = 2**28
+"""Bytes of the largest compiled network that is kept: it has the weights in it."""
+LATEST = 32
+"""Compiled networks that are kept."""
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _ABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
@@ -65,6 +92,47 @@ def _most(setup: Setup) -> int:
     return 2**26 + 4 * sum(p.stat().st_size for p in (model.path, *(model.path.parent / o for o in model.outside)))
 
 
+def _compiled(core: ov.Core, setup: Setup, computed: str) -> Any:
+    """The network for windows of one size: as an earlier run of this user left it, else compiled and kept."""
+    how = {
+        # One thread per stream keeps every window's bytes independent of the number of threads.
+        "NUM_STREAMS": str(setup.threads),
+        "INFERENCE_NUM_THREADS": str(setup.threads),
+        "INFERENCE_PRECISION_HINT": _HINTS[computed],
+        # pinned, the streams of several worker processes would all sit on the first cores
+        "ENABLE_CPU_PINNING": False,
+    }
+    key = _key(setup, how)
+    with suppress(BackendError, RuntimeError):  # no cache, or nothing that this library takes
+        kept = engine_cache.load(KIND, key)
+        if kept is not None:
+            return core.import_model(io.BytesIO(kept), "CPU", how)
+    attached = attached_network(setup.model, setup.network) if setup.network else None
+    model = unpacked(attached, _most(setup)) if attached else core.read_model(network_of(setup.model, setup.batch))
+    model.reshape(list(setup.input_shape))
+    compiled = core.compile_model(model, "CPU", how)
+    with suppress(BackendError, RuntimeError):
+        made = io.BytesIO()
+        compiled.export_model(made)
+        if made.tell() <= KEPT:
+            engine_cache.store(KIND, key, made.getvalue())
+            engine_cache.keep(KIND, LATEST)
+    return compiled
+
+
+def _key(setup: Setup, how: dict[str, Any]) -> engine_cache.Key:
+    """All that decides what is compiled."""
+    return {
+        "format": FORMAT,
+        "network": setup.network or setup.model.sha256,
+        "features": setup.model.gives_features,
+        "library": library(setup.device),
+        "processor": machine.processor(),
+        "shape": list(setup.input_shape),
+        "how": how,
+    }
+
+
 class OpenVINOBackend(Backend):
     name = "openvino"
 
@@ -80,21 +148,8 @@ class OpenVINOBackend(Backend):
                 f"this processor does not compute in {computed}, in which {setup.model.path.name} was judged; quantize "
                 "here again"
             )
-        hint = _HINTS[computed]
         try:
-            attached = attached_network(setup.model, setup.network) if setup.network else None
-            model = (
-                unpacked(attached, _most(setup)) if attached else core.read_model(network_of(setup.model, setup.batch))
-            )
-            model.reshape(list(setup.input_shape))
-            # One thread per stream keeps every window's bytes independent of the number of threads.
-            compiled = core.compile_model(model, "CPU", {
-                "NUM_STREAMS": str(setup.threads),
-                "INFERENCE_NUM_THREADS": str(setup.threads),
-                "INFERENCE_PRECISION_HINT": hint,
-                # pinned, the streams of several worker processes would all sit on the first cores
-                "ENABLE_CPU_PINNING": False,
-            })  # fmt: skip
+            compiled = _compiled(core, setup, computed)
         except (RuntimeError, UnicodeDecodeError) as error:
             raise ModelError(
                 f"{setup.model.path}: OpenVINO refuses the network at windows of {setup.window}: {_cause(error)}; "

@@ -17,6 +17,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,12 +33,17 @@ from unet_engine.errors import BackendError, first_line
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_network import network_of
 from unet_engine.model.onnx_shapes import images_of
+from unet_engine.stitching import operations
 from unet_engine.version import version_of
 
 FORMAT = 1
 KIND = "opinion"
 TOLERANCE = 1e-3
 """Of the range of the outputs: libraries round differently, by 1e-6 to 2e-4 of it."""
+TOLERANCES = {"fp32": TOLERANCE, "bf16": 3e-2, "fp16": 3e-3}
+"""The same where the last layer is computed in another precision than the others."""
+SMALL = 2**26
+"""Bytes of the outputs of the window that a last layer is tried on, where the network takes one so small."""
 SECONDS, SECONDS_ON_GPU = 120, 900
 """How long to wait, on a GPU for an engine to be built too."""
 ARBITER_SECONDS = 30
@@ -104,7 +110,25 @@ def asked(setup: Setup, library: str, window: Array, on: str = "data") -> Opinio
     other = other_for(setup.model, library, setup.device)
     if other is None:
         return None
-    key = _key(setup, library, other, on)
+    return _kept(_key(setup, library, other, on), setup, library, other, window)
+
+
+def of_last_layer(setup: Setup, library: str, window: Array) -> Opinion:
+    """Whether the network without its last layer (`ModelFile.gives_features`), which is applied to what it gives, does
+    what the whole does, both run by `library`. It is a matter of single voxels, so a part of the window will do."""
+    spec, size = setup.model.spec, setup.window
+    while 4 * spec.channels_out * prod(size) > SMALL and (smaller := spec.smaller_window(size)):
+        size = smaller
+    setup = replace(setup, window=size)
+    begins = [(w - s) // 2 for w, s in zip(window.shape[1:], size, strict=True)]
+    window = window[(slice(None), *(slice(b, b + s) for b, s in zip(begins, size, strict=True)))]
+    other = Other(library, setup.device)
+    key = {**_key(setup, library, other, "data"), "last layer": setup.precision}
+    return _kept(key, setup, library, other, window)
+
+
+def _kept(key: engine_cache.Key, setup: Setup, library: str, other: Other, window: Array) -> Opinion:
+    """What was found earlier under `key`, or is found now and kept."""
     opinion = _stored(key)
     if opinion is None:
         opinion, lasting = _found(setup, library, other, window)
@@ -178,14 +202,15 @@ def main() -> None:
 def compare(setup: Setup, library: str, other: Other, window: Array) -> Opinion:
     """One window through both, at the same time."""
     names = _version(library), _version(other.library)
-    second = open_backend(other.library, replace(setup, device=other.device))
+    whole = replace(setup.model, gives_features=False)
+    second = open_backend(other.library, replace(setup, device=other.device, model=whole))
     second.input(0)[...] = window
     second.start(0)
     try:
         first = open_backend(library, setup)
         first.input(0)[...] = window
         first.start(0)
-        ours = np.array(first.result(0)[0], np.float32)
+        ours = _outputs(setup.model, np.array(first.result(0)[0], np.float32))
     except Exception as error:  # whatever it says, the other one may do it
         second.result(0)
         return Opinion(*names, wrong="first", why=first_line(error))
@@ -193,10 +218,19 @@ def compare(setup: Setup, library: str, other: Other, window: Array) -> Opinion:
     difference = apart(ours, theirs)
     if difference is None:
         return Opinion(*names, why="the outputs are not finite")
-    if difference <= TOLERANCE:
+    if difference <= TOLERANCES.get(setup.precision, TOLERANCE):
         return Opinion(*names, difference)
     wrong, why = _arbitrated(setup, other, window, ours, theirs)
     return Opinion(*names, difference, wrong, why)
+
+
+def _outputs(model: ModelFile, given: Array) -> Array:
+    """What the network says, of what a library gives: outputs, or the features that they are made of."""
+    if model.ahead is None:
+        return given
+    outputs = np.empty((model.ahead.outputs, *given.shape[1:]), np.float32)
+    operations.linear(outputs, given, model.ahead.weights, model.ahead.bias)
+    return outputs
 
 
 def apart(ours: Array, theirs: Array) -> float | None:
@@ -219,6 +253,8 @@ def apart(ours: Array, theirs: Array) -> float | None:
 
 def _arbitrated(setup: Setup, other: Other, window: Array, ours: Array, theirs: Array) -> tuple[Any, str]:
     """Who of the two is wrong, and who says so."""
+    if setup.model.gives_features:
+        return "first", "the whole network says so"
     truth = _reference(setup, window) if setup.model.format == "onnx" else None
     if truth is not None and truth.shape == ours.shape:
         first, second = apart(ours, truth), apart(theirs, truth)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +17,7 @@ import click
 from unet_engine.commands import interruption, running, streams
 from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.converting import convert_command
+from unet_engine.commands.describing import schema_command
 from unet_engine.commands.farewell import INTERRUPTED, TRACEBACK, said_of
 from unet_engine.commands.importing import import_command
 from unet_engine.commands.models import COMMANDS
@@ -25,6 +26,7 @@ from unet_engine.commands.options import (
     PLACE,
     Command,
     cluster_options,
+    for_machines,
     running_options,
     settings_options,
     several_options,
@@ -33,6 +35,7 @@ from unet_engine.commands.sources import model_of, with_model
 from unet_engine.commands.viewing import view_command
 from unet_engine.errors import OutputError, SettingsError, UnetEngineError
 from unet_engine.hanging import end
+from unet_engine.profiling import beginning
 from unet_engine.redaction import guard_streams
 
 if TYPE_CHECKING:
@@ -48,6 +51,9 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
 @click.version_option(package_name="unet-engine")
+@click.option(
+    "--json", is_flag=True, expose_value=False, callback=for_machines, help="As --json of the command that follows."
+)
 def app() -> None:
     """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result.
 
@@ -63,7 +69,8 @@ def app() -> None:
     unet-engine export weights.pth --factory m:f …    a model file from a trained network
     unet-engine quantize net.onnx --calibrate s.zarr  make it faster, proved on your own data
     unet-engine bench                                 what runs fastest on this machine
-    unet-engine doctor                                what works on this machine, and what to install
+    unet-engine doctor                                what works on this machine; --fix: the commands for what does not
+    unet-engine schema settings                       JSON schemas of settings, specs, results and errors
 
     Exit codes: 0 done, 2 options, 3 input, 4 voxels, 5 model, 6 back end, 7 does not fit, 8 output, 9 not resumable,
     10 cluster, 11 some of several volumes, 130 interrupted (resumable).
@@ -267,7 +274,15 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(json.dumps(facts))
 
 
-for _command in (import_command, convert_command, *COMMANDS, *OBJECT_COMMANDS, view_command, bench_command):
+for _command in (
+    import_command,
+    convert_command,
+    *COMMANDS,
+    *OBJECT_COMMANDS,
+    view_command,
+    bench_command,
+    schema_command,
+):
     app.add_command(_command)
 
 
@@ -282,8 +297,13 @@ def _required(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"unet-engine: {' '.join(message.split())}", err=True)
+def _fail(message: str, code: int, kind: str = "SettingsError") -> NoReturn:
+    """One line for people on stderr, and with --json one for programs on stdout."""
+    line = " ".join(message.split())
+    click.echo(f"unet-engine: {line}", err=True)
+    if "--json" in sys.argv[1:]:
+        with suppress(OSError):  # nobody reads it
+            click.echo(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
     sys.exit(code)
 
 
@@ -304,7 +324,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 def _end(message: str, code: int) -> NoReturn:
     _over.append(True)
-    _fail(message, code)
+    _fail(message, code, "Interrupted")
 
 
 def _heed_signals() -> None:
@@ -320,6 +340,7 @@ def _heed_signals() -> None:
 def main() -> None:
     """Entry point: errors become one line and their exit code; SIGTERM ends a run like Ctrl-C, resumable."""
     _heed_signals()
+    beginning.of_this_process()
     streams.prepare()
     guard_streams()
     try:
@@ -329,9 +350,11 @@ def main() -> None:
     try:
         app(prog_name="unet-engine", standalone_mode=False)
         if unsaid := streams.unsaid():
-            _fail(f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code)
+            _fail(
+                f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code, "OutputError"
+            )
     except (UnetEngineError, click.ClickException) as error:
-        _fail(*said_of(error))
+        _fail(*said_of(error), "UsageError" if isinstance(error, click.ClickException) else type(error).__name__)
     except (KeyboardInterrupt, click.Abort) as error:
         _end(*said_of(error))
     except Exception as error:
@@ -339,4 +362,4 @@ def main() -> None:
             _end(interruption.said(), INTERRUPTED)
         if os.environ.get(TRACEBACK):
             raise
-        _fail(*said_of(error))
+        _fail(*said_of(error), type(error).__name__)

@@ -53,7 +53,7 @@ PACKAGES = {
     "onnxscript": ("onnxscript", "unet-engine[export]"),
 }
 """Per library the distribution that brings it, and what to install for it."""
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx"),
     "onnxruntime": ("onnxruntime-gpu",),
 }
@@ -109,7 +109,7 @@ def _there(name: str) -> bool:
 
 def _installed(name: str) -> str:
     distribution, install = PACKAGES[name]
-    for candidate in (distribution, *_OTHER_NAMES.get(name, ())):
+    for candidate in (distribution, *OTHER_NAMES.get(name, ())):
         if found := version_of(candidate):
             return found
     return f"not installed; pip install '{install}'"

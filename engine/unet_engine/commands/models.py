@@ -192,14 +192,20 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
 
 
 @click.command("doctor", cls=Command)
+@click.option(
+    "--fix", is_flag=True, help="Try nothing: print the exact commands for what is missing here, and run none of them."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def doctor_command(as_json: bool) -> None:  # noqa: FBT001
+def doctor_command(fix: bool, as_json: bool) -> None:  # noqa: FBT001
     """Show what this machine has and which back ends and precisions work here, by running a small network on each."""
     from dataclasses import asdict
 
     from unet_engine.commands import doctor, screen
 
     found = doctor.facts()
+    if fix:
+        _show_remedies(found, as_json=as_json)
+        return
     console = screen.stderr() if as_json else screen.stdout()
     if not as_json:
         console.pairs([(name.replace("_", " "), text) for name, text in found.items()])
@@ -210,6 +216,23 @@ def doctor_command(as_json: bool) -> None:  # noqa: FBT001
         _show_checks([asdict(c) for c in checks], console)
     if not any(check.works for check in checks):
         raise BackendError("no back end works here; reinstall with: pip install --force-reinstall unet-engine")
+
+
+def _show_remedies(facts: dict[str, str], *, as_json: bool) -> None:
+    """Reasons for people on stderr, commands on stdout."""
+    from dataclasses import asdict
+
+    from unet_engine.commands.remedies import remedies
+
+    found = remedies(facts)
+    if as_json:
+        click.echo(json.dumps({"remedies": [asdict(one) for one in found]}))
+        return
+    for one in found:
+        click.echo(f"# {one.why}", err=True)
+        click.echo(one.command)
+    if not found:
+        _tell("nothing is missing here")
 
 
 def _show_checks(checks: list[dict[str, Any]], console: Any) -> None:

@@ -33,12 +33,22 @@ class Command(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.meta.get(_FOR_MACHINES) and "--json" not in args:
+            args = ["--json", *args]
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for option, times in Counter(order).items():
                 if times > 1 and isinstance(option, click.Option) and not (option.multiple or option.is_flag):
                     raise click.UsageError(f"{option.opts[0]} is given {times} times; give it once", ctx)
         return super().parse_args(ctx, args)
+
+
+_FOR_MACHINES = "unet_engine.json"
+
+
+def for_machines(ctx: click.Context, _option: click.Parameter, given: bool) -> None:  # noqa: FBT001
+    """``--json`` before the name of a command means that of the command."""
+    ctx.meta[_FOR_MACHINES] = given
 
 
 def joined(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> str | None:
@@ -121,6 +131,12 @@ _SETTINGS = [
         "--blend",
         metavar="MODE",
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
+    ),
+    click.option(
+        "--blend-at",
+        metavar="WHAT",
+        help="outputs of the network, or the features before its last layer, which gives the same and moves less; "
+        "default: auto, features where classes are many.",
     ),
     click.option(
         "--tiling",

@@ -170,6 +170,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         *([("outside", f"{', '.join(f['outside'][:8])} is written there")] if f["outside"] else []),
         ("window", f"{times(prepared.job.setup.window)}, {_stride(plan)}, {plan.axes[0].blend}, "
                    f"stitched in {f['stitching']}"),
+        *_blended(prepared),
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
         *([("tiling", prepared.tiling.line)] if prepared.tiling else []),
         *_frontier(prepared),
@@ -195,6 +196,13 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
         ("digest", plan.digest),
     ]  # fmt: skip
+
+
+def _blended(prepared: Prepared) -> list[tuple[str, str]]:
+    """What is blended, where that is not what the network gives."""
+    last = prepared.job.model.ahead
+    said = f"the {last.features} features that the last layer makes {last.outputs} outputs of" if last else ""
+    return [("blended", said)] if said else []
 
 
 def _frontier(prepared: Prepared) -> list[tuple[str, str]]:

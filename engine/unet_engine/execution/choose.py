@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from unet_engine import machine
-from unet_engine.cluster import connection
 from unet_engine.errors import PlanError
-from unet_engine.execution.dask.team import HANG_SECONDS, DaskTeam
 from unet_engine.execution.local import LocalTeam
 from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Team
@@ -39,6 +37,13 @@ def team(settings: Settings, tell: Tell = silent, given: Given = NOTHING) -> Ite
 @contextmanager
 def teams(settings: Settings) -> Iterator[Make]:
     """Makes teams of the same processes for one run after the other. Raises as `team`."""
+    asked = settings.workers or settings.scheduler or settings.cluster or (settings.gpus or 1) > 1
+    if not asked:
+        yield LocalTeam
+        return
+    from unet_engine.cluster import connection
+    from unet_engine.execution.dask.team import HANG_SECONDS, DaskTeam
+
     if not connection.wants_cluster(settings):
         yield LocalTeam
         return

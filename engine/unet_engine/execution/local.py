@@ -9,7 +9,6 @@ from typing import Any
 from unet_engine import machine
 from unet_engine.backends.base import Network
 from unet_engine.backends.opening import place_of
-from unet_engine.cluster import connection
 from unet_engine.execution.hands import Hands, here
 from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Pending
@@ -20,6 +19,7 @@ from unet_engine.pipeline.worker import Opened, Sink, Worker
 from unet_engine.prepare.given import NOTHING, Given, Ready
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import Survey, check_output, survey
+from unet_engine.profiling.beginning import SURVEY, Beginning
 from unet_engine.profiling.stages import SPANS, Snapshot
 from unet_engine.settings import Settings
 from unet_engine.units import Tell, silent
@@ -38,14 +38,20 @@ class LocalTeam:
         self.workers: list[Worker] = []
         """One for each device, once it is prepared."""
         self._profile: dict[str, Snapshot] = {}
-        note = connection.cuda_cluster_note(settings)
-        self.notes: tuple[str, ...] = (note,) if note else ()
+        self._clock = Beginning()
+        self.notes: tuple[str, ...] = ()
+        if (settings.gpus or 1) > 1:
+            from unet_engine.cluster.connection import cuda_cluster_note
+
+            note = cuda_cluster_note(settings)
+            self.notes = (note,) if note else ()
 
     def prepare(self) -> Prepared:
         surveyed = survey(self._settings, self._given)
         if self.sink is None:
             check_output(surveyed)
-        prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed))
+        self._clock.done(SURVEY)
+        prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed), clock=self._clock)
         volume, devices = self._given.volume and surveyed.volume, prepared.survey.devices
         # the first takes over the network that planning loaded
         kept = self.sink(prepared.job) if self.sink else None
@@ -109,7 +115,12 @@ class LocalTeam:
         return here(self._settings.memory)
 
     def facts(self) -> dict[str, Any]:
-        return {"peak_rss_bytes": machine.peak_resident_bytes(), "processors": (machine.processor(),)}
+        begun = [worker.tally.first for worker in self.workers if worker.tally.first is not None]
+        return {
+            "peak_rss_bytes": machine.peak_resident_bytes(),
+            "processors": (machine.processor(),),
+            "start": self._clock.facts(min(begun, default=None)),
+        }
 
     def give(self) -> Network | None:
         return self.workers[0].give() if self.workers and self._leg is None else None

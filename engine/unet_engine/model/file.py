@@ -22,11 +22,11 @@ from unet_engine.model import credit as credits
 from unet_engine.model.attached import judged_network, network_bytes, verdicts
 from unet_engine.model.ending import UNPROVED, Ending, applied_again
 from unet_engine.model.ensemble import chosen, combined_hash, common_spec, listed, weighted
+from unet_engine.model.last_layer import LastLayer
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.onnx_file import read_onnx
 from unet_engine.model.onnx_rewrite import INTEGERS, Rewriting
 from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec, plain_name, read_toml
-from unet_engine.model.torch_file import read_torch
 from unet_engine.model.verdict import Verdict
 from unet_engine.paths import check_file, several
 
@@ -86,6 +86,11 @@ class ModelFile:
     inside: str | None = None
     """Which network of an ONNX file of several: the SHA-256 of what is attached, empty for the file's own. None: the
     file has one."""
+    last: LastLayer | None = None
+    """Its last layer, where that is linear and of one voxel: what goes into it can be blended in place of the
+    outputs."""
+    gives_features: bool = False
+    """Whether a library is handed the network without its last layer."""
     asked: tuple[str, str | None, str | None] = ("", None, None)
     """Which files and which of their networks were asked for, and with what weights; see `open_model`."""
 
@@ -99,6 +104,16 @@ class ModelFile:
         """What each of the networks counts in the mean; all together one."""
         total = sum(network.weight for network in self.networks)
         return tuple(network.weight / total for network in self.networks)
+
+    @property
+    def blended(self) -> int:
+        """Channels of what a library gives for a window, which are blended."""
+        return self.last.features if self.last and self.gives_features else self.spec.channels_out
+
+    @property
+    def ahead(self) -> LastLayer | None:
+        """The last layer, where it is still to be applied to what a library gives."""
+        return self.last if self.gives_features else None
 
     @property
     def named(self) -> str:
@@ -300,6 +315,8 @@ def _alone(path: Path, window: tuple[int, ...] | None, activation: Activation | 
     if kind == "fake":
         spec = ModelSpec.written(read_toml(path).get("spec", {}), path)
         return ModelFile(path, kind, sha256, spec).activated(activation)
+    from unet_engine.model.torch_file import read_torch
+
     found = read_torch(path, kind, activation, head)
     return ModelFile(
         path, kind, sha256, found.spec, ends_in=found.ends_in, proved=found.proved,
@@ -341,6 +358,7 @@ def _onnx(
         guessed=not found.described and not found.ends_in,
         inside=inside,
         credit=credits.read(path),
+        last=found.last,
     ).activated(activation)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from unet_engine.errors import ModelError, UnetEngineError, first_line
 from unet_engine.model.ending import UNPROVED, Ending, refusal
+from unet_engine.model.last_layer import LastLayer, last_layer
 from unet_engine.model.onnx_ending import ending, proved_of
 from unet_engine.model.onnx_foreign import Found, image_of, look
 from unet_engine.model.onnx_outside import weights_outside
@@ -41,6 +42,8 @@ class OnnxFile:
     """Whether what the outputs are was said, in the file or beside it, or follows from an ArgMax behind them."""
     output: str = ""
     """Name of the output in a graph without a spec."""
+    last: LastLayer | None = None
+    """Its last layer, where that is linear and of one voxel."""
 
 
 def read_onnx(
@@ -64,14 +67,14 @@ def read_onnx(
             raise ValueError("its graph is empty")
         spec_text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
         weights = weights_outside(model, path)
+        plain = flat(model)
         found = (
-            _foreign(path, flat(model), window, weights, activation, head) if spec_text is None
-            else _carried(path, flat(model), ModelSpec.exported(spec_text, path), weights, head)
+            _foreign(path, plain, window, weights, activation, head) if spec_text is None
+            else _carried(path, plain, ModelSpec.exported(spec_text, path), weights, head)
         )  # fmt: skip
         # not every library knows functions of a file's own
-        return replace(
-            found, rewriting=replace(found.rewriting, changes=found.rewriting.changes or len(model.functions) > 0)
-        )
+        rewriting = replace(found.rewriting, changes=found.rewriting.changes or len(model.functions) > 0)
+        return replace(found, rewriting=rewriting, last=last_layer(plain, path, rewriting))
     except UnetEngineError:
         raise
     except Exception as error:  # the parser and shape inference raise what they like, down to UnicodeDecodeError

@@ -15,7 +15,7 @@ from unet_engine.model.onnx_shapes import flat
 def network_of(model: ModelFile, batch: int = 1) -> Path | bytes:
     """The network of an ONNX model, for `batch` windows at once: its path where the file is run as it is, else the
     bytes of the graph, with its weights. Raises `ModelError` where it cannot be read, or becomes too large."""
-    how = model.rewriting
+    how = model.ahead.rewriting if model.ahead else model.rewriting
     if how is None or (not how.changes and model.saved_batch in (None, batch)):
         return model.path if model.inside is None else network_bytes(model.path, model.inside)
     return _rewritten(model.path, model.inside, model.sha256, how, batch)

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from unet_engine.errors import OutputError, first_line, writing
+from unet_engine.errors import OutputError, first_line, of_store, writing
 from unet_engine.output.journal import Journal, LocalJournal, RemoteJournal
 from unet_engine.output.stored import Stored
 from unet_engine.paths import is_local
@@ -201,8 +201,10 @@ def read_header(path: str) -> dict[str, Any] | None:
     """Our header of the group at `path`; None where there is no such group, or nothing of ours in it."""
     try:
         header = stores.open_group(path, "r").attrs.get(PROVENANCE)
-    except Exception:  # whatever it is, we did not write it
-        return None
+    except Exception as error:
+        if lost := of_store(error):
+            raise OutputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
+        return None  # whatever it is, we did not write it
     return dict(header) if isinstance(header, dict) else None
 
 

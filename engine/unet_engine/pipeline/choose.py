@@ -5,7 +5,6 @@ from __future__ import annotations
 from unet_engine.backends.base import Backend, Network
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.pipeline.base import Pipeline
-from unet_engine.pipeline.gpu.pipeline import DevicePipeline
 from unet_engine.pipeline.host import HostPipeline
 from unet_engine.pipeline.job import Job, Tally
 from unet_engine.profiling.recorder import Recorder
@@ -15,5 +14,7 @@ def pipeline_of(job: Job, network: Network, tally: Tally, recorder: Recorder, vo
     """The pipeline of one worker. voxel_bytes: of one voxel of the volume, all channels together."""
     on_device = [member for member in network.members if isinstance(member, DeviceBackend)]
     if on_device:
+        from unet_engine.pipeline.gpu.pipeline import DevicePipeline
+
         return DevicePipeline(job, on_device, tally, voxel_bytes, recorder)
     return HostPipeline(job, [member for member in network.members if isinstance(member, Backend)], tally, recorder)

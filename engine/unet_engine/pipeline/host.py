@@ -86,7 +86,7 @@ class HostPipeline:
                     yield from flight.pop()
                 continue
             task, raw = item
-            shape = (self._job.model.spec.channels_out, *task.block.sums.shape)
+            shape = (self._job.model.blended, *task.block.sums.shape)
             predicted = HostPredicted(task, self._memory.zeros(shape))
             windows = Windows(self._job, task, raw)
             for window, ring, pose in self._calls(task, windows, flight.rings):
@@ -193,6 +193,7 @@ class _Flight:
         return bool(self.entries) and (isinstance(self.entries[0], HostPredicted) or self.entries[0].ring is None)
 
     def push(self, predicted: HostPredicted, window: Index, windows: Windows, pose: Pose, ring: _Ring) -> None:
+        self.tally.begin()
         self.entries.append(_Cut(predicted, window, ring, *ring.put(windows, window, pose), pose))
 
     def push_empty(self, predicted: HostPredicted, window: Index) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -77,7 +78,7 @@ class Job:
     @property
     def skipped(self) -> tuple[float, ...]:
         """What a window that was left out is added as, for each output channel."""
-        return self.model.spec.empty or (0.0,) * self.model.spec.channels_out
+        return self.model.spec.empty or (0.0,) * self.model.blended
 
     @property
     def fed(self) -> Scaling:
@@ -138,7 +139,9 @@ class Job:
     def reduction(self) -> Reduction:
         """What turns finished sums into voxels of the output."""
         spec = self.model.spec
-        return REDUCTIONS[self.kind](spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of)
+        return REDUCTIONS[self.kind](
+            spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of, self.model.ahead
+        )
 
 
 @dataclass(slots=True)
@@ -161,6 +164,13 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sum = Counters()
+        self.first: float | None = None
+        """When the first window went into a network, by `time.perf_counter`."""
+
+    def begin(self) -> None:
+        """A window goes into a network."""
+        if self.first is None:
+            self.first = time.perf_counter()
 
     def add(self, **amounts: int) -> None:
         """Add to the counters of these names."""

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from unet_engine.backends.base import Array
+from unet_engine.model.last_layer import LastLayer
 from unet_engine.model.spec import Activation
 from unet_engine.plan.box import Box
 from unet_engine.stitching import operations
@@ -25,6 +26,8 @@ from unet_engine.stitching.interpolation import Taps
 TILE = (4, 16, 64)
 """Voxels of the output that are made together where sums are interpolated: rows in sixteens, as
 `cpp_ext/interpolate.hpp` lays so many side by side."""
+IN_CACHE = 2**20
+"""Bytes of outputs that are made of features together."""
 CLEAR = 1e-5
 """Part of the largest sum by which another one has to lie below it, so that rounding cannot make them equal."""
 
@@ -55,6 +58,8 @@ class Reduction(ABC):
     """See `ModelSpec.threshold`."""
     of: Literal["outputs", "probabilities"] = "outputs"
     """What is interpolated, see `Resampling.of`."""
+    last: LastLayer | None = None
+    """What makes outputs of the sums, where features were summed in place of them."""
     kind: ClassVar[Kind]
 
     @property
@@ -68,8 +73,22 @@ class Reduction(ABC):
 
     def on_host(self, sums: Array) -> Array:
         """Voxels for `sums`, (channels, *write) float32, which may be changed."""
+        if self.last is not None:
+            return self._of_features(sums, self.last)
         out = np.empty(self.shape(sums.shape), self.dtype)
         self._reduce(sums, out)
+        return out
+
+    def _of_features(self, sums: Array, last: LastLayer) -> Array:
+        """The same of features: some rows at a time, whose outputs stay in the cache and never are there as a whole."""
+        shape = sums.shape[1:]
+        out = np.empty(self.shape((last.outputs, *shape)), self.dtype)
+        rows = max(1, IN_CACHE // (4 * last.outputs * shape[-1]))
+        tile = (*(1,) * (len(shape) - 2), min(rows, shape[-2]), shape[-1])
+        scratch = np.empty(last.outputs * prod(tile), np.float32)
+        for box in Box.of_shape(shape).cells(tile):
+            place: tuple[Any, ...] = (..., *box.slices())
+            self._reduce(_outputs(sums[place], last, scratch), out[place])
         return out
 
     def on_grid(self, sums: Array, grid: Sequence[Taps]) -> Array:
@@ -79,7 +98,7 @@ class Reduction(ABC):
         if self.of == "probabilities" and self.kind != "logits":
             return self._activated(sums).on_grid(sums, grid)
         shape = tuple(axis.size for axis in grid)
-        out = np.empty(self.shape((len(sums), *shape)), self.dtype)
+        out = np.empty(self.shape((self.last.outputs if self.last else len(sums), *shape)), self.dtype)
         tile = tuple(min(n, t) for n, t in zip(shape, TILE[-len(shape) :], strict=True))
         scratch = np.empty((len(sums), prod(tile)), np.float32)
         for box in Box.of_shape(shape).cells(tile):
@@ -105,6 +124,8 @@ class Reduction(ABC):
         there = scratch[: len(sums)].ravel()[: len(sums) * prod(axis.size for axis in grid)]
         there = there.reshape(len(sums), *(axis.size for axis in grid))
         operations.interpolate(there, sums, grid)
+        if self.last is not None:
+            there = _outputs(there, self.last, np.empty(self.last.outputs * prod(there.shape[1:]), np.float32))
         self._reduce(there, out)
 
     @abstractmethod
@@ -142,7 +163,8 @@ class Labels(Reduction):
         """Without the classes that cannot be the largest anywhere in the tile: between voxels nothing is above the
         larger or below the smaller one, so those lie below another class throughout. Regions do not exclude one
         another: none is left out."""
-        if self.regions is not None or len(sums) < 3 or any(axis.weights.min() < 0 for axis in grid):
+        ordered = len(sums) >= 3 and all(axis.weights.min() >= 0 for axis in grid)
+        if self.last is not None or self.regions is not None or not ordered:
             super()._reduce_tile(sums, grid, scratch, out)
             return
         sums = np.ascontiguousarray(sums)
@@ -187,6 +209,14 @@ class Logits(Reduction):
 
     def _reduce(self, sums: Array, out: Array) -> None:
         operations.logits(sums, out)
+
+
+def _outputs(features: Array, last: LastLayer, scratch: Array) -> Array:
+    """The outputs for `features`, (channels, *spatial), in the memory of `scratch`."""
+    shape = features.shape[1:]
+    there: Array = scratch[: last.outputs * prod(shape)].reshape(last.outputs, *shape)
+    operations.linear(there, features, last.weights, last.bias)
+    return there
 
 
 def _part(sums: Array, grid: Sequence[Taps], box: Box) -> tuple[list[Taps], Array]:

@@ -47,7 +47,7 @@ def _along(spec: ModelSpec, tiling: Tiling, a: int, size: int) -> AxisGrid:
 
 def windows_per_block(survey: Survey, tiling: Tiling) -> int:
     """Windows of a default block: batches divide it."""
-    return prod(default_block(grid(survey, tiling), survey.model.spec.channels_out))
+    return prod(default_block(grid(survey, tiling), survey.model.blended))
 
 
 MOST_WINDOWS = 2**22
@@ -69,7 +69,7 @@ class Draft:
         into columns."""
         survey, spec, window = self.survey, self.survey.model.spec, decisions.tiling.window
         axes = grid(survey, decisions.tiling)
-        block = default_block(axes, spec.channels_out)
+        block = default_block(axes, survey.model.blended)
         plan = Plan(
             names=survey.volume.spatial,
             axes=axes,
@@ -136,7 +136,7 @@ class Draft:
         again = bool(job.nodata) and job.outside is not None
         return Sizes(
             raw=volume.voxel_bytes,
-            sums=4 * self.survey.model.spec.channels_out,
+            sums=4 * self.survey.model.blended,
             out=job.layout.voxel_bytes,
             # of a mask on the scan's grid what is read, and which of it is inside, twice
             source=scan.voxel_bytes + 4 * scan.channels + found + (mask.reading_bytes + 2 if mask else 0),

@@ -8,6 +8,7 @@ from typing import Any
 
 from unet_engine.backends.base import Network, Setup
 from unet_engine.plan.resampling import AxisResampling
+from unet_engine.prepare import blending
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
@@ -47,6 +48,7 @@ def identity(
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,
+        **({blending.KEY: "features"} if survey.model.gives_features else {}),
         **({"shared": list(tiling.shared)} if tiling.shared is not None else {}),
         "padding": settings.padding_mode,
         "normalization": [str(spec.normalization), *scale.facts().values()],

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
+from typing import TYPE_CHECKING
 
 from unet_engine import machine
 from unet_engine.backends.base import NO_TRIAL, Array, Network, Setup, Trial
@@ -19,7 +20,7 @@ from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
-from unet_engine.prepare import tiling, tiling_choice
+from unet_engine.prepare import blending, tiling_choice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
@@ -28,15 +29,17 @@ from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outside import about_marks
-from unet_engine.prepare.overlap import search
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.second import compared
 from unet_engine.prepare.survey import Survey
-from unet_engine.prepare.tiling import Memory
 from unet_engine.prepare.tiling_choice import TilingChoice
+from unet_engine.profiling.beginning import COMPILING, OPINION, PLANNING, SAMPLES, WARMING, Beginning
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling
+
+if TYPE_CHECKING:
+    from unet_engine.prepare.tiling import Memory
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,25 @@ class Prepared:
 
 
 def prepare(
-    survey: Survey, workers: int = 0, present: int = 1, tell: Tell = silent, ready: Ready | None = None
+    survey: Survey,
+    workers: int = 0,
+    present: int = 1,
+    tell: Tell = silent,
+    ready: Ready | None = None,
+    clock: Beginning | None = None,
 ) -> Prepared:
     """Load the network once and plan, for this process or for the `workers` of a cluster, of whom so many are
     `present`. `tell` hears of what takes long. `ready`: a network that is loaded already, and may be in use; taken
-    where it is the one that would be opened, discarded otherwise.
+    where it is the one that would be opened, discarded otherwise. `clock`: is told what is done.
 
     Raises `ModelError`, `BackendError` or `PlanError` where that does not work."""
     machine.return_freed_blocks()
-    notes = list(survey.notes)
-    loaded = _open(survey, notes, ready)
+    notes, clock = list(survey.notes), clock or Beginning()
+    loaded = _open(survey, notes, ready, clock)
     try:
-        return _prepared(loaded, notes, workers, present, tell)
+        prepared = _prepared(loaded, notes, workers, present, tell)
+        clock.done(PLANNING)
+        return prepared
     except BaseException:
         if loaded.look is None:  # else it is another's
             loaded.draft.network.close()
@@ -139,7 +149,7 @@ class _Loaded:
     look: Callable[[Network], list[str]] | None = None
 
 
-def _open(survey: Survey, notes: list[str], ready: Ready | None) -> _Loaded:
+def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginning) -> _Loaded:
     settings, place = survey.settings, place_of(survey.devices[0])
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = samples.fingerprint(survey.scan)
@@ -148,7 +158,11 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None) -> _Loaded:
     _about_inputs(survey, scale, notes)
     seen = Outputs()
     trial = _trial(survey, scale, seen)
+    clock.done(SAMPLES)
     survey = compared(survey, trial.cut(survey.window), notes)
+    survey = blending.decided(survey, trial.cut(survey.window), notes)
+    clock.done(OPINION)
+    trial = replace(trial, look=blending.through(survey.model.ahead, trial.look))
     choice = survey.choice
     setup = Setup(
         survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
@@ -162,9 +176,11 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None) -> _Loaded:
             return _Loaded(draft, ready.seconds, ready.base, ready, partial(_looked, survey, trial, seen))
         ready.discard()
     before = machine.resident_bytes()
-    asked = Wanted(per_block, settings.batch, None if settings.window else notes.append, trial)
+    smaller = None if settings.window else notes.append
+    asked = Wanted(per_block, settings.batch, smaller, trial, partial(clock.done, COMPILING))
     with watched(settings.hang_seconds, f"{survey.model.path}: opening the network and its first windows"):
         network, seconds = place.open_fitting(survey.backend, setup, asked)
+    clock.done(WARMING)
     if network.note:
         notes.append(network.note)
     try:
@@ -245,7 +261,11 @@ def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, Ove
     decisions = Decisions.of(survey.settings, survey.model.spec, survey.roi, tiling, survey.back)
     if survey.settings.overlap != "auto":
         return decisions, None
-    choice = stored(survey) or search(draft, decisions, tell)
+    choice = stored(survey)
+    if choice is None:
+        from unet_engine.prepare.overlap import search
+
+        choice = search(draft, decisions, tell)
     chosen = replace(tiling, overlap=choice.chosen.overlap, blend=choice.chosen.blend)
     return replace(decisions, tiling=chosen), choice
 
@@ -256,6 +276,8 @@ def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell) 
     draft = loaded.draft
     found = tiling_choice.stored(draft.survey)
     if found is None:
+        from unet_engine.prepare import tiling
+
         found = tiling.search(draft, decisions, _memory(loaded), tell)
         found = tiling_choice.stored(draft.survey) or found
     if found.kept:
@@ -265,10 +287,12 @@ def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell) 
 
 def _memory(loaded: _Loaded) -> Memory:
     """What windows may take: half of what the run may use, as the rest is for blocks."""
+    from unet_engine.prepare.tiling import Memory
+
     survey, setup = loaded.draft.survey, loaded.draft.network.setup
     resident = machine.resident_bytes()
     budget = survey.settings.memory or resident + machine.available_memory() // 2
-    least = 4 * (survey.model.spec.channels_in + survey.model.spec.channels_out)
+    least = 4 * (survey.model.spec.channels_in + survey.model.blended)
     per_voxel = (resident - loaded.before) / (setup.threads * prod(setup.window))
     return Memory(max(1, budget - loaded.before) // 2, max(least, per_voxel))
 

@@ -56,6 +56,14 @@ def probabilities_float32(
 ) -> None: ...
 def logits_float32(sums: NDArray[np.float32], out: NDArray[np.float32], threads: int, /) -> None: ...
 def logits_float16(sums: NDArray[np.float32], out: NDArray[np.uint16], threads: int, /) -> None: ...
+def linear(
+    out: NDArray[np.float32],
+    features: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    threads: int,
+    /,
+) -> None: ...
 def interpolate(
     out: NDArray[np.float32],
     block: NDArray[np.float32],

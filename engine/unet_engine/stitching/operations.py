@@ -312,6 +312,31 @@ def logits(sums: F32, out: NDArray[np.floating], *, threads: int = 1) -> None:
     run(_3d(sums), _coded(out)[0], threads)
 
 
+def linear(out: F32, features: F32, weights: F32, bias: F32, *, threads: int = 1) -> None:
+    """A convolution of one voxel: ``out[k] = sum over c of features[c] * weights[k, c] + bias[k]``, in float32, c
+    ascending, the bias last.
+
+    out: (K, *S) float32, written. features: (C, *S) float32. weights: (K, C), bias: (K,) float32, C contiguous.
+    """
+    axes = _check_axes("features", features)
+    _check_type("features", features, "float32")
+    _check_rows("features", features)
+    _check_type("out", out, "float32")
+    _check_out(out, (out.shape[0], *features.shape[1:]))
+    for name, array, shape in (("weights", weights, (out.shape[0], features.shape[0])), ("bias", bias, out.shape[:1])):
+        _check_type(name, array, "float32")
+        if array.shape != shape or not array.flags.c_contiguous:
+            raise ValueError(f"{name} of shape {array.shape} must be C contiguous of shape {shape}")
+    if out.ndim != axes + 1 or not features.shape[0]:
+        raise ValueError(f"features of shape {features.shape} for out of shape {out.shape}: give at least one channel")
+    if not out.size:
+        return
+    if _native is None:
+        reference.linear(out, features, weights, bias)
+        return
+    _native.linear(_3d(out), _3d(features), weights, bias, threads)
+
+
 def interpolate(out: F32, block: F32, taps: Sequence[Taps], *, threads: int = 1) -> None:
     """``out[:, z, y, x]``: `block` combined along z, then y, then x as `taps` says, in float32, taps in ascending order.
 

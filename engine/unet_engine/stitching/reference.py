@@ -123,6 +123,15 @@ def logits(sums: F32, out: NDArray[np.floating]) -> None:
         out[...] = sums.astype(out.dtype)
 
 
+def linear(out: F32, features: F32, weights: F32, bias: F32) -> None:
+    with np.errstate(all="ignore"):
+        for k, row in enumerate(weights):
+            out[k] = features[0] * row[0]
+            for channel, weight in zip(features[1:], row[1:], strict=True):
+                out[k] += channel * weight
+            out[k] += bias[k]
+
+
 def interpolate(out: F32, block: F32, taps: Sequence[Taps]) -> None:
     value = block
     with np.errstate(all="ignore"):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numcodecs
+import numpy as np
 import zarr
-from zarr.abc.codec import Codec
+from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec, Codec
 from zarr.abc.store import RangeByteRequest
 from zarr.codecs import ShardingCodec
 from zarr.core.buffer.cpu import as_numpy_array_wrapper
 
-from unet_engine.storage import shards
+from unet_engine.storage import guarded, shards
 from unet_engine.storage.unpacking import unpacked
 
 WIDEST = 16
@@ -51,7 +52,9 @@ class _Bounded(numcodecs.abc.Codec):  # type: ignore[misc]
         return self._codec.encode(buf)
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        return unpacked(self._codec, buf, self._size) if self.codec_id in PACKINGS else self._codec.decode(buf, out)
+        if self.codec_id in PACKINGS:
+            return unpacked(self._codec, buf, self._size)
+        return self._codec.decode(buf, out) if self.codec_id in SIZED else guarded.decoded(self._codec, buf, self._size)
 
     def get_config(self) -> dict[str, Any]:
         return dict(self._codec.get_config())
@@ -59,6 +62,12 @@ class _Bounded(numcodecs.abc.Codec):  # type: ignore[misc]
 
 PACKINGS = frozenset({"blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma"})
 """Codecs that unpack, and that can be kept from unpacking too much."""
+SIZED = frozenset({
+    "adler32", "astype", "base64", "bitround", "crc32", "crc32c", "delta", "fixedscaleoffset", "fletcher32",
+    "jenkins_lookup3", "packbits", "quantize", "shuffle",
+    "bytes", "endian", "transpose", "vlen-bytes", "vlen-utf8",
+})  # fmt: skip
+"""Those whose output is as large as their input, or a few times so at most. All others run in `guarded` processes."""
 
 
 def _bounded(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
@@ -73,10 +82,11 @@ def _bounded_codec(codec: Codec) -> Codec:
             index_codecs=codec.index_codecs,
             index_location=codec.index_location,
         )
-    if name_of(codec) not in PACKINGS:
+    if name_of(codec) in SIZED or isinstance(codec, ArrayArrayCodec):
         return codec
     found = copy.copy(codec)
-    object.__setattr__(found, "__class__", _within(type(codec)))
+    make = _made_within if name_of(codec) in PACKINGS else _made_guarded
+    object.__setattr__(found, "__class__", _class_of(type(codec), make))
     return found
 
 
@@ -85,14 +95,34 @@ def name_of(codec: Codec) -> str:
     return str(codec.to_dict()["name"]).removeprefix("numcodecs.")
 
 
-def _within(kind: Any) -> Any:
+def _class_of(kind: Any, make: Callable[[Any], Any]) -> Any:
     """The class of codecs `kind`, of such as unpack no more than they may."""
-    if kind not in _WITHIN:
-        _WITHIN[kind] = _made_within(kind)
-    return _WITHIN[kind]
+    if kind not in _CLASSES:
+        _CLASSES[kind] = make(kind)
+    return _CLASSES[kind]
 
 
-_WITHIN: dict[Any, Any] = {}
+_CLASSES: dict[Any, Any] = {}
+
+
+def _made_guarded(kind: Any) -> Any:
+
+    class Guarded(kind):  # type: ignore[misc]
+        def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+            getattr(self, "_codec", None)  # raises where it is not installed, which is told by name
+            codec, prototype = copy.copy(self), chunk_spec.prototype
+            object.__setattr__(codec, "__class__", kind)
+            size = prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
+            known = guarded.OfZarr3(codec, chunk_spec, name_of(codec))
+            found = guarded.decoded(known, np.frombuffer(chunk_bytes.to_bytes(), np.uint8), size)
+            if isinstance(codec, BytesBytesCodec):
+                return prototype.buffer.from_array_like(found.view("b"))
+            return prototype.nd_buffer.from_ndarray_like(found.reshape(chunk_spec.shape))
+
+        async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+            return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
+
+    return Guarded
 
 
 def _made_within(kind: Any) -> Any:

@@ -14,7 +14,7 @@ from unet_engine.errors import InputError
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.deflated import check_deflated
-from unet_engine.volumes.files import FileVolume, Part, grouped, has_ending, opening, package
+from unet_engine.volumes.files import FileVolume, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
 
 ENDINGS = (".dcm", ".dicom")
@@ -39,6 +39,7 @@ class DicomSegFormat:
         part = Part.of(path)
         hd = package(path, "a DICOM segmentation", "highdicom", "seg")
         with opening(path, "DICOM segmentation"):
+            _check_frames(path, part)
             data = hd.seg.segread(path, lazy_frame_retrieval=True)
             if str(data.SegmentationType) == "FRACTIONAL":
                 raise InputError(f"{path} holds fractions, one for each segment, and no labels; convert it to labels")
@@ -46,6 +47,29 @@ class DicomSegFormat:
             if geometry is None:
                 raise InputError(f"{path}: its frames are no regular stack of slices; convert it to one")
             return _volume(path, part, data, geometry, axes)
+
+
+def _check_frames(path: str, part: Part) -> None:
+    """Raises `ValueError` where a file says that it has more frames than it can have, or describes: tables are made of
+    them as it is opened. `InputError` where one does not fit into memory."""
+    import pydicom
+
+    tags = ["NumberOfFrames", "Rows", "Columns", "PerFrameFunctionalGroupsSequence"]
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)  # deflated ones were looked at
+    frames, described = (
+        int(header.get("NumberOfFrames") or 1),
+        len(header.get("PerFrameFunctionalGroupsSequence") or ()),
+    )
+    if not 0 < frames <= part.length or (described and described != frames):
+        raise ValueError(
+            f"it says that it has {frames:,} frames, describes {described:,} and has {part.length:,} bytes"
+        )
+    sides = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
+    check_pieces(path, (frames, *sides), (1, *sides), _WIDEST)
+
+
+_WIDEST = 4
+"""Bytes of a voxel of a frame, as it is unpacked, at most."""
 
 
 def _volume(path: str, part: Part, data: Any, geometry: Any, axes: str | None) -> Volume:

@@ -11,6 +11,7 @@ from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
 from unet_engine.volumes.hdf5 import Hdf5Format
 from unet_engine.volumes.metaimage import MetaImageFormat
+from unet_engine.volumes.n5 import N5Format
 from unet_engine.volumes.nifti import NiftiFormat
 from unet_engine.volumes.npy import NpyFormat
 from unet_engine.volumes.nrrd import NrrdFormat
@@ -30,6 +31,7 @@ FORMATS: list[Format] = [
     MetaImageFormat(),
     DicomSegFormat(),
     DicomFormat(),
+    N5Format(),
     SlicesFormat(),
     ZarrFormat(),
 ]
@@ -37,7 +39,7 @@ FORMATS: list[Format] = [
 OTHERWISE = FORMATS[-1]
 """What takes what no other format recognises."""
 
-READ = "Zarr, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
+READ = "Zarr, N5, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
 """What people are told that volumes may be."""
 
 

@@ -118,6 +118,7 @@ class DevicePipeline:
             device.wait(stream, slot.free)
             sums = slot.sums.part(0, 4 * self._lane.channels_out * task.block.sums.size)
             marks.begin("compute")
+            self._tally.begin()
             device.zero(stream, sums)
             marks.lap("compute", ADD)
             self._inference.queue(task, raw, there, tables, sums, marks)

@@ -1,0 +1,141 @@
+"""JSON schemas of what people and programs write for this engine and read from it, made of the types themselves."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_TEXT = {"type": "string"}
+_NUMBERS: list[dict[str, Any]] = [
+    {"type": "number"},
+    {"type": "array", "items": {"type": ["string", "number"]}, "minItems": 1},
+]
+_ALSO: dict[str, list[dict[str, Any]]] = {
+    "memory": [_TEXT],
+    "window": [_TEXT],
+    "overlap": [_TEXT],
+    "model": [{"type": "array", "items": _TEXT}],
+    **dict.fromkeys(("outside", "nodata", "image", "folds", "weights", "input_channels"), _NUMBERS),
+}
+"""Other forms that a setting is read from."""
+
+
+def settings() -> dict[str, Any]:
+    """Of ``unet-engine.toml``. Nothing is required: what a file leaves open the command line or another file says."""
+    from unet_engine.settings import Settings
+
+    found = _documented(Settings.model_json_schema(), Settings)
+    found.pop("required", None)
+    for name, more in _ALSO.items():
+        field = found["properties"][name]
+        forms = field.pop("anyOf", None) or [{key: field.pop(key) for key in ("type",) if key in field}]
+        field["anyOf"] = [*forms, *(form for form in more if form not in forms)]
+    return _headed(found, "unet-engine.toml", "Settings of a run, as unet-engine.toml has them.")
+
+
+def spec() -> dict[str, Any]:
+    """Of what a model file says of itself, and of the spec beside one."""
+    from unet_engine.model.spec import ModelSpec
+
+    found = _documented(ModelSpec.model_json_schema(), ModelSpec)
+    found["properties"]["normalization"] = {
+        **found["properties"]["normalization"], "anyOf": [{"$ref": "#/$defs/Normalization"}, _TEXT],
+    }  # fmt: skip
+    found["properties"]["normalization"].pop("$ref", None)
+    return _headed(found, "model spec", "What a model file promises.")
+
+
+def result() -> dict[str, Any]:
+    """Of the line that ``run --json`` ends with. Fields may be added."""
+    from pydantic import TypeAdapter
+
+    from unet_engine.api import Result
+
+    found = _documented(TypeAdapter(Result).json_schema(mode="serialization"), Result)
+    return _headed({**found, "additionalProperties": True}, "result", "What a run did: the last line of run --json.")
+
+
+def record() -> dict[str, Any]:
+    """Of a line of ``run --results FILE``, and of each volume with ``--json`` where there are several."""
+    nullable = {"type": ["string", "null"]}
+    count = {"type": "integer", "minimum": 0}
+    return _headed(
+        {
+            "type": "object",
+            "properties": {
+                "input": _TEXT, "out": _TEXT, "version": _TEXT, "host": _TEXT, "command": _TEXT, "digest": nullable,
+                "status": {"enum": ["done", "already complete", "failed", "interrupted", "planned", "not begun"]},
+                "model": {"type": ["object", "null"], "properties": {"file": _TEXT, "sha256": _TEXT, "name": _TEXT}},
+                "start": {"type": "string", "format": "date-time"}, "end": {"type": "string", "format": "date-time"},
+                "seconds": {"type": "number"}, "notes": {"type": "array", "items": _TEXT},
+                "error": {"anyOf": [_error(), {"type": "null"}]},
+                **dict.fromkeys(("windows_inferred", "windows_skipped", "blocks_written", "voxels"), count),
+                **dict.fromkeys(("bytes_read", "bytes_written", "peak_rss_bytes"), count),
+                "backend": _TEXT, "device": _TEXT, "precision": _TEXT, "complete": {"type": "boolean"},
+            },
+            "required": ["input", "out", "status", "version", "start", "end", "seconds", "command", "notes", "error"],
+        },
+        "record", "What became of one volume: a line of run --results.",
+    )  # fmt: skip
+
+
+def error() -> dict[str, Any]:
+    """Of the last line on stdout of a command with ``--json`` that fails."""
+    return _headed(
+        {"type": "object", "properties": {"error": _error()}, "required": ["error"], "additionalProperties": False},
+        "error", "Why a command failed: the last line of any command with --json whose exit code is not 0.",
+    )  # fmt: skip
+
+
+def _error() -> dict[str, Any]:
+    from unet_engine.errors import UnetEngineError
+
+    return {
+        "type": "object",
+        "properties": {
+            "type": {**_TEXT, "description": "The class of the error, or what ended the command."},
+            "message": {**_TEXT, "description": "One line: what is wrong, where, what to do."},
+            "exit_code": {"enum": sorted({*_codes(UnetEngineError), 130}), "description": "That of the command."},
+        },
+        "required": ["type", "message", "exit_code"],
+    }
+
+
+def _codes(kind: Any) -> set[int]:
+    return {kind.exit_code}.union(*map(_codes, kind.__subclasses__()))
+
+
+SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "settings": settings, "spec": spec, "result": result, "record": record, "error": error,
+}  # fmt: skip
+"""By name, what makes it."""
+
+
+def _headed(schema: dict[str, Any], title: str, about: str) -> dict[str, Any]:
+    return {"$schema": DIALECT, **schema, "title": title, "description": about}
+
+
+def _documented(schema: dict[str, Any], kind: type) -> dict[str, Any]:
+    """`schema` with the sentences that stand below the fields in the source."""
+    for name, text in _sentences(kind).items():
+        if name in schema["properties"]:
+            schema["properties"][name]["description"] = text
+    for field in schema["properties"].values():
+        field.pop("title", None)
+    return schema
+
+
+def _sentences(kind: type) -> dict[str, str]:
+    """By field, the text below it."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for field, below in itertools.pairwise(body):
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+            found[field.target.id] = inspect.cleandoc(str(below.value.value)).replace("\n", " ")
+    return found

@@ -1,0 +1,52 @@
+"""How long each part of the way to the first window took."""
+
+import json
+import subprocess
+import time
+
+import pytest
+
+import unet_engine
+from support.command_line import COMMAND
+from support.volumes import fake_model
+from unet_engine.profiling import beginning
+from unet_engine.profiling.beginning import ALL, COMPILING, IMPORTS, OUTPUT, PLANNING, SAMPLES, SURVEY, WARMING
+
+
+def test_a_run_tells_the_parts_and_their_sum(tmp_path, ramp):
+    begun = time.perf_counter()
+    result = unet_engine.run(ramp[1], model=fake_model(tmp_path), out=str(tmp_path / "o.zarr"))
+    took, start = time.perf_counter() - begun, result.start
+    assert {SURVEY, SAMPLES, COMPILING, WARMING, PLANNING, OUTPUT, ALL} <= set(start)
+    assert IMPORTS not in start
+    parts = sum(seconds for part, seconds in start.items() if part != ALL)
+    assert parts == pytest.approx(start[ALL], abs=0.01)
+    assert 0 < start[ALL] <= took
+    again = unet_engine.run(ramp[1], model=fake_model(tmp_path), out=str(tmp_path / "o.zarr"), resume=True)
+    assert ALL not in again.start  # nothing was inferred
+
+
+def test_the_command_line_counts_from_the_start_of_its_process(tmp_path, ramp):
+    command = [*COMMAND, "run", "--in", ramp[1], "--model", fake_model(tmp_path), "--out", "o.zarr", "--json"]
+    begun = time.perf_counter()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    start = json.loads(done.stdout.splitlines()[-1])["start"]
+    assert 0.02 < start[IMPORTS] < start[ALL] < time.perf_counter() - begun + 0.02
+
+
+def test_only_the_first_run_of_a_process_began_with_it(monkeypatch):
+    monkeypatch.setattr(beginning, "_age", lambda: 5.0)
+    beginning.of_this_process()
+    first, second = beginning.Beginning(), beginning.Beginning()
+    assert first.facts(None)[IMPORTS] == pytest.approx(5.0, abs=0.1)
+    assert second.facts(None) == {}
+
+
+def test_times_of_a_part_that_is_done_twice_are_added(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 6.0])
+    monkeypatch.setattr(beginning.time, "perf_counter", lambda: next(now))
+    clock = beginning.Beginning()
+    clock.done(SURVEY)
+    clock.done(SAMPLES)
+    clock.done(SURVEY)
+    assert clock.facts(7.0) == {SURVEY: 4.0, SAMPLES: 2.0, OUTPUT: 1.0, ALL: 7.0}
