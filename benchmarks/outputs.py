@@ -238,7 +238,7 @@ def picture(path: Path, image: Array, labels: Array, classes: int, every: int = 
     """The image, and beside it the labels over it, in the colours that files are given."""
     from PIL import Image
 
-    from unet_engine.postprocess.colours import colour_of
+    from unet_engine.output.colours import colour_of
 
     grey = image if image.ndim == 3 else np.stack([image] * 3, -1)
     colours = np.array([colour_of(i) for i in range(classes)])
