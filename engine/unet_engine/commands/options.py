@@ -441,6 +441,19 @@ MIRROR_AXES = click.option(
 )
 
 
+MEANT: list[Callable[..., Any]] = [
+    click.option("--image", metavar="NAME", help="Of a plate, well or collection: path or number of an image."),
+    click.option("--level", type=click.IntRange(0), metavar="N", help="Of a pyramid; default: 0, the full resolution."),
+    click.option("--timepoint", type=click.IntRange(0), metavar="N", help="The time point, counted from 0."),
+    click.option("--input-channels", metavar="C,C", help="Channels the network takes, by name or number from 0."),
+]
+"""What of the volume is meant, for commands that take no other settings."""
+
+
+def meant_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _with(MEANT, command)
+
+
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the
     option."""
