@@ -28,7 +28,7 @@ from unet_engine.units import Tell
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_meant
-from unet_engine.volumes.normalize import Scaling, quantiles, scaling
+from unet_engine.volumes.normalize import Scaling, quantiles
 from unet_engine.volumes.resampled import Interpolated
 from unet_export.quantize import openvino_candidates, tensorrt_candidates
 from unet_export.quantize.gate import Exam, reference
@@ -129,7 +129,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
     if found is None:
         check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    scale = scaling(model.spec.normalization, samples.measured(volume))
+    scale = samples.scaling_of(volume, model.spec.normalization)
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")
