@@ -26,7 +26,7 @@ def trial(fault: Fault, base: Path, here: Path, *, process: bool = False) -> Non
     for folder in (here / "1", here / "2"):
         folder.mkdir()
         took = _trial(fault, base, folder, process=process)
-        if took < SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)):
+        if took < SECONDS * _busy():
             return
     pytest.fail(f"took {took:.1f} s")
 
@@ -71,9 +71,20 @@ def as_process(fault: Fault, here: Path) -> Said:
     given = {**environment(), **fault.environment}
     line = ["bash", "-c", fault.shell.format(shlex.join(command))] if fault.shell else command
     done = subprocess.run(
-        line, capture_output=True, timeout=60, env=given, cwd=here, check=False, stdin=subprocess.DEVNULL
+        line,
+        capture_output=True,
+        timeout=6 * SECONDS * _busy(),
+        env=given,
+        cwd=here,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     return Said(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def _busy() -> float:
+    """How many times longer all takes, as others want the processors, too."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def state(here: Path) -> dict[str, tuple[object, ...]]:
