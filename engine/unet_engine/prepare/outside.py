@@ -81,12 +81,12 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
 
 
 def fill_of(
-    settings: Settings, spec: ModelSpec, *, mask: Mask | None, volume: Volume, kind: Kind, dtype: str
+    settings: Settings, spec: ModelSpec, *, masked: bool, volume: Volume, kind: Kind, dtype: str
 ) -> tuple[float, ...] | None:
     """What is written outside, for each channel that is written; None where nothing is overwritten.
 
     By default what the spec's `empty` comes to, as far as it names one; else 0, which is the background label."""
-    if settings.outside == KEEP or (mask is None and not volume.nodata and volume.validity is None):
+    if settings.outside == KEEP or (not masked and not volume.nodata and volume.validity is None):
         return None
     channels = 1 if kind == "labels" else spec.channels_out
     if settings.outside is not None and kind == settings.output:

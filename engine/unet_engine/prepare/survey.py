@@ -46,6 +46,7 @@ from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask, Masks, validity_of
@@ -91,12 +92,15 @@ class Survey:
     """Things the user should know: fallbacks, mismatches."""
     objects: Rules | None = None
     """Which objects are numbered in place of labels; None where labels are wanted."""
+    cells: CellMask | None = None
+    """Where foreground can be, of the grid of windows; None: everywhere, or that is not known yet."""
     begun: float = field(default_factory=time.time)
     """When the volume was opened, in seconds since the epoch: what is changed later was changed while it was read."""
 
     def fill(self, kind: Kind, dtype: str) -> tuple[float, ...] | None:
         """What is written outside, see `outside.fill_of`."""
-        return fill_of(self.settings, self.model.spec, mask=self.mask, volume=self.scan, kind=kind, dtype=dtype)
+        masked = self.mask is not None or self.cells is not None
+        return fill_of(self.settings, self.model.spec, masked=masked, volume=self.scan, kind=kind, dtype=dtype)
 
     @property
     def back(self) -> tuple[AxisResampling, ...]:

@@ -106,8 +106,8 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         )
     if model.spec.channels in ("image", "offsets"):
         raise SettingsError(
-            f"{request.model}: candidates are judged by labels, and its channels are {model.spec.channels}; run it in "
-            "fp32"
+            f"{request.model}: precisions are compared by the labels that they give, and the channels of this model are "
+            f"{model.spec.channels}; run it in fp32"
         )
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
