@@ -6,7 +6,10 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
 # Processes that run tests at once: many of them wait for others.
 TESTERS ?= 2
 
-.PHONY: demo test fresh faults geometries check lint bench clean
+# Tests start hundreds of interpreters, and what these would compile each time is kept beside the sources.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test slow fresh faults geometries check lint bench clean site wheels
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,8 +30,12 @@ TESTERS ?= 2
 demo: .venv/run
 	$(BIN)/unet-engine demo demo
 
+# All but what is marked slow, of which `make slow` is the rest.
 test: .venv/dev
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not slow"
+
+slow: .venv/dev
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m slow
 
 # The property tests alone, each with a thousand examples that were never drawn before.
 fresh: .venv/dev
@@ -53,6 +60,20 @@ check: lint test
 bench: .venv/dev
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/end_to_end.py --quick
+
+# The documentation as a site that works offline, in build/site. A link that leads nowhere is an error.
+.venv/site: .venv/run
+	$(BIN)/pip install -q --upgrade 'pip>=25.1'
+	$(BIN)/pip install -q --group site
+	touch $@
+
+site: .venv/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/site/check.py build/site
+
+# A wheel for this machine, made and tried as cibuildwheel would, in a Debian root without a compiler where root may make one.
+wheels: .venv/dev
+	packaging/wheels.sh $(BIN)/python build/wheels
 
 clean:
 	rm -rf .venv build demo

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from support import networks
+from support.shares import share
 from unet_engine import machine
 from unet_engine.backends import tensorrt_api
 from unet_engine.backends.libraries import record
@@ -105,7 +106,7 @@ def graph_of(name):
     return window, from_module(network, spec), network
 
 
-@pytest.mark.parametrize("name", MATRIX)
+@pytest.mark.parametrize("name", share(MATRIX))
 def test_fp16_and_int8_graphs_parse_and_build(name):
     window, proto, network = graph_of(name)
     graph = Graph(proto)

@@ -19,6 +19,7 @@ def storm(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_a_few_kills_change_no_byte_and_leave_nothing(storm, tmp_path):
     found = storm.storm(tmp_path, 6, 2, ["run", "parts"])
     assert found["wrong"] == []

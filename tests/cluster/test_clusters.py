@@ -109,6 +109,7 @@ def test_a_worker_killed_again_and_again_comes_back(local):
     wait_until(lambda: len(local.client.scheduler_info(n_workers=-1)["workers"]) == 2)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_noticed_and_replaced(local, capfd):
     wait_until(lambda: len(local.client.scheduler_info(n_workers=-1)["workers"]) == 2)
     before = workers_of(local)

@@ -316,6 +316,7 @@ def test_the_page_stands_alone(measured):
     assert page(measured[1]) == text
 
 
+@pytest.mark.slow
 def test_an_unproved_precision_is_measured_and_not_proposed(tmp_path, tiny_onnx):
     """Only bf16 is asked for, and nothing has proved it: there are figures and no proposal, and no run."""
     pytest.importorskip("openvino")
@@ -396,6 +397,7 @@ def test_the_output_that_is_meant_is_measured_and_is_in_the_command(ramp, tmp_pa
     assert subject.options[subject.options.index("--head") + 1] == "two"
 
 
+@pytest.mark.slow
 def test_a_scan_of_another_spacing_is_counted_on_the_networks_grid_and_run_on_its_own(tmp_path, monkeypatch):
     """Mirrors and two networks count, too; the region that is run is in voxels of the scan."""
     volume = make_volume(

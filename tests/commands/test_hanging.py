@@ -11,6 +11,7 @@ import zarr
 from onnx import TensorProto, helper
 
 from support.command_line import begin, cli, command
+from support.shares import share
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import BackendError
 from unet_engine.model.file import open_model
@@ -83,8 +84,8 @@ def ended_by(process, number):
 
 @pytest.mark.parametrize(
     ("backend", "number"),
-    [("openvino", signal.SIGTERM), ("openvino", signal.SIGINT), ("onnxruntime", signal.SIGTERM),
-     ("onnxruntime", signal.SIGQUIT), ("pytorch", signal.SIGINT)],
+    share([("openvino", signal.SIGTERM), ("openvino", signal.SIGINT), ("onnxruntime", signal.SIGTERM),
+           ("onnxruntime", signal.SIGQUIT), ("pytorch", signal.SIGINT)]),
 )  # fmt: skip
 @pytest.mark.alone
 def test_the_second_signal_ends_a_network_that_does_not_end(backend, number, volume, tmp_path):
@@ -111,6 +112,7 @@ def test_hang_seconds_holds_for_one_process_as_it_opens_a_network(backend, volum
     assert ";" in said.error
 
 
+@pytest.mark.slow
 def test_and_in_mid_run_after_which_a_resume_completes_it(tmp_path):
     volume = make_volume(tmp_path / "long.zarr", np.ones((8, 8, 400), np.uint8))
     mark = tmp_path / "mark"

@@ -22,7 +22,9 @@ from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.spec import ModelSpec  # noqa: E402
 from unet_export.conversion.export import Export, export  # noqa: E402
 
-FACTORIES = [name for name, case in foreign.NETWORKS.items()]
+FACTORIES = [
+    pytest.param(name, marks=pytest.mark.slow) if case.slow else name for name, case in foreign.NETWORKS.items()
+]
 
 
 def made(name: str, folder: Path) -> tuple[Any, Path, list[str]]:
@@ -87,3 +89,7 @@ def test_a_foreign_network_gives_what_its_framework_gives(name: str, tmp_path: P
         )  # fmt: skip
         got = result_of(result.out)
         assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max(), (window, told)
+
+
+def test_forty_are_tried_each_time() -> None:
+    assert sum(not case.slow for case in foreign.NETWORKS.values()) >= 40

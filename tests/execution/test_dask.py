@@ -19,6 +19,7 @@ import pytest
 import unet_engine
 from support.command_line import begin, cli, command
 from support.outputs import chunks, marked, wait_for_blocks
+from support.shares import share
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import BackendError, ClusterError, DataError, PlanError
 
@@ -135,7 +136,7 @@ def workers_of(process):
     return found
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("UNET_ENGINE_SEEDS", "3"))))
+@pytest.mark.parametrize("seed", share(range(int(os.environ.get("UNET_ENGINE_SEEDS", "3")))))
 def test_workers_killed_at_random_moments(tmp_path, case, seed):
     volume, _, alone = case
     out, moments, kills = tmp_path / "out.zarr", random.Random(seed), 0
@@ -156,6 +157,7 @@ def test_workers_killed_at_random_moments(tmp_path, case, seed):
     assert kills, "the run was over before a worker was killed: make it slower"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     volume, _, alone = case
@@ -175,6 +177,7 @@ def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     assert chunks(out) == chunks(alone.out)
 
 
+@pytest.mark.slow
 def test_the_scheduler_killed_and_the_run_resumed(tmp_path, case):
     volume, _, alone = case
     out, file = tmp_path / "out.zarr", tmp_path / "scheduler.json"
@@ -194,6 +197,7 @@ def test_the_scheduler_killed_and_the_run_resumed(tmp_path, case):
     assert chunks(out) == chunks(alone.out)
 
 
+@pytest.mark.slow
 def test_a_worker_that_stops_for_good_is_replaced(tmp_path, case):
     """Stopped, not dead: its connections stay, and only its silence tells."""
     volume, _, alone = case
@@ -211,6 +215,7 @@ def test_a_worker_that_stops_for_good_is_replaced(tmp_path, case):
     assert chunks(out) == chunks(alone.out)
 
 
+@pytest.mark.slow
 def test_a_network_that_hangs_once_costs_its_worker_and_nothing_else(tmp_path, case):
     volume, _, alone = case
     out = tmp_path / "out.zarr"
@@ -257,6 +262,7 @@ def test_a_network_that_needs_too_much_memory_is_refused_while_planning(tmp_path
     assert "memory" in said.error
 
 
+@pytest.mark.slow
 def test_a_block_that_kills_its_workers_is_given_up(tmp_path, case):
     """As where the system ends processes that take too much memory: the block, what to change, and no endless loop."""
     volume, _, _ = case

@@ -78,6 +78,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_host_that_is_cut_off_is_noticed_and_its_tasks_run_elsewhere(network, tmp_path):
     script = tmp_path / "tasks.py"
     script.write_text(TASKS.format(address=SCHEDULER))
@@ -90,6 +91,7 @@ def test_a_host_that_is_cut_off_is_noticed_and_its_tasks_run_elsewhere(network, 
         assert process.stdout.readline() == f"{sum(range(100))}\n"
 
 
+@pytest.mark.slow
 def test_a_run_with_one_host_cut_off(network, tmp_path):
     options = {"output": "logits", "dtype": "float32"}
     flags = [f for key, value in options.items() for f in (f"--{key}", value)]

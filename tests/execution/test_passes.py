@@ -107,6 +107,7 @@ def kept(out):
     return [p for p in out.glob("0/.journal/*/*") if not p.name.endswith(".partial")]
 
 
+@pytest.mark.slow
 def test_workers_killed_meanwhile(tmp_path, case):
     path, alone = case
     out, kills = tmp_path / "o.zarr", 0

@@ -88,6 +88,7 @@ def jobs(cluster):
     return set(cluster.client.run(os.getenv, "SLURM_JOB_ID", on_error="ignore").values())
 
 
+@pytest.mark.slow
 def test_jobs_become_workers_encrypted_and_end_with_the_run(slurm, monkeypatch, capfd):
     monkeypatch.setattr(job_keeper, "ASK_EVERY", 1.0)
     with connected() as cluster:
@@ -108,6 +109,7 @@ def test_jobs_become_workers_encrypted_and_end_with_the_run(slurm, monkeypatch, 
     assert not list(Path("unet-engine-jobs").glob(".tls-*"))
 
 
+@pytest.mark.slow
 def test_a_job_that_reaches_its_walltime_is_followed_by_another(slurm):
     with connected(jobs=1, walltime='"00:00:40"') as cluster:
         clusters.wait_for_workers(cluster, print)
@@ -125,6 +127,7 @@ def worker_option(name):
     return re.search(rf"--{name} (\d+)s", script)[1]
 
 
+@pytest.mark.slow
 def test_each_process_of_a_job_gets_a_gpu_of_its_own(slurm, monkeypatch):
     monkeypatch.setattr(job_keeper, "ASK_EVERY", 1.0)
     with connected(jobs=1, gpus=2, tls="none") as cluster:
@@ -173,6 +176,7 @@ def test_jobs_that_wait_are_told_of(slurm, monkeypatch):
     assert notes[-1] == "waiting for workers: 0 of 2 jobs have workers; pending: BeginTime"
 
 
+@pytest.mark.slow
 def test_jobs_grow_with_the_work_and_shrink_without(slurm):
     with connected(jobs=None, adaptive="{minimum: 1, maximum: 3}") as cluster:
         clusters.wait_for_workers(cluster, print)
@@ -196,6 +200,7 @@ def test_a_run_on_slurm_gives_the_bytes_of_one_process(slurm, case, tmp_path):
     wait_until(lambda: not queue())
 
 
+@pytest.mark.slow
 def test_a_job_that_ends_in_mid_run_costs_time_and_nothing_else(slurm, case, tmp_path):
     volume, model, alone = case
     out = tmp_path / "out.zarr"

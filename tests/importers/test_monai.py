@@ -16,6 +16,7 @@ from monai import transforms as mt  # noqa: E402
 
 from support import bundles  # noqa: E402
 from support.command_line import cli  # noqa: E402
+from support.shares import share  # noqa: E402
 from support.volumes import make_volume  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.normalization import Normalization  # noqa: E402
@@ -70,7 +71,7 @@ def test_a_bundle_keeps_what_its_configuration_says(tmp_path):
     assert "certificate" in said.err
 
 
-@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+@pytest.mark.parametrize("mode", share(["constant", "gaussian"]))
 def test_a_run_gives_what_monai_gives_over_a_whole_volume(tmp_path, mode):
     folder = bundles.bundle(tmp_path / "b", inferer=bundles.INFERER | {"mode": mode})
     volume = np.random.default_rng(1).normal(50, 90, (1, 40, 33, 50)).astype(np.float32)
@@ -90,7 +91,7 @@ def test_a_run_gives_what_monai_gives_over_a_whole_volume(tmp_path, mode):
     np.testing.assert_allclose(found.transpose(0, 3, 2, 1), expected, atol=2e-4 * np.abs(expected.numpy()).max())
 
 
-@pytest.mark.parametrize("form", ["zip", "yaml"])
+@pytest.mark.parametrize("form", share(["zip", "yaml"]))
 def test_a_zip_and_yaml_are_the_same(tmp_path, form):
     folder = bundles.bundle(tmp_path / "b")
     _, first = imported(folder)
@@ -107,13 +108,13 @@ def test_a_zip_and_yaml_are_the_same(tmp_path, form):
 
 @pytest.mark.parametrize(
     "said",
-    [
+    share([
+        {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 1, "channels": [4, 8], "strides": [2],
+         "norm": "$monai.networks.layers.Norm.BATCH"},
         {"_target_": "monai.networks.nets.DynUNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "kernel_size": [3, 3, 3],
          "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "deep_supervision": True, "filters": [4, 8, 8]},
         {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 2, "features": [4, 4, 8, 8, 8, 4]},
-        {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 1, "channels": [4, 8], "strides": [2],
-         "norm": "$monai.networks.layers.Norm.BATCH"},
-    ],
+    ]),
 )  # fmt: skip
 def test_networks_by_name(tmp_path, said):
     plain = {k: ("batch" if str(v).startswith("$") else v) for k, v in said.items()}
@@ -323,6 +324,7 @@ def test_a_network_that_is_not_listed_needs_trust(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_the_bundles_own_network_is_built_with_trust(tmp_path):
     folder = bundles.bundle(tmp_path / "b")
     (folder / "scripts").mkdir()
@@ -398,7 +400,7 @@ def scanned(folder, array, spacing, codes):
 
 
 @pytest.mark.parametrize(
-    ("way", "codes"), [("probabilities", "SLP"), ("outputs", "RAS"), ("labels", "LPS"), ("saved", "PSR")]
+    ("way", "codes"), share([("probabilities", "SLP"), ("outputs", "RAS"), ("labels", "LPS"), ("saved", "PSR")])
 )
 def test_a_scan_of_another_spacing_and_orientation_gives_monais_labels(tmp_path, way, codes):
     """Its transforms before and behind, on the file."""

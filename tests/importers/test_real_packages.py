@@ -9,6 +9,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("yaml")
 
 from support.command_line import cli  # noqa: E402
+from support.shares import share  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_export.importers.bioimageio import torch_em  # noqa: E402
 
@@ -18,7 +19,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real packages
 
 @needs_shared
 @pytest.mark.parametrize(
-    ("name", "step", "labels"), [("unet2d_fixed_shape", (0, 0), 1), ("unet2d_diff_output_shape", (16, 16), 2)]
+    ("name", "step", "labels"), share([("unet2d_fixed_shape", (0, 0), 1), ("unet2d_diff_output_shape", (16, 16), 2)])
 )
 def test_a_package_without_its_code_is_imported_and_certified(tmp_path, name, step, labels):
     said = cli("import", SHARED / name, "--out", tmp_path / "net.onnx")

@@ -88,6 +88,7 @@ def expected(image: Array, case: dict[str, Any], mirrors: str, *, turns: bool) -
     return stitched(image, averaged(infer, axes, turns=turns), tiling, case["channels_out"])
 
 
+@pytest.mark.slow
 @given(cases(), st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_mean_over_poses_is_that_of_explicit_loops(blocks: Any, case: dict[str, Any], data: st.DataObject) -> None:

@@ -116,6 +116,7 @@ def test_the_default_is_what_the_model_names_for_empty_windows(run, mask):
     assert len(np.unique(kept[:, ~ball()])) > 100
 
 
+@pytest.mark.slow
 def test_all_executors_parts_and_resumes_give_the_same_bytes(run, mask, monkeypatch):
     net = model(run.folder, empty=[1.0, -1.0])
     options = {"model": net, "mask": mask, "output": "probabilities", "outside": 9, "nodata": "0.5"}

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 import unet_engine
 import unet_engine.prepare.prepare as prepare_module
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.commands.report import plan_facts
@@ -165,8 +166,9 @@ def test_the_result_says_where_it_lies(tmp_path: Any) -> None:
         assert group.attrs["unet_engine"]["resampling"]["written_on"] == grid  # type: ignore[index,call-overload]
 
 
-@pytest.mark.parametrize("kind", ["labels", "logits"])
-@pytest.mark.parametrize("grid", ["scan", "model"])
+@pytest.mark.parametrize(
+    ("grid", "kind"), share([("scan", "labels"), ("scan", "logits"), ("model", "labels"), ("model", "logits")])
+)
 def test_bytes_are_the_same_however_it_is_run(blocks: Any, tmp_path: Any, grid: str, kind: str) -> None:
     folder, options = str(tmp_path), {"grid": grid, "output": kind}
     CASE.scan(folder, smooth(CASE))
@@ -319,6 +321,7 @@ def test_voxels_inside_a_mask_are_those_of_a_run_without_it(tmp_path: Any, new: 
         assert masked.windows_inferred < whole.windows_inferred / 2
 
 
+@pytest.mark.slow
 def test_voxels_beside_chunks_that_were_not_measured_do_not_hang_on_what_is_stored(blocks: Any, tmp_path: Any) -> None:
     """Their last voxels are made of what the window that begins in such chunks gives, too."""
     case = Case((21, 21, 28), (21, 21, 12), channels=1, window=(4, 4, 4), image=0, output=1)

@@ -160,6 +160,7 @@ def test_a_mask_lies_as_the_scan_does(tmp_path, upright, lying, ratio):
     np.testing.assert_array_equal(found, np.where(inside, whole, np.float32(7)))
 
 
+@pytest.mark.slow
 def test_parts_workers_and_what_is_done_again_change_no_byte(tmp_path, upright):
     scan, network = metaimage(tmp_path, laid(upright, "IRP"), "IRP"), model(tmp_path)
     whole = run(tmp_path, scan, network, output="logits")

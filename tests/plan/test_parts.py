@@ -313,6 +313,7 @@ def test_a_part_killed_and_run_again(case: Case, tmp_path: Path) -> None:
     assert chunks(out) == chunks(case.run(tmp_path / "whole.zarr", model=case.slow).out)
 
 
+@pytest.mark.slow
 def test_who_may_write_beside_a_part_and_who_may_not(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     process = begin(*case.args(out, "--part", "1/2"))

@@ -297,6 +297,7 @@ def test_the_hash_of_the_network_that_ran_is_in_the_provenance(proved, tissue, t
     assert said.code == 9
 
 
+@pytest.mark.slow
 def test_worker_processes_run_the_network_that_was_judged_and_give_the_same_bytes(proved, tissue, tmp_path):
     path, _ = proved
     results = []
@@ -368,6 +369,7 @@ def test_one_huge_channel_fails_int8_with_the_layer_named_and_is_rescued(tissue,
     assert found.passed, found.reason
 
 
+@pytest.mark.slow
 def test_pytorch_itself_can_be_the_reference(tissue, tmp_path):
     torch = pytest.importorskip("torch")
     from unet_export.conversion.onnx_export import export_onnx, export_torch

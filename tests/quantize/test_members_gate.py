@@ -14,6 +14,7 @@ from unet_engine.model.file import open_model
 from unet_engine.model.writing import write_members
 
 
+@pytest.mark.slow
 def test_each_member_is_judged_and_all_run_in_what_all_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     for module in ("onnxscript", "onnxruntime", "openvino", "nncf"):

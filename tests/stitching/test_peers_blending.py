@@ -77,6 +77,7 @@ def agree(ours: dict[tuple[int, ...], Array], theirs: dict[tuple[int, ...], Arra
         np.testing.assert_allclose(share, theirs[corner], atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(geometries())
 def test_windows_and_weights_are_those_of_monai(geometry: Any) -> None:

@@ -31,6 +31,8 @@ class Foreign:
     main: Callable[[Any], Tensor] = lambda answer: answer
     needs: str = ""
     """A package without which the case is skipped."""
+    slow: bool = False
+    """Whether its export takes long, so that it is left to ``make slow``."""
 
 
 # --- MONAI ---
@@ -441,19 +443,19 @@ NETWORKS: dict[str, Foreign] = {
     "monai_unet_2d": Foreign(2, 32),
     "monai_unet_group": Foreign(3, 16, 2),
     "monai_unet_large_kernels": Foreign(2, 32),
-    "monai_basic": Foreign(3, 32),
+    "monai_basic": Foreign(3, 32, slow=True),
     "monai_basic_upsampling": Foreign(2, 32),
-    "monai_plus_plus": Foreign(2, 32, main=_first),
+    "monai_plus_plus": Foreign(2, 32, main=_first, slow=True),
     "monai_attention": Foreign(2, 32),
     "monai_segresnet": Foreign(3, 16),
     "monai_segresnet_ds": Foreign(3, 16, main=lambda a: a[0] if isinstance(a, (list, tuple)) else a),
-    "monai_vnet": Foreign(3, 32),
+    "monai_vnet": Foreign(3, 32, slow=True),
     "monai_dynunet": Foreign(3, 16),
     "monai_dynunet_supervised": Foreign(2, 32),
     "monai_flexible": Foreign(2, 64),
     "monai_highresnet": Foreign(2, 24),
     "monai_unetr": Foreign(2, 32, needs="einops"),
-    "monai_swin": Foreign(2, 64, needs="einops"),
+    "monai_swin": Foreign(2, 64, needs="einops", slow=True),
     "monai_mednext": Foreign(2, 32),
     "monai_autoencoder": Foreign(2, 32),
     "nnunet_plain_2d": Foreign(2, 32, main=_first),
@@ -463,7 +465,7 @@ NETWORKS: dict[str, Foreign] = {
     "smp_unet_efficientnet": Foreign(2, 32, 3, needs="segmentation_models_pytorch"),
     "smp_fpn": Foreign(2, 64, 3, needs="segmentation_models_pytorch"),
     "smp_pspnet": Foreign(2, 48, 3, needs="segmentation_models_pytorch"),
-    "smp_upernet": Foreign(2, 64, 3, needs="segmentation_models_pytorch"),
+    "smp_upernet": Foreign(2, 64, 3, needs="segmentation_models_pytorch", slow=True),
     "smp_linknet": Foreign(2, 32, 3, needs="segmentation_models_pytorch"),
     "smp_deeplab": Foreign(2, 64, 3, needs="segmentation_models_pytorch"),
     "group_norm": Foreign(2, 16),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.shares import share
 from unet_engine.errors import DataError, InputError, SettingsError
 from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
@@ -45,7 +46,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(bf16):
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", share([2, 3]))
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_an_easy_task_is_learned(dims, padding):
     config = UNetConfig(dims=dims, classes=2, base=4, depth=1, padding=padding)

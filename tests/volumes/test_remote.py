@@ -13,6 +13,7 @@ import pytest
 import zarr
 
 from support.command_line import begin, cli, command
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import OutputError
@@ -89,6 +90,7 @@ def test_a_remote_run_that_failed_can_be_resumed(s3: dict[str, Any], tmp_path: P
     assert again.json["windows_inferred"] == 0
 
 
+@pytest.mark.slow
 def test_parts_on_a_bucket_give_the_bytes_of_one_run(s3: dict[str, Any], tmp_path: Path) -> None:
     """Begun at once, where nothing locks: both may make the output, and one of them, or the last to end, completes
     it."""
@@ -129,6 +131,7 @@ def test_what_others_write_into_a_folder_that_was_listed_is_read(s3: dict[str, A
     assert journal.contents(sorted(journal.names())) == [b"first", b"second"]
 
 
+@pytest.mark.slow
 def test_finish_of_remote_parts_tells_what_is_missing(s3: dict[str, Any], tmp_path: Path) -> None:
     make_volume("s3://lab/scan.zarr", IMAGE, storage_options=s3)
     arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", fake_model(tmp_path), "--out", "s3://lab/o.zarr")
@@ -213,7 +216,7 @@ def rewriting(monkeypatch: pytest.MonkeyPatch, s3: dict[str, Any], at: int, arra
 
 
 @pytest.mark.parametrize("how", ["told", "strict"])
-@pytest.mark.parametrize("what", ["input", "mask"])
+@pytest.mark.parametrize("what", share(["input", "mask"]))
 def test_a_remote_volume_that_is_rewritten_while_it_is_read_is_told(
     s3: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, what: str
 ) -> None:

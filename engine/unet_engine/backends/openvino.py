@@ -80,7 +80,8 @@ def unpacked(data: bytes, most: int) -> Any:
         size = sum(archive.getinfo(name).file_size for name in ("net.xml", "net.bin"))
         if size > most:
             raise ModelError(
-                f"the attached network unpacks to {size} bytes, far more than the model it stands for; quantize again"
+                f"the network of lower precision in the model file unpacks to {size} bytes, far more than the model it "
+                "stands for; quantize again"
             )
         return ov.Core().read_model(archive.read("net.xml"), archive.read("net.bin"))
 

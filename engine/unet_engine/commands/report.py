@@ -17,7 +17,7 @@ from unet_engine.api import Result
 from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
 from unet_engine.plan.plan import Plan, read_span
-from unet_engine.prepare import tiling_choice
+from unet_engine.prepare import coarse_choice, tiling_choice
 from unet_engine.prepare.decoding import Reading
 from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
@@ -114,6 +114,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "seconds": round(prepared.seconds_per_window * plan.call_count / devices, 3),
         "overlap_choice": facts(prepared.overlap),
         "tiling_choice": tiling_choice.facts(prepared.tiling),
+        "coarse_choice": coarse_choice.told(prepared.coarse),
         "notes": list(prepared.notes),
     }  # fmt: skip
 
@@ -174,6 +175,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         *([("overlap", prepared.overlap.line)] if prepared.overlap else []),
         *([("tiling", prepared.tiling.line)] if prepared.tiling else []),
         *_frontier(prepared),
+        *([("coarse", prepared.coarse.line)] if prepared.coarse else []),
         *_often(prepared),
         ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams "
                     f"{plan.window_count:,} (×{f['seam_factor']})"),

@@ -70,7 +70,7 @@ class LocalTeam:
         does waits until that is done."""
         if self._leg is None:
             return None
-        tries = "auto" in (surveyed.settings.overlap, surveyed.settings.tiling)
+        tries = "auto" in (surveyed.settings.overlap, surveyed.settings.tiling, surveyed.settings.coarse)
         if tries or len(surveyed.devices) > 1 or place_of(surveyed.devices[0]).takes_batches:
             self._leg.alone()
         if surveyed.settings.tiling == "auto":  # which opens it for windows of another size

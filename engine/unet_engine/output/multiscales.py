@@ -18,6 +18,7 @@ from unet_engine.output.header import PROVENANCE
 from unet_engine.storage import stores
 from unet_engine.storage.durability import Durability
 
+VERSION = "0.5"
 _INVALID = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
@@ -40,6 +41,8 @@ def listed(path: str) -> Listed:
     attributes = dict(group.attrs)
     try:
         first, *others = dict(attributes["ome"])["multiscales"][0]["datasets"]
+        if not str(attributes["ome"].get("version", VERSION)).startswith(VERSION):
+            raise ValueError(f"it is version {attributes['ome']['version']}")
         moves = {move["type"]: tuple(map(float, move[move["type"]])) for move in first["coordinateTransformations"]}
         scale = moves.pop("scale")
         translation = moves.pop("translation", (0.0,) * len(scale))

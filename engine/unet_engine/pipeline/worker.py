@@ -114,7 +114,9 @@ class Worker:
                 plan = self.job.plan
                 shape = tuple(axis.source for axis in plan.image) or tuple(axis.size for axis in plan.axes)
                 shape = self.job.turn.shape if self.job.turn else shape
-                self._opened.mask = self._opened.mask or open_mask(self.job.mask, shape, self.job.turn)
+                self._opened.mask = self._opened.mask or open_mask(
+                    self.job.mask, shape, self.job.turn, self.job.pick.timepoint
+                )
         return self._opened.mask
 
     @property

@@ -55,6 +55,7 @@ def identity(
         "output": [decisions.kind, decisions.dtype],
         "replace_nonfinite": settings.replace_nonfinite,
         "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
+        **({"coarse": survey.cells.digest} if survey.cells else {}),
         **({"validity": samples.fingerprint(valid)} if (valid := survey.scan.validity) else {}),
         **({"components": asdict(objects)} if (objects := survey.objects) else {}),
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),

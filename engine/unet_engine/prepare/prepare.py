@@ -20,7 +20,8 @@ from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
-from unet_engine.prepare import blending, tiling_choice
+from unet_engine.prepare import blending, coarse_choice, tiling_choice
+from unet_engine.prepare.coarse_choice import CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
@@ -39,7 +40,7 @@ from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling
 
 if TYPE_CHECKING:
-    from unet_engine.prepare.tiling import Memory
+    from unet_engine.prepare.tiling_looking import Memory
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Prepared:
     """What ``--overlap auto`` chose, and why."""
     tiling: TilingChoice | None = None
     """What ``--tiling auto`` chose, and why."""
+    coarse: CoarseChoice | None = None
+    """What ``--coarse auto`` found, and on what grounds."""
     cluster: ClusterShape | None = None
     """The workers it is planned for; None where this process does it all."""
     reading: Reading | None = None
@@ -106,6 +109,10 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         loaded = _reopened(loaded, tiled.window)
         survey = loaded.draft.survey
         decisions = replace(decisions, tiling=Tiling(tiled.window, tiled.overlap, tiled.blend, tiled.shared))
+    found = _coarse(loaded, decisions, notes, tell) if survey.settings.coarse else None
+    if found is not None:
+        survey = replace(survey, cells=found.inside)
+        loaded = replace(loaded, draft=replace(loaded.draft, survey=survey))
     draft = loaded.draft
     plan = draft.plan(decisions)
     sizes = draft.sizes(draft.job(decisions, plan), machine.cpu_count())
@@ -123,7 +130,8 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         tuple(notes),
         choice,
         tiled,
-        fitted.cluster,
+        cluster=fitted.cluster,
+        coarse=found,
         ready=replace(loaded.ready, base=fitted.base, budget=fitted.budget),
         look=loaded.look,
     )
@@ -285,9 +293,23 @@ def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell) 
     return found
 
 
+def _coarse(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell) -> CoarseChoice:
+    """What ``--coarse auto`` finds: what the output was begun with, else what is found out now."""
+    draft = loaded.draft
+    found = coarse_choice.stored(draft.survey)
+    if found is None:
+        from unet_engine.prepare import coarse
+
+        found = coarse.search(draft, decisions, tell)
+        found = coarse_choice.stored(draft.survey) or found
+    if found.kept:
+        fall_back(draft.survey.settings, notes, f"--coarse auto: {found.line}")
+    return found
+
+
 def _memory(loaded: _Loaded) -> Memory:
     """What windows may take: half of what the run may use, as the rest is for blocks."""
-    from unet_engine.prepare.tiling import Memory
+    from unet_engine.prepare.tiling_looking import Memory
 
     survey, setup = loaded.draft.survey, loaded.draft.network.setup
     resident = machine.resident_bytes()

@@ -1,4 +1,4 @@
-"""OME-Zarr groups (0.4 and 0.5): which array is the full resolution, what its axes are, where it lies in space."""
+"""OME-Zarr groups (0.4 to 0.6): which array is the full resolution, what its axes are, where it lies in space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import zarr
 
-from unet_engine.errors import InputError, first_line
+from unet_engine.errors import InputError, first_line, of_store
 from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import missing_codec
@@ -21,6 +21,7 @@ from unet_engine.volumes.cf import only_volume
 from unet_engine.volumes.collection import images, listed
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.resolution import Resolution
+from unet_engine.volumes.transformations import axes_of, of_level, placed
 
 _INVALID = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
 """What reading metadata that are not as they should be may raise."""
@@ -80,6 +81,8 @@ def named_resolution(path: str, array: zarr.Array) -> Resolution | None:
         except (FileNotFoundError, PermissionError):
             continue
         except Exception as error:
+            if (lost := of_store(error)) and not lost.refused:  # what it says must not depend on the network
+                raise InputError(f"{above} cannot be read: {lost}; {lost.advice}") from error
             if is_local(path):  # there is a file, and it is not what it should be
                 notes.append(f"{above} cannot be read ({first_line(error)}): it may say voxel size and axes of {path}")
             continue
@@ -107,6 +110,12 @@ def _of_group(found: Resolution, group: zarr.Group) -> Resolution:
     names = "".join(found.axes or ())
     if found.scale is None or [a for a in "zyx" if a in names] != [*"zyx"[3 - len(frame.matrix) :]]:
         return found
+    ours = "zyx"[3 - len(frame.matrix) :]
+    ratios = [found.scale[names.index(a)] / size for a, size in zip(ours, frame.spacing, strict=True)]
+    if any(abs(ratio - 1) > 1e-6 for ratio in ratios):  # a coarser level covers the same, see `output.multiscales`
+        if min(ratios) < 1 - 1e-6:
+            return found
+        frame = frame.resampled(ratios)
     moved = found.translation or [0.0] * len(names)
     for axis, size, start in zip("zyx"[3 - len(frame.matrix) :], frame.spacing, frame.translation, strict=True):
         at, near = names.index(axis), 1e-6 * abs(size)
@@ -153,47 +162,30 @@ def _channels(group: zarr.Group) -> tuple[str, ...]:
 
 def _described(array: zarr.Array, image: Mapping[str, Any], level: Mapping[str, Any]) -> Resolution:
     """What the multiscales `image` say of `array`, which is their dataset `level`. Raises one of `_INVALID`."""
-    declared = image.get("axes") or []
+    declared = axes_of(image)
     axes = tuple(str(a["name"] if isinstance(a, dict) else a).lower() for a in declared) or None
     if axes and len(axes) != array.ndim:
         raise ValueError(f"{len(axes)} axes for an array with {array.ndim}")
     units = {str(a["name"]).lower(): a.get("unit") for a in declared if isinstance(a, dict)}
-    scale, translation = _placed(
-        [*level.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
-    )
-    if any(values is not None and len(values) != array.ndim for values in (scale, translation)):
+    found = placed(of_level(image, level), axes or ())
+    if any(values is not None and len(values) != array.ndim for values in (found.scale, found.translation)):
         raise ValueError(f"scale or translation do not fit the {array.ndim} axes of {level['path']!r}")
     spatial = {a: u for a, u in units.items() if a in ("z", "y", "x")}
     different = dict.fromkeys(spatial.values())
+    plain = Resolution(array, axes, found.scale, found.translation, frame=found.frame)
     if len(different) < 2:
-        return Resolution(array, axes, scale, translation, next(iter(different), None))
-    if any(micrometers(1, u) is None for u in different):
+        return replace(plain, unit=next(iter(different), None))
+    if found.frame or any(micrometers(1, u) is None for u in different):
         said = ", ".join(f"{a} in {u or 'no unit'}" for a, u in spatial.items())
-        return Resolution(array, axes, scale, translation, None, (f"axes of different units ({said}): left out",))
+        return replace(plain, notes=(f"axes of different units ({said}): left out",))
     factors = [(micrometers(1, spatial.get(a, "micrometer")) or 1.0) * 1e3 for a in axes or ()]
-    return Resolution(array, axes, _times(scale, factors), _times(translation, factors), "nanometer")
+    return replace(
+        plain, scale=_times(found.scale, factors), translation=_times(found.translation, factors), unit="nanometer"
+    )
 
 
 def _times(values: list[float] | None, factors: Sequence[float]) -> list[float] | None:
     return values and [v * f for v, f in zip(values, factors, strict=True)]
-
-
-def _placed(moves: Sequence[Mapping[str, Any]]) -> tuple[list[float] | None, list[float] | None]:
-    """Scale and translation that `moves`, done one after the other, come to. A resolution's own come before those of
-    all resolutions."""
-    scale: list[float] | None = None
-    translation: list[float] | None = None
-    for move in moves:
-        kind = move["type"]
-        if kind not in ("identity", "scale", "translation"):
-            raise ValueError(f"transformation {kind!r} is not understood")
-        values = [float(v) for v in move[kind]] if kind != "identity" else []
-        if kind == "scale":
-            scale = [s * v for s, v in zip(scale or [1.0] * len(values), values, strict=True)]
-            translation = translation and [t * v for t, v in zip(translation, values, strict=True)]
-        elif kind == "translation":
-            translation = [t + v for t, v in zip(translation or [0.0] * len(values), values, strict=True)]
-    return scale, translation
 
 
 def _invalid(path: str, error: Exception) -> str:

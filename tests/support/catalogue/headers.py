@@ -6,7 +6,6 @@ from __future__ import annotations
 import gzip
 import os
 import struct
-import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from support.catalogue.fault import Fault, Make, both, fifo, file, gone, link, model, run
+from support.catalogue.packed import deflated, zlibbed
 
 VOXELS = np.arange(20 * 22 * 40, dtype="<u2").reshape(20, 22, 40)
 PASSWD = "/etc/passwd"
@@ -25,13 +25,6 @@ FLAT = model("flat", axes="yx")
 def of(name: str, make: Make, path: str, code: int, *says: str, **options: object) -> Fault:
     """A fault of a run on the volume at `path`."""
     return Fault(name, run(**{"in": path, **options}), code, says or (path.partition(":")[0],), make, spoken=None)
-
-
-@cache
-def deflated(size: int, bits: int) -> bytes:
-    """So many zeros as one stream, with the header that zlib counts by `bits`."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, bits)
-    return b"".join(packer.compress(bytes(2**20)) for _ in range(size // 2**20)) + packer.flush()
 
 
 # --- MetaImage and NRRD ---
@@ -200,7 +193,7 @@ def _link(name: str, *target: str) -> Callable[[Any, Path], None]:
 
 def _bomb(opened: Any, here: Path) -> None:
     data = opened.create_dataset("d", shape=(20, 22, 40), chunks=(8, 8, 8), dtype="u2", compression="gzip")
-    data.id.write_direct_chunk((0, 0, 0), deflated(2**30, zlib.MAX_WBITS))
+    data.id.write_direct_chunk((0, 0, 0), zlibbed(2**30))
 
 
 _HDF5_FAULTS: list[tuple[str, Make, str, int, str]] = [
@@ -247,7 +240,7 @@ _DICOM_FAULTS: list[tuple[str, Make, int, str]] = [
 
 
 def _gigabytes(here: Path) -> None:
-    dicom("1.2.840.10008.1.2.1.99", deflated(2**30, -zlib.MAX_WBITS))(here)
+    dicom("1.2.840.10008.1.2.1.99", deflated(2**30))(here)
 
 
 FAULTS = [

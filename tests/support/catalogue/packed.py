@@ -34,14 +34,20 @@ def zstd(size: int, said: int | None = None) -> bytes:
     return b"\x28\xb5\x2f\xfd" + sizes + block * (size // 2**17 - 1) + last
 
 
-def _deflated(size: int) -> bytes:
+def deflated(size: int) -> bytes:
+    """So many MiB of zeros as one stream without header or sum: a piece that is made once, and repeated."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
     return block * (size // 2**20) + packer.flush()
 
 
+def zlibbed(size: int) -> bytes:
+    """`deflated`, with a header, and the sum that so many zeros have (RFC 1950)."""
+    return b"\x78\xda" + deflated(size) + (size % 65521 << 16 | 1).to_bytes(4, "big")
+
+
 def gzip(size: int, said: int | None = None) -> bytes:
-    return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + _deflated(size) + bytes(4) + (said or size).to_bytes(4, "little")
+    return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + deflated(size) + bytes(4) + (said or size).to_bytes(4, "little")
 
 
 def _blosc(size: int) -> bytes:
@@ -55,7 +61,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "zstd that lies": ("zstd", lambda: zstd(GIB, CHUNK)),
     "gzip": ("gzip", lambda: gzip(GIB)),
     "gzip that lies": ("gzip", lambda: gzip(GIB, CHUNK)),
-    "zlib": ("zlib", lambda: b"\x78\xda" + _deflated(GIB)),
+    "zlib": ("zlib", lambda: b"\x78\xda" + deflated(GIB)),
     "bz2": ("bz2", lambda: bz2.compress(bytes(2**22)) * 256),
     "lzma": ("lzma", lambda: lzma.compress(bytes(2**22)) * 256),
     "blosc": ("blosc", lambda: _blosc(2**31 - 2**16)),

@@ -10,7 +10,8 @@ import numpy as np
 
 from support.catalogue.fault import Fault, Make, both, fifo, link
 from support.catalogue.fault import file as written
-from support.catalogue.headers import FLAT, PASSWD, VOXELS, deflated, of
+from support.catalogue.headers import FLAT, PASSWD, VOXELS, of
+from support.catalogue.packed import zlibbed
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
 
@@ -154,7 +155,7 @@ _TIFF_FAULTS: list[tuple[str, Make, int, str]] = [
     ("of a strip beyond its end", tagged(273, 4, 2**31), 4, "a.tif"),
     ("of a strip of 4 GiB", tagged(279, 4, 2**32 - 1), 4, "a.tif"),
     ("of 2**30 strips", tagged(273, 4, 8, 2**30), 4, "a.tif"),
-    ("whose tile unpacks to gigabytes", piece(8, deflated(2**30, 15)), 4, "a.tif"),
+    ("whose tile unpacks to gigabytes", piece(8, zlibbed(2**30)), 4, "a.tif"),
     *[(f"whose tile is a huge {kind}", piece(number, content), 4, "is a picture of") for kind, (number, content) in PICTURES.items()],
 ]  # fmt: skip
 _OME_FAULTS: list[tuple[str, Make, str]] = [

@@ -1,0 +1,125 @@
+"""Where voxels lie, as the transformations of OME-Zarr 0.4 to 0.6 say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import hypot
+from typing import Any
+
+from unet_engine.volumes.frame import Frame
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Per axis; None where nothing says it."""
+
+    scale: list[float] | None = None
+    translation: list[float] | None = None
+    frame: Frame | None = None
+    """Where the spatial axes are turned or sheared."""
+
+
+def axes_of(image: Mapping[str, Any]) -> list[Any]:
+    """The axes of a multiscale image: its own, or of the coordinate system that its levels are placed in."""
+    if image.get("axes"):
+        return list(image["axes"])
+    systems = {system.get("name"): system["axes"] for system in image.get("coordinateSystems") or ()}
+    if not systems:
+        return []
+    moves = image["datasets"][0].get("coordinateTransformations") or [{}]
+    return list(systems.get(_name(moves[-1].get("output")), next(iter(systems.values()))))
+
+
+def _name(of: Any) -> Any:
+    """A coordinate system is named by text, or by an object that has its name."""
+    return of.get("name") if isinstance(of, Mapping) else of
+
+
+def of_level(image: Mapping[str, Any], level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The transformations of a level, in order. In 0.6 those of the image lead on to other coordinate systems, and are
+    none of the level's. Raises `ValueError` for such as an earlier version does not know."""
+    own = list(level.get("coordinateTransformations") or ())
+    if image.get("coordinateSystems"):
+        return own
+    moves = [*own, *(image.get("coordinateTransformations") or ())]
+    for move in moves:
+        if move["type"] not in ("identity", "scale", "translation"):
+            raise ValueError(f"transformation {move['type']!r} is not understood")
+    return moves
+
+
+def placed(moves: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Placed:
+    """What `moves`, done one after the other, come to. `axes`: names in lower case, as they are stored.
+
+    Raises `ValueError`, and what values of another form raise.
+    """
+    plain = list(_flat(moves))
+    if any(move["type"] in ("affine", "rotation", "mapAxis") for move in plain):
+        return _turned(plain, axes)
+    scale: list[float] | None = None
+    translation: list[float] | None = None
+    for move in plain:
+        values = [float(v) for v in move[move["type"]]] if move["type"] != "identity" else []
+        if move["type"] == "scale":
+            scale = [s * v for s, v in zip(scale or [1.0] * len(values), values, strict=True)]
+            translation = translation and [t * v for t, v in zip(translation, values, strict=True)]
+        elif move["type"] == "translation":
+            translation = [t + v for t, v in zip(translation or [0.0] * len(values), values, strict=True)]
+    return Placed(scale, translation)
+
+
+def _flat(moves: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for move in moves:
+        if move["type"] == "sequence":
+            yield from _flat(move["transformations"])
+        elif move["type"] in ("identity", "scale", "translation", "affine", "rotation", "mapAxis"):
+            if move["type"] != "identity" and move["type"] not in move:
+                raise ValueError(f"the numbers of its {move['type']} lie in an array of their own")
+            yield move
+        else:
+            raise ValueError(f"transformation {move['type']!r} is not understood")
+
+
+def _turned(moves: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Placed:
+    n = len(axes)
+    matrix = [[float(i == j) for j in range(n)] for i in range(n)]
+    origin = [0.0] * n
+    for move in moves:
+        step, added = _linear(move, n)
+        matrix = [[sum(step[i][k] * matrix[k][j] for k in range(n)) for j in range(n)] for i in range(n)]
+        origin = [sum(step[i][k] * origin[k] for k in range(n)) + added[i] for i in range(n)]
+    spatial = [i for i, a in enumerate(axes) if a in "zyx"]
+    if any(matrix[i][j] for i in range(n) for j in range(n) if i != j and not {i, j} <= set(spatial)):
+        raise ValueError("a transformation mixes axes of space with others")
+    if not any(matrix[i][j] for i in spatial for j in spatial if i != j):
+        return Placed([matrix[i][i] for i in range(n)], origin)
+    ordered = [axes.index(a) for a in "zyx" if a in axes]
+    rows = tuple(tuple(matrix[i][j] for j in ordered) for i in reversed(ordered))
+    frame = Frame(rows, tuple(origin[i] for i in reversed(ordered)))
+    sizes = [hypot(*(matrix[i][j] for i in spatial)) if j in spatial else matrix[j][j] for j in range(n)]
+    return Placed(sizes, origin, frame)
+
+
+def _linear(move: Mapping[str, Any], n: int) -> tuple[list[list[float]], list[float]]:
+    """One transformation as a matrix, and what is added."""
+    kind = move["type"]
+    zeros = [0.0] * n
+    if kind == "identity":
+        return [[float(i == j) for j in range(n)] for i in range(n)], zeros
+    if kind == "scale":
+        values = [float(v) for v in move["scale"]]
+        return [[values[i] if i == j else 0.0 for j in range(n)] for i in range(n)], zeros
+    if kind == "translation":
+        values = [float(v) for v in move["translation"]]
+        return [[float(i == j) for j in range(n)] for i in range(n)], [values[i] for i in range(n)]
+    if kind == "mapAxis":
+        order = [int(v) for v in move["mapAxis"]]
+        if sorted(order) != list(range(n)):
+            raise ValueError("mapAxis names no axis for each")
+        return [[float(order[i] == j) for j in range(n)] for i in range(n)], zeros
+    rows = [[float(v) for v in row] for row in move[kind]]
+    more = kind == "affine"
+    if len(rows) not in (n, n + more) or any(len(row) != n + more for row in rows):
+        raise ValueError(f"the matrix of its {kind} does not fit {n} axes")
+    return [row[:n] for row in rows[:n]], [row[n] for row in rows[:n]] if more else zeros
