@@ -157,6 +157,13 @@ _SETTINGS = [
         "default: auto, features where classes are many.",
     ),
     click.option(
+        "--split-concat",
+        is_flag=True,
+        default=None,
+        help="Compute convolutions of concatenated tensors as sums of convolutions: the same but for rounding, and "
+        "faster in fp32 on a CPU; docs/performance.md.",
+    ),
+    click.option(
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
@@ -439,6 +446,19 @@ THRESHOLD = click.option(
 MIRROR_AXES = click.option(
     "--mirror-axes", metavar="AXES", help="Along which runs mirror windows and average, e.g. zyx; none: along none."
 )
+
+
+MEANT: list[Callable[..., Any]] = [
+    click.option("--image", metavar="NAME", help="Of a plate, well or collection: path or number of an image."),
+    click.option("--level", type=click.IntRange(0), metavar="N", help="Of a pyramid; default: 0, the full resolution."),
+    click.option("--timepoint", type=click.IntRange(0), metavar="N", help="The time point, counted from 0."),
+    click.option("--input-channels", metavar="C,C", help="Channels the network takes, by name or number from 0."),
+]
+"""What of the volume is meant, for commands that take no other settings."""
+
+
+def meant_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _with(MEANT, command)
 
 
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:

@@ -21,7 +21,7 @@ from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.fetching import MOST, Fetching
 from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
-from unet_engine.prepare import blending, coarse_choice, tiling_choice
+from unet_engine.prepare import blending, coarse_choice, rewriting, tiling_choice
 from unet_engine.prepare.coarse_choice import CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
@@ -172,6 +172,7 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     trial = _trial(survey, scale, seen)
     clock.done(SAMPLES)
     survey = compared(survey, trial.cut(survey.window), notes)
+    survey = rewriting.decided(survey, trial.cut(survey.window))
     survey = blending.decided(survey, trial.cut(survey.window), notes)
     clock.done(OPINION)
     trial = replace(trial, look=blending.through(survey.model.ahead, trial.look))

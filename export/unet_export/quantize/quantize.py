@@ -27,8 +27,8 @@ from unet_engine.redaction import redacted
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.formats import open_volume
-from unet_engine.volumes.normalize import Scaling, quantiles, scaling
+from unet_engine.volumes.formats import open_meant
+from unet_engine.volumes.normalize import Scaling, quantiles
 from unet_engine.volumes.resampled import Interpolated
 from unet_export.quantize import openvino_candidates, tensorrt_candidates
 from unet_export.quantize.gate import Exam, reference
@@ -115,7 +115,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
             f"--min-dice names the class {min(unknown)!r}; the model has {', '.join(model.spec.class_names)}"
         )
     model = model.normalized(request.normalize)
-    volume = open_volume(request.calibrate, request.axes)
+    volume = open_meant(request.calibrate, request.axes, request.meant)
     window = checked_window(model.spec, request.window)
     notes = list(model.notes)
     notes += [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
@@ -129,7 +129,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
     if found is None:
         check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    scale = scaling(model.spec.normalization, samples.measured(volume))
+    scale = samples.scaling_of(volume, model.spec.normalization)
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")
