@@ -9,7 +9,7 @@ TESTERS ?= 2
 # Tests start hundreds of interpreters, and what these would compile each time is kept beside the sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow fresh faults geometries check lint bench clean site wheels
+.PHONY: demo test slow fresh faults geometries check lint bench clean site wheels lock
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -75,6 +75,11 @@ site: .venv/site
 # A wheel for this machine, made and tried as cibuildwheel would, in a Debian root without a compiler where root may make one.
 wheels: .venv/dev
 	packaging/wheels.sh $(BIN)/python build/wheels
+
+# uv.lock: the versions that demo and tests were last seen to work with, `uv sync --locked --extra test`.
+lock: .venv/run
+	$(BIN)/pip install -q uv
+	$(BIN)/uv lock
 
 clean:
 	rm -rf .venv build demo

@@ -301,3 +301,12 @@ def test_what_cibuildwheel_is_told_it_knows():
     options = pytest.importorskip("cibuildwheel.options", reason="pip install cibuildwheel reads its settings")
     reader = options.OptionsReader(ROOT / "pyproject.toml", platform="linux", env={})
     assert reader.get("build", sep=" ") == "cp311-* cp312-*"
+
+
+def test_the_lock_has_what_runs_need():
+    import tomllib
+
+    locked = {p["name"]: p for p in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
+    needed = {re.split(r"[\[<>=; ]", line)[0].lower() for line in project()["project"]["dependencies"]}
+    assert needed <= {d["name"] for d in locked["unet-engine"]["dependencies"]}
+    assert all("hash" in wheel for p in locked.values() for wheel in p.get("wheels", []))

@@ -71,6 +71,9 @@ class Settings(BaseModel):
     blend_at: Literal["auto", "features", "outputs"] = "auto"
     """What is blended: the network's outputs, or the features that its last layer, a convolution of one voxel, makes
     them of; see `unet_engine.prepare.blending`. ``auto``: features where classes are many and that gives the same."""
+    split_concat: bool = False
+    """Whether convolutions of concatenated tensors are computed as sums of convolutions, see
+    `unet_engine.model.onnx_split`: the same but for rounding, in fp32 on a CPU faster."""
     tiling: str | None = None
     """Window, least voxels that neighbours share, and blend in one, ``136,144,144:16,16,16:crop``: windows are then
     spread evenly. ``auto``: the cheapest that is proved, see `unet_engine.prepare.tiling`. Default: `window`, `overlap`
@@ -127,8 +130,9 @@ class Settings(BaseModel):
     """Of an OME-Zarr plate, well or collection: the path of an image in it, or its number from 0."""
     level: int | None = Field(default=None, ge=0, le=MOST)
     """Of an OME-Zarr pyramid: 0 is the full resolution; default: that."""
-    timepoint: int | None = Field(default=None, ge=0, le=MOST)
-    """Counted from 0; needed where the volume has several."""
+    timepoint: Annotated[int, Field(ge=0, le=MOST)] | str | None = None
+    """Counted from 0; needed where the volume has several. ``all``, or a range ``2:5``, in `run` and where the output is
+    OME-Zarr: each is run, and the output keeps the time axis."""
     input_channels: str | None = None
     """Channels of the volume that the network takes, in its order: names, or numbers from 0, as ``DAPI,2``; default:
     all."""
@@ -222,6 +226,17 @@ class Settings(BaseModel):
             return float(value)
         except ValueError:
             raise ValueError("give a fraction from 0 to below 1, or auto") from None
+
+    @field_validator("timepoint", mode="before")
+    @classmethod
+    def _times(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.isascii() and value.isdigit():
+            return int(value[:12])
+        if value != "all" and not re.fullmatch(r"[0-9]{0,9}:[0-9]{0,9}", value):
+            raise ValueError("give a number from 0, a range such as 0:10, or all")
+        return value
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -376,7 +391,7 @@ class Settings(BaseModel):
                 f"Elsewhere the address says it: --scheduler {self.protocol}://host:port"
             )
         if self.tls_ca:
-            raise SettingsError(f"--protocol {self.protocol} is not encrypted; leave it or --tls-* out")
+            raise SettingsError(f"--protocol {self.protocol} is not encrypted; leave one of the two out")
 
     @classmethod
     def of(cls, **given: Any) -> Settings:

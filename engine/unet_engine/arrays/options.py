@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     overlap_tolerance: float | None
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"]
     blend_at: Literal["auto", "features", "outputs"]
+    split_concat: bool
     tiling: str | None
     coarse: Literal["auto"] | None
     coarse_miss: float | None
@@ -49,7 +50,7 @@ class Options(TypedDict, total=False):
     axes: str | None
     image: int | str | None
     level: int | None
-    timepoint: int | None
+    timepoint: int | str | None
     input_channels: str | int | Sequence[int | str] | None
     normalize: str | None
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None

@@ -33,14 +33,21 @@ class Command(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.meta.get(_FOR_MACHINES) and "--json" not in args:
-            args = ["--json", *args]
+        if ctx.meta.get(_FOR_MACHINES) and not any(arg.partition("=")[0] == "--json" for arg in args):
+            args = [*self._as_json(), *args]
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for option, times in Counter(order).items():
                 if times > 1 and isinstance(option, click.Option) and not (option.multiple or option.is_flag):
                     raise click.UsageError(f"{option.opts[0]} is given {times} times; give it once", ctx)
         return super().parse_args(ctx, args)
+
+    def _as_json(self) -> list[str]:
+        """What has the command end with JSON on stdout. One that takes a file writes there to ``-``."""
+        option = next((one for one in self.params if "--json" in one.opts), None)
+        if not isinstance(option, click.Option):
+            return []
+        return ["--json"] if option.is_flag else ["--json", "-"]
 
 
 _FOR_MACHINES = "unet_engine.json"
@@ -150,6 +157,13 @@ _SETTINGS = [
         "default: auto, features where classes are many.",
     ),
     click.option(
+        "--split-concat",
+        is_flag=True,
+        default=None,
+        help="Compute convolutions of concatenated tensors as sums of convolutions: the same but for rounding, and "
+        "faster in fp32 on a CPU; docs/performance.md.",
+    ),
+    click.option(
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
@@ -232,7 +246,12 @@ _SETTINGS = [
         "--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: path or number of an image."
     ),
     click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
-    click.option("--timepoint", type=int, metavar="N", help="The time point to run on, counted from 0."),
+    click.option(
+        "--timepoint",
+        metavar="N",
+        help="The time point to run on, counted from 0; all, or a range such as 0:10: each of them, and the output keeps "
+        "the time axis.",
+    ),
     click.option(
         "--input-channels", metavar="C,C", help="Channels the network takes, in its order, by name or number from 0."
     ),
@@ -427,6 +446,19 @@ THRESHOLD = click.option(
 MIRROR_AXES = click.option(
     "--mirror-axes", metavar="AXES", help="Along which runs mirror windows and average, e.g. zyx; none: along none."
 )
+
+
+MEANT: list[Callable[..., Any]] = [
+    click.option("--image", metavar="NAME", help="Of a plate, well or collection: path or number of an image."),
+    click.option("--level", type=click.IntRange(0), metavar="N", help="Of a pyramid; default: 0, the full resolution."),
+    click.option("--timepoint", type=click.IntRange(0), metavar="N", help="The time point, counted from 0."),
+    click.option("--input-channels", metavar="C,C", help="Channels the network takes, by name or number from 0."),
+]
+"""What of the volume is meant, for commands that take no other settings."""
+
+
+def meant_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _with(MEANT, command)
 
 
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:

@@ -127,7 +127,9 @@ class Header:
         replaced."""
         self._check_ours()
         if not self.complete:
-            raise OutputError(f"{self.path} lost its journal while this run was writing it; run again with --resume")
+            raise OutputError(
+                f"{self.path} lost its record of finished blocks while this run was writing it; run again with --resume"
+            )
 
     def _check_ours(self) -> None:
         if self.stored.get("digest") != self.digest:
@@ -162,7 +164,9 @@ class Header:
         if spans is None:
             raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
         if not _are_spans(spans):
-            raise OutputError(f"{self.path}: its header is damaged, it names no blocks there can be; use --overwrite")
+            raise OutputError(
+                f"{self.path}: what unet-engine keeps in its attributes is damaged, it names blocks that cannot be; use --overwrite"
+            )
         return [Numbers(axis) for axis in spans]
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind
+from unet_engine.prepare.places import pick_of
 from unet_engine.settings import KEEP, Settings
 from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
@@ -77,7 +78,7 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
             f"--mask with --outside {KEEP}: the model {spec.name} names no output for what is left out; "
             f"add 'empty' to its spec, or leave out --outside {KEEP}"
         )
-    return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume))
+    return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume), pick_of(settings).timepoint)
 
 
 def fill_of(

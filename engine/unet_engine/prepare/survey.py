@@ -50,7 +50,7 @@ from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask, Masks, validity_of
-from unet_engine.volumes.normalize import quantiles, scaling
+from unet_engine.volumes.normalize import quantiles
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.resampled import AnyMask
 from unet_engine.volumes.resampled import on_windows_grid as on_that_grid
@@ -268,7 +268,7 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
     elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
         notes.append(f"precision {choice.precision}: {choice.why}")
     if choice.proved is not None:
-        scale = scaling(model.spec.normalization, samples.measured(volume))
+        scale = samples.scaling_of(volume, model.spec.normalization)
         apart = difference(quantiles(samples.measured(volume), scale), choice.proved.calibration.quantiles)
         if apart:
             notes.append(

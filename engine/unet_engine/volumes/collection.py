@@ -137,6 +137,20 @@ def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:
     return found
 
 
+def time_of(path: str) -> tuple[float, float, str | None]:
+    """How far time points are apart in the image of which the volume at `path` is, when the first one is, and in which
+    unit; 1 and 0 where nothing says it."""
+    try:
+        image = multiscales(stores.open_group(image_of(path) or path, "r"))[0]
+        axes = [a if isinstance(a, dict) else {"name": a} for a in axes_of(image)]
+        names = [str(a["name"]).lower() for a in axes]
+        found, at = placed(of_level(image, image["datasets"][0]), names), names.index("t")
+        start = found.translation[at] if found.translation else 0.0
+        return (found.scale[at] if found.scale else 1.0), start, axes[at].get("unit")
+    except Exception:  # whatever it is, it says nothing of time
+        return 1.0, 0.0, None
+
+
 def version_of(path: str) -> str:
     """Of OME-Zarr, as the image at `path` says it."""
     group = stores.open_group(path, "r")
