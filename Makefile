@@ -9,7 +9,7 @@ TESTERS ?= 2
 # Tests start hundreds of interpreters, and what these would compile each time is kept beside the sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow fresh faults geometries check lint bench clean
+.PHONY: demo test slow fresh faults geometries check lint bench clean site wheels lock
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -61,6 +61,26 @@ check: lint test
 bench: .venv/dev
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/end_to_end.py --quick
+	$(BIN)/python benchmarks/tiling.py --out bench.svg
+
+# The documentation as a site that works offline, in build/site. A link that leads nowhere is an error.
+.venv/site: .venv/run
+	$(BIN)/pip install -q --upgrade 'pip>=25.1'
+	$(BIN)/pip install -q --group site
+	touch $@
+
+site: .venv/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/site/check.py build/site
+
+# A wheel for this machine, made and tried as cibuildwheel would, in a Debian root without a compiler where root may make one.
+wheels: .venv/dev
+	packaging/wheels.sh $(BIN)/python build/wheels
+
+# uv.lock: the versions that demo and tests were last seen to work with, `uv sync --locked --extra test`.
+lock: .venv/run
+	$(BIN)/pip install -q uv
+	$(BIN)/uv lock
 
 clean:
 	rm -rf .venv build demo

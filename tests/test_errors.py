@@ -109,3 +109,23 @@ def test_messages_are_one_line():
 def test_a_message_without_a_remedy_is_found():
     assert not REMEDY.search(without_what_is_put_in("{path} cannot be read: {'; '.join(why)}"))
     assert Path(messages()[0][0].split(":")[0]).suffix == ".py"
+
+
+OURS = re.compile(
+    r"\b(journal|markers?|sums|halos?|poses?|rim|nodes|slab|lattice|candidates?|verdict|members?|sweep|ticket|anew)\b"
+)
+"""Words of the code, or of a dictionary, that say nothing to somebody who has read neither."""
+
+
+def test_messages_have_no_words_of_the_code():
+    found = [
+        f"{where}: {text}"
+        for where, text in messages()
+        if OURS.search(without_what_is_put_in(text)) and not any(part in text for part in SAID_ELSEWHERE)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_a_word_of_the_code_is_found():
+    assert OURS.search("lost its journal while this run was writing it")
+    assert not OURS.search("a summary of {len(markers)}".replace("{len(markers)}", "…"))

@@ -24,7 +24,7 @@ from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.postprocess import level_pass, pyramid, working
-from unet_engine.prepare import tiling_choice
+from unet_engine.prepare import coarse_choice, tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import check_output
@@ -41,7 +41,7 @@ Watch = Callable[[Prepared, Team], Any]
 
 
 _NOT_STORED = (
-    "out", "part", "overlap_choice", "tiling_choice", "complete", "already_complete", "profile", "objects",
+    "out", "part", "overlap_choice", "tiling_choice", "coarse_choice", "complete", "already_complete", "profile", "objects",
     "levels", "start",
 )  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
@@ -88,6 +88,8 @@ class Result:
     overlap_choice: dict[str, Any] | None = None
     """What ``--overlap auto`` took and on what grounds: fields of
     `unet_engine.prepare.overlap_choice.OverlapChoice`."""
+    coarse_choice: dict[str, Any] | None = None
+    """What ``--coarse auto`` found: fields of `unet_engine.prepare.coarse_choice.CoarseChoice`, without its cells."""
     tiling_choice: dict[str, Any] | None = None
     """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
     start: dict[str, float] | None = None
@@ -298,6 +300,8 @@ def _open_output(prepared: Prepared) -> Output:
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
     if prepared.tiling:
         provenance[tiling_choice.KEY] = tiling_choice.facts(prepared.tiling)
+    if prepared.coarse:
+        provenance[coarse_choice.KEY] = coarse_choice.facts(prepared.coarse)
     check_output(prepared.survey)
     if stores.exists(job.out):
         if settings.resume:
@@ -405,6 +409,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
         tiling_choice=tiling_choice.facts(prepared.tiling),
+        coarse_choice=coarse_choice.told(prepared.coarse),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,
         plan_notes=(*crew.notes, *prepared.notes),

@@ -13,6 +13,9 @@
                                        a block
     +-- BatchError                11   of several volumes some failed, and the others were run (--keep-going)
 
+A store that does not answer, or refuses, is 3 where it is read and 8 where it is written, after it was asked again for
+a minute (UNET_ENGINE_STORE_SECONDS).
+
 An interrupted run (Ctrl-C, SIGTERM) ends with 130. Every message is one line: what is wrong, where, and what to do.
 """
 
@@ -72,6 +75,30 @@ class BatchError(UnetEngineError):
     exit_code = 11
 
 
+class StoreError(OSError):
+    """What a store over a network did not give or take, however often it was asked: which key, why, and how often. What
+    meets it makes an `InputError` or an `OutputError` of it."""
+
+    def __init__(self, *, key: str, cause: str, refused: bool = False) -> None:
+        """key: of what was asked for; refused: whether the store does not allow it, rather than fail"""
+        super().__init__(redacted(f"{key}: {cause}"))
+        self.refused = refused
+
+    @property
+    def advice(self) -> str:
+        """What to do."""
+        if self.refused:
+            return "check the credentials in the environment, and run again with --resume"
+        return "run again with --resume once it answers"
+
+
+def of_store(error: BaseException | None) -> StoreError | None:
+    """The `StoreError` that `error` is, or comes from."""
+    while error is not None and not isinstance(error, StoreError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 class UnetEngineWarning(UserWarning):
     """What users should know of a run, as Python warns of it."""
 
@@ -92,6 +119,8 @@ def writing(path: str, what: str) -> Iterator[None]:
     except OutputError:
         raise
     except Exception as error:
+        if lost := of_store(error):
+            raise OutputError(f"{path} cannot be written ({what}): {lost}; {lost.advice}") from error
         full = (
             getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             or "No space left" in str(error)

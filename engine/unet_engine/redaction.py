@@ -107,7 +107,9 @@ class _Guarded:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
-    def write(self, text: str) -> int:
+    def write(self, text: str | bytes) -> int:
+        if isinstance(text, bytes):  # of click, which knows no buffer of ours
+            text = text.decode(errors="replace")
         self._stream.write(_text(text, terminal=self._stream.isatty()))
         return len(text)
 

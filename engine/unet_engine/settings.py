@@ -71,6 +71,9 @@ class Settings(BaseModel):
     blend_at: Literal["auto", "features", "outputs"] = "auto"
     """What is blended: the network's outputs, or the features that its last layer, a convolution of one voxel, makes
     them of; see `unet_engine.prepare.blending`. ``auto``: features where classes are many and that gives the same."""
+    split_concat: bool = False
+    """Whether convolutions of concatenated tensors are computed as sums of convolutions, see
+    `unet_engine.model.onnx_split`: the same but for rounding, in fp32 on a CPU faster."""
     tiling: str | None = None
     """Window, least voxels that neighbours share, and blend in one, ``136,144,144:16,16,16:crop``: windows are then
     spread evenly. ``auto``: the cheapest that is proved, see `unet_engine.prepare.tiling`. Default: `window`, `overlap`
@@ -82,6 +85,13 @@ class Settings(BaseModel):
     """Part of a run that ``tiling="auto"`` may compute to find out; default 0.03."""
     truth: str | None = None
     """Volume of labels, of the input's shape, by which ``tiling="auto"`` decides."""
+    coarse: Literal["auto"] | None = None
+    """``auto``: where a coarse pass proves that there is no foreground, background is written and nothing computed; see
+    `unet_engine.prepare.coarse`. Default: all is computed."""
+    coarse_miss: float | None = Field(default=None, gt=0, lt=1)
+    """Part of the foreground's voxels that ``coarse="auto"`` may miss; default 0.001."""
+    coarse_budget: float | None = Field(default=None, gt=0, le=MOST)
+    """Part of a run that ``coarse="auto"`` may compute to find out; default 0.1."""
     padding: Literal["reflect", "constant", "edge"] | None = None
     """What windows read outside of the volume; default: reflect, with the blending of a peer constant, as it does."""
     tta: str | None = None
@@ -120,8 +130,9 @@ class Settings(BaseModel):
     """Of an OME-Zarr plate, well or collection: the path of an image in it, or its number from 0."""
     level: int | None = Field(default=None, ge=0, le=MOST)
     """Of an OME-Zarr pyramid: 0 is the full resolution; default: that."""
-    timepoint: int | None = Field(default=None, ge=0, le=MOST)
-    """Counted from 0; needed where the volume has several."""
+    timepoint: Annotated[int, Field(ge=0, le=MOST)] | str | None = None
+    """Counted from 0; needed where the volume has several. ``all``, or a range ``2:5``, in `run` and where the output is
+    OME-Zarr: each is run, and the output keeps the time axis."""
     input_channels: str | None = None
     """Channels of the volume that the network takes, in its order: names, or numbers from 0, as ``DAPI,2``; default:
     all."""
@@ -215,6 +226,17 @@ class Settings(BaseModel):
             return float(value)
         except ValueError:
             raise ValueError("give a fraction from 0 to below 1, or auto") from None
+
+    @field_validator("timepoint", mode="before")
+    @classmethod
+    def _times(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.isascii() and value.isdigit():
+            return int(value[:12])
+        if value != "all" and not re.fullmatch(r"[0-9]{0,9}:[0-9]{0,9}", value):
+            raise ValueError("give a number from 0, a range such as 0:10, or all")
+        return value
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -369,7 +391,7 @@ class Settings(BaseModel):
                 f"Elsewhere the address says it: --scheduler {self.protocol}://host:port"
             )
         if self.tls_ca:
-            raise SettingsError(f"--protocol {self.protocol} is not encrypted; leave it or --tls-* out")
+            raise SettingsError(f"--protocol {self.protocol} is not encrypted; leave one of the two out")
 
     @classmethod
     def of(cls, **given: Any) -> Settings:
@@ -417,6 +439,7 @@ class Settings(BaseModel):
             raise SettingsError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
         self._check_protocol()
         self._check_tiling()
+        self._check_coarse()
         if self.overlap == "auto" and self.blend != "gaussian":
             raise SettingsError("--overlap auto chooses how to blend as well; leave out --blend")
         if self.overlap_tolerance is not None and self.overlap != "auto":
@@ -467,6 +490,16 @@ class Settings(BaseModel):
                     f"--{name.replace('_', '-')} is for --tiling auto; leave it out, or give both"
                     + (" (--overlap auto has --overlap-tolerance)" if name == "tolerance" else "")
                 )
+
+    def _check_coarse(self) -> None:
+        """Raise `SettingsError` where nothing may be skipped, or that is not asked for."""
+        for name in ("coarse_miss", "coarse_budget"):
+            if getattr(self, name) is not None and not self.coarse:
+                raise SettingsError(f"--{name.replace('_', '-')} is for --coarse auto; leave it out, or give both")
+        if self.coarse and self.output != "labels":
+            raise SettingsError(f"--coarse auto proves labels, and {self.output} are wanted; leave out one of them")
+        if self.coarse and self.outside is not None:
+            raise SettingsError("--coarse auto writes background where nothing is computed; leave out --outside")
 
     def _check_outside(self) -> None:
         """Raise `SettingsError` where the value for voxels outside cannot be stored."""

@@ -51,7 +51,7 @@ def test_a_package_keeps_what_its_description_says(tmp_path):
     spec = model.spec
     assert (spec.name, spec.axes, spec.channels_in, spec.classes) == ("Tiny cells", "yx", 1, ("sky", "cell"))
     assert (spec.window, spec.window_min, spec.window_step) == ((40, 48), (16, 16), (8, 8))
-    assert (spec.activation, spec.channels, str(spec.normalization)) == ("softmax", "classes", "zscore:eps=1e-06")
+    assert (spec.activation, spec.channels, str(spec.normalization)) == ("softmax", "classes", "zscore:whole,eps=1e-06")
     credit = model.credit
     assert (credit.licence, credit.authors, credit.version) == ("CC-BY-4.0", ("A. Author",), "1.2")
     assert credit.citation == ("how it was made 10.1/x",)

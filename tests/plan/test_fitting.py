@@ -91,6 +91,15 @@ def test_work_a_voxel_of_the_stack_of_the_performance_page():
     assert found.work == pytest.approx(1.3, abs=0.01)
 
 
+def test_windows_that_leave_threads_idle_are_not_the_cheapest():
+    """One window over all computes the least, and one of two threads would watch it."""
+    needs = [AxisNeeds(64, 16, 4, 16, 4), AxisNeeds(64, 16, 4, 16, 4)]
+    assert fitted(needs, 64**2).counts == (1, 1)
+    found = fitted(needs, 64**2, at_once=2)
+    assert prod(found.counts) == 2
+    assert found.work == pytest.approx(prod(found.window) * 2 / 64**2)
+
+
 axis_needs = st.tuples(st.integers(1, 100), st.integers(10, 30), st.integers(0, 9))
 needs = st.lists(axis_needs, min_size=2, max_size=3)
 

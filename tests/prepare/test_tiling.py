@@ -217,14 +217,31 @@ def test_workers_of_a_cluster_take_the_same_choice(scene, done, tmp_path):
 
 
 def test_a_search_that_would_cost_too_much_is_not_begun(scene, tmp_path, monkeypatch):
+    """Of a network whose graph tells nothing, either."""
     monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
-    said = cli("plan", "--in", scene[0], "--model", scene[1], "--tiling", "auto", "--json")
+    model = untrained(tmp_path, norm="instance")
+    said = cli("plan", "--in", scene[0], "--model", model, "--tiling", "auto", "--json")
     choice = TilingChoice.model_validate(said.json["tiling_choice"])
     assert "of the run, and 3% are allowed; see --tiling-budget" in choice.kept
-    assert said.json["windows_planned"] == unet_engine.make_plan(scene[0], model=scene[1]).window_range.size
-    strict = cli("plan", "--in", scene[0], "--model", scene[1], "--tiling", "auto", "--strict")
+    assert said.json["windows_planned"] == unet_engine.make_plan(scene[0], model=model).window_range.size
+    strict = cli("plan", "--in", scene[0], "--model", model, "--tiling", "auto", "--strict")
     assert strict.code == 6
     assert "--tiling-budget" in strict.error
+
+
+def test_what_the_graph_tells_costs_nothing_and_gives_the_labels_of_one_window(scene, tmp_path, monkeypatch):
+    """On a volume that is too small to look at: every voxel has all its context."""
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
+    out = str(tmp_path / "out.zarr")
+    said = cli("run", "--in", scene[0], "--model", scene[1], "--out", out, "--tiling", "auto", "--strict", "--json")
+    assert said.code == 0, said.err
+    choice = choice_in(out)
+    assert not choice.kept
+    assert choice.learnt is None
+    assert choice.work < choice.work_of_default / 2
+    assert "all the context that the network sees" in choice.line
+    whole = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "w.zarr"), tiling="48,56,60:0,0,0:crop")
+    np.testing.assert_array_equal(result_of(out), result_of(whole.out))
 
 
 def test_the_search_stays_within_its_budget(scene, tmp_path, monkeypatch):
@@ -320,8 +337,9 @@ def test_a_network_of_planes_over_a_volume(tmp_path):
 def test_a_network_that_loses_voxels_at_each_side(tmp_path):
     noise = np.random.default_rng(0).normal(size=(30, 44, 44)).astype(np.float32)
     volume = make_volume(tmp_path / "scan.zarr", noise)
-    model = fake_model(tmp_path, margin=[1, 1, 1], activation="sigmoid", context=[2, 2, 2])
-    said = cli("plan", "--in", volume, "--model", model, "--tiling", "auto", "--tiling-budget", 50, "--json")
+    model = fake_model(tmp_path, margin=[1, 1, 1], activation="sigmoid")  # nothing tells how far it sees
+    said = cli("plan", "--in", volume, "--model", model, "--tiling", "auto", "--tiling-budget", 50, "--threads", 1,
+               "--json")  # fmt: skip
     assert said.code == 0, said.err
     choice = TilingChoice.model_validate(said.json["tiling_choice"])
     assert choice.shared == (0, 0, 0)

@@ -17,6 +17,7 @@ from unet_engine.arrays.options import Options
 from unet_engine.arrays.progress import bar
 from unet_engine.arrays.results import ArraySink, maker, wrapped
 from unet_engine.arrays.volume import PLACE, Source, source_of
+from unet_engine.batches.times import UNSEEN, are_several, run_times
 from unet_engine.errors import SettingsError, UnetEngineError, UnetEngineWarning
 from unet_engine.execution.choose import team
 from unet_engine.execution.local import LocalTeam
@@ -140,6 +141,11 @@ def run(
             raise SettingsError("out is needed where input is an array; give the path of a group, e.g. labels.zarr")
         given, asked = _opened(source, model, settings, stack)
         wanted = Settings.of(input=place, out=out, **asked)
+        if are_several(wanted) and source is None and given.model is None:
+            heard: list[str] = []
+            result = run_times(wanted, UNSEEN, heard.append)
+            _warn((*heard, *result.notes))
+            return result
         crew = stack.enter_context(team(wanted, given=given))
         prepared = crew.prepare()
         result = run_volume(crew, prepared, (lambda p, c: bar(p.job.plan.call_count, c)) if progress else None)

@@ -25,7 +25,11 @@ class Options(TypedDict, total=False):
     overlap_tolerance: float | None
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"]
     blend_at: Literal["auto", "features", "outputs"]
+    split_concat: bool
     tiling: str | None
+    coarse: Literal["auto"] | None
+    coarse_miss: float | None
+    coarse_budget: float | None
     tolerance: float | None
     tiling_budget: float | None
     truth: str | None
@@ -46,7 +50,7 @@ class Options(TypedDict, total=False):
     axes: str | None
     image: int | str | None
     level: int | None
-    timepoint: int | None
+    timepoint: int | str | None
     input_channels: str | int | Sequence[int | str] | None
     normalize: str | None
     activation: Literal["softmax", "sigmoid", "none", "probabilities", "probabilities_each"] | None

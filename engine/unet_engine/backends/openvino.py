@@ -80,7 +80,8 @@ def unpacked(data: bytes, most: int) -> Any:
         size = sum(archive.getinfo(name).file_size for name in ("net.xml", "net.bin"))
         if size > most:
             raise ModelError(
-                f"the attached network unpacks to {size} bytes, far more than the model it stands for; quantize again"
+                f"the network of lower precision in the model file unpacks to {size} bytes, far more than the model it "
+                "stands for; quantize again"
             )
         return ov.Core().read_model(archive.read("net.xml"), archive.read("net.bin"))
 
@@ -126,6 +127,7 @@ def _key(setup: Setup, how: dict[str, Any]) -> engine_cache.Key:
         "format": FORMAT,
         "network": setup.network or setup.model.sha256,
         "features": setup.model.gives_features,
+        "split": setup.model.splits,
         "library": library(setup.device),
         "processor": machine.processor(),
         "shape": list(setup.input_shape),

@@ -81,7 +81,7 @@ def check_sizes(path: Path, network: bytes, shape: tuple[int, ...]) -> None:
         sizes = [d.dim_value for d in value.type.tensor_type.shape.dim]
         if prod(sizes) > LARGEST_TENSOR:
             raise ModelError(
-                f"{path}: with windows of {times(shape[2:])} the tensor {value.name} has {prod(sizes):,} elements, "
+                f"{path}: with windows of {times(shape[2:])} the result {value.name} inside the network has {prod(sizes):,} elements, "
                 "and TensorRT takes fewer than 2^31; use a smaller --window"
             )
 

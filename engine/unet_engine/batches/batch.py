@@ -99,6 +99,11 @@ def _usual(settings: Settings, model: ModelFile | None) -> str:
     return f"{stem(root_of(settings.input))}-{model.spec.name}" if model else ""
 
 
+def opened(settings: Settings) -> ModelFile | None:
+    """The model that the settings name, for several runs."""
+    return _model(settings, {})
+
+
 def _model(settings: Settings, models: dict[tuple[Any, ...], ModelFile]) -> ModelFile | None:
     """The model, opened once for all volumes that ask for the same."""
     if settings.model is None:  # refused as the volume is surveyed

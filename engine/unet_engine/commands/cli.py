@@ -20,6 +20,7 @@ from unet_engine.commands.converting import convert_command
 from unet_engine.commands.describing import schema_command
 from unet_engine.commands.farewell import INTERRUPTED, TRACEBACK, said_of
 from unet_engine.commands.importing import import_command
+from unet_engine.commands.manual import completion_command, manual_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.objects import OBJECT_COMMANDS
 from unet_engine.commands.options import (
@@ -39,6 +40,7 @@ from unet_engine.profiling import beginning
 from unet_engine.redaction import guard_streams
 
 if TYPE_CHECKING:
+    from unet_engine.api import Result
     from unet_engine.commands.notice import Notice
     from unet_engine.commands.screen import Screen
 
@@ -131,6 +133,7 @@ def _run(
 
 def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
     from unet_engine.api import run_volume
+    from unet_engine.batches.times import are_several, run_times
     from unet_engine.commands import report
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
@@ -143,6 +146,9 @@ def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[s
                 _tell(console, notes)
 
             settings = with_model(Settings.of(**_required(given)), tell)
+            if are_several(settings):
+                result = record.result = run_times(settings, running.Steps(console, tell), tell)
+                return _said_of_times(result, console, as_json=as_json)
             page = ways.page(settings)
             settings = stack.enter_context(page.profiled(settings)) if page else settings
             with team(settings, tell) as crew:
@@ -178,6 +184,15 @@ def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[s
     return line
 
 
+def _said_of_times(result: Result, console: Screen, *, as_json: bool) -> str:
+    from unet_engine.commands import report
+
+    console.say(line := report.result_line(result))
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+    return line
+
+
 def _run_several(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
     echo = (lambda facts: click.echo(json.dumps(facts))) if as_json else None
     told = {key: value for key, value in given.items() if key != "input"}
@@ -204,6 +219,7 @@ def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
 
 
 def _plan(given: dict[str, Any], *, as_json: bool) -> None:
+    from unet_engine.batches.times import first_of
     from unet_engine.commands import report, screen
     from unet_engine.prepare.prepare import prepare
     from unet_engine.prepare.survey import survey
@@ -211,6 +227,7 @@ def _plan(given: dict[str, Any], *, as_json: bool) -> None:
 
     console = screen.stderr()
     settings = with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text]))
+    settings = first_of(settings, lambda text: _tell(console, [text]))
     prepared = prepare(survey(settings), tell=lambda text: _tell(console, [text]))
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
@@ -275,6 +292,8 @@ def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
 
 
 for _command in (
+    completion_command,
+    manual_command,
     import_command,
     convert_command,
     *COMMANDS,

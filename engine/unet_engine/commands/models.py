@@ -17,6 +17,7 @@ from unet_engine.commands.options import (
     THRESHOLD,
     Command,
     Number,
+    meant_options,
     sizes,
 )
 from unet_engine.errors import BackendError, ModelError, SettingsError
@@ -133,6 +134,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Draws the windows; default 0.")
 @click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
+@meant_options
 @click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), help="Instead of what the model names, as for run.")
 @click.option("--head", metavar="NAME", help="The output that is judged, of a network with several, as for run.")
@@ -153,12 +155,14 @@ def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
     the model file with its figures, and run --precision auto takes the fastest of them."""
     from unet_engine.commands import screen
     from unet_engine.commands.sources import model_of
+    from unet_engine.volumes.pick import Meant
     from unet_export.quantize.judging import Request
     from unet_export.quantize.quantize import quantize, table
 
     given["model"] = model_of(given["model"], trust=bool(given["trust"]), head=given["head"])
     dice, dice_of = _thresholds(given.pop("min_dice"))
     given["window"] = sizes("--window", given["window"])
+    given["meant"] = Meant(**{name: given.pop(name) for name in ("image", "level", "timepoint", "input_channels")})
     given["ignore_spacing"] = bool(given["ignore_spacing"])
     request = Request(dice=dice, dice_of=dice_of, agreement=given.pop("min_agreement"), **given)
     rows = table(quantize(request, _tell))

@@ -33,14 +33,21 @@ class Command(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.meta.get(_FOR_MACHINES) and "--json" not in args:
-            args = ["--json", *args]
+        if ctx.meta.get(_FOR_MACHINES) and not any(arg.partition("=")[0] == "--json" for arg in args):
+            args = [*self._as_json(), *args]
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for option, times in Counter(order).items():
                 if times > 1 and isinstance(option, click.Option) and not (option.multiple or option.is_flag):
                     raise click.UsageError(f"{option.opts[0]} is given {times} times; give it once", ctx)
         return super().parse_args(ctx, args)
+
+    def _as_json(self) -> list[str]:
+        """What has the command end with JSON on stdout. One that takes a file writes there to ``-``."""
+        option = next((one for one in self.params if "--json" in one.opts), None)
+        if not isinstance(option, click.Option):
+            return []
+        return ["--json"] if option.is_flag else ["--json", "-"]
 
 
 _FOR_MACHINES = "unet_engine.json"
@@ -54,6 +61,13 @@ def for_machines(ctx: click.Context, _option: click.Parameter, given: bool) -> N
 def joined(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> str | None:
     """Of an option that may be given several times, what it means: a list parted by commas."""
     return ",".join(given) if given else None
+
+
+def files(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[Any]:
+    """Has a shell complete names of files."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 IGNORE_SPACING = click.option(
@@ -80,12 +94,14 @@ _ONE = click.option(
     "--in",
     "input",
     metavar="PATH",
+    shell_complete=files,
     help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md.",
 )
 _SEVERAL = click.option(
     "--in",
     "input",
     metavar="PATH",
+    shell_complete=files,
     multiple=True,
     help="Zarr array or OME-Zarr group (path or URL), or a file: TIFF, HDF5 as scan.h5:/name, .npy …; docs/volumes.md. "
     "Several, a glob, a folder of volumes or a list (.csv, .jsonl) are run one after the other; docs/batches.md.",
@@ -96,6 +112,7 @@ _SETTINGS = [
         multiple=True,
         callback=joined,
         metavar="FILE[,FILE]",
+        shell_complete=files,
         help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several, or given several times, the mean "
         "is taken; default: from unet-engine.toml, here or beside the input.",
     ),
@@ -104,6 +121,7 @@ _SETTINGS = [
     click.option(
         "--out",
         metavar="PATH",
+        shell_complete=files,
         help="Output: NAME.zarr, .nii.gz, .nrrd …, see docs/outputs.md; of several volumes with {stem}, docs/batches.md; "
         "default: beside the input, of its format.",
     ),
@@ -139,6 +157,13 @@ _SETTINGS = [
         "default: auto, features where classes are many.",
     ),
     click.option(
+        "--split-concat",
+        is_flag=True,
+        default=None,
+        help="Compute convolutions of concatenated tensors as sums of convolutions: the same but for rounding, and "
+        "faster in fp32 on a CPU; docs/performance.md.",
+    ),
+    click.option(
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
@@ -154,7 +179,21 @@ _SETTINGS = [
     click.option(
         "--tiling-budget", type=NUMBER, metavar="F", help="Part of a run that --tiling auto may take; default 0.03."
     ),
-    click.option("--truth", metavar="PATH", help="Labels of the volume, by which --tiling auto decides."),
+    click.option(
+        "--truth", metavar="PATH", shell_complete=files, help="Labels of the volume, by which --tiling auto decides."
+    ),
+    click.option(
+        "--coarse",
+        metavar="auto",
+        help="auto: a coarse pass marks where foreground can be, regions computed in full prove how much it misses, and "
+        "windows without any are not computed. For sparse labels.",
+    ),
+    click.option(
+        "--coarse-miss", type=NUMBER, metavar="F", help="Part of the foreground that may be missed; default 0.001."
+    ),
+    click.option(
+        "--coarse-budget", type=NUMBER, metavar="F", help="Part of a run that --coarse auto may take; default 0.1."
+    ),
     click.option(
         "--padding",
         metavar="MODE",
@@ -207,7 +246,12 @@ _SETTINGS = [
         "--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: path or number of an image."
     ),
     click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
-    click.option("--timepoint", type=int, metavar="N", help="The time point to run on, counted from 0."),
+    click.option(
+        "--timepoint",
+        metavar="N",
+        help="The time point to run on, counted from 0; all, or a range such as 0:10: each of them, and the output keeps "
+        "the time axis.",
+    ),
     click.option(
         "--input-channels", metavar="C,C", help="Channels the network takes, in its order, by name or number from 0."
     ),
@@ -237,7 +281,10 @@ _SETTINGS = [
         help="Where the model brings the volume to its own spacing: the grid of the result; default: the scan's.",
     ),
     click.option(
-        "--mask", metavar="PATH", help="Volume, also coarser or finer: only voxels where it is not zero are meant."
+        "--mask",
+        metavar="PATH",
+        shell_complete=files,
+        help="Volume, also coarser or finer: only voxels where it is not zero are meant.",
     ),
     click.option(
         "--outside",
@@ -285,7 +332,10 @@ _CLUSTER = [
         "--scheduler", metavar="ADDRESS", help="Run on this Dask cluster: tcp://host:port or a scheduler file."
     ),
     click.option(
-        "--cluster", metavar="FILE", help="Start workers as batch jobs as this YAML file says, e.g. on SLURM."
+        "--cluster",
+        metavar="FILE",
+        shell_complete=files,
+        help="Start workers as batch jobs as this YAML file says, e.g. on SLURM.",
     ),
     click.option(
         "--protocol",
@@ -298,9 +348,14 @@ _CLUSTER = [
         metavar="S",
         help="A block that takes longer counts as hung; default: from the plan with Dask, else never.",
     ),
-    click.option("--tls-ca", metavar="FILE", help="PEM file of the authority, for a cluster that speaks TLS."),
-    click.option("--tls-cert", metavar="FILE", help="PEM file of our certificate."),
-    click.option("--tls-key", metavar="FILE", help="PEM file of our key."),
+    click.option(
+        "--tls-ca",
+        metavar="FILE",
+        shell_complete=files,
+        help="PEM file of the authority, for a cluster that speaks TLS.",
+    ),
+    click.option("--tls-cert", metavar="FILE", shell_complete=files, help="PEM file of our certificate."),
+    click.option("--tls-key", metavar="FILE", shell_complete=files, help="PEM file of our key."),
     click.option(
         "--dashboard", metavar="HOST:PORT", help="Where the dashboard listens; default: loopback, any free port."
     ),
@@ -316,15 +371,26 @@ _CLUSTER = [
 _RUNNING = [
     click.option("--keep-going", is_flag=True, help="Of several volumes run the others where one fails; exit code 11."),
     click.option("--dry-run", is_flag=True, help="Say what would be run, and what would be refused; write nothing."),
-    click.option("--results", metavar="FILE", help="Add a line of JSON for each volume, also of one that fails."),
-    click.option("--log", metavar="FILE", help="Add all that is told, with the time."),
+    click.option(
+        "--results",
+        metavar="FILE",
+        shell_complete=files,
+        help="Add a line of JSON for each volume, also of one that fails.",
+    ),
+    click.option("--log", metavar="FILE", shell_complete=files, help="Add all that is told, with the time."),
     click.option(
         "--log-format", type=click.Choice(["text", "json"]), help="Of --log; json without it: of stderr. Default: text."
     ),
-    click.option("--metrics", metavar="FILE", help="Counts as Prometheus reads them, written every few seconds."),
+    click.option(
+        "--metrics",
+        metavar="FILE",
+        shell_complete=files,
+        help="Counts as Prometheus reads them, written every few seconds.",
+    ),
     click.option(
         "--report",
         metavar="FILE.html",
+        shell_complete=files,
         help="Write what ran, where time went, what is proved and pictures of places into one file; docs/operations.md.",
     ),
     click.option(
@@ -355,6 +421,9 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # of click 8.2 and befo
 
     name = "path"
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        return files(ctx, param, incomplete)
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from unet_engine.paths import unusable
         from unet_engine.units import brief
@@ -377,6 +446,19 @@ THRESHOLD = click.option(
 MIRROR_AXES = click.option(
     "--mirror-axes", metavar="AXES", help="Along which runs mirror windows and average, e.g. zyx; none: along none."
 )
+
+
+MEANT: list[Callable[..., Any]] = [
+    click.option("--image", metavar="NAME", help="Of a plate, well or collection: path or number of an image."),
+    click.option("--level", type=click.IntRange(0), metavar="N", help="Of a pyramid; default: 0, the full resolution."),
+    click.option("--timepoint", type=click.IntRange(0), metavar="N", help="The time point, counted from 0."),
+    click.option("--input-channels", metavar="C,C", help="Channels the network takes, by name or number from 0."),
+]
+"""What of the volume is meant, for commands that take no other settings."""
+
+
+def meant_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _with(MEANT, command)
 
 
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:

@@ -267,6 +267,33 @@ class _Teller:
                 self._say_json(facts)
 
 
+@dataclass
+class Steps:
+    """Tells people of runs that are one output, see `unet_engine.batches.batch.Observer`."""
+
+    console: Screen
+    tell: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+
+    def note(self, volume: Volume, text: str) -> None:
+        with self._lock:
+            if text not in self._told:
+                self._told.add(text)
+                self.tell(text)
+
+    def planned(self, volume: Volume, prepared: Prepared, crew: Team) -> None:
+        """What is planned of each is alike."""
+
+    def ended(self, outcome: Outcome) -> None:
+        with self._lock:
+            self.console.say(
+                f"{_numbered(outcome.volume)} time point {outcome.volume.settings.timepoint}: {outcome.status}"
+            )
+
+
 def _numbered(volume: Volume) -> str:
     return f"[{volume.number}/{volume.of}]"
 

@@ -80,7 +80,12 @@ def _first(given: dict[str, Any]) -> dict[str, Any]:
     from unet_engine.volumes.pick import Pick
 
     channels = given.get("input_channels")
-    pick = Pick(given.get("timepoint"), tuple(c.strip() for c in channels.split(",")) if channels else None)
+    asked = given.get("timepoint")
+    if asked is not None and not str(asked).isdecimal():
+        raise SettingsError(f"--timepoint {asked}: one is shown; give its number from 0")
+    pick = Pick(
+        None if asked is None else int(asked), tuple(c.strip() for c in channels.split(",")) if channels else None
+    )
     return {"axes": given.get("axes"), "image": given.get("image"), "pick": pick}
 
 

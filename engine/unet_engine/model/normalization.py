@@ -22,7 +22,7 @@ EXAMPLES = (
 )
 _FIRST = ("mode", "low", "high")
 _MEASURED = ("zscore", "minmax", "percentile")
-_FLAGS = ("everywhere", "together")
+_FLAGS = ("everywhere", "together", "whole")
 
 
 class Normalization(BaseModel):
@@ -64,6 +64,8 @@ class Normalization(BaseModel):
     """Added to what is divided by, the deviation or the distance of the ends."""
     together: bool = False
     """Whether statistics are of all channels at once, instead of each channel's own."""
+    whole: bool = False
+    """Whether what is measured is measured of every voxel, and not of samples of a large volume."""
     each: tuple[Normalization, ...] | None = None
     """One for each channel, of the other modes."""
 
@@ -108,6 +110,8 @@ class Normalization(BaseModel):
             raise ValueError("everywhere is said of a foreground")
         if self.eps < 0 or ((self.eps or self.together) and self.mode not in _MEASURED):
             raise ValueError("eps, above 0, and together belong to zscore, minmax or percentile")
+        if self.whole and not self.looks:
+            raise ValueError("whole is said of what is measured: zscore, minmax, percentile, or clip=A%:B%")
         return self
 
     def _check_bounds(self) -> None:
@@ -170,6 +174,17 @@ class Normalization(BaseModel):
         if self.each:
             return any(one.looks for one in self.each)
         return self.mode in _MEASURED or self.clip_percentiles is not None
+
+    @property
+    def of_all(self) -> bool:
+        """Whether every voxel has to be looked at."""
+        return self.whole or any(one.whole for one in self.each or ())
+
+    def measured_of_all(self) -> Normalization:
+        """The same, but that what is measured is measured of every voxel."""
+        if self.each:
+            return self.model_copy(update={"each": tuple(one.measured_of_all() for one in self.each)})
+        return self.model_copy(update={"whole": True}) if self.looks else self
 
     @property
     def is_affine(self) -> bool:

@@ -162,7 +162,7 @@ def margin(
     sides = list(zip(scale, window, sizes, strict=True))
     if all(s == 1 or w == o for s, w, o in sides) and any(o > w for _, w, o in sides):
         raise ModelError(
-            f"{turns}: its output is larger than its input by a rim that the image does not have; cut it off at the end "
+            f"{turns}: its output is larger than its input by a border that the image does not have; crop it at the end "
             "of the network"
         )
     if any(o > w or (s not in (None, 1) and w != o) for s, w, o in sides):
@@ -172,9 +172,9 @@ def margin(
         )
     if any(s is None and _like_a_stride(w, o) for s, w, o in sides):
         raise ModelError(
-            f"{turns}, and whether its output lacks a rim or has another resolution cannot be told; export it with "
+            f"{turns}, and whether its output lacks a border or has another resolution cannot be told; export it with "
             "free "
-            f"sizes, or where it lacks a rim write margin = {[(w - o) // 2 for _, w, o in sides]} to a .toml beside it"
+            f"sizes, or where it lacks a border write margin = {[(w - o) // 2 for _, w, o in sides]} to a .toml beside it"
         )
     if any((w - o) % 2 for _, w, o in sides):
         raise ModelError(f"{turns}; an output of the same size, or smaller by as much at both sides, is needed")

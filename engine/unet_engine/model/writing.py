@@ -50,7 +50,7 @@ def write_members(target: Path, networks: Sequence[tuple[Path, str, float]]) -> 
             raise ModelError(f"{network.path} is no ONNX file of a single network, weights and all; export it as one")
         if names.count(network.label) > 1 or not network.label or "," in network.label:
             raise ModelError(
-                f"{network.path}: members need names of their own, without commas, not "
+                f"{network.path}: networks that run as one model need file names of their own, without commas, not "
                 f"{network.label!r}; rename its file"
             )
     together(opened)

@@ -65,7 +65,7 @@ def refuse_changed(header: Header, look: Look) -> None:
         if header.complete:  # see below
             return
         raise OutputError(
-            f"{header.path} cannot be compared with its markers: {first_line(error)}; run the same command with "
+            f"{header.path} cannot be compared with its record of finished blocks: {first_line(error)}; run the same command with "
             "--resume"
         ) from error
     if differing:

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from unet_engine.errors import OutputError, first_line, writing
+from unet_engine.errors import OutputError, first_line, of_store, writing
 from unet_engine.output.journal import Journal, LocalJournal, RemoteJournal
 from unet_engine.output.stored import Stored
 from unet_engine.paths import is_local
@@ -127,7 +127,9 @@ class Header:
         replaced."""
         self._check_ours()
         if not self.complete:
-            raise OutputError(f"{self.path} lost its journal while this run was writing it; run again with --resume")
+            raise OutputError(
+                f"{self.path} lost its record of finished blocks while this run was writing it; run again with --resume"
+            )
 
     def _check_ours(self) -> None:
         if self.stored.get("digest") != self.digest:
@@ -162,7 +164,9 @@ class Header:
         if spans is None:
             raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
         if not _are_spans(spans):
-            raise OutputError(f"{self.path}: its header is damaged, it names no blocks there can be; use --overwrite")
+            raise OutputError(
+                f"{self.path}: what unet-engine keeps in its attributes is damaged, it names blocks that cannot be; use --overwrite"
+            )
         return [Numbers(axis) for axis in spans]
 
     @property
@@ -201,8 +205,10 @@ def read_header(path: str) -> dict[str, Any] | None:
     """Our header of the group at `path`; None where there is no such group, or nothing of ours in it."""
     try:
         header = stores.open_group(path, "r").attrs.get(PROVENANCE)
-    except Exception:  # whatever it is, we did not write it
-        return None
+    except Exception as error:
+        if lost := of_store(error):
+            raise OutputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
+        return None  # whatever it is, we did not write it
     return dict(header) if isinstance(header, dict) else None
 
 

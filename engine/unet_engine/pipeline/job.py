@@ -20,6 +20,7 @@ from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.resampled import fed, interpolated
@@ -60,12 +61,16 @@ class Job:
     """Whether all voxels count as measured, whatever the volume says."""
     profiled: bool = False
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
+    kept: int = 0
+    """Bytes that are kept of what is fetched over a network."""
     decoders: int | None = None
     """Threads that decode chunks of the volume; None: one per core."""
     poses: tuple[Pose, ...] = (UPRIGHT,)
     """In which each window is inferred; its answers are averaged in this order."""
     turn: Turn | None = None
     """How the volume is seen; None: as it is stored."""
+    cells: CellMask | None = None
+    """Where anything but background can be, on the grid of windows; None: everywhere."""
     answers: frozenset[str] = ONE_BY_ONE
     """What the network told of its batches as the run was planned, see `Network.answers`."""
 

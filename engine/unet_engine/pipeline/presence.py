@@ -14,6 +14,7 @@ from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.cells import common
 from unet_engine.volumes.mask import validity_of
 from unet_engine.volumes.resampled import AnyMask, Interpolated, Nearest, made_of, nearest, on_windows_grid
 from unet_engine.volumes.validity import marked
@@ -36,8 +37,8 @@ class Presence:
     def of(cls, job: Job, volume: Volume, mask: AnyMask | None) -> Presence:
         """volume: as windows see it; mask: on the grid that the volume is stored on."""
         if not isinstance(volume, Interpolated):
-            own = validity_of(volume)
-            return cls(job, volume, mask, own, volume, _both(mask, own))
+            own, meant = validity_of(volume), common(mask, job.cells)
+            return cls(job, volume, meant, own, volume, _both(meant, own))
         image, back, own = job.plan.image, job.plan.back, validity_of(volume.scan)
         seen, valid = on_windows_grid(mask, image, back), on_windows_grid(own, image, back)
         if back:

@@ -58,9 +58,10 @@ def fitted(
     needs: Sequence[AxisNeeds],
     most: int,
     admits: Callable[[tuple[int, ...]], bool] = lambda _: True,
+    at_once: int = 1,
 ) -> Fitted | None:
-    """The windows of at most `most` input voxels that compute the fewest, and of these the smallest, of those that
-    `admits`; None where there are none."""
+    """The windows of at most `most` input voxels that are done first where so many are inferred `at_once`, and of these
+    the smallest, of those that `admits`; None where there are none."""
     best: tuple[int, int] | None = None
     found: Fitted | None = None
     per_axis = [_along(axis, most) for axis in needs]
@@ -68,21 +69,26 @@ def fitted(
     for chosen in itertools.product(*per_axis):
         window, counts = tuple(w for w, _ in chosen), tuple(n for _, n in chosen)
         voxels = prod(window)
-        rank = (voxels * prod(counts), voxels)
+        rank = (voxels * filled(prod(counts), at_once), voxels)
         if voxels <= most and (best is None or rank < best) and admits(window):
-            best, found = rank, Fitted(window, counts, rank[0] / volume)
+            best, found = rank, Fitted(window, counts, voxels * prod(counts) / volume)
     return found
 
 
+def filled(windows: int, at_once: int) -> int:
+    """Windows that could be done in the time that so many take: the last round may leave threads idle."""
+    return -(-windows // at_once) * at_once
+
+
 def _along(axis: AxisNeeds, most: int) -> list[tuple[int, int]]:
-    """Sizes of windows along an axis and how many it takes of each, those alone that compute less than every smaller
+    """Sizes of windows along an axis and how many it takes of each, those alone that compute no more than any smaller
     one."""
     found: list[tuple[int, int]] = []
     for window in _sizes(axis, most):
         inner = window - 2 * axis.margin
         shared = min(axis.shared, inner - 1)
         count = AxisGrid.evenly(axis.size, inner, shared, 0, "crop", lattice_of(axis.step, window)).count
-        if not found or window * count < found[-1][0] * found[-1][1]:
+        if not found or window * count <= found[-1][0] * found[-1][1]:
             found.append((window, count))
     return found
 

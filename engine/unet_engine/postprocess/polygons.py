@@ -136,7 +136,9 @@ def _frame(outlines: Mapping[int, Any], source: Source, world: World) -> Any:
     """Outlines in the world's coordinates, with number, class, pixels and area of each."""
     _, shapely, geopandas = libraries()
     if outlines and max(outlines) >= 2**63:
-        raise InputError(f"{source.path}: {max(outlines)} is larger than files of polygons hold; number objects anew")
+        raise InputError(
+            f"{source.path}: {max(outlines)} is larger than files of polygons hold; number the objects again, with unet-engine components"
+        )
     ids = np.array(list(outlines), np.int64)
     shapes = np.array(list(outlines.values()), object)
     pixels = shapely.area(shapes).round().astype(np.int64) if len(ids) else ids

@@ -125,6 +125,7 @@ class Draft:
             durable=settings.durable,
             poses=decisions.poses,
             turn=survey.turn,
+            cells=survey.cells,
         )
 
     def sizes(self, job: Job, decoders: int) -> Sizes:
@@ -141,10 +142,10 @@ class Draft:
             # of a mask on the scan's grid what is read, and which of it is inside, twice
             source=scan.voxel_bytes + 4 * scan.channels + found + (mask.reading_bytes + 2 if mask else 0),
             decoding=decoders * scan.chunk_bytes * (1 + (again or valid)),
-            meant=mask.voxel_bytes + bool(job.nodata or valid),
+            meant=mask.voxel_bytes + bool(job.nodata or valid) + bool(self.survey.cells),
             looking=found + mask.reading_bytes,
             outside=0 if job.outside is None
-            else 1 + mask.reading_bytes + (scan.voxel_bytes + found if again else 0),
+            else 1 + bool(self.survey.cells) + mask.reading_bytes + (scan.voxel_bytes + found if again else 0),
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.paths import is_local, plain
 from unet_engine.postprocess.into import LABELS
 from unet_engine.settings import AUTO, Settings
-from unet_engine.storage import stores
+from unet_engine.storage import archives, stores
 from unet_engine.volumes.collection import image_of, version_of
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
@@ -32,7 +32,7 @@ def named_into(settings: Settings, spec: ModelSpec, volume: str) -> str:
     image = image_of(volume)
     if image is None:
         raise SettingsError(f"--into: {settings.input} is no OME-Zarr image; use --out NAME.zarr")
-    if not is_local(image) or image.lower().endswith(stores.ZIPPED):
+    if not is_local(image) or archives.cut(image) is not None:
         raise SettingsError(
             f"--into: {image} is no folder on a local disk, and labels cannot be put into it at once; use --out NAME.zarr"
         )

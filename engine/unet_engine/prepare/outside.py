@@ -10,6 +10,7 @@ import numpy as np
 from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind
+from unet_engine.prepare.places import pick_of
 from unet_engine.settings import KEEP, Settings
 from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
@@ -77,16 +78,16 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
             f"--mask with --outside {KEEP}: the model {spec.name} names no output for what is left out; "
             f"add 'empty' to its spec, or leave out --outside {KEEP}"
         )
-    return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume))
+    return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume), pick_of(settings).timepoint)
 
 
 def fill_of(
-    settings: Settings, spec: ModelSpec, *, mask: Mask | None, volume: Volume, kind: Kind, dtype: str
+    settings: Settings, spec: ModelSpec, *, masked: bool, volume: Volume, kind: Kind, dtype: str
 ) -> tuple[float, ...] | None:
     """What is written outside, for each channel that is written; None where nothing is overwritten.
 
     By default what the spec's `empty` comes to, as far as it names one; else 0, which is the background label."""
-    if settings.outside == KEEP or (mask is None and not volume.nodata and volume.validity is None):
+    if settings.outside == KEEP or (not masked and not volume.nodata and volume.validity is None):
         return None
     channels = 1 if kind == "labels" else spec.channels_out
     if settings.outside is not None and kind == settings.output:

@@ -14,6 +14,10 @@ from unet_engine.volumes.pick import Pick
 def pick_of(settings: Settings) -> Pick:
     """Which time point and channels of the volume."""
     given = settings.input_channels
+    if isinstance(settings.timepoint, str):
+        raise SettingsError(
+            f"--timepoint {settings.timepoint}: several are run by unet-engine run, of one volume; name one here"
+        )
     return Pick(settings.timepoint, tuple(part.strip() for part in given.split(",")) if given else None)
 
 

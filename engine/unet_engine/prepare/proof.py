@@ -81,4 +81,9 @@ def _lower(value: float, replicates: list[float]) -> float:
         return -np.inf  # a label that is in one region alone: nothing is known of how it varies
     spread = np.asarray(replicates) - np.mean(replicates)
     deviation = float(np.sqrt((n - 1) / n * np.sum(spread**2)))
-    return value - _T[min(n - 1, len(_T)) - 1] * deviation
+    return value - student(n - 1) * deviation
+
+
+def student(freedom: int) -> float:
+    """Student's t at `CONFIDENCE`, one-sided, for 1 or more degrees of freedom; at most that of the largest known."""
+    return _T[min(freedom, len(_T)) - 1]

@@ -46,10 +46,11 @@ from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.collection import located
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask, Masks, validity_of
-from unet_engine.volumes.normalize import quantiles, scaling
+from unet_engine.volumes.normalize import quantiles
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.resampled import AnyMask
 from unet_engine.volumes.resampled import on_windows_grid as on_that_grid
@@ -91,12 +92,15 @@ class Survey:
     """Things the user should know: fallbacks, mismatches."""
     objects: Rules | None = None
     """Which objects are numbered in place of labels; None where labels are wanted."""
+    cells: CellMask | None = None
+    """Where foreground can be, of the grid of windows; None: everywhere, or that is not known yet."""
     begun: float = field(default_factory=time.time)
     """When the volume was opened, in seconds since the epoch: what is changed later was changed while it was read."""
 
     def fill(self, kind: Kind, dtype: str) -> tuple[float, ...] | None:
         """What is written outside, see `outside.fill_of`."""
-        return fill_of(self.settings, self.model.spec, mask=self.mask, volume=self.scan, kind=kind, dtype=dtype)
+        masked = self.mask is not None or self.cells is not None
+        return fill_of(self.settings, self.model.spec, masked=masked, volume=self.scan, kind=kind, dtype=dtype)
 
     @property
     def back(self) -> tuple[AxisResampling, ...]:
@@ -264,7 +268,7 @@ def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: 
     elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
         notes.append(f"precision {choice.precision}: {choice.why}")
     if choice.proved is not None:
-        scale = scaling(model.spec.normalization, samples.measured(volume))
+        scale = samples.scaling_of(volume, model.spec.normalization)
         apart = difference(quantiles(samples.measured(volume), scale), choice.proved.calibration.quantiles)
         if apart:
             notes.append(

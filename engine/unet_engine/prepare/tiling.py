@@ -13,45 +13,34 @@ It follows from volume, mask, model, precision and settings, and from neither th
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
-from unet_engine.backends.base import Array, Backend
-from unet_engine.backends.opening import as_host, open_network
-from unet_engine.backends.out_of_memory import is_out_of_memory
+from unet_engine.backends.base import Array
+from unet_engine.backends.opening import as_host
 from unet_engine.backends.receptive_field import radius
-from unet_engine.errors import InputError, first_line
-from unet_engine.pipeline.reduction import REDUCTIONS
+from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
-from unet_engine.plan.fitting import lattice_of
 from unet_engine.prepare.corners import AxisSizes, Corner, corner_near
-from unet_engine.prepare.decisions import Decisions, label_dtype
+from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.draft import Draft
-from unet_engine.prepare.precision import choose
 from unet_engine.prepare.proof import Counts, figures, spare
 from unet_engine.prepare.regions import labels_of
 from unet_engine.prepare.tiling_choice import Learnt, Measured, TilingChoice, known, remember
-from unet_engine.prepare.tiling_fit import Fit
+from unet_engine.prepare.tiling_looking import BUDGET, SEED, Keeps, Memory
+from unet_engine.prepare.tiling_settling import FOR_PROOF, Settling
 from unet_engine.units import Tell, silent, times
-from unet_engine.volumes import nodata, samples, windows
+from unet_engine.volumes import nodata, windows
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
-from unet_engine.volumes.normalize import quantiles
 
-SEED = 0
 REGIONS, LEAST_REGIONS = 8, 4
 """Regions that are looked at, and how few are still enough."""
-CONTEXTS = (1.0, 1.5, 2.0)
-"""Windows that are looked at, as parts of the model's own."""
 MARGINS = (0.0, 1 / 16, 1 / 8, 3 / 16, 1 / 4)
 """Distances from a window's border from which on voxels are kept, as parts of the window."""
-BUDGET = 0.03
-"""Part of the run that looking may take."""
 BAR = 0.5
 """Overlap of the model's own tiling."""
 EQUAL = 1e-3
@@ -62,125 +51,45 @@ NOT_MEANT = -(2**40)
 """In place of a label: what a tiling gives there does not count."""
 
 
-class _Keeps(Exception):
-    """The model's own tiling is kept, for the reason in its text."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What windows may take."""
-
-    budget: int
-    """Bytes for the network, at work on all threads."""
-    per_voxel: float
-    """Bytes that a window takes per voxel of its input."""
-
-    def most(self, threads: int) -> int:
-        """Voxels of a window of which so many are inferred at once."""
-        return int(self.budget / max(self.per_voxel, 1.0) / max(1, threads))
-
-
 def search(draft: Draft, decisions: Decisions, memory: Memory, tell: Tell = silent) -> TilingChoice:
-    """What was learnt of the model on data of this kind, else what is found out now, fitted to this volume. Of the
-    decisions so far only the tiling is open, which is the model's own. `tell` hears how far it is.
+    """What was learnt of the model on data of this kind, else what is found out now, fitted to this volume; and what
+    the network's graph tells without looking. Of the decisions so far only the tiling is open, which is the model's
+    own. `tell` hears how far it is.
 
     Raises `InputError` for labels that do not fit the volume.
     """
     trier = _Trier(draft, decisions, memory, tell)
-    try:
-        settings = draft.survey.settings
-        learnt = None if settings.truth else known(trier.key, trier.quantiles, settings.tiling_budget or 0.0)
-        searched = learnt is None
-        if learnt is None:
-            learnt = trier.learn()
-            if not learnt.truth:
-                remember(trier.key, learnt)
-        most = min(learnt.most, memory.most(trier.threads))
-        return trier.fit.chosen(learnt.model_copy(update={"most": most}), searched=searched)
-    except _Keeps as reason:
-        return trier.fit.kept(str(reason))
+    points = trier.full()
+    learnt, searched, reason = None, False, ""
+    if not any(point.lasts <= 1 for point in points):  # else nothing can be cheaper
+        try:
+            learnt, searched = trier.learnt()
+        except Keeps as why:
+            reason = str(why)
+    if learnt is not None:
+        points += trier.fit.measured(learnt, min(learnt.most, trier.most))
+    candidates = trier.fit.candidates(points)
+    if not candidates:
+        reason = reason or trier.fit.why_none(learnt, points)
+        return trier.fit.kept(reason, learnt, points, searched=searched)
+    return trier.settled(candidates, points, learnt, searched=searched)
 
 
-class _Trier:
-    """Everything that is asked of volume and network."""
-
-    def __init__(self, draft: Draft, decisions: Decisions, memory: Memory, tell: Tell) -> None:
-        self.draft, self.decisions, self.memory, self.tell = draft, decisions, memory, tell
-        self.survey, self.spec = draft.survey, draft.survey.model.spec
-        self.window = decisions.tiling.window
-        self.planes = len(self.survey.volume.shape) - len(self.spec.axes)
-        self.threads = draft.network.setup.threads
-        self.quantiles = quantiles(samples.measured(self.survey.scan), draft.scale)
-        self.reduced = REDUCTIONS["labels"](self.spec.activation, label_dtype(self.spec), self.spec.regions)
-        self.fit = Fit(self.survey, decisions, self._run(), self.admits)
-        self.computed = 0
-        """Voxels of input so far."""
-        settings, setup = self.survey.settings, draft.network.setup
-        self.key = {
-            "model": self.survey.model.sha256,
-            "library": draft.network.version,
-            "device": setup.device.partition(":")[0],
-            "precision": [setup.precision, setup.network, setup.rest, list(setup.judged)],
-            "window": list(self.window),
-            "fixed": settings.window is not None,
-            "normalization": str(self.spec.normalization),
-            "tolerance": settings.tolerance,
-            "version": 1,
-        }
-
-    # --- what there is to choose from ---
-
-    def admits(self, window: tuple[int, ...]) -> bool:
-        """Whether a run may have these windows: in its precision, and in its poses."""
-        survey, choice = self.survey, self.survey.choice
-        if survey.settings.window and window != self.window:
-            return False
-        if any(pose.swaps for pose in self.decisions.poses) and window[-1] != window[-2]:
-            return False
-        if window == self.window or choice.precision == "fp32":
-            return True
-        other = choose(survey.model, survey.backend, survey.devices[0], survey.settings.precision, window)
-        return (other.precision, other.network, other.judged) == (choice.precision, choice.network, choice.judged)
-
-    def axes(self) -> list[AxisSizes]:
-        """Per axis of the volume; one that the model does not have is walked plane by plane."""
-        return [
-            AxisSizes(size, 1, 0, 1) if a < self.planes else self._sizes(a - self.planes, size)
-            for a, size in enumerate(self.survey.volume.shape)
-        ]
-
-    def _sizes(self, a: int, size: int) -> AxisSizes:
-        spec = self.spec
-        margin, step = spec.margin[a], spec.window_step[a]
-        least = (spec.window_min[a] if step else self.window[a]) - 2 * margin
-        while least < 1:
-            least += step
-        return AxisSizes(size, least, step, lattice_of(step, self.window[a]), margin)
-
-    def contexts(self) -> list[tuple[int, ...]]:
-        """Sizes of the output of windows to look at, per axis of the volume, the model's own first."""
-        found = []
-        for factor in CONTEXTS:
-            sizes = [
-                1 if a < self.planes else axis.at_least(round(factor * self.own[a]))
-                for a, axis in enumerate(self.axes())
-            ]
-            if None not in sizes and self.admits(self.inputs(sizes)):
-                found.append(tuple(int(s or 0) for s in sizes))
-        if not found:
-            raise _Keeps(f"{self.survey.volume.path} is smaller than a window")
-        return list(dict.fromkeys(found))
-
-    @property
-    def own(self) -> tuple[int, ...]:
-        """Output of the model's own window, per axis of the volume."""
-        return (1,) * self.planes + tuple(w - 2 * m for w, m in zip(self.window, self.spec.margin, strict=True))
-
-    def inputs(self, lengths: Sequence[int | None]) -> tuple[int, ...]:
-        """The window with this output, per axis of the model."""
-        return tuple(int(n or 0) + 2 * m for n, m in zip(lengths[self.planes :], self.spec.margin, strict=True))
+class _Trier(Settling):
+    """Looks at regions, and learns from them."""
 
     # --- learning ---
+
+    def learnt(self) -> tuple[Learnt, bool]:
+        """What is known of the model on data of this kind, and whether that had to be found out."""
+        settings = self.survey.settings
+        found = None if settings.truth else known(self.key, self.quantiles, settings.tiling_budget or 0.0)
+        if found is not None:
+            return found, False
+        found = self.learn()
+        if not found.truth:
+            remember(self.key, found)
+        return found, True
 
     def learn(self) -> Learnt:
         survey, settings = self.survey, self.survey.settings
@@ -218,47 +127,38 @@ class _Trier:
             regions=tuple(str(corner.box(design.octant(design.contexts[-1], corner))) for corner in corners),
             seed=SEED,
             budget=settings.tiling_budget or BUDGET,
-            most=min(self.memory.most(self.threads), 2 * prod(self.inputs(design.contexts[-1]))),
-            share=round(self.computed / self._run(), 4),
+            most=min(self.most, 2 * prod(self.inputs(design.contexts[-1]))),
+            share=round(self.computed / self.run(), 4),
             quantiles=self.quantiles,
             measured=tuple(measured),
         )
 
     def _reach(self) -> tuple[int, ...] | None:
-        """How far the network sees, per axis of the volume, beyond what it loses."""
-        reach = self.spec.context
+        """How far the network sees, per axis of the volume, beyond what it loses; measured where nothing tells it."""
+        reach = self.reach
         if reach is None:
             with as_host(self.draft.network) as host:
-                reach = radius(host)
+                found = radius(host)
             self.computed += 9 * prod(self.window)
-        if reach is None:
-            return None
-        return (0,) * self.planes + tuple(max(0, r - m) for r, m in zip(reach, self.spec.margin, strict=True))
-
-    def _run(self) -> int:
-        """Voxels that a run with the model's own tiling computes."""
-        whole = Box.of_shape(self.survey.volume.shape)
-        return self._windows(whole) * prod(self.window)
-
-    def _windows(self, region: Box) -> int:
-        decisions = self.decisions.labels_of(self.spec, region, self.decisions.tiling)
-        return self.draft.plan(decisions).window_range.size
+            reach = found and tuple(max(0, r - m) for r, m in zip(found, self.spec.margin, strict=True))
+        return None if reach is None else (0,) * self.planes + reach
 
     def _design(self, reach: tuple[int, ...] | None, truth: Volume | None) -> _Design:
         """The largest windows of which enough regions are within the budget, in time and memory."""
         contexts, axes = self.contexts(), self.axes()
         budget = self.survey.settings.tiling_budget or BUDGET
+        kept = FOR_PROOF if self.survey.choice.proved else 0.0
         while contexts:
             design = _Design(tuple(contexts), None if truth else self._yardstick(contexts[-1], reach, axes))
             if truth or design.yardstick:
-                each = sum(prod(self.inputs(size)) for size in (*contexts, *filter(None, [design.yardstick])))
-                each += 2 ** len(self.spec.axes) * prod(self.window)
-                count = int((budget * self._run() - self.computed) / each)
+                each = sum(prod(self.inputs(size)) for size in contexts) + 2 ** len(self.spec.axes) * prod(self.window)
+                each += self.dearer * prod(self.inputs(design.yardstick)) if design.yardstick else 0
+                count = int(((1 - kept) * self.budget - self.computed) / each)
                 if count >= LEAST_REGIONS:
                     return replace(design, regions=min(count, REGIONS))
             contexts.pop()
-        share = (LEAST_REGIONS * each + self.computed) / self._run() if truth or design.yardstick else None
-        raise _Keeps(
+        share = (LEAST_REGIONS * each + self.computed) / self.run() if truth or design.yardstick else None
+        raise Keeps(
             "no window with more context fits the memory"
             if share is None
             else f"looking at {LEAST_REGIONS} regions would take {share:.0%} of the run, and {budget:.0%} are allowed; "
@@ -276,7 +176,7 @@ class _Trier:
                 1 if a < self.planes else axis.at_least(-(-context[a] // 2) + 2 * round(part * full[a]) + axis.lattice)
                 for a, axis in enumerate(axes)
             ]
-            if None not in sizes and prod(self.inputs(sizes)) <= self.memory.most(1):
+            if None not in sizes and prod(self.inputs(sizes)) <= self.memory.most(1) // self.larger:
                 return tuple(int(s or 0) for s in sizes)
         return None
 
@@ -297,9 +197,7 @@ class _Trier:
         ]
         corners = list(dict.fromkeys(corners))
         if len(corners) < LEAST_REGIONS:
-            raise _Keeps(
-                f"{survey.volume.path} has {len(corners)} region(s) to look at, and {LEAST_REGIONS} are needed"
-            )
+            raise Keeps(f"{survey.volume.path} has {len(corners)} region(s) to look at, and {LEAST_REGIONS} are needed")
         return corners
 
     def _references(self, design: _Design, corners: Sequence[Corner], truth: Volume | None) -> list[_Reference]:
@@ -313,12 +211,14 @@ class _Trier:
             for corner, octant in zip(corners, largest, strict=True)
         ]
         if not all(box.contains(octant) for box, octant in zip(boxes, largest, strict=True)):
-            raise _Keeps(f"{self.survey.volume.path} has no room for windows with more context")
-        found = list(map(self._reference, boxes, self._inferred(design.yardstick, boxes)))
+            raise Keeps(f"{self.survey.volume.path} has no room for windows with more context")
+        self.computed += self.dearer * prod(self.inputs(design.yardstick)) * len(boxes)
+        with self.in_fp32(self.inputs(design.yardstick)) as host:
+            found = list(map(self._reference, boxes, self.labels(host, boxes)))
         present = {int(label) for reference in found for label in np.unique(reference.labels)} - {NOT_MEANT}
         if len(present) < 2:
             only = " and ".join(self.spec.class_names[k] for k in present) or "nothing"
-            raise _Keeps(f"the network gives {only} alone in all of {len(found)} regions")
+            raise Keeps(f"the network gives {only} alone in all of {len(found)} regions")
         return found
 
     def _reference(self, box: Box, labels: Array) -> _Reference:
@@ -339,7 +239,7 @@ class _Trier:
         for context in design.contexts:
             boxes = [corner.box(context) for corner in corners]
             for corner, box, reference, labels in zip(
-                corners, boxes, references, self._inferred(context, boxes), strict=True
+                corners, boxes, references, self.inferred(context, boxes), strict=True
             ):
                 octant = corner.box(design.octant(context, corner))
                 codes = reference.at(octant) * self.spec.label_count + _Reference(box, labels).at(octant)
@@ -376,41 +276,6 @@ class _Trier:
             found.append(self._confusion(codes))
         return np.stack(found)
 
-    # --- the network ---
-
-    def _inferred(self, lengths: Sequence[int], boxes: Sequence[Box]) -> Iterator[Array]:
-        """Labels of each box (*box.shape), in order; all have the output of one size of window."""
-        window = self.inputs(lengths)
-        margin = (0,) * self.planes + self.spec.margin
-        inputs = (windows.cut(self.survey.volume, self.draft.scale, box.grow(margin), window) for box in boxes)
-        self.computed += prod(window) * len(boxes)
-        with self._opened(window) as host:
-            for box, logits in zip(boxes, _through(host, inputs), strict=True):
-                found = np.asarray(self.reduced.on_host(np.ascontiguousarray(logits, np.float32)))
-                yield found.reshape(box.shape)
-
-    @contextmanager
-    def _opened(self, window: tuple[int, ...]) -> Iterator[Backend]:
-        """The network for windows of this size, on as many threads as memory allows."""
-        if window == self.window:
-            with as_host(self.draft.network) as host:
-                yield host
-            return
-        threads = min(self.threads, max(1, self.memory.most(1) // prod(window)))
-        setup = replace(self.draft.network.setup, window=window, threads=threads, batch=1)
-        network = None
-        try:
-            network = open_network(self.survey.backend, setup)
-            with as_host(network) as host:
-                yield host
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _Keeps(f"windows of {times(window)} do not fit the memory ({first_line(error)})") from error
-        finally:
-            if network is not None:
-                network.close()
-
 
 @dataclass(frozen=True)
 class _Design:
@@ -435,22 +300,6 @@ class _Reference:
 
     def at(self, box: Box) -> Array:
         return self.labels[box.relative_to(self.box.lo).slices()]
-
-
-def _through(host: Backend, inputs: Iterable[Array]) -> Iterator[Array]:
-    """What the network makes of each input, in order, as many at once as it has threads. Valid until the next one is
-    asked for."""
-    slots = min(host.slots, max(1, host.setup.threads))
-    waiting: deque[int] = deque()
-    for number, window in enumerate(inputs):
-        slot = number % slots
-        if len(waiting) == slots:
-            yield host.result(waiting.popleft())[0]
-        host.input(slot)[...] = window
-        host.start(slot)
-        waiting.append(slot)
-    while waiting:
-        yield host.result(waiting.popleft())[0]
 
 
 def _truth(path: str, volume: Volume, labels: int) -> Volume:

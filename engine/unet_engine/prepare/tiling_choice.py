@@ -79,9 +79,40 @@ class Point(_Frozen):
     shared: tuple[int, ...]
     work: float
     """Voxels of input computed for one of the volume."""
-    agreement: float
-    least_dice: float
+    agreement: float | None
+    """Of `full` it follows from the network's graph, and is 1; None, as is `least_dice`, where the axes are no multiples
+    of the step of windows, so that cells of poolings lie otherwise in the last one."""
+    least_dice: float | None
     passed: bool
+    full: bool = False
+    """Whether every voxel that is kept has all the context that the network sees."""
+    effort: float | None = None
+    """`work`, with threads that the last windows leave idle."""
+
+    @property
+    def lasts(self) -> float:
+        return self.work if self.effort is None else self.effort
+
+
+class Proof(_Frozen):
+    """A lower precision in windows of another size than its verdict is of, against fp32 on regions of the volume."""
+
+    window: tuple[int, ...]
+    regions: int
+    voxels: int
+    agreement: float
+    least_dice: float | None
+    max_error: float
+    reason: str
+    """Why it did not pass; empty where it did."""
+
+
+class Timed(_Frozen):
+    """How fast windows of a size are."""
+
+    window: tuple[int, ...]
+    nanoseconds: float
+    """Of one core, for a voxel of the input."""
 
 
 class TilingChoice(_Frozen):
@@ -107,25 +138,63 @@ class TilingChoice(_Frozen):
     tolerance: float | None = None
     truth: bool = False
     learnt: Learnt | None = None
-    """Without what was measured: the frontier is made of that."""
+    """Without what was measured: the frontier is made of that. None where nothing was looked at."""
+    reach: tuple[int, ...] | None = None
+    """How far the network sees, where every voxel has that context."""
+    proof: Proof | None = None
+    """Of the precision in these windows, where it is lower than fp32 and its verdict is of others."""
+    timed: tuple[Timed, ...] = ()
+    """Sizes of windows that were timed to choose among."""
+    proving: float = 0.0
+    """What was computed to prove and to time, of a run with the model's own tiling over this volume."""
 
     @property
     def line(self) -> str:
         """The choice in a sentence."""
         if self.kept:
             return f"windows of {times(self.window)} at overlap 0.5 are kept: {self.kept}"
-        assert self.learnt is not None
         assert self.shared is not None
+        return f"{self._cheaper}; {self._grounds}{self._proved}; {self._cost}"
+
+    @property
+    def _cheaper(self) -> str:
+        timed = f", the fastest of {len(self.timed)} sizes that were timed" if len(self.timed) > 1 else ""
+        return (
+            f"windows of {times(self.window)} that share {times(self.shared or ())}, {self.blend}, compute "
+            f"{self.work:.2f} voxels for one instead of {self.work_of_default:.2f} "
+            f"({self.work_of_default / self.work:.1f} times less){timed}"
+        )
+
+    @property
+    def _grounds(self) -> str:
+        if self.reach is not None or self.learnt is None:
+            return (
+                f"every voxel has all the context that the network sees, {times(self.reach or ())} voxels at each side"
+            )
         compared = "labels given" if self.learnt.truth else f"windows of {times(self.learnt.yardstick or ())}"
         weak = ", which are themselves less than sure, see --truth" if self.learnt.weaker else ""
-        cost = f"looking took {self.learnt.share:.1%} of such a run" if self.searched else "known from data of its kind"
         return (
-            f"windows of {times(self.window)} that share {times(self.shared)}, {self.blend}, compute {self.work:.2f} "
-            f"voxels for one instead of {self.work_of_default:.2f} ({self.work_of_default / self.work:.1f} times less); "
             f"on {len(self.learnt.regions)} regions {self.agreement:.5f} of the labels agree with {compared}{weak}, "
             f"least Dice {self.least_dice:.5f}; overlap 0.5 has {self.learnt.bar_agreement:.5f} and "
-            f"{self.learnt.bar_dice:.5f}; {cost}"
+            f"{self.learnt.bar_dice:.5f}"
         )
+
+    @property
+    def _proved(self) -> str:
+        if self.proof is None:
+            return ""
+        dice = "" if self.proof.least_dice is None else f", least Dice {self.proof.least_dice:.5f}"
+        return f"; its precision passes in these windows, too{dice} against fp32 on {self.proof.regions} regions"
+
+    @property
+    def _cost(self) -> str:
+        if self.learnt is None:
+            looked = "told by its graph"
+        elif self.searched:
+            looked = f"looking took {self.learnt.share:.1%} of such a run"
+        else:
+            looked = "known from data of its kind"
+        return looked + (f", proving and timing {self.proving:.1%}" if self.proving else "")
 
     @property
     def table(self) -> list[str]:
@@ -136,21 +205,27 @@ class TilingChoice(_Frozen):
             bar = "█" * max(1, round(24 * point.work / longest))
             mark = "passes" if point.passed else "fails"
             taken = ", taken" if (point.window, point.shared) == (self.window, self.shared) else ""
+            known = point.agreement is not None and point.least_dice is not None
+            found = f"{point.agreement:.5f} {point.least_dice:.5f} " if known else "all its context "
             lines.append(
-                f"{point.work:5.2f} {bar:<24} {point.agreement:.5f} {point.least_dice:.5f} "
-                f"{times(point.window)} sharing {times(point.shared)}: {mark}{taken}"
+                f"{point.work:5.2f} {bar:<24} {found}{times(point.window)} sharing {times(point.shared)}: {mark}{taken}"
             )
         return lines
 
 
-def frontier(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Those that nothing as cheap agrees better than, the cheapest first."""
+def frontier(points: Sequence[Point], taken: Point | None = None) -> tuple[Point, ...]:
+    """Those that nothing as cheap agrees better than, and what is taken, the cheapest first."""
     found: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.work, not p.passed, -p.agreement)):
-        better = not found or point.agreement > found[-1].agreement
-        if better or (point.passed and not any(p.passed for p in found)):
+    for point in sorted(points, key=lambda p: (p.work, not p.passed, -_agreement(p))):
+        better = not found or _agreement(point) > _agreement(found[-1])
+        if better or point == taken or (point.passed and not any(p.passed for p in found)):
             found.append(point)
-    return tuple(found)
+    same = [p for p in found if taken and p != taken and (p.window, p.shared) == (taken.window, taken.shared)]
+    return tuple(p for p in found if p not in same)
+
+
+def _agreement(point: Point) -> float:
+    return 1.0 if point.agreement is None else point.agreement
 
 
 # --- what an earlier run chose ---

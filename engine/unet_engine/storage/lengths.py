@@ -12,11 +12,10 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import WrapperStore
 
 from unet_engine.storage.bounded import WIDEST
+from unet_engine.storage.remote import is_metadata
 from unet_engine.storage.unpacking import longest
 from unet_engine.units import size as in_words
 
-_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-_PIECE = 2**20
 _PER_CHUNK = 2**10
 """Bytes that a chunk in a shard may take besides its voxels: its place in the index, headers, checksums."""
 
@@ -37,11 +36,9 @@ class Lengths(WrapperStore[Any]):  # type: ignore[misc]
         self.most = most
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        if key.rpartition("/")[2] in _METADATA:
+        if is_metadata(key):
             return await self._store.get(key, prototype, byte_range)
         span, most = byte_range, self.most
-        if byte_range is None and hasattr(getattr(self._store, "fs", None), "set_session"):
-            return await self._of_web(key, prototype)
         if byte_range is None:
             span = RangeByteRequest(0, self.most + 1)
         elif isinstance(byte_range, RangeByteRequest):
@@ -52,21 +49,6 @@ class Lengths(WrapperStore[Any]):  # type: ignore[misc]
         if found is not None and len(found) > most:
             raise self._too_long(most)
         return found
-
-    async def _of_web(self, key: str, prototype: Any) -> Any:
-        """The same from a web server, which may take no notice of ranges, and send without end."""
-        files = self._store.fs
-        url = f"{self._store.path.rstrip('/')}/{key}"
-        session, found = await files.set_session(), bytearray()
-        async with session.get(files.encode_url(url), **files.kwargs) as answer:
-            if answer.status == 404:
-                return None
-            answer.raise_for_status()
-            while piece := await answer.content.read(_PIECE):
-                found += piece
-                if len(found) > self.most:
-                    raise self._too_long(self.most)
-        return prototype.buffer.from_bytes(bytes(found))
 
     def _too_long(self, most: int) -> ValueError:
         return ValueError(f"it has more than {in_words(most)}, far more than a chunk of this array takes")

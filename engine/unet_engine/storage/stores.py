@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,13 +17,15 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
-from zarr.errors import ContainsGroupError
-from zarr.storage import FsspecStore, StorePath, ZipStore
+from zarr.storage import FsspecStore, StorePath
 
 from unet_engine.errors import OutputError, first_line
 from unet_engine.paths import check_file, is_local, plain
+from unet_engine.storage import archives, objects
 from unet_engine.storage import durability as durable
 from unet_engine.storage.durability import ON_DISK, Durability
+from unet_engine.storage.remote import LONGEST_METADATA, METADATA, Remote, is_metadata, too_long
+from unet_engine.storage.web import Web
 
 
 class Store(Protocol):
@@ -89,7 +91,7 @@ def _group(attributes: Mapping[str, Any]) -> bytes:
 
 
 class Url:
-    """Whatever fsspec has a file system for, such as ``s3://``."""
+    """A bucket, by obstore; a web server; and whatever else fsspec has a file system for."""
 
     def recognises(self, path: str) -> bool:
         return not is_local(path)
@@ -97,7 +99,7 @@ class Url:
     def location(self, path: str) -> Any:
         """A store that asks anew every time: file systems keep lists of what lies in a folder, and what others have
         written since would not be there, e.g. markers of other parts."""
-        return _Remote.from_url(path, storage_options={"use_listings_cache": False})
+        return Remote(_opened(path), path, partial(_opened, path))
 
     def exists(self, path: str) -> bool:
         """True for a Zarr array or group."""
@@ -112,9 +114,12 @@ class Url:
         return True
 
     def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
-        """Several processes may make it; the header of one stays."""
-        with suppress(ContainsGroupError):
-            zarr.create_group(self.location(path), attributes=dict(attributes), zarr_format=3)
+        """Exactly one of several processes makes it where the store has conditions (S3, Google, Azure); elsewhere
+        several may, and the header of one stays."""
+        place = self.location(path)
+        if not place.supports_writes:
+            raise OutputError(f"{path}: a web server is read alone; give an --out on a disk or in a bucket")
+        write_new(StorePath(place, _METADATA), _group(attributes), durability)
 
     def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         zarr.open_group(self.location(path), mode="r+").attrs.put(dict(attributes))
@@ -123,30 +128,41 @@ class Url:
         sync(zarr.open_group(self.location(path), mode="r+").store_path.delete_dir())
 
 
-class _Remote(FsspecStore):  # type: ignore[misc]
-    """zarr's, but for metadata that are too long: of those no more is asked for than they may have."""
+def _opened(url: str) -> Any:
+    if objects.usable(url):
+        return objects.opened(url)
+    kind = Web if url.lower().startswith(("http://", "https://")) and "::" not in url else Files
+    return kind.from_url(url, storage_options={"use_listings_cache": False})
+
+
+class Files(FsspecStore):  # type: ignore[misc]
+    """zarr's, of whatever fsspec has a file system for, but for metadata that are too long: of those no more is asked
+    for than they may have."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        if byte_range is not None or key.rpartition("/")[2] not in _METADATA_FILES:
+        if byte_range is not None or not is_metadata(key):
             return await super().get(key, prototype, byte_range)
         found = await super().get(key, prototype, RangeByteRequest(0, LONGEST_METADATA + 1))
         if found is not None and len(found) > LONGEST_METADATA:
-            raise OSError(errno.EFBIG, f"{key} has more than {LONGEST_METADATA:,} bytes, and no metadata have")
+            raise too_long(key)
         return found
 
 
 class Zipped:
-    """A zipped OME-Zarr (``.ozx``) on a local disk, which is read alone: what is in it is never changed in place."""
+    """A zipped Zarr (``.ozx``, ``.zip``), which is read alone: what is in it is never changed in place."""
 
     def recognises(self, path: str) -> bool:
-        return is_local(path) and path.lower().endswith(ZIPPED) and Path(path).is_file()
+        return archives.cut(path) is not None
 
     def location(self, path: str) -> Any:
-        check_file(path)
-        return ZipStore(path, mode="r")
+        archive, inner = archives.cut(path) or (path, "")
+        if is_local(path):
+            return archives.local(archive, inner)
+        folder, _, name = archive.rpartition("/")
+        return archives.inside(Url().location(folder), name, inner)
 
     def exists(self, path: str) -> bool:
-        return True
+        return is_local(path) or holds_file(path)
 
     def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         raise OutputError(f"{path} is an archive, which is not written in place; use another --out")
@@ -155,10 +171,20 @@ class Zipped:
         raise OutputError(f"{path} is an archive, which is not written in place; use another --out")
 
     def remove(self, path: str, first: str) -> None:
+        if not is_local(path):
+            raise OutputError(f"{path} is an archive, which is not removed from a store; use another --out")
         Path(path).unlink()
 
 
-ZIPPED = ".ozx"
+def holds_file(url: str) -> bool:
+    """Whether an object lies at `url`. Raises `OutputError` where the store cannot be asked."""
+    folder, _, name = url.rpartition("/")
+    try:
+        return bool(sync(Url().location(folder).exists(name)))
+    except Exception as error:
+        raise OutputError(f"{url} cannot be reached: {first_line(error)}; check the URL") from error
+
+
 STORES: tuple[Store, ...] = (Zipped(), LocalDisk(), Url())
 """In the order in which they are asked. Any text is a path or a URL, so one of them always is the one."""
 
@@ -174,11 +200,6 @@ def open_node(path: str) -> zarr.Array | zarr.Group:
         return zarr.open(store_of(path).location(path), mode="r")
 
 
-LONGEST_METADATA = 2**26
-"""Bytes. Those of all arrays of a large plate, consolidated, have half of it; read, they take many times as much."""
-_METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-
-
 def check_metadata(place: str | StorePath) -> None:
     """Raises `OSError` where what zarr reads as metadata at `place` is anything but a file, or far too long: a pipe is
     waited at for ever, and a device never ends. On a local disk alone."""
@@ -187,7 +208,7 @@ def check_metadata(place: str | StorePath) -> None:
         if is_local(archive) and Path(archive).exists() and not Path(archive).is_dir():
             check_file(archive)  # zip://scan.zarr::file:///data/scans.zip
     folder = file_of(place) if isinstance(place, StorePath) else place if is_local(place) else None
-    for name in _METADATA_FILES if folder else ():
+    for name in METADATA if folder else ():
         with suppress(FileNotFoundError, NotADirectoryError):
             check_file(f"{folder}/{name}", LONGEST_METADATA)
 

@@ -20,17 +20,23 @@ def token(place: StorePath) -> str | None:
     store: Any = place.store
     while hasattr(store, "_store"):  # wrappers
         store = store._store
-    files: Any = getattr(store, "fs", None)
-    key = f"{getattr(store, 'path', '')}/{place.path}".strip("/")
-    if not hasattr(files, "_info"):
-        return None
     try:
-        files.invalidate_cache(key)
-        return _token(sync(files._info(key)))
+        return _token(sync(_said(store, place.path)))
     except FileNotFoundError:
         return ABSENT
     except Exception:
         return None
+
+
+async def _said(store: Any, path: str) -> dict[str, Any]:
+    if hasattr(store, "tag"):
+        return dict(await store.tag(path))
+    files: Any = getattr(store, "fs", None)
+    key = f"{getattr(store, 'path', '')}/{path}".strip("/")
+    if not hasattr(files, "_info"):
+        return {}
+    files.invalidate_cache(key)
+    return dict(await files._info(key))
 
 
 def _token(said: dict[str, Any]) -> str | None:

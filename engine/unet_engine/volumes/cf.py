@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from unet_engine.errors import InputError, of_store
 from unet_engine.storage import stores
 from unet_engine.units import unit_name
 from unet_engine.volumes.frame import Frame
@@ -39,8 +40,10 @@ def located(found: Resolution, path: str, names: str) -> Resolution:
     try:
         group = stores.open_group(path.rstrip("/").rpartition("/")[0], "r")
         return _placed(found, group, dimensions, names)
-    except Exception:  # whatever lies beside it is none of these
-        return found
+    except Exception as error:
+        if lost := of_store(error):
+            raise InputError(f"the coordinates of {path} cannot be read: {lost}; {lost.advice}") from error
+        return found  # whatever lies beside it is none of these
 
 
 def _dimensions(array: zarr.Array) -> Sequence[str] | None:

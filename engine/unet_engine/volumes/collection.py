@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import zarr
 
-from unet_engine.errors import InputError, first_line
-from unet_engine.paths import absolute
+from unet_engine.errors import InputError, first_line, of_store
+from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.units import brief
 from unet_engine.volumes.transformations import axes_of, of_level, placed
@@ -25,6 +26,8 @@ def located(path: str, image: str | None, level: int | None) -> str:
         path = f"{path.rstrip('/')}/{_named(path, images(path, _group(path, '--image')), image)}"
     if level is None:
         return path
+    if is_local(path) and Path(path, f"s{level}", "attributes.json").is_file():  # of N5
+        return f"{path.rstrip('/')}/s{level}"
     group = _group(path, "--level")
     found = images(path, group)
     if not multiscales(group) and len(found) == 1:
@@ -88,8 +91,9 @@ def images(path: str, group: zarr.Group) -> list[str]:
 def _fields(plate: zarr.Group, well: str) -> list[str]:
     try:
         group = zarr.open_group(plate.store_path / well, mode="r")
-    except Exception:  # a plate names wells that were not imaged
-        return []
+    except Exception as error:
+        _check_store(f"well {well}", error)
+        return []  # a plate names wells that were not imaged
     return [str(image["path"]) for image in _ome(group).get("well", {}).get("images", [])]
 
 
@@ -97,7 +101,8 @@ def _series(group: zarr.Group) -> list[str]:
     """As the group OME lists them, else all that are numbered."""
     try:
         named = _ome(zarr.open_group(group.store_path / "OME", mode="r")).get("series")
-    except Exception:
+    except Exception as error:
+        _check_store("OME/series", error)
         named = None
     if isinstance(named, list):
         return [str(name) for name in named]
@@ -107,6 +112,12 @@ def _series(group: zarr.Group) -> list[str]:
     ):
         found.append(str(len(found)))
     return found
+
+
+def _check_store(what: str, error: Exception) -> None:
+    """Raise `InputError` where `error` says nothing of `what`, but that its store did not answer."""
+    if lost := of_store(error):
+        raise InputError(f"{what} cannot be read: {lost}; {lost.advice}") from error
 
 
 def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:
@@ -124,6 +135,20 @@ def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:
     except Exception as error:
         raise InputError(f"{path}: its OME multiscales make no sense ({first_line(error)}); correct them") from error
     return found
+
+
+def time_of(path: str) -> tuple[float, float, str | None]:
+    """How far time points are apart in the image of which the volume at `path` is, when the first one is, and in which
+    unit; 1 and 0 where nothing says it."""
+    try:
+        image = multiscales(stores.open_group(image_of(path) or path, "r"))[0]
+        axes = [a if isinstance(a, dict) else {"name": a} for a in axes_of(image)]
+        names = [str(a["name"]).lower() for a in axes]
+        found, at = placed(of_level(image, image["datasets"][0]), names), names.index("t")
+        start = found.translation[at] if found.translation else 0.0
+        return (found.scale[at] if found.scale else 1.0), start, axes[at].get("unit")
+    except Exception:  # whatever it is, it says nothing of time
+        return 1.0, 0.0, None
 
 
 def version_of(path: str) -> str:

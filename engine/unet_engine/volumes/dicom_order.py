@@ -75,7 +75,7 @@ def ordered(path: str, slices: Sequence[Slice]) -> Series:
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(row, column)
     if abs(np.linalg.norm(normal) - 1) > 0.01:
-        raise InputError(f"{path}: its rows and columns do not stand upright on one another; correct the files")
+        raise InputError(f"{path}: its rows and columns are not at right angles to one another; correct the files")
     found = sorted(slices, key=lambda one: float(np.dot(normal, one.position or ())))
     places = np.array([one.position for one in found], np.float64)
     _check_even(path, found, places @ normal)

@@ -7,14 +7,16 @@ from pathlib import Path
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local, plain
 from unet_engine.volumes.base import Format, Volume
+from unet_engine.volumes.collection import located
 from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
 from unet_engine.volumes.hdf5 import Hdf5Format
 from unet_engine.volumes.metaimage import MetaImageFormat
+from unet_engine.volumes.n5 import N5Format
 from unet_engine.volumes.nifti import NiftiFormat
 from unet_engine.volumes.npy import NpyFormat
 from unet_engine.volumes.nrrd import NrrdFormat
-from unet_engine.volumes.pick import ALL, Pick
+from unet_engine.volumes.pick import ALL, Meant, Pick
 from unet_engine.volumes.raster import RasterFormat
 from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
@@ -30,6 +32,7 @@ FORMATS: list[Format] = [
     MetaImageFormat(),
     DicomSegFormat(),
     DicomFormat(),
+    N5Format(),
     SlicesFormat(),
     ZarrFormat(),
 ]
@@ -37,7 +40,7 @@ FORMATS: list[Format] = [
 OTHERWISE = FORMATS[-1]
 """What takes what no other format recognises."""
 
-READ = "Zarr, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
+READ = "Zarr, N5, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
 """What people are told that volumes may be."""
 
 
@@ -74,3 +77,8 @@ def open_stored(path: str, axes: str | None = None) -> Volume:
 def open_volume(path: str, axes: str | None = None, pick: Pick = ALL) -> Volume:
     """The same, of which `pick` says which time point and channels are read."""
     return open_stored(path, axes).picked(pick)
+
+
+def open_meant(path: str, axes: str | None, meant: Meant) -> Volume:
+    """The volume that is `meant` at `path`, and only what is read of it. Raises `InputError`."""
+    return open_volume(located(path, meant.image, meant.level), axes, meant.pick)

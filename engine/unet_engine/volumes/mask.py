@@ -14,7 +14,8 @@ from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.turn import Turn
 
 Array = npt.NDArray[Any]
@@ -129,10 +130,11 @@ class Masks:
         return sum(mask.reading_bytes for mask in self.masks)
 
 
-def open_mask(path: str, shape: Sequence[int], turn: Turn | None = None) -> Mask:
-    """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says.
-    Raises `InputError` where it does not lie over it."""
-    volume = open_volume(path)
+def open_mask(path: str, shape: Sequence[int], turn: Turn | None = None, time: int | None = None) -> Mask:
+    """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says. Of a
+    mask with several time points that of the scan counts, `time`. Raises `InputError` where it does not lie over it."""
+    stored = open_stored(path)
+    volume = stored.picked(Pick(time if stored.timepoints > 1 else None))
     if volume.channels != 1:
         raise InputError(f"--mask {path} has {volume.channels} channels; give one of a single channel")
     axes = [_axis(n, m) for n, m in zip(shape, volume.shape, strict=False)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -73,29 +73,65 @@ def scaling(normalization: Normalization, samples: Sequence[Array]) -> Scaling:
 
     Raises `DataError` where the statistic does not exist: no finite voxel, no foreground, or all voxels alike.
     """
-    if normalization.each:
-        return _of_each(normalization.each, samples)
     flat = [np.asarray(values).ravel() for values in samples]
     if normalization.together and flat:
         flat = [np.concatenate(flat)] * len(flat)
-    found = [_channel(normalization, values, c) for c, values in enumerate(flat)]
-    clip = tuple(c[2] for c in found if c[2] is not None)
-    return Scaling(tuple(c[0] for c in found), tuple(c[1] for c in found), clip or None, _void(normalization))
+    return scaling_by(normalization, [_Held(values) for values in flat])
+
+
+class Values(Protocol):
+    """The voxels of one channel that statistics may be of."""
+
+    def looked_at(self, normalization: Normalization, channel: int) -> Values:
+        """Those that are finite and in the foreground, if any. Raises `DataError` where there are none."""
+
+    def clipped(self, clip: Pair) -> Values:
+        """The same, those below the first as it, those above the second likewise."""
+
+    def percentiles(self, low: float, high: float) -> Pair:
+        """Two of them, 0 to 100."""
+
+    def moments(self) -> Pair:
+        """Mean and standard deviation."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Of an array, flat."""
+
+    values: Array
+
+    def looked_at(self, normalization: Normalization, channel: int) -> _Held:
+        return _Held(_looked_at(normalization, self.values, channel))
+
+    def clipped(self, clip: Pair) -> _Held:
+        return _Held(np.clip(self.values, *clip))
+
+    def percentiles(self, low: float, high: float) -> Pair:
+        bounds = np.percentile(self.values, [low, high])
+        return float(bounds[0]), float(bounds[1])
+
+    def moments(self) -> Pair:
+        return float(self.values.mean(dtype=np.float64)), float(self.values.std(dtype=np.float64))
+
+
+def scaling_by(normalization: Normalization, channels: Sequence[Values]) -> Scaling:
+    """The same of what can be asked of each channel."""
+    ways = normalization.each or (normalization,) * len(channels)
+    found = [_channel(way, values, c) for c, (way, values) in enumerate(zip(ways, channels, strict=True))]
+    clipped = any(one[2] for one in found)
+    voids = [_void(way) for way in ways] if normalization.each else []
+    return Scaling(
+        tuple(one[0] for one in found),
+        tuple(one[1] for one in found),
+        tuple(one[2] or _ANY for one in found) if clipped else None,
+        None if normalization.each else _void(normalization),
+        tuple(voids) if any(voids) else None,
+    )
 
 
 _ANY = (-3.0e38, 3.0e38)
 """Of a channel that is not clipped, beside one that is."""
-
-
-def _of_each(ways: Sequence[Normalization], samples: Sequence[Array]) -> Scaling:
-    found = [scaling(way, [values]) for way, values in zip(ways, samples, strict=True)]
-    voids = tuple(one.void for one in found)
-    return Scaling(
-        tuple(one.shift[0] for one in found),
-        tuple(one.scale[0] for one in found),
-        tuple(one.clip[0] if one.clip else _ANY for one in found) if any(one.clip for one in found) else None,
-        voids=voids if any(voids) else None,
-    )
 
 
 def quantiles(samples: Sequence[Array], scale: Scaling) -> Quantiles:
@@ -116,18 +152,18 @@ def _void(normalization: Normalization) -> Pair | None:
     return (0.0, 0.0) if normalization.foreground == NONZERO else (-inf, float(normalization.foreground))
 
 
-def _channel(normalization: Normalization, values: Array, channel: int) -> tuple[float, float, Pair | None]:
+def _channel(normalization: Normalization, values: Values, channel: int) -> tuple[float, float, Pair | None]:
     """Shift, scale and clip of one channel."""
     if normalization.looks:
-        values = _looked_at(normalization, values, channel)
+        values = values.looked_at(normalization, channel)
     clip = _clip(normalization, values, channel)
     if clip is not None and not (normalization.mode == "percentile" and normalization.clip_percentiles):
-        values = np.clip(values, *clip)  # percentiles are all of the same voxels
+        values = values.clipped(clip)  # percentiles are all of the same voxels
     shift, spread = _spread(normalization, values, channel)
     spread += normalization.eps
     if spread == 0:
         raise DataError(
-            f"--normalize {normalization}: all sampled voxels of channel {channel} are {shift:g}; "
+            f"--normalize {normalization}: all voxels of channel {channel} that were measured are {shift:g}; "
             "use none or range:LOW,HIGH"
         )
     return *_to(normalization, shift, spread), clip
@@ -141,11 +177,7 @@ def _looked_at(normalization: Normalization, values: Array, channel: int) -> Arr
         raise DataError(
             f"--normalize {normalization.mode}: no finite voxel in the samples of channel {channel}; use range:LOW,HIGH"
         )
-    if normalization.foreground is None:
-        return values
-    if values.dtype == np.float16:
-        values = values.astype(np.float32)  # as windows are compared
-    inside = values[values != 0 if normalization.foreground == NONZERO else values > normalization.foreground]
+    inside = foreground(normalization, values)
     if not inside.size:
         raise DataError(
             f"--normalize {normalization}: no voxel in the samples of channel {channel} is foreground; "
@@ -154,16 +186,24 @@ def _looked_at(normalization: Normalization, values: Array, channel: int) -> Arr
     return inside
 
 
-def _clip(normalization: Normalization, values: Array, channel: int) -> Pair | None:
+def foreground(normalization: Normalization, values: Array) -> Array:
+    """Those of finite `values`, flat, that statistics are of."""
+    if normalization.foreground is None:
+        return values
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)  # as windows are compared
+    return values[values != 0 if normalization.foreground == NONZERO else values > normalization.foreground]
+
+
+def _clip(normalization: Normalization, values: Values, channel: int) -> Pair | None:
     if normalization.clip is not None:
         return normalization.clip[channel % len(normalization.clip)]
     if normalization.clip_percentiles is not None:
-        low, high = np.percentile(values, normalization.clip_percentiles)
-        return float(low), float(high)
+        return values.percentiles(*normalization.clip_percentiles)
     return None
 
 
-def _spread(normalization: Normalization, values: Array, channel: int) -> Pair:
+def _spread(normalization: Normalization, values: Values, channel: int) -> Pair:
     """What becomes 0, and how far from it becomes 1."""
     mode, low, high = normalization.mode, normalization.low, normalization.high
     if mode == "none":
@@ -178,10 +218,11 @@ def _spread(normalization: Normalization, values: Array, channel: int) -> Pair:
         mean, std = (v[channel % len(v)] for v in (normalization.mean, normalization.std))
         return mean * normalization.divide, std * normalization.divide
     if mode == "zscore":
-        return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    low, high = (0.0, 100.0) if mode == "minmax" else (low, high)
-    bounds = np.percentile(values, [low, high])
-    return float(bounds[0]), float(bounds[1] - bounds[0])
+        mean, deviation = values.moments()
+        return mean, deviation
+    assert low is not None or mode == "minmax"  # both were checked
+    ends = values.percentiles(*((0.0, 100.0) if mode == "minmax" else (low or 0.0, high or 0.0)))
+    return ends[0], ends[1] - ends[0]
 
 
 def _to(normalization: Normalization, shift: float, spread: float) -> Pair:

@@ -75,7 +75,9 @@ def _described(path: str, header: Mapping[str, Any], dtype: np.dtype[Any], lengt
     packing = _PACKED[encoding]
     skipped = int(header.get("byte skip", header.get("byteskip", 0)))
     if int(header.get("line skip", header.get("lineskip", 0))) or skipped < -1 or (skipped == -1 and packing):
-        raise InputError(f"{path} skips lines or counts bytes from the end of packed data; save it anew")
+        raise InputError(
+            f"{path} skips lines or counts bytes from the end of packed data; save it again as plain or packed numbers"
+        )
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     parts = tuple(Part.of(file) for file in dict.fromkeys((path, data)))
     begin = length if data == path else 0

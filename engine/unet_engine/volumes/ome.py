@@ -11,7 +11,7 @@ from typing import Any
 
 import zarr
 
-from unet_engine.errors import InputError, first_line
+from unet_engine.errors import InputError, first_line, of_store
 from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import missing_codec
@@ -81,6 +81,8 @@ def named_resolution(path: str, array: zarr.Array) -> Resolution | None:
         except (FileNotFoundError, PermissionError):
             continue
         except Exception as error:
+            if (lost := of_store(error)) and not lost.refused:  # what it says must not depend on the network
+                raise InputError(f"{above} cannot be read: {lost}; {lost.advice}") from error
             if is_local(path):  # there is a file, and it is not what it should be
                 notes.append(f"{above} cannot be read ({first_line(error)}): it may say voxel size and axes of {path}")
             continue

@@ -50,3 +50,28 @@ class Pick:
 
 
 ALL = Pick()
+
+
+@dataclass(frozen=True)
+class Meant:
+    """What of a path is meant, as options say it: an image of several, a level, a time point, channels."""
+
+    image: str | None = None
+    level: int | None = None
+    timepoint: int | None = None
+    input_channels: str | None = None
+
+    @property
+    def pick(self) -> Pick:
+        given = self.input_channels
+        return Pick(self.timepoint, tuple(part.strip() for part in given.split(",")) if given else None)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """As they are given on the command line."""
+        said = {"--image": self.image, "--level": self.level, "--timepoint": self.timepoint}
+        said["--input-channels"] = self.input_channels
+        return tuple(text for name, value in said.items() if value is not None for text in (name, str(value)))
+
+
+ANYTHING = Meant()

@@ -14,6 +14,7 @@ from unet_engine.plan.box import Box
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.normalize import Scaling, scaling
 from unet_engine.volumes.validity import marked, void
+from unet_engine.volumes.whole import scaling_of_whole
 
 SAMPLES = 64
 SAMPLE_VOXELS = 2**16
@@ -21,6 +22,9 @@ SAMPLE_VOXELS = 2**16
 
 _READ: WeakKeyDictionary[Volume, tuple[list[Box], list[Array]]] = WeakKeyDictionary()
 """The samples of volumes that are still open: statistics and fingerprint ask for the same, and they are read once."""
+
+_SCALED: WeakKeyDictionary[Volume, dict[Normalization, Scaling]] = WeakKeyDictionary()
+"""What was measured of every voxel of volumes that are still open."""
 
 _NOWHERE: WeakKeyDictionary[Volume, Array | None] = WeakKeyDictionary()
 
@@ -97,8 +101,13 @@ def _nowhere(volume: Volume) -> Array | None:
 
 
 def scaling_of(volume: Volume, normalization: Normalization) -> Scaling:
-    """Shift, scale and clip of the volume's voxels, from its samples where they have to be looked at. Raises
-    `DataError` as `scaling` does."""
+    """Shift, scale and clip of the volume's voxels, from all of them or from its samples, as `normalization` says, where
+    they have to be looked at. Raises `DataError` as `scaling` does."""
+    if normalization.of_all:
+        known = _SCALED.setdefault(volume, {})
+        if normalization not in known:
+            known[normalization] = scaling_of_whole(normalization, volume, Box.of_shape(volume.shape))
+        return known[normalization]
     return scaling(normalization, measured(volume) if normalization.looks else [np.zeros(0)] * volume.channels)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from zarr.storage import StorePath
 
-from unet_engine.errors import InputError, first_line
+from unet_engine.errors import InputError, first_line, of_store
 from unet_engine.storage import stores
 
 _EDITABLE = ("attributes", "dimension_names")
@@ -56,6 +56,8 @@ class Witness:
                 return
             now = stores.read(self.place)
         except Exception as error:
+            if lost := of_store(error):
+                raise InputError(f"{self.path} cannot be read: {lost}; {lost.advice}") from error
             raise self._gone(first_line(error)) from error
         if now is None:
             raise self._gone(f"there is no {self.place.path.rpartition('/')[2]} any more")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,23 +18,23 @@ import zarr
 from zarr.errors import UnstableSpecificationWarning
 from zarr.storage import StorePath
 
-from unet_engine.errors import InputError, UnetEngineError, first_line
+from unet_engine.errors import InputError, UnetEngineError, first_line, of_store
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import DECODE, READ
-from unet_engine.storage import blosc, stores
+from unet_engine.storage import archives, blosc, stores
 from unet_engine.storage.absences import Absences
 from unet_engine.storage.bounded import bounded
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
+from unet_engine.storage.kept import Kept
 from unet_engine.storage.lengths import Lengths, longest_stored
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import alpha, cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
-from unet_engine.volumes.files import has_ending
 from unet_engine.volumes.linear import Linear
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
@@ -45,7 +45,7 @@ class ZarrFormat:
     """Takes every folder and every URL: whatever else is wrong with one is told as it is opened."""
 
     def recognises(self, path: str) -> bool:
-        return not is_local(path) or Path(path).is_dir() or has_ending(path, stores.ZIPPED)
+        return not is_local(path) or Path(path).is_dir() or archives.cut(path) is not None
 
     def open(self, path: str, axes: str | None) -> Volume:
         node = _opened(path)
@@ -102,6 +102,8 @@ def _opened(path: str) -> zarr.Array | zarr.Group:
     except Exception as error:
         if missing := missing_codec(error):
             raise InputError(f"{path} cannot be read: {missing}") from error
+        if lost := of_store(error):
+            raise InputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
         raise InputError(
             f"{path} is not a readable Zarr array or group: {first_line(error)}; restore it, or give another --in"
         ) from error
@@ -159,6 +161,8 @@ def _has_longer_chunks(array: zarr.Array) -> bool:
 
 
 _LOOKED_FOR = 64
+_TRIES = 4
+"""Times that a chunk is asked for that came and could not be decoded."""
 
 
 def _noticing(path: str, array: zarr.Array) -> zarr.Array:
@@ -168,7 +172,7 @@ def _noticing(path: str, array: zarr.Array) -> zarr.Array:
         return array
     place = array.store_path
     with own_codecs():
-        store = Absences(Lengths(place.store, longest_stored(array)))
+        store = Absences(Kept(Lengths(place.store, longest_stored(array))))
         return zarr.open_array(StorePath(store, place.path), mode="r")
 
 
@@ -176,6 +180,8 @@ def _witness(path: str, array: zarr.Array) -> Witness:
     try:
         return Witness.of(path, array.store_path, array.metadata.zarr_format)
     except Exception as error:
+        if lost := of_store(error):
+            raise InputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
         raise InputError(f"{path} cannot be read: {first_line(error)}; restore it, or give another --in") from error
 
 
@@ -193,6 +199,8 @@ class ZarrVolume(StoredVolume):
     witness: Witness
     linear: Linear
     """What stored numbers stand for."""
+    _uses: Callable[[Sequence[int]], int] | None = None
+    """How often a run reads a chunk (shard, if sharded), where that is known."""
 
     remedy = "restore the chunk, or delete it to have it read as the fill value"
 
@@ -228,9 +236,9 @@ class ZarrVolume(StoredVolume):
         try:
             with native_codecs():
                 return np.asarray(self.array[selection])
-        except Exception:
+        except Exception as error:
             if not self.has_native_codecs:
-                raise
+                return self._read_again(self.array, selection, error)
             # what the native codecs take for damaged may be none to zarr's own, e.g. bytes behind the data of a chunk
             with suppress(Exception):
                 return np.asarray(self._with_own_codecs[selection])
@@ -273,9 +281,50 @@ class ZarrVolume(StoredVolume):
             return InputError(f"{self.path} cannot be read: {missing}")
         return super()._blamed(what, error)
 
+    # --- what is kept of a store over a network ---
+
+    @cached_property
+    def _kept(self) -> Kept | None:
+        store = self.array.store_path.store
+        inner = store._store if isinstance(store, Absences) else None
+        return inner if isinstance(inner, Kept) else None
+
+    @property
+    def units(self) -> tuple[int, ...] | None:
+        if self._kept is None:
+            return None
+        return self.along(self.array.shards or self.array.chunks)
+
+    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:
+        if self._kept:
+            self._kept.limit(most)
+            self._left.clear()
+            object.__setattr__(self, "_uses", uses)
+
+    @cached_property
+    def _left(self) -> dict[tuple[int, ...], int]:
+        """How often chunks will be read again, of those that were."""
+        return {}
+
+    def _used(self, box: Box) -> None:
+        """Let go of what no later block reads."""
+        if self._kept is None or self._uses is None:
+            return
+        units = self.along(self.array.shards or self.array.chunks)
+        for cell in box.cells(units):
+            chunk = tuple(l // u for l, u in zip(cell.lo, units, strict=True))
+            self._left[chunk] = left = self._left.get(chunk, self._uses(chunk)) - 1
+            if left <= 0:
+                del self._left[chunk]
+                self._kept.drop(self._key_at(key) for key in self._stored_keys(cell))
+
+    def _key_at(self, key: str) -> str:
+        return f"{self.array.store_path.path}/{key}".lstrip("/")
+
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         before = self._absences
         voxels = self._read(box, recorder)
+        self._used(box)
         if before is None or self._absences != before:
             self.confirm()
         return voxels
@@ -305,6 +354,8 @@ class ZarrVolume(StoredVolume):
         self.witness.confirm()
 
     def _unreadable(self, box: Box, error: Exception) -> InputError:
+        if lost := of_store(error):  # it was asked often enough
+            return InputError(f"{self.path} cannot be read: {lost}; {lost.advice}")
         self.confirm()  # nothing is wrong with a chunk of a volume that is gone
         return super()._unreadable(box, error)
 
@@ -342,7 +393,32 @@ class ZarrVolume(StoredVolume):
 
     def _timed(self, array: zarr.Array, selection: Selection) -> Array:
         self._is_certain(selection)  # raises where nothing of it must be opened
-        return self.linear(np.asarray(array[selection]))
+        try:
+            return self.linear(np.asarray(array[selection]))
+        except Exception as error:
+            return self.linear(self._read_again(array, selection, error))
+
+    def _read_again(self, array: zarr.Array, selection: Selection, error: Exception) -> Array:
+        """`selection`, which could not be decoded, asked for once more from a store over a network, chunk by chunk: one
+        may have come short, with a length that said so. Raises `error` where it is no better."""
+        if is_local(self.path) or of_store(error):
+            raise error
+        spans = [part.indices(size)[:2] for part, size in zip(selection, self.stored_shape, strict=True)]
+        box = Box(tuple(lo for lo, _ in spans), tuple(hi for _, hi in spans))
+        found = np.empty(box.shape, np.dtype(array.dtype))
+        if self._kept:
+            self._kept.clear_all()
+        for cell in box.cells(self.stored_chunks):
+            found[cell.relative_to(box.lo).slices()] = self._chunk(array, cell.slices(), error)
+        return found
+
+    def _chunk(self, array: zarr.Array, selection: Selection, error: Exception) -> Array:
+        for _ in range(_TRIES):
+            with suppress(ValueError, RuntimeError, TypeError):
+                return np.asarray(array[selection])
+            if self._kept:
+                self._kept.clear_all()
+        raise error
 
     @cached_property
     def _at_store(self) -> tuple[BusyStore, zarr.Array]:

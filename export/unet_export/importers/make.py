@@ -116,7 +116,7 @@ def _spec(found: Imported, wanted: Wanted, network: Any) -> ModelSpec:
         "name": Path(wanted.checkpoint).stem,
         "activation": "softmax" if geometry.channels_out > 1 else "sigmoid",
         **_found(geometry),
-        **found.promised,
+        **_promised(found),
         **said_by(wanted),
     }
     if wanted.window:
@@ -124,6 +124,14 @@ def _spec(found: Imported, wanted: Wanted, network: Any) -> ModelSpec:
     if isinstance(values.get("normalization"), str):
         values["normalization"] = Normalization.parse(values["normalization"])
     return validated(values)
+
+
+def _promised(found: Imported) -> dict[str, Any]:
+    """What the source says. Its tools measure all of the image that they are given."""
+    said = dict(found.promised)
+    if said.get("normalization") is not None:
+        said["normalization"] = Normalization.model_validate(said["normalization"]).measured_of_all()
+    return said
 
 
 def _found(geometry: Geometry) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from unet_engine.model.file import ModelFile
 from unet_engine.model.spec import Activation
 from unet_engine.model.verdict import Calibration, Verdict, shortfall
 from unet_engine.units import Tell
+from unet_engine.volumes.pick import ANYTHING, Meant
 from unet_export.quantize.fallback import Attempt, rescue
 from unet_export.quantize.gate import Candidate, Exam, Infer, both_seconds, opened
 from unet_export.quantize.windows import Sample
@@ -56,6 +57,8 @@ class Request:
     """The user trusts a `reference` that runs code as it is opened."""
     report: str | None = None
     """HTML file; default: beside the model, with its name."""
+    meant: Meant = ANYTHING
+    """What of `calibrate` is meant."""
 
     def check(self) -> None:
         """Raise `SettingsError` naming the number that makes no sense. NaN is in no range: as a threshold, whatever is

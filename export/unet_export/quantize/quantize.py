@@ -27,8 +27,8 @@ from unet_engine.redaction import redacted
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.formats import open_volume
-from unet_engine.volumes.normalize import Scaling, quantiles, scaling
+from unet_engine.volumes.formats import open_meant
+from unet_engine.volumes.normalize import Scaling, quantiles
 from unet_engine.volumes.resampled import Interpolated
 from unet_export.quantize import openvino_candidates, tensorrt_candidates
 from unet_export.quantize.gate import Exam, reference
@@ -106,8 +106,8 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         )
     if model.spec.channels in ("image", "offsets"):
         raise SettingsError(
-            f"{request.model}: candidates are judged by labels, and its channels are {model.spec.channels}; run it in "
-            "fp32"
+            f"{request.model}: precisions are compared by the labels that they give, and the channels of this model are "
+            f"{model.spec.channels}; run it in fp32"
         )
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
@@ -115,7 +115,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
             f"--min-dice names the class {min(unknown)!r}; the model has {', '.join(model.spec.class_names)}"
         )
     model = model.normalized(request.normalize)
-    volume = open_volume(request.calibrate, request.axes)
+    volume = open_meant(request.calibrate, request.axes, request.meant)
     window = checked_window(model.spec, request.window)
     notes = list(model.notes)
     notes += [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
@@ -129,7 +129,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
     if found is None:
         check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    scale = scaling(model.spec.normalization, samples.measured(volume))
+    scale = samples.scaling_of(volume, model.spec.normalization)
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")

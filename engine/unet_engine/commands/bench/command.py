@@ -7,7 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from unet_engine.prepare.spacing import check_spacing
 from unet_engine.prepare.survey import check_volume
 from unet_engine.units import Tell
 from unet_engine.version import version_of
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import open_meant, open_volume
+from unet_engine.volumes.pick import ANYTHING, Meant
 
 SECONDS = 60.0
 LEAST_SECONDS = 10.0
@@ -60,6 +61,8 @@ class Request:
     """Name of the output that is meant, of several."""
     tilings: float | None = None
     """Part of a run that may be computed to see how tilings agree; None: that is not looked at."""
+    meant: Meant = ANYTHING
+    """What of `input` is meant."""
 
 
 def bench(request: Request, tell: Tell) -> dict[str, Any]:
@@ -70,6 +73,8 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
         raise SettingsError("--model and --in belong together; give both, or neither for the demo models")
     if request.head and not request.model:
         raise SettingsError(f"--head {request.head}: the demo models have one output; give --model and --in too")
+    if request.meant != ANYTHING and not request.model:
+        raise SettingsError(f"{request.meant.options[0]} is of a volume of yours; give --model and --in too")
     if request.tilings and not request.model:
         raise SettingsError("--tilings looks at a volume and a model of yours; give --model and --in too")
     demos = [] if request.model else _demos(request)
@@ -99,6 +104,7 @@ def _tilings(request: Request, tell: Tell) -> dict[str, Any]:
     """On the first device and library, in the precision that a run takes."""
     assert request.tilings is not None
     given = {"axes": request.axes, "head": request.head, "tta": request.wanted.tta, "threads": request.wanted.threads}
+    given |= asdict(request.meant)
     return tilings(
         tell,
         request.tilings,
@@ -121,7 +127,7 @@ def _own(request: Request, tell: Tell) -> Subject:
     model = open_model(request.model, windows[0] if windows else None, head=request.head)
     model = model.trust() if request.trust else model
     model.check_trust()
-    volume = open_volume(request.input, request.axes)
+    volume = open_meant(request.input, request.axes, request.meant)
     check_volume(volume, model)
     notes: list[str] = []
     volume = lying(volume, model.spec, notes, ignore=request.ignore_spacing)
@@ -149,6 +155,7 @@ def _options(request: Request, model: ModelFile) -> tuple[str, ...]:
     options += ["--tta", request.wanted.tta] if request.wanted.tta else []
     options += ["--head", request.head] if request.head else []
     options += ["--axes", request.axes] if request.axes else []
+    options += request.meant.options
     options += ["--ignore-spacing"] if request.ignore_spacing else []
     options += ["--threads", str(request.wanted.threads)] if request.wanted.threads else []
     return tuple(options)

@@ -65,7 +65,7 @@ def groups(model: ModelFile, wanted: Wanted) -> tuple[Group, ...]:
             ]
     if not found:
         raise SettingsError(
-            f"nothing is left to sweep for {model.path.name} ({model.format}) on {', '.join(devices(wanted))}; "
+            f"nothing is left to measure for {model.path.name} ({model.format}) on {', '.join(devices(wanted))}; "
             "leave out --devices, --backend or --precision"
         )
     return tuple(found)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, joined, sizes
+from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, joined, meant_options, sizes
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.redaction import redacted
 from unet_engine.units import times
@@ -30,6 +30,7 @@ MOST_WINDOWS = 65536
 @click.option("--in", "input", type=PLACE, metavar="PATH", help="Zarr volume; default: synthetic tissue, as for demo.")
 @click.option("--head", metavar="NAME", help="The output that is wanted, of a network with several, as for run.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
+@meant_options
 @click.option(
     "--seconds", type=Number(0, 10**7, min_open=True), default=60.0, help="How long it may take, about; default 60."
 )
@@ -64,6 +65,7 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
     from unet_engine.commands.bench.command import Request, bench
     from unet_engine.commands.bench.offer import Wanted
     from unet_engine.commands.bench.page import write_page
+    from unet_engine.volumes.pick import Meant
 
     wanted = Wanted(
         devices=_names(given["devices"]),
@@ -81,9 +83,11 @@ def bench_command(json_file: str | None, html_file: str | None, **given: Any) ->
         path = model_of(given["model"], trust=bool(given["trust"]), head=given["head"])
         given |= {"model": path, "head": given["head"] if path == given["model"] else None}
     request = Request(
-        given["model"], given["input"], given["axes"], wanted, given["seconds"],
+        given["model"], given["input"], given["axes"],
+ wanted, given["seconds"],
         ignore_spacing=bool(given["ignore_spacing"]), trust=given["trust"], head=given["head"],
         tilings=given["tilings"],
+        meant=Meant(given["image"], given["level"], given["timepoint"], given["input_channels"]),
     )  # fmt: skip
     for option, file in (("--json", json_file), ("--html", html_file)):
         _check_writable(option, file, given["input"])

@@ -58,12 +58,14 @@ def run_whole(options: Sequence[str]) -> Whole:
         seconds = time.perf_counter() - begun
     if process.returncode:
         said = err.strip().splitlines()[-1].removeprefix("unet-engine: ") if err.strip() else "it said nothing"
-        raise UnetEngineError(f"a run of the sweep failed: {said}; try `unet-engine run` with these settings")
+        raise UnetEngineError(
+            f"one of the runs that are measured failed: {said}; try `unet-engine run` with these settings"
+        )
     try:
         facts = json.loads(out.strip().splitlines()[-1])
     except (ValueError, IndexError) as error:
         raise UnetEngineError(
-            f"a run of the sweep gave no JSON ({first_line(error)}); run it by hand to see why"
+            f"one of the runs that are measured did not tell its figures ({first_line(error)}); run it by hand to see why"
         ) from error
     return Whole(facts, seconds, tuple(seen))
 

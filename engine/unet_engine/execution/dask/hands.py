@@ -104,7 +104,7 @@ def _check(future: Any) -> None:
         raise
     except (KilledWorker, FutureCancelledError) as error:
         raise ClusterError(
-            f"the cluster gave up on a box of the volume: {first_line(error)}; most likely workers ran out of memory: "
+            f"the cluster gave up on a part of the volume: {first_line(error)}; most likely workers ran out of memory: "
             "use fewer --workers or a smaller --memory, then --resume"
         ) from error
     except Exception as error:

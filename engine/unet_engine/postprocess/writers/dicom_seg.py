@@ -167,7 +167,9 @@ def _on_series(content: Content, series: _Series, start: tuple[int, ...]) -> Arr
     for cell in content.cells():
         voxels = content.read(cell)
         if voxels.size and (int(voxels.max()) > _MOST_SEGMENTS or int(voxels.min()) < 0):
-            raise OutputError(f"{content.origin} has labels beyond 0 to {_MOST_SEGMENTS}; number them anew")
+            raise OutputError(
+                f"{content.origin} has labels beyond 0 to {_MOST_SEGMENTS}; number them again, with unet-engine components"
+            )
         spans = {a: s for a, s in zip(content.axes, cell, strict=True) if a in "zyx"}
         target = inside[tuple(spans.get(a, slice(0, 1)) for a in "zyx")]
         target[...] = voxels.reshape(target.shape)

@@ -156,12 +156,14 @@ def _check_axis(said: Description, step: Step) -> None:
     if axis not in (None, "channel", "c"):
         raise ModelError(
             f"{said.path}: its {step.name} has values along {axis}, and only channels may have their own; "
-            "describe it anew"
+            "correct its description"
         )
     axes = step.kwargs.get("axes")
     several = any(len(_numbers(step, n)) > 1 for n in ("gain", "offset", "mean", "std") if n in step.kwargs)
     if several and axis is None and axes not in (None, "yx", "zyx", "xy"):
-        raise ModelError(f"{said.path}: its {step.name} has values along other axes than channels; describe it anew")
+        raise ModelError(
+            f"{said.path}: its {step.name} has values along other axes than channels; correct its description"
+        )
 
 
 # --- behind ---

@@ -63,7 +63,7 @@ class NnUNet:
         found = folders.located(path)
         if found is None:
             raise ModelError(
-                f"{path} is of nnU-Net 1, whose networks need its own code; run it with nnU-Net 1, or train it anew with "
+                f"{path} is of nnU-Net 1, whose networks need its own code; run it with nnU-Net 1, or train it again with "
                 "nnU-Net 2, or export its network with unet-engine export --factory"
             )
         found = folders.checked(path, found)

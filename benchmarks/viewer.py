@@ -1,0 +1,127 @@
+"""How soon one sees something: the first picture of a sparse volume of 1 TiB, and the first window of a network where one
+looks, in Chromium with WebGL in software.
+
+    python benchmarks/viewer.py [--rounds 3]
+
+Prints medians (least to most) over the rounds, and what the processors did meanwhile: other work on the machine makes
+times longer, not that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import zarr
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from unet_engine.model.shipped import shipped_model
+
+SIDE = 10240
+ARGUMENTS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--no-sandbox"]
+COMMAND = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", "view", "--no-browser", "--json"]
+
+
+def sparse(folder: Path) -> Path:
+    """A volume of 1 TiB of which the middle is stored."""
+    path = folder / "sparse.zarr"
+    array = zarr.create_array(path, shape=(SIDE,) * 3, chunks=(64,) * 3, dtype="uint8")
+    voxels = np.random.default_rng(0).integers(0, 255, (64, 768, 768), np.uint8)
+    array[5056:5120, 4736:5504, 4736:5504] = voxels
+    return path
+
+
+def tissue(folder: Path) -> Path:
+    """Noise that the network of the demo takes; what it makes of it does not matter."""
+    path = folder / "tissue.zarr"
+    voxels = np.random.default_rng(1).integers(0, 255, (128, 256, 256), np.uint8)
+    zarr.create_array(path, data=voxels, chunks=(64,) * 3)
+    return path
+
+
+def seen(browser: Browser, args: list[str], there: Callable[[np.ndarray], bool]) -> dict[str, float]:
+    """Seconds until the address is told, and from then until `there` holds of the upper left pane."""
+    begun = time.perf_counter()
+    process = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        told = time.perf_counter()
+        own = _busy([psutil.Process(process.pid)])
+        before = _busy(psutil.Process().children(recursive=True))
+        page = browser.new_page(viewport={"width": 1000, "height": 800})
+        page.goto(url, wait_until="commit")
+        while not there(
+            np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))[70:380, 60:460].astype(int)
+        ):
+            if time.perf_counter() > told + 120:
+                raise TimeoutError(f"nothing was seen of {args}")
+            time.sleep(0.1)
+        shown, after = time.perf_counter(), _busy(psutil.Process().children(recursive=True))
+        page.close()
+        return {
+            "address": told - begun, "address, cpu": own, "then seen": shown - told, "then seen, cpu": after - before,
+        }  # fmt: skip
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def _busy(processes: list[psutil.Process]) -> float:
+    """Seconds of processors."""
+    found = 0.0
+    for process in processes:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            found += times.user + times.system
+    return found
+
+
+def grey(picture: np.ndarray) -> bool:
+    """Noise is seen: neither the empty pane nor a plain one."""
+    return bool(picture.std() > 15)
+
+
+def coloured(picture: np.ndarray) -> bool:
+    return bool(((picture.max(axis=2) - picture.min(axis=2)) > 25).mean() > 0.01)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    given = parser.parse_args()
+    found: dict[str, list[dict[str, float]]] = {"1 TiB, sparse": [], "labels of the demo's network": []}
+    with tempfile.TemporaryDirectory() as text, sync_playwright() as started:
+        folder = Path(text)
+        volume, scan = sparse(folder), tissue(folder)
+        browser = started.chromium.launch(executable_path=given.chromium, args=ARGUMENTS)
+        for number in range(given.rounds):
+            found["1 TiB, sparse"].append(seen(browser, [str(volume)], grey))
+            model = ["--model", str(shipped_model("cells_3d.onnx")), "--out", str(folder / f"{number}.zarr")]
+            found["labels of the demo's network"].append(
+                seen(browser, [str(scan), *model, "--ignore-spacing"], coloured)
+            )
+        browser.close()
+    for name, rounds in found.items():
+        for key in rounds[0]:
+            values = sorted(one[key] for one in rounds)
+            print(f"{name:>30}  {key:<14} {statistics.median(values):6.2f} s ({values[0]:.2f} to {values[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""All time points of a volume, or a range of them, by one command: each is a run of its own, one after the other with one
+network, and their chunks become one output with a time axis by renaming them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unet_engine.api import Result
+from unet_engine.batches.batch import Observer, Outcome, Volume, opened, run_all
+from unet_engine.errors import OutputError, ResumeError, SettingsError, UnetEngineError, writing
+from unet_engine.execution.hands import here
+from unet_engine.execution.team import Team
+from unet_engine.output import output
+from unet_engine.output.array import METADATA
+from unet_engine.output.completion import SUMMED
+from unet_engine.output.header import ARRAY, PROVENANCE, read_header
+from unet_engine.paths import is_local
+from unet_engine.postprocess.base import digest
+from unet_engine.postprocess.pyramid import Wanted, pyramid
+from unet_engine.postprocess.working import hand_over, is_file, is_handed_over, work_of
+from unet_engine.prepare.given import Given
+from unet_engine.prepare.prepare import Prepared
+from unet_engine.prepare.survey import Survey, check_output, survey
+from unet_engine.settings import Settings
+from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, put
+from unet_engine.units import Tell
+from unet_engine.volumes.collection import located, time_of
+from unet_engine.volumes.formats import open_stored
+
+TIMES = "timepoints"
+
+
+def are_several(settings: Settings) -> bool:
+    return isinstance(settings.timepoint, str)
+
+
+def first_of(settings: Settings, tell: Tell) -> Settings:
+    """The settings of the first time point, where several are named."""
+    if not are_several(settings):
+        return settings
+    place = located(settings.input, settings.image, settings.level)
+    times = _numbers(str(settings.timepoint), open_stored(place, settings.axes).timepoints, place)
+    tell(f"planned is time point {times[0]}, the first of {len(times)}: each is a run like it")
+    return settings.model_copy(update={"timepoint": times[0]})
+
+
+class _Silent:
+    """Nobody is told of single runs."""
+
+    def note(self, volume: Volume, text: str) -> None: ...
+
+    def planned(self, volume: Volume, prepared: Prepared, crew: Team) -> None: ...
+
+    def ended(self, outcome: Outcome) -> None: ...
+
+
+UNSEEN: Observer = _Silent()
+
+
+def run_times(settings: Settings, observer: Observer, tell: Tell) -> Result:
+    """Run the time points that `Settings.timepoint` names, and write one output with a time axis. Raises what runs
+    raise: what is committed stays, and is resumed."""
+    place = located(settings.input, settings.image, settings.level)
+    times = _numbers(str(settings.timepoint), open_stored(place, settings.axes).timepoints, place)
+    model = opened(settings)
+    surveyed = survey(settings.model_copy(update={"timepoint": times[0]}), Given(model=model))
+    named = surveyed.named
+    _check(settings, named)
+    check_output(surveyed)
+    base = work_of(named)
+    works = [f"{base}-t{time}" for time in times]
+    begun = any(Path(work).exists() for work in works)
+    if settings.resume and not begun and (done := _already(named, times, surveyed)):
+        tell(f"{named} is already complete")
+        return done
+    runs = [
+        Volume(number, len(times), _of(settings, time, work), work, model)
+        for number, (time, work) in enumerate(zip(times, works, strict=True), 1)
+    ]
+    outcomes = run_all(runs, observer, keep_going=False)
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    results = [outcome.result for outcome in outcomes if outcome.result]
+    if len(results) < len(times):
+        raise UnetEngineError(f"{named}: {len(times) - len(results)} time points were not run; run again with --resume")
+    durability = ON_DISK if settings.durable else WHENEVER
+    with writing(named, "putting its time points together"):
+        replaces = settings.overwrite or settings.resume
+        asked = _asked(surveyed)
+        _assemble(base, named, works, times, time_of(place), asked, durability=durability, overwrite=replaces)
+    result = _summed(named, results)
+    memory = here(settings.memory).memory
+    if is_handed_over(named):
+        for text in hand_over(named, overwrite=settings.overwrite or settings.resume, durability=durability):
+            tell(text)
+    elif settings.pyramid:
+        wanted = Wanted(named, settings.levels, overwrite=True, durable=settings.durable)
+        levels = pyramid(wanted, here(settings.memory).crew, memory=max(memory, 2**26), tell=tell)
+        result = replace(result, levels=levels["levels"])
+    for work in works:
+        shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _numbers(text: str, count: int, path: str) -> list[int]:
+    """``all``, ``2:5``, ``2:`` or ``:5`` as numbers. Raises `SettingsError` where there are none of them."""
+    first, _, last = text.partition(":") if text != "all" else ("", ":", "")
+    found = range(int(first or 0), int(last) if last else count)
+    if not found or found[-1] >= count:
+        raise SettingsError(f"--timepoint {text}: {path} has {count}, counted from 0; name some of them")
+    return list(found)
+
+
+def _of(settings: Settings, time: int, work: str) -> Settings:
+    return settings.model_copy(
+        update={"timepoint": time, "out": work, "into": None, "pyramid": False, "levels": None, "profile": None}
+    )
+
+
+def _check(settings: Settings, named: str) -> None:
+    """Raise `SettingsError` for what several time points do not go with."""
+    for name in ("components", "part", "profile"):
+        if getattr(settings, name):
+            raise SettingsError(
+                f"--{name} is of one time point, not of {settings.timepoint}; leave it out, or name one"
+            )
+    if is_file(named) or not is_local(named):
+        raise SettingsError(
+            f"--timepoint {settings.timepoint} is written as OME-Zarr on a local disk, and {named} is none; use --out "
+            "NAME.zarr, then unet-engine convert"
+        )
+
+
+def _already(named: str, times: Sequence[int], surveyed: Survey) -> Result | None:
+    """What is known of the complete output at `named`, where the same command made it. Raises `ResumeError` where another
+    one did."""
+    header = read_header(named)
+    if header is None:
+        return None
+    told = header.get("asked")
+    if header.get(TIMES) != list(times) or told != _asked(surveyed):
+        raise ResumeError(
+            f"{named} was made with other settings or of other time points; use --overwrite to replace it"
+        )
+    summary: dict[str, Any] = dict(header.get("summary") or {})
+    known = {field: summary[field] for field in Result.__dataclass_fields__ if field in summary}
+    return Result(**{**known, "out": named, "digest": str(header.get("digest")), "already_complete": True})
+
+
+def _asked(surveyed: Survey) -> dict[str, Any]:
+    """Which settings decide the result, as far as they are known before a network is loaded."""
+    free = {
+        "timepoint",
+        "out",
+        "into",
+        "resume",
+        "overwrite",
+        "verify",
+        "memory",
+        "workers",
+        "threads",
+        "pyramid",
+        "levels",
+    }
+    said = surveyed.settings.model_dump(mode="json", exclude=free)
+    return {"settings": digest(said), "model": surveyed.model.sha256}
+
+
+# --- one output of several ---
+
+
+def _assemble(
+    base: str,
+    named: str,
+    works: Sequence[str],
+    times: Sequence[int],
+    axis: tuple[float, float, str | None],
+    asked: dict[str, Any],
+    *,
+    durability: Durability,
+    overwrite: bool,
+) -> None:
+    """May be killed anywhere, and called again: each time point's group keeps its metadata until all is done."""
+    whole = Path(f"{base}-all")
+    (whole / ARRAY / "c").mkdir(parents=True, exist_ok=True)
+    for number, work in enumerate(works):
+        source, target = Path(work, ARRAY, "c"), whole / ARRAY / "c" / str(number)
+        if source.exists() and not target.exists():
+            source.rename(target)
+    durability.folders([whole / ARRAY / "c"])
+    array = _read(Path(works[0], ARRAY))
+    array["shape"] = [len(works), *array["shape"]]
+    grid = array["chunk_grid"]["configuration"]
+    grid["chunk_shape"] = [1, *grid["chunk_shape"]]
+    array["dimension_names"] = ["t", *array["dimension_names"]]
+    put(whole / ARRAY / METADATA, json.dumps(array, indent=2).encode(), durability)
+    group = _with_times(
+        _read(Path(works[0])), [_read(Path(work)) for work in works], times, axis, array, asked, Path(named).stem
+    )
+    put(whole / METADATA, json.dumps(group, indent=2).encode(), durability)
+    target = Path(base) if is_handed_over(named) else Path(named)
+    if target.exists():
+        if not overwrite and not is_handed_over(named):
+            raise OutputError(f"{named} appeared meanwhile and is kept; use --overwrite to replace it")
+        output.remove(str(target))
+    whole.rename(target)
+    durability.folders([target.absolute().parent])
+
+
+def _with_times(
+    group: dict[str, Any],
+    all_groups: Sequence[dict[str, Any]],
+    times: Sequence[int],
+    axis: tuple[float, float, str | None],
+    array: dict[str, Any],
+    asked: dict[str, Any],
+    name: str,
+) -> dict[str, Any]:
+    step, start, unit = axis
+    attributes = group["attributes"]
+    for image in attributes["ome"]["multiscales"]:
+        image["name"] = name
+        image["axes"] = [{"name": "t", "type": "time", **({"unit": unit} if unit else {})}, *image["axes"]]
+        for move in image["datasets"][0]["coordinateTransformations"]:
+            move[move["type"]].insert(0, step if move["type"] == "scale" else start + step * times[0])
+    headers = [one["attributes"][PROVENANCE] for one in all_groups]
+    summaries = [dict(header.get("summary") or {}) for header in headers]
+    sums = {key: round(sum(s.get(key, 0) for s in summaries), 4) for key in SUMMED}
+    digests = [header["digest"] for header in headers]
+    attributes[PROVENANCE] = {
+        **headers[0], TIMES: list(times), "digests": digests, "digest": digest({"digests": digests}), "array": array,
+        "asked": asked, "normalizations": [header.get("normalization") for header in headers],
+        "summary": {**summaries[0], **sums}, "complete": True,
+    }  # fmt: skip
+    return group
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / METADATA).read_bytes()))
+
+
+def _summed(named: str, results: Sequence[Result]) -> Result:
+    added = ("windows_planned", "windows_inferred", "windows_skipped", "blocks_planned", "blocks_written", "voxels",
+             "bytes_read", "bytes_written", "halo_bytes")  # fmt: skip
+    sums = {key: sum(getattr(result, key) for result in results) for key in added}
+    seconds = sum(result.seconds for result in results)
+    header: dict[str, Any] = {}
+    with suppress(Exception):
+        header = read_header(work_of(named) if is_handed_over(named) else named) or {}
+    return replace(
+        results[0], **sums, out=named, digest=str(header.get("digest", "")), seconds=round(seconds, 4),
+        voxels_per_second=round(sums["voxels"] / seconds, 1) if seconds else 0.0,
+        peak_rss_bytes=max(result.peak_rss_bytes for result in results),
+        notes=tuple(dict.fromkeys(note for result in results for note in result.notes)), already_complete=False,
+    )  # fmt: skip

@@ -1,0 +1,308 @@
+"""``--coarse auto``: where foreground cannot be, nothing is computed.
+
+The network runs over the volume seen from farther away, and gives each cell of it a score: the largest probability of
+anything but background there or in the cells around it. Regions of the run's own grid, drawn at random, are computed in
+full. On some of them the threshold is chosen, on the others it is counted what cells below it would have missed
+(`unet_engine.prepare.missed`). Where that is surely little enough, windows without a cell above the threshold are left
+out, and voxels outside of all such cells are background: all others are those of a run that skips nothing.
+
+It follows from volume, mask, model and settings, and from neither the region of interest nor the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from unet_engine.backends.base import Array, Network
+from unet_engine.backends.opening import open_network
+from unet_engine.model.spec import ModelSpec
+from unet_engine.pipeline.columns import run_columns
+from unet_engine.pipeline.reduction import REDUCTIONS
+from unet_engine.pipeline.worker import Opened, Worker
+from unet_engine.plan.box import Box
+from unet_engine.plan.grid import AxisGrid
+from unet_engine.plan.plan import Plan
+from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
+from unet_engine.prepare.decisions import Decisions, Tiling
+from unet_engine.prepare.draft import Draft
+from unet_engine.prepare.missed import CONFIDENCE, Rate, Region, rate, threshold_of
+from unet_engine.prepare.regions import labels_of
+from unet_engine.units import Tell, silent
+from unet_engine.volumes.cells import CellMask
+from unet_engine.volumes.coarse import Coarse
+
+SEED = 0
+FACTOR = 4
+"""Voxels to one of the coarse pass, along each axis of the model."""
+CELL = 2
+"""Voxels of the coarse pass to a cell."""
+OVERLAP = 0.25
+"""Of windows of the coarse pass."""
+BUDGET = 0.1
+"""Part of a run that coarse pass and regions may compute."""
+LEAST, CHOOSING = 8, 0.25
+"""Regions that are computed at least, and the part of them on which the threshold is chosen."""
+MOST_REGIONS = 256
+SPAN = 4
+"""Windows along each axis that a region spans where they overlap: those around it are computed for it alone."""
+EASIER = (1, 2, 4)
+"""The threshold chosen is tried, and these parts of it."""
+
+
+def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseChoice:
+    """Where foreground can be. `decisions`: of the run, with its tiling; `draft` has the network open for that."""
+    survey = draft.survey
+    settings, spec = survey.settings, survey.model.spec
+    background = _background(spec)
+    choice = CoarseChoice(
+        kept="", target=settings.coarse_miss or MISS, background=spec.class_names[background]
+    )  # fmt: skip
+    if why := _unfit(draft, background):
+        return choice.model_copy(update={"kept": why})
+    planes = len(survey.volume.shape) - len(spec.axes)
+    factors = (1,) * planes + (FACTOR,) * len(spec.axes)
+    run = draft.plan(decisions.labels_of(spec, Box.of_shape(survey.volume.shape), decisions.tiling))
+    regions, cost = _regions(draft, decisions, run, survey.volume.shape)
+    coarse = Coarse(survey.volume, factors)
+    work = run.window_range.size * prod(run.window_shape)
+    passed = _coarse_plan(draft, decisions, coarse)
+    first = passed.window_range.size * prod(passed.window_shape)
+    budget = settings.coarse_budget or BUDGET
+    count = min(MOST_REGIONS, len(regions), int((budget * work - first) / max(1, cost)))
+    if count < LEAST:
+        needed = (first + LEAST * cost) / work
+        why = (
+            f"the volume has {len(regions)} regions, and {LEAST} are computed in full at least"
+            if len(regions) < LEAST
+            else f"looking would take {needed:.0%} of the run, and {budget:.0%} are allowed; see --coarse-budget"
+        )
+        return choice.model_copy(update={"kept": why})
+    tell(f"coarse pass over voxels of {'×'.join(map(str, factors))}")
+    cell = tuple(CELL * f if a >= planes else 1 for a, f in enumerate(factors))
+    scores = _spread(_cells(_scores(draft, decisions, coarse, background), planes))
+    tell(f"{count} regions are computed in full")
+    found = [_region(draft, decisions, box, scores, cell, background) for box in regions[:count]]
+    choosing = max(2, int(CHOOSING * count))
+    threshold, rated = _settled(found[:choosing], found[choosing:], choice.target)
+    mask = CellMask.of(scores >= threshold, survey.volume.shape, cell)
+    return choice.model_copy(
+        update={
+            "kept": _objection(rated, choice.target, mask),
+            "factors": factors,
+            "threshold": threshold,
+            "regions": tuple(map(str, regions[:count])),
+            "proving": count - choosing,
+            "cells": rated.cells,
+            "missed": rated.seen,
+            "bound": rated.bound,
+            "left": mask.share,
+            "share": round((first + count * cost) / work, 4),
+            "shape": mask.shape,
+            "cell": cell,
+            "mask": mask.text,
+        }
+    )
+
+
+def _unfit(draft: Draft, background: int) -> str:
+    """Why nothing can be looked at; empty where it can."""
+    spec = draft.survey.model.spec
+    if draft.survey.grids is not None:
+        return "the volume is resampled for the network"
+    if draft.survey.scan.nodata or draft.survey.scan.validity is not None:
+        return "voxels of the volume were not measured; a --mask leaves those out"
+    if spec.activation == "none":
+        return "the network gives numbers, not probabilities"
+    if background and not _excludes(spec):
+        return f"windows that hold nothing are {spec.class_names[background]}, which is no background"
+    return ""
+
+
+def _excludes(spec: ModelSpec) -> bool:
+    """Whether each label is a channel, the background, too."""
+    return spec.channels_out > 1 and spec.label_count == spec.channels_out
+
+
+def _objection(rated: Rate, target: float, mask: CellMask) -> str:
+    if not rated.cells:
+        return "no region that was computed has foreground, so nothing tells how much is missed"
+    if rated.bound > target:
+        return (
+            f"of the foreground's voxels up to {rated.bound:.2g} might be missed at {CONFIDENCE:.0%} confidence, and "
+            f"{target:g} are allowed; more --coarse-budget shows more"
+        )
+    return "foreground can be everywhere" if mask.share == 1 else ""
+
+
+def _settled(choosing: Sequence[Region], proving: Sequence[Region], target: float) -> tuple[int, Rate]:
+    """The largest threshold that is proved, of the one that the first regions name and smaller ones; else the
+    smallest."""
+    named = threshold_of(choosing, target / 4)
+    rated = rate(proving, 0)
+    threshold = 0
+    for part in EASIER:
+        threshold = max(1, named // part)
+        rated = rate(proving, threshold, tries=len(EASIER))
+        if rated.bound <= target:
+            break
+    return threshold, rated
+
+
+def _background(spec: ModelSpec) -> int:
+    """The label of windows that hold nothing, as the spec tells it; else 0."""
+    if spec.empty is None:
+        return 0
+    constant = np.asarray(spec.empty, np.float32).reshape(-1, 1)
+    return int(
+        REDUCTIONS["labels"](spec.activation, "uint16", spec.regions, spec.threshold).on_host(constant).ravel()[0]
+    )
+
+
+# --- the coarse pass ---
+
+
+def _coarse_plan(draft: Draft, decisions: Decisions, coarse: Coarse) -> Plan:
+    return _seen(draft, coarse, draft.network).plan(_looking(decisions, draft, coarse))
+
+
+def _seen(draft: Draft, coarse: Coarse, network: Network) -> Draft:
+    survey = replace(draft.survey, volume=coarse, scan=coarse, mask=None, window=_window(draft))
+    return replace(draft, survey=survey, network=network)
+
+
+def _window(draft: Draft) -> tuple[int, ...]:
+    """The model's own, or the user's."""
+    return draft.survey.settings.window or draft.survey.model.spec.window
+
+
+def _looking(decisions: Decisions, draft: Draft, coarse: Coarse) -> Decisions:
+    tiling = Tiling(_window(draft), OVERLAP, "gaussian")
+    return replace(
+        decisions, tiling=tiling, roi=Box.of_shape(coarse.shape), part=(1, 1), kind="probabilities", dtype="uint8",
+        poses=decisions.poses[:1],
+    )  # fmt: skip
+
+
+def _scores(draft: Draft, decisions: Decisions, coarse: Coarse, background: int) -> Array:
+    """The probability of anything but background, of 255: (*coarse.shape) uint8."""
+    setup, window = draft.network.setup, _window(draft)
+    network = draft.network
+    if setup.window != window:
+        network = open_network(draft.survey.backend, replace(setup, window=window, batch=1))
+    try:
+        seen, looking = _seen(draft, coarse, network), _looking(decisions, draft, coarse)
+        kept = _Scores(coarse.shape, _score_of(draft.survey.model.spec, background))
+        job = replace(seen.job(looking, seen.plan(looking)), mask=None, outside=None)
+        worker = Worker(job, Opened(coarse, None, network, kept))
+        run_columns([worker], lambda _: True)
+        worker.leave()
+        return kept.values
+    finally:
+        if network is not draft.network:
+            network.close()
+
+
+def _score_of(spec: ModelSpec, background: int) -> Callable[[Array], Array]:
+    """What probabilities (channels, ...) uint8 come to: the largest of the foreground's, and what the background's own
+    leaves."""
+    if not _excludes(spec):
+        return lambda values: values.max(axis=0)
+    return lambda values: 255 - values[background]
+
+
+class _Scores:
+    """Takes the place of an `Output`; keeps a byte for a voxel."""
+
+    def __init__(self, shape: Sequence[int], score: Callable[[Array], Array]) -> None:
+        self.values: Array = np.zeros(shape, np.uint8)
+        self._score = score
+
+    def write(self, box: Box, values: Array) -> None:
+        self.values[box.slices()] = self._score(values)
+
+    def mark(self, index: tuple[int, ...], stored: object = None) -> None:
+        """Nobody will resume it."""
+
+    def doubt(self, blocks: Sequence[tuple[int, ...]], what: str) -> None:
+        """It is said when the run itself reads there."""
+
+    def settle(self) -> None:
+        """Nothing is recorded."""
+
+    def pending(self) -> Callable[[tuple[int, ...]], bool]:
+        return lambda _: True
+
+
+def _cells(scores: Array, planes: int) -> Array:
+    """The largest score of each cell."""
+    for a in range(planes, scores.ndim):
+        scores = np.maximum.reduceat(scores, np.arange(0, scores.shape[a], CELL), axis=a)
+    return scores
+
+
+def _spread(scores: Array) -> Array:
+    """The largest of each cell and of those around it."""
+    for a in range(scores.ndim):
+        padded = np.pad(scores, [(1, 1) if b == a else (0, 0) for b in range(scores.ndim)])
+        n = scores.shape[a]
+        scores = np.maximum.reduce([padded.take(range(k, k + n), a) for k in range(3)])
+    return scores
+
+
+# --- regions ---
+
+
+def _regions(draft: Draft, decisions: Decisions, run: Plan, shape: Sequence[int]) -> tuple[list[Box], int]:
+    """Boxes of the run's grid that partition the volume, in a random order, and the voxels of input that the first
+    computes: at most as many as any, since windows at the border of the volume are as large."""
+    spans = [_spans(axis, decisions.tiling.blend) for axis in run.axes]
+    counts = [len(s) for s in spans]
+    order = np.random.default_rng(SEED).permutation(prod(counts)) if prod(counts) < 2**24 else np.arange(2**24)
+    found: list[Box] = []
+    for number in order:
+        index = np.unravel_index(int(number), counts)
+        ends = [span[int(i)] for span, i in zip(spans, index, strict=True)]
+        box = Box(*map(tuple, zip(*ends, strict=True)))
+        if all(mask.may_hold(box) for mask in draft.survey.seen_masks):
+            found.append(box)
+        if len(found) == MOST_REGIONS:
+            break
+    if not found:
+        return [], 1
+    costs = (_windows(draft, decisions, box) for box in found[:LEAST])
+    return found, max(costs) * prod(decisions.tiling.window)
+
+
+def _windows(draft: Draft, decisions: Decisions, box: Box) -> int:
+    plan = draft.plan(decisions.labels_of(draft.survey.model.spec, box, decisions.tiling))
+    return plan.window_range.size * plan.calls
+
+
+def _spans(axis: AxisGrid, blend: str) -> list[tuple[int, int]]:
+    """Where regions begin and end along an axis."""
+    if blend == "crop" or axis.count == 1:
+        return [axis.support(k) for k in range(axis.count)]
+    starts = [axis.start(k) for k in range(0, axis.count, SPAN)]
+    ends = [*starts[1:], axis.size]
+    return [(max(0, lo), hi) for lo, hi in zip(starts, ends, strict=True) if hi > max(0, lo)]
+
+
+def _region(
+    draft: Draft, decisions: Decisions, box: Box, scores: Array, cell: Sequence[int], background: int
+) -> Region:
+    """The cells of a box that have foreground."""
+    spec = draft.survey.model.spec
+    foreground = labels_of(draft, decisions.labels_of(spec, box, decisions.tiling)) != background
+    for mask in draft.survey.seen_masks:
+        foreground &= mask.read(box) != 0
+    voxels = foreground.astype(np.int64)
+    for a, (lo, hi, size) in enumerate(zip(box.lo, box.hi, cell, strict=True)):
+        first = [lo, *range((lo // size + 1) * size, hi, size)]
+        voxels = np.add.reduceat(voxels, np.array(first) - lo, axis=a)
+    there = scores[tuple(slice(lo // c, -(-hi // c)) for lo, hi, c in zip(box.lo, box.hi, cell, strict=True))]
+    some = voxels > 0
+    return Region(voxels[some], there[some].astype(np.int64))

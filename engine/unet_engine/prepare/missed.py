@@ -1,0 +1,111 @@
+"""How much foreground a selection of cells misses at most, from regions that were computed in full. Pure arithmetic.
+
+A cell is kept or left out as a whole, so cells with foreground are what is counted, each by the voxels of it: of n such
+cells that count differently, as many count as (Σw)² / Σw² (Kish). The bound is that of a binomial (Clopper and Pearson,
+1934), or, where it is larger, the jackknife's over regions: misses may come in clumps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, lgamma, log
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_engine.prepare.proof import student
+
+CONFIDENCE = 0.95
+MANY = 1000
+"""Misses beyond which their probabilities are not added one by one."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """The cells of one region that have foreground."""
+
+    voxels: npt.NDArray[np.int64]
+    """Foreground in each."""
+    scores: npt.NDArray[np.int64]
+    """What each was given; it is kept from a threshold on."""
+
+    def missed(self, threshold: int) -> int:
+        return int(self.voxels[self.scores < threshold].sum())
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Foreground voxels that are missed, of all."""
+
+    seen: float
+    bound: float
+    """It is surely no more, at `CONFIDENCE`."""
+    cells: int
+    """With foreground, that it rests on."""
+
+
+def rate(regions: Sequence[Region], threshold: int, tries: int = 1) -> Rate:
+    """tries: how many thresholds may be asked for; the bound holds for all of them."""
+    voxels = np.concatenate([np.zeros(0, np.int64), *(r.voxels for r in regions)]).astype(float)
+    total = float(voxels.sum())
+    if not total:
+        return Rate(0.0, 1.0, 0)
+    missed = [r.missed(threshold) for r in regions]
+    seen = sum(missed) / total
+    count = total**2 / float((voxels**2).sum())
+    bound = upper(seen, count, (1 - CONFIDENCE) / tries)
+    if sum(missed):
+        bound = max(bound, _jackknifed(regions, missed, seen))
+    return Rate(seen, min(1.0, bound), len(voxels))
+
+
+def upper(seen: float, count: float, error: float) -> float:
+    """The largest rate at which so few or fewer of `count` would be found with a probability of `error`; both counts are
+    rounded to the safe side."""
+    n = int(count)
+    if n < 1:
+        return 1.0
+    k = int(np.ceil(seen * n - 1e-9))
+    if k >= n:
+        return 1.0
+    if k > MANY:  # the normal distribution, three deviations: more than any `error` here asks for
+        return min(1.0, (k + 3 * float(np.sqrt(k)) + 1) / n)
+    low, high = seen, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_most(k, n, middle) > error else (low, middle)
+    return high
+
+
+def _at_most(k: int, n: int, p: float) -> float:
+    """Probability of k or fewer of n."""
+    if p <= 0:
+        return 1.0
+    if p >= 1:
+        return 0.0
+    ways = (lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) for i in range(k + 1))
+    return sum(exp(w + i * log(p) + (n - i) * log(1 - p)) for i, w in enumerate(ways))
+
+
+def _jackknifed(regions: Sequence[Region], missed: Sequence[int], seen: float) -> float:
+    totals = np.array([int(r.voxels.sum()) for r in regions], float)
+    without = [(sum(missed) - m) / (totals.sum() - t) for m, t in zip(missed, totals, strict=True) if totals.sum() > t]
+    if len(without) < 2:
+        return 1.0
+    n = len(without)
+    deviation = float(np.sqrt((n - 1) / n * np.sum((np.array(without) - np.mean(without)) ** 2)))
+    return seen + student(n - 1) * deviation
+
+
+def threshold_of(regions: Sequence[Region], most: float) -> int:
+    """The largest threshold at which no more than `most` of these regions' foreground is missed; 0 where there is no
+    foreground."""
+    scores = np.concatenate([np.zeros(0, np.int64), *(r.scores for r in regions)])
+    voxels = np.concatenate([np.zeros(0, np.int64), *(r.voxels for r in regions)])
+    if not voxels.sum():
+        return 0
+    order = np.argsort(scores, kind="stable")
+    below = np.concatenate([[0], np.cumsum(voxels[order])])[:-1]
+    allowed = order[below <= most * voxels.sum()]
+    return int(scores[allowed[-1]])

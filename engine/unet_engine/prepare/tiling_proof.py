@@ -1,0 +1,249 @@
+"""Whether a precision that was proved in windows of one size may run in others, and which sizes run fastest.
+
+Weights and scales are the same in windows of any size, but a library may choose other kernels for them. So before a
+lower precision runs in windows that its verdict does not speak of, what they give is compared with fp32 on regions of
+the volume, and asked for what the verdict asks for. fp32 needs no such windows: a smaller one around the same place, of
+which those voxels count that have all their context, is as good.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import ValidationError
+
+from unet_engine.backends import engine_cache
+from unet_engine.backends.base import Array, Backend
+from unet_engine.errors import BackendError
+from unet_engine.model.verdict import Figures, Thresholds, shortfall
+from unet_engine.plan.box import Box
+from unet_engine.prepare.agreement import Confusion
+from unet_engine.prepare.corners import AxisSizes
+from unet_engine.prepare.tiling_choice import Proof, Timed
+
+LEAST = 2
+"""Regions that a precision is compared on, at least."""
+ROUNDS = 2
+"""How often windows are timed, after one round to warm up."""
+FASTER = 0.9
+"""Windows that compute more voxels are taken where they still need less than this part of the time."""
+
+
+class Networks(Protocol):
+    """The network in windows of any size."""
+
+    def opened(self, window: tuple[int, ...]) -> AbstractContextManager[Backend]:
+        """In the precision of the run."""
+
+    def in_fp32(self, window: tuple[int, ...]) -> AbstractContextManager[Backend]: ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """A place where both are compared. Boxes are of the networks' outputs, per axis of the volume."""
+
+    box: Box
+    """Of the windows that are to be proved."""
+    reference: Box
+    """Of a window in fp32."""
+    counts: Box
+    """What is compared."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    places: Sequence[Case]
+    reference: tuple[int, ...]
+    """Input size of the windows in fp32, per axis of the model."""
+
+
+def cases_around(
+    cells: Sequence[Box],
+    lengths: Sequence[int],
+    own: Sequence[int],
+    reach: Sequence[int] | None,
+    axes: Sequence[AxisSizes],
+    inputs: Callable[[Sequence[int]], tuple[int, ...]],
+) -> Cases:
+    """Places around the middles of `cells` for windows of `lengths`. Per axis of the volume, of outputs; own: of the
+    model's own window; reach: how far the network sees, None where it has no end."""
+    small = list(lengths)
+    for a, (axis, length) in enumerate(zip(axes, lengths, strict=True)):
+        wanted = None if reach is None else axis.at_least(own[a] + 2 * reach[a] + 2 * axis.lattice)
+        if wanted is not None and wanted < length:
+            small[a] = wanted
+    places = []
+    for cell in cells:
+        spans = [_along(axis, c, length, s, r) for axis, c, length, s, r in zip(
+            axes, zip(cell.lo, cell.hi, strict=True), lengths, small, reach or (0,) * len(axes), strict=True)]  # fmt: skip
+        box, reference, counts = (Box(*map(tuple, zip(*ends, strict=True))) for ends in zip(*spans, strict=True))
+        if not counts.is_empty:
+            places.append(Case(box, reference, counts))
+    return Cases(list(dict.fromkeys(places)), inputs(small))
+
+
+_Span = tuple[int, int]
+
+
+def _along(axis: AxisSizes, cell: _Span, length: int, small: int, reach: int) -> tuple[_Span, _Span, _Span]:
+    """Along one axis: the window, the one in fp32, and what counts."""
+    boxes = [_around(axis, cell, n) for n in (length, small)]
+    if small == length:
+        return boxes[0], boxes[1], (max(0, boxes[0][0]), min(axis.size, boxes[0][1]))
+    inner = [(lo if lo <= axis.margin else lo + reach, hi if hi >= axis.size - axis.margin else hi - reach)
+             for lo, hi in boxes]  # fmt: skip
+    lo, hi = max(lo for lo, _ in inner), min(axis.size, *(hi for _, hi in inner))
+    return boxes[0], boxes[1], (lo, max(lo, hi))
+
+
+def _around(axis: AxisSizes, cell: _Span, length: int) -> _Span:
+    """A window of this length around the middle of the cell, on the lattice, as far as the volume goes."""
+    last = axis.size - axis.margin - length
+    middle = (cell[0] + cell[1] - length) // 2
+    start = max(axis.margin, min(middle, last)) // axis.lattice * axis.lattice
+    start = max(start, -(-axis.margin // axis.lattice) * axis.lattice)
+    return start, start + length
+
+
+# --- precision ---
+
+
+def proved(
+    cases: Sequence[Case],
+    window: tuple[int, ...],
+    reference: tuple[int, ...],
+    networks: Networks,
+    cut: Callable[[Box, tuple[int, ...]], Array],
+    judge: Judge,
+) -> Proof:
+    """The precision of the run in windows of `window`, against fp32 in windows of `reference`."""
+    boxes = [case.reference for case in cases]
+    with networks.in_fp32(reference) as host:
+        expected = [
+            part.copy() for part in _logits(host, boxes, cases, [cut(box, reference) for box in boxes])
+        ]  # fmt: skip
+    boxes = [case.box for case in cases]
+    with networks.opened(window) as host:
+        for truth, found in zip(
+            expected, _logits(host, boxes, cases, (cut(box, window) for box in boxes)), strict=True
+        ):
+            judge.add(truth, found)
+    return judge.verdict(window, len(cases))
+
+
+def _logits(host: Backend, boxes: Sequence[Box], cases: Sequence[Case], inputs: Any) -> Iterator[Array]:
+    """What the network gives in the part of each box that counts: (channels out, *counts.shape) float32."""
+    for box, case, window in zip(boxes, cases, inputs, strict=True):
+        found = np.asarray(host.infer(window)[0], np.float32)
+        found = found.reshape(len(found), *box.shape)
+        yield np.ascontiguousarray(found[(slice(None), *case.counts.relative_to(box.lo).slices())])
+
+
+class Judge:
+    """Counts as the accuracy gate does, and asks for what it asked for."""
+
+    def __init__(self, classes: tuple[str, ...], labels: Callable[[Array], Array], asked: Thresholds) -> None:
+        self._labels, self._asked = labels, asked
+        self._classes, self._confusion = classes, Confusion(len(classes))
+        self._largest = self._error = self._sum = 0.0
+        self._values = self._nonfinite = 0
+
+    def add(self, truth: Array, found: Array) -> None:
+        bad = ~np.isfinite(found)
+        self._nonfinite += int(bad.sum())
+        apart = np.abs(np.where(bad, 0, found) - truth)
+        self._largest = max(self._largest, float(np.abs(truth).max(initial=0)))
+        self._error = max(self._error, float(apart.max(initial=0)))
+        self._sum, self._values = self._sum + float(apart.sum()), self._values + apart.size
+        self._confusion.add(self._labels(truth), self._labels(np.where(bad, 0, found)))
+
+    def verdict(self, window: tuple[int, ...], regions: int) -> Proof:
+        counts, scale = self._confusion.counts, self._largest or 1.0
+        theirs, ours = counts.sum(1), counts.sum(0)
+        figures = Figures(
+            windows=regions,
+            voxels=self._confusion.voxels,
+            nonfinite=self._nonfinite,
+            max_error=self._error / scale,
+            mean_error=self._sum / max(1, self._values) / scale,
+            agreement=self._confusion.agreement,
+            classes=self._classes,
+            dice=self._confusion.dice,
+            lost=tuple(c for c, t, o in zip(self._classes, theirs, ours, strict=True) if t and not o),
+            one_class=bool((ours > 0).sum() == 1 < (theirs > 0).sum()),
+        )
+        return Proof(
+            window=window,
+            regions=regions,
+            voxels=figures.voxels,
+            agreement=figures.agreement,
+            least_dice=figures.worst_dice,
+            max_error=figures.max_error,
+            reason=shortfall(figures, self._asked),
+        )
+
+
+def known_proof(key: Mapping[str, object], window: tuple[int, ...]) -> Proof | None:
+    """What was found of these windows before, passed or not."""
+    with suppress(BackendError, ValueError, ValidationError):
+        data = engine_cache.load("tiling-proof", {**key, "proved": list(window)})
+        return Proof.model_validate_json(data) if data else None
+    return None
+
+
+def remember_proof(key: Mapping[str, object], proof: Proof) -> None:
+    with suppress(BackendError):
+        data = proof.model_dump_json().encode()
+        engine_cache.store("tiling-proof", {**key, "proved": list(proof.window)}, data)
+
+
+# --- speed ---
+
+
+def timed(
+    key: Mapping[str, object], windows: Sequence[tuple[int, ...]], networks: Networks, cut: Callable[[Any], Array]
+) -> list[Timed]:
+    """How fast windows of these sizes run. What was timed before is not timed again, so that the next run chooses
+    alike. On a CPU seconds are those that cores worked: they depend little on what else the machine does."""
+    known = {found.window: found for found in _known_times(key)}
+    fresh = {window: Timed(window=window, nanoseconds=_nanoseconds(window, networks, cut(window)))
+             for window in windows if window not in known}  # fmt: skip
+    if fresh:
+        values = [found.model_dump(mode="json") for found in (known | fresh).values()]
+        with suppress(BackendError):
+            engine_cache.store("tiling-speed", key, json.dumps(values).encode())
+    return [(known | fresh)[window] for window in windows]
+
+
+def untimed(key: Mapping[str, object], windows: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    known = {found.window for found in _known_times(key)}
+    return [window for window in windows if window not in known]
+
+
+def _known_times(key: Mapping[str, object]) -> list[Timed]:
+    with suppress(BackendError, ValueError, ValidationError):
+        return [Timed.model_validate(entry) for entry in json.loads(engine_cache.load("tiling-speed", key) or b"[]")]
+    return []
+
+
+def _nanoseconds(window: tuple[int, ...], networks: Networks, content: Array) -> float:
+    with networks.opened(window) as host:
+        clock = time.process_time if host.setup.device == "cpu" else time.perf_counter
+        slots = range(min(host.slots, max(1, host.setup.threads)))
+        took = []
+        for _ in range(1 + ROUNDS):
+            begun = clock()
+            for slot in slots:
+                host.input(slot)[...] = content
+                host.start(slot)
+            for slot in slots:
+                host.result(slot)
+            took.append(clock() - begun)
+    return 1e9 * min(took[1:]) / (len(slots) * prod(window))

@@ -1,0 +1,197 @@
+"""``--coarse auto``: background is written where a coarse pass proves that there is nothing else."""
+
+import pickle
+
+import numpy as np
+import pytest
+import zarr
+
+import unet_engine
+from support.command_line import cli
+from support.volumes import fake_model, make_volume, result_of
+from unet_engine.plan.box import Box
+from unet_engine.prepare import coarse
+from unet_engine.prepare.coarse_choice import CoarseChoice
+
+SHAPE = (40, 96, 104)
+
+
+def blobs(seed=0, count=5, shape=SHAPE):
+    """Balls of 4 in −4: what the identity network labels is what is above 0."""
+    rng = np.random.default_rng(seed)
+    voxels = np.full(shape, -4, np.float32)
+    grid = np.indices(shape)
+    for _ in range(count):
+        middle = [rng.integers(8, n - 8) for n in shape]
+        near = sum((g - m) ** 2 for g, m in zip(grid, middle, strict=True)) < 36
+        voxels[near] = 4
+    return voxels
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coarse")
+    return make_volume(folder / "scan.zarr", blobs(), chunks=(16, 16, 16)), fake_model(folder, activation="sigmoid")
+
+
+AUTO = {"coarse": "auto", "coarse_miss": 0.3, "coarse_budget": 3.0, "overlap": 0.25}
+OPTIONS = ("--coarse", "auto", "--coarse-miss", 0.3, "--coarse-budget", 3, "--overlap", 0.25)
+
+
+@pytest.fixture(scope="module")
+def plain(scene, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("plain") / "out.zarr")
+    return result_of(unet_engine.run(scene[0], model=scene[1], out=out, overlap=0.25).out)
+
+
+@pytest.fixture(scope="module")
+def done(scene, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("auto") / "out.zarr")
+    said = cli("run", "--in", scene[0], "--model", scene[1], "--out", out, *OPTIONS, "--json")
+    assert said.code == 0, said.err
+    return out, said
+
+
+def choice_in(out):
+    return CoarseChoice.model_validate(zarr.open_group(out, mode="r").attrs["unet_engine"]["coarse_choice"])
+
+
+def test_labels_are_those_of_a_run_that_skips_nothing_and_most_is_skipped(scene, done, plain):
+    choice = choice_in(done[0])
+    assert not choice.kept, choice.line
+    assert choice.left < 0.5
+    assert choice.bound <= choice.target
+    np.testing.assert_array_equal(result_of(done[0]), plain)
+    assert plain.any()
+    assert done[1].json["windows_skipped"] > done[1].json["windows_inferred"]
+
+
+def test_it_is_told_with_its_confidence_and_cost(done):
+    choice, told = choice_in(done[0]), " ".join(done[1].err.split())
+    assert f"at most {choice.bound:.2g} are missed, at 95% confidence, by {choice.proving} regions" in told
+    assert done[1].json["coarse_choice"]["bound"] == choice.bound
+    assert "mask" not in done[1].json["coarse_choice"]
+    assert 0 < choice.share <= 3
+
+
+def test_voxels_outside_of_what_is_looked_at_are_background(scene, done, tmp_path):
+    inside = choice_in(done[0]).inside.inside.copy()
+    assert inside.any()
+    assert not inside.all()
+    cells = choice_in(done[0]).inside
+    whole = cells.read(Box.of_shape(SHAPE))
+    assert not result_of(done[0])[~whole].any()
+    box = Box((3, 7, 9), (30, 60, 77))
+    np.testing.assert_array_equal(cells.read(box), whole[box.slices()])
+    assert cells.may_hold(box) == whole[box.slices()].any()
+    assert len(pickle.dumps(cells)) < len(cells.packed) + 200
+
+
+@pytest.mark.parametrize("also", [["--resume"], ["--part", "1/1"]])
+def test_who_goes_on_takes_what_was_found_and_looks_no_more(scene, done, tmp_path, monkeypatch, also):
+    options = ["--in", scene[0], "--model", scene[1], *OPTIONS]
+    out = str(tmp_path / "out.zarr")
+    assert cli("run", *options, "--out", out, "--part", "1/2").code == 0
+    monkeypatch.setattr(coarse, "search", lambda *_: pytest.fail("looked anew"))
+    rest = cli("run", *options, "--out", out, *also)
+    assert rest.code == 0, rest.err
+    np.testing.assert_array_equal(result_of(out), result_of(done[0]))
+    other = cli(
+        "run", *options[:4], "--coarse", "auto", "--coarse-miss", "0.1", "--overlap", 0.25, "--out", out, "--resume"
+    )
+    assert other.code == 9, other.err
+    assert "--coarse-miss" in other.error
+
+
+def test_another_rate_or_none_is_another_run(scene, done):
+    digests = {unet_engine.make_plan(scene[0], model=scene[1], **o).digest for o in (AUTO, {"overlap": 0.25})}
+    assert len(digests) == 2
+    assert done[1].json["digest"] in digests
+
+
+def test_a_region_gives_that_crop_of_the_whole(scene, done, tmp_path):
+    part = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "r.zarr"), roi="3:20,0:57,9:90", **AUTO)
+    np.testing.assert_array_equal(result_of(part.out), result_of(done[0])[3:20, 0:57, 9:90])
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_give_the_same_bytes(scene, done, tmp_path):
+    out = str(tmp_path / "w.zarr")
+    unet_engine.run(scene[0], model=scene[1], out=out, workers=2, dashboard="none", **AUTO)
+    np.testing.assert_array_equal(result_of(out), result_of(done[0]))
+
+
+def test_a_device_pipeline_gives_the_same_bytes(scene, done, tmp_path):
+    out = str(tmp_path / "d.zarr")
+    unet_engine.run(scene[0], model=scene[1], out=out, device="simulated", **AUTO)
+    np.testing.assert_array_equal(result_of(out), result_of(done[0]))
+
+
+def test_with_a_mask_both_count(scene, done, tmp_path):
+    inside = np.zeros(SHAPE, np.uint8)
+    inside[:, :60] = 1
+    mask = make_volume(tmp_path / "m.zarr", inside)
+    result = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "o.zarr"), mask=mask, **AUTO)
+    np.testing.assert_array_equal(result_of(result.out), result_of(done[0]) * inside)
+
+
+def test_foreground_that_the_coarse_pass_does_not_see_is_not_skipped(tmp_path):
+    """Single voxels drown in the mean of what lies around them: too much would be missed, so nothing is."""
+    rng = np.random.default_rng(0)
+    voxels = np.full(SHAPE, -4, np.float32)
+    voxels[rng.random(SHAPE) < 0.002] = 4
+    voxels[blobs(count=1) > 0] = 4
+    scan, model = make_volume(tmp_path / "s.zarr", voxels), fake_model(tmp_path, activation="sigmoid")
+    said = cli("run", "--in", scan, "--model", model, "--out", tmp_path / "o.zarr", *OPTIONS, "--json")
+    assert said.code == 0, said.err
+    np.testing.assert_array_equal(result_of(str(tmp_path / "o.zarr")), voxels > 0)
+
+
+def test_where_nothing_is_proved_nothing_is_skipped_and_strict_refuses(scene, plain, tmp_path):
+    options = ["--in", scene[0], "--model", scene[1], "--overlap", 0.25, "--coarse", "auto", "--coarse-budget", 3]
+    said = cli("run", *options, "--out", tmp_path / "o.zarr", "--json")
+    assert said.code == 0, said.err
+    choice = CoarseChoice.model_validate(said.json["coarse_choice"])
+    assert "might be missed at 95% confidence" in choice.kept
+    assert said.json["digest"] == unet_engine.make_plan(scene[0], model=scene[1], overlap=0.25).digest
+    np.testing.assert_array_equal(result_of(str(tmp_path / "o.zarr")), plain)
+    strict = cli("run", *options, "--out", tmp_path / "s.zarr", "--strict")
+    assert strict.code == 6
+    assert "--coarse-budget" in strict.error
+
+
+def test_a_look_that_would_cost_too_much_is_not_begun(scene):
+    said = cli("plan", "--in", scene[0], "--model", scene[1], "--coarse", "auto", "--coarse-budget", "0.01", "--json")
+    assert "of the run, and 1% are allowed; see --coarse-budget" in said.json["coarse_choice"]["kept"]
+
+
+def test_a_volume_without_foreground_tells_nothing(tmp_path):
+    scan = make_volume(tmp_path / "s.zarr", np.full(SHAPE, -4, np.float32))
+    said = cli("plan", "--in", scan, "--model", fake_model(tmp_path, activation="sigmoid"), *OPTIONS, "--json")
+    assert "no region that was computed has foreground" in said.json["coarse_choice"]["kept"]
+
+
+def test_a_network_of_planes_over_a_volume(tmp_path):
+    voxels = blobs()
+    scan, model = make_volume(tmp_path / "s.zarr", voxels), fake_model(tmp_path, axes="yx", activation="sigmoid")
+    result = unet_engine.run(scan, model=model, out=str(tmp_path / "o.zarr"), **AUTO)
+    np.testing.assert_array_equal(result_of(result.out), voxels > 0)
+    assert choice_in(result.out).cell[0] == 1
+    assert result.windows_skipped > result.windows_inferred
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--coarse", "auto", "--output", "logits"], "--coarse auto proves labels"),
+        (["--coarse", "auto", "--outside", "3"], "leave out --outside"),
+        (["--coarse-miss", "0.1"], "--coarse-miss is for --coarse auto"),
+        (["--coarse-budget", "0.1"], "--coarse-budget is for --coarse auto"),
+        (["--coarse", "auto", "--coarse-miss", "0"], "--coarse-miss"),
+        (["--coarse", "yes"], "--coarse"),
+    ],
+)
+def test_options_that_make_no_sense(scene, options, message):
+    said = cli("run", "--in", scene[0], "--model", scene[1], "--out", "no.zarr", *options)
+    assert said.code == 2
+    assert message in said.error

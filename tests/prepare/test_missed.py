@@ -1,0 +1,69 @@
+"""Bounds on what is missed: they hold, and they say more with more."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unet_engine.prepare.missed import Region, rate, threshold_of, upper
+
+
+def region(*cells):
+    """cells: (voxels, score)."""
+    return Region(np.array([v for v, _ in cells], np.int64), np.array([s for _, s in cells], np.int64))
+
+
+def test_none_of_n_is_the_rule_of_three():
+    for n in (50, 1000, 3000):
+        assert upper(0, n, 0.05) == pytest.approx(1 - 0.05 ** (1 / n), rel=1e-6)
+        assert upper(0, n, 0.05) < 3 / n
+
+
+def test_the_bound_of_a_binomial_holds_as_often_as_it_says():
+    rng, p, n = np.random.default_rng(0), 0.02, 400
+    held = [upper(k / n, n, 0.05) >= p for k in rng.binomial(n, p, 300)]
+    assert np.mean(held) >= 0.93
+
+
+def test_many_misses_are_bounded_no_lower_than_a_few_less():
+    bounds = [upper(k / 100_000, 100_000, 0.05) for k in (900, 999, 1001, 2000)]
+    assert bounds == sorted(bounds)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 255)), min_size=1, max_size=40), st.integers(1, 255))
+@settings(max_examples=60, deadline=None)
+def test_what_is_seen_is_below_the_bound_and_lower_thresholds_miss_less(cells, threshold):
+    regions = [region(*cells[i::3]) for i in range(3)]
+    found = rate(regions, threshold)
+    assert found.seen == pytest.approx(sum(v for v, s in cells if s < threshold) / sum(v for v, _ in cells))
+    assert found.seen <= found.bound <= 1
+    assert rate(regions, max(0, threshold - 10)).seen <= found.seen
+    assert rate(regions, threshold, tries=3).bound >= found.bound
+
+
+def test_cells_that_differ_in_foreground_count_as_fewer():
+    even, uneven = [region(*[(10, 9)] * 100)], [region((901, 9), *[(1, 9)] * 99)]
+    assert rate(even, 1).bound < 0.031
+    assert rate(uneven, 1).bound > 0.9
+
+
+def test_misses_in_one_region_say_less_than_misses_everywhere():
+    clumped = [region(*[(10, 0)] * 8, *[(10, 9)] * 92), *[region(*[(10, 9)] * 100)] * 3]
+    spread = [region(*[(10, 0)] * 2, *[(10, 9)] * 98)] * 4
+    assert rate(clumped, 1).seen == rate(spread, 1).seen
+    assert rate(clumped, 1).bound > rate(spread, 1).bound
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), min_size=1, max_size=30), st.floats(0, 0.5))
+@settings(max_examples=60, deadline=None)
+def test_the_threshold_is_the_largest_that_misses_no_more(cells, most):
+    found = region(*cells)
+    threshold, total = threshold_of([found], most), sum(v for v, _ in cells)
+    assert found.missed(threshold) <= most * total
+    larger = [s for _, s in cells if s > threshold]
+    assert not larger or found.missed(min(larger)) > most * total
+
+
+def test_without_foreground_nothing_is_known():
+    assert rate([region()], 1).bound == 1
+    assert threshold_of([region()], 0.1) == 0

@@ -1,0 +1,60 @@
+"""A real server of the S3 protocol on loopback, and a proxy of the tests in front of it."""
+
+import logging
+import os
+from contextlib import contextmanager
+
+import pytest
+
+from support.fault_proxy import FaultProxy
+
+
+@contextmanager
+def server():
+    """Of moto, with an empty bucket ``lab``."""
+    moto = pytest.importorskip("moto.server", reason="moto is not installed")
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    client = boto3.client(
+        "s3", endpoint_url=f"http://{host}:{port}", aws_access_key_id="test", aws_secret_access_key="test",
+        region_name="us-east-1",
+    )  # fmt: skip
+    client.create_bucket(Bucket="lab")
+    try:
+        yield host, port, client
+    finally:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket="lab"):
+            if found := [{"Key": one["Key"]} for one in page.get("Contents", ())]:
+                client.delete_objects(Bucket="lab", Delete={"Objects": found})
+        client.delete_bucket(Bucket="lab")  # what the server keeps outlives it in this process
+        running.stop()
+
+
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
+@contextmanager
+def faulty(monkeypatch, **options):
+    """The same behind a `FaultProxy`, which the environment of this process and its children names."""
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    with server() as (host, port, client):
+        proxy = FaultProxy(host, port, **options)
+        for name in [name for name in os.environ if name.startswith(("FSSPEC_", "AWS_"))]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        try:
+            yield proxy, client
+        finally:
+            proxy.close()
+
+
+def upload(client, folder, prefix):
+    """Put all files below `folder` under `prefix` of the bucket."""
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        client.put_object(Bucket="lab", Key=f"{prefix}/{file.relative_to(folder)}", Body=file.read_bytes())

@@ -1,0 +1,312 @@
+"""The documentation: commands are what the command line takes, those of tutorials run, links lead somewhere, and the
+reference holds all that the code has."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+
+import click
+import pytest
+import yaml
+
+from support.command_line import cli
+from support.paths import DOCS, ROOT
+from unet_engine import errors
+from unet_engine.commands.cli import app
+from unet_engine.commands.manual import commands
+from unet_engine.settings import Settings
+
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+RUN = ["index.md", "tutorials/em.md", "tutorials/ct.md", "tutorials/mosaic.md"]
+GENERATED = {f"reference/{name}.md" for name in ("cli", "settings", "api", "errors", "exit-codes", "files")}
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / "site" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def blocks(text, language=None):
+    """The code of a page, of one language or of all."""
+    found = re.findall(r"^(`{3,})(\w*)\n(.*?)^\1$", text, re.M | re.S)
+    return [code for _, told, code in found if language in (None, told)]
+
+
+def known_options():
+    found = {name: {option for p in command.params for option in p.opts} for name, command in commands(app)}
+    return {name: options | {"--help", "-h"} for name, options in found.items()}
+
+
+def lines_of(text):
+    """Command lines in blocks of code, continued ones as one."""
+    for code in blocks(text):
+        for line in code.replace("\\\n", " ").splitlines():
+            for found in re.findall(r"(?:^|[;&|] *|exec )\s*(?:\$ )?(unet-engine [a-z][^;&|>]*)", line):
+                yield found.split("  #")[0].split(" # ")[0]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_commands_are_what_the_command_line_takes(path):
+    known = known_options()
+    for line in lines_of(path.read_text()):
+        try:
+            words = shlex.split(line)[1:]
+        except ValueError:  # an apostrophe of prose in a table of commands
+            words = line.split()[1:]
+        assert words[0] in known, line
+        given = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert given <= known[words[0]], line
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if "ct" not in p else p for p in RUN])
+def test_commands_of_the_first_pages_run(page, tmp_path, monkeypatch):
+    """In a folder of their own, one after the other."""
+    if "ct" in page or "mosaic" in page:
+        pytest.importorskip("pydicom" if "ct" in page else "geopandas")
+        pytest.importorskip("nibabel" if "ct" in page else "rasterio")
+    (tmp_path / "docs").symlink_to(DOCS)
+    monkeypatch.chdir(tmp_path)
+    count = 0
+    for code in blocks((DOCS / page).read_text(), "sh"):
+        for line in code.splitlines():
+            program, *words = shlex.split(line)
+            if program == "unet-engine":
+                said = cli(*words)
+                assert said.code == 0, f"{line}\n{said.err}"
+            else:
+                assert program == "python"
+                subprocess.run([sys.executable, *words], check=True)
+            count += 1
+    assert count >= 3
+
+
+def test_the_navigation_names_pages_once():
+    told = []
+
+    def walk(items):
+        for item in items:
+            for value in item.values():
+                if isinstance(value, list):
+                    walk(value)
+                else:
+                    told.append(value)
+
+    walk(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert len(told) == len(set(told))
+    there = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} | GENERATED
+    assert (
+        set(told) <= there
+    )  # that all are told is for `make site` to say: a page may be written before it has a place
+
+
+def anchors(text):
+    """As mkdocs makes them of headings."""
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    plain = (re.sub(r"[^\w\s-]", "", title).strip().lower() for title in re.findall(r"^#+ (.*)$", outside, re.M))
+    return {re.sub(r"[-\s]+", "-", title) for title in plain}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_lead_somewhere(path):
+    outside = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    for place in re.findall(r"\]\(([^)\s]+)\)", outside):
+        if "://" in place:
+            continue
+        file, _, anchor = place.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if target.is_relative_to(DOCS) and target.relative_to(DOCS).as_posix() in GENERATED:
+            continue
+        assert target.exists(), place
+        if anchor:
+            assert anchor in anchors(target.read_text()), place
+
+
+def test_the_readme_fits_a_screen():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 45
+    assert text.count("![") == 1
+
+
+# --- reference ---
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return module("reference").pages()
+
+
+def test_the_reference_holds_all_commands_and_options(reference):
+    page = reference["reference/cli.md"]
+    for name, command in commands(app):
+        assert f"\n## {name}\n" in page
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert parameter.opts[0] in section
+
+
+def test_the_reference_holds_all_settings_with_what_they_mean(reference):
+    rows = [line for line in reference["reference/settings.md"].splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(Settings.model_fields)
+    assert not [row for row in rows if row.split(" | ")[-1].strip(" |") == ""]
+
+
+def test_the_reference_holds_all_exit_codes(reference):
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.UnetEngineError)]
+    for kind in kinds:
+        assert re.search(
+            rf"^\| {kind.exit_code} \| `{kind.__name__}` \| \w", reference["reference/exit-codes.md"], re.M
+        )
+
+
+@pytest.mark.parametrize(
+    ("command", "problem", "remedy"),
+    [
+        (
+            ["run", "--in", "s.zarr", "--resume", "--overwrite"],
+            "--resume and --overwrite exclude each other",
+            "give one",
+        ),
+        (["finish", "no.zarr"], "does not exist", "give the --out of the run"),
+    ],
+)
+def test_what_is_said_is_in_the_reference(reference, command, problem, remedy):
+    said = cli(*command)
+    assert problem in said.error
+    assert remedy in said.error
+    assert [line for line in reference["reference/errors.md"].splitlines() if f"{problem} | {remedy} |" in line]
+
+
+def test_most_messages_say_what_to_do(reference):
+    rows = [
+        line for line in reference["reference/errors.md"].splitlines() if line.startswith("| ") and "|---" not in line
+    ]
+    rows = [row for row in rows if not row.startswith("| what is wrong")]
+    assert len(rows) > 400
+    assert sum(not row.rstrip("| ").count(" | ") for row in rows) < len(rows) / 8
+
+
+def test_the_layout_of_files_is_that_of_a_run(reference):
+    page = reference["reference/files.md"]
+    assert "labels.zarr/zarr.json" in page
+    assert '"complete": true' in page
+    assert "/tmp" not in page
+
+
+# --- what looks at the site ---
+
+
+def test_a_site_is_looked_through(tmp_path):
+    look = module("check").faults
+    page = '<a href="b.html#x">b</a><img src="c.png"><script src="data:,"></script><a href="https://else.where/">e</a>'
+    (tmp_path / "a.html").write_text(page)
+    (tmp_path / "b.html").write_text('<h1 id="x">x</h1>')
+    (tmp_path / "c.png").write_bytes(b"")
+    assert look(tmp_path) == []
+    (tmp_path / "b.html").write_text('<a href="gone.html">g</a><script src="https://cdn/x.js"></script>')
+    assert [fault.partition(",")[0] for fault in look(tmp_path)] == [
+        "a.html leads to b.html#x",
+        "b.html leads to gone.html",
+        "b.html loads https://cdn/x.js",
+    ]
+
+
+# --- shell and man ---
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed(shell):
+    said = cli("completion", shell)
+    assert said.code == 0
+    assert "_UNET_ENGINE_COMPLETE" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("run --rep", "plain,--report"), ("ru", "plain,run"), ("run --in sc", "file,sc"), ("info sc", "file,sc")],
+)
+def test_completion_knows_commands_options_and_files(words, found):
+    asked = f"unet-engine {words}"
+    code = "from unet_engine.commands.cli import main; main()"
+    environment = {
+        "COMP_WORDS": asked,
+        "COMP_CWORD": str(len(asked.split()) - 1),
+        "_UNET_ENGINE_COMPLETE": "bash_complete",
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert found in done.stdout.splitlines(), done.stderr
+
+
+def test_the_man_page_holds_all_commands():
+    said = cli("manual")
+    assert said.code == 0
+    for name, _ in commands(app):
+        assert f"\n.SH {name.upper()}\n" in said.out
+    assert r"\fB\-\-report FILE.html\fR" in said.out
+    assert not [line for line in said.out.splitlines() if line.startswith("'")]
+
+
+# --- what is packed ---
+
+PACKAGING = ROOT / "packaging"
+
+
+def project():
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_recipe_asks_for_what_the_project_asks_for():
+    text = re.sub(r"\$\{\{ (.*?) \}\}", "filled in", (PACKAGING / "recipe.yaml").read_text())
+    recipe = yaml.safe_load(text)
+    run = [line.replace(" ", "") for line in recipe["requirements"]["run"]]
+    assert run == ["python" + project()["project"]["requires-python"], *project()["project"]["dependencies"]]
+    assert recipe["context"]["version"] == project()["project"]["version"]
+
+
+def test_extras_are_made_of_extras_that_are_there():
+    extras = project()["project"]["optional-dependencies"]
+    for name in ("nifti", "dicom", "geo", "cloud", "gpu", "all"):
+        assert name in extras
+    for packages in extras.values():
+        for package in packages:
+            for part in re.findall(r"^unet-engine\[(.*)\]", package):
+                assert set(part.split(",")) <= extras.keys()
+
+
+def test_images_are_pinned_and_run_as_nobody():
+    text = (PACKAGING / "Containerfile").read_text()
+    assert re.findall(r"^ARG BASE(.*)$", text, re.M) == [""]
+    assert "FROM ${BASE}\n" in text
+    assert re.search(r"^USER ([1-9]\d{3,})$", text, re.M)
+    extras = re.search(r"^ARG EXTRAS=(\w+)$", text, re.M)[1]
+    assert extras in project()["project"]["optional-dependencies"]
+    assert set(re.findall(r"^From: (.*)$", (PACKAGING / "unet-engine.def").read_text(), re.M)) == {"{{ BASE }}"}
+
+
+def test_the_script_of_the_wheels_parses():
+    subprocess.run(["bash", "-n", PACKAGING / "wheels.sh"], check=True)
+
+
+def test_what_cibuildwheel_is_told_it_knows():
+    options = pytest.importorskip("cibuildwheel.options", reason="pip install cibuildwheel reads its settings")
+    reader = options.OptionsReader(ROOT / "pyproject.toml", platform="linux", env={})
+    assert reader.get("build", sep=" ") == "cp311-* cp312-*"
+
+
+def test_the_lock_has_what_runs_need():
+    import tomllib
+
+    locked = {p["name"]: p for p in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
+    needed = {re.split(r"[\[<>=; ]", line)[0].lower() for line in project()["project"]["dependencies"]}
+    assert needed <= {d["name"] for d in locked["unet-engine"]["dependencies"]}
+    assert all("hash" in wheel for p in locked.values() for wheel in p.get("wheels", []))
