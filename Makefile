@@ -60,6 +60,7 @@ check: lint test
 bench: .venv/dev
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/end_to_end.py --quick
+	$(BIN)/python benchmarks/tiling.py --out bench.svg
 
 # The documentation as a site that works offline, in build/site. A link that leads nowhere is an error.
 .venv/site: .venv/run

@@ -1,10 +1,11 @@
 """Real scans to real files of other formats, each compared with what its own library says.
 
-    python benchmarks/outputs.py [--shared ../shared] [--pictures docs/images] [--large GiB]
+    python benchmarks/outputs.py [--shared ../shared] [--pictures docs/images] [--em] [--large GiB]
 
 The networks are single convolutions with weights by hand: of a CT they tell air, fat, soft tissue and bone by Hounsfield
 units, of an aerial picture plants, water and the rest by red and near infrared. That makes results whose right value
-every library can compute from the input. --large also converts a volume of that size, and shows the peak memory.
+every library can compute from the input. --em does no more than put labels into an OME-Zarr image. --large also
+converts a volume of that size, and shows the peak memory.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import unet_engine
+from unet_engine.execution.hands import Here
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
+from unet_engine.postprocess.pyramid import Wanted, pyramid
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TISSUES = ("air", "fat", "soft tissue", "bone")
@@ -182,6 +186,68 @@ def with_a_corner_missing(scene: Path, to: Path) -> Path:
     return to
 
 
+MEMBRANE = 100.5
+"""A grey level: what is darker counts as membrane."""
+
+
+def em(shared: Path, here: Path, pictures: Path | None) -> None:
+    """EM as a TIFF to an OME-Zarr image with a pyramid, and labels put into it."""
+    import zarr
+
+    image = here / "em.zarr"
+    model = linear(
+        here / "dark.onnx", "zyx", np.array([[0.0], [-0.1]]), np.array([0, MEMBRANE / 10]), ("bright", "dark"), 64
+    )
+    unet_engine.convert(str(shared / "data/em/volume.tif"), str(image))
+    pyramid(Wanted(str(image), by="mean"), Here(), memory=2**28)
+    labels = image / "labels/dark"
+
+    def put_in() -> None:
+        found = unet_engine.run(str(image), model=model, into="dark", normalize="none", overlap=0)
+        assert found.out == str(labels)
+
+    shown = timed("EM TIFF to labels in an OME-Zarr image", put_in)
+    root = zarr.open_group(str(image), mode="r")
+    wrong = int(((root["0"][...] < MEMBRANE) != root["labels/dark/0"][...]).sum())
+    check(f"labels: {wrong:,} of {root['0'].size:,} voxels differ", wrong == 0)
+    names = [str(k) for k in range(len(root.attrs["ome"]["multiscales"][0]["datasets"]))]
+    check(
+        f"{len(names)} levels of the same shapes", all(root[k].shape == root[f"labels/dark/{k}"].shape for k in names)
+    )
+    for finer, coarser in pairwise(names):
+        fine, coarse = root[f"labels/dark/{finer}"][...], root[f"labels/dark/{coarser}"][...]
+        ones = sum(
+            np.pad(fine, [(0, n % 2) for n in fine.shape], mode="edge")[i::2, j::2, k::2].astype(np.uint8)
+            for i, j, k in product((0, 1), repeat=3)
+        )
+        check(f"level {coarser}: the majority of level {finer}", bool(((ones > 4) == coarse).all()))
+    try:
+        from ome_zarr_models import v05
+    except ImportError:
+        print("  ome-zarr-models is not installed: not asked")
+    else:
+        known = v05.Image.from_zarr(root).labels.attributes.ome.labels
+        v05.ImageLabel.from_zarr(root["labels/dark"])
+        check(f"ome-zarr-models takes image and labels ({', '.join(known)})", known == ["dark"])
+    print(f"  {shown}; {sum(f.stat().st_size for f in labels.rglob('*') if f.is_file()) / 2**20:.2f} MiB")
+    if pictures:
+        from PIL import Image
+
+        shown_levels = [(root[k], root[f"labels/dark/{k}"]) for k in names[:4]]
+        tiles = [_tile(array[array.shape[0] // 2], over[over.shape[0] // 2]) for array, over in shown_levels]
+        Image.fromarray(np.concatenate(tiles, axis=1)).quantize(64).save(pictures / "outputs_em.png", optimize=True)
+
+
+def _tile(plane: Array, labels: Array, side: int = 240) -> Array:
+    """A level as large as all others, half of it with its labels."""
+    from PIL import Image
+
+    over = np.stack([plane] * 3, -1)
+    half = plane.shape[1] // 2
+    over[:, half:][labels[:, half:] > 0] = (255, 140, 0)
+    return np.asarray(Image.fromarray(over).resize((side, side), Image.Resampling.NEAREST))
+
+
 def large(gib: float, here: Path) -> None:
     """A Zarr of that size to each format in a process of its own."""
     import zarr
@@ -251,14 +317,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--pictures", type=Path, help="folder for pictures")
+    parser.add_argument("--em", action="store_true", help="nothing but labels in an OME-Zarr image")
     parser.add_argument("--large", type=float, metavar="GiB", help="also convert a volume of that size")
     given = parser.parse_args()
     here = Path(tempfile.mkdtemp(prefix="outputs-"))
     os.environ.setdefault("UNET_ENGINE_CACHE", str(here / "cache"))
     try:
+        if given.em:
+            em(given.shared, here, given.pictures)
+            return
         chest(given.shared, here, given.pictures)
         abdomen(given.shared, here, given.pictures)
         naip(given.shared, here, given.pictures)
+        em(given.shared, here, given.pictures)
         if given.large:
             large(given.large, here)
     finally:

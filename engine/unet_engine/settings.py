@@ -71,6 +71,9 @@ class Settings(BaseModel):
     blend_at: Literal["auto", "features", "outputs"] = "auto"
     """What is blended: the network's outputs, or the features that its last layer, a convolution of one voxel, makes
     them of; see `unet_engine.prepare.blending`. ``auto``: features where classes are many and that gives the same."""
+    split_concat: bool = False
+    """Whether convolutions of concatenated tensors are computed as sums of convolutions, see
+    `unet_engine.model.onnx_split`: the same but for rounding, in fp32 on a CPU faster."""
     tiling: str | None = None
     """Window, least voxels that neighbours share, and blend in one, ``136,144,144:16,16,16:crop``: windows are then
     spread evenly. ``auto``: the cheapest that is proved, see `unet_engine.prepare.tiling`. Default: `window`, `overlap`

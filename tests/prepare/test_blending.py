@@ -227,7 +227,7 @@ def test_a_process_of_its_own_is_asked(scene, asking):
     """It says the same as is found here."""
     setup = Setup(replace(open_model(scene[1]), gives_features=True), (WINDOW,) * 3)
     window = np.random.default_rng(1).standard_normal((1, *(WINDOW,) * 3)).astype(np.float32)
-    opinion = second_opinion.of_last_layer(setup, "openvino", window)
+    opinion = second_opinion.of_rewriting(setup, "openvino", window)
     assert opinion == second_opinion.compare(setup, "openvino", second_opinion.Other("openvino"), window)
     assert opinion.wrong == ""
     assert len(list(asking.glob("*.opinion"))) == 1
@@ -239,8 +239,25 @@ def test_a_last_layer_is_tried_on_a_part_of_a_large_window(tmp_path, monkeypatch
     monkeypatch.setattr(second_opinion, "_kept", lambda *args: seen.append(args))
     monkeypatch.setattr(second_opinion, "SMALL", 4 * 64 * 1000)
     window = np.arange(16 * 12 * 10, dtype=np.float32).reshape(1, 16, 12, 10)
-    second_opinion.of_last_layer(Setup(replace(model, gives_features=True), (16, 12, 10)), "openvino", window)
+    second_opinion.of_rewriting(Setup(replace(model, gives_features=True), (16, 12, 10)), "openvino", window)
     _, setup, _, _, part = seen[0]
     assert part.shape[1:] == setup.window
     assert np.prod(setup.window) <= 1000
     model.spec.check_window(setup.window)
+
+
+@pytest.mark.parametrize("output", ["labels", "probabilities"])
+def test_blocks_outside_of_a_mask_are_not_inferred(tmp_path, scene, proved, monkeypatch, output):
+    for name in ("SUMS_TARGET", "SUMS_MOST"):  # blocks of a window each
+        monkeypatch.setattr(f"unet_engine.plan.sizing.{name}", 1)
+    inside = np.zeros((14, 15, 40), np.uint8)
+    inside[..., :4] = 1
+    scan = make_volume(tmp_path / "long.zarr", np.random.default_rng(0).integers(0, 255, inside.shape, np.uint8))
+    mask = make_volume(tmp_path / "mask.zarr", inside)
+    more = {"mask": mask, "output": output}
+    results = [written(tmp_path, (scan, scene[1]), at, blend_at=at, **more) for at in ("features", "outputs")]
+    assert results[0][0].blended == "features"
+    assert results[0][0].windows_skipped
+    assert results[0][0].blocks_planned > 2
+    assert np.abs(results[0][1].astype(int) - results[1][1]).max() <= (output == "probabilities")
+    assert not results[0][1][..., 20:].any()

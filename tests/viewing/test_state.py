@@ -29,6 +29,21 @@ def test_one_looks_at_the_middle_of_all_of_it_in_its_own_units(pane):
     assert first["crossSectionScale"] == pytest.approx(24 / state.PIXELS)
 
 
+def test_of_a_large_volume_without_levels_one_sees_a_part_and_of_one_with_levels_all(pane):
+    class Large:
+        def __init__(self, coarsest):
+            self.spacing, self.known, self.place, self.volume = (1.0,) * 3, False, pane.place, self
+            self.shape, self.spatial, self.levels, self.coarsest = (10240,) * 3, "zyx", self, coarsest
+
+    assert state.first([Large(128)])["crossSectionScale"] == 4
+    assert state.first([Large(128 * 64**3)])["crossSectionScale"] == pytest.approx(10240 / state.PIXELS)
+
+
+def test_a_single_plane_is_shown_as_one(tmp_path):
+    single = pane_of(make_volume(tmp_path / "one.zarr", VOXELS[:1]))
+    assert state.first([single])["layout"] == "xy"
+
+
 LYING = [
     "".join(names)
     for axes in itertools.permutations(("RL", "AP", "SI"))

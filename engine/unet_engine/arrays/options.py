@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     overlap_tolerance: float | None
     blend: Literal["gaussian", "constant", "crop", "monai", "nnunet"]
     blend_at: Literal["auto", "features", "outputs"]
+    split_concat: bool
     tiling: str | None
     coarse: Literal["auto"] | None
     coarse_miss: float | None

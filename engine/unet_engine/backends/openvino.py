@@ -127,6 +127,7 @@ def _key(setup: Setup, how: dict[str, Any]) -> engine_cache.Key:
         "format": FORMAT,
         "network": setup.network or setup.model.sha256,
         "features": setup.model.gives_features,
+        "split": setup.model.splits,
         "library": library(setup.device),
         "processor": machine.processor(),
         "shape": list(setup.input_shape),

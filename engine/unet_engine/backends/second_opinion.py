@@ -113,9 +113,9 @@ def asked(setup: Setup, library: str, window: Array, on: str = "data") -> Opinio
     return _kept(_key(setup, library, other, on), setup, library, other, window)
 
 
-def of_last_layer(setup: Setup, library: str, window: Array) -> Opinion:
-    """Whether the network without its last layer (`ModelFile.gives_features`), which is applied to what it gives, does
-    what the whole does, both run by `library`. It is a matter of single voxels, so a part of the window will do."""
+def of_rewriting(setup: Setup, library: str, window: Array) -> Opinion:
+    """Whether the network as it was rewritten (`ModelFile.gives_features`, `splits`) does what it does as it is, both
+    run by `library`. Where outputs are many, a part of the window will do."""
     spec, size = setup.model.spec, setup.window
     while 4 * spec.channels_out * prod(size) > SMALL and (smaller := spec.smaller_window(size)):
         size = smaller
@@ -124,6 +124,8 @@ def of_last_layer(setup: Setup, library: str, window: Array) -> Opinion:
     window = window[(slice(None), *(slice(b, b + s) for b, s in zip(begins, size, strict=True)))]
     other = Other(library, setup.device)
     key = {**_key(setup, library, other, "data"), "last layer": setup.precision}
+    if setup.model.splits:
+        key |= {"split": True, "features": setup.model.gives_features}
     return _kept(key, setup, library, other, window)
 
 
@@ -202,7 +204,7 @@ def main() -> None:
 def compare(setup: Setup, library: str, other: Other, window: Array) -> Opinion:
     """One window through both, at the same time."""
     names = _version(library), _version(other.library)
-    whole = replace(setup.model, gives_features=False)
+    whole = replace(setup.model, gives_features=False, splits=False)
     second = open_backend(other.library, replace(setup, device=other.device, model=whole))
     second.input(0)[...] = window
     second.start(0)
@@ -253,8 +255,8 @@ def apart(ours: Array, theirs: Array) -> float | None:
 
 def _arbitrated(setup: Setup, other: Other, window: Array, ours: Array, theirs: Array) -> tuple[Any, str]:
     """Who of the two is wrong, and who says so."""
-    if setup.model.gives_features:
-        return "first", "the whole network says so"
+    if setup.model.gives_features or setup.model.splits:
+        return "first", "the network as it is says so"
     truth = _reference(setup, window) if setup.model.format == "onnx" else None
     if truth is not None and truth.shape == ours.shape:
         first, second = apart(ours, truth), apart(theirs, truth)

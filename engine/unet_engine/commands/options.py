@@ -157,6 +157,13 @@ _SETTINGS = [
         "default: auto, features where classes are many.",
     ),
     click.option(
+        "--split-concat",
+        is_flag=True,
+        default=None,
+        help="Compute convolutions of concatenated tensors as sums of convolutions: the same but for rounding, and "
+        "faster in fp32 on a CPU; docs/performance.md.",
+    ),
+    click.option(
         "--tiling",
         metavar="T",
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "

@@ -91,6 +91,8 @@ class ModelFile:
     outputs."""
     gives_features: bool = False
     """Whether a library is handed the network without its last layer."""
+    splits: bool = False
+    """Whether it is handed sums of convolutions in place of those of concatenated tensors."""
     asked: tuple[str, str | None, str | None] = ("", None, None)
     """Which files and which of their networks were asked for, and with what weights; see `open_model`."""
 

@@ -10,15 +10,17 @@ from unet_engine.model.attached import network_bytes
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_rewrite import Rewriting, rewritten, rows_are_free
 from unet_engine.model.onnx_shapes import flat
+from unet_engine.model.onnx_split import split
 
 
 def network_of(model: ModelFile, batch: int = 1) -> Path | bytes:
     """The network of an ONNX model, for `batch` windows at once: its path where the file is run as it is, else the
     bytes of the graph, with its weights. Raises `ModelError` where it cannot be read, or becomes too large."""
     how = model.ahead.rewriting if model.ahead else model.rewriting
-    if how is None or (not how.changes and model.saved_batch in (None, batch)):
+    if how is None or (not how.changes and not model.splits and model.saved_batch in (None, batch)):
         return model.path if model.inside is None else network_bytes(model.path, model.inside)
-    return _rewritten(model.path, model.inside, model.sha256, how, batch)
+    given = _rewritten(model.path, model.inside, model.sha256, how, batch)
+    return _split(given) if model.splits else given
 
 
 def largest_batch(model: ModelFile) -> int | None:
@@ -40,6 +42,15 @@ def _rewritten(path: Path, inside: str | None, sha256: str, how: Rewriting, batc
         raise
     except Exception as error:
         raise ModelError(f"{path}: its graph cannot be read: {first_line(error)}; export it again") from error
+
+
+def _split(graph: bytes) -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    split(model)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 @lru_cache(maxsize=8)

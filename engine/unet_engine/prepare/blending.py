@@ -78,7 +78,7 @@ def _doubt(survey: Survey, windows: Sequence[Array]) -> str:
         return ""
     choice = survey.choice
     setup = Setup(survey.model, survey.window, survey.devices[0], choice.precision, rest=choice.rest)
-    opinion = second_opinion.of_last_layer(setup, survey.backend, windows[0])
+    opinion = second_opinion.of_rewriting(setup, survey.backend, windows[0])
     if opinion.difference is None:
         return f"they could not be compared ({opinion.why})"
     if opinion.wrong:

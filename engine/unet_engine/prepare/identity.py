@@ -49,6 +49,7 @@ def identity(
         "overlap": tiling.overlap,
         "blend": tiling.blend,
         **({blending.KEY: "features"} if survey.model.gives_features else {}),
+        **({"split_concat": True} if settings.split_concat else {}),
         **({"shared": list(tiling.shared)} if tiling.shared is not None else {}),
         "padding": settings.padding_mode,
         "normalization": [str(spec.normalization), *scale.facts().values()],

@@ -4,7 +4,7 @@ values; nothing here needs the package."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import floor
+from math import floor, log2
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,9 @@ def first(panes: Sequence[Pane]) -> dict[str, Any]:
     spacing, _ = scales(pane)
     shape, fine = pane.volume.shape, min(spacing)
     extent = [n * size for n, size in zip(shape, spacing, strict=True)]
-    closest = 2 * pane.levels.coarsest ** (1 / len(shape))
-    flat = len(shape) == 2
+    # a voxel of the coarsest level on a pixel: farther off the screen would be thousands of pieces
+    closest = 2.0 ** floor(log2(pane.levels.coarsest) / len(shape))
+    flat = len(shape) == 2 or shape[0] == 1
     return {
         "dimensions": dimensions(pane),
         "position": [n // 2 + 0.5 for n in reversed(shape)],
