@@ -16,11 +16,12 @@ unexport PYTHONDONTWRITEBYTECODE
 	$(BIN)/pip install -q --editable .
 	touch $@
 
-# torch comes first and by version, so that no other package pulls in a build for GPUs. Other people's networks ask for
+# torch comes first and by version, so that no other package pulls in a build for GPUs. The engine is there: named and
+# not given as a folder, it is not built a second time for its extras. Other people's networks ask for
 # packages, and so for another torch, that they do not use; without them the tests of those networks are skipped.
 .venv/dev: .venv/run
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q --editable '.[test,dev]'
+	$(BIN)/pip install -q 'unet-engine[test,dev]'
 	$(BIN)/pip install -q --no-deps dynamic-network-architectures
 	-$(BIN)/pip install -q einops huggingface-hub tqdm
 	-$(BIN)/pip install -q --no-deps segmentation-models-pytorch timm torchvision==0.28.0
@@ -60,6 +61,7 @@ check: lint test
 bench: .venv/dev
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/end_to_end.py --quick
+	$(BIN)/python benchmarks/tiling.py --out bench.svg
 
 # The documentation as a site that works offline, in build/site. A link that leads nowhere is an error.
 .venv/site: .venv/run

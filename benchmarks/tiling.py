@@ -1,23 +1,29 @@
-"""What a tiling costs and how near it comes to whole-volume inference: ours, `--tiling auto`, and MONAI.
+"""Throughput against agreement with whole-volume inference: ours in each proved precision, with the model's own tiling
+and with `--tiling auto`, and MONAI with its habit and with our windows. One table, and a picture of it.
 
+    python benchmarks/tiling.py [--out FILE.svg] [--json FILE]
     python benchmarks/tiling.py --model em.onnx --image volume.tif --base 8 --depth 3 [--box 128,256,256] [--rounds 3]
-        [--budget 0.12] [--json FILE]
+        [--budget 0.12] [--precisions fp32 auto] [--window 64]
 
-The model is what `python -m unet_export.train` wrote, of that base and depth, with norms folded; the image is a volume
-of which a box at the origin is taken, in memory for MONAI and as Zarr for us. ``auto`` looks on the whole image first
-(not timed; its cost is told), as it does once for a model and a kind of data. In every round each contestant runs once,
-in turn. Seconds are those of inference and stitching to labels: ours with reading and writing Zarr and without start and
-planning, MONAI's with softmax left out. Agreement and Dice (of the rarest label) are with the box in a single window.
+Without a model it is the network that ships with the engine, on synthetic tissue. Else the model is what
+`python -m unet_export.train` wrote, of that base and depth, with norms folded, and the image is a volume of which a box
+at the origin is taken, in memory for MONAI and as Zarr for us. ``auto`` looks on the whole image first (not timed; its
+cost is told), as it does once for a model and a kind of data. In every round each contestant runs once, in turn.
+Seconds are those of inference and stitching to labels: ours with reading and writing Zarr and without start and
+planning, MONAI's with softmax left out. Agreement and Dice (of the rarest label) are with the box in a single window in
+fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,69 +32,136 @@ import zarr
 
 import unet_engine
 from unet_engine.model.file import open_model
+from unet_engine.profiling import charts
+from unet_engine.profiling.charts import Axes, Line
 from unet_engine.settings import parse_tiling
 from unet_engine.volumes import samples
 from unet_engine.volumes.formats import open_volume
 
-WINDOW, OVERLAP, BATCH = (64, 64, 64), 0.5, 4
+OVERLAP, BATCH = 0.5, 4
 
 
 def main() -> None:
     args = _arguments()
-    box = tuple(map(int, args.box.split(",")))
     with tempfile.TemporaryDirectory(dir=".") as folder:
         root = Path(folder)
+        _shipped(args, root)
+        box = tuple(map(int, args.box.split(",")))
         whole = open_volume(args.image)
         image = np.asarray(whole.read(_box(box))[0])
         part = _stored(root / "part.zarr", image)
-        common = {"model": args.model, "precision": "fp32", "overwrite": True, "out": str(root / "out.zarr")}
-        looked = _looked(args, root, common)
-        tiling = _fitted(part, args, common)
-        reference = _ours(part, {**common, "tiling": ",".join(map(str, box)) + ":0,0,0:crop"})[1]
-        runs: dict[str, Callable[[], tuple[float, Any]]] = {
-            "ours, 64³, 0.5": lambda: _ours(part, common | {"window": WINDOW}),
-            f"ours, auto: {tiling}": lambda: _ours(part, common | {"tiling": tiling}),
-        }
+        common = {"model": args.model, "overwrite": True, "out": str(root / "out.zarr"), "ignore_spacing": True}
+        spec = open_model(args.model).spec
+        habit = (args.window,) * 3 if args.window else spec.window
+        step = [s or 1 for s in spec.window_step]
+        covering = [-(-n // s) * s for n, s in zip(box, step, strict=True)]
+        single = f"{','.join(map(str, covering))}:0,0,0:crop"
+        reference = _ours(part, {**common, "precision": "fp32", "tiling": single})[1]
+        runs: dict[str, Callable[[], tuple[float, Any]]] = {}
+        looked, tilings = {}, []
+        own = {"window": habit} if args.window else {}
+        for precision in args.precisions:
+            options = common | {"precision": precision}
+            name, looked[precision], chosen = _chosen(args, part, options)
+            tilings.append(chosen)
+            runs[f"ours, {name}, {_cube(habit)}, 0.5"] = partial(_ours, part, options | own)
+            runs[f"ours, {name}, auto: {chosen}"] = partial(_ours, part, options | {"tiling": "auto", **_budget(args)})
         if not args.no_monai:
             module, x = _module(args), _normalised(args, part, image)
-            runs["MONAI, 64³, 0.5"] = lambda: _monai(module, x, WINDOW, OVERLAP)
-            window, shared, _ = parse_tiling(tiling)
+            runs[f"MONAI, {_cube(habit)}, 0.5"] = partial(_monai, module, x, habit, OVERLAP)
+            window, shared, _ = parse_tiling(tilings[0])
             overlap = tuple(s / w for s, w in zip(shared, window, strict=True))
-            runs[f"MONAI, {'×'.join(map(str, window))}, as much shared"] = lambda: _monai(module, x, window, overlap)
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        figures = {}
-        for number in range(args.rounds):
-            for name, run in runs.items():
-                took, labels = run()
-                seconds[name].append(took)
-                figures[name] = _agreement(reference, labels)
-                print(f"round {number + 1}: {name}: {took:.1f} s, {figures[name]}", flush=True)
-    base = "MONAI, 64³, 0.5" if "MONAI, 64³, 0.5" in runs else "ours, 64³, 0.5"
+            runs[f"MONAI, {_cube(window)}, as much shared"] = partial(_monai, module, x, window, overlap)
+        seconds, figures = _raced(runs, reference, args.rounds)
+    base = next((name for name in runs if name.startswith("MONAI")), next(iter(runs)))
     rows = [_row(name, base, seconds, figures) for name in runs]
-    print(
-        f"\nlooking took {looked} of a run over the whole image\n| | agreement | Dice | throughput, of {base} |\n|---|---|---|---|"
-    )
-    for row in rows:
-        least, middle, most = row["ratio"]
-        print(
-            f"| {row['name']} | {row['agreement']:.5f} | {row['dice']:.5f} | {middle:.2f} ({least:.2f} to {most:.2f}) |"
-        )
+    for line in _table(rows, base, box, looked):
+        print(line)
     if args.json:
         Path(args.json).write_text(json.dumps({"box": box, "looked": looked, "rows": rows}, indent=1) + "\n")
+    if args.out:
+        Path(args.out).write_text(_picture(rows, base))
+        print(f"picture: {args.out}")
+
+
+def _raced(
+    runs: Mapping[str, Callable[[], tuple[float, Any]]], reference: Any, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Seconds of every round, and agreement, of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    figures = {}
+    for number in range(rounds):
+        for name, run in runs.items():
+            took, labels = run()
+            seconds[name].append(took)
+            figures[name] = _agreement(reference, labels)
+            print(f"round {number + 1}: {name}: {took:.2f} s, {figures[name]}", flush=True)
+    return seconds, figures
+
+
+def _table(rows: list[dict[str, Any]], base: str, box: tuple[int, ...], looked: Mapping[str, str]) -> list[str]:
+    costs = ", ".join(f"{precision} {cost}" for precision, cost in looked.items())
+    lines = [
+        "",
+        f"{_cube(box)} voxels; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; looking: {costs}",
+        f"| | agreement | Dice | throughput, of {base} |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        least, middle, most = row["ratio"]
+        lines.append(
+            f"| {row['name']} | {row['agreement']:.5f} | {row['dice']:.5f} | {middle:.2f} ({least:.2f} to {most:.2f}) |"
+        )
+    return lines
+
+
+def _picture(rows: list[dict[str, Any]], base: str) -> str:
+    """Labels that differ from whole-volume inference against throughput; further right and down is better."""
+    found = []
+    for row in rows:
+        found.append(Line(row["name"], [(row["ratio"][1], max(0.1, 1e5 * (1 - row["agreement"])))], joined=False))
+    axes = Axes(f"throughput, of {base}", "labels that differ, of 100,000", log_x=True, log_y=True)
+    return charts.lines(found, axes)
+
+
+def _cube(sizes: tuple[int, ...]) -> str:
+    return "×".join(map(str, sizes))
+
+
+def _budget(args: argparse.Namespace) -> dict[str, Any]:
+    return {"tiling_budget": args.budget} if args.budget else {}
+
+
+def _shipped(args: argparse.Namespace, root: Path) -> None:
+    """Take the network that ships with the engine and make tissue for it, where no model is named."""
+    if args.model:
+        return
+    from unet_engine.model.shipped import shipped_model
+    from unet_export.train.tissue import make_tissue
+
+    args.model, args.image, args.base, args.depth = str(shipped_model("cells_3d.onnx")), str(root / "image.zarr"), 8, 2
+    shape = tuple(map(int, args.box.split(",")))
+    _stored(root / "image.zarr", make_tissue(shape, seed=1)[0])
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--image", required=True)
-    parser.add_argument("--base", type=int, required=True)
-    parser.add_argument("--depth", type=int, required=True)
-    parser.add_argument("--box", default="128,256,256")
+    parser.add_argument("--model")
+    parser.add_argument("--image")
+    parser.add_argument("--base", type=int)
+    parser.add_argument("--depth", type=int)
+    parser.add_argument("--box", default="96,192,192")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=0.03)
+    parser.add_argument("--budget", type=float)
+    parser.add_argument("--window", type=int, help="of the habit; default: the model's own")
+    parser.add_argument("--precisions", nargs="+", default=["fp32"])
     parser.add_argument("--no-monai", action="store_true")
     parser.add_argument("--json")
-    return parser.parse_args()
+    parser.add_argument("--out", help="the picture, as SVG")
+    args = parser.parse_args()
+    if args.model and not (args.image and args.base and args.depth):
+        parser.error("--model needs --image, --base and --depth")
+    return args
 
 
 def _box(shape: tuple[int, ...]) -> Any:
@@ -102,28 +175,29 @@ def _stored(path: Path, image: Any) -> str:
     return str(path)
 
 
-def _looked(args: argparse.Namespace, root: Path, common: dict[str, Any]) -> str:
-    """Have ``auto`` look at the whole image, where it does not know data of its kind; what that took."""
+def _chosen(args: argparse.Namespace, part: str, options: dict[str, Any]) -> tuple[str, str, str]:
+    """Have ``auto`` look, at the whole image where it does not know data of its kind, and choose for the part. The
+    precision that runs, what looking took, and the tiling as ``--tiling`` names it."""
     from unet_engine.prepare.prepare import prepare
     from unet_engine.prepare.survey import survey
     from unet_engine.settings import Settings
 
-    settings = Settings.of(input=args.image, **common, tiling="auto", tiling_budget=args.budget, ignore_spacing=True)
-    prepared = prepare(survey(settings))
-    assert prepared.network is not None
-    prepared.network.close()
-    assert prepared.tiling is not None
-    print(prepared.tiling.line, *prepared.tiling.table, sep="\n", flush=True)
-    return "nothing" if prepared.tiling.learnt is None else f"{prepared.tiling.learnt.share:.1%}"
-
-
-def _fitted(part: str, args: argparse.Namespace, common: dict[str, Any]) -> str:
-    """The tiling that ``auto`` takes for the part, as ``--tiling`` names it."""
-    identity = unet_engine.make_plan(part, **common, tiling="auto").identity
-    if "shared" not in identity:
-        raise SystemExit("auto keeps the model's own tiling; give more --budget")
-    window, shared = (",".join(map(str, identity[key])) for key in ("window", "shared"))
-    return f"{window}:{shared}:{identity['blend']}"
+    choice = None
+    took = []
+    for path in (args.image, part):
+        settings = Settings.of(input=path, **options, tiling="auto", **_budget(args))
+        prepared = prepare(survey(settings))
+        assert prepared.network is not None
+        prepared.network.close()
+        choice = prepared.tiling
+        assert choice is not None
+        print(prepared.survey.precision, choice.line, *choice.table, sep="\n", flush=True)
+        took.append(f"{(choice.learnt.share if choice.learnt and choice.searched else 0) + choice.proving:.1%}")
+    assert choice is not None
+    if choice.kept:
+        raise SystemExit(f"auto keeps the model's own tiling: {choice.kept}")
+    window, shared = (",".join(map(str, sizes)) for sizes in (choice.window, choice.shared or ()))
+    return prepared.survey.precision, " and ".join(took), f"{window}:{shared}:{choice.blend}"
 
 
 def _ours(part: str, options: dict[str, Any]) -> tuple[float, Any]:
@@ -139,7 +213,11 @@ def _module(args: argparse.Namespace) -> Any:
     from unet_export.train.restart import load_weights
 
     torch.set_num_threads(2)
-    net = UNet(UNetConfig(dims=3, classes=2, base=args.base, depth=args.depth, norm="none")).eval()
+    net = UNet(
+        UNetConfig(
+            dims=3, classes=open_model(args.model).spec.channels_out, base=args.base, depth=args.depth, norm="none"
+        )
+    ).eval()
     load_weights(net, Path(args.model))
     return net
 
@@ -158,7 +236,7 @@ def _monai(module: Any, x: Any, window: tuple[int, ...], overlap: Any) -> tuple[
 
     begun = time.perf_counter()
     with torch.inference_mode():
-        batch = BATCH if window == WINDOW else 1
+        batch = BATCH if overlap == OVERLAP else 1
         logits = sliding_window_inference(x, window, batch, module, overlap=overlap, mode="gaussian")
         labels = logits.argmax(1)[0].numpy().astype(np.uint8)
     return time.perf_counter() - begun, labels

@@ -4,11 +4,15 @@
 #
 #   packaging/wheels.sh PYTHON FOLDER [ROOT]
 #
-# PYTHON 3.12 or newer makes the wheel for all of them (abi3). ROOT: a Debian root that is there already.
+# PYTHON 3.12 or newer makes the wheel for all of them (abi3); where it is older, one that is on the path is taken, and
+# without any the wheel is for PYTHON alone and tried with it. ROOT: a Debian root that is there already.
 set -euo pipefail
-python=$1
+for python in "$1" python3.14 python3.13 python3.12 "$1"; do
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2> /dev/null && break
+done
 folder=$(mkdir -p "$2" && cd "$2" && pwd)
 root=${3:-}
+alone=''
 cd "$(dirname "$0")/.."
 
 tools=$folder/tools
@@ -25,7 +29,11 @@ case $wheel in
     *-abi3-*) ! "$tools/bin/python" -m zipfile -l "$wheel" | sed "s/ .*//" | grep -E '\.so$' | grep -v '\.abi3\.so$' || { echo "these are not abi3"; exit 1; } ;;
 esac
 
-if [ -z "$root" ] && [ "$(id -u)" = 0 ] && command -v debootstrap > /dev/null; then
+case $wheel in
+    *-abi3-*) ;;
+    *) root='' alone=1 ;;
+esac
+if [ -z "$root$alone" ] && [ "$(id -u)" = 0 ] && command -v debootstrap > /dev/null; then
     root=$folder/root
     [ -x "$root/usr/bin/python3" ] || debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
         trixie "$root" > "$folder/debootstrap.log"
@@ -39,7 +47,7 @@ if [ -n "$root" ]; then
     house=$root/wheelhouse
     version=$(run python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 else
-    echo "no root or no debootstrap: tried in a virtual environment of this machine"
+    echo "no root, no debootstrap or no Python 3.12: tried in a virtual environment of this machine"
     run() { env -i PATH="$folder/venv/bin:/usr/bin:/bin" HOME="$folder" "$@"; }
     rm -rf "$folder/venv" "$folder/wheelhouse" "$folder/demo"
     "$python" -m venv "$folder/venv"

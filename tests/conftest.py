@@ -11,7 +11,7 @@ from unet_engine.backends.fake import FakeBackend
 from unet_engine.model.spec import ModelSpec
 from unet_engine.settings_files import CONFIG
 
-pytest_plugins = ["support.cheaply", "support.examples", "support.turns"]
+pytest_plugins = ["support.cheaply", "support.examples", "support.exported_once", "support.turns"]
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -300,7 +300,7 @@ def test_the_script_of_the_wheels_parses():
 def test_what_cibuildwheel_is_told_it_knows():
     options = pytest.importorskip("cibuildwheel.options", reason="pip install cibuildwheel reads its settings")
     reader = options.OptionsReader(ROOT / "pyproject.toml", platform="linux", env={})
-    assert reader.get("build", sep=" ") == "cp311-* cp312-*"
+    assert reader.get("build", option_format=options.ListFormat(sep=" ")) == "cp311-* cp312-*"
 
 
 def test_the_lock_has_what_runs_need():

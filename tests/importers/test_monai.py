@@ -27,6 +27,8 @@ from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
 from unet_export.importers.monai.importer import MonaiBundle  # noqa: E402
 from unet_export.importers.monai.transforms import before_of, behind_of  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):

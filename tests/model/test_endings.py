@@ -117,6 +117,20 @@ def test_other_ways_to_end_between_0_and_1(tmp_path, ending):
         np.testing.assert_array_equal(run(tmp_path, model)[sure], expected[sure])
 
 
+@pytest.mark.parametrize(("kind", "nodes"), [
+    ("TopK", [helper.make_node("TopK", ["c", "most"], ["v", "i"], axis=1), node("Cast", "i", "y", to=1)]),
+    ("TopK", [helper.make_node("TopK", ["c", "most"], ["v", "i"], axis=1), node("Cast", "i", "f", to=1), node("Mul", "f two", "y")]),
+    ("Gather", [
+        node("ArgMax", "c", "m", axis=1, keepdims=1), node("Gather", "table m", "y"),
+    ]),
+])  # fmt: skip
+def test_places_and_what_a_table_has_for_them_are_labels_and_not_blended(tmp_path, kind, nodes):
+    given = {"most": np.array([1]), "two": np.float32(2), "table": np.array([0, 10, 20], np.float32)}
+    model = network(tmp_path / "net.onnx", nodes, 3, **given)
+    with pytest.raises(ModelError, match=f"the network ends in {kind}, with whole numbers, which are labels"):
+        run(tmp_path, model)
+
+
 @pytest.mark.parametrize("kind", ["Relu", "Softplus", "Abs"])
 def test_numbers_that_are_never_negative_are_no_logits(tmp_path, kind):
     """Every voxel would be at a probability of 0.5 or more."""

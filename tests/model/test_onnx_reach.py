@@ -70,6 +70,8 @@ def test_layers_add_up(layers, reach):
         helper.make_node("Resize", ["x", "", "unknown"], ["y"]),
         helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
         helper.make_node("Relu", ["x"], ["y"], domain="someone.else"),
+        helper.make_node("BatchNormalization", ["x", "a", "b", "c", "d"], ["y"], training_mode=1),
+        helper.make_node("ConvTranspose", ["x", "w"], ["y"], kernel_shape=[2, 2], output_shape=[9, 9]),
     ],
 )
 def test_what_is_not_known_is_not_guessed(node):

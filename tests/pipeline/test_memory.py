@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -16,17 +18,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import unet_engine
 from support.plans import make
 from support.volumes import fake_model, make_volume
+from unet_engine import machine
+from unet_engine.execution.dask.sharing import Sharing
 from unet_engine.pipeline import recycling
 from unet_engine.pipeline.columns import run_column
 from unet_engine.pipeline.host import HostPredicted
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.memory import SUMS_IN_FLIGHT
+from unet_engine.plan.memory import SUMS_IN_FLIGHT, NoRoom
 from unet_engine.profiling.recorder import PLAIN
 
 
@@ -203,6 +208,37 @@ def test_each_worker_keeps_to_its_share(tmp_path: Path, classes: int, memory: in
     assert result["workers"] == 2
     assert result["predicted_rss_bytes"] <= memory * 2**20 / 2
     assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="shared pages are counted by Linux alone")
+@pytest.mark.parametrize(("classes", "memory"), [(2, 330), (100, 560)])
+def test_all_processes_together_keep_to_the_budget(tmp_path: Path, classes: int, memory: int) -> None:
+    """Workers, client, scheduler and what else they start; pages that several share count once."""
+    pytest.importorskip("distributed")
+    spec: dict[str, Any] = {"window": (16,) * 3, "window_min": (16,) * 3, "window_step": (0,) * 3}
+    image = np.random.default_rng(0).integers(0, 255, (48,) * 3, dtype=np.uint8)
+    volume = make_volume(str(tmp_path / "v.zarr"), image, chunks=(16, 16, 16))
+    model = fake_model(tmp_path, channels_out=classes, **spec)
+    arguments = ("--in", volume, "--model", model, "--memory", f"{memory}MiB", "--workers", "2", "--threads", "1")
+    main, peak = "from unet_engine.commands.cli import main; main()", 0
+    with subprocess.Popen([sys.executable, "-c", main, "run", *arguments, "--out", str(tmp_path / "o.zarr")]) as run:
+        while run.poll() is None:
+            found = [run.pid, *(child.pid for child in psutil.Process(run.pid).children(recursive=True))]
+            peak = max(peak, sum(map(machine.proportional_bytes, found)))
+            time.sleep(0.02)
+    assert run.returncode == 0
+    assert 100 * 2**20 < peak <= 1.05 * memory * 2**20
+
+
+def test_too_little_for_all_processes_is_refused_saying_what_is_enough(tmp_path: Path) -> None:
+    sharing = Sharing(total=200 * 2**20, workers=2, office=100 * 2**20)
+    assert (sharing.each, sharing.enough(80 * 2**20)) == (50 * 2**20, "260MiB")
+    said = str(sharing.refusal(NoRoom(90 * 2**20, 80 * 2**20, 70 * 2**20, 50 * 2**20)))
+    wanted = r"in each of 2 workers.* 50 MiB: of --memory 200 MiB, 100 MiB are .*fewer --workers.*--memory \d+MiB"
+    assert re.search(wanted, said)
+    again = pickle.loads(pickle.dumps(NoRoom(4, 3, 2, 1)))
+    assert (again.enough, str(again)) == (4, str(NoRoom(4, 3, 2, 1)))
 
 
 def test_five_members_take_what_was_predicted_in_any_poses(tmp_path: Path) -> None:

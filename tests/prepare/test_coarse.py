@@ -1,5 +1,7 @@
 """``--coarse auto``: background is written where a coarse pass proves that there is nothing else."""
 
+import pickle
+
 import numpy as np
 import pytest
 import zarr
@@ -82,6 +84,7 @@ def test_voxels_outside_of_what_is_looked_at_are_background(scene, done, tmp_pat
     box = Box((3, 7, 9), (30, 60, 77))
     np.testing.assert_array_equal(cells.read(box), whole[box.slices()])
     assert cells.may_hold(box) == whole[box.slices()].any()
+    assert len(pickle.dumps(cells)) < len(cells.packed) + 200
 
 
 @pytest.mark.parametrize("also", [["--resume"], ["--part", "1/1"]])

@@ -25,6 +25,11 @@ def test_the_bound_of_a_binomial_holds_as_often_as_it_says():
     assert np.mean(held) >= 0.93
 
 
+def test_many_misses_are_bounded_no_lower_than_a_few_less():
+    bounds = [upper(k / 100_000, 100_000, 0.05) for k in (900, 999, 1001, 2000)]
+    assert bounds == sorted(bounds)
+
+
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 255)), min_size=1, max_size=40), st.integers(1, 255))
 @settings(max_examples=60, deadline=None)
 def test_what_is_seen_is_below_the_bound_and_lower_thresholds_miss_less(cells, threshold):

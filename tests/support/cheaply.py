@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 MEMORY = Path("/dev/shm")
-LEAST = 4 * 2**30
-"""Bytes that must be free in it; and three times as many in the machine's memory."""
+LEAST = 6 * 2**30
+"""Bytes that must be free in it; and twice as many in the machine's memory."""
 
 
 def _in_memory() -> bool:
@@ -21,7 +21,7 @@ def _in_memory() -> bool:
         return False
     known = os.statvfs(MEMORY)
     programs = not known.f_flag & getattr(os, "ST_NOEXEC", 0)
-    return programs and known.f_bavail * known.f_frsize >= LEAST and psutil.virtual_memory().available >= 3 * LEAST
+    return programs and known.f_bavail * known.f_frsize >= LEAST and psutil.virtual_memory().available >= 2 * LEAST
 
 
 if _in_memory():

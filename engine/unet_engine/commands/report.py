@@ -16,7 +16,8 @@ from rich.table import Table
 from unet_engine.api import Result
 from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
-from unet_engine.plan.plan import Plan, read_span
+from unet_engine.plan.fetching import Fetching, reads_along
+from unet_engine.plan.plan import Plan
 from unet_engine.prepare import coarse_choice, tiling_choice
 from unet_engine.prepare.decoding import Reading
 from unet_engine.prepare.overlap_choice import facts
@@ -42,18 +43,21 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
     return total * prepared.survey.scan.voxel_bytes
 
 
+def _fetched(prepared: Prepared) -> dict[str, Any]:
+    """Of a volume behind a network: how often each chunk is fetched, and what is kept for that."""
+    plan, scan = prepared.job.plan, prepared.survey.scan
+    if scan.units is None:
+        return {}
+    each = prod(scan.units) * scan.dtype.itemsize * scan.channels
+    kept = prepared.job.kept
+    return {"bytes_kept": kept, "fetch_factor": round(Fetching.of(plan, scan.units).factor(kept, each), 3)}
+
+
 def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
     """Voxels along axis `a` that blocks `lo` to `hi` of one column read, in whole cells of `chunk`."""
-    axis, step = plan.axes[a], plan.block[a]
-    core = plan.core_span(a, plan.edge(a, lo), plan.edge(a, hi))
-    windows = axis.meeting(core.start, core.stop)
+    size = plan.image[a].source if plan.image else plan.axes[a].size
     total = 0
-    for begin in range(windows.start // step * step, windows.stop, step):
-        first, last = max(windows.start, begin), min(windows.stop, begin + step) - 1
-        start, stop = read_span(axis, first, last, plan.padding)
-        size = axis.size
-        if plan.image:  # what those voxels are made of
-            size, (start, stop) = plan.image[a].source, plan.image[a].reach(start, stop)
+    for start, stop in reads_along(plan, a, lo, hi):
         total += min(size, -(-stop // chunk) * chunk) - start // chunk * chunk
     return total
 
@@ -104,6 +108,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "read_factor": round(read / once, 3),
         "bytes_decoded": decoded,
         "decode_factor": round(decoded / once, 3),
+        **_fetched(prepared),
         "bytes_written": written,
         "memory": {"base": memory.base, "raw": memory.raw, "sums": memory.sums, "halos": memory.halos,
                    "commit": memory.commit, "total": memory.total, "budget": prepared.budget},
@@ -191,6 +196,8 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
             f"{size(f['bytes_read'])}, each voxel {f['read_factor']} times "
             f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.survey.scan.chunks)})",
         ),
+        *([("fetch", f"each chunk {f['fetch_factor']} times, {size(f['bytes_kept'])} are kept")]
+          if "fetch_factor" in f else []),
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
         ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, "
                    f"sums {size(m.sums)}, halos {size(m.halos)}, writing {size(m.commit)}"),

@@ -11,6 +11,7 @@ from unet_engine.errors import PlanError
 from unet_engine.execution.local import LocalTeam
 from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Team
+from unet_engine.plan.memory import LEAST
 from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.settings import Settings
 from unet_engine.units import Tell, silent, size
@@ -66,7 +67,3 @@ def share_of_memory(settings: Settings) -> int | None:
             f"{size(LEAST)} at the least; use {max(1, memory // LEAST)} at most, or give more --memory"
         )
     return memory // processes
-
-
-LEAST = 64 * 2**20
-"""Bytes that a worker process takes before it does anything."""

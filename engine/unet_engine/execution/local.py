@@ -52,7 +52,9 @@ class LocalTeam:
             check_output(surveyed)
         self._clock.done(SURVEY)
         prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed), clock=self._clock)
-        volume, devices = self._given.volume and surveyed.volume, prepared.survey.devices
+        devices = prepared.survey.devices
+        # behind a network it has kept what the survey fetched
+        volume = surveyed.volume if self._given.volume or surveyed.volume.units else None
         # the first takes over the network that planning loaded
         kept = self.sink(prepared.job) if self.sink else None
         opened = [Opened(volume, network=prepared.network, output=kept)]

@@ -48,9 +48,11 @@ _DECIDING = frozenset(
     {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"}
 )
 """Operators whose output is true or false."""
+INDICES = {"TopK": 1, "Unique": 1, "NonZero": 0}
+"""Operators that say where something is, and from which output on they do."""
 BOUNDING = frozenset(
     {"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Exp", "Hardmax", "Tanh", "Erf", "Softsign", "Softplus"}
-    | {"ArgMax", "ArgMin", "OneHot", "Sign"}
+    | {"ArgMax", "ArgMin", "OneHot", "Sign", *INDICES}
     | {*_ROUNDING, *_DECIDING}
 )
 """Operators without one of which no graph has outputs that are probabilities, or whole numbers."""
@@ -76,6 +78,12 @@ class NodeBound:
         self.node, self.given, self.opset, self.shapes = node, given, opset, shapes
 
     def bound(self) -> Bound:
+        found = self._found()
+        if found.constant and not all(given.constant for given in self.given):  # one element or another of a table
+            return replace(found, constant=False, end=found.end or self.node.op_type)
+        return found
+
+    def _found(self) -> Bound:
         rule: Callable[[], Bound] | None = getattr(self, f"on_{self.node.op_type.lower()}", None)
         if rule is not None:
             return rule()

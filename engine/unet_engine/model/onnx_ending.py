@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from unet_engine.model.ending import SLACK, UNPROVED, Ending
-from unet_engine.model.onnx_bounds import BOUNDING, LOST, UNKNOWN, Bound, NodeBound, constant
+from unet_engine.model.onnx_bounds import BOUNDING, INDICES, LOST, UNKNOWN, Bound, NodeBound, constant
 from unet_engine.model.onnx_shapes import Shapes, attribute, images_of, inferred, is_own, opset_of
 
 
@@ -33,6 +34,9 @@ def ending(graph: Any, opset: int, shapes: Shapes, output: str, channel: int = 1
             complements[node.output[0]] = node.input[1]
         if own and node.op_type == "Concat" and _opposite(list(node.input), complements) and found.low >= -SLACK:
             found = replace(found, axis=attribute(node, "axis", 1) % max(1, len(shapes.get(node.output[0], [0]))))
+        if own and node.op_type in INDICES:
+            places = node.output[INDICES[node.op_type] :]
+            known |= dict.fromkeys(places, Bound(0, inf, end=node.op_type, whole=True))
         if found != UNKNOWN and node.output:
             known |= dict.fromkeys(node.output if node.op_type == "Split" else node.output[:1], found)
     last = known.get(output, UNKNOWN)

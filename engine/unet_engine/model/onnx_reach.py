@@ -18,7 +18,7 @@ from typing import Any
 from unet_engine.errors import ModelError
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_network import network_of
-from unet_engine.model.onnx_shapes import attribute, flat, images_of, is_own
+from unet_engine.model.onnx_shapes import attribute, flat, images_of, is_own, opset_of
 
 _VOXEL_BY_VOXEL = frozenset(
     ("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh",
@@ -69,8 +69,10 @@ def _of_network(model: ModelFile) -> tuple[int, ...] | None:
 
     try:
         network = network_of(model)
-        graph = onnx.load_from_string(network) if isinstance(network, bytes) else onnx.load(network)
-        return _of_graph(flat(graph).graph, len(model.spec.axes), model.spec.margin)
+        proto = flat(onnx.load_from_string(network) if isinstance(network, bytes) else onnx.load(network))
+        if opset_of(proto) < 13 and any(node.op_type in ("Softmax", "LogSoftmax") for node in proto.graph.node):
+            return None  # it was over the channels and all that follows them
+        return _of_graph(proto.graph, len(model.spec.axes), model.spec.margin)
     except (ModelError, _UnknownError, ValueError, OSError):
         return None
 
@@ -98,7 +100,7 @@ def _of_graph(graph: Any, dims: int, margin: Sequence[int]) -> tuple[int, ...]:
 
 def _through(node: Any, given: list[_Tensor], constants: dict[str, Any], dims: int) -> _Tensor:
     kind = node.op_type
-    if not is_own(node):
+    if not is_own(node) or attribute(node, "training_mode", 0) or attribute(node, "output_shape", None) is not None:
         raise _UnknownError
     if kind in _VOXEL_BY_VOXEL or (kind in _ALONG_CHANNELS and attribute(node, "axis", -1) in (1, -1 - dims)):
         return tuple(map(_joined, zip(*given, strict=True)))

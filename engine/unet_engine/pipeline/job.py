@@ -61,6 +61,8 @@ class Job:
     """Whether all voxels count as measured, whatever the volume says."""
     profiled: bool = False
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
+    kept: int = 0
+    """Bytes that are kept of what is fetched over a network."""
     decoders: int | None = None
     """Threads that decode chunks of the volume; None: one per core."""
     poses: tuple[Pose, ...] = (UPRIGHT,)

@@ -30,6 +30,7 @@ from unet_engine.pipeline.glances import Glances
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.presence import Presence
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.plan.plan import Column, Index, Task
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import OTHER, Snapshot, Stages
@@ -105,6 +106,13 @@ class Worker:
                     open_volume(self.job.volume, self.job.volume_axes, self.job.pick)
                 )
         return self._opened.volume
+
+    @cached_property
+    def _keeping(self) -> int:
+        """Bytes that the volume keeps of what it fetches, from now on."""
+        if units := self.volume.units:
+            self.volume.keep(self.job.kept, Fetching.of(self.job.plan, units).uses)
+        return self.job.kept
 
     @property
     def mask(self) -> Mask | None:
@@ -260,6 +268,7 @@ class Worker:
         with self.recorder.block(OTHER):
             if not task.windows:
                 return None
+            _ = self._keeping
             own = (task.block.index,) if task.commits else ()
             hanging = (*own, *(to for to, _ in task.halos))
             for source in self._sources():

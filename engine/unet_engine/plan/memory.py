@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 from unet_engine.errors import PlanError
 from unet_engine.plan.plan import HostMemory, Plan, middle_span
@@ -24,9 +25,11 @@ BASE_VARIES = 32
 BUNDLES_IN_FLIGHT = 3
 """Bundles per worker of a cluster that are handed out and not yet committed: one in the network, one being read, one
 being written."""
-WORKER_BASE = 32 * 2**20
-"""Bytes that a worker process takes once Dask is at work in it: connections, messages under way, logs, code. Without
-it, some 23 MiB were missing from the prediction."""
+LEAST = 64 * 2**20
+"""Bytes that a worker process takes before it does anything."""
+WORKER_BASE = 20 * 2**20
+"""Bytes that a worker process takes more once blocks are under way: connections, messages, logs. Measured: none to 23
+MiB beside what the rest of the prediction leaves unused."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +121,35 @@ def _sums_along(plan: Plan, a: int, whole: int) -> int:
     return min(whole, sums_span(axis, windows) + earlier)
 
 
+class NoRoom(PlanError):
+    """Not even the smallest plan fits."""
+
+    def __init__(self, enough: int, need: int, base: int, budget: int) -> None:
+        self.enough = enough
+        """Bytes that are enough, however much more the process takes another time."""
+        self.need = need
+        self._figures = enough, need, base, budget
+        super().__init__(
+            f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
+            f"({size(base)} of it for the process and the network); give more memory or a smaller --window: "
+            f"--memory {-(-enough // 2**20)}MiB is enough"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoRoom, self._figures
+
+
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None = None) -> Plan:
     """The plan with as few columns as fit `budget` bytes (at least one per device), shrinking blocks only where they
     must.
 
-    Raises `PlanError` where one column of the smallest blocks needs more than the budget.
+    Raises `NoRoom` where one column of the smallest blocks needs more than the budget.
     """
     while (fitting := _columns_that_fit(plan, sizes, base, budget, devices, cluster)) is None:
         smaller = shrunk(plan)
         if smaller is None:
             need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, devices, cluster).total
-            raise PlanError(
-                f"the smallest plan needs {size(need)} and --memory allows {size(budget)} "
-                f"({size(base)} of it for the process and the network); give more memory or a smaller --window: "
-                f"--memory {-(-(need + base // BASE_VARIES) // 2**20)}MiB is enough"
-            )
+            raise NoRoom(need + base // BASE_VARIES, need, base, budget)
         plan = smaller
     return fitting
 

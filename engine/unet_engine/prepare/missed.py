@@ -17,6 +17,8 @@ import numpy.typing as npt
 from unet_engine.prepare.proof import student
 
 CONFIDENCE = 0.95
+MANY = 1000
+"""Misses beyond which their probabilities are not added one by one."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def upper(seen: float, count: float, error: float) -> float:
     k = int(np.ceil(seen * n - 1e-9))
     if k >= n:
         return 1.0
+    if k > MANY:  # the normal distribution, three deviations: more than any `error` here asks for
+        return min(1.0, (k + 3 * float(np.sqrt(k)) + 1) / n)
     low, high = seen, 1.0
     for _ in range(60):
         middle = (low + high) / 2

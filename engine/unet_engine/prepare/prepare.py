@@ -18,6 +18,7 @@ from unet_engine.hanging import watched
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
+from unet_engine.plan.fetching import MOST, Fetching
 from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare import blending, coarse_choice, rewriting, tiling_choice
@@ -35,6 +36,7 @@ from unet_engine.prepare.second import compared
 from unet_engine.prepare.survey import Survey
 from unet_engine.prepare.tiling_choice import TilingChoice
 from unet_engine.profiling.beginning import COMPILING, OPINION, PLANNING, SAMPLES, WARMING, Beginning
+from unet_engine.storage.kept import allowed
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples, windows
 from unet_engine.volumes.normalize import Scaling
@@ -117,7 +119,9 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
     plan = draft.plan(decisions)
     sizes = draft.sizes(draft.job(decisions, plan), machine.cpu_count())
     fitted = _fit(plan, loaded, sizes, workers, present)
-    job = replace(draft.job(decisions, draft.named(fitted.plan, decisions)), answers=draft.network.answers())
+    job = replace(
+        draft.job(decisions, draft.named(fitted.plan, decisions)), answers=draft.network.answers(), kept=fitted.kept
+    )
     if not fitted.plan.block_count:
         notes.append(_idle(survey, fitted.plan))
     prepared = Prepared(
@@ -348,6 +352,7 @@ class _Fitted:
     base: int
     budget: int
     cluster: ClusterShape | None
+    kept: int
 
 
 def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) -> _Fitted:
@@ -361,11 +366,23 @@ def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) 
     base = resident + (devices - 1) * max(0, resident - loaded.before)
     if loaded.ready.budget:  # measured before another run was under way, whose blocks are none of this one's
         base, budget = loaded.ready.base, loaded.ready.budget
-    cluster = None
+    cluster, kept = None, _kept(survey, plan, budget - base)
+    base += kept
     if workers:
         wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))
         cluster = _cluster(plan, sizes, base, budget, wanted)
-    return _Fitted(fit(plan, sizes, base, budget, devices, cluster), sizes, base, budget, cluster)
+    fitted = fit(plan, sizes, base, budget, devices, cluster)
+    return _Fitted(fitted, sizes, base - kept, budget, cluster, kept)
+
+
+def _kept(survey: Survey, plan: Plan, free: int) -> int:
+    """Bytes to keep of what is fetched over a network: as many as spare any request, but a quarter of what is free at
+    most, as blocks are what memory is for."""
+    scan = survey.scan
+    if scan.units is None:
+        return 0
+    each = prod(scan.units) * scan.dtype.itemsize * scan.channels
+    return max(0, min(Fetching.of(plan, scan.units).wanted(each, allowed(MOST)), free // 4))
 
 
 def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:

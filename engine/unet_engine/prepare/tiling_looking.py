@@ -128,8 +128,8 @@ class Looking:
 
     @cached_property
     def reach(self) -> tuple[int, ...] | None:
-        """How far the network sees beyond what it loses, per axis of the model, as its spec or its graph tells it."""
-        told = self.spec.context or reach_of(self.survey.model)
+        """How far the network sees beyond what it loses, per axis of the model, as its graph tells it, else its spec."""
+        told = reach_of(self.survey.model) or self.spec.context
         return told and tuple(max(0, r - m) for r, m in zip(told, self.spec.margin, strict=True))
 
     @property

@@ -160,6 +160,14 @@ class Volume(Protocol):
         Cheap, and asked wherever something is believed to be not stored, and at the end of a run. Raises `InputError`.
         """
 
+    @property
+    def units(self) -> tuple[int, ...] | None:
+        """Of a volume that is fetched over a network: the shape of what is fetched for each request; else None."""
+
+    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:
+        """Keep up to `most` bytes of what is fetched over a network; `uses`: how often each of its `units` is going to
+        be read, where that is known."""
+
     def release(self) -> None:
         """The run that reads it is complete: what was made for reading it, such as an unpacked copy, may go."""
 
@@ -220,6 +228,13 @@ class StoredVolume(ABC):
 
     def confirm(self) -> None:  # noqa: B027  # nothing to do is what most formats do
         """A format that reads what is not stored as something looks again here."""
+
+    @property
+    def units(self) -> tuple[int, ...] | None:
+        return None
+
+    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:  # noqa: B027  # most lie on a disk
+        """A format that fetches over a network keeps here."""
 
     def release(self) -> None:  # noqa: B027  # most formats make nothing
         """A format that makes something to read from gives it up here."""

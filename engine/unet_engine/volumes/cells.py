@@ -33,6 +33,9 @@ class CellMask:
     packed: bytes
     """Cells in C order, 1 for inside, eight to a byte, compressed by zlib."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (CellMask, (self.shape, self.cell, self.packed))  # not what was unpacked of it
+
     @classmethod
     def of(cls, inside: Array, shape: Sequence[int], cell: Sequence[int]) -> CellMask:
         """inside: (*cells) bool, as many along each axis as cover `shape`."""

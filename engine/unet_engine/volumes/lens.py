@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -123,6 +124,13 @@ class Lens(ABC):
 
     def confirm(self) -> None:
         self.scan.confirm()
+
+    @property
+    def units(self) -> tuple[int, ...] | None:
+        return self.scan.units
+
+    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:
+        self.scan.keep(most, None)  # `uses` counts on the grid that is seen
 
     def release(self) -> None:
         self.scan.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ from unet_engine.storage.absences import Absences
 from unet_engine.storage.bounded import bounded
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
+from unet_engine.storage.kept import Kept
 from unet_engine.storage.lengths import Lengths, longest_stored
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
@@ -171,7 +172,7 @@ def _noticing(path: str, array: zarr.Array) -> zarr.Array:
         return array
     place = array.store_path
     with own_codecs():
-        store = Absences(Lengths(place.store, longest_stored(array)))
+        store = Absences(Kept(Lengths(place.store, longest_stored(array))))
         return zarr.open_array(StorePath(store, place.path), mode="r")
 
 
@@ -198,6 +199,8 @@ class ZarrVolume(StoredVolume):
     witness: Witness
     linear: Linear
     """What stored numbers stand for."""
+    _uses: Callable[[Sequence[int]], int] | None = None
+    """How often a run reads a chunk (shard, if sharded), where that is known."""
 
     remedy = "restore the chunk, or delete it to have it read as the fill value"
 
@@ -278,9 +281,50 @@ class ZarrVolume(StoredVolume):
             return InputError(f"{self.path} cannot be read: {missing}")
         return super()._blamed(what, error)
 
+    # --- what is kept of a store over a network ---
+
+    @cached_property
+    def _kept(self) -> Kept | None:
+        store = self.array.store_path.store
+        inner = store._store if isinstance(store, Absences) else None
+        return inner if isinstance(inner, Kept) else None
+
+    @property
+    def units(self) -> tuple[int, ...] | None:
+        if self._kept is None:
+            return None
+        return self.along(self.array.shards or self.array.chunks)
+
+    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:
+        if self._kept:
+            self._kept.limit(most)
+            self._left.clear()
+            object.__setattr__(self, "_uses", uses)
+
+    @cached_property
+    def _left(self) -> dict[tuple[int, ...], int]:
+        """How often chunks will be read again, of those that were."""
+        return {}
+
+    def _used(self, box: Box) -> None:
+        """Let go of what no later block reads."""
+        if self._kept is None or self._uses is None:
+            return
+        units = self.along(self.array.shards or self.array.chunks)
+        for cell in box.cells(units):
+            chunk = tuple(l // u for l, u in zip(cell.lo, units, strict=True))
+            self._left[chunk] = left = self._left.get(chunk, self._uses(chunk)) - 1
+            if left <= 0:
+                del self._left[chunk]
+                self._kept.drop(self._key_at(key) for key in self._stored_keys(cell))
+
+    def _key_at(self, key: str) -> str:
+        return f"{self.array.store_path.path}/{key}".lstrip("/")
+
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         before = self._absences
         voxels = self._read(box, recorder)
+        self._used(box)
         if before is None or self._absences != before:
             self.confirm()
         return voxels
@@ -362,6 +406,8 @@ class ZarrVolume(StoredVolume):
         spans = [part.indices(size)[:2] for part, size in zip(selection, self.stored_shape, strict=True)]
         box = Box(tuple(lo for lo, _ in spans), tuple(hi for _, hi in spans))
         found = np.empty(box.shape, np.dtype(array.dtype))
+        if self._kept:
+            self._kept.clear_all()
         for cell in box.cells(self.stored_chunks):
             found[cell.relative_to(box.lo).slices()] = self._chunk(array, cell.slices(), error)
         return found
@@ -370,6 +416,8 @@ class ZarrVolume(StoredVolume):
         for _ in range(_TRIES):
             with suppress(ValueError, RuntimeError, TypeError):
                 return np.asarray(array[selection])
+            if self._kept:
+                self._kept.clear_all()
         raise error
 
     @cached_property

@@ -25,9 +25,11 @@ from unet_engine import machine
 from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.errors import ClusterError, ModelError, PlanError, UnetEngineError, first_line
 from unet_engine.execution.dask import station
+from unet_engine.execution.dask.sharing import Sharing
 from unet_engine.execution.dask.station import HaloParcel, Station, Sums
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import Bundle, BundleId
+from unet_engine.plan.memory import NoRoom
 from unet_engine.plan.plan import Index
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
@@ -230,16 +232,20 @@ def profile(name: str, spans: int, dask_worker: Any) -> Snapshot | None:
 # --- planning ---
 
 
-def plan_here(settings: Settings, workers: int, present: int) -> Prepared:
+def plan_here(settings: Settings, workers: int, present: int, sharing: Sharing | None = None) -> Prepared:
     """Survey and plan on a worker, whose device, libraries and memory count, not the client's. The network is closed
-    again.
+    again. sharing: of a local cluster.
 
     Raises what `survey`, `check_output` and `prepare` raise.
     """
     worker = get_worker()
-    surveyed = survey(settings.model_copy(update=_own(settings, worker)))
+    own = _own(settings, worker) | ({"memory": sharing.allowed()} if sharing else {})
+    surveyed = survey(settings.model_copy(update=own))
     check_output(surveyed)
-    prepared = prepare(replace(surveyed, devices=surveyed.devices[:1]), workers, present)
+    try:
+        prepared = prepare(replace(surveyed, devices=surveyed.devices[:1]), workers, present)
+    except NoRoom as error:
+        raise (sharing.refusal(error) if sharing else error) from error
     if prepared.network:
         prepared.network.close()
     return replace(prepared, network=None, ready=None)

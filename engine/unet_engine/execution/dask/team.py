@@ -12,10 +12,12 @@ from unet_engine.cluster.connection import Cluster
 from unet_engine.errors import ClusterError, SettingsError, first_line
 from unet_engine.execution.dask.hands import on_dask
 from unet_engine.execution.dask.progress import Progress
+from unet_engine.execution.dask.sharing import Sharing
 from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Pending
 from unet_engine.paths import absolute
 from unet_engine.pipeline.job import Counters
+from unet_engine.plan.memory import LEAST
 from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
@@ -52,7 +54,7 @@ class DaskTeam:
                 "workers of a cluster open volume and model themselves; give the paths of both, or leave out workers, "
                 "scheduler and cluster"
             )
-        self._cluster, self._tell = cluster, tell
+        self._cluster, self._tell, self._memory = cluster, tell, memory
         threads = settings.threads or connection.worker_threads(settings)
         self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
         self._progress = Progress()
@@ -69,9 +71,8 @@ class DaskTeam:
         connection.wait_for_workers(self._cluster, self._tell)
         present = self._gathered(client)
         connection.check_versions(client)
-        planned = client.submit(
-            tasks.plan_here, self._settings, max(self._cluster.expected, present), present, pure=False
-        )
+        workers = max(self._cluster.expected, present)
+        planned = client.submit(tasks.plan_here, self._settings, workers, present, self._sharing(client), pure=False)
         try:
             prepared: Prepared = planned.result()
         except (KilledWorker, FutureCancelledError) as error:
@@ -80,6 +81,13 @@ class DaskTeam:
                 "has, see the workers' logs"
             ) from error
         return prepared
+
+    def _sharing(self, client: Client) -> Sharing | None:
+        """How memory is shared, where all processes are on this machine."""
+        if self._cluster.kind not in ("local", "cuda") or self._memory is None:
+            return None
+        workers = self._cluster.expected
+        return Sharing.of(client, self._memory * workers, workers, LEAST)
 
     def _gathered(self, client: Client) -> int:
         """Workers that are there, after a while given to those that were started together with the first."""

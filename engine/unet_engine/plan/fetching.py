@@ -1,0 +1,90 @@
+"""How often the chunks of a volume are read by a plan, and what has to be kept of them so that each is fetched once.
+
+Blocks come in the order of their indices, so what a chunk is kept for is the next block, the next row of blocks, or the
+next layer of them. Pure arithmetic on sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+
+from unet_engine.plan.plan import Plan, read_span
+
+MOST = 2**30
+"""Bytes that are kept at most."""
+
+
+def reads_along(plan: Plan, a: int, lo: int, hi: int) -> list[tuple[int, int]]:
+    """What blocks `lo` to `hi` of one column read along axis `a` of the volume, each in its turn."""
+    axis, step = plan.axes[a], plan.block[a]
+    core = plan.core_span(a, plan.edge(a, lo), plan.edge(a, hi))
+    windows = axis.meeting(core.start, core.stop)
+    found = []
+    for begin in range(windows.start // step * step, windows.stop, step):
+        first, last = max(windows.start, begin), min(windows.stop, begin + step) - 1
+        span = read_span(axis, first, last, plan.padding)
+        found.append(plan.image[a].reach(*span) if plan.image else span)  # what those voxels are made of
+    return found
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """Per axis, in chunks: what each row of blocks reads, in order. Of one box of blocks."""
+
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    order: tuple[int, ...]
+    """Axes, the one along which blocks go on last first."""
+
+    @classmethod
+    def of(cls, plan: Plan, chunks: Sequence[int]) -> Fetching:
+        """chunks: their shape, on the grid of the volume"""
+        along = [
+            tuple(
+                (start // chunks[a], -(-stop // chunks[a]))
+                for spans in (plan.column_spans(box)[a] for box in plan.share)
+                for lo, hi in spans
+                for start, stop in reads_along(plan, a, lo, hi)
+            )
+            for a in range(len(plan.axes))
+        ]
+        return cls(tuple(along), tuple(plan.order))
+
+    @cached_property
+    def counts(self) -> tuple[dict[int, int], ...]:
+        """Per axis, how many rows of blocks read each chunk."""
+        found: tuple[dict[int, int], ...] = tuple({} for _ in self.spans)
+        for counts, spans in zip(found, self.spans, strict=True):
+            for lo, hi in spans:
+                for chunk in range(lo, hi):
+                    counts[chunk] = counts.get(chunk, 0) + 1
+        return found
+
+    def uses(self, chunk: Sequence[int]) -> int:
+        """How often a chunk is read."""
+        return prod(counts.get(i, 0) for counts, i in zip(self.counts, chunk, strict=True))
+
+    @cached_property
+    def _levels(self) -> list[tuple[int, float]]:
+        """What has to be kept, in chunks, and how often a chunk is then fetched in the mean: first nothing, then what
+        the next block needs, then the next row of blocks, at last the next layer."""
+        often = [sum(self.counts[a].values()) / max(1, len(self.counts[a])) for a in self.order]
+        longest = [max((hi - lo for lo, hi in self.spans[a]), default=0) for a in self.order]
+        whole = [len(self.counts[a]) for a in self.order]
+        shared = [max((max(0, h - l) for (_, h), (l, _) in pairwise(self.spans[a])), default=0) for a in self.order]
+        found, kept = [(0, prod(often))], prod(longest)  # what is being read is there while it is read
+        for n in range(len(often) - 1, -1, -1):
+            kept += prod(longest[:n]) * shared[n] * prod(whole[n + 1 :])
+            found.append((kept, prod(often[:n])))
+        return found
+
+    def wanted(self, chunk_bytes: int, most: int = MOST) -> int:
+        """Bytes to keep, of `most`, chunks being no longer than they are unpacked: more would spare nothing."""
+        return min(most, self._levels[-1][0] * chunk_bytes)
+
+    def factor(self, kept: int, chunk_bytes: int) -> float:
+        """How often a chunk is fetched in the mean, where `kept` bytes are kept."""
+        return min(factor for chunks, factor in self._levels if chunks * chunk_bytes <= kept)

@@ -1,0 +1,94 @@
+"""What was fetched over a network and is needed again, kept as it came: packed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from zarr.storage import WrapperStore
+
+from unet_engine.storage.remote import is_metadata
+from unet_engine.units import parse_bytes
+
+CACHE = "UNET_ENGINE_STORE_CACHE"
+"""Environment variable: bytes that a volume may be kept of, e.g. 256MiB; 0 for none."""
+BEFORE = 2**26
+"""Bytes that are kept before there is a plan that says what is needed again."""
+
+
+def allowed(most: int) -> int:
+    """Bytes that may be kept, `most` unless the environment says less or more."""
+    try:
+        return parse_bytes(os.environ[CACHE])
+    except (KeyError, ValueError):
+        return most
+
+
+class Kept(WrapperStore[Any]):  # type: ignore[misc]
+    """A store that keeps what it gave, up to `most` bytes, what was longest not asked for going first; and what is known
+    to be needed no more at once."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.most = min(BEFORE, allowed(BEFORE))
+        self.fetched = 0
+        """Objects, or ranges of them, that were asked of the store and there."""
+        self._found: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._spans: dict[str, set[str]] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        name = key, repr(byte_range)
+        with self._lock:
+            if name in self._found:
+                self._found.move_to_end(name)
+                return self._found[name]
+        found = await self._store.get(key, prototype, byte_range)
+        if found is not None and not is_metadata(key):
+            self.fetched += 1
+            self._keep(name, found)
+        return found
+
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Any]:
+        return [await self.get(key, prototype, span) for key, span in key_ranges]
+
+    def _keep(self, name: tuple[str, str], found: Any) -> None:
+        with self._lock:
+            if len(found) > self.most or name in self._found:
+                return
+            self._found[name] = found
+            self._spans.setdefault(name[0], set()).add(name[1])
+            self._bytes += len(found)
+            while self._bytes > self.most:
+                self._let_go(next(iter(self._found)))
+
+    def _let_go(self, name: tuple[str, str]) -> None:
+        self._bytes -= len(self._found.pop(name))
+        spans = self._spans[name[0]]
+        spans.discard(name[1])
+        if not spans:
+            del self._spans[name[0]]
+
+    def limit(self, most: int) -> None:
+        """Keep so many bytes from now on, beside what is kept already: those are part of what the process was found to
+        take."""
+        with self._lock:
+            self.most = most + self._bytes
+
+    def clear_all(self) -> None:
+        """What came was wrong, and shall be fetched again."""
+        with self._lock:
+            self._found.clear()
+            self._spans.clear()
+            self._bytes = 0
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Nobody needs these any more."""
+        with self._lock:
+            for key in keys:
+                for span in list(self._spans.get(key, ())):
+                    self._let_go((key, span))

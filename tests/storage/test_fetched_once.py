@@ -1,0 +1,96 @@
+"""Chunks behind a network are fetched once: as the plan counts, and as a proxy in front of the server measures."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from support.command_line import cli
+from support.s3 import faulty, upload
+from support.volumes import fake_model, make_volume, result_of
+from unet_engine.plan.fetching import Fetching
+from unet_engine.storage.kept import CACHE
+
+IMAGE = np.random.default_rng(8).integers(1, 2**16, (44, 40, 36), dtype=np.uint16)
+CHUNK = (12, 10, 12)
+
+
+@pytest.fixture(params=["chunks", "shards"])
+def stored(request, tmp_path):
+    path = tmp_path / "scan.zarr"
+    if request.param == "shards":
+        make_volume(str(path), IMAGE, chunks=CHUNK, shards=tuple(2 * c for c in CHUNK))
+    else:
+        make_volume(str(path), IMAGE, chunks=CHUNK)
+    return request.param, path
+
+
+def fetches(proxy):
+    """How often each chunk, or part of a shard, was fetched."""
+    return collections.Counter((one.path, one.span) for one in proxy.gets("/c/"))
+
+
+def test_each_chunk_is_fetched_once_with_a_cache_and_as_often_as_the_plan_says_without(monkeypatch, tmp_path, stored):
+    kind, local = stored
+    with faulty(monkeypatch) as (proxy, client):
+        upload(client, local, "scan.zarr")
+        model = fake_model(tmp_path)
+        arguments = ("--in", "s3://lab/scan.zarr", "--model", model, "--output", "logits", "--json")
+        planned = cli("plan", *arguments)
+        assert planned.code == 0, planned.err
+        assert planned.json["fetch_factor"] == 1.0
+        assert planned.json["bytes_kept"] <= 2**30
+        results = {}
+        for cache in ("1GiB", "0"):
+            monkeypatch.setenv(CACHE, cache)
+            proxy.seen.clear()
+            said = cli("run", *arguments, "--out", tmp_path / f"{cache}.zarr")
+            assert said.code == 0, said.err
+            assert said.json["blocks_planned"] > 8, "blocks that share chunks along every axis"
+            results[cache] = fetches(proxy)
+        once = results["1GiB"]
+        assert sum(once.values()) <= 1.05 * len(once)
+        assert set(once) == set(results["0"])
+        if kind == "chunks":
+            often = sum(results["0"].values()) / len(once)
+            bare = cli("plan", *arguments)
+            assert bare.json["fetch_factor"] > 1.3
+            # besides, samples are read before there is a plan
+            assert bare.json["fetch_factor"] <= often <= 2 * bare.json["fetch_factor"] + 1
+        here = cli("run", "--in", local, "--model", model, "--output", "logits", "--out", tmp_path / "here.zarr")
+        assert here.code == 0, here.err
+        for cache in results:
+            assert (
+                result_of(str(tmp_path / f"{cache}.zarr")).tobytes() == result_of(str(tmp_path / "here.zarr")).tobytes()
+            )
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (4, 3, 5)])
+def test_what_has_to_be_kept_is_enough(shape):
+    """Against a plain list of what blocks read, one after the other."""
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        spans = []
+        for n in shape:
+            edges = np.sort(rng.choice(range(1, 4 * n), n - 1, replace=False)).tolist()
+            lows, highs = [0, *edges], [*edges, 4 * n]
+            wider = rng.integers(0, 3, 2)
+            spans.append(tuple((max(0, l - int(wider[0])), min(4 * n, h + int(wider[1])))
+                               for l, h in zip(lows, highs, strict=True)))  # fmt: skip
+        fetching = Fetching(tuple(spans), tuple(range(len(shape))))
+        reads = [
+            {tuple(int(i) + l for i, (l, _) in zip(c, box, strict=True)) for c in np.ndindex(*(h - l for l, h in box))}
+            for box in ([spans[a][i] for a, i in enumerate(index)] for index in np.ndindex(*shape))
+        ]  # fmt: skip
+        uses = collections.Counter(chunk for read in reads for chunk in read)
+        assert all(fetching.uses(chunk) == n for chunk, n in uses.items())
+        left, kept, most = dict(uses), set(), 0
+        for read in reads:
+            kept |= read
+            most = max(most, len(kept))
+            for chunk in read:
+                left[chunk] -= 1
+            kept = {chunk for chunk in kept if left[chunk]}
+        assert most <= fetching.wanted(1)
+        assert fetching.factor(fetching.wanted(1), 1) == 1
+        assert fetching.factor(0, 1) == pytest.approx(sum(uses.values()) / len(uses))
