@@ -98,7 +98,9 @@ def test_a_precision_without_a_graph_of_its_own_is_refused(cells):
 def test_a_window_that_makes_too_large_tensors_is_refused_by_name(cells):
     network = cells.path.read_bytes()
     tensorrt_api.check_sizes(cells.path, network, (1, 1, 64, 64, 64))
-    with pytest.raises(ModelError, match=r"the tensor \w+ has [\d,]+ elements, and TensorRT takes fewer than 2\^31"):
+    with pytest.raises(
+        ModelError, match=r"the result \w+ inside the network has [\d,]+ elements, and TensorRT takes fewer than 2\^31"
+    ):
         tensorrt_api.check_sizes(cells.path, network, (1, 1, 1024, 512, 1024))
 
 

@@ -367,7 +367,7 @@ def test_an_unproved_precision_is_measured_and_not_proposed(tmp_path, tiny_onnx)
         (["--backend", "nosuch"], 6, "there is no back end"),
         (["--precision", "fp99"], 2, "--precision"),
         (["--devices", "cuda:77"], 6, "--devices"),
-        (["--backend", "onnxruntime", "--precision", "bf16"], 2, "nothing is left to sweep"),
+        (["--backend", "onnxruntime", "--precision", "bf16"], 2, "nothing is left to measure"),
         (["--html", "missing/b.html"], 8, "--html"),
         (["--json", "."], 8, "--json"),
     ],

@@ -293,7 +293,7 @@ def test_a_sequence_is_no_image(tmp_path):
 def test_a_rim_that_the_image_lacks_is_no_other_resolution(tmp_path):
     weights = {**mixing(3), "p": np.array([0, 0, 2, 2, 0, 0, 2, 2])}
     model = plane(tmp_path / "net.onnx", [node("Pad", "x p", "d"), conv(given="d")], [y(size=(20, 20))], weights)
-    with pytest.raises(ModelError, match=r"16×16 into 20×20: its output is larger .*cut it off"):
+    with pytest.raises(ModelError, match=r"16×16 into 20×20: its output is larger .*crop it"):
         open_model(model)
 
 

@@ -208,7 +208,7 @@ def test_credentials_that_expire_in_mid_run_lose_nothing(monkeypatch, tmp_path, 
         monkeypatch.setattr(FakeBackend, "start", starting)
         proxy.fault = lambda number, method, path: "expired" if expired and method == what else None
         out = "s3://lab/o.zarr" if what == "PUT" else tmp_path / "o.zarr"
-        arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", model, "--out", out, "--json", "--memory", "1GiB")
+        arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", model, "--out", out, "--json", "--memory", "6GiB")
         said = cli(*arguments)
         assert said.code == (InputError if what == "GET" else OutputError).exit_code, said.err
         assert "403 Forbidden (ExpiredToken)" in said.error

@@ -103,12 +103,13 @@ def _compiled(core: ov.Core, setup: Setup, computed: str) -> Any:
         # pinned, the streams of several worker processes would all sit on the first cores
         "ENABLE_CPU_PINNING": False,
     }
+    # read before anything is taken from the cache: a file that is damaged is refused, whatever was made of it before
+    attached = attached_network(setup.model, setup.network) if setup.network else None
     key = _key(setup, how)
     with suppress(BackendError, RuntimeError):  # no cache, or nothing that this library takes
         kept = engine_cache.load(KIND, key)
         if kept is not None:
             return core.import_model(io.BytesIO(kept), "CPU", how)
-    attached = attached_network(setup.model, setup.network) if setup.network else None
     model = unpacked(attached, _most(setup)) if attached else core.read_model(network_of(setup.model, setup.batch))
     model.reshape(list(setup.input_shape))
     compiled = core.compile_model(model, "CPU", how)

@@ -6,9 +6,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -105,10 +105,23 @@ def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # 
     message = notice.Notice(ways.address(), running.command(), console.note)
     ended = [""]
     with notice.notified(message, lambda: ended[0]):
-        ended[0] = _run(ways, console, message, given, more, as_json=as_json)
+        with _asked(ways, console, message, given, more, as_json=as_json) as task:
+            task.result = task.work()
+        ended[0] = task.line
 
 
-def _run(
+@dataclass
+class _Task:
+    """What was asked for: one thing to do, while all that lies around it is open."""
+
+    work: Callable[[], Any]
+    result: Any = None
+    line: str = ""
+    """What it came to, known once all around it is closed."""
+
+
+@contextmanager
+def _asked(
     ways: running.Ways,
     console: Screen,
     message: Notice,
@@ -116,22 +129,30 @@ def _run(
     more: tuple[str, ...],
     *,
     as_json: bool,
-) -> str:
-    """Do what was asked; returns what it came to, in a line."""
+) -> Iterator[_Task]:
+    """What the command was given comes to."""
     from unet_engine.batches.inputs import are_several, check_behind
 
     check_behind(more)
     inputs = given["input"] = [*given["input"], *more]
     if inputs and are_several(inputs):
-        return _run_several(ways, console, message, given, as_json=as_json)
+        yield (task := _Task(partial(_run_several, ways, console, message, given, as_json=as_json)))
+        task.line = task.result
+        return
     given["input"] = inputs[0] if inputs else None
     if ways.dry_run:
-        _plan(given, as_json=as_json)
-        return "planned"
-    return _run_one(ways, console, message, given, as_json=as_json)
+        yield (task := _Task(partial(_plan, given, as_json=as_json)))
+        task.line = "planned"
+        return
+    with _one(ways, console, message, given, as_json=as_json) as task:
+        yield task
 
 
-def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool) -> str:
+@contextmanager
+def _one(
+    ways: running.Ways, console: Screen, message: Notice, given: dict[str, Any], *, as_json: bool
+) -> Iterator[_Task]:
+    """The run of one volume, planned and told; what it leaves is told behind it."""
     from unet_engine.api import run_volume
     from unet_engine.batches.times import are_several, run_times
     from unet_engine.commands import report
@@ -147,8 +168,10 @@ def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[s
 
             settings = with_model(Settings.of(**_required(given)), tell)
             if are_several(settings):
-                result = record.result = run_times(settings, running.Steps(console, tell), tell)
-                return _said_of_times(result, console, as_json=as_json)
+                yield (task := _Task(partial(run_times, settings, running.Steps(console, tell), tell)))
+                record.result = task.result
+                task.line = _said_of_times(task.result, console, as_json=as_json)
+                return
             page = ways.page(settings)
             settings = stack.enter_context(page.profiled(settings)) if page else settings
             with team(settings, tell) as crew:
@@ -161,7 +184,8 @@ def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[s
                     console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
                 interruption.writing(prepared.survey.named)
                 watch = None if console.silent else lambda p, c: report.Watcher(p, c, console)
-                result = record.result = run_volume(crew, prepared, watch, tell)
+                yield (task := _Task(partial(run_volume, crew, prepared, watch, tell)))
+                result = record.result = task.result
                 if page:
                     page.write(prepared, result, record.notes, ways.price(), crew.give(), console.say)
     except KeyboardInterrupt:
@@ -181,7 +205,7 @@ def _run_one(ways: running.Ways, console: Screen, message: Notice, given: dict[s
         )
     if as_json:
         click.echo(json.dumps(asdict(result) | ways.cost(result)))
-    return line
+    task.line = line
 
 
 def _said_of_times(result: Result, console: Screen, *, as_json: bool) -> str:

@@ -88,16 +88,12 @@ class LocalTeam:
             worker.recorder.restart()
             worker.job = replace(worker.job, begun=prepared.job.begun)
         with watched(self._settings.hang_seconds, "this run", self._moved):
-            self.columns(prepared, pending)
+            run_columns(self.workers, pending, self._leg or ALWAYS)
         for worker in self.workers:
             worker.confirm()
         self._profile = {
             worker.job.setup.device: profile for worker in self.workers if (profile := worker.profile(SPANS))
         }
-
-    def columns(self, prepared: Prepared, pending: Pending) -> None:
-        """Predict and commit every pending block."""
-        run_columns(self.workers, pending, self._leg or ALWAYS)
 
     def _moved(self) -> object:
         """What changes while something is done, or another volume has the network."""

@@ -69,9 +69,12 @@ class Presence:
         """Which voxels of `box` of the output are overwritten, (*box.shape) bool; None where none are."""
         if self.job.outside is None:
             return None
-        found = np.zeros(box.shape, bool)
+        found: Array | None = None
         for mask in self.written:
-            found |= mask.read(box, recorder) == 0
+            lies = mask.read(box, recorder) == 0
+            found = lies if found is None else np.logical_or(found, lies, out=found)
+        if found is None:
+            found = np.zeros(box.shape, bool)
         if self.job.nodata:
             if self._absent_unless_stored and not self.written_volume.has_data(box):
                 found[...] = True

@@ -26,6 +26,8 @@ class Keys:
         """values: of any shape. As uint64."""
         if self.dtype.kind == "b":
             return values.astype(np.uint64)
+        if self.dtype.kind == "f":
+            values = values + self.dtype.type(0)  # -0 becomes 0
         raw = np.ascontiguousarray(values, self.dtype).view(f"u{self.dtype.itemsize}").astype(np.uint64)
         if self.dtype.kind == "u":
             return raw
