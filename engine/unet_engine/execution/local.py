@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from unet_engine import machine
@@ -88,12 +89,16 @@ class LocalTeam:
             worker.recorder.restart()
             worker.job = replace(worker.job, begun=prepared.job.begun)
         with watched(self._settings.hang_seconds, "this run", self._moved):
-            run_columns(self.workers, pending, self._leg or ALWAYS)
+            self.order(prepared, pending)()
         for worker in self.workers:
             worker.confirm()
         self._profile = {
             worker.job.setup.device: profile for worker in self.workers if (profile := worker.profile(SPANS))
         }
+
+    def order(self, prepared: Prepared, pending: Pending) -> Callable[[], None]:
+        """What predicts and commits every pending block."""
+        return partial(run_columns, self.workers, pending, self._leg or ALWAYS)
 
     def _moved(self) -> object:
         """What changes while something is done, or another volume has the network."""

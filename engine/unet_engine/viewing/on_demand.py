@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from math import dist
 from typing import Protocol
 
@@ -102,7 +103,10 @@ class OnDemandTeam(LocalTeam):
         self._show = show
         self._is_idle = True
 
-    def columns(self, prepared: Prepared, pending: Pending) -> None:
+    def order(self, prepared: Prepared, pending: Pending) -> Callable[[], None]:
+        return partial(self._as_asked, prepared, pending)
+
+    def _as_asked(self, prepared: Prepared, pending: Pending) -> None:
         job = prepared.job
         blocks = Blocks(job.plan, job.layout)
         demand, previews = Demand(blocks, pending), Previews(blocks, job.layout.dtype)
