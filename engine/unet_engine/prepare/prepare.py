@@ -106,7 +106,7 @@ def prepare(
 def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tell: Tell) -> Prepared:
     survey = loaded.draft.survey  # of the back end that runs
     decisions, choice = _choose(survey, loaded, tell)
-    tiled = _tiled(loaded, decisions, notes, tell) if survey.settings.tiling == "auto" else None
+    tiled = _tiled(loaded, decisions, notes, tell, max(1, workers)) if survey.settings.tiling == "auto" else None
     if tiled is not None:
         loaded = _reopened(loaded, tiled.window)
         survey = loaded.draft.survey
@@ -283,7 +283,7 @@ def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, Ove
     return replace(decisions, tiling=chosen), choice
 
 
-def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell) -> TilingChoice:
+def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell, workers: int) -> TilingChoice:
     """What ``--tiling auto`` takes: what the output was begun with, else what was known or is found out. Another part
     may begin the output meanwhile: then its choice counts."""
     draft = loaded.draft
@@ -291,7 +291,7 @@ def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell) 
     if found is None:
         from unet_engine.prepare import tiling
 
-        found = tiling.search(draft, decisions, _memory(loaded), tell)
+        found = tiling.search(draft, decisions, _memory(loaded, workers), tell)
         found = tiling_choice.stored(draft.survey) or found
     if found.kept:
         fall_back(draft.survey.settings, notes, f"--tiling auto: {found.line}")
@@ -312,7 +312,7 @@ def _coarse(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell)
     return found
 
 
-def _memory(loaded: _Loaded) -> Memory:
+def _memory(loaded: _Loaded, workers: int) -> Memory:
     """What windows may take: half of what the run may use, as the rest is for blocks."""
     from unet_engine.prepare.tiling_looking import Memory
 
@@ -321,7 +321,7 @@ def _memory(loaded: _Loaded) -> Memory:
     budget = survey.settings.memory or resident + machine.available_memory() // 2
     least = 4 * (survey.model.spec.channels_in + survey.model.blended)
     per_voxel = (resident - loaded.before) / (setup.threads * prod(setup.window))
-    return Memory(max(1, budget - loaded.before) // 2, max(least, per_voxel))
+    return Memory(max(1, budget - loaded.before) // 2, max(least, per_voxel), workers)
 
 
 def _reopened(loaded: _Loaded, window: tuple[int, ...]) -> _Loaded:

@@ -53,6 +53,8 @@ class Memory:
     """Bytes for the network, at work on all threads."""
     per_voxel: float
     """Bytes that a window takes per voxel of its input."""
+    workers: int = 1
+    """Processes that have so much each."""
 
     def most(self, threads: int) -> int:
         """Voxels of a window of which so many are inferred at once."""
@@ -72,9 +74,9 @@ class Looking:
         self.reduced = REDUCTIONS["labels"](self.spec.activation, label_dtype(self.spec), self.spec.regions)
         settings, setup = self.survey.settings, draft.network.setup
         on_cpu = setup.device == "cpu"
-        self.fit = Fit(
-            self.survey, decisions, self.run(), self.admits, (settings.threads or machine.cpu_count()) if on_cpu else 1
-        )
+        threads = (settings.threads or machine.cpu_count()) if on_cpu else 1
+        # of all workers, so that those of a machine choose what one process would choose there
+        self.fit = Fit(self.survey, decisions, self.run(), self.admits, threads * memory.workers)
         self.computed = 0.0
         """Voxels of input so far; those in fp32 count for as many as they last longer."""
         verdict = self.survey.choice.proved
