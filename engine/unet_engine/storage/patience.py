@@ -207,7 +207,15 @@ def _of_library(error: BaseException) -> Trouble | None:
     return None
 
 
-_OF_OBSTORE = ("HTTP error", "timed out", "kind: Interrupted", "parse", "invalid list response", "Content-Length")
+_OF_OBSTORE = (
+    "HTTP error",
+    "timed out",
+    "kind: Interrupted",
+    "parse",
+    "Got invalid",
+    "invalid list response",
+    "Content-Length",
+)
 """Words in what may pass: no answer, or one that was cut off and makes no sense."""
 _OF_BOTOCORE = (
     "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "HTTPClientError", "ConnectionClosedError",
