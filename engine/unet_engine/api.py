@@ -198,12 +198,11 @@ def _is_made(prepared: Prepared) -> bool:
     survey = prepared.survey
     if survey.named == survey.out or not survey.settings.resume:
         return False
-    if not working.is_file(survey.named):
-        from unet_engine.execution import objects
+    if working.is_handed_over(survey.named):
+        return working.settled(survey.named, prepared.job.plan.digest)
+    from unet_engine.execution import objects
 
-    if not working.is_handed_over(survey.named):
-        return objects.are_there(survey.named, prepared.job.plan.digest)
-    return working.settled(survey.named, prepared.job.plan.digest)
+    return objects.are_there(survey.named, prepared.job.plan.digest)
 
 
 def _handed_over(prepared: Prepared, crew: Team) -> list[str]:

@@ -243,3 +243,23 @@ def test_a_plan_is_that_of_the_first(case):
     assert said.code == 0, said.err
     said = cli("plan", "--in", case[0], "--model", case[1], "--timepoint", "1:3")
     assert "time point 1, the first of 2" in said.err
+
+
+def test_what_is_told_of_a_run_is_told_of_time_points(tmp_path, case):
+    options = ("run", "--in", case[0], "--model", case[1], "--timepoint", "1:3", "--blend", "crop")
+    said = cli(*options, "--out", "o.zarr", "--rate", "3600EUR", "--json")
+    assert said.code == 0, said.err
+    assert said.json["price"] == pytest.approx(said.json["seconds"], rel=1e-4)
+    assert " EUR a teravoxel" in said.err
+    said = cli(*options, "--out", "p.zarr", "--report", "p.html")
+    assert said.code == 2
+    assert "--report is of one time point" in said.error
+    assert not Path("p.html").exists()
+
+
+def test_an_interruption_names_what_stays(tmp_path, case, monkeypatch):
+    monkeypatch.setattr(module, "_assemble", dying(None, 0))
+    said = cli("run", "--in", case[0], "--model", case[1], "--timepoint", "1:3", "--out", "o.zarr")
+    assert said.code == 130
+    assert "what is committed in" in said.error
+    assert "--resume" in said.error

@@ -114,7 +114,7 @@ def _tried(address: Address, body: bytes, until: float) -> str | None:
 def _posted(address: Address, body: bytes, until: float) -> tuple[str | None, bool]:
     """Why it did not work, and whether another try may."""
     import http.client
-    from urllib.error import HTTPError
+    from urllib.error import HTTPError, URLError
     from urllib.request import HTTPRedirectHandler, Request, build_opener
 
     class Staying(HTTPRedirectHandler):
@@ -134,8 +134,10 @@ def _posted(address: Address, body: bytes, until: float) -> tuple[str | None, bo
         error.close()
         led = "; give the address that it leads to" if 300 <= error.code < 400 else ""
         return f"the server answered {error.code}{led}", error.code in TRIED_AGAIN
+    except URLError as error:  # around what went wrong, or words
+        return first_line(error.reason if isinstance(error.reason, Exception) else error), True
     except (OSError, http.client.HTTPException) as error:
-        return first_line(getattr(error, "reason", None) or error), True  # type: ignore[arg-type]
+        return first_line(error), True
 
 
 def _short(value: Any, longest: int = LONGEST) -> Any:

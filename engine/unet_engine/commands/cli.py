@@ -96,7 +96,7 @@ def app() -> None:
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout; of each volume.")
 @running_options
 @click.argument("more", metavar="[PATH]...", nargs=-1, type=PLACE)
-def run_command(as_json: bool, more: tuple[str, ...], **given: Any) -> None:  # noqa: FBT001  # click passes them so
+def run_command(*, as_json: bool, more: tuple[str, ...], **given: Any) -> None:
     """Run the model over a volume, or over several: those of --in, and those named behind."""
     from unet_engine.commands import notice
 
@@ -134,6 +134,7 @@ def _asked(
     from unet_engine.batches.inputs import are_several, check_behind
 
     check_behind(more)
+    ways.price()
     inputs = given["input"] = [*given["input"], *more]
     if inputs and are_several(inputs):
         yield (task := _Task(partial(_run_several, ways, console, message, given, as_json=as_json)))
@@ -159,41 +160,36 @@ def _one(
     from unet_engine.execution.choose import team
     from unet_engine.settings import Settings
 
-    try:
-        with running.recorded(ways, console, running.Record.of(given), message) as record, ExitStack() as stack:
+    with running.recorded(ways, console, running.Record.of(given), message) as record, ExitStack() as stack:
 
-            def tell(*notes: str) -> None:
-                record.notes += notes
-                _tell(console, notes)
+        def tell(*notes: str) -> None:
+            record.notes += notes
+            _tell(console, notes)
 
-            settings = with_model(Settings.of(**_required(given)), tell)
-            if are_several(settings):
-                yield (task := _Task(partial(run_times, settings, running.Steps(console, tell), tell)))
-                record.result = task.result
-                task.line = _said_of_times(task.result, console, as_json=as_json)
-                return
-            page = ways.page(settings)
-            settings = stack.enter_context(page.profiled(settings)) if page else settings
-            with team(settings, tell) as crew:
-                prepared = crew.prepare()
-                record.prepared(crew, prepared)
-                tell(*crew.notes, *prepared.notes)
-                console.pairs(report.plan_lines(prepared))
-                if crew.dashboard:
-                    hidden = "token=" in crew.dashboard and not console.is_terminal
-                    console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
-                interruption.writing(prepared.survey.named)
-                watch = None if console.silent else lambda p, c: report.Watcher(p, c, console)
-                yield (task := _Task(partial(run_volume, crew, prepared, watch, tell)))
-                result = record.result = task.result
-                if page:
-                    page.write(prepared, result, record.notes, ways.price(), crew.give(), console.say)
-    except KeyboardInterrupt:
-        message.send(*said_of(KeyboardInterrupt()))
-        _end(interruption.said(), INTERRUPTED)
-    finally:
-        interruption.writing(None)
-    console.say(line := report.result_line(result) + ways.priced(result))
+        settings = with_model(Settings.of(**_required(given)), tell)
+        page = ways.page(settings)
+        if are_several(settings):
+            yield (task := _Task(partial(run_times, settings, running.Steps(console, tell), tell)))
+            record.result = task.result
+            task.line = _say_result(task.result, ways, console, as_json=as_json)
+            return
+        settings = stack.enter_context(page.profiled(settings)) if page else settings
+        with team(settings, tell) as crew:
+            prepared = crew.prepare()
+            record.prepared(crew, prepared)
+            tell(*crew.notes, *prepared.notes)
+            console.pairs(report.plan_lines(prepared))
+            if crew.dashboard:
+                hidden = "token=" in crew.dashboard and not console.is_terminal
+                console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
+            interruption.writing(prepared.survey.named)
+            watch = None if console.silent else lambda p, c: report.Watcher(p, c, console)
+            yield (task := _Task(partial(run_volume, crew, prepared, watch, tell)))
+            result = record.result = task.result
+            if page:
+                page.write(prepared, result, record.notes, ways.price(), crew.give(), console.say)
+    interruption.writing(None)
+    task.line = _say_result(result, ways, console, as_json=as_json)
     if page:
         console.say(f"report: {page.path}")
     if not page or page.asked_for_profile:
@@ -203,17 +199,15 @@ def _one(
             f"part {result.part} is done, others are not: the last of them completes {result.out}, "
             f"or: unet-engine finish {result.out}"
         )
-    if as_json:
-        click.echo(json.dumps(asdict(result) | ways.cost(result)))
-    task.line = line
 
 
-def _said_of_times(result: Result, console: Screen, *, as_json: bool) -> str:
+def _say_result(result: Result, ways: running.Ways, console: Screen, *, as_json: bool) -> str:
+    """In a line for people, which is returned, and with ``--json`` in one for programs."""
     from unet_engine.commands import report
 
-    console.say(line := report.result_line(result))
+    console.say(line := report.result_line(result) + ways.priced(result))
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        click.echo(json.dumps(asdict(result) | ways.cost(result)))
     return line
 
 
@@ -237,7 +231,7 @@ def _say(text: str) -> None:
 @app.command("plan")
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one line of JSON.")
-def plan_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
+def plan_command(*, as_json: bool, **given: Any) -> None:
     """Show what a run would do: grid, blocks, work, bytes, memory, time. Nothing is written."""
     _plan(given, as_json=as_json)
 
@@ -264,7 +258,7 @@ def _plan(given: dict[str, Any], *, as_json: bool) -> None:
 @click.argument("out", type=PLACE)
 @click.option("--verify", is_flag=True, help="Compare the contents of chunks with their checksums, too.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT001
+def finish_command(out: str, *, verify: bool, as_json: bool) -> None:
     """Complete the output OUT, once all its parts have run. Says what is missing otherwise."""
     from unet_engine.commands import screen
     from unet_engine.output.completion import line
@@ -284,12 +278,7 @@ def finish_command(out: str, verify: bool, as_json: bool) -> None:  # noqa: FBT0
 @click.option("--trust", is_flag=True, help="Run the code of a model of another tool; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def info_command(
-    path: str,
-    axes: str | None,
-    window: str | None,
-    head: str | None,
-    trust: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    path: str, *, axes: str | None, window: str | None, head: str | None, trust: bool, as_json: bool
 ) -> None:
     """Describe a volume, a model file, or a model of another tool."""
     from unet_engine.commands import screen
@@ -306,7 +295,7 @@ def info_command(
 @app.command("demo")
 @click.argument("folder", metavar="DIR", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def demo_command(folder: str, as_json: bool) -> None:  # noqa: FBT001
+def demo_command(folder: str, *, as_json: bool) -> None:
     """Make a synthetic volume in DIR, segment it, show what came out and what to try next."""
     from unet_engine.commands.demo import demo
 
@@ -372,6 +361,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 def _heed_signals() -> None:
     _over.clear()
+    interruption.writing(None)
     for name in interruption.ENDING:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells have some ignored

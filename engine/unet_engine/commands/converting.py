@@ -22,17 +22,18 @@ from unet_engine.commands.options import PLACE, Command
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at OUT, once the new file is whole.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def convert_command(  # noqa: PLR0917
+def convert_command(
     source: str,
     out: str,
+    *,
     axes: str | None,
     image: str | None,
     level: int | None,
     timepoint: int | None,
     input_channels: str | None,
     images: str | None,
-    overwrite: bool,  # noqa: FBT001  # click passes flags by name
-    as_json: bool,  # noqa: FBT001
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write the volume IN, labels or an image, to OUT, in the format that its name says.
 

@@ -95,7 +95,7 @@ def _needs(module: str, extra: str, what: str) -> None:
 )
 @click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # click passes flags by name
+def export_command(*, as_json: bool, **given: Any) -> None:
     """Turn CHECKPOINT into a model file: a state dict (with --factory), a .pt2, a TorchScript or an ONNX.
 
     The file is compared with what it is made of, on several window sizes, and appears only if both agree. The factory
@@ -148,7 +148,7 @@ def export_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001  # clic
 @IGNORE_SPACING
 @click.option("--trust", is_flag=True, help="Open a --reference that may run any code; asked once per file.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
-def quantize_command(as_json: bool, **given: Any) -> None:  # noqa: FBT001
+def quantize_command(*, as_json: bool, **given: Any) -> None:
     """Make MODEL faster and prove on your own volume that it still computes the same.
 
     Candidates are compared with fp32 on windows of the volume that were not calibrated on. What passes is attached to
@@ -200,7 +200,7 @@ def _thresholds(given: tuple[str, ...]) -> tuple[float | None, dict[str, float]]
     "--fix", is_flag=True, help="Try nothing: print the exact commands for what is missing here, and run none of them."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def doctor_command(fix: bool, as_json: bool) -> None:  # noqa: FBT001
+def doctor_command(*, fix: bool, as_json: bool) -> None:
     """Show what this machine has and which back ends and precisions work here, by running a small network on each."""
     from dataclasses import asdict
 

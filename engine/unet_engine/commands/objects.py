@@ -75,11 +75,7 @@ def components_command(labels: str, out: str, **given: Any) -> None:
         return number(source, made, wish, hands.crew, memory=hands.memory, dtype=dtype, tell=tell)
 
     interruption.writing(out)
-    try:
-        facts = _done(labels, {**given, "out": out}, work)
-    except Exception:
-        interruption.writing(None)
-        raise
+    facts = _done(labels, {**given, "out": out}, work)
     interruption.writing(None)
     _say(
         f"{facts['out']}: {facts['objects']:,} objects as {facts['dtype']}, {_by_class(facts)}", facts, as_json=as_json

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from unet_engine.commands import interruption
 from unet_engine.errors import BatchError, SettingsError, UnetEngineError, first_line
 
 if TYPE_CHECKING:
@@ -79,10 +80,16 @@ class Ways:
 
     def page(self, settings: Settings) -> Page | None:
         """The report that is to be written; its place is tried here. Raises `SettingsError` or `OutputError`."""
+        if self.report is None:
+            return None
+        from unet_engine.batches.times import are_several
         from unet_engine.commands.run_report.page import Page
 
-        self.price()
-        return None if self.report is None else Page.of(self.report, settings, command())
+        if are_several(settings):
+            raise SettingsError(
+                f"--report is of one time point, not of {settings.timepoint}; leave it out, or name one"
+            )
+        return Page.of(self.report, settings, command())
 
     def priced(self, result: Result) -> str:
         """What the run cost, behind its line."""
@@ -175,7 +182,6 @@ def run_several(
     notice.several = True
     if ways.report is not None:
         raise SettingsError("--report is of one volume; run that alone, or leave --results FILE of several")
-    ways.price()
     lines = records.Lines(ways.results) if ways.results else None
     volumes = volumes_of(inputs, given, adapt)
     if not volumes:
@@ -285,7 +291,8 @@ class Steps:
                 self.tell(text)
 
     def planned(self, volume: Volume, prepared: Prepared, crew: Team) -> None:
-        """What is planned of each is alike."""
+        """What is planned of each is alike, and not told."""
+        interruption.writing(prepared.survey.named)
 
     def ended(self, outcome: Outcome) -> None:
         with self._lock:

@@ -25,12 +25,13 @@ from unet_engine.errors import SettingsError
 @shown_options
 def view_command(
     paths: tuple[str, ...],
+    *,
     table: str | None,
     as_labels: tuple[str, ...],
     as_image: tuple[str, ...],
     port: int,
-    browser: bool,  # noqa: FBT001  # click passes flags by name
-    as_json: bool,  # noqa: FBT001
+    browser: bool,
+    as_json: bool,
     **given: Any,
 ) -> None:
     """Show volumes, labels and probabilities, over one another, in a browser on this machine: until Ctrl-C.
