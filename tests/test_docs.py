@@ -139,6 +139,12 @@ def test_files_that_are_named_are_there(path):
         assert any((root / name).is_file() for root in roots), name
 
 
+def test_contributing_tells_what_make_does():
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    told = re.findall(r"`make (\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert set(targets) == set(told)
+
+
 def test_the_readme_fits_a_screen():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 45
