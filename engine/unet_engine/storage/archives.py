@@ -53,10 +53,11 @@ def inside(store: Store, key: str, inner: str) -> StorePath:
 
 def root(names: Iterable[str]) -> str:
     """The folder of an archive that is the Zarr: none, or the only one there is, as who zips a folder makes it."""
-    tops = {name.partition("/")[0] for name in names if not name.startswith(("__MACOSX/", "."))}
-    if tops & set(METADATA) or len(tops) != 1:
+    tops = {name.partition("/")[0] for name in names}
+    if tops & set(METADATA):
         return ""
-    return f"{tops.pop()}/"
+    folders = [top for top in tops if top != "__MACOSX" and not top.startswith(".")]  # what file managers add
+    return f"{folders[0]}/" if len(folders) == 1 else ""
 
 
 class Archive(Store):  # type: ignore[misc]
