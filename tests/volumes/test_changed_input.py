@@ -122,13 +122,13 @@ def test_a_zip_that_is_replaced_is_told(case, monkeypatch, meanwhile, when):
     archive, other = zipped(folder, "scan.zip"), zipped(folder, "other.zip")
     time.sleep(0.02)
     if when == "meanwhile":
-        meanwhile(10, lambda: os.replace(other, archive))
+        meanwhile(10, lambda: Path(other).replace(archive))
     else:
         with monkeypatch.context() as patch:
             failing(patch, 150)
             with pytest.raises(BackendError):
                 unet_engine.run(archive, model=model, out=out, **OPTIONS)
-        os.replace(other, archive)
+        Path(other).replace(archive)
     result = unet_engine.run(archive, model=model, out=out, resume=when != "meanwhile", **OPTIONS)
     assert "scan.zip" in result.notes[-1]
     assert "changed" in result.notes[-1]
