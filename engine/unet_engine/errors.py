@@ -92,6 +92,14 @@ class StoreError(OSError):
         return "run again with --resume once it answers"
 
 
+class NoLibraryError(StoreError):
+    """A store of a kind whose library is not installed."""
+
+    @property
+    def advice(self) -> str:
+        return "pip install 'unet-engine[remote]' brings what reads and writes over a network"
+
+
 def of_store(error: BaseException | None) -> StoreError | None:
     """The `StoreError` that `error` is, or comes from."""
     while error is not None and not isinstance(error, StoreError):

@@ -124,6 +124,74 @@ def test_a_command_that_was_killed_goes_on(tmp_path, case, monkeypatch):
     assert beside(saved) == []
 
 
+def dying(function, after):
+    """The same, until it was called so often: then the command is interrupted."""
+    left = [after]
+
+    def called(*given, **named):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return function(*given, **named)
+
+    return called
+
+
+@pytest.mark.parametrize("into", [None, "cells"])
+def test_killed_once_the_voxels_are_at_their_place(tmp_path, case, monkeypatch, into):
+    whole = voxels(run(case, tmp_path / "whole.zarr", timepoint="1:3").out)
+    wanted = {"into": into} if into else {"pyramid": True, "levels": 2}
+    out, step = (None, "hand_over") if into else (tmp_path / "o.zarr", "pyramid")
+    with monkeypatch.context() as context:
+        context.setattr(module, step, dying(None, 0))
+        with pytest.raises(KeyboardInterrupt):
+            run(case, out, timepoint="1:3", **wanted)
+    result = run(case, out, timepoint="1:3", resume=True, **wanted)
+    np.testing.assert_array_equal(voxels(result.out), whole)
+    assert not result.already_complete
+    assert into or result.levels == 2
+    assert beside(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_other_time_points_than_those_that_were_being_put_together(tmp_path, case, monkeypatch, how):
+    other = {"timepoint": "1:3", "overlap": 0.25}
+    whole = voxels(run(case, tmp_path / "whole.zarr", **other).out)
+    gather = module._gather
+
+    def gathering(*given):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(Path, "rename", dying(Path.rename, 2))
+            gather(*given)
+
+    with monkeypatch.context() as context:
+        context.setattr(module, "_gather", gathering)
+        with pytest.raises(KeyboardInterrupt):
+            run(case, tmp_path / "o.zarr", timepoint="all")
+    with pytest.raises(OutputError, match="--resume"):
+        run(case, tmp_path / "o.zarr", timepoint="all")
+    if how == "resume":
+        with pytest.raises(ResumeError, match="other time points"):
+            run(case, tmp_path / "o.zarr", resume=True, **other)
+    else:
+        np.testing.assert_array_equal(voxels(run(case, tmp_path / "o.zarr", overwrite=True, **other).out), whole)
+
+
+def test_a_complete_output_of_other_voxels_is_not_taken_for_this_one(tmp_path, case):
+    run(case, tmp_path / "o.zarr", timepoint="all")
+    zarr.open_array(f"{case[0]}/0")[3] += 1
+    with pytest.raises(ResumeError, match="other voxels"):
+        run(case, tmp_path / "o.zarr", timepoint="all", resume=True)
+
+
+def test_a_complete_output_is_given_the_pyramid_that_is_asked_for(tmp_path, case):
+    run(case, tmp_path / "o.zarr", timepoint="1:3")
+    wanted = {"timepoint": "1:3", "resume": True, "pyramid": True, "levels": 2}
+    assert not run(case, tmp_path / "o.zarr", durable=False, **wanted).already_complete
+    assert voxels(tmp_path / "o.zarr", "1").shape[0] == 2
+    assert run(case, tmp_path / "o.zarr", **wanted).already_complete
+
+
 def test_already_complete(tmp_path, case):
     run(case, tmp_path / "o.zarr", timepoint="all")
     assert run(case, tmp_path / "o.zarr", timepoint="all", resume=True).already_complete

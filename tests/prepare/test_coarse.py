@@ -195,3 +195,20 @@ def test_options_that_make_no_sense(scene, options, message):
     said = cli("run", "--in", scene[0], "--model", scene[1], "--out", "no.zarr", *options)
     assert said.code == 2
     assert message in said.error
+
+
+@pytest.mark.parametrize(("activation", "empty"), [("sigmoid", [-4.0]), ("softmax", [4.0, -4.0])])
+def test_a_model_that_says_what_nothing_gives_finds_its_background_by_it(tmp_path, activation, empty):
+    """The first channel is what there is, negated: background is where it wins."""
+    voxels = blobs()[None] if len(empty) == 1 else np.stack([-blobs(), blobs()])
+    scan = make_volume(tmp_path / "s.zarr", voxels, axes="czyx", chunks=(1, 16, 16, 16))
+    model = fake_model(
+        tmp_path, activation=activation, empty=empty, channels_in=len(empty), channels_out=len(empty),
+        background=-9.0, classes=["nothing", "ball"],
+    )  # fmt: skip
+    said = cli("run", "--in", scan, "--model", model, "--out", tmp_path / "o.zarr", *OPTIONS, "--json")
+    assert said.code == 0, said.err
+    choice = choice_in(str(tmp_path / "o.zarr"))
+    assert choice.background == "nothing"
+    assert not choice.kept
+    np.testing.assert_array_equal(result_of(str(tmp_path / "o.zarr")), blobs() > 0)

@@ -1,13 +1,17 @@
 """Whatever a path or a URL leads to, the same questions are answered; and nobody else asks which of the two it is."""
 
 import re
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zarr
 
 import unet_engine
 import unet_export
+from support.command_line import cli
+from support.volumes import fake_model, make_volume
 from unet_engine.errors import OutputError
 from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
@@ -116,3 +120,20 @@ def test_no_more_of_remote_metadata_is_asked_for_than_they_may_have(tmp_path, mo
     assert {end for _, end in asked} == {4097}
     monkeypatch.setattr(stores, "LONGEST_METADATA", 2**16)
     assert stores.open_node(path).shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("url", "package"), [("http://127.0.0.1:9/scan.zarr", "aiohttp"), ("s3://lab/scan.zarr", "s3fs")]
+)
+def test_a_store_whose_library_is_missing_says_what_to_install(tmp_path, monkeypatch, url, package):
+    monkeypatch.setattr("unet_engine.storage.objects.usable", lambda _: False)
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("http", "s3"):
+        monkeypatch.delitem(sys.modules, f"fsspec.implementations.{module}", raising=False)
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    scan, model = make_volume(tmp_path / "scan.zarr", np.zeros((8, 8, 8), np.uint8)), fake_model(tmp_path)
+    for options, code in (((url, tmp_path / "o.zarr"), 3), ((scan, url), 8)):
+        said = cli("run", "--in", options[0], "--model", model, "--out", options[1])
+        assert said.code == code, said.err
+        assert package in said.error
+        assert said.error.count("pip install 'unet-engine[remote]'") == 1

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from unet_engine.batches.batch import Observer, Outcome, Volume, opened, run_all
 from unet_engine.errors import OutputError, ResumeError, SettingsError, UnetEngineError, writing
 from unet_engine.execution.hands import here
 from unet_engine.execution.team import Team
+from unet_engine.model.file import ModelFile
 from unet_engine.output import output
 from unet_engine.output.array import METADATA
 from unet_engine.output.completion import SUMMED
@@ -32,6 +33,7 @@ from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, put
 from unet_engine.units import Tell
 from unet_engine.volumes.collection import located, time_of
 from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.samples import fingerprint
 
 TIMES = "timepoints"
 
@@ -73,40 +75,50 @@ def run_times(settings: Settings, observer: Observer, tell: Tell) -> Result:
     named = surveyed.named
     _check(settings, named)
     check_output(surveyed)
-    base = work_of(named)
-    works = [f"{base}-t{time}" for time in times]
-    begun = any(Path(work).exists() for work in works)
-    if settings.resume and not begun and (done := _already(named, times, surveyed)):
+    asked, each = _asked(surveyed), [_of(settings, time, f"{work_of(named)}-t{time}") for time in times]
+    parts = _Parts(named, [str(one.out) for one in each], times, time_of(place), asked)
+    if settings.overwrite:
+        shutil.rmtree(parts.whole, ignore_errors=True)  # of an earlier command
+    elif parts.whole.exists() and not settings.resume:
+        raise OutputError(f"{named} was begun by an earlier run; use --resume to continue it, or --overwrite")
+    begun = parts.begun()
+    result = _already(parts, [str(parts.whole)] if begun else parts.ends, each, model) if settings.resume else None
+    if result:
+        result = replace(result, already_complete=not begun)
         tell(f"{named} is already complete")
-        return done
-    runs = [
-        Volume(number, len(times), _of(settings, time, work), work, model)
-        for number, (time, work) in enumerate(zip(times, works, strict=True), 1)
-    ]
+    durability, replaces = ON_DISK if settings.durable else WHENEVER, settings.overwrite or settings.resume
+    results = [] if result else _run_each(named, each, observer, model)
+    if begun or not result:
+        with writing(named, "putting its time points together"):
+            _assemble(parts, durability=durability, overwrite=replaces)
+    result = result or _summed(named, results)
+    if parts.ends[0] != named and Path(parts.ends[0]).exists():
+        for text in hand_over(named, overwrite=replaces, durability=durability):
+            tell(text)
+        result = replace(result, already_complete=False)
+    return _with_pyramid(result, named, settings, tell)
+
+
+def _run_each(named: str, each: Sequence[Settings], observer: Observer, model: ModelFile | None) -> list[Result]:
+    runs = [Volume(number, len(each), one, str(one.out), model) for number, one in enumerate(each, 1)]
     outcomes = run_all(runs, observer, keep_going=False)
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
     results = [outcome.result for outcome in outcomes if outcome.result]
-    if len(results) < len(times):
-        raise UnetEngineError(f"{named}: {len(times) - len(results)} time points were not run; run again with --resume")
-    durability = ON_DISK if settings.durable else WHENEVER
-    with writing(named, "putting its time points together"):
-        replaces = settings.overwrite or settings.resume
-        asked = _asked(surveyed)
-        _assemble(base, named, works, times, time_of(place), asked, durability=durability, overwrite=replaces)
-    result = _summed(named, results)
-    memory = here(settings.memory).memory
-    if is_handed_over(named):
-        for text in hand_over(named, overwrite=settings.overwrite or settings.resume, durability=durability):
-            tell(text)
-    elif settings.pyramid:
-        wanted = Wanted(named, settings.levels, overwrite=True, durable=settings.durable)
-        levels = pyramid(wanted, here(settings.memory).crew, memory=max(memory, 2**26), tell=tell)
-        result = replace(result, levels=levels["levels"])
-    for work in works:
-        shutil.rmtree(work, ignore_errors=True)
-    return result
+    if len(results) < len(each):
+        raise UnetEngineError(f"{named}: {len(each) - len(results)} time points were not run; run again with --resume")
+    return results
+
+
+def _with_pyramid(result: Result, named: str, settings: Settings, tell: Tell) -> Result:
+    if not settings.pyramid:
+        return result
+    wanted, hands = Wanted(named, settings.levels, overwrite=True, durable=settings.durable), here(settings.memory)
+    found = pyramid(wanted, hands.crew, memory=max(hands.memory, 2**26), tell=tell)
+    return replace(
+        result, levels=found["levels"], already_complete=result.already_complete and not found["boxes_written"]
+    )
 
 
 def _numbers(text: str, count: int, path: str) -> list[int]:
@@ -138,20 +150,26 @@ def _check(settings: Settings, named: str) -> None:
         )
 
 
-def _already(named: str, times: Sequence[int], surveyed: Survey) -> Result | None:
-    """What is known of the complete output at `named`, where the same command made it. Raises `ResumeError` where another
-    one did."""
-    header = read_header(named)
-    if header is None:
-        return None
-    told = header.get("asked")
-    if header.get(TIMES) != list(times) or told != _asked(surveyed):
-        raise ResumeError(
-            f"{named} was made with other settings or of other time points; use --overwrite to replace it"
-        )
-    summary: dict[str, Any] = dict(header.get("summary") or {})
-    known = {field: summary[field] for field in Result.__dataclass_fields__ if field in summary}
-    return Result(**{**known, "out": named, "digest": str(header.get("digest")), "already_complete": True})
+def _already(parts: _Parts, places: Sequence[str], each: Sequence[Settings], model: ModelFile | None) -> Result | None:
+    """What is known of the complete output at the first of `places` that has one. Raises `ResumeError` where another
+    command made it, or from voxels that have changed."""
+    for place in places:
+        header = read_header(place)
+        if header is None:
+            continue
+        if header.get(TIMES) != list(parts.times) or header.get("asked") != parts.asked:
+            raise ResumeError(
+                f"{place} was made with other settings or of other time points; use --overwrite to replace it"
+            )
+        if not header.get("complete"):
+            return None
+        now = [fingerprint(survey(one, Given(model=model)).scan) for one in each]
+        if header.get("inputs") != now:
+            raise ResumeError(f"{place} was made of other voxels than the input has now; use --overwrite to replace it")
+        summary: dict[str, Any] = dict(header.get("summary") or {})
+        known = {field: summary[field] for field in Result.__dataclass_fields__ if field in summary}
+        return Result(**{**known, "out": parts.named, "digest": str(header.get("digest")), "already_complete": True})
+    return None
 
 
 def _asked(surveyed: Survey) -> dict[str, Any]:
@@ -168,6 +186,18 @@ def _asked(surveyed: Survey) -> dict[str, Any]:
         "threads",
         "pyramid",
         "levels",
+        "durable",
+        "trust",
+        "strict",
+        "hang_seconds",
+        "scheduler",
+        "cluster",
+        "protocol",
+        "tls_ca",
+        "tls_cert",
+        "tls_key",
+        "dashboard",
+        "dashboard_token",
     }
     said = surveyed.settings.model_dump(mode="json", exclude=free)
     return {"settings": digest(said), "model": surveyed.model.sha256}
@@ -176,68 +206,88 @@ def _asked(surveyed: Survey) -> dict[str, Any]:
 # --- one output of several ---
 
 
-def _assemble(
-    base: str,
-    named: str,
-    works: Sequence[str],
-    times: Sequence[int],
-    axis: tuple[float, float, str | None],
-    asked: dict[str, Any],
-    *,
-    durability: Durability,
-    overwrite: bool,
-) -> None:
-    """May be killed anywhere, and called again: each time point's group keeps its metadata until all is done."""
-    whole = Path(f"{base}-all")
-    (whole / ARRAY / "c").mkdir(parents=True, exist_ok=True)
-    for number, work in enumerate(works):
-        source, target = Path(work, ARRAY, "c"), whole / ARRAY / "c" / str(number)
-        if source.exists() and not target.exists():
-            source.rename(target)
-    durability.folders([whole / ARRAY / "c"])
-    array = _read(Path(works[0], ARRAY))
-    array["shape"] = [len(works), *array["shape"]]
-    grid = array["chunk_grid"]["configuration"]
-    grid["chunk_shape"] = [1, *grid["chunk_shape"]]
-    array["dimension_names"] = ["t", *array["dimension_names"]]
-    put(whole / ARRAY / METADATA, json.dumps(array, indent=2).encode(), durability)
-    group = _with_times(
-        _read(Path(works[0])), [_read(Path(work)) for work in works], times, axis, array, asked, Path(named).stem
-    )
-    put(whole / METADATA, json.dumps(group, indent=2).encode(), durability)
-    target = Path(base) if is_handed_over(named) else Path(named)
+@dataclass(frozen=True)
+class _Parts:
+    """The outputs of single time points, and what becomes of them."""
+
+    named: str
+    works: Sequence[str]
+    times: Sequence[int]
+    axis: tuple[float, float, str | None]
+    asked: dict[str, Any]
+
+    @property
+    def whole(self) -> Path:
+        """Where they are put together. Its header says of what, before the first chunk is there, and that it is
+        complete, after the last one."""
+        return Path(f"{work_of(self.named)}-all")
+
+    @property
+    def ends(self) -> list[str]:
+        """Where the whole is moved to, and where that is handed over to."""
+        return [work_of(self.named), self.named] if is_handed_over(self.named) else [self.named]
+
+    def begun(self) -> bool:
+        return any(Path(place).exists() for place in (str(self.whole), *self.works))
+
+
+def _assemble(parts: _Parts, *, durability: Durability, overwrite: bool) -> None:
+    """May be killed anywhere, and called again: each time point's group keeps its metadata until the whole is complete,
+    and the whole is that until it is at its end."""
+    whole, target = parts.whole, Path(parts.ends[0])
+    if not (read_header(str(whole)) or {}).get("complete"):
+        _gather(parts, whole, durability)
+    for work in parts.works:
+        shutil.rmtree(work, ignore_errors=True)
     if target.exists():
-        if not overwrite and not is_handed_over(named):
-            raise OutputError(f"{named} appeared meanwhile and is kept; use --overwrite to replace it")
+        if not overwrite and target == Path(parts.named):
+            raise OutputError(f"{parts.named} appeared meanwhile and is kept; use --overwrite to replace it")
         output.remove(str(target))
     whole.rename(target)
     durability.folders([target.absolute().parent])
 
 
-def _with_times(
-    group: dict[str, Any],
-    all_groups: Sequence[dict[str, Any]],
-    times: Sequence[int],
-    axis: tuple[float, float, str | None],
-    array: dict[str, Any],
-    asked: dict[str, Any],
-    name: str,
-) -> dict[str, Any]:
-    step, start, unit = axis
+def _gather(parts: _Parts, whole: Path, durability: Durability) -> None:
+    (whole / ARRAY / "c").mkdir(parents=True, exist_ok=True)
+    array = _read(Path(parts.works[0], ARRAY))
+    array["shape"] = [len(parts.works), *array["shape"]]
+    grid = array["chunk_grid"]["configuration"]
+    grid["chunk_shape"] = [1, *grid["chunk_shape"]]
+    array["dimension_names"] = ["t", *array["dimension_names"]]
+    put(whole / ARRAY / METADATA, json.dumps(array, indent=2).encode(), durability)
+    group = _with_times(parts, array)
+
+    def say(*, complete: bool) -> None:
+        group["attributes"][PROVENANCE]["complete"] = complete
+        put(whole / METADATA, json.dumps(group, indent=2).encode(), durability)
+
+    say(complete=False)
+    for number, work in enumerate(parts.works):
+        source, to = Path(work, ARRAY, "c"), whole / ARRAY / "c" / str(number)
+        if source.exists() and not to.exists():
+            source.rename(to)
+    durability.folders([whole / ARRAY / "c"])
+    say(complete=True)
+
+
+def _with_times(parts: _Parts, array: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of the whole, but for whether it is complete."""
+    all_groups, (step, start, unit) = [_read(Path(work)) for work in parts.works], parts.axis
+    group = all_groups[0]
     attributes = group["attributes"]
     for image in attributes["ome"]["multiscales"]:
-        image["name"] = name
+        image["name"] = Path(parts.named).stem
         image["axes"] = [{"name": "t", "type": "time", **({"unit": unit} if unit else {})}, *image["axes"]]
         for move in image["datasets"][0]["coordinateTransformations"]:
-            move[move["type"]].insert(0, step if move["type"] == "scale" else start + step * times[0])
+            move[move["type"]].insert(0, step if move["type"] == "scale" else start + step * parts.times[0])
     headers = [one["attributes"][PROVENANCE] for one in all_groups]
     summaries = [dict(header.get("summary") or {}) for header in headers]
     sums = {key: round(sum(s.get(key, 0) for s in summaries), 4) for key in SUMMED}
     digests = [header["digest"] for header in headers]
     attributes[PROVENANCE] = {
-        **headers[0], TIMES: list(times), "digests": digests, "digest": digest({"digests": digests}), "array": array,
-        "asked": asked, "normalizations": [header.get("normalization") for header in headers],
-        "summary": {**summaries[0], **sums}, "complete": True,
+        **headers[0], TIMES: list(parts.times), "digests": digests, "digest": digest({"digests": digests}),
+        "inputs": [header["identity"]["input"] for header in headers], "array": array, "asked": parts.asked,
+        "normalizations": [header.get("normalization") for header in headers], "summary": {**summaries[0], **sums},
     }  # fmt: skip
     return group
 

@@ -21,7 +21,6 @@ from unet_engine.backends.base import Array, Network
 from unet_engine.backends.opening import open_network
 from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.columns import run_columns
-from unet_engine.pipeline.reduction import REDUCTIONS
 from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid
@@ -30,6 +29,7 @@ from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.draft import Draft
 from unet_engine.prepare.missed import CONFIDENCE, Rate, Region, rate, threshold_of
+from unet_engine.prepare.outside import stored_of
 from unet_engine.prepare.regions import labels_of
 from unet_engine.units import Tell, silent
 from unet_engine.volumes.cells import CellMask
@@ -154,12 +154,7 @@ def _settled(choosing: Sequence[Region], proving: Sequence[Region], target: floa
 
 def _background(spec: ModelSpec) -> int:
     """The label of windows that hold nothing, as the spec tells it; else 0."""
-    if spec.empty is None:
-        return 0
-    constant = np.asarray(spec.empty, np.float32).reshape(-1, 1)
-    return int(
-        REDUCTIONS["labels"](spec.activation, "uint16", spec.regions, spec.threshold).on_host(constant).ravel()[0]
-    )
+    return 0 if spec.empty is None else int(stored_of(spec, "labels", "uint16", spec.empty)[0])
 
 
 # --- the coarse pass ---

@@ -3,6 +3,7 @@ are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -92,12 +93,14 @@ def fill_of(
     channels = 1 if kind == "labels" else spec.channels_out
     if settings.outside is not None and kind == settings.output:
         return (float(settings.outside),) * channels
-    if spec.empty is None:
-        return (0.0,) * channels
-    constant = np.asarray(spec.empty, np.float32).reshape(-1, 1, 1)
-    return tuple(
-        map(float, REDUCTIONS[kind](spec.activation, dtype, spec.regions, spec.threshold).on_host(constant).ravel())
-    )
+    return (0.0,) * channels if spec.empty is None else stored_of(spec, kind, dtype, spec.empty)
+
+
+def stored_of(spec: ModelSpec, kind: Kind, dtype: str, outputs: Sequence[float]) -> tuple[float, ...]:
+    """What is stored where the network gives these `outputs`, one per channel: for each channel that is written."""
+    sums = np.asarray(outputs, np.float32).reshape(-1, 1, 1)
+    reduction = REDUCTIONS[kind](spec.activation, dtype, spec.regions, spec.threshold)
+    return tuple(map(float, reduction.on_host(sums).ravel()))
 
 
 def _listed(values: tuple[float, ...]) -> str:

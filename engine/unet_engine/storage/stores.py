@@ -19,7 +19,7 @@ from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, StorePath
 
-from unet_engine.errors import OutputError, first_line
+from unet_engine.errors import NoLibraryError, OutputError, first_line, of_store
 from unet_engine.paths import check_file, is_local, plain
 from unet_engine.storage import archives, objects
 from unet_engine.storage import durability as durable
@@ -108,6 +108,8 @@ class Url:
         except FileNotFoundError:
             return False
         except Exception as error:
+            if lost := of_store(error):
+                raise OutputError(f"{path} cannot be reached: {lost}; {lost.advice}") from error
             raise OutputError(
                 f"{path} cannot be reached: {first_line(error)}; check the URL and that its file system is installed"
             ) from error
@@ -132,7 +134,10 @@ def _opened(url: str) -> Any:
     if objects.usable(url):
         return objects.opened(url)
     kind = Web if url.lower().startswith(("http://", "https://")) and "::" not in url else Files
-    return kind.from_url(url, storage_options={"use_listings_cache": False})
+    try:
+        return kind.from_url(url, storage_options={"use_listings_cache": False})
+    except ImportError as error:
+        raise NoLibraryError(key=url, cause=f"a library is missing ({first_line(error)})") from error
 
 
 class Files(FsspecStore):  # type: ignore[misc]
