@@ -17,6 +17,9 @@ from unet_engine.backends.base import Setup
 from unet_engine.errors import BackendError, ResumeError, SettingsError
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import ModelSpec
+from unet_engine.model.verdict import Thresholds
+from unet_engine.prepare.blending import outputs_of
+from unet_engine.prepare.tiling_proof import Judge
 
 FEATURES, CLASSES, WINDOW = 3, 17, 8
 
@@ -155,6 +158,36 @@ def test_workers_of_a_cluster_blend_features_too(tmp_path, scene, proved):
     result, theirs = written(tmp_path, scene, "theirs", workers=2)
     assert result.blended == "features"
     assert (labels == theirs).all()
+
+
+def test_a_tiling_is_chosen_by_labels_and_not_by_features(tmp_path, proved, monkeypatch):
+    voxels = np.random.default_rng(0).normal(size=(40, 40, 44)).astype(np.float32)
+    scan = make_volume(tmp_path / "noise.zarr", voxels, chunks=(16, 16, 16))
+    model, found = network(tmp_path / "net.onnx"), []
+    for at in ("features", "outputs"):
+        monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / f"cache of {at}"))
+        plan = ["plan", "--in", scan, "--model", model, "--normalize", "none", "--tiling", "auto", "--blend-at", at]
+        done = cli(*plan, "--tiling-budget", 50, "--json")
+        assert done.code == 0, done.err
+        found.append(done.json["tiling_choice"])
+    features, outputs = ({tuple(point["window"]): point["agreement"] for point in one["frontier"]} for one in found)
+    assert found[0]["learnt"]["bar_agreement"] == found[1]["learnt"]["bar_agreement"] > 0.5
+    both = {*features} & {*outputs}  # which sizes are shown hangs on time and memory, too
+    assert both
+    assert [features[size] for size in both] == pytest.approx([outputs[size] for size in both])
+
+
+def test_a_precision_is_judged_by_outputs_and_not_by_features(tmp_path):
+    last = open_model(network(tmp_path / "net.onnx")).last
+    features = np.random.default_rng(0).standard_normal((2, FEATURES, 3, 4, 5)).astype(np.float32)
+    outputs = [outputs_of(last, one) for one in features]
+    verdicts = []
+    for given, ahead in ((features, last), (outputs, None)):
+        judge = Judge(("a",) * CLASSES, lambda logits: logits.argmax(0), Thresholds(dice=0.5), ahead)
+        judge.add(*given)
+        verdicts.append(judge.verdict((3, 4, 5), 1))
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0].max_error == pytest.approx(np.abs(outputs[1] - outputs[0]).max() / np.abs(outputs[0]).max())
 
 
 @pytest.mark.parametrize(("last", "more"), [

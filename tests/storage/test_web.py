@@ -191,6 +191,26 @@ def check(path):
         assert open_volume(one).spacing == (2.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("around", ["", "scan.zarr/"])
+def test_a_zip_of_zarr_2_begins_where_its_metadata_lie(tmp_path, around):
+    """Which begin with a dot, as what file managers add does; a group with one level, an array with one chunk."""
+    group = zarr.create_group(tmp_path / "scan.zarr", zarr_format=2)
+    voxels = np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
+    group.create_array("0", data=voxels, chunks=(4, 4, 4), chunk_key_encoding={"name": "v2", "separator": "/"})
+    scale = {"type": "scale", "scale": [3, 2, 1]}
+    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+    levels = [{"path": "0", "coordinateTransformations": [scale]}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
+    archive = zipped(tmp_path, "scan.zip", around, zipfile.ZIP_STORED)
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("__MACOSX/._0", b"")
+        opened.writestr(".DS_Store", b"")
+    assert open_volume(str(archive)).spacing == (3.0, 2.0, 1.0)
+    (tmp_path / "scan.zarr").rename(tmp_path / "image.zarr")
+    (tmp_path / "image.zarr/0").rename(tmp_path / "scan.zarr")
+    np.testing.assert_array_equal(whole(str(zipped(tmp_path, "level.zip", around, zipfile.ZIP_STORED))), voxels)
+
+
 def test_a_zip_that_is_read_in_parts_over_the_web_is_not_fetched_whole(tmp_path):
     big = np.random.default_rng(0).integers(0, 2**16, (32, 64, 64), dtype=np.uint16)
     make_volume(str(tmp_path / "scan.zarr"), big, chunks=(8, 16, 16))
@@ -204,6 +224,20 @@ def test_a_zip_that_is_read_in_parts_over_the_web_is_not_fetched_whole(tmp_path)
         assert all(span for method, path, span in server.seen if method == "GET" and "scan.zip" in path)
         asked = sum(int(s.split("-")[1]) + 1 - int(s.split("=")[1].split("-")[0]) for _, _, s in server.seen if s)
         assert asked < archive.stat().st_size
+
+
+def test_a_zip_over_the_web_that_is_replaced_is_told_by_what_the_server_says_of_it(tmp_path):
+    from unet_engine.plan.box import Box
+
+    sharded(tmp_path)
+    zipped(tmp_path, "scan.zip", "", zipfile.ZIP_STORED)
+    with WebServer(tmp_path) as server:
+        volume = open_volume(f"{server.url}/scan.zip")
+        before = volume.token(Box((0, 0, 0), (1, 1, 1)))
+        assert before is not None
+        assert volume.token(Box((0, 0, 0), (1, 1, 1))) == before
+        zipped(tmp_path, "scan.zip", "", zipfile.ZIP_DEFLATED)
+        assert volume.token(Box((0, 0, 0), (1, 1, 1))) != before
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text"])

@@ -93,9 +93,13 @@ def through(last: LastLayer | None, look: Callable[[Array], None]) -> Callable[[
 
     def at_outputs(features: Array) -> None:
         step = -(-last.outputs * features[0].size // LOOKED_AT)
-        part = np.ascontiguousarray(features[:, ::step], np.float32)
-        outputs = np.empty((last.outputs, *part.shape[1:]), np.float32)
-        operations.linear(outputs, part, last.weights, last.bias)
-        look(outputs)
+        look(outputs_of(last, np.ascontiguousarray(features[:, ::step], np.float32)))
 
     return at_outputs
+
+
+def outputs_of(last: LastLayer, features: Array) -> Array:
+    """(outputs, *sizes) for features (features, *sizes), both float32."""
+    outputs = np.empty((last.outputs, *features.shape[1:]), np.float32)
+    operations.linear(outputs, features, last.weights, last.bias)
+    return outputs

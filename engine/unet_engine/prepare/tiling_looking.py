@@ -71,7 +71,10 @@ class Looking:
         self.planes = len(self.survey.volume.shape) - len(self.spec.axes)
         self.threads = draft.network.setup.threads
         self.quantiles = quantiles(samples.measured(self.survey.scan), draft.scale)
-        self.reduced = REDUCTIONS["labels"](self.spec.activation, label_dtype(self.spec), self.spec.regions)
+        self.reduced = REDUCTIONS["labels"](
+            self.spec.activation, label_dtype(self.spec), self.spec.regions, self.spec.threshold,
+            last=self.survey.model.ahead,
+        )  # fmt: skip
         settings, setup = self.survey.settings, draft.network.setup
         on_cpu = setup.device == "cpu"
         threads = (settings.threads or machine.cpu_count()) if on_cpu else 1
@@ -93,7 +96,7 @@ class Looking:
             "fixed": settings.window is not None,
             "normalization": str(self.spec.normalization),
             "tolerance": settings.tolerance,
-            "version": 2,
+            "version": 3,
         }
         self.made = {key: self.key[key] for key in ("model", "library", "device", "precision", "normalization")}
         """Of what windows of any size are proved and timed."""

@@ -22,9 +22,11 @@ from pydantic import ValidationError
 from unet_engine.backends import engine_cache
 from unet_engine.backends.base import Array, Backend
 from unet_engine.errors import BackendError
+from unet_engine.model.last_layer import LastLayer
 from unet_engine.model.verdict import Figures, Thresholds, shortfall
 from unet_engine.plan.box import Box
 from unet_engine.prepare.agreement import Confusion
+from unet_engine.prepare.blending import outputs_of
 from unet_engine.prepare.corners import AxisSizes
 from unet_engine.prepare.tiling_choice import Proof, Timed
 
@@ -149,13 +151,28 @@ def _logits(host: Backend, boxes: Sequence[Box], cases: Sequence[Case], inputs: 
 class Judge:
     """Counts as the accuracy gate does, and asks for what it asked for."""
 
-    def __init__(self, classes: tuple[str, ...], labels: Callable[[Array], Array], asked: Thresholds) -> None:
-        self._labels, self._asked = labels, asked
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        labels: Callable[[Array], Array],
+        asked: Thresholds,
+        last: LastLayer | None = None,
+    ) -> None:
+        self._labels, self._asked, self._last = labels, asked, last
         self._classes, self._confusion = classes, Confusion(len(classes))
         self._largest = self._error = self._sum = 0.0
         self._values = self._nonfinite = 0
 
     def add(self, truth: Array, found: Array) -> None:
+        """Logits, or the features that the last layer makes them of; a plane at a time, as of those they may be many."""
+        for plane in range(truth.shape[1]):
+            part = slice(None), slice(plane, plane + 1)
+            self._count(*(self._outputs(np.ascontiguousarray(given[part])) for given in (truth, found)))
+
+    def _outputs(self, given: Array) -> Array:
+        return given if self._last is None else outputs_of(self._last, given)
+
+    def _count(self, truth: Array, found: Array) -> None:
         bad = ~np.isfinite(found)
         self._nonfinite += int(bad.sum())
         apart = np.abs(np.where(bad, 0, found) - truth)

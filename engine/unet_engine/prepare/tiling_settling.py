@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -119,7 +120,8 @@ class Settling(Looking):
         names = self.spec.class_names
         if len(names) != self.spec.label_count:
             names = tuple(f"class {k}" for k in range(self.spec.label_count))
-        judge = Judge(names, lambda logits: np.asarray(self.reduced.on_host(logits)), verdict.thresholds)
+        labels = replace(self.reduced, last=None).on_host
+        judge = Judge(names, lambda logits: np.asarray(labels(logits)), verdict.thresholds, self.survey.model.ahead)
         return proved(places, window, reference, self, self.cut, judge)
 
     def _cases(self, window: tuple[int, ...]) -> Cases:
