@@ -237,7 +237,7 @@ def test_settings_file_holds_every_kind_of_value(ramp, model):
     text = f"""
     model = "{model}"
     window = [12, 12, 12]
-    memory = "2GiB"
+    memory = "6GiB"
     blend = "crop"
     output = "logits"
     dtype = "float16"
@@ -253,7 +253,7 @@ def test_settings_file_holds_every_kind_of_value(ramp, model):
 
 
 def test_python_says_the_same_as_the_command_line(ramp, model):
-    result = unet_engine.run(ramp[1], model=model, out="python.zarr", window=(12, 12, 12), memory="2GiB")
+    result = unet_engine.run(ramp[1], model=model, out="python.zarr", window=(12, 12, 12), memory="6GiB")
     said = cli("run", "--in", ramp[1], "--model", model, "--out", "cli.zarr", "--window", "12,12,12", "--json")
     assert result.digest == said.json["digest"]
     np.testing.assert_array_equal(result_of("python.zarr"), result_of("cli.zarr"))
