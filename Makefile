@@ -73,7 +73,8 @@ site: .venv/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python docs/site/check.py build/site
 
-# A wheel for this machine, made and tried as cibuildwheel would, in a Debian root without a compiler where root may make one.
+# A wheel for this machine, made and tried as cibuildwheel would, in a Debian root without a compiler where root may make
+# one.
 wheels: .venv/dev
 	packaging/wheels.sh $(BIN)/python build/wheels
 

@@ -18,7 +18,9 @@ from unet_engine.commands.cli import app
 from unet_engine.commands.manual import commands
 from unet_engine.settings import Settings
 
-PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+PAGES = sorted(
+    [*DOCS.rglob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "AGENTS", "SECURITY"))]
+)
 RUN = ["index.md", "tutorials/em.md", "tutorials/ct.md", "tutorials/mosaic.md"]
 GENERATED = {f"reference/{name}.md" for name in ("cli", "settings", "api", "errors", "exit-codes", "files")}
 
@@ -48,7 +50,7 @@ def known_options():
 def lines_of(text):
     """Command lines in blocks of code, continued ones as one."""
     for code in blocks(text):
-        for line in code.replace("\\\n", " ").splitlines():
+        for line in code.replace("\\\n", " ").replace("unet-engine --json ", "unet-engine ").splitlines():
             for found in re.findall(r"(?:^|[;&|] *|exec )\s*(?:\$ )?(unet-engine [a-z][^;&|>]*)", line):
                 yield found.split("  #")[0].split(" # ")[0]
 
@@ -127,6 +129,20 @@ def test_links_lead_somewhere(path):
         assert target.exists(), place
         if anchor:
             assert anchor in anchors(target.read_text()), place
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_files_that_are_named_are_there(path):
+    """Of a room by their path in it, all others by that in the checkout."""
+    roots = [ROOT, *(ROOT / name for name in ("engine", "engine/unet_engine", "export", "export/unet_export"))]
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|hpp|cpp|cu|sh))`", path.read_text()):
+        assert any((root / name).is_file() for root in roots), name
+
+
+def test_contributing_tells_what_make_does():
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    told = re.findall(r"`make (\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert set(targets) == set(told)
 
 
 def test_the_readme_fits_a_screen():

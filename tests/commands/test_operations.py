@@ -56,6 +56,7 @@ def commands():
     own = PAGE
     for path in FILES:
         own = own.replace(path.read_text().rstrip(), "")
+    own = own.replace("\\\n", " ")
     for line in re.findall(r"^unet-engine run .*$|\bunet-engine run [^\"`…]*(?=\")", own, re.M):
         yield "the page", shlex.split(line)[2:]
 

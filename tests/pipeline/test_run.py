@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -120,10 +121,15 @@ def test_memory_is_bounded_by_the_budget_and_close_to_the_prediction(tmp_path: P
 
 
 def _command(arguments: list[str]) -> dict[str, Any]:
+    return _told(arguments)[0]
+
+
+def _told(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The result, and the lines that people see."""
     main = "from unet_engine.commands.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", main, *arguments], capture_output=True, text=True, check=True)
     decoded: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return decoded
+    return decoded, done.stderr.splitlines()
 
 
 # --- the demo ---------------------------------------------------------------------------------------------------------
@@ -132,13 +138,17 @@ def _command(arguments: list[str]) -> dict[str, Any]:
 def test_the_demo_segments_its_tissue_and_shows_it(tmp_path: Path) -> None:
     from PIL import Image
 
-    folder = tmp_path / "demo"
-    facts = _command(["demo", str(folder), "--json"])
+    folder = tmp_path / "my demo"
+    facts, lines = _told(["demo", str(folder), "--json"])
     assert min(facts["dice"].values()) > 0.85
     with Image.open(folder / "demo.png") as picture:
         assert picture.width > 3 * 192
         assert len(picture.getcolors(2**20)) > 50
     assert (folder / "unet-engine.toml").is_file()
+    ran, yours = lines[-2:]
+    assert shlex.split(ran)[:4] == ["next:", "unet-engine", "run", "--in"]
+    assert shlex.split(ran)[4] == str(folder / "scan.zarr")
+    assert yours.startswith("yours: unet-engine run --in VOLUME --model MODEL")
     assert _command(["demo", str(folder), "--json"])["dice"] == facts["dice"], "it may be repeated"
 
 

@@ -226,6 +226,20 @@ def test_a_zip_that_is_read_in_parts_over_the_web_is_not_fetched_whole(tmp_path)
         assert asked < archive.stat().st_size
 
 
+def test_a_zip_over_the_web_that_is_replaced_is_told_by_what_the_server_says_of_it(tmp_path):
+    from unet_engine.plan.box import Box
+
+    sharded(tmp_path)
+    zipped(tmp_path, "scan.zip", "", zipfile.ZIP_STORED)
+    with WebServer(tmp_path) as server:
+        volume = open_volume(f"{server.url}/scan.zip")
+        before = volume.token(Box((0, 0, 0), (1, 1, 1)))
+        assert before is not None
+        assert volume.token(Box((0, 0, 0), (1, 1, 1))) == before
+        zipped(tmp_path, "scan.zip", "", zipfile.ZIP_DEFLATED)
+        assert volume.token(Box((0, 0, 0), (1, 1, 1))) != before
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
 @pytest.mark.parametrize("where", ["disk", "web"])
 def test_a_damaged_zip_is_one_line(tmp_path, damage, where):

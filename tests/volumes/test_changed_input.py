@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,32 @@ def test_what_is_changed_between_a_run_and_its_resume_is_told(case, monkeypatch)
     rewritten(Path(volume, LAST))
     result = unet_engine.run(volume, model=model, out=out, resume=True, **OPTIONS)
     assert f"chunk {LAST}" in result.notes[-1]
+
+
+@pytest.mark.parametrize("when", ["meanwhile", "before the resume"])
+def test_a_zip_that_is_replaced_is_told(case, monkeypatch, meanwhile, when):
+    folder, model, out = case
+    archive, other = zipped(folder, "scan.zip"), zipped(folder, "other.zip")
+    time.sleep(0.02)
+    if when == "meanwhile":
+        meanwhile(10, lambda: Path(other).replace(archive))
+    else:
+        with monkeypatch.context() as patch:
+            failing(patch, 150)
+            with pytest.raises(BackendError):
+                unet_engine.run(archive, model=model, out=out, **OPTIONS)
+        Path(other).replace(archive)
+    result = unet_engine.run(archive, model=model, out=out, resume=when != "meanwhile", **OPTIONS)
+    assert "scan.zip" in result.notes[-1]
+    assert "changed" in result.notes[-1]
+
+
+def zipped(folder, name):
+    archive = Path(folder).with_name(name)
+    with zipfile.ZipFile(archive, "w") as opened:
+        for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+            opened.write(file, file.relative_to(folder))
+    return str(archive)
 
 
 def test_chunks_that_are_deleted_before_the_volume_is_leave_nothing_wrong_behind(

@@ -1,8 +1,9 @@
 """``unet-engine demo``: a synthetic volume, the network that ships with the engine, the result in a picture, the next
-command to try."""
+command to try, and the one for a volume of one's own."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,13 @@ def demo(folder: str) -> dict[str, Any]:
     dice = {name: round(1.0 if d is None else d, 4) for name, d in zip(CLASSES, confusion.dice, strict=True)}
     _picture(root / "demo.png", image, labels, truth)
     console.say(report.result_line(result))
-    console.say("Dice against the truth: " + ", ".join(f"{k} {v:.3f}" for k, v in dice.items()))
+    console.say("Dice against the truth, 1 at best: " + ", ".join(f"{k} {v:.3f}" for k, v in dice.items()))
     console.say(f"look at {root / 'demo.png'}: input, labels, truth")
+    scan, probabilities = (shlex.quote(str(root / name)) for name in ("scan.zarr", "probabilities.zarr"))
+    console.say(f"next: unet-engine run --in {scan} --output probabilities --out {probabilities}")
     console.say(
-        f"next: unet-engine run --in {root / 'scan.zarr'} --output probabilities --out {root / 'probabilities.zarr'}"
+        "yours: unet-engine run --in VOLUME --model MODEL, a Zarr, TIFF, NIfTI, DICOM, … and an ONNX file, or a folder of "
+        "nnU-Net, MONAI, …"
     )
     return {
         "dice": dice,

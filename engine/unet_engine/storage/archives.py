@@ -19,6 +19,7 @@ from zarr.storage import LocalStore, StorePath
 from unet_engine.paths import check_file, is_local
 from unet_engine.storage.patience import Broken
 from unet_engine.storage.remote import LONGEST_METADATA, METADATA, is_metadata, spanned, too_long
+from unet_engine.storage.tokens import said
 
 ENDINGS = (".ozx", ".zip")
 _CUT = re.compile(r"(.*?\.(?:ozx|zip))(?:/(.*))?", re.IGNORECASE | re.DOTALL)
@@ -60,6 +61,12 @@ def root(names: Iterable[str]) -> str:
     return f"{folders[0]}/" if len(folders) == 1 else ""
 
 
+def file_of(place: StorePath) -> Path | None:
+    """The zip that `place` is in, on a local disk; None elsewhere."""
+    outer = place.store._outer if isinstance(place.store, Archive) else None
+    return outer.root / place.store._key if isinstance(outer, LocalStore) else None
+
+
 class Archive(Store):  # type: ignore[misc]
     """The files of a zip, each read by one request: as it is where it is stored plainly, unpacked where it is deflated.
     Checksums are compared wherever a file is read whole."""
@@ -70,7 +77,7 @@ class Archive(Store):  # type: ignore[misc]
 
     def __init__(self, store: Store, key: str) -> None:
         super().__init__(read_only=True)
-        self._store, self._key = store, key
+        self._outer, self._key = store, key
         try:
             with zipfile.ZipFile(io.BufferedReader(_Ranges(store, key), 2**16)) as opened:
                 self._files = {info.filename: info for info in opened.infolist() if not info.is_dir()}
@@ -82,7 +89,7 @@ class Archive(Store):  # type: ignore[misc]
         return self
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Archive) and (other._store, other._key) == (self._store, self._key)
+        return isinstance(other, Archive) and (other._outer, other._key) == (self._outer, self._key)
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -125,7 +132,11 @@ class Archive(Store):  # type: ignore[misc]
         return info.header_offset + _behind_header(header)
 
     async def _bytes(self, lo: int, hi: int) -> bytes:
-        return await _read(self._store, self._key, lo, hi)
+        return await _read(self._outer, self._key, lo, hi)
+
+    async def tag(self, key: str) -> dict[str, Any]:
+        """What its store says of the zip, which is another one where anything in it is."""
+        return await said(self._outer, self._key)
 
     async def exists(self, key: str) -> bool:
         return key in self._files

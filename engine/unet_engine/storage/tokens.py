@@ -17,18 +17,18 @@ _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created", "size"
 def token(place: StorePath) -> str | None:
     """What changes with what lies at `place`, `ABSENT` where nothing does; None where the store does not say. Raises
     nothing: it is asked beside the reading, and what fails will fail there."""
-    store: Any = place.store
-    while hasattr(store, "_store"):  # wrappers
-        store = store._store
     try:
-        return _token(sync(_said(store, place.path)))
+        return _token(sync(said(place.store, place.path)))
     except FileNotFoundError:
         return ABSENT
     except Exception:
         return None
 
 
-async def _said(store: Any, path: str) -> dict[str, Any]:
+async def said(store: Any, path: str) -> dict[str, Any]:
+    """All that a store says of an object; nothing where it has no word for that."""
+    while hasattr(store, "_store"):  # wrappers
+        store = store._store
     if hasattr(store, "tag"):
         return dict(await store.tag(path))
     files: Any = getattr(store, "fs", None)
@@ -39,9 +39,9 @@ async def _said(store: Any, path: str) -> dict[str, Any]:
     return dict(await files._info(key))
 
 
-def _token(said: dict[str, Any]) -> str | None:
+def _token(answer: dict[str, Any]) -> str | None:
     for name in _TAGS:
-        if said.get(name):
-            return f"{name} {said[name]}"
-    found = [f"{name} {said[name]}" for name in _TIMES if said.get(name) is not None]
+        if answer.get(name):
+            return f"{name} {answer[name]}"
+    found = [f"{name} {answer[name]}" for name in _TIMES if answer.get(name) is not None]
     return ", ".join(found) or None

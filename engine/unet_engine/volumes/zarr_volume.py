@@ -338,6 +338,8 @@ class ZarrVolume(StoredVolume):
     def changed(self, box: Box, since: float) -> str | None:
         if self.witness.grown:
             return f"the shape of {self.path}"
+        if archive := archives.file_of(self.array.store_path):
+            return str(archive) if changed_since(str(archive.parent), [archive.name], since) else None
         root = stores.file_of(self.array.store_path)
         key = changed_since(str(root), self._stored_keys(box), since) if root else None
         return f"chunk {key} of {self.path}" if key else None

@@ -35,7 +35,7 @@ def zstd(size: int, said: int | None = None) -> bytes:
 
 
 def deflated(size: int) -> bytes:
-    """So many MiB of zeros as one stream without header or sum: a piece that is made once, and repeated."""
+    """`size` zeros, of whole MiB, as one stream without header or sum: a piece that is made once, and repeated."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
     return block * (size // 2**20) + packer.flush()
