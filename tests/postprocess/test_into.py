@@ -14,7 +14,7 @@ import unet_engine
 from support.command_line import cli
 from support.pyramids import coarser
 from support.volumes import fake_model
-from unet_engine.errors import OutputError, ResumeError, SettingsError
+from unet_engine.errors import InputError, OutputError, ResumeError, SettingsError
 from unet_engine.postprocess import into, zarr_v2
 from unet_engine.storage import durability
 from unet_engine.volumes.formats import open_volume
@@ -287,6 +287,26 @@ def test_refusals(tmp_path, model, options, words):
     with pytest.raises(SettingsError, match=words):
         run(path, model, **options)
     assert not (path / "labels").exists()
+
+
+def test_an_image_whose_levels_say_no_scale_takes_labels_with_levels_of_their_own(tmp_path, model):
+    path = image(tmp_path / "a.zarr", V2)
+    root = zarr.open_group(str(path), mode="r+")
+    said = root.attrs["multiscales"]
+    for level in said[0]["datasets"]:
+        del level["coordinateTransformations"]
+    root.attrs["multiscales"] = said
+    run(path, model)
+    full, coarse = levels(f"{path}/labels/cells")
+    np.testing.assert_array_equal(coarse, coarser(full, (2, 2, 2), "majority"))
+
+
+def test_a_level_that_is_not_there_is_told_before_anything_is_computed(tmp_path, model):
+    path = image(tmp_path / "a.zarr")
+    shutil.rmtree(path / "2")
+    with pytest.raises(InputError, match="multiscales make no sense"):
+        run(path, model)
+    assert beside(path) == []
 
 
 def test_what_is_no_image_takes_no_labels(tmp_path, model, monkeypatch):

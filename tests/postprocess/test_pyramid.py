@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,23 @@ def test_voxels_are_what_they_cover_comes_to(shape, data, dtype):
 def test_what_was_not_measured_has_no_share_in_a_mean():
     values = np.array([[10, 255], [20, 255], [255, 255], [255, 255]], np.uint8)
     assert downsampled(values, (2, 2), mean_of([255])).tolist() == [[15], [255]]
+
+
+@given(st.sampled_from(["u1", "i4", "u8", "i8"]), st.data())
+def test_means_of_whole_numbers_are_exact_at_the_ends_of_their_type(dtype, data):
+    ends = np.iinfo(dtype)
+    near = st.integers(ends.max - 3, ends.max) | st.integers(ends.min, ends.min + 3) | st.integers(0, 9)
+    drawn = data.draw(st.lists(near, min_size=1, max_size=8))
+    exact = (2 * sum(drawn) + len(drawn)) // (2 * len(drawn))
+    values = np.array(drawn, dtype)
+    assert downsampled(values, values.shape, mean_of()).tolist() == [exact]
+    assert downsampled(np.append(values, values.dtype.type(99)), (len(drawn) + 1,), mean_of([99])).tolist() == [exact]
+
+
+def test_of_infinities_of_both_signs_the_mean_is_none():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(downsampled(np.array([np.inf, -np.inf], "f4"), (2,), mean_of()))
 
 
 def test_levels_make_voxels_cubes_first():
@@ -214,6 +232,23 @@ def test_refusals(tmp_path, spoil, words):
     assert said.code in (2, 3)
     assert words in said.err
     assert len(said.err.splitlines()) == 1
+
+
+def test_a_scale_after_a_translation_is_not_taken_for_one_before_it(tmp_path):
+    path = group(tmp_path / "l.zarr")
+    root = zarr.open_group(path, mode="r+")
+    said = root.attrs["ome"]
+    said["multiscales"][0]["datasets"][0]["coordinateTransformations"].reverse()
+    root.attrs["ome"] = said
+    with pytest.raises(InputError, match="translation, scale"):
+        made(path)
+
+
+def test_levels_say_which_voxels_were_not_measured_as_the_full_resolution_does(tmp_path):
+    path = group(tmp_path / "i.zarr", LABELS + 7)
+    zarr.open_group(path, mode="r+")["0"].attrs["missing_value"] = 8
+    made(path, by="mean", levels=2)
+    assert [open_volume(f"{path}/{level}").nodata for level in (0, 1)] == [(8.0,), (8.0,)]
 
 
 def test_of_floats_no_majority(tmp_path):

@@ -43,11 +43,11 @@ def listed(path: str) -> Listed:
         first, *others = dict(attributes["ome"])["multiscales"][0]["datasets"]
         if not str(attributes["ome"].get("version", VERSION)).startswith(VERSION):
             raise ValueError(f"it is version {attributes['ome']['version']}")
-        moves = {move["type"]: tuple(map(float, move[move["type"]])) for move in first["coordinateTransformations"]}
-        scale = moves.pop("scale")
-        translation = moves.pop("translation", (0.0,) * len(scale))
-        if moves:
-            raise ValueError(f"a transformation of type {min(moves)}")
+        kinds = [move["type"] for move in first["coordinateTransformations"]]
+        if kinds not in (["scale"], ["scale", "translation"]):
+            raise ValueError(f"transformations {', '.join(map(str, kinds))}")
+        scale, *rest = (tuple(map(float, move[move["type"]])) for move in first["coordinateTransformations"])
+        translation = rest[0] if rest else (0.0,) * len(scale)
         return Listed(str(first["path"]), scale, translation, tuple(str(one["path"]) for one in others))
     except _INVALID as error:
         raise InputError(

@@ -51,7 +51,7 @@ def _most_frequent(columns: Array) -> Array:
     """Of each column."""
     columns.sort(axis=0)
     best = columns[0].copy()
-    most = np.ones(best.shape, np.uint16)
+    most = np.ones(best.shape, np.uint32)
     run = most.copy()
     for before, now in pairwise(columns):
         run = np.where(now == before, run + 1, 1)
@@ -61,19 +61,35 @@ def _most_frequent(columns: Array) -> Array:
 
 
 def mean_of(nodata: Sequence[float] = ()) -> Reduce:
-    """A mean that leaves out NaN and `nodata`, where anything else is there. Sums are exact for whole numbers up to 32
-    bits, else of float64; whole numbers are rounded, halves up."""
+    """A mean that leaves out NaN and `nodata`, where anything else is there. It is exact for whole numbers, which are
+    rounded, halves up; sums of floats are of float64."""
 
     def mean(each: Sequence[Array]) -> Array:
-        dtype = each[0].dtype
-        if dtype.kind in "iu" and dtype.itemsize <= 4 and not nodata:
-            total = sum((one.astype(np.int64) for one in each), np.int64(0))
-            return np.asarray((2 * total + len(each)) // (2 * len(each))).astype(dtype)
-        there = [~where(one, (nan, *nodata)) for one in each]
-        count = sum(found.astype(np.uint16) for found in there)
-        parts = [np.where(found, one, 0).astype(np.float64) for found, one in zip(there, each, strict=True)]
-        found = np.asarray(sum(parts) / np.maximum(count, 1))
-        whole = dtype.kind in "iu"
-        return np.where(count > 0, np.floor(found + 0.5) if whole else found, each[0]).astype(dtype)
+        return _mean_of_whole(each, nodata) if each[0].dtype.kind in "iu" else _mean_of_floats(each, (nan, *nodata))
 
     return mean
+
+
+def _mean_of_whole(each: Sequence[Array], nodata: Sequence[float]) -> Array:
+    dtype = each[0].dtype
+    wide = np.dtype(np.uint64 if dtype.kind == "u" else np.int64)
+    if not nodata and dtype.itemsize <= 4:
+        total = sum((one.astype(wide) for one in each), wide.type(0))
+        return np.asarray((2 * total + len(each)) // (2 * len(each))).astype(dtype)
+    there = [~where(one, nodata) for one in each]
+    count = np.asarray(sum(found.astype(wide) for found in there))
+    parts = np.maximum(count, 1)
+    whole, rest = np.zeros_like(count), np.zeros_like(count)
+    for found, one in zip(there, each, strict=True):  # of 64 bits the sum itself may not fit
+        share, left = np.divmod(np.where(found, one, 0).astype(wide), parts)
+        whole, rest = whole + share, rest + left
+    return np.where(count > 0, whole + (2 * rest + parts) // (2 * parts), each[0]).astype(dtype)
+
+
+def _mean_of_floats(each: Sequence[Array], nodata: Sequence[float]) -> Array:
+    there = [~where(one, nodata) for one in each]
+    count = sum(found.astype(np.uint32) for found in there)
+    parts = [np.where(found, one, 0).astype(np.float64) for found, one in zip(there, each, strict=True)]
+    with np.errstate(invalid="ignore"):  # of infinities of both signs it is NaN
+        found = np.asarray(sum(parts) / np.maximum(count, 1))
+    return np.where(count > 0, found, each[0]).astype(each[0].dtype)

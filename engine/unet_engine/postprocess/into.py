@@ -23,7 +23,7 @@ from unet_engine.errors import OutputError, ResumeError, writing
 from unet_engine.output import output
 from unet_engine.output.header import read_header
 from unet_engine.output.label import KEY, NEWEST
-from unet_engine.paths import is_local, root_of
+from unet_engine.paths import absolute, is_local, root_of
 from unet_engine.postprocess.zarr_v2 import as_v2
 from unet_engine.storage import stores
 from unet_engine.storage.durability import Durability, exchange, put
@@ -47,7 +47,7 @@ class Place:
     def work(self) -> Path:
         """What they are made in: beside the outermost group that the image lies in."""
         root = Path(root_of(self.image))
-        parts = [root.name, *Path(os.path.abspath(self.image)).relative_to(root).parts, self.name]  # noqa: PTH100
+        parts = [root.name, *Path(absolute(self.image)).relative_to(root).parts, self.name]
         return root.with_name(f".{'.'.join(parts)}{_WORK}")
 
     @property
@@ -284,7 +284,7 @@ def _write(
 
 def _around(place: Place) -> Iterator[Path]:
     """The image's group, and those that it lies in."""
-    root, group = Path(root_of(place.image)), Path(os.path.abspath(place.image))  # noqa: PTH100
+    root, group = Path(root_of(place.image)), Path(absolute(place.image))
     yield group
     while group not in (root, group.parent):
         group = group.parent
@@ -293,7 +293,7 @@ def _around(place: Place) -> Iterator[Path]:
 
 def _consolidate(group: Path, labels: Path, durability: Durability) -> None:
     """Where the group keeps the metadata of all that lies in it, have it keep those of the labels as they are now."""
-    inside = Path(os.path.abspath(labels)).relative_to(group).as_posix()  # noqa: PTH100
+    inside = Path(absolute(str(labels))).relative_to(group).as_posix()
     old, whole = group / ".zmetadata", group / "zarr.json"
     if old.exists():
         document, names = _read(old), (".zgroup", ".zarray", ".zattrs")

@@ -31,12 +31,12 @@ from unet_engine.postprocess.levels import Level, levels_of
 from unet_engine.storage import stores
 from unet_engine.storage.durability import ON_DISK, WHENEVER, make_folder
 from unet_engine.units import Tell, silent
-from unet_engine.volumes import samples
+from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import StoredVolume
 from unet_engine.volumes.formats import open_stored
 from unet_engine.volumes.pick import Pick
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever the same levels would have other bytes than an earlier version's."""
 KEY = "pyramid"
 
@@ -305,8 +305,9 @@ def _write(made: _Made, k: int, crew: Crew, memory: int, attempt: str) -> int:
 
 
 def _kept(full: zarr.Array) -> dict[str, Any]:
-    """Of the attributes of the full resolution what says what voxels are."""
-    return {key: value for key, value in dict(full.attrs).items() if key in ("nodatavals", "_FillValue")}
+    """Of the attributes of the full resolution what says which voxels were not measured."""
+    names = {key.lower() for key in nodata.KEYS}
+    return {key: value for key, value in dict(full.attrs).items() if key.lower() in names}
 
 
 def _tidy(made: _Made) -> None:

@@ -11,7 +11,7 @@ from unet_engine.paths import is_local, plain
 from unet_engine.postprocess.into import LABELS
 from unet_engine.settings import AUTO, Settings
 from unet_engine.storage import archives, stores
-from unet_engine.volumes.collection import image_of, version_of
+from unet_engine.volumes.collection import image_of, levels_in, version_of
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 def named_into(settings: Settings, spec: ModelSpec, volume: str) -> str:
     """Where the labels go of the image that `volume` is, or lies in: ``IMAGE/labels/NAME``. `Settings.into` is that, the
     name, the image, what that lies in, or nothing, which is called after the model. Raises `SettingsError` where that
-    makes no sense, or is not safe."""
+    makes no sense, or is not safe, and `InputError` where levels of the image do not."""
     given = str(settings.into)
     if settings.output != "labels":
         raise SettingsError(
@@ -40,6 +40,7 @@ def named_into(settings: Settings, spec: ModelSpec, volume: str) -> str:
         raise SettingsError(
             f"--into: {image} is OME-Zarr {version_of(image)}, and labels are written as 0.4 or 0.5; use --out NAME.zarr"
         )
+    levels_in(image)  # labels get levels like these once they are complete: what is wrong with them is said now
     name = _usual(spec.name)
     if given != AUTO and not _is_path(given):
         name = given

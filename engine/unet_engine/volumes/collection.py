@@ -122,7 +122,7 @@ def _check_store(what: str, error: Exception) -> None:
 
 def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:
     """Of the first image of the group at `path`: of each level how many voxels it has along each axis, by its name, and
-    how far they are apart. Raises `InputError` where it is none, or makes no sense."""
+    how far they are apart, 0 where nothing says it. Raises `InputError` where it is none, or makes no sense."""
     try:
         group = stores.open_group(path, "r")
         image = multiscales(group)[0]
@@ -130,7 +130,8 @@ def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:
         found = []
         for one in image["datasets"]:
             shape = zarr.open_array(group.store_path / str(one["path"]), mode="r").shape
-            pairs = zip(shape, placed(of_level(image, one), names).scale or (), strict=True)
+            sizes = placed(of_level(image, one), names).scale or [0.0] * len(names)
+            pairs = zip(shape, sizes, strict=True)
             found.append(dict(zip(names, pairs, strict=True)))
     except Exception as error:
         raise InputError(f"{path}: its OME multiscales make no sense ({first_line(error)}); correct them") from error
