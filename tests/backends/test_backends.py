@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,3 +274,20 @@ def test_openvino_still_converts_for_others() -> None:
     assert callable(ov.convert_model)
     with pytest.raises(AttributeError):
         _ = ov.no_such_thing
+
+
+def test_what_openvino_does_without_is_there_for_others() -> None:
+    """For other threads even while OpenVINO is imported."""
+    module = pytest.importorskip("unet_engine.backends.openvino")
+    before, found = list(sys.meta_path), []
+    finder = module._WithoutConverter()
+    with finder, pytest.raises(ModuleNotFoundError):
+        finder.find_spec(module._CONVERTER)
+    other = threading.Thread(target=lambda: found.append(finder.find_spec(module._CONVERTER)))
+    with finder:
+        assert sys.meta_path[0] is finder
+        other.start()
+        other.join()
+    assert found == [None]
+    assert sys.meta_path == before
+    assert sys.modules.get(module._CONVERTER, module) is not None

@@ -1,7 +1,9 @@
 """How far a network sees, from its graph: never less than what is measured, and nothing where it is not known."""
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from support.untrained import untrained
 from unet_engine.backends.base import Setup
@@ -77,6 +79,36 @@ def test_layers_add_up(layers, reach):
 def test_what_is_not_known_is_not_guessed(node):
     with pytest.raises(_UnknownError):
         _of_graph(graph(node), 2, (0, 0))
+
+
+def resize(x, y, factor, **attributes):
+    node = helper.make_node("Resize", [x, "", f"f{y}"], [y], **attributes)
+    return node, helper.make_tensor(f"f{y}", TensorProto.FLOAT, [4], [1, 1, factor, factor])
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("how", ["half_pixel", "pytorch_half_pixel", "asymmetric"])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_a_resizing_sees_no_farther_than_told(factor, how, mode):
+    """Of every factor-th voxel, so that nothing else is seen."""
+    taken, weights = conv("x", "t", (1, 1), strides=[factor, factor])
+    weights.float_data[0] = 1
+    again, factors = resize("t", "y", factor, mode=mode, coordinate_transformation_mode=how)
+    made = graph(taken, again, constants=[weights, factors])
+    evaluator = ReferenceEvaluator(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)]))
+    at = 6 * factor
+    voxels = np.zeros((1, 1, 12 * factor, factor), np.float32)
+    voxels[0, 0, at] = 1
+    changed = np.flatnonzero(evaluator.run(None, {"x": voxels})[0][0, 0, :, 0])
+    assert np.abs(changed - at).max() <= _of_graph(made, 2, (0, 0))[0]
+
+
+def test_a_resizing_of_which_the_ends_are_kept_hangs_on_the_window():
+    """So that no two sizes of window give the same, however much context they have."""
+    taken, weights = conv("x", "t", (2, 2), strides=[2, 2])
+    again, factors = resize("t", "y", 2, mode="linear", coordinate_transformation_mode="align_corners")
+    with pytest.raises(_UnknownError):
+        _of_graph(graph(taken, again, constants=[weights, factors]), 2, (0, 0))
 
 
 def test_two_images_are_not_followed():

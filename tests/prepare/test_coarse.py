@@ -165,6 +165,21 @@ def test_a_look_that_would_cost_too_much_is_not_begun(scene):
     assert "of the run, and 1% are allowed; see --coarse-budget" in said.json["coarse_choice"]["kept"]
 
 
+def test_poses_cost_the_run_as_much_as_the_look(scene):
+    options = ["--in", scene[0], "--model", scene[1], *OPTIONS[:-4], "--coarse-budget", 0.9, "--overlap", 0.25]
+    one, eight = (cli("plan", *options, *tta, "--json").json["coarse_choice"] for tta in ([], ["--tta", "mirror:zyx"]))
+    assert len(eight["regions"]) >= len(one["regions"]) >= 8
+    assert eight["share"] <= 0.9
+
+
+def test_regions_of_huge_volumes_are_drawn_from_everywhere():
+    for count in (1000, 2**24, 2**40):
+        drawn = coarse._drawn(count)
+        assert len(np.unique(drawn)) == len(drawn) == min(count, coarse.DRAWN)
+        assert 0 <= drawn.min() <= drawn.max() < count
+        assert 0.4 < drawn[:256].mean() / count < 0.6
+
+
 def test_a_volume_without_foreground_tells_nothing(tmp_path):
     scan = make_volume(tmp_path / "s.zarr", np.full(SHAPE, -4, np.float32))
     said = cli("plan", "--in", scan, "--model", fake_model(tmp_path, activation="sigmoid"), *OPTIONS, "--json")

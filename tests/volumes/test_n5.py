@@ -94,6 +94,18 @@ def test_a_pyramid(tmp_path):
     np.testing.assert_array_equal(result_of(out)[0], SCAN[:, ::2, ::2].astype("f4"))
 
 
+@pytest.mark.parametrize(("of_level", "spacing", "start"), [([4, 4, 40], (40, 8, 8), 2), ([8, 8, 40], (40, 8, 8), 0)])
+def test_each_level_says_the_size_of_the_full_resolution_or_its_own(tmp_path, of_level, spacing, start):
+    """n5-viewer writes the first, the same at each level."""
+    for level, sizes in (("s0", [4, 4, 40]), ("s1", of_level)):
+        factors = [1, 1, 1] if level == "s0" else [2, 2, 1]
+        pixel = {"dimensions": sizes, "unit": "nm"}
+        dataset(tmp_path / "em" / level, downsamplingFactors=factors, pixelResolution=pixel)
+    first, second = open_volume(f"{tmp_path}/em/s0"), open_volume(f"{tmp_path}/em/s1")
+    assert (first.spacing, first.translation, first.unit) == ((40, 4, 4), (0, 0, 0), "nanometer")
+    assert (second.spacing, second.translation, second.unit) == (spacing, (0, start, start), "nanometer")
+
+
 def test_transform_names_its_axes(tmp_path):
     said = {"axes": ["z", "y", "x"], "scale": [40.0, 4.0, 5.0], "translate": [80.0, 1.0, 2.0], "units": ["nm"] * 3}
     volume = open_volume(dataset(tmp_path / "a", transform=said))

@@ -6,6 +6,7 @@ import importlib
 import io
 import sys
 import tempfile
+import threading
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -20,23 +21,39 @@ from unet_engine.model.onnx_network import network_of
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-# So is its converter of other formats, for that import alone, half of whose time it takes.
 _CONVERTER = "openvino.tools.ovc"
-if "openvino" not in sys.modules:
-    sys.modules[_CONVERTER] = None  # type: ignore[assignment]
 
-import openvino as ov  # noqa: E402  # after the lines above
+
+class _WithoutConverter:
+    """Keeps OpenVINO's converter of other formats, half of the time of its import, out of an import by this thread."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> None:
+        sys.meta_path.insert(0, self)
+
+    def __exit__(self, *_: object) -> None:
+        sys.meta_path.remove(self)
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == _CONVERTER and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{name} is imported where it is used", name=name)
+
+
+with _WithoutConverter():
+    import openvino as ov
 
 
 def _later(name: str) -> Any:
     """What was left out of OpenVINO, for others in this process that ask for it."""
-    if name != "convert_model":
-        raise AttributeError(f"module 'openvino' has no attribute {name!r}")
-    return importlib.import_module(_CONVERTER).convert_model
+    if name == "convert_model":
+        with suppress(ImportError):
+            return importlib.import_module(_CONVERTER).convert_model
+    raise AttributeError(f"module 'openvino' has no attribute {name!r}")
 
 
-if sys.modules.get(_CONVERTER, ov) is None:
-    del sys.modules[_CONVERTER]
+if "convert_model" not in vars(ov):
     ov.__getattr__ = _later
 
 __all__ = ["OpenVINOBackend", "library", "ov", "packed", "precisions", "unpacked"]

@@ -148,9 +148,14 @@ def _kernel(node: Any, constants: dict[str, Any], dims: int) -> list[int]:
 
 def _resized(node: Any, given: _Tensor, constants: dict[str, Any]) -> _Tensor:
     """A voxel is made of those next to it, or of two at each side where it is cubic. Only whole factors keep the lattice
-    that windows begin on."""
+    that windows begin on, and where the ends of both lie on each other, each size of window is resized otherwise.
+
+    Of f voxels for one, the j-th may be taken at (j + 1/2)/f − 1/2. Where that is below 0, so for j up to f/2 − 1, what
+    enters at the lower side lies one voxel and j/f away."""
     from onnx import numpy_helper
 
+    if attribute(node, "coordinate_transformation_mode", b"half_pixel") in (b"align_corners", b"tf_crop_and_resize"):
+        raise _UnknownError
     place = 1 if node.op_type == "Upsample" else 2
     name = node.input[place] if len(node.input) > place else ""
     if name not in constants:
@@ -160,8 +165,15 @@ def _resized(node: Any, given: _Tensor, constants: dict[str, Any]) -> _Tensor:
         raise _UnknownError
     around = 2 if attribute(node, "mode", b"nearest") == b"cubic" else 1
     return tuple(
-        _Seen(axis.step / round(f), axis.down + around * axis.step, axis.up + around * axis.step) if f != 1 else axis
-        for axis, f in zip(given, factors, strict=True)
+        replace(
+            axis,
+            step=axis.step / f,
+            down=axis.down + axis.step * (around + Fraction(f // 2 - 1, f)),
+            up=axis.up + axis.step * around,
+        )
+        if f != 1
+        else axis
+        for axis, f in zip(given, map(round, factors), strict=True)
     )
 
 

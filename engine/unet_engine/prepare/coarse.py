@@ -47,6 +47,8 @@ BUDGET = 0.1
 LEAST, CHOOSING = 8, 0.25
 """Regions that are computed at least, and the part of them on which the threshold is chosen."""
 MOST_REGIONS = 256
+MANY, DRAWN = 2**24, 2**18
+"""Regions of a volume of which not all are put in order, and how many are then."""
 SPAN = 4
 """Windows along each axis that a region spans where they overlap: those around it are computed for it alone."""
 EASIER = (1, 2, 4)
@@ -68,9 +70,7 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
     run = draft.plan(decisions.labels_of(spec, Box.of_shape(survey.volume.shape), decisions.tiling))
     regions, cost = _regions(draft, decisions, run, survey.volume.shape)
     coarse = Coarse(survey.volume, factors)
-    work = run.window_range.size * prod(run.window_shape)
-    passed = _coarse_plan(draft, decisions, coarse)
-    first = passed.window_range.size * prod(passed.window_shape)
+    work, first = _computed(run), _computed(_coarse_plan(draft, decisions, coarse))
     budget = settings.coarse_budget or BUDGET
     count = min(MOST_REGIONS, len(regions), int((budget * work - first) / max(1, cost)))
     if count < LEAST:
@@ -256,9 +256,8 @@ def _regions(draft: Draft, decisions: Decisions, run: Plan, shape: Sequence[int]
     computes: at most as many as any, since windows at the border of the volume are as large."""
     spans = [_spans(axis, decisions.tiling.blend) for axis in run.axes]
     counts = [len(s) for s in spans]
-    order = np.random.default_rng(SEED).permutation(prod(counts)) if prod(counts) < 2**24 else np.arange(2**24)
     found: list[Box] = []
-    for number in order:
+    for number in _drawn(prod(counts)):
         index = np.unravel_index(int(number), counts)
         ends = [span[int(i)] for span, i in zip(spans, index, strict=True)]
         box = Box(*map(tuple, zip(*ends, strict=True)))
@@ -268,13 +267,19 @@ def _regions(draft: Draft, decisions: Decisions, run: Plan, shape: Sequence[int]
             break
     if not found:
         return [], 1
-    costs = (_windows(draft, decisions, box) for box in found[:LEAST])
-    return found, max(costs) * prod(decisions.tiling.window)
+    spec, tiling = draft.survey.model.spec, decisions.tiling
+    return found, max(_computed(draft.plan(decisions.labels_of(spec, box, tiling))) for box in found[:LEAST])
 
 
-def _windows(draft: Draft, decisions: Decisions, box: Box) -> int:
-    plan = draft.plan(decisions.labels_of(draft.survey.model.spec, box, decisions.tiling))
-    return plan.window_range.size * plan.calls
+def _drawn(count: int) -> Array:
+    """Numbers below `count` in a random order: all, or of very many as many as memory holds."""
+    rng = np.random.default_rng(SEED)
+    return rng.permutation(count) if count < MANY else rng.choice(count, DRAWN, replace=False)
+
+
+def _computed(plan: Plan) -> int:
+    """Voxels of input, in all poses and by all networks."""
+    return plan.window_range.size * plan.calls * prod(plan.window_shape)
 
 
 def _spans(axis: AxisGrid, blend: str) -> list[tuple[int, int]]:

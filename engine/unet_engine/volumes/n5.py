@@ -65,7 +65,7 @@ class N5Format:
         dtype = np.dtype(said["dataType"])
         around = _around(folder)
         names = checked_axes(path, shape, dtype, axes or _names(said, around, len(shape)))
-        placed = _placed(said, around, names)
+        placed = _placed(said, around, _top(folder), names)
         return N5Volume(
             path=path,
             axes=names,
@@ -128,8 +128,16 @@ def _inside(folder: Path, depth: int = 6) -> Iterator[Path]:
 
 def _around(folder: Path) -> Mapping[str, Any]:
     """What the group of a pyramid says, of which the dataset is a level."""
-    name = folder.name
-    return _attributes(folder.parent) if name[:1] == "s" and name[1:].isdigit() else {}
+    return _attributes(folder.parent) if _is_level(folder) else {}
+
+
+def _top(folder: Path) -> Mapping[str, Any]:
+    """What the full resolution says of itself, of which the dataset is a level."""
+    return _attributes(folder.parent / "s0") if _is_level(folder) else {}
+
+
+def _is_level(folder: Path) -> bool:
+    return folder.name[:1] == "s" and folder.name[1:].isdigit()
 
 
 # --- what the attributes say ---
@@ -155,7 +163,7 @@ class _Placed:
     notes: tuple[str, ...] = ()
 
 
-def _placed(said: Mapping[str, Any], around: Mapping[str, Any], names: str) -> _Placed:
+def _placed(said: Mapping[str, Any], around: Mapping[str, Any], top: Mapping[str, Any], names: str) -> _Placed:
     """Where voxels lie. ``transform`` names its axes; all else is in the order of the dimensions, x first."""
     transform = said.get("transform")
     if isinstance(transform, Mapping) and transform.get("axes"):
@@ -164,18 +172,20 @@ def _placed(said: Mapping[str, Any], around: Mapping[str, Any], names: str) -> _
         moved = dict(zip(axes, map(float, transform.get("translate") or [0.0] * len(axes)), strict=True))
         units = [str(u) for u in transform.get("units") or () if u]
         return _Placed([scale.get(a, 1.0) for a in names], [moved.get(a, 0.0) for a in names], _unit(units))
-    own = _sizes(said, names)
-    if own:
+    own, full = _sizes(said, names), around
+    if own and said.get("downsamplingFactors") and own == _sizes(top, names):
+        full = said  # n5-viewer has every level say the voxel size of the full resolution
+    elif own:
         moved_by = _numbers(said.get("offset"), names) or [0.0] * len(names)
         return _Placed(own, moved_by, _unit_of(said) or _unit_of(around), _doubt(said, own, names))
-    full = _sizes(around, names)
-    if not full:
+    sizes = _sizes(full, names)
+    if not sizes:
         return _Placed()
     factors = _numbers(said.get("downsamplingFactors"), names, 1.0) or [1.0] * len(names)
-    start = _numbers(around.get("offset"), names) or [0.0] * len(names)
-    scale_of = [s * f for s, f in zip(full, factors, strict=True)]
-    start = [t + s * (f - 1) / 2 for t, s, f in zip(start, full, factors, strict=True)]
-    return _Placed(scale_of, start, _unit_of(around), _doubt(around, full, names))
+    start = _numbers(full.get("offset"), names) or [0.0] * len(names)
+    start = [t + s * (f - 1) / 2 for t, s, f in zip(start, sizes, factors, strict=True)]
+    scale_of = [s * f for s, f in zip(sizes, factors, strict=True)]
+    return _Placed(scale_of, start, _unit_of(full) or _unit_of(around), _doubt(full, sizes, names))
 
 
 def _sizes(said: Mapping[str, Any], names: str) -> list[float] | None:
