@@ -236,8 +236,8 @@ def test_what_is_sent_is_bounded():
     [([], signal.SIGTERM, "interrupted", 130), (["--hang-seconds", "0.4"], None, "failed", 6)],
 )
 def test_a_run_that_is_ended_from_outside_or_hangs_says_so(tmp_path, options, stop, status, code):
-    scan = make_volume(tmp_path / "scan.zarr", np.ones((8, 8, 8), np.float32))
-    model = fake_model(tmp_path, latency_ms=60_000)
+    scan = make_volume(tmp_path / "scan.zarr", np.ones((8, 8, 128), np.float32))
+    model = fake_model(tmp_path, latency_ms=600)
     with listening() as server:
         process = subprocess.Popen(
             [*COMMAND, "run", "--in", scan, "--model", model, "--out", "out.zarr", "--window", "8,8,8", *options,

@@ -130,7 +130,8 @@ def test_a_store_whose_library_is_missing_says_what_to_install(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, package, None)
     for module in ("http", "s3"):
         monkeypatch.delitem(sys.modules, f"fsspec.implementations.{module}", raising=False)
-    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    for scheme in ("http", "https", "s3"):
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
     scan, model = make_volume(tmp_path / "scan.zarr", np.zeros((8, 8, 8), np.uint8)), fake_model(tmp_path)
     for options, code in (((url, tmp_path / "o.zarr"), 3), ((scan, url), 8)):
         said = cli("run", "--in", options[0], "--model", model, "--out", options[1])
