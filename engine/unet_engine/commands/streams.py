@@ -18,12 +18,22 @@ class _Patient(io.FileIO):
 
     error: OSError | None = None
 
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._taken: list[int] = []
+        """What was written and could not be said: a signal's exception came between. Whoever writes begins again with
+        the same bytes, which would be there twice."""
+
     def write(self, data: object, /) -> int:
-        try:
-            return super().write(data)  # type: ignore[arg-type]
-        except OSError as error:
-            self.error = self.error or error
-            return len(memoryview(data).cast("B"))  # type: ignore[arg-type]
+        if not self._taken:
+            try:
+                self._taken.extend(map(super().write, (data,)))  # type: ignore[arg-type]  # one call: both or neither
+            except OSError as error:
+                self.error = self.error or error
+                self._taken.append(len(memoryview(data).cast("B")))  # type: ignore[arg-type]
+        count = self._taken[0]  # from here on nothing is called, so that no signal is looked for
+        del self._taken[:]
+        return count
 
 
 _stdout: _Patient | None = None
@@ -46,7 +56,7 @@ def prepare() -> None:
 
 def _stream(old: io.TextIOWrapper) -> tuple[io.TextIOWrapper, _Patient | None]:
     try:
-        raw = _Patient(old.fileno(), "w", closefd=False)
+        raw = _Patient(old.fileno())
     except (OSError, ValueError):
         return old, None
     buffered = io.BufferedWriter(raw)
