@@ -81,6 +81,9 @@ def test_it_runs_on_gpus_alone_and_says_so(cells, monkeypatch):
     monkeypatch.setattr(
         "unet_engine.backends.libraries.find_spec", lambda name: None if name in tensorrt_api.MODULES else name
     )
+    assert choose_backend(cells, "cuda") == "pytorch"
+    without = (*tensorrt_api.MODULES, "torch")
+    monkeypatch.setattr("unet_engine.backends.libraries.find_spec", lambda name: None if name in without else name)
     assert choose_backend(cells, "cuda") == "onnxruntime"
 
 

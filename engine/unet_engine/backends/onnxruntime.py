@@ -15,6 +15,7 @@ from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.base import Device, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
+from unet_engine.model.onnx_half import in_half
 from unet_engine.model.onnx_network import network_of
 
 _CUDA = "CUDAExecutionProvider"
@@ -76,18 +77,18 @@ class OnnxRuntimeDevice(DeviceBackend):
     def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
         super().__init__(setup, device, stream)
         self.version = f"onnxruntime {ort.__version__}"
-        if setup.precision != "fp32":
+        if setup.precision not in ("fp32", "fp16"):
             raise BackendError(
-                f"onnxruntime on {setup.device} does not run {setup.precision} here; use --precision fp32, or "
+                f"onnxruntime on {setup.device} does not run {setup.precision} here; use --precision fp32 or fp16, or "
                 "--backend tensorrt"
             )
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it says of an error is in the exception
         try:
-            self._session = ort.InferenceSession(
-                network_of(setup.model, setup.batch), options, providers=providers(device, stream)
-            )
-        except BackendError:
+            network = network_of(setup.model, setup.batch)
+            given = network if setup.precision == "fp32" else in_half(network)
+            self._session = ort.InferenceSession(given, options, providers=providers(device, stream))
+        except (BackendError, ModelError):
             raise
         except Exception as error:
             raise ModelError(

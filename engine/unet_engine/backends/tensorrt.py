@@ -32,6 +32,9 @@ class TensorRTDevice(DeviceBackend):
 
     def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
         super().__init__(setup, device, stream)
+        # asked once more: TensorRT itself may be there and not load, and TensorRT-RTX stand in for it
+        if said := tensorrt_api.refuses(device.capability):
+            raise BackendError(f"{setup.device}: {said}")
         self.version = tensorrt_api.version()
         self._load(engine_for(setup, network_of(setup), device.describe()))
         self._make_context()

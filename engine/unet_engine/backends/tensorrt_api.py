@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from unet_engine.backends.gpu_choice import BUILDS, Capability, shown
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.onnx_shapes import images_of
 from unet_engine.units import times
@@ -51,6 +52,15 @@ def module() -> ModuleType:
 def version() -> str:
     trt = module()
     return f"{'tensorrt_rtx' if 'rtx' in trt.__name__ else 'tensorrt'} {trt.__version__}"
+
+
+def refuses(gpu: Capability | None) -> str:
+    """Why what can be loaded here does not run on a GPU of that compute capability; empty where it does."""
+    name = "tensorrt_rtx" if "rtx" in module().__name__ else "tensorrt"
+    build = next(b for b in BUILDS if b.name == name)
+    if gpu is None or build.is_for(gpu):
+        return ""
+    return f"{build.called} is not made for compute capability {shown(gpu)}; install TensorRT itself, or use --backend pytorch"
 
 
 @dataclass(frozen=True)

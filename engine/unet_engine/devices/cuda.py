@@ -88,10 +88,13 @@ class CudaDevice:
                 self._device.set_current()
             self._current.set = True
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        major, minor = self._device.compute_capability
+        return int(major), int(minor)
+
     def describe(self) -> str:
-        device = self._device
-        major, minor = device.compute_capability
-        return f"{device.name} ({major}.{minor})"
+        return "{} ({}.{})".format(self._device.name, *self.capability or ())
 
     # --- memory ---
 

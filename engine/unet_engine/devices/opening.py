@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from unet_engine.devices.base import Device
 from unet_engine.errors import BackendError
-from unet_engine.machine import gpu_count
+from unet_engine.machine import gpu_capabilities, gpu_count
 
 SIMULATED = "simulated"
 """Name of the device that NumPy stands in for; see `unet_engine.devices.simulated`."""
@@ -15,6 +15,16 @@ SIMULATED = "simulated"
 def is_gpu(name: str) -> bool:
     """Whether `name` (``cpu``, ``cuda:N``, ``simulated``), or its part before the colon, means a GPU."""
     return name == SIMULATED or name.startswith("cuda")
+
+
+def capabilities_of(name: str) -> tuple[tuple[int, int], ...]:
+    """Compute capabilities of the GPUs that ``cuda``, ``cuda:N`` or ``cuda:N,M`` means, as far as they are known: of
+    the simulated one none is."""
+    found, numbers = gpu_capabilities(), name.partition(":")[2]
+    if not name.startswith("cuda"):
+        return ()
+    chosen = [int(n) for n in numbers.split(",")] if numbers else range(len(found))
+    return tuple(found[n] for n in chosen if n < len(found))
 
 
 def is_pipelined(name: str) -> bool:
