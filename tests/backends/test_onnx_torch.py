@@ -187,3 +187,32 @@ def test_half_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> Non
         open_on_device("onnxruntime", Setup(replace(model, path=path), (16, 16, 16), "simulated", precision="fp16"))
     with pytest.raises(BackendError, match="use --precision fp32 or fp16"):
         open_on_device("onnxruntime", Setup(model, (16, 16, 16), "simulated", precision="bf16"))
+
+
+def test_addresses_on_a_gpu_never_reach_a_session_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime makes one where CUDA cannot be loaded, and says nothing."""
+    from unet_engine.backends import onnxruntime as backend
+    from unet_engine.devices.simulated import SimulatedDevice
+
+    class Real(SimulatedDevice):
+        name = "cuda:0"
+
+    device, bound, loaded = Real(), [], []
+    monkeypatch.setattr("unet_engine.backends.libraries.open_device", lambda name: device)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: loaded.append(1) or print("not found"))
+    backend._find_cuda.cache_clear()
+    session = ort.InferenceSession
+
+    def fallen_back(network: Any, options: Any, providers: Any) -> Any:
+        assert providers[0][0] == "CUDAExecutionProvider"
+        return session(network, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", fallen_back)
+    monkeypatch.setattr(ort.IOBinding, "bind_input", lambda *given: bound.append(given))
+    model = open_model(shipped_model("cells_3d.onnx"))
+    with pytest.raises(BackendError, match=r"cannot load CUDA for cuda:0 and would run on the CPU \(CPUExecution"):
+        open_on_device("onnxruntime", Setup(model, (16, 16, 16), "cuda:0"))
+    assert loaded, "CUDA is looked for where pip put it"
+    assert not bound
+    assert not device.living

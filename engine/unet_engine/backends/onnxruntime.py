@@ -7,6 +7,10 @@ not asked for, since ONNX Runtime records on a stream of its own.
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+
 import numpy as np
 import onnxruntime as ort
 
@@ -24,6 +28,14 @@ _CUDA = "CUDAExecutionProvider"
 def sees_gpu() -> bool:
     """Whether this build of it has CUDA."""
     return _CUDA in ort.get_available_providers()
+
+
+@cache
+def _find_cuda() -> None:
+    """Have it find CUDA and cuDNN where pip put them: it looks on the system's paths alone, and falls back to the CPU."""
+    if load := getattr(ort, "preload_dlls", None):
+        with redirect_stdout(StringIO()):  # it prints what it does not find; what that comes to is told by us
+            load()
 
 
 class OnnxRuntimeBackend(ThreadedBackend):
@@ -87,7 +99,9 @@ class OnnxRuntimeDevice(DeviceBackend):
         try:
             network = network_of(setup.model, setup.batch)
             given = network if setup.precision == "fp32" else in_half(network)
-            self._session = ort.InferenceSession(given, options, providers=providers(device, stream))
+            wanted = providers(device, stream)
+            self._session = ort.InferenceSession(given, options, providers=wanted)
+            self._check_provider(device)
         except (BackendError, ModelError):
             raise
         except Exception as error:
@@ -104,6 +118,17 @@ class OnnxRuntimeDevice(DeviceBackend):
         self._binding.bind_output(last, *where, np.float32, self.output.shape, self.output.region.address)
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def _check_provider(self, device: Device) -> None:
+        """Where CUDA cannot be loaded, ONNX Runtime makes a session of the CPU, which would take addresses on the device
+        for its own."""
+        found = self._session.get_providers()
+        if device.name != SIMULATED and found[:1] != [_CUDA]:
+            raise BackendError(
+                f"ONNX Runtime cannot load CUDA for {device.name} and would run on the CPU "
+                f"({', '.join(found) or 'no provider'}); install CUDA 13 and cuDNN 9 (pip install "
+                "'onnxruntime-gpu[cuda,cudnn]'), or use --device cpu"
+            )
 
     def _shape(self) -> tuple[int, ...]:
         """Of the output; one batch is computed through the host."""
@@ -135,6 +160,7 @@ def providers(device: Device, stream: Stream) -> list[object]:
     """The provider for the device, on the pipeline's stream. Raises `BackendError` where this ONNX Runtime has none."""
     if device.name == SIMULATED:
         return ["CPUExecutionProvider"]
+    _find_cuda()
     if not sees_gpu():
         raise BackendError(
             f"this ONNX Runtime has no CUDA; use --device cpu, or install onnxruntime-gpu to run on {device.name}"

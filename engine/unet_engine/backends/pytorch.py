@@ -127,6 +127,7 @@ class PyTorchDevice(DeviceBackend):
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
         if self._where.type == "cuda":
+            torch.cuda.set_device(self._where)  # of this thread, to which leaving the stream goes back
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
             stack.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(self.stream.handle, device=self._where)))
@@ -160,6 +161,7 @@ class PyTorchDevice(DeviceBackend):
     def run(self, stream: int) -> None:
         try:
             if self._graph is not None:
+                torch.cuda.set_device(self._where)
                 with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=self._where)):
                     self._graph.replay()
                 return
