@@ -83,7 +83,7 @@ def test_what_was_proved_is_known_to_the_next_run_and_a_resume(scan, tmp_path, m
     model, out = judged(tmp_path, 0.9), str(tmp_path / "out.zarr")
     first = cli("run", "--in", scan, "--model", model, "--out", out, *AUTO, "--part", "1/2", "--json")
     monkeypatch.setattr("unet_engine.prepare.tiling_settling.proved", lambda *_: pytest.fail("proved again"))
-    monkeypatch.setattr("unet_engine.prepare.tiling_proof._nanoseconds", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr("unet_engine.prepare.tiling_speed._nanoseconds", lambda *_: pytest.fail("timed again"))
     again = chosen(cli("plan", "--in", scan, "--model", model, *AUTO, "--json"))
     assert again.window == chosen(first).window
     assert again.proving == 0

@@ -98,7 +98,7 @@ class PyTorchDevice(DeviceBackend):
         with self._in_context():
             self._static = torch.zeros(setup.input_shape, dtype=self._type, device=self._where)
             self._static = self._static.contiguous(memory_format=_channels_last(self._static))
-            _prepare_weights(self._network, self._type)
+            prepare_weights(self._network, self._type)
             try:
                 for _ in range(WARM_UP):
                     out = self._computed()
@@ -128,8 +128,7 @@ class PyTorchDevice(DeviceBackend):
         stack.enter_context(torch.inference_mode())
         if self._where.type == "cuda":
             torch.cuda.set_device(self._where)  # of this thread, to which leaving the stream goes back
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+            set_algorithms()
             stack.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(self.stream.handle, device=self._where)))
         if self._type is not torch.float32:
             # no cache of converted weights: a graph would keep reading one that was freed
@@ -192,7 +191,13 @@ def _channels_last(tensor: Any) -> Any:
     return torch.channels_last_3d if tensor.dim() == 5 else torch.channels_last
 
 
-def _prepare_weights(network: Any, kind: torch.dtype) -> None:
+def set_algorithms() -> None:
+    """Of this process: cuDNN's deterministic ones, chosen without timing them, and fp32 means fp32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+
+
+def prepare_weights(network: Any, kind: torch.dtype) -> None:
     """The weights of convolutions, in place: channels last and in the type computed in, so that nothing converts them
     batch by batch."""
     for parameter in network.parameters():
