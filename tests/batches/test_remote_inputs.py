@@ -75,7 +75,6 @@ def test_lists_behind_urls(bucket, tmp_path):
 
 
 def test_a_run_of_a_glob_leaves_out_what_it_wrote_before(bucket, tmp_path):
-    _, client = bucket
     command = ["run", "--in", "s3://lab/scans/*.zarr", "--model", fake_model(tmp_path),
                "--out", "s3://lab/scans/{stem}-labels.zarr", "--results", tmp_path / "r.jsonl"]  # fmt: skip
     assert (said := cli(*command)).code == 0, said.err
