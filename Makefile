@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
 
-# Processes that run tests at once: many of them wait for others.
-TESTERS ?= 2
+# Processes that run tests at once: on two cores one more, as many of them wait for others.
+TESTERS ?= 3
 
 # Tests start hundreds of interpreters, and what these would compile each time is kept beside the sources.
 unexport PYTHONDONTWRITEBYTECODE

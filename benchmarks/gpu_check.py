@@ -4,9 +4,9 @@ Markdown table.
     python benchmarks/gpu_check.py [--quick] [--wheels FOLDER] [--only PART,PART] [--json FILE] [--table FILE]
 
 Run it from the repository's root, with Python, nvcc and PyTorch for CUDA there. What else is missing is installed from
-the wheels in ``--wheels`` into a folder of its own, without a network. Every part has a time budget and is a process of
-its own, so that one that hangs or fails takes nothing with it; a part that cannot run says why. Ratios are of figures
-measured in the same process, turn by turn.
+the wheels in ``--wheels`` (`gpu_wheels.py` fetches them) into a folder of its own, without a network. Every part has a
+time budget and is a process of its own, so that one that hangs or fails takes nothing with it; a part that cannot run
+says why. Ratios are of figures measured in the same process, turn by turn.
 
     build        the CUDA module for this GPU's architecture, with warnings as errors
     tests        kernel, pipeline and back end tests, and every kernel once against NumPy
@@ -19,8 +19,8 @@ measured in the same process, turn by turn.
     gpus         halos between two processes by TCP and UCX, and between two GPUs, where there are two
     decoding     GB/s of voxels decoded by the host's threads, and by nvCOMP where it is installed, against GB/s needed
 
-Exit codes: 0 all parts ran and held; 1 a part failed or a target was missed; 2 wrong arguments; 3 there is no GPU; 4 a
-part could not run.
+Exit codes: 0 all parts ran and held, or were left out as the machine or an extra is not there for them; 1 a part failed
+or a target was missed; 2 wrong arguments; 3 there is no GPU; 4 a part could not run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpu_report import CannotRun, Part, Row, exit_code, table
+from gpu_report import CannotRun, LeftOut, Part, Row, exit_code, table
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_GPU = 3
@@ -182,6 +182,8 @@ def _one_part(args: argparse.Namespace) -> int:
         for row in gpu_parts.PARTS[args.part](args):  # what was measured before something failed is kept
             part.rows.append(row if isinstance(row, Row) else Row.of(*row))
             _keep(part, args.json)
+    except LeftOut as lacking:
+        part.state, part.why = "left out", str(lacking)
     except CannotRun as lacking:
         part.state, part.why = "not run", str(lacking)
     except ImportError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import shutil
 import time
@@ -11,15 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_needs import GPU, PARTS
 from gpu_report import CannotRun
 
 ROOT = Path(__file__).resolve().parents[1]
 Figures = Iterator[tuple[str, Any]]
 
 
-def need(*modules: str) -> None:
-    if lacking := [m for m in modules if importlib.util.find_spec(m) is None]:
-        raise CannotRun(f"{', '.join(lacking)} not installed: give a wheel in --wheels")
+def need(part: str, args: argparse.Namespace) -> None:
+    """Raise `CannotRun` naming all that `part` imports and is not there."""
+    modules = PARTS[part] | ({} if args.simulate or part == "build" else GPU)
+    if part in ("end-to-end", "monai", "memory"):
+        modules = modules | {"torch": "torch"}
+    if lacking := [name for module, name in modules.items() if not _there(module)]:
+        raise CannotRun(f"{', '.join(lacking)} not installed: give wheels in --wheels (gpu_wheels.py fetches them)")
+
+
+def _there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def device_name(args: argparse.Namespace) -> str:
@@ -61,13 +74,20 @@ def volume_in(folder: Path, shape: tuple[int, ...]) -> str:
 
 
 def bare_rate(network: Any, window: tuple[int, ...], precision: Any, seconds: float) -> float:
-    """Windows per second of the network alone: a batch recorded as a CUDA graph, replayed."""
+    """Windows per second of the network alone: a batch recorded as a CUDA graph, replayed. Prepared as the engine
+    does: weights cast beforehand, deterministic algorithms chosen without timing."""
     import torch
 
+    from unet_engine.backends.pytorch import prepare_weights, set_algorithms
+
     where = "cuda" if torch.cuda.is_available() else "cpu"
+    if where == "cuda":
+        set_algorithms()
     with torch.inference_mode(), torch.autocast(where, precision, cache_enabled=False):
-        net = network.to(where).to(memory_format=torch.channels_last_3d)
+        net = copy.deepcopy(network).to(where)
+        prepare_weights(net, precision)
         given = torch.randn((1, 1, *window), device=where, dtype=precision)
+        given = given.contiguous(memory_format=torch.channels_last_3d)
         if where == "cpu":
             begun, calls = time.perf_counter(), 0
             while time.perf_counter() - begun < seconds or calls < 2:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from gpu_common import Figures, need, network_of
-from gpu_report import CannotRun
+from gpu_report import CannotRun, LeftOut
 
 # --- TensorRT ---
 
@@ -27,8 +27,12 @@ def tensorrt(args: argparse.Namespace) -> Figures:
     from unet_engine.backends.libraries import record
 
     if not record("tensorrt").installed:
-        raise CannotRun("TensorRT is not installed; FP16 and INT8 in it stay not measured")
-    need("onnxscript", "onnxruntime", "zarr", "pydantic")
+        raise LeftOut("TensorRT is not installed; FP16 and INT8 in it stay not measured")
+    if said := _not_for_this_gpu():
+        raise LeftOut(said)
+    need("tensorrt", args)
+    if lacking := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise LeftOut(f"{', '.join(lacking)} not installed: the graphs cannot be made")
     from gpu_network import typed_graphs
 
     network, window, _ = network_of(args)
@@ -47,17 +51,23 @@ def tensorrt(args: argparse.Namespace) -> Figures:
             )
 
 
+def _not_for_this_gpu() -> str:
+    from unet_engine.backends import tensorrt_api
+    from unet_engine.devices.opening import capabilities_of
+
+    return next((said for gpu in capabilities_of("cuda:0") if (said := tensorrt_api.refuses(gpu))), "")
+
+
 def _engine_rate(path: Path, window: tuple[int, ...], batches: int = 30) -> float:
     """Windows per second of the network alone, replayed back to back. The graph says its types, so it is opened as it
     is."""
     from unet_engine.backends.base import Setup
     from unet_engine.backends.libraries import open_on_device
-    from unet_engine.backends.opening import warm_up
     from unet_engine.model.file import open_model
 
     backend = open_on_device("tensorrt", Setup(open_model(str(path), window), window, "cuda:0"))
     device, done = backend.device, backend.device.event()
-    warm_up(backend)
+    backend.warm_up()
     rates = []
     for _ in range(5):
         begun = time.perf_counter()
@@ -82,7 +92,7 @@ def gpus(args: argparse.Namespace) -> Figures:
     import torch
 
     if torch.cuda.device_count() < 2:
-        raise CannotRun("one GPU: halos from GPU to GPU stay not measured")
+        raise LeftOut("one GPU: halos from GPU to GPU stay not measured")
     count = 2**28
     source, target = (
         torch.ones(count, dtype=torch.uint8, device="cuda:0"),
@@ -104,7 +114,7 @@ def gpus(args: argparse.Namespace) -> Figures:
 
 
 def _by_protocol(args: argparse.Namespace) -> Figures:
-    need("distributed")
+    need("gpus", args)
     from protocols import measure
 
     rates = measure(1 if args.simulate else 100, 1 if args.simulate else 5)
@@ -126,6 +136,7 @@ CHUNK, CHUNKS = 64, 64
 def decoding(args: argparse.Namespace) -> Figures:
     """GB/s of decoded voxels on the host, per number of threads, and by nvCOMP on the GPU with the compressed bytes'
     way there."""
+    need("decoding", args)
     from gpu_counts import decoding as needed
     from numcodecs import zstd
 
@@ -145,7 +156,7 @@ def decoding(args: argparse.Namespace) -> Figures:
     if args.simulate:
         raise CannotRun("simulated: nothing to decode on")
     if find_spec("nvidia") is None or find_spec("nvidia.nvcomp") is None:
-        raise CannotRun("nvidia-nvcomp is not installed: decoding on the GPU stays not measured")
+        raise LeftOut("nvidia-nvcomp is not installed: decoding on the GPU stays not measured")
     yield "decoded by nvCOMP with the copy there, GB/s", _nvcomp_rate(stored, voxels)
 
 

@@ -106,10 +106,10 @@ def typed_graphs(network: nn.Module, window: tuple[int, ...], classes: int) -> d
     FP16 between."""
     import numpy as np
 
+    from unet_engine.model.onnx_half import to_half
+    from unet_engine.model.onnx_layers import Graph
     from unet_engine.model.spec import METADATA_KEY
     from unet_export.conversion.exporters import from_module
-    from unet_export.quantize.graph import Graph
-    from unet_export.quantize.half import to_half
     from unet_export.quantize.qdq import quantizable, thresholds, to_qdq
 
     spec = spec_of(window, classes)

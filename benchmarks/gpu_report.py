@@ -38,7 +38,7 @@ class Row:
 class Part:
     name: str
     state: str
-    """``ran``, ``failed`` or ``not run``."""
+    """``ran``, ``failed``, ``not run``, or ``left out`` where the machine or an extra is not there for it."""
     why: str = ""
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
@@ -46,6 +46,10 @@ class Part:
 
 class CannotRun(Exception):
     """What a part lacks on this machine."""
+
+
+class LeftOut(Exception):
+    """What a part has nothing to do with on this machine: a second GPU, a library that is an extra. No failure."""
 
 
 def table(parts: list[Part]) -> str:

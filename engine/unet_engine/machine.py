@@ -172,12 +172,34 @@ _M_ARENA_MAX = -8
 
 def gpu_count() -> int:
     """NVIDIA GPUs that the driver shows; 0 without a driver."""
+    driver, count = _driver(), ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def gpu_capabilities() -> tuple[tuple[int, int], ...]:
+    """The compute capability of each NVIDIA GPU that the driver shows, major and minor; no context is made."""
+    driver, found = _driver(), []
+    for ordinal in range(gpu_count() if driver is not None else 0):
+        assert driver is not None
+        parts = ctypes.c_int(0), ctypes.c_int(0)
+        if all(
+            driver.cuDeviceGetAttribute(ctypes.byref(p), n, ordinal) == 0
+            for p, n in zip(parts, _CAPABILITY, strict=True)
+        ):
+            found.append((parts[0].value, parts[1].value))
+    return tuple(found)
+
+
+_CAPABILITY = (75, 76)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+
+
+def _driver() -> ctypes.CDLL | None:
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
     except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+        return None
+    return driver if driver.cuInit(0) == 0 else None

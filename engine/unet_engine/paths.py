@@ -44,8 +44,25 @@ def inside(path: str) -> tuple[str, str | None]:
     None. Text alone decides."""
     if path.lower().endswith(":mask"):  # of a raster
         return path[: -len(":mask")], "mask"
-    found = _HOLDS_SEVERAL.fullmatch(path) if is_local(path) else None
-    return (found[1], found[2] or None) if found else (path, None)
+    if is_local(path):
+        found = _HOLDS_SEVERAL.fullmatch(path)
+        return (found[1], found[2] or None) if found else (path, None)
+    return _inside_url(path)
+
+
+def _inside_url(url: str) -> tuple[str, str | None]:
+    """The same of a URL, whose colons before the name of a file say other things. A query may stand on either side of
+    what is named."""
+    scheme, _, rest = url.partition("://")
+    host, slash, rest = rest.partition("/")
+    place, mark, query = rest.partition("?")
+    found = _HOLDS_SEVERAL.fullmatch(place)
+    if not found:
+        return url, None
+    before, named, within = re.fullmatch(r"(.*?)(:(/[^/].*))?", query, re.DOTALL).groups()  # type: ignore[union-attr]
+    if found[2] or not named:
+        before, within = query, found[2]
+    return f"{scheme}://{host}{slash}{found[1]}{mark}{before}", within or None
 
 
 def several(path: str) -> list[str]:

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from support.tensorrt import doubling
+from support.tensorrt import DoublingContext, as_rtx, doubling
 from unet_engine import machine
 from unet_engine.backends import engine_cache, tensorrt_api
 from unet_engine.backends import tensorrt as backend_module
@@ -81,6 +81,9 @@ def test_it_runs_on_gpus_alone_and_says_so(cells, monkeypatch):
     monkeypatch.setattr(
         "unet_engine.backends.libraries.find_spec", lambda name: None if name in tensorrt_api.MODULES else name
     )
+    assert choose_backend(cells, "cuda") == "pytorch"
+    without = (*tensorrt_api.MODULES, "torch")
+    monkeypatch.setattr("unet_engine.backends.libraries.find_spec", lambda name: None if name in without else name)
     assert choose_backend(cells, "cuda") == "onnxruntime"
 
 
@@ -214,6 +217,58 @@ def test_closing_gives_back_all_memory_once(monkeypatch):
     assert device.living
     backend.close()
     assert not device.living
+
+
+def test_tensorrt_rtx_compiles_before_the_first_batch_and_keeps_what_it_compiled(monkeypatch):
+    setup, _, _ = doubling(monkeypatch)
+    made = as_rtx(monkeypatch)
+    backend = open_on_device("tensorrt", setup)
+    (config,) = made
+    assert config.strategy == 2
+    assert config.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+    assert backend.recorded
+    backend.close()
+    open_on_device("tensorrt", setup).close()
+    assert made[1].cache.held == b"compiled", "of the run before"
+
+
+@pytest.mark.parametrize("how", ["it says so", "recording fails"])
+def test_a_network_that_cannot_be_recorded_runs_call_by_call(monkeypatch, how):
+    setup, _, device = doubling(monkeypatch)
+    if how == "it says so":
+        monkeypatch.setattr(DoublingContext, "is_stream_capturable", lambda self, stream: False, raising=False)
+    else:
+
+        def fails(stream, what, work):
+            raise BackendError("an operation is not permitted while a stream records")
+
+        monkeypatch.setattr(device, "capture", fails)
+    backend = open_on_device("tensorrt", setup)
+    assert not backend.recorded
+    assert "cannot be recorded as a CUDA graph and runs call by call" in backend.note
+    array = np.from_dlpack(device.kernels.array(backend.input.region.address, setup.input_shape, "float32"))
+    array[...] = 3
+    device.seen.clear()
+    backend.run(backend.stream.handle)
+    assert device.seen == ["enqueue"]
+    out = np.from_dlpack(device.kernels.array(backend.output.region.address, setup.input_shape, "float32"))
+    assert (out == 6).all()
+    backend.close()
+    assert not device.living
+    with pytest.raises(BackendError, match="was closed"):
+        backend.run(backend.stream.handle)
+
+
+@needs_trt
+def test_the_gpu_is_current_in_the_thread_that_builds(cells):
+    entered = []
+    main = threading.get_ident()
+    shapes = tensorrt_api.Shapes(SHAPES.best, SHAPES.best, SHAPES.best)
+    tensorrt_api.build(
+        cells.path.read_bytes(), shapes, target="SM89", enter=lambda: entered.append(threading.get_ident())
+    )
+    assert len(entered) == 1
+    assert entered != [main]
 
 
 @pytest.mark.skipif(GPUS == 0, reason="no GPU on this machine")

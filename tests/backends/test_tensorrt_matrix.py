@@ -21,11 +21,11 @@ pytest.importorskip("onnxscript")
 if not record("tensorrt").installed or "rtx" not in tensorrt_api.module().__name__:
     pytest.skip("TensorRT-RTX is not installed", allow_module_level=True)
 
+from unet_engine.model.onnx_half import to_half  # noqa: E402
+from unet_engine.model.onnx_layers import Graph  # noqa: E402
 from unet_engine.model.shipped import shipped_model  # noqa: E402
 from unet_engine.model.spec import ModelSpec  # noqa: E402
 from unet_export.conversion.exporters import from_module  # noqa: E402
-from unet_export.quantize.graph import Graph  # noqa: E402
-from unet_export.quantize.half import to_half  # noqa: E402
 from unet_export.quantize.qdq import quantizable, thresholds, to_qdq  # noqa: E402
 from unet_export.train.geometry import UNetConfig  # noqa: E402
 from unet_export.train.nets import UNet  # noqa: E402

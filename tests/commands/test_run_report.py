@@ -4,6 +4,7 @@ import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -187,12 +188,76 @@ def test_a_place_that_takes_no_report_is_said_before_the_run(scan, even, place):
     assert not Path("out.zarr").exists()
 
 
-def test_several_volumes_have_no_report(scan, even):
-    said = cli(
-        "run", "--in", scan, "--in", scan + "x", "--model", even, "--out", "{stem}.out.zarr", "--report", "r.html"
-    )
+class Links(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if (tag, name) == ("a", "href")]
+
+
+def several(scan, model, *options, report="r.html"):
+    return cli(
+        "run", "--in", scan, "--in", "other scan.zarr", "--in", "missing.zarr", "--model", model, "--out",
+        "{stem}.out.zarr", "--report", report, *options
+    )  # fmt: skip
+
+
+@pytest.fixture
+def two(scan):
+    make_volume("other scan.zarr", np.random.default_rng(5).random((8, 16, 16), np.float32))
+
+
+def test_several_volumes_have_a_page_that_lists_all_and_one_each(scan, two, even):
+    said = several(scan, even, "--keep-going", "--rate", "3EUR")
+    assert said.code == 11
+    assert "report: r.html" in said.err
+    text = Path("r.html").read_text()
+    assert "3 volumes: " in text
+    assert "2 done" in text
+    assert "1 failed" in text
+    assert "failed: missing.zarr" in text  # with what was wrong
+    page = Reader(text)
+    assert "script" not in page.tags
+    links = Links(text).found
+    assert len(links) == 2
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads if load not in links)
+    assert len(page.loads) == 2 + 2 * 2  # of each a picture of volume and result
+    for link in links:
+        own = Reader(Path(unquote(link)).read_text())
+        assert "run this one alone with --resume" in own.rows["seams"]
+        assert "EUR" in own.rows["price"]
+        assert own.loads
+
+
+def test_several_volumes_that_are_there_have_their_report_made_later(scan, two, even):
+    several(scan, even, "--keep-going")
+    before = result_of("scan.out.zarr")
+    Path("r.html").unlink()
+    several(scan, even, "--keep-going", "--resume")
+    text = Path("r.html").read_text()
+    assert "2 already complete" in text
+    assert len(Links(text).found) == 2
+    assert np.array_equal(result_of("scan.out.zarr"), before)
+
+
+def test_each_part_of_several_volumes_has_a_list_of_its_own(scan, two, even):
+    for part in ("1/3", "2/3"):
+        assert several(scan, even, "--part", part).code == 0
+    lists = sorted(path.name for path in Path().glob("r*.html"))
+    assert lists == ["r.part1of3.html", "r.part2of3.html"]
+    assert len(list(Path().glob("r.part*.pages/*.html"))) == 2
+
+
+def test_a_dry_run_of_several_volumes_writes_no_report_and_a_bad_place_is_said_before(scan, two, even):
+    several(scan, even, "--dry-run")
+    assert not Path("r.html").exists()
+    said = several(scan, even, report="r.txt")
     assert said.code == 2
-    assert "--report is of one volume" in said.error
+    assert "--report r.txt: it is one HTML file" in said.error
+    assert not list(Path().glob("*.out.zarr"))
 
 
 def test_secrets_are_not_in_it(scan, even, monkeypatch):

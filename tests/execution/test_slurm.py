@@ -150,6 +150,7 @@ def test_what_slurm_says_of_a_job_it_refuses(slurm):
     assert not queue()
 
 
+@pytest.mark.slow
 def test_jobs_that_end_before_a_worker_connects(slurm, monkeypatch):
     monkeypatch.setattr(job_keeper, "ASK_EVERY", 0.5)
     monkeypatch.setattr(job_keeper, "LOOK_EVERY", 0.5)
@@ -214,6 +215,7 @@ def test_a_job_that_ends_in_mid_run_costs_time_and_nothing_else(slurm, case, tmp
     assert chunks(out) == chunks(alone)
 
 
+@pytest.mark.slow
 def test_an_interrupt_cancels_the_jobs(slurm, case, tmp_path):
     volume, model, _ = case
     out = tmp_path / "out.zarr"

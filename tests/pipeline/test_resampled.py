@@ -297,12 +297,14 @@ def test_a_mask_and_what_was_not_measured_decide_on_the_grid_of_the_output(tmp_p
     np.testing.assert_allclose(got[:, ~there], fed(case, measured)[:, ~there], atol=NEAR)
 
 
-NEW = [(33, 40, 36), (11, 12, 14)]
+FINER, COARSER = (33, 40, 36), (11, 12, 14)
 
 
 @pytest.mark.parametrize("grid", ["scan", "model"])
-@pytest.mark.parametrize("order", [0, 1, 3])
-@pytest.mark.parametrize("new", NEW)
+@pytest.mark.parametrize(
+    ("new", "order"),
+    share([*((COARSER, order) for order in (0, 1, 3)), (FINER, 3), (FINER, 0), (FINER, 1)], quick=4),
+)
 def test_voxels_inside_a_mask_are_those_of_a_run_without_it(tmp_path: Any, new: Any, order: Any, grid: str) -> None:
     """Also next to its border, where they are interpolated from what windows give outside."""
     case = Case((20, 24, 22), new, channels=1, window=(4, 4, 4), image=0, output=order)

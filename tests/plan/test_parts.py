@@ -27,6 +27,7 @@ import unet_engine
 from support.command_line import begin, cli, command
 from support.outputs import chunks, marked, wait_for_blocks
 from support.plans import SIZES, make, plans
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.errors import OutputError, ResumeError
 from unet_engine.output.completion import conclude
@@ -275,7 +276,7 @@ def test_plan_shows_a_part(case: Case, tmp_path: Path) -> None:
 # --- at the same time -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", share([3, 2]))
 def test_parts_begun_at_once_make_one_output_and_one_of_them_completes_it(case: Case, tmp_path: Path, n: int) -> None:
     out = tmp_path / "out.zarr"
     processes = [begin(*case.args(out, "--part", f"{i}/{n}", "--threads", str(i), "--json")) for i in range(1, n + 1)]

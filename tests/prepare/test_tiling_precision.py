@@ -78,11 +78,12 @@ def test_other_windows_are_proved_before_they_are_taken(scan, tmp_path):
     assert (result_of(out) == result_of(whole.out)).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_what_was_proved_is_known_to_the_next_run_and_a_resume(scan, tmp_path, monkeypatch):
     model, out = judged(tmp_path, 0.9), str(tmp_path / "out.zarr")
     first = cli("run", "--in", scan, "--model", model, "--out", out, *AUTO, "--part", "1/2", "--json")
     monkeypatch.setattr("unet_engine.prepare.tiling_settling.proved", lambda *_: pytest.fail("proved again"))
-    monkeypatch.setattr("unet_engine.prepare.tiling_proof._nanoseconds", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr("unet_engine.prepare.tiling_speed._nanoseconds", lambda *_: pytest.fail("timed again"))
     again = chosen(cli("plan", "--in", scan, "--model", model, *AUTO, "--json"))
     assert again.window == chosen(first).window
     assert again.proving == 0
@@ -91,6 +92,7 @@ def test_what_was_proved_is_known_to_the_next_run_and_a_resume(scan, tmp_path, m
     assert rest.json["digest"] == first.json["digest"]
 
 
+@pytest.mark.slow
 def test_where_it_fails_in_all_windows_the_models_own_are_kept(scan, tmp_path):
     """Noise through a network that was not trained: BF16 gives other labels here and there."""
     choice = chosen(cli("plan", "--in", scan, "--model", judged(tmp_path, 1.0), *AUTO, "--json"))
@@ -109,6 +111,7 @@ def test_where_proving_would_take_too_much_it_is_said(scan, tmp_path):
     assert not full.kept
 
 
+@pytest.mark.slow
 def test_a_precision_that_is_asked_for_is_proved_too(scan, tmp_path):
     choice = chosen(cli("plan", "--in", scan, "--model", judged(tmp_path, 0.9), *AUTO, "--precision", "bf16", "--json"))
     assert choice.proof is not None

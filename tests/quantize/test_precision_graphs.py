@@ -15,9 +15,10 @@ from unet_engine.model.shipped import shipped_model
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from unet_engine.model.onnx_half import NORMS, to_half  # noqa: E402
+from unet_engine.model.onnx_layers import Graph  # noqa: E402
 from unet_export.quantize.gate import session, session_of_outputs  # noqa: E402
-from unet_export.quantize.graph import Graph  # noqa: E402
-from unet_export.quantize.half import _HELPERS, NORMS, emulated, to_half  # noqa: E402
+from unet_export.quantize.half import _HELPERS, emulated  # noqa: E402
 from unet_export.quantize.qdq import quantizable, thresholds, to_qdq  # noqa: E402
 
 LARGE = ("encoders.1.3", "encoders.2.0", "decoders.1.0")

@@ -7,6 +7,7 @@ import pytest
 
 from support.command_line import cli
 from support.s3 import faulty, upload
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.fetching import Fetching
 from unet_engine.storage.kept import CACHE
@@ -15,7 +16,7 @@ IMAGE = np.random.default_rng(8).integers(1, 2**16, (44, 40, 36), dtype=np.uint1
 CHUNK = (12, 10, 12)
 
 
-@pytest.fixture(params=["chunks", "shards"])
+@pytest.fixture(params=share(["shards", "chunks"]))
 def stored(request, tmp_path):
     path = tmp_path / "scan.zarr"
     if request.param == "shards":

@@ -28,6 +28,9 @@ if _in_memory():
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
+# Threads of PyTorch sleep while there is nothing to do, where they else keep a processor from the other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 gc.disable()  # collecting tests makes a million objects, and none is garbage
 
 

@@ -70,6 +70,54 @@ class DoublingContext:
         return True
 
 
+class RuntimeCache:
+    """What TensorRT-RTX compiled, as bytes."""
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def deserialize(self, data: bytes) -> None:
+        self.held = data
+
+    def serialize(self) -> bytes:
+        return self.held or b"compiled"
+
+
+class RuntimeConfig:
+    """Of TensorRT-RTX: remembers what it was given."""
+
+    dynamic_shapes_kernel_specialization_strategy = "LAZY"
+    strategy: Any = None
+    cache: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> None:
+        self.cache = cache
+
+
+def as_rtx(monkeypatch: pytest.MonkeyPatch) -> list[RuntimeConfig]:
+    """After `doubling`: the same as TensorRT-RTX. Returns the configurations that contexts are made with."""
+    fake = tensorrt_api.module()
+    made: list[RuntimeConfig] = []
+    engine = fake.Runtime(None).deserialize_cuda_engine(b"")
+    plain = engine.create_execution_context
+
+    def context(config: RuntimeConfig) -> DoublingContext:
+        made.append(config)
+        found: DoublingContext = plain(config.strategy)
+        return found
+
+    engine.create_execution_context, engine.create_runtime_config = context, RuntimeConfig
+    fake.__name__ = "tensorrt_rtx"
+    fake.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
+    return made
+
+
 def doubling(monkeypatch: pytest.MonkeyPatch) -> tuple[Setup, list[DoublingContext], Remembering]:
     """What a TensorRT back end that doubles is opened with, its device, and the contexts that are made for it."""
     cells = open_model(shipped_model("cells_3d.onnx"))

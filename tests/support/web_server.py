@@ -10,9 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 class WebServer:
     """`folder` at ``/``. ranges: whether parts of files are given; lengths: whether answers say how long they are;
-    query: what has to stand behind the ``?`` of every request, else it is refused; heads: whether HEAD is known."""
+    query: what has to stand behind the ``?`` of every request, else it is refused; heads: whether HEAD is known; headers: more of
+    each answer."""
 
-    def __init__(self, folder, *, ranges=True, lengths=True, query=None, heads=True):
+    def __init__(self, folder, *, ranges=True, lengths=True, query=None, heads=True, headers=None):
         self.seen = []
         owner = self
 
@@ -57,6 +58,8 @@ class WebServer:
                 self.send_header("Content-Type", kind)
                 if span:
                     self.send_header("Content-Range", span)
+                for header, said in (headers or {}).items():
+                    self.send_header(header, said)
                 if lengths or self.command == "HEAD":
                     self.send_header("Content-Length", str(len(data)))
                 else:

@@ -17,7 +17,7 @@ from unet_engine.viewing.panes import pane_of
 from unet_engine.viewing.tables import Entry
 
 pytest.importorskip("neuroglancer")
-from unet_engine.viewing.desk import Desk
+from unet_engine.viewing.desk import PAUSE, Desk
 
 RANDOM = np.random.default_rng(0)
 NOISE = RANDOM.integers(1, 200, (20, 22, 70), np.uint8)
@@ -193,6 +193,20 @@ def test_what_is_asked_for_and_where_one_looks_is_told(desk):
         state.position = [10.5, 11.5, 12.5]
     assert looked[-1] == Sight((12.5, 11.5, 10.5), (0, 1, 2))
     assert waited(lambda: renewed)  # once nobody moves
+
+
+def test_a_page_that_tells_the_state_it_was_given_has_not_moved(desk):
+    """Else all pieces would be asked for anew just when the first picture is there."""
+    looked, renewed = [], []
+    desk.looked, desk.renewed = looked.append, lambda: renewed.append(1)
+    given = desk._viewer.state.to_json()
+    desk._viewer.set_state({**given, "showAxisLines": False})
+    time.sleep(2 * PAUSE)
+    assert not looked
+    assert not renewed
+    desk._viewer.set_state({**given, "position": [3.5, 4.5, 5.5]})
+    waited(lambda: renewed)
+    assert looked[-1].at == (5.5, 4.5, 3.5)
 
 
 def test_what_is_computed_is_asked_for_again(desk):

@@ -183,6 +183,36 @@ def test_a_window_is_shown_before_its_block_is_done_and_not_after(tmp_path, scan
     assert set(np.unique(before[there])) == {0, 1}
 
 
+def test_while_the_viewer_loads_the_window_in_the_middle_is_inferred_once_and_none_is_kept(
+    tmp_path, scan, small_blocks, monkeypatch
+):
+    monkeypatch.setattr(on_demand, "SLOW", 0.0)
+    out, shown = tmp_path / "looked.zarr", []
+
+    class Loading(Looking):
+        """Nobody has asked when the first window is there; it lies where people look."""
+
+        def changed(self):
+            super().changed()
+            shown.append(self.demand.done)
+            if len(shown) == 1:
+                assert not list(Header.of(str(out)).marked())
+                voxels = np.full(WHOLE.shape, 9, np.uint8)
+                self.previews.over(WHOLE, (1, 1, 1), voxels)
+                assert voxels[20, 18, 22] in (0, 1)
+                self.demand.ask(WHOLE, (1, 1, 1))
+
+    class Asking(Loading):
+        @contextmanager
+        def __call__(self, prepared, demand, previews):
+            self.prepared, self.demand, self.previews = prepared, demand, previews
+            demand.look(self.sight())
+            yield self
+
+    look(scan, fake_model(tmp_path, **CLASSES), out, Asking([], close_after=1, at=Sight((20.0, 18.0, 22.0), (0, 1, 2))))
+    assert shown == [0]  # the block that came next was the one that was shown, and was not inferred for show again
+
+
 def test_an_idle_viewer_does_not_count_as_hung(tmp_path, scan):
     crew = OnDemandTeam(settings(scan, fake_model(tmp_path, **CLASSES), tmp_path / "o.zarr"), Looking([]))
     assert crew._moved() != crew._moved()

@@ -47,10 +47,10 @@ class DeviceBackend(Network):
     def warm_up(self, trial: Trial = NO_TRIAL) -> float:
         """The first batch loads kernels and takes memory; the second is timed."""
         device, seconds = self.device, 0.0
+        device.use()  # this thread need not be the one that opened it
         windows = trial.cut(self.setup.window)
         if windows:
             fill(device, self.stream, self.input, windows)
-        device.use()
         for _ in range(2):
             begun, done = time.perf_counter(), device.event()
             device.run(self.stream, "warm-up", self.run, [self.input.region], [self.output.region])

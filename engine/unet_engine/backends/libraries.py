@@ -12,11 +12,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from unet_engine.backends import tensorrt_api
+from unet_engine.backends import gpu_choice, tensorrt_api
 from unet_engine.backends.base import Backend, Setup
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.host_ring import HostRing
-from unet_engine.devices.opening import is_gpu, open_device
+from unet_engine.devices.opening import capabilities_of, is_gpu, open_device
 from unet_engine.errors import BackendError
 from unet_engine.model.file import ModelFile
 
@@ -49,12 +49,18 @@ class Library:
     none."""
     sees_gpu: str = ""
     """Function: whether the build that is installed can use a GPU. Every build can where there is none."""
+    formats_on_gpus: tuple[str, ...] = ()
+    """Further formats of model files that it runs there."""
     typed: bool = False
     """Whether it computes in the types that the graph says, so that a lower precision needs a network of its own."""
 
     @property
     def installed(self) -> bool:
         return not self.modules or any(find_spec(name) for name in self.modules)
+
+    def takes(self, model_format: str, device: str) -> bool:
+        """Whether it runs model files of that format on `device`."""
+        return model_format in (*self.formats, *(self.formats_on_gpus if is_gpu(device) else ()))
 
     def runs_on(self, device: str) -> bool:
         return (GPU if is_gpu(device) else CPU) in self.devices
@@ -78,20 +84,21 @@ LIBRARIES = (
         on_device="tensorrt:TensorRTDevice", bound_to="tensorrt:library", typed=True,
     ),
     Library(
-        "onnxruntime", ("onnx",), {CPU: ("fp32",), GPU: ("fp32",)}, ("onnxruntime",), "onnxruntime",
+        "onnxruntime", ("onnx",), {CPU: ("fp32",), GPU: ("fp32", "fp16")}, ("onnxruntime",), "onnxruntime",
         host="onnxruntime:OnnxRuntimeBackend", on_device="onnxruntime:OnnxRuntimeDevice",
         sees_gpu="onnxruntime:sees_gpu",
     ),
     Library(
         "pytorch", ("pt2", "torchscript"), {CPU: ("fp32", "bf16"), GPU: ("fp32", "bf16", "fp16")}, ("torch",), "torch",
         host="pytorch:PyTorchBackend", on_device="pytorch:PyTorchDevice", sees_gpu="pytorch:sees_gpu",
+        formats_on_gpus=("onnx",),
     ),
     Library(
         "fake", ("fake",), {CPU: ("fp32",), GPU: ("fp32",)},
         host="fake:FakeBackend", on_device="fake:FakeDevice",
     ),
 )  # fmt: skip
-"""In order of preference."""
+"""In order of preference; on a GPU, `gpu_choice.BUILDS` has that."""
 
 
 def record(name: str) -> Library:
@@ -103,13 +110,15 @@ def record(name: str) -> Library:
 
 
 def choose_backend(model: ModelFile, device: str, name: str | None = None) -> str:
-    """The back end for `model` on `device`: the one named, else the first that is installed and runs the format there.
+    """The back end for `model` on `device` (``cpu``, ``cuda``, ``cuda:N``, ``cuda:N,M``): the one named, else the first
+    that is installed, runs the format there and, on GPUs, is made for these.
 
     Raises `BackendError` where it does not run the format or the device, or is not installed.
     """
-    fitting = [l for l in LIBRARIES if model.format in l.formats]
+    fitting = [l for l in LIBRARIES if l.takes(model.format, device)]
     there = [l for l in fitting if l.runs_on(device)]
-    chosen = record(name) if name else next((l for l in there if l.installed), there[-1])
+    best = _best_on_gpu(model, device) if is_gpu(device) else next((l for l in there if l.installed), None)
+    chosen = record(name) if name else best or next((l for l in there if l.installed), there[-1])
     if chosen not in fitting:
         names = " or ".join(l.name for l in fitting)
         raise BackendError(
@@ -127,13 +136,61 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
         raise BackendError(
             f"the back end {chosen.name} is not installed; run: pip install 'unet-engine[{chosen.extra}]'"
         )
+    if said := _objection(chosen, device):
+        raise BackendError(said)
     return chosen.name
 
 
+def _best_on_gpu(model: ModelFile, device: str) -> Library | None:
+    """The first in `gpu_choice.BUILDS` that is installed, made for these GPUs, and runs the graph."""
+    gpus = capabilities_of(device)
+    for build in gpu_choice.preferred(model.format, gpus, _installed_builds()):
+        known = record(build.library)
+        if gpus and not sees_gpu(known):
+            continue
+        if model.format not in known.formats and _cannot_import(model):
+            continue
+        return known
+    return next((l for l in LIBRARIES if l.takes(model.format, device) and not l.modules), None)
+
+
+def _installed_builds() -> frozenset[str]:
+    """Of `gpu_choice.BUILDS`; whether they can use a GPU is not asked."""
+    modules = {"tensorrt": tensorrt_api.MODULES[:1], "tensorrt_rtx": tensorrt_api.MODULES[1:], "torch": ("torch",)}
+    return frozenset(b.name for b in gpu_choice.BUILDS if any(find_spec(m) for m in modules.get(b.name, (b.name,))))
+
+
+def _objection(known: Library, device: str) -> str:
+    """Why what is installed of a library does not run on these GPUs, and what would; empty where it does, and where
+    nothing is installed."""
+    gpus = capabilities_of(device)
+    builds = [b for b in gpu_choice.BUILDS if b.library == known.name and b.name in _installed_builds()]
+    if not builds or any(all(map(b.is_for, gpus)) for b in builds):
+        return ""
+    gpu = next(gpu for gpu in gpus if not builds[-1].is_for(gpu))
+    return (
+        f"{builds[-1].called} is not made for {device}, of compute capability {gpu_choice.shown(gpu)}; install "
+        "TensorRT itself, or PyTorch with CUDA for --backend pytorch"
+    )
+
+
+def _cannot_import(model: ModelFile) -> str:
+    """Why PyTorch does not run one of the graphs of an ONNX model; empty where it runs all."""
+    from unet_engine.model.onnx_network import network_of
+
+    objection_to = _named("onnx_torch:objection_to")
+    return next((said for network in model.networks if (said := str(objection_to(network_of(network))))), "")
+
+
+def about_choice(model: ModelFile, device: str, chosen: str) -> tuple[str, ...]:
+    """What to tell of libraries that are installed and not made for the GPUs of `device`, where `chosen` runs there."""
+    return gpu_choice.passed_over(model.format, capabilities_of(device), _installed_builds(), chosen)
+
+
 def runs_on_gpu(model: ModelFile) -> bool:
-    """Whether an installed library can run the format on CUDA. Asked only where there is a GPU: the imports are
+    """Whether an installed library can run the model on all GPUs here. Asked only where there is one: the imports are
     heavy."""
-    return any(model.format in l.formats and l.runs_on(GPU) and l.installed and sees_gpu(l) for l in LIBRARIES)
+    return _best_on_gpu(model, GPU) is not None
 
 
 def sees_gpu(known: Library) -> bool:

@@ -18,13 +18,14 @@ PROBES = (0, 16, 32, 64)
 class OneOutput(torch.nn.Module):  # type: ignore[misc]  # the type checker skips torch
     """Takes the output that is wanted, of several; which it is, is decided by the first batch."""
 
-    def __init__(self, network: Any, setup: Setup) -> None:
+    def __init__(self, network: Any, setup: Setup, saved_batch: int | None) -> None:
+        """saved_batch: how many windows `network` takes at once; None: any number."""
         super().__init__()
         self.network = network
         self.head = ""
         """Name of the output that is taken; empty where there is only one."""
         self.note = ""
-        self._setup, self._index = setup, -1
+        self._setup, self._index, self._saved = setup, -1, saved_batch
         self._weights = next((p.dtype for p in network.parameters() if p.dtype.is_floating_point), torch.float32)
         self._takes = torch.float32
         self._keeps_half = setup.precision != "fp32"
@@ -33,7 +34,7 @@ class OneOutput(torch.nn.Module):  # type: ignore[misc]  # the type checker skip
         if self._index < 0:
             self._try(x)
         x = x.to(self._takes)
-        saved = self._setup.model.saved_batch
+        saved = self._saved
         if saved in (None, x.shape[0]):
             return self._wanted(self.network(x))
         pieces = [self._wanted(self.network(_filled(x[i : i + saved], saved))) for i in range(0, x.shape[0], saved)]
@@ -41,7 +42,7 @@ class OneOutput(torch.nn.Module):  # type: ignore[misc]  # the type checker skip
 
     def _try(self, x: torch.Tensor) -> None:
         """Find the type that the network takes, float32 or that of its weights, and the output that is wanted."""
-        saved = self._setup.model.saved_batch
+        saved = self._saved
         x = x if saved is None else _filled(x[:saved], saved)
         try:
             returned = self.network(x)

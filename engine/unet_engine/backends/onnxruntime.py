@@ -7,6 +7,10 @@ not asked for, since ONNX Runtime records on a stream of its own.
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+
 import numpy as np
 import onnxruntime as ort
 
@@ -15,6 +19,7 @@ from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.base import Device, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
+from unet_engine.model.onnx_half import in_half
 from unet_engine.model.onnx_network import network_of
 
 _CUDA = "CUDAExecutionProvider"
@@ -23,6 +28,14 @@ _CUDA = "CUDAExecutionProvider"
 def sees_gpu() -> bool:
     """Whether this build of it has CUDA."""
     return _CUDA in ort.get_available_providers()
+
+
+@cache
+def _find_cuda() -> None:
+    """Have it find CUDA and cuDNN where pip put them: it looks on the system's paths alone, and falls back to the CPU."""
+    if load := getattr(ort, "preload_dlls", None):
+        with redirect_stdout(StringIO()):  # it prints what it does not find; what that comes to is told by us
+            load()
 
 
 class OnnxRuntimeBackend(ThreadedBackend):
@@ -76,18 +89,20 @@ class OnnxRuntimeDevice(DeviceBackend):
     def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
         super().__init__(setup, device, stream)
         self.version = f"onnxruntime {ort.__version__}"
-        if setup.precision != "fp32":
+        if setup.precision not in ("fp32", "fp16"):
             raise BackendError(
-                f"onnxruntime on {setup.device} does not run {setup.precision} here; use --precision fp32, or "
+                f"onnxruntime on {setup.device} does not run {setup.precision} here; use --precision fp32 or fp16, or "
                 "--backend tensorrt"
             )
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it says of an error is in the exception
         try:
-            self._session = ort.InferenceSession(
-                network_of(setup.model, setup.batch), options, providers=providers(device, stream)
-            )
-        except BackendError:
+            network = network_of(setup.model, setup.batch)
+            given = network if setup.precision == "fp32" else in_half(network)
+            wanted = providers(device, stream)
+            self._session = ort.InferenceSession(given, options, providers=wanted)
+            self._check_provider(device)
+        except (BackendError, ModelError):
             raise
         except Exception as error:
             raise ModelError(
@@ -103,6 +118,17 @@ class OnnxRuntimeDevice(DeviceBackend):
         self._binding.bind_output(last, *where, np.float32, self.output.shape, self.output.region.address)
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def _check_provider(self, device: Device) -> None:
+        """Where CUDA cannot be loaded, ONNX Runtime makes a session of the CPU, which would take addresses on the device
+        for its own."""
+        found = self._session.get_providers()
+        if device.name != SIMULATED and found[:1] != [_CUDA]:
+            raise BackendError(
+                f"ONNX Runtime cannot load CUDA for {device.name} and would run on the CPU "
+                f"({', '.join(found) or 'no provider'}); install CUDA 13 and cuDNN 9 (pip install "
+                "'onnxruntime-gpu[cuda,cudnn]'), or use --device cpu"
+            )
 
     def _shape(self) -> tuple[int, ...]:
         """Of the output; one batch is computed through the host."""
@@ -134,6 +160,7 @@ def providers(device: Device, stream: Stream) -> list[object]:
     """The provider for the device, on the pipeline's stream. Raises `BackendError` where this ONNX Runtime has none."""
     if device.name == SIMULATED:
         return ["CPUExecutionProvider"]
+    _find_cuda()
     if not sees_gpu():
         raise BackendError(
             f"this ONNX Runtime has no CUDA; use --device cpu, or install onnxruntime-gpu to run on {device.name}"

@@ -1,4 +1,5 @@
-"""PyTorch: ``.pt2`` (torch.export) and TorchScript, on the CPU and on device memory. Imported only where it is used.
+"""PyTorch: ``.pt2`` (torch.export), TorchScript and, operator by operator, ONNX, on the CPU and on device memory.
+Imported only where it is used.
 
 On a GPU it goes through cuDNN, channels last, a batch recorded as one CUDA graph; it is the one back end there that
 needs nothing but PyTorch. fp16 and bf16 run under autocast, whose input and output are of that type. Algorithms are
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unet_engine.backends import onnx_torch
 from unet_engine.backends.base import ANOTHER, OTHER_WINDOW, Array, Setup, ThreadedBackend
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.device_tensor import Borrowed, DeviceTensor
@@ -21,6 +23,7 @@ from unet_engine.backends.one_output import OneOutput
 from unet_engine.devices.base import Device, Region, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
+from unet_engine.model.onnx_network import network_of
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FEW_CLASSES = 8
@@ -95,7 +98,7 @@ class PyTorchDevice(DeviceBackend):
         with self._in_context():
             self._static = torch.zeros(setup.input_shape, dtype=self._type, device=self._where)
             self._static = self._static.contiguous(memory_format=_channels_last(self._static))
-            _prepare_weights(self._network, self._type)
+            prepare_weights(self._network, self._type)
             try:
                 for _ in range(WARM_UP):
                     out = self._computed()
@@ -124,8 +127,8 @@ class PyTorchDevice(DeviceBackend):
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
         if self._where.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+            torch.cuda.set_device(self._where)  # of this thread, to which leaving the stream goes back
+            set_algorithms()
             stack.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(self.stream.handle, device=self._where)))
         if self._type is not torch.float32:
             # no cache of converted weights: a graph would keep reading one that was freed
@@ -157,6 +160,7 @@ class PyTorchDevice(DeviceBackend):
     def run(self, stream: int) -> None:
         try:
             if self._graph is not None:
+                torch.cuda.set_device(self._where)
                 with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=self._where)):
                     self._graph.replay()
                 return
@@ -187,7 +191,13 @@ def _channels_last(tensor: Any) -> Any:
     return torch.channels_last_3d if tensor.dim() == 5 else torch.channels_last
 
 
-def _prepare_weights(network: Any, kind: torch.dtype) -> None:
+def set_algorithms() -> None:
+    """Of this process: cuDNN's deterministic ones, chosen without timing them, and fp32 means fp32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+
+
+def prepare_weights(network: Any, kind: torch.dtype) -> None:
     """The weights of convolutions, in place: channels last and in the type computed in, so that nothing converts them
     batch by batch."""
     for parameter in network.parameters():
@@ -200,9 +210,12 @@ def loaded(setup: Setup) -> OneOutput:
     does not trust it."""
     path = setup.model.path
     setup.model.check_trust()
+    if setup.model.format == "onnx":
+        # the graph is made for the batch: nothing is left to be cut into the batches that it was saved for
+        return OneOutput(onnx_torch.imported(network_of(setup.model, setup.batch)), setup, saved_batch=None)
     try:
         if setup.model.format == "pt2":
-            return OneOutput(torch.export.load(path).module(), setup)
-        return OneOutput(torch.jit.load(str(path), map_location="cpu").eval(), setup)
+            return OneOutput(torch.export.load(path).module(), setup, setup.model.saved_batch)
+        return OneOutput(torch.jit.load(str(path), map_location="cpu").eval(), setup, setup.model.saved_batch)
     except Exception as error:
         raise ModelError(f"{path}: PyTorch cannot load it: {first_line(error)}; export it again") from error

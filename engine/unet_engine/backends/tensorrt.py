@@ -3,18 +3,20 @@ on the host is tested without a GPU; throughput is not measured yet."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 
 from unet_engine.backends import engine_cache, tensorrt_api
 from unet_engine.backends.base import ANOTHER, Setup
 from unet_engine.backends.device import DeviceBackend
+from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.devices.base import Device, Graph, Memory, Stream
 from unet_engine.devices.opening import open_device
-from unet_engine.errors import BackendError, ModelError
+from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model import onnx_network
 from unet_engine.model.file import attached_network
 
-FORMAT = 1
+FORMAT = 2
 """Changes when an engine would be built in another way from the same key."""
 
 
@@ -32,13 +34,18 @@ class TensorRTDevice(DeviceBackend):
 
     def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
         super().__init__(setup, device, stream)
+        # asked once more: TensorRT itself may be there and not load, and TensorRT-RTX stand in for it
+        if said := tensorrt_api.refuses(device.capability):
+            raise BackendError(f"{setup.device}: {said}")
         self.version = tensorrt_api.version()
-        self._load(engine_for(setup, network_of(setup), device.describe()))
+        network = network_of(setup)
+        self._key = key_of(setup, network, device.describe())
+        self._load(engine_for(setup, network, device.describe(), device.use))
         self._make_context()
         self.input, self._in = self._allocated(setup.input_shape, "float32", "input of the network")
         self.output, self._out = self._allocated(setup.output_shape, "float32", "output of the network")
-        self._graph: Graph | None = self._recorded()
-        self.recorded = True
+        self._graph = self._recorded()
+        self.recorded, self._closed = self._graph is not None, False
 
     def _load(self, engine: bytes) -> None:
         self._logger = tensorrt_api.logger()
@@ -52,7 +59,8 @@ class TensorRTDevice(DeviceBackend):
     def _make_context(self) -> None:
         """The execution context, whose scratch memory is ours."""
         trt, setup = tensorrt_api.module(), self.setup
-        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        kernels = engine_cache.load("kernels", self._key) or b""
+        self._context, self._kernels = tensorrt_api.context_of(self._engine, kernels)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         if len(inputs) != 1 or len(names) != 2:
@@ -67,30 +75,46 @@ class TensorRTDevice(DeviceBackend):
         if self._scratch:
             self._context.set_device_memory(self._scratch.address, count)
 
-    def _recorded(self) -> Graph:
-        """Run once, as TensorRT asks before recording, and record."""
+    def _recorded(self) -> Graph | None:
+        """Run once, as TensorRT asks before recording, and record; None where the network cannot be, which is noted."""
         for name, tensor in zip(self._names, (self.input, self.output), strict=True):
             self._context.set_tensor_address(name, tensor.region.address)
         self._enqueue(self.stream.handle)
         done = self.device.event()
         self.device.record(done, self.stream)
         self.device.synchronize(done)
-        return self.device.capture(self.stream, "recording the network", self._enqueue)
+        if self._kernels is not None:
+            engine_cache.store("kernels", self._key, bytes(self._kernels.serialize()))
+        capturable = getattr(self._context, "is_stream_capturable", lambda stream: True)
+        try:
+            if capturable(self.stream.handle):
+                return self.device.capture(self.stream, "recording the network", self._enqueue)
+            said = "TensorRT says so"
+        except BackendError as error:
+            if is_out_of_memory(error):
+                raise
+            said = first_line(error)
+        self.note = f"the network cannot be recorded as a CUDA graph and runs call by call: {said}"
+        return None
 
     def _enqueue(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):
             raise BackendError(f"TensorRT failed on a window: {self._logger.said()}; {ANOTHER}")
 
     def run(self, stream: int) -> None:
-        if self._graph is None:
+        if self._closed:
             raise BackendError("the network was closed")
-        self._graph.launch(stream)
+        if self._graph is not None:
+            self._graph.launch(stream)
+        else:
+            self._enqueue(stream)
 
     def close(self) -> None:
         self.device.drain()
+        self._closed = True
         if self._graph:
             self._graph.close()
-        self._graph = self._context = self._engine = self._runtime = None
+        self._graph = self._context = self._engine = self._runtime = self._kernels = None
         for memory in (self._scratch, self._in, self._out):
             if memory:
                 self.device.free(memory)
@@ -135,8 +159,9 @@ def key_of(setup: Setup, network: bytes, gpu: str) -> dict[str, object]:
     }
 
 
-def engine_for(setup: Setup, network: bytes, gpu: str) -> bytes:
-    """The engine from the cache, or built and kept. A damaged or foreign file counts as none.
+def engine_for(setup: Setup, network: bytes, gpu: str, enter: Callable[[], None] = lambda: None) -> bytes:
+    """The engine from the cache, or built and kept. A damaged or foreign file counts as none. `enter` makes the GPU
+    current in the thread that builds.
 
     Raises `ModelError` or `BackendError` as building does; Ctrl-C ends a build.
     """
@@ -150,8 +175,9 @@ def engine_for(setup: Setup, network: bytes, gpu: str) -> bytes:
     timing = engine_cache.load("timing", timing_key) or b""
     what = f"{setup.model.path.name} in {setup.precision} on {gpu}"
     engine, timing = tensorrt_api.build(
-        network, tensorrt_api.Shapes(shape, shape, shape), timing=timing, progress=tensorrt_api.Printer(what)
-    )
+        network, tensorrt_api.Shapes(shape, shape, shape), timing=timing, progress=tensorrt_api.Printer(what),
+        enter=enter,
+    )  # fmt: skip
     engine_cache.store("engine", key, engine)
     engine_cache.store("timing", timing_key, timing)
     return engine

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from unet_engine.backends.gpu_choice import BUILDS, Capability, shown
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.onnx_shapes import images_of
 from unet_engine.units import times
@@ -51,6 +52,15 @@ def module() -> ModuleType:
 def version() -> str:
     trt = module()
     return f"{'tensorrt_rtx' if 'rtx' in trt.__name__ else 'tensorrt'} {trt.__version__}"
+
+
+def refuses(gpu: Capability | None) -> str:
+    """Why what can be loaded here does not run on a GPU of that compute capability; empty where it does."""
+    name = "tensorrt_rtx" if "rtx" in module().__name__ else "tensorrt"
+    build = next(b for b in BUILDS if b.name == name)
+    if gpu is None or build.is_for(gpu):
+        return ""
+    return f"{build.called} is not made for compute capability {shown(gpu)}; install TensorRT itself, or use --backend pytorch"
 
 
 @dataclass(frozen=True)
@@ -87,15 +97,21 @@ def check_sizes(path: Path, network: bytes, shape: tuple[int, ...]) -> None:
 
 
 def build(
-    network: bytes, shapes: Shapes, *, target: str | None = None, timing: bytes = b"", progress: Progress | None = None
+    network: bytes,
+    shapes: Shapes,
+    *,
+    target: str | None = None,
+    timing: bytes = b"",
+    progress: Progress | None = None,
+    enter: Callable[[], None] = lambda: None,
 ) -> tuple[bytes, bytes]:
     """Engine and timing cache from an ONNX graph. `target` (TensorRT-RTX alone): ``SM80`` etc., for another GPU than
-    the one here.
+    the one here. `enter` is called first in the thread that builds: it makes the GPU current there.
 
     Ctrl-C ends the build at its next step. Raises `ModelError` naming the operator that TensorRT refuses,
     `BackendError` where building fails.
     """
-    job = _Build(network, shapes, target, timing, progress or (lambda phase, done: None))
+    job = _Build(network, shapes, target, timing, progress or (lambda phase, done: None), enter)
     thread = threading.Thread(target=job.run, name="build engine", daemon=True)
     thread.start()
     try:
@@ -113,8 +129,12 @@ def build(
 class _Build:
     """One build on a thread of its own, so that signals reach the main thread while it runs."""
 
-    def __init__(self, network: bytes, shapes: Shapes, target: str | None, timing: bytes, progress: Progress) -> None:
+    def __init__(
+        self, network: bytes, shapes: Shapes, target: str | None, timing: bytes, progress: Progress,
+        enter: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._network, self._shapes, self._target, self._progress = network, shapes, target, progress
+        self._enter = enter
         self._cancelled = threading.Event()
         self.engine, self.timing = b"", timing
         self.error: BaseException | None = None
@@ -124,6 +144,7 @@ class _Build:
 
     def run(self) -> None:
         try:
+            self._enter()
             self._build()
         except BaseException as error:  # handed to the thread that waits
             self.error = error
@@ -138,10 +159,13 @@ class _Build:
             raise _refused(parser)
         config = builder.create_builder_config()
         _configure(trt, config, self._target)
-        profile = builder.create_optimization_profile()
-        s = self._shapes
-        profile.set_shape(network.get_input(0).name, s.least, s.best, s.most)
-        config.add_optimization_profile(profile)
+        s, given = self._shapes, network.get_input(0)
+        if s.least == s.most:
+            given.shape = s.best  # kernels for this one shape; there is no profile then
+        else:
+            profile = builder.create_optimization_profile()
+            profile.set_shape(given.name, s.least, s.best, s.most)
+            config.add_optimization_profile(profile)
         cache = config.create_timing_cache(self.timing)
         if cache is not None:
             config.set_timing_cache(cache, ignore_mismatch=False)
@@ -167,12 +191,33 @@ def _configure(trt: ModuleType, config: Any, target: str | None) -> None:
     # fp32 means fp32: TF32 keeps ten bits, fewer than the gate assumes of its reference
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)
+    # nothing is allocated as it runs, which would end the recording of a graph
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if target is None:
         return
     if not hasattr(trt, "ComputeCapability"):
         raise BackendError(f"{version()} builds for the GPU it runs on alone, not for {target}; use TensorRT-RTX")
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
+
+
+def context_of(engine: Any, kernels: bytes) -> tuple[Any, Any]:
+    """An execution context whose scratch memory is ours, and what holds the kernels that it compiles as it runs;
+    `kernels` is what an earlier one held. None in TensorRT itself, which compiles while it builds."""
+    trt = module()
+    ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if "rtx" not in trt.__name__:
+        return engine.create_execution_context(ours), None
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(ours)
+    # all kernels before the first batch: one that is compiled later could not be in a recorded graph
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    held = config.create_runtime_cache()
+    if kernels:
+        held.deserialize(kernels)
+    config.set_runtime_cache(held)
+    return engine.create_execution_context(config), held
 
 
 def _refused(parser: Any) -> ModelError:

@@ -225,7 +225,7 @@ def _run(backend: str, device: str, precision: str, folder: Path) -> tuple[float
     window = np.random.default_rng(0).random((1, 1, *WINDOW), dtype=np.float32)
     if backend == "pytorch":
         model = replace(open_model(_torch_model(folder, model.spec)), trusted=True)  # made here
-    choose_backend(model, device.partition(":")[0], backend)
+    choose_backend(model, device, backend)
     with _opened(backend, Setup(model, WINDOW, device, precision), window) as running:
         got = running.infer(window)
         begun = time.perf_counter()
@@ -254,8 +254,8 @@ def _opened(backend: str, setup: Any, window: Any) -> Any:
 def _typed(setup: Any, window: Any) -> bytes:
     import onnx
 
-    from unet_export.quantize.graph import Graph
-    from unet_export.quantize.half import to_half
+    from unet_engine.model.onnx_half import to_half
+    from unet_engine.model.onnx_layers import Graph
     from unet_export.quantize.qdq import quantizable, thresholds, to_qdq
 
     proto = onnx.load(setup.model.path)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unet_engine.commands.notice import Notice
     from unet_engine.commands.price import Rate
     from unet_engine.commands.run_report.page import Page
+    from unet_engine.commands.run_report.several import Pages
     from unet_engine.commands.screen import Screen
     from unet_engine.execution.team import Team
     from unet_engine.model.file import ModelFile
@@ -90,6 +91,14 @@ class Ways:
                 f"--report is of one time point, not of {settings.timepoint}; leave it out, or name one"
             )
         return Page.of(self.report, settings, command())
+
+    def pages(self, volumes: list[Volume], part: str | None, tell: Callable[[str], None]) -> Pages | None:
+        """The same of several volumes."""
+        if self.report is None:
+            return None
+        from unet_engine.commands.run_report.several import Pages
+
+        return Pages.of_several(self.report, volumes, part, command(), self.price(), tell)
 
     def priced(self, result: Result) -> str:
         """What the run cost, behind its line."""
@@ -180,8 +189,6 @@ def run_several(
     from unet_engine.batches.batch import run_all, survey_all, volumes_of
 
     notice.several = True
-    if ways.report is not None:
-        raise SettingsError("--report is of one volume; run that alone, or leave --results FILE of several")
     lines = records.Lines(ways.results) if ways.results else None
     volumes = volumes_of(inputs, given, adapt)
     if not volumes:
@@ -189,9 +196,12 @@ def run_several(
         return nothing
     with ExitStack() as stack:
         metrics = stack.enter_context(records.Metrics(ways.metrics, len(volumes))) if ways.metrics else None
-        teller = _Teller(console, ways, lines, metrics, notice, say_json)
+        pages = ways.pages(volumes, given.get("part"), console.say)
+        teller = _Teller(console, ways, lines, metrics, notice, say_json, pages)
         do = survey_all if ways.dry_run else partial(run_all, keep_going=ways.keep_going)
         outcomes = do(volumes, teller)
+    if pages and not ways.dry_run:
+        console.say(f"report: {pages.path}")
     return _conclude(console, outcomes, volumes, ways)
 
 
@@ -232,9 +242,11 @@ class _Teller:
         metrics: Metrics | None,
         notice: Notice,
         say_json: Callable[[dict[str, Any]], None] | None,
+        pages: Pages | None,
     ) -> None:
         self._console, self._ways, self._lines, self._metrics, self._say_json = console, ways, lines, metrics, say_json
         self._notice = notice
+        self._pages = None if ways.dry_run else pages
         self._lock = threading.Lock()
         self._told: set[str] = set()
 
@@ -250,6 +262,8 @@ class _Teller:
 
         if self._metrics:
             self._metrics.begun(crew)
+        if self._pages:
+            self._pages.planned(volume, prepared)
         with self._lock:
             if self._ways.verbose:
                 self._console.say(f"{_numbered(volume)} {volume.settings.input}")
@@ -271,6 +285,8 @@ class _Teller:
                 self._lines.add(facts)
             if self._say_json:
                 self._say_json(facts)
+        if self._pages:
+            self._pages.ended(outcome)
 
 
 @dataclass

@@ -86,6 +86,10 @@ class Device(Protocol):
     def describe(self) -> str:
         """Product and compute capability, e.g. ``NVIDIA H200 (9.0)``."""
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Compute capability, major and minor; None where it is no real GPU."""
+
     def use(self) -> None:
         """Make the device current on this thread; call before anything else on a new thread."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ class CudaMemory:
     buffer: Any
     address: int
     size: int
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +53,15 @@ class CudaDevice:
 
         self._core, self._driver = core, driver
         self.ordinal, self.name = ordinal, f"cuda:{ordinal}"
-        self._current = threading.local()
         self.use()
         with self._said("opening it"):
             # plain page-locked memory: pools of it need a newer driver
             self._pinned = core.LegacyPinnedMemoryResource()
             self._setup = self._device.create_stream()
+            # the pool that all share keeps what was freed: nobody else could have it, and `free_bytes` would be wrong
+            self._pool = core.DeviceMemoryResource(ordinal, core.DeviceMemoryResourceOptions())
+        kept = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+        self.call("keeping no freed memory", "cuMemPoolSetAttribute", self._pool.handle, kept, driver.cuuint64_t(0))
 
     @cached_property
     def kernels(self) -> Any:
@@ -83,21 +86,24 @@ class CudaDevice:
         return self._core.Device(self.ordinal)
 
     def use(self) -> None:
-        if not getattr(self._current, "set", False):
-            with self._said("making it current"):
-                self._device.set_current()
-            self._current.set = True
+        # every time: libraries make other devices current on the threads that call them
+        with self._said("making it current"):
+            self._device.set_current()
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        major, minor = self._device.compute_capability
+        return int(major), int(minor)
 
     def describe(self) -> str:
-        device = self._device
-        major, minor = device.compute_capability
-        return f"{device.name} ({major}.{minor})"
+        return "{} ({}.{})".format(self._device.name, *self.capability or ())
 
     # --- memory ---
 
     def allocate(self, size: int, what: str) -> Memory:
+        self.use()
         try:
-            buffer = self._device.allocate(max(1, size), stream=self._setup)
+            buffer = self._pool.allocate(max(1, size), stream=self._setup)
             self._setup.sync()
         except Exception as error:
             raise BackendError(
@@ -107,14 +113,19 @@ class CudaDevice:
         return CudaMemory(buffer, int(buffer.handle), size)
 
     def pinned(self, size: int, what: str) -> Memory:
+        self.use()
         with self._said(f"page-locking {shown(size)} for {what}"):
             buffer = self._pinned.allocate(max(1, size))
-        return CudaMemory(buffer, int(buffer.handle), size)
+        return CudaMemory(buffer, int(buffer.handle), size, is_pinned=True)
 
     def free(self, memory: Memory) -> None:
         assert isinstance(memory, CudaMemory)
         self.use()
         memory.buffer.close()
+        if not memory.is_pinned:
+            with self._said("giving memory back"):
+                self._setup.sync()  # the buffer goes back in the order of this stream
+            self.call("giving memory back", "cuMemPoolTrimTo", self._pool.handle, 0)
 
     def free_bytes(self) -> int:
         return self._memory()[0]
@@ -123,6 +134,7 @@ class CudaDevice:
         return self._memory()[1]
 
     def _memory(self) -> tuple[int, int]:
+        self.use()
         code, free, total = self._driver.cuMemGetInfo()
         if int(code) != 0:
             raise BackendError(
@@ -133,16 +145,19 @@ class CudaDevice:
     # --- order ---
 
     def stream(self, name: str) -> Stream:
+        self.use()
         with self._said(f"making the stream {name}"):
             stream = self._device.create_stream()  # does not wait for the default stream
         return CudaStream(stream, int(stream.handle))
 
     def event(self) -> Event:
+        self.use()
         with self._said("making an event"):
             # the host sleeps rather than spins while it waits: reading and decoding want its cores
             return CudaEvent(self._device.create_event(self._core.EventOptions(blocking_sync=True)))
 
     def timed_event(self) -> Event:
+        self.use()
         with self._said("making an event"):
             return CudaEvent(self._device.create_event(self._core.EventOptions(timing_enabled=True)))
 
@@ -170,6 +185,7 @@ class CudaDevice:
             event.event.sync()
 
     def drain(self) -> None:
+        self.use()
         with self._said("computing"):
             self._device.sync()
 
@@ -203,6 +219,7 @@ class CudaDevice:
             work(stream.handle)
 
     def capture(self, stream: Stream, what: str, work: Callable[[int], None]) -> Graph:
+        self.use()
         # of this thread alone: others go on allocating meanwhile
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self.call(what, "cuStreamBeginCapture", _handle(stream), mode)
@@ -226,7 +243,9 @@ class CudaDevice:
         return self.kernels.array(region.address, shape, dtype, strides, device=self.ordinal)
 
     def close(self) -> None:
+        self.use()
         self._setup.close()
+        self._pool.close()
 
 
 def _handle(stream: Stream) -> Any:

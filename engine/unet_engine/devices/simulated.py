@@ -103,6 +103,7 @@ class SimulatedDevice:
 
     name = "simulated"
     ordinal = 0
+    capability: tuple[int, int] | None = None
 
     def __init__(self, room: int = 2**34) -> None:
         from unet_engine.devices import _halo_loop

@@ -294,7 +294,9 @@ def _tiled(loaded: _Loaded, decisions: Decisions, notes: list[str], tell: Tell, 
 
         found = tiling.search(draft, decisions, _memory(loaded, workers), tell)
         found = tiling_choice.stored(draft.survey) or found
-    if found.kept:
+    if found.kept and found.settled:
+        notes.append(f"--tiling auto: {found.line}")
+    elif found.kept:
         fall_back(draft.survey.settings, notes, f"--tiling auto: {found.line}")
     return found
 

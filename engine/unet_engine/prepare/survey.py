@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine import machine
-from unet_engine.backends.libraries import choose_backend, record, runs_on_gpu
+from unet_engine.backends.libraries import about_choice, choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
@@ -179,9 +179,9 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
         raise SettingsError(
             f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
         )
-    backend = choose_backend(model, devices[0].partition(":")[0], settings.backend)
+    backend = _backend(settings, model, devices, notes)
     choice = choose(model, backend, devices[0], settings.precision, window)
-    _about_precision(settings, choice, volume, model, notes)
+    _about_precision(settings, choice, volume, model, devices[0], notes)
     if operations.IMPLEMENTATION != "native":
         fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
@@ -261,11 +261,15 @@ def _model(settings: Settings, notes: list[str], given: Given) -> ModelFile:
     return model
 
 
-def _about_precision(settings: Settings, choice: Choice, volume: Volume, model: ModelFile, notes: list[str]) -> None:
+def _about_precision(
+    settings: Settings, choice: Choice, volume: Volume, model: ModelFile, device: str, notes: list[str]
+) -> None:
     """Say which precision runs and why, and where the verdict rests on a volume unlike this one."""
     if choice.precision != "fp32" and choice.proved is None:
         fall_back(settings, notes, choice.why)
-    elif settings.precision == "auto" and (model.verdicts or choice.precision != "fp32"):
+    elif settings.precision == "auto" and (
+        model.verdicts or choice.precision != "fp32" or device.startswith("cuda")  # which is faster below fp32
+    ):
         notes.append(f"precision {choice.precision}: {choice.why}")
     if choice.proved is not None:
         scale = samples.scaling_of(volume, model.spec.normalization)
@@ -391,6 +395,15 @@ def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[st
             f"--device {wanted}: this machine shows {found} GPU(s); count them from 0" if found else _NO_GPU
         )
     return tuple(f"cuda:{i}" for i in chosen)
+
+
+def _backend(settings: Settings, model: ModelFile, devices: tuple[str, ...], notes: list[str]) -> str:
+    """One that runs the model on all of the devices."""
+    together = ",".join([devices[0], *(name.partition(":")[2] for name in devices[1:])])
+    chosen = choose_backend(model, together, settings.backend)
+    if settings.backend is None:
+        notes += about_choice(model, together, chosen)
+    return chosen
 
 
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"

@@ -70,8 +70,8 @@ def search(draft: Draft, decisions: Decisions, memory: Memory, tell: Tell = sile
         points += trier.fit.measured(learnt, min(learnt.most, trier.most))
     candidates = trier.fit.candidates(points)
     if not candidates:
-        reason = reason or trier.fit.why_none(learnt, points)
-        return trier.fit.kept(reason, learnt, points, searched=searched)
+        own = trier.fit.kept(reason or trier.fit.why_none(learnt, points), learnt, points, searched=searched)
+        return own.model_copy(update={"settled": not reason and any(point.passed for point in points)})
     return trier.settled(candidates, points, learnt, searched=searched)
 
 

@@ -113,6 +113,12 @@ class Timed(_Frozen):
     window: tuple[int, ...]
     nanoseconds: float
     """Of one core, for a voxel of the input."""
+    beside: float | None = None
+    """The same in the model's own windows, timed in turn with these."""
+
+    @property
+    def relative(self) -> float:
+        return self.nanoseconds / self.beside if self.beside else 1.0
 
 
 class TilingChoice(_Frozen):
@@ -131,6 +137,8 @@ class TilingChoice(_Frozen):
     """Measured for what was chosen; None where nothing was learnt."""
     kept: str
     """Why the model's own tiling is kept; empty where it is not."""
+    settled: bool = False
+    """Whether it is kept because nothing that passes is known to be faster, and not because nothing could be found."""
     searched: bool
     """Whether it was found out for this volume; else it was known from another one of its kind."""
     frontier: tuple[Point, ...]
@@ -144,7 +152,9 @@ class TilingChoice(_Frozen):
     proof: Proof | None = None
     """Of the precision in these windows, where it is lower than fp32 and its verdict is of others."""
     timed: tuple[Timed, ...] = ()
-    """Sizes of windows that were timed to choose among."""
+    """Sizes of windows that were timed to choose among, the model's own first."""
+    lasts: float | None = None
+    """How long inference takes, of what it takes with the model's own tiling, by what was timed; None where nothing was."""
     proving: float = 0.0
     """What was computed to prove and to time, of a run with the model's own tiling over this volume."""
 
@@ -158,12 +168,20 @@ class TilingChoice(_Frozen):
 
     @property
     def _cheaper(self) -> str:
-        timed = f", the fastest of {len(self.timed)} sizes that were timed" if len(self.timed) > 1 else ""
+        less = self.work_of_default / self.work
         return (
             f"windows of {times(self.window)} that share {times(self.shared or ())}, {self.blend}, compute "
-            f"{self.work:.2f} voxels for one instead of {self.work_of_default:.2f} "
-            f"({self.work_of_default / self.work:.1f} times less){timed}"
+            f"{self.work:.2f} voxels for one instead of {self.work_of_default:.2f}"
+            + (f" ({less:.1f} times less)" if less >= 1.05 else "")
+            + self._timed
         )
+
+    @property
+    def _timed(self) -> str:
+        if self.lasts is None:
+            return ""
+        others = f", the fastest of {len(self.timed)} sizes that were timed" if len(self.timed) > 1 else ""
+        return f" in {self.lasts:.2f} of the time{others}"
 
     @property
     def _grounds(self) -> str:

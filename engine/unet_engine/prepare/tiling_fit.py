@@ -11,6 +11,7 @@ from unet_engine.plan.fitting import AxisNeeds, Fitted, filled, fitted, lattice_
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.survey import Survey
 from unet_engine.prepare.tiling_choice import Learnt, Measured, Point, TilingChoice, frontier
+from unet_engine.prepare.tiling_speed import APART
 from unet_engine.units import times
 
 SMALLER = (1, 2, 4)
@@ -35,6 +36,12 @@ class Fit:
     def work(self) -> float:
         """Voxels that the model's own tiling computes for one."""
         return self.run / prod(self.survey.volume.shape)
+
+    @property
+    def lasts(self) -> float:
+        """The same, with threads that the last windows leave idle."""
+        windows = self.run // prod(self.decisions.tiling.window)
+        return self.work * filled(windows, self.at_once) / windows
 
     # --- what there is ---
 
@@ -113,9 +120,9 @@ class Fit:
     # --- what is taken ---
 
     def candidates(self, points: Sequence[Point]) -> list[Point]:
-        """What passes and is cheaper than the model's own tiling, the cheapest first; of each size of window one."""
-        cheaper = (p for p in points if p.passed and p.lasts < self.work)
-        passing = sorted(cheaper, key=lambda p: (p.lasts, p.work, -(p.agreement or 1.0), p.shared))
+        """What passes and may be faster than the model's own tiling, the cheapest first; of each size of window one."""
+        near = (p for p in points if p.passed and p.lasts < APART * self.lasts)
+        passing = sorted(near, key=lambda p: (p.lasts, p.work, -(p.agreement or 1.0), p.shared))
         found: dict[tuple[int, ...], Point] = {}
         for point in passing:
             found.setdefault(point.window, point)

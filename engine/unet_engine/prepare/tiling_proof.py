@@ -1,4 +1,4 @@
-"""Whether a precision that was proved in windows of one size may run in others, and which sizes run fastest.
+"""Whether a precision that was proved in windows of one size may run in others.
 
 Weights and scales are the same in windows of any size, but a library may choose other kernels for them. So before a
 lower precision runs in windows that its verdict does not speak of, what they give is compared with fp32 on regions of
@@ -8,12 +8,9 @@ which those voxels count that have all their context, is as good.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,14 +25,10 @@ from unet_engine.plan.box import Box
 from unet_engine.prepare.agreement import Confusion
 from unet_engine.prepare.blending import outputs_of
 from unet_engine.prepare.corners import AxisSizes
-from unet_engine.prepare.tiling_choice import Proof, Timed
+from unet_engine.prepare.tiling_choice import Proof
 
 LEAST = 2
 """Regions that a precision is compared on, at least."""
-ROUNDS = 2
-"""How often windows are timed, after one round to warm up."""
-FASTER = 0.9
-"""Windows that compute more voxels are taken where they still need less than this part of the time."""
 
 
 class Networks(Protocol):
@@ -219,48 +212,3 @@ def remember_proof(key: Mapping[str, object], proof: Proof) -> None:
     with suppress(BackendError):
         data = proof.model_dump_json().encode()
         engine_cache.store("tiling-proof", {**key, "proved": list(proof.window)}, data)
-
-
-# --- speed ---
-
-
-def timed(
-    key: Mapping[str, object], windows: Sequence[tuple[int, ...]], networks: Networks, cut: Callable[[Any], Array]
-) -> list[Timed]:
-    """How fast windows of these sizes run. What was timed before is not timed again, so that the next run chooses
-    alike. On a CPU seconds are those that cores worked: they depend little on what else the machine does."""
-    known = {found.window: found for found in _known_times(key)}
-    fresh = {window: Timed(window=window, nanoseconds=_nanoseconds(window, networks, cut(window)))
-             for window in windows if window not in known}  # fmt: skip
-    if fresh:
-        values = [found.model_dump(mode="json") for found in (known | fresh).values()]
-        with suppress(BackendError):
-            engine_cache.store("tiling-speed", key, json.dumps(values).encode())
-    return [(known | fresh)[window] for window in windows]
-
-
-def untimed(key: Mapping[str, object], windows: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    known = {found.window for found in _known_times(key)}
-    return [window for window in windows if window not in known]
-
-
-def _known_times(key: Mapping[str, object]) -> list[Timed]:
-    with suppress(BackendError, ValueError, ValidationError):
-        return [Timed.model_validate(entry) for entry in json.loads(engine_cache.load("tiling-speed", key) or b"[]")]
-    return []
-
-
-def _nanoseconds(window: tuple[int, ...], networks: Networks, content: Array) -> float:
-    with networks.opened(window) as host:
-        clock = time.process_time if host.setup.device == "cpu" else time.perf_counter
-        slots = range(min(host.slots, max(1, host.setup.threads)))
-        took = []
-        for _ in range(1 + ROUNDS):
-            begun = clock()
-            for slot in slots:
-                host.input(slot)[...] = content
-                host.start(slot)
-            for slot in slots:
-                host.result(slot)
-            took.append(clock() - begun)
-    return 1e9 * min(took[1:]) / (len(slots) * prod(window))

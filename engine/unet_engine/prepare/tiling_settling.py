@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
 from unet_engine.prepare.tiling_choice import Learnt, Point, Proof, TilingChoice, Timed
-from unet_engine.prepare.tiling_looking import SEED, Looking
+from unet_engine.prepare.tiling_looking import SEED, Keeps, Looking
 from unet_engine.prepare.tiling_proof import (
-    FASTER,
     LEAST,
-    ROUNDS,
     Case,
     Cases,
     Judge,
@@ -21,9 +19,8 @@ from unet_engine.prepare.tiling_proof import (
     known_proof,
     proved,
     remember_proof,
-    timed,
-    untimed,
 )
+from unet_engine.prepare.tiling_speed import APART, Race, Speeds
 from unet_engine.units import times
 from unet_engine.volumes import windows
 
@@ -31,8 +28,8 @@ FOR_PROOF = 0.5
 """Part of the budget that is kept for proving a lower precision in the windows that are taken."""
 PLACES, TRIES = 4, 3
 """Places that a precision is proved at, and sizes of windows that are tried."""
-SIZES, SLOWER = 3, 1.5
-"""Sizes of windows that are timed, and by how much more they may compute than the cheapest."""
+SIZES = 4
+"""Sizes of windows that are timed."""
 
 
 class Settling(Looking):
@@ -41,52 +38,98 @@ class Settling(Looking):
     def settled(
         self, candidates: Sequence[Point], points: Sequence[Point], learnt: Learnt | None, *, searched: bool
     ) -> TilingChoice:
-        """The fastest of the candidates, the cheapest first, in which the precision of the run holds."""
+        """The fastest of the candidates, the cheapest first, in which the precision of the run holds, where it is
+        faster than the model's own tiling."""
         before = self.computed
-        spent = 0.0 if not searched else before
-        times_of = self._timed(candidates, self.budget - spent)
-        ranked = _by_time(candidates, times_of)
+        budget = self.budget - (before if searched else 0.0)
+        speeds, timed = self._speeds(candidates, budget * (1 - FOR_PROOF if self._is_low else 1))
         proof: Proof | None = None
         reasons: list[str] = []
+        ranked = speeds.ranked(candidates, self.fit.lasts)
         for point in ranked:
             if not self._is_low or point.window == self.window or self.is_judged(point.window):
                 proof = None
             elif len(reasons) == TRIES:
                 continue
             else:
-                proof = self._proof(point.window, self.budget - spent - (self.computed - before), reasons)
+                proof = self._proof(point.window, budget - (self.computed - before), reasons)
                 if proof is None:
                     continue
             choice = self.fit.taken(point, points, learnt, searched=searched)
-            return choice.model_copy(
-                update={
-                    "reach": self.reach if point.full else None,
-                    "proof": proof,
-                    "timed": times_of,
-                    "proving": round((self.computed - before) / self.run(), 4),
-                }
-            )
-        return self.fit.kept(reasons[0], learnt, points, searched=searched)
+            lasts = speeds.time(point) / self.fit.lasts if point.window in speeds.relative else None
+            found = {"reach": self.reach if point.full else None, "proof": proof, "lasts": lasts}
+            break
+        else:
+            reason = reasons[0] if ranked else self._why_own(candidates, speeds)
+            choice = self.fit.kept(reason, learnt, points, searched=searched)
+            found = {"settled": not ranked}
+        cost = round((self.computed - before) / self.run(), 4)
+        return choice.model_copy(update={**found, "timed": timed, "proving": cost})
+
+    def _why_own(self, candidates: Sequence[Point], speeds: Speeds) -> str:
+        """Why nothing is known to be faster than the model's own tiling."""
+        best = min(candidates, key=lambda p: (p.window not in speeds.relative, speeds.time(p)))
+        if best.window in speeds.relative:
+            part = speeds.time(best) / self.fit.lasts
+            return f"of what passes, windows of {times(best.window)} are next, and take {part:.2f} of the time"
+        if best.lasts >= self.fit.lasts:
+            return "nothing that passes computes less on this volume"
+        return (
+            f"windows of {times(best.window)} compute {best.work:.2f} voxels for one instead of {self.fit.work:.2f}, "
+            "which is too little to take them without timing them, and that would take "
+            f"{self._race.cost(best.window, 1) / self.run():.0%} of the run; see --tiling-budget"
+        )
 
     @property
     def _is_low(self) -> bool:
         return self.survey.choice.precision != "fp32" and self.provable
 
-    def _timed(self, candidates: Sequence[Point], budget: float) -> tuple[Timed, ...]:
-        """The cheapest sizes of windows, timed; nothing where that would take too much."""
-        sizes = [p.window for p in candidates if p.lasts <= SLOWER * candidates[0].lasts][:SIZES]
-        if len(sizes) < 2 or self.survey.model.format == "fake":  # whose time is no network's
-            return ()
-        key = {**self.made, "threads": self.threads}
-        fresh = untimed(key, sizes)
-        cost = sum((1 + ROUNDS) * self.threads * prod(window) for window in fresh)
-        if cost > budget * (1 - FOR_PROOF if self._is_low else 1):
-            return ()
-        if fresh:
-            self.tell(f"windows of {', '.join(map(times, fresh))} are timed")
-        self.computed += cost
+    def _speeds(self, candidates: Sequence[Point], budget: float) -> tuple[Speeds, tuple[Timed, ...]]:
+        """How fast the windows are that may be fastest, as far as the budget goes: timed beside the model's own."""
+        if self.survey.model.format == "fake":  # whose time is no network's
+            return Speeds({}, otherwise=1.0), ()
+        race, known = self._race, self._race.known()
+        others = [point for point in candidates if point.window != self.window]
+        rounds = race.rounds([point.window for point in others[:SIZES] if point.window not in known], budget)
+        best = min([self.fit.lasts, *(p.lasts for p in candidates if p.window == self.window)])
+        found: list[Timed] = []
+        relative = {self.window: 1.0}
+        for point in others:
+            window, cost = point.window, race.cost(point.window, rounds)
+            if len(relative) > SIZES or point.lasts >= APART * best:
+                break
+            if window in known:
+                found.append(known[window])
+            elif cost > budget:
+                continue
+            else:
+                self.tell(f"windows of {times(window)} are timed beside those of {times(self.window)}")
+                budget, self.computed = budget - cost, self.computed + cost
+                try:
+                    found.append(race.run(window, rounds))
+                except Keeps:  # they do not fit the memory
+                    relative[window] = inf
+                    continue
+            relative[window] = found[-1].relative
+            best = min(best, point.lasts * relative[window])
+        own = [
+            Timed(window=self.window, nanoseconds=entry.beside, beside=entry.beside)
+            for entry in found[:1]
+            if entry.beside
+        ]
+        slowest = max(value for value in relative.values() if value < inf)
+        return Speeds(relative, max(APART, slowest)), (*own, *found)
+
+    @property
+    def _race(self) -> Race:
         rng = np.random.default_rng(SEED)
-        return tuple(timed(key, sizes, self, lambda window: rng.standard_normal(self._shape(window), np.float32)))
+        return Race(
+            self.window,
+            self.threads,
+            self.made,
+            self,
+            lambda window: rng.standard_normal(self._shape(window), np.float32),
+        )
 
     def _shape(self, window: tuple[int, ...]) -> tuple[int, ...]:
         return (self.spec.channels_in, *window)
@@ -134,15 +177,3 @@ class Settling(Looking):
         )  # fmt: skip
         reach = None if self.reach is None else (0,) * self.planes + self.reach
         return cases_around(cells, lengths, self.own, reach, self.axes(), self.inputs)
-
-
-def _by_time(candidates: Sequence[Point], found: Sequence[Timed]) -> list[Point]:
-    """The fastest first; those that were not timed, and those that are hardly faster, by what they compute."""
-    speeds = {entry.window: entry.nanoseconds for entry in found}
-    first = candidates[0]
-    if first.window not in speeds:
-        return list(candidates)
-    most = FASTER * speeds[first.window] * first.lasts
-    faster = [p for p in candidates if p.window in speeds and speeds[p.window] * p.lasts < most]
-    faster.sort(key=lambda p: speeds[p.window] * p.lasts)
-    return faster + [p for p in candidates if p not in faster]

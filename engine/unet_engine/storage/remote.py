@@ -51,6 +51,10 @@ class Remote(WrapperStore[Any]):  # type: ignore[misc]
     async def _ask(self, key: str, ask: Callable[[], Awaitable[T]]) -> T:
         return await patiently(ask, f"{self.url}/{key}".rstrip("/"), self._renew)
 
+    async def ask(self, key: str, ask: Callable[[Any], Awaitable[T]]) -> T:
+        """What `ask` makes of the store itself, patiently; `key` is what it is about."""
+        return await self._ask(key, lambda: ask(self._store))
+
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         found = await self._ask(key, lambda: self._store.get(key, prototype, byte_range))
         for _ in range(_TRIES):
@@ -107,6 +111,11 @@ class Remote(WrapperStore[Any]):  # type: ignore[misc]
 
         for name in await self._ask(prefix, whole):
             yield name
+
+
+async def concurrent(items: Iterable[Any], ask: Callable[..., Awaitable[T]]) -> list[T]:
+    """What `ask` gives for each of `items`, tuples of its arguments; several are asked for at once."""
+    return list(await concurrent_map(list(items), ask, AT_ONCE))
 
 
 def _is_json(data: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Copies of files that are compressed as a whole, unpacked once, as nothing in them can be read by block.
+"""Copies of files that are compressed as a whole or lie behind a URL, made once, as nothing in them can be read by block.
 
 They lie in the user's cache, called after what the file holds, so that a run that is resumed finds its copy. Whoever
 reads one holds a shared lock on it. One goes as the run that needed it is complete, or after a week without a reader.
@@ -13,8 +13,8 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from weakref import WeakSet
@@ -68,30 +68,76 @@ def unpacked(file: str, opener: Opener, skip: int, length: int) -> Scratch:
 
     Raises `DataError` where there are fewer or they are damaged, and `InputError` where there is no room for them.
     """
-    folder = _folder(file)
-    path = folder / f"{_key(file, skip, length)}.raw"
-    with (folder / f"{path.stem}.lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second waits, and finds it
+    path = _folder(file, "unpacked") / f"{_key(file, skip, length)}.raw"
+    with _alone(path):
         if not path.is_file() or path.stat().st_size != length:
-            _prune(folder)
+            _prune(path.parent)
             _unpack(file, opener, skip, length, path)
         os.utime(path)
         return Scratch(path)
 
 
-def _folder(file: str) -> Path:
+def fetched(url: str, key: str, name: str, length: int | None, fill: Callable[[BinaryIO], None]) -> Scratch:
+    """A copy of what lies at `url`, called `name`: `fill` writes it, where no copy with this `key` is there. length: in
+    bytes, where that is known.
+
+    Raises what `fill` raises, and `InputError` where there is no room for it.
+    """
+    path = _folder(url, "fetched") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}-{name}"
+    with _alone(path):
+        if not path.is_file():
+            _prune(path.parent)
+            _check_room(url, "fetched", length or 0, path.parent)
+            partial = path.with_name(f"{path.name}.partial")
+            try:
+                with partial.open("w+b") as out:
+                    fill(out)
+                partial.replace(path)
+            except OSError as error:
+                if error.errno is None:
+                    raise
+                raise InputError(f"{url} cannot be fetched to {path.parent}: {error.strerror}; set {FOLDER}") from error
+            finally:
+                partial.unlink(missing_ok=True)
+        return Scratch(path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Whoever comes second waits, and finds the copy."""
+    with _lock_of(path).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(lock.fileno())  # when it was last wanted
+        yield
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _folder(file: str, what: str) -> Path:
     path = cache.place() / "unpacked"
     try:
         own = cache.made(path)
     except OSError as error:
         raise InputError(
-            f"{file} has to be unpacked, and {path} cannot be used: {error.strerror}; set {FOLDER} to another folder"
+            f"{file} has to be {what}, and {path} cannot be used: {error.strerror}; set {FOLDER} to another folder"
         ) from error
     if not own:
         raise InputError(
-            f"{file} has to be unpacked, and others may write to {path}; chmod 700 it, or set {FOLDER} to another folder"
+            f"{file} has to be {what}, and others may write to {path}; chmod 700 it, or set {FOLDER} to another folder"
         )
     return path
+
+
+def _check_room(file: str, what: str, length: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    left = min(_LEFT_FREE, free // 10)
+    if length > free - left:
+        raise InputError(
+            f"{file} has to be {what} to {size(length)}, and {size(free)} are free in {folder}, of which "
+            f"{size(left)} are left to others; set {FOLDER} to a folder with more room"
+        )
 
 
 def _key(file: str, skip: int, length: int) -> str:
@@ -106,13 +152,7 @@ def _key(file: str, skip: int, length: int) -> str:
 
 
 def _unpack(file: str, opener: Opener, skip: int, length: int, path: Path) -> None:
-    free = shutil.disk_usage(path.parent).free
-    left = min(_LEFT_FREE, free // 10)
-    if length > free - left:
-        raise InputError(
-            f"{file} has to be unpacked to {size(length)}, and {size(free)} are free in {path.parent}, of which "
-            f"{size(left)} are left to others; set {FOLDER} to a folder with more room"
-        )
+    _check_room(file, "unpacked", length, path.parent)
     partial = path.with_suffix(".partial")
     try:
         with opener() as packed, partial.open("wb") as out:
@@ -151,9 +191,12 @@ def _drain(packed: BinaryIO, most: int) -> None:
 
 
 def _prune(folder: Path) -> None:
-    for path in folder.glob("*.raw"):
+    for path in folder.iterdir():
+        if path.suffix == ".lock":  # goes with its copy
+            continue
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+            lock = _lock_of(path)  # whose time is set by whoever opens the copy
+            if time.time() - (lock if lock.exists() else path).stat().st_mtime > KEPT_SECONDS:
                 _remove(path)
 
 
@@ -164,7 +207,7 @@ def _remove(path: Path) -> None:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-            path.with_suffix(".lock").unlink(missing_ok=True)
+            _lock_of(path).unlink(missing_ok=True)
         finally:
             os.close(held)
 

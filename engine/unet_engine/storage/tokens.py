@@ -18,7 +18,7 @@ def token(place: StorePath) -> str | None:
     """What changes with what lies at `place`, `ABSENT` where nothing does; None where the store does not say. Raises
     nothing: it is asked beside the reading, and what fails will fail there."""
     try:
-        return _token(sync(said(place.store, place.path)))
+        return tag_of(sync(said(place.store, place.path)))
     except FileNotFoundError:
         return ABSENT
     except Exception:
@@ -39,7 +39,8 @@ async def said(store: Any, path: str) -> dict[str, Any]:
     return dict(await files._info(key))
 
 
-def _token(answer: dict[str, Any]) -> str | None:
+def tag_of(answer: dict[str, Any]) -> str | None:
+    """Of what a store says, what is another one where the content is."""
     for name in _TAGS:
         if answer.get(name):
             return f"{name} {answer[name]}"

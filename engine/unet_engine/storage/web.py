@@ -7,6 +7,7 @@ the whole file for the range it asked for, and any fault for a file that is not 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
@@ -79,7 +80,43 @@ class Web(FsspecStore):  # type: ignore[misc]
             names = {"ETag": "ETag", "LastModified": "Last-Modified", "size": "Content-Length"}
             return {name: said[header] for name, header in names.items() if header in said}
 
-    async def _asked(self, method: str, key: str, span: str | None) -> Any:
+    async def looked_at(self, key: str) -> tuple[int | None, dict[str, str], bool]:
+        """Of a file: its length in bytes where the server says it, what changes with its content, and whether parts of
+        it are given. By one byte of it, as servers say of a HEAD what they like. What is packed on the way has no
+        length."""
+        async with await self._asked("get", key, "bytes=0-0", raw=True) as answer:
+            if answer.status in _GONE:
+                raise FileNotFoundError(key)
+            names = {"ETag": "ETag", "LastModified": "Last-Modified"}
+            tags = {name: answer.headers[header] for name, header in names.items() if header in answer.headers}
+            if answer.status == 416:
+                return 0, tags, True
+            _check(answer)
+            plain = "Content-Encoding" not in answer.headers
+            if answer.status == 206 and plain:
+                size = answer.headers.get("Content-Range", "").rpartition("/")[2].strip()
+                await _body(answer, 2)
+                return (int(size), {**tags, "size": size}, True) if size.isdigit() else (None, tags, False)
+            length = answer.content_length if answer.status == 200 and plain else None
+            return length, {**tags, **({} if length is None else {"size": str(length)})}, False
+
+    async def stream(self, key: str, write: Callable[[bytes], Any]) -> None:
+        """Hand all of a file to `write`, piece by piece. Raises `Broken` where it is cut off. Of a file that is packed,
+        servers say that it was packed on the way: it is left as it is."""
+        raw = key.lower().endswith((".gz", ".mgz", ".bz2"))
+        async with await self._asked("get", key, None, raw=raw) as answer:
+            if answer.status in _GONE:
+                raise FileNotFoundError(key)
+            _check(answer)
+            count, said = 0, answer.content_length
+            while piece := await answer.content.read(_PIECE):
+                write(piece)
+                count += len(piece)
+            if said is not None and (raw or "Content-Encoding" not in answer.headers) and said != count:
+                raise Broken(f"the answer was cut off after {count:,} of {said:,} bytes")
+
+    async def _asked(self, method: str, key: str, span: str | None, *, raw: bool = False) -> Any:
+        """raw: leave what the server has packed on the way as it comes."""
         import aiohttp
 
         session = await self.fs.set_session()
@@ -88,8 +125,9 @@ class Web(FsspecStore):  # type: ignore[misc]
             "timeout": aiohttp.ClientTimeout(total=None, sock_connect=silence, sock_read=silence), **self.fs.kwargs
         }  # fmt: skip
         headers = {"Accept-Encoding": "identity", **keywords.pop("headers", {}), **({"Range": span} if span else {})}
+        packed = {"auto_decompress": False} if raw else {}
         url = self.fs.encode_url(located(self.path, key))
-        return getattr(session, method)(url, headers=headers, allow_redirects=True, **keywords)
+        return getattr(session, method)(url, headers=headers, allow_redirects=True, **keywords, **packed)
 
 
 def located(root: str, key: str) -> str:

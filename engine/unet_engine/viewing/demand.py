@@ -117,6 +117,13 @@ class Demand:
         with self._changed:
             self._done.add(index)
 
+    def middle(self) -> Index | None:
+        """The block that would be computed first if all were asked for; None where nobody knows where people look."""
+        if self._sight is None:
+            return None
+        candidates = filter(self.pending, self._candidates(self._blocks.plan.roi))
+        return min(candidates, key=lambda index: (self._away(index), index), default=None)
+
     @property
     def done(self) -> int:
         """Blocks that were committed since this began."""

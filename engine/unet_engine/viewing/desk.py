@@ -56,6 +56,7 @@ class Desk:
         self._moved = 0.0
         self._over = threading.Event()
         self._viewer.set_state(self._first())
+        self._view = states.view(self._viewer.shared_state.raw_state)
         self._viewer.shared_state.add_changed_callback(self._on_state)
         self._threads = [threading.Thread(target=self._tell, daemon=True, name="viewer")]
         if any(pane.growing and pane is not self._asked for pane in self.panes):
@@ -154,6 +155,10 @@ class Desk:
     def _on_state(self) -> None:
         if self._asked is None:
             return
+        view = states.view(self._viewer.shared_state.raw_state)
+        if view == self._view:  # a page that has loaded tells the state that it was given
+            return
+        self._view = view
         self._moved = time.monotonic()
         self.looked(self.sight())
 

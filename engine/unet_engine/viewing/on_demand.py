@@ -114,6 +114,7 @@ class OnDemandTeam(LocalTeam):
         try:
             with self._show(prepared, demand, previews) as shown:
                 looking = _Looking(self.workers[0], prepared, demand, previews, shown, before)
+                looking.begin()
                 for index in self._asked(demand):
                     looking.compute(index)
         except KeyboardInterrupt:  # which is how a viewer is closed
@@ -151,15 +152,22 @@ class _Looking:
         self._seconds = prepared.seconds_per_window * self._plan.calls
         self._before = before
         self._previewed = _is_previewed(worker.job)
+        self._there: tuple[Index, Index] | None = None
+        """Block and window of the last preview."""
         self._say()
+
+    def begin(self) -> None:
+        """Infer what people will see first while the viewer loads: of the block in the middle, a window. It is no block,
+        so nothing is kept of it."""
+        index = self._demand.middle()
+        if index is not None:
+            self._preview(index)
 
     def compute(self, index: Index) -> None:
         """Infer, write and mark one block: a column of its own, so what it needs of blocks below it is inferred with it,
         as at every seam."""
-        column = Column(0, Box(index, tuple(j + 1 for j in index)))
-        windows = self._plan.column_windows(column)
-        if self._previewed and windows.size > 1 and windows.size * self._seconds > SLOW:
-            self._preview(index, windows)
+        column = self._column(index)
+        self._preview(index)
         run_column(self._worker, column, lambda i: i == index, threading.Event())
         self._demand.committed(index)
         self._previews.drop(index)
@@ -170,8 +178,15 @@ class _Looking:
         there, of = self._before + self._demand.done, self._plan.block_count
         self._shown.say(f"{there:,} of {of:,} blocks are computed")
 
-    def _preview(self, index: Index, windows: Box) -> None:
-        """Show the window of a block that is nearest to where people look, before the others are inferred."""
+    def _column(self, index: Index) -> Column:
+        return Column(0, Box(index, tuple(j + 1 for j in index)))
+
+    def _preview(self, index: Index) -> None:
+        """Of a block that takes long show the window that is nearest to where people look, before the others are
+        inferred."""
+        windows = self._plan.column_windows(self._column(index))
+        if not self._previewed or windows.size == 1 or windows.size * self._seconds <= SLOW:
+            return
         plan, write = self._plan, self._plan.write_box(index)
         looked = self._shown.sight()
         at = self._demand.there(looked).at if looked else [(l + h) / 2 for l, h in zip(write.lo, write.hi, strict=True)]
@@ -183,8 +198,9 @@ class _Looking:
         window = min(windows.points(), key=away)
         one = Box(window, tuple(k + 1 for k in window))
         box = plan.support(one) & write
-        if box.is_empty:
+        if box.is_empty or self._there == (index, window):
             return
+        self._there = index, window
         spans = [read_span(axis, k, k, plan.padding) for axis, k in zip(plan.axes, window, strict=True)]
         block = Block(index, one, plan.support(one) & plan.roi, box, box)
         task = Task(block, commits=False, windows=(window,), read=Box(*map(tuple, zip(*spans, strict=True))), halos=())

@@ -215,6 +215,14 @@ def properties(names: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
+_VIEW = ("dimensions", "position", "layout", "crossSectionScale", "crossSectionOrientation")
+
+
+def view(state: Mapping[str, Any]) -> list[Any]:
+    """What of a state says which voxels are shown."""
+    return [state.get(key) for key in _VIEW]
+
+
 def sight(state: Mapping[str, Any], pane: Pane, matrix: Matrix) -> Sight | None:
     """Where people look, in voxels of `pane`, which `matrix` takes to those that all is shown on; None where the state
     does not say it."""

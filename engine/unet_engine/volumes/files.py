@@ -23,6 +23,7 @@ from unet_engine.errors import DataError, InputError, UnetEngineError, first_lin
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
 from unet_engine.storage.plain_files import read_box
+from unet_engine.storage.scratch import Scratch
 from unet_engine.units import size
 from unet_engine.volumes.axes import check_sizes
 from unet_engine.volumes.base import Array, Format, Selection, StoredVolume, Volume
@@ -139,17 +140,25 @@ class FileVolume(StoredVolume):
 
     opened_by: Format
     files: tuple[Part, ...]
+    fetched: Scratch | None = None
+    """The copy that is read of a file behind a URL."""
 
     remedy = "restore the file"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened, (self.opened_by, self.path, self.axes, {name: getattr(self, name) for name in _PICKED})
 
+    def release(self) -> None:
+        if self.fetched:
+            self.fetched.release()
+
     def parts(self, box: Box) -> Iterable[Part]:
         """The files that `box` lies in."""
         return self.files
 
     def changed(self, box: Box, since: float) -> str | None:
+        if self.fetched:  # a copy of ours, whose times say when it was made
+            return None
         return next((part.path for part in self.parts(box) if part.changed_since(since)), None)
 
     def confirm(self) -> None:

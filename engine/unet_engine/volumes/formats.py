@@ -6,10 +6,12 @@ from pathlib import Path
 
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local, plain
+from unet_engine.volumes import dicom, hdf5, nifti, raster, tiff
 from unet_engine.volumes.base import Format, Volume
 from unet_engine.volumes.collection import located
 from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
+from unet_engine.volumes.fetched import FetchedFormat
 from unet_engine.volumes.hdf5 import Hdf5Format
 from unet_engine.volumes.metaimage import MetaImageFormat
 from unet_engine.volumes.n5 import N5Format
@@ -22,7 +24,7 @@ from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
 from unet_engine.volumes.zarr_volume import ZarrFormat
 
-FORMATS: list[Format] = [
+FILES: list[Format] = [
     NpyFormat(),
     RasterFormat(),
     TiffFormat(),
@@ -32,6 +34,14 @@ FORMATS: list[Format] = [
     MetaImageFormat(),
     DicomSegFormat(),
     DicomFormat(),
+]
+"""Of single files, in the order in which they are asked."""
+_ENDINGS = (
+    *raster.ENDINGS, *tiff.ENDINGS, *hdf5.ENDINGS, *nifti.ENDINGS, *dicom.ENDINGS, ".nrrd", ".nhdr", ".mha", ".mhd", ".npy",
+)  # fmt: skip
+FORMATS: list[Format] = [
+    FetchedFormat(FILES, RasterFormat(), _ENDINGS),
+    *FILES,
     N5Format(),
     SlicesFormat(),
     ZarrFormat(),

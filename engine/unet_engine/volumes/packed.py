@@ -142,5 +142,6 @@ class PackedVolume(PlainVolume):
     copy: scratch.Scratch | None
 
     def release(self) -> None:
+        super().release()
         if self.copy:
             self.copy.release()

@@ -3,6 +3,7 @@ and where it lies on the map."""
 
 from __future__ import annotations
 
+import atexit
 import struct
 import threading
 import warnings
@@ -12,15 +13,18 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.paths import check_file, inside, is_local
+from unet_engine.plan.box import Box
+from unet_engine.storage.remote_raster import RemoteRaster
 from unet_engine.units import unit_name
 from unet_engine.volumes import nodata, vrt
 from unet_engine.volumes.axes import checked_axes
-from unet_engine.volumes.base import Array, Selection, Volume
+from unet_engine.volumes.base import Array, Format, Selection, Volume
 from unet_engine.volumes.files import FileVolume, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
 
@@ -28,6 +32,8 @@ MASK = "mask"
 """``scene.tif:mask`` is the mask of a scene: its alpha band, its mask band, or where it has nodata."""
 _ENDINGS = (".vrt", ".jp2", ".j2k")
 _TIFF = (".tif", ".tiff", ".gtiff")
+ENDINGS = (*_TIFF, *_ENDINGS[1:])
+"""Of what lies in one file."""
 _GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}
 """Tags of GeoTIFF and GDAL."""
 _DRIVERS = {".vrt": "VRT", ".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG"}
@@ -38,42 +44,67 @@ _CACHE_BYTES = 2**26
 class RasterFormat:
     def recognises(self, path: str) -> bool:
         file = inside(path)[0]
-        if not is_local(file):
-            return file.partition("?")[0].lower().endswith((*_TIFF, *_ENDINGS))
+        if not is_local(file):  # others are read by `unet_engine.volumes.fetched`
+            return file.partition("?")[0].lower().endswith(".vrt")
         if has_ending(file, *_ENDINGS):
             return True
         return has_ending(file, *_TIFF) and (inside(path)[1] == MASK or _is_geotiff(file))
 
     def open(self, path: str, axes: str | None) -> Volume:
-        file, wanted = inside(path)
+        file = inside(path)[0]
         part = (Part.of(file),) if is_local(file) else ()
         rasterio = package(path, "a raster with a place on the map", "rasterio", "geo")
         notes: tuple[str, ...] = ()
         if is_local(file):
             vrt.check_beside(file)
             notes = vrt.checked(file) if file.lower().endswith(".vrt") else ()
-        handles = _Handles(rasterio, file)
+        return self._opened(path, _Handles(rasterio, file), part, axes, notes)
+
+    def takes(self, source: RemoteRaster) -> bool:
+        """Whether what `source` opens is a raster with a place on the map. Raises `InputError`."""
+        name = source.name.lower()
+        found = name.endswith(_ENDINGS) or (name.endswith(_TIFF) and is_geotiff(source.open(source.name)))
+        source.check()
+        return found
+
+    def in_place(self, path: str, source: RemoteRaster, axes: str | None, opened_by: Format) -> Volume:
+        """The raster that `source` reads by parts, as a volume that other processes open by `opened_by`."""
+        rasterio = package(path, "a raster with a place on the map", "rasterio", "geo")
+        found = self._opened(path, _Handles(rasterio, source.name, source), (), axes, ())
+        return replace(found, opened_by=opened_by)
+
+    def _opened(
+        self, path: str, handles: _Handles, part: tuple[Part, ...], axes: str | None, notes: tuple[str, ...]
+    ) -> FileVolume:
+        file, wanted = inside(path)
         with opening(path, "raster"), handles.one() as data:
             parts = (*part, *_others(file, data))
             if wanted == MASK:
                 return _mask(path, data, handles, parts, axes)
-            found = _bands(path, rasterio, data, handles, parts, axes)
+            found = _bands(path, handles.rasterio, data, handles, parts, axes)
             return replace(found, notes=(*notes, *found.notes))
 
 
 def _is_geotiff(file: str) -> bool:
-    """Whether the first directory of a TIFF has a tag of GeoTIFF or GDAL."""
     try:
         check_file(file)
         with Path(file).open("rb") as opened:
-            head = opened.read(16)
-            order = {b"II": "<", b"MM": ">"}[head[:2]]
-            big = struct.unpack(order + "H", head[2:4])[0] == 43
-            start = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
-            opened.seek(start)
-            count = struct.unpack(order + ("Q" if big else "H"), opened.read(8 if big else 2))[0]
-            size = 20 if big else 12
-            entries = opened.read(min(count, 4096) * size)
+            return is_geotiff(opened)
+    except OSError:
+        return False
+
+
+def is_geotiff(opened: Any) -> bool:
+    """Whether the first directory of a TIFF, opened for reading, has a tag of GeoTIFF or GDAL."""
+    try:
+        head = opened.read(16)
+        order = {b"II": "<", b"MM": ">"}[head[:2]]
+        big = struct.unpack(order + "H", head[2:4])[0] == 43
+        start = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
+        opened.seek(start)
+        count = struct.unpack(order + ("Q" if big else "H"), opened.read(8 if big else 2))[0]
+        size = 20 if big else 12
+        entries = opened.read(min(count, 4096) * size)
     except (OSError, KeyError, struct.error, OverflowError, ValueError):
         return False
     tags = {struct.unpack_from(order + "H", entries, i)[0] for i in range(0, len(entries) - size + 1, size)}
@@ -83,27 +114,57 @@ def _is_geotiff(file: str) -> bool:
 class _Handles:
     """Datasets of GDAL, each of which one thread at a time may use."""
 
-    def __init__(self, rasterio: Any, file: str) -> None:
-        self._rasterio, self._file = rasterio, file
+    def __init__(self, rasterio: Any, file: str, source: RemoteRaster | None = None) -> None:
+        self.rasterio, self._file, self.source = rasterio, file, source
         self._driver = _DRIVERS.get(file.partition("?")[0].lower()[-4:], "GTiff")
         self._lock, self._free = threading.Lock(), list[Any]()
+        if source:  # GDAL calls back into Python, and must not do so once that ends
+            _OPEN.add(self)
 
     @contextmanager
     def one(self) -> Iterator[Any]:
         # without an Env GDAL writes what is wrong to stderr by itself
-        with self._rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_VRT_ENABLE_PYTHON="NO"):
+        with self.rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_VRT_ENABLE_PYTHON="NO"):
             with self._lock:
                 handle = self._free.pop() if self._free else None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that nothing says where it lies
-                handle = handle or self._rasterio.open(self._file, driver=self._driver)
             try:
+                handle = handle or self._opened()
                 yield handle
-            except self._rasterio.errors.RasterioIOError as error:
-                handle.close()  # what failed once it may leave out the next time, as if nothing were there
-                raise _said_by_gdal(error) from error
+                self._check()
+            except Exception as error:
+                if handle:
+                    handle.close()  # what failed once it may leave out the next time, as if nothing were there
+                self._check()
+                if isinstance(error, self.rasterio.errors.RasterioIOError):
+                    raise _said_by_gdal(error) from error
+                raise
             with self._lock:
                 self._free.append(handle)
+
+    def _check(self) -> None:
+        """Raise what the store said: GDAL tells of it in words of its own, or leaves out what it could not read."""
+        if self.source:
+            self.source.check()
+
+    def _opened(self) -> Any:
+        by = {"opener": self.source.open} if self.source else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing says where it lies
+            return self.rasterio.open(self._file, driver=self._driver, **by)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._free:
+                self._free.pop().close()
+
+
+_OPEN: WeakSet[_Handles] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for handles in list(_OPEN):
+        handles.close()
 
 
 def _others(file: str, data: Any) -> tuple[Part, ...]:
@@ -243,11 +304,15 @@ class RasterVolume(FileVolume):
     @property
     def own_mask(self) -> str | None:
         """The path that names what says where something was measured; None where values alone do."""
-        return self.masked_by.path if self.masked_by else None
+        return f"{self.path}:{MASK}" if self.masked_by else None
 
     @property
     def validity(self) -> Volume | None:
         return None if self.whole else self.masked_by
+
+    def token(self, box: Box) -> tuple[str, str] | None:
+        tag = self.handles.source.tag() if self.handles.source else None
+        return (self.path, tag) if tag else None
 
     def stored(self, selection: Selection) -> Array:
         bands = self.bands[selection[0]] if len(selection) == 3 else self.bands

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.errors import ModelError
+from unet_engine.model.onnx_layers import BACK, INT8, Graph
 from unet_export.quantize.gate import session_of_outputs
-from unet_export.quantize.graph import BACK, INT8, Graph
 
 Array = npt.NDArray[Any]
 BINS = 2048

@@ -16,12 +16,13 @@ import numpy.typing as npt
 from unet_engine.backends import tensorrt_api
 from unet_engine.backends.libraries import library
 from unet_engine.errors import BackendError, ModelError
+from unet_engine.model.onnx_half import LARGEST, to_half
+from unet_engine.model.onnx_layers import Graph
 from unet_engine.model.onnx_network import network_of
 from unet_engine.model.verdict import shortfall
 from unet_export.quantize.fallback import Attempt
 from unet_export.quantize.gate import Candidate, Exam, Infer, session, session_of_outputs
-from unet_export.quantize.graph import Graph
-from unet_export.quantize.half import LARGEST, emulated, to_half
+from unet_export.quantize.half import emulated
 from unet_export.quantize.judging import SENSITIVITY_WINDOWS, Judging, Outcome, by_error, judge, outcome_of, search
 from unet_export.quantize.metrics import distance
 from unet_export.quantize.qdq import quantizable, thresholds, to_qdq

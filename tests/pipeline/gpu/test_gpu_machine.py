@@ -236,7 +236,11 @@ def test_the_network_parts_run_at_toy_size(tmp_path: Path) -> None:
     done = check(tmp_path, "--simulate", "--only", "end-to-end")
     assert done.returncode == 0, (tmp_path / "gpu_check.md").read_text() + done.stderr
     rows = json.loads((tmp_path / "gpu_check.json").read_text())["parts"][0]["rows"]
-    assert {"two runs", "end to end / bare network, small", "decoding needed, GB/s"} <= {row["what"] for row in rows}
+    told = [row["what"] for row in rows]
+    assert {"two runs", "end to end / bare network, small", "decoding needed, GB/s"} <= set(told)
+    order = ["bare network, FP16, windows/s, small", "run 1, windows/s", "run 2, windows/s", "two runs"]
+    assert sorted(told, key=told.index) == told
+    assert [what for what in told if what in order] == order, "each as soon as it is there"
 
 
 def test_targets_missed_and_failures_show_in_table_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,3 +285,149 @@ def test_the_whole_check_ends_within_eight_minutes(monkeypatch: pytest.MonkeyPat
     import gpu_check
 
     assert sum(gpu_check.BUDGETS.values()) <= 450, "and half a minute for wheels"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_what_the_machine_or_an_extra_is_not_there_for_is_left_out_and_no_failure(
+    scripts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So a machine with one GPU, and without TensorRT and nvCOMP, can end with 0."""
+    import gpu_check
+    import gpu_extras
+    import gpu_parts
+    import gpu_report
+
+    monkeypatch.setattr("unet_engine.backends.libraries.find_spec", lambda name: None)
+    real = SimpleNamespace(simulate=False, quick=True)
+    with pytest.raises(gpu_report.LeftOut, match="TensorRT is not installed"):
+        list(gpu_extras.tensorrt(real))
+    monkeypatch.setattr(gpu_extras, "need", lambda *_: None)
+    monkeypatch.setattr(gpu_extras, "_by_protocol", lambda args: iter(()))
+    with pytest.raises(gpu_report.LeftOut, match="one GPU"):
+        list(gpu_extras.gpus(real))
+
+    def part(args: Any) -> Any:
+        yield "first", 1.0
+        raise gpu_report.LeftOut("one GPU")
+
+    path = tmp_path / "part.json"
+    monkeypatch.setitem(gpu_parts.PARTS, "gpus", part)
+    gpu_check.main(["--part", "gpus", "--json", str(path)])
+    found = gpu_report.Part(**json.loads(path.read_text()))
+    assert (found.state, found.why) == ("left out", "one GPU")
+    found.rows = [gpu_report.Row.of("end to end / bare network", 0.96)]
+    assert gpu_report.exit_code([found]) == 0
+    assert "| gpus | left out | one GPU | | |" in gpu_report.table([found])
+
+
+def test_what_lacks_is_named_all_at_once(scripts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_common
+    from gpu_report import CannotRun
+
+    lacking = ("distributed", "tornado", "cuda")
+    find = gpu_common.importlib.util.find_spec
+
+    def found(name: str) -> Any:
+        if name.startswith("cuda."):
+            raise ModuleNotFoundError(name)
+        return None if name in lacking else find(name)
+
+    monkeypatch.setattr(gpu_common.importlib.util, "find_spec", found)
+    with pytest.raises(
+        CannotRun, match="distributed, tornado, cuda-core, cuda-bindings, cuda-pathfinder not installed"
+    ):
+        gpu_common.need("gpus", SimpleNamespace(simulate=False))
+    with pytest.raises(CannotRun, match=r"^distributed, tornado not installed"):
+        gpu_common.need("gpus", SimpleNamespace(simulate=True))
+
+
+BLOCKED = """
+import sys
+sys.path[:0] = {paths}
+from importlib.metadata import packages_distributions
+from gpu_needs import PARTS
+beside = {{"numpy", "torch", "unet_engine", "unet_export"}}
+allowed = {{module.partition(".")[0] for module in PARTS[{part!r}]}} | beside | set({libraries})
+known = set(packages_distributions()) - allowed
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in known and "torch" not in sys.modules:
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Refuse())
+import argparse
+args = argparse.Namespace(quick=False, simulate=True)
+{work}
+"""
+WORK = {
+    "memory": "import gpu_runs; gpu_runs.peak_of_run(argparse.Namespace(simulate=True, factor=1))",
+    "end-to-end": "import unet_engine.commands.report, unet_engine.execution.choose, gpu_runs",
+    "gpus": "import protocols; protocols.connect; import distributed",
+    "decoding": "import gpu_extras\ntry: list(gpu_extras.decoding(args))\nexcept gpu_extras.CannotRun: pass",
+}
+
+
+@pytest.mark.parametrize("part", [pytest.param(p, marks=pytest.mark.slow) if p == "memory" else p for p in WORK])
+def test_a_part_imports_nothing_that_is_not_on_its_list(part: str, tmp_path: Path) -> None:
+    """PyTorch's own dependencies are there with it."""
+    pytest.importorskip("torch")
+    libraries = ("setuptools", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock")
+    code = BLOCKED.format(paths=[str(BENCHMARKS)], part=part, libraries=libraries, work=WORK[part])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_wheels_are_fetched_whole_and_weighed(
+    scripts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_needs
+    import gpu_wheels
+
+    command = gpu_wheels.command(tmp_path, "3.12")
+    assert {"--no-deps", "--only-binary=:all:", "3.12"} <= set(command)
+    names = {item.partition("==")[0] for item in command[command.index(str(tmp_path)) + 1 :]}
+    assert names == set(gpu_needs.wheels())
+    assert {"cuda-core", "zarr", "tornado", "distributed", "nanobind"} <= names
+    assert not names & {"torch", "numpy", "cmake", "openvino"}, "there already, or too large to carry"
+    for name, count in (("a", 3), ("b", 1)):
+        (tmp_path / f"{name}-1-py3-none-any.whl").write_bytes(bytes(count * 2**20))
+    assert gpu_wheels.weighed(tmp_path, 5) == 0
+    assert gpu_wheels.weighed(tmp_path, 3.5) == 1
+    said = capsys.readouterr()
+    assert "2 wheels, 4 MiB" in said.out
+    assert "the largest: a 3, b 1" in said.err
+
+
+def test_steady_state_leaves_out_beginning_and_end(scripts: None) -> None:
+    from gpu_runs import steady_rate
+
+    seen = [(0.0, 0), (5.0, 10), *((5 + n / 10, 10 + n) for n in range(1, 81)), (30.0, 100)]
+    assert steady_rate(seen) == pytest.approx(10)
+    assert steady_rate([]) == steady_rate([(1.0, 5)]) == 0
+
+
+def test_files_and_folders_that_the_check_names_are_there(scripts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rooms that modules are copied into, tests that are run, and what is compiled without CMake."""
+    import gpu_build
+
+    from support.paths import SOURCES
+
+    root = BENCHMARKS.parent
+    assert all((root / "tests" / name).exists() for name in gpu_build.TEST_FILES)
+    assert all((root / "engine/unet_engine" / room).is_dir() for room in gpu_build.ROOMS.values())
+    for name, room in gpu_build.ROOMS.items():
+        assert f"unet_engine_module({name} {room}" in (root / "CMakeLists.txt").read_text()
+    pytest.importorskip("nanobind")
+    monkeypatch.setattr(gpu_build, "tool", lambda name: name)
+    compiled, linked = gpu_build.by_hand("90", root)
+    assert len(linked) == 3
+    given = [part for command in compiled for part in command if str(SOURCES) in part and not part.startswith("-I")]
+    assert all(Path(part).exists() for part in given)
+    assert len(given) == sum(map(len, gpu_build.SOURCES.values()))

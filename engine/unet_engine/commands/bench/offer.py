@@ -50,10 +50,10 @@ def groups(model: ModelFile, wanted: Wanted) -> tuple[Group, ...]:
     found = []
     for device in devices(wanted):
         for library in libraries:
-            if model.format not in library.formats:
+            if not library.takes(model.format, device):
                 continue
             try:
-                choose_backend(model, device.partition(":")[0], library.name)
+                choose_backend(model, device, library.name)
             except BackendError:
                 if wanted.backends:
                     raise

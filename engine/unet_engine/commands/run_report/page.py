@@ -39,6 +39,22 @@ figcaption{color:#5a6474;font-size:13px}img{image-rendering:pixelated;max-width:
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+def place(asked: str) -> Path:
+    """Where the report that ``--report`` names goes; the place is tried. Raises `SettingsError` or `OutputError`."""
+    if not asked.strip() or not is_local(asked):
+        raise SettingsError(f"--report {asked}: a report is written to a local disk; give NAME.html")
+    path = Path(asked)
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise SettingsError(f"--report {asked}: it is one HTML file; give NAME.html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"--report {asked} cannot be written: {error.strerror}; give another place") from error
+    return path
+
+
 @dataclass(frozen=True)
 class Page:
     """The report of one run."""
@@ -49,19 +65,8 @@ class Page:
 
     @classmethod
     def of(cls, asked: str, settings: Settings, command: str) -> Page:
-        """The page that ``--report`` names; its place is tried. Raises `SettingsError` or `OutputError`."""
-        if not asked.strip() or not is_local(asked):
-            raise SettingsError(f"--report {asked}: a report is written to a local disk; give NAME.html")
-        path = Path(asked)
-        if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
-            raise SettingsError(f"--report {asked}: it is one HTML file; give NAME.html")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise OutputError(f"--report {asked} cannot be written: {error.strerror}; give another place") from error
-        return cls(path, command, settings.profile is not None)
+        """The page that ``--report`` names. Raises what `place` does."""
+        return cls(place(asked), command, settings.profile is not None)
 
     @contextmanager
     def profiled(self, settings: Settings) -> Iterator[Settings]:
@@ -78,31 +83,41 @@ class Page:
         result: Result,
         notes: Sequence[str],
         rate: Rate | None,
-        network: Network | None,
+        network: Network | str | None,
         tell: Tell,
-    ) -> None:
-        """Measure the seams, which closes `network`, draw, and write the file. What of this fails is told in the page.
-        Raises `OutputError` where the file cannot be written."""
-        tell("measuring seams and drawing pictures for the report")
+    ) -> str:
+        """Measure the seams, which closes `network`, draw, and write the file; returns the first picture. What of this
+        fails is told in the page. network: a text says why there is none. Raises `OutputError` where the file cannot be
+        written."""
+        if not isinstance(network, str):
+            tell("measuring seams and drawing pictures for the report")
         try:
             measured = _tried(lambda: _seams(prepared, network))
         finally:
-            if network:
+            if network and not isinstance(network, str):
                 network.close()
         parts = [*_head(self.command, result, rate), *_plan(prepared), *_time(result)]
-        parts += [*_proofs(prepared, measured), *_notes([*notes, *result.notes]), *_pictures(prepared, result)]
-        text = "\n".join([*parts, "</html>", ""])
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}; the output itself is safe") from error
+        parts += [*_proofs(prepared, measured), *_notes([*notes, *result.notes])]
+        places = [*_pictures(prepared, result)]
+        save(self.path, [*parts, *places])
+        return next((part for part in places if part.startswith("<figure>")), "")
 
 
-def _seams(prepared: Prepared, network: Network | None) -> Seams | str:
+def save(path: Path, parts: Sequence[str]) -> None:
+    """Write the page that `parts` are, which appears whole. Raises `OutputError`."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text("\n".join([*parts, "</html>", ""]), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"{path} cannot be written: {error.strerror}; the output itself is safe") from error
+
+
+def _seams(prepared: Prepared, network: Network | str | None) -> Seams | str:
+    if isinstance(network, str):
+        return network
     if network is None:
         return "the network is not open in this process; run again with --resume, without a cluster"
     return seams(prepared, network)
@@ -117,23 +132,29 @@ def _tried(measure: Callable[[], Seams | str]) -> Seams | str:
         return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """As HTML shows it, without secrets."""
     return html.escape(str(redacted(str(value))))
 
 
 def _table(rows: Sequence[tuple[str, object]]) -> str:
-    return "<table>" + "".join(f"<tr><th>{_text(name)}<td>{_text(value)}</tr>" for name, value in rows) + "</table>"
+    return "<table>" + "".join(f"<tr><th>{text(name)}<td>{text(value)}</tr>" for name, value in rows) + "</table>"
+
+
+def beginning(title: str, command: str) -> Iterator[str]:
+    """What every report begins with."""
+    yield (
+        f'<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{text(title)}</title><style>{_STYLE}</style><h1>{text(title)}</h1>"
+    )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    yield f"<p>unet-engine {text(version_of('unet-engine'))} on {text(platform.node())}, {now}.</p>"
+    yield f"<p><code>{text(command)}</code></p>"
 
 
 def _head(command: str, result: Result, rate: Rate | None) -> Iterator[str]:
     state = "complete" if result.complete else f"part {result.part} done, others are not"
-    yield (
-        f'<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{_text(result.out)}</title><style>{_STYLE}</style><h1>{_text(result.out)}: {state}</h1>"
-    )
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    yield f"<p>unet-engine {_text(version_of('unet-engine'))} on {_text(platform.node())}, {now}.</p>"
-    yield f"<p><code>{_text(command)}</code></p>"
+    yield from beginning(f"{result.out}: {state}", command)
     if result.already_complete:
         yield "<p>The output was complete before; nothing was run for this report but what it measures itself.</p>"
         return
@@ -171,7 +192,7 @@ def _plan(prepared: Prepared) -> Iterator[str]:
     model = prepared.job.model
     rows.insert(2, ("model", f"{model.spec.name}, {model.path.name}, SHA-256 {model.sha256}"))
     if model.credit:
-        rows[3:3] = [(name.replace("_", " "), text) for name, text in model.credit.lines().items() if text]
+        rows[3:3] = [(name.replace("_", " "), said) for name, said in model.credit.lines().items() if said]
     yield _table(rows)
 
 
@@ -181,8 +202,8 @@ def _time(result: Result) -> Iterator[str]:
     yield "<h2>Where the time went</h2>"
     yield tracing.bars(result.stages)
     heading, rows = tracing.table(result.stages)
-    lines = "".join("<tr>" + "".join(f"<td>{_text(cell)}" for cell in row) + "</tr>" for row in rows)
-    yield f"<table><tr>{''.join(f'<th>{_text(cell)}' for cell in heading)}</tr>{lines}</table>"
+    lines = "".join("<tr>" + "".join(f"<td>{text(cell)}" for cell in row) + "</tr>" for row in rows)
+    yield f"<table><tr>{''.join(f'<th>{text(cell)}' for cell in heading)}</tr>{lines}</table>"
 
 
 def _proofs(prepared: Prepared, measured: Seams | str) -> Iterator[str]:
@@ -227,7 +248,7 @@ def _about(found: Seams) -> list[tuple[str, object]]:
 def _notes(notes: Sequence[str]) -> Iterator[str]:
     told = list(dict.fromkeys(notes))
     if told:
-        yield "<h2>Notes</h2><ul>" + "".join(f"<li>{_text(note)}" for note in told) + "</ul>"
+        yield "<h2>Notes</h2><ul>" + "".join(f"<li>{text(note)}" for note in told) + "</ul>"
 
 
 def _pictures(prepared: Prepared, result: Result) -> Iterator[str]:
@@ -241,10 +262,10 @@ def _pictures(prepared: Prepared, result: Result) -> Iterator[str]:
         for picture in pictures(prepared, result.out, result.digest):
             yield (
                 f"<figure>{_image(picture.voxels, 'the volume')}{_image(picture.result, 'the result')}"
-                f"<figcaption>{_text(picture.title)}</figcaption></figure>"
+                f"<figcaption>{text(picture.title)}</figcaption></figure>"
             )
     except Exception as error:  # the result is there, whatever keeps its picture from being drawn
-        yield f"<p>No more pictures: {_text(first_line(error))}</p>"
+        yield f"<p>No more pictures: {text(first_line(error))}</p>"
 
 
 def _key(prepared: Prepared) -> str:
@@ -254,7 +275,7 @@ def _key(prepared: Prepared) -> str:
     parts = []
     for label, name in enumerate(spec.class_names[:40]):
         colour = "#{:02x}{:02x}{:02x}".format(*colour_of(label, spec.colours or ()))
-        parts.append(f'<i style="background:{colour}"></i>{_text(name)}')
+        parts.append(f'<i style="background:{colour}"></i>{text(name)}')
     return f"<p class=key>{''.join(parts)}</p>"
 
 

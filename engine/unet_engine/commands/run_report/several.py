@@ -1,0 +1,101 @@
+"""The report of several volumes: a page that lists all, and the report of each in a folder beside it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from unet_engine.batches.batch import Outcome, Volume
+from unet_engine.commands.price import Rate
+from unet_engine.commands.run_report import page
+from unet_engine.commands.run_report.page import Page
+from unet_engine.endings import stem
+from unet_engine.errors import OutputError, UnetEngineError, first_line
+from unet_engine.prepare.prepare import Prepared
+from unet_engine.units import Tell, size, span
+
+_NO_SEAMS = "of several volumes seams are not measured; run this one alone with --resume and --report"
+_HEADING = ("", "volume", "result", "status", "time", "rate", "peak memory", "a place")
+
+
+@dataclass
+class Pages:
+    """Written anew as each volume ends, so that what is killed leaves the report of what it did. From several threads."""
+
+    path: Path
+    command: str
+    rate: Rate | None
+    tell: Tell
+    of: int = 0
+    _plans: dict[int, Prepared] = field(default_factory=dict)
+    _rows: dict[int, str] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def of_several(
+        cls, asked: str, volumes: Sequence[Volume], part: str | None, command: str, rate: Rate | None, tell: Tell
+    ) -> Pages:
+        """The report that ``--report`` names, of a part under a name of its own. Raises what `place` does."""
+        path = page.place(asked)
+        if part:
+            path = path.with_name(f"{path.stem}.part{part.replace('/', 'of')}{path.suffix}")
+        return cls(path, command, rate, tell, len(volumes))
+
+    def planned(self, volume: Volume, prepared: Prepared) -> None:
+        """A volume is about to begin."""
+        with self._lock:
+            self._plans[volume.number] = prepared
+
+    def ended(self, outcome: Outcome) -> None:
+        """Write its report, and the list with it. What fails of this is told: the output is safe."""
+        with self._lock:
+            prepared = self._plans.pop(outcome.volume.number, None)
+        try:
+            row = self._row(outcome, *self._own(outcome, prepared))
+            with self._lock:
+                self._rows[outcome.volume.number] = row
+                self._counts[outcome.status] = self._counts.get(outcome.status, 0) + 1
+                self._write()
+        except UnetEngineError as error:
+            self.tell(f"no report of {outcome.volume.settings.input}: {error}")
+
+    def _own(self, outcome: Outcome, prepared: Prepared | None) -> tuple[str, str]:
+        """Where the report of this volume lies, as a link, and a picture of its result; empty where nothing was done."""
+        if outcome.result is None or prepared is None:
+            return "", ""
+        folder = self.path.with_name(f"{self.path.stem}.pages")
+        name = f"{outcome.volume.number:04d}-{Path(stem(outcome.volume.out.rstrip('/'))).name}.html"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
+        own = Page(folder / name, self.command, asked_for_profile=False)
+        figure = own.write(prepared, outcome.result, outcome.notes, self.rate, _NO_SEAMS, self.tell)
+        return quote(f"{folder.name}/{name}"), figure
+
+    def _row(self, outcome: Outcome, link: str, figure: str) -> str:
+        result, volume = outcome.result, outcome.volume
+        if outcome.error is not None:
+            found = ["", f"{outcome.status}: {first_line(outcome.error)}", "", "", ""]
+        elif result is None or result.already_complete:
+            found = [volume.out, outcome.status, "", "", ""]
+        else:
+            rate = f"{result.voxels_per_second / 1e6:.3g} Mvoxel/s"
+            found = [result.out, outcome.status, span(result.seconds), rate, size(result.peak_rss_bytes)]
+        cells = [page.text(cell) for cell in found]
+        if link:
+            cells[0] = f'<a href="{link}">{cells[0]}</a>'
+        first = f"<td>{volume.number}<td>{page.text(volume.settings.input)}"
+        return f"<tr>{first}{''.join(f'<td>{cell}' for cell in cells)}<td>{figure}</tr>"
+
+    def _write(self) -> None:
+        counts = ", ".join(f"{count:,} {status}" for status, count in self._counts.items())
+        left = self.of - len(self._rows)
+        title = f"{self.of:,} volumes: {counts}" + (f", {left:,} to come" if left else "")
+        rows = "\n".join(self._rows[number] for number in sorted(self._rows))
+        heading = "".join(f"<th>{name}" for name in _HEADING)
+        page.save(self.path, [*page.beginning(title, self.command), f"<table><tr>{heading}</tr>\n{rows}</table>"])

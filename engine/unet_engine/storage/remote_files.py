@@ -1,0 +1,160 @@
+"""Single files behind URLs: how long one is, what changes with its content, parts of it, all of it; and one put there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from zarr.abc.store import RangeByteRequest
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from unet_engine.errors import InputError, StoreError, first_line, of_store
+from unet_engine.storage import objects, scratch, stores
+from unet_engine.storage.remote import AT_ONCE, Remote
+from unet_engine.storage.remote import concurrent as at_once
+from unet_engine.storage.tokens import said, tag_of
+from unet_engine.storage.web import Web
+
+PIECE = 2**23
+"""Bytes that are asked for at once of a file that is fetched whole."""
+PARTS_AGAIN = 9
+WHOLE_PUT = 2**26
+"""Bytes up to which a file is put by one request, on the condition that nothing is there."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a store says of a file."""
+
+    length: int | None
+    """In bytes; None where it does not say."""
+    tag: str | None
+    """Is another one where the content is; None where the store says nothing like it."""
+    ranges: bool
+    """Whether parts of it can be asked for."""
+
+
+class RemoteFile:
+    """The file at `url`. Nothing is asked before a method is called."""
+
+    def __init__(self, url: str) -> None:
+        """Raises `InputError` where what reads there is not installed."""
+        self.url = url
+        place, mark, query = url.partition("?") if url.lower().startswith(("http://", "https://")) else (url, "", "")
+        root, _, self.key = place.rpartition("/")
+        self._root = (f"{root}/" if root.endswith(":/") else root) + mark + query
+        try:
+            self._store: Remote = stores.Url().location(self._root)
+        except (StoreError, ValueError) as error:
+            raise InputError(f"{url} cannot be read: {first_line(error)}; {_advice(error)}") from error
+
+    def exists(self) -> bool:
+        """Raises `InputError` where that cannot be found out."""
+        return bool(self._asked(lambda: self._store.exists(self.key)))
+
+    def about(self) -> About:
+        """Raises `InputError` where nothing is there, or the store does not answer."""
+        return self._asked(lambda: self._store.ask(self.key, self._about))  # type: ignore[no-any-return]
+
+    async def _about(self, store: Any) -> About:
+        if isinstance(store, Web):
+            length, tags, ranges = await store.looked_at(self.key)
+            return About(length, tag_of(tags), ranges)
+        return About(int(await store.getsize(self.key)), tag_of(await said(store, self.key)), ranges=True)
+
+    def read(self, lo: int, hi: int) -> bytes:
+        """Bytes `lo` to `hi`, fewer where it ends before."""
+        return bytes(self._asked(lambda: self._part(lo, hi)))
+
+    async def _part(self, lo: int, hi: int) -> bytes:
+        found = await self._store.get(self.key, default_buffer_prototype(), RangeByteRequest(lo, hi))
+        if found is None:
+            raise FileNotFoundError(self.key)
+        return bytes(found.to_bytes())
+
+    def copy_to(self, file: BinaryIO, about: About) -> None:
+        """Write all of it to `file`, which is empty. Raises `InputError` where it ends early, is longer than it said, or
+        is rewritten meanwhile."""
+        if about.ranges and about.length is not None:
+            self._in_pieces(file, about.length)
+        else:
+            self._in_a_stream(file)
+        if about.length is not None and file.tell() != about.length:
+            raise InputError(f"{self.url} ended after {file.tell():,} of {about.length:,} bytes; try once more")
+        if about.tag is not None and self.about().tag != about.tag:
+            raise InputError(f"{self.url} was changed while it was fetched; run again once it is no longer written")
+
+    def _in_pieces(self, file: BinaryIO, length: int) -> None:
+        step = PIECE * AT_ONCE // 4
+        for begin in range(0, length, step):
+            spans = [(lo, min(lo + PIECE, length)) for lo in range(begin, min(begin + step, length), PIECE)]
+            for piece in self._asked(lambda spans=spans: at_once(spans, self._part)):  # type: ignore[misc]
+                file.write(piece)
+
+    def _in_a_stream(self, file: BinaryIO) -> None:
+        """By whole answers: what was cut off is asked for again from the beginning."""
+
+        async def whole(store: Any) -> None:
+            file.seek(0)
+            file.truncate()
+            await store.stream(self.key, file.write)
+
+        self._asked(lambda: self._store.ask(self.key, whole))
+
+    def put(self, path: Path, *, overwrite: bool) -> None:
+        """Put the file at `path` there. Raises `FileExistsError` where something is there and `overwrite` is not given,
+        and what stores raise."""
+        if not overwrite and sync(self._store.exists(self.key)):
+            raise FileExistsError(self.url)
+        length = path.stat().st_size
+        if not overwrite and length <= WHOLE_PUT:
+            data = path.read_bytes()
+            sync(self._store.set_if_not_exists(self.key, default_buffer_prototype().buffer.from_bytes(data)))
+            if not overwrite and self.read(0, length + 1) != data:
+                raise FileExistsError(self.url)
+            return
+        sync(self._store.ask(self.key, lambda store: self._uploaded(store, path)))
+        found = self.about().length
+        if found != length:
+            raise OSError(f"{self.url} has {found:,} bytes in place of the {length:,} that were written")
+
+    async def _uploaded(self, store: Any, path: Path) -> None:
+        """Several parts of it at once, whole or not at all. Each part is asked for again by itself."""
+        if isinstance(store, objects.Objects):
+            await objects.opened(self._root, retries=PARTS_AGAIN).upload(self.key, path)
+        else:  # of fsspec
+            await store.fs._put_file(str(path), f"{store.path}/{self.key}")
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return sync(ask())
+        except FileNotFoundError as error:
+            raise InputError(f"{self.url} does not exist; give the path of a volume") from error
+        except Exception as error:
+            raise InputError(f"{self.url} cannot be read: {first_line(error)}; {_advice(error)}") from error
+
+
+def _advice(error: BaseException) -> str:
+    lost = of_store(error)
+    return lost.advice if lost else "check the URL"
+
+
+def name_of(url: str) -> str:
+    """What the file at `url` is called."""
+    return re.sub(r"[^\w.+-]", "_", url.partition("?")[0].rstrip("/").rpartition("/")[2])[-120:]
+
+
+def copied(file: RemoteFile, about: About) -> scratch.Scratch:
+    """A copy of a file on this machine, fetched where there is none of what it is now. Raises `InputError`."""
+    # what says nothing of its content is fetched by each process that reads it
+    key = f"{file.url.partition('?')[0]} {about.length} {about.tag or os.getpid()}"
+
+    def fill(out: BinaryIO) -> None:
+        file.copy_to(out, about)
+
+    return scratch.fetched(file.url, key, name_of(file.url), about.length, fill)
