@@ -79,8 +79,8 @@ class Imported:
     """The source's own, where it is installed."""
     predicted_by: str = ""
     """What that is, for people."""
-    example: Array | None = None
-    """A volume for the predictor, where the source has one; else one is made."""
+    example: Callable[[tuple[int, ...]], Array] | None = None
+    """By window, a volume for the predictor, where the source knows what suits it; else one is made."""
     example_spacing: tuple[float, ...] | None = None
     """Its voxel size, in the spec's unit, where a run and the predictor bring it to the network's and back. None: it has
     that of the network."""
