@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import click
+import numpy as np
 import pytest
 import yaml
 
@@ -268,6 +269,20 @@ def test_the_man_page_holds_all_commands():
         assert f"\n.SH {name.upper()}\n" in said.out
     assert r"\fB\-\-report FILE.html\fR" in said.out
     assert not [line for line in said.out.splitlines() if line.startswith("'")]
+
+
+def test_the_middle_of_a_public_volume_is_cut_out(tmp_path):
+    tensorstore, tifffile = pytest.importorskip("tensorstore"), pytest.importorskip("tifffile")
+    address = f"file://{tmp_path}/volume/"
+    volume = tensorstore.open({"driver": "neuroglancer_precomputed", "kvstore": address, "create": True,
+        "multiscale_metadata": {"data_type": "uint8", "num_channels": 1, "type": "image"},
+        "scale_metadata": {"size": [600, 20, 7], "voxel_offset": [5, 6, 7], "encoding": "raw", "chunk_size": [64, 64, 64],
+                           "resolution": [8, 8, 8]}}).result()  # fmt: skip
+    voxels = np.random.default_rng(0).integers(0, 255, (600, 20, 7), np.uint8)
+    volume[..., 0].write(voxels).result()
+    script = ROOT / "docs" / "tutorials" / "make.py"
+    subprocess.run([sys.executable, script, "cut", address, tmp_path / "cut.tif"], check=True)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "cut.tif"), voxels[40:560].T)
 
 
 # --- what is packed ---

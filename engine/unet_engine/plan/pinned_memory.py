@@ -8,7 +8,7 @@ queued.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
@@ -57,23 +57,27 @@ def pinned_pieces(plan: Plan, sizes: Sizes, table_bytes: int, flag: int) -> tupl
     column = max(plan.columns(), key=lambda found: found.blocks.size, default=None)
     if column is None:
         return ()
+    tasks = islice(plan.tasks(column, lambda _: True), LOOKED_AT)
+    return tuple((kind, size) for _, kind, size in pieces_by_block(tasks, sizes, table_bytes, flag))
+
+
+def pieces_by_block(tasks: Iterable[Task], sizes: Sizes, table_bytes: int, flag: int) -> Iterator[tuple[int, str, int]]:
+    """The same of these blocks, each with the number of the block that needs it first."""
     pools: dict[str, _Pool] = defaultdict(_Pool)
-    made: list[tuple[str, int]] = []
     given_back: dict[int, list[tuple[str, int]]] = defaultdict(list)
     waiting: dict[Index, list[int]] = defaultdict(list)
-    for n, task in enumerate(islice(plan.tasks(column, lambda _: True), LOOKED_AT)):
+    for n, task in enumerate(tasks):
         for kind, piece in given_back.pop(n, ()):
             pools[kind].free.append(piece)
         for kind, size, target in _taken(task, sizes, table_bytes, flag):
             piece, is_new = pools[kind].take(size)
             if is_new:
-                made.append((kind, piece))
+                yield n, kind, piece
             if target is None:
                 given_back[n + HELD[kind]].append((kind, piece))
             else:
                 waiting[target].append(piece)
         given_back[n + HELD[HALOS]] += [(HALOS, piece) for piece in waiting.pop(task.block.index, ())]
-    return tuple(made)
 
 
 def _taken(task: Task, sizes: Sizes, table_bytes: int, flag: int) -> Iterator[tuple[str, int, Index | None]]:

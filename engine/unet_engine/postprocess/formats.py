@@ -39,6 +39,10 @@ def writer_of(path: str) -> Writer:
     for writer in _called(path):
         if path.lower().startswith(("http://", "https://")):
             raise OutputError(f"{path}: a web server is read alone; give a place on a disk or in a bucket")
+        if "::" in path:
+            raise OutputError(
+                f"{path}: {writer.name} is written to a place of a plain name; leave out what is before ::"
+            )
         return writer
     known = ", ".join(ending for writer in WRITERS for ending in writer.endings)
     raise OutputError(f"{path}: nothing says which format is meant; let the name end in one of {known}")
