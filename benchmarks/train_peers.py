@@ -33,6 +33,8 @@ ORGANS = {
 """Labels of the scan that make each class."""
 REGIONS = {"organ": (1, 2, 3), "liver": (1,), "kidney": (3,), "muscle or bone": (4, 5), "bone": (5,)}
 REGION_ORDER = (2, 1, 3, 4, 5)
+MANY = 104
+"""Classes, background among them, of the network of many."""
 SLABS = ((0, 64), (24, 88), (40, 104), (48, 112))
 """Parts of the one scan, along its third axis, that training takes for scans."""
 
@@ -51,7 +53,8 @@ class Training:
     batch: int = 2
     thick: int = 1
     """Of so many slices one is kept: a scan of thick slices."""
-    regions: bool = False
+    labels: str = "organs"
+    """organs, regions of them that overlap, or many: each of the scan's ids below 104."""
     features: tuple[int, ...] = (8, 16, 32)
     kernels: tuple[tuple[int, ...], ...] = ()
 
@@ -68,7 +71,8 @@ TRAININGS = {
         903, "ThickSlices", "3d_fullres", (8, 64, 64), (12.0, 3.6, 3.6), ((1, 1, 1), (1, 2, 2), (2, 2, 2)), thick=4,
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
     ),
-    "nnunet_regions": Training(904, "Regions", "3d_fullres", (32, 48, 48), (4.5, 4.5, 4.5), _HALVES, regions=True),
+    "nnunet_regions": Training(904, "Regions", "3d_fullres", (32, 48, 48), (4.5, 4.5, 4.5), _HALVES, labels="regions"),
+    "nnunet_many": Training(905, "Many", "3d_fullres", (48, 48, 48), (6.0, 6.0, 6.0), _HALVES, labels="many"),
 }  # fmt: skip
 
 
@@ -121,9 +125,11 @@ def _raw(said: Training, options: argparse.Namespace, raw: Path) -> dict[str, An
 
     image = nibabel.load(options.shared / "data" / "ct" / "abdomen.nii.gz")
     given = np.asarray(nibabel.load(options.shared / "data" / "ct" / "abdomen_labels.nii.gz").dataobj)
-    truth = np.zeros(given.shape, np.uint8)
-    for label, ids in enumerate(ORGANS.values(), start=1):
-        truth[np.isin(given, ids)] = label
+    truth = np.where(given < MANY, given, 0).astype(np.uint8)
+    if said.labels != "many":
+        truth[:] = 0
+        for label, ids in enumerate(ORGANS.values(), start=1):
+            truth[np.isin(given, ids)] = label
     affine = image.affine @ np.diag([1, 1, said.thick, 1])
     for name, voxels in (("imagesTr", np.asarray(image.dataobj, np.int16)), ("labelsTr", truth)):
         (raw / said.folder / name).mkdir(parents=True, exist_ok=True)
@@ -131,11 +137,12 @@ def _raw(said: Training, options: argparse.Namespace, raw: Path) -> dict[str, An
             file = f"scan_{k}{'_0000' if name == 'imagesTr' else ''}.nii.gz"
             part = nibabel.Nifti1Image(voxels[:, :, low : high : said.thick], affine)
             nibabel.save(part, raw / said.folder / name / file)
-    labels = REGIONS if said.regions else {name: k for k, name in enumerate(ORGANS, start=1)}
+    names = [f"structure {k}" for k in range(1, MANY)] if said.labels == "many" else list(ORGANS)
+    labels = REGIONS if said.labels == "regions" else {name: k for k, name in enumerate(names, start=1)}
     dataset = {
         "channel_names": {"0": "CT"}, "labels": {"background": 0} | labels, "numTraining": len(SLABS),
         "file_ending": ".nii.gz", "overwrite_image_reader_writer": "SimpleITKIO", "name": said.name,
-        **({"regions_class_order": REGION_ORDER} if said.regions else {}),
+        **({"regions_class_order": REGION_ORDER} if said.labels == "regions" else {}),
     }  # fmt: skip
     (raw / said.folder / "dataset.json").write_text(json.dumps(dataset))
     return json.loads((raw / said.folder / "dataset.json").read_text())

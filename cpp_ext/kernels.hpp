@@ -187,20 +187,57 @@ struct AddBody {
                                   weights[1][entry.span[1] * size[1] + wy]);
     const float least = shares == nullptr ? floor : shares[first + n] * floor;
     const float* const weight_x = weights[2] + entry.span[2] * size[2];
-    const Posed held = posed(poses == nullptr ? 0 : poses[first + n], size, stride + 1);
-    const T* const base =
-        data + entry.row * stride_n + k * stride[0] + held.origin + wz * held.step[0] + wy * held.step[1];
+    // All loads before the first use of one, and without branches between them, so that they are under way together:
+    // outside of the window the nearest voxel inside is read, and not added.
+    bool inside[kPerThread];
+    index_t at[kPerThread];
+    float weight[kPerThread], value[kPerThread][kChannels];
     HALO_UNROLL
     for (int j = 0; j < kPerThread; ++j) {
       const index_t wx = x + j * kLanes - sx.at;
-      if (wx < sx.lo || wx >= sx.hi) continue;
-      const float weight = weight_of(wz_wy, weight_x[wx], least);
+      inside[j] = wx >= sx.lo && wx < sx.hi;
+      at[j] = wx < sx.lo ? sx.lo : wx < sx.hi ? wx : sx.hi - 1;
+      weight[j] = weight_x[at[j]];
+    }
+    if (entry.row < 0) {
+      read_constant(k, channels, value);
+    } else {
+      read_window(entry.row * stride_n + k * stride[0], posed(poses == nullptr ? 0 : poses[first + n], size, stride + 1),
+                  wz, wy, at, channels, value);
+    }
+    HALO_UNROLL
+    for (int j = 0; j < kPerThread; ++j) {
+      const float share = weight_of(wz_wy, weight[j], least);
       HALO_UNROLL
       for (int c = 0; c < kChannels; ++c) {
-        if (c >= channels) continue;
-        const float value = entry.row < 0 ? constant[k + c] : to_float(base[c * stride[0] + wx * held.step[2]]);
-        sum[j][c] = add_weighted(sum[j][c], value, weight);
+        if (inside[j] && c < channels) sum[j][c] = add_weighted(sum[j][c], value[j][c], share);
       }
+    }
+  }
+
+  HALO_FN void read_window(index_t start, const Posed& held, index_t wz, index_t wy, const index_t (&at)[kPerThread],
+                           int channels, float (&value)[kPerThread][kChannels]) const {
+    const T* const base = data + start + held.origin + wz * held.step[0] + wy * held.step[1];
+    T read[kPerThread][kChannels];
+    HALO_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
+      const T* const plane = base + (c < channels ? c : 0) * stride[0];
+      HALO_UNROLL
+      for (int j = 0; j < kPerThread; ++j) read[j][c] = plane[at[j] * held.step[2]];
+    }
+    HALO_UNROLL
+    for (int j = 0; j < kPerThread; ++j) {
+      HALO_UNROLL
+      for (int c = 0; c < kChannels; ++c) value[j][c] = to_float(read[j][c]);
+    }
+  }
+
+  HALO_FN void read_constant(index_t k, int channels, float (&value)[kPerThread][kChannels]) const {
+    HALO_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
+      const float given = constant[k + (c < channels ? c : 0)];
+      HALO_UNROLL
+      for (int j = 0; j < kPerThread; ++j) value[j][c] = given;
     }
   }
 };
@@ -381,6 +418,7 @@ template <typename Finish>
 struct CommitBody {
   using T = typename Finish::Out;
   static constexpr int kChannels = 8;
+  static constexpr int kTogether = 2;  // voxels of a thread, kLanes apart
 
   Finish finish;
   View<float> sums;
@@ -410,38 +448,77 @@ struct CommitBody {
     return row;
   }
 
-  HALO_FN void voxel(const Row& row, index_t x) const {
-    float* const in = row.sums + x * sums.stride[3];
-    T* const to = row.out + x * out.stride[3];
-    typename Finish::State state = finish.begin();
-    bool finite = true;
+  // The voxels (x + j * kLanes), with the loads of all of them under way together.
+  HALO_FN void voxels(const Row& row, index_t x) const {
+    typename Finish::State state[kTogether];
+    bool there[kTogether], finite = true;
+    index_t at[kTogether];
+    HALO_UNROLL
+    for (int j = 0; j < kTogether; ++j) {
+      there[j] = x + j * kLanes < width();
+      at[j] = there[j] ? x + j * kLanes : x;
+      state[j] = finish.begin();
+    }
     for (index_t k = 0; k < sums.shape[0]; k += kChannels) {
       const int channels = static_cast<int>(sums.shape[0] - k < kChannels ? sums.shape[0] - k : kChannels);
-      float value[kChannels] = {};
-      HALO_UNROLL
-      for (int c = 0; c < kChannels; ++c) {
-        if (c < channels) value[c] = in[(k + c) * sums.stride[0]];
-      }
+      float value[kTogether][kChannels];
+      read(row.sums + k * sums.stride[0], sums.stride[0], sums.stride[3], at, channels, value);
       for (int h = 0; h < count; ++h) {
-        const HaloPart& part = halos[h];
-        const index_t i = x - part.at[2];
-        if (!(row.halos >> h & 1u) || i < 0 || i >= part.values.shape[3]) continue;
-        const float* const from = part.values.at(k, row.z - part.at[0], row.y - part.at[1], i);
+        if (row.halos >> h & 1u) merge(halos[h], row, k, at, channels, value);
+      }
+      HALO_UNROLL
+      for (int j = 0; j < kTogether; ++j) {
         HALO_UNROLL
         for (int c = 0; c < kChannels; ++c) {
-          if (c < channels) value[c] += from[c * part.values.stride[0]];
+          if (!there[j] || c >= channels) continue;
+          finite = finite && is_finite(value[j][c]);
+          if (Finish::kKeepsSums) row.sums[(k + c) * sums.stride[0] + at[j] * sums.stride[3]] = value[j][c];
+          finish.take(state[j], k + c, value[j][c], row.out + at[j] * out.stride[3], out.stride[0]);
         }
       }
-      HALO_UNROLL
-      for (int c = 0; c < kChannels; ++c) {
-        if (c >= channels) continue;
-        finite = finite && is_finite(value[c]);
-        if (Finish::kKeepsSums) in[(k + c) * sums.stride[0]] = value[c];
-        finish.take(state, k + c, value[c], to, out.stride[0]);
+    }
+    HALO_UNROLL
+    for (int j = 0; j < kTogether; ++j) {
+      if (there[j]) {
+        finish.end(state[j], row.out + at[j] * out.stride[3], out.stride[0], row.sums + at[j] * sums.stride[3],
+                   sums.stride[0], sums.shape[0]);
       }
     }
-    finish.end(state, to, out.stride[0], in, sums.stride[0], sums.shape[0]);
     if (!finite) *nonfinite = 1;
+  }
+
+  HALO_FN void merge(const HaloPart& part, const Row& row, index_t k, const index_t (&at)[kTogether], int channels,
+                     float (&value)[kTogether][kChannels]) const {
+    bool meets[kTogether], any = false;
+    index_t i[kTogether];
+    HALO_UNROLL
+    for (int j = 0; j < kTogether; ++j) {
+      const index_t wanted = at[j] - part.at[2], last = part.values.shape[3] - 1;
+      meets[j] = wanted >= 0 && wanted <= last;
+      i[j] = wanted < 0 ? 0 : wanted < last ? wanted : last;
+      any = any || meets[j];
+    }
+    if (!any) return;
+    float more[kTogether][kChannels];
+    read(part.values.at(k, row.z - part.at[0], row.y - part.at[1], 0), part.values.stride[0], part.values.stride[3], i,
+         channels, more);
+    HALO_UNROLL
+    for (int j = 0; j < kTogether; ++j) {
+      HALO_UNROLL
+      for (int c = 0; c < kChannels; ++c) {
+        if (meets[j] && c < channels) value[j][c] += more[j][c];
+      }
+    }
+  }
+
+  HALO_FN void read(const float* from, index_t stride_k, index_t stride_x, const index_t (&at)[kTogether], int channels,
+                    float (&value)[kTogether][kChannels]) const {
+    HALO_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
+      const float* const plane = from + (c < channels ? c : 0) * stride_k;
+      HALO_UNROLL
+      for (int j = 0; j < kTogether; ++j) value[j][c] = c < channels ? plane[at[j] * stride_x] : 0.0f;
+    }
   }
 };
 

@@ -105,7 +105,11 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 
 template <typename Finish>
 __global__ void __launch_bounds__(kThreads) commit_kernel(const __grid_constant__ CommitBody<Finish> body) {
-  each_voxel(body);
+  const index_t rows = body.rows(), width = body.width();
+  for (index_t r = first_row(); r < rows; r += row_step()) {
+    const auto row = body.row(r);
+    for (index_t x = threadIdx.x; x < width; x += kLanes * CommitBody<Finish>::kTogether) body.voxels(row, x);
+  }
 }
 
 __global__ void __launch_bounds__(kThreads) divide_kernel(const __grid_constant__ DivideBody body) { each_voxel(body); }

@@ -49,7 +49,12 @@ void merge(const Queue&, const MergeBody& body) { run_rows(body); }
 
 template <typename Finish>
 void commit(const Queue&, const CommitBody<Finish>& body) {
-  run_voxels(body);
+  for (index_t r = 0; r < body.rows(); ++r) {
+    const auto row = body.row(r);
+    for (index_t base = 0; base < body.width(); base += kLanes * CommitBody<Finish>::kTogether) {
+      for (index_t x = base; x < std::min(body.width(), base + kLanes); ++x) body.voxels(row, x);
+    }
+  }
 }
 
 void divide(const Queue&, const DivideBody& body) { run_voxels(body); }

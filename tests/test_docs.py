@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import click
+import numpy as np
 import pytest
 import yaml
 
@@ -270,6 +271,20 @@ def test_the_man_page_holds_all_commands():
     assert not [line for line in said.out.splitlines() if line.startswith("'")]
 
 
+def test_the_middle_of_a_public_volume_is_cut_out(tmp_path):
+    tensorstore, tifffile = pytest.importorskip("tensorstore"), pytest.importorskip("tifffile")
+    address = f"file://{tmp_path}/volume/"
+    volume = tensorstore.open({"driver": "neuroglancer_precomputed", "kvstore": address, "create": True,
+        "multiscale_metadata": {"data_type": "uint8", "num_channels": 1, "type": "image"},
+        "scale_metadata": {"size": [600, 20, 7], "voxel_offset": [5, 6, 7], "encoding": "raw", "chunk_size": [64, 64, 64],
+                           "resolution": [8, 8, 8]}}).result()  # fmt: skip
+    voxels = np.random.default_rng(0).integers(0, 255, (600, 20, 7), np.uint8)
+    volume[..., 0].write(voxels).result()
+    script = ROOT / "docs" / "tutorials" / "make.py"
+    subprocess.run([sys.executable, script, "cut", address, tmp_path / "cut.tif"], check=True)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "cut.tif"), voxels[40:560].T)
+
+
 # --- what is packed ---
 
 PACKAGING = ROOT / "packaging"
@@ -301,12 +316,63 @@ def test_extras_are_made_of_extras_that_are_there():
 
 def test_images_are_pinned_and_run_as_nobody():
     text = (PACKAGING / "Containerfile").read_text()
-    assert re.findall(r"^ARG BASE(.*)$", text, re.M) == [""]
+    assert re.findall(r"^ARG BASE(.*)$", text, re.M) == ["", ""]  # no default, neither for the images nor for the check
     assert "FROM ${BASE}\n" in text
     assert re.search(r"^USER ([1-9]\d{3,})$", text, re.M)
     extras = re.search(r"^ARG EXTRAS=(\w+)$", text, re.M)[1]
     assert extras in project()["project"]["optional-dependencies"]
     assert set(re.findall(r"^From: (.*)$", (PACKAGING / "unet-engine.def").read_text(), re.M)) == {"{{ BASE }}"}
+
+
+def shell(text, **variables):
+    """What a line of a recipe's shell says, and how it ends."""
+    for name, value in variables.items():
+        text = re.sub(rf"\$\{{{name}\}}|\{{\{{ {name} \}}\}}", value, text)
+    return subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["Containerfile", "unet-engine.def"])
+def test_an_image_that_is_not_pinned_is_refused(name):
+    check = re.search(r"case .* esac", (PACKAGING / name).read_text())[0]
+    pinned = shell(check, BASE="docker.io/library/python:3.13-slim@sha256:" + 64 * "a")
+    assert (pinned.returncode, pinned.stderr) == (0, "")
+    loose = shell(check, BASE="docker.io/library/python:3.13-slim")
+    assert loose.returncode == 1
+    assert loose.stderr == "BASE=docker.io/library/python:3.13-slim is not pinned: give NAME@sha256:DIGEST\n"
+
+
+@pytest.mark.parametrize("name", ["Containerfile", "unet-engine.def"])
+def test_what_recipes_name_is_there(name):
+    """Files of the checkout that they copy, the command they start, and the extras, also those the pages name."""
+    text = (PACKAGING / name).read_text()
+    extras = set(re.findall(r"EXTRAS=([\w,]+)", text + (ROOT / "docs" / "install.md").read_text()))
+    assert {part for some in extras for part in some.split(",")} <= project()["project"]["optional-dependencies"].keys()
+    copied = re.findall(r"^(?:COPY|    )\s*(\S+) /source$", text, re.M)
+    assert copied == ["."]
+    ignored = (PACKAGING / "Containerfile.dockerignore").read_text().split()
+    needed = ["pyproject.toml", "CMakeLists.txt", "README.md", *project()["project"]["license-files"],
+              *project()["tool"]["scikit-build"]["wheel"]["packages"], "cpp_ext"]  # fmt: skip
+    for path in needed:
+        assert (ROOT / path).exists(), path
+        assert not any(path == line or path.startswith(f"{line}/") for line in ignored), path
+    assert "unet-engine" in project()["project"]["scripts"]
+    assert re.search(r'ENTRYPOINT \["unet-engine"\]|exec unet-engine "\$@"', text)
+
+
+def test_the_conda_recipe_names_what_is_there():
+    text = re.sub(r"\$\{\{ (.*?) \}\}", "filled in", (PACKAGING / "recipe.yaml").read_text())
+    recipe = yaml.safe_load(text)
+    source = (PACKAGING / recipe["source"]["path"]).resolve()
+    assert (source / "pyproject.toml").is_file()
+    assert (source / recipe["about"]["license_file"]).is_file()
+    entries = [f"{name} = {place}" for name, place in project()["project"]["scripts"].items()]
+    assert recipe["build"]["python"]["entry_points"] == entries
+    host = {line.replace(" ", "") for line in recipe["requirements"]["host"]}
+    assert set(project()["build-system"]["requires"]) <= host
+    cmake = project()["tool"]["scikit-build"]["cmake"]["version"]
+    assert f"cmake {cmake}" in recipe["requirements"]["build"]
+    for line in (line for test in recipe["tests"] for line in test.get("script", [])):
+        assert line.split()[0] in project()["project"]["scripts"]
 
 
 def test_the_script_of_the_wheels_parses():

@@ -1,8 +1,8 @@
-"""The data of the tutorials: `python docs/tutorials/make.py ct|mosaic FOLDER`.
+"""The data of the tutorials: `python docs/tutorials/make.py ct|mosaic FOLDER`, or `cut ADDRESS FILE.tif`.
 
 ct: a slice of a CT that is public and comes with pydicom (CT_small.dcm), and a small network that tells air, soft tissue
 and bone by their Hounsfield units. mosaic: a slide of synthetic tissue as a GeoTIFF, and the 2D network that comes with
-the engine.
+the engine. cut: the middle of a public volume as Neuroglancer shows it (precomputed), by TensorStore.
 """
 
 import shutil
@@ -69,7 +69,24 @@ def mosaic(folder: Path) -> None:
     shutil.copy(shipped_model("cells_2d.onnx"), folder / "cells_2d.onnx")
 
 
+def cut(address: str, file: Path, shape: tuple[int, int, int] = (256, 520, 520)) -> None:
+    """The middle of what lies at `address`, of at most `shape` (z, y, x) voxels, as a TIFF."""
+    import tensorstore
+    import tifffile
+
+    volume = tensorstore.open({"driver": "neuroglancer_precomputed", "kvstore": address}, open=True).result()
+    low, high = volume.domain.inclusive_min[:3], volume.domain.exclusive_max[:3]  # x, y, z
+    middle = tuple(
+        slice(max(a, (a + b - n) // 2), min(b, (a + b - n) // 2 + n))
+        for a, b, n in zip(low, high, shape[::-1], strict=True)
+    )
+    tifffile.imwrite(file, volume[(*middle, 0)].read().result().T)
+
+
 if __name__ == "__main__":
-    kind, place = sys.argv[1], Path(sys.argv[2])
+    kind, place = sys.argv[1], Path(sys.argv[-1])
+    if kind == "cut":
+        cut(sys.argv[2], place)
+        sys.exit()
     place.mkdir(parents=True, exist_ok=True)
     {"ct": ct, "mosaic": mosaic}[kind](place)

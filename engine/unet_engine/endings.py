@@ -61,9 +61,13 @@ def refuse_other_formats(out: str) -> None:
         what, tool = known
         whole = f"{before if before and first.lower() in _FIRST_OF_TWO else stem}.zarr"
         if f"{first}.{ending}".lower() in WRITTEN or ending.lower() in WRITTEN:
-            if is_local(out):
+            if out.lower().startswith(("http://", "https://")):
+                raise ValueError(f"a web server is read alone; write {what} to a local disk or a bucket")
+            if "::" not in out and (is_local(out) or "?" not in out):
                 continue
-            raise ValueError(f"{what} is written to a local disk alone; write it there, or use {whole}")
+            raise ValueError(
+                f"{what} is written to a place of a plain name; leave out what is before :: or behind ?, or use {whole}"
+            )
         then = f", and make the file of its array {whole}/0 with {tool} when it is done" if tool else ""
         raise ValueError(f"{what} cannot be written yet; use {whole}, OME-Zarr, which is a folder{then}")
 

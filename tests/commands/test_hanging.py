@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import zarr
 from onnx import TensorProto, helper
 
-from support.command_line import begin, cli, command
+from support.command_line import begin, cli, command, environment
 from support.shares import share
 from support.volumes import fake_model, make_volume
+from unet_engine.commands.interruption import ENDING
 from unet_engine.errors import BackendError
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
@@ -138,3 +140,21 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path):
     model = fake_model(tmp_path, latency_ms=100)
     said = cli("run", "--in", volume, "--model", model, "--out", "o.zarr", "--threads", 1, "--hang-seconds", 1)
     assert said.code == 0, said.err
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_a_signal_while_python_itself_ends_changes_no_exit_code(name):
+    code = f"""
+import os, signal, sys
+from unet_engine.commands import cli
+
+class Last:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.{name}):
+        kill(process, number)
+
+cli._heed_signals()
+last = Last()
+sys.exit(130)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=60, check=False, capture_output=True)
+    assert done.returncode == 130, done.stderr

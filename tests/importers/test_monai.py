@@ -23,6 +23,7 @@ from unet_engine.model.normalization import Normalization  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
 from unet_export.importers.base import Wanted  # noqa: E402
 from unet_export.importers.intensity import NotPossible  # noqa: E402
+from unet_export.importers.make import make  # noqa: E402
 from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
 from unet_export.importers.monai.importer import MonaiBundle  # noqa: E402
 from unet_export.importers.monai.transforms import before_of, behind_of  # noqa: E402
@@ -467,3 +468,32 @@ def test_its_predictor_takes_voxels_of_another_size(tmp_path):
     ours = zarr.open_group("o.zarr", mode="r")["0"][...]
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
+
+
+ZSCORE = {"_target_": "NormalizeIntensityd", "keys": "image"}
+PADDED = bundles.INFERER | {"padding_mode": "replicate"}
+CERTIFIED = [
+    ("interpolated", [SPACED, bundles.RANGE], [INVERT, *bundles.SOFTMAX], bundles.INFERER),
+    ("brought back nearest", [SPACED, bundles.RANGE], [*bundles.SOFTMAX, INVERT | {"nearest_interp": True}], PADDED),
+    ("measured interpolated", [SPACED, ZSCORE], [INVERT, *bundles.SOFTMAX], bundles.INFERER),
+    ("measured before", [ZSCORE, SPACED], [INVERT, *bundles.SOFTMAX], PADDED),
+]
+
+
+@pytest.mark.parametrize(("before", "behind", "inferer"), [c[1:] for c in CERTIFIED], ids=[c[0] for c in CERTIFIED])
+def test_the_certificate_is_of_voxels_of_another_size_where_it_resamples(tmp_path, before, behind, inferer):
+    """Images smaller than the window are padded as the bundle does, what is measured is measured where it does."""
+    folder = bundles.bundle(tmp_path / "b", before=[bundles.LOAD, *before], behind=behind, inferer=inferer)
+    made = make(MonaiBundle(), Wanted(checkpoint=str(folder), out=str(tmp_path / "net.onnx")), lambda _: None)
+    (certificate,) = made["credit"]["certificate"]
+    assert certificate["against"].endswith("of voxels of another size")
+    assert certificate["shape"][1:] == [61, 21, 31]  # windows of 32, 16 and 24 voxels, 9/7 times finer
+    assert certificate["equal_labels"] >= 0.9999
+    assert certificate["largest_difference"] < 1e-5
+
+
+def test_padding_without_a_counterpart_is_named(tmp_path):
+    folder = bundles.bundle(tmp_path / "b", inferer=bundles.INFERER | {"padding_mode": "circular"})
+    found = MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
+    assert any("padding_mode=circular" in line for line in found.credit.left_out)
+    assert found.inference["padding"] == "constant"

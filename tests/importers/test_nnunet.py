@@ -30,8 +30,9 @@ from unet_engine.model.spec import Resampling  # noqa: E402
 from unet_engine.stitching import operations  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
 from unet_export.conversion.adapt import adapted  # noqa: E402
+from unet_export.importers import certificate  # noqa: E402
 from unet_export.importers.base import Wanted  # noqa: E402
-from unet_export.importers.certificate import certified  # noqa: E402
+from unet_export.importers.certificate import affordable, certified  # noqa: E402
 from unet_export.importers.make import _spec, make  # noqa: E402
 from unet_export.importers.nnunet.importer import NnUNet  # noqa: E402
 
@@ -117,7 +118,7 @@ def test_a_folder_gives_what_nnunets_own_predictor_gives(tmp_path, case):
         plans = folder / "plans.json"
         plans.write_text(plans.read_text().replace("BatchNorm", "InstanceNorm"))
     found, spec = read(folder)
-    volume = found.example[(slice(None), *(slice(0, n) for n in spec.window))]
+    volume = found.example(spec.window)[(slice(None), *(slice(0, n) for n in spec.window))]
     ours, theirs = one_window(found, spec, volume), found.predictor(volume, spec.window)
     assert ours.shape == theirs.shape == (3, *spec.window)
     np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
@@ -127,7 +128,7 @@ def test_a_folder_gives_what_nnunets_own_predictor_gives(tmp_path, case):
 def test_plans_of_older_versions_are_read(tmp_path):
     found, spec = read(nnunet.result_folder(tmp_path / "r", "3d_fullres", old_plans()))
     assert (spec.window, spec.window_step) == (PATCH, (2, 4, 4))
-    volume = found.example[(slice(None), *(slice(0, n) for n in spec.window))]
+    volume = found.example(spec.window)[(slice(None), *(slice(0, n) for n in spec.window))]
     np.testing.assert_allclose(one_window(found, spec, volume), found.predictor(volume, spec.window), atol=1e-4)
 
 
@@ -417,8 +418,35 @@ def test_the_certificate_is_of_voxels_of_another_size_where_plans_resample(tmp_p
     made = make(NnUNet(), Wanted(checkpoint=str(folder), out=str(out)), lambda _: None)
     (certificate,) = made["credit"]["certificate"]
     assert certificate["against"].endswith("of voxels of another size")
-    assert tuple(certificate["shape"][1:]) == found.example.shape[1:]
+    assert tuple(certificate["shape"][1:]) == found.example(spec.window).shape[1:]
     assert certificate["largest_difference"] < 1e-4
     as_they_are = replace(found, predictor=lambda volume, window, _: found.predictor(volume, window))
     with pytest.raises(ModelError, match="would not give what the source does"):
         certified(as_they_are, open_model(out))
+
+
+def test_a_large_answer_is_compared_in_smaller_windows(tmp_path, monkeypatch):
+    """Of admissible sizes."""
+    found, spec = read(nnunet.result_folder(tmp_path / "r", "3d_fullres", nnunet.configuration((8, 16, 24))))
+    spec = spec.model_copy(update={"channels_out": 3, "flops": 10**6})
+    assert (spec.window_min, spec.window_step) == ((8, 8, 8), (4, 4, 4))
+    assert affordable(found, spec)[0] == (8, 16, 24)
+    fixed = spec.model_copy(update={"window_step": (0, 0, 0), "window_min": (8, 16, 24)})
+    with monkeypatch.context() as less:
+        less.setattr(certificate, "VALUES", 3 * found.example((8, 12, 16))[0].size)
+        chosen, volume = affordable(found, spec)
+        assert chosen == (8, 12, 16)
+        assert volume.shape == found.example(chosen).shape
+        assert affordable(found, fixed)[0] == (8, 16, 24)
+    monkeypatch.setattr(certificate, "WORK", 1e3)
+    assert affordable(found, spec)[0] == (8, 8, 8)
+
+
+def test_a_certificate_in_smaller_windows_says_so(tmp_path, monkeypatch):
+    folder = nnunet.result_folder(tmp_path / "r", "3d_fullres", nnunet.configuration((8, 16, 24)))
+    monkeypatch.setattr(certificate, "VALUES", 2**13)
+    made = make(NnUNet(), Wanted(checkpoint=str(folder), out=str(tmp_path / "net.onnx")), lambda _: None)
+    (found,) = made["credit"]["certificate"]
+    assert "in windows of" in found["against"]
+    assert found["equal_labels"] >= 0.999
+    assert np.prod(found["shape"]) < 2**13 * 4

@@ -33,7 +33,7 @@ OTHER_FORMATS = [
     ("out.npz", "NumPy", "out.zarr"),
     ("out.mrc", "MRC", "out.zarr"),
     ("out.json", "text", "out.zarr"),
-    ("s3://bucket/x.tif", "TIFF", "x.zarr"),
+    ("filecache::s3://bucket/x.tif", "TIFF", "x.zarr"),
     ("s3://bucket/x.TIF?versionId=3", "TIFF", "x.zarr"),
     ("simplecache::s3://bucket/x.nii.gz", "NIfTI", "x.zarr"),
 ]

@@ -9,16 +9,18 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from unet_engine.batches import remote
 from unet_engine.errors import InputError, SettingsError, first_line
 from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, plain
 from unet_engine.settings_files import CONFIG
 from unet_engine.storage import stores
+from unet_engine.storage.remote import AT_ONCE
 from unet_engine.text_files import NotReadable, read_text
 from unet_engine.units import brief
 from unet_engine.volumes.formats import OTHERWISE, format_of
@@ -59,7 +61,12 @@ def are_several(inputs: Sequence[str]) -> bool:
 
 
 def is_list(path: str) -> bool:
-    return path.lower().endswith(LISTS)
+    return _name(path).endswith(LISTS)
+
+
+def _name(path: str) -> str:
+    """`path` in small letters, without what stands behind the ``?`` of a URL."""
+    return (path if is_local(path) else path.partition("?")[0]).lower()
 
 
 def is_glob(path: str) -> bool:
@@ -76,7 +83,8 @@ def is_folder(path: str) -> bool:
     if not path:  # pathlib takes it for the current folder
         return False
     if not is_local(path):
-        return path.endswith("/") and not _is_zarr(path.rstrip("/"))
+        named_so = path.endswith("/") or "." not in path.rpartition("/")[2]
+        return named_so and not _is_zarr(path.rstrip("/")) and bool(path.endswith("/") or remote.names(path))
     return Path(path).is_dir() and not _is_zarr(path) and format_of(path) is OTHERWISE and bool(_volumes_in(path))
 
 
@@ -117,8 +125,7 @@ def _matches(pattern: str) -> list[str]:
         found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # patterns may be absolute
         found = [path for path in found if Path(path).name != CONFIG and not _is_output(path)]
     else:
-        start = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
-        found = [path for path in _remote(start) if fnmatch(path, pattern.rstrip("/"))]
+        found = _without_outputs(remote.matches(pattern))
     if not found:
         raise InputError(f"--in {pattern}: nothing there is called so; check the pattern, and quote it in a shell")
     return found
@@ -133,10 +140,27 @@ def _volumes_in(folder: str) -> list[str]:
         found = [os.path.join(folder, name) for name in names]  # noqa: PTH118  # as the user wrote it
         found = [path for path in found if _is_volume(path)]
     else:
-        found = [path for path in _remote(folder) if path.endswith((".zarr", ".ozx"))]
+        there = [f"{folder.rstrip('/')}/{name}" for name in remote.names(folder) if not name.startswith(".")]
+        found = _without_outputs([path for path in there if _is_called_so(path)])
         if not found:
-            raise InputError(f"{folder} holds nothing called .zarr; give the path of a volume, or of a folder of them")
+            raise InputError(
+                f"{folder} holds nothing that is called like a volume (.zarr, .ozx, .nii.gz, .tif, …); give the path of "
+                "a volume, or of a folder of them"
+            )
+        return found
     return [path for path in found if not _is_output(path)]
+
+
+def _is_called_so(url: str) -> bool:
+    return url.lower().endswith((".zarr", ".ozx")) or format_of(url) is not OTHERWISE
+
+
+def _without_outputs(urls: Sequence[str]) -> list[str]:
+    """Those that no run of ours has written. Several are looked at at once."""
+    groups = [url for url in urls if format_of(url) is OTHERWISE]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        ours = {url for url, written in zip(groups, pool.map(_is_output, groups), strict=True) if written}
+    return [url for url in urls if url not in ours]
 
 
 def _is_volume(path: str) -> bool:
@@ -154,31 +178,16 @@ def _is_output(path: str) -> bool:
     return (not is_local(path) or Path(path).is_dir()) and _is_zarr(path) and read_header(path) is not None
 
 
-def _remote(prefix: str) -> list[str]:
-    """What lies right below a prefix, sorted. Raises `InputError` where that cannot be listed."""
-    try:
-        import fsspec  # type: ignore[import-untyped]
-
-        files, _, where = fsspec.get_fs_token_paths(prefix)
-        scheme = prefix.partition("://")[0]
-        names = sorted(str(name).rstrip("/") for name in files.ls(where[0].rstrip("/"), detail=False))
-        return [f"{scheme}://{name.lstrip('/')}" if is_local(name) else name for name in names]
-    except Exception as error:
-        raise InputError(
-            f"{prefix} cannot be listed: {first_line(error)}; name the volumes one by one, or in a list"
-        ) from error
-
-
 # --- lists ---
 
 
 def _listed(path: str) -> list[Item]:
     """Paths in a list start where the list lies."""
     try:
-        text = read_text(Path(path))
+        text = read_text(Path(path)) if is_local(path) else remote.text(path)
     except NotReadable as error:
         raise InputError(f"{path} {error}") from error
-    rows = _csv(path, text) if path.lower().endswith(".csv") else _json_lines(path, text)
+    rows = _csv(path, text) if _name(path).endswith(".csv") else _json_lines(path, text)
     found = [_item(path, line, row) for line, row in rows]
     if not found:
         raise InputError(f"{path} names no volume; give a line for each, with its path under input")
@@ -226,4 +235,13 @@ def _item(path: str, line: int, row: dict[str, Any]) -> Item:
 
 def _placed(path: str, place: str) -> str:
     place = plain(place)
-    return str(Path(path).parent / place) if is_local(place) else place
+    if not is_local(place):
+        return place
+    if is_local(path):
+        return str(Path(path).parent / place)
+    if place.startswith("/") or ".." in place.split("/"):
+        raise SettingsError(
+            f"{path} names {brief(place)}, a place on this machine or above it; a list behind a URL may name URLs, and "
+            "what lies beside it"
+        )
+    return remote.beside(path, place)

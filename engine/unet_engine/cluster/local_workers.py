@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -121,10 +122,11 @@ def _start(start: Callable[[int | None], SpecCluster], silence: int | None) -> S
     except (KeyboardInterrupt, SystemExit):
         for cluster in set(SpecCluster._instances) - clusters:
             _abandon(cluster)
-        for _ in range(5):  # one may just have been begun
+        for _ in range(5):  # a thread may just be beginning one
             for process in set(multiprocessing.active_children()) - processes:
                 process.kill()
                 process.join(1)
+            time.sleep(0.1)
         raise
     except Exception as error:
         cause = error
@@ -138,9 +140,13 @@ def _start(start: Callable[[int | None], SpecCluster], silence: int | None) -> S
 
 def _abandon(cluster: SpecCluster) -> None:
     """Close what was interrupted as it started. It is neither begun nor ended, and Dask, which closes clusters as Python
-    ends, fails with a traceback on such."""
+    ends, fails with a traceback on such. A nanny whose worker was killed as it started fails too, and nobody asks it."""
     cluster.shutdown_on_close = False
+    with suppress(AttributeError):  # a cluster that has no loop yet
+        cluster.loop.asyncio_loop.set_exception_handler(lambda *_: None)
     _close(cluster)
+    with suppress(Exception):  # which begins workers for as long as it turns
+        cluster._loop_runner.stop()
 
 
 def _close(cluster: SpecCluster) -> None:

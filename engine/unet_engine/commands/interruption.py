@@ -7,6 +7,7 @@ seconds before it is ended as it is. What is committed stays, as after any kill.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -36,11 +37,19 @@ def said() -> str:
 
 
 def watch(code: int) -> None:
-    """End this process with `code`, soon after it was told to end for the second time."""
+    """End this process with `code`, soon after it was told to end for the second time. As Python itself ends, signals
+    would have their plain meaning again, and the exit code would be lost: they have none then."""
+    atexit.register(_ignore)
     reading, waking = os.pipe()
     os.set_blocking(waking, False)
     signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
     threading.Thread(target=_count, args=(reading, code), daemon=True, name="signals").start()
+
+
+def _ignore() -> None:
+    for name in ENDING:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _count(reading: int, code: int) -> None:

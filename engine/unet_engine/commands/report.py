@@ -279,7 +279,9 @@ def print_stages(result: Result, console: Screen) -> None:
         return
     streams = {kind: row for kind, row in result.stages.items() if kind in tracing.STREAMS}
     threads = {kind: row for kind, row in result.stages.items() if kind not in streams}
-    for kinds in (threads, streams) if streams else (threads,):  # side by side they are too wide for a terminal
+    names = list(streams)
+    parts = [threads, *({name: streams[name] for name in names[i : i + 3]} for i in range(0, len(names), 3))]
+    for kinds in parts:  # side by side they are too wide for a terminal
         heading, rows = tracing.table(kinds)
         shown = Table(*heading, box=None)
         for row in rows:

@@ -1,25 +1,26 @@
 """Page-locked host memory that is taken and given back without ever being freed: the device copies to and from nothing
 else.
 
-A piece is given back when the last array that looks into it is gone, whichever thread held it. Pools grow until they
-hold what is in use at the same time, and no further, so a run allocates as much in its first blocks as in a thousand
-more.
+Page-locking is slow, so what a run will need is locked beforehand (`lock`), by a thread of its own, and who takes a
+piece that is to come waits for it. A piece is given back when the last array that looks into it is gone, whichever
+thread held it. Pools grow until they hold what is in use at the same time, and no further, so a run allocates as much in
+its first blocks as in a thousand more.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_engine.devices.base import Device, Memory, Region, host_array
+from unet_engine.plan.pinned_memory import fits, rounded
 
 Array = npt.NDArray[Any]
-GRAIN = 2**16
-"""Pieces are multiples of so many bytes, so that halos of nearly one size share them."""
 
 
 class PinnedPool:
@@ -27,34 +28,65 @@ class PinnedPool:
 
     def __init__(self, device: Device, what: str) -> None:
         self.device, self._what = device, what
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._free: list[Memory] = []
+        self._coming: list[int] = []
+        """Bytes of pieces that somebody is about to lock."""
         self._closed = False
 
+    def expect(self, size: int) -> None:
+        """A piece of `size` bytes will be locked."""
+        with self._changed:
+            self._coming.append(size)
+
+    def lock(self, size: int) -> bool:
+        """Lock a piece that was expected; False where the pool is closed. Raises `BackendError` where there is no
+        memory for it."""
+        if self._closed:
+            return False
+        memory = self.device.pinned(size, self._what)
+        with self._changed, suppress(ValueError):
+            self._coming.remove(size)
+        self.give(memory)
+        return True
+
+    def expect_no_more(self) -> None:
+        """Whoever waits for a piece that was expected goes on, and locks its own."""
+        with self._changed:
+            self._coming.clear()
+            self._changed.notify_all()
+
     def take(self, size: int) -> Piece:
-        """A piece of at least `size` bytes: the smallest that is free and no more than twice as large, else a new
-        one."""
-        with self._lock:
-            fitting = [memory for memory in self._free if size <= memory.size <= max(2 * size, GRAIN)]
-            if fitting:
-                memory = min(fitting, key=lambda m: m.size)
-                # by identity: memories may compare equal
-                self._free = [m for m in self._free if m is not memory]
-                return Piece(self, memory, size)
-        return Piece(self, self.device.pinned(-(-size // GRAIN) * GRAIN, self._what), size)
+        """A piece of at least `size` bytes: the smallest that is free and no more than twice as large, else one that is
+        about to come, else a new one."""
+        with self._changed:
+            while True:
+                fitting = [memory for memory in self._free if fits(size, memory.size)]
+                if fitting:
+                    memory = min(fitting, key=lambda m: m.size)
+                    # by identity: memories may compare equal
+                    self._free = [m for m in self._free if m is not memory]
+                    return Piece(self, memory, size)
+                if not any(fits(size, coming) for coming in self._coming):
+                    break
+                self._changed.wait()
+        return Piece(self, self.device.pinned(rounded(size), self._what), size)
 
     def give(self, memory: Memory) -> None:
-        with self._lock:
+        with self._changed:
             if not self._closed:
                 self._free.append(memory)
+                self._changed.notify_all()
                 return
         self.device.free(memory)
 
     def close(self) -> None:
         """Free what nobody uses; what is still in use is freed when it is given back."""
-        with self._lock:
+        with self._changed:
             self._closed = True
             free, self._free = self._free, []
+            self._coming.clear()
+            self._changed.notify_all()
         for memory in free:
             self.device.free(memory)
 

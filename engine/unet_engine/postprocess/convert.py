@@ -14,6 +14,7 @@ from unet_engine.paths import inside, is_local, plain
 from unet_engine.postprocess.content import content_of
 from unet_engine.postprocess.deliver import check_place, deliver
 from unet_engine.postprocess.formats import account_of, writer_of
+from unet_engine.postprocess.working import is_file
 from unet_engine.storage import stores
 from unet_engine.units import Tell, silent
 from unet_engine.volumes.collection import located
@@ -64,7 +65,7 @@ def convert(
 def _header(source: str) -> Mapping[str, Any]:
     """What a run says of the volume at `source`: which classes, made of what. Raises `OutputError` for an output that is
     not complete: what is missing in it would be taken for background."""
-    if is_local(source) and Path(inside(source)[0]).is_file():
+    if Path(inside(source)[0]).is_file() if is_local(source) else is_file(inside(source)[0]):
         return account_of(source) or {}
     folder = source.rstrip("/")
     header = read_header(folder) or read_header(folder.rpartition("/")[0]) or {}

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from unet_engine.errors import OutputError, UnetEngineError, writing
 from unet_engine.output import output
-from unet_engine.paths import unusable
+from unet_engine.paths import is_local, unusable
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.formats import writer_of
+from unet_engine.postprocess.sending import put_into_store
+from unet_engine.storage import stores
 from unet_engine.storage.durability import ON_DISK, Durability, make_folder
 
 PARTIAL = ".partial"
@@ -36,6 +38,14 @@ def deliver(
     written.
     """
     writer = writer_of(path)
+    if not is_local(path):
+        if settled():
+            return []
+        check_place(path, overwrite=overwrite)
+        writer.check(path, content)
+        with _words(path):
+            put_into_store(path, lambda made: writer.write(made, content), overwrite=overwrite)
+        return [f"{path}: {loss}" for loss in writer.losses(content)]
     final = Path(path)
     with writing(path, "making its folder"):
         make_folder(final.absolute().parent, durability)
@@ -54,17 +64,33 @@ def deliver(
 
 def check_place(path: str, *, overwrite: bool) -> None:
     """Raise `OutputError` where nothing can be written at `path`, or what is there is not to be replaced."""
-    final, folder = Path(path), writer_of(path).folder
+    folder = writer_of(path).folder
+    if not is_local(path):
+        if is_there(path):
+            _check_replacing(path, folder=folder, overwrite=overwrite)
+        return
+    final = Path(path)
     if why := unusable(str(final.with_name(f".{final.name}{PARTIAL}"))):
         raise OutputError(f"{path} cannot be written: {why}; choose another place")
     if not os.path.lexists(final):
         return
+    _check_replacing(path, folder=folder, overwrite=overwrite)
+    if not folder and not final.is_file():
+        raise OutputError(f"--overwrite: {path} is no file and is left alone; choose another name")
+
+
+def _check_replacing(path: str, *, folder: bool, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"{path} exists; use --overwrite to replace it, or another name")
     if folder and not output.is_ours(path):
         raise OutputError(f"--overwrite: {path} was not written by unet-engine and is left alone; choose another name")
-    if not folder and not final.is_file():
-        raise OutputError(f"--overwrite: {path} is no file and is left alone; choose another name")
+
+
+def is_there(path: str) -> bool:
+    """Whether something lies at `path`, a file or a group. Raises `OutputError` where a store cannot be asked."""
+    if is_local(path):
+        return os.path.lexists(path)
+    return stores.exists(path) if writer_of(path).folder else stores.holds_file(path)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from unet_engine.postprocess.writers.nrrd import NrrdWriter
 from unet_engine.postprocess.writers.ome_tiff import OmeTiffWriter
 from unet_engine.postprocess.writers.ome_zarr import OzxWriter, ZarrWriter
 from unet_engine.postprocess.writers.tiff import TiffWriter
+from unet_engine.storage.remote_files import RemoteFile, copied
 
 WRITERS: tuple[Writer, ...] = (
     ZarrWriter(),
@@ -36,8 +37,12 @@ WRITERS: tuple[Writer, ...] = (
 def writer_of(path: str) -> Writer:
     """What writes a file called like `path`. Raises `OutputError` where nothing does."""
     for writer in _called(path):
-        if not is_local(path):
-            raise OutputError(f"{path}: {writer.name} is written to a local disk alone; copy it there afterwards")
+        if path.lower().startswith(("http://", "https://")):
+            raise OutputError(f"{path}: a web server is read alone; give a place on a disk or in a bucket")
+        if "::" in path:
+            raise OutputError(
+                f"{path}: {writer.name} is written to a place of a plain name; leave out what is before ::"
+            )
         return writer
     known = ", ".join(ending for writer in WRITERS for ending in writer.endings)
     raise OutputError(f"{path}: nothing says which format is meant; let the name end in one of {known}")
@@ -45,6 +50,8 @@ def writer_of(path: str) -> Writer:
 
 def account_of(path: str) -> Mapping[str, Any] | None:
     """What the run that made the file at `path` said of itself; None where nothing is found in it."""
+    if not is_local(path):
+        return _account_behind(path)
     for writer in _called(path):
         try:
             if found := writer.account(path):
@@ -52,6 +59,19 @@ def account_of(path: str) -> Mapping[str, Any] | None:
         except Exception:  # whatever it is, it is none of ours
             continue
     return None
+
+
+def _account_behind(url: str) -> Mapping[str, Any] | None:
+    if not any(not writer.folder for writer in _called(url)):
+        return None
+    file = RemoteFile(url)
+    if not file.exists():
+        return None
+    copy = copied(file, file.about())
+    try:
+        return account_of(str(copy.path))
+    finally:
+        copy.release()
 
 
 def _called(path: str) -> Iterator[Writer]:

@@ -3,7 +3,6 @@ resumed, in parts, on many workers. Once that is complete the file is made of it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 from unet_engine.errors import OutputError, ResumeError, UnetEngineError
 from unet_engine.output import completion, output
 from unet_engine.output.header import read_header
-from unet_engine.paths import is_local, plain
+from unet_engine.paths import plain
 from unet_engine.postprocess import into
 from unet_engine.postprocess.base import ALONE, Crew
 from unet_engine.postprocess.content import content_of
-from unet_engine.postprocess.deliver import check_place, deliver
+from unet_engine.postprocess.deliver import check_place, deliver, is_there
 from unet_engine.postprocess.formats import account_of, writer_of
 from unet_engine.postprocess.into import Place, place_of
 from unet_engine.postprocess.into_levels import add_levels
@@ -43,7 +42,7 @@ def is_file(named: str) -> bool:
     """Whether an output of this name is a file of another format, rather than a Zarr group, which may be called anything
     else."""
     try:
-        return is_local(named) and not writer_of(named).folder
+        return not writer_of(named).folder
     except OutputError:
         return False
 
@@ -71,7 +70,7 @@ def settled(named: str, digest: str) -> bool:
     `ResumeError` where another run made it, or nothing in it says which, unless a run to replace it was begun."""
     if place := place_of(named):
         return _settled_in(place, digest)
-    if not os.path.lexists(named):
+    if not is_there(named):
         return False
     work = work_of(named)
     found = _run_of(account_of(named))
@@ -154,7 +153,7 @@ def _check_whole(named: str) -> Mapping[str, Any]:
 
 
 def _is_of(named: str, digest: str) -> bool:
-    return os.path.lexists(named) and (account_of(named) or {}).get("digest") == digest
+    return is_there(named) and (account_of(named) or {}).get("digest") == digest
 
 
 def finish(path: str, *, verify: bool = False) -> dict[str, Any]:
@@ -167,9 +166,9 @@ def finish(path: str, *, verify: bool = False) -> dict[str, Any]:
         into.put_in(place, ON_DISK, overwrite=True)
     if stores.exists(work):
         facts: Mapping[str, Any] = completion.finish(work, verify)
-        hand_over(path, overwrite=os.path.lexists(path))
+        hand_over(path, overwrite=is_there(path))
         return {**facts, "out": path}
-    if not os.path.lexists(path):
+    if not is_there(path):
         raise OutputError(f"{path} does not exist; give the --out of the run")
     found = said_of(path)
     if found is None or "digest" not in found:

@@ -117,11 +117,11 @@ def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[
 
 def _ending(path: str, content: Content) -> str:
     file = inside(plain(path))[0]
-    if not is_local(file):
+    if file.lower().startswith(("http://", "https://")):
         return _ZARR
-    if is_series(file):
+    if is_local(file) and is_series(file):
         return ".dcm"
-    if Path(file).is_dir():
+    if is_local(file) and Path(file).is_dir():
         return _ZARR
     if content.frame and content.frame.space == "crs":
         return ".tif"

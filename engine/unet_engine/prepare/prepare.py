@@ -32,6 +32,7 @@ from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outside import about_marks
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
+from unet_engine.prepare.resampling import scaling_seen
 from unet_engine.prepare.second import compared
 from unet_engine.prepare.survey import Survey
 from unet_engine.prepare.tiling_choice import TilingChoice
@@ -165,7 +166,7 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     settings, place = survey.settings, place_of(survey.devices[0])
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = samples.fingerprint(survey.scan)
-    scale = samples.scaling_of(survey.scan, survey.model.spec.normalization)
+    scale = scaling_seen(survey.scan, survey.grids, survey.model.spec)
     about_marks(settings, survey.scan, notes)
     _about_inputs(survey, scale, notes)
     seen = Outputs()

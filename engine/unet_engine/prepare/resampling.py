@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from weakref import WeakKeyDictionary
 
 from unet_engine.errors import InputError, SettingsError
+from unet_engine.model.normalization import Normalization
 from unet_engine.model.spec import ModelSpec, Resampling
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling, Order
@@ -14,6 +16,7 @@ from unet_engine.prepare.spacing import in_units_of
 from unet_engine.units import times
 from unet_engine.volumes.axes import LARGEST
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.resampled import interpolated
 from unet_engine.volumes.samples import scaling_of
 
@@ -22,6 +25,11 @@ ANISOTROPIC = 3.0
 
 SAME = 1e-3
 """Spacings no further apart are taken for the same where voxels are aligned by the first, as MONAI does."""
+
+_MEASURED: WeakKeyDictionary[Volume, dict[tuple[tuple[AxisResampling, ...], Normalization], Scaling]] = (
+    WeakKeyDictionary()
+)
+"""What was measured of all interpolated voxels of volumes that are still open."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,24 @@ def seen(scan: Volume, found: Grids | None, spec: ModelSpec, nonfinite: float | 
     if found is None:
         return scan
     first = spec.resampling.first if spec.resampling else "normalised"
-    scale = scaling_of(scan, spec.normalization)
-    return interpolated(scan, found.image, scale, spec.background, nonfinite, first)
+    return interpolated(scan, found.image, scaling_seen(scan, found, spec), spec.background, nonfinite, first)
+
+
+def scaling_seen(scan: Volume, found: Grids | None, spec: ModelSpec) -> Scaling:
+    """How voxels are normalised. What is measured of the whole volume is measured of interpolated voxels where these are
+    what is normalised, as their source does it; but for volumes with voxels that were not measured. Raises `DataError`
+    as reading and `scaling` do."""
+    normalization, how = spec.normalization, spec.resampling
+    if found is None or how is None or how.first != "interpolated" or not normalization.of_all:
+        return scaling_of(scan, normalization)
+    if scan.nodata or scan.validity is not None:
+        return scaling_of(scan, normalization)
+    known = _MEASURED.setdefault(scan, {})
+    if (found.image, normalization) not in known:
+        plain = Scaling((0.0,) * scan.channels, (1.0,) * scan.channels)
+        raw = interpolated(scan, found.image, plain, spec.background, None, "interpolated")
+        known[found.image, normalization] = scaling_of(raw, normalization)
+    return known[found.image, normalization]
 
 
 def _orders(

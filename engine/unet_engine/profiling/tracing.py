@@ -22,7 +22,7 @@ from unet_engine.settings_files import AUTO_PROFILE
 
 LEFT_OUT = "left out of the trace"
 """Name of the time in which spans were not kept, see `unet_engine.profiling.stages`."""
-STREAMS = ("stream in", "stream compute", "stream out")
+STREAMS = ("stream in", "stream compute", "stream out", "stream up", "stream down")
 ROLES = ("device", *STREAMS, "read", "write", "tasks")
 
 

@@ -170,8 +170,9 @@ def _options(byte_range: Any) -> dict[str, Any] | None:
 # --- where they are, and who asks ---
 
 
-def opened(url: str) -> Objects:
-    """The store whose root is what `url` names, as the environment describes it now."""
+def opened(url: str, retries: int = 0) -> Objects:
+    """The store whose root is what `url` names, as the environment describes it now. retries: how often obstore itself
+    asks again, where it does more than one request by itself."""
     place = place_of(url)
     if place is None:
         raise ValueError(f"{url} names no bucket")
@@ -184,7 +185,7 @@ def opened(url: str) -> Objects:
         "prefix": place.path or None,
         "config": config,
         # what is asked for again, and how often, is decided in `patience`, for every store alike
-        "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
+        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=max(1, 20 * retries))},
         # in the clear where the user names a server so, and nowhere else
         "client_options": {
             "allow_http": server.startswith("http://") or _true("AWS_ALLOW_HTTP"),

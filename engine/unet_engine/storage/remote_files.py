@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from unet_engine.errors import InputError, StoreError, first_line, of_store
-from unet_engine.storage import objects, stores
+from unet_engine.storage import objects, scratch, stores
 from unet_engine.storage.remote import AT_ONCE, Remote
 from unet_engine.storage.remote import concurrent as at_once
 from unet_engine.storage.tokens import said, tag_of
@@ -21,6 +22,7 @@ from unet_engine.storage.web import Web
 
 PIECE = 2**23
 """Bytes that are asked for at once of a file that is fetched whole."""
+PARTS_AGAIN = 9
 WHOLE_PUT = 2**26
 """Bytes up to which a file is put by one request, on the condition that nothing is there."""
 
@@ -45,8 +47,9 @@ class RemoteFile:
         self.url = url
         place, mark, query = url.partition("?") if url.lower().startswith(("http://", "https://")) else (url, "", "")
         root, _, self.key = place.rpartition("/")
+        self._root = (f"{root}/" if root.endswith(":/") else root) + mark + query
         try:
-            self._store: Remote = stores.Url().location((f"{root}/" if root.endswith(":/") else root) + mark + query)
+            self._store: Remote = stores.Url().location(self._root)
         except (StoreError, ValueError) as error:
             raise InputError(f"{url} cannot be read: {first_line(error)}; {_advice(error)}") from error
 
@@ -115,13 +118,17 @@ class RemoteFile:
             if not overwrite and self.read(0, length + 1) != data:
                 raise FileExistsError(self.url)
             return
-        sync(self._store.ask(self.key, lambda store: _uploaded(store, self.key, path)))
+        sync(self._store.ask(self.key, lambda store: self._uploaded(store, path)))
         found = self.about().length
         if found != length:
             raise OSError(f"{self.url} has {found:,} bytes in place of the {length:,} that were written")
 
-    def remove(self) -> None:
-        sync(self._store.delete(self.key))
+    async def _uploaded(self, store: Any, path: Path) -> None:
+        """Several parts of it at once, whole or not at all. Each part is asked for again by itself."""
+        if isinstance(store, objects.Objects):
+            await objects.opened(self._root, retries=PARTS_AGAIN).upload(self.key, path)
+        else:  # of fsspec
+            await store.fs._put_file(str(path), f"{store.path}/{self.key}")
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:
@@ -132,14 +139,6 @@ class RemoteFile:
             raise InputError(f"{self.url} cannot be read: {first_line(error)}; {_advice(error)}") from error
 
 
-async def _uploaded(store: Any, key: str, path: Path) -> None:
-    """Several parts of it at once, whole or not at all."""
-    if isinstance(store, objects.Objects):
-        await store.upload(key, path)
-    else:  # of fsspec
-        await store.fs._put_file(str(path), f"{store.path}/{key}".replace(":///", "://"))
-
-
 def _advice(error: BaseException) -> str:
     lost = of_store(error)
     return lost.advice if lost else "check the URL"
@@ -148,3 +147,14 @@ def _advice(error: BaseException) -> str:
 def name_of(url: str) -> str:
     """What the file at `url` is called."""
     return re.sub(r"[^\w.+-]", "_", url.partition("?")[0].rstrip("/").rpartition("/")[2])[-120:]
+
+
+def copied(file: RemoteFile, about: About) -> scratch.Scratch:
+    """A copy of a file on this machine, fetched where there is none of what it is now. Raises `InputError`."""
+    # what says nothing of its content is fetched by each process that reads it
+    key = f"{file.url.partition('?')[0]} {about.length} {about.tag or os.getpid()}"
+
+    def fill(out: BinaryIO) -> None:
+        file.copy_to(out, about)
+
+    return scratch.fetched(file.url, key, name_of(file.url), about.length, fill)

@@ -3,15 +3,13 @@ that is fetched once."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from unet_engine.errors import InputError, UnetEngineError
 from unet_engine.paths import inside, is_local
-from unet_engine.storage import scratch
-from unet_engine.storage.remote_files import About, RemoteFile, name_of
+from unet_engine.storage.remote_files import About, RemoteFile, copied, name_of
 from unet_engine.storage.remote_raster import RemoteRaster
 from unet_engine.units import size
 from unet_engine.volumes.base import Format, Volume
@@ -60,7 +58,7 @@ class FetchedFormat:
     def _from_copy(
         self, path: str, url: str, within: str | None, file: RemoteFile, about: About, axes: str | None
     ) -> Volume:
-        copy = _fetched(url, file, about)
+        copy = copied(file, about)
         here = str(copy.path)
         place = f"{here}:{within}" if within else here
         format = next((one for one in self._formats if one.recognises(place)), None)
@@ -76,14 +74,3 @@ class FetchedFormat:
         )
         notes = tuple(note.replace(here, url) for note in volume.notes)
         return replace(volume, path=path, opened_by=self, notes=(told, *notes), fetched=copy)
-
-
-def _fetched(url: str, file: RemoteFile, about: About) -> scratch.Scratch:
-    place = url.partition("?")[0]
-    # what says nothing of its content is fetched by each process that reads it
-    key = f"{place} {about.length} {about.tag or os.getpid()}"
-
-    def fill(out: BinaryIO) -> None:
-        file.copy_to(out, about)
-
-    return scratch.fetched(url, key, name_of(url), about.length, fill)

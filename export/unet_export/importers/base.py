@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.model.credit import Credit
-from unet_engine.model.spec import Activation
+from unet_engine.model.spec import Activation, Resampling
 from unet_engine.units import Tell
 from unet_export.conversion.request import Export
 
 Array = npt.NDArray[Any]
+LINEAR = Resampling(image=1, image_apart=1, output=1, output_apart=1, apart="never")
+"""How volumes of other voxels are brought to a spacing of whose way the source says nothing, and the result back."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class Imported:
     """The source's own, where it is installed."""
     predicted_by: str = ""
     """What that is, for people."""
-    example: Array | None = None
-    """A volume for the predictor, where the source has one; else one is made."""
+    example: Callable[[tuple[int, ...]], Array] | None = None
+    """By window, a volume for the predictor, where the source knows what suits it; else one is made."""
     example_spacing: tuple[float, ...] | None = None
     """Its voxel size, in the spec's unit, where a run and the predictor bring it to the network's and back. None: it has
     that of the network."""

@@ -30,6 +30,10 @@ EQUAL_LABELS = 0.999
 """Least part of equal labels, and least Dice of the classes on average, that a model file is written with."""
 LARGEST = 1e-3
 """Difference of values, relative to the largest, where there are no labels."""
+VALUES = 2**26
+"""Of a predictor's answer, which it and a run hold several times over: of more, smaller windows are compared."""
+WORK = 4e12
+"""Floating-point operations of a predictor, about a minute of two processor cores."""
 FEW = 1e-3
 """Part of the values that may be further apart than the source allows."""
 
@@ -115,12 +119,14 @@ def _of_sample(found: Imported, model: ModelFile, sample: Sample) -> Certificate
 
 def _of_predictor(found: Imported, model: ModelFile) -> Certificate:
     assert found.predictor is not None
-    volume = example_of(model.spec) if found.example is None else found.example
+    window, volume = affordable(found, model.spec)
     given = (found.example_spacing,) if found.example_spacing else ()
-    theirs = np.asarray(found.predictor(volume, model.spec.window, *given), np.float32)
-    ours = through_run(model, volume, spacing=found.example_spacing, **found.inference)
-    resampled = " of voxels of another size" if found.example_spacing else ""
-    certificate = compared(found.predicted_by + resampled, ours, theirs, model.spec, versions_of(model, found.versions))
+    theirs = np.asarray(found.predictor(volume, window, *given), np.float32)
+    ours = through_run(model, volume, window=window, spacing=found.example_spacing, **found.inference)
+    against = found.predicted_by + (" of voxels of another size" if found.example_spacing else "")
+    if window != model.spec.window:
+        against += f", in windows of {times(window)}"
+    certificate = compared(against, ours, theirs, model.spec, versions_of(model, found.versions))
     if certificate.equal_labels is not None and not _labels_hold(certificate):
         raise ModelError(_other(found, certificate, "labels differ"))
     if certificate.equal_labels is None and not certificate.largest_difference <= LARGEST:
@@ -128,10 +134,40 @@ def _of_predictor(found: Imported, model: ModelFile) -> Certificate:
     return certificate
 
 
-def example_of(spec: ModelSpec) -> Array:
+def affordable(found: Imported, spec: ModelSpec) -> tuple[tuple[int, ...], Array]:
+    """The largest windows, at most the spec's, with which a predictor's answer fits `VALUES` and takes `WORK`, and a
+    volume for them; the smallest ones where none do."""
+    poses = 2 ** len(spec.mirror_axes or "") * len(found.members)
+    for eighths in range(8, 0, -1):
+        window = tuple(
+            w if eighths == 8 or not s else max(least, least + (w * eighths // 8 - least) // s * s)
+            for w, least, s in zip(spec.window, spec.window_min, spec.window_step, strict=True)
+        )
+        volume = example_of(spec, window, found.example_spacing) if found.example is None else found.example(window)
+        spans = _ratios(spec, found.example_spacing)
+        windows = 2 ** sum(n > r * w + 1 for n, r, w in zip(volume.shape[1:], spans, window, strict=True))
+        work = (spec.flops or 0) * np.prod(window) / np.prod(spec.window) * windows * poses
+        if spec.channels_out * volume[0].size <= VALUES and work <= WORK:
+            break
+    return window, volume
+
+
+def _ratios(spec: ModelSpec, spacing: Sequence[float] | None) -> tuple[float, ...]:
+    """Voxels of a volume of this spacing that one of the network's spans, by axis."""
+    if spacing is None or spec.spacing is None:
+        return (1.0,) * len(spec.axes)
+    return tuple(a / b for a, b in zip(spec.spacing, spacing, strict=True))
+
+
+def example_of(
+    spec: ModelSpec, window: tuple[int, ...] | None = None, spacing: tuple[float, ...] | None = None
+) -> Array:
     """A volume (c, [z,] y, x) float32 of smooth structures, half as large again as the window along its first axis, in
-    the range that the spec normalises from; a part of it is 0, as where nothing was scanned."""
-    shape = (spec.window[0] * 3 // 2, *spec.window[1:])
+    the range that the spec normalises from; a part of it is 0, as where nothing was scanned.
+
+    window: the spec's where it is None. spacing: of the volume, where it is not the network's."""
+    spans = [round(r * w) for r, w in zip(_ratios(spec, spacing), window or spec.window, strict=True)]
+    shape = (spans[0] * 3 // 2, *spans[1:])
     rng = np.random.default_rng(0)
     coarse = rng.standard_normal((spec.channels_in, *(n // 8 + 2 for n in shape)), np.float32)
     image: Array = coarse
@@ -181,16 +217,19 @@ def versions_of(model: ModelFile, theirs: Mapping[str, str] | None) -> dict[str,
 def compared(against: str, ours: Array, theirs: Array, spec: ModelSpec, versions: Mapping[str, str]) -> Certificate:
     """The figures of two results (c, [z,] y, x) of a network with this spec: values relative to the largest absolute
     one of `theirs`, labels as a run makes them of either."""
-    apart = np.abs(np.asarray(ours, np.float64) - theirs)
-    largest = max(float(np.abs(theirs).max()), 1e-30)
+    largest = max(float(np.maximum(theirs.max(), -theirs.min())), 1e-30)
+    worst, total = np.float64(0), 0.0
+    for a, b in zip(np.moveaxis(ours, 1, 0), np.moveaxis(theirs, 1, 0), strict=True):  # float64 of all is too much
+        apart = np.abs(np.asarray(a, np.float64) - b)
+        worst, total = np.maximum(worst, apart.max()), total + float(apart.sum())
     equal, dice = _labels(ours, theirs, spec)
     return Certificate(
         against=against,
         shape=theirs.shape,
         equal_labels=equal,
         dice=dice,
-        largest_difference=float(f"{apart.max() / largest:.3g}"),
-        mean_difference=float(f"{apart.mean() / largest:.3g}"),
+        largest_difference=float(f"{worst / largest:.3g}"),
+        mean_difference=float(f"{total / theirs.size / largest:.3g}"),
         versions=dict(versions),
     )
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,62 @@ def test_nothing_is_waited_for_or_allocated_per_window(
     assert seen[0][1] == seen[1][1], "device memory does not depend on the size of the volume"
     assert seen[1][0] <= 1.3 * seen[0][0], "nor does pinned memory, once every kind of block was met"
     assert seen[1][3] <= seen[0][3] + 3
+
+
+def test_pinned_memory_is_locked_ahead_by_a_thread_of_its_own(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page-locking a block's halos takes longer than its network: it must not be done where blocks are queued."""
+    blocks((2, 2, 2))
+    locked: list[str] = []
+    plain = SimulatedDevice.pinned
+
+    def watched(self: SimulatedDevice, size: int, what: str) -> Any:
+        locked.append(threading.current_thread().name)
+        return plain(self, size, what)
+
+    found = prepared(tmp_path, RNG.integers(0, 99, (96, 40, 40)).astype(np.uint8))
+    monkeypatch.setattr(SimulatedDevice, "pinned", watched)
+    worked(found, tmp_path).close()
+    assert len(locked) > 12
+    assert locked.count("lock") >= len(locked) - 1, "all but what constants are sent in"
+    assert not found.network.device.living
+
+
+def test_where_pinned_memory_cannot_be_locked_ahead_blocks_lock_their_own(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks((2, 2, 2))
+    plain = SimulatedDevice.pinned
+
+    def failing(self: SimulatedDevice, size: int, what: str) -> Any:
+        if threading.current_thread().name == "lock":
+            raise BackendError("no more can be locked")
+        return plain(self, size, what)
+
+    array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
+    outputs = []
+    for name in ("ahead", "not"):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = prepared(folder, array)
+        if name == "not":
+            monkeypatch.setattr(SimulatedDevice, "pinned", failing)
+        worked(found, folder).close()
+        outputs.append(result_of(folder / "o.zarr"))
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_halos_up_and_down_are_streams_of_their_own(tmp_path: Path, blocks: Any) -> None:
+    """One does not wait for the other: PCIe carries both at once."""
+    blocks((2, 2, 2))
+    found = prepared(tmp_path, RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8))
+    found.network.device.order.clear()  # of the trial that the network was warmed up with
+    worked(found, tmp_path)
+    copies = {stream for stream, what in found.network.device.order if what == "copy"}
+    assert copies == {"in", "up", "down"}
+    kernels = {stream for stream, what in found.network.device.order if what in ("pack", "commit", "merge")}
+    assert kernels == {"out"}
 
 
 def test_the_next_block_is_queued_before_the_host_waits_for_this_one(tmp_path: Path, blocks: Any) -> None:
@@ -226,7 +283,9 @@ def test_a_profile_tells_the_streams_apart_and_waits_for_nothing_more(tmp_path: 
     for stream, stages in (
         ("stream in", {COPY, WAITING}),
         ("stream compute", {GATHER, NETWORK, ADD, WAITING}),
-        ("stream out", {COPY, ACTIVATION, COPY_BACK, WAITING}),
+        ("stream out", {ACTIVATION, COPY_BACK, WAITING}),
+        ("stream up", {COPY, WAITING}),
+        ("stream down", {COPY_BACK, WAITING}),
     ):
         assert set(rows[stream]) == stages
         assert sum(rows[stream].values()) == pytest.approx(wall, rel=1e-3), (

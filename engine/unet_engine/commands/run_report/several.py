@@ -72,7 +72,7 @@ class Pages:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
+            raise OutputError(f"{folder} cannot be made: {error.strerror}; give another place for --report") from error
         own = Page(folder / name, self.command, asked_for_profile=False)
         figure = own.write(prepared, outcome.result, outcome.notes, self.rate, _NO_SEAMS, self.tell)
         return quote(f"{folder.name}/{name}"), figure

@@ -40,6 +40,12 @@ class DeviceBuffers:
 
     def __init__(self, device: Device, largest: Extents, sizes: Sizes, constants: int) -> None:
         self._device = device
+        self.packed_free: Event
+        """Packed halos are copied down, and their memory may be packed into again."""
+        self.halos_free: Event
+        """Halos that came up are merged."""
+        self.out_free: Event
+        """Finished voxels are copied down."""
         self._memory: list[Memory] = []
         try:
             self._raw = deque(self._raw_slot(largest, sizes) for _ in range(RAW_SLOTS))
@@ -48,6 +54,7 @@ class DeviceBuffers:
             self.halos_in = self._allocate(max(1, aligned(largest.halos_in * sizes.sums)), "incoming halos")
             self.out = self._allocate(FLAG + aligned(largest.write * sizes.out), "finished voxels")
             self.constants = self._allocate(constants, "constants")
+            self.packed_free, self.halos_free, self.out_free = (device.event() for _ in range(3))
         except BaseException:
             self.close()
             raise

@@ -1,5 +1,5 @@
-"""A block finished on the out stream: halos go up, all are merged and the values finished in one pass, and those come
-back."""
+"""A block finished: halos go up, all are merged and the values finished in one pass on the out stream, and those come
+down. Up and down are streams of their own, as PCIe carries both ways at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unet_engine.pipeline.reduction import Merging
 from unet_engine.plan.device_memory import FLAG
 from unet_engine.plan.plan import Task
 from unet_engine.profiling.recorder import PLAIN
-from unet_engine.profiling.stages import ACTIVATION, COPY, COPY_BACK, MERGE
+from unet_engine.profiling.stages import ACTIVATION, COPY, MERGE
 
 
 class Finisher:
@@ -49,13 +49,12 @@ class Finisher:
         assert slot is not None
         done, marks = lane.event(), lane.marks()
         with lane.queueing:
-            marks.begin("out")
             sums, at = self._placed(task, slot, kept, marks)
             self._commit(task, sums, at, list(zip(ordered, pieces, strict=True)), marks)
             device.record(slot.free, lane.out)
-            device.copy(lane.out, back.region, lane.buffers.out.part(0, count))
-            marks.lap("out", COPY_BACK)
-            device.record(done, lane.out)
+            lane.copy_down([(back.region, lane.buffers.out.part(0, count))], marks)
+            device.record(lane.buffers.out_free, lane.down)
+            device.record(done, lane.down)
             lane.buffers.give_sums(slot)
             if isinstance(core, DeviceCore):
                 core.slot = None
@@ -80,10 +79,10 @@ class Finisher:
             region = slot.sums.part(0, 4 * lane.channels_out * box.size)
             return (region, box.shape), task.block.write.relative_to(box.lo).lo
         region = slot.sums.part(0, kept.region.size)
-        lane.device.wait(lane.out, slot.free)
-        marks.begin("out")
-        lane.device.copy(lane.out, region, kept.region)
-        marks.lap("out", COPY)
+        lane.device.wait(lane.up, slot.free)
+        marks.begin("up")
+        lane.device.copy(lane.up, region, kept.region)
+        marks.lap("up", COPY)
         return (region, task.block.write.shape), (0,) * len(task.block.write.shape)
 
     def _commit(
@@ -97,14 +96,23 @@ class Finisher:
         start = 4 * sum(a * s for a, s in zip(three(at, 0), strides[1:], strict=True))
         core = device.array(region.part(start, region.size - start), (k, *write3), "float32", strides)
         parts, corners, used, end = [], [], [], 0
+        device.wait(lane.up, lane.buffers.halos_free)
+        marks.begin("up")
         for halo, piece in halos:
             there = lane.buffers.halos_in.part(end, piece.region.size)
-            device.copy(lane.out, there, piece.region)
+            device.copy(lane.up, there, piece.region)
             parts.append(lane.sums(there, halo.box.shape))
             corners.append(three(halo.box.relative_to(write.lo).lo, 0))
             used.append(there)
             end += piece.region.size
-        marks.lap("out", COPY)
+        if halos:
+            marks.lap("up", COPY)
+        came = lane.event()
+        device.record(came, lane.up)
+        device.wait(lane.out, came)
+        lane.give(came)
+        device.wait(lane.out, lane.buffers.out_free)
+        marks.begin("out")
         # far more halos than any plan gives, unless windows overlap by nearly all their length
         while len(parts) > kernels.MOST_HALOS:
 
@@ -125,3 +133,4 @@ class Finisher:
             [region, *used], [region, flag, values],
         )  # fmt: skip
         marks.lap("out", ACTIVATION)
+        device.record(lane.buffers.halos_free, lane.out)

@@ -7,20 +7,22 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from unet_engine.backends.base import Array
 from unet_engine.backends.device import DeviceBackend
-from unet_engine.devices.base import Region
+from unet_engine.devices.base import Event, Region
 from unet_engine.devices.pinned import Piece, PinnedPool, piece_of
 from unet_engine.devices.timeline import NO_MARKS, Marks, Timeline
 from unet_engine.errors import BackendError
 from unet_engine.pipeline.gpu.buffers import DeviceBuffers, SumsSlot
 from unet_engine.pipeline.job import Job
-from unet_engine.plan.device_memory import aligned, extents
+from unet_engine.plan.device_memory import FLAG, aligned, extents
 from unet_engine.plan.memory import Sizes
+from unet_engine.plan.pinned_memory import FINISHED, HALOS, RAW, TABLES, pinned_pieces
 from unet_engine.plan.plan import Task
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import COPY_BACK, WAITING, Stages
@@ -40,18 +42,33 @@ class Lane:
         constants = self._constants()
         self.buffers = DeviceBuffers(self.device, self.largest, sizes, sum(aligned(v.nbytes) for v in constants))
         self.inward, self.out = self.device.stream("in"), self.device.stream("out")
-        self.pools = {
-            name: PinnedPool(self.device, name) for name in ("raw voxels", "tables", "halos", "finished voxels")
-        }
+        # halos cross each other: what comes for one block goes up while what another sends comes down
+        self.up, self.down = self.device.stream("up"), self.device.stream("down")
+        self.pools = {name: PinnedPool(self.device, name) for name in (RAW, TABLES, HALOS, FINISHED)}
         self._events: deque[Any] = deque()
         self.queueing = threading.Lock()
         """Held while the work of one block is put on the out stream: memory for halos and finished voxels is used by
         one after the other."""
         self.scale, self.shift, self.empty, *limits = self._put(constants)
         self.limits = limits[0] if limits else None
+        pieces = pinned_pieces(job.plan, sizes, self.largest.table_bytes, FLAG)
+        for kind, size in pieces:
+            self.pools[kind].expect(size)
+        self._locking = threading.Thread(target=self._lock, args=(pieces,), name="lock", daemon=True)
+        self._locking.start()
         self._recorder = recorder
-        streams = {"in": self.inward, "compute": self.stream, "out": self.out}
+        streams = {"in": self.inward, "compute": self.stream, "out": self.out, "up": self.up, "down": self.down}
         self._timeline = Timeline(self.device, recorder, streams) if isinstance(recorder, Stages) else None
+
+    def _lock(self, pieces: Sequence[tuple[str, int]]) -> None:
+        """Lock what the run will need, ahead of the blocks that take it. Where memory is short, they lock their own."""
+        with contextlib.suppress(BackendError):
+            self.device.use()
+            for kind, size in pieces:
+                if not self.pools[kind].lock(size):
+                    return
+        for pool in self.pools.values():
+            pool.expect_no_more()
 
     def close(self) -> None:
         """Wait for what is under way and give back all memory."""
@@ -60,6 +77,7 @@ class Lane:
             self.device.drain()
         for pool in self.pools.values():
             pool.close()
+        self._locking.join()
         self.buffers.close()
 
     def _constants(self) -> list[Array]:
@@ -111,38 +129,53 @@ class Lane:
         """Float32 sums as the kernels take them: (channels out, z, y, x), without the z that a plane has not."""
         return self.device.array(region, (self.channels_out, *three(shape)), "float32")
 
-    def pack(self, slot: SumsSlot, block: Any, box: Any, start: int, marks: Marks) -> Piece:
-        """Queue the copy of the sums of `block` in `box` to pinned memory, packed at byte `start` of the memory for
-        outgoing halos.
+    def pack(self, slot: SumsSlot, block: Any, boxes: Sequence[Any], done: Event, marks: Marks) -> list[Piece]:
+        """Queue the copies of the sums of `block` in `boxes` to pinned memory, packed one behind the other in the memory
+        for outgoing halos. After `done` they are there; the slot is free as soon as they are packed.
 
         Call with `queueing` held."""
-        device = self.device
-        count = 4 * self.channels_out * box.size
-        packed = self.buffers.halos_out.part(start, count)
-        piece = self.pools["halos"].take(count)
+        device, packed, start = self.device, [], 0
+        if boxes:
+            device.wait(self.out, self.buffers.packed_free)
+        marks.begin("out")
+        for box in boxes:
+            packed.append(self.buffers.halos_out.part(start, 4 * self.channels_out * box.size))
+            start += packed[-1].size
+            self._pack_one(slot, block, box, packed[-1])
+        if boxes:
+            marks.lap("out", COPY_BACK)
+        device.record(slot.free, self.out)
+        pieces = [self.pools["halos"].take(region.size) for region in packed]
+        self.copy_down([(piece.region, region) for piece, region in zip(pieces, packed, strict=True)], marks)
+        device.record(self.buffers.packed_free, self.down)
+        device.record(done, self.down)
+        return pieces
+
+    def _pack_one(self, slot: SumsSlot, block: Any, box: Any, packed: Region) -> None:
         sums = slot.sums.part(0, 4 * self.channels_out * block.sums.size)
         from_array, to_array = self.sums(sums, block.sums.shape), self.sums(packed, box.shape)
         at = three(box.relative_to(block.sums.lo).lo, 0)
-        device.run(
-            self.out,
-            "pack",
-            lambda stream: device.kernels.pack(from_array, to_array, at, stream=stream),
-            [sums],
-            [packed],
-        )
-        device.copy(self.out, piece.region, packed)
-        marks.lap("out", COPY_BACK)
-        return piece
+        work = partial(self.device.kernels.pack, from_array, to_array, at)
+        self.device.run(self.out, "pack", lambda stream: work(stream=stream), [sums], [packed])
+
+    def copy_down(self, copies: Sequence[tuple[Region, Region]], marks: Marks) -> None:
+        """Queue copies to pinned memory, (target, source), behind what was put on the out stream so far."""
+        ready = self.event()
+        self.device.record(ready, self.out)
+        self.device.wait(self.down, ready)
+        self.give(ready)  # it may be recorded anew: who waits for it waits for what it was
+        if copies:
+            marks.begin("down")
+            for target, source in copies:
+                self.device.copy(self.down, target, source)
+            marks.lap("down", COPY_BACK)
 
     def download(self, task: Task, slot: SumsSlot) -> Array:
         """The sums of the write box on the host: (channels out, *write.shape) float32."""
         self.device.use()
         with self.queueing:
             box, done, marks = task.block.core, self.event(), self.marks()
-            marks.begin("out")
-            piece = self.pack(slot, task.block, box, 0, marks)
-            self.device.record(slot.free, self.out)
-            self.device.record(done, self.out)
+            (piece,) = self.pack(slot, task.block, [box], done, marks)
         self.wait_for(done)
         marks.read()
         self.device.touch(piece.region, "r")

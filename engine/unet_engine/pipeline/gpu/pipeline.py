@@ -3,7 +3,9 @@
     host     read, stage       tables              halos, labels
     in            raw + tables --copied-.                                          copies to the device
     compute                             [gather, network, add] per batch --ready-.
-    out                                                     pack, copy halos; copy halos, commit, copy labels
+    out                                                     pack --.       .-- commit --.
+    down                                                           copy halos           copy labels
+    up                                                        copy halos --`
 
 The raw block goes over once, in its own type. Windows are cut out of it, normalised and added on the device; what comes
 back are halos and finished voxels. The host waits for a block's halos once, when the windows of the next block are
@@ -126,13 +128,8 @@ class DevicePipeline:
             device.record(slot.ready, stream)
             with lane.queueing:
                 device.wait(lane.out, slot.ready)
-                marks.begin("out")
-                end = 0
-                for target, box in task.halos:
-                    block.halos.append((target, box, lane.pack(slot, task.block, box, end, marks)))
-                    end += block.halos[-1][2].region.size
-                device.record(slot.free, lane.out)
-                device.record(block.done, lane.out)
+                pieces = lane.pack(slot, task.block, [box for _, box in task.halos], block.done, marks)
+            block.halos = [(*halo, piece) for halo, piece in zip(task.halos, pieces, strict=True)]
         except BaseException as error:
             with contextlib.suppress(BackendError):
                 device.drain()

@@ -29,6 +29,11 @@ _STATE = ("models/model.pt", "models/model.pth", "models/model.safetensors")
 _SCRIPT = "models/model.ts"
 _NETWORKS = ("network_def", "network", "net", "model")
 _BEFORE = ("preprocessing", "pre_transforms", "transforms", "preprocessing_transforms")
+FINER = 9 / 7
+"""Voxels of a certificate's example by one of the network's, along each axis. Of ratios of two odd numbers no voxel lies
+in the middle between two others, where MONAI's nearest one is a matter of rounding errors."""
+_PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
+"""By MONAI's name, what a run calls it."""
 _BEHIND = ("postprocessing", "post_transforms", "postprocessing_transforms")
 
 
@@ -123,7 +128,7 @@ class _Reader:
             head=self.wanted.head,
             predictor=_predictor(network, before, inferer, order, behind),
             predicted_by="MONAI's sliding_window_inference",
-            example=None,
+            example_spacing=_finer(promised) if "resampling" in promised else None,
             inference=_settings(inferer),
             versions={"monai": version_of("monai") or ""},
         )
@@ -179,10 +184,14 @@ class _Reader:
         several = [float(o) for o in (overlap if isinstance(overlap, list | tuple) else [overlap])]
         notes: tuple[str, ...] = ("overlap: that of its first axis is taken for all",) if len(set(several)) > 1 else ()
         free = not sizes or any(int(n) <= 0 for n in sizes)
+        padding = str(said.get("padding_mode", "constant")).rpartition(".")[2].lower()
+        if padding not in _PADDING or said.get("cval"):
+            what = f"cval={said['cval']}" if said.get("cval") else f"padding_mode={padding}"
+            notes += (f"{what}: images smaller than the window get zeros around them here",)
         notes += ("roi_size: it follows the image, and windows have a size here",) if sizes and free else ()
         return Inferer(
             None if free else tuple(int(n) for n in sizes), several[0], str(said.get("mode", "constant")),
-            str(said.get("padding_mode", "constant")), notes,
+            padding, notes,
         )  # fmt: skip
 
     # --- its network ---
@@ -342,6 +351,10 @@ class _Order:
         return wrapped_module(network, [turned], [turned])
 
 
+def _finer(promised: Mapping[str, Any]) -> tuple[float, ...]:
+    return tuple(s / FINER for s in promised["spacing"])
+
+
 def _format(formats: Mapping[str, Any], which: str) -> Mapping[str, Any]:
     """What the metadata say of the first of its inputs, or outputs."""
     found = next(iter((formats.get(which) or {}).values()), None)
@@ -372,8 +385,12 @@ def _about_orientation(before: Before, order: _Order) -> tuple[str, ...]:
 
 
 def _settings(inferer: Inferer) -> dict[str, Any]:
-    """Settings of a run that blends as the bundle does."""
-    return {"overlap": inferer.overlap, "blend": "monai" if inferer.mode == "gaussian" else "constant"}
+    """Settings of a run that blends and pads as the bundle does."""
+    return {
+        "overlap": inferer.overlap,
+        "blend": "monai" if inferer.mode == "gaussian" else "constant",
+        "padding": _PADDING.get(inferer.padding, "constant"),
+    }
 
 
 def _predictor(network: Any, before: Before, inferer: Inferer, order: _Order, behind: Behind) -> Any:

@@ -41,6 +41,10 @@ class Axes:
         by_axis = dict(zip(self.seen, values, strict=True))
         return tuple(by_axis.get("zyx".index(name), across) for name in self.names)
 
+    def in_network(self, values: Sequence[Any]) -> list[Any]:
+        """Values by axis of the spec in the order of the network, which may lack one of them."""
+        return [values[self.names.index("zyx"[a])] for a in self.seen]
+
     def mirrored(self, axes: Sequence[int]) -> str:
         """Names of axes of the network."""
         return "".join(sorted(("zyx"[self.seen[a]] for a in axes), key="zyx".index))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class _Source:
             self._credit(left_out, checkpoints),
             predictor=predictor.predictor_of(*said, self.name, nets, mirror, self.axes) if own else None,
             predicted_by=predictor.NAME,
-            example=predictor.example(promised["window"], self._ranges(), finer),
+            example=partial(predictor.example, ranges=self._ranges(), finer=finer),
             example_spacing=spacing,
             inference={"blend": "nnunet"},
             versions={predictor.MODULE: version} if version else None,

@@ -64,16 +64,17 @@ def predictor_of(
     mirror: Sequence[int] | None,
     axes: Axes,
 ) -> Predictor:
-    """What nnU-Net makes of a volume (c, [z,] y, x): its logits (k, [z,] y, x), brought back to the volume's grid.
+    """What nnU-Net makes of a volume (c, [z,] y, x) with patches of a window's size: its logits (k, [z,] y, x), brought
+    back to the volume's grid.
 
     networks: those of the folds, for the axes as the plans transpose them. Nothing is read from files: nnU-Net itself
     would unpickle them."""
 
-    def predict(volume: Array, _: tuple[int, ...], spacing: Sequence[float] | None = None) -> Array:
+    def predict(volume: Array, window: tuple[int, ...], spacing: Sequence[float] | None = None) -> Array:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints, where our own answer may be JSON
-            return computed(volume, spacing)
+            return computed(volume, window, spacing)
 
-    def computed(volume: Array, spacing: Sequence[float] | None) -> Array:
+    def computed(volume: Array, window: tuple[int, ...], spacing: Sequence[float] | None) -> Array:
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -84,6 +85,7 @@ def predictor_of(
         )  # fmt: skip
         manager = PlansManager(dict(plans))
         chosen = manager.get_configuration(configuration)
+        chosen.configuration["patch_size"] = axes.in_network(window)
         states = [network.state_dict() for network in networks]
         allowed = tuple(mirror) if mirror else None
         network = networks[0]

@@ -1,0 +1,154 @@
+"""What share of a run on a GPU is the network, by clocks for its streams: the order in which the pipeline queues the
+work of each block, on the planner's own blocks, with bandwidths and costs that are given. A model, no measurement.
+
+    python benchmarks/gpu_schedule.py
+
+A stream begins a piece of work when the one before it is over, when what it waits for is over, and when the host has
+queued it. The host waits for a block's halos once the next block is queued. ``before`` is what the pipeline was: halos
+up and down on one stream, and pinned memory locked where blocks are queued.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from gpu_counts import CLASSES, VOXEL_BYTES, WINDOWS_PER_SECOND, plan_of
+
+from unet_engine.plan.device_memory import FLAG, SUMS_SLOTS, extents
+from unet_engine.plan.memory import Sizes
+from unet_engine.plan.pinned_memory import pieces_by_block
+from unet_engine.plan.plan import Index, Task
+
+
+@dataclass(frozen=True)
+class Costs:
+    windows_per_second: float = WINDOWS_PER_SECOND
+    memory: float = 0.8 * 4.8e12
+    """Bytes per second of kernels."""
+    wire: float = 50e9
+    """Bytes per second of each way between host and device."""
+    launch: float = 5e-6
+    """Seconds that a launch takes the host."""
+    lock: float = 1.4e9
+    """Bytes of memory that are page-locked per second."""
+    write: float = 2e9
+    """Bytes of finished voxels that the host writes per second."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the work is queued."""
+
+    own_streams: bool = True
+    """Halos go up and down on streams of their own."""
+    locked_ahead: bool = True
+    """Pinned memory is locked by a thread of its own."""
+    locked_before: bool = False
+    """All of it before the first block: what remains once every piece is there."""
+
+
+@dataclass
+class _Clocks:
+    """When each stream and thread is through with what it was given, in seconds."""
+
+    at: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def do(self, where: str, seconds: float, *after: float) -> float:
+        """Work on a stream that waits for `after`; when it is over."""
+        self.at[where] = max((self.at[where], *after)) + seconds
+        return self.at[where]
+
+
+def share(classes: int, way: Way, costs: Costs = Costs()) -> float:
+    """Of a whole run, the time of the network alone over all of it."""
+    plan, total = plan_of(classes), 0.0
+    windows = 0
+    for column in plan.columns():
+        tasks = list(plan.tasks(column, lambda _: True))
+        windows += sum(len(task.windows) for task in tasks)
+        table_bytes = extents(plan).table_bytes
+        sizes = Sizes(VOXEL_BYTES, 4 * classes, 1)
+        total += _seconds(tasks, classes, _locked(tasks, sizes, table_bytes), way, costs)
+    return windows / costs.windows_per_second / total
+
+
+def _locked(tasks: Sequence[Task], sizes: Sizes, table_bytes: int) -> list[int]:
+    """Bytes of the pieces that each block is the first to need."""
+    bytes_of = [0] * len(tasks)
+    for n, _, size in pieces_by_block(tasks, sizes, table_bytes, FLAG):
+        bytes_of[n] += size
+    return bytes_of
+
+
+def _seconds(tasks: Sequence[Task], classes: int, locked: Sequence[int], way: Way, costs: Costs) -> float:
+    clocks, up, down = _Clocks(), *(("up", "down") if way.own_streams else ("out", "out"))
+    ready_ahead = list(accumulate(size / costs.lock for size in locked))
+    slots, sent = deque([0.0] * SUMS_SLOTS), dict[Index, int]()
+    free = defaultdict[str, float](float)
+    before: tuple[Task, float, float] | None = None
+    for task, size, ahead in zip(tasks, locked, ready_ahead, strict=True):
+        if not way.locked_before:
+            clocks.at["host"] = (
+                max(clocks.at["host"], ahead) if way.locked_ahead else clocks.at["host"] + size / costs.lock
+            )
+        clocks.at["host"] += 3 * len(task.windows) * costs.launch
+        queued = clocks.at["host"]
+        copied = clocks.do("in", task.read.size * VOXEL_BYTES / costs.wire, queued)
+        network = len(task.windows) / costs.windows_per_second
+        added = len(task.windows) * 10 * task_window(task) * classes / costs.memory
+        computed = clocks.do("compute", network + added, queued, copied, slots.popleft())
+        count = sum(box.size for _, box in task.halos) * 4 * classes
+        packed = clocks.do("out", 2 * count / costs.memory, computed, free["packed"])
+        done = free["packed"] = clocks.do(down, count / costs.wire, packed)
+        for target, box in task.halos:
+            sent[target] = sent.get(target, 0) + box.size * 4 * classes
+        if before is not None:
+            slots.append(_finish(before, sent.pop(before[0].block.index, 0), classes, clocks, (up, down), free, costs))
+        before = task, packed, done
+    assert before is not None
+    _finish(before, sent.pop(before[0].block.index, 0), classes, clocks, (up, down), free, costs)
+    return max(clocks.at.values())
+
+
+def _finish(
+    of: tuple[Task, float, float], came: int, classes: int, clocks: _Clocks, ways: tuple[str, str],
+    free: dict[str, float], costs: Costs,
+) -> float:  # fmt: skip
+    """The host waits for the block's halos; another thread then has it finished and writes it. When its sums are free."""
+    task, packed, done = of
+    clocks.at["host"] = max(clocks.at["host"], done)
+    begun = max(clocks.at["write"], done)
+    core = task.block.write.size
+    there = clocks.do(ways[0], came / costs.wire, begun, free["halos"])
+    merged = clocks.do("out", (came + 4 * core * classes + core) / costs.memory, there, packed, free["out"])
+    free["halos"] = merged
+    free["out"] = clocks.do(ways[1], core / costs.wire, merged)
+    clocks.at["write"] = free["out"] + core / costs.write
+    return merged
+
+
+def task_window(task: Task) -> int:
+    """Voxels of a window."""
+    return 128 ** len(task.block.write.shape)
+
+
+BEFORE, AFTER = Way(own_streams=False, locked_ahead=False), Way()
+STEADY_BEFORE, STEADY = Way(own_streams=False, locked_before=True), Way(locked_before=True)
+
+
+def table(costs: Costs = Costs()) -> str:
+    lines = [
+        "| classes | whole run, before | whole run | once all is locked, before | once all is locked |",
+        "|---|---|---|---|---|",
+    ]
+    for classes in CLASSES:
+        cells = [f"{share(classes, way, costs):.2f}" for way in (BEFORE, AFTER, STEADY_BEFORE, STEADY)]
+        lines.append(f"| {classes} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table())

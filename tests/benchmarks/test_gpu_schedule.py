@@ -1,0 +1,50 @@
+"""The share of a run that is the network, by clocks: what the pipeline's order of work gives, and gave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from support.paths import BENCHMARKS, DOCS
+
+
+@pytest.fixture
+def schedule(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_schedule
+
+    return gpu_schedule
+
+
+def test_the_table_of_the_page_is_that_of_the_command(schedule: Any) -> None:
+    assert schedule.table() in (DOCS / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize(("classes", "whole", "steady"), [(3, 0.92, 0.98), (16, 0.48, 0.9), (104, 0.06, 0.17)])
+def test_locking_ahead_and_streams_of_their_own_make_the_share_larger(
+    schedule: Any, classes: int, whole: float, steady: float
+) -> None:
+    """104 classes are bound by halos through the host, whatever the order."""
+    assert schedule.share(classes, schedule.BEFORE) < schedule.share(classes, schedule.AFTER)
+    assert schedule.share(classes, schedule.STEADY_BEFORE) <= schedule.share(classes, schedule.STEADY) < 1
+    assert schedule.share(classes, schedule.AFTER) > whole
+    assert schedule.share(classes, schedule.STEADY) > steady
+
+
+def test_clocks_are_those_of_a_device_that_does_one_thing_after_the_other(schedule: Any) -> None:
+    clocks = schedule._Clocks()
+    assert clocks.do("out", 2.0) == 2
+    assert clocks.do("out", 1.0, 0.5) == 3, "behind what was put there"
+    assert clocks.do("up", 1.0, 10.0) == 11, "behind what it waits for"
+
+
+def test_wires_and_memory_without_cost_leave_the_network_alone(schedule: Any) -> None:
+    free = schedule.Costs(memory=1e30, wire=1e30, launch=0, lock=1e30, write=1e30)
+    assert schedule.share(104, schedule.AFTER, free) == pytest.approx(1)
+    slow = replace(free, wire=1e9)
+    assert schedule.share(104, schedule.AFTER, slow) < 0.02
+    assert schedule.share(104, schedule.AFTER, slow) > 1.3 * schedule.share(104, schedule.BEFORE, slow), (
+        "both ways at once"
+    )
