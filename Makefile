@@ -1,4 +1,5 @@
-# Every target makes its own .venv and installs what it needs; nothing else has to be on the machine but Python 3.11+ and a C++ compiler.
+# Every target makes its own .venv and installs what it needs; nothing else has to be on the machine but Python 3.11+
+# and a C++ compiler.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cpp_ext/*)
@@ -19,13 +20,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # torch comes first and by version, so that no other package pulls in a build for GPUs. The engine is there: named and
 # not given as a folder, it is not built a second time for its extras. Other people's networks ask for
 # packages, and so for another torch, that they do not use; without them the tests of those networks are skipped.
+# What is never imported is never compiled: the first import does that.
 .venv/dev: .venv/run
-	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q 'unet-engine[test,dev]'
-	$(BIN)/pip install -q --no-deps dynamic-network-architectures
-	-$(BIN)/pip install -q einops huggingface-hub tqdm
-	-$(BIN)/pip install -q --no-deps segmentation-models-pytorch timm torchvision==0.28.0
-	-$(BIN)/pip install -q --no-deps ome-zarr-models pydantic-zarr
+	$(BIN)/pip install -q --no-compile torch==2.13.0
+	$(BIN)/pip install -q --no-compile 'unet-engine[test,dev]'
+	$(BIN)/pip install -q --no-compile --no-deps dynamic-network-architectures
+	-$(BIN)/pip install -q --no-compile einops huggingface-hub tqdm
+	-$(BIN)/pip install -q --no-compile --no-deps segmentation-models-pytorch timm torchvision==0.28.0
+	-$(BIN)/pip install -q --no-compile --no-deps ome-zarr-models pydantic-zarr
 	touch $@
 
 demo: .venv/run

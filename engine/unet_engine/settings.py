@@ -472,10 +472,6 @@ class Settings(BaseModel):
             raise SettingsError(f"--{given[0].replace('_', '-')} is for --components; leave it out, or give both")
         if self.components and self.output != "labels":
             raise SettingsError(f"--components are of labels, not of {self.output}; leave --output out")
-        if self.components and self.part:
-            raise SettingsError(
-                "--components and --part exclude each other; run the parts, then unet-engine components on their output"
-            )
 
     def _check_tiling(self) -> None:
         """Raise `SettingsError` where the tiling is said twice, or not asked for."""

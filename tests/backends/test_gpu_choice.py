@@ -53,7 +53,7 @@ def test_the_table_for_everything_that_may_be_installed(gpu: Capability) -> None
 def test_a_library_must_be_made_for_all_gpus_of_a_run() -> None:
     both = [(8, 9), (9, 0)]
     assert [b.name for b in gpu_choice.preferred("onnx", both, NAMES)] == ["tensorrt", "torch", "onnxruntime"]
-    assert not gpu_choice.preferred("onnx", [(6, 1)], NAMES), "older than CUDA 13 knows"
+    assert [b.name for b in gpu_choice.preferred("onnx", [(7, 0)], NAMES)] == ["torch", "onnxruntime"], "Volta"
     assert [b.name for b in gpu_choice.preferred("onnx", [], NAMES)] == NAMES, "not known: whatever there is"
 
 

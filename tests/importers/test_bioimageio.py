@@ -390,3 +390,43 @@ def test_one_label_everywhere_certifies_nothing(tmp_path):
     assert certificate.equal_labels is None
     np.save(folder / "expected.npy", logits + 50)
     assert "would not give what the source does" in refusal(folder)
+
+
+def spaced(folder, size):
+    """A package whose voxels are `size` micrometers long."""
+    source, given, expected = small(folder)
+    described = yaml.safe_load((source / "rdf.yaml").read_text())
+    for axis in described["inputs"][0]["axes"]:
+        if axis["type"] == "space":
+            axis |= {"scale": size, "unit": "micrometer"}
+    for axis in described["outputs"][0]["axes"]:
+        if axis["type"] == "space":
+            axis |= {"scale": size, "unit": "micrometer"}
+    (source / "rdf.yaml").write_text(yaml.safe_dump(described))
+    return source, given, expected
+
+
+def test_volumes_of_other_voxels_than_the_package_says_are_interpolated_and_the_result_brought_back(tmp_path):
+    source, given, expected = spaced(tmp_path / "pkg", 2.0)
+    spec = imported(source)[1].spec
+    assert (spec.spacing, spec.spacing_unit, spec.resampling.image) == ((2.0, 2.0), "micrometer", 1)
+    own = make_volume(tmp_path / "own.zarr", given[0, 0], axes="yx", ome="0.5", scale=(2.0, 2.0), unit="micrometer")
+    assert cli("run", "--in", own, "--model", "net.onnx", "--out", "own_out.zarr").code == 0
+    np.testing.assert_array_equal(result_of("own_out.zarr"), expected[0].argmax(0))
+    finer = np.repeat(np.repeat(given[0, 0], 2, 0), 2, 1)  # in its middle it is interpolated to the same voxels
+    fine = make_volume(tmp_path / "fine.zarr", finer, axes="yx", ome="0.5", scale=(1.0, 1.0), unit="micrometer")
+    said = cli("run", "--in", fine, "--model", "net.onnx", "--out", "fine_out.zarr")
+    assert said.code == 0, said.err
+    assert "is brought from 80×96 voxels to 40×48" in said.err
+    found = result_of("fine_out.zarr")
+    assert found.shape == (80, 96)
+    assert (found == np.repeat(np.repeat(expected[0].argmax(0), 2, 0), 2, 1)).mean() > 0.8
+
+
+def test_the_spacing_is_said_where_the_source_says_none_and_there_alone(tmp_path):
+    source, _, _ = small(tmp_path / "pkg")
+    spec = imported(source, "--spacing", "0.5,0.25", "--spacing-unit", "nanometer")[1].spec
+    assert (spec.spacing, spec.spacing_unit, spec.resampling.output) == ((0.5, 0.25), "nanometer", 1)
+    said = cli("import", spaced(tmp_path / "spaced", 2.0)[0], "--out", "b.onnx", "--spacing", "1,1")
+    assert said.code != 0
+    assert "says its own" in said.err

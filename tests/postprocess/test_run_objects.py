@@ -142,11 +142,53 @@ def test_workers_give_the_same_bytes(tmp_path, case):
     assert chunks(alone.out) == chunks(crowd.out)
 
 
+@pytest.mark.parametrize("name", ["b.zarr", "b.npy"])
+def test_parts_end_in_the_same_objects_and_the_last_one_numbers_them(tmp_path, case, name):
+    volume, model, _ = case
+    options = {"model": model, "components": True, "min_size": 3, **OPTIONS}
+    whole = unet_engine.run(volume, out=str(tmp_path / "a.zarr"), **options)
+    parts = {i: {"out": str(tmp_path / name), "part": f"{i}/3", **options} for i in (1, 2, 3)}
+    assert not any(unet_engine.run(volume, **parts[i]).complete for i in (2, 1))
+    assert not (tmp_path / name).exists()
+    last = unet_engine.run(volume, **parts[3])
+    assert (last.complete, last.objects) == (True, whole.objects)
+    found = result_of(last.out) if name == "b.zarr" else np.load(tmp_path / name)
+    np.testing.assert_array_equal(found, result_of(whole.out))
+    assert left(tmp_path) == []
+    assert unet_engine.run(volume, **parts[1]).complete
+
+
+def test_of_two_parts_that_end_at_once_one_numbers_and_the_other_waits(tmp_path, case, monkeypatch):
+    from unet_engine.execution import objects
+
+    volume, model, _ = case
+    options = {"model": model, "components": True, "out": str(tmp_path / "o.zarr"), **OPTIONS}
+    components = objects.components
+
+    def faster(*given, **named):
+        components(*given, **named)
+        raise OutputError("it is being written by another process")
+
+    monkeypatch.setattr(objects, "components", faster)
+    unet_engine.run(volume, part="1/2", **options)
+    done = unet_engine.run(volume, part="2/2", **options)
+    assert done.complete
+    assert done.objects == result_of(done.out).max()
+    monkeypatch.setattr(objects, "PATIENCE", 0.0)
+
+    def slower(*given, **named):
+        raise OutputError("no room")
+
+    monkeypatch.setattr(objects, "components", slower)
+    with pytest.raises(OutputError, match="no room"):
+        unet_engine.run(volume, part="1/1", **{**options, "out": str(tmp_path / "p.zarr")})
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         ({"min_size": 3}, "--components"), ({"components": True, "output": "probabilities"}, "labels"),
-        ({"components": True, "part": "1/2"}, "--part"), ({"components": True, "connectivity": 8}, "6, 18, 26"),
+        ({"components": True, "connectivity": 8}, "6, 18, 26"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(tmp_path, case, options, word):

@@ -208,3 +208,29 @@ def test_a_vrt_tells_what_it_reads_outside_of_its_folder(tmp_path, place, source
     volume = open_volume(str(tmp_path / place))
     assert any(f"reads '{source}', outside of its folder" in note for note in volume.notes) == said
     assert np.array_equal(whole(volume)[0], BANDS[0])
+
+
+@pytest.mark.parametrize("scales", [(0.0001, 0.0001), (0.5, 2.0)])
+def test_bands_are_what_scale_and_offset_say(tmp_path, scales):
+    """As slope and intercept of other formats are: they were left out."""
+    stored = np.random.default_rng(3).integers(1, 9000, (2, 24, 20), dtype=np.uint16)
+    stored[:, :4] = 0
+    for name, nodata in (("all.tif", None), ("some.tif", 0)):
+        with rasterio.open(
+            tmp_path / name, "w", driver="GTiff", width=20, height=24, count=2, dtype="uint16", nodata=nodata,
+            crs="EPSG:32633", transform=rasterio.transform.from_origin(0, 0, 10, 10),
+        ) as file:  # fmt: skip
+            file.write(stored)
+            file.scales, file.offsets = scales, (-0.1, -0.1)
+    expected = np.stack(
+        [(band * scale - 0.1).astype("f4") for band, scale in zip(stored.astype("f8"), scales, strict=True)]
+    )
+    volume = open_volume(str(tmp_path / "all.tif"))
+    assert volume.dtype == np.float32
+    assert any("scale and offset of its bands" in note for note in volume.notes)
+    np.testing.assert_array_equal(whole(volume), expected)
+    if scales[0] != scales[1]:
+        with pytest.raises(InputError, match="several scales and offsets; write it unscaled"):
+            open_volume(str(tmp_path / "some.tif"))
+        return
+    assert open_volume(str(tmp_path / "some.tif")).nodata == (float(np.float32(-0.1)),)

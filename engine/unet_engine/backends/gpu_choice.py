@@ -2,7 +2,7 @@
 it. Nothing is imported or asked here.
 
 Sources: TensorRT's and TensorRT-RTX's support matrices (docs.nvidia.com/deeplearning/tensorrt and .../tensorrt-rtx,
-"Supported Hardware"), and the lists of architectures that PyTorch's and ONNX Runtime's wheels for CUDA 13 are built for.
+"Supported Hardware"). PyTorch and ONNX Runtime come in builds for GPUs of any age, and say themselves where theirs is none.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ ARCHITECTURES: dict[Capability, str] = {
     (12, 0): "Blackwell (RTX 50)",
     (12, 1): "Blackwell (GB10)",
 }
-OLDEST: Capability = (7, 5)
-"""What CUDA 13 and all of the libraries begin at."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,19 @@ class Build:
     called: str
     formats: tuple[str, ...]
     listed: tuple[Capability, ...] = ()
-    """Compute capabilities that it names; empty: all from `OLDEST` on."""
+    """Compute capabilities that it names; empty: all from `oldest` on."""
     majors: tuple[int, ...] = ()
     """Whole families that it names beside those."""
+    oldest: Capability = (0, 0)
 
     def is_for(self, gpu: Capability) -> bool:
         if not (self.listed or self.majors):
-            return gpu >= OLDEST
+            return gpu >= self.oldest
         return gpu in self.listed or gpu[0] in self.majors
 
 
 BUILDS = (
-    Build("tensorrt", "tensorrt", "TensorRT", ("onnx",)),
+    Build("tensorrt", "tensorrt", "TensorRT", ("onnx",), oldest=(7, 5)),
     Build("tensorrt_rtx", "tensorrt", "TensorRT-RTX", ("onnx",), ((7, 5), (8, 6), (8, 9)), (12,)),
     Build("torch", "pytorch", "PyTorch", ("pt2", "torchscript", "onnx")),
     Build("onnxruntime", "onnxruntime", "ONNX Runtime", ("onnx",)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from unet_engine.commands.models import ACTIVATIONS, OUTPUT_CHANNELS
+from unet_engine.commands.models import ACTIVATIONS, OUTPUT_CHANNELS, lengths
 from unet_engine.commands.options import MIRROR_AXES, PLACE, THRESHOLD, Command, sizes
 
 
@@ -37,6 +37,8 @@ def _tell(line: str) -> None:
     "--order", type=click.Choice(["zyx", "xyz"]), help="Order of the network's axes, where the source does not say."
 )
 @click.option("--normalize", metavar="HOW", help="Instead of what the source says, as for run.")
+@click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training, where the source does not say.")
+@click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
 @THRESHOLD
 @MIRROR_AXES
 @click.option(
@@ -61,6 +63,7 @@ def import_command(source: str | None, out: str | None, **given: Any) -> None:
     from unet_export.importers.sources import importer_of
 
     given["window"] = sizes("--window", given["window"])
+    given["spacing"] = lengths("--spacing", given["spacing"])
     given["classes"] = tuple(given["classes"].split(",")) if given["classes"] else None
     facts = make(importer_of(source), Wanted(checkpoint=source, out=out, **given), _tell)
     _tell(f"{out}: window {facts['window']}, sizes {facts['window_min']} + k*{facts['window_step']}")

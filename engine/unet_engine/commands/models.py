@@ -27,7 +27,7 @@ OUTPUT_CHANNELS = ["classes", "multilabel", "image", "offsets"]
 ACTIVATIONS = ["softmax", "sigmoid", "none", "probabilities", "probabilities_each"]
 
 
-def _lengths(option: str, text: str | None) -> tuple[float, ...] | None:
+def lengths(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
@@ -105,7 +105,7 @@ def export_command(*, as_json: bool, **given: Any) -> None:
     from unet_export.conversion.export import Export, export
 
     given["window"] = sizes("--window", given["window"])
-    given["spacing"] = _lengths("--spacing", given["spacing"])
+    given["spacing"] = lengths("--spacing", given["spacing"])
     given["classes"] = tuple(given["classes"].split(",")) if given["classes"] else None
     facts = export(Export(**given), _tell)
     _tell(

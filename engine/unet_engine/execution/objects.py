@@ -3,10 +3,13 @@ are numbered in the output, and it goes."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from math import prod
 from typing import Any
 
-from unet_engine.errors import OutputError, ResumeError
+from unet_engine.errors import InputError, OutputError, ResumeError
 from unet_engine.execution.hands import Hands
 from unet_engine.output import output
 from unet_engine.output.header import read_header
@@ -52,9 +55,37 @@ def number(prepared: Prepared, hands: Hands, tell: Tell) -> dict[str, Any]:
     least = (
         prod(job.layout.chunk) * VOXEL_BYTES
     )  # after hours of inference nothing is refused for want of some megabytes
-    found = components(
-        Source.of(job.out), survey.objects, wish, hands.crew,
-        memory=max(least, hands.memory), run=job.plan.digest, tell=tell,
-    )  # fmt: skip
-    output.remove(job.out)
+    try:
+        found = components(
+            Source.of(job.out), survey.objects, wish, hands.crew,
+            memory=max(least, hands.memory), run=job.plan.digest, tell=tell,
+        )  # fmt: skip
+    except (OutputError, InputError):
+        if not survey.settings.part or not (by_another := _numbered_by_another(target, job.plan.digest)):
+            raise
+        return dict(by_another)
+    if stores.exists(job.out):
+        with (
+            suppress(OutputError) if survey.settings.part else nullcontext()
+        ):  # another part may be at it; what is left, the next attempt takes away
+            output.remove(job.out)
     return found
+
+
+PATIENCE, PAUSE = 60.0, 0.2
+"""Seconds that a part waits for the objects that another one numbers, and between two looks."""
+
+
+def _numbered_by_another(target: str, digest: str) -> Mapping[str, Any] | None:
+    """What is known of the objects of the run `digest`, where another part that ended at the same moment numbers them;
+    None where none does."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        header = read_header(target)
+        if header is None or header.get("run") != digest:
+            return None
+        if header.get("complete"):
+            return {"out": target, **(header.get("summary") or {})}
+        if time.monotonic() > until:
+            return None
+        time.sleep(PAUSE)

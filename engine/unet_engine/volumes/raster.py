@@ -7,7 +7,7 @@ import atexit
 import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -27,6 +27,7 @@ from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Format, Selection, Volume
 from unet_engine.volumes.files import FileVolume, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.linear import Linear
 
 MASK = "mask"
 """``scene.tif:mask`` is the mask of a scene: its alpha band, its mask band, or where it has nodata."""
@@ -188,14 +189,16 @@ def _bands(
     rows, columns = data.block_shapes[bands[0] - 1]
     check_pieces(path, shape, (1, rows, columns)[-len(shape) :], dtype.itemsize)
     frame, unit = _placed(data)
+    linear = tuple(_linear(data, band, dtype) for band in bands)
     found = RasterVolume(
         path=path,
         axes=names,
         stored_shape=shape,
         stored_chunks=grouped(names, shape, (len(bands), rows, columns)[-len(shape) :], dtype.itemsize),
-        stored_dtype=dtype,
+        stored_dtype=np.result_type(*(one.dtype for one in linear)),
         unit=unit,
-        nodata=_nodata(data, bands, dtype),
+        nodata=_nodata(path, data, bands, dtype, linear),
+        linear=linear,
         channel_names=tuple(data.descriptions[b - 1] or data.colorinterp[b - 1].name for b in bands),
         masked_by=_mask(f"{path}:{MASK}", data, handles, (), None)
         if _is_masked(rasterio, data, bands, alpha)
@@ -237,9 +240,28 @@ def _with_frame(volume: RasterVolume, frame: Frame | None) -> RasterVolume:
     )
 
 
-def _nodata(data: Any, bands: Iterable[int], dtype: np.dtype[Any]) -> tuple[float, ...]:
+def _linear(data: Any, band: int, dtype: np.dtype[Any]) -> Linear:
+    """What numbers of a band stand for. A factor of 0, or what is no number, says nothing."""
+    slope, intercept = float(data.scales[band - 1]), float(data.offsets[band - 1])
+    if not slope or not isfinite(slope) or not isfinite(intercept):
+        slope, intercept = 1.0, 0.0
+    return Linear.of(dtype, slope, intercept)
+
+
+def _nodata(
+    path: str, data: Any, bands: Iterable[int], dtype: np.dtype[Any], linear: Sequence[Linear]
+) -> tuple[float, ...]:
+    """As voxels are read. Raises `InputError` where a value is no data in one band and may be measured in another."""
     values = [data.nodatavals[b - 1] for b in bands]
-    return nodata.said({"nodatavals": [v for v in values if v is not None]}, dtype)
+    found = nodata.said({"nodatavals": [v for v in values if v is not None]}, dtype)
+    if found and len({(one.slope, one.intercept) for one in linear}) > 1:
+        raise InputError(
+            f"{path} has nodata and bands of several scales and offsets; write it unscaled first, e.g. with "
+            "gdal_translate -unscale -ot Float32"
+        )
+    if linear[0].is_identity:
+        return found
+    return tuple(float(linear[0](np.asarray(value, dtype)).item()) for value in found)
 
 
 def _is_masked(rasterio: Any, data: Any, bands: Iterable[int], alpha: list[int]) -> bool:
@@ -256,9 +278,8 @@ def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: lis
         )
     elif any(rasterio.enums.MaskFlags.per_dataset in data.mask_flag_enums[b - 1] for b in bands):
         found.append(f"{path}: what its mask leaves out was not measured; --nodata none takes all pixels as they are")
-    scaled = [b for b in bands if (data.scales[b - 1], data.offsets[b - 1]) != (1.0, 0.0)]
-    if scaled:
-        found.append(f"{path} names scale and offset of its bands: voxels are taken as they are stored")
+    if not all(_linear(data, b, np.dtype(data.dtypes[b - 1])).is_identity for b in bands):
+        found.append(f"{path} names scale and offset of its bands, and voxels are what they make of stored numbers")
     if any(data.colorinterp[b - 1].name == "palette" for b in bands):
         found.append(
             f"{path} is a picture of a palette, whose values number colours: voxels are taken as they are stored"
@@ -299,6 +320,8 @@ def _window(selection: Selection, shape: tuple[int, ...]) -> tuple[tuple[int, in
 class RasterVolume(FileVolume):
     handles: _Handles
     bands: tuple[int, ...]
+    linear: tuple[Linear, ...]
+    """What the numbers of each band stand for."""
     masked_by: MaskVolume | None
 
     @property
@@ -318,6 +341,9 @@ class RasterVolume(FileVolume):
         bands = self.bands[selection[0]] if len(selection) == 3 else self.bands
         with self.handles.one() as data:
             found: Array = data.read(list(bands), window=_window(selection, self.stored_shape))
+        linear = self.linear[selection[0]] if len(selection) == 3 else self.linear
+        if not all(one.is_identity for one in linear):
+            found = np.stack([one(band).astype(self.stored_dtype) for one, band in zip(linear, found, strict=True)])
         return found if len(selection) == 3 else found[0]
 
     def facts(self) -> dict[str, Any]:

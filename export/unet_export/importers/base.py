@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.model.credit import Credit
-from unet_engine.model.spec import Activation
+from unet_engine.model.spec import Activation, Resampling
 from unet_engine.units import Tell
 from unet_export.conversion.request import Export
 
 Array = npt.NDArray[Any]
+LINEAR = Resampling(image=1, image_apart=1, output=1, output_apart=1, apart="never")
+"""How volumes of other voxels are brought to a spacing of whose way the source says nothing, and the result back."""
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from unet_engine.model.file import open_model
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.spec import ModelSpec
 from unet_engine.model.writing import write_members
-from unet_engine.units import Tell
+from unet_engine.units import Tell, times
 from unet_export.conversion.adapt import adapted
 from unet_export.conversion.checkpoint import Checkpoint
 from unet_export.conversion.probe import Geometry, probe
 from unet_export.conversion.request import said_by, validated
 from unet_export.conversion.runners import OnnxNetwork
 from unet_export.conversion.writing import RUN, Meaning, finished, tell_second_opinion, written_with_sizes
-from unet_export.importers.base import Imported, Importer, Member, Wanted
+from unet_export.importers.base import LINEAR, Imported, Importer, Member, Wanted
 from unet_export.importers.certificate import certified
 from unet_export.importers.files import digest
 
@@ -39,6 +39,7 @@ def make(importer: Importer, wanted: Wanted, tell: Tell = print) -> dict[str, An
 def write(found: Imported, importer: Importer, wanted: Wanted, tell: Tell) -> dict[str, Any]:
     """The second half of `make`, with what `importer` read of ``wanted.checkpoint``."""
     source, out = Path(wanted.checkpoint), Path(wanted.out)
+    found = _of_spacing(found, wanted)
     for line in found.credit.left_out:
         tell(f"note: left out: {line}")
     try:
@@ -58,6 +59,15 @@ def write(found: Imported, importer: Importer, wanted: Wanted, tell: Tell) -> di
             raise OutputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     tell_second_opinion(wanted.out, spec, tell)
     return {"out": wanted.out, "largest_difference": error_of, "credit": credit.facts(), **spec.model_dump(mode="json")}
+
+
+def _of_spacing(found: Imported, wanted: Wanted) -> Imported:
+    """With how volumes come to the spacing that the user says, where the source says none. Raises `SettingsError`."""
+    if wanted.spacing is None:
+        return found
+    if said := found.promised.get("spacing"):
+        raise SettingsError(f"--spacing: {found.credit.source} says its own, {times(said)}; leave out --spacing")
+    return replace(found, promised={**found.promised, "resampling": LINEAR})
 
 
 def _certified(found: Imported, wanted: Wanted, tell: Tell) -> Credit:

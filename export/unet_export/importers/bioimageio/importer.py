@@ -12,7 +12,7 @@ import numpy as np
 from unet_engine.errors import ModelError, SettingsError, first_line
 from unet_engine.model.credit import Credit
 from unet_engine.units import Tell
-from unet_export.importers.base import Array, Imported, Member, Sample, Wanted
+from unet_export.importers.base import LINEAR, Array, Imported, Member, Sample, Wanted
 from unet_export.importers.bioimageio import processing
 from unet_export.importers.bioimageio.description import Description, Tensor, described, file_of, plain
 from unet_export.importers.bioimageio.layout import Layout, Order, layout_of, on_steps, window_near
@@ -123,7 +123,7 @@ def _promised(
     if layout.channels_in:
         values["channels_in"] = layout.channels_in
     if layout.spacing:
-        values |= {"spacing": layout.spacing, "spacing_unit": layout.spacing_unit}
+        values |= {"spacing": layout.spacing, "spacing_unit": layout.spacing_unit, "resampling": LINEAR}
     if not wanted.normalize:
         values["normalization"] = processing.before_of(said, given).normalization()
     channel = made.axis("channel")
