@@ -128,6 +128,19 @@ def test_windows_are_really_timed(scene, tmp_path):
     assert result_of(out).shape == (32, 40, 48)
 
 
+def test_what_was_timed_for_others_does_not_change_the_choice_for_a_volume(scene, took):
+    """For want of budget nothing is timed; then another run times all, and the first one is repeated."""
+    took(lambda window: 1.0 if window == OWN else 1000.0)
+    _, first = plan(scene, budget=0.001)
+    assert first.timed == ()
+    _, other = plan(scene)
+    assert other.timed
+    assert other.window != first.window
+    _, again = plan(scene, budget=0.001)
+    assert again.window == first.window
+    assert again.timed == ()
+
+
 # --- alone ---
 
 

@@ -113,7 +113,7 @@ class Looking:
             return False
         if window == self.window or choice.precision == "fp32":
             return True
-        return self.is_judged(window) or self.provable
+        return self.provable or self.is_judged(window)  # asking the library takes milliseconds, of thousands
 
     def is_judged(self, window: tuple[int, ...]) -> bool:
         """Whether verdicts speak of these windows as they do of the model's own."""

@@ -90,6 +90,11 @@ class Settling(Looking):
             return Speeds({}, otherwise=1.0), ()
         race, known = self._race, self._race.known()
         others = [point for point in candidates if point.window != self.window]
+        question = {
+            "candidates": [[p.window, round(p.lasts, 6)] for p in candidates],
+            "budget": self.survey.settings.tiling_budget,
+        }
+        before, tried = race.tried(question), []
         rounds = race.rounds([point.window for point in others[:SIZES] if point.window not in known], budget)
         best = min([self.fit.lasts, *(p.lasts for p in candidates if p.window == self.window)])
         found: list[Timed] = []
@@ -98,6 +103,8 @@ class Settling(Looking):
             window, cost = point.window, race.cost(point.window, rounds)
             if len(relative) > SIZES or point.lasts >= APART * best:
                 break
+            if before is not None and window not in before:
+                continue
             if window in known:
                 found.append(known[window])
             elif cost > budget:
@@ -110,8 +117,11 @@ class Settling(Looking):
                 except Keeps:  # they do not fit the memory
                     relative[window] = inf
                     continue
+            tried.append(window)
             relative[window] = found[-1].relative
             best = min(best, point.lasts * relative[window])
+        if before is None:
+            race.remember(question, tried)
         own = [
             Timed(window=self.window, nanoseconds=entry.beside, beside=entry.beside)
             for entry in found[:1]

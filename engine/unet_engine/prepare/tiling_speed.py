@@ -49,6 +49,18 @@ class Race:
             return {found.window: found for found in map(Timed.model_validate, entries) if found.beside}
         return {}
 
+    def tried(self, question: Mapping[str, object]) -> list[tuple[int, ...]] | None:
+        """The windows that were tried when this was asked before; None where it was not. What is known by now must not
+        change the choice for the same volume."""
+        with suppress(BackendError, ValueError, TypeError):
+            data = engine_cache.load("tiling-tried", {**self._key, **question})
+            return [tuple(map(int, window)) for window in json.loads(data)] if data else None
+        return None
+
+    def remember(self, question: Mapping[str, object], tried: Sequence[tuple[int, ...]]) -> None:
+        with suppress(BackendError):
+            engine_cache.store("tiling-tried", {**self._key, **question}, json.dumps(list(map(list, tried))).encode())
+
     def rounds(self, windows: Sequence[tuple[int, ...]], budget: float) -> int:
         """In how many rounds all of these can be timed for so many voxels; one if that is too much for all."""
         each = sum(self.cost(window, 1) for window in windows) / 2
