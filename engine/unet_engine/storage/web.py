@@ -14,7 +14,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr.storage import FsspecStore
 
 from unet_engine.storage.patience import STALLED, Answered, Broken, limit
-from unet_engine.storage.remote import LONGEST_METADATA, is_metadata, spanned, too_long
+from unet_engine.storage.remote import LONGEST_METADATA, is_metadata, located, spanned, too_long
 
 _PIECE = 2**20
 _GONE = (404, 410)
@@ -128,12 +128,6 @@ class Web(FsspecStore):  # type: ignore[misc]
         packed = {"auto_decompress": False} if raw else {}
         url = self.fs.encode_url(located(self.path, key))
         return getattr(session, method)(url, headers=headers, allow_redirects=True, **keywords, **packed)
-
-
-def located(root: str, key: str) -> str:
-    """The URL of what is called `key` below `root`: before what stands behind its ``?``."""
-    place, mark, query = root.partition("?")
-    return f"{place.rstrip('/')}/{key}".rstrip("/") + mark + query
 
 
 def _header(byte_range: Any) -> str | None:
