@@ -222,3 +222,12 @@ def test_a_server_that_unpacks_on_the_way(tmp_path):
 )
 def test_datasets_of_files_behind_urls(path, found):
     assert inside(path) == found
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.vrt", "https://127.0.0.1:9/a.VRT?key=1", "s3://lab/a.vrt"])
+def test_a_vrt_behind_a_url_is_refused_for_what_it_may_lead_to(tmp_path, url):
+    """Its text could be looked at; but GDAL would ask for it again, and may be given another."""
+    said = cli("plan", "--in", url, "--model", fake_model(tmp_path))
+    assert said.code == 3
+    assert "is a VRT" in said.error
+    assert "give one of the rasters that it names" in said.error

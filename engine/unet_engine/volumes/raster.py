@@ -45,7 +45,7 @@ _CACHE_BYTES = 2**26
 class RasterFormat:
     def recognises(self, path: str) -> bool:
         file = inside(path)[0]
-        if not is_local(file):  # others are read by `unet_engine.volumes.fetched`
+        if not is_local(file):  # others are read by `unet_engine.volumes.fetched`, and VRTs are refused
             return file.partition("?")[0].lower().endswith(".vrt")
         if has_ending(file, *_ENDINGS):
             return True
@@ -53,13 +53,15 @@ class RasterFormat:
 
     def open(self, path: str, axes: str | None) -> Volume:
         file = inside(path)[0]
-        part = (Part.of(file),) if is_local(file) else ()
+        if not is_local(file):
+            raise InputError(
+                f"{file} is a VRT, and what one behind a URL leads to cannot be looked at before it is read; download it "
+                "with its sources, or give one of the rasters that it names"
+            )
         rasterio = package(path, "a raster with a place on the map", "rasterio", "geo")
-        notes: tuple[str, ...] = ()
-        if is_local(file):
-            vrt.check_beside(file)
-            notes = vrt.checked(file) if file.lower().endswith(".vrt") else ()
-        return self._opened(path, _Handles(rasterio, file), part, axes, notes)
+        vrt.check_beside(file)
+        notes = vrt.checked(file) if file.lower().endswith(".vrt") else ()
+        return self._opened(path, _Handles(rasterio, file), (Part.of(file),), axes, notes)
 
     def takes(self, source: RemoteRaster) -> bool:
         """Whether what `source` opens is a raster with a place on the map. Raises `InputError`."""
