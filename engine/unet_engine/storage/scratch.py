@@ -96,7 +96,9 @@ def fetched(url: str, key: str, name: str, length: int | None, fill: Callable[[B
             except OSError as error:
                 if error.errno is None:
                     raise
-                raise InputError(f"{url} cannot be fetched to {path.parent}: {error.strerror}; set {FOLDER}") from error
+                raise InputError(
+                    f"{url} cannot be fetched to {path.parent}: {error.strerror}; set {FOLDER} to another folder"
+                ) from error
             finally:
                 partial.unlink(missing_ok=True)
         return Scratch(path)
@@ -165,7 +167,9 @@ def _unpack(file: str, opener: Opener, skip: int, length: int, path: Path) -> No
     except OSError as error:
         if error.errno is None:  # of gzip and bz2
             raise DataError(f"{file} is damaged: {first_line(error)}; restore it, or give another --in") from error
-        raise InputError(f"{file} cannot be unpacked to {path.parent}: {error.strerror}; set {FOLDER}") from error
+        raise InputError(
+            f"{file} cannot be unpacked to {path.parent}: {error.strerror}; set {FOLDER} to another folder"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
