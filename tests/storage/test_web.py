@@ -17,6 +17,8 @@ from unet_engine.storage import patience, stores
 from unet_engine.storage.remote import located
 from unet_engine.volumes.formats import open_volume
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("aiohttp", reason="aiohttp is not installed")
 
 IMAGE = np.random.default_rng(5).integers(1, 255, (12, 16, 18), dtype=np.uint8)
