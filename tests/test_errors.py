@@ -138,7 +138,8 @@ SIZES = re.compile(r"\{[\w.]*\b(shape|window|output_shape)\}|\{tuple\(")
 """Sizes put in as Python writes them, ``(64, 64)``, where people read 64×64."""
 SIZES_OF_ARRAYS = ("has the shape {", "spacing {tuple(", "is {tuple(given[name].shape)}", "it gives {tuple(",
                    "the image has shape", "{array.ndim} axes {array.shape}", "tissue shape", "the window {window} is larger",
-                   "of shape {", "window {head.window})", "window {window} has {len(window)} axes")  # fmt: skip
+                   "of shape {", "window {head.window})", "window {window} has {len(window)} axes",
+                   "does not take windows of {window}:")  # fmt: skip
 """Of arrays and weights of people who write Python, and of what tests have always read."""
 
 

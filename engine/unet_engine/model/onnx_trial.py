@@ -11,7 +11,6 @@ import numpy as np
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.onnx_shapes import Tensors, flat, images_of
-from unet_engine.units import times
 
 _BY_NUMPY = {
     "float32": 1,
@@ -77,6 +76,6 @@ def _openvino(network: bytes, name: str, voxels: Any) -> list[Any]:
 def refused(path: object, window: str, error: Exception) -> ModelError:
     """The error where a window does not go through the graph."""
     return ModelError(
-        f"{path} does not take windows of {times(window)}: {first_line(error)}; use a --window that its pooling divides, e.g. "
+        f"{path} does not take windows of {window}: {first_line(error)}; use a --window that its pooling divides, e.g. "
         "a multiple of 16 or 32"
     )
