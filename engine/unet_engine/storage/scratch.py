@@ -97,7 +97,9 @@ def fetched(url: str, key: str, name: str, length: int | None, fill: Callable[[B
             except OSError as error:
                 if error.errno is None:
                     raise
-                raise InputError(f"{url} cannot be fetched to {path.parent}: {error.strerror}; set {FOLDER}") from error
+                raise InputError(
+                    f"{url} cannot be fetched to {path.parent}: {error.strerror}; set {FOLDER} to another folder"
+                ) from error
             finally:
                 partial.unlink(missing_ok=True)
         return Scratch(path)
@@ -163,7 +165,9 @@ def _unpack(files: Sequence[str], opener: Opener, skip: int, length: int, path: 
                 _append(file, opener, skip, length, out)
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"{files[0]} cannot be unpacked to {path.parent}: {error.strerror}; set {FOLDER}") from error
+        raise InputError(
+            f"{files[0]} cannot be unpacked to {path.parent}: {error.strerror}; set {FOLDER} to another folder"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
