@@ -149,7 +149,7 @@ def test_web_servers_are_not_written_to(tmp_path):
     assert not is_local("https://host/labels.nii.gz")
     said = cli("run", "--in", tmp_path, "--model", "m.onnx", "--out", "https://host/labels.nii.gz")
     assert said.code == SettingsError.exit_code
-    assert "a web server is read alone" in said.error
+    assert "a web server can be read, not written to" in said.error
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.fetching import Fetching
 from unet_engine.storage.kept import CACHE, NEVER, Kept
 
+pytestmark = pytest.mark.long
+
 IMAGE = np.random.default_rng(8).integers(1, 2**16, (44, 40, 36), dtype=np.uint16)
 CHUNK = (12, 10, 12)
 

@@ -123,7 +123,9 @@ class Url:
         several may, and the header of one stays."""
         place = self.location(path)
         if not place.supports_writes:
-            raise OutputError(f"{path}: a web server is read alone; give an --out on a disk or in a bucket")
+            raise OutputError(
+                f"{path}: a web server can be read, not written to; give an --out on a disk or in a bucket"
+            )
         write_new(StorePath(place, _METADATA), _group(attributes), durability)
 
     def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -184,6 +184,15 @@ class Format(Protocol):
 
     def open(self, path: str, axes: str | None) -> Volume:
         """Open it; `axes` overrides its metadata. Raises `InputError` naming what is missing and what to do."""
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A format of files or folders that hold several images, or one in several resolutions."""
+
+    def located(self, path: str, image: str | None, level: int | None) -> str:
+        """The path that the `image` (its name, or its number from 0) and the `level` (0: the full resolution) of `path`
+        are opened by; None is the only one. Raises `InputError` listing what there is."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
