@@ -112,7 +112,7 @@ class Worker:
     def _keeping(self) -> int:
         """Bytes that the volume keeps of what it fetches, from now on."""
         if units := self.volume.units:
-            self.volume.keep(self.job.kept, Fetching.of(self.job.plan, units).uses)
+            self.volume.keep(self.job.kept, Fetching.of(self.job.plan, units))
         return self.job.kept
 
     @property

@@ -77,8 +77,8 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
         return None
     if settings.outside == KEEP and spec.empty is None:
         raise ModelError(
-            f"--mask with --outside {KEEP}: the model {spec.name} names no output for what is left out; "
-            f"add 'empty' to its spec, or leave out --outside {KEEP}"
+            f"--mask with --outside {KEEP}: the model {spec.name} does not say what it gives where "
+            f"nothing is; write empty = [value of each channel] to the .toml beside it, or leave out --outside {KEEP}"
         )
     origin = volume.box.lo if isinstance(volume, Cropped) else None
     return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume), pick_of(settings).timepoint, origin)

@@ -379,13 +379,15 @@ def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) 
 
 
 def _kept(survey: Survey, plan: Plan, free: int) -> int:
-    """Bytes to keep of what is fetched over a network: as many as spare any request, but a quarter of what is free at
-    most, as blocks are what memory is for."""
+    """Bytes to keep of what is fetched over a network: as many as spare any request, or, where that is not wanted, as
+    keep requests few; but a quarter of what is free at most, as blocks are what memory is for."""
     scan = survey.scan
     if scan.units is None:
         return 0
     each = prod(scan.units) * scan.dtype.itemsize * scan.channels
-    return max(0, min(Fetching.of(plan, scan.units).wanted(each, allowed(MOST)), free // 4))
+    fetching = Fetching.of(plan, scan.units)
+    most = max(allowed(MOST), min(MOST, fetching.enough(each)))
+    return max(0, min(fetching.wanted(each, most), free // 4))
 
 
 def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:

@@ -48,9 +48,8 @@ from unet_engine.storage import stores
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
-from unet_engine.volumes.collection import located
 from unet_engine.volumes.cropped import Cropped
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import located, open_volume
 from unet_engine.volumes.mask import Mask, Masks, validity_of
 from unet_engine.volumes.normalize import quantiles
 from unet_engine.volumes.pick import Pick

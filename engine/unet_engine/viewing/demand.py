@@ -126,6 +126,17 @@ class Demand:
         candidates = filter(self.pending, self._candidates(self._blocks.plan.roi))
         return min(candidates, key=lambda index: (self._away(index), index), default=None)
 
+    def extent(self) -> Box | None:
+        """Around all that is on the screen, in voxels of the plan; None where nothing is."""
+        with self._changed:
+            shown = self._shown()
+        if not shown:
+            return None
+        return Box(
+            tuple(map(min, zip(*(box.lo for box in shown), strict=True))),
+            tuple(map(max, zip(*(box.hi for box in shown), strict=True))),
+        )
+
     @property
     def done(self) -> int:
         """Blocks that were committed since this began."""

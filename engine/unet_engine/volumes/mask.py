@@ -13,6 +13,7 @@ import numpy.typing as npt
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.units import times
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_stored
 from unet_engine.volumes.pick import Pick
@@ -151,7 +152,7 @@ def open_mask(
     found = tuple(axis for axis in axes if axis)
     if len(volume.shape) != len(shape) or len(found) != len(shape):
         raise InputError(
-            f"--mask {path} has the shape {volume.shape}, the volume {tuple(shape)}; "
+            f"--mask {path} has {times(volume.shape)} voxels, the volume {times(tuple(shape))}; "
             "they must agree, or differ by a whole number along each axis"
         )
     return Mask(volume, found, turn, origin)
