@@ -128,6 +128,10 @@ class Network(ABC):
         """Predicted peak of the device's memory; None where the windows lie in the memory of the host."""
         return None
 
+    def shelves(self, plan: Plan, sizes: Sizes) -> tuple[int, ...]:
+        """Bytes of the device's memory for halos that stay there, see `unet_engine.plan.kept_halos`."""
+        return ()
+
     @abstractmethod
     def close(self) -> None:
         """Give back memory and threads. The network is not used afterwards, and nothing of it may be under way."""

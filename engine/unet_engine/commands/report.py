@@ -141,7 +141,8 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
     if memory is None or rates is None:
         return []
     parts = (
-        f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}"
+        f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}, "
+        f"halos that stay {size(memory.kept)}"
     )
     slow = "" if rates.keeps_up else ": the device will wait for voxels"
     return [

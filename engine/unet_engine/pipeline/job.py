@@ -64,6 +64,9 @@ class Job:
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     kept: int = 0
     """Bytes that are kept of what is fetched over a network."""
+    shelves: tuple[int, ...] = ()
+    """Bytes of a device's memory for halos that stay there, see `unet_engine.plan.kept_halos`; empty: all of them pass
+    through the host."""
     decoders: int | None = None
     """Threads that decode chunks of the volume; None: one per core."""
     poses: tuple[Pose, ...] = (UPRIGHT,)
@@ -77,6 +80,11 @@ class Job:
     """Where anything but background can be, on the grid of windows; None: everywhere."""
     answers: frozenset[str] = ONE_BY_ONE
     """What the network told of its batches as the run was planned, see `Network.answers`."""
+
+    @property
+    def finishes_on_host(self) -> bool:
+        """Whether halos are merged by the host wherever windows are inferred: no kernel does what comes after."""
+        return bool(self.plan.back) or self.reduction.on_host_alone
 
     @property
     def skips(self) -> bool:
