@@ -83,7 +83,7 @@ def test_a_run_reads_from_the_web_and_tells_that_nothing_is_written_there(tmp_pa
         assert result_of(str(tmp_path / "web.zarr")).tobytes() == result_of(str(tmp_path / "disk.zarr")).tobytes()
         refused = cli("run", "--in", url, "--model", model)
         assert refused.code == OutputError.exit_code, refused.err
-        assert "a web server is read alone" in refused.error
+        assert "a web server can be read, not written to" in refused.error
         assert "--out" in refused.error
 
 
