@@ -88,11 +88,10 @@ def test_a_volume_of_one_window_is_inferred_once(
     with monkeypatch.context() as patch:
         patch.setattr(Backend, "take_answered", lambda self: None)
         np.testing.assert_array_equal(logits("twice", image), once)
-        assert len(started) == 2
+        assert started.count(0) == 2
         np.testing.assert_array_equal(logits("more-again", more), of_more)
-        assert len(started) == 4
     logits("once-more", image)
-    assert len(started) == 1
+    assert started.count(0) == 1
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(c[:2]))
