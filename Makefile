@@ -33,12 +33,15 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/run
 	$(BIN)/unet-engine demo demo
 
+# Files in the order in which tests/support/turns.py puts them, not by how many tests they hold.
+FILES := --dist loadfile --no-loadscope-reorder
+
 # All but what is marked slow, of which `make slow` is the rest.
 test: .venv/dev
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(TESTERS) $(FILES) -m "not slow"
 
 slow: .venv/dev
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m slow
+	$(BIN)/python -m pytest -n $(TESTERS) $(FILES) -m slow
 
 # The property tests alone, each with a thousand examples that were never drawn before.
 fresh: .venv/dev

@@ -3,7 +3,7 @@ and with `--tiling auto`, and MONAI with its habit and with our windows. One tab
 
     python benchmarks/tiling.py [--out FILE.svg] [--json FILE]
     python benchmarks/tiling.py --model em.onnx --image volume.tif --base 8 --depth 3 [--box 128,256,256] [--rounds 3]
-        [--budget 0.12] [--tolerance 0.997] [--precisions fp32 auto] [--window 64]
+        [--budget 0.12] [--tolerance 0.997] [--precisions fp32 auto] [--window 64] [--norm instance] [--truth labels.tif]
 
 Without a model it is the network that ships with the engine, on synthetic tissue. Else the model is what
 `python -m unet_export.train` wrote, of that base and depth, with norms folded, and the image is a volume of which a box
@@ -13,7 +13,8 @@ In every round each contestant runs once, in turn.
 Seconds are those of inference and stitching to labels: ours with reading and writing Zarr and without start and
 planning, MONAI's with softmax left out. Processor time is that of all threads, ours with start and planning: it depends
 less on what else the machine does. Agreement and Dice (of the rarest label) are with the box in a single window in
-fp32.
+fp32. With ``--truth``, labels of the image, `auto` is judged by these, and the mean Dice of all classes but the
+background against them is a column of its own.
 """
 
 from __future__ import annotations
@@ -30,17 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
+from tiling_contestants import OVERLAP, agreement, monai, network_of, normalised, ours, stored
 
-import unet_engine
 from unet_engine.model.file import open_model
 from unet_engine.profiling import charts
 from unet_engine.profiling.charts import Axes, Line
 from unet_engine.settings import parse_tiling
-from unet_engine.volumes import samples
 from unet_engine.volumes.formats import open_volume
 
-OVERLAP, BATCH = 0.5, 4
 _Times = Mapping[str, list[float]]
 
 
@@ -52,31 +50,36 @@ def main() -> None:
         box = tuple(map(int, args.box.split(",")))
         whole = open_volume(args.image)
         image = np.asarray(whole.read(_box(box)))
-        part = _stored(root / "part.zarr", image)
+        part = stored(root / "part.zarr", image)
+        truth = np.asarray(open_volume(args.truth).read(_box(box)))[0] if args.truth else None
+        judged = {} if truth is None else {"truth": stored(root / "truth.zarr", truth[None])}
         common = {"model": args.model, "overwrite": True, "out": str(root / "out.zarr"), "ignore_spacing": True}
         spec = open_model(args.model).spec
         habit = (args.window,) * len(box) if args.window else spec.window
         step = [s or 1 for s in spec.window_step]
         covering = [-(-n // s) * s for n, s in zip(box, step, strict=True)]
         single = f"{','.join(map(str, covering))}:{','.join('0' for _ in box)}:crop"
-        reference = _ours(part, {**common, "precision": "fp32", "tiling": single})[1]
+        reference = ours(part, {**common, "precision": "fp32", "tiling": single})[1]
         runs: dict[str, Callable[[], tuple[float, Any]]] = {}
         looked, tilings = {}, []
         own = {"window": habit} if args.window else {}
         for precision in args.precisions:
             options = common | {"precision": precision}
-            name, looked[precision], chosen = _chosen(args, part, options)
-            runs[f"ours, {name}, {_cube(habit)}, 0.5"] = partial(_ours, part, options | own)
+            name, looked[precision], chosen = _chosen(args, part, options | judged)
+            runs[f"ours, {name}, {_cube(habit)}, 0.5"] = partial(ours, part, options | own)
             if chosen:
                 tilings.append(chosen)
-                runs[f"ours, {name}, auto: {chosen}"] = partial(_ours, part, options | {"tiling": "auto", **_bar(args)})
+                # what labels have decided is not known to the next run, which would look again
+                tiling = {"tiling": chosen} if judged else {"tiling": "auto", **_bar(args)}
+                runs[f"ours, {name}, auto: {chosen}"] = partial(ours, part, options | tiling)
         if not args.no_monai:
-            module, x = _module(args), _normalised(args, part, image)
-            runs[f"MONAI, {_cube(habit)}, 0.5"] = partial(_monai, module, x, habit, OVERLAP)
+            module = network_of(args.model, args.base, args.depth, args.norm)
+            x = normalised(args.model, part, image)
+            runs[f"MONAI, {_cube(habit)}, 0.5"] = partial(monai, module, x, habit, OVERLAP)
             for window, shared, _ in map(parse_tiling, tilings[:1]):
                 overlap = tuple(s / w for s, w in zip(shared, window, strict=True))
-                runs[f"MONAI, {_cube(window)}, as much shared"] = partial(_monai, module, x, window, overlap)
-        seconds, worked, figures = _raced(runs, reference, args.rounds)
+                runs[f"MONAI, {_cube(window)}, as much shared"] = partial(monai, module, x, window, overlap)
+        seconds, worked, figures = _raced(runs, partial(agreement, reference, truth=truth), args.rounds)
     base = next((name for name in runs if name.startswith("MONAI")), next(iter(runs)))
     rows = [_row(name, base, seconds, worked, figures) for name in runs]
     for line in _table(rows, base, box, looked):
@@ -89,7 +92,7 @@ def main() -> None:
 
 
 def _raced(
-    runs: Mapping[str, Callable[[], tuple[float, Any]]], reference: Any, rounds: int
+    runs: Mapping[str, Callable[[], tuple[float, Any]]], agree: Callable[[Any], dict[str, float]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, dict[str, float]]]:
     """Seconds and processor time of every round, and agreement, of each."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -101,7 +104,7 @@ def _raced(
             took, labels = run()
             worked[name].append(time.process_time() - begun)
             seconds[name].append(took)
-            figures[name] = _agreement(reference, labels)
+            figures[name] = agree(labels)
             print(
                 f"round {number + 1}: {name}: {took:.2f} s, {worked[name][-1]:.2f} s worked, {figures[name]}",
                 flush=True,
@@ -110,16 +113,18 @@ def _raced(
 
 
 def _table(rows: list[dict[str, Any]], base: str, box: tuple[int, ...], looked: Mapping[str, str]) -> list[str]:
+    judged = "truth" in rows[0]
     costs = ", ".join(f"{precision} {cost}" for precision, cost in looked.items())
     lines = [
         "",
         f"{_cube(box)} voxels; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; looking: {costs}",
-        f"| | agreement | Dice | throughput, of {base} | by processor time |",
-        "|---|---|---|---|---|",
+        f"| | agreement | Dice |{' Dice against labels |' * judged} throughput, of {base} | by processor time |",
+        f"|---|---|---|{'---|' * judged}---|---|",
     ]
     for row in rows:
         ratios = (f"{middle:.2f} ({least:.2f} to {most:.2f})" for least, middle, most in (row["ratio"], row["worked"]))
-        lines.append(f"| {row['name']} | {row['agreement']:.5f} | {row['dice']:.5f} | {' | '.join(ratios)} |")
+        quality = " | ".join(f"{row[key]:.5f}" for key in ("agreement", "dice", *(["truth"] * judged)))
+        lines.append(f"| {row['name']} | {quality} | {' | '.join(ratios)} |")
     return lines
 
 
@@ -151,7 +156,7 @@ def _shipped(args: argparse.Namespace, root: Path) -> None:
 
     args.model, args.image, args.base, args.depth = str(shipped_model("cells_3d.onnx")), str(root / "image.zarr"), 8, 2
     shape = tuple(map(int, args.box.split(",")))
-    _stored(root / "image.zarr", make_tissue(shape, seed=1)[0][None])
+    stored(root / "image.zarr", make_tissue(shape, seed=1)[0][None])
 
 
 def _arguments() -> argparse.Namespace:
@@ -165,6 +170,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float)
     parser.add_argument("--tolerance", type=float, help="least agreement and Dice; default: what 0.5 reaches")
+    parser.add_argument("--truth", help="labels of the image")
     parser.add_argument("--window", type=int, help="of the habit; default: the model's own")
     parser.add_argument("--precisions", nargs="+", default=["fp32"])
     parser.add_argument("--no-monai", action="store_true")
@@ -182,15 +188,6 @@ def _box(shape: tuple[int, ...]) -> Any:
     return Box.of_shape(shape)
 
 
-def _stored(path: Path, image: Any) -> str:
-    """image: (channels, *shape)."""
-    axes = "zyx"[-image.ndim + 1 :]
-    data, names = (image[0], axes) if len(image) == 1 else (image, "c" + axes)
-    chunks = [min(n, 64 if axes == "zyx" else 512) for n in data.shape]
-    zarr.create_array(str(path), data=data, chunks=chunks, dimension_names=list(names))
-    return str(path)
-
-
 def _chosen(args: argparse.Namespace, part: str, options: dict[str, Any]) -> tuple[str, str, str]:
     """Have ``auto`` look, at the whole image where it does not know data of its kind, and choose for the part. The
     precision that runs, what looking took, and the tiling as ``--tiling`` names it; empty: the model's own."""
@@ -200,7 +197,7 @@ def _chosen(args: argparse.Namespace, part: str, options: dict[str, Any]) -> tup
 
     choice = None
     took = []
-    for path in (args.image, part):
+    for path in (part,) if "truth" in options else (args.image, part):
         settings = Settings.of(input=path, **options, tiling="auto", **_bar(args))
         prepared = prepare(survey(settings))
         assert prepared.network is not None
@@ -214,54 +211,6 @@ def _chosen(args: argparse.Namespace, part: str, options: dict[str, Any]) -> tup
         return prepared.survey.precision, " and ".join(took), ""
     window, shared = (",".join(map(str, sizes)) for sizes in (choice.window, choice.shared or ()))
     return prepared.survey.precision, " and ".join(took), f"{window}:{shared}:{choice.blend}"
-
-
-def _ours(part: str, options: dict[str, Any]) -> tuple[float, Any]:
-    result = unet_engine.run(part, **options)
-    return result.seconds, np.asarray(zarr.open_array(result.out + "/0", mode="r")[...])
-
-
-def _module(args: argparse.Namespace) -> Any:
-    import torch
-
-    from unet_export.train.geometry import UNetConfig
-    from unet_export.train.nets import UNet
-    from unet_export.train.restart import load_weights
-
-    torch.set_num_threads(2)
-    spec = open_model(args.model).spec
-    shape = {"base": args.base, "depth": args.depth, "norm": args.norm}
-    config = UNetConfig(dims=len(spec.axes), channels_in=spec.channels_in, classes=spec.channels_out, **shape)
-    net = UNet(config).eval()
-    load_weights(net, Path(args.model))
-    return net
-
-
-def _normalised(args: argparse.Namespace, part: str, image: Any) -> Any:
-    import torch
-
-    volume = open_volume(part)
-    scale = samples.scaling_of(volume, open_model(args.model).spec.normalization)
-    found = [scale.normalised(part.astype(np.float32), c) for c, part in enumerate(image)]
-    return torch.from_numpy(np.stack(found).astype(np.float32))[None]
-
-
-def _monai(module: Any, x: Any, window: tuple[int, ...], overlap: Any) -> tuple[float, Any]:
-    import torch
-    from monai.inferers import sliding_window_inference
-
-    begun = time.perf_counter()
-    with torch.inference_mode():
-        batch = BATCH if overlap == OVERLAP else 1
-        logits = sliding_window_inference(x, window, batch, module, overlap=overlap, mode="gaussian")
-        labels = logits.argmax(1)[0].numpy().astype(np.uint8)
-    return time.perf_counter() - begun, labels
-
-
-def _agreement(reference: Any, labels: Any) -> dict[str, float]:
-    rarest = int(np.bincount(reference.ravel()).argmin())
-    a, b = reference == rarest, labels == rarest
-    return {"agreement": float((reference == labels).mean()), "dice": float(2 * (a & b).sum() / (a.sum() + b.sum()))}
 
 
 def _row(name: str, base: str, seconds: _Times, worked: _Times, figures: dict[str, Any]) -> dict[str, Any]:

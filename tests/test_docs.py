@@ -359,6 +359,47 @@ def test_what_recipes_name_is_there(name):
     assert re.search(r'ENTRYPOINT \["unet-engine"\]|exec unet-engine "\$@"', text)
 
 
+@pytest.fixture(scope="module")
+def try_images():
+    """What does what the recipes say; here only what it reads in them."""
+    spec = importlib.util.spec_from_file_location("try_images", PACKAGING / "try_images.py")
+    module = sys.modules["try_images"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["Containerfile", "unet-engine.def"])
+def test_what_is_tried_of_a_recipe_is_all_that_it_says(try_images, name):
+    text = (PACKAGING / name).read_text()
+    build, final = try_images.stages_of(PACKAGING / name)
+    assert (build.name, build.steps[0][0]) == ("build", "COPY" if name.endswith(".def") else "RUN")
+    said = "\n".join(step for stage in (build, final) for _, step in stage.steps)
+    for command in re.findall(r"apt-get \w+|pip \w+|useradd --uid \d+|rm -rf \S+|unet-engine --version", text):
+        assert command in said
+    assert ("COPY", ". . /source") in build.steps
+    assert ("COPY", "build /wheels /wheels") in final.steps
+    assert (final.start, final.default, final.user) == (["unet-engine"], ["--help"], "10001")
+    assert final.arguments["EXTRAS"] == "all"
+
+
+def test_nothing_of_a_recipe_is_passed_over(try_images, tmp_path):
+    path = tmp_path / "Containerfile"
+    for line in ("ADD x /x", "SHELL x", "FROM debian"):
+        path.write_text(f'ARG BASE\nFROM ${{BASE}}\n{line}\nENTRYPOINT ["x"]\n')
+        with pytest.raises(ValueError, match=line.split()[0]):
+            try_images.stages_of(path)
+    path.write_text("ARG BASE\nFROM ${BASE}\nRUN x\n")
+    with pytest.raises(ValueError, match="nothing says what is started"):
+        try_images.stages_of(path)
+
+
+def test_what_is_kept_out_of_a_build_is_not_copied(try_images):
+    patterns = (PACKAGING / "Containerfile.dockerignore").read_text().split()
+    assert try_images.ignored("build/x", patterns)
+    assert not try_images.ignored("engine/build.py", patterns)
+    assert not try_images.ignored("pyproject.toml", patterns)
+
+
 def test_the_conda_recipe_names_what_is_there():
     text = re.sub(r"\$\{\{ (.*?) \}\}", "filled in", (PACKAGING / "recipe.yaml").read_text())
     recipe = yaml.safe_load(text)

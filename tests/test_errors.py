@@ -132,3 +132,36 @@ def test_messages_have_no_words_of_the_code():
 def test_a_word_of_the_code_is_found():
     assert OURS.search("lost its journal while this run was writing it")
     assert not OURS.search("a summary of {len(markers)}".replace("{len(markers)}", "…"))
+
+
+SIZES = re.compile(r"\{[\w.]*\b(shape|window|output_shape)\}|\{tuple\(")
+"""Sizes put in as Python writes them, ``(64, 64)``, where people read 64×64."""
+SIZES_OF_ARRAYS = ("has the shape {", "spacing {tuple(", "is {tuple(given[name].shape)}", "it gives {tuple(",
+                   "the image has shape", "{array.ndim} axes {array.shape}", "tissue shape", "the window {window} is larger",
+                   "of shape {", "window {head.window})", "window {window} has {len(window)} axes",
+                   "does not take windows of {window}:")  # fmt: skip
+"""Of arrays and weights of people who write Python, and of what tests have always read."""
+
+
+def test_sizes_are_written_as_people_write_them():
+    found = [
+        f"{where}: {text}"
+        for where, text in messages()
+        if SIZES.search(text) and not any(part in text for part in SIZES_OF_ARRAYS)
+    ]
+    assert not found, "\n".join(found)
+    assert SIZES.search("does not take windows of {setup.window}: …")
+
+
+def test_what_is_to_be_typed_works_in_every_shell():
+    """Brackets are patterns of file names to zsh: unquoted, it finds none and does nothing."""
+    bare = re.compile(r"pip install [\w-]+\[")
+    found = [f"{path}: {line.strip()}" for room in ("engine", "export", "docs") for path in (ROOT / room).rglob("*")
+             if path.suffix in (".py", ".md") for line in path.read_text().splitlines() if bare.search(line)]  # fmt: skip
+    assert not found, "\n".join(found)
+    assert bare.search("pip install unet-engine[view]")
+
+
+def test_no_message_names_a_kind_of_error_but_of_one_that_nobody_expected():
+    found = [f"{where}: {text}" for where, text in messages() if "type(error)" in text and "unexpected" not in text]
+    assert not found, "\n".join(found)

@@ -62,7 +62,7 @@ def refuse_other_formats(out: str) -> None:
         whole = f"{before if before and first.lower() in _FIRST_OF_TWO else stem}.zarr"
         if f"{first}.{ending}".lower() in WRITTEN or ending.lower() in WRITTEN:
             if out.lower().startswith(("http://", "https://")):
-                raise ValueError(f"a web server is read alone; write {what} to a local disk or a bucket")
+                raise ValueError(f"a web server can be read, not written to; write {what} to a local disk or a bucket")
             if "::" not in out and (is_local(out) or "?" not in out):
                 continue
             raise ValueError(

@@ -1,5 +1,6 @@
 """All time points of a volume by one command: the voxels of as many runs, in one output with a time axis."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -251,10 +252,43 @@ def test_what_is_told_of_a_run_is_told_of_time_points(tmp_path, case):
     assert said.code == 0, said.err
     assert said.json["price"] == pytest.approx(said.json["seconds"], rel=1e-4)
     assert " EUR a teravoxel" in said.err
-    said = cli(*options, "--out", "p.zarr", "--report", "p.html")
-    assert said.code == 2
-    assert "--report is of one time point" in said.error
-    assert not Path("p.html").exists()
+
+
+def test_time_points_have_one_report_with_a_page_and_a_picture_of_each(tmp_path, case):
+    options = (
+        "run",
+        "--in",
+        case[0],
+        "--model",
+        case[1],
+        "--timepoint",
+        "1:4",
+        "--blend",
+        "crop",
+        "--report",
+        "p.html",
+    )
+    said = cli(*options, "--out", "p.zarr")
+    assert said.code == 0, said.err
+    assert "report: p.html" in said.err
+    text = Path("p.html").read_text()
+    assert "3 time points: 3 done" in text
+    assert text.count("<figure>") == 3
+    pages = sorted(Path("p.pages").iterdir())
+    assert [page.name for page in pages] == ["0001-p-t1.html", "0002-p-t2.html", "0003-p-t3.html"]
+    for time, page in enumerate(pages, 1):
+        own = page.read_text()
+        assert f"p.zarr, time point {time}: complete" in own
+        assert f'<a href="p.pages/{page.name}">' in text
+        assert ".p" not in own.replace("p.pages", "")  # where it was made is nobody's business
+    Path("p.html").unlink()
+    said = cli(*options, "--out", "p.zarr", "--resume")
+    assert said.code == 0, said.err
+    later = Path("p.html").read_text()
+    assert "3 time points: 3 already complete" in later
+    assert later.count("<figure>") == 3
+    drawn = [re.findall('base64,([^"]+)', part) for part in later.split("<figure>")[1:]]
+    assert len({tuple(pair) for pair in drawn}) == 3  # each of its own time
 
 
 def test_an_interruption_names_what_stays(tmp_path, case, monkeypatch):

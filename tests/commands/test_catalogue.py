@@ -10,6 +10,8 @@ from support.catalogue.scene import build
 from support.catalogue.trial import trial
 from support.paths import ROOT
 
+pytestmark = pytest.mark.long
+
 WHOLE = bool(os.environ.get("UNET_ENGINE_FAULTS"))
 """``make faults``: every kind as a process of its own. Else most of them in this process, and a share as processes."""
 EVERY = 40

@@ -14,7 +14,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from support import networks  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("trusting")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("trusting")]
 
 SMALL = {2: "32,48", 3: "16,16,24"}
 

@@ -22,6 +22,8 @@ from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.spec import ModelSpec  # noqa: E402
 from unet_export.conversion.export import Export, export  # noqa: E402
 
+pytestmark = pytest.mark.long
+
 FACTORIES = [
     pytest.param(name, marks=pytest.mark.slow) if case.slow else name for name, case in foreign.NETWORKS.items()
 ]

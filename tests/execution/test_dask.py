@@ -23,6 +23,8 @@ from support.shares import share
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import BackendError, ClusterError, DataError, PlanError
 
+pytestmark = pytest.mark.long
+
 distributed = pytest.importorskip("distributed")
 
 SHAPE = (40, 44, 60)

@@ -22,6 +22,8 @@ from unet_engine.cluster import connection as clusters
 from unet_engine.cluster import job_keeper
 from unet_engine.errors import ClusterError
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = DOCS / "examples"
 SETUP = Path(__file__).parent / "slurm"
 OPTIONS = {"output": "logits", "dtype": "float32"}

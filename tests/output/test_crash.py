@@ -25,6 +25,8 @@ from unet_engine.output.layout import Layout
 from unet_engine.output.output import Output
 from unet_engine.plan.box import Box
 
+pytestmark = pytest.mark.long
+
 SHAPE = (27, 30, 37)
 OPTIONS = {"output": "logits", "dtype": "float32"}
 FLAGS = [f for key, value in OPTIONS.items() for f in (f"--{key}", value)]

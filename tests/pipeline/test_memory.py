@@ -34,6 +34,8 @@ from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.memory import SUMS_IN_FLIGHT, NoRoom
 from unet_engine.profiling.recorder import PLAIN
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,8 @@ from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.samples import scaling_of
 from unet_engine.volumes.windows import cut
 
+pytestmark = pytest.mark.long
+
 ndimage = pytest.importorskip("scipy.ndimage")
 NEAR = 2e-5
 

@@ -39,6 +39,8 @@ from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.memory import cut_columns, fit
 from unet_engine.plan.plan import Plan
 
+pytestmark = pytest.mark.long
+
 # --- who does what ----------------------------------------------------------------------------------------------------
 
 

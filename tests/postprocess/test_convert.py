@@ -387,7 +387,7 @@ def test_refusals_are_one_line():
     for out, what in [
         ("o.xyz", "nothing says which format is meant; let the name end in one of .zarr"),
         ("o", "nothing says which format is meant"),
-        ("https://host/o.nii", "a web server is read alone"),
+        ("https://host/o.nii", "a web server can be read, not written to"),
         ("scan.nii/o.npy", "overlaps the input"),
     ]:
         said = cli("convert", "scan.nii", out)

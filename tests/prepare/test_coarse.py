@@ -13,6 +13,8 @@ from unet_engine.plan.box import Box
 from unet_engine.prepare import coarse
 from unet_engine.prepare.coarse_choice import CoarseChoice
 
+pytestmark = pytest.mark.long
+
 SHAPE = (40, 96, 104)
 
 

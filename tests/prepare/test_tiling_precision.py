@@ -14,6 +14,8 @@ from unet_engine.model.verdict import Calibration, Figures, Thresholds, Verdict
 from unet_engine.model.writing import with_attachments
 from unet_engine.prepare.tiling_choice import TilingChoice
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 

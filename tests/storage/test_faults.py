@@ -20,6 +20,8 @@ from unet_engine.plan.box import Box
 from unet_engine.storage import patience, stores
 from unet_engine.volumes.formats import open_volume
 
+pytestmark = pytest.mark.long
+
 IMAGE = np.random.default_rng(4).integers(0, 255, (12, 16, 18), dtype=np.uint8)
 
 

@@ -1,4 +1,5 @@
-"""Tests in several processes at once: some have the machine to themselves, and one that does not end is told."""
+"""Tests in several processes at once: files that take long begin first, some tests have the machine to themselves, and
+one that does not end is told."""
 
 from __future__ import annotations
 
@@ -25,6 +26,12 @@ def _held(path: Path, kind: int) -> Iterator[None]:
     with path.open("a+") as file:
         fcntl.lockf(file, kind)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files marked `long` come first: one that begins last has a process to itself while the others have nothing to
+    do."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's time starts to count

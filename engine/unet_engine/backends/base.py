@@ -22,6 +22,7 @@ from unet_engine.model.file import ModelFile
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan
+from unet_engine.units import times
 
 Array = npt.NDArray[Any]
 
@@ -127,6 +128,10 @@ class Network(ABC):
         """Predicted peak of the device's memory; None where the windows lie in the memory of the host."""
         return None
 
+    def shelves(self, plan: Plan, sizes: Sizes) -> tuple[int, ...]:
+        """Bytes of the device's memory for halos that stay there, see `unet_engine.plan.kept_halos`."""
+        return ()
+
     @abstractmethod
     def close(self) -> None:
         """Give back memory and threads. The network is not used afterwards, and nothing of it may be under way."""
@@ -202,8 +207,8 @@ def check_output(setup: Setup, shape: tuple[int, ...]) -> None:
     """Raises `ModelError` where the network's output is not what its spec says."""
     if shape != setup.output_shape:
         raise ModelError(
-            f"{setup.model.path}: the network gives {shape} for windows of {setup.window}, its spec says "
-            f"{setup.output_shape}; correct channels_out or margin of the spec"
+            f"{setup.model.path}: the network gives {times(shape)} for windows of {times(setup.window)}, and "
+            f"{times(setup.output_shape)} were said of it (channels first); correct channels_out or margin where they are said"
         )
 
 

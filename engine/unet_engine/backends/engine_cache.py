@@ -38,7 +38,7 @@ def folder() -> Path:
     if not own:
         raise BackendError(
             f"the cache {path} belongs to or can be written by others, who could put an engine there; chmod 700 it, or "
-            f"set {FOLDER}"
+            f"set {FOLDER} to a folder of yours"
         )
     return path
 

@@ -21,6 +21,7 @@ from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.onnx_half import in_half
 from unet_engine.model.onnx_network import network_of
+from unet_engine.units import times
 
 _CUDA = "CUDAExecutionProvider"
 
@@ -65,7 +66,7 @@ class OnnxRuntimeBackend(ThreadedBackend):
         except Exception as error:
             self.close()
             raise ModelError(
-                f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}; {OTHER_WINDOW}"
+                f"{setup.model.path} does not take windows of {times(setup.window)}: {first_line(error)}; {OTHER_WINDOW}"
             ) from error
         self._check_output(shape)
 
@@ -140,7 +141,7 @@ class OnnxRuntimeDevice(DeviceBackend):
             if "allocate memory" in str(error):
                 raise BackendError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
             raise ModelError(
-                f"{self.setup.model.path} does not take windows of {self.setup.window}: {first_line(error)}; "
+                f"{self.setup.model.path} does not take windows of {times(self.setup.window)}: {first_line(error)}; "
                 f"{OTHER_WINDOW}"
             ) from error
         return shape

@@ -19,6 +19,7 @@ from unet_engine.backends.base import ANOTHER, Array, Backend, Setup
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.file import attached_network
 from unet_engine.model.onnx_network import network_of
+from unet_engine.units import times
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -180,7 +181,7 @@ class OpenVINOBackend(Backend):
             compiled = _compiled(core, setup, computed)
         except (RuntimeError, UnicodeDecodeError) as error:
             raise ModelError(
-                f"{setup.model.path}: OpenVINO refuses the network at windows of {setup.window}: {_cause(error)}; "
+                f"{setup.model.path}: OpenVINO refuses the network at windows of {times(setup.window)}: {_cause(error)}; "
                 "check that --window divides by the network's pooling, or export the model again"
             ) from error
         self.slots = setup.threads + 2

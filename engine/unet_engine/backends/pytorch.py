@@ -24,6 +24,7 @@ from unet_engine.devices.base import Device, Region, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.onnx_network import network_of
+from unet_engine.units import times
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FEW_CLASSES = 8
@@ -58,7 +59,7 @@ class PyTorchBackend(ThreadedBackend):
         except Exception as error:
             self.close()
             raise ModelError(
-                f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}; {OTHER_WINDOW}"
+                f"{setup.model.path} does not take windows of {times(setup.window)}: {first_line(error)}; {OTHER_WINDOW}"
             ) from error
         self._check_output(tuple(out.shape))
         self.note = self._network.note
@@ -109,7 +110,7 @@ class PyTorchDevice(DeviceBackend):
                 if "out of memory" in str(error).lower():
                     raise BackendError(f"{setup.device}: {first_line(error)}") from error
                 raise ModelError(
-                    f"{setup.model.path} does not take windows of {setup.window}: {first_line(error)}; {OTHER_WINDOW}"
+                    f"{setup.model.path} does not take windows of {times(setup.window)}: {first_line(error)}; {OTHER_WINDOW}"
                 ) from error
             self._check_output(tuple(out.shape))
             self.note, self._head = self._network.note, _named(self._network)

@@ -39,6 +39,8 @@ class Volume:
     out: str
     """Empty where that is only known once its model is open."""
     model: ModelFile | None = None
+    whole: str = ""
+    """The output that it becomes a time point of; empty: it is one of its own."""
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import Survey, check_output, survey
 from unet_engine.settings import Settings
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, put
-from unet_engine.units import Tell
-from unet_engine.volumes.collection import located, time_of
-from unet_engine.volumes.formats import open_stored
+from unet_engine.units import Tell, silent
+from unet_engine.volumes.collection import time_of
+from unet_engine.volumes.formats import located, open_stored
 from unet_engine.volumes.samples import fingerprint
 
 TIMES = "timepoints"
@@ -42,12 +42,17 @@ def are_several(settings: Settings) -> bool:
     return isinstance(settings.timepoint, str)
 
 
-def first_of(settings: Settings, tell: Tell) -> Settings:
+def times_of(settings: Settings) -> list[int]:
+    """The time points that are named, where several are. Raises `SettingsError` where there are none of them."""
+    place = located(settings.input, settings.image, settings.level)
+    return _numbers(str(settings.timepoint), open_stored(place, settings.axes).timepoints, place)
+
+
+def first_of(settings: Settings, tell: Tell = silent) -> Settings:
     """The settings of the first time point, where several are named."""
     if not are_several(settings):
         return settings
-    place = located(settings.input, settings.image, settings.level)
-    times = _numbers(str(settings.timepoint), open_stored(place, settings.axes).timepoints, place)
+    times = times_of(settings)
     tell(f"planned is time point {times[0]}, the first of {len(times)}: each is a run like it")
     return settings.model_copy(update={"timepoint": times[0]})
 
@@ -68,8 +73,7 @@ UNSEEN: Observer = _Silent()
 def run_times(settings: Settings, observer: Observer, tell: Tell) -> Result:
     """Run the time points that `Settings.timepoint` names, and write one output with a time axis. Raises what runs
     raise: what is committed stays, and is resumed."""
-    place = located(settings.input, settings.image, settings.level)
-    times = _numbers(str(settings.timepoint), open_stored(place, settings.axes).timepoints, place)
+    place, times = located(settings.input, settings.image, settings.level), times_of(settings)
     model = opened(settings)
     surveyed = survey(settings.model_copy(update={"timepoint": times[0]}), Given(model=model))
     named = surveyed.named
@@ -100,7 +104,7 @@ def run_times(settings: Settings, observer: Observer, tell: Tell) -> Result:
 
 
 def _run_each(named: str, each: Sequence[Settings], observer: Observer, model: ModelFile | None) -> list[Result]:
-    runs = [Volume(number, len(each), one, str(one.out), model) for number, one in enumerate(each, 1)]
+    runs = [Volume(number, len(each), one, str(one.out), model, named) for number, one in enumerate(each, 1)]
     outcomes = run_all(runs, observer, keep_going=False)
     for outcome in outcomes:
         if outcome.error is not None:

@@ -98,7 +98,7 @@ def _temporary_security(place: Path) -> Security:
         made = Security.temporary()
     except ImportError as error:
         raise ClusterError(
-            "tls: temporary needs the package cryptography; pip install unet-engine[jobqueue], name certificates, or "
+            "tls: temporary needs the package cryptography; pip install 'unet-engine[jobqueue]', name certificates, or "
             "write tls: none"
         ) from error
     files = {"ca": made.tls_ca_file, "cert": made.tls_client_cert, "key": made.tls_client_key}
@@ -134,7 +134,7 @@ def _jobqueue() -> Any:
     try:
         import dask_jobqueue
     except ImportError as error:
-        raise ClusterError("--cluster needs dask-jobqueue; pip install unet-engine[jobqueue]") from error
+        raise ClusterError("--cluster needs dask-jobqueue; pip install 'unet-engine[jobqueue]'") from error
     if threading.current_thread() is threading.main_thread():  # other threads may not
         signal.signal(signal.SIGINT, handler)
     return dask_jobqueue

@@ -69,7 +69,7 @@ def cuda_cluster_note(settings: Settings) -> str | None:
         return None
     return (
         f"dask-cuda is not installed: the {settings.gpus} GPUs are run by threads of this process, without a process "
-        "of their own each; pip install unet-engine[gpus]"
+        "of their own each; pip install 'unet-engine[gpus]'"
     )
 
 

@@ -60,7 +60,7 @@ def dashboard(settings: Settings) -> Dashboard:
     if place and not _has_bokeh():
         place, notes = (
             None,
-            ("no dashboard: bokeh is not installed; pip install unet-engine[dashboard], or --dashboard none",),
+            ("no dashboard: bokeh is not installed; pip install 'unet-engine[dashboard]', or --dashboard none",),
         )
     return Dashboard(
         place, settings.dashboard_token or secrets.token_urlsafe(), settings.dashboard_token is None, notes

@@ -170,12 +170,14 @@ def _one(
             _tell(console, notes)
 
         settings = with_model(Settings.of(**_required(given)), tell)
-        page = ways.page(settings)
         if are_several(settings):
-            yield (task := _Task(partial(run_times, settings, running.Steps(console, tell), tell)))
+            steps = running.Steps(console, tell, ways.pages_of_times(console.say))
+            yield (task := _Task(partial(run_times, settings, steps, tell)))
             record.result = task.result
             task.line = _say_result(task.result, ways, console, as_json=as_json)
+            steps.reported(settings, task.result)
             return
+        page = ways.page(settings)
         settings = stack.enter_context(page.profiled(settings)) if page else settings
         with team(settings, tell) as crew:
             prepared = crew.prepare()

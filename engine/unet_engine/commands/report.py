@@ -62,7 +62,7 @@ def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
 def plan_facts(prepared: Prepared) -> dict[str, Any]:
     """The plan as plain values, for tables and JSON."""
     plan, job, memory = prepared.job.plan, prepared.job, prepared.job.plan.memory
-    volume = prepared.survey.scan
+    volume, crop = prepared.survey.scan, prepared.survey.crop
     read = bytes_read(prepared, (1,) * len(plan.axes))
     decoded = bytes_read(prepared, volume.chunks)
     once = max(1, plan.voxel_count) * volume.voxel_bytes
@@ -74,7 +74,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "shape": list(as_stored(prepared.survey.scan).shape),
         "axes": job.volume_axes,
         "dtype": str(prepared.survey.scan.dtype),
-        "roi": str(plan.roi),
+        "roi": str(prepared.survey.asked.shift(crop.lo) if prepared.survey.asked and crop else plan.roi),
         "out": prepared.survey.named,
         "output": job.kind,
         "output_dtype": job.layout.dtype,
@@ -138,7 +138,8 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
     if memory is None or rates is None:
         return []
     parts = (
-        f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}"
+        f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}, "
+        f"halos that stay {size(memory.kept)}"
     )
     slow = "" if rates.keeps_up else ": the device will wait for voxels"
     return [

@@ -83,13 +83,8 @@ class Ways:
         """The report that is to be written; its place is tried here. Raises `SettingsError` or `OutputError`."""
         if self.report is None:
             return None
-        from unet_engine.batches.times import are_several
         from unet_engine.commands.run_report.page import Page
 
-        if are_several(settings):
-            raise SettingsError(
-                f"--report is of one time point, not of {settings.timepoint}; leave it out, or name one"
-            )
         return Page.of(self.report, settings, command())
 
     def pages(self, volumes: list[Volume], part: str | None, tell: Callable[[str], None]) -> Pages | None:
@@ -99,6 +94,14 @@ class Ways:
         from unet_engine.commands.run_report.several import Pages
 
         return Pages.of_several(self.report, volumes, part, command(), self.price(), tell)
+
+    def pages_of_times(self, tell: Callable[[str], None]) -> Pages | None:
+        """The same of several time points of one volume."""
+        if self.report is None:
+            return None
+        from unet_engine.commands.run_report.several import Pages
+
+        return Pages.of_times(self.report, command(), self.price(), tell)
 
     def priced(self, result: Result) -> str:
         """What the run cost, behind its line."""
@@ -295,6 +298,7 @@ class Steps:
 
     console: Screen
     tell: Callable[[str], None]
+    pages: Pages | None = None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -309,12 +313,31 @@ class Steps:
     def planned(self, volume: Volume, prepared: Prepared, crew: Team) -> None:
         """What is planned of each is alike, and not told."""
         interruption.writing(prepared.survey.named)
+        if self.pages:
+            self.pages.planned(volume, prepared)
 
     def ended(self, outcome: Outcome) -> None:
         with self._lock:
             self.console.say(
                 f"{_numbered(outcome.volume)} time point {outcome.volume.settings.timepoint}: {outcome.status}"
             )
+        if self.pages:
+            self.pages.ended(outcome)
+
+    def reported(self, settings: Settings, result: Result) -> None:
+        """Say where the report is; of what was complete before, and so was not run, it is made now."""
+        if self.pages is None:
+            return
+        if not self.pages.is_written:
+            from unet_engine.batches.times import first_of, times_of
+            from unet_engine.prepare.prepare import prepare
+            from unet_engine.prepare.survey import survey
+
+            prepared = prepare(survey(first_of(settings)))
+            if prepared.network:
+                prepared.network.close()
+            self.pages.made_later(result, prepared, times_of(settings))
+        self.console.say(f"report: {self.pages.path}")
 
 
 def _numbered(volume: Volume) -> str:

@@ -373,7 +373,7 @@ def _format(path: Path) -> Format:
     for suffix, kind in _SUFFIXES.items():
         if path.name.lower().endswith(suffix):
             return kind
-    raise ModelError(f"{path} is called like no model file; give .onnx, .pt2, .pt or .ts")
+    raise ModelError(f"{path} does not end like a model file; give one that ends in .onnx, .pt2, .pt or .ts")
 
 
 def _hash(files: Sequence[Path], kind: Format, changes: str = "") -> str:

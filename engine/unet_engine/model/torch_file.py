@@ -88,7 +88,8 @@ def _spec_values(path: Path) -> tuple[ModelSpec | None, dict[str, Any]]:
     if beside.exists():
         return None, read_toml(beside)
     raise ModelError(
-        f"{path} carries no model spec; write one to {beside.name} beside it, or export it with unet_export"
+        f"{path} does not say its axes, channels and windows; write them to {beside.name} beside it, see docs/export.md, or "
+        "make the file with unet-engine export"
     )
 
 

@@ -119,7 +119,7 @@ def rules_of(ndim: int, connectivity: int | None, **others: Any) -> Rules:
     `SettingsError`."""
     known = CONNECTIVITY[ndim]
     if connectivity is not None and connectivity not in known:
-        raise SettingsError(f"--connectivity {connectivity} is none of {ndim}D; use {', '.join(map(str, known))}")
+        raise SettingsError(f"--connectivity {connectivity} is not one of {ndim}D; use {', '.join(map(str, known))}")
     given = {name: value for name, value in others.items() if value is not None}
     return Rules(known[0] if connectivity is None else connectivity, **given)
 

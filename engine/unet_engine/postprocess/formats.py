@@ -38,7 +38,9 @@ def writer_of(path: str) -> Writer:
     """What writes a file called like `path`. Raises `OutputError` where nothing does."""
     for writer in _called(path):
         if path.lower().startswith(("http://", "https://")):
-            raise OutputError(f"{path}: a web server is read alone; give a place on a disk or in a bucket")
+            raise OutputError(
+                f"{path}: a web server can be read, not written to; give a place on a disk or in a bucket"
+            )
         if "::" in path:
             raise OutputError(
                 f"{path}: {writer.name} is written to a place of a plain name; leave out what is before ::"

@@ -110,6 +110,8 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
 def _unfit(draft: Draft, background: int) -> str:
     """Why nothing can be looked at; empty where it can."""
     spec = draft.survey.model.spec
+    if draft.survey.crop is not None:
+        return "of the volume, a part is looked at, outside of which all is 0"
     if draft.survey.grids is not None:
         return "the volume is resampled for the network"
     if draft.survey.scan.nodata or draft.survey.scan.validity is not None:

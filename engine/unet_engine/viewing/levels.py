@@ -13,10 +13,10 @@ from math import prod
 import numpy as np
 
 from unet_engine.errors import InputError
+from unet_engine.paths import said
 from unet_engine.plan.box import Box
 from unet_engine.volumes.base import Array, Volume
-from unet_engine.volumes.collection import located
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import located, open_volume
 from unet_engine.volumes.pick import Pick
 
 PIECE = 2**25
@@ -51,7 +51,7 @@ class Levels:
         """The full resolution `volume` of what lies at `path`, with the coarser ones that its OME metadata name and
         whose voxels are a whole number of those of the full one."""
         found = [Level(volume, (1,) * len(volume.shape))]
-        for number in range(1, _MOST_LEVELS):
+        for number in range(1, 1 if "level" in said(path) else _MOST_LEVELS):
             try:
                 coarser = open_volume(located(path, None, number), None, pick)
             except InputError:
@@ -77,10 +77,7 @@ class Levels:
 
         mean: of the voxels that one stands for; else the first of them, as labels want it. At the far end, where fewer
         are there, it is made of these."""
-        level = max(
-            (one for one in self.stored if all(f % g == 0 for f, g in zip(factors, one.factors, strict=True))),
-            key=lambda one: prod(one.factors),
-        )
+        level = self._made_of(factors)
         steps = tuple(f // g for f, g in zip(factors, level.factors, strict=True))
         volume = level.volume
         out = np.empty((volume.channels, *box.shape), np.float32 if mean and prod(steps) > 1 else volume.dtype)
@@ -96,6 +93,20 @@ class Levels:
             voxels = self._voxels(volume, there)
             out[place] = _mean(voxels, steps) if mean else voxels[(slice(None), *(slice(None, None, s) for s in steps))]
         return out if out.dtype == volume.dtype else _rounded(out, volume.dtype)
+
+    def cost(self, shape: Sequence[int], factors: Sequence[int]) -> int:
+        """Bytes that have to be read for so many voxels of a resolution."""
+        level = self._made_of(factors)
+        steps = [f // g for f, g in zip(factors, level.factors, strict=True)]
+        counts = (min(n * s, m) for n, s, m in zip(shape, steps, level.volume.shape, strict=True))
+        return prod(counts) * level.volume.voxel_bytes
+
+    def _made_of(self, factors: Sequence[int]) -> Level:
+        """The coarsest level that is stored and that voxels of a resolution are whole numbers of."""
+        return max(
+            (one for one in self.stored if all(f % g == 0 for f, g in zip(factors, one.factors, strict=True))),
+            key=lambda one: prod(one.factors),
+        )
 
     def _voxels(self, volume: Volume, box: Box) -> Array:
         """As `Volume.read`. Large chunks, of which a piece of the screen is a small part, are decoded once for all that

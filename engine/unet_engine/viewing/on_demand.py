@@ -15,16 +15,17 @@ import numpy as np
 from unet_engine.execution.local import LocalTeam
 from unet_engine.execution.team import Pending
 from unet_engine.pipeline.columns import run_column
-from unet_engine.pipeline.job import Job
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.box import Box
-from unet_engine.plan.plan import Block, Column, Index, Plan, Task, read_span
+from unet_engine.plan.plan import Column, Index, Plan
 from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.settings import Settings
-from unet_engine.stitching.operations import label_threshold
 from unet_engine.units import Tell, silent
 from unet_engine.viewing.demand import Blocks, Demand, Sight
+from unet_engine.viewing.levels import Levels
+from unet_engine.viewing.sketches import Sketcher, Sketches
+from unet_engine.viewing.windows import labels_of, task_of, tells_labels
 from unet_engine.volumes.base import Array
 
 PATIENCE = 0.25
@@ -59,7 +60,9 @@ Show = Callable[[Prepared, Demand, "Previews"], AbstractContextManager[Showing]]
 class Previews:
     """What windows look like before their block is done; labels of the most likely class. From any thread."""
 
-    def __init__(self, blocks: Blocks, dtype: str) -> None:
+    def __init__(self, blocks: Blocks, dtype: str, sketches: Sketches) -> None:
+        """sketches: which lie below"""
+        self.sketches = sketches
         self._blocks, self._dtype = blocks, np.dtype(dtype)
         self._there: dict[Index, tuple[Box, Array]] = {}
         self._lock = threading.Lock()
@@ -81,6 +84,7 @@ class Previews:
             tuple(l * f for l, f in zip(box.lo, factors, strict=True)),
             tuple(h * f for h, f in zip(box.hi, factors, strict=True)),
         )
+        self.sketches.over(box, factors, voxels)
         with self._lock:
             there = [(self._blocks.stored(where), values) for where, values in self._there.values()]
         for where, values in there:
@@ -98,9 +102,12 @@ class Previews:
 class OnDemandTeam(LocalTeam):
     """This process and its first device. `execute` ends when the viewer does: with `Closed` where blocks are left."""
 
-    def __init__(self, settings: Settings, show: Show, tell: Tell = silent, given: Given = NOTHING) -> None:
+    def __init__(
+        self, settings: Settings, show: Show, tell: Tell = silent, given: Given = NOTHING, levels: Levels | None = None
+    ) -> None:
+        """levels: of the volume, which sketches are made of; None: there are none"""
         super().__init__(settings, tell, given)
-        self._show = show
+        self._show, self._levels = show, levels
         self._is_idle = True
 
     def order(self, prepared: Prepared, pending: Pending) -> Callable[[], None]:
@@ -109,11 +116,13 @@ class OnDemandTeam(LocalTeam):
     def _as_asked(self, prepared: Prepared, pending: Pending) -> None:
         job = prepared.job
         blocks = Blocks(job.plan, job.layout)
-        demand, previews = Demand(blocks, pending), Previews(blocks, job.layout.dtype)
+        demand = Demand(blocks, pending)
+        region = job.turn.stored_box(job.plan.roi) if job.turn else job.plan.roi
+        previews = Previews(blocks, job.layout.dtype, Sketches(blocks, region.lo, region.shape, demand.pending))
         before = job.plan.block_count - sum(map(pending, _all(job.plan)))
         try:
             with self._show(prepared, demand, previews) as shown:
-                looking = _Looking(self.workers[0], prepared, demand, previews, shown, before)
+                looking = _Looking(self.workers[0], prepared, demand, previews, shown, before, self._levels)
                 looking.begin()
                 for index in self._asked(demand):
                     looking.compute(index)
@@ -144,21 +153,28 @@ class _Looking:
     """Computes what is asked for, and has it shown."""
 
     def __init__(
-        self, worker: Worker, prepared: Prepared, demand: Demand, previews: Previews, shown: Showing, before: int
-    ) -> None:
-        """before: how many blocks were committed already"""
+        self, worker: Worker, prepared: Prepared, demand: Demand, previews: Previews, shown: Showing, before: int,
+        levels: Levels | None,
+    ) -> None:  # fmt: skip
+        """before: how many blocks were committed already; levels: coarser pictures of the volume, where there are any"""
         self._worker, self._demand, self._previews, self._shown = worker, demand, previews, shown
         self._plan = worker.job.plan
         self._seconds = prepared.seconds_per_window * self._plan.calls
         self._before = before
-        self._previewed = _is_previewed(worker.job)
+        self._previewed = tells_labels(worker.job)
+        whole = self._plan.window_count * self._seconds
+        self._sketcher = (
+            Sketcher(worker, levels) if levels and self._previewed and not self._plan.image and whole > SLOW else None
+        )
+        self._sketched = False
         self._there: tuple[Index, Index] | None = None
         """Block and window of the last preview."""
         self._say()
 
     def begin(self) -> None:
-        """Infer what people will see first while the viewer loads: of the block in the middle, a window. It is no block,
-        so nothing is kept of it."""
+        """Infer what people will see first while the viewer loads: a sketch of all of it, and of the block in the middle
+        a window. They are no blocks, so nothing is kept of them."""
+        self._sketch(self._plan.roi)
         index = self._demand.middle()
         if index is not None:
             self._preview(index)
@@ -167,6 +183,8 @@ class _Looking:
         """Infer, write and mark one block: a column of its own, so what it needs of blocks below it is inferred with it,
         as at every seam."""
         column = self._column(index)
+        if extent := self._demand.extent():
+            self._sketch(extent & self._plan.roi)
         self._preview(index)
         run_column(self._worker, column, lambda i: i == index, threading.Event())
         self._demand.committed(index)
@@ -176,7 +194,8 @@ class _Looking:
 
     def _say(self) -> None:
         there, of = self._before + self._demand.done, self._plan.block_count
-        self._shown.say(f"{there:,} of {of:,} blocks are computed")
+        rest = "; what is striped is a guess from a coarser picture" if self._sketched and there < of else ""
+        self._shown.say(f"{there:,} of {of:,} blocks are computed{rest}")
 
     def _column(self, index: Index) -> Column:
         return Column(0, Box(index, tuple(j + 1 for j in index)))
@@ -196,24 +215,26 @@ class _Looking:
             return dist(at, [(l + h) / 2 for l, h in zip(box.lo, box.hi, strict=True)])
 
         window = min(windows.points(), key=away)
-        one = Box(window, tuple(k + 1 for k in window))
-        box = plan.support(one) & write
-        if box.is_empty or self._there == (index, window):
+        task = task_of(plan, window, write)
+        if task.block.write.is_empty or self._there == (index, window):
             return
         self._there = index, window
-        spans = [read_span(axis, k, k, plan.padding) for axis, k in zip(plan.axes, window, strict=True)]
-        block = Block(index, one, plan.support(one) & plan.roi, box, box)
-        task = Task(block, commits=False, windows=(window,), read=Box(*map(tuple, zip(*spans, strict=True))), halos=())
-        worker = self._worker
-        for done in worker.predict([(task, worker.read(task))]):
-            values, _ = worker.pipeline.finish(task, done.inside(box), [])
-            self._previews.put(index, box, np.array(values))
+        self._previews.put(index, task.block.write, labels_of(self._worker, task, self._worker.read(task)))
         self._shown.changed()
 
-
-def _is_previewed(job: Job) -> bool:
-    """Whether one window says what its labels are: the largest of several numbers is, whatever they are weighted with.
-    Not where voxels are interpolated or thresholds count."""
-    spec = job.model.spec
-    exclusive = spec.regions is None and label_threshold(spec.activation, spec.channels_out, spec.threshold) is None
-    return job.kind == "labels" and exclusive and not job.plan.back
+    def _sketch(self, extent: Box) -> None:
+        """Show a first guess of `extent`, of the plan, where it is larger than a window and there is none yet."""
+        if self._sketcher is None:
+            return
+        turn, region = self._worker.job.turn, self._sketcher.region
+        looked = self._shown.sight()
+        at = [x + lo for x, lo in zip(looked.at, region.lo, strict=True)] if looked else [
+            (l + h) / 2 for l, h in zip(region.lo, region.hi, strict=True)
+        ]  # fmt: skip
+        place = self._sketcher.place(at, turn.stored_box(extent) if turn else extent)
+        if place is None or place in self._previews.sketches:
+            return
+        self._previews.sketches.put(place, self._sketcher.infer(place))
+        self._sketched = True
+        self._say()
+        self._shown.changed()

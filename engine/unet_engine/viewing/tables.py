@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unet_engine.errors import InputError, UnetEngineError
+from unet_engine.errors import InputError, UnetEngineError, first_line
 
 MOST = 20_000
 """Objects that are listed, the largest first."""
@@ -37,9 +37,12 @@ def read(path: str) -> list[Entry]:
         return sorted((_entry(row) for row in rows), key=lambda entry: (-entry.voxels, entry.number))
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path} is no table of objects ({type(error).__name__}: {error}); make one with: unet-engine table LABELS "
-            f"{path}"
+            f"{path} is no table of objects: {_lacking(error)}; make one with: unet-engine table LABELS {path}"
         ) from error
+
+
+def _lacking(error: Exception) -> str:
+    return f"it has no column {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
 
 
 def _csv(path: str) -> Sequence[Mapping[str, Any]]:

@@ -44,7 +44,7 @@ def view_model(settings: Settings, wish: Wish, opened: Opened, tell: Tell) -> di
         finally:
             desk.close()
 
-    crew = OnDemandTeam(settings, show, tell)
+    crew = OnDemandTeam(settings, show, tell, levels=panes[0].levels)
     try:
         prepared = crew.prepare()
         for note in (*crew.notes, *prepared.notes):

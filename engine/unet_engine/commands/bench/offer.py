@@ -46,7 +46,7 @@ def groups(model: ModelFile, wanted: Wanted) -> tuple[Group, ...]:
     libraries = [record(name) for name in wanted.backends] or LIBRARIES
     for name in wanted.precisions:
         if name not in PRECISIONS:
-            raise SettingsError(f"--precision {name!r} is none; use some of {', '.join(PRECISIONS)}")
+            raise SettingsError(f"--precision {name!r} is not known; use some of {', '.join(PRECISIONS)}")
     found = []
     for device in devices(wanted):
         for library in libraries:

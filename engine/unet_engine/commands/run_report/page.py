@@ -17,7 +17,7 @@ from unet_engine.api import Result
 from unet_engine.backends.base import Network
 from unet_engine.commands import report
 from unet_engine.commands.price import Rate
-from unet_engine.commands.run_report.pictures import pictures
+from unet_engine.commands.run_report.pictures import Picture, pictures
 from unet_engine.errors import OutputError, SettingsError, UnetEngineError, first_line
 from unet_engine.output.colours import colour_of
 from unet_engine.paths import is_local
@@ -63,6 +63,8 @@ class Page:
     path: Path
     command: str
     asked_for_profile: bool
+    title: str | None = None
+    """What the result is called, where that is not where it lies."""
 
     @classmethod
     def of(cls, asked: str, settings: Settings, command: str) -> Page:
@@ -97,7 +99,7 @@ class Page:
         finally:
             if network and not isinstance(network, str):
                 network.close()
-        parts = [*_head(self.command, result, rate), *_plan(prepared), *_time(result)]
+        parts = [*_head(self.command, result, rate, self.title or result.out), *_plan(prepared), *_time(result)]
         parts += [*_proofs(prepared, measured), *_notes([*notes, *result.notes])]
         places = [*_pictures(prepared, result)]
         save(self.path, [*parts, *places])
@@ -153,9 +155,9 @@ def beginning(title: str, command: str) -> Iterator[str]:
     yield f"<p><code>{text(command)}</code></p>"
 
 
-def _head(command: str, result: Result, rate: Rate | None) -> Iterator[str]:
+def _head(command: str, result: Result, rate: Rate | None, title: str) -> Iterator[str]:
     state = "complete" if result.complete else f"part {result.part} done, others are not"
-    yield from beginning(f"{result.out}: {state}", command)
+    yield from beginning(f"{title}: {state}", command)
     if result.already_complete:
         yield "<p>The output was complete before; nothing was run for this report but what it measures itself.</p>"
         return
@@ -261,12 +263,16 @@ def _pictures(prepared: Prepared, result: Result) -> Iterator[str]:
     yield _key(prepared)
     try:
         for picture in pictures(prepared, result.out, result.digest):
-            yield (
-                f"<figure>{_image(picture.voxels, 'the volume')}{_image(picture.result, 'the result')}"
-                f"<figcaption>{text(picture.title)}</figcaption></figure>"
-            )
+            yield figure(picture)
     except Exception as error:  # the result is there, whatever keeps its picture from being drawn
         yield f"<p>No more pictures: {text(first_line(error))}</p>"
+
+
+def figure(picture: Picture) -> str:
+    return (
+        f"<figure>{_image(picture.voxels, 'the volume')}{_image(picture.result, 'the result')}"
+        f"<figcaption>{text(picture.title)}</figcaption></figure>"
+    )
 
 
 def _key(prepared: Prepared) -> str:

@@ -15,6 +15,7 @@ from unet_engine.plan.box import Box
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.pick import ALL, Pick
 from unet_engine.volumes.turned import as_stored
 
 PLACES, DRAWN = 6, 3
@@ -38,10 +39,10 @@ class Picture:
     """PNG: the result over the voxels."""
 
 
-def pictures(prepared: Prepared, out: str, digest: str) -> Iterator[Picture]:
+def pictures(prepared: Prepared, out: str, digest: str, pick: Pick = ALL) -> Iterator[Picture]:
     """Places of the finished output `out`, the same ones for the same run: some drawn, some of those looked at that
     have several labels. Raises what reading raises."""
-    scan, result = as_stored(prepared.survey.scan), open_volume(out, None)
+    scan, result = as_stored(prepared.survey.scan), open_volume(out, None, pick)
     rng = np.random.default_rng(int(digest[:16], 16))
     drawn = 0
     for i in range(PLACES + LOOKED_AT):

@@ -1,23 +1,31 @@
-"""The report of several volumes: a page that lists all, and the report of each in a folder beside it."""
+"""The report of several volumes, or of several time points of one: a page that lists all, and the report of each in a
+folder beside it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
+from unet_engine.api import Result
 from unet_engine.batches.batch import Outcome, Volume
 from unet_engine.commands.price import Rate
 from unet_engine.commands.run_report import page
 from unet_engine.commands.run_report.page import Page
+from unet_engine.commands.run_report.pictures import pictures
 from unet_engine.endings import stem
 from unet_engine.errors import OutputError, UnetEngineError, first_line
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.units import Tell, size, span
+from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.pick import Pick
 
 _NO_SEAMS = "of several volumes seams are not measured; run this one alone with --resume and --report"
+_NO_SEAMS_OF_TIMES = (
+    "of several time points seams are not measured; run this one alone, with another --out and --report"
+)
 _HEADING = ("", "volume", "result", "status", "time", "rate", "peak memory", "a place")
 
 
@@ -30,6 +38,7 @@ class Pages:
     rate: Rate | None
     tell: Tell
     of: int = 0
+    what: str = "volumes"
     _plans: dict[int, Prepared] = field(default_factory=dict)
     _rows: dict[int, str] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
@@ -45,6 +54,16 @@ class Pages:
             path = path.with_name(f"{path.stem}.part{part.replace('/', 'of')}{path.suffix}")
         return cls(path, command, rate, tell, len(volumes))
 
+    @classmethod
+    def of_times(cls, asked: str, command: str, rate: Rate | None, tell: Tell) -> Pages:
+        """The report of the time points of one volume. Raises what `place` does."""
+        return cls(page.place(asked), command, rate, tell, what="time points")
+
+    @property
+    def is_written(self) -> bool:
+        """Whether there is a report of this command."""
+        return bool(self._rows)
+
     def planned(self, volume: Volume, prepared: Prepared) -> None:
         """A volume is about to begin."""
         with self._lock:
@@ -54,6 +73,7 @@ class Pages:
         """Write its report, and the list with it. What fails of this is told: the output is safe."""
         with self._lock:
             prepared = self._plans.pop(outcome.volume.number, None)
+            self.of = outcome.volume.of if outcome.volume.whole else self.of
         try:
             row = self._row(outcome, *self._own(outcome, prepared))
             with self._lock:
@@ -68,13 +88,20 @@ class Pages:
         if outcome.result is None or prepared is None:
             return "", ""
         folder = self.path.with_name(f"{self.path.stem}.pages")
-        name = f"{outcome.volume.number:04d}-{Path(stem(outcome.volume.out.rstrip('/'))).name}.html"
+        volume = outcome.volume
+        out = f"{stem(volume.whole.rstrip('/'))}-t{volume.settings.timepoint}" if volume.whole else (
+            stem(volume.out.rstrip("/"))
+        )  # fmt: skip
+        name = f"{volume.number:04d}-{Path(out).name}.html"
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder} cannot be made: {error.strerror}; give another place for --report") from error
-        own = Page(folder / name, self.command, asked_for_profile=False)
-        figure = own.write(prepared, outcome.result, outcome.notes, self.rate, _NO_SEAMS, self.tell)
+        own = Page(folder / name, self.command, asked_for_profile=False, title=_title(volume))
+        seams = _NO_SEAMS
+        if volume.whole:  # it lies elsewhere once all are there
+            prepared, seams = replace(prepared, survey=replace(prepared.survey, named=volume.whole)), _NO_SEAMS_OF_TIMES
+        figure = own.write(prepared, outcome.result, outcome.notes, self.rate, seams, self.tell)
         return quote(f"{folder.name}/{name}"), figure
 
     def _row(self, outcome: Outcome, link: str, figure: str) -> str:
@@ -82,20 +109,47 @@ class Pages:
         if outcome.error is not None:
             found = ["", f"{outcome.status}: {first_line(outcome.error)}", "", "", ""]
         elif result is None or result.already_complete:
-            found = [volume.out, outcome.status, "", "", ""]
+            found = [_title(volume) or volume.out, outcome.status, "", "", ""]
         else:
             rate = f"{result.voxels_per_second / 1e6:.3g} Mvoxel/s"
-            found = [result.out, outcome.status, span(result.seconds), rate, size(result.peak_rss_bytes)]
+            found = [
+                _title(volume) or result.out,
+                outcome.status,
+                span(result.seconds),
+                rate,
+                size(result.peak_rss_bytes),
+            ]
         cells = [page.text(cell) for cell in found]
         if link:
             cells[0] = f'<a href="{link}">{cells[0]}</a>'
         first = f"<td>{volume.number}<td>{page.text(volume.settings.input)}"
         return f"<tr>{first}{''.join(f'<td>{cell}' for cell in cells)}<td>{figure}</tr>"
 
+    def made_later(self, result: Result, prepared: Prepared, times: Sequence[int]) -> None:
+        """The report of the output of `result`, which was complete before: a place of each of `times`. prepared: the run
+        of one of them. Raises what reading raises."""
+        self.of = len(times)
+        survey = prepared.survey
+        stored = open_stored(survey.place, survey.settings.axes)
+        for number, time in enumerate(times):
+            scan = stored.picked(replace(survey.pick, timepoint=time))
+            there = replace(prepared, survey=replace(survey, scan=scan))
+            seen = next(pictures(there, result.out, result.digest, Pick(number)), None)
+            cells = [f"{number + 1}", page.text(survey.settings.input), f"time point {time}", "already complete"]
+            figure = page.figure(seen) if seen else ""
+            self._rows[number] = f"<tr>{''.join(f'<td>{cell}' for cell in (*cells, '', '', '', figure))}</tr>"
+        self._counts["already complete"] = len(times)
+        self._write()
+
     def _write(self) -> None:
         counts = ", ".join(f"{count:,} {status}" for status, count in self._counts.items())
         left = self.of - len(self._rows)
-        title = f"{self.of:,} volumes: {counts}" + (f", {left:,} to come" if left else "")
+        title = f"{self.of:,} {self.what}: {counts}" + (f", {left:,} to come" if left else "")
         rows = "\n".join(self._rows[number] for number in sorted(self._rows))
         heading = "".join(f"<th>{name}" for name in _HEADING)
         page.save(self.path, [*page.beginning(title, self.command), f"<table><tr>{heading}</tr>\n{rows}</table>"])
+
+
+def _title(volume: Volume) -> str | None:
+    """What a time point is called; None for a volume of its own."""
+    return f"{volume.whole}, time point {volume.settings.timepoint}" if volume.whole else None

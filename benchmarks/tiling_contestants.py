@@ -1,0 +1,88 @@
+"""Who takes part in `benchmarks/tiling.py`: the engine, and MONAI's sliding windows around the same network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+import unet_engine
+from unet_engine.model.file import open_model
+from unet_engine.volumes import samples
+from unet_engine.volumes.formats import open_volume
+
+OVERLAP, BATCH = 0.5, 4
+
+
+def ours(part: str, options: dict[str, Any]) -> tuple[float, Any]:
+    """Seconds of inference and stitching, with reading and writing Zarr, and the labels."""
+    result = unet_engine.run(part, **options)
+    return result.seconds, np.asarray(zarr.open_array(result.out + "/0", mode="r")[...])
+
+
+def network_of(model: str, base: int, depth: int, norm: str) -> Any:
+    """The network of the file `model` in PyTorch; `base`, `depth` and `norm` as ``unet_export.train`` has them."""
+    import torch
+
+    from unet_export.train.geometry import UNetConfig
+    from unet_export.train.nets import UNet
+    from unet_export.train.restart import load_weights
+
+    torch.set_num_threads(2)
+    spec = open_model(model).spec
+    shape: dict[str, Any] = {"base": base, "depth": depth, "norm": norm}
+    config = UNetConfig(dims=len(spec.axes), channels_in=spec.channels_in, classes=spec.channels_out, **shape)
+    net = UNet(config).eval()
+    load_weights(net, Path(model))
+    return net
+
+
+def normalised(model: str, part: str, image: Any) -> Any:
+    """image: (channels, *shape), of which `part` is the Zarr. float32, (1, channels, *shape)."""
+    import torch
+
+    volume = open_volume(part)
+    scale = samples.scaling_of(volume, open_model(model).spec.normalization)
+    found = [scale.normalised(part.astype(np.float32), c) for c, part in enumerate(image)]
+    return torch.from_numpy(np.stack(found).astype(np.float32))[None]
+
+
+def monai(module: Any, x: Any, window: tuple[int, ...], overlap: Any) -> tuple[float, Any]:
+    """Seconds from the normalised image in memory to labels, and the labels."""
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        batch = BATCH if overlap == OVERLAP else 1
+        logits = sliding_window_inference(x, window, batch, module, overlap=overlap, mode="gaussian")
+        labels = logits.argmax(1)[0].numpy().astype(np.uint8)
+    return time.perf_counter() - begun, labels
+
+
+def agreement(reference: Any, labels: Any, truth: Any = None) -> dict[str, float]:
+    """Voxels with the label of `reference`, and Dice of its rarest; with `truth`, also the mean Dice of the classes but
+    the background against that."""
+    rarest = int(np.bincount(reference.ravel()).argmin())
+    same = float((reference == labels).mean())
+    found = {"agreement": same, "dice": _dice(reference == rarest, labels == rarest)}
+    if truth is not None:
+        present = [label for label in np.unique(truth) if label]
+        found["truth"] = float(np.mean([_dice(truth == label, labels == label) for label in present]))
+    return found
+
+
+def _dice(a: Any, b: Any) -> float:
+    return float(2 * (a & b).sum() / max(1, a.sum() + b.sum()))
+
+
+def stored(path: Path, image: Any) -> str:
+    """image: (channels, *shape)."""
+    axes = "zyx"[-image.ndim + 1 :]
+    data, names = (image[0], axes) if len(image) == 1 else (image, "c" + axes)
+    chunks = [min(n, 64 if axes == "zyx" else 512) for n in data.shape]
+    zarr.create_array(str(path), data=data, chunks=chunks, dimension_names=list(names))
+    return str(path)
