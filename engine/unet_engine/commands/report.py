@@ -10,9 +10,6 @@ from math import prod
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from unet_engine.api import Result
 from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
@@ -282,6 +279,8 @@ def print_stages(result: Result, console: Screen) -> None:
     threads = {kind: row for kind, row in result.stages.items() if kind not in streams}
     names = list(streams)
     parts = [threads, *({name: streams[name] for name in names[i : i + 3]} for i in range(0, len(names), 3))]
+    from rich.table import Table
+
     for kinds in parts:  # side by side they are too wide for a terminal
         heading, rows = tracing.table(kinds)
         shown = Table(*heading, box=None)
@@ -328,6 +327,8 @@ class Watcher:
         return c.inferred + c.skipped, f"{shown}, {detail}" if detail else shown
 
     def _bar(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             BarColumn(bar_width=24),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} windows, {task.fields[figures]},", markup=False),
