@@ -21,6 +21,7 @@ from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
+from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.resampled import fed, interpolated
@@ -72,6 +73,9 @@ class Job:
     """In which each window is inferred; its answers are averaged in this order."""
     turn: Turn | None = None
     """How the volume is seen; None: as it is stored."""
+    crop: Box | None = None
+    """What of it, so seen, is taken for all of it, in its voxels; None: all. Plan and blocks are in voxels of this box,
+    and outside of it 0 is written."""
     cells: CellMask | None = None
     """Where anything but background can be, on the grid of windows; None: everywhere."""
     answers: frozenset[str] = ONE_BY_ONE
@@ -102,6 +106,11 @@ class Job:
         return fed(self.scaling, self.model.spec.background)
 
     @property
+    def origin(self) -> tuple[int, ...] | None:
+        """The voxel of the volume as it is turned that blocks are counted from; None: the first one."""
+        return self.crop.lo if self.crop else None
+
+    @property
     def background(self) -> float:
         """What is read where nothing is."""
         return 0.0 if self.plan.image and self._first == "normalised" else self.model.spec.background
@@ -118,6 +127,8 @@ class Job:
             scan = scan.taken_whole()
         if self.turn:
             scan = Turned(scan, self.turn)
+        if self.crop:
+            scan = Cropped(scan, self.crop)
         if not self.plan.image:
             return scan
         scan = scan.with_nodata(self.nodata)

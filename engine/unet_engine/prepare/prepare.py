@@ -277,7 +277,7 @@ def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, Ove
     """The decisions; and what ``--overlap auto`` took: what the output was begun with, else what a search finds."""
     draft = loaded.draft
     tiling = _tiling(survey, draft.network.setup.window)
-    decisions = Decisions.of(survey.settings, survey.model.spec, survey.roi, tiling, survey.back)
+    decisions = Decisions.of(survey.settings, survey.model.spec, survey.roi, tiling, survey.back, survey.asked)
     if survey.settings.overlap != "auto":
         return decisions, None
     choice = stored(survey)
