@@ -82,18 +82,25 @@ class StoreError(OSError):
     def __init__(self, *, key: str, cause: str, refused: bool = False) -> None:
         """key: of what was asked for; refused: whether the store does not allow it, rather than fail"""
         super().__init__(redacted(f"{key}: {cause}"))
-        self.refused = refused
+        self.refused, self._key, self._cause = refused, key, cause
+
+    def of(self, path: str) -> str:
+        """What went wrong, for a message that has named `path` already."""
+        return str(redacted(self._cause)) if path.rstrip("/") == self._key.rstrip("/") else str(self)
 
     @property
     def advice(self) -> str:
         """What to do."""
         if self.refused:
-            return "check the credentials in the environment, and run again with --resume"
-        return "run again with --resume once it answers"
+            return "check the credentials in the environment, and run again (with --resume, a run goes on)"
+        return "run again once it answers (with --resume, a run goes on)"
 
 
 class NoLibraryError(StoreError):
     """A store of a kind whose library is not installed."""
+
+    def of(self, path: str) -> str:
+        return str(redacted(self._cause))
 
     @property
     def advice(self) -> str:
@@ -128,7 +135,7 @@ def writing(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         if lost := of_store(error):
-            raise OutputError(f"{path} cannot be written ({what}): {lost}; {lost.advice}") from error
+            raise OutputError(f"{path} cannot be written ({what}): {lost.of(path)}; {lost.advice}") from error
         full = (
             getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             or "No space left" in str(error)

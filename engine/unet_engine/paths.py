@@ -9,6 +9,8 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote
 
+from unet_engine.errors import InputError
+
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes that systems take."""
 
@@ -39,11 +41,36 @@ def root_of(path: str) -> str:
 _HOLDS_SEVERAL = re.compile(r"(.*?\.(?:h5|hdf5|hdf|he5|h5ad|nc|nc4|cdf|ims))(?::(.*))?", re.IGNORECASE | re.DOTALL)
 
 
+_CHOSEN = re.compile(r"(.*?)((?::(?:image|level)=[^:/]*)*(?::mask)?)", re.IGNORECASE | re.DOTALL)
+
+
+def chosen(path: str, **parts: object) -> str:
+    """``scene.tif:level=2:mask``: `path` with these `parts` of it, ``image`` or ``level``, besides those that it names;
+    what is None is none. Raises `InputError` for a name that cannot stand there."""
+    image = str(parts.get("image") or "")
+    if ":" in image or "/" in image:
+        raise InputError(f"--image {image!r} has a colon or a slash in its name; give its number, counted from 0")
+    file, named = _CHOSEN.fullmatch(path).groups()  # type: ignore[union-attr]
+    names = said(path) | {key: str(value) for key, value in parts.items() if value is not None}
+    return (
+        file
+        + "".join(f":{key}={names[key]}" for key in ("image", "level") if key in names)
+        + (":mask" if named.lower().endswith(":mask") else "")
+    )
+
+
+def said(path: str) -> dict[str, str]:
+    """Which ``image``, ``level`` or ``mask`` of a file `path` names, as text; that of a mask is empty."""
+    named = _CHOSEN.fullmatch(path)[2]  # type: ignore[index]
+    return {part.partition("=")[0].lower(): part.partition("=")[2] for part in named.split(":") if part}
+
+
 def inside(path: str) -> tuple[str, str | None]:
     """A path such as ``scan.h5:/volumes/raw`` as that of the file and what is named in it; others as they are, and
     None. Text alone decides."""
-    if path.lower().endswith(":mask"):  # of a raster
-        return path[: -len(":mask")], "mask"
+    file, chosen = _CHOSEN.fullmatch(path).groups()  # type: ignore[union-attr]  # of what is not Zarr
+    if chosen:
+        return file, chosen[1:]
     if is_local(path):
         found = _HOLDS_SEVERAL.fullmatch(path)
         return (found[1], found[2] or None) if found else (path, None)

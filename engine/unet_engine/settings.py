@@ -127,9 +127,9 @@ class Settings(BaseModel):
     axes: str | None = None
     """Axes of the stored array, e.g. ``czyx``; default: what its metadata say."""
     image: str | None = None
-    """Of an OME-Zarr plate, well or collection: the path of an image in it, or its number from 0."""
+    """Of a plate, collection, TIFF or folder of DICOM: an image in it, by its path, name or number from 0."""
     level: int | None = Field(default=None, ge=0, le=MOST)
-    """Of an OME-Zarr pyramid: 0 is the full resolution; default: that."""
+    """Of a pyramid or overviews: 0 is the full resolution; default: that."""
     timepoint: Annotated[int, Field(ge=0, le=MOST)] | str | None = None
     """Counted from 0; needed where the volume has several. ``all``, or a range ``2:5``, in `run` and where the output is
     OME-Zarr: each is run, and the output keeps the time axis."""

@@ -1,19 +1,22 @@
 """Labels of a DICOM series as a DICOM segmentation: each slice refers to its image, and highdicom reads the labels back
 from where they were."""
 
+import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import unet_engine
+from support.command_line import cli
 from support.spoiled import check_refused
 from support.volumes import fake_model
 from unet_engine.errors import InputError, OutputError
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.convert import convert
 from unet_engine.postprocess.formats import account_of
-from unet_engine.volumes.formats import open_volume, slices_of
+from unet_engine.volumes.formats import located, open_volume, slices_of
 
 hd = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")
@@ -177,6 +180,53 @@ def test_a_segmentation_is_read_back_to_where_it_was(orientation):
     volume = open_volume("seg.dcm")
     box = Box((1, 3, 2), (3, 9, 11))
     assert np.array_equal(volume.read(box)[0], labels_of("seg.dcm")[1:3, 3:9, 2:11])
+
+
+def test_a_folder_of_one_segmentation_is_labels():
+    """As the only file, and as a series beside its images; two are listed."""
+    ct()
+    convert(planted(LABELS), "seg.dcm", images="ct")
+    Path("one").mkdir()
+    shutil.copy("seg.dcm", "one/IM0001")
+    assert np.array_equal(labels_of("one"), labels_of("seg.dcm"))
+    shutil.copy("seg.dcm", "ct/seg.dcm")
+    with pytest.raises(InputError, match=r"holds 2 series \(.*; choose one by its number from 0"):
+        open_volume("ct")
+    uid = pydicom.dcmread("seg.dcm").SeriesInstanceUID
+    volume = open_volume(located("ct", uid, None))
+    assert volume.dtype == np.uint8
+    assert np.array_equal(volume.read(Box.of_shape(volume.shape))[0], labels_of("seg.dcm"))
+    assert open_volume(located("ct", "1.2.3", None)).shape == (9, 20, 24)
+    other = pydicom.dcmread("seg.dcm")
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = "1.2.3.99"
+    other.save_as("one/IM0002")
+    with pytest.raises(InputError, match=r"one holds 2 segmentations \(IM0001, IM0002\); give one of these files"):
+        open_volume("one")
+
+
+def test_a_segmentation_is_what_commands_take_for_labels():
+    ct()
+    convert(planted(LABELS), "seg.dcm", images="ct")
+    Path("one").mkdir()
+    shutil.copy("seg.dcm", "one/IM0001")
+    for command in (("table", "one", "a.csv", "--intensity", "none"), ("components", "one", "objects.zarr"),
+                    ("convert", "one", "a.nii.gz"), ("info", "one")):  # fmt: skip
+        told = cli(*command)
+        assert told.code == 0, told.err
+    rows = csv.DictReader(Path("a.csv").read_text().splitlines())
+    assert sum(int(row["voxels"]) for row in rows) == (LABELS > 0).sum()
+    assert np.array_equal(np.asarray(nibabel.load("a.nii.gz").dataobj).T, labels_of("seg.dcm"))
+
+
+def test_a_series_that_is_chosen_is_the_one_that_a_segmentation_refers_to():
+    ct()
+    series(Path("other"), np.zeros((3, 20, 24), np.uint16), series="1.2.9", **UIDS)
+    for file in Path("other").iterdir():
+        shutil.copy(file, f"ct/other-{file.name}")
+    run("seg.dcm", image="1.2.3")
+    _, found = by_image("seg.dcm")
+    assert set(found) <= {pydicom.dcmread(f).SOPInstanceUID for f in Path("ct").glob("[!o]*")}
+    assert found
 
 
 def test_spoiled_segmentations_are_refused_in_one_line():

@@ -1,6 +1,7 @@
 """DICOM series are put in order by where slices lie, and what is no regular stack is refused by name. Voxels and places
 are those that ITK finds."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from support.spoiled import check_refused
 from support.volumes import identity, make_volume
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import open_meant, open_volume
+from unet_engine.volumes.pick import Meant
 
 pydicom = pytest.importorskip("pydicom")
 SimpleITK = pytest.importorskip("SimpleITK")
@@ -75,6 +77,25 @@ def test_slope_and_intercept_of_each_slice(tmp_path):
 def test_what_is_no_regular_stack_is_refused_by_name(tmp_path, change, says):
     with pytest.raises(InputError, match=says):
         open_volume(series(tmp_path / "a", change=change))
+
+
+def test_one_of_several_series_is_chosen(tmp_path):
+    said = {2: {"series": "1.2.4", "SeriesDescription": "lung"}, 7: {"series": "1.2.5", "SeriesDescription": "a/b: c"}}
+    path = series(tmp_path / "a", change=lambda n: said[2] if n < 5 else said[7])
+    uids = [pydicom.dcmread(file).SeriesInstanceUID for file in sorted(Path(path).iterdir())]
+    numbered = list(dict.fromkeys(uids))
+    for name in ("1.2.5", "a/b: c", str(numbered.index("1.2.5"))):
+        volume = open_meant(path, None, Meant(image=name))
+        assert volume.path == f"{path}:image=1.2.5"
+        assert np.array_equal(whole(volume)[0], STACK[5:].astype(int) - 1024)
+        assert np.array_equal(whole(pickle.loads(pickle.dumps(volume))), whole(volume))
+    assert np.array_equal(whole(open_meant(path, None, Meant(image="lung")))[0], STACK[:5].astype(int) - 1024)
+    with pytest.raises(InputError, match=r"--image '7': there is none in .*; it has .* of 'lung'"):
+        open_meant(path, None, Meant(image="7"))
+    with pytest.raises(InputError, match=r"holds 2 series .* e\.g\. --image 0"):
+        open_volume(path)
+    found = identity(path, tmp_path, image="lung")
+    assert np.array_equal(found[0], STACK[:5].astype(int) - 1024)
 
 
 def test_empty_uids_are_told(tmp_path):

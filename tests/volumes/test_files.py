@@ -14,8 +14,9 @@ from support.spoiled import check_refused
 from support.volumes import fake_model, identity, make_volume
 from unet_engine.errors import DataError, InputError
 from unet_engine.plan.box import Box
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import open_meant, open_volume
 from unet_engine.volumes.linear import Linear
+from unet_engine.volumes.pick import Meant
 
 h5py = pytest.importorskip("h5py")
 tifffile = pytest.importorskip("tifffile")
@@ -340,3 +341,35 @@ def test_real_files(name):
     box = Box(tuple(n // 3 for n in volume.shape), tuple(n // 3 + n // 4 for n in volume.shape))
     part = whole[box.slices()]
     assert np.array_equal(volume.read(box), part.transpose(2, 0, 1) if volume.channels > 1 else part[np.newaxis])
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_levels_of_an_ome_tiff_have_their_own_voxel_size(tmp_path, tile):
+    path, options = str(tmp_path / "a.ome.tif"), {"tile": tile, "photometric": "minisblack"}
+    with tifffile.TiffWriter(path) as file:
+        file.write(STACK, subifds=2, metadata={"axes": "ZYX", **OME}, **options)
+        for factor in (2, 4):
+            file.write(STACK[:, ::factor, ::factor], subfiletype=1, **options)
+    for level, factor in ((1, 2), (2, 4)):
+        volume = open_meant(path, None, Meant(level=level))
+        assert np.array_equal(volume.read(Box.of_shape(volume.shape))[0], STACK[:, ::factor, ::factor])
+        assert volume.spacing == (2, 0.5 * factor, 0.5 * factor)
+        assert volume.translation == (0, 0.25 * (factor - 1), 0.25 * (factor - 1))
+        again = pickle.loads(pickle.dumps(volume))
+        assert (again.shape, again.spacing) == (volume.shape, volume.spacing)
+    assert open_volume(path).facts()["levels"] == ["full", "7×25×35", "7×13×18"]
+    with pytest.raises(InputError, match=r"--level '3': .* has 3 \(7×50×70, 7×25×35, 7×13×18\); count from 0"):
+        open_meant(path, None, Meant(level=3))
+
+
+def test_one_of_several_images_of_a_tiff_is_chosen(tmp_path):
+    path = str(tmp_path / "a.ome.tif")
+    with tifffile.TiffWriter(path) as file:
+        for name, stack in (("left", STACK), ("right", STACK[::-1]), ("slide: 1", STACK[:3])):
+            file.write(stack, metadata={"axes": "ZYX", "Name": name}, photometric="minisblack")
+    for name, stack in (("left", STACK), ("right", STACK[::-1]), ("1", STACK[::-1]), ("2", STACK[:3])):
+        volume = open_meant(path, None, Meant(image=name))
+        assert np.array_equal(volume.read(Box.of_shape(volume.shape))[0], stack)
+    for name, says in (("7", r"--image '7': there is none in .*'right' 7×50×70 ZYX"), ("slide: 1", "give its number")):
+        with pytest.raises(InputError, match=says):
+            open_meant(path, None, Meant(image=name))

@@ -11,13 +11,14 @@ import pytest
 import zarr
 
 from support import ranges
+from support.command_line import cli
 from support.spoiled import check_refused
 from support.volumes import fake_model, identity, make_volume
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import open_meant, open_volume
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.pick import Pick
+from unet_engine.volumes.pick import Meant, Pick
 
 rasterio = pytest.importorskip("rasterio")
 pytest.importorskip("rasterio.shutil")
@@ -234,3 +235,64 @@ def test_bands_are_what_scale_and_offset_say(tmp_path, scales):
             open_volume(str(tmp_path / "some.tif"))
         return
     assert open_volume(str(tmp_path / "some.tif")).nodata == (float(np.float32(-0.1)),)
+
+
+# --- levels ---
+
+
+def leveled(path, bands=BANDS, **options):
+    """A raster with overviews of a half and a quarter, whose pixels are their nearest."""
+    geotiff(path, bands, tiled=True, blockxsize=16, blockysize=16, **options)
+    with rasterio.open(path, "r+") as data:
+        data.build_overviews([2, 4], rasterio.enums.Resampling.nearest)
+    return str(path)
+
+
+@pytest.mark.parametrize("transform", [NORTH_UP, TURNED])
+def test_an_overview_is_a_level_with_its_own_place_on_the_map(tmp_path, transform):
+    path = leveled(tmp_path / "a.tif", transform=transform, nodata=7)
+    for level, factor in ((1, 2), (2, 4)):
+        volume = open_meant(path, None, Meant(level=level))
+        assert volume.path == f"{path}:level={level}"
+        with rasterio.open(path, overview_level=level - 1) as theirs:
+            assert np.array_equal(whole(volume), theirs.read())
+            assert volume.frame.origin == pytest.approx(theirs.xy(0, 0))
+            assert np.asarray(volume.frame.origin) + np.asarray(volume.frame.matrix) @ [20, 30] == pytest.approx(
+                theirs.xy(20, 30)
+            )
+        assert tuple(map(abs, volume.spacing)) == pytest.approx((5 * factor, 5 * factor), rel=0.03)
+        assert volume.nodata == (7,)
+        assert np.array_equal(whole(pickle.loads(pickle.dumps(volume))), whole(volume))
+    full = open_meant(path, None, Meant(level=0))
+    assert (full.path, full.facts()["levels"]) == (path, ["full", "1/2", "1/4"])
+    with pytest.raises(InputError, match=r"--level 3: .* has 2 overviews \(1/2, 1/4\)"):
+        open_meant(path, None, Meant(level=3))
+    with pytest.raises(InputError, match="one image alone"):
+        open_meant(path, None, Meant(image="a"))
+
+
+def test_the_mask_of_a_level_and_a_run_on_it(tmp_path):
+    there = np.full((90, 120), 255, np.uint8)
+    there[20:50, :60] = 0
+    path = leveled(tmp_path / "a.tif", BANDS[:1], mask=there)
+    volume = open_meant(path, None, Meant(level=1))
+    assert volume.own_mask == f"{path}:level=1:mask"
+    with rasterio.open(path, overview_level=0) as theirs:
+        wanted, mask, transform = theirs.read(1), theirs.dataset_mask(), theirs.transform
+    assert np.array_equal(whole(volume.validity)[0], mask)
+    assert np.array_equal(whole(open_volume(volume.own_mask))[0], mask)
+    model = fake_model(tmp_path, axes="yx")
+    found = identity(path, tmp_path, model=model, level=1, outside=9.5)
+    assert np.array_equal(found[0], np.where(mask, wanted, 9.5))
+    done = cli("run", "--in", path, "--level", 1, "--model", model, "--output", "logits", "--out", tmp_path / "out.tif")
+    assert done.code == 0, done.err
+    with rasterio.open(tmp_path / "out.tif") as out:
+        assert out.transform.almost_equals(transform)
+        assert out.shape == wanted.shape
+
+
+def test_a_raster_without_overviews_has_one_level(tmp_path):
+    path = geotiff(tmp_path / "a.tif")
+    assert "levels" not in open_volume(path).facts()
+    with pytest.raises(InputError, match="has 0 overviews; count from 0"):
+        open_meant(path, None, Meant(level=1))

@@ -31,8 +31,8 @@ from unet_engine.prepare.survey import Survey, check_output, survey
 from unet_engine.settings import Settings
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, put
 from unet_engine.units import Tell, silent
-from unet_engine.volumes.collection import located, time_of
-from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.collection import time_of
+from unet_engine.volumes.formats import located, open_stored
 from unet_engine.volumes.samples import fingerprint
 
 TIMES = "timepoints"

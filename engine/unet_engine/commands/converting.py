@@ -13,8 +13,12 @@ from unet_engine.commands.options import PLACE, Command
 @click.argument("source", metavar="IN", type=PLACE)
 @click.argument("out", type=PLACE)
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx; default: from its metadata.")
-@click.option("--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: path or number of an image.")
-@click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution.")
+@click.option(
+    "--image",
+    metavar="NAME",
+    help="Of a plate, collection, TIFF or folder of DICOM: an image in it, by name or number.",
+)
+@click.option("--level", type=int, metavar="N", help="Of a pyramid or overviews; default: 0, the full resolution.")
 @click.option("--timepoint", type=int, metavar="N", help="One time point, counted from 0; default: all.")
 @click.option("--input-channels", metavar="C,C", help="Some channels, by name or number from 0; default: all.")
 @click.option(

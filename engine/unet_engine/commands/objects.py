@@ -15,8 +15,8 @@ from unet_engine.units import times
 
 _READ: list[Callable[..., Any]] = [
     click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. tzyx."),
-    click.option("--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: an image in it."),
-    click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
+    click.option("--image", metavar="NAME", help="Of a plate, collection, TIFF or folder of DICOM: an image in it."),
+    click.option("--level", type=int, metavar="N", help="Of a pyramid or overviews; default: 0, the full resolution."),
     click.option("--timepoint", type=int, metavar="N", help="The time point, counted from 0."),
     click.option("--input-channels", metavar="C", help="The channel, by name or number from 0."),
     click.option(
@@ -179,7 +179,7 @@ def _source(settings: Any) -> Any:
     from unet_engine.paths import absolute
     from unet_engine.postprocess.source import Source
     from unet_engine.prepare.places import pick_of
-    from unet_engine.volumes.collection import located
+    from unet_engine.volumes.formats import located
 
     path = absolute(located(settings.input, settings.image, settings.level))
     nodata = None if settings.nodata is None else settings.nodata_values

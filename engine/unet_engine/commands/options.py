@@ -243,9 +243,11 @@ _SETTINGS = [
     ),
     click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx; default: from its metadata."),
     click.option(
-        "--image", metavar="NAME", help="Of an OME-Zarr plate, well or collection: path or number of an image."
+        "--image",
+        metavar="NAME",
+        help="Of a plate, collection, TIFF or folder of DICOM: an image in it, by name or number.",
     ),
-    click.option("--level", type=int, metavar="N", help="Of an OME-Zarr pyramid; default: 0, the full resolution."),
+    click.option("--level", type=int, metavar="N", help="Of a pyramid or overviews; default: 0, the full resolution."),
     click.option(
         "--timepoint",
         metavar="N",
@@ -449,8 +451,13 @@ MIRROR_AXES = click.option(
 
 
 MEANT: list[Callable[..., Any]] = [
-    click.option("--image", metavar="NAME", help="Of a plate, well or collection: path or number of an image."),
-    click.option("--level", type=click.IntRange(0), metavar="N", help="Of a pyramid; default: 0, the full resolution."),
+    click.option("--image", metavar="NAME", help="Of a plate, collection, TIFF or folder of DICOM: an image in it."),
+    click.option(
+        "--level",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Of a pyramid or overviews; default: 0, the full resolution.",
+    ),
     click.option("--timepoint", type=click.IntRange(0), metavar="N", help="The time point, counted from 0."),
     click.option("--input-channels", metavar="C,C", help="Channels the network takes, by name or number from 0."),
 ]

@@ -17,8 +17,7 @@ from unet_engine.postprocess.formats import account_of, writer_of
 from unet_engine.postprocess.working import is_file
 from unet_engine.storage import stores
 from unet_engine.units import Tell, silent
-from unet_engine.volumes.collection import located
-from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.formats import located, open_stored
 from unet_engine.volumes.pick import ALL, Pick
 
 

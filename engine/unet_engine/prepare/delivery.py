@@ -58,7 +58,7 @@ def delivery_of(
 ) -> Delivery:
     """Where a run of the volume at `place` ends that writes `roi` of the grid of `written`. Raises `OutputError` where the format that is asked
     for cannot hold its result; `notes` hear what that leaves out, and what was chosen where nothing is asked for."""
-    content = _expected(settings, spec, written, roi)
+    content = _expected(settings, spec, place, written, roi)
     into = named_into(settings, spec, place) if settings.into else None
     named = into or settings.out or _default(settings, spec, content, notes)
     objects = _objects(settings, len(written.spatial))
@@ -129,7 +129,7 @@ def _ending(path: str, content: Content) -> str:
     return _BY_INPUT[max(found, key=len)] if found else _ZARR
 
 
-def _expected(settings: Settings, spec: ModelSpec, written: Volume, roi: Box) -> Content:
+def _expected(settings: Settings, spec: ModelSpec, place: str, written: Volume, roi: Box) -> Content:
     """What the run will have made, as far as it is known."""
     whole = settings.output == "labels"
     labels = whole and not settings.components
@@ -147,7 +147,7 @@ def _expected(settings: Settings, spec: ModelSpec, written: Volume, roi: Box) ->
         frame=written.frame,
         labels=labels,
         classes=spec.class_names if labels else (),
-        source=settings.input,
+        source=place,
     )
 
 

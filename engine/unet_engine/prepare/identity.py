@@ -62,6 +62,7 @@ def identity(
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
         **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
+        **({"crop": [str(survey.crop), str(survey.asked)]} if survey.crop else {}),
         **({"turn": [list(survey.turn.order), list(survey.turn.backwards)]} if survey.turn else {}),
         **({"resampling": [_said(survey.grids.image), _said(decisions.back)]} if survey.grids else {}),
     }

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +30,7 @@ _LEFT_FREE = 2**30
 """Bytes of a disk that are left to others."""
 _LOOKED_AT = 2**16
 
-Opener = Callable[[], BinaryIO]
+Opener = Callable[[str], BinaryIO]
 
 
 class Scratch:
@@ -63,16 +63,17 @@ def _remove_at_exit(path: Path) -> None:
     _remove(path)
 
 
-def unpacked(file: str, opener: Opener, skip: int, length: int) -> Scratch:
-    """Bytes `skip` to `skip + length` of what `opener` unpacks from `file`. Memory is a piece of 1 MiB.
+def unpacked(files: Sequence[str], opener: Opener, skip: int, length: int) -> Scratch:
+    """Bytes `skip` to `skip + length` of what `opener` unpacks from each of `files`, one after the other. Memory is a
+    piece of 1 MiB.
 
     Raises `DataError` where there are fewer or they are damaged, and `InputError` where there is no room for them.
     """
-    path = _folder(file, "unpacked") / f"{_key(file, skip, length)}.raw"
+    path = _folder(files[0], "unpacked") / f"{_key(files, skip, length)}.raw"
     with _alone(path):
-        if not path.is_file() or path.stat().st_size != length:
+        if not path.is_file() or path.stat().st_size != length * len(files):
             _prune(path.parent)
-            _unpack(file, opener, skip, length, path)
+            _unpack(files, opener, skip, length, path)
         os.utime(path)
         return Scratch(path)
 
@@ -142,36 +143,48 @@ def _check_room(file: str, what: str, length: int, folder: Path) -> None:
         )
 
 
-def _key(file: str, skip: int, length: int) -> str:
-    """Of what the file holds, as far as its ends and its time tell: the last bytes of a gzip are a checksum."""
-    about = os.stat(file)  # noqa: PTH116
-    digest = hashlib.sha256(f"{about.st_size} {about.st_mtime_ns} {skip} {length}".encode())
-    with Path(file).open("rb") as opened:
-        digest.update(opened.read(_LOOKED_AT))
-        opened.seek(max(0, about.st_size - _LOOKED_AT))
-        digest.update(opened.read(_LOOKED_AT))
+def _key(files: Sequence[str], skip: int, length: int) -> str:
+    """Of what the files hold, as far as their ends and times tell: the last bytes of a gzip are a checksum."""
+    digest = hashlib.sha256()
+    for file in files:
+        about = os.stat(file)  # noqa: PTH116
+        digest.update(f"{about.st_size} {about.st_mtime_ns} {skip} {length}".encode())
+        with Path(file).open("rb") as opened:
+            digest.update(opened.read(_LOOKED_AT))
+            opened.seek(max(0, about.st_size - _LOOKED_AT))
+            digest.update(opened.read(_LOOKED_AT))
     return digest.hexdigest()[:32]
 
 
-def _unpack(file: str, opener: Opener, skip: int, length: int, path: Path) -> None:
-    _check_room(file, "unpacked", length, path.parent)
+def _unpack(files: Sequence[str], opener: Opener, skip: int, length: int, path: Path) -> None:
+    _check_room(files[0], "unpacked", length * len(files), path.parent)
     partial = path.with_suffix(".partial")
     try:
-        with opener() as packed, partial.open("wb") as out:
-            _pass(file, packed, skip, None)
-            _pass(file, packed, length, out)
-            _drain(packed, length + _PIECE)
+        with partial.open("wb") as out:
+            for file in files:
+                _append(file, opener, skip, length, out)
         partial.replace(path)
-    except (EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{file} is damaged: {first_line(error)}; restore it, or give another --in") from error
     except OSError as error:
-        if error.errno is None:  # of gzip and bz2
-            raise DataError(f"{file} is damaged: {first_line(error)}; restore it, or give another --in") from error
         raise InputError(
-            f"{file} cannot be unpacked to {path.parent}: {error.strerror}; set {FOLDER} to another folder"
+            f"{files[0]} cannot be unpacked to {path.parent}: {error.strerror}; set {FOLDER} to another folder"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _append(file: str, opener: Opener, skip: int, length: int, out: BinaryIO) -> None:
+    try:
+        with opener(file) as packed:
+            _pass(file, packed, skip, None)
+            _pass(file, packed, length, out)
+            _drain(packed, length + _PIECE)
+    except (EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{file} is damaged: {first_line(error)}; restore it, or give another --in") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # of gzip and bz2
+        raise DataError(f"{file} is damaged: {first_line(error)}; restore it, or give another --in") from error
 
 
 def _pass(file: str, packed: BinaryIO, count: int, out: BinaryIO | None) -> None:

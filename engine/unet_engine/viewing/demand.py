@@ -38,15 +38,17 @@ class Blocks:
 
     def __init__(self, plan: Plan, layout: Layout) -> None:
         self.plan, self._turn = plan, layout.turn
+        self._begin = layout.begin or (0,) * len(plan.axes)
 
     def seen(self, box: Box) -> Box:
         """Where a box of the output lies in the plan."""
+        box = box.relative_to(self._begin)
         return (self._turn.seen_box(box) if self._turn else box).shift(self.plan.roi.lo)
 
     def stored(self, box: Box) -> Box:
         """The way back of `seen`."""
         box = box.relative_to(self.plan.roi.lo)
-        return self._turn.stored_box(box) if self._turn else box
+        return (self._turn.stored_box(box) if self._turn else box).shift(self._begin)
 
     def view(self, values: Array) -> Array:
         """Voxels of a box of the plan, as the output has them."""

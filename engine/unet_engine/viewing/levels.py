@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import InputError
+from unet_engine.paths import said
 from unet_engine.plan.box import Box, around
 from unet_engine.volumes.base import Array, Volume
-from unet_engine.volumes.collection import located
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import located, open_volume
 from unet_engine.volumes.pick import Pick
 
 PIECE = 2**25
@@ -54,7 +54,7 @@ class Levels:
         """The full resolution `volume` of what lies at `path`, with the coarser ones that its OME metadata name and
         whose voxels are a whole number of those of the full one."""
         found = [Level(volume, (1,) * len(volume.shape))]
-        for number in range(1, _MOST_LEVELS):
+        for number in range(1, 1 if "level" in said(path) else _MOST_LEVELS):
             try:
                 coarser = open_volume(located(path, None, number), None, pick)
             except InputError:

@@ -21,8 +21,7 @@ from unet_engine.units import micrometers
 from unet_engine.viewing.levels import Levels
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Array, Volume
-from unet_engine.volumes.collection import located
-from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.formats import located, open_stored
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import ALL, Pick
 

@@ -3,7 +3,6 @@ file says, never its name."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import InputError
-from unet_engine.paths import check_file, is_local
+from unet_engine.paths import inside, is_local
 from unet_engine.plan.box import Box
-from unet_engine.units import brief, times
+from unet_engine.units import times
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection
-from unet_engine.volumes.deflated import check_deflated
+from unet_engine.volumes.dicom_files import dicom_files, found_of, header_of, located, shown, uid_meant
 from unet_engine.volumes.dicom_order import Slice, ordered
 from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.linear import Linear
@@ -39,67 +38,44 @@ class DicomFormat:
     def recognises(self, path: str) -> bool:
         if has_ending(path, *ENDINGS):
             return True
-        return is_local(path) and Path(path).is_dir() and bool(_dicom_files(path, _LOOKED_AT))
+        folder = inside(path)[0]
+        return is_local(path) and Path(folder).is_dir() and bool(dicom_files(folder, _LOOKED_AT))
+
+    def located(self, path: str, image: str | None, level: int | None) -> str:
+        return located(path, image, level)
 
     def open(self, path: str, axes: str | None) -> DicomVolume:
         pydicom = package(path, "DICOM", "pydicom", "dicom")
-        files = _dicom_files(path) if Path(path).is_dir() else [path]
+        folder = inside(path)[0]
+        files = dicom_files(folder) if Path(folder).is_dir() else [path]
         parts = {file: Part.of(file) for file in files}
         with opening(path, "DICOM series"):
-            headers = [(file, _header(pydicom, file)) for file in files]
+            headers = [(file, header_of(pydicom, file, _TAGS)) for file in files]
             headers = [(file, header) for file, header in headers if header.get("Rows")]  # a DICOMDIR has no image
+            if (uid := uid_meant(path)) is not None:
+                headers = [one for one in headers if str(one[1].get("SeriesInstanceUID") or "") == uid]
             notes = _one_series(path, headers)
             slices = [one for file, header in headers for one in _slices(file, header, parts[file].length)]
             return _volume(path, headers[0][1], ordered(path, slices), parts, notes, axes)
-
-
-def _dicom_files(folder: str, most: int | None = None) -> list[str]:
-    """The files in `folder` that are DICOM, by their signature; of a part only of its first `most` files."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())[:most]
-    except OSError:
-        return []
-    return [file for name in names if _is_dicom(file := f"{folder.rstrip('/')}/{name}")]
-
-
-def _is_dicom(file: str) -> bool:
-    try:
-        check_file(file)
-        with Path(file).open("rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def _header(pydicom: Any, file: str) -> Any:
-    try:
-        check_deflated(file)
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-    except Exception as error:
-        raise InputError(f"{file} is no readable DICOM file: {error}; restore it, or take it out") from error
 
 
 def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
     """Raises `InputError` where there is no image, or more than one series; what is to be known is returned."""
     if not headers:
         raise InputError(f"{path} holds no DICOM image; give another --in")
-    found: dict[str, list[Any]] = {}
-    for _, header in headers:
-        found.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append(header)
+    found = found_of([header for _, header in headers])
     if len(found) > 1:
-        listed = ", ".join(
-            f"{len(group)} of {brief(str(group[0].get('SeriesDescription') or uid or 'no UID'))}"
-            for uid, group in list(found.items())[:8]
+        raise InputError(
+            f"{path} holds {len(found)} series ({shown(found)}); choose one by its number from 0, e.g. --image 0, or put "
+            "its files in a folder of their own"
         )
-        raise InputError(f"{path} holds {len(found)} series ({listed}); put the files of one in a folder of their own")
     notes = []
-    if "" in found and len(headers) > 1:
+    if not found[0].uid and len(headers) > 1:
         notes.append(f"{path}: its files name no series (their UIDs are empty): all {len(headers)} are taken as one")
-    shown = {header.get("PhotometricInterpretation") for _, header in headers}
-    if "PALETTE COLOR" in shown:
+    pictures = {header.get("PhotometricInterpretation") for _, header in headers}
+    if "PALETTE COLOR" in pictures:
         notes.append(f"{path} has a palette, and its values number colours: voxels are taken as they are stored")
-    if "MONOCHROME1" in shown:
+    if "MONOCHROME1" in pictures:
         notes.append(f"{path} is MONOCHROME1, where low values are shown bright: voxels are taken as they are stored")
     return notes
 

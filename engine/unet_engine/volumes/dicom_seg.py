@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unet_engine.errors import InputError
+from unet_engine.paths import inside, is_local
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.deflated import check_deflated
+from unet_engine.volumes.dicom_files import SEGMENTATIONS, header_of, located, segmentations_in, uid_meant
 from unet_engine.volumes.files import FileVolume, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
 
 ENDINGS = (".dcm", ".dicom")
-_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-"""Segmentation Storage, and Label Map Segmentation Storage."""
 
 
 class DicomSegFormat:
     def recognises(self, path: str) -> bool:
+        if is_local(path) and Path(inside(path)[0]).is_dir():
+            return self._fills(path)
         if not has_ending(path, *ENDINGS):
             return False
         with suppress(Exception), warnings.catch_warnings():  # whatever it is, DICOM's own reader tells
@@ -32,21 +37,70 @@ class DicomSegFormat:
 
             Part.of(path)
             check_deflated(path)
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).SOPClassUID in _CLASSES
+            return (
+                pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).SOPClassUID
+                in SEGMENTATIONS
+            )
         return False
 
+    def _fills(self, path: str) -> bool:
+        """Whether a folder, or the series of it that is meant, is nothing but segmentations."""
+        found, count = segmentations_in(inside(path)[0])
+        if not found or uid_meant(path) is None:
+            return 0 < len(found) == count
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(_of_series(path, found))
+        return False
+
+    def located(self, path: str, image: str | None, level: int | None) -> str:
+        return located(path, image, level)
+
     def open(self, path: str, axes: str | None) -> Volume:
+        if not Path(inside(path)[0]).is_dir():
+            return self._of_file(path, axes)
+        package(path, "a DICOM segmentation", "highdicom", "seg")
+        files = _of_series(path, segmentations_in(inside(path)[0])[0])
+        if len(files) > 1:
+            names = ", ".join(Path(file).name for file in files[:8])
+            raise InputError(f"{path} holds {len(files)} segmentations ({names}); give one of these files")
+        return replace(self._of_file(files[0], axes), path=path)
+
+    def _of_file(self, path: str, axes: str | None) -> DicomSegVolume:
         part = Part.of(path)
         hd = package(path, "a DICOM segmentation", "highdicom", "seg")
         with opening(path, "DICOM segmentation"):
             _check_frames(path, part)
-            data = hd.seg.segread(path, lazy_frame_retrieval=True)
+            reader = _Reader(hd, path)
+            data = reader.data
             if str(data.SegmentationType) == "FRACTIONAL":
                 raise InputError(f"{path} holds fractions, one for each segment, and no labels; convert it to labels")
-            geometry = data.get_volume_geometry()
+            geometry = reader.call(data.get_volume_geometry)
             if geometry is None:
                 raise InputError(f"{path}: its frames are no regular stack of slices; convert it to one")
-            return _volume(path, part, data, geometry, axes)
+            return _volume(path, part, reader, geometry, axes)
+
+
+class _Reader:
+    """An open segmentation, whose tables are of one thread alone: it does all that is asked, one after the other."""
+
+    def __init__(self, hd: Any, path: str) -> None:
+        self._thread = ThreadPoolExecutor(1, "segmentation")
+        weakref.finalize(self, self._thread.shutdown, wait=False)
+        self.data = self.call(hd.seg.segread, path, lazy_frame_retrieval=True)
+
+    def call(self, do: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return self._thread.submit(do, *args, **options).result()
+
+
+def _of_series(path: str, files: list[str]) -> list[str]:
+    """Those of the series that is meant; all where none is."""
+    import pydicom
+
+    uid = uid_meant(path)
+    if uid is None:
+        return files
+    return [f for f in files if str(header_of(pydicom, f, ["SeriesInstanceUID"]).get("SeriesInstanceUID") or "") == uid]
 
 
 def _check_frames(path: str, part: Part) -> None:
@@ -72,12 +126,12 @@ _WIDEST = 4
 """Bytes of a voxel of a frame, as it is unpacked, at most."""
 
 
-def _volume(path: str, part: Part, data: Any, geometry: Any, axes: str | None) -> Volume:
+def _volume(path: str, part: Part, reader: _Reader, geometry: Any, axes: str | None) -> DicomSegVolume:
     shape = tuple(int(n) for n in geometry.spatial_shape)
     check_sizes(path, shape, shape)
     affine = np.asarray(geometry.affine, np.float64)
     frame = Frame(tuple(tuple(row) for row in affine[:3, :3].tolist()), tuple(affine[:3, 3].tolist()), "LPS")
-    dtype = np.dtype("u1" if max(data.segment_numbers) < 2**8 else "u2")
+    dtype = np.dtype("u1" if max(reader.data.segment_numbers) < 2**8 else "u2")
     names = checked_axes(path, shape, dtype, axes or "zyx")
     if names != "zyx":
         raise InputError(f"{path} is a stack of slices, which lie along z; leave out --axes")
@@ -93,22 +147,19 @@ def _volume(path: str, part: Part, data: Any, geometry: Any, axes: str | None) -
         frame=frame,
         opened_by=DicomSegFormat(),
         files=(part,),
-        data=data,
-        lock=threading.Lock(),
+        reader=reader,
     )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DicomSegVolume(FileVolume):
-    data: Any
-    lock: threading.Lock
-    """Frames are read from one open file."""
+    reader: _Reader
 
     def stored(self, selection: Selection) -> Array:
         (z, y, x) = ((part.indices(n)[:2]) for part, n in zip(selection, self.stored_shape, strict=True))
-        with self.lock:
-            found = self.data.get_volume(
-                slice_start=z[0], slice_end=z[1], row_start=y[0], row_end=y[1], column_start=x[0], column_end=x[1],
-                as_indices=True, combine_segments=True, dtype=self.stored_dtype,
-            )  # fmt: skip
+        found = self.reader.call(
+            self.reader.data.get_volume,
+            slice_start=z[0], slice_end=z[1], row_start=y[0], row_end=y[1], column_start=x[0], column_end=x[1],
+            as_indices=True, combine_segments=True, dtype=self.stored_dtype,
+        )  # fmt: skip
         return np.asarray(found.array)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from unet_engine.errors import InputError, UnetEngineError
-from unet_engine.paths import inside, is_local
+from unet_engine.paths import chosen, inside, is_local
 from unet_engine.storage.remote_files import About, RemoteFile, copied, name_of
 from unet_engine.storage.remote_raster import RemoteRaster
 from unet_engine.units import size
@@ -33,6 +33,9 @@ class FetchedFormat:
     def __init__(self, formats: Sequence[Format], raster: InPlace, endings: Sequence[str]) -> None:
         """formats: those that read a copy; raster: what is asked before it is made; endings: of the names of all"""
         self._formats, self._raster, self._endings = tuple(formats), raster, tuple(endings)
+
+    def located(self, path: str, image: str | None, level: int | None) -> str:
+        return chosen(path, image=image, level=level or None)
 
     def recognises(self, path: str) -> bool:
         file = inside(path)[0]
@@ -69,6 +72,8 @@ class FetchedFormat:
         except UnetEngineError as error:
             raise type(error)(str(error).replace(here, url)) from error
         assert isinstance(volume, FileVolume)
+        if len(volume.files) > 1:  # a copy lies among those of others
+            raise InputError(f"{url} keeps its voxels in several files, and one file is fetched; copy them to a disk")
         told = (
             f"{url} is read from a copy, {here} ({size(copy.path.stat().st_size)}), which goes as the run is complete"
         )

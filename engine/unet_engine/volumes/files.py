@@ -142,6 +142,8 @@ class FileVolume(StoredVolume):
     files: tuple[Part, ...]
     fetched: Scratch | None = None
     """The copy that is read of a file behind a URL."""
+    overviews: tuple[str, ...] = ()
+    """Smaller levels that are stored as well, as people are told."""
 
     remedy = "restore the file"
 
@@ -151,6 +153,9 @@ class FileVolume(StoredVolume):
     def release(self) -> None:
         if self.fetched:
             self.fetched.release()
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | ({"levels": ["full", *self.overviews]} if self.overviews else {})
 
     def parts(self, box: Box) -> Iterable[Part]:
         """The files that `box` lies in."""

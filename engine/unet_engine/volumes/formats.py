@@ -6,9 +6,8 @@ from pathlib import Path
 
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local, plain
-from unet_engine.volumes import dicom, hdf5, nifti, raster, tiff
-from unet_engine.volumes.base import Format, Volume
-from unet_engine.volumes.collection import located
+from unet_engine.volumes import collection, dicom, hdf5, nifti, raster, tiff
+from unet_engine.volumes.base import Format, Several, Volume
 from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
 from unet_engine.volumes.fetched import FetchedFormat
@@ -57,6 +56,17 @@ READ = "Zarr, N5, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRR
 def format_of(path: str) -> Format | None:
     """The format that recognises `path`; None where none does."""
     return next((format for format in FORMATS if format.recognises(path)), None)
+
+
+def located(path: str, image: str | None, level: int | None) -> str:
+    """The path of what is meant of `path`: its image called, or numbered from 0, `image`, and of that the one of `level`,
+    0 being the full resolution. Raises `InputError` listing what there is."""
+    if image is None and level is None:
+        return path
+    format = format_of(plain(path))
+    if isinstance(format, Several):
+        return format.located(plain(path), image, level)
+    return collection.located(path, image, level)
 
 
 def is_series(path: str) -> bool:

@@ -14,7 +14,7 @@ from unet_engine.units import brief
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, has_ending, opening
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.packed import Described, beside, volume_of
+from unet_engine.volumes.packed import Described, data_files, volume_of
 
 _LONGEST = 2**18
 """Bytes of a header."""
@@ -33,28 +33,32 @@ class MetaImageFormat:
     def open(self, path: str, axes: str | None) -> Volume:
         Part.of(path)
         with opening(path, "MetaImage"):
-            header, length = _header(path)
-            return volume_of(self, path, _described(path, header, length), axes)
+            header, listed, length = _header(path)
+            return volume_of(self, path, _described(path, header, listed, length), axes)
 
 
-def _header(path: str) -> tuple[dict[str, str], int]:
-    """Keys and values, and how long the header is: the line of ElementDataFile is its last."""
+def _header(path: str) -> tuple[dict[str, str], list[str], int]:
+    """Keys and values, the names of a list of files, and how long the header is: the line of ElementDataFile is its last
+    but for such names."""
     with Path(path).open("rb") as file:
         head = file.read(_LONGEST)
     found: dict[str, str] = {}
     length = 0
-    for line in head.split(b"\n"):
+    lines = head.split(b"\n")
+    for number, line in enumerate(lines):
         length += len(line) + 1
         key, equals, value = line.decode("ascii", "replace").partition("=")
         if not equals:
             raise ValueError(f"{brief(key.strip())} is no line of a header")
         found[key.strip().lower()] = value.strip()
         if key.strip().lower() == "elementdatafile":
-            return found, length
+            listed = found["elementdatafile"].split()[:1] == ["LIST"]
+            names = [name.decode().strip() for name in lines[number + 1 :]] if listed else []
+            return found, [name for name in names if name], length
     raise ValueError("its header names no ElementDataFile")
 
 
-def _described(path: str, header: Mapping[str, str], length: int) -> Described:
+def _described(path: str, header: Mapping[str, str], listed: list[str], length: int) -> Described:
     n = int(header["ndims"])
     shape = tuple(int(v) for v in header["dimsize"].split())
     if len(shape) != n or not 2 <= n <= 4:
@@ -66,18 +70,24 @@ def _described(path: str, header: Mapping[str, str], length: int) -> Described:
     channels = int(header.get("elementnumberofchannels", 1))
     swapped = _true(header, "binarydatabyteordermsb") or _true(header, "elementbyteordermsb")
     dtype = np.dtype(_TYPES[header["elementtype"]]).newbyteorder(">" if swapped else "<")
-    data = _data_file(path, header["elementdatafile"])
-    parts = tuple(Part.of(file) for file in dict.fromkeys((path, data)))
-    offset = length if data == path else int(header.get("headersize", 0))
+    stored = (*shape[::-1], channels) if channels > 1 else shape[::-1]
+    named = header["elementdatafile"]
+    data, cut = ((path,), 0) if named.upper() == "LOCAL" else data_files(path, named, listed, shape[::-1])
+    parts = tuple(Part.of(file) for file in dict.fromkeys((path, *data)))
+    offset = length if data == (path,) else int(header.get("headersize", 0))
     if channels < 1 or offset < -1:
         raise ValueError(f"ElementNumberOfChannels is {channels} and HeaderSize {offset}")
     if offset == -1:
-        offset = max(0, parts[-1].length - int(np.prod(shape, dtype=object)) * channels * dtype.itemsize)
+        if len({part.length for part in parts[-len(data) :]}) > 1:
+            raise ValueError("HeaderSize is -1, and its files are of several lengths")
+        each = int(np.prod(stored, dtype=object)) * dtype.itemsize // len(data)
+        offset = max(0, parts[-1].length - each)
     return Described(
         data=data,
+        cut=cut,
         offset=max(0, offset),
         packing="zlib" if _true(header, "compresseddata") else "",
-        shape=(*shape[::-1], channels) if channels > 1 else shape[::-1],
+        shape=stored,
         axes="tzyx"[4 - n :] + "c" * (channels > 1),
         dtype=dtype,
         frame=_frame(header, n),
@@ -88,14 +98,6 @@ def _described(path: str, header: Mapping[str, str], length: int) -> Described:
 
 def _true(header: Mapping[str, str], key: str, *, other: bool = False) -> bool:
     return header[key].lower() in ("true", "1") if key in header else other
-
-
-def _data_file(path: str, named: str) -> str:
-    if named.upper() == "LOCAL":
-        return path
-    if named.upper().startswith("LIST") or "%" in named:
-        raise InputError(f"{path} keeps its data in several files ({brief(named)}); save it as one")
-    return beside(path, named)
 
 
 def _frame(header: Mapping[str, str], n: int) -> Frame | None:

@@ -107,7 +107,7 @@ def _described(path: str, image: Any) -> Described:
     affine = np.asarray(image.affine, np.float64)
     spatial = sum(a in "zyx" for a in axes)
     return Described(
-        data=data,
+        data=(data,),
         offset=int(proxy.offset),
         packing="gzip" if data.lower().endswith((".gz", ".mgz")) else "bzip2" if data.lower().endswith(".bz2") else "",
         shape=shape,

@@ -13,7 +13,7 @@ from unet_engine.units import brief, times, unit_name
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.packed import Described, Packing, beside, volume_of
+from unet_engine.volumes.packed import Described, Packing, data_files, volume_of
 
 _LONGEST = 2**20
 """Bytes of a header."""
@@ -43,11 +43,12 @@ class NrrdFormat:
         nrrd = package(path, "an NRRD file", "nrrd", "nrrd")
         with opening(path, "NRRD file"):
             lines, length = _header_lines(path)
+            lines, listed = _without_list(lines)
             header = nrrd.read_header(lines)
             if header["type"].lower() not in _DTYPES:
                 raise InputError(f"{path} holds {brief(header['type'])}; convert it to numbers")
             dtype = np.dtype(_DTYPES[header["type"].lower()])
-            return volume_of(self, path, _described(path, header, dtype, length), axes)
+            return volume_of(self, path, _described(path, header, listed, dtype, length), axes)
 
 
 def _header_lines(path: str) -> tuple[list[bytes], int]:
@@ -64,25 +65,38 @@ def _header_lines(path: str) -> tuple[list[bytes], int]:
     return lines, length
 
 
-def _described(path: str, header: Mapping[str, Any], dtype: np.dtype[Any], length: int) -> Described:
+def _without_list(lines: list[bytes]) -> tuple[list[bytes], list[str]]:
+    """The lines before the names of a list of files, and these names."""
+    for number, line in enumerate(lines):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() in (b"data file", b"datafile") and value.split()[:1] == [b"LIST"]:
+            names = [name.decode().strip() for name in lines[number + 1 :]]
+            return lines[: number + 1], [name for name in names if name]
+    return lines, []
+
+
+def _described(path: str, header: Mapping[str, Any], listed: list[str], dtype: np.dtype[Any], length: int) -> Described:
     shape = tuple(int(n) for n in header["sizes"])
     if int(header.get("dimension", len(shape))) != len(shape):
         raise ValueError(f"dimension is {header['dimension']} and sizes are {times(shape)}")
     encoding = str(header.get("encoding", "raw")).lower()
     if encoding not in _PACKED:
         raise InputError(f"{path} is encoded as {brief(encoding)}, which is not read here; save it as raw or gzip")
-    data = _data_file(path, header)
+    named = str(header.get("data file", header.get("datafile", "")))
+    data, cut = data_files(path, named, listed, shape[::-1]) if named else ((path,), 0)
     packing = _PACKED[encoding]
     skipped = int(header.get("byte skip", header.get("byteskip", 0)))
     if int(header.get("line skip", header.get("lineskip", 0))) or skipped < -1 or (skipped == -1 and packing):
         raise InputError(
             f"{path} skips lines or counts bytes from the end of packed data; save it again as plain or packed numbers"
         )
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    parts = tuple(Part.of(file) for file in dict.fromkeys((path, data)))
-    begin = length if data == path else 0
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize // len(data)
+    parts = tuple(Part.of(file) for file in dict.fromkeys((path, *data)))
+    begin = length if data == (path,) else 0
+    if skipped == -1 and len({part.length for part in parts[-len(data) :]}) > 1:
+        raise ValueError("it counts bytes from the end of files of several lengths")
     offset = max(0, parts[-1].length - size) if skipped == -1 else begin + skipped
-    if data == path and packing:  # the packed stream begins behind the header
+    if data == (path,) and packing:  # the packed stream begins behind the header
         if skipped or packing == "bzip2":
             raise InputError(f"{path} skips bytes of packed data, or packs with bzip2; save it as raw or gzip")
         packing, offset = "zlib", begin
@@ -90,6 +104,7 @@ def _described(path: str, header: Mapping[str, Any], dtype: np.dtype[Any], lengt
     frame, spacing = _placed(header, spatial)
     return Described(
         data=data,
+        cut=cut,
         offset=offset,
         packing=packing,
         shape=shape[::-1],
@@ -100,15 +115,6 @@ def _described(path: str, header: Mapping[str, Any], dtype: np.dtype[Any], lengt
         unit=_unit(header, frame),
         parts=parts,
     )
-
-
-def _data_file(path: str, header: Mapping[str, Any]) -> str:
-    named = str(header.get("data file", header.get("datafile", "")))
-    if not named:
-        return path
-    if named.startswith("LIST") or len(named.split()) > 1:
-        raise InputError(f"{path} keeps its data in several files ({brief(named)}); save it as one")
-    return beside(path, named)
 
 
 def _axes(header: Mapping[str, Any], count: int) -> tuple[str, list[int]]:

@@ -16,8 +16,9 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local
 from unet_engine.storage import scratch
-from unet_engine.storage.scratch import Opener, ZlibFile
+from unet_engine.storage.scratch import ZlibFile
 from unet_engine.units import brief, size
+from unet_engine.volumes import slabs
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Format, Volume
 from unet_engine.volumes.files import Part, PlainVolume, plain_chunks
@@ -31,10 +32,12 @@ Packing = Literal["", "gzip", "bzip2", "zlib"]
 class Described:
     """What a header says. Axes and shape are as the numbers lie in the file, the slowest first."""
 
-    data: str
-    """The file that holds the numbers."""
+    data: tuple[str, ...]
+    """The file that holds the numbers, or those that do, in order."""
     offset: int
-    """Where they begin: in the file, or in what it unpacks to."""
+    """Where they begin: in each file, or in what it unpacks to."""
+    cut: int = 0
+    """Of several files: the axis along which they follow one another."""
     packing: Packing = ""
     shape: tuple[int, ...]
     axes: str | None
@@ -61,6 +64,31 @@ def beside(path: str, named: str) -> str:
     return found
 
 
+def data_files(path: str, named: str, listed: Sequence[str], shape: Sequence[int]) -> tuple[tuple[str, ...], int]:
+    """The files with the numbers of an array of `shape`, the slowest axis first, and the axis along which they follow one
+    another.
+
+    named: what the header at `path` says: a name, LIST with `listed` names below it, or a pattern with numbers. Raises
+    `InputError` for files outside of the header's folder, and `ValueError` for such as cannot make up the array.
+    """
+    if len(named) > _LONGEST_NAME:
+        raise ValueError(f"the name of its data has {len(named):,} characters")
+    said = named.split()
+    if said[:1] == ["LIST"]:
+        names, rank = list(listed), int(said[1].rstrip("Dd")) if len(said) > 1 else None
+    elif several := slabs.numbered(path, named):
+        names, rank = several
+    else:
+        return (beside(path, named),), 0
+    if len(set(names)) < len(names):
+        raise ValueError("it names one file several times")
+    cut = slabs.cut_of(path, shape, len(names), len(shape) - 1 if rank is None else rank)
+    return tuple(beside(path, name) for name in names), cut
+
+
+_LONGEST_NAME = 2**12
+
+
 def _below(folder: str, file: str) -> bool:
     return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
 
@@ -73,38 +101,50 @@ def volume_of(opened_by: Format, path: str, said: Described, axes: str | None) -
         raise InputError(f"{path} holds {said.dtype}; convert it to integers or floating point numbers")
     names = checked_axes(path, said.shape, said.dtype, axes or said.axes)
     frame, notes = _sensible(path, said, names)
-    length, notes = prod(said.shape) * said.dtype.itemsize, [*said.notes, *notes]
-    part = next(part for part in said.parts if part.path == said.data)
-    copy = None
-    if said.packing:
-        copy = scratch.unpacked(said.data, _opener(said), 0 if said.packing == "zlib" else said.offset, length)
-        notes.append(
-            f"{said.data} is compressed as a whole and was unpacked to {copy.path} ({size(length)}), which goes as the "
-            "run is complete"
-        )
-    else:
-        part.check_length(said.offset + length)
+    notes = [*said.notes, *notes]
+    length = prod(said.shape) * said.dtype.itemsize // len(said.data)  # of each file
+    parts = {part.path: part for part in said.parts}
+    homes = tuple(parts[name] for name in said.data)
+    copy = _unpacked(said, length, notes) if said.packing else None
+    if copy is None:
+        for part in homes:
+            part.check_length(said.offset + length)
     linear = Linear.of(said.dtype, said.slope, said.intercept)
     spacing = frame.spacing if frame else said.spacing
-    return PackedVolume(
-        path=path,
-        axes=names,
-        stored_shape=said.shape,
-        stored_chunks=plain_chunks(names, said.shape),
-        stored_dtype=linear.dtype,
-        stored_spacing=_stored(names, spacing, 1.0),
-        stored_translation=_stored(names, frame.translation, 0.0) if frame else None,
-        unit=said.unit if spacing else None,
-        notes=tuple(notes),
-        frame=frame,
-        opened_by=opened_by,
-        files=said.parts,
-        data=str(copy.path) if copy else said.data,
-        offset=0 if copy else said.offset,
-        numbers=said.dtype,
-        linear=linear,
-        copy=copy,
+    common: dict[str, Any] = {
+        "path": path,
+        "axes": names,
+        "stored_shape": said.shape,
+        "stored_chunks": plain_chunks(names, said.shape),
+        "stored_dtype": linear.dtype,
+        "stored_spacing": _stored(names, spacing, 1.0),
+        "stored_translation": _stored(names, frame.translation, 0.0) if frame else None,
+        "unit": said.unit if spacing else None,
+        "notes": tuple(notes),
+        "frame": frame,
+        "opened_by": opened_by,
+        "files": said.parts,
+        "numbers": said.dtype,
+        "linear": linear,
+    }
+    if copy is None and len(homes) > 1:
+        side = prod(said.shape[: said.cut + 1]) // len(homes)
+        return slabs.SlabsVolume(**common, data=homes, offset=said.offset, cut=said.cut, side=side)
+    place, offset = (str(copy.path), 0) if copy else (said.data[0], said.offset)
+    return PackedVolume(**common, data=place, offset=offset, copy=copy)
+
+
+def _unpacked(said: Described, length: int, notes: list[str]) -> scratch.Scratch:
+    """A copy of the numbers of all files, one after the other, `length` bytes of each."""
+    skip = 0 if said.packing == "zlib" else said.offset
+    copy = scratch.unpacked(said.data, lambda file: _opener(said.packing, file, said.offset), skip, length)
+    others = f" and {len(said.data) - 1} others" if len(said.data) > 1 else ""
+    verb = ("are", "were") if others else ("is", "was")
+    notes.append(
+        f"{said.data[0]}{others} {verb[0]} compressed as a whole and {verb[1]} unpacked to {copy.path} "
+        f"({size(length * len(said.data))}), which goes as the run is complete"
     )
+    return copy
 
 
 def _sensible(path: str, said: Described, names: str) -> tuple[Frame | None, list[str]]:
@@ -129,12 +169,10 @@ def _stored(names: str, values: Sequence[float] | None, other: float) -> list[fl
     return [of.get(a, other) for a in names]
 
 
-def _opener(said: Described) -> Opener:
-    if said.packing == "zlib":
-        return lambda: cast(BinaryIO, ZlibFile(said.data, said.offset))
-    if said.packing == "bzip2":
-        return lambda: cast(BinaryIO, bz2.open(said.data, "rb"))
-    return lambda: cast(BinaryIO, gzip.open(said.data, "rb"))
+def _opener(packing: Packing, file: str, offset: int) -> BinaryIO:
+    if packing == "zlib":
+        return cast(BinaryIO, ZlibFile(file, offset))
+    return cast(BinaryIO, bz2.open(file, "rb") if packing == "bzip2" else gzip.open(file, "rb"))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

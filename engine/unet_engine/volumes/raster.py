@@ -18,10 +18,10 @@ from weakref import WeakSet
 import numpy as np
 
 from unet_engine.errors import InputError
-from unet_engine.paths import check_file, inside, is_local
+from unet_engine.paths import check_file, chosen, inside, is_local, said
 from unet_engine.plan.box import Box
 from unet_engine.storage.remote_raster import RemoteRaster
-from unet_engine.units import unit_name
+from unet_engine.units import brief, unit_name
 from unet_engine.volumes import nodata, vrt
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Format, Selection, Volume
@@ -49,7 +49,13 @@ class RasterFormat:
             return file.partition("?")[0].lower().endswith(".vrt")
         if has_ending(file, *_ENDINGS):
             return True
-        return has_ending(file, *_TIFF) and (inside(path)[1] == MASK or _is_geotiff(file))
+        return has_ending(file, *_TIFF) and (MASK in said(path) or _is_geotiff(file))
+
+    def located(self, path: str, image: str | None, level: int | None) -> str:
+        """The overview of this level, 0 being the full resolution. Raises `InputError` for an image of one."""
+        if image is not None:
+            raise InputError(f"--image {brief(image)}: {path} has one image alone; leave --image out")
+        return chosen(path, level=level or None)
 
     def open(self, path: str, axes: str | None) -> Volume:
         file = inside(path)[0]
@@ -61,7 +67,7 @@ class RasterFormat:
         rasterio = package(path, "a raster with a place on the map", "rasterio", "geo")
         vrt.check_beside(file)
         notes = vrt.checked(file) if file.lower().endswith(".vrt") else ()
-        return self._opened(path, _Handles(rasterio, file), (Part.of(file),), axes, notes)
+        return self._opened(path, _Handles(rasterio, file, _level(path)), (Part.of(file),), axes, notes)
 
     def takes(self, source: RemoteRaster) -> bool:
         """Whether what `source` opens is a raster with a place on the map. Raises `InputError`."""
@@ -73,16 +79,15 @@ class RasterFormat:
     def in_place(self, path: str, source: RemoteRaster, axes: str | None, opened_by: Format) -> Volume:
         """The raster that `source` reads by parts, as a volume that other processes open by `opened_by`."""
         rasterio = package(path, "a raster with a place on the map", "rasterio", "geo")
-        found = self._opened(path, _Handles(rasterio, source.name, source), (), axes, ())
+        found = self._opened(path, _Handles(rasterio, source.name, _level(path), source), (), axes, ())
         return replace(found, opened_by=opened_by)
 
     def _opened(
         self, path: str, handles: _Handles, part: tuple[Part, ...], axes: str | None, notes: tuple[str, ...]
     ) -> FileVolume:
-        file, wanted = inside(path)
         with opening(path, "raster"), handles.one() as data:
-            parts = (*part, *_others(file, data))
-            if wanted == MASK:
+            parts = (*part, *_others(inside(path)[0], data))
+            if MASK in said(path):
                 return _mask(path, data, handles, parts, axes)
             found = _bands(path, handles.rasterio, data, handles, parts, axes)
             return replace(found, notes=(*notes, *found.notes))
@@ -117,8 +122,9 @@ def is_geotiff(opened: Any) -> bool:
 class _Handles:
     """Datasets of GDAL, each of which one thread at a time may use."""
 
-    def __init__(self, rasterio: Any, file: str, source: RemoteRaster | None = None) -> None:
-        self.rasterio, self._file, self.source = rasterio, file, source
+    def __init__(self, rasterio: Any, file: str, level: int, source: RemoteRaster | None = None) -> None:
+        """level: 0 is the full resolution, 1 the first overview"""
+        self.rasterio, self._file, self._level, self.source = rasterio, file, level, source
         self._driver = _DRIVERS.get(file.partition("?")[0].lower()[-4:], "GTiff")
         self._lock, self._free = threading.Lock(), list[Any]()
         if source:  # GDAL calls back into Python, and must not do so once that ends
@@ -150,9 +156,13 @@ class _Handles:
             self.source.check()
 
     def _opened(self) -> Any:
-        by = {"opener": self.source.open} if self.source else {}
+        by: dict[str, Any] = {"opener": self.source.open} if self.source else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing says where it lies
+            if self._level:
+                with self.rasterio.open(self._file, driver=self._driver, **by) as whole:
+                    _check_level(self._file, self._level, whole)
+                by["overview_level"] = self._level - 1
             return self.rasterio.open(self._file, driver=self._driver, **by)
 
     def close(self) -> None:
@@ -168,6 +178,28 @@ _OPEN: WeakSet[_Handles] = WeakSet()
 def _close_all() -> None:
     for handles in list(_OPEN):
         handles.close()
+
+
+def _level(path: str) -> int:
+    """Which one `path` names. Raises `InputError` where that is no number."""
+    text = said(path).get("level", "0")
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"{path} names no level; give a number, e.g. --level 1")
+    return int(text[:9])
+
+
+def _check_level(file: str, level: int, data: Any) -> None:
+    if not 0 < level <= len(found := _overviews(data)):
+        raise InputError(f"--level {level}: {file} has {len(found)} overviews{_shown(found)}; count from 0")
+
+
+def _overviews(data: Any) -> list[int]:
+    """By how much each is smaller, of those that all bands have."""
+    return min((list(data.overviews(band)) for band in data.indexes), key=len)
+
+
+def _shown(factors: Sequence[int]) -> str:
+    return f" (1/{', 1/'.join(map(str, factors))})" if factors else ""
 
 
 def _others(file: str, data: Any) -> tuple[Part, ...]:
@@ -208,6 +240,7 @@ def _bands(
         notes=_notes(rasterio, path, data, bands, alpha),
         opened_by=RasterFormat(),
         files=parts,
+        overviews=() if "level" in said(path) else tuple(f"1/{factor}" for factor in _overviews(data)),
         handles=handles,
         bands=bands,
     )

@@ -7,7 +7,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,8 @@ class SlicesFormat:
 
     def open(self, path: str, axes: str | None) -> Volume:
         files = _slices(path)
+        if whole := _as_one(path, files, axes):
+            return replace(whole, path=path, opened_by=self)
         first = _slice(files[0])
         names = "z" + first.axes
         names = checked_axes(path, (len(files), *first.stored_shape), first.stored_dtype, axes or names)
@@ -87,6 +89,25 @@ def _gaps(path: str, files: list[str]) -> tuple[str, ...]:
         f"{path}: between {Path(files[at]).name} and {Path(files[at + 1]).name} slices seem to be "
         "missing; they are taken as neighbours",
     )
+
+
+def _as_one(path: str, files: list[str], axes: str | None) -> FileVolume | None:
+    """The image that all `files` are parts of, as the first one describes it; None where it describes none. Raises
+    `InputError` where others lie among them."""
+    found = TiffFormat().open(files[0], None)
+    assert isinstance(found, FileVolume)
+    if len(found.files) == 1:
+        return None
+    inside = {os.path.realpath(part.path) for part in found.files}
+    other = next((file for file in files if os.path.realpath(file) not in inside), None)
+    if other:
+        raise InputError(
+            f"{path} holds an image of several files, {files[0]} and others, and {other} is none of them; take it out"
+        )
+    if axes:
+        found = TiffFormat().open(files[0], axes)
+        assert isinstance(found, FileVolume)
+    return found
 
 
 def _slice(file: str) -> StoredVolume:

@@ -3,23 +3,21 @@ compressed."""
 
 from __future__ import annotations
 
-import glob
 import itertools
 import os
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from unet_engine.errors import DataError, InputError
+from unet_engine.paths import chosen, inside, said
+from unet_engine.plan.box import Box
 from unet_engine.units import times
-from unet_engine.volumes import account, alpha, pictures
-from unet_engine.volumes.axes import checked_axes
+from unet_engine.volumes import account, alpha, pictures, tiff_files
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.files import (
     FileVolume,
@@ -33,6 +31,7 @@ from unet_engine.volumes.files import (
     package,
     plain_chunks,
 )
+from unet_engine.volumes.tiff_images import Image, image_of, listed, named_axes
 from unet_engine.volumes.tiff_tags import Placed, alphas, nodata_of, placed
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".stk", ".qptiff", ".scn")
@@ -42,97 +41,48 @@ KEPT_BYTES = 2**26
 
 class TiffFormat:
     def recognises(self, path: str) -> bool:
-        return has_ending(path, *ENDINGS)
+        return has_ending(inside(path)[0], *ENDINGS, tiff_files.COMPANION)
+
+    def located(self, path: str, image: str | None, level: int | None) -> str:
+        return chosen(path, image=image, level=level or None)
 
     def open(self, path: str, axes: str | None) -> Volume:
-        part = Part.of(path)
+        whole, wanted = inside(path)[0], said(path)
+        Part.of(whole)
         tifffile = package(path, "a TIFF file", "tifffile", "tiff")
         with opening(path, "TIFF file"):
-            file = tifffile.TiffFile(path)
+            file, parts, notes = tiff_files.opened(whole, tifffile)
             try:
-                return _volume(path, part, file, axes)
+                image = image_of(whole, file, wanted.get("image"), wanted.get("level", "0"))
+                found = _volume(path, parts, image, axes)
+                return replace(found, notes=(*notes, *found.notes))
             except BaseException:
                 file.close()
                 raise
 
 
-def _volume(path: str, part: Part, file: Any, axes: str | None) -> Volume:
-    _check_named(path, file)
-    series = _series(path, file)
-    names = _named(path, series, axes)
-    if series.dataoffset is not None and series.dtype.kind in "buif":
-        return _in_place(path, part, series, names)
-    return _by_piece(path, part, series, names)
+def _volume(path: str, parts: tuple[Part, ...], image: Image, axes: str | None) -> FileVolume:
+    series = image.series
+    names = named_axes(path, series, axes)
+    found = {page.parent.filehandle.path for page in listed(series) if page is not None}
+    homes = list({os.path.realpath(place) for place in found})
+    if len(homes) == 1 and series.dataoffset is not None and series.dtype.kind in "buif":
+        home = next(part for part in parts if os.path.realpath(part.path) == homes[0])
+        return _in_place(path, home, parts, image, names)
+    return _by_piece(path, parts, image, names)
 
 
-def _several(path: str) -> InputError:
-    return InputError(f"{path} is one of several files of an OME-TIFF; join them to one, or give a folder of slices")
-
-
-def _check_named(path: str, file: Any) -> None:
-    """Raise `InputError` where a file's own description leads to other files, which tifffile would open, whatever they
-    are, or to more planes than any has, which it would list."""
-    if "_MMStack" in file.filename:
-        for other in Path(path).parent.glob(f"{glob.escape(file.filename.rpartition('_MMStack')[0])}_MMStack*"):
-            Part.of(str(other))
-    if not file.is_ome:
-        return
-    try:
-        root = ElementTree.fromstring(file.ome_metadata)
-    except ElementTree.ParseError:  # tifffile goes by the pages then
-        return
-    for element in root.iter():
-        kind, said = element.tag.rpartition("}")[2], element.attrib
-        planes = [abs(int(said[key])) for key in _COUNTS.get(kind, ()) if said.get(key, "").lstrip("-").isdecimal()]
-        if prod(map(max, planes, itertools.repeat(1))) > _MOST_PLANES:
-            raise InputError(f"{path} describes more planes than {_MOST_PLANES:,}, the most that are read; correct it")
-        own = element.text == root.get("UUID") or (
-            root.get("UUID") is None and said.get("FileName", "").lower() == file.filename.lower()
-        )
-        if kind == "UUID" and "FileName" in said and not own:
-            raise _several(path)
-
-
-_COUNTS = {"Pixels": ("SizeZ", "SizeC", "SizeT"), "TiffData": ("PlaneCount", "NumPlanes")}
-_MOST_PLANES = 2**22
-
-
-def _series(path: str, file: Any) -> Any:
-    """The image that is meant: the only one, or one that is larger than all others. Raises `InputError` listing
-    them."""
-    found = sorted(file.series, key=lambda s: -prod(s.shape))
-    if not found:
-        raise InputError(f"{path} holds no image; give another --in")
-    if len(found) > 1 and prod(found[0].shape) == prod(found[1].shape):
-        listed = ", ".join(f"{times(s.shape)} {s.axes}" for s in file.series[:8])
-        raise InputError(
-            f"{path} holds {len(found)} images, and nothing says which is meant ({listed}); save the one as a file"
-        )
-    if found[0].is_multifile:
-        raise _several(path)
-    return found[0]
-
-
-def _named(path: str, series: Any, axes: str | None) -> str:
-    """The axes of `series`, one letter each. What tells nothing (I, Q: any sequence) is z, samples are channels."""
-    if axes is None:
-        names = series.axes.lower()
-        if "c" not in names:
-            names = names.replace("s", "c")
-        for anything in "iq":
-            names = names.replace(anything, "z") if "z" not in names else names
-        axes = names
-    return checked_axes(path, series.shape, series.dtype, axes)
-
-
-def _facts(path: str, part: Part, series: Any, names: str) -> dict[str, Any]:
-    where: Placed = placed(series, names)
+def _facts(path: str, parts: tuple[Part, ...], image: Image, names: str) -> dict[str, Any]:
+    series = image.series
+    where: Placed = placed(image.full, names)
+    if series is not image.full:
+        where = where.coarser(image.full.shape, series.shape)
     tag = series.keyframe.tags.get(account.TIFF_TAG)
-    said = account.read(tag.value, series.shape, names) if tag else None
+    own = account.read(tag.value, series.shape, names) if tag else None
     channels = series.shape[names.index("c")] if "c" in names else 1
     of_alpha, doubts = alpha.settled(path, alphas(series, names), channels)
-    if said:
-        where = Placed(said.along(names, said.spacing, 1.0), said.along(names, said.translation, 0.0), said.unit)
+    if own:
+        where = Placed(own.along(names, own.spacing, 1.0), own.along(names, own.translation, 0.0), own.unit)
     return {
         "path": path,
         "axes": names,
@@ -140,20 +90,23 @@ def _facts(path: str, part: Part, series: Any, names: str) -> dict[str, Any]:
         "stored_spacing": where.spacing,
         "stored_translation": where.translation,
         "unit": where.unit,
-        "frame": said.frame if said else None,
-        "channel_names": said.channel_names if said else (),
-        "notes": (*_others(path, series), *doubts, *_meant(path, series), *where.notes),
+        "frame": own.frame if own else None,
+        "channel_names": own.channel_names if own else (),
+        "notes": (*image.told, *_missing(path, series), *doubts, *_meant(path, series), *where.notes),
         "alpha": of_alpha,
         "nodata": nodata_of(series.keyframe, np.dtype(series.dtype)),
         "opened_by": TiffFormat(),
-        "files": (part,),
+        "files": parts,
+        "overviews": tuple(times(one.shape) for one in image.full.levels[1:]) if series is image.full else (),
     }
 
 
-def _others(path: str, series: Any) -> tuple[str, ...]:
-    """A note where the file holds smaller images beside the one that is read: a thumbnail, a label."""
-    count = len(series.parent.series)
-    return (f"{path} holds {count} images; the largest is read, {times(series.shape)}",) if count > 1 else ()
+def _missing(path: str, series: Any) -> tuple[str, ...]:
+    """A note where planes are described that are in no file: they are refused once they are read."""
+    gone = [number for number, page in enumerate(listed(series)) if page is None]
+    if not gone:
+        return ()
+    return (f"{path} describes {len(series):,} planes, and {len(gone):,} are in no file, the first is {gone[0]}",)
 
 
 _MEANT = {0: "MINISWHITE, where low values are shown bright", 3: "a picture of a palette, whose values number colours"}
@@ -165,15 +118,17 @@ def _meant(path: str, series: Any) -> tuple[str, ...]:
     return (f"{path} is {meant}: voxels are taken as they are stored",) if meant else ()
 
 
-def _in_place(path: str, part: Part, series: Any, names: str) -> Volume:
-    dtype = np.dtype(series.dtype).newbyteorder(series.parent.byteorder)
+def _in_place(path: str, home: Part, parts: tuple[Part, ...], image: Image, names: str) -> FileVolume:
+    """home: the one of its files that holds all planes."""
+    series = image.series
+    dtype = np.dtype(series.dtype).newbyteorder(series.keyframe.parent.byteorder)
     check_pieces(path, series.shape, plain_chunks(names, series.shape), dtype.itemsize)
-    part.check_length(series.dataoffset + prod(series.shape) * dtype.itemsize)
+    home.check_length(series.dataoffset + prod(series.shape) * dtype.itemsize)
     found = PlainVolume(
-        **_facts(path, part, series, names),
+        **_facts(path, parts, image, names),
         stored_chunks=plain_chunks(names, series.shape),
         stored_dtype=dtype,
-        data=path,
+        data=home.path,
         offset=series.dataoffset,
         numbers=dtype,
     )
@@ -181,7 +136,8 @@ def _in_place(path: str, part: Part, series: Any, names: str) -> Volume:
     return found
 
 
-def _by_piece(path: str, part: Part, series: Any, names: str) -> Volume:
+def _by_piece(path: str, parts: tuple[Part, ...], image: Image, names: str) -> FileVolume:
+    series = image.series
     page = series.keyframe
     inside = tuple(n for a, n in zip(page.axes, page.shape, strict=True) if a in _axes_of(page))
     pages = tuple(series.shape[: len(series.shape) - len(inside)])
@@ -191,15 +147,29 @@ def _by_piece(path: str, part: Part, series: Any, names: str) -> Volume:
             f"({series.axes}); save it as a plain stack"
         )
     pieces = tuple(len(span) for span in _piece(page))
-    check_pieces(path, inside, pieces, page.dtype.itemsize)
+    _check_alike(path, inside, series)
     return TiffVolume(
-        **_facts(path, part, series, names),
+        **_facts(path, parts, image, names),
         stored_chunks=grouped(names, series.shape, (1,) * len(pages) + pieces, page.dtype.itemsize),
         stored_dtype=np.dtype(page.dtype),
         series=series,
         handle=_Handle(series.parent),
         pages=pages,
+        homes={os.path.realpath(part.path): part for part in parts},
     )
+
+
+def _check_alike(path: str, inside: tuple[int, ...], series: Any) -> None:
+    """Raise `InputError` where pages of other files are of another shape or type, or any is stored in pieces that are too
+    large."""
+    first = series.keyframe
+    for key in {id(page.keyframe): page.keyframe for page in listed(series) if page is not None}.values():
+        if (key.shape, key.axes, key.dtype) != (first.shape, first.axes, first.dtype):
+            raise InputError(
+                f"{path}: pages of {key.parent.filehandle.name} are {times(key.shape)} {key.dtype}, and others "
+                f"{times(first.shape)} {first.dtype}; give files that are alike"
+            )
+        check_pieces(path, inside, tuple(len(span) for span in _piece(key)), key.dtype.itemsize)
 
 
 class _Handle:
@@ -234,7 +204,26 @@ class TiffVolume(FileVolume):
     handle: _Handle
     pages: tuple[int, ...]
     """How many, along the axes that come before those of a page."""
+    homes: dict[str, Part]
+    """The files that pages lie in, by where they are after links."""
     _kept: Kept[tuple[Array, tuple[int, ...]]] = field(default_factory=lambda: Kept(KEPT_BYTES))
+
+    def parts(self, box: Box) -> Iterable[Part]:
+        if len(self.files) == 1:
+            return self.files
+        spans = [range(*s.indices(n)) for s, n in zip(self._selection(box), self.stored_shape, strict=True)]
+        numbers = (int(np.ravel_multi_index(i, self.pages)) for i in itertools.product(*spans[: len(self.pages)]))
+        pages = (self.series[number] for number in numbers) if self.pages else (self.series[0],)
+        return {id(home): home for page in pages if page is not None for home in [self._home(page)]}.values()
+
+    def confirm(self) -> None:
+        """The first and the last file stand for all: asked of every block, of thousands of files."""
+        for part in {self.files[0], self.files[-1]}:
+            part.confirm(self.path)
+
+    def _home(self, page: Any) -> Part:
+        path = page.parent.filehandle.path
+        return self.homes.get(path) or self.homes[os.path.realpath(path)]
 
     def stored(self, selection: Selection) -> Array:
         lead = len(self.pages)
@@ -254,7 +243,7 @@ class TiffVolume(FileVolume):
             raise DataError(
                 f"plane {number} is described, but not in the file; save the planes that are there by themselves"
             )
-        key = self.series.keyframe
+        key = page.keyframe
         five = _five(key, spans)
         target = out.reshape([len(span) for span in five])
         for piece in _meeting(key, five):
@@ -272,9 +261,11 @@ class TiffVolume(FileVolume):
 
     def _decoded(self, page: Any, piece: int) -> tuple[Array, tuple[int, ...]]:
         """A piece of a page, and where its first voxel lies."""
-        key = self.series.keyframe
+        key = page.keyframe
         start, length = page.dataoffsets[piece], page.databytecounts[piece]
-        file = self.files[0]
+        file = self._home(page)
+        if len(self.files) > 1:
+            file.confirm(self.path)
         if start + length > file.length:
             raise OSError(f"it ends at byte {start + length:,} of {file.length:,}")
         with open(file.path, "rb") as opened:  # noqa: PTH123

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as xml
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -24,6 +25,22 @@ class Placed:
     translation: list[float] | None = None
     unit: str | None = None
     notes: tuple[str, ...] = ()
+
+    def coarser(self, full: Sequence[int], shape: Sequence[int]) -> Placed:
+        """Of a level of this `shape`, whose voxels cover those of the `full` one."""
+        if self.spacing is None:
+            return self
+        factors = [_factor(n, m) for n, m in zip(full, shape, strict=True)]
+        start = self.translation or [0.0] * len(factors)
+        spacing = [s * f for s, f in zip(self.spacing, factors, strict=True)]
+        shifted = [t + (f - 1) / 2 * s for t, s, f in zip(start, self.spacing, factors, strict=True)]
+        return replace(self, spacing=spacing, translation=shifted)
+
+
+def _factor(full: int, coarse: int) -> float:
+    """How many voxels one covers: a whole number where rounding the length up or down explains it."""
+    whole = round(full / coarse)
+    return float(whole) if coarse in (full // max(1, whole), -(-full // max(1, whole))) else full / coarse
 
 
 def placed(series: Any, names: str) -> Placed:
@@ -69,7 +86,10 @@ def _ome_image(series: Any) -> Any:
     if not text or series.kind != "ome":
         return None
     images = [e for e in xml.fromstring(text).iter() if e.tag.rpartition("}")[2] == "Image"]
-    return images[min(series.parent.series.index(series), len(images) - 1)]
+    if len(images) == len(series.parent.series):
+        return images[series.parent.series.index(series)]
+    called = [e for e in images if e.get("Name") == series.name]  # those without planes are no series
+    return called[0] if len(called) == 1 else None
 
 
 def _imagej(series: Any) -> _Found:

@@ -80,6 +80,13 @@ def ome(planes: object = 2, inside: str = "<TiffData/>") -> Make:
     return tiff(VOXELS[:2], "a.ome.tif", description=text, compression="zlib")
 
 
+def _part(companion: str) -> Make:
+    text = (
+        f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><BinaryOnly MetadataFile="{companion}"/></OME>'
+    )
+    return tiff(VOXELS[:2], "a.ome.tif", description=text)
+
+
 def _elsewhere(name: str) -> str:
     return f'<TiffData IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:other</UUID></TiffData>'
 
@@ -161,9 +168,13 @@ _TIFF_FAULTS: list[tuple[str, Make, int, str]] = [
 _OME_FAULTS: list[tuple[str, Make, str]] = [
     ("of 10**9 planes", ome(10**9), "more planes"),
     ("of a plane count of 10**12", ome(2, '<TiffData PlaneCount="1000000000000"/>'), "more planes"),
-    ("of a FIFO", both(ome(2, _elsewhere("p.tif")), fifo("p.tif")), "several files"),
-    ("of a device", ome(2, _elsewhere("/dev/zero")), "several files"),
-    ("of a file outside", ome(2, _elsewhere("../../../../etc/passwd")), "several files"),
+    ("of a FIFO", both(ome(2, _elsewhere("p.tif")), fifo("p.tif")), "no regular file"),
+    ("of a device", ome(2, _elsewhere("/dev/zero")), "no file in its folder"),
+    ("of a file outside", ome(2, _elsewhere("../../../../etc/passwd")), "no file in its folder"),
+    ("of a file that is gone", ome(2, _elsewhere("gone.tif")), "planes of it lie in 'gone.tif', missing"),
+    ("whose companion is a FIFO", both(_part("p.companion.ome"), fifo("p.companion.ome")), "no regular file"),
+    ("whose companion lies outside", _part("../../../../etc/passwd"), "no file in its folder"),
+    ("whose companion is junk", both(_part("p.companion.ome"), written("p.companion.ome", "junk")), "a.ome.tif"),
 ]
 
 FAULTS = [
