@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_engine.prepare.missed import Region, rate, settled, threshold_of, upper
+from unet_engine.prepare.missed import Region, needed, rate, settled, threshold_of, upper
 
 
 def region(*cells):
@@ -17,6 +17,13 @@ def test_none_of_n_is_the_rule_of_three():
     for n in (50, 1000, 3000):
         assert upper(0, n, 0.05) == pytest.approx(1 - 0.05 ** (1 / n), rel=1e-6)
         assert upper(0, n, 0.05) < 3 / n
+
+
+def test_as_many_cells_are_needed_as_prove_it():
+    for target in (0.3, 0.01, 0.001):
+        enough = int(np.ceil(needed(target)))
+        assert rate([region(*[(7, 9)] * enough)], 1).bound <= target
+        assert rate([region(*[(7, 9)] * (enough - 1))], 1).bound > target
 
 
 def test_the_bound_of_a_binomial_holds_as_often_as_it_says():

@@ -65,6 +65,11 @@ def settled(regions: Sequence[Region], target: float, most: float) -> tuple[int,
     return threshold, found
 
 
+def needed(target: float) -> float:
+    """Cells with foreground that prove `target`, where they count alike and none is missed."""
+    return log(1 - CONFIDENCE) / log(1 - target)
+
+
 def rate(regions: Sequence[Region], threshold: int) -> Rate:
     """What a threshold misses."""
     voxels = np.concatenate([np.zeros(0, np.int64), *(r.voxels for r in regions)]).astype(float)
