@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from math import prod
 
 from gpu_counts import CLASSES, VOXEL_BYTES, WINDOWS_PER_SECOND, plan_of
 
@@ -22,6 +23,7 @@ from unet_engine.plan.kept_halos import Place, Shelves
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.pinned_memory import pieces_by_block
 from unet_engine.plan.plan import Index, Task
+from unet_engine.plan.sizing import default_chunk
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,12 @@ class _Clocks:
         return self.at[where]
 
 
-def share(classes: int, way: Way, costs: Costs = Costs()) -> float:
-    """Of a whole run, the time of the network alone over all of it."""
+def share(classes: int, way: Way, costs: Costs = Costs(), block: tuple[int, ...] | None = None) -> float:
+    """Of a whole run, the time of the network alone over all of it. block: windows of a block; the planner's own where
+    none is given."""
     plan, total = plan_of(classes), 0.0
+    if block is not None:
+        plan = replace(plan, block=block, chunk=default_chunk(plan.axes, block))
     windows = 0
     for column in plan.columns():
         tasks = list(plan.tasks(column, lambda _: True))
@@ -189,5 +194,25 @@ def table(costs: Costs = Costs()) -> str:
     return "\n".join(lines) + "\n"
 
 
+BLOCKS, ROOMS = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2)), (141, 48, 24)
+"""Windows of a block; GB of device memory."""
+
+
+def block_table(costs: Costs = Costs()) -> str:
+    """Of 104 classes, for blocks of more windows than the planner's own single one."""
+    lines = [
+        "| windows a block | " + " | ".join(f"{room} GB: whole run, once all is locked" for room in ROOMS) + " |",
+        "|" + "---|" * (1 + len(ROOMS)),
+    ]
+    for block in BLOCKS:
+        cells = [
+            ", ".join(f"{share(104, way, replace(costs, room=room * 10**9), block):.2f}" for way in (AFTER, STEADY))
+            for room in ROOMS
+        ]
+        lines.append(f"| {prod(block)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
     print(table())
+    print(block_table())

@@ -19,7 +19,9 @@ def schedule(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_table_of_the_page_is_that_of_the_command(schedule: Any) -> None:
-    assert schedule.table() in (DOCS / "gpu.md").read_text()
+    page = (DOCS / "gpu.md").read_text()
+    assert schedule.table() in page
+    assert schedule.block_table() in page
 
 
 @pytest.mark.parametrize(("classes", "whole", "steady"), [(3, 0.92, 0.98), (16, 0.48, 0.9), (104, 0.06, 0.17)])
@@ -40,6 +42,15 @@ def test_halos_that_stay_on_the_device_reach_what_is_asked(schedule: Any, classe
     assert schedule.share(classes, schedule.AFTER) >= least
     assert schedule.share(classes, schedule.THROUGH_HOST) < least
     assert schedule.share(classes, schedule.AFTER) < 1
+
+
+def test_larger_blocks_gain_only_where_halos_do_not_fit(schedule: Any) -> None:
+    small, large = (schedule.BLOCKS[0], schedule.BLOCKS[-1])
+    much, little = schedule.Costs(), schedule.Costs(room=48 * 10**9)
+    assert schedule.share(104, schedule.STEADY, little, large) > 1.3 * schedule.share(
+        104, schedule.STEADY, little, small
+    )
+    assert schedule.share(104, schedule.STEADY, much, large) < 1.05 * schedule.share(104, schedule.STEADY, much, small)
 
 
 def test_with_little_memory_some_halos_go_through_the_host(schedule: Any) -> None:

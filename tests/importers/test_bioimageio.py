@@ -427,6 +427,15 @@ def test_the_spacing_is_said_where_the_source_says_none_and_there_alone(tmp_path
     source, _, _ = small(tmp_path / "pkg")
     spec = imported(source, "--spacing", "0.5,0.25", "--spacing-unit", "nanometer")[1].spec
     assert (spec.spacing, spec.spacing_unit, spec.resampling.output) == ((0.5, 0.25), "nanometer", 1)
+    told = json.loads(cli("info", "net.onnx", "--json").out)["origins"]
+    assert {told[field] for field in ("spacing", "resampling")} == {"--spacing"}
+    assert told["spacing_unit"] == "--spacing-unit"
+    said = cli("import", source, "--out", "c.onnx", "--spacing", "1,1", "--spacing-unit", "furlong")
+    assert said.code == 2
+    assert "--spacing-unit: 'furlong' is no unit of length that is known; give angstrom, nanometer" in said.err
+    said = cli("import", source, "--out", "c.onnx", "--spacing-unit", "mm")
+    assert said.code == 2
+    assert "--spacing-unit is that of --spacing; give both" in said.err
     said = cli("import", spaced(tmp_path / "spaced", 2.0)[0], "--out", "b.onnx", "--spacing", "1,1")
     assert said.code != 0
     assert "says its own" in said.err

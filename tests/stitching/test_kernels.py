@@ -437,3 +437,48 @@ def test_bfloat16_is_rounded_as_others_do() -> None:
     )  # fmt: skip
     with np.errstate(all="ignore"):
         assert_same_bits(out[0, 0, 0, 0], raw[0, 0, 0].astype(ml_dtypes.bfloat16))
+
+
+def test_rows_that_are_aligned_give_the_bits_of_those_that_are_not(place: Any) -> None:
+    """Four voxels of such rows are read at once, where a window begins at a multiple of four, and one by one where it
+    does not, or is mirrored. The same windows in sums of odd rows are read one by one."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        seeds, st.integers(1, 6), st.integers(1, 9), st.sampled_from([4, 12, 36, 132]), st.sampled_from(WINDOW_TYPES)
+    )
+    def check(seed: int, channels: int, number: int, width: int, dtype: Any) -> None:
+        rng, shape = np.random.default_rng(seed), (2, 5, 8 * int(width / 4))
+        window = (2, 3, width)
+        inside = rng.integers(0, 2, 3)
+        spans = []
+        for n, w in zip(shape, window, strict=True):
+            at = rng.integers(-w + 1, n, 3)
+            at[inside] -= at[inside] % 4
+            lo = np.minimum(np.maximum(0, -at) + rng.integers(0, 2, 3), w - 1)  # a block may take a part of a window
+            spans.append(np.stack([at, lo, np.minimum(w, n - at)], 1).astype(np.int64))
+        weights = [rng.random((3, w)).astype(np.float32) for w in window]
+        entries = np.stack([*(rng.integers(0, 3, number) for _ in range(3)), np.arange(number)], 1).astype(np.int32)
+        entries[rng.random(number) < 0.2, 3] = -1
+        windows = values(rng, (number, channels, *window), dtype, special=0.02)
+        poses = np.where(rng.random(number) < 0.5, 0, rng.integers(0, 8, number)).astype(np.int32)
+        shares, constants = rng.random(number).astype(np.float32), rng.normal(size=channels).astype(np.float32)
+        before = values(rng, (channels, *shape), special=0.02)
+        begins = [s[e] for s, e in zip(spans, entries[:, :3].T, strict=True)]
+        lo = tuple(int((s[:, 0] + s[:, 1]).clip(0).min()) for s in begins)
+        found = []
+        for columns in (0, 1):
+            device, sums = place(), np.zeros((channels, *shape[:2], shape[2] + columns), np.float32)
+            sums[..., : shape[2]] = before
+            given_sums = device.put(sums)
+            device.kernels.add(
+                given_sums, device.put(windows), [device.put(w) for w in weights], [device.put(s) for s in spans],
+                device.put(entries), device.put(constants), lo, shape,
+                poses=device.put(poses), shares=device.put(shares), floor=1e-3,
+            )  # fmt: skip
+            found.append(np.ascontiguousarray(device.get(sums, given_sums)[..., : shape[2]]))
+        assert_same_bits(*found)
+        touched = np.flatnonzero((found[0].view(np.uint32) != before.view(np.uint32)).any((0, 1, 2)))
+        assert not touched.size or touched[0] >= lo[2]
+
+    check()

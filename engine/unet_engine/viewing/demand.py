@@ -12,7 +12,7 @@ from itertools import product
 from math import dist, floor, prod
 
 from unet_engine.output.layout import Layout
-from unet_engine.plan.box import Box
+from unet_engine.plan.box import Box, around
 from unet_engine.plan.plan import Index, Plan
 from unet_engine.volumes.base import Array
 
@@ -130,12 +130,7 @@ class Demand:
         """Around all that is on the screen, in voxels of the plan; None where nothing is."""
         with self._changed:
             shown = self._shown()
-        if not shown:
-            return None
-        return Box(
-            tuple(map(min, zip(*(box.lo for box in shown), strict=True))),
-            tuple(map(max, zip(*(box.hi for box in shown), strict=True))),
-        )
+        return around(shown) if shown else None
 
     @property
     def done(self) -> int:
