@@ -74,6 +74,7 @@ def test_without_foreground_nothing_is_known():
     assert rate([region()], 1).bound == 1
     assert threshold_of([region()], 0.1) == 0
     assert settled([region()], 0.1, 0.1) == (1, rate([region()], 1))
+    assert settled([region()], 0.1, 0.1)[1].bound == 1
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), min_size=1, max_size=60), st.floats(0.01, 0.9))
@@ -81,7 +82,9 @@ def test_without_foreground_nothing_is_known():
 def test_the_largest_threshold_is_taken_up_to_which_all_are_proved(cells, target):
     regions = [region(*cells[i::4]) for i in range(4)]
     threshold, found = settled(regions, target, target / 2)
-    assert found == rate(regions, threshold)
+    alone = rate(regions, threshold)
+    assert (found.seen, found.cells) == (alone.seen, alone.cells)
+    assert found.bound == max(alone.bound, target), "and not less, since these regions chose it"
     proved = [t for t in range(1, 22) if rate(regions, t).bound <= target and rate(regions, t).seen <= target / 2]
     unbroken = next((t for t in range(1, 22) if t not in proved), 22) - 1
     assert threshold in (unbroken, max([1, *(s for _, s in cells if 1 < s <= unbroken)]))
