@@ -204,6 +204,18 @@ class Backend(Network):
         self.start(0)
         return np.array(self.result(0))
 
+    def look_at(self, trial: Trial) -> None:
+        """Have the trial's windows looked at, in all slots at once: one after the other would leave threads idle."""
+        self.take_answered()
+        windows = list(trial.cut(self.setup.window))
+        while windows:
+            together, windows = windows[: self.slots], windows[self.slots :]
+            for slot, window in enumerate(together):
+                self.input(slot)[...] = window
+                self.start(slot)
+            for slot in range(len(together)):
+                trial.look(self.result(slot)[0])
+
     def _refuse_precision(self, *supported: str) -> None:
         if self.setup.precision not in supported:
             raise BackendError(

@@ -215,8 +215,7 @@ def _looked(survey: Survey, trial: Trial, seen: Outputs, network: Network) -> li
     """Notes on what `network`, which stays open, makes of the trial's windows."""
     notes: list[str] = []
     with as_host(network) as host:
-        for window in trial.cut(network.setup.window):
-            trial.look(host.infer(window)[0])
+        host.look_at(trial)
     _about_outputs(survey, seen, notes)
     return notes
 
