@@ -60,7 +60,7 @@ def _of_network(found: Imported, model: ModelFile) -> Certificate:
     window = tuple(volume.shape[1:]) if _takes(spec, volume.shape[1:]) else spec.window
     volume = np.ascontiguousarray(volume[(slice(None), *(slice(0, w) for w in window))])
     if spec.crop:  # a run takes what is not 0 for all of it, and the network here is given the whole
-        volume[(slice(None), *(0,) * len(spec.axes))] = volume.max()
+        volume.reshape(spec.channels_in, -1)[:, 0] = volume.max()
     scale = scaling(spec.normalization, list(volume))
     fed = np.stack([scale.normalised(channel, c) for c, channel in enumerate(volume)]).astype(np.float32)
     given, total = torch.from_numpy(fed)[None], sum(member.weight for member in found.members)
