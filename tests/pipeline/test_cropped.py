@@ -197,7 +197,7 @@ def test_of_a_volume_without_an_edge_of_0_the_faces_alone_are_read(tmp_path, mon
     path = make_volume(tmp_path / "full.zarr", np.ones((40, 40, 40), np.uint8), axes="zyx", chunks=(8, 8, 8))
     volume, read = open_volume(path), []
     known = type(volume).read
-    monkeypatch.setattr("unet_engine.volumes.cropped.PIECE", 512)
+    monkeypatch.setattr("unet_engine.volumes.pieces.PIECE", 512)
     monkeypatch.setattr(type(volume), "read", lambda self, box, *more: (read.append(box), known(self, box, *more))[1])
     assert nonzero_box(volume) == Box.of_shape((40, 40, 40))
     assert len(read) == 6

@@ -81,12 +81,16 @@ class Resampling(BaseModel):
     of: Literal["outputs", "probabilities"] = "outputs"
     """What is interpolated on the way back: what the network gives, or what its activation makes of that."""
 
+    cut: Literal["extremes"] | None = None
+    """What cubic splines of the image overshoot is cut off at: the least and the largest normalised voxel of the volume,
+    of each plane where an axis is resampled apart, as nnU-Net has it. None: where the normalisation clips."""
+
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what came later and is as it was: so digests stay."""
         said: dict[str, Any] = handler(self)
-        later = {"aligned": "ends", "first": "normalised", "of": "outputs"}
-        return {key: value for key, value in said.items() if later.get(key) != value}
+        later = {"aligned": "ends", "first": "normalised", "of": "outputs", "cut": None}
+        return {key: value for key, value in said.items() if key not in later or later[key] != value}
 
 
 class ModelSpec(BaseModel):

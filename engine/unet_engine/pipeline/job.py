@@ -24,7 +24,7 @@ from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
-from unet_engine.volumes.resampled import fed, interpolated
+from unet_engine.volumes.resampled import Extremes, fed, interpolated
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import Turned
 
@@ -76,6 +76,8 @@ class Job:
     crop: Box | None = None
     """What of it, so seen, is taken for all of it, in its voxels; None: all. Plan and blocks are in voxels of this box,
     and outside of it 0 is written."""
+    extremes: Extremes | None = None
+    """What is cut off of what was interpolated."""
     cells: CellMask | None = None
     """Where anything but background can be, on the grid of windows; None: everywhere."""
     answers: frozenset[str] = ONE_BY_ONE
@@ -133,7 +135,9 @@ class Job:
             return scan
         scan = scan.with_nodata(self.nodata)
         background = self.model.spec.background
-        return interpolated(scan, self.plan.image, self.scaling, background, self.replace_nonfinite, self._first)
+        return interpolated(
+            scan, self.plan.image, self.scaling, background, self.replace_nonfinite, self._first, self.extremes
+        )
 
     @cached_property
     def shares(self) -> tuple[float, ...]:

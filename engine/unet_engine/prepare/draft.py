@@ -131,6 +131,7 @@ class Draft:
             poses=decisions.poses,
             turn=survey.turn,
             crop=survey.crop,
+            extremes=survey.extremes,
             cells=survey.cells,
         )
 

@@ -53,7 +53,7 @@ from unet_engine.volumes.formats import located, open_volume
 from unet_engine.volumes.mask import Mask, Masks, validity_of
 from unet_engine.volumes.normalize import quantiles
 from unet_engine.volumes.pick import Pick
-from unet_engine.volumes.resampled import AnyMask
+from unet_engine.volumes.resampled import AnyMask, Extremes, Interpolated
 from unet_engine.volumes.resampled import on_windows_grid as on_that_grid
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import as_stored, turn_of
@@ -120,6 +120,11 @@ class Survey:
         """The same on the grid of windows."""
         image = self.grids.image if self.grids else ()
         return tuple(found for mask in self.meant.masks if (found := on_that_grid(mask, image, self.back)))
+
+    @property
+    def extremes(self) -> Extremes | None:
+        """What is cut off of interpolated voxels; None: nothing, or where they are clipped."""
+        return self.volume.extremes if isinstance(self.volume, Interpolated) else None
 
     @property
     def crop(self) -> Box | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import prod
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,9 +13,7 @@ from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.lens import Lens
-
-PIECE = 2**21
-"""Voxels that are read at once, about."""
+from unet_engine.volumes.pieces import pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +83,7 @@ def _outermost(volume: Volume, slabs: Iterable[Box], axis: int, of: Callable[[li
     for slab in slabs:
         end = of([slab.lo[axis], slab.hi[axis] - 1])
         met: list[int] = []
-        for piece in _pieces(volume, slab):
+        for piece in pieces(volume, slab):
             if volume.fill_value == 0 and not volume.has_data(piece):
                 continue
             inside = (volume.read(piece) != 0).any(axis=0)
@@ -104,15 +101,6 @@ def _slabs(volume: Volume, box: Box, axis: int) -> list[Box]:
     step = min(volume.chunks[axis], volume.shape[axis])
     begins = range(box.lo[axis] // step * step, box.hi[axis], step)
     return [_along(box, axis, max(b, box.lo[axis]), min(b + step, box.hi[axis])) for b in begins]
-
-
-def _pieces(volume: Volume, slab: Box) -> Iterator[Box]:
-    """`slab` in pieces of whole chunks, as far as these are not too large."""
-    size = [min(c, n) for c, n in zip(volume.chunks, volume.shape, strict=True)]
-    for a in reversed(range(len(size))):
-        more = max(1, PIECE // prod(size))
-        size[a] = min(-(-volume.shape[a] // size[a]), more) * size[a]
-    return slab.cells(tuple(size))
 
 
 def _along(box: Box, axis: int, lo: int, hi: int) -> Box:

@@ -214,7 +214,7 @@ class _Source:
         return Resampling.model_validate(
             {
                 "image": image.order, "image_apart": image.order_z, "output": output.order,
-                "output_apart": output.order_z, "apart": apart[image.force_separate_z],
+                "output_apart": output.order_z, "apart": apart[image.force_separate_z], "cut": "extremes",
             }
         )  # fmt: skip
 
