@@ -31,7 +31,6 @@ SAID_ELSEWHERE = {
     "{model.path.name}: {why}": "prepare/outputs.py",
     "<said>": "backends/libraries.py",
     "{setup.device}: {said}": "backends/tensorrt_api.py",
-    "--spacing-unit: {error}": "units.py names the units",
     "<str(error)>": "postprocess/sending.py: an error of ours under another exit code",
     "{path} {error}": "text_files.NotReadable",
     "{path} {advice}": "conversion/checkpoint.py",
