@@ -1,6 +1,6 @@
 """What `--coarse auto` spares in a sparse volume: a full run and one that skips, in turn, each as a process.
 
-    python benchmarks/sparse.py [--dims 2] [--shape 12288,12288] [--clumps 6] [--part 0.05] [--rounds 3] [--json FILE]
+    python benchmarks/sparse.py [--dims 2] [--shape 16384,16384] [--clumps 10] [--part 0.05] [--rounds 3] [--json FILE]
         [--run "--tiling 512,512:128,128:crop"] [--model net.onnx]
 
 Clumps of synthetic tissue lie in resin, for the networks that ship with the engine: cells on a slide in 2D, specimens in
@@ -29,13 +29,15 @@ from unet_engine.model.shipped import shipped_model
 from unet_export.train.tissue import GREY, NOISE, make_tissue
 
 CHUNK = {2: 512, 3: 64}
-DIFFERENT = 4
+DEPTH = 40
+"""Planes of the tissue that a specimen in 2D is the middle one of."""
+DIFFERENT = 2
 """Specimens that are made; others are these, mirrored."""
 
 
 def main() -> None:
     args = _arguments()
-    shape = tuple(map(int, args.shape.split(","))) if args.shape else {2: (12288,) * 2, 3: (640,) * 3}[args.dims]
+    shape = tuple(map(int, args.shape.split(","))) if args.shape else {2: (16384,) * 2, 3: (640,) * 3}[args.dims]
     model = args.model or str(shipped_model(f"cells_{args.dims}d.onnx"))
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         root = Path(folder)
@@ -56,7 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", type=int, choices=(2, 3), default=2)
     parser.add_argument("--shape")
-    parser.add_argument("--clumps", type=int, default=6)
+    parser.add_argument("--clumps", type=int, default=10)
     parser.add_argument("--part", type=float, default=0.05, help="of the voxels that clumps fill")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model")
@@ -94,8 +96,8 @@ def scene(path: Path, shape: tuple[int, ...], clumps: int, part: float) -> None:
 
 def _specimen(side: int, dims: int, seed: int) -> tuple[Any, Any]:
     """Its image, and where it is."""
-    image, _ = make_tissue((side,) * dims if dims == 3 else (1, side, side), seed)
-    image = image.reshape((side,) * dims)
+    image = make_tissue((side if dims == 3 else DEPTH, side, side), seed)[0]
+    image = image if dims == 3 else image[DEPTH // 2]
     return image, image != 0
 
 

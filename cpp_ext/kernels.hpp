@@ -22,6 +22,7 @@ constexpr int kLanes = 32;  // threads of a row or tile along x: a warp
 // Elements along x that one thread handles, kLanes apart: so many loads are under way at once.
 constexpr int kPerThread = 4;
 constexpr int kMostHalos = 32;  // that one commit merges; Python is told as MOST_HALOS
+constexpr int kMostRegions = 64;  // that one commit numbers; Python is told as MOST_REGIONS
 
 // Where windows lie along one axis of a block: origin in the sums (may be negative), and the range to add, in window
 // coordinates.
@@ -427,6 +428,25 @@ struct ToLabel {
   }
   HALO_FN void end(const State& state, T* out, index_t, float*, index_t, index_t) const {
     *out = static_cast<T>(label_of(state.best, state.channel, rule));
+  }
+  static constexpr bool kKeepsSums = false;
+};
+
+// Regions, which may overlap: of the channels above `above` the number of the last, as `order` says it; 0 where none is.
+template <typename T>
+struct ToRegions {
+  using Out = T;
+  float above;
+  std::uint16_t order[kMostRegions];
+  struct State {
+    std::uint16_t label;
+  };
+  HALO_FN State begin() const { return {0}; }
+  HALO_FN void take(State& state, index_t k, float value, T*, index_t) const {
+    if (value > above) state.label = order[k];
+  }
+  HALO_FN void end(const State& state, T* out, index_t, float*, index_t, index_t) const {
+    *out = static_cast<T>(state.label);
   }
   static constexpr bool kKeepsSums = false;
 };

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.arrays import BLOCK_TYPES, WINDOW_TYPES, assert_same_bits, limits_of, seeds, values
+from unet_engine.pipeline import reduction
 from unet_engine.stitching import operations, reference
 
 
@@ -347,6 +348,55 @@ def test_commit_is_merge_and_finish_of_the_cpu(place: Any, activation: str) -> N
         assert bool(device.get(flag, given_flag)[0]) == poisoned
 
     check()
+
+
+@pytest.mark.parametrize("kind", ["labels", "regions", "masks"])
+def test_commit_takes_thresholds_and_regions(place: Any, kind: str) -> None:
+    """As the host does, with a halo merged first; of regions that overlap the last one wins."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        seeds, st.integers(1, 12), st.sampled_from(["sigmoid", "none", "probabilities_each", "softmax"]),
+        st.sampled_from([None, 0.2, 0.7]), st.sampled_from(["uint8", "uint16"]),
+    )  # fmt: skip
+    def check(seed: int, channels: int, activation: str, threshold: float | None, dtype: str) -> None:
+        device, rng = place(), np.random.default_rng(seed)
+        shape = (2, 3, int(rng.choice([5, 70])))
+        sums = rng.normal(scale=0.5, size=(channels, *shape)).astype(np.float32)
+        halo = rng.normal(size=(channels, 1, 2, 5)).astype(np.float32)
+        expected = sums.copy()
+        operations.merge(expected, halo, (1, 0, 0))
+        order = rng.permutation(channels) + (200 if dtype == "uint8" else 60_000)
+        wanted = np.zeros(sums.shape if kind == "masks" else shape, "uint8" if kind == "masks" else dtype)
+        if kind == "regions":
+            operations.regions(expected, wanted, order.tolist(), activation, threshold=threshold)
+        else:
+            getattr(operations, kind)(expected, wanted, activation, threshold=threshold)
+        alone = channels if kind == "labels" else 1
+        out, flag = np.zeros_like(wanted), np.zeros(1, np.int32)
+        given_out, given_flag = device.put(out), device.put(flag)
+        device.kernels.commit(
+            device.put(sums), given_out, kind, activation, [device.put(halo)], [(1, 0, 0)], given_flag,
+            above=operations.label_threshold(activation, alone, threshold),
+            order=order.tolist() if kind == "regions" else (),
+        )  # fmt: skip
+        assert_same_bits(device.get(out, given_out), wanted)
+
+    check()
+
+
+def test_regions_that_do_not_fit_are_refused() -> None:
+    device = Host()
+    sums, out, flag = np.zeros((2, 2, 2, 2), np.float32), np.zeros((2, 2, 2), np.uint8), np.zeros(1, np.int32)
+    given = [device.put(sums), device.put(out), "regions", "sigmoid", [], [], device.put(flag)]
+    with pytest.raises(ValueError, match="one label per channel"):
+        device.kernels.commit(*given, order=[1])
+    with pytest.raises(ValueError, match="take uint16"):
+        device.kernels.commit(*given, order=[1, 256])
+    many = np.zeros((65, 2, 2, 2), np.float32)
+    with pytest.raises(ValueError, match="64 regions at most"):
+        device.kernels.commit(device.put(many), *given[1:], order=[1] * 65)
+    assert device.kernels.MOST_REGIONS == reduction.MOST_REGIONS
 
 
 def test_pack_and_merge_move_a_box(place: Any) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.draft import Draft
-from unet_engine.prepare.missed import CONFIDENCE, Rate, Region, settled
+from unet_engine.prepare.missed import CONFIDENCE, Rate, Region, needed, settled
 from unet_engine.prepare.outside import stored_of
 from unet_engine.prepare.regions import labels_of
 from unet_engine.units import Tell, silent
@@ -40,7 +40,7 @@ FACTOR = 4
 """Voxels to one of the coarse pass, along each axis of the model."""
 CELL = 2
 """Voxels of the coarse pass to a cell."""
-OVERLAP = 0.25
+OVERLAP = 0.125
 """Of windows of the coarse pass."""
 BUDGET = 0.1
 """Part of a run that coarse pass and regions may compute."""
@@ -48,6 +48,9 @@ LEAST = 8
 """Regions that are computed at least."""
 SPARED = 4
 """A threshold is taken that misses such a part of what is allowed in the regions, at most."""
+LIKELY, EVIDENCE = 128, 2
+"""Cells of such a score are taken for foreground where it is counted how many regions hold enough of it, and how many
+times the cells that prove the rate where none are missed."""
 MOST_REGIONS = 256
 MANY, DRAWN = 2**24, 2**18
 """Regions of a volume of which not all are put in order, and how many are then."""
@@ -83,7 +86,9 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
         return choice.model_copy(update={"kept": why})
     tell(f"coarse pass over voxels of {'×'.join(map(str, factors))}")
     cell = tuple(CELL * f if a >= planes else 1 for a, f in enumerate(factors))
-    scores = _spread(_cells(_scores(draft, decisions, coarse, background), planes))
+    alone = _cells(_scores(draft, decisions, coarse, background), planes)
+    count = _enough(regions, count, alone, cell, choice.target)
+    scores = _spread(alone)
     tell(f"{count} regions are computed in full")
     found = [_region(draft, decisions, box, scores, cell, background) for box in regions[:count]]
     threshold, rated = settled(found, choice.target, choice.target / SPARED)
@@ -278,6 +283,19 @@ def _spans(axis: AxisGrid, blend: str) -> list[tuple[int, int]]:
     return [(max(0, lo), hi) for lo, hi in zip(starts, ends, strict=True) if hi > max(0, lo)]
 
 
+def _enough(regions: Sequence[Box], most: int, scores: Array, cell: Sequence[int], target: float) -> int:
+    """How many of the regions hold as many cells with foreground as the proof asks for, to go by the coarse pass. It
+    does not depend on which of them are computed."""
+    likely = [int((_over(scores, box, cell) >= LIKELY).sum()) for box in regions]
+    wanted = EVIDENCE * needed(target) / max(1e-9, sum(likely) / len(likely))
+    return max(LEAST, min(most, ceil(wanted)))
+
+
+def _over(scores: Array, box: Box, cell: Sequence[int]) -> Array:
+    """Those of the cells that meet the box."""
+    return scores[tuple(slice(lo // c, -(-hi // c)) for lo, hi, c in zip(box.lo, box.hi, cell, strict=True))]
+
+
 def _region(
     draft: Draft, decisions: Decisions, box: Box, scores: Array, cell: Sequence[int], background: int
 ) -> Region:
@@ -290,6 +308,6 @@ def _region(
     for a, (lo, hi, size) in enumerate(zip(box.lo, box.hi, cell, strict=True)):
         first = [lo, *range((lo // size + 1) * size, hi, size)]
         voxels = np.add.reduceat(voxels, np.array(first) - lo, axis=a)
-    there = scores[tuple(slice(lo // c, -(-hi // c)) for lo, hi, c in zip(box.lo, box.hi, cell, strict=True))]
+    there = _over(scores, box, cell)
     some = voxels > 0
     return Region(voxels[some], there[some].astype(np.int64))

@@ -12,7 +12,7 @@ Distribution-free, risk-controlling prediction sets, 2021). So all regions choos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, lgamma, log
 
 import numpy as np
@@ -51,7 +51,8 @@ class Rate:
 
 def settled(regions: Sequence[Region], target: float, most: float) -> tuple[int, Rate]:
     """The largest threshold at which no more than `most` is missed in these regions, and that is proved to miss no more
-    than `target`, as all smaller ones are; else the smallest that there is, and what it misses."""
+    than `target`, as all smaller ones are; else the smallest that there is, and what it misses. What is proved is
+    `target`: that the threshold was chosen by these very regions makes its own bound too small."""
     scores = np.unique(np.concatenate([np.zeros(0, np.int64), *(r.scores for r in regions)]))
     named = threshold_of(regions, most)
     threshold, found = 1, rate(regions, 1)
@@ -62,7 +63,12 @@ def settled(regions: Sequence[Region], target: float, most: float) -> tuple[int,
         if another.bound > target:
             break
         threshold, found = larger, another
-    return threshold, found
+    return threshold, replace(found, bound=max(found.bound, target))
+
+
+def needed(target: float) -> float:
+    """Cells with foreground that prove `target`, where they count alike and none is missed."""
+    return log(1 - CONFIDENCE) / log(1 - target)
 
 
 def rate(regions: Sequence[Region], threshold: int) -> Rate:

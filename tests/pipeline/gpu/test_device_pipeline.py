@@ -106,6 +106,28 @@ def test_every_type_of_output_has_the_bytes_of_the_cpu(
     np.testing.assert_array_equal(device.view(np.uint8), cpu.view(np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("spec", "output"),
+    [
+        ({"regions": (2, 1, 3)}, "labels"), ({"regions": (2, 1, 3), "threshold": 0.3}, "labels"),
+        ({"threshold": 0.3}, "labels"), ({"threshold": 0.8}, "masks"),
+    ],
+)  # fmt: skip
+def test_regions_and_thresholds_are_finished_on_the_device(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any], output: str
+) -> None:
+    blocks((2, 2, 2))
+    array = np.random.default_rng(3).random((3, 24, 17, 20)).astype(np.float32)
+    volume = make_volume(tmp_path / "scan.zarr", array, axes="czyx")
+    model = fake_model(tmp_path, window=(8, 8, 8), channels_in=3, channels_out=3, activation="sigmoid", **spec)
+    on_host = []
+    monkeypatch.setattr("unet_engine.pipeline.gpu.finish.finish_on_host", lambda *given: on_host.append(given))
+    cpu, device = both(volume, tmp_path, model=model, output=output, normalize="range:0.3,0.6")
+    assert not on_host
+    assert len(np.unique(cpu)) > 1
+    np.testing.assert_array_equal(device, cpu)
+
+
 # --- halos that stay on the device ---
 
 

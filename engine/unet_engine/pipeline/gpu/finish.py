@@ -74,7 +74,7 @@ class Finisher:
         return self._lane.pinned_copy(halo.values)
 
     def _on_host(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        """The same where the output is on another grid, or of regions: no kernel does that yet."""
+        """The same where the output is on another grid, or of very many regions: no kernel does that yet."""
         if isinstance(core, DeviceCore):
             self._lane.device.use()
             held, core = core, core.copy()
@@ -138,7 +138,7 @@ class Finisher:
         device.zero(lane.out, flag)
         reduction = lane.job.reduction
         out = device.array(values, reduction.shape((k, *write3)), lane.job.layout.dtype)
-        merging = Merging(parts, corners, device.array(flag.part(0, 4), (1,), "int32"))
+        merging = Merging(parts, corners, device.array(flag.part(0, 4), (1,), "int32"), k)
         device.run(
             lane.out, "commit",
             lambda s: reduction.on_device(kernels, core, out, merging, s),
