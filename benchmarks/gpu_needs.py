@@ -28,6 +28,9 @@ CLUSTER = {
 }  # fmt: skip
 """What two processes import that send each other halos."""
 
+ONNX = {"onnx": "onnx", "google.protobuf": "protobuf", "ml_dtypes": "ml_dtypes"}
+"""What reads the networks that come with the engine. Too large to be carried with the rest."""
+
 PARTS: dict[str, dict[str, str]] = {
     "build": BUILD,
     "tests": ENGINE | TESTS,
@@ -39,11 +42,14 @@ PARTS: dict[str, dict[str, str]] = {
     "tensorrt": ENGINE,
     "gpus": ENGINE | CLUSTER,
     "decoding": ENGINE,
+    "classes": ENGINE | REPORT,
+    "tiling": ENGINE | REPORT | ONNX,
 }
 """By part; all but `build` also need `GPU` where the GPU is real."""
 
 
 def wheels() -> tuple[str, ...]:
-    """Distributions of all parts, each once."""
-    every = [*GPU.values(), *(name for modules in PARTS.values() for name in modules.values())]
+    """Distributions of all parts but those of `ONNX` alone, each once."""
+    carried = [modules for part, modules in PARTS.items() if part != "tiling"]
+    every = [*GPU.values(), *(name for modules in carried for name in modules.values())]
     return tuple(dict.fromkeys(every))

@@ -108,12 +108,13 @@ def typed_graphs(network: nn.Module, window: tuple[int, ...], classes: int) -> d
 
     from unet_engine.model.onnx_half import to_half
     from unet_engine.model.onnx_layers import Graph
+    from unet_engine.model.onnx_transposed import as_convolutions
     from unet_engine.model.spec import METADATA_KEY
     from unet_export.conversion.exporters import from_module
     from unet_export.quantize.qdq import quantizable, thresholds, to_qdq
 
     spec = spec_of(window, classes)
-    graph = Graph(from_module(network.eval(), spec))
+    graph = Graph(as_convolutions(from_module(network.eval(), spec)))
     rng = np.random.default_rng(0)
     content = [rng.standard_normal((1, *CALIBRATION), np.float32) for _ in range(2)]
     limits = thresholds(graph, [n.input[0] for n in quantizable(graph)], content)

@@ -43,7 +43,7 @@ def end_to_end(args: argparse.Namespace) -> Figures:
                 "model": model, "backend": "pytorch", "device": device_name(args), "precision": kind, "overlap": 0.5,
                 "out": str(folder / f"out{n}.zarr"),
             }  # fmt: skip
-            facts, result, steady = _watched(volume, options)
+            facts, result, steady = watched(volume, options)
             bare = (before + bare_rate(network, window, precision, 0.2 if small else 4)) / 2
             rates.append(result.windows_inferred / result.seconds)
             digests.append(_digest(folder / f"out{n}.zarr"))
@@ -66,7 +66,7 @@ def end_to_end(args: argparse.Namespace) -> Figures:
             yield f"compute stream in {stage}, share", seconds / sum(compute.values())
 
 
-def _watched(volume: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
+def watched(volume: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
     """A run: the facts of its plan, its result, and windows per second between a tenth and nine tenths of it; 0 where
     it was over too soon to tell."""
     import unet_engine

@@ -4,23 +4,26 @@ work of each block, on the planner's own blocks, with bandwidths and costs that 
     python benchmarks/gpu_schedule.py
 
 A stream begins a piece of work when the one before it is over, when what it waits for is over, and when the host has
-queued it. The host waits for a block's halos once the next block is queued. ``before`` is what the pipeline was: halos
-up and down on one stream, and pinned memory locked where blocks are queued.
+queued it. The host waits for a block's halos once the next block is queued. ``before`` is what the pipeline was: all
+halos through the host, up and down on one stream, and pinned memory locked where blocks are queued.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from math import prod
 
 from gpu_counts import CLASSES, VOXEL_BYTES, WINDOWS_PER_SECOND, plan_of
 
-from unet_engine.plan.device_memory import FLAG, SUMS_SLOTS, extents
+from unet_engine.plan.device_memory import FLAG, SUMS_SLOTS, extents, shelves
+from unet_engine.plan.kept_halos import Place, Shelves
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.pinned_memory import pieces_by_block
 from unet_engine.plan.plan import Index, Task
+from unet_engine.plan.sizing import default_chunk
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Costs:
     """Bytes of memory that are page-locked per second."""
     write: float = 2e9
     """Bytes of finished voxels that the host writes per second."""
+    room: int = 141 * 10**9
+    """Bytes of device memory."""
+    network: int = 8 * 10**9
+    """Bytes of it that the network and its library take."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Way:
     """Pinned memory is locked by a thread of its own."""
     locked_before: bool = False
     """All of it before the first block: what remains once every piece is there."""
+    kept: bool = True
+    """Halos stay on the device, as many as there is room for."""
 
 
 @dataclass
@@ -62,31 +71,37 @@ class _Clocks:
         return self.at[where]
 
 
-def share(classes: int, way: Way, costs: Costs = Costs()) -> float:
-    """Of a whole run, the time of the network alone over all of it."""
+def share(classes: int, way: Way, costs: Costs = Costs(), block: tuple[int, ...] | None = None) -> float:
+    """Of a whole run, the time of the network alone over all of it. block: windows of a block; the planner's own where
+    none is given."""
     plan, total = plan_of(classes), 0.0
+    if block is not None:
+        plan = replace(plan, block=block, chunk=default_chunk(plan.axes, block))
     windows = 0
     for column in plan.columns():
         tasks = list(plan.tasks(column, lambda _: True))
         windows += sum(len(task.windows) for task in tasks)
-        table_bytes = extents(plan).table_bytes
-        sizes = Sizes(VOXEL_BYTES, 4 * classes, 1)
-        total += _seconds(tasks, classes, _locked(tasks, sizes, table_bytes), way, costs)
+        table_bytes, sizes = extents(plan).table_bytes, Sizes(VOXEL_BYTES, 4 * classes, 1)
+        given = shelves(plan, sizes, costs.network, costs.room) if way.kept else ()
+        locked = _locked(tasks, sizes, table_bytes, Shelves(plan.order, given))
+        total += _seconds(tasks, classes, locked, Shelves(plan.order, given), way, costs)
     return windows / costs.windows_per_second / total
 
 
-def _locked(tasks: Sequence[Task], sizes: Sizes, table_bytes: int) -> list[int]:
+def _locked(tasks: Sequence[Task], sizes: Sizes, table_bytes: int, kept: Shelves) -> list[int]:
     """Bytes of the pieces that each block is the first to need."""
     bytes_of = [0] * len(tasks)
-    for n, _, size in pieces_by_block(tasks, sizes, table_bytes, FLAG):
+    for n, _, size in pieces_by_block(tasks, sizes, table_bytes, FLAG, kept):
         bytes_of[n] += size
     return bytes_of
 
 
-def _seconds(tasks: Sequence[Task], classes: int, locked: Sequence[int], way: Way, costs: Costs) -> float:
+def _seconds(
+    tasks: Sequence[Task], classes: int, locked: Sequence[int], kept: Shelves, way: Way, costs: Costs
+) -> float:
     clocks, up, down = _Clocks(), *(("up", "down") if way.own_streams else ("out", "out"))
     ready_ahead = list(accumulate(size / costs.lock for size in locked))
-    slots, sent = deque([0.0] * SUMS_SLOTS), dict[Index, int]()
+    slots, sent = deque([0.0] * SUMS_SLOTS), defaultdict[Index, _Came](_Came)
     free = defaultdict[str, float](float)
     before: tuple[Task, float, float] | None = None
     for task, size, ahead in zip(tasks, locked, ready_ahead, strict=True):
@@ -101,20 +116,45 @@ def _seconds(tasks: Sequence[Task], classes: int, locked: Sequence[int], way: Wa
         added = len(task.windows) * 10 * task_window(task) * classes / costs.memory
         computed = clocks.do("compute", network + added, queued, copied, slots.popleft())
         count = sum(box.size for _, box in task.halos) * 4 * classes
-        packed = clocks.do("out", 2 * count / costs.memory, computed, free["packed"])
-        done = free["packed"] = clocks.do(down, count / costs.wire, packed)
+        going = 0
         for target, box in task.halos:
-            sent[target] = sent.get(target, 0) + box.size * 4 * classes
+            halo = box.size * 4 * classes
+            place = kept.take(task.block.index, target, halo)
+            sent[target].add(halo, place)
+            going += 0 if place else halo
+        packed = clocks.do("out", 2 * count / costs.memory, computed, free["packed"] if going else 0.0)
+        done = clocks.do(down, going / costs.wire, packed)
+        free["packed"] = done if going else free["packed"]
         if before is not None:
-            slots.append(_finish(before, sent.pop(before[0].block.index, 0), classes, clocks, (up, down), free, costs))
+            came = sent.pop(before[0].block.index, _Came())
+            slots.append(_finish(before, came, classes, clocks, (up, down), free, costs))
+            for place in came.places:
+                kept.give(place)
         before = task, packed, done
     assert before is not None
-    _finish(before, sent.pop(before[0].block.index, 0), classes, clocks, (up, down), free, costs)
+    came = sent.pop(before[0].block.index, _Came())
+    _finish(before, came, classes, clocks, (up, down), free, costs)
     return max(clocks.at.values())
 
 
+@dataclass
+class _Came:
+    """Bytes of halos for one block, and where those on the device lie."""
+
+    all: int = 0
+    by_host: int = 0
+    places: list[Place] = field(default_factory=list)
+
+    def add(self, size: int, place: Place | None) -> None:
+        self.all += size
+        if place:
+            self.places.append(place)
+        else:
+            self.by_host += size
+
+
 def _finish(
-    of: tuple[Task, float, float], came: int, classes: int, clocks: _Clocks, ways: tuple[str, str],
+    of: tuple[Task, float, float], came: _Came, classes: int, clocks: _Clocks, ways: tuple[str, str],
     free: dict[str, float], costs: Costs,
 ) -> float:  # fmt: skip
     """The host waits for the block's halos; another thread then has it finished and writes it. When its sums are free."""
@@ -122,8 +162,8 @@ def _finish(
     clocks.at["host"] = max(clocks.at["host"], done)
     begun = max(clocks.at["write"], done)
     core = task.block.write.size
-    there = clocks.do(ways[0], came / costs.wire, begun, free["halos"])
-    merged = clocks.do("out", (came + 4 * core * classes + core) / costs.memory, there, packed, free["out"])
+    there = clocks.do(ways[0], came.by_host / costs.wire, begun, free["halos"]) if came.by_host else begun
+    merged = clocks.do("out", (came.all + 4 * core * classes + core) / costs.memory, there, packed, free["out"])
     free["halos"] = merged
     free["out"] = clocks.do(ways[1], core / costs.wire, merged)
     clocks.at["write"] = free["out"] + core / costs.write
@@ -135,20 +175,44 @@ def task_window(task: Task) -> int:
     return 128 ** len(task.block.write.shape)
 
 
-BEFORE, AFTER = Way(own_streams=False, locked_ahead=False), Way()
-STEADY_BEFORE, STEADY = Way(own_streams=False, locked_before=True), Way(locked_before=True)
+BEFORE = Way(own_streams=False, locked_ahead=False, kept=False)
+THROUGH_HOST, AFTER = Way(kept=False), Way()
+STEADY_BEFORE = Way(own_streams=False, locked_before=True, kept=False)
+STEADY_THROUGH_HOST, STEADY = Way(locked_before=True, kept=False), Way(locked_before=True)
+WAYS = (BEFORE, THROUGH_HOST, AFTER, STEADY_BEFORE, STEADY_THROUGH_HOST, STEADY)
 
 
 def table(costs: Costs = Costs()) -> str:
     lines = [
-        "| classes | whole run, before | whole run | once all is locked, before | once all is locked |",
-        "|---|---|---|---|---|",
+        "| classes | whole run, before | halos through the host | whole run | once all is locked, before | "
+        "halos through the host | once all is locked |",
+        "|" + "---|" * (1 + len(WAYS)),
     ]
     for classes in CLASSES:
-        cells = [f"{share(classes, way, costs):.2f}" for way in (BEFORE, AFTER, STEADY_BEFORE, STEADY)]
+        cells = [f"{share(classes, way, costs):.2f}" for way in WAYS]
         lines.append(f"| {classes} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+BLOCKS, ROOMS = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2)), (141, 48, 24)
+"""Windows of a block; GB of device memory."""
+
+
+def block_table(costs: Costs = Costs()) -> str:
+    """Of 104 classes, for blocks of more windows than the planner's own single one."""
+    lines = [
+        "| windows a block | " + " | ".join(f"{room} GB: whole run, once all is locked" for room in ROOMS) + " |",
+        "|" + "---|" * (1 + len(ROOMS)),
+    ]
+    for block in BLOCKS:
+        cells = [
+            ", ".join(f"{share(104, way, replace(costs, room=room * 10**9), block):.2f}" for way in (AFTER, STEADY))
+            for room in ROOMS
+        ]
+        lines.append(f"| {prod(block)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     print(table())
+    print(block_table())

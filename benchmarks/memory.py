@@ -1,12 +1,16 @@
 """Peak memory against the volume, and against what the plan predicted.
 
     python benchmarks/memory.py [--overlap 0.5] [--workers N] [--json FILE] [--quick]
+    python benchmarks/memory.py --classes 2 16 104 512 [--rounds 3] [--json FILE]
 
 A volume of 256×512×512, one of 64 times the voxels (the same chunks again, as hard links) grown on every axis, and one
 of 64 times the voxels grown on its longest axis alone. The network is the fake back end (identity, two classes out,
 windows of 64³), so that hours become minutes; everything around it is real. The larger volumes run with ``--memory``
 set to the peak of the small one, and with the default. With ``--workers`` the run is spread over processes by Dask;
 peak and prediction are then those of the worker that took most.
+
+With ``--classes`` it is by their number instead: a small network of two convolutions and a last layer, run by OpenVINO
+in windows of 64³ over 128×160×160, its features blended and its outputs (``--blend-at``), labels written.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,8 +48,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--json")
     parser.add_argument("--quick", action="store_true", help="an eighth of the small volume, grown eightfold only")
+    parser.add_argument("--classes", type=int, nargs="+", help="by the number of classes instead")
+    parser.add_argument("--rounds", type=int, default=1, help="of --classes")
     parser.add_argument("--grow", help="e.g. 4,4,4: grow by this alone")
     args = parser.parse_args()
+    if args.classes:
+        _by_classes(args)
+        return
     small = (128, 256, 256) if args.quick else (256, 512, 512)
     grown = [(2, 2, 2)] if args.quick else [(4, 4, 4), (1, 1, 64)]
     if args.grow:
@@ -61,6 +71,66 @@ def main() -> None:
     _print(rows)
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _by_classes(args: argparse.Namespace) -> None:
+    rows = []
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        root = Path(folder)
+        base = _base_volume(root, (128, 160, 160))
+        for classes in args.classes:
+            model = _network(root / f"net{classes}.onnx", classes)
+            for at in ("features", "outputs"):
+                found = [
+                    _result(["--in", base, "--model", model, "--out", root / "o.zarr", "--overwrite", "--blend-at", at])
+                    for _ in range(args.rounds)
+                ]
+                shares = sorted(f["peak_rss_bytes"] / f["predicted_rss_bytes"] for f in found)
+                row = {"classes": classes, "at": at, "shares": shares, "predicted": found[-1]["predicted_rss_bytes"]}
+                rows.append(row | {"peak": statistics.median(f["peak_rss_bytes"] for f in found)})
+                print(rows[-1], file=sys.stderr, flush=True)
+    print("| classes | blended | peak MiB | predicted MiB | peak ÷ predicted |\n|---|---|---|---|---|")
+    for row in rows:
+        shares = row["shares"]
+        print(
+            f"| {row['classes']} | {row['at']} | {row['peak'] / 2**20:.0f} | {row['predicted'] / 2**20:.0f} | "
+            f"{statistics.median(shares):.2f} ({shares[0]:.2f} to {shares[-1]:.2f}) |"
+        )
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _network(path: Path, classes: int) -> Path:
+    """Two convolutions of eight features, and a last layer of one voxel."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from unet_engine.model.spec import ModelSpec
+
+    rng = np.random.default_rng(0)
+    shapes = {"a": (8, 1, 3, 3, 3), "b": (8, 8, 3, 3, 3), "c": (classes, 8, 1, 1, 1)}
+    weights = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), name) for name, s in shapes.items()]
+    nodes = []
+    for name, given, made in (("a", "x", "p"), ("b", "q", "r"), ("c", "s", "y")):
+        pads = {"pads": [1] * 6} if name != "c" else {}
+        nodes.append(helper.make_node("Conv", [given, name], [made], **pads))
+        if name != "c":
+            nodes.append(helper.make_node("Relu", [made], [{"p": "q", "r": "s"}[made]]))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "z", "y", "x"])
+        for name, channels in (("x", 1), ("y", classes))
+    ]
+    graph = helper.make_graph(nodes, "small", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    window = (64, 64, 64)
+    spec = ModelSpec(
+        name="small", axes="zyx", channels_in=1, channels_out=classes, window=window, window_min=(8, 8, 8),
+        window_step=(8, 8, 8), margin=(0, 0, 0),
+    )  # fmt: skip
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "unet_engine.spec", spec.model_dump_json()
+    onnx.save(model, str(path))
+    return path
 
 
 def _base_volume(root: Path, shape: tuple[int, ...]) -> Path:
@@ -87,27 +157,24 @@ def _grown(root: Path, base: Path, times: tuple[int, ...]) -> Path:
 def _run(
     root: Path, volume: Path, times: tuple[int, ...], given: argparse.Namespace, memory: int | None
 ) -> dict[str, Any]:
-    command = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", "run", "--in", str(volume)]
-    command += [
-        "--model",
-        str(root / "net.fake.toml"),
-        "--out",
-        str(root / "out.zarr"),
-        "--overlap",
-        str(given.overlap),
-        "--overwrite",
-        "--json",
-    ]
-    command += ["--memory", str(memory * max(1, given.workers))] if memory else []
-    command += ["--workers", str(given.workers)] if given.workers else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.strip().splitlines()[-1])
+    command: list[object] = ["--in", volume, "--model", root / "net.fake.toml", "--out", root / "out.zarr"]
+    command += ["--overlap", given.overlap, "--overwrite"]
+    command += ["--memory", memory * max(1, given.workers)] if memory else []
+    command += ["--workers", given.workers] if given.workers else []
+    result = _result(command)
     row = {
         "times": list(times), "voxels": result["voxels"], "memory_limit": memory, "peak": result["peak_rss_bytes"],
         "predicted": result["predicted_rss_bytes"], "windows": result["windows_planned"], "seconds": result["seconds"],
     }  # fmt: skip
     print(row, file=sys.stderr, flush=True)
     return row
+
+
+def _result(options: list[object]) -> dict[str, Any]:
+    """Of a run as a process."""
+    command = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", "run", "--json"]
+    done = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

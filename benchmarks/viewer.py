@@ -38,11 +38,11 @@ COMMAND = [sys.executable, "-c", "from unet_engine.commands.cli import main; mai
 
 
 def sparse(folder: Path) -> Path:
-    """A volume of 1 TiB of which the middle is stored."""
+    """A volume of 1 TiB of which the middle is stored, where all planes that are shown first go through."""
     path = folder / "sparse.zarr"
     array = zarr.create_array(path, shape=(SIDE,) * 3, chunks=(64,) * 3, dtype="uint8")
-    voxels = np.random.default_rng(0).integers(0, 255, (64, 768, 768), np.uint8)
-    array[5056:5120, 4736:5504, 4736:5504] = voxels
+    voxels = np.random.default_rng(0).integers(0, 255, (128, 768, 768), np.uint8)
+    array[5056:5184, 4736:5504, 4736:5504] = voxels
     return path
 
 
@@ -109,8 +109,11 @@ def _busy(processes: list[psutil.Process]) -> float:
 
 
 def grey(picture: np.ndarray) -> bool:
-    """Noise is seen: neither the empty pane nor a plain one."""
-    return bool(picture.std() > 15)
+    """The stored middle is seen, of grey without a colour, and black around it where nothing is stored."""
+    plain = picture.max(axis=2) - picture.min(axis=2) < 10
+    middle = (slice(145, 185), slice(170, 210))
+    seen = plain & (picture[..., 0] > 60) & (picture[..., 0] < 200)
+    return bool(seen[middle].mean() > 0.6 and (picture.max(axis=2) < 20).mean() > 0.3)
 
 
 def coloured(picture: np.ndarray) -> bool:

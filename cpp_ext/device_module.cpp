@@ -350,6 +350,24 @@ void commit_labels(const Commit& given, LabelRule rule) {
   refuse("labels must be uint8 or uint16");
 }
 
+template <typename T>
+void commit_regions_as(const Commit& given, float above, const std::vector<std::uint16_t>& order) {
+  ToRegions<T> finish{above, {}};
+  for (std::size_t k = 0; k < order.size(); ++k) {
+    if (order[k] > std::numeric_limits<T>::max()) refuse("labels do not fit into the type of out: take uint16");
+    finish.order[k] = order[k];
+  }
+  commit_as(given, finish, true);
+}
+
+void commit_regions(const Commit& given, float above, const std::vector<std::uint16_t>& order) {
+  if (order.size() != given.sums_array.shape(0)) refuse("order must have one label per channel");
+  if (order.size() > kMostRegions) refuse("commit takes " + std::to_string(kMostRegions) + " regions at most");
+  if (is(given.out_array, Code::UInt, 8)) return commit_regions_as<std::uint8_t>(given, above, order);
+  if (is(given.out_array, Code::UInt, 16)) return commit_regions_as<std::uint16_t>(given, above, order);
+  refuse("labels must be uint8 or uint16");
+}
+
 bool are_probabilities(const std::string& activation) {
   return activation == "probabilities" || activation == "probabilities_each";
 }
@@ -368,7 +386,7 @@ void commit_probabilities(const Commit& given, const std::string& activation) {
 
 void commit(const Array& sums, const Array& out, const std::string& kind, const std::string& activation,
             const std::vector<Input>& halos, const std::vector<std::vector<index_t>>& at, const Array& nonfinite,
-            std::uintptr_t stream) {
+            std::optional<float> above, const std::vector<std::uint16_t>& order, std::uintptr_t stream) {
   check_device(sums, out, "out");
   check_device(sums, nonfinite, "nonfinite");
   if (activation != "softmax" && activation != "sigmoid" && activation != "none" && !are_probabilities(activation)) {
@@ -381,7 +399,12 @@ void commit(const Array& sums, const Array& out, const std::string& kind, const 
   if (!is(nonfinite, Code::Int, 32) || nonfinite.size() != 1) refuse("nonfinite must be one int32");
   if (sums.ndim() == 0 || sums.shape(0) == 0) refuse("sums has no channel: give at least one");
   const Commit given{sums, out, halos, at, static_cast<std::int32_t*>(nonfinite.data()), stream};
-  if (kind == "labels") return commit_labels(given, label_rule(activation, sums.shape(0)));
+  const auto rule = [&](std::size_t channels) {
+    const LabelRule usual = label_rule(activation, channels);
+    return LabelRule{usual.threshold, above.value_or(usual.above)};
+  };
+  if (kind == "labels") return commit_labels(given, rule(sums.shape(0)));
+  if (kind == "regions") return commit_regions(given, rule(1).above, order);
   if (kind == "probabilities") {
     if (is(out, Code::UInt, 8)) return commit_probabilities<std::uint8_t>(given, activation);
     if (is(out, Code::Float, 16)) return commit_probabilities<Half>(given, activation);
@@ -390,9 +413,9 @@ void commit(const Array& sums, const Array& out, const std::string& kind, const 
   }
   if (kind == "masks") {
     if (!is(out, Code::UInt, 8)) refuse("masks must be uint8");
-    return commit_as(given, ToMask<std::uint8_t>{label_rule(activation, 1).above}, false);
+    return commit_as(given, ToMask<std::uint8_t>{rule(1).above}, false);
   }
-  if (kind != "logits") refuse("unknown kind '" + kind + "': take one of labels, masks, probabilities, logits");
+  if (kind != "logits") refuse("unknown kind '" + kind + "': take one of labels, regions, masks, probabilities, logits");
   if (is(out, Code::Float, 32)) return commit_as(given, ToLogits<float>{}, false);
   if (is(out, Code::Float, 16)) return commit_as(given, ToLogits<Half>{}, false);
   refuse("logits must be float32 or float16");
@@ -436,6 +459,7 @@ NB_MODULE(_halo_cuda, m) {
   using namespace nanobind::literals;
   m.attr("MOST_ENTRIES") = launch::kMostEntries;
   m.attr("MOST_HALOS") = kMostHalos;
+  m.attr("MOST_REGIONS") = kMostRegions;
   m.def("array", &array, "address"_a, "shape"_a, "dtype"_a, "strides"_a = nb::none(), "owner"_a = nb::none(),
         nb::kw_only(), "device"_a = 0);
   m.def("gather", &gather, "windows"_a, "raw"_a, "positions"_a, "entries"_a, "order"_a, "scale"_a, "shift"_a, "fill"_a,
@@ -446,5 +470,5 @@ NB_MODULE(_halo_cuda, m) {
   m.def("pack", &pack, "sums"_a, "out"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("merge", &merge, "sums"_a, "halo"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("commit", &commit, "sums"_a, "out"_a, "kind"_a, "activation"_a, "halos"_a, "at"_a, "nonfinite"_a, nb::kw_only(),
-        "stream"_a = 0);
+        "above"_a = nb::none(), "order"_a = std::vector<std::uint16_t>{}, "stream"_a = 0);
 }

@@ -9,6 +9,9 @@
 //                 once per element. They are apart so that a thread can have several loads under way before its first
 //                 store.
 //   AddBody       tiles of voxels, each with the list of windows that meet it.
+//
+// Where rows begin at a multiple of four voxels, a thread of `AddBody` has four that lie together, read in one go; else
+// four that lie a warp apart.
 #pragma once
 
 #include "arithmetic.hpp"
@@ -19,6 +22,7 @@ constexpr int kLanes = 32;  // threads of a row or tile along x: a warp
 // Elements along x that one thread handles, kLanes apart: so many loads are under way at once.
 constexpr int kPerThread = 4;
 constexpr int kMostHalos = 32;  // that one commit merges; Python is told as MOST_HALOS
+constexpr int kMostRegions = 64;  // that one commit numbers; Python is told as MOST_REGIONS
 
 // Where windows lie along one axis of a block: origin in the sums (may be negative), and the range to add, in window
 // coordinates.
@@ -116,6 +120,54 @@ struct GatherBody {
 
 // ---- add ------------------------------------------------------------------------------------------------------------
 
+// kPerThread elements next to one another, that are read and written at once.
+template <typename T>
+struct alignas(kPerThread * sizeof(T)) Four {
+  T of[kPerThread];
+};
+
+template <typename T>
+HALO_FN bool is_aligned(const T* data) {
+  return reinterpret_cast<std::uintptr_t>(data) % sizeof(Four<T>) == 0;
+}
+
+// How the kPerThread voxels of a thread lie along x. Apart: kLanes from one to the next, so that a warp reads
+// neighbours wherever rows begin. `left`: voxels from the first to the end of what is added to.
+struct Apart {
+  static constexpr index_t kStep = kLanes;
+  HALO_FN static index_t first(index_t lane) { return lane; }
+  HALO_FN static void load(const float* from, index_t stride, index_t left, float (&to)[kPerThread]) {
+    HALO_UNROLL
+    for (int j = 0; j < kPerThread; ++j) {
+      if (j * kStep < left) to[j] = from[j * kStep * stride];
+    }
+  }
+  HALO_FN static void store(float* to, index_t stride, index_t left, const float (&from)[kPerThread]) {
+    HALO_UNROLL
+    for (int j = 0; j < kPerThread; ++j) {
+      if (j * kStep < left) to[j * kStep * stride] = from[j];
+    }
+  }
+};
+
+// Together: next to one another, in rows that all begin at a multiple of kPerThread. The last may lie beyond what is
+// added to, but not beyond the row: no other thread has them.
+struct Together {
+  static constexpr index_t kStep = 1;
+  HALO_FN static index_t first(index_t lane) { return lane * kPerThread; }
+  HALO_FN static void load(const float* from, index_t, index_t, float (&to)[kPerThread]) {
+    const Four<float> read = *reinterpret_cast<const Four<float>*>(from);
+    HALO_UNROLL
+    for (int j = 0; j < kPerThread; ++j) to[j] = read.of[j];
+  }
+  HALO_FN static void store(float* to, index_t, index_t, const float (&from)[kPerThread]) {
+    Four<float> written;
+    HALO_UNROLL
+    for (int j = 0; j < kPerThread; ++j) written.of[j] = from[j];
+    *reinterpret_cast<Four<float>*>(to) = written;
+  }
+};
+
 // sums[k, at + i] += window[n, k, i] * max((wz * wy) * wx, floor) for all windows that cover a voxel, in the order of
 // the entries.
 template <typename T>
@@ -139,6 +191,23 @@ struct AddBody {
 
   HALO_FN index_t count() const { return stop - first; }
 
+  // Whether all rows begin at a multiple of kPerThread voxels, so that a thread may have its voxels `Together`.
+  HALO_FN bool has_aligned_rows() const {
+    bool result = sums.stride[3] == 1 && stride[3] == 1 && stride_n % kPerThread == 0 && sums.shape[3] % kPerThread == 0 &&
+                  size[2] % kPerThread == 0 && is_aligned(sums.data) && is_aligned(data) && is_aligned(weights[2]);
+    for (int a = 0; a < kAxes; ++a) {
+      result = result && sums.stride[a] % kPerThread == 0 && stride[a] % kPerThread == 0;
+    }
+    return result;
+  }
+
+  // The same for a box that begins at such a multiple.
+  HALO_FN AddBody from_aligned() const {
+    AddBody body = *this;
+    body.lo[2] -= body.lo[2] % kPerThread;
+    return body;
+  }
+
   // Whether entry `n` of the batch adds anything to the box [from, to) of the sums.
   HALO_FN bool meets(index_t n, const index_t* from, const index_t* to) const {
     const Entry entry = entries[first + n];
@@ -150,34 +219,28 @@ struct AddBody {
     return result;
   }
 
-  // Adds the listed windows to the voxels (z, y, x + j * kLanes).
+  // Adds the listed windows to the voxels (z, y, x + j * Way::kStep).
+  template <typename Way>
   HALO_FN void add(const int* list, int listed, index_t z, index_t y, index_t x) const {
     for (index_t k = 0; k < sums.shape[0]; k += kChannels) {
       const int channels = static_cast<int>(sums.shape[0] - k < kChannels ? sums.shape[0] - k : kChannels);
       float* const base = sums.at(k, z, y, x);
-      float sum[kPerThread][kChannels] = {};
+      float sum[kChannels][kPerThread] = {};
       HALO_UNROLL
-      for (int j = 0; j < kPerThread; ++j) {
-        HALO_UNROLL
-        for (int c = 0; c < kChannels; ++c) {
-          if (c < channels && x + j * kLanes < hi[2])
-            sum[j][c] = base[c * sums.stride[0] + j * kLanes * sums.stride[3]];
-        }
+      for (int c = 0; c < kChannels; ++c) {
+        if (c < channels) Way::load(base + c * sums.stride[0], sums.stride[3], hi[2] - x, sum[c]);
       }
-      for (int i = 0; i < listed; ++i) add_window(list[i], k, channels, z, y, x, sum);
+      for (int i = 0; i < listed; ++i) add_window<Way>(list[i], k, channels, z, y, x, sum);
       HALO_UNROLL
-      for (int j = 0; j < kPerThread; ++j) {
-        HALO_UNROLL
-        for (int c = 0; c < kChannels; ++c) {
-          if (c < channels && x + j * kLanes < hi[2])
-            base[c * sums.stride[0] + j * kLanes * sums.stride[3]] = sum[j][c];
-        }
+      for (int c = 0; c < kChannels; ++c) {
+        if (c < channels) Way::store(base + c * sums.stride[0], sums.stride[3], hi[2] - x, sum[c]);
       }
     }
   }
 
+  template <typename Way>
   HALO_FN void add_window(index_t n, index_t k, int channels, index_t z, index_t y, index_t x,
-                          float (&sum)[kPerThread][kChannels]) const {
+                          float (&sum)[kChannels][kPerThread]) const {
     const Entry entry = entries[first + n];
     const Span sz = spans[0][entry.span[0]], sy = spans[1][entry.span[1]], sx = spans[2][entry.span[2]];
     const index_t wz = z - sz.at, wy = y - sy.at;
@@ -187,57 +250,78 @@ struct AddBody {
                                   weights[1][entry.span[1] * size[1] + wy]);
     const float least = shares == nullptr ? floor : shares[first + n] * floor;
     const float* const weight_x = weights[2] + entry.span[2] * size[2];
+    const Posed held = posed(poses == nullptr ? 0 : poses[first + n], size, stride + 1);
+    const index_t number = entry.row < 0 ? 0 : entry.row;  // of a window that was skipped, none is read
+    const T* const row = data + number * stride_n + k * stride[0] + held.origin + wz * held.step[0] + wy * held.step[1];
     // All loads before the first use of one, and without branches between them, so that they are under way together:
     // outside of the window the nearest voxel inside is read, and not added.
     bool inside[kPerThread];
-    index_t at[kPerThread];
-    float weight[kPerThread], value[kPerThread][kChannels];
+    float weight[kPerThread], value[kChannels][kPerThread];
     HALO_UNROLL
     for (int j = 0; j < kPerThread; ++j) {
-      const index_t wx = x + j * kLanes - sx.at;
+      const index_t wx = x + j * Way::kStep - sx.at;
       inside[j] = wx >= sx.lo && wx < sx.hi;
-      at[j] = wx < sx.lo ? sx.lo : wx < sx.hi ? wx : sx.hi - 1;
-      weight[j] = weight_x[at[j]];
     }
-    if (entry.row < 0) {
-      read_constant(k, channels, value);
+    if (Way::kStep == 1 && (x - sx.at) % kPerThread == 0 && held.step[2] == 1) {
+      const index_t last = size[2] - kPerThread, wx = x - sx.at, at = wx < 0 ? 0 : wx < last ? wx : last;
+      Together::load(weight_x + at, 1, 0, weight);
+      if (entry.row >= 0) read_together(row + at, channels, value);
     } else {
-      read_window(entry.row * stride_n + k * stride[0], posed(poses == nullptr ? 0 : poses[first + n], size, stride + 1),
-                  wz, wy, at, channels, value);
+      index_t at[kPerThread];
+      HALO_UNROLL
+      for (int j = 0; j < kPerThread; ++j) {
+        const index_t wx = x + j * Way::kStep - sx.at;
+        at[j] = wx < sx.lo ? sx.lo : wx < sx.hi ? wx : sx.hi - 1;
+        weight[j] = weight_x[at[j]];
+      }
+      if (entry.row >= 0) read_apart(row, held.step[2], at, channels, value);
     }
+    if (entry.row < 0) read_constant(k, channels, value);
     HALO_UNROLL
     for (int j = 0; j < kPerThread; ++j) {
       const float share = weight_of(wz_wy, weight[j], least);
       HALO_UNROLL
       for (int c = 0; c < kChannels; ++c) {
-        if (inside[j] && c < channels) sum[j][c] = add_weighted(sum[j][c], value[j][c], share);
+        if (inside[j] && c < channels) sum[c][j] = add_weighted(sum[c][j], value[c][j], share);
       }
     }
   }
 
-  HALO_FN void read_window(index_t start, const Posed& held, index_t wz, index_t wy, const index_t (&at)[kPerThread],
-                           int channels, float (&value)[kPerThread][kChannels]) const {
-    const T* const base = data + start + held.origin + wz * held.step[0] + wy * held.step[1];
-    T read[kPerThread][kChannels];
+  HALO_FN void read_apart(const T* row, index_t step, const index_t (&at)[kPerThread], int channels,
+                          float (&value)[kChannels][kPerThread]) const {
+    T read[kChannels][kPerThread];
     HALO_UNROLL
     for (int c = 0; c < kChannels; ++c) {
-      const T* const plane = base + (c < channels ? c : 0) * stride[0];
+      const T* const plane = row + (c < channels ? c : 0) * stride[0];
       HALO_UNROLL
-      for (int j = 0; j < kPerThread; ++j) read[j][c] = plane[at[j] * held.step[2]];
+      for (int j = 0; j < kPerThread; ++j) read[c][j] = plane[at[j] * step];
     }
     HALO_UNROLL
-    for (int j = 0; j < kPerThread; ++j) {
+    for (int c = 0; c < kChannels; ++c) {
       HALO_UNROLL
-      for (int c = 0; c < kChannels; ++c) value[j][c] = to_float(read[j][c]);
+      for (int j = 0; j < kPerThread; ++j) value[c][j] = to_float(read[c][j]);
     }
   }
 
-  HALO_FN void read_constant(index_t k, int channels, float (&value)[kPerThread][kChannels]) const {
+  HALO_FN void read_together(const T* from, int channels, float (&value)[kChannels][kPerThread]) const {
+    Four<T> read[kChannels];
+    HALO_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
+      read[c] = *reinterpret_cast<const Four<T>*>(from + (c < channels ? c : 0) * stride[0]);
+    }
+    HALO_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
+      HALO_UNROLL
+      for (int j = 0; j < kPerThread; ++j) value[c][j] = to_float(read[c].of[j]);
+    }
+  }
+
+  HALO_FN void read_constant(index_t k, int channels, float (&value)[kChannels][kPerThread]) const {
     HALO_UNROLL
     for (int c = 0; c < kChannels; ++c) {
       const float given = constant[k + (c < channels ? c : 0)];
       HALO_UNROLL
-      for (int j = 0; j < kPerThread; ++j) value[j][c] = given;
+      for (int j = 0; j < kPerThread; ++j) value[c][j] = given;
     }
   }
 };
@@ -344,6 +428,25 @@ struct ToLabel {
   }
   HALO_FN void end(const State& state, T* out, index_t, float*, index_t, index_t) const {
     *out = static_cast<T>(label_of(state.best, state.channel, rule));
+  }
+  static constexpr bool kKeepsSums = false;
+};
+
+// Regions, which may overlap: of the channels above `above` the number of the last, as `order` says it; 0 where none is.
+template <typename T>
+struct ToRegions {
+  using Out = T;
+  float above;
+  std::uint16_t order[kMostRegions];
+  struct State {
+    std::uint16_t label;
+  };
+  HALO_FN State begin() const { return {0}; }
+  HALO_FN void take(State& state, index_t k, float value, T*, index_t) const {
+    if (value > above) state.label = order[k];
+  }
+  HALO_FN void end(const State& state, T* out, index_t, float*, index_t, index_t) const {
+    *out = static_cast<T>(state.label);
   }
   static constexpr bool kKeepsSums = false;
 };

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(const __grid_constant_
 
 __global__ void __launch_bounds__(kThreads) divide_kernel(const __grid_constant__ DivideBody body) { each_voxel(body); }
 
-template <typename T>
+template <typename T, typename Way>
 __global__ void __launch_bounds__(kLanes * kTileY * kTileZ)
     add_kernel(const __grid_constant__ AddBody<T> body, index_t tiles_y, index_t tiles_x, index_t tiles) {
   extern __shared__ int list[];
@@ -128,9 +128,9 @@ __global__ void __launch_bounds__(kLanes * kTileY * kTileZ)
     __syncthreads();  // the list of the tile before is no longer read
     if (threadIdx.y == 0 && threadIdx.z == 0) list_windows(body, lo, hi, list, &count);
     __syncthreads();
-    const index_t z = lo[0] + threadIdx.z, y = lo[1] + threadIdx.y, x = lo[2] + threadIdx.x;
+    const index_t z = lo[0] + threadIdx.z, y = lo[1] + threadIdx.y, x = lo[2] + Way::first(threadIdx.x);
     if (count == 0 || z >= body.hi[0] || y >= body.hi[1] || x >= body.hi[2]) continue;
-    body.add(list, count, z, y, x);
+    body.template add<Way>(list, count, z, y, x);
   }
 }
 
@@ -143,6 +143,19 @@ void launch_rows(const Queue& queue, const Body& body, Kernel kernel, const char
   kernel<<<blocks_for((body.rows() + kRowsPerBlock - 1) / kRowsPerBlock), dim3(kLanes, kRowsPerBlock), 0,
            stream_of(queue)>>>(body);
   check(cudaGetLastError(), name, queue.device);
+}
+
+template <typename Kernel, typename T>
+void launch_add(const Queue& queue, const AddBody<T>& body, Kernel kernel) {
+  index_t tiles[kAxes];
+  const index_t tile[kAxes] = {kTileZ, kTileY, kLanes * kPerThread};
+  for (int a = 0; a < kAxes; ++a) tiles[a] = std::max<index_t>(0, (body.hi[a] - body.lo[a] + tile[a] - 1) / tile[a]);
+  const index_t total = tiles[0] * tiles[1] * tiles[2];
+  if (total == 0 || body.count() <= 0) return;
+  const DeviceGuard guard(queue.device);
+  const std::size_t shared = static_cast<std::size_t>(body.count()) * sizeof(int);
+  kernel<<<blocks_for(total), dim3(kLanes, kTileY, kTileZ), shared, stream_of(queue)>>>(body, tiles[1], tiles[2], total);
+  check(cudaGetLastError(), "add_kernel", queue.device);
 }
 
 }  // namespace
@@ -165,16 +178,11 @@ void commit(const Queue& queue, const CommitBody<Finish>& body) {
 
 template <typename T>
 void add(const Queue& queue, const AddBody<T>& body) {
-  index_t tiles[kAxes];
-  const index_t tile[kAxes] = {kTileZ, kTileY, kLanes * kPerThread};
-  for (int a = 0; a < kAxes; ++a) tiles[a] = std::max<index_t>(0, (body.hi[a] - body.lo[a] + tile[a] - 1) / tile[a]);
-  const index_t total = tiles[0] * tiles[1] * tiles[2];
-  if (total == 0 || body.count() <= 0) return;
-  const DeviceGuard guard(queue.device);
-  const std::size_t shared = static_cast<std::size_t>(body.count()) * sizeof(int);
-  add_kernel<T>
-      <<<blocks_for(total), dim3(kLanes, kTileY, kTileZ), shared, stream_of(queue)>>>(body, tiles[1], tiles[2], total);
-  check(cudaGetLastError(), "add_kernel", queue.device);
+  if (body.has_aligned_rows()) {
+    launch_add(queue, body.from_aligned(), add_kernel<T, Together>);
+  } else {
+    launch_add(queue, body, add_kernel<T, Apart>);
+  }
 }
 
 HALO_INSTANTIATE_LAUNCHERS

@@ -36,6 +36,31 @@ void run_voxels(const Body& body) {
   }
 }
 
+template <typename Way, typename T>
+void add_tiles(const AddBody<T>& body) {
+  std::vector<int> list;
+  for (index_t z0 = body.lo[0]; z0 < body.hi[0]; z0 += kTileZ) {
+    for (index_t y0 = body.lo[1]; y0 < body.hi[1]; y0 += kTileY) {
+      for (index_t x0 = body.lo[2]; x0 < body.hi[2]; x0 += kLanes * kPerThread) {
+        const index_t lo[kAxes] = {z0, y0, x0}, hi[kAxes] = {z0 + kTileZ, y0 + kTileY, x0 + kLanes * kPerThread};
+        list.clear();
+        for (index_t n = 0; n < body.count(); ++n) {
+          if (body.meets(n, lo, hi)) list.push_back(static_cast<int>(n));
+        }
+        if (list.empty()) continue;
+        for (index_t z = z0; z < std::min(body.hi[0], hi[0]); ++z) {
+          for (index_t y = y0; y < std::min(body.hi[1], hi[1]); ++y) {
+            for (index_t lane = 0; lane < kLanes; ++lane) {
+              const index_t x = x0 + Way::first(lane);
+              if (x < body.hi[2]) body.template add<Way>(list.data(), static_cast<int>(list.size()), z, y, x);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T, typename U>
@@ -61,25 +86,10 @@ void divide(const Queue&, const DivideBody& body) { run_voxels(body); }
 
 template <typename T>
 void add(const Queue&, const AddBody<T>& body) {
-  std::vector<int> list;
-  for (index_t z0 = body.lo[0]; z0 < body.hi[0]; z0 += kTileZ) {
-    for (index_t y0 = body.lo[1]; y0 < body.hi[1]; y0 += kTileY) {
-      for (index_t x0 = body.lo[2]; x0 < body.hi[2]; x0 += kLanes * kPerThread) {
-        const index_t lo[kAxes] = {z0, y0, x0}, hi[kAxes] = {z0 + kTileZ, y0 + kTileY, x0 + kLanes * kPerThread};
-        list.clear();
-        for (index_t n = 0; n < body.count(); ++n) {
-          if (body.meets(n, lo, hi)) list.push_back(static_cast<int>(n));
-        }
-        if (list.empty()) continue;
-        for (index_t z = z0; z < std::min(body.hi[0], hi[0]); ++z) {
-          for (index_t y = y0; y < std::min(body.hi[1], hi[1]); ++y) {
-            for (index_t x = x0; x < std::min(body.hi[2], x0 + kLanes); ++x) {
-              body.add(list.data(), static_cast<int>(list.size()), z, y, x);
-            }
-          }
-        }
-      }
-    }
+  if (body.has_aligned_rows()) {
+    add_tiles<Together>(body.from_aligned());
+  } else {
+    add_tiles<Apart>(body);
   }
 }
 

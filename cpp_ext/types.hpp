@@ -28,6 +28,8 @@
 #define HALO_FINISHES(DO)         \
   DO(ToLabel<std::uint8_t>)       \
   DO(ToLabel<std::uint16_t>)      \
+  DO(ToRegions<std::uint8_t>)     \
+  DO(ToRegions<std::uint16_t>)    \
   DO(ToMask<std::uint8_t>)        \
   DO(ToProbability<std::uint8_t>) \
   DO(ToProbability<Half>)         \

@@ -36,6 +36,7 @@ SAID_ELSEWHERE = {
     "{path} {advice}": "conversion/checkpoint.py",
     "{option} {brief(text)}: {error}": "the parsers of settings.py and units.py",
     "--tta {request.wanted.tta}: {error}": "the parser of --tta",
+    "--spacing-unit: {error}": "the parser of units.py",
     "--normalize {how}: {error}": "model/normalization.py",
     "--activation {activation} does not fit": "model/spec.py",
     "--threshold {threshold} does not fit": "model/spec.py",

@@ -1,5 +1,6 @@
 """How much memory may still be taken: what the machine, the groups of a container or a batch job, and limits leave."""
 
+import gc
 import subprocess
 import sys
 
@@ -62,3 +63,50 @@ def test_limits_of_the_process_count():
     assert 0 < int(said.split()[0]) < 2_000_000 * 1024
     assert "(ulimit -v allows 1.91 GiB)" in said
     assert machine.limits() == ""
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """The machine has 64 of them."""
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(64), raising=False)
+
+
+@pytest.mark.usefixtures("cores")
+def test_cores_that_groups_give_no_time_of_are_not_counted(groups, monkeypatch):
+    inside(monkeypatch, "0::/pods/one\n")
+    assert machine.cpu_count() == 64
+    groups("pods", cpu__max="1600000 100000")
+    groups("pods/one", cpu__max="max 100000")
+    assert machine.cpu_count() == 16
+    groups("pods/one", cpu__max="250000 100000")
+    assert machine.cpu_count() == 3, "half a core is one"
+
+
+@pytest.mark.usefixtures("cores")
+def test_cores_of_groups_of_the_first_version(groups, monkeypatch):
+    inside(monkeypatch, "4:memory:/box\n3:cpu,cpuacct:/box\n0::/\n")
+    groups("cpu", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100000)
+    assert machine.cpu_count() == 64
+    groups("cpu/box", cpu__cfs_quota_us=50000, cpu__cfs_period_us=100000)
+    assert machine.cpu_count() == 1
+
+
+def imported(seen):
+    with machine.uncollected():
+        seen.append(gc.isenabled())
+        raise ImportError
+
+
+@pytest.mark.parametrize("was", [True, False])
+def test_garbage_is_looked_for_again_after_imports_whatever_ends_them(was):
+    gc.enable() if was else gc.disable()
+    try:
+        inside = []
+        with pytest.raises(ImportError):
+            imported(inside)
+        assert inside == [False]
+        assert gc.isenabled() == was
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+        gc.enable()

@@ -82,18 +82,25 @@ class StoreError(OSError):
     def __init__(self, *, key: str, cause: str, refused: bool = False) -> None:
         """key: of what was asked for; refused: whether the store does not allow it, rather than fail"""
         super().__init__(redacted(f"{key}: {cause}"))
-        self.refused = refused
+        self.refused, self._key, self._cause = refused, key, cause
+
+    def of(self, path: str) -> str:
+        """What went wrong, for a message that has named `path` already."""
+        return str(redacted(self._cause)) if path.rstrip("/") == self._key.rstrip("/") else str(self)
 
     @property
     def advice(self) -> str:
         """What to do."""
         if self.refused:
-            return "check the credentials in the environment, and run again with --resume"
-        return "run again with --resume once it answers"
+            return "check the credentials in the environment, and run again (with --resume, a run goes on)"
+        return "run again once it answers (with --resume, a run goes on)"
 
 
 class NoLibraryError(StoreError):
     """A store of a kind whose library is not installed."""
+
+    def of(self, path: str) -> str:
+        return str(redacted(self._cause))
 
     @property
     def advice(self) -> str:
@@ -105,6 +112,13 @@ def of_store(error: BaseException | None) -> StoreError | None:
     while error is not None and not isinstance(error, StoreError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def reworded(error: UnetEngineError, text: str) -> UnetEngineError:
+    """An error of the same kind that says `text`: of the class above that it is of, as its own may be made of other
+    things than text."""
+    kind: type[UnetEngineError] = next(one for one in type(error).__mro__ if one.__module__ == __name__)
+    return kind(text)
 
 
 class UnetEngineWarning(UserWarning):
@@ -128,7 +142,7 @@ def writing(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         if lost := of_store(error):
-            raise OutputError(f"{path} cannot be written ({what}): {lost}; {lost.advice}") from error
+            raise OutputError(f"{path} cannot be written ({what}): {lost.of(path)}; {lost.advice}") from error
         full = (
             getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             or "No space left" in str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -16,8 +17,22 @@ from unet_engine.units import size
 
 
 def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: those it may be put on, or as many as the control groups around it give the time of
+    (``docker --cpus``, limits of Kubernetes), whichever are fewer. A part of a core counts as one."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([there, *_cores_of_groups()]))
+
+
+def _cores_of_groups() -> Iterator[int]:
+    """What the control groups that this process is in allow, from its own to the outermost."""
+    for version, folder in _groups("cpu"):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            if version == 2:
+                quota, period = map(int, (folder / "cpu.max").read_text().split())
+            else:
+                quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            if quota > 0:
+                yield -(-quota // period)
 
 
 def processor() -> str:
@@ -55,26 +70,31 @@ def available_memory() -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """What the control groups that this process is in leave, from its own to the outermost: of version 2, then of
-    version 1, as far as their files can be read. Pages of files that were not used lately go where memory is short."""
+    """What the control groups that this process is in leave, from its own to the outermost. Pages of files that were
+    not used lately go where memory is short."""
+    for version, folder in _groups("memory"):
+        names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        with contextlib.suppress(OSError, ValueError):
+            limit, used = (int((folder / name).read_text()) for name in names)
+            cached = "inactive_file" if version == 2 else "total_inactive_file"
+            yield max(0, limit - used + _counted(folder / "memory.stat", cached))
+
+
+def _groups(controller: str) -> Iterator[tuple[int, Path]]:
+    """The control groups of this process that have to do with memory or cpu, from its own to the outermost, and of which
+    version each is; there may be none."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, place = line.split(":", 2)
-        if not controllers:
-            root, names, cached = _GROUPS, ("memory.max", "memory.current"), "inactive_file"
-        elif "memory" in controllers.split(","):
-            root, cached = _GROUPS / "memory", "total_inactive_file"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
+        root = _GROUPS / controller if controllers else _GROUPS
         group = root / place.strip("/")
         for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
-            with contextlib.suppress(OSError, ValueError):
-                limit, used = (int((folder / name).read_text()) for name in names)
-                yield max(0, limit - used + _counted(folder / "memory.stat", cached))
+            yield (1 if controllers else 2), folder
 
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -168,6 +188,20 @@ def return_freed_blocks() -> None:
 
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python looks for no garbage: imports make many objects, of which none is any. Later looks leave those
+    out."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was:
+            gc.enable()
 
 
 def gpu_count() -> int:

@@ -95,3 +95,11 @@ def micrometers(length: float, unit: str | None) -> float | None:
     """`length` in `unit` (as OME-Zarr names them) in micrometres; None where the unit is unknown."""
     factor = _MICROMETERS.get(unit_name(unit or ""))
     return None if factor is None else length * factor
+
+
+def unit_of_length(text: str) -> str:
+    """The name of the unit that somebody wrote, or ``pixel``. Raises `ValueError` where it is none that is known."""
+    name = unit_name(text)
+    if name not in _MICROMETERS and name != "pixel":
+        raise ValueError(f"{brief(text)} is no unit of length that is known; give {', '.join(_MICROMETERS)} or pixel")
+    return name

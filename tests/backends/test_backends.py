@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.volumes import fake_model
+import unet_engine
+from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends import engine_cache
 from unet_engine.backends.base import Backend, Setup
 from unet_engine.backends.device import DeviceBackend
@@ -59,6 +60,38 @@ def opened(files: Any, combination: tuple[str, str, str], **options: Any) -> Bac
 def windows(n: int) -> list[Any]:
     rng = np.random.default_rng(2)
     return [rng.standard_normal((1, 2, *WINDOW), dtype=np.float32) for _ in range(n)]
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS[:3], ids=[c[0] for c in COMBINATIONS[:3]])
+def test_a_volume_of_one_window_is_inferred_once(
+    files: Any, combination: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warming up is that inference already. What any other window gives is not taken for it."""
+    network = opened(files, combination)
+    started: list[int] = []
+    start = type(network).start
+    monkeypatch.setattr(type(network), "start", lambda self, slot: (started.append(slot), start(self, slot))[1])
+    network.close()
+    image = np.random.default_rng(5).normal(size=(2, *WINDOW)).astype(np.float32)
+
+    def logits(name: str, values: Any) -> Any:
+        started.clear()
+        path = make_volume(tmp_path / f"{name}.zarr", values, axes="czyx")
+        found = unet_engine.run(
+            path, out=str(tmp_path / f"{name}-out.zarr"), model=str(files[1] / combination[1]), window=WINDOW,
+            backend=combination[0], threads=1, output="logits", device="cpu", trust=True, precision="fp32",
+        )  # fmt: skip
+        return result_of(found.out)
+
+    more = np.concatenate([image[:, :, ::-1] / 2, image], axis=2)  # three windows that overlap
+    once, of_more = logits("once", image), logits("more", more)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backend, "take_answered", lambda self: None)
+        np.testing.assert_array_equal(logits("twice", image), once)
+        assert started.count(0) == 2
+        np.testing.assert_array_equal(logits("more-again", more), of_more)
+    logits("once-more", image)
+    assert started.count(0) == 1
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(c[:2]))

@@ -180,6 +180,19 @@ def test_another_library_or_window_is_asked_again(tmp_path, monkeypatch):
     assert second_opinion.known(setup, "openvino") is None
 
 
+def test_of_a_large_window_its_middle_is_compared(asking, monkeypatch, tiny_onnx):
+    """Both libraries at once held 16 GB for a window of a whole volume."""
+    monkeypatch.setattr(second_opinion, "LARGEST", 16**3)
+    large, given = Setup(open_model(tiny_onnx), (32, 16, 16)), []
+    monkeypatch.setattr(np, "save", lambda path, window, save=np.save: (given.append(window), save(path, window)))
+    image = np.random.default_rng(0).standard_normal((1, 32, 16, 16)).astype(np.float32)
+    found = second_opinion.asked(large, "openvino", image)
+    assert found.difference < 1e-4
+    assert np.array_equal(given[0], image[:, 8:24])
+    assert second_opinion.known(large, "openvino") == found
+    assert second_opinion.known(replace(large, window=(16, 16, 16)), "openvino") == found
+
+
 def test_nobody_to_ask(tmp_path, monkeypatch, scan):
     assert second_opinion.other_for(open_model(fake_model(tmp_path)), "fake", "cpu") is None
     model = open_model(network(tmp_path, POOLED))

@@ -12,6 +12,8 @@ import unet_engine
 from support.command_line import begin, cli, command
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
+from unet_engine.batches import inputs
+from unet_engine.errors import BatchError, InputError, PlanError
 
 SHAPES = [(16, 16, 16), (20, 12, 9), (8, 8, 8), (24, 24, 16)]
 
@@ -151,6 +153,20 @@ def test_the_first_failure_ends_it_with_its_own_code(scans, model, tmp_path):
     assert not (tmp_path / "out" / "s3.zarr").exists()
 
 
+def test_the_first_failure_may_be_of_any_kind_and_names_its_volume_once(scans, model, tmp_path):
+    small = cli("run", "--in", *scans[:2], "--model", model, "--out", "o/{stem}.zarr", "--memory", "1MiB")
+    assert small.code == PlanError.exit_code, small.err
+    assert f"unet-engine: {scans[0]}: the smallest plan needs" in small.error
+    assert small.error.endswith("; --keep-going runs the others")
+    (tmp_path / "bad.zarr").mkdir()
+    (tmp_path / "bad.zarr/zarr.json").write_text("{")
+    for options, code in (((), InputError.exit_code), (("--keep-going",), BatchError.exit_code)):
+        said = cli("run", "--in", "bad.zarr", scans[0], "--model", model, "--out", "p/{stem}.zarr", "--overwrite",
+                   *options)  # fmt: skip
+        assert said.code == code, said.err
+        assert said.error.count("bad.zarr") == 1, said.error
+
+
 def test_a_network_that_fails_is_loaded_again_for_the_next(scans, tmp_path):
     """Windows may still be in it."""
     model = fake_model(tmp_path, fail_at=30, name="fails")
@@ -245,6 +261,13 @@ def test_outputs_in_one_another_or_over_an_input_are_refused(scans, model, tmp_p
         ("l.jsonl", "[1]", "no JSON object"),
         ("l.jsonl", '{"out": "a"}', "no volume"),
         ("l.jsonl", '{"input": "a", "trust": true}', "'trust'"),
+        ("l.jsonl", '{"input": "a", "input": "b"}', "line 1: it says 'input' twice"),
+        ("l.jsonl", '\n{"input": "a", "level": NaN}', "l.jsonl, line 2: --level"),
+        ("l.jsonl", '{"input": ' + "[" * 100_000, "one JSON object a line"),
+        ("l.csv", "input,input\na,b\n", "line 1: it says 'input' twice"),
+        ("l.csv", 'input,roi\na,\nb,"0:8\nc,\n', "close its quotes"),
+        ("l.csv", "input,level\na,\nb,top\n", "l.csv, line 3: --level"),
+        ("l.csv", f"input\n{'a' * 200_000}\n", "line 2: field larger than"),
     ],
 )
 def test_lists_that_make_no_sense(model, tmp_path, name, text, part):
@@ -252,6 +275,20 @@ def test_lists_that_make_no_sense(model, tmp_path, name, text, part):
     said = cli("run", "--in", name, "--model", model)
     assert said.code in (2, 3)
     assert part in said.error
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.csv", "\ufeffinput , out\r\n\r\n{} , o/1.zarr\r\n"),
+        ("l.csv", "input,out,roi\n{},o/1.zarr\n"),
+        ("l.jsonl", '\ufeff\r\n{{"input": "{}", "out": "o/1.zarr"}}\r\n'),
+    ],
+)
+def test_lists_as_programs_write_them(scans, name, text, tmp_path):
+    (tmp_path / name).write_text(text.format(scans[0]), newline="")
+    (found,) = inputs.expanded([str(tmp_path / name)])
+    assert (found.input, found.settings) == (scans[0], {"out": str(tmp_path / "o/1.zarr")})
 
 
 def test_a_glob_that_matches_nothing(model):

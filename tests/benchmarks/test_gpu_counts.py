@@ -56,6 +56,7 @@ def test_the_graphs_for_tensorrt_have_quantised_convolutions_and_build(monkeypat
     quantised = {name: sum(n.op_type == "QuantizeLinear" for n in g.graph.node) for name, g in graphs.items()}
     assert quantised["fp16"] == 0
     assert quantised["int8"] >= 5
+    assert not any(n.op_type == "ConvTranspose" for g in graphs.values() for n in g.graph.node)
     shape = (1, 1, 32, 32, 32)
     engine, _ = tensorrt_api.build(
         graphs["int8"].SerializeToString(), tensorrt_api.Shapes(shape, shape, shape), target="SM80"

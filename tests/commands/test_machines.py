@@ -84,6 +84,48 @@ def test_an_error_is_a_line_of_json_too_and_the_same_line_is_told_to_people(scan
     assert not cli(*args).out  # unasked there is nothing for programs
 
 
+FAILING = {
+    "bench": ["--seconds", "0.001"], "components": ["no.zarr", "o.zarr"], "convert": ["no.zarr", "o.tif"], "demo": ["SCAN"],
+    "doctor": ["--nonsense"], "export": ["no.pt", "--out", "o.onnx"], "finish": ["SCAN"],
+    "import": ["no", "--out", "o.onnx"], "info": ["no.zarr"], "plan": ["--in", "no.zarr"], "polygons": ["no", "o.geojson"],
+    "pyramid": ["no.zarr"], "quantize": ["no.onnx", "--calibrate", "SCAN"], "run": ["--in", "no.zarr"],
+    "schema": ["nonsense"], "table": ["no.zarr", "o.csv"], "view": ["no.zarr"],
+}  # fmt: skip
+
+
+def only_one_object(said):
+    """What is on stdout: one line, and nothing beside it that a program would have to skip."""
+    (line,) = said.out.splitlines()
+    found = json.loads(line)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(set(app.commands) - PLAIN))
+def test_every_command_that_fails_leaves_one_object_and_nothing_else(scan, name):
+    said = cli("--json", name, *(scan if arg == "SCAN" else arg for arg in FAILING[name]))
+    assert said.code > 0
+    found = only_one_object(said)
+    assert valid("error", found) == []
+    assert found["error"]["exit_code"] == said.code
+
+
+def test_every_command_that_works_leaves_one_object_and_nothing_else(scan, tmp_path):
+    model = fake_model(tmp_path, activation="sigmoid")
+    plane = make_volume(tmp_path / "plane.zarr", np.eye(16, dtype=np.uint8))
+    run = ("run", "--in", scan, "--model", model)
+    for args in (
+        (*run, "--out", "o.zarr", "--verbose", "--profile", "profile"), (*run, "--out", "o.zarr", "--resume"),
+        (*run, "--out", "p.zarr", "--dry-run"), ("plan", "--in", scan, "--model", model), ("info", scan), ("info", model),
+        ("info", "o.zarr"), ("finish", "o.zarr"), ("components", "o.zarr", "c.zarr"), ("table", "c.zarr", "c.csv"),
+        ("polygons", plane, "p.geojson"), ("convert", "o.zarr", "o.tif"), ("pyramid", "o.zarr"), ("schema", "result"),
+        ("doctor", "--fix"),
+    ):  # fmt: skip
+        said = cli("--json", *args)
+        assert said.code == 0, (args, said.err)
+        only_one_object(said)
+
+
 def test_results_and_records_are_what_their_schemas_say(scan, tmp_path):
     lines = tmp_path / "lines.jsonl"
     model = fake_model(tmp_path)

@@ -117,6 +117,22 @@ def test_together_with_another_spacing(tmp_path, upright, lying, grid):
         assert unet_engine.run(scan, model=network, out=out, resume=True, **options).blocks_written == 0
 
 
+@pytest.mark.parametrize("resampled", [{}, RESAMPLED], ids=["as it is", "resampled"])
+@pytest.mark.parametrize("lying", LYING[:3])
+def test_together_with_an_edge_of_0_that_is_left_out(tmp_path, upright, lying, resampled):
+    bordered = np.zeros_like(upright)
+    bordered[4:17, 1:22, 6:30] = upright[4:17, 1:22, 6:30]
+    network = model(tmp_path, crop="nonzero", **resampled)
+    expected = result_of(run(tmp_path, metaimage(tmp_path, bordered, WANTED), network, output="probabilities"))
+    assert not expected[:, :4].any()
+    assert expected[:, 4:17].any()
+    scan = metaimage(tmp_path, laid(bordered, lying), lying)
+    found = run(tmp_path, scan, network, output="probabilities")
+    np.testing.assert_array_equal(result_of(found), np.stack([laid(c, lying) for c in expected]))
+    mine, theirs = open_volume(found, None), open_volume(scan, None)
+    assert (mine.frame, mine.spacing, mine.translation) == (theirs.frame, theirs.spacing, theirs.translation)
+
+
 def corners(frame: Frame, shape) -> np.ndarray:
     ends = np.array([[-0.5, n - 0.5] for n in shape])
     found = [np.array(frame.origin) + np.array(frame.matrix) @ np.array(c) for c in itertools.product(*ends)]

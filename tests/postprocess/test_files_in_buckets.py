@@ -1,16 +1,18 @@
 """Files of other formats that are written to buckets: made on this machine, put there whole."""
 
+import time
+
 import numpy as np
 import pytest
 
 from support.command_line import cli
 from support.s3 import faulty
-from support.volumes import fake_model
-from unet_engine.errors import OutputError, SettingsError
+from support.volumes import fake_model, make_volume
+from unet_engine.errors import InputError, OutputError, SettingsError
 from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.convert import convert
-from unet_engine.storage import patience, remote_files
+from unet_engine.storage import objects, patience, remote_files, scratch, stores
 from unet_engine.storage.remote_files import RemoteFile
 from unet_engine.volumes.formats import open_volume
 
@@ -148,3 +150,139 @@ def test_web_servers_are_not_written_to(tmp_path):
     said = cli("run", "--in", tmp_path, "--model", "m.onnx", "--out", "https://host/labels.nii.gz")
     assert said.code == SettingsError.exit_code
     assert "a web server can be read, not written to" in said.error
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two volumes in two chunks each, the second with one that is empty: it is not stored."""
+    rng = np.random.default_rng(4)
+    images = [rng.integers(1, 255, (32, 64, 32), dtype=np.uint8) for _ in range(2)]
+    images[1][:, :32] = 0
+    paths = [make_volume(str(tmp_path / f"{n}.zarr"), image, chunks=(32,) * 3) for n, image in enumerate(images)]
+    return images, paths
+
+
+def stored(url):
+    volume = open_volume(url)
+    return volume.read(Box.of_shape(volume.shape))[0]
+
+
+def test_an_upload_that_fails_keeps_the_group_that_was_there(lab, two, monkeypatch):
+    proxy, client = lab
+    images, paths = two
+    monkeypatch.setenv(patience.SECONDS, "0")
+    convert(paths[0], "s3://lab/x.zarr")
+    before = keys(client)
+    proxy.fault = lambda number, method, path: "503" if method == "PUT" and "/c/0/1/0" in path else None
+    said = cli("convert", paths[1], "s3://lab/x.zarr", "--overwrite")
+    assert said.code == OutputError.exit_code, said.err
+    assert "503" in said.error
+    assert "what was there is kept as it was" in said.error
+    proxy.fault = lambda *_: None
+    assert keys(client) == before
+    np.testing.assert_array_equal(stored("s3://lab/x.zarr"), images[0])
+    assert cli("convert", paths[1], "s3://lab/x.zarr", "--overwrite").code == 0
+    np.testing.assert_array_equal(stored("s3://lab/x.zarr"), images[1])
+    assert all(key.startswith("x.zarr/") for key in keys(client))
+    assert len(keys(client)) < len(before), "no chunk of the old one is left where the new one has none"
+
+
+def test_whatever_moment_all_stops_at_nothing_is_mixed(lab, two, monkeypatch):
+    """From some request on nothing is answered any more, as after a kill."""
+    proxy, client = lab
+    images, paths = two
+    monkeypatch.setenv(patience.SECONDS, "0")
+    states, writes = set(), 0
+    while True:
+        writes += 3
+        for key in keys(client):
+            client.delete_object(Bucket="lab", Key=key)
+        convert(paths[0], "s3://lab/x.zarr")
+        left = iter(range(writes))
+        proxy.fault = lambda _, method, __, left=left: (
+            "drop" if method in ("PUT", "DELETE", "POST") and next(left, None) is None else None
+        )
+        said = cli("convert", paths[1], "s3://lab/x.zarr", "--overwrite")
+        proxy.fault = lambda *_: None
+        try:
+            found = stored("s3://lab/x.zarr")
+        except InputError:
+            states.add("none")
+            assert "the new one lies whole in s3://lab/.x.zarr.partial/" in said.error
+            staged = said.error.partition("lies whole in ")[2].partition(",")[0]
+            np.testing.assert_array_equal(stored(staged), images[1])
+        else:
+            which = next(n for n, image in enumerate(images) if np.array_equal(image, found))
+            states.add(("old", "new")[which])
+            assert which == 1 or said.code == OutputError.exit_code
+        if said.code == 0:
+            break
+        convert(paths[1], "s3://lab/x.zarr", overwrite=True)
+        np.testing.assert_array_equal(stored("s3://lab/x.zarr"), images[1])
+    assert states == {"old", "none", "new"}
+
+
+def test_what_was_begun_and_not_finished_is_ours_and_what_others_left_is_not_taken_for_chunks(lab, two):
+    proxy, client = lab
+    _, paths = two
+    convert(paths[1], "s3://lab/x.zarr")
+    first = next(one.path for one in proxy.seen if one.method == "PUT")
+    assert first.endswith("/x.zarr/zarr.json"), "of several that begin one does"
+    client.put_object(Bucket="lab", Key="y.zarr/0/c/0/0/0", Body=b"of somebody else")
+    with pytest.raises(OutputError, match=r"holds 1 objects, e\.g\. 0/c/0/0/0"):
+        convert(paths[1], "s3://lab/y.zarr")
+
+
+def test_an_output_in_a_bucket_is_removed_so_that_no_array_lacks_chunks(lab, two, tmp_path, monkeypatch):
+    command = ["run", "--in", two[1][0], "--model", fake_model(tmp_path), "--out", "s3://lab/o.zarr"]
+    command += ["--output", "logits"]
+    assert (said := cli(*command)).code == 0, said.err
+    gone, delete = [], objects.Objects.delete
+
+    async def noted(self, key):
+        gone.append(key)
+        await delete(self, key)
+
+    monkeypatch.setattr(objects.Objects, "delete", noted)
+    assert (said := cli(*command, "--overwrite")).code == 0, said.err
+    chunks = [n for n, key in enumerate(gone) if key.startswith("0/c/")]
+    assert chunks
+    assert gone.index("0/zarr.json") < min(chunks)
+    assert gone.index("zarr.json") > max(chunks)
+
+
+def test_a_long_file_replaces_nothing_that_came_meanwhile(lab, tmp_path, monkeypatch):
+    _, client = lab
+    monkeypatch.setattr(remote_files, "WHOLE_PUT", 2)
+    for name in ("new", "other"):
+        (tmp_path / name).write_bytes(name.encode())
+    RemoteFile("s3://lab/one").put(tmp_path / "new", overwrite=False)
+    late = RemoteFile("s3://lab/one")
+    monkeypatch.setattr(late._store, "exists", _no)
+    with pytest.raises(FileExistsError):
+        late.put(tmp_path / "other", overwrite=False)
+    late.put(tmp_path / "new", overwrite=False)  # what is there is what is put: an answer may have been lost
+    assert late.read(0, 9) == b"new"
+    assert keys(client) == ["one"], "nothing is left beside it"
+
+
+def test_what_kills_left_beside_it_long_ago_goes(lab, tmp_path, monkeypatch):
+    _, client = lab
+    monkeypatch.setattr(remote_files, "WHOLE_PUT", 2)
+    (tmp_path / "new").write_bytes(b"new")
+    now = int(time.time())
+    for since in (now - 60, now - 10 * scratch.KEPT_SECONDS):
+        client.put_object(Bucket="lab", Key=f".one.partial/{since}-ab", Body=b"half")
+    RemoteFile("s3://lab/one").put(tmp_path / "new", overwrite=False)
+    assert keys(client) == [f".one.partial/{now - 60}-ab", "one"]
+
+
+def test_a_library_that_is_missing_is_told_with_the_url_once(monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(stores.Files, "from_url", missing)
+    for url in ("abc://lab/scan.zarr", "abc://lab/scan.nii.gz"):
+        with pytest.raises(InputError, match=r"pip install 'unet-engine\[remote\]'") as caught:
+            open_volume(url)
+        assert str(caught.value).count("abc://lab") == 1, str(caught.value)

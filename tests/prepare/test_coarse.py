@@ -162,6 +162,18 @@ def test_where_nothing_is_proved_nothing_is_skipped_and_strict_refuses(scene, pl
     assert "--coarse-budget" in strict.error
 
 
+def test_no_more_regions_are_computed_than_the_proof_asks_for():
+    regions = [Box((lo, 0, 0), (lo + 8, 64, 64)) for lo in range(0, 2048, 8)]
+    scores = np.zeros((256, 8, 8), np.uint8)
+    scores[:, :4] = coarse.LIKELY
+    count = coarse._enough(regions, 200, scores, (8, 8, 8), 0.001)
+    assert count == 188, "5,990 cells of foreground, of which each has 32"
+    assert coarse._enough(regions, 100, scores, (8, 8, 8), 0.001) == 100, "no more than the budget allows"
+    assert coarse._enough(regions, 200, scores, (8, 8, 8), 0.1) == coarse.LEAST
+    scores[:] = 0
+    assert coarse._enough(regions, 200, scores, (8, 8, 8), 0.001) == 200
+
+
 def test_a_look_that_would_cost_too_much_is_not_begun(scene):
     said = cli("plan", "--in", scene[0], "--model", scene[1], "--coarse", "auto", "--coarse-budget", "0.01", "--json")
     assert "of the run, and 1% are allowed; see --coarse-budget" in said.json["coarse_choice"]["kept"]

@@ -104,6 +104,28 @@ def test_all_but_norms_and_kept_layers_are_typed_half(tmp_path):
     assert apart(run(typed, x), run(proto, x)) < 1e-2
 
 
+def test_a_tensor_that_norms_read_far_apart_is_cast_once():
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    norm = ["t", "ones", "zeros"]
+    nodes = [
+        helper.make_node("Conv", ["x", "up.weight"], ["t"], name="conv"),
+        helper.make_node("InstanceNormalization", norm, ["r0"], name="first"),
+        *(helper.make_node("Relu", [f"r{i}"], [f"r{i + 1}"], name=f"relu{i}") for i in range(80)),
+        helper.make_node("InstanceNormalization", norm, ["again"], name="second"),
+        helper.make_node("Add", ["again", "r80"], ["y"], name="add"),
+    ]
+    values = {"up.weight": np.ones((2, 1, 1, 1)), "ones": np.ones(2), "zeros": np.zeros(2)}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", kind, [1, 1, 4, 4])],
+        [helper.make_tensor_value_info("y", kind, [1, 2, 4, 4])],
+        [onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in values.items()],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    typed = to_half(proto)
+    onnx.checker.check_model(typed, full_check=True)
+    assert [n.output[0] for n in typed.graph.node].count("t/single") == 1
+
+
 def test_large_activations_overflow_and_keeping_writer_and_readers_helps(large, window):
     proto = onnx.load(large)
     expected = run(proto, window)

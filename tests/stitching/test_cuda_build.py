@@ -14,7 +14,13 @@ import pytest
 from support.paths import SOURCES
 from unet_engine import devices
 
-ARCHITECTURES = {"80": (11, 0), "90": (11, 8), "100": (12, 8), "120": (12, 8)}  # and the first nvcc that knows each
+ARCHITECTURES = {
+    "75": (11, 0),
+    "80": (11, 0),
+    "90": (11, 8),
+    "100": (12, 8),
+    "120": (12, 8),
+}  # and the first nvcc that knows each
 
 
 def _nvcc() -> tuple[str, tuple[int, ...]]:

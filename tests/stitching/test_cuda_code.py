@@ -14,7 +14,7 @@ import pytest
 
 from support.paths import SOURCES
 
-ARCHITECTURES = {"80": (11, 0), "90": (11, 8), "100": (12, 8)}
+ARCHITECTURES = {"75": (11, 0), "80": (11, 0), "90": (11, 8), "100": (12, 8)}
 """And the first nvcc that knows each."""
 MOST_REGISTERS = 128
 """Two blocks of 256 threads find room in an SM's 65,536."""
@@ -75,13 +75,13 @@ def functions(text: str) -> dict[str, list[str]]:
 
 
 def loads_together(code: list[str], kind: str) -> int:
-    """The most loads from global memory that are issued before one of them is used. kind: part of the operation's
-    name."""
+    """The most loads from global memory that are issued before one of them is used. kind: pattern that the
+    instruction begins with."""
     most, under_way = 0, set()
     for line in code:
         operation, _, rest = line.partition(" ")
         registers = re.findall(r"\bR\d+\b", rest)
-        is_load = operation.startswith("LDG") and kind in operation
+        is_load = operation.startswith("LDG") and re.match(kind, line) is not None
         if under_way & set(registers[1:] if is_load else registers):
             under_way = set()
         if is_load:
@@ -92,14 +92,22 @@ def loads_together(code: list[str], kind: str) -> int:
 
 def test_counting_loads() -> None:
     code = ["LDG.E.U16 R1, [R10]", "LDG.E.U16 R2, [R10]", "LDG.E R7, [R11]", "FADD R3, R1, R2", "LDG.E.U16 R4, [R10]"]
-    assert loads_together(code, ".U16") == 2
+    assert loads_together(code, r"LDG\S*\.U16") == 2
     assert loads_together(code, "LDG") == 3
+    wide = ["LDG.E.64 R2, [R10]", "LDG.E.64 R4, [R10.64+0x8]", "LDG.E.64 R6, [R12.64]", "IADD R1, R1, R9"]
+    assert loads_together(wide, FOUR_HALVES) == 2, "what lies behind another is part of a table"
     chained = ["LDG.E R1, [R10]", "LDG.E R2, [R1]", "LDG.E R3, [R2]"]
     assert loads_together(chained, "LDG") == 1, "an address that was loaded is a use"
 
 
+FOUR_HALVES, FOUR_FLOATS = r"LDG\.E\.64\S* R\d+, [^+]*$", r"LDG\.E\.128\S* R\d+, [^+]*$"
+
+
 @pytest.mark.parametrize(("kernel", "kind", "least"), [
-    ("add_kernelINS_4HalfE", ".U16", 16), ("add_kernelIfE", "LDG", 16), ("commit_kernel", "LDG", 16),
+    ("add_kernelINS_4HalfENS_5ApartE", r"LDG\S*\.U16", 16), ("add_kernelIfNS_5ApartE", "LDG", 16),
+    # four voxels each; of float32 the weights as well
+    ("add_kernelINS_4HalfENS_8TogetherE", FOUR_HALVES, 4), ("add_kernelIfNS_8TogetherE", FOUR_FLOATS, 5),
+    ("commit_kernel", "LDG", 16),
 ])  # fmt: skip
 def test_loads_are_under_way_together(
     compiled: tuple[str, dict[str, list[str]]], kernel: str, kind: str, least: int

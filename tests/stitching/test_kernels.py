@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.arrays import BLOCK_TYPES, WINDOW_TYPES, assert_same_bits, limits_of, seeds, values
+from unet_engine.pipeline import reduction
 from unet_engine.stitching import operations, reference
 
 
@@ -349,6 +350,55 @@ def test_commit_is_merge_and_finish_of_the_cpu(place: Any, activation: str) -> N
     check()
 
 
+@pytest.mark.parametrize("kind", ["labels", "regions", "masks"])
+def test_commit_takes_thresholds_and_regions(place: Any, kind: str) -> None:
+    """As the host does, with a halo merged first; of regions that overlap the last one wins."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        seeds, st.integers(1, 12), st.sampled_from(["sigmoid", "none", "probabilities_each", "softmax"]),
+        st.sampled_from([None, 0.2, 0.7]), st.sampled_from(["uint8", "uint16"]),
+    )  # fmt: skip
+    def check(seed: int, channels: int, activation: str, threshold: float | None, dtype: str) -> None:
+        device, rng = place(), np.random.default_rng(seed)
+        shape = (2, 3, int(rng.choice([5, 70])))
+        sums = rng.normal(scale=0.5, size=(channels, *shape)).astype(np.float32)
+        halo = rng.normal(size=(channels, 1, 2, 5)).astype(np.float32)
+        expected = sums.copy()
+        operations.merge(expected, halo, (1, 0, 0))
+        order = rng.permutation(channels) + (200 if dtype == "uint8" else 60_000)
+        wanted = np.zeros(sums.shape if kind == "masks" else shape, "uint8" if kind == "masks" else dtype)
+        if kind == "regions":
+            operations.regions(expected, wanted, order.tolist(), activation, threshold=threshold)
+        else:
+            getattr(operations, kind)(expected, wanted, activation, threshold=threshold)
+        alone = channels if kind == "labels" else 1
+        out, flag = np.zeros_like(wanted), np.zeros(1, np.int32)
+        given_out, given_flag = device.put(out), device.put(flag)
+        device.kernels.commit(
+            device.put(sums), given_out, kind, activation, [device.put(halo)], [(1, 0, 0)], given_flag,
+            above=operations.label_threshold(activation, alone, threshold),
+            order=order.tolist() if kind == "regions" else (),
+        )  # fmt: skip
+        assert_same_bits(device.get(out, given_out), wanted)
+
+    check()
+
+
+def test_regions_that_do_not_fit_are_refused() -> None:
+    device = Host()
+    sums, out, flag = np.zeros((2, 2, 2, 2), np.float32), np.zeros((2, 2, 2), np.uint8), np.zeros(1, np.int32)
+    given = [device.put(sums), device.put(out), "regions", "sigmoid", [], [], device.put(flag)]
+    with pytest.raises(ValueError, match="one label per channel"):
+        device.kernels.commit(*given, order=[1])
+    with pytest.raises(ValueError, match="take uint16"):
+        device.kernels.commit(*given, order=[1, 256])
+    many = np.zeros((65, 2, 2, 2), np.float32)
+    with pytest.raises(ValueError, match="64 regions at most"):
+        device.kernels.commit(device.put(many), *given[1:], order=[1] * 65)
+    assert device.kernels.MOST_REGIONS == reduction.MOST_REGIONS
+
+
 def test_pack_and_merge_move_a_box(place: Any) -> None:
     @settings(max_examples=30, deadline=None)
     @given(seeds, st.sampled_from([2, 3]))
@@ -437,3 +487,48 @@ def test_bfloat16_is_rounded_as_others_do() -> None:
     )  # fmt: skip
     with np.errstate(all="ignore"):
         assert_same_bits(out[0, 0, 0, 0], raw[0, 0, 0].astype(ml_dtypes.bfloat16))
+
+
+def test_rows_that_are_aligned_give_the_bits_of_those_that_are_not(place: Any) -> None:
+    """Four voxels of such rows are read at once, where a window begins at a multiple of four, and one by one where it
+    does not, or is mirrored. The same windows in sums of odd rows are read one by one."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        seeds, st.integers(1, 6), st.integers(1, 9), st.sampled_from([4, 12, 36, 132]), st.sampled_from(WINDOW_TYPES)
+    )
+    def check(seed: int, channels: int, number: int, width: int, dtype: Any) -> None:
+        rng, shape = np.random.default_rng(seed), (2, 5, 8 * int(width / 4))
+        window = (2, 3, width)
+        inside = rng.integers(0, 2, 3)
+        spans = []
+        for n, w in zip(shape, window, strict=True):
+            at = rng.integers(-w + 1, n, 3)
+            at[inside] -= at[inside] % 4
+            lo = np.minimum(np.maximum(0, -at) + rng.integers(0, 2, 3), w - 1)  # a block may take a part of a window
+            spans.append(np.stack([at, lo, np.minimum(w, n - at)], 1).astype(np.int64))
+        weights = [rng.random((3, w)).astype(np.float32) for w in window]
+        entries = np.stack([*(rng.integers(0, 3, number) for _ in range(3)), np.arange(number)], 1).astype(np.int32)
+        entries[rng.random(number) < 0.2, 3] = -1
+        windows = values(rng, (number, channels, *window), dtype, special=0.02)
+        poses = np.where(rng.random(number) < 0.5, 0, rng.integers(0, 8, number)).astype(np.int32)
+        shares, constants = rng.random(number).astype(np.float32), rng.normal(size=channels).astype(np.float32)
+        before = values(rng, (channels, *shape), special=0.02)
+        begins = [s[e] for s, e in zip(spans, entries[:, :3].T, strict=True)]
+        lo = tuple(int((s[:, 0] + s[:, 1]).clip(0).min()) for s in begins)
+        found = []
+        for columns in (0, 1):
+            device, sums = place(), np.zeros((channels, *shape[:2], shape[2] + columns), np.float32)
+            sums[..., : shape[2]] = before
+            given_sums = device.put(sums)
+            device.kernels.add(
+                given_sums, device.put(windows), [device.put(w) for w in weights], [device.put(s) for s in spans],
+                device.put(entries), device.put(constants), lo, shape,
+                poses=device.put(poses), shares=device.put(shares), floor=1e-3,
+            )  # fmt: skip
+            found.append(np.ascontiguousarray(device.get(sums, given_sums)[..., : shape[2]]))
+        assert_same_bits(*found)
+        touched = np.flatnonzero((found[0].view(np.uint32) != before.view(np.uint32)).any((0, 1, 2)))
+        assert not touched.size or touched[0] >= lo[2]
+
+    check()

@@ -16,11 +16,11 @@ from unet_engine.viewing.demand import SETTLING, STALE, Blocks, Demand, Sight
 from unet_engine.volumes.turn import Turn
 
 
-def layout(plan, turn=None):
+def layout(plan, turn=None, begin=None):
     shape = plan.roi.shape if turn is None else turn.shape
     names = plan.names
     return Layout(names, names, shape, plan.chunk, None, "uint8", (1.0,) * len(shape), (0.0,) * len(shape), None, (),
-                  turn=turn)  # fmt: skip
+                  turn=turn, begin=begin)  # fmt: skip
 
 
 class Clock:
@@ -58,8 +58,9 @@ def test_blocks_in_a_box_are_those_that_write_into_it(plan, data):
     flips = tuple(data.draw(st.booleans()) for _ in lo)
     shape = tuple(plan.roi.shape[back.index(a)] for a in range(len(lo)))
     turn = Turn(tuple(back), flips, shape)
-    blocks = Blocks(plan, layout(plan, turn))
-    box = turn.stored_box(Box(tuple(lo), tuple(hi)))
+    begin = tuple(data.draw(st.sampled_from((0, 5))) for _ in lo)
+    blocks = Blocks(plan, layout(plan, turn, begin))
+    box = turn.stored_box(Box(tuple(lo), tuple(hi))).shift(begin)
     seen = blocks.seen(box)
     assert blocks.stored(seen) == box
     found = set(itertools.product(*(blocks.along(a, seen.lo[a], seen.hi[a]) for a in range(len(lo)))))

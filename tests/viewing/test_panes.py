@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import zarr
 
 import unet_engine
 from support.volumes import fake_model, make_volume
@@ -98,6 +99,17 @@ def test_a_plane_and_a_volume_are_not_shown_over_one_another(tmp_path):
     panes = [pane_of(make_volume(tmp_path / f"{n}.zarr", NOISE[(0,) * n])) for n in (0, 1)]
     with pytest.raises(InputError, match=r"2 axes and .* has 3"):
         together(panes)
+
+
+def test_contrast_of_a_volume_that_is_empty_nearly_everywhere_is_that_of_the_middle(tmp_path):
+    path = str(tmp_path / "t.zarr")
+    array = zarr.create_array(path, shape=(10240, 10240, 10240), chunks=(64, 64, 64), dtype="uint8")
+    array[5056:5184, 5056:5184, 5056:5184] = np.random.default_rng(0).integers(50, 150, (128,) * 3, np.uint8)
+    low, high = pane_of(path).contrast
+    assert (low, high) == pytest.approx((51, 148), abs=2)
+    nothing = str(tmp_path / "n.zarr")
+    zarr.create_array(nothing, shape=(640, 640, 640), chunks=(64, 64, 64), dtype="uint8")
+    assert pane_of(nothing).contrast == (0.0, 1.0)
 
 
 def test_contrast_is_that_of_most_voxels(tmp_path):

@@ -28,6 +28,8 @@ class ArraySink:
         """The same, for this job."""
         self.layout = job.layout
         self.array = self._made(job.layout)
+        if job.layout.begin is not None:  # not all of it is written
+            self.array[...] = 0
         return self
 
     def write(self, box: Box, values: Array) -> None:

@@ -7,6 +7,7 @@ windows.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -128,6 +129,10 @@ class Network(ABC):
         """Predicted peak of the device's memory; None where the windows lie in the memory of the host."""
         return None
 
+    def shelves(self, plan: Plan, sizes: Sizes) -> tuple[int, ...]:
+        """Bytes of the device's memory for halos that stay there, see `unet_engine.plan.kept_halos`."""
+        return ()
+
     @abstractmethod
     def close(self) -> None:
         """Give back memory and threads. The network is not used afterwards, and nothing of it may be under way."""
@@ -138,6 +143,9 @@ class Backend(Network):
 
     slots: int
     """How many batches may be started before the first result is read."""
+    answered: bytes | None = None
+    """Hash of the window to which the result of slot 0 is still the answer, as nothing was started since: that of
+    warming up. Whoever starts anything takes it away, see `take_answered`."""
 
     @abstractmethod
     def input(self, slot: int) -> Array:
@@ -162,6 +170,11 @@ class Backend(Network):
         self.start(slot)
         self.result(slot)
 
+    def take_answered(self) -> bytes | None:
+        """What is `answered`, which it is not any more."""
+        taken, self.answered = self.answered, None
+        return taken
+
     def warm_up(self, trial: Trial = NO_TRIAL) -> float:
         """A batch on every thread, all at once, and the other slots touched, so that all memory is taken: with hundreds
         of classes the outputs of slots that were never used would be missing from what is measured."""
@@ -170,6 +183,7 @@ class Backend(Network):
         busy = range(min(self.slots, self.setup.threads))
         for slot in range(self.slots):
             self.input(slot)[...] = windows[slot % len(windows)]
+        asked = hash_of(self.input(0)) if windows[0].ndim and self.setup.batch == 1 else None
         for slot in busy:
             self.start(slot)
         for slot in busy:
@@ -180,13 +194,27 @@ class Backend(Network):
                 trial.look(self.result(slot)[0])
         for slot in range(len(busy), self.slots):
             self.touch(slot)
+        self.answered = asked
         return seconds
 
     def infer(self, batch: Array) -> Array:
         """One batch in, one out, copied: for warming up, probing and tests."""
+        self.take_answered()
         self.input(0)[...] = batch
         self.start(0)
         return np.array(self.result(0))
+
+    def look_at(self, trial: Trial) -> None:
+        """Have the trial's windows looked at, in all slots at once: one after the other would leave threads idle."""
+        self.take_answered()
+        windows = list(trial.cut(self.setup.window))
+        while windows:
+            together, windows = windows[: self.slots], windows[self.slots :]
+            for slot, window in enumerate(together):
+                self.input(slot)[...] = window
+                self.start(slot)
+            for slot in range(len(together)):
+                trial.look(self.result(slot)[0])
 
     def _refuse_precision(self, *supported: str) -> None:
         if self.setup.precision not in supported:
@@ -197,6 +225,11 @@ class Backend(Network):
 
     def _check_output(self, shape: tuple[int, ...]) -> None:
         check_output(self.setup, shape)
+
+
+def hash_of(batch: Array) -> bytes:
+    """Tells inputs apart, bit by bit."""
+    return hashlib.blake2b(batch.reshape(-1).data).digest()
 
 
 def check_output(setup: Setup, shape: tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ from unet_engine.backends.batch_probe import answers
 from unet_engine.backends.device_tensor import DeviceTensor, contiguous
 from unet_engine.backends.device_trial import fill, rows
 from unet_engine.devices.base import Device, Memory, Region, Stream
-from unet_engine.plan.device_memory import DeviceMemory, device_memory, fit_device
+from unet_engine.plan.device_memory import DeviceMemory, device_memory, fit_device, shelves
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan
 
@@ -75,6 +75,9 @@ class DeviceBackend(Network):
 
     def device_memory(self, plan: Plan, sizes: Sizes) -> DeviceMemory:
         return device_memory(plan, sizes, self.taken)
+
+    def shelves(self, plan: Plan, sizes: Sizes) -> tuple[int, ...]:
+        return shelves(plan, sizes, self.taken, self.device.free_bytes() + self.taken)
 
     def _check_output(self, shape: tuple[int, ...]) -> None:
         check_output(self.setup, shape)

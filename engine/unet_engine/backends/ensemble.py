@@ -54,6 +54,9 @@ class Ensemble(Network):
     def device_memory(self, plan: Plan, sizes: Sizes) -> DeviceMemory | None:
         return self._networks[0].device_memory(plan, sizes)
 
+    def shelves(self, plan: Plan, sizes: Sizes) -> tuple[int, ...]:
+        return self._networks[0].shelves(plan, sizes)
+
     def close(self) -> None:
         for network in reversed(self._networks):
             network.close()

@@ -166,6 +166,7 @@ def as_host(network: Network) -> Iterator[Backend]:
             ring.leave()
         return
     assert isinstance(network, Backend)
+    network.take_answered()
     yield network
 
 

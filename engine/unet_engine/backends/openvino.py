@@ -9,6 +9,7 @@ import tempfile
 import threading
 import zipfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,16 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _ABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
 
+@cache
+def shared_core() -> Any:
+    """The one that all networks of this process are compiled with: with the last of them its plugin for CPUs would go, to
+    be loaded again by the next."""
+    return ov.Core()
+
+
 def precisions(device: str) -> tuple[str, ...]:
     """What this processor computes with instructions of its own; int8 needs a quantised network besides."""
-    abilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    abilities = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(p for p, ability in _ABILITIES.items() if ability in abilities)
 
 
@@ -101,7 +109,7 @@ def unpacked(data: bytes, most: int) -> Any:
                 f"the network of lower precision in the model file unpacks to {size} bytes, far more than the model it "
                 "stands for; quantize again"
             )
-        return ov.Core().read_model(archive.read("net.xml"), archive.read("net.bin"))
+        return shared_core().read_model(archive.read("net.xml"), archive.read("net.bin"))
 
 
 def _most(setup: Setup) -> int:
@@ -160,7 +168,7 @@ class OpenVINOBackend(Backend):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.version = f"openvino {ov.__version__}"
-        core = ov.Core()
+        core = shared_core()
         able = precisions(setup.device)
         self._refuse_precision(*(p for p in able if p != "int8" or setup.network))
         computed = setup.rest if setup.precision == "int8" else setup.precision

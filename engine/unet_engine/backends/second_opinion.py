@@ -44,6 +44,9 @@ TOLERANCES = {"fp32": TOLERANCE, "bf16": 3e-2, "fp16": 3e-3}
 """The same where the last layer is computed in another precision than the others."""
 SMALL = 2**26
 """Bytes of the outputs of the window that a last layer is tried on, where the network takes one so small."""
+LARGEST = 2**22
+"""Voxels of the window that libraries are compared on, where the network takes one so small: both hold all of its
+layers at once, beside what the run is allowed."""
 SECONDS, SECONDS_ON_GPU = 120, 900
 """How long to wait, on a GPU for an engine to be built too."""
 ARBITER_SECONDS = 30
@@ -101,7 +104,7 @@ def other_for(model: ModelFile, library: str, device: str) -> Other | None:
 def known(setup: Setup, library: str, on: str = "data") -> Opinion | None:
     """What was found earlier. on: ``data`` of a user, or ``noise``."""
     other = other_for(setup.model, library, setup.device)
-    return _stored(_key(setup, library, other, on)) if other else None
+    return _stored(_key(_small(setup), library, other, on)) if other else None
 
 
 def asked(setup: Setup, library: str, window: Array, on: str = "data") -> Opinion | None:
@@ -110,23 +113,38 @@ def asked(setup: Setup, library: str, window: Array, on: str = "data") -> Opinio
     other = other_for(setup.model, library, setup.device)
     if other is None:
         return None
-    return _kept(_key(setup, library, other, on), setup, library, other, window)
+    setup = _small(setup)
+    return _kept(_key(setup, library, other, on), setup, library, other, _middle(window, setup.window))
 
 
 def of_rewriting(setup: Setup, library: str, window: Array) -> Opinion:
     """Whether the network as it was rewritten (`ModelFile.gives_features`, `splits`) does what it does as it is, both
     run by `library`. Where outputs are many, a part of the window will do."""
-    spec, size = setup.model.spec, setup.window
-    while 4 * spec.channels_out * prod(size) > SMALL and (smaller := spec.smaller_window(size)):
-        size = smaller
-    setup = replace(setup, window=size)
-    begins = [(w - s) // 2 for w, s in zip(window.shape[1:], size, strict=True)]
-    window = window[(slice(None), *(slice(b, b + s) for b, s in zip(begins, size, strict=True)))]
+    most = min(LARGEST, SMALL // (4 * setup.model.spec.channels_out))
+    setup = _shrunk(setup, most)
     other = Other(library, setup.device)
     key = {**_key(setup, library, other, "data"), "last layer": setup.precision}
     if setup.model.splits:
         key |= {"split": True, "features": setup.model.gives_features}
-    return _kept(key, setup, library, other, window)
+    return _kept(key, setup, library, other, _middle(window, setup.window))
+
+
+def _small(setup: Setup) -> Setup:
+    """The same for the largest window that both libraries are given."""
+    return _shrunk(setup, LARGEST)
+
+
+def _shrunk(setup: Setup, most: int) -> Setup:
+    """With a window of at most so many voxels; the smallest that the network takes where none is."""
+    size = setup.window
+    while prod(size) > most and (smaller := setup.model.spec.smaller_window(size)):
+        size = smaller
+    return replace(setup, window=size)
+
+
+def _middle(window: Array, size: tuple[int, ...]) -> Array:
+    begins = [(w - s) // 2 for w, s in zip(window.shape[1:], size, strict=True)]
+    return window[(slice(None), *(slice(b, b + s) for b, s in zip(begins, size, strict=True)))]
 
 
 def _kept(key: engine_cache.Key, setup: Setup, library: str, other: Other, window: Array) -> Opinion:

@@ -78,11 +78,12 @@ def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[
     found = []
     for number, item in enumerate(items, 1):
         said = {**given, "input": item.input, **item.settings}
-        settings = Settings.of(**said)
-        if settings.out is not None and "out" not in item.settings:
-            check_pattern(settings.out, len(items))
-            settings = Settings.of(**{**said, "out": out_of(settings.out, item.input, number)})
-        settings = adapt(settings)
+        with item.told():
+            settings = Settings.of(**said)
+            if settings.out is not None and "out" not in item.settings:
+                check_pattern(settings.out, len(items))
+                settings = Settings.of(**{**said, "out": out_of(settings.out, item.input, number)})
+            settings = adapt(settings)
         model = _model(settings, models)
         found.append(Volume(number, len(items), settings, settings.out or _usual(settings, model), model))
     check_apart([(volume.settings.input, volume.out) for volume in found if volume.out])

@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unet_engine.batches import remote
-from unet_engine.errors import InputError, SettingsError, first_line
+from unet_engine.errors import InputError, SettingsError, first_line, reworded
 from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, plain
 from unet_engine.settings_files import CONFIG
@@ -52,6 +53,18 @@ class Item:
     input: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the list says of it alone."""
+    said_at: str = ""
+    """Where a list says so."""
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Errors about its settings name the line that says them."""
+        try:
+            yield
+        except SettingsError as error:
+            if not self.said_at:
+                raise
+            raise reworded(error, f"{self.said_at}: {error}") from error
 
 
 def are_several(inputs: Sequence[str]) -> bool:
@@ -187,6 +200,7 @@ def _listed(path: str) -> list[Item]:
         text = read_text(Path(path)) if is_local(path) else remote.text(path)
     except NotReadable as error:
         raise InputError(f"{path} {error}") from error
+    text = text.removeprefix("\ufeff")
     rows = _csv(path, text) if _name(path).endswith(".csv") else _json_lines(path, text)
     found = [_item(path, line, row) for line, row in rows]
     if not found:
@@ -195,28 +209,46 @@ def _listed(path: str) -> list[Item]:
 
 
 def _csv(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), skipinitialspace=True)
-    if "input" not in (reader.fieldnames or ()):
-        raise SettingsError(f"{path}: its first line names no column input; begin it like input,out")
-    for row in reader:
-        if None in row:
-            raise SettingsError(
-                f"{path}, line {reader.line_num}: it has more values than the first line has columns; quote commas"
-            )
-        yield reader.line_num, {key: value for key, value in row.items() if value}
+    reader = csv.reader(io.StringIO(text), skipinitialspace=True, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if "input" not in names:
+            raise SettingsError(f"{path}: its first line names no column input; begin it like input,out")
+        _check_once(path, 1, names)
+        for values in reader:
+            if len(values) > len(names):
+                raise SettingsError(
+                    f"{path}, line {reader.line_num}: it has more values than the first line has columns; quote commas"
+                )
+            if values:
+                row = zip(names, map(str.strip, values), strict=False)  # what is missing at the end is not said
+                yield reader.line_num, {name: value for name, value in row if value}
+    except csv.Error as error:
+        raise SettingsError(f"{path}, line {reader.line_num}: {error}; close its quotes, one volume a line") from error
 
 
 def _json_lines(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+
+        def once(pairs: list[tuple[str, Any]], number: int = number) -> dict[str, Any]:
+            _check_once(path, number, [key for key, _ in pairs])
+            return dict(pairs)
+
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, object_pairs_hook=once)
+        except (ValueError, RecursionError) as error:
             raise SettingsError(f"{path}, line {number}: {first_line(error)}; give one JSON object a line") from error
         if not isinstance(row, dict):
             raise SettingsError(f'{path}, line {number}: it is no JSON object; write it like {{"input": "scan.zarr"}}')
         yield number, row
+
+
+def _check_once(path: str, line: int, names: Sequence[str]) -> None:
+    """Raise `SettingsError` where a name comes twice: one of the two would be dropped without a word."""
+    if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+        raise SettingsError(f"{path}, line {line}: it says {brief(twice[0])} twice; leave one out")
 
 
 def _item(path: str, line: int, row: dict[str, Any]) -> Item:
@@ -230,7 +262,7 @@ def _item(path: str, line: int, row: dict[str, Any]) -> Item:
             f"input, {', '.join(OF_ONE)}"
         )
     placed: dict[str, Any] = {key: _placed(path, str(row[key])) for key in ("out", "mask") if key in row}
-    return Item(_placed(path, volume.strip()), {**row, **placed})
+    return Item(_placed(path, volume.strip()), {**row, **placed}, f"{path}, line {line}")
 
 
 def _placed(path: str, place: str) -> str:

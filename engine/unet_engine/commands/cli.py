@@ -98,7 +98,10 @@ def app() -> None:
 @click.argument("more", metavar="[PATH]...", nargs=-1, type=PLACE)
 def run_command(*, as_json: bool, more: tuple[str, ...], **given: Any) -> None:
     """Run the model over a volume, or over several: those of --in, and those named behind."""
-    from unet_engine.commands import notice
+    from unet_engine import machine
+
+    with machine.uncollected():
+        from unet_engine.commands import notice, report  # noqa: F401  # all of a run
 
     ways = running.Ways.taken(given)
     console = ways.console()
@@ -378,6 +381,8 @@ def main() -> None:
     beginning.of_this_process()
     streams.prepare()
     guard_streams()
+    # pydantic looks for plugins in the metadata of all that is installed, and models of settings need none
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         os.getcwd()  # noqa: PTH109
     except OSError:

@@ -256,9 +256,10 @@ def _typed(setup: Any, window: Any) -> bytes:
 
     from unet_engine.model.onnx_half import to_half
     from unet_engine.model.onnx_layers import Graph
+    from unet_engine.model.onnx_transposed import as_convolutions
     from unet_export.quantize.qdq import quantizable, thresholds, to_qdq
 
-    proto = onnx.load(setup.model.path)
+    proto = as_convolutions(onnx.load(setup.model.path))
     if setup.precision == "int8":
         graph = Graph(proto)
         proto = to_qdq(graph, thresholds(graph, [n.input[0] for n in quantizable(graph)], [window[0]]))

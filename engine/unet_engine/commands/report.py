@@ -10,9 +10,6 @@ from math import prod
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from unet_engine.api import Result
 from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
@@ -65,7 +62,7 @@ def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
 def plan_facts(prepared: Prepared) -> dict[str, Any]:
     """The plan as plain values, for tables and JSON."""
     plan, job, memory = prepared.job.plan, prepared.job, prepared.job.plan.memory
-    volume = prepared.survey.scan
+    volume, crop = prepared.survey.scan, prepared.survey.crop
     read = bytes_read(prepared, (1,) * len(plan.axes))
     decoded = bytes_read(prepared, volume.chunks)
     once = max(1, plan.voxel_count) * volume.voxel_bytes
@@ -77,7 +74,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "shape": list(as_stored(prepared.survey.scan).shape),
         "axes": job.volume_axes,
         "dtype": str(prepared.survey.scan.dtype),
-        "roi": str(plan.roi),
+        "roi": str(prepared.survey.asked.shift(crop.lo) if prepared.survey.asked and crop else plan.roi),
         "out": prepared.survey.named,
         "output": job.kind,
         "output_dtype": job.layout.dtype,
@@ -141,7 +138,8 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
     if memory is None or rates is None:
         return []
     parts = (
-        f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}"
+        f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}, "
+        f"halos that stay {size(memory.kept)}"
     )
     slow = "" if rates.keeps_up else ": the device will wait for voxels"
     return [
@@ -281,6 +279,8 @@ def print_stages(result: Result, console: Screen) -> None:
     threads = {kind: row for kind, row in result.stages.items() if kind not in streams}
     names = list(streams)
     parts = [threads, *({name: streams[name] for name in names[i : i + 3]} for i in range(0, len(names), 3))]
+    from rich.table import Table
+
     for kinds in parts:  # side by side they are too wide for a terminal
         heading, rows = tracing.table(kinds)
         shown = Table(*heading, box=None)
@@ -327,6 +327,8 @@ class Watcher:
         return c.inferred + c.skipped, f"{shown}, {detail}" if detail else shown
 
     def _bar(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             BarColumn(bar_width=24),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} windows, {task.fields[figures]},", markup=False),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import webbrowser
 from typing import Any
 
 import click
@@ -56,6 +55,8 @@ def view_command(
                 click.echo(facts["objects"])
             console.say("shown to whoever has this address, on this machine; Ctrl-C closes it")
         if browser and console.is_terminal:
+            import webbrowser
+
             webbrowser.open(facts["url"])
 
     if given.get("model") is None:

@@ -22,6 +22,8 @@ MOST_ENTRIES: int
 """Entries that one `add` takes."""
 MOST_HALOS: int
 """Halos that one `commit` merges."""
+MOST_REGIONS: int
+"""Regions that one `commit` numbers."""
 
 def array(
     address: int,
@@ -96,12 +98,16 @@ def commit(
     at: Sequence[Sequence[int]],
     nonfinite: DeviceArray,
     *,
+    above: float | None = None,
+    order: Sequence[int] = (),
     stream: int = 0,
 ) -> None:
     """Merge up to `MOST_HALOS` halos, in their order, and finish, in one pass: `operations.labels`,
-    `operations.masks`, `operations.probabilities` or `operations.logits`, as `kind` says.
+    `operations.regions`, `operations.masks`, `operations.probabilities` or `operations.logits`, as `kind` says.
 
-    out: (*S) uint8 or uint16 for labels, (K, *S) uint8, float16 or float32 for probabilities, float32 or float16
+    above: see `operations.label_threshold`; None: that of no threshold. order: of regions, the label of each channel,
+        `MOST_REGIONS` at most.
+    out: (*S) uint8 or uint16 for labels and regions, (K, *S) uint8, float16 or float32 for probabilities, float32 or float16
         for logits.
     nonfinite: one int32, set to 1 where a merged sum is NaN or Inf. Softmax leaves the merged sums in `sums`;
     otherwise they are only read.

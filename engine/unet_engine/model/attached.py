@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from unet_engine.errors import ModelError
 from unet_engine.model import attachments
@@ -17,7 +17,7 @@ from unet_engine.model.verdict import Verdict
 VERDICTS = "verdicts"
 NETWORK = "network."
 """Keys of attachments: all verdicts as JSON, and per attached network this with its SHA-256, in base64."""
-_VERDICTS = TypeAdapter(tuple[Verdict, ...])
+_VERDICTS = TypeAdapter(tuple[Verdict, ...], config=ConfigDict(defer_build=True))
 
 
 def verdicts(path: Path) -> tuple[Verdict, ...]:

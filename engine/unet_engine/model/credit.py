@@ -17,7 +17,7 @@ KEY = "credit"
 class Certificate(BaseModel):
     """A comparison of the model file with what it was made of, on the same input, all in float32."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
     against: str
     """What it was compared with, for people."""
@@ -47,7 +47,7 @@ class Certificate(BaseModel):
 class Credit(BaseModel):
     """Who made a network, under which terms, and what of its source the model file does not keep."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
     source: str
     """Kind and name of what was imported, e.g. "bioimage.io 0.5: Membrane 2D"."""

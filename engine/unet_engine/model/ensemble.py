@@ -30,7 +30,7 @@ _MAY_DIFFER = ("name", "window", "window_min", "window_step", "context", "empty"
 class Listed(BaseModel):
     """One network of a model file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     weight: float = Field(default=1.0, ge=LEAST_WEIGHT, le=MOST_WEIGHT)
@@ -45,7 +45,7 @@ class Listed(BaseModel):
 
 
 MOST_MEMBERS = 256
-_LIST = TypeAdapter(Annotated[tuple[Listed, ...], Field(max_length=MOST_MEMBERS)])
+_LIST = TypeAdapter(Annotated[tuple[Listed, ...], Field(max_length=MOST_MEMBERS)], config=ConfigDict(defer_build=True))
 
 
 def listed(path: Path) -> tuple[Listed, ...]:

@@ -6,9 +6,10 @@ a window leave the range of FP16 first; whole layers stay there as the gate asks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,58 +43,93 @@ def to_half(proto: Any, kept: Collection[str] = ()) -> Any:
     Raises `ModelError` where a weight does not fit FP16, naming its layer; keep that layer.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
 
     graph = Graph(proto)
     result = onnx.ModelProto()
     result.CopyFrom(graph.proto)
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
-    halves: set[str] = set()
-    """Tensors of the new graph that are FP16."""
-    made: dict[str, Any] = {}
-    nodes: list[Any] = []
-
-    def constant(name: str, half: bool) -> str:  # noqa: FBT001
-        new = f"{name}/half" if half else name
-        if new not in made:
-            values = graph.values(name)
-            if half:
-                _check_range(name, values, graph)
-                values = values.astype(np.float16)
-                halves.add(new)
-            made[new] = numpy_helper.from_array(values, new)
-        return new
-
-    def activation(name: str, half: bool) -> str:  # noqa: FBT001
-        if (name in halves) == half:
-            return name
-        new = f"{name}/{'half' if half else 'single'}"
-        if new not in halves and not any(new in n.output for n in nodes[-64:]):
-            nodes.append(
-                helper.make_node("Cast", [name], [new], name=new, to=TensorProto.FLOAT16 if half else TensorProto.FLOAT)
-            )
-        if half:
-            halves.add(new)
-        return new
-
-    for node, half in walk(graph, kept, constant, activation):
+    new = _New(graph)
+    for node, half in walk(graph, kept, _InHalf(new), _InSingle(new)):
         if half and any(o in graph.floats for o in node.output):
             _retype(node)
-            halves.update(o for o in node.output if o in graph.floats)
-        nodes.append(node)
-    result.graph.node.extend(_outputs_in_single(nodes, graph, halves))
-    result.graph.initializer.extend(made.values())
+            new.halves.update(o for o in node.output if o in graph.floats)
+        new.nodes.append(node)
+    result.graph.node.extend(_outputs_in_single(new.nodes, graph, new.halves))
+    result.graph.initializer.extend(new.constants.values())
     return result
 
 
-def walk(
-    graph: Graph, kept: Collection[str], constant: Callable[[str, bool], str], activation: Callable[[str, bool], str]
-) -> Iterator[tuple[Any, bool]]:
-    """A copy of each node, and whether it computes in FP16: its layer is not `kept` and it is no normalisation.
+class Typed(Protocol):
+    """What nodes of one type read: names of tensors in that type, made where there are none yet."""
 
-    The inputs of the copy are called as `constant` and `activation` say, each asked with a name and whether FP16 is
-    wanted there.
-    """
+    def constant(self, name: str) -> str: ...
+
+    def activation(self, name: str) -> str: ...
+
+
+class _New:
+    """The graph as it grows."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.nodes, self.constants = graph, list[Any](), dict[str, Any]()
+        self.halves: set[str] = set()
+        """Tensors that are FP16."""
+        self._cast: set[str] = set()
+
+    def store(self, name: str, values: Array) -> None:
+        from onnx import numpy_helper
+
+        self.constants[name] = numpy_helper.from_array(values, name)
+
+    def cast(self, name: str, new: str, to: int) -> str:
+        from onnx import helper
+
+        if new not in self._cast:
+            self._cast.add(new)
+            self.nodes.append(helper.make_node("Cast", [name], [new], name=new, to=to))
+        return new
+
+
+@dataclass(frozen=True)
+class _InHalf:
+    new: _New
+
+    def constant(self, name: str) -> str:
+        half = f"{name}/half"
+        if half not in self.new.constants:
+            values = self.new.graph.values(name)
+            _check_range(name, values, self.new.graph)
+            self.new.store(half, values.astype(np.float16))
+            self.new.halves.add(half)
+        return half
+
+    def activation(self, name: str) -> str:
+        from onnx import TensorProto
+
+        if name in self.new.halves:
+            return name
+        self.new.halves.add(f"{name}/half")
+        return self.new.cast(name, f"{name}/half", TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class _InSingle:
+    new: _New
+
+    def constant(self, name: str) -> str:
+        if name not in self.new.constants:
+            self.new.store(name, self.new.graph.values(name))
+        return name
+
+    def activation(self, name: str) -> str:
+        from onnx import TensorProto
+
+        return self.new.cast(name, f"{name}/single", TensorProto.FLOAT) if name in self.new.halves else name
+
+
+def walk(graph: Graph, kept: Collection[str], in_half: Typed, in_single: Typed) -> Iterator[tuple[Any, bool]]:
+    """A copy of each node, and whether it computes in FP16: its layer is not `kept` and it is no normalisation. Its
+    inputs are called as `in_half` or `in_single` say."""
     import onnx
 
     for old in graph.proto.graph.node:
@@ -102,10 +138,11 @@ def walk(
         half = old.op_type not in NORMS and graph.layer[old.output[0]] not in kept
         for i, name in enumerate(old.input):
             typed = name in graph.floats and i not in _FLOAT_ONLY.get(old.op_type, ())
+            wanted = in_half if half and typed else in_single
             if name in graph.initializers:
-                node.input[i] = constant(name, half and typed)
+                node.input[i] = wanted.constant(name)
             elif typed:
-                node.input[i] = activation(name, half)
+                node.input[i] = wanted.activation(name)
         yield node, half
 
 

@@ -45,7 +45,7 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
-_LATER = ("channels", "mirror_axes", "resampling", "regions", "orientation", "threshold", "colours")
+_LATER = ("channels", "mirror_axes", "resampling", "regions", "orientation", "threshold", "colours", "crop")
 """Fields that came after the first files were written."""
 _DIRECTIONS = [[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)]
 """Places in ``LRAPSI`` of three that are no opposites."""
@@ -81,12 +81,16 @@ class Resampling(BaseModel):
     of: Literal["outputs", "probabilities"] = "outputs"
     """What is interpolated on the way back: what the network gives, or what its activation makes of that."""
 
+    cut: Literal["extremes"] | None = None
+    """What cubic splines of the image overshoot is cut off at: the least and the largest normalised voxel of the volume,
+    of each plane where an axis is resampled apart, as nnU-Net has it. None: where the normalisation clips."""
+
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what came later and is as it was: so digests stay."""
         said: dict[str, Any] = handler(self)
-        later = {"aligned": "ends", "first": "normalised", "of": "outputs"}
-        return {key: value for key, value in said.items() if later.get(key) != value}
+        later = {"aligned": "ends", "first": "normalised", "of": "outputs", "cut": None}
+        return {key: value for key, value in said.items() if key not in later or later[key] != value}
 
 
 class ModelSpec(BaseModel):
@@ -142,6 +146,9 @@ class ModelSpec(BaseModel):
     threshold: float | None = None
     """What a channel on its own has to exceed to be a label: a probability, or with the activation `none` what the
     network gives. None: a half, or 0."""
+    crop: Literal["nonzero"] | None = None
+    """What of a volume is taken for all of it: the box of its voxels that are not 0 in some channel. Outside, all that
+    is written is 0. None: all of it."""
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -17,13 +17,13 @@ DIFFERENT = 0.5
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid")
 
 
 class Thresholds(_Frozen):
     """What a candidate must reach against fp32 on the held-out windows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     dice: float
     """Least Dice coefficient of every class."""

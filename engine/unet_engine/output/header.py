@@ -207,7 +207,7 @@ def read_header(path: str) -> dict[str, Any] | None:
         header = stores.open_group(path, "r").attrs.get(PROVENANCE)
     except Exception as error:
         if lost := of_store(error):
-            raise OutputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
+            raise OutputError(f"{path} cannot be read: {lost.of(path)}; {lost.advice}") from error
         return None  # whatever it is, we did not write it
     return dict(header) if isinstance(header, dict) else None
 

@@ -36,6 +36,8 @@ class Layout:
     """How the blocks that are written lie; None: as the output. All else here is as the output lies."""
     start: tuple[int, ...] | None = None
     """The voxel of the volume that its first one lies on; None where it is on a grid of its own."""
+    begin: tuple[int, ...] | None = None
+    """Where in the array what is written begins, which may be a part of it; None: with it. All else stays 0."""
     label: Label | None = None
     """What its labels are; None where voxels are something else."""
 
@@ -45,6 +47,7 @@ class Layout:
     def target(self, box: Box) -> tuple[slice, ...]:
         """`box` of what is written, relative to the first voxel, in the array."""
         box = self.turn.stored_box(box) if self.turn else box
+        box = box.shift(self.begin) if self.begin else box
         return (slice(None),) * (self.channels is not None) + self.in_stored_order(box.slices())
 
     def as_stored(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:

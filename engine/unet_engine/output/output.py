@@ -7,7 +7,8 @@ once the output is complete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,14 +246,26 @@ def remove(path: str) -> None:
 
     A kill on the way leaves an output that can be removed again or resumed, as nothing in it counts as done any more.
     """
+    with _revoked(path), writing(path, "removing it"):
+        stores.store_of(path).remove(path, ARRAY)  # chunks first, the header last
+
+
+def empty(url: str) -> None:
+    """Delete what lies in an earlier output in a store, but for its header, which says from now on that it is not
+    complete. Raises as `remove` does."""
+    with _revoked(url), writing(url, "removing what was there"):
+        stores.empty(url, ARRAY)
+
+
+@contextmanager
+def _revoked(path: str) -> Iterator[None]:
     if not is_ours(path):
         raise OutputError(
             f"--overwrite: {path} is not an output of unet-engine and is left alone; choose another --out"
         )
     with hold(path):
         Header.of(path).revoke()
-        with writing(path, "removing it"):
-            stores.store_of(path).remove(path, ARRAY)  # chunks first, the header last
+        yield
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
+from unet_engine.storage.remote import AT_ONCE
 
 
 class Source(Protocol):
@@ -53,7 +55,8 @@ class Glances:
 
     def changed(self) -> Iterator[tuple[tuple[Index, ...], str]]:
         """Look again: blocks that hang on what is another one now, and what that is."""
-        for glance in list(self._kept.values()):
-            now = glance.source.token(glance.box)
-            if now and now[1] != glance.token:
-                yield glance.blocks, now[0]
+        kept = list(self._kept.values())
+        with ThreadPoolExecutor(AT_ONCE, "glances") as pool:  # each answer takes its time
+            for glance, now in zip(kept, pool.map(lambda one: one.source.token(one.box), kept), strict=True):
+                if now and now[1] != glance.token:
+                    yield glance.blocks, now[0]

@@ -21,9 +21,10 @@ from unet_engine.stitching.weights import floor_of
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
+from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
-from unet_engine.volumes.resampled import fed, interpolated
+from unet_engine.volumes.resampled import Extremes, fed, interpolated
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import Turned
 
@@ -63,16 +64,29 @@ class Job:
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     kept: int = 0
     """Bytes that are kept of what is fetched over a network."""
+    shelves: tuple[int, ...] = ()
+    """Bytes of a device's memory for halos that stay there, see `unet_engine.plan.kept_halos`; empty: all of them pass
+    through the host."""
     decoders: int | None = None
     """Threads that decode chunks of the volume; None: one per core."""
     poses: tuple[Pose, ...] = (UPRIGHT,)
     """In which each window is inferred; its answers are averaged in this order."""
     turn: Turn | None = None
     """How the volume is seen; None: as it is stored."""
+    crop: Box | None = None
+    """What of it, so seen, is taken for all of it, in its voxels; None: all. Plan and blocks are in voxels of this box,
+    and outside of it 0 is written."""
+    extremes: Extremes | None = None
+    """What is cut off of what was interpolated."""
     cells: CellMask | None = None
     """Where anything but background can be, on the grid of windows; None: everywhere."""
     answers: frozenset[str] = ONE_BY_ONE
     """What the network told of its batches as the run was planned, see `Network.answers`."""
+
+    @property
+    def finishes_on_host(self) -> bool:
+        """Whether halos are merged by the host wherever windows are inferred: no kernel does what comes after."""
+        return bool(self.plan.back) or self.reduction.on_host_alone
 
     @property
     def skips(self) -> bool:
@@ -94,6 +108,11 @@ class Job:
         return fed(self.scaling, self.model.spec.background)
 
     @property
+    def origin(self) -> tuple[int, ...] | None:
+        """The voxel of the volume as it is turned that blocks are counted from; None: the first one."""
+        return self.crop.lo if self.crop else None
+
+    @property
     def background(self) -> float:
         """What is read where nothing is."""
         return 0.0 if self.plan.image and self._first == "normalised" else self.model.spec.background
@@ -110,11 +129,15 @@ class Job:
             scan = scan.taken_whole()
         if self.turn:
             scan = Turned(scan, self.turn)
+        if self.crop:
+            scan = Cropped(scan, self.crop)
         if not self.plan.image:
             return scan
         scan = scan.with_nodata(self.nodata)
         background = self.model.spec.background
-        return interpolated(scan, self.plan.image, self.scaling, background, self.replace_nonfinite, self._first)
+        return interpolated(
+            scan, self.plan.image, self.scaling, background, self.replace_nonfinite, self._first, self.extremes
+        )
 
     @cached_property
     def shares(self) -> tuple[float, ...]:

@@ -28,6 +28,8 @@ TILE = (4, 16, 64)
 `cpp_ext/interpolate.hpp` lays so many side by side."""
 IN_CACHE = 2**20
 """Bytes of outputs that are made of features together."""
+MOST_REGIONS = 64
+"""That a device's kernel numbers (`kMostRegions` in ``cpp_ext/kernels.hpp``)."""
 CLEAR = 1e-5
 """Part of the largest sum by which another one has to lie below it, so that rounding cannot make them equal."""
 
@@ -44,6 +46,8 @@ class Merging:
     """Where each part begins in the core."""
     nonfinite: Any
     """int32 of length 1, set where any sum is NaN or Inf."""
+    channels: int
+    """Of the core."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,14 @@ class Labels(Reduction):
 
     @property
     def on_host_alone(self) -> bool:
-        return self.regions is not None or self.threshold is not None
+        return self.regions is not None and len(self.regions) > MOST_REGIONS
+
+    def on_device(self, kernels: Any, core: Any, out: Any, merging: Merging, stream: int) -> None:
+        kind, alone = ("labels", merging.channels) if self.regions is None else ("regions", 1)
+        kernels.commit(
+            core, out, kind, self.activation, merging.parts, merging.corners, merging.nonfinite, stream=stream,
+            above=operations.label_threshold(self.activation, alone, self.threshold), order=self.regions or (),
+        )  # fmt: skip
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         return sums[1:]
@@ -189,9 +200,11 @@ class Masks(Reduction):
 
     kind = "masks"
 
-    @property
-    def on_host_alone(self) -> bool:
-        return self.threshold is not None
+    def on_device(self, kernels: Any, core: Any, out: Any, merging: Merging, stream: int) -> None:
+        kernels.commit(
+            core, out, self.kind, self.activation, merging.parts, merging.corners, merging.nonfinite, stream=stream,
+            above=operations.label_threshold(self.activation, 1, self.threshold),
+        )  # fmt: skip
 
     def _reduce(self, sums: Array, out: Array) -> None:
         operations.masks(sums, out, self.activation, threshold=self.threshold)

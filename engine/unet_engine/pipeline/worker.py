@@ -40,6 +40,7 @@ from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import Mask, open_mask
 from unet_engine.volumes.resampled import AnyMask, Interpolated
+from unet_engine.volumes.turned import as_stored
 
 
 class Sink(Protocol):
@@ -111,7 +112,7 @@ class Worker:
     def _keeping(self) -> int:
         """Bytes that the volume keeps of what it fetches, from now on."""
         if units := self.volume.units:
-            self.volume.keep(self.job.kept, Fetching.of(self.job.plan, units).uses)
+            self.volume.keep(self.job.kept, Fetching.of(self.job.plan, units))
         return self.job.kept
 
     @property
@@ -119,11 +120,9 @@ class Worker:
         """On the grid of the volume as it is stored, turned as that is."""
         if self._opened.mask is None and self.job.mask:
             with self._opening:
-                plan = self.job.plan
-                shape = tuple(axis.source for axis in plan.image) or tuple(axis.size for axis in plan.axes)
-                shape = self.job.turn.shape if self.job.turn else shape
+                scan = self.volume.scan if isinstance(self.volume, Interpolated) else self.volume
                 self._opened.mask = self._opened.mask or open_mask(
-                    self.job.mask, shape, self.job.turn, self.job.pick.timepoint
+                    self.job.mask, as_stored(scan).shape, self.job.turn, self.job.pick.timepoint, self.job.origin
                 )
         return self._opened.mask
 
@@ -331,6 +330,7 @@ class Worker:
                 return
         if self.job.replace_nonfinite is None:
             first = tuple(int(x) + l for x, l in zip(np.unravel_index(np.argmax(bad), bad.shape)[1:], at, strict=True))
+            first = tuple(x + l for x, l in zip(first, self.job.origin or (0,) * len(first), strict=True))
             if self.job.turn:
                 first = self.job.turn.stored_box(Box(first, tuple(x + 1 for x in first))).lo
             where = " ".join(f"{a}={x}" for a, x in zip(self.job.plan.names, first, strict=True))
@@ -394,9 +394,19 @@ class Worker:
             np.copyto(
                 values, fill.reshape(-1, *(1,) * outside.ndim) if values.ndim > outside.ndim else fill, where=outside
             )
+        if self.job.crop:
+            _clear_beyond(values, task.block.write, self.job.crop.shape)
         stored = self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
         self.output.mark(task.block.index, stored)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
+
+
+def _clear_beyond(values: Array, box: Box, shape: Sequence[int]) -> None:
+    """Make `values`, (..., *box.shape), 0 outside of what begins at 0 and has this shape."""
+    for a, (lo, hi, n) in enumerate(zip(box.lo, box.hi, shape, strict=True), values.ndim - box.ndim):
+        along = np.moveaxis(values, a, 0)
+        along[: max(0, min(hi, 0) - lo)] = 0
+        along[max(0, n - lo) :] = 0
 
 
 def _clear_winner(spec: ModelSpec) -> bool:

@@ -78,3 +78,11 @@ class Box:
 
     def __str__(self) -> str:
         return ",".join(f"{l}:{h}" for l, h in zip(self.lo, self.hi, strict=True))
+
+
+def around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that contains all of `boxes`, of which there is one at least."""
+    return Box(
+        tuple(map(min, zip(*(box.lo for box in boxes), strict=True))),
+        tuple(map(max, zip(*(box.hi for box in boxes), strict=True))),
+    )

@@ -3,8 +3,9 @@
     network   what opening it took: weights, scratch, its input and output for one batch (measured, not computed)
     raw       RAW_SLOTS raw blocks in their own type, each with the tables that say where its windows lie
     sums      SUMS_SLOTS blocks of float32 sums: one being added to, one waiting for its commit, one being finished
-    halos     what one block sends up (at most its sums), and what one block receives
+    halos     what one block sends to the host (at most its sums), and what one block receives from there
     out       one block of finished voxels
+    kept      halos that stay on the device until their block is committed, see `kept_halos`
 
 Everything is allocated once, for the largest block of the plan, so the peak does not depend on how many blocks there
 are.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from math import prod
 
 from unet_engine.errors import PlanError
+from unet_engine.plan.kept_halos import shelf_sizes
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan, read_span
 from unet_engine.plan.sizing import shrunk
@@ -57,10 +59,11 @@ class DeviceMemory:
     sums: int
     halos: int
     out: int
+    kept: int = 0
 
     @property
     def total(self) -> int:
-        return self.network + self.raw + self.sums + self.halos + self.out
+        return self.network + self.raw + self.sums + self.halos + self.out + self.kept
 
 
 def aligned(count: int) -> int:
@@ -137,6 +140,11 @@ def device_memory(plan: Plan, sizes: Sizes, network: int) -> DeviceMemory:
         halos=sums + aligned(largest.halos_in * sizes.sums),
         out=FLAG + aligned(largest.write * sizes.out) + aligned(sizes.sums) + 2 * aligned(8 * 64),
     )
+
+
+def shelves(plan: Plan, sizes: Sizes, network: int, free: int) -> tuple[int, ...]:
+    """Bytes for the halos that stay on the device, see `shelf_sizes`; `free` as in `fit_device`."""
+    return shelf_sizes(plan, sizes.sums, free - RESERVE - device_memory(plan, sizes, network).total)
 
 
 def fit_device(plan: Plan, sizes: Sizes, network: int, free: int) -> Plan:

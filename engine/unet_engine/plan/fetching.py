@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import prod
+from math import ceil, prod
 
 from unet_engine.plan.plan import Plan, read_span
 
 MOST = 2**30
 """Bytes that are kept at most."""
+SEVERAL = 1.3
+"""How often a chunk is fetched in the mean at most, where nothing is to be kept beyond what a run takes for its blocks."""
 
 
 def reads_along(plan: Plan, a: int, lo: int, hi: int) -> list[tuple[int, int]]:
@@ -54,28 +56,39 @@ class Fetching:
         return cls(tuple(along), tuple(plan.order))
 
     @cached_property
-    def counts(self) -> tuple[dict[int, int], ...]:
-        """Per axis, how many rows of blocks read each chunk."""
-        found: tuple[dict[int, int], ...] = tuple({} for _ in self.spans)
-        for counts, spans in zip(found, self.spans, strict=True):
-            for lo, hi in spans:
+    def rows(self) -> tuple[dict[int, list[int]], ...]:
+        """Per axis, which rows of blocks read each chunk."""
+        found: tuple[dict[int, list[int]], ...] = tuple({} for _ in self.spans)
+        for rows, spans in zip(found, self.spans, strict=True):
+            for row, (lo, hi) in enumerate(spans):
                 for chunk in range(lo, hi):
-                    counts[chunk] = counts.get(chunk, 0) + 1
+                    rows.setdefault(chunk, []).append(row)
         return found
 
     def uses(self, chunk: Sequence[int]) -> int:
         """How often a chunk is read."""
-        return prod(counts.get(i, 0) for counts, i in zip(self.counts, chunk, strict=True))
+        return prod(len(rows.get(i, ())) for rows, i in zip(self.rows, chunk, strict=True))
+
+    def due(self, chunk: Sequence[int], use: int) -> int:
+        """When a chunk is read for the time `use`, from 0, as the number of a block in their order."""
+        number, beyond = 0, 1
+        for a in reversed(self.order):  # what goes on first is counted off first
+            rows = self.rows[a][chunk[a]]
+            use, at = divmod(use, len(rows))
+            number, beyond = number + rows[at] * beyond, beyond * len(self.spans[a])
+        return number
 
     @cached_property
     def _levels(self) -> list[tuple[int, float]]:
-        """What has to be kept, in chunks, and how often a chunk is then fetched in the mean: first nothing, then what
-        the next block needs, then the next row of blocks, at last the next layer."""
-        often = [sum(self.counts[a].values()) / max(1, len(self.counts[a])) for a in self.order]
+        """What has to be kept, in chunks, and how often a chunk is then fetched in the mean: first what is being read,
+        then what the next block needs, then the next row of blocks, at last the next layer. In between it is so much
+        less often as more is kept, since what is needed last goes first."""
+        often = [sum(map(len, self.rows[a].values())) / max(1, len(self.rows[a])) for a in self.order]
         longest = [max((hi - lo for lo, hi in self.spans[a]), default=0) for a in self.order]
-        whole = [len(self.counts[a]) for a in self.order]
+        whole = [len(self.rows[a]) for a in self.order]
         shared = [max((max(0, h - l) for (_, h), (l, _) in pairwise(self.spans[a])), default=0) for a in self.order]
-        found, kept = [(0, prod(often))], prod(longest)  # what is being read is there while it is read
+        kept = prod(longest)
+        found = [(kept, prod(often))]
         for n in range(len(often) - 1, -1, -1):
             kept += prod(longest[:n]) * shared[n] * prod(whole[n + 1 :])
             found.append((kept, prod(often[:n])))
@@ -85,6 +98,22 @@ class Fetching:
         """Bytes to keep, of `most`, chunks being no longer than they are unpacked: more would spare nothing."""
         return min(most, self._levels[-1][0] * chunk_bytes)
 
+    def enough(self, chunk_bytes: int, factor: float = SEVERAL) -> int:
+        """Bytes to keep so that a chunk is fetched `factor` times in the mean."""
+        if self._levels[0][1] <= factor:
+            return 0
+        for (less, more_often), (more, less_often) in pairwise(self._levels):
+            if less_often <= factor:
+                part = (more_often - factor) / (more_often - less_often)
+                return ceil((less + part * (more - less)) * chunk_bytes)
+        return self.wanted(chunk_bytes)
+
     def factor(self, kept: int, chunk_bytes: int) -> float:
         """How often a chunk is fetched in the mean, where `kept` bytes are kept."""
-        return min(factor for chunks, factor in self._levels if chunks * chunk_bytes <= kept)
+        chunks = kept / chunk_bytes
+        for (less, more_often), (more, less_often) in reversed(list(pairwise(self._levels))):
+            if chunks >= more:
+                return less_often
+            if chunks > less:
+                return more_often - (more_often - less_often) * (chunks - less) / (more - less)
+        return self._levels[0][1]

@@ -8,9 +8,10 @@ from math import prod
 from typing import Any
 
 from unet_engine.errors import PlanError
+from unet_engine.plan.kept_halos import waiting_on_host
 from unet_engine.plan.plan import HostMemory, Plan, middle_span
 from unet_engine.plan.sizing import LOOKED_AT, shrunk, sums_span
-from unet_engine.plan.waiting import blocks_to_infer, waiting_halos
+from unet_engine.plan.waiting import blocks_to_infer
 from unet_engine.units import size
 
 SUMS_IN_FLIGHT = 3
@@ -52,6 +53,8 @@ class Sizes:
     """What finding that out takes beside, of the block that is read."""
     outside: int = 0
     """What finding out where to overwrite takes, of the block that is written."""
+    shelves: tuple[int, ...] = ()
+    """For halos that stay on the device of a column, see `unet_engine.plan.kept_halos` (not per voxel)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def predict_memory(
     """
     reads = [middle_span(axis, windows, plan.padding) for axis, windows in zip(plan.axes, plan.block, strict=True)]
     spans = [_sums_along(plan, a, n) for a, n in enumerate(plan.core_of(plan.roi).shape)]
-    halos = waiting_halos(plan) * sizes.sums
+    halos = waiting_on_host(plan, sizes.sums, sizes.shelves)
     in_flight, blocks = SUMS_IN_FLIGHT, blocks_to_infer(plan)
     if cluster:
         halos = min(halos, halos * 2 // cluster.present)

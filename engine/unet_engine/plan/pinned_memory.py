@@ -8,11 +8,12 @@ queued.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
 
+from unet_engine.plan.kept_halos import Place, Shelves
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Index, Plan, Task
 
@@ -49,27 +50,37 @@ class _Pool:
         return min(fitting), False
 
 
-def pinned_pieces(plan: Plan, sizes: Sizes, table_bytes: int, flag: int) -> tuple[tuple[str, int], ...]:
+def pinned_pieces(
+    plan: Plan, sizes: Sizes, table_bytes: int, flag: int, shelves: Sequence[int] = ()
+) -> tuple[tuple[str, int], ...]:
     """Kind and bytes of every piece that is held at once, in the order in which they are needed.
 
-    table_bytes: of the tables of a block; flag: bytes before finished voxels.
+    table_bytes: of the tables of a block; flag: bytes before finished voxels; shelves: for the halos that stay on the
+    device, see `shelf_sizes`.
     """
     column = max(plan.columns(), key=lambda found: found.blocks.size, default=None)
     if column is None:
         return ()
     tasks = islice(plan.tasks(column, lambda _: True), LOOKED_AT)
-    return tuple((kind, size) for _, kind, size in pieces_by_block(tasks, sizes, table_bytes, flag))
+    kept = Shelves(plan.order, shelves)
+    return tuple((kind, size) for _, kind, size in pieces_by_block(tasks, sizes, table_bytes, flag, kept))
 
 
-def pieces_by_block(tasks: Iterable[Task], sizes: Sizes, table_bytes: int, flag: int) -> Iterator[tuple[int, str, int]]:
+def pieces_by_block(
+    tasks: Iterable[Task], sizes: Sizes, table_bytes: int, flag: int, kept: Shelves
+) -> Iterator[tuple[int, str, int]]:
     """The same of these blocks, each with the number of the block that needs it first."""
+    on_device = _OnDevice(kept)
     pools: dict[str, _Pool] = defaultdict(_Pool)
     given_back: dict[int, list[tuple[str, int]]] = defaultdict(list)
     waiting: dict[Index, list[int]] = defaultdict(list)
     for n, task in enumerate(tasks):
         for kind, piece in given_back.pop(n, ()):
             pools[kind].free.append(piece)
+        on_device.block(n)
         for kind, size, target in _taken(task, sizes, table_bytes, flag):
+            if target is not None and on_device.takes(task.block.index, target, size):
+                continue
             piece, is_new = pools[kind].take(size)
             if is_new:
                 yield n, kind, piece
@@ -78,6 +89,31 @@ def pieces_by_block(tasks: Iterable[Task], sizes: Sizes, table_bytes: int, flag:
             else:
                 waiting[target].append(piece)
         given_back[n + HELD[HALOS]] += [(HALOS, piece) for piece in waiting.pop(task.block.index, ())]
+        on_device.over(n, task.block.index)
+
+
+class _OnDevice:
+    """The halos that stay there, as blocks go by."""
+
+    def __init__(self, kept: Shelves) -> None:
+        self._kept = kept
+        self._waiting: dict[Index, list[Place]] = defaultdict(list)
+        self._ending: dict[int, list[Place]] = {}
+
+    def block(self, n: int) -> None:
+        """Block `n` is queued."""
+        for place in self._ending.pop(n, ()):
+            self._kept.give(place)
+
+    def takes(self, source: Index, target: Index, size: int) -> bool:
+        place = self._kept.take(source, target, size)
+        if place:
+            self._waiting[target].append(place)
+        return place is not None
+
+    def over(self, n: int, index: Index) -> None:
+        """What waits for block `n` goes with it."""
+        self._ending[n + HELD[HALOS]] = self._waiting.pop(index, [])
 
 
 def _taken(task: Task, sizes: Sizes, table_bytes: int, flag: int) -> Iterator[tuple[str, int, Index | None]]:

@@ -8,6 +8,7 @@ of a plan; what is made, and what goes, are sums of their outer products.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -22,6 +23,9 @@ slowest axis no more wait than after a few layers, along others as many more as 
 SPANS = 4
 """Columns that are looked at along an axis, from both ends, and the widest."""
 
+WRITTEN, FINISHED = 2, 3
+"""Blocks after which what came for one is gone: once that was written, and where blocks are queued ahead."""
+
 Lengths = npt.NDArray[np.float64]
 
 
@@ -32,7 +36,15 @@ def waiting_halos(plan: Plan) -> int:
     that is there. Lower blocks of other columns, whose windows reach in, count like others. An upper bound where
     columns differ: along each axis the longest of all.
     """
-    return max((_most(plan, box) for box in plan.share), default=0)
+    return max((_most(plan, box, range(len(plan.order)), WRITTEN) for box in plan.share), default=0)
+
+
+def waiting_by_axis(plan: Plan) -> tuple[int, ...]:
+    """The same of halos on a device, apart for each axis of the stream, from the fastest to the slowest: those for
+    blocks further up along it, and along no slower one. They wait from when their block is queued until that of their
+    target is finished, which may be as the block after the next is queued."""
+    axes = range(len(plan.order))
+    return tuple(max((_most(plan, box, [a], FINISHED) for box in plan.share), default=0) for a in reversed(axes))
 
 
 def blocks_to_infer(plan: Plan) -> int:
@@ -45,19 +57,20 @@ def blocks_to_infer(plan: Plan) -> int:
     )  # fmt: skip
 
 
-def _most(plan: Plan, box: Box) -> int:
+def _most(plan: Plan, box: Box, slowest: Sequence[int], gone: int) -> int:
+    """The most that waits of the halos whose slowest axis, by its place in the stream's order, is one of `slowest`, and
+    that are gone so many blocks after their target."""
     spans = plan.column_spans(box)
     lengths = [_lengths(plan, a, spans[a]) for a in plan.order]
     made = coming = np.zeros(())
     for ups in itertools.product(*(range(len(found)) for found in lengths)):
-        if any(ups):
+        if any(ups) and next(n for n, up in enumerate(ups) if up) in slowest:
             made = made + _outer([found[up] for found, up in zip(lengths, ups, strict=True)])
             coming = coming + _outer([_by_target(found[up], up) for found, up in zip(lengths, ups, strict=True)])
     made, coming = np.cumsum(made), np.cumsum(coming)
-    # what came for a block is gone when the block after the next is predicted
-    most = np.max(made - np.concatenate([np.zeros(2), coming])[: made.size])
-    longer = [max(1.0, max(hi - lo for lo, hi in spans[a]) / COUNTED) for a in plan.order[1:]]
-    return round(prod(longer) * float(most))
+    most = np.max(made - np.concatenate([np.zeros(gone), coming])[: made.size])
+    faster = plan.order[1 + min(slowest) :]
+    return round(prod(max(1.0, max(hi - lo for lo, hi in spans[a]) / COUNTED) for a in faster) * float(most))
 
 
 def _outer(vectors: list[Lengths]) -> Lengths:

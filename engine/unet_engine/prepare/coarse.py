@@ -2,9 +2,9 @@
 
 The network runs over the volume seen from farther away, and gives each cell of it a score: the largest probability of
 anything but background there or in the cells around it. Regions of the run's own grid, drawn at random, are computed in
-full. On some of them the threshold is chosen, on the others it is counted what cells below it would have missed
-(`unet_engine.prepare.missed`). Where that is surely little enough, windows without a cell above the threshold are left
-out, and voxels outside of all such cells are background: all others are those of a run that skips nothing.
+full, and it is counted what cells below a threshold would have missed there (`unet_engine.prepare.missed`). Where that
+is surely little enough, windows without a cell above the threshold are left out, and voxels outside of all such cells
+are background: all others are those of a run that skips nothing.
 
 It follows from volume, mask, model and settings, and from neither the region of interest nor the part.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.draft import Draft
-from unet_engine.prepare.missed import CONFIDENCE, Rate, Region, rate, threshold_of
+from unet_engine.prepare.missed import CONFIDENCE, Rate, Region, needed, settled
 from unet_engine.prepare.outside import stored_of
 from unet_engine.prepare.regions import labels_of
 from unet_engine.units import Tell, silent
@@ -40,19 +40,22 @@ FACTOR = 4
 """Voxels to one of the coarse pass, along each axis of the model."""
 CELL = 2
 """Voxels of the coarse pass to a cell."""
-OVERLAP = 0.25
+OVERLAP = 0.125
 """Of windows of the coarse pass."""
 BUDGET = 0.1
 """Part of a run that coarse pass and regions may compute."""
-LEAST, CHOOSING = 8, 0.25
-"""Regions that are computed at least, and the part of them on which the threshold is chosen."""
+LEAST = 8
+"""Regions that are computed at least."""
+SPARED = 4
+"""A threshold is taken that misses such a part of what is allowed in the regions, at most."""
+LIKELY, EVIDENCE = 128, 2
+"""Cells of such a score are taken for foreground where it is counted how many regions hold enough of it, and how many
+times the cells that prove the rate where none are missed."""
 MOST_REGIONS = 256
 MANY, DRAWN = 2**24, 2**18
 """Regions of a volume of which not all are put in order, and how many are then."""
 SPAN = 4
 """Windows along each axis that a region spans where they overlap: those around it are computed for it alone."""
-EASIER = (1, 2, 4)
-"""The threshold chosen is tried, and these parts of it."""
 
 
 def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseChoice:
@@ -83,11 +86,12 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
         return choice.model_copy(update={"kept": why})
     tell(f"coarse pass over voxels of {'×'.join(map(str, factors))}")
     cell = tuple(CELL * f if a >= planes else 1 for a, f in enumerate(factors))
-    scores = _spread(_cells(_scores(draft, decisions, coarse, background), planes))
+    alone = _cells(_scores(draft, decisions, coarse, background), planes)
+    count = _enough(regions, count, alone, cell, choice.target)
+    scores = _spread(alone)
     tell(f"{count} regions are computed in full")
     found = [_region(draft, decisions, box, scores, cell, background) for box in regions[:count]]
-    choosing = max(2, int(CHOOSING * count))
-    threshold, rated = _settled(found[:choosing], found[choosing:], choice.target)
+    threshold, rated = settled(found, choice.target, choice.target / SPARED)
     mask = CellMask.of(scores >= threshold, survey.volume.shape, cell)
     return choice.model_copy(
         update={
@@ -95,7 +99,7 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
             "factors": factors,
             "threshold": threshold,
             "regions": tuple(map(str, regions[:count])),
-            "proving": count - choosing,
+            "proving": count,
             "cells": rated.cells,
             "missed": rated.seen,
             "bound": rated.bound,
@@ -111,6 +115,8 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
 def _unfit(draft: Draft, background: int) -> str:
     """Why nothing can be looked at; empty where it can."""
     spec = draft.survey.model.spec
+    if draft.survey.crop is not None:
+        return "of the volume, a part is looked at, outside of which all is 0"
     if draft.survey.grids is not None:
         return "the volume is resampled for the network"
     if draft.survey.scan.nodata or draft.survey.scan.validity is not None:
@@ -136,20 +142,6 @@ def _objection(rated: Rate, target: float, mask: CellMask) -> str:
             f"{target:g} are allowed; more --coarse-budget shows more"
         )
     return "foreground can be everywhere" if mask.share == 1 else ""
-
-
-def _settled(choosing: Sequence[Region], proving: Sequence[Region], target: float) -> tuple[int, Rate]:
-    """The largest threshold that is proved, of the one that the first regions name and smaller ones; else the
-    smallest."""
-    named = threshold_of(choosing, target / 4)
-    rated = rate(proving, 0)
-    threshold = 0
-    for part in EASIER:
-        threshold = max(1, named // part)
-        rated = rate(proving, threshold, tries=len(EASIER))
-        if rated.bound <= target:
-            break
-    return threshold, rated
 
 
 def _background(spec: ModelSpec) -> int:
@@ -291,6 +283,19 @@ def _spans(axis: AxisGrid, blend: str) -> list[tuple[int, int]]:
     return [(max(0, lo), hi) for lo, hi in zip(starts, ends, strict=True) if hi > max(0, lo)]
 
 
+def _enough(regions: Sequence[Box], most: int, scores: Array, cell: Sequence[int], target: float) -> int:
+    """How many of the regions hold as many cells with foreground as the proof asks for, to go by the coarse pass. It
+    does not depend on which of them are computed."""
+    likely = [int((_over(scores, box, cell) >= LIKELY).sum()) for box in regions]
+    wanted = EVIDENCE * needed(target) / max(1e-9, sum(likely) / len(likely))
+    return max(LEAST, min(most, ceil(wanted)))
+
+
+def _over(scores: Array, box: Box, cell: Sequence[int]) -> Array:
+    """Those of the cells that meet the box."""
+    return scores[tuple(slice(lo // c, -(-hi // c)) for lo, hi, c in zip(box.lo, box.hi, cell, strict=True))]
+
+
 def _region(
     draft: Draft, decisions: Decisions, box: Box, scores: Array, cell: Sequence[int], background: int
 ) -> Region:
@@ -303,6 +308,6 @@ def _region(
     for a, (lo, hi, size) in enumerate(zip(box.lo, box.hi, cell, strict=True)):
         first = [lo, *range((lo // size + 1) * size, hi, size)]
         voxels = np.add.reduceat(voxels, np.array(first) - lo, axis=a)
-    there = scores[tuple(slice(lo // c, -(-hi // c)) for lo, hi, c in zip(box.lo, box.hi, cell, strict=True))]
+    there = _over(scores, box, cell)
     some = voxels > 0
     return Region(voxels[some], there[some].astype(np.int64))

@@ -20,7 +20,7 @@ MISS = 1e-3
 class CoarseChoice(BaseModel):
     """Where foreground can be, and how surely."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
     kept: str
     """Why nothing is skipped; empty where something is."""
@@ -33,9 +33,9 @@ class CoarseChoice(BaseModel):
     threshold: int = 0
     """Of 255: cells are kept whose probability of foreground reaches it, there or next to it."""
     regions: tuple[str, ...] = ()
-    """Computed in full, in voxels of the volume; on the first ones the threshold was chosen, the others prove it."""
+    """Computed in full, in voxels of the volume."""
     proving: int = 0
-    """How many of them prove it."""
+    """How many of them prove the threshold."""
     cells: int = 0
     """With foreground, in those."""
     missed: float = 0.0

@@ -49,19 +49,29 @@ class Decisions:
     """In which each window is inferred."""
     back: tuple[AxisResampling, ...] = ()
     """From the grid of windows to that of the output; empty where they are the same."""
+    asked: Box | None = None
+    """What the output is of where that is more than `roi`: it is 0 there. In the same voxels; None: no more."""
 
     @classmethod
     def of(
-        cls, settings: Settings, spec: ModelSpec, roi: Box, tiling: Tiling, back: tuple[AxisResampling, ...]
+        cls,
+        settings: Settings,
+        spec: ModelSpec,
+        roi: Box,
+        tiling: Tiling,
+        back: tuple[AxisResampling, ...],
+        asked: Box | None = None,
     ) -> Decisions:
         part = parse_part(settings.part) if settings.part else (1, 1)
         poses = poses_of(settings.tta, spec, tiling.window)
-        return cls(tiling, roi, part, settings.output, dtype_of(settings, spec), poses, back)
+        return cls(tiling, roi, part, settings.output, dtype_of(settings, spec), poses, back, asked)
 
     def labels_of(self, spec: ModelSpec, roi: Box, tiling: Tiling) -> Decisions:
         """The same for the labels of a region of the grid of windows with another tiling, whatever is written in the
         end."""
-        return replace(self, tiling=tiling, roi=roi, part=(1, 1), kind="labels", dtype=label_dtype(spec), back=())
+        return replace(
+            self, tiling=tiling, roi=roi, part=(1, 1), kind="labels", dtype=label_dtype(spec), back=(), asked=None
+        )
 
 
 def label_dtype(spec: ModelSpec) -> str:

@@ -17,12 +17,15 @@ from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
+from unet_engine.prepare.crop import in_chunks
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.identity import identity
 from unet_engine.prepare.survey import Survey
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.resampled import Nearest, nearest
-from unet_engine.volumes.turned import as_stored
+from unet_engine.volumes.turned import as_stored, turn_of
 
 
 def grid(survey: Survey, tiling: Tiling) -> tuple[AxisGrid, ...]:
@@ -70,12 +73,14 @@ class Draft:
         survey, spec, window = self.survey, self.survey.model.spec, decisions.tiling.window
         axes = grid(survey, decisions.tiling)
         block = default_block(axes, survey.model.blended)
+        chunk = default_chunk(axes, block, decisions.back)
+        backwards = survey.turn.backwards if survey.turn and any(survey.turn.backwards) else ()
         plan = Plan(
             names=survey.volume.spatial,
             axes=axes,
-            roi=decisions.roi,
+            roi=in_chunks(decisions.roi, decisions.asked, chunk, backwards) if decisions.asked else decisions.roi,
             block=block,
-            chunk=default_chunk(axes, block, decisions.back),
+            chunk=chunk,
             cuts=((),) * len(axes),
             padding=survey.settings.padding_mode,
             memory=NO_MEMORY,
@@ -85,7 +90,7 @@ class Draft:
             image=survey.grids.image if survey.grids else (),
             back=decisions.back,
             calls=len(decisions.poses) * len(survey.model.networks),
-            backwards=survey.turn.backwards if survey.turn and any(survey.turn.backwards) else (),
+            backwards=backwards,
         )
         for axis, count in zip(plan.names, plan.window_range.shape, strict=True):
             if count > MOST_WINDOWS:
@@ -125,6 +130,8 @@ class Draft:
             durable=settings.durable,
             poses=decisions.poses,
             turn=survey.turn,
+            crop=survey.crop,
+            extremes=survey.extremes,
             cells=survey.cells,
         )
 
@@ -151,11 +158,16 @@ class Draft:
 
 def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
     """Of an output that lies as the volume is stored, however windows are cut."""
-    volume, spec, turn = as_stored(survey.scan), survey.model.spec, survey.turn
-    if survey.grids and not decisions.back:
+    spec, turn, crop = survey.model.spec, survey.turn, survey.crop
+    own_grid = survey.grids and not decisions.back
+    volume = _as_stored(survey.scan) if own_grid else as_stored(survey.scan)
+    if survey.grids and own_grid:
         image = survey.grids.image
         volume = Nearest(volume, nearest(turn.stored(image) if turn else image))
-    roi = turn.of(volume.shape).stored_box(plan.roi) if turn else plan.roi
+    origin = crop.lo if crop and not own_grid else (0,) * len(plan.axes)
+    written, roi = plan.roi.shift(origin), (decisions.asked or plan.roi).shift(origin)
+    if turn:
+        written, roi = turn.of(volume.shape).stored_box(written), turn.of(volume.shape).stored_box(roi)
     spacing = volume.spacing or (1.0,) * len(plan.axes)
     return Layout(
         names=plan.names,
@@ -169,7 +181,16 @@ def _layout(survey: Survey, decisions: Decisions, plan: Plan) -> Layout:
         unit=volume.unit,
         classes=spec.classes,
         frame=volume.frame.moved(roi.lo) if volume.frame else None,
-        turn=turn and turn.of(roi.shape),
-        start=None if survey.grids and not decisions.back else roi.lo,
+        turn=turn and turn.of(written.shape),
+        start=None if own_grid else roi.lo,
+        begin=written.relative_to(roi.lo).lo if written != roi else None,
         label=Label(spec.class_names, spec.colours or ()) if decisions.kind == "labels" else None,
     )
+
+
+def _as_stored(scan: Volume) -> Volume:
+    """What is seen of the scan, as it lies in its file."""
+    if not isinstance(scan, Cropped):
+        return as_stored(scan)
+    turn = turn_of(scan)
+    return Cropped(as_stored(scan), turn.stored_box(scan.box) if turn else scan.box)

@@ -3,6 +3,7 @@ the same identity."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from typing import Any
 
@@ -62,6 +63,12 @@ def identity(
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
         **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
+        **(
+            {"extremes": hashlib.sha256(repr(extremes).encode()).hexdigest()[:16]}
+            if (extremes := survey.extremes)
+            else {}
+        ),
+        **({"crop": [str(survey.crop), str(survey.asked)]} if survey.crop else {}),
         **({"turn": [list(survey.turn.order), list(survey.turn.backwards)]} if survey.turn else {}),
         **({"resampling": [_said(survey.grids.image), _said(decisions.back)]} if survey.grids else {}),
     }

@@ -3,12 +3,16 @@
 A cell is kept or left out as a whole, so cells with foreground are what is counted, each by the voxels of it: of n such
 cells that count differently, as many count as (Σw)² / Σw² (Kish). The bound is that of a binomial (Clopper and Pearson,
 1934), or, where it is larger, the jackknife's over regions: misses may come in clumps.
+
+Thresholds are tried from the smallest upwards until one is not proved. Since what is missed grows with the threshold, a
+wrong one is taken only if the smallest of the wrong ones was taken for proved, however many are tried (Bates et al.,
+Distribution-free, risk-controlling prediction sets, 2021). So all regions choose, and all prove.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, lgamma, log
 
 import numpy as np
@@ -45,8 +49,30 @@ class Rate:
     """With foreground, that it rests on."""
 
 
-def rate(regions: Sequence[Region], threshold: int, tries: int = 1) -> Rate:
-    """tries: how many thresholds may be asked for; the bound holds for all of them."""
+def settled(regions: Sequence[Region], target: float, most: float) -> tuple[int, Rate]:
+    """The largest threshold at which no more than `most` is missed in these regions, and that is proved to miss no more
+    than `target`, as all smaller ones are; else the smallest that there is, and what it misses. What is proved is
+    `target`: that the threshold was chosen by these very regions makes its own bound too small."""
+    scores = np.unique(np.concatenate([np.zeros(0, np.int64), *(r.scores for r in regions)]))
+    named = threshold_of(regions, most)
+    threshold, found = 1, rate(regions, 1)
+    for larger in (int(s) for s in scores if 1 < s <= named):  # between two of them nothing changes
+        if found.bound > target:
+            break
+        another = rate(regions, larger)
+        if another.bound > target:
+            break
+        threshold, found = larger, another
+    return threshold, replace(found, bound=max(found.bound, target))
+
+
+def needed(target: float) -> float:
+    """Cells with foreground that prove `target`, where they count alike and none is missed."""
+    return log(1 - CONFIDENCE) / log(1 - target)
+
+
+def rate(regions: Sequence[Region], threshold: int) -> Rate:
+    """What a threshold misses."""
     voxels = np.concatenate([np.zeros(0, np.int64), *(r.voxels for r in regions)]).astype(float)
     total = float(voxels.sum())
     if not total:
@@ -54,7 +80,7 @@ def rate(regions: Sequence[Region], threshold: int, tries: int = 1) -> Rate:
     missed = [r.missed(threshold) for r in regions]
     seen = sum(missed) / total
     count = total**2 / float((voxels**2).sum())
-    bound = upper(seen, count, (1 - CONFIDENCE) / tries)
+    bound = upper(seen, count, 1 - CONFIDENCE)
     if sum(missed):
         bound = max(bound, _jackknifed(regions, missed, seen))
     return Rate(seen, min(1.0, bound), len(voxels))

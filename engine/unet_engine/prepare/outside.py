@@ -15,6 +15,7 @@ from unet_engine.prepare.places import pick_of
 from unet_engine.settings import KEEP, Settings
 from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.mask import Mask, open_mask
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.turned import as_stored, turn_of
@@ -79,7 +80,8 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
             f"--mask with --outside {KEEP}: the model {spec.name} does not say what it gives where "
             f"nothing is; write empty = [value of each channel] to the .toml beside it, or leave out --outside {KEEP}"
         )
-    return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume), pick_of(settings).timepoint)
+    origin = volume.box.lo if isinstance(volume, Cropped) else None
+    return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume), pick_of(settings).timepoint, origin)
 
 
 def fill_of(

@@ -20,7 +20,7 @@ KEY = "overlap_choice"
 class Overlap(BaseModel):
     """An overlap fraction with the way to blend."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
     overlap: float
     blend: Blend = "gaussian"
@@ -35,7 +35,7 @@ REFERENCE = Overlap(overlap=0.5)
 class OverlapTrial(BaseModel):
     """What was found about a candidate. One that fails on the first regions is not tried on the others."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
     candidate: Overlap
     windows: int
@@ -57,7 +57,7 @@ class OverlapTrial(BaseModel):
 class OverlapChoice(BaseModel):
     """The overlap that ``auto`` took, and on what grounds; as stored in the output."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
     chosen: Overlap
     reference: Overlap = REFERENCE

@@ -118,10 +118,14 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         loaded = replace(loaded, draft=replace(loaded.draft, survey=survey))
     draft = loaded.draft
     plan = draft.plan(decisions)
-    sizes = draft.sizes(draft.job(decisions, plan), machine.cpu_count())
-    fitted = _fit(plan, loaded, sizes, workers, present)
+    drafted = draft.job(decisions, plan)
+    sizes = draft.sizes(drafted, machine.cpu_count())
+    fitted = _fit(drafted, loaded, sizes, workers, present)
     job = replace(
-        draft.job(decisions, draft.named(fitted.plan, decisions)), answers=draft.network.answers(), kept=fitted.kept
+        draft.job(decisions, draft.named(fitted.plan, decisions)),
+        answers=draft.network.answers(),
+        kept=fitted.kept,
+        shelves=fitted.sizes.shelves,
     )
     if not fitted.plan.block_count:
         notes.append(_idle(survey, fitted.plan))
@@ -144,6 +148,7 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
     if memory is None:
         return prepared
     rates = reading(job.plan, survey.volume, loaded.seconds_per_window, len(survey.devices))
+    memory = replace(memory, kept=sum(job.shelves))
     return replace(prepared, job=replace(job, decoders=rates.threads), reading=rates, device_memory=memory)
 
 
@@ -210,8 +215,7 @@ def _looked(survey: Survey, trial: Trial, seen: Outputs, network: Network) -> li
     """Notes on what `network`, which stays open, makes of the trial's windows."""
     notes: list[str] = []
     with as_host(network) as host:
-        for window in trial.cut(network.setup.window):
-            trial.look(host.infer(window)[0])
+        host.look_at(trial)
     _about_outputs(survey, seen, notes)
     return notes
 
@@ -272,7 +276,7 @@ def _choose(survey: Survey, loaded: _Loaded, tell: Tell) -> tuple[Decisions, Ove
     """The decisions; and what ``--overlap auto`` took: what the output was begun with, else what a search finds."""
     draft = loaded.draft
     tiling = _tiling(survey, draft.network.setup.window)
-    decisions = Decisions.of(survey.settings, survey.model.spec, survey.roi, tiling, survey.back)
+    decisions = Decisions.of(survey.settings, survey.model.spec, survey.roi, tiling, survey.back, survey.asked)
     if survey.settings.overlap != "auto":
         return decisions, None
     choice = stored(survey)
@@ -358,12 +362,14 @@ class _Fitted:
     kept: int
 
 
-def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) -> _Fitted:
+def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) -> _Fitted:
     """The plan with blocks that fit the device's memory and columns that fit this process's, or each worker's."""
     survey, network = loaded.draft.survey, loaded.draft.network
     # what trying overlaps left behind is this process's too
     resident = machine.resident_bytes()
-    plan = network.fitted(plan, sizes)
+    plan = network.fitted(job.plan, sizes)
+    # workers of a cluster send halos to one another through the host
+    sizes = sizes if workers or job.finishes_on_host else replace(sizes, shelves=network.shelves(plan, sizes))
     budget = survey.settings.memory or resident + machine.available_memory() // 2
     devices = len(survey.devices)
     base = resident + (devices - 1) * max(0, resident - loaded.before)
@@ -379,13 +385,15 @@ def _fit(plan: Plan, loaded: _Loaded, sizes: Sizes, workers: int, present: int) 
 
 
 def _kept(survey: Survey, plan: Plan, free: int) -> int:
-    """Bytes to keep of what is fetched over a network: as many as spare any request, but a quarter of what is free at
-    most, as blocks are what memory is for."""
+    """Bytes to keep of what is fetched over a network: as many as spare any request, or, where that is not wanted, as
+    keep requests few; but a quarter of what is free at most, as blocks are what memory is for."""
     scan = survey.scan
     if scan.units is None:
         return 0
     each = prod(scan.units) * scan.dtype.itemsize * scan.channels
-    return max(0, min(Fetching.of(plan, scan.units).wanted(each, allowed(MOST)), free // 4))
+    fetching = Fetching.of(plan, scan.units)
+    most = max(allowed(MOST), min(MOST, fetching.enough(each)))
+    return max(0, min(fetching.wanted(each, most), free // 4))
 
 
 def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:

@@ -38,6 +38,8 @@ class Grids:
 
     image: tuple[AxisResampling, ...]
     back: tuple[AxisResampling, ...]
+    apart: int | None = None
+    """The axis along which the image is resampled apart, if one is."""
 
 
 def grids(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) -> Grids | None:
@@ -62,14 +64,15 @@ def grids(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) ->
         )
     if shape == volume.shape and set(steps) <= {0.0, 1.0}:
         return None
-    orders = _orders(how, how.image, how.image_apart, own, wanted)
+    apart = _apart(how, own, wanted)
+    orders = _orders(how.image, how.image_apart, apart, len(own))
     image = tuple(AxisResampling(n, m, o, s) for n, m, o, s in zip(volume.shape, shape, orders, steps, strict=True))
-    orders = _orders(how, how.output, how.output_apart, wanted, own)
+    orders = _orders(how.output, how.output_apart, _apart(how, wanted, own), len(own))
     back = tuple(axis.reversed(order) for axis, order in zip(image, orders, strict=True))
     notes.append(
         f"{volume.path} is brought from {times(volume.shape)} voxels to {times(shape)}, the spacing of {spec.name}"
     )
-    return Grids(image, back)
+    return Grids(image, back, apart)
 
 
 def _steps(how: Resampling, own: Sequence[float], wanted: Sequence[float]) -> list[float]:
@@ -88,8 +91,16 @@ def seen(scan: Volume, found: Grids | None, spec: ModelSpec, nonfinite: float | 
     """What windows are cut from. Raises `DataError` as reading and `scaling` do."""
     if found is None:
         return scan
-    first = spec.resampling.first if spec.resampling else "normalised"
-    return interpolated(scan, found.image, scaling_seen(scan, found, spec), spec.background, nonfinite, first)
+    how = spec.resampling
+    first = how.first if how else "normalised"
+    volume = interpolated(scan, found.image, scaling_seen(scan, found, spec), spec.background, nonfinite, first)
+    return volume.with_extremes(found.apart) if how and how.cut and _overshoots(found) else volume
+
+
+def _overshoots(found: Grids) -> bool:
+    """Whether a spline does that can be cut off, as planes are the nearest ones where they are cut off one by one."""
+    nearest = found.apart is None or found.image[found.apart].taps == 1
+    return nearest and any(axis.order == 3 and not axis.is_identity for axis in found.image)
 
 
 def scaling_seen(scan: Volume, found: Grids | None, spec: ModelSpec) -> Scaling:
@@ -109,18 +120,21 @@ def scaling_seen(scan: Volume, found: Grids | None, spec: ModelSpec) -> Scaling:
     return known[found.image, normalization]
 
 
-def _orders(
-    how: Resampling, order: Order, apart: Order, current: Sequence[float], new: Sequence[float]
-) -> tuple[Order, ...]:
-    """Per axis. nnU-Net's rule: the spacing that is there decides, if it is anisotropic, else the one that it becomes;
-    and one axis alone, never two."""
-    axis = None
-    if len(current) > 2 and how.apart != "never":
-        decides = current if how.apart == "always" or _is_anisotropic(current) or not _is_anisotropic(new) else new
-        longest = [a for a, s in enumerate(decides) if s == max(decides)]
-        if len(longest) == 1 and (how.apart == "always" or _is_anisotropic(decides)):
-            axis = longest[0]
-    return tuple(apart if a == axis else order for a in range(len(current)))
+def _orders(order: Order, apart: Order, axis: int | None, ndim: int) -> tuple[Order, ...]:
+    """Per axis. axis: the one that is resampled `apart`."""
+    return tuple(apart if a == axis else order for a in range(ndim))
+
+
+def _apart(how: Resampling, current: Sequence[float], new: Sequence[float]) -> int | None:
+    """The axis that is resampled apart. nnU-Net's rule: the spacing that is there decides, if it is anisotropic, else
+    the one that it becomes; and one axis alone, never two."""
+    if len(current) < 3 or how.apart == "never":
+        return None
+    decides = current if how.apart == "always" or _is_anisotropic(current) or not _is_anisotropic(new) else new
+    longest = [a for a, s in enumerate(decides) if s == max(decides)]
+    if len(longest) == 1 and (how.apart == "always" or _is_anisotropic(decides)):
+        return longest[0]
+    return None
 
 
 def _is_anisotropic(spacing: Sequence[float]) -> bool:

@@ -28,6 +28,7 @@ from unet_engine.plan.resampling import AxisResampling
 from unet_engine.postprocess.joining import Rules
 from unet_engine.postprocess.working import check_named, is_handed_over, said_of
 from unet_engine.prepare.augmentation import poses_of, told
+from unet_engine.prepare.crop import cropped, region
 from unet_engine.prepare.delivery import delivery_of
 from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import NOTHING, Given
@@ -47,11 +48,12 @@ from unet_engine.storage import stores
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
+from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.formats import located, open_volume
 from unet_engine.volumes.mask import Mask, Masks, validity_of
 from unet_engine.volumes.normalize import quantiles
 from unet_engine.volumes.pick import Pick
-from unet_engine.volumes.resampled import AnyMask
+from unet_engine.volumes.resampled import AnyMask, Extremes, Interpolated
 from unet_engine.volumes.resampled import on_windows_grid as on_that_grid
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import as_stored, turn_of
@@ -91,6 +93,8 @@ class Survey:
     """Things the user should know: fallbacks, mismatches."""
     objects: Rules | None = None
     """Which objects are numbered in place of labels; None where labels are wanted."""
+    asked: Box | None = None
+    """What the output is of, in the same voxels as `roi`, where that is more: it is 0 there."""
     cells: CellMask | None = None
     """Where foreground can be, of the grid of windows; None: everywhere, or that is not known yet."""
     begun: float = field(default_factory=time.time)
@@ -116,6 +120,16 @@ class Survey:
         """The same on the grid of windows."""
         image = self.grids.image if self.grids else ()
         return tuple(found for mask in self.meant.masks if (found := on_that_grid(mask, image, self.back)))
+
+    @property
+    def extremes(self) -> Extremes | None:
+        """What is cut off of interpolated voxels; None: nothing, or where they are clipped."""
+        return self.volume.extremes if isinstance(self.volume, Interpolated) else None
+
+    @property
+    def crop(self) -> Box | None:
+        """What of the volume is taken for all of it, in voxels of all of it, turned; None: all."""
+        return self.scan.box if isinstance(self.scan, Cropped) else None
 
     @property
     def turn(self) -> Turn | None:
@@ -161,6 +175,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
     volume = lying(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    whole, volume = volume, cropped(volume, model.spec, notes)
     _check_tiling(settings, model.spec, window)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
@@ -188,13 +203,15 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     _check_replacement(settings, volume)
     if volume.drawback:
         fall_back(settings, notes, volume.drawback)
-    roi = _roi(settings, volume)
-    if grids and settings.grid == "model":
+    whole_roi = _roi(settings, whole)
+    found = region(volume, whole_roi)
+    on_scan = not grids or settings.grid != "model"
+    roi, asked = found.roi, found.asked if on_scan else None
+    if grids and not on_scan:
         roi = on_windows_grid(roi, grids.image)
     windows_from = seen(volume, grids, model.spec, settings.replace_nonfinite)
     stored, turn = as_stored(volume), turn_of(volume)
-    on_scan = not grids or settings.grid != "model"
-    lies = turn.stored_box(roi) if turn and on_scan else roi
+    lies = (turn.stored_box(whole_roi) if turn else whole_roi) if on_scan else roi
     delivery = delivery_of(settings, model.spec, located_at, stored if on_scan else windows_from, lies, notes)
     keep_apart(settings, delivery.named)
     return Survey(
@@ -215,6 +232,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
         named=delivery.named,
         notes=tuple(notes),
         objects=delivery.objects,
+        asked=asked,
     )
 
 

@@ -24,7 +24,7 @@ KINDS = 8
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
 
 class Measured(_Frozen):

@@ -16,7 +16,6 @@ from typing import Any
 
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.paths import is_local
-from unet_engine.profiling import charts
 from unet_engine.profiling.stages import NAMES, OF_A_GROUP, OTHER, Snapshot, TrackFacts
 from unet_engine.settings_files import AUTO_PROFILE
 
@@ -80,6 +79,8 @@ def _unit(kind: str, count: float) -> str:
 
 def bars(stages: Mapping[str, Mapping[str, float]]) -> str:
     """`totals` as an SVG: a stacked bar per kind of thread."""
+    from unet_engine.profiling import charts
+
     rows = {kind: {name: v for name, v in row.items() if name != "threads"} for kind, row in stages.items()}
     return charts.stacked(rows, NAMES, "s")
 

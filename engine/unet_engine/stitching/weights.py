@@ -83,11 +83,13 @@ def _normalised(window: int, blend: Blend, lo: int, hi: int, rivals: tuple[int, 
 def covers(axis: AxisGrid, lo: int, hi: int) -> Vector:
     """The bare weights of all windows at the voxels [lo, hi) of an axis: shape (axis.most, hi - lo), float32, `ABSENT`
     where fewer windows lie. Which window has which row follows from its number alone, so a voxel's column is the same
-    whatever the interval."""
+    whatever the interval. Beyond the ends of the axis, where nothing is added, it is that of the last voxel."""
+    before, behind = max(0, min(-lo, hi - lo)), max(0, min(hi - axis.size, hi - lo))
+    lo, hi = (lo, hi) if not (before or behind) else (min(max(lo, 0), axis.size - 1), max(min(hi, axis.size), 1))
     rows = np.full((axis.most, hi - lo), ABSENT, np.float32)
     g = profile(axis.window, axis.blend)
     for k in axis.meeting(lo, hi):
         first, stop = axis.support(k)
         first, stop = max(first, lo), min(stop, hi)
         rows[k % axis.most, first - lo : stop - lo] = g[first - axis.start(k) : stop - axis.start(k)]
-    return rows
+    return np.pad(rows, ((0, 0), (before, behind)), "edge") if before or behind else rows

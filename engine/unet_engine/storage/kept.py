@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from zarr.storage import WrapperStore
@@ -14,7 +16,9 @@ from unet_engine.storage.remote import is_metadata
 from unet_engine.units import parse_bytes
 
 CACHE = "UNET_ENGINE_STORE_CACHE"
-"""Environment variable: bytes that a volume may be kept of, e.g. 256MiB; 0 for none."""
+"""Environment variable: bytes that a volume may be kept of, e.g. 256MiB; 0 for no more than a few blocks take."""
+NEVER = 2**62
+"""When something is needed that is not any more."""
 BEFORE = 2**26
 """Bytes that are kept before there is a plan that says what is needed again."""
 
@@ -28,29 +32,41 @@ def allowed(most: int) -> int:
 
 
 class Kept(WrapperStore[Any]):  # type: ignore[misc]
-    """A store that keeps what it gave, up to `most` bytes, what was longest not asked for going first; and what is known
-    to be needed no more at once."""
+    """A store that keeps what it gave, up to `most` bytes. Where it is told when things are needed next, what is needed
+    last goes first (L. A. Belady, 1966), else what was longest not asked for; and what is needed no more at once."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
-        self.most = min(BEFORE, allowed(BEFORE))
+        self.most = BEFORE
         self.fetched = 0
         """Objects, or ranges of them, that were asked of the store and there."""
         self._found: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._spans: dict[str, set[str]] = {}
+        self._due: dict[str, int] = {}
+        self._last: list[tuple[int, str]] = []
+        """A heap of all that was said of when things are needed, the last first; what does not hold any more too."""
         self._bytes = 0
+        self._asked: dict[tuple[str, str], asyncio.Event] = {}
+        """What is under way. All is asked on the one loop of zarr's."""
         self._lock = threading.Lock()
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         name = key, repr(byte_range)
+        if (asked := self._asked.get(name)) and name not in self._found:
+            await asked.wait()  # who asks at the same moment is given the same
         with self._lock:
             if name in self._found:
                 self._found.move_to_end(name)
                 return self._found[name]
-        found = await self._store.get(key, prototype, byte_range)
-        if found is not None and not is_metadata(key):
-            self.fetched += 1
-            self._keep(name, found)
+        self._asked[name] = asked = asyncio.Event()
+        try:
+            found = await self._store.get(key, prototype, byte_range)
+            if found is not None and not is_metadata(key):
+                self.fetched += 1
+                self._keep(name, found)
+        finally:
+            self._asked.pop(name, None)
+            asked.set()
         return found
 
     async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Any]:
@@ -63,8 +79,28 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
             self._found[name] = found
             self._spans.setdefault(name[0], set()).add(name[1])
             self._bytes += len(found)
+            if key_due := self._due.get(name[0]):
+                heappush(self._last, (-key_due, name[0]))
             while self._bytes > self.most:
-                self._let_go(next(iter(self._found)))
+                self._let_go(self._needed_last())
+
+    def expect(self, due: Mapping[str, int]) -> None:
+        """When keys are needed next, as numbers that grow with time."""
+        with self._lock:
+            self._due.update(due)
+            for key, when in due.items():
+                heappush(self._last, (-when, key))
+            if len(self._last) > 4 * len(self._due) + 64:
+                self._last = [(-when, key) for key, when in self._due.items()]
+                heapify(self._last)
+
+    def _needed_last(self) -> tuple[str, str]:
+        while self._last:
+            when, key = self._last[0]
+            if key in self._spans and self._due.get(key) == -when:
+                return key, next(iter(self._spans[key]))
+            heappop(self._last)
+        return next(iter(self._found))
 
     def _let_go(self, name: tuple[str, str]) -> None:
         self._bytes -= len(self._found.pop(name))
@@ -72,6 +108,7 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
         spans.discard(name[1])
         if not spans:
             del self._spans[name[0]]
+            self._due.pop(name[0], None)
 
     def limit(self, most: int) -> None:
         """Keep so many bytes from now on, beside what is kept already: those are part of what the process was found to
@@ -84,11 +121,14 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
         with self._lock:
             self._found.clear()
             self._spans.clear()
+            self._due.clear()
+            self._last.clear()
             self._bytes = 0
 
     def drop(self, keys: Iterable[str]) -> None:
         """Nobody needs these any more."""
         with self._lock:
             for key in keys:
+                self._due.pop(key, None)
                 for span in list(self._spans.get(key, ())):
                     self._let_go((key, span))

@@ -129,6 +129,13 @@ class Objects(ObjectStore):  # type: ignore[misc]
         seconds = path.stat().st_size / SLOWEST
         await in_time(obstore.put_async(self.store, key, path, mode="overwrite"), seconds)
 
+    async def copy(self, origin: str, key: str, size: int, *, overwrite: bool = True) -> None:
+        """Have the store copy an object of `size` bytes. Raises what obstore does, `AlreadyExistsError` where something
+        is there that is not to be replaced, and `NotSupportedError` where the store has no such condition."""
+        import obstore
+
+        await in_time(obstore.copy_async(self.store, origin, key, overwrite=overwrite), size / SLOWEST)
+
     async def delete(self, key: str) -> None:
         await in_time(super().delete(key))
 
@@ -261,6 +268,8 @@ def _s3(place: Place, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             config.setdefault("region", region)
     if config.get("region") is None and not _first("AWS_REGION", "AWS_DEFAULT_REGION"):
         config["region"] = "us-east-1" if endpoint else _region(place.bucket)
+    if not _first("AWS_COPY_IF_NOT_EXISTS"):
+        config.setdefault("copy_if_not_exists", "multipart")  # the one way in which S3 copies on a condition
     return config, provider
 
 

@@ -14,6 +14,8 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -70,6 +72,19 @@ def limit(name: str) -> float:
     return found if 0 <= found < 1e6 else _DEFAULTS[name]
 
 
+_ONCE: ContextVar[bool] = ContextVar("asked once only", default=False)
+
+
+@contextmanager
+def once_only() -> Iterator[None]:
+    """What is asked meanwhile, by this thread, is not asked again: to tidy up behind a store that did not answer."""
+    token = _ONCE.set(True)
+    try:
+        yield
+    finally:
+        _ONCE.reset(token)
+
+
 async def patiently(ask: Callable[[], Awaitable[T]], what: str, renew: Callable[[], None] = lambda: None) -> T:
     """What `ask` gives, asked again while it fails in a way that may pass. `renew` is called once where credentials
     were refused: others may be there by now. What is no trouble of a store is raised as it is.
@@ -88,7 +103,7 @@ async def patiently(ask: Callable[[], Awaitable[T]], what: str, renew: Callable[
             pause = max(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)), found.wish)
             pause *= random.uniform(1.0, 1.2) if found.wish else random.uniform(0.5, 1.0)
             spent = time.monotonic() - begun
-            left = limit(SECONDS) / (4 if found.unmet else 1) - spent - pause
+            left = (0 if _ONCE.get() else limit(SECONDS)) / (4 if found.unmet else 1) - spent - pause
             again = found.passes and left > 0
             if found.refused and not renewed:
                 renewed = again = True
@@ -112,6 +127,8 @@ def trouble(error: BaseException) -> Trouble | None:
     """What `error`, of whatever library, says of the store; None where it says something else: that nothing is there,
     or that the question was wrong."""
     if isinstance(error, StoreError | FileNotFoundError | IsADirectoryError | NotADirectoryError | KeyError):
+        return None
+    if type(error).__module__.startswith("obstore") and type(error).__name__ in _CONDITIONS:
         return None
     for cause in _causes(error):
         if found := _trouble(cause):
@@ -141,6 +158,8 @@ def _trouble(error: BaseException) -> Trouble | None:
     return _of_library(error)
 
 
+_CONDITIONS = ("AlreadyExistsError", "PreconditionError")
+"""What obstore raises where a request was done on a condition that does not hold."""
 _NETWORK = {
     errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ECONNRESET,
     errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE,
@@ -196,7 +215,7 @@ def _of_library(error: BaseException) -> Trouble | None:
         if name in ("PermissionDeniedError", "UnauthenticatedError"):
             return Trouble(_brief(error), passes=False, refused=True)
         if name != "GenericError" or "builder error" in text:
-            return None if name in ("AlreadyExistsError", "PreconditionError", "NotSupportedError") else _final(error)
+            return None if name == "NotSupportedError" else _final(error)
         passes = any(word in text for word in _OF_OBSTORE)
         return Trouble(_of_obstore(text), passes=passes, unmet="kind: Connect" in text)
     if kind == "aiohttp" and name != "InvalidURL":

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
@@ -15,7 +19,8 @@ from zarr.core.sync import sync
 
 from unet_engine.errors import InputError, StoreError, first_line, of_store
 from unet_engine.storage import objects, scratch, stores
-from unet_engine.storage.remote import AT_ONCE, Remote
+from unet_engine.storage.patience import once_only
+from unet_engine.storage.remote import AT_ONCE, Remote, located
 from unet_engine.storage.remote import concurrent as at_once
 from unet_engine.storage.tokens import said, tag_of
 from unet_engine.storage.web import Web
@@ -25,6 +30,9 @@ PIECE = 2**23
 PARTS_AGAIN = 9
 WHOLE_PUT = 2**26
 """Bytes up to which a file is put by one request, on the condition that nothing is there."""
+MOST_COPIED = 5 * 2**30
+"""Bytes that S3 copies by one request. Longer files are put on no condition."""
+STAGING = ".partial"
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class RemoteFile:
         try:
             self._store: Remote = stores.Url().location(self._root)
         except (StoreError, ValueError) as error:
-            raise InputError(f"{url} cannot be read: {first_line(error)}; {_advice(error)}") from error
+            raise InputError(f"{url} cannot be read: {_cause(error, url)}; {_advice(error)}") from error
 
     def exists(self) -> bool:
         """Raises `InputError` where that cannot be found out."""
@@ -109,16 +117,26 @@ class RemoteFile:
     def put(self, path: Path, *, overwrite: bool) -> None:
         """Put the file at `path` there. Raises `FileExistsError` where something is there and `overwrite` is not given,
         and what stores raise."""
-        if not overwrite and sync(self._store.exists(self.key)):
-            raise FileExistsError(self.url)
         length = path.stat().st_size
-        if not overwrite and length <= WHOLE_PUT:
+        if overwrite:
+            self._upload(path, length)
+        elif sync(self._store.exists(self.key)):
+            raise FileExistsError(self.url)
+        elif length <= WHOLE_PUT:
             data = path.read_bytes()
             sync(self._store.set_if_not_exists(self.key, default_buffer_prototype().buffer.from_bytes(data)))
-            if not overwrite and self.read(0, length + 1) != data:
+            if self.read(0, length + 1) != data:
                 raise FileExistsError(self.url)
-            return
-        sync(self._store.ask(self.key, lambda store: self._uploaded(store, path)))
+        elif self._copies_on_condition(length):
+            self._put_new(path, length)
+        else:
+            self._upload(path, length)
+
+    def _upload(self, path: Path, length: int) -> None:
+        if length <= PIECE:
+            sync(self._store.set(self.key, default_buffer_prototype().buffer.from_bytes(path.read_bytes())))
+        else:
+            sync(self._store.ask(self.key, lambda store: self._uploaded(store, path)))
         found = self.about().length
         if found != length:
             raise OSError(f"{self.url} has {found:,} bytes in place of the {length:,} that were written")
@@ -130,13 +148,105 @@ class RemoteFile:
         else:  # of fsspec
             await store.fs._put_file(str(path), f"{store.path}/{self.key}")
 
+    def _copies_on_condition(self, length: int) -> bool:
+        return isinstance(self._store._store, objects.Objects) and length <= MOST_COPIED
+
+    def _put_new(self, path: Path, length: int) -> None:
+        """What is put in parts is put on no condition, and what a store copies on one: so it is put beside its place,
+        and copied."""
+        staged = self.staged()
+        try:
+            staged._upload(path, length)
+            try:
+                self.copy_from(staged.key, length, overwrite=False)
+            except FileExistsError:
+                if not self._is(path, length):  # else the answer to our own copy was lost, and it was asked for again
+                    raise
+            except NotImplementedError:
+                self._upload(path, length)
+        finally:
+            with suppress(OSError), once_only():
+                sync(self._store.delete(staged.key))
+
+    def _is(self, path: Path, length: int) -> bool:
+        if self.about().length != length:
+            return False
+        with path.open("rb") as file:
+            return all(self.read(lo, lo + PIECE) == file.read(PIECE) for lo in range(0, length, PIECE))
+
+    def copy_from(self, origin: str, length: int, *, overwrite: bool = True) -> None:
+        """Have the store copy to here what is called `origin` in the same folder, of `length` bytes. Raises
+        `FileExistsError` where something is there that is not to be replaced, `NotImplementedError` where the store does
+        not copy, or not so, and what stores raise."""
+
+        async def copied(store: Any) -> None:
+            if isinstance(store, objects.Objects):
+                await store.copy(origin, self.key, length, overwrite=overwrite)
+            else:  # of fsspec
+                await store.fs._cp_file(f"{store.path}/{origin}", f"{store.path}/{self.key}")
+
+        try:
+            sync(self._store.ask(self.key, copied))
+        except StoreError as error:
+            if "501" in str(error):
+                raise NotImplementedError(str(error)) from error
+            raise
+        except Exception as error:
+            kind = type(error).__name__  # of obstore, which is imported where it is used
+            if kind in ("AlreadyExistsError", "PreconditionError"):
+                raise FileExistsError(self.url) from error
+            if kind == "NotSupportedError":
+                raise NotImplementedError(str(error)) from error
+            raise
+
+    # --- beside it ---
+
+    def beside(self, key: str) -> RemoteFile:
+        """The file `key` of the same folder, or below it, by the same connections."""
+        other = copy(self)
+        other.key, other.url = key, located(self._root, key)
+        return other
+
+    def staged(self) -> RemoteFile:
+        """A place beside it that is nobody else's, for what is to come here once it is whole. What kills left in such
+        places a week ago is removed."""
+        folder = f".{self.key}{STAGING}"
+        with suppress(OSError), once_only():
+            for name in sync(self._names(folder)):
+                since = name.partition("-")[0]
+                if since.isdigit() and time.time() - int(since) > scratch.KEPT_SECONDS:
+                    self.beside(f"{folder}/{name}").discard()
+        return self.beside(f"{folder}/{int(time.time())}-{uuid4().hex[:12]}")
+
+    async def _names(self, folder: str) -> list[str]:
+        return [name.strip("/") async for name in self._store.list_dir(folder)]
+
+    def discard(self) -> None:
+        """Remove it, or all that lies below it. Raises what stores raise."""
+        sync(self._store.delete_dir(self.key))
+        sync(self._store.delete(self.key))
+
+    def names(self) -> set[str]:
+        """What lies below it, at whatever depth. Raises what stores raise."""
+
+        async def listed() -> set[str]:
+            prefix = f"{self.key}/"
+            return {name.removeprefix(prefix) async for name in self._store.list_prefix(prefix)}
+
+        return sync(listed())  # type: ignore[no-any-return]
+
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:
             return sync(ask())
         except FileNotFoundError as error:
             raise InputError(f"{self.url} does not exist; give the path of a volume") from error
         except Exception as error:
-            raise InputError(f"{self.url} cannot be read: {first_line(error)}; {_advice(error)}") from error
+            raise InputError(f"{self.url} cannot be read: {_cause(error, self.url)}; {_advice(error)}") from error
+
+
+def _cause(error: BaseException, url: str) -> str:
+    lost = of_store(error)
+    return lost.of(url) if lost else first_line(error)
 
 
 def _advice(error: BaseException) -> str:

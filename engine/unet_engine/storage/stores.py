@@ -47,7 +47,8 @@ class Store(Protocol):
         """Give the group of Zarr v3 at `path` other attributes, all at once."""
 
     def remove(self, path: str, first: str) -> None:
-        """Delete all that lies at `path`: what is called `first` in it before the rest, where there is an order."""
+        """Delete all that lies at `path`: what is called `first` in it before the rest. A kill on the way leaves no
+        array that could be read with chunks missing."""
 
 
 class LocalDisk:
@@ -78,6 +79,8 @@ class LocalDisk:
         durable.put(Path(path, _METADATA), _group(attributes), durability)
 
     def remove(self, path: str, first: str) -> None:
+        with suppress(OSError):
+            Path(path, first, _METADATA).unlink()
         shutil.rmtree(Path(path, first), ignore_errors=True)
         shutil.rmtree(path)
 
@@ -109,7 +112,7 @@ class Url:
             return False
         except Exception as error:
             if lost := of_store(error):
-                raise OutputError(f"{path} cannot be reached: {lost}; {lost.advice}") from error
+                raise OutputError(f"{path} cannot be reached: {lost.of(path)}; {lost.advice}") from error
             raise OutputError(
                 f"{path} cannot be reached: {first_line(error)}; check the URL and that its file system is installed"
             ) from error
@@ -129,7 +132,10 @@ class Url:
         zarr.open_group(self.location(path), mode="r+").attrs.put(dict(attributes))
 
     def remove(self, path: str, first: str) -> None:
-        sync(zarr.open_group(self.location(path), mode="r+").store_path.delete_dir())
+        empty(path, first)
+        place = self.location(path)
+        for name in METADATA:
+            sync(place.delete(name))
 
 
 def _opened(url: str) -> Any:
@@ -181,6 +187,22 @@ class Zipped:
         if not is_local(path):
             raise OutputError(f"{path} is an archive, which is not removed from a store; use another --out")
         Path(path).unlink()
+
+
+def empty(url: str, first: str = "") -> None:
+    """Delete all that lies below the group at `url` but the group's own metadata: those of what it holds before their
+    chunks, so that a kill on the way leaves nothing that could be read with chunks missing."""
+    place = Url().location(url)
+    names = {name.strip("/") for name in sync(_listed(place))}.difference(("", *METADATA))
+    for name in sorted(names, key=lambda name: (name != first, name)):
+        for metadata in METADATA:
+            sync(place.delete(f"{name}/{metadata}"))
+        sync(place.delete_dir(name))
+        sync(place.delete(name))  # where it is an object itself
+
+
+async def _listed(place: Any) -> list[str]:
+    return [name async for name in place.list_dir("")]
 
 
 def holds_file(url: str) -> bool:

@@ -12,7 +12,7 @@ from itertools import product
 from math import dist, floor, prod
 
 from unet_engine.output.layout import Layout
-from unet_engine.plan.box import Box
+from unet_engine.plan.box import Box, around
 from unet_engine.plan.plan import Index, Plan
 from unet_engine.volumes.base import Array
 
@@ -38,15 +38,17 @@ class Blocks:
 
     def __init__(self, plan: Plan, layout: Layout) -> None:
         self.plan, self._turn = plan, layout.turn
+        self._begin = layout.begin or (0,) * len(plan.axes)
 
     def seen(self, box: Box) -> Box:
         """Where a box of the output lies in the plan."""
+        box = box.relative_to(self._begin)
         return (self._turn.seen_box(box) if self._turn else box).shift(self.plan.roi.lo)
 
     def stored(self, box: Box) -> Box:
         """The way back of `seen`."""
         box = box.relative_to(self.plan.roi.lo)
-        return self._turn.stored_box(box) if self._turn else box
+        return (self._turn.stored_box(box) if self._turn else box).shift(self._begin)
 
     def view(self, values: Array) -> Array:
         """Voxels of a box of the plan, as the output has them."""
@@ -128,12 +130,7 @@ class Demand:
         """Around all that is on the screen, in voxels of the plan; None where nothing is."""
         with self._changed:
             shown = self._shown()
-        if not shown:
-            return None
-        return Box(
-            tuple(map(min, zip(*(box.lo for box in shown), strict=True))),
-            tuple(map(max, zip(*(box.hi for box in shown), strict=True))),
-        )
+        return around(shown) if shown else None
 
     @property
     def done(self) -> int:

@@ -9,20 +9,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.paths import said
-from unet_engine.plan.box import Box
+from unet_engine.plan.box import Box, around
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.formats import located, open_volume
 from unet_engine.volumes.pick import Pick
 
 PIECE = 2**25
-"""Bytes that are read of a stored level at once, and for one answer."""
+"""Bytes that are read of a stored level for one answer, at most."""
+PART = 2**23
+"""Bytes of it that are read at once: of a volume that is mostly empty, larger parts would nearly all have something."""
 KEPT = 2**27
-"""Bytes of decoded chunks that are kept of a pane whose chunks are large."""
+"""Bytes of decoded chunks that are kept of a pane."""
 ANSWER = 2**18
 """Voxels of an answer: what Neuroglancer asks for at once."""
 _MOST_LEVELS = 24
@@ -109,42 +112,59 @@ class Levels:
         )
 
     def _voxels(self, volume: Volume, box: Box) -> Array:
-        """As `Volume.read`. Large chunks, of which a piece of the screen is a small part, are decoded once for all that
-        lie beside one another."""
-        if self._keeping is None or not ANSWER < volume.chunk_bytes * volume.channels <= KEPT // 2:
+        """As `Volume.read`. Chunks of which a piece of the screen is a small part are decoded once for all that lie
+        beside one another, or that one scrolls through."""
+        low = tuple(l - l % c for l, c in zip(box.lo, volume.chunks, strict=True))
+        high = tuple(min(-(-h // c) * c, n) for h, c, n in zip(box.hi, volume.chunks, volume.shape, strict=True))
+        touched, one = Box(low, high).size * volume.voxel_bytes, volume.chunk_bytes * volume.channels
+        thin = touched <= KEPT // 4 and 2 * box.size * volume.voxel_bytes <= touched
+        if self._keeping is None or not (thin or ANSWER < one <= KEPT // 2):
             return volume.read(box)
         out = np.empty((volume.channels, *box.shape), volume.dtype)
-        cells = tuple(l - l % c for l, c in zip(box.lo, volume.chunks, strict=True))
-        for cell in Box(cells, box.hi).relative_to(cells).cells(volume.chunks):
-            both = cell.shift(cells) & box
-            corner = tuple(l - l % c for l, c in zip(both.lo, volume.chunks, strict=True))
-            whole = Box(corner, tuple(map(min, map(sum, zip(corner, volume.chunks, strict=True)), volume.shape)))
-            found = self._chunk(volume, whole)
+        chunks = list(Box(low, high).cells(volume.chunks))
+        for whole, found in zip(chunks, self._chunks(volume, chunks), strict=True):
+            both = whole & box
             out[(slice(None), *both.relative_to(box.lo).slices())] = found[
-                (slice(None), *both.relative_to(corner).slices())
+                (slice(None), *both.relative_to(whole.lo).slices())
             ]
         return out
 
-    def _chunk(self, volume: Volume, whole: Box) -> Array:
-        """One chunk, read once by whoever asks first."""
+    def _chunks(self, volume: Volume, chunks: Sequence[Box]) -> list[Array]:
+        """Whole chunks, each read by whoever asks first; those that are missing are read together where a store may be
+        far, one by one where each is large."""
         assert self._keeping is not None
-        key = (id(volume), whole)
+        missing, found = [], []
         with self._keeping:
-            future = self._kept.get(key)
-            mine = future is None
-            if future is None:
-                future = self._kept[key] = Future()
-            self._kept.move_to_end(key)
+            for whole in chunks:
+                key = (id(volume), whole)
+                future = self._kept.get(key)
+                if future is None:
+                    future = self._kept[key] = Future()
+                    missing.append((whole, future))
+                self._kept.move_to_end(key)
+                found.append(future)
             while len(self._kept) * volume.chunk_bytes * volume.channels > KEPT:
                 self._kept.popitem(last=False)
-        if mine:
-            try:
-                future.set_result(volume.read(whole))
-            except BaseException as error:
-                with self._keeping:
-                    self._kept.pop(key, None)
-                future.set_exception(error)
-        return future.result()
+        self._fill(volume, missing)
+        return [future.result() for future in found]
+
+    def _fill(self, volume: Volume, missing: Sequence[tuple[Box, Future[Array]]]) -> None:
+        assert self._keeping is not None
+        together = len(missing) > 1 and volume.chunk_bytes * volume.channels <= ANSWER
+        try:
+            region = around([whole for whole, _ in missing]) if together else None
+            voxels = volume.read(region) if region else None
+            for whole, future in missing:
+                if region is None or voxels is None:
+                    future.set_result(volume.read(whole))
+                else:
+                    future.set_result(voxels[(slice(None), *whole.relative_to(region.lo).slices())].copy())
+        except BaseException as error:
+            with self._keeping:
+                for whole, future in missing:
+                    if not future.done():
+                        self._kept.pop((id(volume), whole), None)
+                        future.set_exception(error)
 
 
 def _factors(full: Sequence[int], coarse: Sequence[int]) -> tuple[int, ...] | None:
@@ -162,14 +182,14 @@ def _factors(full: Sequence[int], coarse: Sequence[int]) -> tuple[int, ...] | No
 
 
 def _parts(box: Box, steps: Sequence[int], volume: Volume) -> Iterator[Box]:
-    """`box`, in parts that are read at once: whole chunks as far as `PIECE` allows, so that what is not stored costs
+    """`box`, in parts that are read at once: whole chunks as far as `PART` allows, so that what is not stored costs
     nothing, and memory has a bound."""
     sizes = [max(1, c // s) for c, s in zip(volume.chunks, steps, strict=True)]
-    while prod(sizes) * prod(steps) * volume.voxel_bytes > PIECE and max(sizes) > 1:
+    while prod(sizes) * prod(steps) * volume.voxel_bytes > PART and max(sizes) > 1:
         a = max(range(len(sizes)), key=lambda i: sizes[i])
         sizes[a] = -(-sizes[a] // 2)
     for a in reversed(range(len(sizes))):
-        room = PIECE // max(1, prod(sizes) * prod(steps) * volume.voxel_bytes)
+        room = PART // max(1, prod(sizes) * prod(steps) * volume.voxel_bytes)
         sizes[a] *= max(1, min(room, -(-box.shape[a] // sizes[a])))
     cuts = [
         [(x, min(x - x % size + size, hi)) for x in _starts(lo, hi, size)]
@@ -184,19 +204,44 @@ def _starts(lo: int, hi: int, size: int) -> list[int]:
 
 
 def _mean(voxels: Array, steps: Sequence[int]) -> Array:
-    """Of whole cells of `steps` voxels; the last cell along an axis may have fewer."""
-    found = voxels.astype(np.float32, copy=False)
+    """Of whole cells of `steps` voxels; the last cell along an axis may have fewer. float32."""
+    found = voxels
+    exact = _sums_of(voxels.dtype, prod(steps))
+    counts = np.ones((1,) * voxels.ndim, np.float32)
     for axis, step in enumerate(steps, 1):
         if step == 1:
             continue
-        starts = np.arange(0, found.shape[axis], step)
-        sums = np.add.reduceat(found, starts, axis=axis)
-        counts = np.minimum(step, found.shape[axis] - starts).astype(np.float32)
-        found = sums / counts.reshape([-1 if a == axis else 1 for a in range(found.ndim)])
-    return found
+        # the slowest axis first: whole planes are added to one another, and what is left is small
+        found, length = _summed(found, axis, step, exact), found.shape[axis]
+        most = np.minimum(step, length - np.arange(0, length, step)).astype(np.float32)
+        counts = counts * most.reshape([-1 if a == axis else 1 for a in range(found.ndim)])
+    return found.astype(np.float32, copy=False) / counts
+
+
+def _sums_of(dtype: np.dtype[Any], count: int) -> type[np.generic]:
+    """The smallest type that holds the sum of so many values: the fewer bytes are moved, the sooner it is there."""
+    if dtype.kind not in "bui" or dtype.itemsize > 2:
+        return np.float32
+    if dtype.itemsize == 1 and count <= 2**8:
+        return np.uint16 if dtype.kind in "bu" else np.int16
+    return np.uint32 if dtype.kind == "u" and count <= 2**16 else np.int32 if count <= 2**15 else np.float32
+
+
+def _summed(voxels: Array, axis: int, step: int, dtype: type[np.generic]) -> Array:
+    """Every `step` values along an axis added up; the last sum may be of fewer."""
+    length = voxels.shape[axis]
+    shape = list(voxels.shape)
+    shape[axis] = -(-length // step)
+    out = np.zeros(shape, dtype)
+    for k in range(min(step, length)):
+        there = voxels[(slice(None),) * axis + (slice(k, None, step),)]
+        place = out[(slice(None),) * axis + (slice(there.shape[axis]),)]
+        np.add(place, there, out=place, casting="unsafe")
+    return out
 
 
 def _rounded(values: Array, dtype: np.dtype[np.generic]) -> Array:
     if dtype.kind in "iu":
-        return np.rint(values).astype(dtype)
+        limits: Any = np.iinfo(np.dtype(dtype).type)  # type: ignore[type-var]
+        return np.rint(values).astype(np.float64).clip(limits.min, limits.max).astype(dtype)
     return values >= 0.5 if dtype.kind == "b" else values.astype(dtype)

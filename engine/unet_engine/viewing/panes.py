@@ -182,13 +182,30 @@ def _shades(count: int, named: Sequence[str]) -> tuple[str, ...]:
 
 
 def _contrast(volume: Volume) -> tuple[float, float] | None:
-    """Between the first and the last percent of what is sampled."""
-    values: Array = np.concatenate([one[:: max(1, len(one) // 2**16)] for one in samples.measured(volume)])
-    values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    if not values.size:
-        return None
-    low, high = (float(v) for v in np.percentile(values.astype(np.float64), (1, 99)))
-    return (low, high) if high > low else (low, low + 1.0)
+    """Between the first and the last percent of what is sampled; where that is one value, as of a volume that is empty
+    nearly everywhere, of the middle, which is shown first."""
+    low, high = 0.0, 0.0
+    for look in (_sampled, _in_the_middle):
+        found = look(volume)
+        values = found[np.isfinite(found)] if found.dtype.kind == "f" else found
+        if not values.size:
+            return None
+        low, high = (float(v) for v in np.percentile(values.astype(np.float64), (1, 99)))
+        if high > low:
+            return low, high
+    return low, low + 1.0
+
+
+def _sampled(volume: Volume) -> Array:
+    return np.concatenate([one[:: max(1, len(one) // 2**16)] for one in samples.measured(volume)])
+
+
+def _in_the_middle(volume: Volume) -> Array:
+    """Voxels of the first channel there, at most 64 along each axis."""
+    lo = tuple(max(0, n // 2 - 32) for n in volume.shape)
+    voxels = volume.read(Box(lo, tuple(min(l + 64, n) for l, n in zip(lo, volume.shape, strict=True))))
+    found: Array = voxels[0].ravel()
+    return found
 
 
 def together(panes: Sequence[Pane]) -> list[tuple[tuple[float, ...], ...]]:

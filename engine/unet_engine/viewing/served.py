@@ -16,6 +16,8 @@ from unet_engine.viewing.levels import ANSWER
 from unet_engine.viewing.panes import Pane
 from unet_engine.volumes.base import Array
 
+PLANE = 17
+"""Voxels of a piece of a plane, as a power of two."""
 MESHED = 2**25
 """Voxels of labels up to which the viewer gets the surfaces of objects; they are made of all of them at once."""
 
@@ -47,6 +49,9 @@ class ServedVolume(LocalVolume):  # type: ignore[misc]  # the package has no typ
             ),
             volume_type="segmentation" if pane.kind == "labels" else "image",
             encoding="raw",
+            # planes are shown: of cubes most would be fetched and drawn for nothing
+            chunk_layout="flat",
+            max_voxels_per_chunk_log2=PLANE,
             max_downsampling=pane.levels.coarsest,
         )
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from unet_engine.errors import DataError, InputError, UnetEngineError, first_line
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import READ_DECODE
 from unet_engine.volumes.frame import Frame
@@ -164,9 +165,9 @@ class Volume(Protocol):
     def units(self) -> tuple[int, ...] | None:
         """Of a volume that is fetched over a network: the shape of what is fetched for each request; else None."""
 
-    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:
-        """Keep up to `most` bytes of what is fetched over a network; `uses`: how often each of its `units` is going to
-        be read, where that is known."""
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        """Keep up to `most` bytes of what is fetched over a network; `reads`: how often each of its `units` is going to
+        be read, and when, where that is known."""
 
     def release(self) -> None:
         """The run that reads it is complete: what was made for reading it, such as an unpacked copy, may go."""
@@ -242,7 +243,7 @@ class StoredVolume(ABC):
     def units(self) -> tuple[int, ...] | None:
         return None
 
-    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:  # noqa: B027  # most lie on a disk
+    def keep(self, most: int, reads: Fetching | None) -> None:  # noqa: B027  # most lie on a disk
         """A format that fetches over a network keeps here."""
 
     def release(self) -> None:  # noqa: B027  # most formats make nothing

@@ -42,7 +42,7 @@ def located(found: Resolution, path: str, names: str) -> Resolution:
         return _placed(found, group, dimensions, names)
     except Exception as error:
         if lost := of_store(error):
-            raise InputError(f"the coordinates of {path} cannot be read: {lost}; {lost.advice}") from error
+            raise InputError(f"the coordinates of {path} cannot be read: {lost.of(path)}; {lost.advice}") from error
         return found  # whatever lies beside it is none of these
 
 

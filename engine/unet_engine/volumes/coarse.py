@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise, product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.volumes.lens import Lens
 
 Array = npt.NDArray[Any]
+
+MOST = 2**24
+"""Voxels of the scan that are read at once, but for those of a chunk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,23 +60,39 @@ class Coarse(Lens):
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         """(channels, *box.shape) float32."""
-        found = np.zeros((self.channels, *box.shape), np.float32)
-        for part in self._slabs(box):
+        found = np.empty((self.channels, *box.shape), np.float32)
+        for part in self._parts(box):
             at = part.relative_to(box.lo).slices()
             found[(slice(None), *at)] = self._means(self.scan.read(self.there(part), recorder))
         return found
 
-    def _slabs(self, box: Box) -> Iterator[Box]:
-        """Parts one voxel thick, so that little of the scan is held at once."""
-        for x in range(box.lo[0], box.hi[0]):
-            yield Box((x, *box.lo[1:]), (x + 1, *box.hi[1:]))
+    def _parts(self, box: Box) -> Iterator[Box]:
+        """Parts that end where chunks of the scan do, so that hardly any is decoded twice, and small enough that little
+        of the scan is held at once."""
+        spans = [[(lo, hi)] for lo, hi in zip(box.lo, box.hi, strict=True)]
+        for a, (lo, hi) in enumerate(zip(box.lo, box.hi, strict=True)):
+            longest = (max(end - begin for begin, end in found) for found in spans)
+            if prod(n * f for n, f in zip(longest, self.factors, strict=True)) <= MOST:
+                break
+            chunk, factor = self.scan.chunks[a], self.factors[a]
+            edges = (k * chunk // factor for k in range(lo * factor // chunk, hi * factor // chunk + 1))
+            spans[a] = list(pairwise(sorted({lo, hi, *(edge for edge in edges if lo < edge < hi)})))
+        for ends in product(*spans):
+            yield Box(*map(tuple, zip(*ends, strict=True)))
 
     def _means(self, voxels: Array) -> Array:
-        found: Array = voxels.astype(np.float32)
         for a, factor in enumerate(self.factors, start=1):
-            size = found.shape[a]
-            starts = np.arange(0, size, factor)
-            counts = np.minimum(starts + factor, size) - starts
-            sums = np.add.reduceat(found, starts, axis=a)
-            found = sums / counts.astype(np.float32).reshape(-1, *(1,) * (found.ndim - 1 - a))
-        return found
+            voxels = _mean_along(voxels, a, factor)
+        return voxels
+
+
+def _mean_along(values: Array, axis: int, factor: int) -> Array:
+    """Means in float32 of every `factor` values along an axis, and of those that are left at its end."""
+    rows = np.moveaxis(values, axis, 0)
+    sums = rows[::factor].astype(np.float32)
+    for k in range(1, factor):
+        more = rows[k::factor]
+        sums[: len(more)] += more
+    counts = np.minimum(factor, len(rows) - factor * np.arange(len(sums))).astype(np.float32)
+    sums /= counts.reshape(-1, *(1,) * (sums.ndim - 1))
+    return np.moveaxis(sums, 0, axis)

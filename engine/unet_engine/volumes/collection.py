@@ -117,7 +117,7 @@ def _series(group: zarr.Group) -> list[str]:
 def _check_store(what: str, error: Exception) -> None:
     """Raise `InputError` where `error` says nothing of `what`, but that its store did not answer."""
     if lost := of_store(error):
-        raise InputError(f"{what} cannot be read: {lost}; {lost.advice}") from error
+        raise InputError(f"{what} cannot be read: {lost.of(what)}; {lost.advice}") from error
 
 
 def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:

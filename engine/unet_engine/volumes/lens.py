@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import Pick
@@ -129,8 +129,8 @@ class Lens(ABC):
     def units(self) -> tuple[int, ...] | None:
         return self.scan.units
 
-    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:
-        self.scan.keep(most, None)  # `uses` counts on the grid that is seen
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        self.scan.keep(most, None)  # `reads` counts on the grid that is seen
 
     def release(self) -> None:
         self.scan.release()

@@ -47,6 +47,8 @@ class Mask:
     axes: tuple[_Axis, ...]
     turn: Turn | None = None
     """How the scan is seen, whose voxels are meant; None: as it is stored."""
+    origin: tuple[int, ...] | None = None
+    """The voxel of the scan as it is seen that boxes are counted from; None: the first one."""
 
     @property
     def voxel_bytes(self) -> int:
@@ -98,6 +100,7 @@ class Mask:
         return self._over(self._as_stored(box))
 
     def _as_stored(self, box: Box) -> Box:
+        box = box if self.origin is None else box.shift(self.origin)
         return box if self.turn is None else self.turn.stored_box(box)
 
     def _over(self, box: Box) -> Box:
@@ -131,9 +134,16 @@ class Masks:
         return sum(mask.reading_bytes for mask in self.masks)
 
 
-def open_mask(path: str, shape: Sequence[int], turn: Turn | None = None, time: int | None = None) -> Mask:
-    """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says. Of a
-    mask with several time points that of the scan counts, `time`. Raises `InputError` where it does not lie over it."""
+def open_mask(
+    path: str,
+    shape: Sequence[int],
+    turn: Turn | None = None,
+    time: int | None = None,
+    origin: tuple[int, ...] | None = None,
+) -> Mask:
+    """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says, and
+    from `origin` on. Of a mask with several time points that of the scan counts, `time`. Raises `InputError` where it
+    does not lie over it."""
     stored = open_stored(path)
     volume = stored.picked(Pick(time if stored.timepoints > 1 else None))
     if volume.channels != 1:
@@ -145,7 +155,7 @@ def open_mask(path: str, shape: Sequence[int], turn: Turn | None = None, time: i
             f"--mask {path} has {times(volume.shape)} voxels, the volume {times(tuple(shape))}; "
             "they must agree, or differ by a whole number along each axis"
         )
-    return Mask(volume, found, turn)
+    return Mask(volume, found, turn, origin)
 
 
 def validity_of(volume: Volume) -> Mask | None:

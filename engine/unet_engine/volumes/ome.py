@@ -82,7 +82,7 @@ def named_resolution(path: str, array: zarr.Array) -> Resolution | None:
             continue
         except Exception as error:
             if (lost := of_store(error)) and not lost.refused:  # what it says must not depend on the network
-                raise InputError(f"{above} cannot be read: {lost}; {lost.advice}") from error
+                raise InputError(f"{above} cannot be read: {lost.of(above)}; {lost.advice}") from error
             if is_local(path):  # there is a file, and it is not what it should be
                 notes.append(f"{above} cannot be read ({first_line(error)}): it may say voxel size and axes of {path}")
             continue

@@ -23,6 +23,7 @@ from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.pieces import pieces
 from unet_engine.volumes.validity import unmeasured
 
 
@@ -85,14 +86,31 @@ class Nearest(Regridded):
         return np.ascontiguousarray(found[taken])
 
 
+@dataclass(frozen=True)
+class Extremes:
+    """The least and the largest of voxels as they are interpolated, per channel: of all, or of each plane."""
+
+    axis: int | None
+    """That planes stand on; None: of all voxels."""
+    least: tuple[tuple[float, ...], ...]
+    most: tuple[tuple[float, ...], ...]
+
+    def of(self, channel: int, planes: Sequence[int], ndim: int) -> tuple[Array, Array]:
+        """Those of these planes of the scan, shaped to lie over (*box.shape); `planes` are ignored where they are of all."""
+        at = list(planes) if self.axis is not None else [0]
+        shape = [len(at) if a == self.axis else 1 for a in range(ndim)]
+        least, most = (np.array(ends[channel], np.float32)[at].reshape(shape) for ends in (self.least, self.most))
+        return least, most
+
+
 @dataclass(frozen=True, eq=False)
 class Interpolated(Regridded):
     """What a network is fed: voxels normalised where they were measured, then interpolated; float32.
 
     Background is 0 here, so that it stays so to the last bit, and becomes what it is once normalised by `fed`. What was
     not measured is normalised to 0, NaN and infinities become `nonfinite`, or spread as NaN where that is None.
-    Splines overshoot: where values are clipped, they are clipped to the same bounds afterwards (nnU-Net cuts off at the
-    least and the largest voxel, which clipped voxels mostly reach).
+    Splines overshoot: they are cut off at `extremes`; where these are not known and values are clipped, at the same
+    bounds.
     """
 
     scaling: Scaling
@@ -100,6 +118,7 @@ class Interpolated(Regridded):
     background: float = 0.0
     """Raw value of voxels that become 0."""
     nonfinite: float | None = None
+    extremes: Extremes | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -141,12 +160,45 @@ class Interpolated(Regridded):
             ]
             operations.interpolate(out, normal, tables)
             for c, channel in enumerate(out):
-                if (bounds := self._bounds(c)) is not None:
+                if (bounds := self._limits(c, box)) is not None:
                     np.clip(channel, *bounds, out=channel)
         return out
 
+    def with_extremes(self, axis: int | None) -> Interpolated:
+        """Cut off at the least and the largest voxel: of all, or of each plane across `axis`, along which voxels are
+        the nearest ones. All of the scan is read, but where all of it is clipped and both bounds are met."""
+        count = 1 if axis is None else self.scan.shape[axis]
+        least = np.full((self.channels, count), np.inf, np.float32)
+        most = -least
+        for box in pieces(self.scan, Box.of_shape(self.scan.shape)):
+            voxels = self.scan.read(box)
+            normal = self._normalised(voxels, unmeasured(self.scan, box, voxels))
+            others = tuple(1 + a for a in range(box.ndim) if a != axis)
+            at = slice(0, 1) if axis is None else slice(box.lo[axis], box.hi[axis])
+            for ends, of in ((least, np.fmin), (most, np.fmax)):
+                met = of.reduce(normal, axis=others)
+                ends[:, at] = of(ends[:, at], met.reshape(len(ends), -1))
+            if axis is None and self._are_bounds(least[:, 0], most[:, 0]):
+                break
+        unknown = ~(least <= most)
+        least[unknown], most[unknown] = -np.inf, np.inf
+        return replace(self, extremes=Extremes(axis, *(tuple(tuple(map(float, c)) for c in e) for e in (least, most))))
+
+    def _are_bounds(self, least: Array, most: Array) -> bool:
+        """Whether nothing can lie beyond these, by channel, as all is clipped."""
+        bounds = [self._bounds(c) for c in range(len(least))]
+        return all(b is not None and lo <= b[0] and hi >= b[1] for lo, hi, b in zip(least, most, bounds, strict=True))
+
+    def _limits(self, channel: int, box: Box) -> tuple[Array, Array] | Array | None:
+        """What splines may not overshoot in `box`; None where nothing does, or nothing is known."""
+        if self.extremes is None:
+            return self._bounds(channel)
+        axis = self.extremes.axis
+        planes = [] if axis is None else [self.grid[axis].first(k) for k in range(box.lo[axis], box.hi[axis])]
+        return self.extremes.of(channel, planes, box.ndim)
+
     def _bounds(self, channel: int) -> Array | None:
-        """What splines may not overshoot; None where nothing does, or nothing is known."""
+        """The same by what voxels are clipped to."""
         if not self.scaling.clip or not any(axis.order == 3 and not axis.is_identity for axis in self.grid):
             return None
         ends = self.scaling.normalised(np.array(self.scaling.clip[channel], np.float32), channel)
@@ -218,10 +270,11 @@ def interpolated(
     background: float,
     nonfinite: float | None,
     first: Literal["normalised", "interpolated"],
+    extremes: Extremes | None = None,
 ) -> Interpolated:
     """What windows are cut from. first: what is done before the other."""
     kind = Interpolated if first == "normalised" else RawInterpolated
-    return kind(scan, grid, scaling, background, nonfinite)
+    return kind(scan, grid, scaling, background, nonfinite, extremes)
 
 
 def fed(scaling: Scaling, background: float) -> Scaling:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
+from unet_engine.storage.remote import AT_ONCE
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.normalize import Scaling, scaling
 from unet_engine.volumes.validity import marked, void
 from unet_engine.volumes.whole import scaling_of_whole
+
+T = TypeVar("T")
 
 SAMPLES = 64
 SAMPLE_VOXELS = 2**16
@@ -75,11 +80,22 @@ def _spread(values: Array) -> float:
 def _read(volume: Volume) -> tuple[list[Box], list[Array]]:
     found = _READ.get(volume)
     if found is None:
-        present = [box for box in boxes(volume) if volume.has_data(box)] or [next(iter(boxes(volume)))]
-        blocks = [volume.read(box).reshape(volume.channels, -1) for box in present]
+        looked_at = list(boxes(volume))
+        there = _each(volume, volume.has_data, looked_at)
+        present = [box for box, is_there in zip(looked_at, there, strict=True) if is_there] or looked_at[:1]
+        blocks = [voxels.reshape(volume.channels, -1) for voxels in _each(volume, volume.read, present)]
         found = present, [np.concatenate([block[c] for block in blocks]) for c in range(volume.channels)]
         _READ[volume] = found
     return found
+
+
+def _each(volume: Volume, ask: Callable[[Box], T], asked: Sequence[Box]) -> list[T]:
+    """What `ask` says of each box. What lies behind a network is asked for several at once: each answer takes its time,
+    and there are many."""
+    if volume.units is None:
+        return list(map(ask, asked))
+    with ThreadPoolExecutor(AT_ONCE, "samples") as pool:
+        return list(pool.map(ask, asked))
 
 
 def measured(volume: Volume) -> list[Array]:

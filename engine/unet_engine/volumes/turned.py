@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.volumes.base import Array, Volume
+from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.turn import Turn
@@ -53,8 +54,15 @@ class Turned(Lens):
 
 def turn_of(volume: Volume) -> Turn | None:
     """How a volume is turned; None where it is as it is stored."""
+    volume = uncropped(volume)
     return volume.turn if isinstance(volume, Turned) else None
 
 
 def as_stored(volume: Volume) -> Volume:
+    """All of it, as it lies in its file."""
+    volume = uncropped(volume)
     return volume.scan if isinstance(volume, Turned) else volume
+
+
+def uncropped(volume: Volume) -> Volume:
+    return volume.scan if isinstance(volume, Cropped) else volume

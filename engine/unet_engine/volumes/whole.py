@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import floor, prod
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,11 @@ from unet_engine.plan.box import Box
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.keys import DIGIT, Keys
 from unet_engine.volumes.normalize import Pair, Scaling, foreground, scaling_by
+from unet_engine.volumes.pieces import pieces
 from unet_engine.volumes.validity import marked, void
 
 Array = npt.NDArray[Any]
 Rank = int
-PIECE = 2**21
-"""Voxels that are read at once, about: chunks of the volume."""
 
 
 def scaling_of_whole(normalization: Normalization, volume: Volume, box: Box) -> Scaling:
@@ -106,7 +105,7 @@ class Whole:
     def _pieces(self) -> Iterator[tuple[int, Array]]:
         """Group and values, flat, of every channel of every piece."""
         ways = self.normalization.each or (self.normalization,) * self.volume.channels
-        for box in _tiles(self.volume, self.box):
+        for box in pieces(self.volume, self.box):
             voxels = self.volume.read(box).reshape(self.volume.channels, -1)
             nowhere = void(self.volume, box)
             flat = None if nowhere is None else nowhere.ravel()
@@ -189,12 +188,3 @@ def _around(level: float, count: int) -> tuple[Rank, Rank, float]:
     at = level / 100 * (count - 1)
     low = min(floor(at), count - 1)
     return low, min(low + 1, count - 1), at - low
-
-
-def _tiles(volume: Volume, box: Box) -> Iterator[Box]:
-    """`box` in pieces of whole chunks."""
-    size = [min(c, n) for c, n in zip(volume.chunks, volume.shape, strict=True)]
-    for a in reversed(range(len(size))):
-        more = max(1, PIECE // prod(size))
-        size[a] = min(-(-volume.shape[a] // size[a]), more) * size[a]
-    yield from box.cells(tuple(size))

@@ -57,7 +57,7 @@ class Witness:
             now = stores.read(self.place)
         except Exception as error:
             if lost := of_store(error):
-                raise InputError(f"{self.path} cannot be read: {lost}; {lost.advice}") from error
+                raise InputError(f"{self.path} cannot be read: {lost.of(self.path)}; {lost.advice}") from error
             raise self._gone(first_line(error)) from error
         if now is None:
             raise self._gone(f"there is no {self.place.path.rpartition('/')[2]} any more")

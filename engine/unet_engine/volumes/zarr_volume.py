@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from zarr.storage import StorePath
 from unet_engine.errors import InputError, UnetEngineError, first_line, of_store
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import DECODE, READ
 from unet_engine.storage import archives, blosc, stores
@@ -28,7 +29,7 @@ from unet_engine.storage.absences import Absences
 from unet_engine.storage.bounded import bounded
 from unet_engine.storage.busy import BusyStore
 from unet_engine.storage.codecs import fast_codecs, is_native, missing_codec, native_codecs, own_codecs
-from unet_engine.storage.kept import Kept
+from unet_engine.storage.kept import NEVER, Kept
 from unet_engine.storage.lengths import Lengths, longest_stored
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
@@ -103,7 +104,7 @@ def _opened(path: str) -> zarr.Array | zarr.Group:
         if missing := missing_codec(error):
             raise InputError(f"{path} cannot be read: {missing}") from error
         if lost := of_store(error):
-            raise InputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
+            raise InputError(f"{path} cannot be read: {lost.of(path)}; {lost.advice}") from error
         raise InputError(
             f"{path} is not a readable Zarr array or group: {first_line(error)}; restore it, or give another --in"
         ) from error
@@ -181,7 +182,7 @@ def _witness(path: str, array: zarr.Array) -> Witness:
         return Witness.of(path, array.store_path, array.metadata.zarr_format)
     except Exception as error:
         if lost := of_store(error):
-            raise InputError(f"{path} cannot be read: {lost}; {lost.advice}") from error
+            raise InputError(f"{path} cannot be read: {lost.of(path)}; {lost.advice}") from error
         raise InputError(f"{path} cannot be read: {first_line(error)}; restore it, or give another --in") from error
 
 
@@ -199,8 +200,8 @@ class ZarrVolume(StoredVolume):
     witness: Witness
     linear: Linear
     """What stored numbers stand for."""
-    _uses: Callable[[Sequence[int]], int] | None = None
-    """How often a run reads a chunk (shard, if sharded), where that is known."""
+    _reads: Fetching | None = None
+    """How often a run reads a chunk (shard, if sharded), and when, where that is known."""
 
     remedy = "restore the chunk, or delete it to have it read as the fill value"
 
@@ -295,36 +296,44 @@ class ZarrVolume(StoredVolume):
             return None
         return self.along(self.array.shards or self.array.chunks)
 
-    def keep(self, most: int, uses: Callable[[Sequence[int]], int] | None) -> None:
+    def keep(self, most: int, reads: Fetching | None) -> None:
         if self._kept:
             self._kept.limit(most)
             self._left.clear()
-            object.__setattr__(self, "_uses", uses)
+            object.__setattr__(self, "_reads", reads)
 
     @cached_property
     def _left(self) -> dict[tuple[int, ...], int]:
         """How often chunks will be read again, of those that were."""
         return {}
 
-    def _used(self, box: Box) -> None:
-        """Let go of what no later block reads."""
-        if self._kept is None or self._uses is None:
-            return
-        units = self.along(self.array.shards or self.array.chunks)
+    def _using(self, box: Box) -> list[str]:
+        """Have kept what later blocks read of what is about to be read, and return the keys of what none does."""
+        if self._kept is None or self._reads is None:
+            return []
+        units, due, over = self.along(self.array.shards or self.array.chunks), dict[str, int](), list[str]()
         for cell in box.cells(units):
             chunk = tuple(l // u for l, u in zip(cell.lo, units, strict=True))
-            self._left[chunk] = left = self._left.get(chunk, self._uses(chunk)) - 1
-            if left <= 0:
+            uses = self._reads.uses(chunk)
+            self._left[chunk] = left = self._left.get(chunk, uses) - 1
+            keys = map(self._key_at, self._stored_keys(cell))
+            if left > 0:
+                due |= dict.fromkeys(keys, self._reads.due(chunk, uses - left))
+            else:
                 del self._left[chunk]
-                self._kept.drop(self._key_at(key) for key in self._stored_keys(cell))
+                over += keys
+        self._kept.expect(due | dict.fromkeys(over, NEVER))
+        return over
 
     def _key_at(self, key: str) -> str:
         return f"{self.array.store_path.path}/{key}".lstrip("/")
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         before = self._absences
+        over = self._using(box)
         voxels = self._read(box, recorder)
-        self._used(box)
+        if self._kept and over:
+            self._kept.drop(over)
         if before is None or self._absences != before:
             self.confirm()
         return voxels
@@ -357,7 +366,7 @@ class ZarrVolume(StoredVolume):
 
     def _unreadable(self, box: Box, error: Exception) -> InputError:
         if lost := of_store(error):  # it was asked often enough
-            return InputError(f"{self.path} cannot be read: {lost}; {lost.advice}")
+            return InputError(f"{self.path} cannot be read: {lost.of(self.path)}; {lost.advice}")
         self.confirm()  # nothing is wrong with a chunk of a volume that is gone
         return super()._unreadable(box, error)
 

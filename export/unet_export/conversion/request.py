@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from unet_engine.errors import SettingsError
 from unet_engine.model.normalization import Normalization
 from unet_engine.model.spec import ACTIVATION_OF, Activation, Channels, ModelSpec
+from unet_engine.units import unit_of_length
 
 if TYPE_CHECKING:  # PyTorch is heavy, and whoever asks for an import may have it in the cache
     from unet_export.conversion.probe import Geometry
@@ -108,12 +109,19 @@ def said_by(wanted: Export) -> dict[str, Any]:
         "channels": wanted.output_channels,
         "normalization": Normalization.parse(wanted.normalize) if wanted.normalize else None,
         "spacing": wanted.spacing,
-        "spacing_unit": wanted.spacing_unit,
+        "spacing_unit": _unit(wanted.spacing_unit),
         "background": wanted.background,
         "threshold": wanted.threshold,
         "mirror_axes": "" if wanted.mirror_axes == "none" else wanted.mirror_axes,
     }
     return {key: value for key, value in said.items() if value is not None}
+
+
+def _unit(text: str | None) -> str | None:
+    try:
+        return None if text is None else unit_of_length(text)
+    except ValueError as error:
+        raise SettingsError(f"--spacing-unit: {error}") from error
 
 
 def options_of(wanted: Export) -> dict[str, str]:

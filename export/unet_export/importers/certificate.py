@@ -59,6 +59,8 @@ def _of_network(found: Imported, model: ModelFile) -> Certificate:
     volume = volume[(slice(None), *(slice(0, min(w, n)) for w, n in zip(window, volume.shape[1:], strict=True)))]
     window = tuple(volume.shape[1:]) if _takes(spec, volume.shape[1:]) else spec.window
     volume = np.ascontiguousarray(volume[(slice(None), *(slice(0, w) for w in window))])
+    if spec.crop:  # a run takes what is not 0 for all of it, and the network here is given the whole
+        volume.reshape(spec.channels_in, -1)[:, 0] = volume.max()
     scale = scaling(spec.normalization, list(volume))
     fed = np.stack([scale.normalised(channel, c) for c, channel in enumerate(volume)]).astype(np.float32)
     given, total = torch.from_numpy(fed)[None], sum(member.weight for member in found.members)

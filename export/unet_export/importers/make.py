@@ -63,6 +63,8 @@ def write(found: Imported, importer: Importer, wanted: Wanted, tell: Tell) -> di
 
 def _of_spacing(found: Imported, wanted: Wanted) -> Imported:
     """With how volumes come to the spacing that the user says, where the source says none. Raises `SettingsError`."""
+    if wanted.spacing is None and wanted.spacing_unit is not None:
+        raise SettingsError("--spacing-unit is that of --spacing; give both, or neither, as the source says its own")
     if wanted.spacing is None:
         return found
     if said := found.promised.get("spacing"):
@@ -104,7 +106,7 @@ def _written(found: Imported, wanted: Wanted, tell: Tell) -> tuple[ModelSpec, fl
 
 
 def _written_alone(member: Member, found: Imported, wanted: Wanted, tell: Tell) -> tuple[ModelSpec, float]:
-    facts = dict.fromkeys(found.promised, found.told_by)
+    facts = dict.fromkeys(found.promised, found.told_by) | ({"resampling": "--spacing"} if wanted.spacing else {})
     told = wanted.activation is not None or "activation" in found.promised
     meaning = Meaning(wanted.checkpoint, told, tell, RUN | facts, described="channels" in found.promised)
     if _is_graph(member.network):

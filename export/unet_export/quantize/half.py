@@ -11,6 +11,7 @@ import numpy as np
 from unet_engine.model.onnx_half import walk
 from unet_engine.model.onnx_layers import Graph
 
+_DOMAIN = "unet_engine.emulation"
 _HELPERS = """<domain: "unet_engine.emulation", opset_import: ["" : 20]>
 RoundToHalf (x) => (y)
 {
@@ -42,47 +43,61 @@ def emulated(proto: Any, kept: Collection[str] = ()) -> Any:
     Sums inside an operator are fp32, as on tensor cores; a device that fuses operators rounds less often than this.
     """
     import onnx
-    from onnx import helper, numpy_helper, parser
+    from onnx import helper, parser
 
     graph = Graph(proto)
     result = onnx.ModelProto()
     result.CopyFrom(graph.proto)
-    domain = "unet_engine.emulation"
     result.functions.append(parser.parse_function(_HELPERS))
-    result.opset_import.append(helper.make_opsetid(domain, 1))
+    result.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     del result.graph.node[:], result.graph.value_info[:]
-    rounded: set[str] = set()
-    """Tensors that were made by rounding others."""
-
-    def constant(name: str, half: bool) -> str:  # noqa: FBT001
-        if not half:
-            return name
-        new = f"{name}/half"
-        if new not in rounded:
-            with np.errstate(over="ignore"):
-                values = graph.values(name).astype(np.float16).astype(np.float32)
-            result.graph.initializer.append(numpy_helper.from_array(values, new))
-            rounded.add(new)
-        return new
-
-    def activation(name: str, half: bool) -> str:  # noqa: FBT001
-        # rounding what is rounded changes nothing, so layers that are kept may hand over either
-        if not half:
-            return name
-        new = f"{name}/rounded"
-        if new not in rounded:
-            result.graph.node.append(helper.make_node("RoundToHalf", [name], [new], name=new, domain=domain))
-            rounded.add(new)
-        return new
-
     names = {o.name for o in graph.proto.graph.output}
-    for walked, half in walk(graph, kept, constant, activation):
+    for walked, half in walk(graph, kept, _Rounded(graph, result.graph), _AsItIs()):
         result.graph.node.append(walked)
         if half and (out := names & set(walked.output)):
             for name in out:
                 node = result.graph.node[-1]
                 node.output[list(node.output).index(name)] = f"{name}/exact"
                 result.graph.node.append(
-                    helper.make_node("RoundToHalf", [f"{name}/exact"], [name], name=f"{name}/rounded", domain=domain)
+                    helper.make_node("RoundToHalf", [f"{name}/exact"], [name], name=f"{name}/rounded", domain=_DOMAIN)
                 )
     return result
+
+
+class _AsItIs:
+    """What layers read that are kept: rounding what is rounded changes nothing, so they may read either."""
+
+    def constant(self, name: str) -> str:
+        return name
+
+    def activation(self, name: str) -> str:
+        return name
+
+
+class _Rounded:
+    """What layers in FP16 read."""
+
+    def __init__(self, graph: Graph, target: Any) -> None:
+        """target: the graph that is made."""
+        self._graph, self._target = graph, target
+        self._made: set[str] = set()
+
+    def constant(self, name: str) -> str:
+        from onnx import numpy_helper
+
+        new = f"{name}/half"
+        if new not in self._made:
+            self._made.add(new)
+            with np.errstate(over="ignore"):
+                values = self._graph.values(name).astype(np.float16).astype(np.float32)
+            self._target.initializer.append(numpy_helper.from_array(values, new))
+        return new
+
+    def activation(self, name: str) -> str:
+        from onnx import helper
+
+        new = f"{name}/rounded"
+        if new not in self._made:
+            self._made.add(new)
+            self._target.node.append(helper.make_node("RoundToHalf", [name], [new], name=new, domain=_DOMAIN))
+        return new

@@ -2,9 +2,9 @@
 quantisation wants.
 
 Weights have one scale per output channel and are stored as int8; activations have one scale per tensor, on the input of
-a convolution. What a convolution reads from a concatenation so has one scale for all branches. Transposed convolutions
-and the convolutions that give the output are left out: the former fall to FP16 in TensorRT, the latter decide the
-labels.
+a convolution. What a convolution reads from a concatenation so has one scale for all branches. Left out are the
+convolutions that give the output, which decide the labels, and transposed convolutions, which fall to FP16 in TensorRT,
+but for those that were made plain ones before (`unet_engine.model.onnx_transposed`).
 """
 
 from __future__ import annotations

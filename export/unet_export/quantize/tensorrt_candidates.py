@@ -19,6 +19,7 @@ from unet_engine.errors import BackendError, ModelError
 from unet_engine.model.onnx_half import LARGEST, to_half
 from unet_engine.model.onnx_layers import Graph
 from unet_engine.model.onnx_network import network_of
+from unet_engine.model.onnx_transposed import as_convolutions
 from unet_engine.model.verdict import shortfall
 from unet_export.quantize.fallback import Attempt
 from unet_export.quantize.gate import Candidate, Exam, Infer, session, session_of_outputs
@@ -39,21 +40,22 @@ def candidates(device: str, judging: Judging) -> Iterator[Outcome]:
     wanted = judging.request.precision
     if wanted == "bf16":
         raise BackendError("bf16 is not made for TensorRT; use --precision fp16 or int8")
-    graph = _graph(judging)
-    tensorrt_api.check_sizes(judging.model.path, graph.proto.SerializeToString(), judging.setup("cuda:0").input_shape)
+    proto = _proto(judging)
+    tensorrt_api.check_sizes(judging.model.path, proto.SerializeToString(), judging.setup("cuda:0").input_shape)
+    graph = Graph(as_convolutions(proto))
     if wanted in ("auto", "fp16"):
         yield _judged("fp16", device, judging, _Half(graph, judging))
     if wanted in ("auto", "int8"):
         yield _judged("int8", device, judging, _Int8(graph, judging))
 
 
-def _graph(judging: Judging) -> Graph:
+def _proto(judging: Judging) -> Any:
     import onnx
 
     network = network_of(judging.model)
     proto = onnx.load_from_string(network) if isinstance(network, bytes) else onnx.load(network)
     del proto.metadata_props[:]
-    return Graph(proto)
+    return Graph(proto).proto
 
 
 def _judged(precision: str, device: str, judging: Judging, form: _Half | _Int8) -> Outcome:

@@ -9,6 +9,8 @@ import pickle
 import tempfile
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,15 @@ from unet_engine.devices.base import Region
 from unet_engine.devices.simulated import RaceError, SimulatedDevice
 from unet_engine.devices.timeline import Timeline
 from unet_engine.errors import BackendError
-from unet_engine.pipeline.gpu.results import PinnedHalo
+from unet_engine.pipeline.gpu.results import DeviceHalo, PinnedHalo
 from unet_engine.pipeline.job import Halo
+from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
+from unet_engine.prepare.prepare import prepare
+from unet_engine.prepare.survey import survey
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, COPY_BACK, GATHER, NETWORK, WAITING, Stages
 from unet_engine.profiling.tracing import role
+from unet_engine.settings import Settings
 
 
 def both(volume: str, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -43,10 +49,21 @@ def both(volume: str, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndar
     return results[0], results[1]
 
 
-@given(cases(), st.sampled_from(["labels", "probabilities", "logits"]), st.sampled_from(["uint8", "int16", "float32"]))
+ALL, SOME, NONE = 0.75, 1e-6, 0.0
+"""Share of the simulated device's memory that halos may stay in."""
+
+
+@given(
+    cases(), st.sampled_from(["labels", "probabilities", "logits"]), st.sampled_from(["uint8", "int16", "float32"]),
+    st.sampled_from([ALL, SOME, NONE]),
+)  # fmt: skip
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_bytes_are_those_of_the_cpu(blocks: Any, case: dict[str, Any], output: str, dtype: str) -> None:
-    """Any shape, window, overlap, blend, block, margin and channels, in 2D and 3D, of any output."""
+def test_the_bytes_are_those_of_the_cpu(
+    blocks: Any, share: Any, case: dict[str, Any], output: str, dtype: str, kept: float
+) -> None:
+    """Any shape, window, overlap, blend, block, margin and channels, in 2D and 3D, of any output, wherever halos
+    wait."""
+    share(kept)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         blocks(case["block"])
@@ -65,6 +82,12 @@ def test_the_bytes_are_those_of_the_cpu(blocks: Any, case: dict[str, Any], outpu
         np.testing.assert_array_equal(device.view(np.uint8), cpu.view(np.uint8))
 
 
+@pytest.fixture
+def share(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set what of the device's memory halos may stay in."""
+    return lambda of: monkeypatch.setattr("unet_engine.plan.kept_halos.SHARE", of)
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "probabilities"])
 @pytest.mark.parametrize(
     ("output", "dtype"), [("probabilities", "float16"), ("probabilities", "float32"), ("logits", "float16")]
@@ -81,6 +104,124 @@ def test_every_type_of_output_has_the_bytes_of_the_cpu(
     assert cpu.dtype == np.dtype(dtype)
     assert len(np.unique(cpu)) > 100
     np.testing.assert_array_equal(device.view(np.uint8), cpu.view(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("spec", "output"),
+    [
+        ({"regions": (2, 1, 3)}, "labels"), ({"regions": (2, 1, 3), "threshold": 0.3}, "labels"),
+        ({"threshold": 0.3}, "labels"), ({"threshold": 0.8}, "masks"),
+    ],
+)  # fmt: skip
+def test_regions_and_thresholds_are_finished_on_the_device(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any], output: str
+) -> None:
+    blocks((2, 2, 2))
+    array = np.random.default_rng(3).random((3, 24, 17, 20)).astype(np.float32)
+    volume = make_volume(tmp_path / "scan.zarr", array, axes="czyx")
+    model = fake_model(tmp_path, window=(8, 8, 8), channels_in=3, channels_out=3, activation="sigmoid", **spec)
+    on_host = []
+    monkeypatch.setattr("unet_engine.pipeline.gpu.finish.finish_on_host", lambda *given: on_host.append(given))
+    cpu, device = both(volume, tmp_path, model=model, output=output, normalize="range:0.3,0.6")
+    assert not on_host
+    assert len(np.unique(cpu)) > 1
+    np.testing.assert_array_equal(device, cpu)
+
+
+# --- halos that stay on the device ---
+
+
+def _halo_copies(device: SimulatedDevice) -> list[str]:
+    return [stream for stream, what in device.order if what == "copy" and stream in ("up", "down")]
+
+
+@pytest.mark.parametrize(("shape", "some"), [((40, 24, 24), SOME), ((1, 40, 33), SOME / 4)])
+def test_halos_stay_on_the_device_while_they_fit(
+    tmp_path: Path, blocks: Any, share: Any, shape: Any, some: float
+) -> None:
+    """The fewer fit, the more go through the host: the same bytes, whatever waits where."""
+    blocks((2, 2, 2))
+    array = np.random.default_rng(7).integers(0, 99, shape).astype(np.uint8)
+    found, copies, kept = [], [], []
+    for of in (ALL, some, NONE):
+        share(of)
+        folder = tmp_path / str(of)
+        folder.mkdir()
+        planned = prepared(folder, array, spec={"channels_out": 3}, output="logits")
+        device = planned.network.device
+        device.order.clear()  # of the trial that the network was warmed up with
+        worked(planned, folder).close()
+        assert not device.living
+        found.append(result_of(folder / "o.zarr"))
+        copies.append(Counter(_halo_copies(device)))
+        kept.append(planned.device_memory.kept)
+    blocks_written = device.counts["commit"]
+    assert copies[0] == {"down": blocks_written}, "only what is finished comes down, and nothing goes up"
+    assert 0 < copies[1]["up"] < copies[2]["up"]
+    assert kept[0] > kept[1] > kept[2] == 0
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.view(np.uint8), found[0].view(np.uint8))
+
+
+def test_memory_that_others_took_meanwhile_sends_halos_through_the_host(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks((2, 2, 2))
+    array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
+    plain, outputs = SimulatedDevice.allocate, []
+
+    def failing(self: SimulatedDevice, size: int, what: str) -> Any:
+        if what == "halos that wait":
+            raise BackendError("out of memory")
+        return plain(self, size, what)
+
+    for name in ("there", "taken"):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = prepared(folder, array)
+        if name == "taken":
+            monkeypatch.setattr(SimulatedDevice, "allocate", failing)
+        worked(found, folder).close()
+        outputs.append(result_of(folder / "o.zarr"))
+        assert ("up" in _halo_copies(found.network.device)) == (name == "taken")
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_halos_of_regions_and_of_a_cluster_s_worker_are_on_the_host(tmp_path: Path) -> None:
+    """The host merges the ones, and sends the others."""
+    volume = make_volume(tmp_path / "v.zarr", RNG.integers(0, 99, (24, 24, 24)).astype(np.uint8))
+    model = fake_model(tmp_path, window=(8, 8, 8), channels_out=2, activation="softmax")
+    wanted = Settings.of(input=volume, model=model, device="simulated", out=str(tmp_path / "o.zarr"))
+    assert sum(prepare(survey(wanted)).job.shelves) > 0
+    assert prepare(survey(wanted), workers=2, present=2).job.shelves == ()
+
+
+def test_a_halo_that_is_fetched_is_that_of_the_host(tmp_path: Path, blocks: Any) -> None:
+    """What leaves the device all the same: to a commit elsewhere, or to a pickle."""
+    blocks((2, 2, 2))
+    sent = []
+    for kept in (True, False):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        found = prepared(folder, np.arange(24**3, dtype=np.int16).reshape(24, 24, 24))
+        job = found.job if kept else replace(found.job, shelves=())
+        worker = Worker(job, Opened(network=found.network))
+        tasks = list(job.plan.tasks(next(job.plan.columns()), lambda _: True))[:2]
+        done = list(worker.predict((task, worker.read(task)) for task in tasks))
+        halos = [halo for block in done for _, halo in block.halos()]
+        assert all(isinstance(halo, DeviceHalo) == kept for halo in halos)
+        pickled = [pickle.loads(pickle.dumps(halo)) for halo in halos]
+        left = [halo for block in done for _, halo in block.detached().halos()]
+        assert {type(halo) for halo in pickled} == {Halo}
+        assert {type(halo) for halo in left} == {PinnedHalo}
+        for a, b in zip(pickled, left, strict=True):
+            np.testing.assert_array_equal(a.values, b.values)
+        sent.append(left)
+        del done, halos, left
+    assert sent[0]
+    for a, b in zip(*sent, strict=True):
+        assert (a.source, a.box) == (b.source, b.box)
+        np.testing.assert_array_equal(a.values, b.values)
 
 
 # --- order, memory, waiting ---
@@ -117,10 +258,11 @@ def test_nothing_is_waited_for_or_allocated_per_window(
 
 
 def test_pinned_memory_is_locked_ahead_by_a_thread_of_its_own(
-    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, blocks: Any, share: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Page-locking a block's halos takes longer than its network: it must not be done where blocks are queued."""
     blocks((2, 2, 2))
+    share(NONE)
     locked: list[str] = []
     plain = SimulatedDevice.pinned
 
@@ -160,9 +302,10 @@ def test_where_pinned_memory_cannot_be_locked_ahead_blocks_lock_their_own(
     np.testing.assert_array_equal(*outputs)
 
 
-def test_halos_up_and_down_are_streams_of_their_own(tmp_path: Path, blocks: Any) -> None:
+def test_halos_up_and_down_are_streams_of_their_own(tmp_path: Path, blocks: Any, share: Any) -> None:
     """One does not wait for the other: PCIe carries both at once."""
     blocks((2, 2, 2))
+    share(NONE)
     found = prepared(tmp_path, RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8))
     found.network.device.order.clear()  # of the trial that the network was warmed up with
     worked(found, tmp_path)
@@ -258,9 +401,10 @@ def test_a_pipeline_that_forgets_to_wait_is_caught(tmp_path: Path, blocks: Any, 
 # --- where the time goes ---
 
 
-def test_a_profile_tells_the_streams_apart_and_waits_for_nothing_more(tmp_path: Path, blocks: Any) -> None:
+def test_a_profile_tells_the_streams_apart_and_waits_for_nothing_more(tmp_path: Path, blocks: Any, share: Any) -> None:
     """The same bytes; three events a batch and a few a block; one wait in all, to fix when the device's time begins."""
     blocks((2, 2, 2))
+    share(NONE)
     seen, outputs = [], []
     array = RNG.integers(0, 99, (40, 24, 24)).astype(np.uint8)
     for name, options in (("plain", {}), ("profiled", {"profile": str(tmp_path / "trace.json")})):

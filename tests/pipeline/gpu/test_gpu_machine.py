@@ -243,6 +243,33 @@ def test_the_network_parts_run_at_toy_size(tmp_path: Path) -> None:
     assert [what for what in told if what in order] == order, "each as soon as it is there"
 
 
+@pytest.mark.slow
+def test_many_classes_and_the_proved_tiling_are_measured_at_toy_size(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    done = check(tmp_path, "--simulate", "--only", "classes,tiling")
+    assert done.returncode == 0, (tmp_path / "gpu_check.md").read_text() + done.stderr
+    parts = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
+    many, tiled = ({row["what"]: row["value"] for row in part["rows"]} for part in parts)
+    for count in (16, 104):
+        assert many[f"{count} classes, end to end / bare network, small"] > 0
+        assert many[f"{count} classes, halos that stay, GiB"] >= 0
+    assert tiled["teravoxels an hour, small"] > 0
+    assert tiled["voxels computed for one"] <= tiled["with the model's own tiling"]
+
+
+def test_parts_that_are_named_alone_have_a_time_and_a_target(scripts: None) -> None:
+    import gpu_check
+    import gpu_needs
+    import gpu_parts
+    from gpu_report import Row
+
+    assert set(gpu_parts.PARTS) == set(gpu_needs.PARTS) == {*gpu_check.BUDGETS, *gpu_check.FURTHER}
+    assert not set(gpu_check._arguments([]).only) & set(gpu_check.FURTHER)
+    assert gpu_check._arguments(["--only", "classes,tiling"]).only == ["classes", "tiling"]
+    for what, enough in (("16 classes, end to end / bare network", 0.9), ("teravoxels an hour", 5)):
+        assert (Row.of(what, enough).held, Row.of(what, 0.9 * enough).held) == (True, False)
+
+
 def test_targets_missed_and_failures_show_in_table_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from gpu_report import Part, Row, exit_code, table
@@ -370,6 +397,7 @@ WORK = {
     "memory": "import gpu_runs; gpu_runs.peak_of_run(argparse.Namespace(simulate=True, factor=1))",
     "end-to-end": "import unet_engine.commands.report, unet_engine.execution.choose, gpu_runs",
     "gpus": "import protocols; protocols.connect; import distributed",
+    "classes": "import unet_engine.commands.report, unet_engine.execution.choose, gpu_further",
     "decoding": "import gpu_extras\ntry: list(gpu_extras.decoding(args))\nexcept gpu_extras.CannotRun: pass",
 }
 

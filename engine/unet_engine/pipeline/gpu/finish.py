@@ -1,5 +1,5 @@
-"""A block finished: halos go up, all are merged and the values finished in one pass on the out stream, and those come
-down. Up and down are streams of their own, as PCIe carries both ways at once."""
+"""A block finished: halos that are not on the device go up, all are merged and the values finished in one pass on the
+out stream, and those come down. Up and down are streams of their own, as PCIe carries both ways at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from unet_engine.backends.base import Array
 from unet_engine.devices.pinned import Piece
 from unet_engine.devices.timeline import Marks
 from unet_engine.pipeline.gpu.buffers import SumsSlot
+from unet_engine.pipeline.gpu.kept import Kept
 from unet_engine.pipeline.gpu.lane import Lane, three
-from unet_engine.pipeline.gpu.results import DeviceCore
+from unet_engine.pipeline.gpu.results import DeviceCore, DeviceHalo
 from unet_engine.pipeline.host import finish_on_host
 from unet_engine.pipeline.job import Halo
 from unet_engine.pipeline.reduction import Merging
@@ -34,11 +35,11 @@ class Finisher:
     def finish(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
         """See `unet_engine.pipeline.base.Pipeline.finish`."""
         lane, device = self._lane, self._lane.device
-        if lane.job.plan.back or lane.job.reduction.on_host_alone:
+        if lane.job.finishes_on_host:
             return self._on_host(task, core, halos)
         device.use()
         ordered = sorted(halos, key=lambda h: h.source, reverse=True)
-        pieces = [lane.pinned_copy(halo.values) for halo in ordered]
+        pieces = [self._place(halo) for halo in ordered]
         shape = task.block.write.shape
         out_shape = lane.job.reduction.shape((lane.channels_out, *shape))
         count = FLAG + prod(out_shape) * np.dtype(lane.job.layout.dtype).itemsize
@@ -58,13 +59,22 @@ class Finisher:
             lane.buffers.give_sums(slot)
             if isinstance(core, DeviceCore):
                 core.slot = None
+            for piece in pieces:
+                if isinstance(piece, Kept):
+                    piece.release()
         lane.wait_for(done)
         marks.read()
         device.touch(back.region, "r")
         return back.array(out_shape, lane.job.layout.dtype, FLAG), not back.array((1,), "int32")[0]
 
+    def _place(self, halo: Halo) -> Piece | Kept:
+        """Where it lies: on this device, or in pinned memory."""
+        if isinstance(halo, DeviceHalo) and halo.lane is self._lane:
+            return halo.kept
+        return self._lane.pinned_copy(halo.values)
+
     def _on_host(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        """The same where the output is on another grid, or of regions: no kernel does that yet."""
+        """The same where the output is on another grid, or of very many regions: no kernel does that yet."""
         if isinstance(core, DeviceCore):
             self._lane.device.use()
             held, core = core, core.copy()
@@ -86,7 +96,7 @@ class Finisher:
         return (region, task.block.write.shape), (0,) * len(task.block.write.shape)
 
     def _commit(
-        self, task: Task, sums: Any, at: tuple[int, ...], halos: list[tuple[Halo, Piece]], marks: Marks
+        self, task: Task, sums: Any, at: tuple[int, ...], halos: list[tuple[Halo, Piece | Kept]], marks: Marks
     ) -> None:
         lane, write = self._lane, task.block.write
         device, kernels = lane.device, lane.device.kernels
@@ -99,13 +109,15 @@ class Finisher:
         device.wait(lane.up, lane.buffers.halos_free)
         marks.begin("up")
         for halo, piece in halos:
-            there = lane.buffers.halos_in.part(end, piece.region.size)
-            device.copy(lane.up, there, piece.region)
+            there = piece.region
+            if isinstance(piece, Piece):
+                there = lane.buffers.halos_in.part(end, piece.region.size)
+                device.copy(lane.up, there, piece.region)
+                end += there.size
             parts.append(lane.sums(there, halo.box.shape))
             corners.append(three(halo.box.relative_to(write.lo).lo, 0))
             used.append(there)
-            end += piece.region.size
-        if halos:
+        if end:
             marks.lap("up", COPY)
         came = lane.event()
         device.record(came, lane.up)
@@ -126,7 +138,7 @@ class Finisher:
         device.zero(lane.out, flag)
         reduction = lane.job.reduction
         out = device.array(values, reduction.shape((k, *write3)), lane.job.layout.dtype)
-        merging = Merging(parts, corners, device.array(flag.part(0, 4), (1,), "int32"))
+        merging = Merging(parts, corners, device.array(flag.part(0, 4), (1,), "int32"), k)
         device.run(
             lane.out, "commit",
             lambda s: reduction.on_device(kernels, core, out, merging, s),

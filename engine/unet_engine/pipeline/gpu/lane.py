@@ -19,7 +19,9 @@ from unet_engine.devices.pinned import Piece, PinnedPool, piece_of
 from unet_engine.devices.timeline import NO_MARKS, Marks, Timeline
 from unet_engine.errors import BackendError
 from unet_engine.pipeline.gpu.buffers import DeviceBuffers, SumsSlot
+from unet_engine.pipeline.gpu.kept import Kept, KeptMemory
 from unet_engine.pipeline.job import Job
+from unet_engine.plan.box import Box
 from unet_engine.plan.device_memory import FLAG, aligned, extents
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.pinned_memory import FINISHED, HALOS, RAW, TABLES, pinned_pieces
@@ -41,6 +43,7 @@ class Lane:
         sizes = Sizes(voxel_bytes, 4 * self.channels_out, job.layout.voxel_bytes)
         constants = self._constants()
         self.buffers = DeviceBuffers(self.device, self.largest, sizes, sum(aligned(v.nbytes) for v in constants))
+        self.kept = KeptMemory(self.device, job.plan.order, job.shelves)
         self.inward, self.out = self.device.stream("in"), self.device.stream("out")
         # halos cross each other: what comes for one block goes up while what another sends comes down
         self.up, self.down = self.device.stream("up"), self.device.stream("down")
@@ -51,7 +54,7 @@ class Lane:
         one after the other."""
         self.scale, self.shift, self.empty, *limits = self._put(constants)
         self.limits = limits[0] if limits else None
-        pieces = pinned_pieces(job.plan, sizes, self.largest.table_bytes, FLAG)
+        pieces = pinned_pieces(job.plan, sizes, self.largest.table_bytes, FLAG, job.shelves)
         for kind, size in pieces:
             self.pools[kind].expect(size)
         self._locking = threading.Thread(target=self._lock, args=(pieces,), name="lock", daemon=True)
@@ -79,6 +82,7 @@ class Lane:
             pool.close()
         self._locking.join()
         self.buffers.close()
+        self.kept.close()
 
     def _constants(self) -> list[Array]:
         """Scale and shift per input channel, what a skipped window stands for per output channel, and where there are
@@ -129,6 +133,24 @@ class Lane:
         """Float32 sums as the kernels take them: (channels out, z, y, x), without the z that a plane has not."""
         return self.device.array(region, (self.channels_out, *three(shape)), "float32")
 
+    def send(self, slot: SumsSlot, task: Task, done: Event, marks: Marks) -> list[Piece | Kept]:
+        """Queue what becomes of the halos of a block, in their order: packed where they are kept on the device, or
+        copied to pinned memory where there is no room for them, behind which they are `done`. The slot is free as soon
+        as all are packed.
+
+        Call with `queueing` held."""
+        source, voxel_bytes = task.block.index, 4 * self.channels_out
+        kept = [self.kept.take(source, target, voxel_bytes * box.size) for target, box in task.halos]
+        if any(kept):
+            marks.begin("out")
+            for (_, box), room in zip(task.halos, kept, strict=True):
+                if room:
+                    self._pack_one(slot, task.block, box, room.region)
+            marks.lap("out", COPY_BACK)
+        going = [box for (_, box), room in zip(task.halos, kept, strict=True) if not room]
+        pieces = iter(self.pack(slot, task.block, going, done, marks))
+        return [room or next(pieces) for room in kept]
+
     def pack(self, slot: SumsSlot, block: Any, boxes: Sequence[Any], done: Event, marks: Marks) -> list[Piece]:
         """Queue the copies of the sums of `block` in `boxes` to pinned memory, packed one behind the other in the memory
         for outgoing halos. After `done` they are there; the slot is free as soon as they are packed.
@@ -176,6 +198,18 @@ class Lane:
         with self.queueing:
             box, done, marks = task.block.core, self.event(), self.marks()
             (piece,) = self.pack(slot, task.block, [box], done, marks)
+        self.wait_for(done)
+        marks.read()
+        self.device.touch(piece.region, "r")
+        return piece.array((self.channels_out, *box.shape), "float32")
+
+    def fetched(self, kept: Kept, box: Box) -> Array:
+        """A halo that is kept, on the host: (channels out, *box.shape) float32."""
+        self.device.use()
+        with self.queueing:
+            piece, done, marks = self.pools["halos"].take(kept.region.size), self.event(), self.marks()
+            self.copy_down([(piece.region, kept.region)], marks)
+            self.device.record(done, self.down)
         self.wait_for(done)
         marks.read()
         self.device.touch(piece.region, "r")

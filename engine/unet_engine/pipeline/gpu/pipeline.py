@@ -8,9 +8,9 @@
     up                                                        copy halos --`
 
 The raw block goes over once, in its own type. Windows are cut out of it, normalised and added on the device; what comes
-back are halos and finished voxels. The host waits for a block's halos once, when the windows of the next block are
-already queued, and for a block's finished voxels once; never for a window. All device memory is there before the first
-block.
+back are finished voxels, and those halos that find no room on the device until their block is committed. The host waits
+for a block's halos once, when the windows of the next block are already queued, and for a block's finished voxels once;
+never for a window. All device memory is there before the first block.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from unet_engine.pipeline.base import BLOCKS_IN_FLIGHT, Work
 from unet_engine.pipeline.gpu.buffers import DeviceBuffers, RawSlot, SumsSlot
 from unet_engine.pipeline.gpu.finish import Finisher
 from unet_engine.pipeline.gpu.inference import Inference
+from unet_engine.pipeline.gpu.kept import Kept
 from unet_engine.pipeline.gpu.lane import Lane
-from unet_engine.pipeline.gpu.results import DeviceCore, DevicePredicted, PinnedHalo
+from unet_engine.pipeline.gpu.results import DeviceCore, DeviceHalo, DevicePredicted, PinnedHalo
 from unet_engine.pipeline.gpu.tables import Calls, Tables, fill_tables
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.windows import Windows
@@ -47,7 +48,7 @@ class _Block:
 
     task: Task
     slot: SumsSlot
-    halos: list[tuple[Index, Box, Piece]]
+    halos: list[tuple[Index, Box, Piece | Kept]]
     done: Any
     held: list[Any] = field(default_factory=list)
     """What the device still reads: the staged voxels and tables."""
@@ -128,8 +129,8 @@ class DevicePipeline:
             device.record(slot.ready, stream)
             with lane.queueing:
                 device.wait(lane.out, slot.ready)
-                pieces = lane.pack(slot, task.block, [box for _, box in task.halos], block.done, marks)
-            block.halos = [(*halo, piece) for halo, piece in zip(task.halos, pieces, strict=True)]
+                places = lane.send(slot, task, block.done, marks)
+            block.halos = [(*halo, place) for halo, place in zip(task.halos, places, strict=True)]
         except BaseException as error:
             with contextlib.suppress(BackendError):
                 device.drain()
@@ -177,16 +178,18 @@ class DevicePipeline:
         block.marks.read()
         planned = len(block.task.windows) * self.job.plan.calls
         self._tally.add(inferred=block.inferred, skipped=planned - block.inferred)
-        source, sent = block.task.block.index, []
-        for target, box, piece in block.halos:
-            self.device.touch(piece.region, "r")
-            sent.append(
-                (target, PinnedHalo(source, box, piece.array((self._lane.channels_out, *box.shape), "float32")))
-            )
+        sent = tuple((target, self._halo(block, box, place)) for target, box, place in block.halos)
         core = DeviceCore(self._lane, block.task, block.slot)
         if not block.task.commits:
             core.release()
-        return DevicePredicted(block.task, core if block.task.commits else None, tuple(sent))
+        return DevicePredicted(block.task, core if block.task.commits else None, sent)
+
+    def _halo(self, block: _Block, box: Box, place: Piece | Kept) -> PinnedHalo | DeviceHalo:
+        source, lane = block.task.block.index, self._lane
+        if isinstance(place, Kept):
+            return DeviceHalo(source, box, lane, place)
+        self.device.touch(place.region, "r")
+        return PinnedHalo(source, box, place.array((lane.channels_out, *box.shape), "float32"))
 
     # --- what is left to other threads ---
 

@@ -1,5 +1,5 @@
-"""What the device pipeline leaves of a block: its core on the device, its halos on the host. As `Predicted` and `Halo`
-of a CPU."""
+"""What the device pipeline leaves of a block: its core on the device, its halos there or on the host. As `Predicted`
+and `Halo` of a CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from unet_engine.backends.base import Array
 from unet_engine.pipeline.gpu.buffers import SumsSlot
+from unet_engine.pipeline.gpu.kept import Kept
 from unet_engine.pipeline.gpu.lane import Lane
 from unet_engine.pipeline.job import Halo
 from unet_engine.plan.box import Box
@@ -37,11 +38,12 @@ class DeviceCore:
 
 @dataclass
 class DevicePredicted:
-    """Sums of one block: its core on the device, its halos on the host. See `unet_engine.pipeline.base.Predicted`."""
+    """Sums of one block: its core on the device, its halos there or on the host. See
+    `unet_engine.pipeline.base.Predicted`."""
 
     task: Task
     core: DeviceCore | Array | None
-    sent: tuple[tuple[Index, Halo], ...]
+    sent: tuple[tuple[Index, PinnedHalo | DeviceHalo], ...]
 
     def inside(self, box: Box) -> Any:
         """The sums in the core, which is all that stays."""
@@ -53,11 +55,11 @@ class DevicePredicted:
 
     def detached(self) -> DevicePredicted:
         """The same with nothing left on the device."""
-        if isinstance(self.core, DeviceCore):
-            core = self.core.copy()
-            self.core.release()
-            return DevicePredicted(self.task, core, self.sent)
-        return self
+        core, sent = self.core, tuple((to, halo.detached()) for to, halo in self.sent)
+        if isinstance(core, DeviceCore):
+            held, core = core, core.copy()
+            held.release()
+        return DevicePredicted(self.task, core, sent)
 
 
 class PinnedHalo(Halo):
@@ -67,6 +69,39 @@ class PinnedHalo(Halo):
 
     def copied(self) -> Halo:
         return self
+
+    def detached(self) -> PinnedHalo:
+        """The same on the host."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Halo, (self.source, self.box, self.values))
+
+
+class DeviceHalo(Halo):
+    """A halo that stays on the device until it is merged there."""
+
+    __slots__ = ("kept", "lane")
+    kept: Kept
+    lane: Lane
+
+    def __init__(self, source: Index, box: Box, lane: Lane, kept: Kept) -> None:
+        for name, value in (("source", source), ("box", box), ("lane", lane), ("kept", kept)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def values(self) -> Array:  # type: ignore[override]  # computed where it is a field
+        """A copy on the host."""
+        return self.lane.fetched(self.kept, self.box)
+
+    def copied(self) -> Halo:
+        return self
+
+    def detached(self) -> PinnedHalo:
+        """The same on the host; its room is given back."""
+        values = self.values
+        self.kept.release()
+        return PinnedHalo(self.source, self.box, values)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Halo, (self.source, self.box, self.values))

@@ -36,7 +36,6 @@ _RESAMPLED = (
 )
 _REORIENTS, _CANONICAL = "NibabelIOWithReorient", "SAR"
 """The one of its readers that turns scans, and where their z, y and x point then; the others leave them as they lie."""
-_CROPPED = "cropping to what is not 0: what lies outside of it gets what the network makes of it, not background"
 
 
 class NnUNet:
@@ -109,7 +108,7 @@ class _Source:
         members = tuple(Member(f"fold_{fold}", net) for (fold, _), net in zip(checkpoints, whole, strict=True))
         mirror = self._mirrored(checkpoints)
         resampling = self._resampling()
-        left_out = [*([] if resampling else [_RESAMPLED]), _CROPPED, *notes]
+        left_out = [*([] if resampling else [_RESAMPLED]), *notes]
         promised = self._promised(normalization, mirror) | ({"resampling": resampling} if resampling else {})
         version = predictor.version()
         own = version is not None and not wanted.normalize
@@ -188,6 +187,7 @@ class _Source:
             **({"orientation": _CANONICAL} if self.plans.image_reader_writer == _REORIENTS else {}),
             "spacing": axes.in_spec(configuration.spacing, 0.0),
             "spacing_unit": "millimeter",
+            "crop": "nonzero",
         }
         return values | ({"normalization": normalization} if normalization else {})
 
@@ -214,7 +214,7 @@ class _Source:
         return Resampling.model_validate(
             {
                 "image": image.order, "image_apart": image.order_z, "output": output.order,
-                "output_apart": output.order_z, "apart": apart[image.force_separate_z],
+                "output_apart": output.order_z, "apart": apart[image.force_separate_z], "cut": "extremes",
             }
         )  # fmt: skip
 
