@@ -114,6 +114,13 @@ def of_store(error: BaseException | None) -> StoreError | None:
     return error
 
 
+def reworded(error: UnetEngineError, text: str) -> UnetEngineError:
+    """An error of the same kind that says `text`: of the class above that it is of, as its own may be made of other
+    things than text."""
+    kind: type[UnetEngineError] = next(one for one in type(error).__mro__ if one.__module__ == __name__)
+    return kind(text)
+
+
 class UnetEngineWarning(UserWarning):
     """What users should know of a run, as Python warns of it."""
 

@@ -13,6 +13,7 @@ from support.command_line import begin, cli, command
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.batches import inputs
+from unet_engine.errors import BatchError, InputError, PlanError
 
 SHAPES = [(16, 16, 16), (20, 12, 9), (8, 8, 8), (24, 24, 16)]
 
@@ -150,6 +151,20 @@ def test_the_first_failure_ends_it_with_its_own_code(scans, model, tmp_path):
     assert "--keep-going" in said.error
     assert lines(results)[0]["status"] == "failed"
     assert not (tmp_path / "out" / "s3.zarr").exists()
+
+
+def test_the_first_failure_may_be_of_any_kind_and_names_its_volume_once(scans, model, tmp_path):
+    small = cli("run", "--in", *scans[:2], "--model", model, "--out", "o/{stem}.zarr", "--memory", "1MiB")
+    assert small.code == PlanError.exit_code, small.err
+    assert f"unet-engine: {scans[0]}: the smallest plan needs" in small.error
+    assert small.error.endswith("; --keep-going runs the others")
+    (tmp_path / "bad.zarr").mkdir()
+    (tmp_path / "bad.zarr/zarr.json").write_text("{")
+    for options, code in (((), InputError.exit_code), (("--keep-going",), BatchError.exit_code)):
+        said = cli("run", "--in", "bad.zarr", scans[0], "--model", model, "--out", "p/{stem}.zarr", "--overwrite",
+                   *options)  # fmt: skip
+        assert said.code == code, said.err
+        assert said.error.count("bad.zarr") == 1, said.error
 
 
 def test_a_network_that_fails_is_loaded_again_for_the_next(scans, tmp_path):

@@ -312,6 +312,22 @@ def test_a_description_that_lacks_something_names_it(tmp_path, key):
     assert f"'{key}' is missing" in refusal(folder)
 
 
+@pytest.mark.parametrize(("tensor", "at"), [("inputs", 0), ("outputs", 1)])
+def test_an_axis_of_no_known_type_is_named(tmp_path, tensor, at):
+    folder, _, _ = small(tmp_path / "pkg")
+    said = yaml.safe_load((folder / "rdf.yaml").read_text())
+    said[tensor][0]["axes"][at]["type"] = "colour"
+    (folder / "rdf.yaml").write_text(yaml.safe_dump(said))
+    assert "of the type 'colour', which is none of batch, channel, space, time, index" in refusal(folder)
+
+
+@pytest.mark.parametrize("axes", [True, 3, {"y": 1}])
+def test_statistics_along_what_are_no_axes_are_named(tmp_path, axes):
+    step = packages.step("zero_mean_unit_variance", axes=axes)
+    folder, _, _ = small(tmp_path / "pkg", before=[step])
+    assert "which are no axes" in refusal(folder)
+
+
 @pytest.mark.parametrize("file", ["net.onnx", "given.npy", "expected.npy"])
 def test_files_that_are_missing_or_cut_are_one_line(tmp_path, file):
     folder, _, _ = small(tmp_path / "pkg")

@@ -1,6 +1,7 @@
 """MONAI bundles, from folder or zip to what a run writes, against MONAI's own sliding window."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from support import bundles  # noqa: E402
 from support.command_line import cli  # noqa: E402
 from support.shares import share  # noqa: E402
 from support.volumes import make_volume  # noqa: E402
+from unet_engine.errors import ModelError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.normalization import Normalization  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
@@ -498,3 +500,18 @@ def test_padding_without_a_counterpart_is_named(tmp_path):
     found = MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
     assert any("padding_mode=circular" in line for line in found.credit.left_out)
     assert found.inference["padding"] == "constant"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"roi_size": "x"}, "roi_size of its inferer is ['x'], and numbers"), ({"roi_size": [32, [1], 16]}, "numbers"),
+        ({"roi_size": [32, 16.5, 16]}, "no numbers of voxels"), ({"roi_size": {}}, "numbers"),
+        ({"overlap": "x"}, "overlap of its inferer is ['x']"), ({"overlap": []}, "numbers"),
+        ({"overlap": float("nan")}, "numbers"), ({"overlap": 1.5}, "no part of a window"),
+    ],
+)  # fmt: skip
+def test_an_inferer_that_says_no_numbers_is_named(tmp_path, said, words):
+    folder = bundles.bundle(tmp_path / "b", inferer=bundles.INFERER | said)
+    with pytest.raises(ModelError, match=re.escape(words)):
+        MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)

@@ -366,6 +366,7 @@ WRONG = [
     ("dataset.json", {"labels": {"lung": 1}}, "background is 0"),
     ("dataset.json", {"labels": {"background": 0, "lung": -1}}, "whole numbers from 0"),
     ("dataset.json", {"labels": {"background": 0, "lung": "one"}}, "labels"),
+    ("dataset.json", {"labels": {"background": 0, "lung": 1, "heart": []}}, "or lists of some"),
     ("dataset.json", {"labels": {"background": 0, "lung": 1, "heart": 2, "ribs": 3}}, "the network has"),
     ("dataset.json", {"labels": {"background": 0, "all": [1, 2], "core": 2}}, "regions_class_order"),
     ("dataset.json", {"channel_names": None}, "channel_names"),

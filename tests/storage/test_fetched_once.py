@@ -138,6 +138,23 @@ def test_a_store_keeps_what_is_needed_next():
     assert store.fetched == before + 1
 
 
+def test_what_is_asked_for_twice_at_once_is_fetched_once():
+    class Store:
+        read_only = True
+
+        async def get(self, key, prototype, byte_range=None):
+            await asyncio.sleep(0)
+            return key.encode()
+
+    store = Kept(Store())
+
+    async def twice():
+        return await asyncio.gather(*(store.get("a", None) for _ in range(3)), store.get("b", None))
+
+    assert asyncio.run(twice()) == [b"a", b"a", b"a", b"b"]
+    assert store.fetched == 2
+
+
 def test_when_a_chunk_is_read_is_the_number_of_a_block():
     spans = (((0, 2), (1, 4)), ((0, 3), (2, 5), (4, 6)))
     for order in ((0, 1), (1, 0)):

@@ -18,7 +18,7 @@ from unet_engine.arrays.progress import bar
 from unet_engine.arrays.results import ArraySink, maker, wrapped
 from unet_engine.arrays.volume import PLACE, Source, source_of
 from unet_engine.batches.times import UNSEEN, are_several, run_times
-from unet_engine.errors import SettingsError, UnetEngineError, UnetEngineWarning
+from unet_engine.errors import SettingsError, UnetEngineError, UnetEngineWarning, reworded
 from unet_engine.execution.choose import team
 from unet_engine.execution.local import LocalTeam
 from unet_engine.model.file import ModelFile
@@ -234,7 +234,7 @@ def _named(first: str) -> Iterator[None]:
     except UnetEngineError as error:
         text = re.sub(r"--in\b", first, str(error))
         text = _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
-        raise type(error)(text.replace("unet-engine run help", "help(unet_engine.run)")) from error
+        raise reworded(error, text.replace("unet-engine run help", "help(unet_engine.run)")) from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.batches import remote
-from unet_engine.errors import InputError, SettingsError, first_line
+from unet_engine.errors import InputError, SettingsError, first_line, reworded
 from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, plain
 from unet_engine.settings_files import CONFIG
@@ -64,7 +64,7 @@ class Item:
         except SettingsError as error:
             if not self.said_at:
                 raise
-            raise SettingsError(f"{self.said_at}: {error}") from error
+            raise reworded(error, f"{self.said_at}: {error}") from error
 
 
 def are_several(inputs: Sequence[str]) -> bool:

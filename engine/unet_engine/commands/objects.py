@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -75,7 +76,7 @@ def components_command(labels: str, out: str, **given: Any) -> None:
         return number(source, made, wish, hands.crew, memory=hands.memory, dtype=dtype, tell=tell)
 
     interruption.writing(out)
-    facts = _done(labels, {**given, "out": out}, work)
+    facts = _done(labels, {**given, "out": out}, work, as_json=as_json)
     interruption.writing(None)
     _say(
         f"{facts['out']}: {facts['objects']:,} objects as {facts['dtype']}, {_by_class(facts)}", facts, as_json=as_json
@@ -107,7 +108,7 @@ def table_command(labels: str, out: str, **given: Any) -> None:
         image = image_of(source, intensity, tell)
         return table(source, out, hands.crew, image=image, overwrite=overwrite, tell=tell)
 
-    facts = _done(labels, given, work)
+    facts = _done(labels, given, work, as_json=as_json)
     _say(f"{facts['out']}: {facts['objects']:,} objects", facts, as_json=as_json)
 
 
@@ -124,7 +125,7 @@ def polygons_command(labels: str, out: str, **given: Any) -> None:
     def work(settings: Any, hands: Any, tell: Callable[[str], None]) -> dict[str, Any]:
         return polygons(_source(settings), out, hands.crew, overwrite=overwrite, tell=tell)
 
-    facts = _done(labels, given, work)
+    facts = _done(labels, given, work, as_json=as_json)
     crs = "" if facts["crs"] else "; the map names no coordinate reference system"
     _say(f"{facts['out']}: {facts['objects']:,} objects{crs}", facts, as_json=as_json)
 
@@ -154,25 +155,37 @@ def pyramid_command(group: str, **given: Any) -> None:
         wanted = Wanted(settings.input, levels, by, overwrite=settings.overwrite, durable=settings.durable)
         return pyramid(wanted, hands.crew, memory=hands.memory, tell=tell)
 
-    facts = _done(group, {**given, "pyramid": True}, work)
+    facts = _done(group, {**given, "pyramid": True}, work, as_json=as_json)
     shapes = ", ".join(times(shape) for shape in facts["shapes"])
     _say(f"{facts['out']}: {facts['levels']} levels by {facts['by']}, {shapes}", facts, as_json=as_json)
 
 
 def _done(
-    labels: str, given: dict[str, Any], work: Callable[[Any, Any, Callable[[str], None]], dict[str, Any]]
+    labels: str,
+    given: dict[str, Any],
+    work: Callable[[Any, Any, Callable[[str], None]], dict[str, Any]],
+    *,
+    as_json: bool,
 ) -> dict[str, Any]:
-    """What `work` gives, done by whom the options ask for."""
+    """What `work` gives, done by whom the options ask for; its progress is shown, but to programs."""
     from unet_engine.commands import screen
+    from unet_engine.commands.steps import steps_on
+    from unet_engine.execution.hands import Hands
     from unet_engine.execution.passes import crew
+    from unet_engine.postprocess.base import Watched
     from unet_engine.settings import Settings
 
     console = screen.stderr()
     settings = Settings.of(input=labels, **given)
     for note in settings.notes:
         console.note(note)
-    with crew(settings, console.note) as hands:
-        return work(settings, hands, console.note)
+    shown = nullcontext(lambda _what, _total: _unseen) if as_json else steps_on(console)
+    with crew(settings, console.note) as hands, shown as begun:
+        return work(settings, Hands(Watched(hands.crew, begun), hands.memory), console.note)
+
+
+def _unseen(_count: int) -> None:
+    """Nobody looks."""
 
 
 def _source(settings: Any) -> Any:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unet_engine.commands import interruption
-from unet_engine.errors import BatchError, SettingsError, UnetEngineError, first_line
+from unet_engine.errors import BatchError, SettingsError, UnetEngineError, first_line, reworded
 
 if TYPE_CHECKING:
     from unet_engine.api import Result
@@ -220,17 +220,23 @@ def _conclude(console: Screen, outcomes: list[Outcome], volumes: list[Volume], w
         error = failed[0].error
         assert error is not None
         if isinstance(error, UnetEngineError):
-            raise type(error)(f"{failed[0].volume.settings.input}: {error}; --keep-going runs the others") from error
+            raise reworded(error, f"{_said(failed[0])}; --keep-going runs the others") from error
         raise error
     for outcome in failed:
-        console.say(f" {outcome.volume.settings.input}: {_said(outcome.error)}", "failed", "red", "error")
+        console.say(f" {_said(outcome)}", "failed", "red", "error")
     raise BatchError(
-        f"{len(failed):,} of {len(volumes):,} volumes failed, the first is {failed[0].volume.settings.input}: "
-        f"{_said(failed[0].error)}; correct what is wrong and run the same command with --resume"
+        f"{len(failed):,} of {len(volumes):,} volumes failed, the first is {_said(failed[0])}; correct what is wrong and "
+        "run the same command with --resume"
     )
 
 
-def _said(error: BaseException | None) -> str:
+def _said(outcome: Outcome) -> str:
+    """The volume, and what went wrong with it, which may name it already."""
+    said, volume = _words(outcome.error), outcome.volume.settings.input
+    return said if said.startswith((f"{volume} ", f"{volume}:")) else f"{volume}: {said}"
+
+
+def _words(error: BaseException | None) -> str:
     return str(error) if isinstance(error, UnetEngineError) else f"unexpected {type(error).__name__}: {error}"
 
 
@@ -348,7 +354,7 @@ def _result(outcome: Outcome, priced: Callable[[Result], str]) -> str:
     from unet_engine.commands import report
 
     if outcome.error:
-        return f"{outcome.volume.settings.input} failed: {_said(outcome.error)}"
+        return f"{outcome.volume.settings.input} failed: {_words(outcome.error)}"
     if outcome.status == "planned":
         return f"{outcome.volume.settings.input} would be written to {outcome.volume.out}"
     if outcome.result is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from unet_engine import machine
-from unet_engine.postprocess.base import Crew
+from unet_engine.postprocess.base import Crew, one_done
 
 T = TypeVar("T")
 AT_ONCE = 2
@@ -43,8 +43,10 @@ class Here:
                     waiting.append(threads.submit(do, item))
                     while len(waiting) > AT_ONCE:
                         waiting.popleft().result()
+                        one_done(items)
                 for future in waiting:
                     future.result()
+                    one_done(items)
             finally:
                 for future in waiting:
                     future.cancel()

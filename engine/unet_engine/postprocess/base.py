@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, product
 from math import prod
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -102,12 +102,52 @@ class Crew(Protocol):
         it; what is done stays done."""
 
 
+class Steps(Generic[T]):
+    """What a crew is to do, counted as it is done: None in `items` for each that was done earlier."""
+
+    def __init__(self, what: str, total: int, items: Iterable[T | None]) -> None:
+        """what: is done with boxes, as people are told; total: of items."""
+        self.what, self.total, self._items = what, total, items
+        self.count: Callable[[int], None] = lambda _: None
+        self._done = 0
+
+    def __iter__(self) -> Iterator[T]:
+        for item in self._items:
+            if item is None:
+                self.one_done()
+            else:
+                yield item
+
+    def one_done(self) -> None:
+        self._done += 1
+        self.count(self._done)
+
+
+def one_done(items: Iterable[Any]) -> None:
+    """A crew has done one of `items`; said by the thread that iterates."""
+    if isinstance(items, Steps):
+        items.one_done()
+
+
+class Watched:
+    """A crew whose steps are told as they go: `begun` hears of what, and how many there are, and takes their count."""
+
+    def __init__(self, crew: Crew, begun: Callable[[str, int], Callable[[int], None]]) -> None:
+        self._crew, self._begun = crew, begun
+
+    def each(self, do: Callable[[T], None], items: Iterable[T]) -> None:
+        if isinstance(items, Steps):
+            items.count = self._begun(items.what, items.total)
+        self._crew.each(do, items)
+
+
 class Alone:
     """This process, one after the other."""
 
     def each(self, do: Callable[[T], None], items: Iterable[T]) -> None:
         for item in items:
             do(item)
+            one_done(items)
 
 
 ALONE: Crew = Alone()
@@ -216,8 +256,8 @@ class _Write:
 def known_of(work: Pass, keep: Keep, crew: Crew) -> Any:
     """What `work` comes to: its boxes looked at as far as that was not done yet, and reduced."""
     since, there = keep.since(), keep.there()
-    left = ((i, box) for i, box in work.boxes if _name(i) not in there or work.changed(box, since))
-    crew.each(_Look(work, keep), left)
+    left = ((i, box) if _name(i) not in there or work.changed(box, since) else None for i, box in work.boxes)
+    crew.each(_Look(work, keep), Steps("read", work.boxes.number, left))
     return work.reduce(_found(work, keep))
 
 
@@ -242,8 +282,8 @@ def _found(work: Pass, keep: Keep) -> Iterator[tuple[Index, Found]]:
 
 def write_boxes(work: WritingPass, parts: Parts, target: Target, crew: Crew, pending: Callable[[Index], bool]) -> None:
     """Have all boxes written that are `pending`."""
-    items = ((index, box, parts.of(index)) for index, box in work.boxes if pending(index))
-    crew.each(_Write(work, target), items)
+    items = ((index, box, parts.of(index)) if pending(index) else None for index, box in work.boxes)
+    crew.each(_Write(work, target), Steps("written", work.boxes.number, items))
 
 
 def digest(identity: Mapping[str, Any]) -> str:

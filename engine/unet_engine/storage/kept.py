@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections import OrderedDict
@@ -45,18 +46,27 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
         self._last: list[tuple[int, str]] = []
         """A heap of all that was said of when things are needed, the last first; what does not hold any more too."""
         self._bytes = 0
+        self._asked: dict[tuple[str, str], asyncio.Event] = {}
+        """What is under way. All is asked on the one loop of zarr's."""
         self._lock = threading.Lock()
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         name = key, repr(byte_range)
+        if (asked := self._asked.get(name)) and name not in self._found:
+            await asked.wait()  # who asks at the same moment is given the same
         with self._lock:
             if name in self._found:
                 self._found.move_to_end(name)
                 return self._found[name]
-        found = await self._store.get(key, prototype, byte_range)
-        if found is not None and not is_metadata(key):
-            self.fetched += 1
-            self._keep(name, found)
+        self._asked[name] = asked = asyncio.Event()
+        try:
+            found = await self._store.get(key, prototype, byte_range)
+            if found is not None and not is_metadata(key):
+                self.fetched += 1
+                self._keep(name, found)
+        finally:
+            self._asked.pop(name, None)
+            asked.set()
         return found
 
     async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from unet_engine.errors import InputError, UnetEngineError
+from unet_engine.errors import InputError, UnetEngineError, reworded
 from unet_engine.paths import chosen, inside, is_local
 from unet_engine.storage.remote_files import About, RemoteFile, copied, name_of
 from unet_engine.storage.remote_raster import RemoteRaster
@@ -70,7 +70,7 @@ class FetchedFormat:
         try:
             volume = format.open(place, axes)
         except UnetEngineError as error:
-            raise type(error)(str(error).replace(here, url)) from error
+            raise reworded(error, str(error).replace(here, url)) from error
         assert isinstance(volume, FileVolume)
         if len(volume.files) > 1:  # a copy lies among those of others
             raise InputError(f"{url} keeps its voxels in several files, and one file is fetched; copy them to a disk")

@@ -14,6 +14,7 @@ from unet_engine.cluster.connection import Cluster
 from unet_engine.errors import ClusterError, UnetEngineError, first_line
 from unet_engine.execution.dask.progress import LOOK_EVERY
 from unet_engine.execution.hands import AT_ONCE, Hands
+from unet_engine.postprocess.base import one_done
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -51,6 +52,7 @@ class OnDask:
                     future = completed.get(timeout=LOOK_EVERY)
                     waiting.discard(future)
                     _check(future)
+                    one_done(items)
                     return
                 if not _workers(client) and (why := self._cluster.trouble()):
                     raise ClusterError(f"{why}; what is done stays, run the same command with --resume")

@@ -19,6 +19,9 @@ _ENDINGS = (".rdf.yaml", ".bioimageio.yaml", "_rdf.yaml", "_bioimageio.yaml")
 _LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
 
 
+_KINDS = ("batch", "channel", "space", "time", "index")
+
+
 @dataclass(frozen=True)
 class Axis:
     """An axis of a tensor, in the order of the array."""
@@ -251,6 +254,8 @@ class _V5(_Reader):
 
     def _axis(self, said: Mapping[str, Any]) -> Axis:
         kind = str(said["type"])
+        if kind not in _KINDS:
+            raise ValueError(f"an axis is of the type {kind[:40]!r}, which is none of {', '.join(_KINDS)}")
         default = {"space": "x"}.get(kind, kind)
         names = tuple(str(n) for n in said.get("channel_names") or ())
         size = said.get("size")

@@ -101,6 +101,8 @@ def _joint(said: Description, given: Tensor, step: Step) -> bool:
     several = channel is not None and channel.size != 1
     if axes is None:
         return several
+    if not isinstance(axes, str | list | tuple):
+        raise NotPossible(f"is measured along {str(axes)[:40]!r}, which are no axes")
     names = set(axes) if isinstance(axes, str) else {str(a) for a in axes}
     lacking = [a.id for a in given.axes if a.kind == "space" and a.id not in names and a.size != 1]
     if lacking:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.credit import Credit
 from unet_engine.model.spec import Resampling
-from unet_engine.units import Tell
+from unet_engine.units import Tell, brief
 from unet_engine.version import version_of
 from unet_export.importers import code
 from unet_export.importers.base import Imported, Member, Wanted
@@ -180,8 +181,15 @@ class _Reader:
         if name not in ("SlidingWindowInferer", "SlidingWindowInfererAdapt", "SliceInferer"):
             raise ModelError(f"{self.path}: its inferer {name} has no counterpart; run it with MONAI")
         roi, overlap = said.get("roi_size"), said.get("overlap", 0.25)
-        sizes = [roi] if isinstance(roi, int) else list(roi or [])
-        several = [float(o) for o in (overlap if isinstance(overlap, list | tuple) else [overlap])]
+        sides = roi if isinstance(roi, list | tuple) else [] if roi is None else [roi]
+        sizes = self._numbers("roi_size", [0 if n is None else n for n in sides])  # None: as long as the image
+        if any(n != int(n) for n in sizes):
+            raise ModelError(f"{self.path}: roi_size of its inferer is {brief(roi)}, no numbers of voxels; correct it")
+        several = self._numbers("overlap", overlap if isinstance(overlap, list | tuple) and overlap else [overlap])
+        if not all(0 <= o < 1 for o in several):
+            raise ModelError(
+                f"{self.path}: the overlap of its inferer is {brief(overlap)}, no part of a window; correct it"
+            )
         notes: tuple[str, ...] = ("overlap: that of its first axis is taken for all",) if len(set(several)) > 1 else ()
         free = not sizes or any(int(n) <= 0 for n in sizes)
         padding = str(said.get("padding_mode", "constant")).rpartition(".")[2].lower()
@@ -193,6 +201,12 @@ class _Reader:
             None if free else tuple(int(n) for n in sizes), several[0], str(said.get("mode", "constant")),
             padding, notes,
         )  # fmt: skip
+
+    def _numbers(self, name: str, said: Sequence[Any]) -> list[float]:
+        """What its inferer says. Raises `ModelError` unless these are numbers."""
+        if not all(isinstance(v, int | float) and isfinite(v) for v in said):
+            raise ModelError(f"{self.path}: {name} of its inferer is {brief(said)}, and numbers are needed; correct it")
+        return [float(v) for v in said]
 
     # --- its network ---
 

@@ -207,9 +207,10 @@ def labels_of(folder: Path, dataset: Dataset) -> Labels:
     """As nnU-Net's `LabelManager` reads them. Raises `ModelError` where they make no sense."""
     said = {name: value for name, value in dataset.labels.items() if name != "ignore"}
     values = [v for value in said.values() for v in (value if isinstance(value, tuple) else (value,))]
-    if said.get("background") != 0 or not all(0 <= v < _MOST_LABELS for v in values):
+    empty = any(value == () for value in said.values())
+    if said.get("background") != 0 or empty or not all(0 <= v < _MOST_LABELS for v in values):
         raise ModelError(
-            f"{folder}: {DATASET}: labels are whole numbers from 0, and background is 0; get the folder again"
+            f"{folder}: {DATASET}: labels are whole numbers from 0, or lists of some, and background is 0; get the folder again"
         )
     if not any(isinstance(value, tuple) and len(value) > 1 for value in said.values()):
         by_value = {v[0] if isinstance(v, tuple) else v: name for name, v in said.items()}
