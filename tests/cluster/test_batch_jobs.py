@@ -171,7 +171,7 @@ def test_no_batch_system_here(monkeypatch):
 
 def test_no_dask_jobqueue(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
-    assert "pip install unet-engine[jobqueue]" in refusal()
+    assert "pip install 'unet-engine[jobqueue]'" in refusal()
 
 
 def test_an_interrupt_stays_an_interrupt():

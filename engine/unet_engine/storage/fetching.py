@@ -104,5 +104,6 @@ def _sha256(path: Path) -> str:
 def _check(url: str, found: str, wanted: str) -> None:
     if found != wanted:
         raise InputError(
-            f"{url} has the SHA-256 {found}, and {wanted} is asked for; check the URL, and what stands behind its #"
+            f"{url} is another file: its SHA-256 is {found}, and {wanted} is asked for; check the URL, and what stands "
+            "behind its #"
         )
