@@ -3,10 +3,10 @@
     python benchmarks/augmentation.py [--model FILE] [--size 128] [--repeats 5] [--json FILE]
 
 One volume of noise is run upright, in all mirrors, in right angles, and by two networks (the model twice), in turn and
-again and again. A ratio is the time of a run over that of the upright one and over how often each window is inferred: 1 where
-a mirrored window costs what an upright one does. Time is that of all processors on this process, planning and loading
-left out, which other work on the machine hardly changes. The fake network, which copies its input, shows the cutting
-and adding alone; a real one shows what a user pays.
+again and again. A ratio is the time of a run over that of the upright one and over how often each window is inferred: 1
+where a mirrored window costs what an upright one does. Time is that of all processors on this process, planning and
+loading left out, which other work on the machine hardly changes. The fake network, which copies its input, shows the
+cutting and adding alone; a real one shows what a user pays.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/batches.py --volumes 8 --least 128 --most 160
 
-Each is a process of its own, start included. The bare network is the library's best asynchronous mode on as many windows
-as the batch infers, with the model loaded once; what its process takes to start counts as well. Rounds alternate.
+Each is a process of its own, start included. The bare network is the library's best asynchronous mode on as many
+windows as the batch infers, with the model loaded once; what its process takes to start counts as well. Rounds
+alternate.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/components.py [--sizes 192,384] [--rounds 5] [--memory 512MiB] [--folder DIR] [--json FILE]
 
-Labels of one class (smoothed noise above its median, in chunks of 64 voxels a side), as all three can number. Each way is a
-process of its own, so that its peak memory is its own; the ways take turns, round after round. Told are the ratios to the
-engine within a round (medians, least and most) of wall time and of the time that cores worked, peak memory, and whether
-the numbers of objects agree. `engine` keeps within --memory in one process; `durable` waits for the disk, as it does unless
-it is told not to; the others do not. `holes` is with --fill-holes, which the others cannot.
+Labels of one class (smoothed noise above its median, in chunks of 64 voxels a side), as all three can number. Each way
+is a process of its own, so that its peak memory is its own; the ways take turns, round after round. Told are the ratios
+to the engine within a round (medians, least and most) of wall time and of the time that cores worked, peak memory, and
+whether the numbers of objects agree. `engine` keeps within --memory in one process; `durable` waits for the disk, as it
+does unless it is told not to; the others do not. `holes` is with --fill-holes, which the others cannot.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@
 Rounds of four runs in one process: with ``--durable yes``, twice with ``no``, and with ``yes``. Of each round the ratio
 of the two kinds, and as the noise of the method that of the two runs with ``no``; of wall time, and of the time that
 cores worked, which what else runs on the machine changes little. Medians, quartiles, extremes. The volume is noise; the
-network the demo's 3D one; the output lies in DIR, which should be on a disk, not in memory. Printed too is how often the
-disk is asked, and how long that takes by itself: of a block, that is hidden behind the inference of the next one."""
+network the demo's 3D one; the output lies in DIR, which should be on a disk, not in memory. Printed too is how often
+the disk is asked, and how long that takes by itself: of a block, that is hidden behind the inference of the next
+one."""
 
 from __future__ import annotations
 

@@ -157,7 +157,8 @@ def _finish(
     of: tuple[Task, float, float], came: _Came, classes: int, clocks: _Clocks, ways: tuple[str, str],
     free: dict[str, float], costs: Costs,
 ) -> float:  # fmt: skip
-    """The host waits for the block's halos; another thread then has it finished and writes it. When its sums are free."""
+    """The host waits for the block's halos; another thread then has it finished and writes it. When its sums are
+    free."""
     task, packed, done = of
     clocks.at["host"] = max(clocks.at["host"], done)
     begun = max(clocks.at["write"], done)

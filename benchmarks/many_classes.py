@@ -3,9 +3,10 @@
     python benchmarks/many_classes.py --work DIR [--shape 192 256 256] [--rounds 3] [--threads 1] [--json FILE]
 
 The network is a light one (`train_peers.py`, nnunet_many: 8 to 32 features, windows of 48 cubed at 6 mm), trained by
-nnU-Net for a few minutes; the scan is the abdomen of the shared data at 3 mm, mirrored at its ends to the shape. Both go
-from file to file, without mirrored windows, in float32, each in a process of its own, in turn. Of both it is told what
-the network took, and what the rest: theirs around ``predict_logits_from_preprocessed_data``, ours by the run's profile.
+nnU-Net for a few minutes; the scan is the abdomen of the shared data at 3 mm, mirrored at its ends to the shape. Both
+go from file to file, without mirrored windows, in float32, each in a process of its own, in turn. Of both it is told
+what the network took, and what the rest: theirs around ``predict_logits_from_preprocessed_data``, ours by the run's
+profile.
 """
 
 from __future__ import annotations

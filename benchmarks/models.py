@@ -1,6 +1,7 @@
 """Models of other tools, each in its own predictor and here, on the same real volume: labels, time, peak memory.
 
-    python benchmarks/models.py [--shared ../shared] [--work DIR] [--code DIR] [--rounds 3] [--case NAME ...] [--json FILE]
+    python benchmarks/models.py [--shared ../shared] [--work DIR] [--code DIR] [--rounds 3] [--case NAME ...]
+        [--json FILE]
 
 Networks are trained with the tools' own code (`train_peers.py`, a few minutes each; DIR keeps them); packages of other
 people are taken as they are, and their own predictor needs the Python that they name: `--code` is the folder

@@ -2,10 +2,10 @@
 
     python benchmarks/outputs.py [--shared ../shared] [--pictures docs/images] [--em] [--large GiB]
 
-The networks are single convolutions with weights by hand: of a CT they tell air, fat, soft tissue and bone by Hounsfield
-units, of an aerial picture plants, water and the rest by red and near infrared. That makes results whose right value
-every library can compute from the input. --em does no more than put labels into an OME-Zarr image. --large also
-converts a volume of that size, and shows the peak memory.
+The networks are single convolutions with weights by hand: of a CT they tell air, fat, soft tissue and bone by
+Hounsfield units, of an aerial picture plants, water and the rest by red and near infrared. That makes results whose
+right value every library can compute from the input. --em does no more than put labels into an OME-Zarr image. --large
+also converts a volume of that size, and shows the peak memory.
 """
 
 from __future__ import annotations

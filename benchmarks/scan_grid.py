@@ -1,10 +1,11 @@
-"""What the scan's own grid costs, network apart: a scan at twice the network's resolution along each axis, many classes.
+"""What the scan's own grid costs, network apart: a scan at twice the network's resolution along each axis, many
+classes.
 
     python benchmarks/scan_grid.py [--classes 104] [--shape 192 256 256] [--window 64] [--json FILE]
 
 A small network with that many classes is run over the same windows in turn: on the network's grid, and on the scan's.
-Both runs tell where their time went (stages of each thread). Memory is the process's peak beside the plan's. Before, the
-step that makes labels of sums is timed alone, in processor time of its thread, which neighbours do not add to.
+Both runs tell where their time went (stages of each thread). Memory is the process's peak beside the plan's. Before,
+the step that makes labels of sums is timed alone, in processor time of its thread, which neighbours do not add to.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/sparse.py [--dims 2] [--shape 16384,16384] [--clumps 10] [--part 0.05] [--rounds 3] [--json FILE]
         [--run "--tiling 512,512:128,128:crop"] [--model net.onnx]
 
-Clumps of synthetic tissue lie in resin, for the networks that ship with the engine: cells on a slide in 2D, specimens in
-a block in 3D. Options of ``--run`` are those of both runs. Seconds and processor time are those of the whole command,
-planning and looking included. Missed is what the full run calls foreground and the other does not, of all foreground of
-the full run; all other labels have to be the same.
+Clumps of synthetic tissue lie in resin, for the networks that ship with the engine: cells on a slide in 2D, specimens
+in a block in 3D. Options of ``--run`` are those of both runs. Seconds and processor time are those of the whole
+command, planning and looking included. Missed is what the full run calls foreground and the other does not, of all
+foreground of the full run; all other labels have to be the same.
 """
 
 from __future__ import annotations

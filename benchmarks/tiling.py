@@ -3,7 +3,8 @@ and with `--tiling auto`, and MONAI with its habit and with our windows. One tab
 
     python benchmarks/tiling.py [--out FILE.svg] [--json FILE]
     python benchmarks/tiling.py --model em.onnx --image volume.tif --base 8 --depth 3 [--box 128,256,256] [--rounds 3]
-        [--budget 0.12] [--tolerance 0.997] [--precisions fp32 auto] [--window 64] [--norm instance] [--truth labels.tif]
+        [--budget 0.12] [--tolerance 0.997] [--precisions fp32 auto] [--window 64] [--norm instance]
+        [--truth labels.tif]
 
 Without a model it is the network that ships with the engine, on synthetic tissue. Else the model is what
 `python -m unet_export.train` wrote, of that base and depth, with norms folded, and the image is a volume of which a box

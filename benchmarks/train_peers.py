@@ -3,8 +3,8 @@
     python benchmarks/train_peers.py --work DIR [--shared ../shared] [--only NAME ...] [--quick]
 
 nnU-Net plans, preprocesses and trains with its own code; its plans are only made smaller: window, spacing, width of the
-network, epochs. What is trained already is kept. Every network lies in DIR under its name; `benchmarks/models.py` trains
-what it lacks.
+network, epochs. What is trained already is kept. Every network lies in DIR under its name; `benchmarks/models.py`
+trains what it lacks.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""How soon one sees something: the first picture of a sparse volume of 1 TiB, and the first window of a network where one
-looks, in Chromium with WebGL in software.
+"""How soon one sees something: the first picture of a sparse volume of 1 TiB, and the first window of a network where
+one looks, in Chromium with WebGL in software.
 
     python benchmarks/viewer.py [--rounds 3]
 

@@ -1,4 +1,5 @@
-"""Every error of ours says what to do, as far as that can be seen in its text: behind a semicolon, or in so many words."""
+"""Every error of ours says what to do, as far as that can be seen in its text: behind a semicolon, or in so many
+words."""
 
 import ast
 import re

@@ -1,4 +1,5 @@
-"""The pages of the reference, made from the code's own tables each time the site is built, so that they cannot drift."""
+"""The pages of the reference, made from the code's own tables each time the site is built, so that they cannot
+drift."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The data of the tutorials: `python docs/tutorials/make.py ct|mosaic FOLDER`, or `cut ADDRESS FILE.tif`.
 
-ct: a slice of a CT that is public and comes with pydicom (CT_small.dcm), and a small network that tells air, soft tissue
-and bone by their Hounsfield units. mosaic: a slide of synthetic tissue as a GeoTIFF, and the 2D network that comes with
-the engine. cut: the middle of a public volume as Neuroglancer shows it (precomputed), by TensorStore.
+ct: a slice of a CT that is public and comes with pydicom (CT_small.dcm), and a small network that tells air, soft
+tissue and bone by their Hounsfield units. mosaic: a slide of synthetic tissue as a GeoTIFF, and the 2D network that
+comes with the engine. cut: the middle of a public volume as Neuroglancer shows it (precomputed), by TensorStore.
 """
 
 import shutil

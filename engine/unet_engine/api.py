@@ -194,7 +194,8 @@ def _with_pyramid(prepared: Prepared, crew: Team, done: Result, tell: Tell) -> R
 
 
 def _is_made(prepared: Prepared) -> bool:
-    """Whether this run's file is there already, where it ends in one. Raises `ResumeError` where it is another run's."""
+    """Whether this run's file is there already, where it ends in one. Raises `ResumeError` where it is another
+    run's."""
     survey = prepared.survey
     if survey.named == survey.out or not survey.settings.resume:
         return False

@@ -81,8 +81,8 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _groups(controller: str) -> Iterator[tuple[int, Path]]:
-    """The control groups of this process that have to do with memory or cpu, from its own to the outermost, and of which
-    version each is; there may be none."""
+    """The control groups of this process that have to do with memory or cpu, from its own to the outermost, and of
+    which version each is; there may be none."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -49,11 +49,12 @@ class Settings(BaseModel):
     weights: str | None = None
     """What the answers of each of these networks count, ``2,1,1``; default: as the model says, else alike."""
     out: str | None = None
-    """Output: a Zarr group, called NAME.zarr or whatever no other format is, or a file of the format that the name says,
-    see `unet_engine.postprocess.formats`; default: beside the input, named after both, and of the kind of the input."""
+    """Output: a Zarr group, called NAME.zarr or whatever no other format is, or a file of the format that the name
+    says, see `unet_engine.postprocess.formats`; default: beside the input, named after both, and of the kind of the
+    input."""
     into: str | None = None
-    """Put labels into the OME-Zarr image that is read, ``IMAGE/labels/NAME``, instead of `out`: their name, or the path of
-    the image; ``auto``: called after the model. See `unet_engine.postprocess.into`."""
+    """Put labels into the OME-Zarr image that is read, ``IMAGE/labels/NAME``, instead of `out`: their name, or the path
+    of the image; ``auto``: called after the model. See `unet_engine.postprocess.into`."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:0,1`` or ``auto``."""
     gpus: int | None = Field(default=None, ge=1, le=MOST)
@@ -108,8 +109,8 @@ class Settings(BaseModel):
     """Type of probabilities (default uint8: 0 to 255 for 0 to 1) and logits (default float32). Rounded once, at the
     end: uint8 with halves up, float16 to nearest with ties to even."""
     components: bool = False
-    """Write numbers of connected objects in place of labels, see `unet_engine.postprocess.components`; the next four are
-    for that."""
+    """Write numbers of connected objects in place of labels, see `unet_engine.postprocess.components`; the next four
+    are for that."""
     connectivity: int | None = None
     """Neighbours that count: 6 (faces; default), 18 or 26; in 2D 4 (default) or 8."""
     min_size: int | None = Field(default=None, ge=1, le=2**62)
@@ -131,8 +132,8 @@ class Settings(BaseModel):
     level: int | None = Field(default=None, ge=0, le=MOST)
     """Of a pyramid or overviews: 0 is the full resolution; default: that."""
     timepoint: Annotated[int, Field(ge=0, le=MOST)] | str | None = None
-    """Counted from 0; needed where the volume has several. ``all``, or a range ``2:5``, in `run` and where the output is
-    OME-Zarr: each is run, and the output keeps the time axis."""
+    """Counted from 0; needed where the volume has several. ``all``, or a range ``2:5``, in `run` and where the output
+    is OME-Zarr: each is run, and the output keeps the time axis."""
     input_channels: str | None = None
     """Channels of the volume that the network takes, in its order: names, or numbers from 0, as ``DAPI,2``; default:
     all."""
@@ -198,8 +199,8 @@ class Settings(BaseModel):
     trust: bool = False
     """Trust a model that runs code as it is opened (.pt2, TorchScript): once, its hash is remembered."""
     ignore_spacing: bool = False
-    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise; and
-    take the volume as it lies, which is turned otherwise where the model says how it has to lie."""
+    """Run although the voxels are larger or smaller than those the model was trained on, which is an error otherwise;
+    and take the volume as it lies, which is turned otherwise where the model says how it has to lie."""
     strict: bool = False
     """Make every fallback an error."""
     _notes: tuple[str, ...] = PrivateAttr(default=())

@@ -1,5 +1,5 @@
-"""A model that takes the box of what is not 0 for the whole volume gives, inside of it, what it gives of that box alone,
-and 0 outside: by every executor, for any region."""
+"""A model that takes the box of what is not 0 for the whole volume gives, inside of it, what it gives of that box
+alone, and 0 outside: by every executor, for any region."""
 
 import itertools
 from pathlib import Path

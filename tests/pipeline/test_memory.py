@@ -184,7 +184,8 @@ def test_a_run_takes_what_was_predicted_and_that_is_within_the_budget(
 
 @pytest.mark.parametrize(("classes", "memory", "end"), [(100, 180, 150), (512, 260, 220)])
 def test_a_run_that_goes_on_keeps_to_the_plan_as_well(tmp_path: Path, classes: int, memory: int, end: int) -> None:
-    """Killed at more than half of its windows: what was committed is looked at, and halos wait for blocks that are done."""
+    """Killed at more than half of its windows: what was committed is looked at, and halos wait for blocks that are
+    done."""
     spec: dict[str, Any] = {"window": (16,) * 3, "window_min": (16,) * 3, "window_step": (0,) * 3}
     image = np.random.default_rng(0).integers(0, 255, (48,) * 3, dtype=np.uint8)
     volume = make_volume(str(tmp_path / "v.zarr"), image, chunks=(16, 16, 16))

@@ -1,4 +1,5 @@
-"""Labels where a channel on its own exceeds another number than a half: on both pipelines, resampled, masks, regions."""
+"""Labels where a channel on its own exceeds another number than a half: on both pipelines, resampled, masks,
+regions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A scan that lies otherwise than the network wants it gives, voxel for voxel, what it gives once it was turned first."""
+"""A scan that lies otherwise than the network wants it gives, voxel for voxel, what it gives once it was turned
+first."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Labels put into the image that they are of: listed there, of its levels and version, and whatever kills, the image is as
-it was or has them."""
+"""Labels put into the image that they are of: listed there, of its levels and version, and whatever kills, the image is
+as it was or has them."""
 
 import json
 import os

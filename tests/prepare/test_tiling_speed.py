@@ -1,4 +1,5 @@
-"""``--tiling auto`` takes what is fastest: what a voxel takes in windows of other sizes is timed beside the model's own."""
+"""``--tiling auto`` takes what is fastest: what a voxel takes in windows of other sizes is timed beside the model's
+own."""
 
 import numpy as np
 import pytest

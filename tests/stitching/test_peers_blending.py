@@ -1,4 +1,5 @@
-"""`--blend monai` and `--blend nnunet` against the functions of these tools themselves: places, weights, whole volumes."""
+"""`--blend monai` and `--blend nnunet` against the functions of these tools themselves: places, weights, whole
+volumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What makes thousands of small tests cheap: folders in memory, and a garbage collector that leaves alone what stays."""
+"""What makes thousands of small tests cheap: folders in memory, and a garbage collector that leaves alone what
+stays."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 class WebServer:
     """`folder` at ``/``. ranges: whether parts of files are given; lengths: whether answers say how long they are;
-    query: what has to stand behind the ``?`` of every request, else it is refused; heads: whether HEAD is known; headers: more of
-    each answer."""
+    query: what has to stand behind the ``?`` of every request, else it is refused; heads: whether HEAD is known;
+    headers: more of each answer."""
 
     def __init__(self, folder, *, ranges=True, lengths=True, query=None, heads=True, headers=None):
         self.seen = []

@@ -1,4 +1,5 @@
-"""NIfTI, NRRD and MetaImage are read as nibabel, pynrrd and ITK read them whole: voxels, and where each of them lies."""
+"""NIfTI, NRRD and MetaImage are read as nibabel, pynrrd and ITK read them whole: voxels, and where each of them
+lies."""
 
 import gzip
 import pickle

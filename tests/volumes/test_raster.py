@@ -1,4 +1,5 @@
-"""GeoTIFF, VRT and JPEG 2000 are read by window as rasterio reads them whole, with nodata, mask and place on the map."""
+"""GeoTIFF, VRT and JPEG 2000 are read by window as rasterio reads them whole, with nodata, mask and place on the
+map."""
 
 import pickle
 import subprocess

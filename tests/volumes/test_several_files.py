@@ -1,5 +1,5 @@
-"""Volumes whose voxels lie in several files: OME-TIFF by its description or companion, NRRD and MetaImage by a list or a
-pattern."""
+"""Volumes whose voxels lie in several files: OME-TIFF by its description or companion, NRRD and MetaImage by a list or
+a pattern."""
 
 import bz2
 import gzip

@@ -1,4 +1,5 @@
-"""Engines, compiled networks and timing caches on disk, in the user's own folder. What is read is checked before any library sees it.
+"""Engines, compiled networks and timing caches on disk, in the user's own folder. What is read is checked before any
+library sees it.
 
 A file is a line with a magic word, one with the SHA-256 of all that follows, one with the key as JSON, and the bytes.
 It is used only if the key in it is the one asked for and the hash fits; anything else is as good as no file, and is
@@ -48,8 +49,8 @@ def name_of(key: Key) -> str:
 
 
 def load(kind: str, key: Key) -> bytes | None:
-    """What was stored as `kind` (``engine``, ``openvino``, ``timing`` …) under `key`; None where there is nothing, or nothing to be
-    trusted."""
+    """What was stored as `kind` (``engine``, ``openvino``, ``timing`` …) under `key`; None where there is nothing, or
+    nothing to be trusted."""
     try:
         data = (folder() / f"{name_of(key)}.{kind}").read_bytes()
     except OSError:

@@ -2,7 +2,8 @@
 it. Nothing is imported or asked here.
 
 Sources: TensorRT's and TensorRT-RTX's support matrices (docs.nvidia.com/deeplearning/tensorrt and .../tensorrt-rtx,
-"Supported Hardware"). PyTorch and ONNX Runtime come in builds for GPUs of any age, and say themselves where theirs is none.
+"Supported Hardware"). PyTorch and ONNX Runtime come in builds for GPUs of any age, and say themselves where theirs is
+none.
 """
 
 from __future__ import annotations

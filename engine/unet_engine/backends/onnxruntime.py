@@ -33,7 +33,8 @@ def sees_gpu() -> bool:
 
 @cache
 def _find_cuda() -> None:
-    """Have it find CUDA and cuDNN where pip put them: it looks on the system's paths alone, and falls back to the CPU."""
+    """Have it find CUDA and cuDNN where pip put them: it looks on the system's paths alone, and falls back to the
+    CPU."""
     if load := getattr(ort, "preload_dlls", None):
         with redirect_stdout(StringIO()):  # it prints what it does not find; what that comes to is told by us
             load()
@@ -121,8 +122,8 @@ class OnnxRuntimeDevice(DeviceBackend):
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def _check_provider(self, device: Device) -> None:
-        """Where CUDA cannot be loaded, ONNX Runtime makes a session of the CPU, which would take addresses on the device
-        for its own."""
+        """Where CUDA cannot be loaded, ONNX Runtime makes a session of the CPU, which would take addresses on the
+        device for its own."""
         found = self._session.get_providers()
         if device.name != SIMULATED and found[:1] != [_CUDA]:
             raise BackendError(

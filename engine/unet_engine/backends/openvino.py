@@ -73,8 +73,8 @@ _ABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
 @cache
 def shared_core() -> Any:
-    """The one that all networks of this process are compiled with: with the last of them its plugin for CPUs would go, to
-    be loaded again by the next."""
+    """The one that all networks of this process are compiled with: with the last of them its plugin for CPUs would go,
+    to be loaded again by the next."""
     return ov.Core()
 
 

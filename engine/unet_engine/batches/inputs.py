@@ -68,8 +68,8 @@ class Item:
 
 
 def are_several(inputs: Sequence[str]) -> bool:
-    """Whether `inputs` may stand for another number of volumes than one: several paths, a list, a glob, or a folder that
-    is no volume itself."""
+    """Whether `inputs` may stand for another number of volumes than one: several paths, a list, a glob, or a folder
+    that is no volume itself."""
     return len(inputs) != 1 or is_list(inputs[0]) or is_glob(inputs[0]) or is_folder(inputs[0])
 
 
@@ -90,8 +90,8 @@ def is_glob(path: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
-    """Whether it is a folder, or a prefix of a bucket, that holds volumes and is none: no Zarr, and no series of slices,
-    which is one volume."""
+    """Whether it is a folder, or a prefix of a bucket, that holds volumes and is none: no Zarr, and no series of
+    slices, which is one volume."""
     path = plain(path)
     if not path:  # pathlib takes it for the current folder
         return False

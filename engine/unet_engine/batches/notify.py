@@ -141,8 +141,8 @@ def _posted(address: Address, body: bytes, until: float) -> tuple[str | None, bo
 
 
 def _short(value: Any, longest: int = LONGEST) -> Any:
-    """The same with long texts and lists cut off. Done before redaction, which reads every character, and after it: half
-    a secret at the end of the first cut is not left by the second."""
+    """The same with long texts and lists cut off. Done before redaction, which reads every character, and after it:
+    half a secret at the end of the first cut is not left by the second."""
     if isinstance(value, str) and len(value) > longest:
         return value[: longest - 1] + "…"
     if isinstance(value, Mapping):

@@ -1,5 +1,5 @@
-"""All time points of a volume, or a range of them, by one command: each is a run of its own, one after the other with one
-network, and their chunks become one output with a time axis by renaming them."""
+"""All time points of a volume, or a range of them, by one command: each is a run of its own, one after the other with
+one network, and their chunks become one output with a time axis by renaming them."""
 
 from __future__ import annotations
 

@@ -139,8 +139,9 @@ def _start(start: Callable[[int | None], SpecCluster], silence: int | None) -> S
 
 
 def _abandon(cluster: SpecCluster) -> None:
-    """Close what was interrupted as it started. It is neither begun nor ended, and Dask, which closes clusters as Python
-    ends, fails with a traceback on such. A nanny whose worker was killed as it started fails too, and nobody asks it."""
+    """Close what was interrupted as it started. It is neither begun nor ended, and Dask, which closes clusters as
+    Python ends, fails with a traceback on such. A nanny whose worker was killed as it started fails too, and nobody
+    asks it."""
     cluster.shutdown_on_close = False
     with suppress(AttributeError):  # a cluster that has no loop yet
         cluster.loop.asyncio_loop.set_exception_handler(lambda *_: None)

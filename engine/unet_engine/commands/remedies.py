@@ -1,4 +1,5 @@
-"""``unet-engine doctor --fix``: for what is missing on this machine the exact commands that bring it. None is run here."""
+"""``unet-engine doctor --fix``: for what is missing on this machine the exact commands that bring it. None is run
+here."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@ else.
 
 Page-locking is slow, so what a run will need is locked beforehand (`lock`), by a thread of its own, and who takes a
 piece that is to come waits for it. A piece is given back when the last array that looks into it is gone, whichever
-thread held it. Pools grow until they hold what is in use at the same time, and no further, so a run allocates as much in
-its first blocks as in a thousand more.
+thread held it. Pools grow until they hold what is in use at the same time, and no further, so a run allocates as much
+in its first blocks as in a thousand more.
 """
 
 from __future__ import annotations

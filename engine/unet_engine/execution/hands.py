@@ -13,8 +13,8 @@ from unet_engine.postprocess.base import Crew, one_done
 
 T = TypeVar("T")
 AT_ONCE = 2
-"""Boxes that a process works on at the same time: one is read or written while another is labelled, which takes one core
-of a process whatever it has."""
+"""Boxes that a process works on at the same time: one is read or written while another is labelled, which takes one
+core of a process whatever it has."""
 
 
 @dataclass(frozen=True)

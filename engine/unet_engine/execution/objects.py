@@ -1,5 +1,5 @@
-"""A run that ends in objects: its labels are written to a group beside the output, and once that is complete its objects
-are numbered in the output, and it goes."""
+"""A run that ends in objects: its labels are written to a group beside the output, and once that is complete its
+objects are numbered in the output, and it goes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from unet_engine.units import Tell
 
 
 def are_there(named: str, digest: str) -> bool:
-    """Whether the group `named` has all objects of the run `digest`; its labels are then taken away. Raises `ResumeError`
-    where it is another run's, unless a run to replace it was begun."""
+    """Whether the group `named` has all objects of the run `digest`; its labels are then taken away. Raises
+    `ResumeError` where it is another run's, unless a run to replace it was begun."""
     header = read_header(named)
     labels = labels_of(named)
     if header is None:

@@ -24,7 +24,8 @@ class Certificate(BaseModel):
     shape: tuple[int, ...]
     """Of what was compared: (channels, [z,] y, x)."""
     equal_labels: float | None = None
-    """Fraction of voxels with the same label; None where outputs are no classes, or the source gives one label alone."""
+    """Fraction of voxels with the same label; None where outputs are no classes, or the source gives one label
+    alone."""
     dice: dict[str, float] = {}
     """By name of a class that is present on either side."""
     largest_difference: float

@@ -225,7 +225,8 @@ def open_model(
     """Read what the model at `path` promises; several files, parted by commas, or one of several networks, are a model
     of members. `window` is needed, and used, only where the file does not fix a size itself. `activation` wins over
     what the file says. `head`: name of the output that is wanted, where there are several; see
-    `unet_engine.model.outputs.choose`. `folds`: which members, ``0,2`` or ``all``; `weights`: what each counts, ``2,1``.
+    `unet_engine.model.outputs.choose`. `folds`: which members, ``0,2`` or ``all``; `weights`: what each counts,
+    ``2,1``.
 
     Raises `SettingsError` where the model cannot be of that kind, and `ModelError` where the file is missing, corrupt,
     of no known format, says too little, or where members do not fit one another.

@@ -1,8 +1,8 @@
-"""How far a network sees, told from its ONNX graph: an upper bound, where `backends/receptive_field.py` measures a lower
-one.
+"""How far a network sees, told from its ONNX graph: an upper bound, where `backends/receptive_field.py` measures a
+lower one.
 
-Of every tensor that hangs on the image it is kept how far apart its voxels lie, in voxels of the image, and how far down
-and up the image one of them looks. A convolution of kernel k and dilation d looks d·(k − 1) voxels of its input
+Of every tensor that hangs on the image it is kept how far apart its voxels lie, in voxels of the image, and how far
+down and up the image one of them looks. A convolution of kernel k and dilation d looks d·(k − 1) voxels of its input
 farther; behind a stride voxels lie that much farther apart, behind a transposed convolution or a resizing nearer
 together. Where statistics of a whole axis enter, or an operator is not known, nothing is told.
 """
@@ -147,8 +147,9 @@ def _kernel(node: Any, constants: dict[str, Any], dims: int) -> list[int]:
 
 
 def _resized(node: Any, given: _Tensor, constants: dict[str, Any]) -> _Tensor:
-    """A voxel is made of those next to it, or of two at each side where it is cubic. Only whole factors keep the lattice
-    that windows begin on, and where the ends of both lie on each other, each size of window is resized otherwise.
+    """A voxel is made of those next to it, or of two at each side where it is cubic. Only whole factors keep the
+    lattice that windows begin on, and where the ends of both lie on each other, each size of window is resized
+    otherwise.
 
     Of f voxels for one, the j-th may be taken at (j + 1/2)/f − 1/2. Where that is below 0, so for j up to f/2 − 1, what
     enters at the lower side lies one voxel and j/f away."""

@@ -1,5 +1,5 @@
-"""Transposed convolutions whose windows do not overlap, as what they are: a convolution of one voxel, whose channels are
-then laid out as voxels.
+"""Transposed convolutions whose windows do not overlap, as what they are: a convolution of one voxel, whose channels
+are then laid out as voxels.
 
 Libraries have no INT8 for transposed convolutions, and fewer fast kernels. y[c, s·d + i] = Σ x[ci, d] · W[ci, c, i]
 for a stride s as long as the kernel: each offset i has weights of its own, so it is a channel of a plain convolution.

@@ -82,8 +82,8 @@ class Resampling(BaseModel):
     """What is interpolated on the way back: what the network gives, or what its activation makes of that."""
 
     cut: Literal["extremes"] | None = None
-    """What cubic splines of the image overshoot is cut off at: the least and the largest normalised voxel of the volume,
-    of each plane where an axis is resampled apart, as nnU-Net has it. None: where the normalisation clips."""
+    """What cubic splines of the image overshoot is cut off at: the least and the largest normalised voxel of the
+    volume, of each plane where an axis is resampled apart, as nnU-Net has it. None: where the normalisation clips."""
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

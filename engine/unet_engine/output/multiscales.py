@@ -1,4 +1,5 @@
-"""The multiscales of a group of Zarr v3: levels are added to them, and taken away, in one write of the group's metadata.
+"""The multiscales of a group of Zarr v3: levels are added to them, and taken away, in one write of the group's
+metadata.
 
 Nothing else of that document changes, whoever wrote it.
 """

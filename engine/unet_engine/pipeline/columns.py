@@ -140,7 +140,8 @@ def run_column(
 
 
 def _keep_halos(done: Predicted, waiting: defaultdict[Index, list[Halo]], recorder: Recorder) -> None:
-    """Copy the halos of `done` to those that wait. In a function of its own, which leaves no view of the sums behind."""
+    """Copy the halos of `done` to those that wait. In a function of its own, which leaves no view of the sums
+    behind."""
     for target, halo in done.halos():
         with recorder.span(MERGE):
             waiting[target].append(halo.copied())

@@ -145,8 +145,8 @@ class Reduction(ABC):
 
 
 class Labels(Reduction):
-    """The most likely class; of a sigmoid the most likely one that reaches a half, or the threshold, counted from 1, else 0; of regions
-    what `operations.regions` says."""
+    """The most likely class; of a sigmoid the most likely one that reaches a half, or the threshold, counted from 1,
+    else 0; of regions what `operations.regions` says."""
 
     kind = "labels"
 

@@ -17,7 +17,8 @@ from unet_engine.plan.plan import Plan, read_span
 MOST = 2**30
 """Bytes that are kept at most."""
 SEVERAL = 1.3
-"""How often a chunk is fetched in the mean at most, where nothing is to be kept beyond what a run takes for its blocks."""
+"""How often a chunk is fetched in the mean at most, where nothing is to be kept beyond what a run takes for its
+blocks."""
 
 
 def reads_along(plan: Plan, a: int, lo: int, hi: int) -> list[tuple[int, int]]:

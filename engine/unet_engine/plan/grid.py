@@ -18,8 +18,8 @@ from math import ceil
 from typing import Literal
 
 Blend = Literal["gaussian", "constant", "crop", "monai", "nnunet"]
-"""How windows are put together, see `unet_engine.stitching.weights`. `nnunet` places them otherwise, too: in equal steps
-from end to end, as that tool does."""
+"""How windows are put together, see `unet_engine.stitching.weights`. `nnunet` places them otherwise, too: in equal
+steps from end to end, as that tool does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ SHARE = 0.75
 
 
 def shelf_sizes(plan: Plan, voxel_bytes: int, spare: int) -> tuple[int, ...]:
-    """Bytes of the shelves, from the fastest axis of the stream to the slowest, where `spare` bytes of device memory are
-    taken by nothing else. voxel_bytes: of the sums of one voxel."""
+    """Bytes of the shelves, from the fastest axis of the stream to the slowest, where `spare` bytes of device memory
+    are taken by nothing else. voxel_bytes: of the sums of one voxel."""
     left, found = int(SHARE * max(0, spare)), list[int]()
     for wanted in _larger(waiting_by_axis(plan), voxel_bytes):
         found.append(min(-(-wanted // GRAIN), left // GRAIN) * GRAIN)

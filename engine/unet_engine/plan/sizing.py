@@ -119,8 +119,8 @@ LOOKED_AT = 64
 
 
 def _chunk_of_other_grid(axis: AxisGrid, windows: int, back: AxisResampling, target: int) -> int:
-    """Chunk of an output on another grid than the windows': of those from three quarters of `target` up, the one of whose ends
-    blocks lose least, when their edges are rounded down to it."""
+    """Chunk of an output on another grid than the windows': of those from three quarters of `target` up, the one of
+    whose ends blocks lose least, when their edges are rounded down to it."""
     most = max(1, min(target, back.target, windows * axis.stride * back.target // back.source))
     blocks = min(-(-axis.count // windows), LOOKED_AT)
     ends = [back.settled(axis.support(j * windows)[0]) for j in range(1, blocks)]

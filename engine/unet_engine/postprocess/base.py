@@ -1,8 +1,8 @@
-"""A pass over a finished volume, and the one driver of all passes: it looks at boxes, reduces what it found to something
-small, and writes boxes by that.
+"""A pass over a finished volume, and the one driver of all passes: it looks at boxes, reduces what it found to
+something small, and writes boxes by that.
 
-What was found of a box is kept beside what the pass writes, and a box counts as written by a marker after its data. So a
-pass that was killed goes on where it was, in this process or on a cluster, and its result is the same: what a pass
+What was found of a box is kept beside what the pass writes, and a box counts as written by a marker after its data. So
+a pass that was killed goes on where it was, in this process or on a cluster, and its result is the same: what a pass
 finds and writes depends on voxels alone.
 """
 
@@ -80,8 +80,8 @@ class Pass(Protocol):
         """What there is in one box. Raises `DataError` where it cannot be read."""
 
     def changed(self, box: Box, since: float) -> str | None:
-        """What that `look` reads of the box was changed after `since` (seconds since the epoch), as people are told; None
-        where nothing was, or nothing tells."""
+        """What that `look` reads of the box was changed after `since` (seconds since the epoch), as people are told;
+        None where nothing was, or nothing tells."""
 
     def reduce(self, found: Iterable[tuple[Index, Found]]) -> Any:
         """What all boxes come to, given in index order; `Parts` where the pass writes boxes."""

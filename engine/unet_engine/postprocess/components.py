@@ -1,7 +1,7 @@
 """Connected components: every object of a label volume gets a number of its own, whatever boxes it was looked at in.
 
-Objects are numbered 1, 2, … by their first voxel in C order (z, then y, then x), over all classes together. That depends
-on voxels alone: not on boxes, workers, their number or their deaths. Inside a box cc3d does the work; see
+Objects are numbered 1, 2, … by their first voxel in C order (z, then y, then x), over all classes together. That
+depends on voxels alone: not on boxes, workers, their number or their deaths. Inside a box cc3d does the work; see
 `unet_engine.postprocess.joining` for what is done across boxes.
 """
 

@@ -120,8 +120,8 @@ class Content:
         return zip(self.axes, self.shape, self.chunks, strict=True)
 
     def write_plain(self, file: Path, offset: int, axes: str, dtype: np.dtype[Any] | None = None) -> None:
-        """Write all voxels to `file`, which exists, from byte `offset` on, in C order of `axes`, which has all axes that
-        are longer than one; room is taken first, so that a full disk is known at once."""
+        """Write all voxels to `file`, which exists, from byte `offset` on, in C order of `axes`, which has all axes
+        that are longer than one; room is taken first, so that a full disk is known at once."""
         dtype = dtype or self.dtype
         shape = tuple(self.count(a) for a in axes)
         with file.open("r+b") as opened:

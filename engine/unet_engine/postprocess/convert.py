@@ -62,8 +62,8 @@ def convert(
 
 
 def _header(source: str) -> Mapping[str, Any]:
-    """What a run says of the volume at `source`: which classes, made of what. Raises `OutputError` for an output that is
-    not complete: what is missing in it would be taken for background."""
+    """What a run says of the volume at `source`: which classes, made of what. Raises `OutputError` for an output that
+    is not complete: what is missing in it would be taken for background."""
     if Path(inside(source)[0]).is_file() if is_local(source) else is_file(inside(source)[0]):
         return account_of(source) or {}
     folder = source.rstrip("/")

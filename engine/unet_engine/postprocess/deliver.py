@@ -1,5 +1,5 @@
-"""Content becomes a file: written beside the place it is meant for, and renamed when it is whole. A kill leaves what was
-there before, and a folder ``.NAME.partial``, which the next attempt takes away."""
+"""Content becomes a file: written beside the place it is meant for, and renamed when it is whole. A kill leaves what
+was there before, and a folder ``.NAME.partial``, which the next attempt takes away."""
 
 from __future__ import annotations
 

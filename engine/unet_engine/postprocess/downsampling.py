@@ -16,7 +16,8 @@ Reduce = Callable[[Sequence[Array]], Array]
 
 
 def downsampled(values: Array, factors: Sequence[int], reduce: Reduce) -> Array:
-    """`values`, of which `factors` voxels along each axis become one; fewer at the far end, where they do not divide."""
+    """`values`, of which `factors` voxels along each axis become one; fewer at the far end, where they do not
+    divide."""
     shape = tuple(-(-n // f) for n, f in zip(values.shape, factors, strict=True))
     found = np.empty(shape, values.dtype)
     for spans in product(*map(_spans, values.shape, factors)):

@@ -9,8 +9,8 @@ from unet_engine.units import Tell
 
 
 def image_of(source: Source, given: str | None, tell: Tell) -> Source | None:
-    """The image named `given`; without a name the one that the labels say they were made of, if it is there and on their
-    grid, and else none, which is told. Raises `InputError` where a named one is not there."""
+    """The image named `given`; without a name the one that the labels say they were made of, if it is there and on
+    their grid, and else none, which is told. Raises `InputError` where a named one is not there."""
     if given is not None:
         return None if given == "none" else Source.of(given)
     named = source.header.get("input")

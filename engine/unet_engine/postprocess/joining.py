@@ -1,8 +1,8 @@
-"""What is connected across boxes: their nodes joined over the faces that they share, holes filled, what is too small left
-out, and the rest numbered by its first voxel.
+"""What is connected across boxes: their nodes joined over the faces that they share, holes filled, what is too small
+left out, and the rest numbered by its first voxel.
 
-Held are the nodes of all boxes (class, first voxel, size), the pairs that are joined, and the faces of one cross-section
-of the volume, compressed.
+Held are the nodes of all boxes (class, first voxel, size), the pairs that are joined, and the faces of one
+cross-section of the volume, compressed.
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ _BLOCK = "block"
 
 
 def _done(target: LevelTarget, boxes: Boxes) -> set[Index]:
-    """The boxes that are written. Those that an attempt with other blocks wrote, or are not as written, count no more."""
+    """The boxes that are written. Those that an attempt with other blocks wrote, or are not as written, count no
+    more."""
     with writing(target.path, "looking for what is written"):
         spans = {index: target.chunks.span(box.slices()) for index, box in boxes}
         marked = set(target.journal.marked())

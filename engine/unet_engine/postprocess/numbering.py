@@ -18,8 +18,8 @@ from unet_engine.units import Tell, silent
 def number(
     source: Source, rules: Rules, wish: Wish, crew: Crew, *, memory: int, dtype: str | None = None, tell: Tell = silent
 ) -> dict[str, Any]:
-    """What `components` does, in the format that the name of the output says. Raises what that raises, and `OutputError`
-    where the format cannot hold the numbers."""
+    """What `components` does, in the format that the name of the output says. Raises what that raises, and
+    `OutputError` where the format cannot hold the numbers."""
     check_labels(source)
     if not is_handed_over(wish.path):
         return components(source, rules, wish, crew, memory=memory, dtype=dtype, tell=tell)

@@ -1,7 +1,7 @@
 """Outlines of the objects of a map, as polygons in its coordinates: along the edges of pixels, exact across blocks.
 
-Each block is outlined by GDAL. The pieces of an object are then put together, and vertices that only a block's edge made
-are taken out again, so that no block shows.
+Each block is outlined by GDAL. The pieces of an object are then put together, and vertices that only a block's edge
+made are taken out again, so that no block shows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The pyramid of an OME-Zarr group: coarser levels beside its full resolution, made block by block.
 
-Each level is made of the one before. A block of it covers whole voxels of that, so no border shows. Levels are listed in
-the group's multiscales once all of them are whole: until then, and after a kill, the group is as it was.
+Each level is made of the one before. A block of it covers whole voxels of that, so no border shows. Levels are listed
+in the group's multiscales once all of them are whole: until then, and after a kill, the group is as it was.
 """
 
 from __future__ import annotations
@@ -219,8 +219,8 @@ def _is_there(place: zarr.storage.StorePath) -> bool:
 
 
 def _there(made: _Made) -> bool:
-    """Whether the group has this pyramid. Raises `OutputError` where it has another one, or something is in the way, and
-    is not to be replaced."""
+    """Whether the group has this pyramid. Raises `OutputError` where it has another one, or something is in the way,
+    and is not to be replaced."""
     path, others = made.wanted.path, made.listed.others
     found = [_stored_digest(made, name) for name in made.names]
     if list(others) == made.names and found == made.digests:

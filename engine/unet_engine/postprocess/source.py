@@ -99,7 +99,8 @@ def _opened(source: Source) -> Volume:
 
 
 def _stamp(path: str) -> str:
-    """What changes where a file, or one of those in a folder, is written anew: a hash; nothing for what lies elsewhere."""
+    """What changes where a file, or one of those in a folder, is written anew: a hash; nothing for what lies
+    elsewhere."""
     place = Path(inside(plain(path))[0])
     if not is_local(path) or not place.exists():
         return ""
@@ -125,8 +126,8 @@ def check_labels(source: Source) -> Volume:
 
 
 def starting(source: Source, volume: Volume) -> tuple[int, ...] | None:
-    """The voxel of the image that the labels' first one lies on, as their header says it; None where it does not, or they
-    are on another grid."""
+    """The voxel of the image that the labels' first one lies on, as their header says it; None where it does not, or
+    they are on another grid."""
     header = source.header
     start = header.get("start")
     if isinstance(start, list) and len(start) == len(volume.shape):

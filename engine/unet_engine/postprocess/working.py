@@ -39,8 +39,8 @@ def labels_of(named: str) -> str:
 
 
 def is_file(named: str) -> bool:
-    """Whether an output of this name is a file of another format, rather than a Zarr group, which may be called anything
-    else."""
+    """Whether an output of this name is a file of another format, rather than a Zarr group, which may be called
+    anything else."""
     try:
         return not writer_of(named).folder
     except OutputError:
@@ -111,9 +111,9 @@ def hand_over(
     crew: Crew = ALONE,
     memory: int = 2**28,
 ) -> list[str]:
-    """Make the file `named` of the complete group beside it, which goes then, or put labels into their image; what people
-    are told. run: whose file it is to be, where that is known: parts that end together may all make it, and one does.
-    crew, memory: who makes the levels of labels, and what one box may take
+    """Make the file `named` of the complete group beside it, which goes then, or put labels into their image; what
+    people are told. run: whose file it is to be, where that is known: parts that end together may all make it, and one
+    does. crew, memory: who makes the levels of labels, and what one box may take
 
     Raises what `unet_engine.postprocess.deliver.deliver` raises."""
     try:

@@ -1,8 +1,8 @@
 """Where tilings are compared: corners of windows in the inside of a volume. Pure geometry.
 
-A window of any size is laid with one corner there, and its octant at that corner is looked at: in it every distance from
-the window's border occurs, along each axis. The yardstick is a larger window around the octant, so that what the octant
-lacks in context at its corner, the yardstick has.
+A window of any size is laid with one corner there, and its octant at that corner is looked at: in it every distance
+from the window's border occurs, along each axis. The yardstick is a larger window around the octant, so that what the
+octant lacks in context at its corner, the yardstick has.
 """
 
 from __future__ import annotations

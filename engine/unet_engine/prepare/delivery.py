@@ -56,8 +56,9 @@ class Delivery:
 def delivery_of(
     settings: Settings, spec: ModelSpec, place: str, written: Volume, roi: Box, notes: list[str]
 ) -> Delivery:
-    """Where a run of the volume at `place` ends that writes `roi` of the grid of `written`. Raises `OutputError` where the format that is asked
-    for cannot hold its result; `notes` hear what that leaves out, and what was chosen where nothing is asked for."""
+    """Where a run of the volume at `place` ends that writes `roi` of the grid of `written`. Raises `OutputError` where
+    the format that is asked for cannot hold its result; `notes` hear what that leaves out, and what was chosen where
+    nothing is asked for."""
     content = _expected(settings, spec, place, written, roi)
     into = named_into(settings, spec, place) if settings.into else None
     named = into or settings.out or _default(settings, spec, content, notes)

@@ -17,9 +17,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 
 
 def named_into(settings: Settings, spec: ModelSpec, volume: str) -> str:
-    """Where the labels go of the image that `volume` is, or lies in: ``IMAGE/labels/NAME``. `Settings.into` is that, the
-    name, the image, what that lies in, or nothing, which is called after the model. Raises `SettingsError` where that
-    makes no sense, or is not safe, and `InputError` where levels of the image do not."""
+    """Where the labels go of the image that `volume` is, or lies in: ``IMAGE/labels/NAME``. `Settings.into` is that,
+    the name, the image, what that lies in, or nothing, which is called after the model. Raises `SettingsError` where
+    that makes no sense, or is not safe, and `InputError` where levels of the image do not."""
     given = str(settings.into)
     if settings.output != "labels":
         raise SettingsError(

@@ -87,8 +87,8 @@ def rate(regions: Sequence[Region], threshold: int) -> Rate:
 
 
 def upper(seen: float, count: float, error: float) -> float:
-    """The largest rate at which so few or fewer of `count` would be found with a probability of `error`; both counts are
-    rounded to the safe side."""
+    """The largest rate at which so few or fewer of `count` would be found with a probability of `error`; both counts
+    are rounded to the safe side."""
     n = int(count)
     if n < 1:
         return 1.0

@@ -1,8 +1,8 @@
 """What regions prove about a tiling: agreement and Dice with a lower confidence bound, by leaving out one region after
 the other. Pure arithmetic.
 
-The bound is that of the jackknife (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 11) with Student's t,
-one-sided: figures of voxels next to one another say little more than one does, so regions are what is counted.
+The bound is that of the jackknife (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 11) with Student's
+t, one-sided: figures of voxels next to one another say little more than one does, so regions are what is counted.
 """
 
 from __future__ import annotations

@@ -104,9 +104,9 @@ def _overshoots(found: Grids) -> bool:
 
 
 def scaling_seen(scan: Volume, found: Grids | None, spec: ModelSpec) -> Scaling:
-    """How voxels are normalised. What is measured of the whole volume is measured of interpolated voxels where these are
-    what is normalised, as their source does it; but for volumes with voxels that were not measured. Raises `DataError`
-    as reading and `scaling` do."""
+    """How voxels are normalised. What is measured of the whole volume is measured of interpolated voxels where these
+    are what is normalised, as their source does it; but for volumes with voxels that were not measured. Raises
+    `DataError` as reading and `scaling` do."""
     normalization, how = spec.normalization, spec.resampling
     if found is None or how is None or how.first != "interpolated" or not normalization.of_all:
         return scaling_of(scan, normalization)

@@ -3,8 +3,8 @@
 Regions of the volume are inferred twice, by the way of every run: with the run's own grid of windows, and with the grid
 moved by half the distance of two windows along each axis that has several. Where both give the same label, no seam can
 be seen; what differs, differs only because of where windows begin. Voxels near the end of a window are counted apart:
-there seams show first. The measure is that of Reina et al., Frontiers in Neuroscience 14:65 (2020), and of Huang et al.,
-arXiv:1805.12219, for labels.
+there seams show first. The measure is that of Reina et al., Frontiers in Neuroscience 14:65 (2020), and of Huang et
+al., arXiv:1805.12219, for labels.
 """
 
 from __future__ import annotations

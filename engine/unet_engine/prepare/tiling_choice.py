@@ -53,8 +53,8 @@ class Learnt(_Frozen):
     yardstick: tuple[int, ...] | None
     """Sizes of the windows that others are compared with, of the input; None with labels."""
     weaker: bool
-    """Whether the yardstick may itself be wrong: the network sees as far as its windows reach, or their statistics enter
-    it."""
+    """Whether the yardstick may itself be wrong: the network sees as far as its windows reach, or their statistics
+    enter it."""
     bar_agreement: float
     bar_dice: float
     """What the model's own window at overlap 0.5 reaches, on the same regions."""
@@ -80,8 +80,8 @@ class Point(_Frozen):
     work: float
     """Voxels of input computed for one of the volume."""
     agreement: float | None
-    """Of `full` it follows from the network's graph, and is 1; None, as is `least_dice`, where the axes are no multiples
-    of the step of windows, so that cells of poolings lie otherwise in the last one."""
+    """Of `full` it follows from the network's graph, and is 1; None, as is `least_dice`, where the axes are no
+    multiples of the step of windows, so that cells of poolings lie otherwise in the last one."""
     least_dice: float | None
     passed: bool
     full: bool = False
@@ -154,7 +154,8 @@ class TilingChoice(_Frozen):
     timed: tuple[Timed, ...] = ()
     """Sizes of windows that were timed to choose among, the model's own first."""
     lasts: float | None = None
-    """How long inference takes, of what it takes with the model's own tiling, by what was timed; None where nothing was."""
+    """How long inference takes, of what it takes with the model's own tiling, by what was timed; None where nothing
+    was."""
     proving: float = 0.0
     """What was computed to prove and to time, of a run with the model's own tiling over this volume."""
 

@@ -133,7 +133,8 @@ class Looking:
 
     @cached_property
     def reach(self) -> tuple[int, ...] | None:
-        """How far the network sees beyond what it loses, per axis of the model, as its graph tells it, else its spec."""
+        """How far the network sees beyond what it loses, per axis of the model, as its graph tells it, else its
+        spec."""
         told = reach_of(self.survey.model) or self.spec.context
         return told and tuple(max(0, r - m) for r, m in zip(told, self.spec.margin, strict=True))
 

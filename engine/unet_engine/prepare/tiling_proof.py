@@ -157,7 +157,8 @@ class Judge:
         self._values = self._nonfinite = 0
 
     def add(self, truth: Array, found: Array) -> None:
-        """Logits, or the features that the last layer makes them of; a plane at a time, as of those they may be many."""
+        """Logits, or the features that the last layer makes them of; a plane at a time, as of those they may be
+        many."""
         for plane in range(truth.shape[1]):
             part = slice(None), slice(plane, plane + 1)
             self._count(*(self._outputs(np.ascontiguousarray(given[part])) for given in (truth, found)))

@@ -1,9 +1,9 @@
-"""How fast the network is in windows of other sizes, beside the model's own: a tiling that computes fewer voxels may still
-take longer.
+"""How fast the network is in windows of other sizes, beside the model's own: a tiling that computes fewer voxels may
+still take longer.
 
 Both are open at once and take turns, each with as many windows at a time as the run infers, so that what else the
-machine does meets both alike. On a CPU seconds are those that cores worked. What was timed is kept: the next run chooses
-alike, and does not time again.
+machine does meets both alike. On a CPU seconds are those that cores worked. What was timed is kept: the next run
+chooses alike, and does not time again.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     block (C, *S) --gather--> network --window (K, *W)--> add --> sums (K, *S) --labels, probabilities, logits--> out
                                halos of the lower neighbours --merge--^
 
-Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` and `window` may have
-any strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native implementation
-(`unet_engine.stitching._halo`) and a NumPy one (`unet_engine.stitching.reference`); both give the same bits, for any
-number of threads (any NaN counts as the same NaN). `IMPLEMENTATION` says which one runs. Wrong shapes and ranges raise
-ValueError and wrong types TypeError before anything is written.
+Arrays are channels first with two or three spatial axes, C order, the last axis contiguous (only `block` and `window`
+may have any strides); `sums`, `halo` and `out` may be views into larger arrays. Every function has a native
+implementation (`unet_engine.stitching._halo`) and a NumPy one (`unet_engine.stitching.reference`); both give the same
+bits, for any number of threads (any NaN counts as the same NaN). `IMPLEMENTATION` says which one runs. Wrong shapes and
+ranges raise ValueError and wrong types TypeError before anything is written.
 """
 
 from __future__ import annotations
@@ -231,8 +231,8 @@ def labels(
     "softmax", "none" and "probabilities" with K > 1: the channel of the largest value. "sigmoid", "probabilities_each",
     and K == 1 whatever the activation: 0 where no logit is above 0 or no probability above a half (`ABOVE_HALF`), else
     1 + the channel of the largest. threshold: another number than a half, of probabilities (also where logits are
-    given), or of the numbers themselves with "none". Of equal values the lowest channel wins. A NaN counts as minus infinity, so it never
-    wins: a voxel of NaN alone becomes 0.
+    given), or of the numbers themselves with "none". Of equal values the lowest channel wins. A NaN counts as minus
+    infinity, so it never wins: a voxel of NaN alone becomes 0.
     """
     _check_activation(activation)
     _check_sums(sums, out.ndim)
@@ -338,7 +338,8 @@ def linear(out: F32, features: F32, weights: F32, bias: F32, *, threads: int = 1
 
 
 def interpolate(out: F32, block: F32, taps: Sequence[Taps], *, threads: int = 1) -> None:
-    """``out[:, z, y, x]``: `block` combined along z, then y, then x as `taps` says, in float32, taps in ascending order.
+    """``out[:, z, y, x]``: `block` combined along z, then y, then x as `taps` says, in float32, taps in ascending
+    order.
 
     out: (C, *W) float32, written. block: (C, *S) float32.
     taps: for each spatial axis W[axis] voxels; raises IndexError, naming the axis, where one is made of others than

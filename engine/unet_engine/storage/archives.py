@@ -47,7 +47,8 @@ def local(path: str, inner: str) -> StorePath:
 
 
 def inside(store: Store, key: str, inner: str) -> StorePath:
-    """What is called `inner` in the archive `key` of a store. Its directory is read here, all else when it is wanted."""
+    """What is called `inner` in the archive `key` of a store. Its directory is read here, all else when it is
+    wanted."""
     opened = Archive(store, key)
     return StorePath(opened, f"{root(opened.names)}{inner}".strip("/"))
 

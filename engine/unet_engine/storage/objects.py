@@ -221,8 +221,8 @@ _FSSPEC = {
 
 
 def _from_fsspec(kind: str) -> dict[str, Any] | None:
-    """What fsspec was configured with for this kind of store (``FSSPEC_S3_KEY`` and the like), as obstore names it; None
-    where there is anything that it has no name for."""
+    """What fsspec was configured with for this kind of store (``FSSPEC_S3_KEY`` and the like), as obstore names it;
+    None where there is anything that it has no name for."""
     if not any(name.startswith("FSSPEC_") for name in os.environ) and importlib.util.find_spec("fsspec") is None:
         return {}
     try:

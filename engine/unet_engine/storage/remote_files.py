@@ -1,4 +1,5 @@
-"""Single files behind URLs: how long one is, what changes with its content, parts of it, all of it; and one put there."""
+"""Single files behind URLs: how long one is, what changes with its content, parts of it, all of it; and one put
+there."""
 
 from __future__ import annotations
 
@@ -86,8 +87,8 @@ class RemoteFile:
         return bytes(found.to_bytes())
 
     def copy_to(self, file: BinaryIO, about: About) -> None:
-        """Write all of it to `file`, which is empty. Raises `InputError` where it ends early, is longer than it said, or
-        is rewritten meanwhile."""
+        """Write all of it to `file`, which is empty. Raises `InputError` where it ends early, is longer than it said,
+        or is rewritten meanwhile."""
         if about.ranges and about.length is not None:
             self._in_pieces(file, about.length)
         else:
@@ -176,8 +177,8 @@ class RemoteFile:
 
     def copy_from(self, origin: str, length: int, *, overwrite: bool = True) -> None:
         """Have the store copy to here what is called `origin` in the same folder, of `length` bytes. Raises
-        `FileExistsError` where something is there that is not to be replaced, `NotImplementedError` where the store does
-        not copy, or not so, and what stores raise."""
+        `FileExistsError` where something is there that is not to be replaced, `NotImplementedError` where the store
+        does not copy, or not so, and what stores raise."""
 
         async def copied(store: Any) -> None:
             if isinstance(store, objects.Objects):

@@ -1,4 +1,5 @@
-"""Copies of files that are compressed as a whole or lie behind a URL, made once, as nothing in them can be read by block.
+"""Copies of files that are compressed as a whole or lie behind a URL, made once, as nothing in them can be read by
+block.
 
 They lie in the user's cache, called after what the file holds, so that a run that is resumed finds its copy. Whoever
 reads one holds a shared lock on it. One goes as the run that needed it is complete, or after a week without a reader.

@@ -1,5 +1,5 @@
-"""The index of a shard says where in it each chunk lies. Codecs believe it: some then end the whole process, others read
-what is somewhere else, or nothing."""
+"""The index of a shard says where in it each chunk lies. Codecs believe it: some then end the whole process, others
+read what is somewhere else, or nothing."""
 
 from __future__ import annotations
 

@@ -134,8 +134,8 @@ def _streamed(codec: Packing, data: memoryview, limit: int, size: int) -> bytes:
 
 
 def inflates_beyond(pieces: Iterable[bytes], bits: int, most: int) -> bool:
-    """Whether a deflated stream, whose packed bytes come in `pieces`, unpacks to more than `most` bytes; `bits` say with
-    which header, as zlib counts. 1 MiB of it is in memory at once. Damaged ones do not."""
+    """Whether a deflated stream, whose packed bytes come in `pieces`, unpacks to more than `most` bytes; `bits` say
+    with which header, as zlib counts. 1 MiB of it is in memory at once. Damaged ones do not."""
     stream = zlib.decompressobj(bits)
     try:
         for piece in pieces:

@@ -1,8 +1,8 @@
 """Stored chunks of a local disk, looked at before the native codecs see them.
 
-Those codecs unpack whatever a chunk holds, take what is too long for what they asked for, and end the whole process over
-some indices of shards. What they are given is therefore certain to unpack to a chunk; the rest is left to zarr's own
-codecs, which can be bounded (`storage/bounded.py`). It is one `stat` and one small read for a chunk.
+Those codecs unpack whatever a chunk holds, take what is too long for what they asked for, and end the whole process
+over some indices of shards. What they are given is therefore certain to unpack to a chunk; the rest is left to zarr's
+own codecs, which can be bounded (`storage/bounded.py`). It is one `stat` and one small read for a chunk.
 """
 
 from __future__ import annotations

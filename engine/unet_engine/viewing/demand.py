@@ -19,7 +19,8 @@ from unet_engine.volumes.base import Array
 STALE = 3.0
 """Seconds after the viewer was told to ask again, from which on only what it did ask for again is looked at."""
 SETTLING = 0.3
-"""Seconds from the first piece that is asked for to the first choice: pieces come in no order, and the middle counts."""
+"""Seconds from the first piece that is asked for to the first choice: pieces come in no order, and the middle
+counts."""
 _NEAR = 12
 """Blocks along an axis, nearest to where people look, among which the next one is chosen."""
 

@@ -156,7 +156,8 @@ class _Looking:
         self, worker: Worker, prepared: Prepared, demand: Demand, previews: Previews, shown: Showing, before: int,
         levels: Levels | None,
     ) -> None:  # fmt: skip
-        """before: how many blocks were committed already; levels: coarser pictures of the volume, where there are any"""
+        """before: how many blocks were committed already; levels: coarser pictures of the volume, where there are
+        any"""
         self._worker, self._demand, self._previews, self._shown = worker, demand, previews, shown
         self._plan = worker.job.plan
         self._seconds = prepared.seconds_per_window * self._plan.calls
@@ -172,16 +173,16 @@ class _Looking:
         self._say()
 
     def begin(self) -> None:
-        """Infer what people will see first while the viewer loads: a sketch of all of it, and of the block in the middle
-        a window. They are no blocks, so nothing is kept of them."""
+        """Infer what people will see first while the viewer loads: a sketch of all of it, and of the block in the
+        middle a window. They are no blocks, so nothing is kept of them."""
         self._sketch(self._plan.roi)
         index = self._demand.middle()
         if index is not None:
             self._preview(index)
 
     def compute(self, index: Index) -> None:
-        """Infer, write and mark one block: a column of its own, so what it needs of blocks below it is inferred with it,
-        as at every seam."""
+        """Infer, write and mark one block: a column of its own, so what it needs of blocks below it is inferred with
+        it, as at every seam."""
         column = self._column(index)
         if extent := self._demand.extent():
             self._sketch(extent & self._plan.roi)

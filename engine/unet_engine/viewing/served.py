@@ -60,8 +60,8 @@ class ServedVolume(LocalVolume):  # type: ignore[misc]  # the package has no typ
         self._over = over
 
     def get_encoded_subvolume(self, data_format: str, start: Any, end: Any, scale_key: str) -> tuple[bytes, str]:
-        """What is between `start` and `end` of the resolution that `scale_key` names. Raises `ValueError` for what there
-        is not, which is answered with 400."""
+        """What is between `start` and `end` of the resolution that `scale_key` names. Raises `ValueError` for what
+        there is not, which is answered with 400."""
         rank = len(self._pane.volume.shape)
         given = [int(f) for f in scale_key.split(",")]
         if len(given) != self.rank or len(start) != self.rank or len(end) != self.rank:

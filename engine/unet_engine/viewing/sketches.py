@@ -43,7 +43,8 @@ class Sketches:
     """What there is of them, from any thread."""
 
     def __init__(self, blocks: Blocks, corner: Sequence[int], shape: Sequence[int], pending: Callable[[Index], bool]):
-        """corner, shape: of the output, in voxels of the volume as it is stored; pending: which blocks are not computed"""
+        """corner, shape: of the output, in voxels of the volume as it is stored; pending: which blocks are not
+        computed"""
         self._blocks, self._corner, self._shape, self._pending = blocks, tuple(corner), tuple(shape), pending
         self._there: dict[Place, Array] = {}
         self._lock = threading.Lock()

@@ -35,7 +35,8 @@ class Wish:
 
 
 Opened = Callable[[dict[str, Any]], None]
-"""Told of the viewer once it is open: `Desk.facts`, and ``objects``, the URL of the list of objects where there is one."""
+"""Told of the viewer once it is open: `Desk.facts`, and ``objects``, the URL of the list of objects where there is
+one."""
 
 
 def panes_of(wish: Wish, tell: Tell) -> list[Pane]:

@@ -76,8 +76,8 @@ def _long(names: str, shape: Sequence[int]) -> dict[str, int]:
 
 
 def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Of the array that begins at the place of an open ``.npy`` file: shape, whether its first axis is the fastest, type,
-    and where the numbers begin."""
+    """Of the array that begins at the place of an open ``.npy`` file: shape, whether its first axis is the fastest,
+    type, and where the numbers begin."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read(file)

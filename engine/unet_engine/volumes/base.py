@@ -399,8 +399,8 @@ class StoredVolume(ABC):
 def _without_alpha(
     path: str, alpha: int | None, chosen: tuple[int, ...] | None, count: int
 ) -> tuple[tuple[int, ...] | None, int | None, tuple[str, ...]]:
-    """Of `count` channels those that are read where `chosen` are asked for (None: all) and `alpha` is one of them; which
-    one still says what was measured; and what the user is told."""
+    """Of `count` channels those that are read where `chosen` are asked for (None: all) and `alpha` is one of them;
+    which one still says what was measured; and what the user is told."""
     if chosen == tuple(range(count)) and count > 1:
         read = (f"{path}: channel {alpha} is alpha, as the file says, and is read like the others",)
         return None, None, () if alpha is None else read

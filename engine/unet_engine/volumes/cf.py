@@ -1,4 +1,5 @@
-"""Zarr as xarray and rioxarray write it: arrays beside their coordinates, and a variable that says the map projection."""
+"""Zarr as xarray and rioxarray write it: arrays beside their coordinates, and a variable that says the map
+projection."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ def only_volume(group: zarr.Group) -> str | None:
 
 
 def located(found: Resolution, path: str, names: str) -> Resolution:
-    """`found`, an array called `path`, with spacing, translation and frame of the coordinates beside it, where these are
-    evenly spaced; as it is where there are none. `names`: of its axes. What makes no sense says nothing."""
+    """`found`, an array called `path`, with spacing, translation and frame of the coordinates beside it, where these
+    are evenly spaced; as it is where there are none. `names`: of its axes. What makes no sense says nothing."""
     dimensions = _dimensions(found.array)
     if found.scale or not dimensions:
         return found

@@ -1,5 +1,5 @@
-"""Zarr groups of several images: plates and wells, what bioformats2raw writes, levels of a pyramid. Which are there, and
-which is meant."""
+"""Zarr groups of several images: plates and wells, what bioformats2raw writes, levels of a pyramid. Which are there,
+and which is meant."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Files of other formats than Zarr behind URLs: rasters with a place on the map are read by parts, all others from a copy
-that is fetched once."""
+"""Files of other formats than Zarr behind URLs: rasters with a place on the map are read by parts, all others from a
+copy that is fetched once."""
 
 from __future__ import annotations
 

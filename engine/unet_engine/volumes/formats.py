@@ -59,8 +59,8 @@ def format_of(path: str) -> Format | None:
 
 
 def located(path: str, image: str | None, level: int | None) -> str:
-    """The path of what is meant of `path`: its image called, or numbered from 0, `image`, and of that the one of `level`,
-    0 being the full resolution. Raises `InputError` listing what there is."""
+    """The path of what is meant of `path`: its image called, or numbered from 0, `image`, and of that the one of
+    `level`, 0 being the full resolution. Raises `InputError` listing what there is."""
     if image is None and level is None:
         return path
     format = format_of(plain(path))

@@ -17,7 +17,8 @@ _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 @dataclass(frozen=True)
 class Frame:
-    """``world = origin + matrix @ voxel``: voxels count in the order of the spatial axes, z, y, x, the world x, y, z."""
+    """``world = origin + matrix @ voxel``: voxels count in the order of the spatial axes, z, y, x, the world x, y,
+    z."""
 
     matrix: tuple[tuple[float, ...], ...]
     """A row for each axis of the world, in it a number for each axis of the voxels."""
@@ -113,8 +114,8 @@ class Frame:
         return replace(self.moved(last), matrix=rows)
 
     def seen_in(self, space: str) -> Frame:
-        """The same places in the words of another space, e.g. ``RAS`` for ``LPS``; as it is where one of the two is none
-        of the body's."""
+        """The same places in the words of another space, e.g. ``RAS`` for ``LPS``; as it is where one of the two is
+        none of the body's."""
         both = (self.space, space)
         if len(space) != len(self.space) or any(not s or not set(s) <= set(_OPPOSITE) for s in both):
             return self

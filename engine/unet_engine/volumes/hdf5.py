@@ -270,8 +270,8 @@ class Hdf5Volume(FileVolume):
             raise
 
     def _check_deflated(self, selection: Selection) -> None:
-        """Raise `ValueError` where a chunk in `selection` inflates to far more than a chunk is: HDF5 takes memory for all
-        of it. What is too short to do so is not looked at."""
+        """Raise `ValueError` where a chunk in `selection` inflates to far more than a chunk is: HDF5 takes memory for
+        all of it. What is too short to do so is not looked at."""
         chunks, stored = self.data.chunks, self.data.id
         if self.data.compression != "gzip" or not hasattr(stored, "get_chunk_info_by_coord"):
             return

@@ -141,9 +141,9 @@ def open_mask(
     time: int | None = None,
     origin: tuple[int, ...] | None = None,
 ) -> Mask:
-    """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says, and
-    from `origin` on. Of a mask with several time points that of the scan counts, `time`. Raises `InputError` where it
-    does not lie over it."""
+    """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says,
+    and from `origin` on. Of a mask with several time points that of the scan counts, `time`. Raises `InputError` where
+    it does not lie over it."""
     stored = open_stored(path)
     volume = stored.picked(Pick(time if stored.timepoints > 1 else None))
     if volume.channels != 1:

@@ -38,8 +38,8 @@ class MetaImageFormat:
 
 
 def _header(path: str) -> tuple[dict[str, str], list[str], int]:
-    """Keys and values, the names of a list of files, and how long the header is: the line of ElementDataFile is its last
-    but for such names."""
+    """Keys and values, the names of a list of files, and how long the header is: the line of ElementDataFile is its
+    last but for such names."""
     with Path(path).open("rb") as file:
         head = file.read(_LONGEST)
     found: dict[str, str] = {}

@@ -53,8 +53,9 @@ class Described:
 
 
 def beside(path: str, named: str) -> str:
-    """The file of the name that the header at `path` gives for its numbers. Raises `InputError` where it does not lie in
-    the header's folder or below, after links: a header from elsewhere is not to choose what of this machine is read."""
+    """The file of the name that the header at `path` gives for its numbers. Raises `InputError` where it does not lie
+    in the header's folder or below, after links: a header from elsewhere is not to choose what of this machine is
+    read."""
     found = os.path.join(os.path.dirname(path), named)  # noqa: PTH118, PTH120
     if not named.strip() or not is_local(named) or not _below(os.path.dirname(path) or ".", found):  # noqa: PTH120
         raise InputError(
@@ -65,8 +66,8 @@ def beside(path: str, named: str) -> str:
 
 
 def data_files(path: str, named: str, listed: Sequence[str], shape: Sequence[int]) -> tuple[tuple[str, ...], int]:
-    """The files with the numbers of an array of `shape`, the slowest axis first, and the axis along which they follow one
-    another.
+    """The files with the numbers of an array of `shape`, the slowest axis first, and the axis along which they follow
+    one another.
 
     named: what the header at `path` says: a name, LIST with `listed` names below it, or a pattern with numbers. Raises
     `InputError` for files outside of the header's folder, and `ValueError` for such as cannot make up the array.

@@ -1,5 +1,5 @@
-"""How large pictures say that they are: JPEG, JPEG-LS, JPEG 2000, JPEG XR, JPEG XL, PNG, WebP and LERC, as pieces of other
-files are packed with them. Whoever unpacks one takes memory for what it says."""
+"""How large pictures say that they are: JPEG, JPEG-LS, JPEG 2000, JPEG XR, JPEG XL, PNG, WebP and LERC, as pieces of
+other files are packed with them. Whoever unpacks one takes memory for what it says."""
 
 from __future__ import annotations
 

@@ -96,7 +96,8 @@ class Extremes:
     most: tuple[tuple[float, ...], ...]
 
     def of(self, channel: int, planes: Sequence[int], ndim: int) -> tuple[Array, Array]:
-        """Those of these planes of the scan, shaped to lie over (*box.shape); `planes` are ignored where they are of all."""
+        """Those of these planes of the scan, shaped to lie over (*box.shape); `planes` are ignored where they are of
+        all."""
         at = list(planes) if self.axis is not None else [0]
         shape = [len(at) if a == self.axis else 1 for a in range(ndim)]
         least, most = (np.array(ends[channel], np.float32)[at].reshape(shape) for ends in (self.least, self.most))

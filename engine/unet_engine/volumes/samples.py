@@ -117,8 +117,8 @@ def _nowhere(volume: Volume) -> Array | None:
 
 
 def scaling_of(volume: Volume, normalization: Normalization) -> Scaling:
-    """Shift, scale and clip of the volume's voxels, from all of them or from its samples, as `normalization` says, where
-    they have to be looked at. Raises `DataError` as `scaling` does."""
+    """Shift, scale and clip of the volume's voxels, from all of them or from its samples, as `normalization` says,
+    where they have to be looked at. Raises `DataError` as `scaling` does."""
     if normalization.of_all:
         known = _SCALED.setdefault(volume, {})
         if normalization not in known:

@@ -160,8 +160,8 @@ def _by_piece(path: str, parts: tuple[Part, ...], image: Image, names: str) -> F
 
 
 def _check_alike(path: str, inside: tuple[int, ...], series: Any) -> None:
-    """Raise `InputError` where pages of other files are of another shape or type, or any is stored in pieces that are too
-    large."""
+    """Raise `InputError` where pages of other files are of another shape or type, or any is stored in pieces that are
+    too large."""
     first = series.keyframe
     for key in {id(page.keyframe): page.keyframe for page in listed(series) if page is not None}.values():
         if (key.shape, key.axes, key.dtype) != (first.shape, first.axes, first.dtype):

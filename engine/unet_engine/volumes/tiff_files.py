@@ -156,8 +156,8 @@ def _files(path: str, real: str, length: int, root: ElementTree.Element, own: st
 
 
 def _named(path: str, root: ElementTree.Element, own: str | None) -> dict[str, str]:
-    """The names of other files by their UUIDs, as tifffile counts them. Raises `InputError` where one name or UUID stands
-    for several."""
+    """The names of other files by their UUIDs, as tifffile counts them. Raises `InputError` where one name or UUID
+    stands for several."""
     of_own, found = root.get("UUID"), dict[str, str]()
     for element in root.iter():
         if _kind(element) != "UUID":
@@ -177,8 +177,8 @@ def _named(path: str, root: ElementTree.Element, own: str | None) -> dict[str, s
 
 
 def _check_opened(path: str, real: str, file: Any, root: ElementTree.Element) -> None:
-    """Raise `InputError` where a file that is named is none of TIFF, which tifffile takes for zeros, or another one than
-    is meant."""
+    """Raise `InputError` where a file that is named is none of TIFF, which tifffile takes for zeros, or another one
+    than is meant."""
     _check_counts(path, root)
     names = _named(path, root, file.filename)
     kinds = {series.kind for series in file.series}

@@ -58,7 +58,8 @@ def _checked(file: str, above: tuple[str, ...]) -> dict[str, None]:
 
 
 def check_beside(file: str) -> None:
-    """Raise `InputError` where a file that GDAL takes for one of the raster `file`, by its name, is a pipe or a device."""
+    """Raise `InputError` where a file that GDAL takes for one of the raster `file`, by its name, is a pipe or a
+    device."""
     folder, name = os.path.split(file)
     stem = name.rpartition(".")[0].lower()
     with os.scandir(folder or ".") as entries:

@@ -167,8 +167,8 @@ _TRIES = 4
 
 
 def _noticing(path: str, array: zarr.Array) -> zarr.Array:
-    """`array` through a store that notices what is not there, and asks for no more than a chunk can have. On a local disk
-    the native codecs do without a store."""
+    """`array` through a store that notices what is not there, and asks for no more than a chunk can have. On a local
+    disk the native codecs do without a store."""
     if is_local(path):
         return array
     place = array.store_path

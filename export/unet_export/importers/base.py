@@ -84,8 +84,8 @@ class Imported:
     example: Callable[[tuple[int, ...]], Array] | None = None
     """By window, a volume for the predictor, where the source knows what suits it; else one is made."""
     example_spacing: tuple[float, ...] | None = None
-    """Its voxel size, in the spec's unit, where a run and the predictor bring it to the network's and back. None: it has
-    that of the network."""
+    """Its voxel size, in the spec's unit, where a run and the predictor bring it to the network's and back. None: it
+    has that of the network."""
     inference: Mapping[str, Any] = field(default_factory=dict)
     """Settings of a run that puts windows together as the source does."""
     versions: Mapping[str, str] | None = None

@@ -1,4 +1,5 @@
-"""Code that comes with a source: run only where the user trusts it, once per file, as `unet_engine.model.trust` keeps."""
+"""Code that comes with a source: run only where the user trusts it, once per file, as `unet_engine.model.trust`
+keeps."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from unet_engine.model.file import hash_of
 
 
 def check_trust(source: Path, file: Path, what: str, *, given: bool) -> None:
-    """Raise `ModelError` unless the user trusts `file` of `source`, now (`given`) or since earlier. what: what it is and
-    does."""
+    """Raise `ModelError` unless the user trusts `file` of `source`, now (`given`) or since earlier. what: what it is
+    and does."""
     sha256 = hash_of(file)
     if given:
         trusting.trust(source / file.name, sha256)

@@ -1,5 +1,5 @@
-"""The files of a source, a folder or a zip archive, which may come from anybody: nothing outside it is read, and what an
-archive unpacks to is bounded."""
+"""The files of a source, a folder or a zip archive, which may come from anybody: nothing outside it is read, and what
+an archive unpacks to is bounded."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class Files:
             ) from error
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """What the JSON or YAML file `name` says: data alone. Raises `ModelError` where it is neither, or says more than
-        a description does: aliases of YAML may make few lines many."""
+        """What the JSON or YAML file `name` says: data alone. Raises `ModelError` where it is neither, or says more
+        than a description does: aliases of YAML may make few lines many."""
         import yaml
 
         text = self.text(name)

@@ -1,4 +1,5 @@
-"""A chain of operations on intensities, as sources list them, as one `Normalization` and what follows it in the graph."""
+"""A chain of operations on intensities, as sources list them, as one `Normalization` and what follows it in the
+graph."""
 
 from __future__ import annotations
 

@@ -201,8 +201,8 @@ LEAST_OPSET = 13
 
 
 def wrapped_graph(proto: Any, before: Sequence[Step], after: Sequence[Step], output: str, space: int) -> Any:
-    """A copy of the ModelProto with one input and the one output `output`, called by the engine's axes: `before` between
-    its new input ``input`` and its own, `after` between its output and ``output``.
+    """A copy of the ModelProto with one input and the one output `output`, called by the engine's axes: `before`
+    between its new input ``input`` and its own, `after` between its output and ``output``.
 
     Raises whatever ONNX's converter raises where the operator set is too old and cannot be converted."""
     import onnx

@@ -31,7 +31,8 @@ _HEADING = ("", "volume", "result", "status", "time", "rate", "peak memory", "a 
 
 @dataclass
 class Pages:
-    """Written anew as each volume ends, so that what is killed leaves the report of what it did. From several threads."""
+    """Written anew as each volume ends, so that what is killed leaves the report of what it did. From several
+    threads."""
 
     path: Path
     command: str
@@ -84,7 +85,8 @@ class Pages:
             self.tell(f"no report of {outcome.volume.settings.input}: {error}")
 
     def _own(self, outcome: Outcome, prepared: Prepared | None) -> tuple[str, str]:
-        """Where the report of this volume lies, as a link, and a picture of its result; empty where nothing was done."""
+        """Where the report of this volume lies, as a link, and a picture of its result; empty where nothing was
+        done."""
         if outcome.result is None or prepared is None:
             return "", ""
         folder = self.path.with_name(f"{self.path.stem}.pages")
@@ -126,8 +128,8 @@ class Pages:
         return f"<tr>{first}{''.join(f'<td>{cell}' for cell in cells)}<td>{figure}</tr>"
 
     def made_later(self, result: Result, prepared: Prepared, times: Sequence[int]) -> None:
-        """The report of the output of `result`, which was complete before: a place of each of `times`. prepared: the run
-        of one of them. Raises what reading raises."""
+        """The report of the output of `result`, which was complete before: a place of each of `times`. prepared: the
+        run of one of them. Raises what reading raises."""
         self.of = len(times)
         survey = prepared.survey
         stored = open_stored(survey.place, survey.settings.axes)

@@ -1,5 +1,5 @@
-"""How the processes of a run on this machine share its ``--memory``: the workers have what this one does not take, which
-is client, scheduler and the workers' nannies in one."""
+"""How the processes of a run on this machine share its ``--memory``: the workers have what this one does not take,
+which is client, scheduler and the workers' nannies in one."""
 
 from __future__ import annotations
 

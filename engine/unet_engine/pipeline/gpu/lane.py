@@ -152,8 +152,8 @@ class Lane:
         return [room or next(pieces) for room in kept]
 
     def pack(self, slot: SumsSlot, block: Any, boxes: Sequence[Any], done: Event, marks: Marks) -> list[Piece]:
-        """Queue the copies of the sums of `block` in `boxes` to pinned memory, packed one behind the other in the memory
-        for outgoing halos. After `done` they are there; the slot is free as soon as they are packed.
+        """Queue the copies of the sums of `block` in `boxes` to pinned memory, packed one behind the other in the
+        memory for outgoing halos. After `done` they are there; the slot is free as soon as they are packed.
 
         Call with `queueing` held."""
         device, packed, start = self.device, [], 0

@@ -110,8 +110,8 @@ class _Series:
                     )
 
     def start_of(self, path: str, content: Content) -> tuple[int, ...]:
-        """The voxel of the series that the first one of `content` lies on. Raises `OutputError` where it does not lie on
-        voxels of the series."""
+        """The voxel of the series that the first one of `content` lies on. Raises `OutputError` where it does not lie
+        on voxels of the series."""
         mine, theirs = content.place, self.frame
         shape = (1,) * (3 - len(content.spatial)) + content.spatial_shape
         if theirs is None:  # nothing tells the place of a single slice

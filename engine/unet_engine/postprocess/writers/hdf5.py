@@ -58,8 +58,8 @@ class Hdf5Writer:
 
 
 def _attributes(content: Content) -> dict[str, Any]:
-    """As they are read by others, too: sizes and place per spatial axis, in the order of the axes, where these say where
-    voxels lie. Of axes that run backwards they do not: there a size is taken for a slip."""
+    """As they are read by others, too: sizes and place per spatial axis, in the order of the axes, where these say
+    where voxels lie. Of axes that run backwards they do not: there a size is taken for a slip."""
     said: dict[str, Any] = {}
     if content.spacing is not None and min(content.spacing) > 0:
         said |= {

@@ -68,8 +68,8 @@ class Layout:
 
 
 def layout_of(said: Description, given: Tensor, made: Tensor) -> Layout:
-    """How input `given` and output `made` of a model lie. Raises `ModelError` for axes and sizes that no windows are cut
-    along."""
+    """How input `given` and output `made` of a model lie. Raises `ModelError` for axes and sizes that no windows are
+    cut along."""
     names = tuple(axis for axis in "zyx" if any(a.kind == "space" and a.id == axis for a in given.axes))
     others = [a for a in given.axes if a.kind in ("time", "index") and a.size != 1]
     if others:

@@ -1,4 +1,5 @@
-"""The U-Nets of torch-em, which most PyTorch packages of bioimage.io hold, built without the Python that comes with them.
+"""The U-Nets of torch-em, which most PyTorch packages of bioimage.io hold, built without the Python that comes with
+them.
 
 Their description names a class and plain arguments; the weights have to fit by every name and shape, and the package's
 own test tensors have to come out. https://github.com/constantinpape/torch-em has the original.

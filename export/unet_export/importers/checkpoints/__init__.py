@@ -1,1 +1,2 @@
-"""Checkpoints of PyTorch whose network is known by name: segmentation-models-pytorch, Lightning, torchgeo, terratorch."""
+"""Checkpoints of PyTorch whose network is known by name: segmentation-models-pytorch, Lightning, torchgeo,
+terratorch."""

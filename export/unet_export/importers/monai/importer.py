@@ -31,8 +31,8 @@ _SCRIPT = "models/model.ts"
 _NETWORKS = ("network_def", "network", "net", "model")
 _BEFORE = ("preprocessing", "pre_transforms", "transforms", "preprocessing_transforms")
 FINER = 9 / 7
-"""Voxels of a certificate's example by one of the network's, along each axis. Of ratios of two odd numbers no voxel lies
-in the middle between two others, where MONAI's nearest one is a matter of rounding errors."""
+"""Voxels of a certificate's example by one of the network's, along each axis. Of ratios of two odd numbers no voxel
+lies in the middle between two others, where MONAI's nearest one is a matter of rounding errors."""
 _PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 """By MONAI's name, what a run calls it."""
 _BEHIND = ("postprocessing", "post_transforms", "postprocessing_transforms")

@@ -1,4 +1,5 @@
-"""Networks of MONAI by the name in a bundle's configuration: those that are listed here are built, others need trust."""
+"""Networks of MONAI by the name in a bundle's configuration: those that are listed here are built, others need
+trust."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ _MODES = {0: "nearest", 1: "bilinear"}
 
 @dataclass(frozen=True)
 class Predictor:
-    """From a volume (c, [z,] y, x) to the outputs that MONAI blends, in the same order of axes; of one with a spacing, in
-    that order too, brought to the network's, and its outputs back."""
+    """From a volume (c, [z,] y, x) to the outputs that MONAI blends, in the same order of axes; of one with a spacing,
+    in that order too, brought to the network's, and its outputs back."""
 
     network: Any
     before: Before

@@ -1,5 +1,5 @@
-"""Where in what the user names the files of a result folder lie: the folder itself, one of its folds, a checkpoint, or a
-folder around it."""
+"""Where in what the user names the files of a result folder lie: the folder itself, one of its folds, a checkpoint, or
+a folder around it."""
 
 from __future__ import annotations
 

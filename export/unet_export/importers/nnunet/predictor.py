@@ -30,8 +30,8 @@ def version() -> str | None:
 
 @contextlib.contextmanager
 def float32_sums() -> Iterator[None]:
-    """nnU-Net's predictor adds in float32 inside, with weights that are not rounded. It adds in float16 otherwise, which
-    moves the labels of untrained networks by a thousandth."""
+    """nnU-Net's predictor adds in float32 inside, with weights that are not rounded. It adds in float16 otherwise,
+    which moves the labels of untrained networks by a thousandth."""
     import nnunetv2.inference.predict_from_raw_data as peer
     import torch
 
