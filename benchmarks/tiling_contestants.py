@@ -36,7 +36,13 @@ def network_of(model: str, base: int, depth: int, norm: str) -> Any:
     shape: dict[str, Any] = {"base": base, "depth": depth, "norm": norm}
     config = UNetConfig(dims=len(spec.axes), channels_in=spec.channels_in, classes=spec.channels_out, **shape)
     net = UNet(config).eval()
-    load_weights(net, Path(model))
+    if norm == "none":
+        load_weights(net, Path(model))
+    else:  # nothing is folded, and the file calls weights what PyTorch does
+        import onnx
+
+        found = {t.name: np.array(onnx.numpy_helper.to_array(t)) for t in onnx.load(model).graph.initializer}
+        net.load_state_dict({name: torch.from_numpy(found[name]) for name in net.state_dict()})
     return net
 
 
