@@ -206,7 +206,8 @@ def test_workers_for_gpus_see_loopback_only_and_spill_nothing(tmp_path, monkeypa
     """)
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "dask_cuda", raising=False)
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)  # and so taken away in the end
+    del sys.modules["dask_cuda"]
     assert clusters.wants_cluster(settings(gpus=2))
     assert clusters.cuda_cluster_note(settings(gpus=2)) is None
     with clusters.connect(settings(gpus=2, dashboard_token=SECRET), MEMORY, 60) as cluster:

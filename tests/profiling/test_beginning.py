@@ -13,6 +13,12 @@ from unet_engine.profiling import beginning
 from unet_engine.profiling.beginning import ALL, COMPILING, IMPORTS, OUTPUT, PLANNING, SAMPLES, SURVEY, WARMING
 
 
+@pytest.fixture(autouse=True)
+def _begun_long_ago(monkeypatch):
+    """A command of an earlier test that came to no run is not the beginning of this one."""
+    monkeypatch.setattr(beginning, "_PROCESS", [])
+
+
 def test_a_run_tells_the_parts_and_their_sum(tmp_path, ramp):
     begun = time.perf_counter()
     result = unet_engine.run(ramp[1], model=fake_model(tmp_path), out=str(tmp_path / "o.zarr"))

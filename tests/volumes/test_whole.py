@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from unet_engine.errors import DataError, SettingsError
 from unet_engine.model.normalization import Normalization
 from unet_engine.plan.box import Box
-from unet_engine.volumes import samples, whole
+from unet_engine.volumes import pieces, samples
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.keys import Keys
 from unet_engine.volumes.normalize import scaling
@@ -45,7 +45,7 @@ def _values(dtype, shape=(2, 13, 17, 11)):
 def test_as_numpy_has_it_of_the_whole_array(tmp_path, monkeypatch, way, dtype):
     if dtype == "bool" and ("clip" in way or "foreground" in way):
         pytest.skip("nothing is left of it")
-    monkeypatch.setattr(whole, "PIECE", 300)  # many pieces
+    monkeypatch.setattr(pieces, "PIECE", 300)  # many pieces
     values = _values(dtype)
     normalization = Normalization.parse(way)
     found = samples.scaling_of(_volume(tmp_path, values), normalization)
@@ -115,7 +115,7 @@ def test_pieces_are_the_box(tmp_path):
     volume = _volume(tmp_path, _values("uint8"))
     seen = np.zeros(volume.shape, int)
     box = Box((2, 0, 3), (12, 16, 11))
-    for tile in whole._tiles(volume, box):
+    for tile in pieces.pieces(volume, box):
         seen[tile.slices()] += 1
     assert seen[box.slices()].min() == seen.max() == 1
     assert seen.sum() == box.size

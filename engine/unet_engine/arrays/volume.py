@@ -110,7 +110,7 @@ def _placed(volume: Volume, spacing: Sequence[float] | None, unit: str | None) -
         return replace(volume, unit=unit)
     if len(spacing) != len(volume.spatial) or not all(isfinite(s) and s for s in spacing):
         raise InputError(
-            f"spacing {tuple(spacing)} does not fit the axes {volume.spatial}; give one distance for each axis"
+            f"spacing {tuple(spacing)} does not fit the axes {volume.spatial}; give a distance for each axis"
         )
     of = dict(zip(volume.spatial, map(float, spacing), strict=True))
     return replace(volume, stored_spacing=tuple(of.get(axis, 1.0) for axis in volume.axes), unit=unit or volume.unit)

@@ -186,6 +186,8 @@ def opened(url: str, retries: int = 0) -> Objects:
     from obstore import store as kinds
 
     config, provider = _KINDS[place.kind](place, _from_fsspec(place.kind) or {})
+    if place.kind == "s3" and not _first("AWS_COPY_IF_NOT_EXISTS"):
+        config.setdefault("copy_if_not_exists", "multipart")  # the one way in which S3 copies on a condition
     hide(*(str(config.get(name) or "") for name in _SECRETS))
     server = str(config.get("endpoint") or config.get("base_url") or "")
     keywords: dict[str, Any] = {
@@ -268,8 +270,6 @@ def _s3(place: Place, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             config.setdefault("region", region)
     if config.get("region") is None and not _first("AWS_REGION", "AWS_DEFAULT_REGION"):
         config["region"] = "us-east-1" if endpoint else _region(place.bucket)
-    if not _first("AWS_COPY_IF_NOT_EXISTS"):
-        config.setdefault("copy_if_not_exists", "multipart")  # the one way in which S3 copies on a condition
     return config, provider
 
 
