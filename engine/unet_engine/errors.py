@@ -79,10 +79,11 @@ class StoreError(OSError):
     """What a store over a network did not give or take, however often it was asked: which key, why, and how often. What
     meets it makes an `InputError` or an `OutputError` of it."""
 
-    def __init__(self, *, key: str, cause: str, refused: bool = False) -> None:
-        """key: of what was asked for; refused: whether the store does not allow it, rather than fail"""
+    def __init__(self, *, key: str, cause: str, refused: bool = False, lacking: bool = False) -> None:
+        """key: of what was asked for; refused: whether the store does not allow it, rather than fail; lacking: whether
+        it says that it has no such thing to do"""
         super().__init__(redacted(f"{key}: {cause}"))
-        self.refused, self._key, self._cause = refused, key, cause
+        self.refused, self.lacking, self._key, self._cause = refused, lacking, key, cause
 
     def of(self, path: str) -> str:
         """What went wrong, for a message that has named `path` already."""

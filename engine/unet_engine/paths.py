@@ -50,7 +50,7 @@ def chosen(path: str, **parts: object) -> str:
     image = str(parts.get("image") or "")
     if ":" in image or "/" in image:
         raise InputError(f"--image {image!r} has a colon or a slash in its name; give its number, counted from 0")
-    file, named = _CHOSEN.fullmatch(path).groups()  # type: ignore[union-attr]
+    file, named = _apart(path)
     names = said(path) | {key: str(value) for key, value in parts.items() if value is not None}
     return (
         file
@@ -61,14 +61,21 @@ def chosen(path: str, **parts: object) -> str:
 
 def said(path: str) -> dict[str, str]:
     """Which ``image``, ``level`` or ``mask`` of a file `path` names, as text; that of a mask is empty."""
-    named = _CHOSEN.fullmatch(path)[2]  # type: ignore[index]
+    _, named = _apart(path)
     return {part.partition("=")[0].lower(): part.partition("=")[2] for part in named.split(":") if part}
+
+
+def _apart(path: str) -> tuple[str, str]:
+    """The file, and which of its parts `path` names, each behind a colon."""
+    found = _CHOSEN.fullmatch(path)
+    assert found is not None  # any text is a file
+    return found[1], found[2]
 
 
 def inside(path: str) -> tuple[str, str | None]:
     """A path such as ``scan.h5:/volumes/raw`` as that of the file and what is named in it; others as they are, and
     None. Text alone decides."""
-    file, chosen = _CHOSEN.fullmatch(path).groups()  # type: ignore[union-attr]  # of what is not Zarr
+    file, chosen = _apart(path)  # of what is not Zarr
     if chosen:
         return file, chosen[1:]
     if is_local(path):

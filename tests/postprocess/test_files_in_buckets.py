@@ -8,7 +8,7 @@ import pytest
 from support.command_line import cli
 from support.s3 import faulty
 from support.volumes import fake_model, make_volume
-from unet_engine.errors import InputError, OutputError, SettingsError
+from unet_engine.errors import InputError, OutputError, SettingsError, StoreError
 from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.convert import convert
@@ -264,6 +264,23 @@ def test_a_long_file_replaces_nothing_that_came_meanwhile(lab, tmp_path, monkeyp
     late.put(tmp_path / "new", overwrite=False)  # what is there is what is put: an answer may have been lost
     assert late.read(0, 9) == b"new"
     assert keys(client) == ["one"], "nothing is left beside it"
+
+
+@pytest.mark.parametrize(("answer", "there"), [("403", []), ("501", ["scan501"])])
+def test_only_a_store_that_cannot_copy_is_given_the_file_without_a_condition(lab, tmp_path, monkeypatch, answer, there):
+    """By its answer, not by a name with that number in it."""
+    proxy, client = lab
+    monkeypatch.setattr(remote_files, "WHOLE_PUT", 2)
+    monkeypatch.setenv(patience.SECONDS, "0")
+    (tmp_path / "new").write_bytes(b"new")
+    proxy.fault = lambda _, method, path: answer if method in ("PUT", "POST") and "/scan501?" in path else None
+    if there:
+        RemoteFile("s3://lab/scan501").put(tmp_path / "new", overwrite=False)
+    else:
+        with pytest.raises(StoreError, match=answer):
+            RemoteFile("s3://lab/scan501").put(tmp_path / "new", overwrite=False)
+    proxy.fault = lambda *_: None
+    assert keys(client) == there
 
 
 def test_what_kills_left_beside_it_long_ago_goes(lab, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from unet_engine.prepare.draft import Draft, grid
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.regions import values_of
 from unet_engine.volumes import nodata, windows
-from unet_engine.volumes.moved import Moved
+from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.resampled import on_windows_grid
 
 REGIONS = 4
@@ -128,7 +128,9 @@ class _Trier:
         self.mask = on_windows_grid(survey.mask, survey.grids.image if survey.grids else (), survey.back)
         plain = replace(survey, mask=None, grids=None)
         self._here = Draft(plain, network, self._scale, "")
-        self._moved = Draft(replace(plain, volume=Moved(survey.volume, offset)), network, self._scale, "")
+        self._moved = Draft(
+            replace(plain, volume=Cropped(survey.volume, Box(offset, survey.volume.shape))), network, self._scale, ""
+        )
 
     def regions(self) -> list[Box]:
         survey = self._survey

@@ -61,6 +61,8 @@ class Trouble:
     """Seconds for which the store wants to be left alone."""
     unmet: bool = False
     """Whether nobody was there at all: more often a slip of the user than a fault of the network."""
+    lacking: bool = False
+    """Whether the store says that it has no such thing to do."""
 
 
 def limit(name: str) -> float:
@@ -110,7 +112,9 @@ async def patiently(ask: Callable[[], Awaitable[T]], what: str, renew: Callable[
                 renew()
             if not again:
                 often = f", asked {tries} times in {span(spent)}" if tries > 1 else ""
-                raise StoreError(key=what, cause=found.words + often, refused=found.refused) from error
+                raise StoreError(
+                    key=what, cause=found.words + often, refused=found.refused, lacking=found.lacking
+                ) from error
         await asyncio.sleep(pause)
 
 
@@ -206,7 +210,7 @@ def _of_status(status: int, code: str, wish: float) -> Trouble:
     words += f" ({code})" if code else ""
     refused = status in (401, 403) or code in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
     passes = (status >= 500 and status not in (501, 505)) or status in _PASSING or code.startswith(_PASSING_CODES)
-    return Trouble(words, passes=passes and not refused, refused=refused, wish=wish)
+    return Trouble(words, passes=passes and not refused, refused=refused, wish=wish, lacking=status == 501)
 
 
 def _of_library(error: BaseException) -> Trouble | None:

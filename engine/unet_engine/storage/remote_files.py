@@ -189,7 +189,7 @@ class RemoteFile:
         try:
             sync(self._store.ask(self.key, copied))
         except StoreError as error:
-            if "501" in str(error):
+            if error.lacking:
                 raise NotImplementedError(str(error)) from error
             raise
         except Exception as error:
