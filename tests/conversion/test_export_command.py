@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from support.command_line import cli
+from support.shares import share
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -43,7 +44,9 @@ def check(network, out, shape):
     np.testing.assert_allclose(got[0], expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["group", "instance_trilinear", "attention", "residual", "supervised", "valid"])
+@pytest.mark.parametrize(
+    "name", share(["instance_trilinear", "attention", "valid", "group", "residual", "supervised"], quick=3)
+)
 def test_unusual_layers_come_out_as_pytorch_has_them_on_other_windows_too(tmp_path, name):
     said, network, out = exported(tmp_path, name)
     assert said.code == 0, said.err

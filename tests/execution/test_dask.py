@@ -55,7 +55,7 @@ def threads():
         yield cluster.scheduler_address
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", share([2, 1, 4]))
 def test_processes_give_the_bytes_of_one_and_infer_every_window_once(tmp_path, case, workers):
     volume, model, alone = case
     result = unet_engine.run(volume, model=model, out=str(tmp_path / "out.zarr"), workers=workers, **OPTIONS)

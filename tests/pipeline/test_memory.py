@@ -23,6 +23,7 @@ import pytest
 
 import unet_engine
 from support.plans import make
+from support.shares import share
 from support.volumes import fake_model, make_volume
 from unet_engine import machine
 from unet_engine.execution.dask.sharing import Sharing
@@ -200,7 +201,7 @@ def test_a_run_that_goes_on_keeps_to_the_plan_as_well(tmp_path: Path, classes: i
     assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]
 
 
-@pytest.mark.parametrize(("classes", "memory"), [(2, 330), (100, 560)])
+@pytest.mark.parametrize(("classes", "memory"), share([(100, 560), (2, 330)]))
 def test_each_worker_keeps_to_its_share(tmp_path: Path, classes: int, memory: int) -> None:
     pytest.importorskip("distributed")
     spec: dict[str, Any] = {"window": (16,) * 3, "window_min": (16,) * 3, "window_step": (0,) * 3}

@@ -8,6 +8,7 @@ import pytest
 import zarr
 
 import unet_engine
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
@@ -67,9 +68,15 @@ def run(tmp_path, scan):
     return Runs(tmp_path, scan)
 
 
-@pytest.mark.parametrize("device", ["cpu", "simulated"])
-@pytest.mark.parametrize("blend", ["gaussian", "crop"])
-@pytest.mark.parametrize("margin", [0, 2])
+@pytest.mark.parametrize(
+    ("margin", "blend", "device"),
+    share(
+        [
+            (0, "gaussian", "cpu"), (2, "crop", "cpu"), (2, "gaussian", "simulated"), (0, "crop", "simulated"),
+            (0, "gaussian", "simulated"), (2, "crop", "simulated"), (2, "gaussian", "cpu"), (0, "crop", "cpu"),
+        ], quick=4,
+    ),
+)  # fmt: skip
 def test_voxels_inside_are_those_of_a_run_without_mask_and_the_others_are_background(run, mask, device, blend, margin):
     """Any model: its spec names nothing for empty windows. The identity's two channels give 0; a sigmoid gives 1."""
     net = model(run.folder, channels_out=1, activation="sigmoid", margin=(margin,) * 3)

@@ -10,6 +10,7 @@ import pytest
 
 import unet_engine
 from support.command_line import cli
+from support.shares import share
 from support.volumes import make_volume, result_of
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY
@@ -55,8 +56,9 @@ def run(folder, scan, model, **options):
     return unet_engine.run(scan, model=model, out=str(folder / f"{len(list(folder.iterdir()))}.zarr"), **options)
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one", "two"])
-@pytest.mark.parametrize("tta", ["mirror:zx", "turns"])
+@pytest.mark.parametrize(
+    ("tta", "several"), share([("mirror:zx", True), ("turns", False), ("mirror:zx", False), ("turns", True)], quick=2)
+)
 def test_mirrors_turns_and_networks(tmp_path, case, tta, several):
     scan, network, moved, plain = case
     network, plain = (f"{m},{m}" if several else m for m in (network, plain))
@@ -82,6 +84,7 @@ def test_the_gate_judges_at_the_networks_spacing_and_a_run_takes_its_verdict(tmp
         assert json.loads(plan.out)["precision"] in ("bf16", "fp32")
 
 
+@pytest.mark.slow
 def test_overlaps_are_tried_at_the_networks_spacing_with_mirrors(tmp_path, case):
     scan, network, moved, plain = case
     options = {"overlap": "auto", "overlap_tolerance": 0.9, "tta": "mirror:x", "output": "labels"}

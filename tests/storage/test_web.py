@@ -10,6 +10,7 @@ import zarr
 from support.command_line import cli
 from support.fault_proxy import FaultProxy
 from support.s3 import faulty
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from support.web_server import WebServer
 from unet_engine.errors import InputError, OutputError
@@ -171,8 +172,18 @@ def zipped(folder, name, inside, compression):
 
 
 @pytest.mark.parametrize("where", ["disk", "web", "bucket"])
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
-@pytest.mark.parametrize(("name", "inside"), [("scan.ozx", ""), ("scan.zip", "scan.zarr/")])
+@pytest.mark.parametrize(
+    ("name", "inside", "compression"),
+    share(
+        [
+            ("scan.ozx", "", zipfile.ZIP_STORED),
+            ("scan.zip", "scan.zarr/", zipfile.ZIP_DEFLATED),
+            ("scan.ozx", "", zipfile.ZIP_DEFLATED),
+            ("scan.zip", "scan.zarr/", zipfile.ZIP_STORED),
+        ],
+        quick=2,
+    ),
+)
 def test_zipped_volumes_are_read_where_they_are(tmp_path, monkeypatch, where, compression, name, inside):
     sharded(tmp_path)
     archive = zipped(tmp_path, name, inside, compression)

@@ -121,7 +121,7 @@ def monai_dynunet_supervised():
 def monai_flexible():
     from monai.networks.nets import FlexibleUNet
 
-    return FlexibleUNet(1, 2, "resnet18", decoder_channels=(8, 8, 8, 4, 4))
+    return FlexibleUNet(1, 2, "resnet10", decoder_channels=(8, 8, 8, 4, 4))
 
 
 def monai_highresnet():
@@ -213,7 +213,7 @@ _KEPT: list[Any] = []
 
 
 def smp_unet():
-    return _smp("Unet", decoder_channels=(16, 8, 8, 4, 4))
+    return _smp("Unet", encoder_depth=4, decoder_channels=(16, 8, 8, 4))
 
 
 def smp_unet_efficientnet():
@@ -221,7 +221,7 @@ def smp_unet_efficientnet():
 
 
 def smp_fpn():
-    return _smp("FPN", decoder_pyramid_channels=32, decoder_segmentation_channels=32)
+    return _smp("FPN", encoder_depth=4, upsampling=2, decoder_pyramid_channels=32, decoder_segmentation_channels=32)
 
 
 def smp_pspnet():
@@ -237,7 +237,7 @@ def smp_linknet():
 
 
 def smp_deeplab():
-    return _smp("DeepLabV3Plus", decoder_channels=16)
+    return _smp("DeepLabV3Plus", encoder_depth=4, decoder_channels=16)
 
 
 # --- the peculiar ---

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import unet_engine
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.api import run_volume
 from unet_engine.errors import OutputError
@@ -90,7 +91,10 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"roi": "3:37,5:30,0:41"}, {"blend": "crop"}, {"output": "probabilities"}, {"tta": "mirror:zyx"}]
+    "options",
+    share(
+        [{}, {"roi": "3:37,5:30,0:41"}, {"output": "probabilities"}, {"blend": "crop"}, {"tta": "mirror:zyx"}], quick=3
+    ),
 )
 def test_what_was_looked_at_and_what_a_resume_does_are_the_bytes_of_one_run(tmp_path, scan, small_blocks, options):
     model = fake_model(tmp_path, **CLASSES)
