@@ -1,17 +1,21 @@
 """Outputs of real windows that cannot be what the spec says: told, and an error under --strict. What may be chance is
 not."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import zarr
 
 from support.command_line import cli
 from support.volumes import fake_model, make_volume
-from unet_engine.backends.base import Setup, Trial
+from unet_engine.backends.base import Backend, Setup, Trial
 from unet_engine.backends.libraries import open_on_device
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
 from unet_engine.prepare.evidence import Outputs, contradiction, cut_off
+from unet_engine.prepare.looking import Look
 from unet_engine.volumes import windows
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import Scaling
@@ -148,6 +152,26 @@ def test_what_no_operator_shows_is_seen_in_the_outputs(tmp_path, scan, files, na
     right = cli(*asked, "--strict", "--activation", "probabilities")
     assert right.code == 0, right.err
     assert 0 < zarr.open_array(out / "0", mode="r")[...].mean() < 1
+
+
+@pytest.mark.parametrize("case", ["seen", "skipped", "elsewhere"])
+def test_of_the_next_volume_windows_are_seen_that_are_inferred_anyway(tmp_path, scan, files, monkeypatch, case):
+    """What was not inferred after all, or lies outside of the region, is inferred to be looked at."""
+    looks = []
+    look_at = Backend.look_at
+    monkeypatch.setattr(Backend, "look_at", lambda self, trial: (looks.append(1), look_at(self, trial)))
+    if case == "skipped":
+        monkeypatch.setattr(Look, "among", lambda self, plan: {(99, 99, 99)})
+    roi = ("--roi", "24:40,24:40,48:64") if case == "elsewhere" else ()
+    shutil.copytree(scan, tmp_path / "again.zarr")
+    asked = ["run", "--in", scan, tmp_path / "again.zarr", "--model", files / "net.pt", "--trust", *roi]
+    told = cli(*asked, "--out", tmp_path / "{stem}-o.zarr", "--results", tmp_path / "results.jsonl")
+    assert told.code == 0, told.err
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [sum("sigmoid would be applied" in note for note in one["notes"]) for one in results] == [1, 1]
+    assert len(looks) == (case != "seen")
+    refused = cli(*asked, "--out", tmp_path / "{stem}-s.zarr", "--strict", "--keep-going")
+    assert refused.code == 11
 
 
 def test_the_windows_are_where_the_image_is(scan):

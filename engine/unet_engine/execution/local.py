@@ -18,6 +18,7 @@ from unet_engine.pipeline.columns import ALWAYS, run_columns
 from unet_engine.pipeline.job import Counters, Job
 from unet_engine.pipeline.worker import Opened, Sink, Worker
 from unet_engine.prepare.given import NOTHING, Given, Ready
+from unet_engine.prepare.looking import Watched
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import Survey, check_output, survey
 from unet_engine.profiling.beginning import SURVEY, Beginning
@@ -40,6 +41,7 @@ class LocalTeam:
         """One for each device, once it is prepared."""
         self._profile: dict[str, Snapshot] = {}
         self._clock = Beginning()
+        self._watched: Watched | None = None
         self.notes: tuple[str, ...] = ()
         if (settings.gpus or 1) > 1:
             from unet_engine.cluster.connection import cuda_cluster_note
@@ -65,8 +67,25 @@ class LocalTeam:
             for device, handed in zip(devices, opened, strict=True)
         ]
         if self._leg:
-            self._leg.reads(prepared, self.workers, lambda network: self._look(prepared, network))
+            self._leg.reads(prepared, self.workers, self._look, self._look_again)
+            self._watched = self._watch(prepared)
         return prepared
+
+    def _watch(self, prepared: Prepared) -> Watched | None:
+        """Has windows of this volume looked at as a network infers them that another one loaded; None where there is
+        nothing to look at."""
+        look, network = prepared.look, prepared.network
+        if look is None or network is None:
+            return None
+
+        def seen() -> None:
+            for note in look.notes():
+                self._tell(note)
+
+        on_host = len(network.members) == 1 and not place_of(prepared.survey.devices[0]).takes_batches
+        watched = Watched(look.among(prepared.job.plan) if on_host else set(), look, seen)
+        self.workers[0].watch = watched
+        return watched
 
     def _ready(self, surveyed: Survey) -> Ready | None:
         """The network that another volume has loaded. What would use the network or its device while another volume
@@ -80,8 +99,20 @@ class LocalTeam:
             self._leg.discard()
         return self._leg.ready
 
-    def _look(self, prepared: Prepared, network: Network) -> None:
-        for note in prepared.look(network) if prepared.look else ():
+    def _look(self, network: Network) -> None:
+        """The turn of this volume begins: where no window of its own will be seen, others are inferred for that."""
+        if self._watched and not self._watched.left:
+            self._look_now(network)
+
+    def _look_again(self, network: Network) -> None:
+        """It ends: what was to be seen and was skipped, or written before, is made up for."""
+        if self._watched and self._watched.left:
+            self._look_now(network)
+
+    def _look_now(self, network: Network) -> None:
+        assert self._watched is not None
+        self._watched.left.clear()
+        for note in self._watched.look.now(network):
             self._tell(note)
 
     def execute(self, prepared: Prepared, pending: Pending) -> None:

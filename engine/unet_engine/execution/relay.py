@@ -83,6 +83,7 @@ class Leg:
         """Bytes of its plan, beside those of the process and the network."""
         self._workers: Sequence[Worker] = ()
         self._look: Callable[[Network], None] = lambda _: None
+        self._leave: Callable[[Network], None] = lambda _: None
 
     def alone(self) -> None:
         """Wait until no other volume is under way."""
@@ -103,10 +104,16 @@ class Leg:
         """The network that is loaded on a device beside the first."""
         return self._relay.others.get(device)
 
-    def reads(self, prepared: Prepared, workers: Sequence[Worker], look: Callable[[Network], None]) -> None:
-        """It was prepared, and its network is the one that the next may have. `look` is asked for the network once it
-        is this volume's."""
-        self._own, self._workers, self._look = prepared.ready, workers, look
+    def reads(
+        self,
+        prepared: Prepared,
+        workers: Sequence[Worker],
+        look: Callable[[Network], None],
+        leave: Callable[[Network], None],
+    ) -> None:
+        """It was prepared, and its network is the one that the next may have. `look` is given the network once it is
+        this volume's, `leave` before it is so no more."""
+        self._own, self._workers, self._look, self._leave = prepared.ready, workers, look, leave
         assert self._own is not None
         self._needs = prepared.job.plan.memory.total - self._own.base
         if prepared.survey.objects:  # finding them takes all the memory that there is
@@ -149,6 +156,8 @@ class Leg:
 
     def over(self) -> None:
         """The network is free for the next."""
+        if self.holds:
+            self._leave(self._workers[0].network)
         with self._relay.changed:
             self.holds = False
             self._relay.changed.notify_all()

@@ -10,7 +10,7 @@ of the next block enter the device before the last of this one have left it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,13 @@ from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, GATHER, MERGE, NETWORK
 from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
+
+Watch = Callable[[Index, Array], None]
+"""Is shown an upright window's index and what a network gives for it, (channels, *window), valid for the call alone."""
+
+
+def unwatched(window: Index, output: Array) -> None:
+    """Nobody looks."""
 
 
 def finish_on_host(job: Job, task: Task, core: Array, halos: Sequence[Halo], recorder: Recorder) -> tuple[Array, bool]:
@@ -68,9 +75,12 @@ class HostPredicted:
 class HostPipeline:
     """See `unet_engine.pipeline.base.Pipeline`."""
 
-    def __init__(self, job: Job, networks: Sequence[Backend], tally: Tally, recorder: Recorder) -> None:
-        """networks: of the job's model, in its order."""
+    def __init__(
+        self, job: Job, networks: Sequence[Backend], tally: Tally, recorder: Recorder, watch: Watch = unwatched
+    ) -> None:
+        """networks: of the job's model, in its order; watch: is shown what the network gives."""
         self._job, self._networks, self._tally, self._recorder = job, networks, tally, recorder
+        self._watch = watch
         self._memory = Recycler()
         """For sums. Halos get memory of their own from the system: they come in so many sizes, and wait so differently
         long, that gaps between them took a third more memory (measured with 104 classes)."""
@@ -79,7 +89,7 @@ class HostPipeline:
         return raw
 
     def predict(self, work: Work) -> Iterator[HostPredicted]:
-        flight = _Flight(self._job, self._networks, self._tally, self._recorder)
+        flight = _Flight(self._job, self._networks, self._tally, self._recorder, self._watch)
         for item in work:
             if item is None:
                 while flight.entries:
@@ -185,8 +195,8 @@ class _Cut:
 class _Flight:
     """First in, first out: windows in the networks, skipped windows between them, and the ends of blocks."""
 
-    def __init__(self, job: Job, networks: Sequence[Backend], tally: Tally, recorder: Recorder) -> None:
-        self.job, self.tally, self.recorder = job, tally, recorder
+    def __init__(self, job: Job, networks: Sequence[Backend], tally: Tally, recorder: Recorder, watch: Watch) -> None:
+        self.job, self.tally, self.recorder, self.watch = job, tally, recorder, watch
         self.rings = [_Ring(n, job.setup.batch, s, recorder) for n, s in zip(networks, job.shares, strict=True)]
         self.entries: deque[_Cut | HostPredicted] = deque()
         self.blocks = 0
@@ -228,6 +238,8 @@ class _Flight:
             values = head.ring.result(head.slot)[head.place]
         except BackendError as error:
             raise BackendError(f"{error} (block {block.index}, window {head.window})") from error
+        if head.pose == UPRIGHT:
+            self.watch(head.window, values)
         self.tally.add(inferred=1)
         where = placement(self.job, head.window, block.sums, head.ring.share)
         with self.recorder.span(ADD):

@@ -40,19 +40,26 @@ class Recycler:
 
     def empty(self, shape: Sequence[int]) -> F32:
         """An array of `shape`, float32; what is in it is arbitrary."""
+        found = self._leased(shape)
+        return np.empty(shape, np.float32) if found is None else found
+
+    def zeros(self, shape: Sequence[int]) -> F32:
+        """An array of `shape`, float32, all zero."""
+        found = self._leased(shape)
+        if found is None:
+            return np.zeros(shape, np.float32)  # new memory comes cleared
+        found.fill(0)
+        return found
+
+    def _leased(self, shape: Sequence[int]) -> F32 | None:
+        """An array of `shape` in memory that is kept; None where it is so small that it is better new."""
         size = 4 * prod(shape)
         with self._lock:
             memory = self._take(size)
         if memory is None:
-            return np.empty(shape, np.float32)
+            return None
         flat: F32 = np.asarray(_Lease(memory, size, self._dropped))
         return flat.reshape(shape)
-
-    def zeros(self, shape: Sequence[int]) -> F32:
-        """An array of `shape`, float32, all zero."""
-        array = self.empty(shape)
-        array.fill(0)
-        return array
 
     @property
     def kept(self) -> int:

@@ -27,6 +27,7 @@ from unet_engine.output.stored import Stored
 from unet_engine.pipeline.base import Core, Pipeline, Predicted, Work
 from unet_engine.pipeline.choose import pipeline_of
 from unet_engine.pipeline.glances import Glances
+from unet_engine.pipeline.host import Watch, unwatched
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.presence import Presence
 from unet_engine.plan.box import Box
@@ -82,6 +83,8 @@ class Worker:
         self.tally = Tally()
         self.recorder: Recorder = Stages() if job.profiled else PLAIN
         """Where the time goes."""
+        self.watch: Watch = unwatched
+        """Is shown what the network gives, where windows come from the host. Set before the first is inferred."""
         self.shrunk = False
         """Whether memory ran out once and fewer windows are inferred at once since."""
         self._opened = replace(opened) if opened else Opened()
@@ -157,7 +160,9 @@ class Worker:
         """Opened with its network when first asked for: readers, writers and the predicting thread may all be first."""
         with self._opening:
             if self._pipeline is None:
-                self._pipeline = pipeline_of(self.job, self.network, self.tally, self.recorder, self.volume.voxel_bytes)
+                self._pipeline = pipeline_of(
+                    self.job, self.network, self.tally, self.recorder, self.volume.voxel_bytes, self.watch
+                )
             return self._pipeline
 
     def record(self) -> None:

@@ -3,17 +3,15 @@ run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
 from unet_engine import machine
-from unet_engine.backends.base import NO_TRIAL, Array, Network, Setup, Trial
-from unet_engine.backends.opening import Wanted, as_host, place_of
-from unet_engine.errors import BackendError, DataError
+from unet_engine.backends.base import Network, Setup
+from unet_engine.backends.opening import Wanted, place_of
+from unet_engine.errors import BackendError
 from unet_engine.hanging import watched
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import bundle_length
@@ -26,9 +24,10 @@ from unet_engine.prepare.coarse_choice import CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
 from unet_engine.prepare.draft import Draft, windows_per_block
-from unet_engine.prepare.evidence import WINDOWS, Outputs, contradiction, cut_off
+from unet_engine.prepare.evidence import Outputs
 from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.looking import Look, about_outputs, trial_of
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outside import about_marks
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
@@ -39,7 +38,7 @@ from unet_engine.prepare.tiling_choice import TilingChoice
 from unet_engine.profiling.beginning import COMPILING, OPINION, PLANNING, SAMPLES, WARMING, Beginning
 from unet_engine.storage.kept import allowed
 from unet_engine.units import Tell, silent
-from unet_engine.volumes import samples, windows
+from unet_engine.volumes import samples
 from unet_engine.volumes.normalize import Scaling
 
 if TYPE_CHECKING:
@@ -73,9 +72,8 @@ class Prepared:
     device_memory: DeviceMemory | None = None
     ready: Ready | None = None
     """The network, for the next run of this process."""
-    look: Callable[[Network], list[str]] | None = None
-    """What a network that was not loaded for this run makes of windows of its volume, as notes; asked once, while
-    nothing else uses it. Raises `BackendError` as `prepare` does."""
+    look: Look | None = None
+    """At what a network that was not loaded for this run makes of windows of its volume; None where it was."""
 
 
 def prepare(
@@ -164,7 +162,7 @@ class _Loaded:
     before: int
     """Bytes this process had before the network was loaded."""
     ready: Ready
-    look: Callable[[Network], list[str]] | None = None
+    look: Look | None = None
 
 
 def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginning) -> _Loaded:
@@ -175,7 +173,7 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     about_marks(settings, survey.scan, notes)
     _about_inputs(survey, scale, notes)
     seen = Outputs()
-    trial = _trial(survey, scale, seen)
+    trial = trial_of(survey, scale, seen)
     clock.done(SAMPLES)
     survey = compared(survey, trial.cut(survey.window), notes)
     survey = rewriting.decided(survey, trial.cut(survey.window))
@@ -192,7 +190,7 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     if ready is not None:
         if ready.fits(survey.backend, *wanted):
             draft = Draft(survey, ready.network, scale, fingerprint)
-            return _Loaded(draft, ready.seconds, ready.base, ready, partial(_looked, survey, trial, seen))
+            return _Loaded(draft, ready.seconds, ready.base, ready, Look(survey, trial, seen))
         ready.discard()
     before = machine.resident_bytes()
     smaller = None if settings.window else notes.append
@@ -203,21 +201,12 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     if network.note:
         notes.append(network.note)
     try:
-        _about_outputs(survey, seen, notes)
+        about_outputs(survey, seen, notes)
     except BackendError:
         network.close()
         raise
     opened = Ready(survey.backend, *wanted, network, seconds)
     return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before, opened)
-
-
-def _looked(survey: Survey, trial: Trial, seen: Outputs, network: Network) -> list[str]:
-    """Notes on what `network`, which stays open, makes of the trial's windows."""
-    notes: list[str] = []
-    with as_host(network) as host:
-        host.look_at(trial)
-    _about_outputs(survey, seen, notes)
-    return notes
 
 
 def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
@@ -229,34 +218,6 @@ def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
     doubt = unlikely(survey.model, samples.measured(survey.scan), scale, said=said)
     if doubt:
         fall_back(survey.settings, notes, doubt)
-
-
-def _trial(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
-    """Windows of the volume to warm up with instead of zeros, whose outputs `seen` takes in. The identity network's
-    mean nothing, and a chunk that cannot be read is named where its block is."""
-    if survey.model.format == "fake":
-        return NO_TRIAL
-
-    def cut(window: tuple[int, ...]) -> list[Array]:
-        with suppress(DataError):
-            boxes = windows.richest(survey.volume, window, WINDOWS)
-            return [windows.cut(survey.volume, scale, box, window) for box in boxes]
-        return []
-
-    ready = {survey.window: cut(survey.window)}
-    return Trial(lambda window: ready[window] if window in ready else cut(window), seen.look)
-
-
-def _about_outputs(survey: Survey, seen: Outputs, notes: list[str]) -> None:
-    """Say where what the network makes of real windows is not what its spec says. What its graph says is told
-    already."""
-    spec, output = survey.model.spec, survey.settings.output
-    reason = contradiction(seen, spec, labels=output in ("labels", "masks"))
-    if not reason and output == "probabilities":
-        reason = cut_off(seen, spec)
-    if not reason or survey.model.contradiction:
-        return
-    fall_back(survey.settings, notes, f"{survey.model.path.name}: on windows of this volume {reason}")
 
 
 # --- choose ---

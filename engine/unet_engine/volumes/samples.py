@@ -25,11 +25,17 @@ SAMPLES = 64
 SAMPLE_VOXELS = 2**16
 """Normalisation and fingerprint look at this many boxes of at most so many voxels, spread over the volume."""
 
+TOGETHER = 2
+"""Boxes of one chunk are read by one that holds up to so many times the voxels of them all."""
+
 _READ: WeakKeyDictionary[Volume, tuple[list[Box], list[Array]]] = WeakKeyDictionary()
 """The samples of volumes that are still open: statistics and fingerprint ask for the same, and they are read once."""
 
 _SCALED: WeakKeyDictionary[Volume, dict[Normalization, Scaling]] = WeakKeyDictionary()
 """What was measured of every voxel of volumes that are still open."""
+
+_RANKED: WeakKeyDictionary[Volume, list[Box]] = WeakKeyDictionary()
+"""`by_contrast` of volumes that are still open."""
 
 _NOWHERE: WeakKeyDictionary[Volume, Array | None] = WeakKeyDictionary()
 
@@ -65,11 +71,13 @@ def values(volume: Volume) -> list[Array]:
 def by_contrast(volume: Volume) -> list[Box]:
     """The boxes that hold more than one value, those with the largest deviation of the first channel first. Raises as
     `values` does."""
-    present, found = _read(volume)
-    ends = np.cumsum([box.size for box in present])
-    pieces = np.split(found[0], ends[:-1])
-    spreads = np.array([_spread(piece) for piece in pieces])
-    return [present[i] for i in np.argsort(-spreads, kind="stable") if spreads[i] > 0]
+    if volume not in _RANKED:
+        present, found = _read(volume)
+        ends = np.cumsum([box.size for box in present])
+        pieces = np.split(found[0], ends[:-1])
+        spreads = np.array([_spread(piece) for piece in pieces])
+        _RANKED[volume] = [present[i] for i in np.argsort(-spreads, kind="stable") if spreads[i] > 0]
+    return _RANKED[volume]
 
 
 def _spread(values: Array) -> float:
@@ -83,10 +91,35 @@ def _read(volume: Volume) -> tuple[list[Box], list[Array]]:
         looked_at = list(boxes(volume))
         there = _each(volume, volume.has_data, looked_at)
         present = [box for box, is_there in zip(looked_at, there, strict=True) if is_there] or looked_at[:1]
-        blocks = [voxels.reshape(volume.channels, -1) for voxels in _each(volume, volume.read, present)]
+        blocks = [voxels.reshape(volume.channels, -1) for voxels in _voxels(volume, present)]
         found = present, [np.concatenate([block[c] for block in blocks]) for c in range(volume.channels)]
         _READ[volume] = found
     return found
+
+
+def _voxels(volume: Volume, asked: Sequence[Box]) -> list[Array]:
+    """What lies in each box, (channels, *box.shape). Boxes in one chunk are read together where that is not much more
+    than they are: a small volume has many in each of its chunks, which is unpacked as a whole for any of them."""
+    together: dict[tuple[int, ...], list[int]] = {}
+    for number, box in enumerate(asked):
+        chunk = tuple(l // c for l, c in zip(box.lo, volume.chunks, strict=True))
+        together.setdefault(chunk, []).append(number)
+    groups: list[list[int]] = []
+    for numbers in together.values():
+        around = _around([asked[i] for i in numbers])
+        near = around.size <= TOGETHER * sum(asked[i].size for i in numbers)
+        groups += [numbers] if near else [[i] for i in numbers]
+    arounds = [_around([asked[i] for i in numbers]) for numbers in groups]
+    found: dict[int, Array] = {}
+    for numbers, around, voxels in zip(groups, arounds, _each(volume, volume.read, arounds), strict=True):
+        for i in numbers:
+            found[i] = voxels[(slice(None), *asked[i].relative_to(around.lo).slices())]
+    return [found[i] for i in range(len(asked))]
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    lows, highs = zip(*((box.lo, box.hi) for box in boxes), strict=True)
+    return Box(tuple(map(min, zip(*lows, strict=True))), tuple(map(max, zip(*highs, strict=True))))
 
 
 def _each(volume: Volume, ask: Callable[[Box], T], asked: Sequence[Box]) -> list[T]:
