@@ -82,6 +82,8 @@ site: .venv/site
 # one.
 wheels: .venv/dev
 	packaging/wheels.sh $(BIN)/python build/wheels
+	$(BIN)/pip install -q py-rattler-build
+	$(BIN)/python -m pytest tests/test_docs.py -k recipe
 
 # uv.lock: the versions that demo and tests were last seen to work with, `uv sync --locked --extra test`.
 lock: .venv/run

@@ -416,6 +416,24 @@ def test_the_conda_recipe_names_what_is_there():
         assert line.split()[0] in project()["project"]["scripts"]
 
 
+@pytest.mark.parametrize("platform", ["linux-64", "linux-aarch64", "osx-arm64"])
+def test_the_conda_recipe_renders(platform):
+    """By the tool that builds it, which reads the file of variants beside a recipe by itself."""
+    rattler = pytest.importorskip("rattler_build", reason="pip install py-rattler-build renders the recipe")
+    where = rattler.PlatformConfig(target_platform=platform)
+    variants = rattler.VariantConfig.from_file_with_context(
+        PACKAGING / "variants.yaml", rattler.JinjaConfig(platform=where)
+    )
+    found = rattler.Stage0Recipe.from_file(PACKAGING / "recipe.yaml").render(
+        variants, rattler.RenderConfig(platform=where)
+    )
+    recipes = [variant.recipe.to_dict() for variant in found]
+    assert {recipe["build"]["string"][:5] for recipe in recipes} == {"py311", "py312", "py313", "py314"}
+    for recipe in recipes:
+        assert "{{" not in str(recipe["requirements"])
+        assert any(line.endswith(f"xx_{platform}") for line in recipe["requirements"]["build"])
+
+
 def test_the_script_of_the_wheels_parses():
     subprocess.run(["bash", "-n", PACKAGING / "wheels.sh"], check=True)
 

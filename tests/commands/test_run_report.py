@@ -133,6 +133,23 @@ def test_what_the_mask_leaves_out_is_not_counted(tmp_path, scan, uneven):
     assert voxels == inside
 
 
+@pytest.mark.parametrize(
+    ("roi", "there"), [("0:12,0:12,0:12", True), ("12:20,33:40,3:21", True), ("0:3,0:3,0:3", False)]
+)
+def test_a_region_is_measured_in_that_region(scan, uneven, roi, there):
+    """Windows of 8 that are 4 apart: before voxel 6 there are fewer on the moved grid."""
+    page, _ = run(scan, uneven, "--roi", roi)
+    if not there:
+        assert "mask and --roi leave out" in page.rows["seams"]
+        return
+    asked = [tuple(map(int, span.split(":"))) for span in roi.split(",")]
+    regions = page.rows["measured on"].partition("inferred: ")[2].split("; ")
+    found = [[tuple(map(int, span.split(":"))) for span in region.split(",")] for region in regions]
+    assert all(a <= l < h <= b for region in found for (l, h), (a, b) in zip(region, asked, strict=True))
+    sizes = [np.prod([h - l for l, h in region]) for region in found]
+    assert int(page.rows["measured on"].split()[0].replace(",", "")) == sum(sizes)
+
+
 def test_a_volume_of_one_window_has_no_seams(tmp_path, even):
     page, _ = run(make_volume(tmp_path / "s.zarr", np.random.default_rng(0).random((8, 8, 8), np.float32)), even)
     assert page.rows["seams"] == "not measured: the volume is as small as one window, there are no seams"

@@ -71,7 +71,7 @@ def seams(prepared: Prepared, network: Network) -> Seams | str:
     trier = _Trier(prepared, network, axes, offset)
     boxes = trier.regions()
     if not boxes:
-        return "no region of one window has an image in it, apart from what the mask leaves out"
+        return "no region of one window has an image in it, apart from what the mask and --roi leave out"
     confusion = Confusion(survey.model.spec.label_count)
     differ, count = np.zeros(2, np.int64), np.zeros(2, np.int64)
     inferred, most, done = 0, max(LEAST, PART * prepared.job.plan.call_count), list[Box]()
@@ -86,7 +86,7 @@ def seams(prepared: Prepared, network: Network) -> Seams | str:
             differ[i] += np.count_nonzero((one != other)[meant] & where)
             count[i] += np.count_nonzero(where)
         inferred += cost
-        done.append(box)
+        done.append(box & trier.roi)
     names = survey.model.spec.class_names
     parts = [float(d / c) if c else None for d, c in zip(differ, count, strict=True)]
     return Seams(
@@ -125,6 +125,9 @@ class _Trier:
         survey = prepared.survey
         self._survey, self._offset, self._axes = survey, offset, axes
         self._scale, self._decisions = prepared.job.fed, prepared.decisions
+        plan = prepared.job.plan
+        self.roi = plan.core_of(plan.roi) & Box.of_shape(survey.volume.shape)
+        """What the run is of, in voxels of the grid of windows."""
         self.mask = on_windows_grid(survey.mask, survey.grids.image if survey.grids else (), survey.back)
         plain = replace(survey, mask=None, grids=None)
         self._here = Draft(plain, network, self._scale, "")
@@ -135,12 +138,28 @@ class _Trier:
     def regions(self) -> list[Box]:
         survey = self._survey
 
+        around = self._around_roi()
+
+        def region(box: Box) -> Box:
+            return self._clear(box.shift(around.lo))
+
         def admits(box: Box) -> bool:
-            return self.mask is None or bool(self.mask.read(self._clear(box)).any())
+            meant = region(box) & self.roi
+            return not meant.is_empty and (self.mask is None or bool(self.mask.read(meant).any()))
 
         rng = np.random.default_rng(0)
-        found = windows.pool(survey.volume, self._scale, self._here.network.setup.window, REGIONS, rng, admits)
-        return list(dict.fromkeys(map(self._clear, found)))
+        drawn = survey.volume if around == Box.of_shape(survey.volume.shape) else Cropped(survey.volume, around)
+        found = windows.pool(drawn, self._scale, self._here.network.setup.window, REGIONS, rng, admits)
+        return list(dict.fromkeys(map(region, found)))
+
+    def _around_roi(self) -> Box:
+        """The region that the run is of, grown to a window where it is smaller."""
+        lo, hi = [], []
+        for axis, l, h in zip(self._axes, self.roi.lo, self.roi.hi, strict=True):
+            first = max(0, min(l, axis.size - axis.window))
+            lo.append(first)
+            hi.append(max(h, min(first + axis.window, axis.size)))
+        return Box(tuple(lo), tuple(hi))
 
     def _clear(self, box: Box) -> Box:
         """The same at the size of a window's output, and moved away from where the moved volume begins: windows are
@@ -148,7 +167,7 @@ class _Trier:
         lo = []
         for axis, offset, start in zip(self._axes, self._offset, box.lo, strict=True):
             last = max(0, axis.size - axis.window)
-            lo.append(min(last, max(start, offset + axis.window)) if offset else start)
+            lo.append(min(last, max(start, offset + axis.window - axis.stride)) if offset else start)
         hi = (min(l + axis.window, axis.size) for l, axis in zip(lo, self._axes, strict=True))
         return Box(tuple(lo), tuple(hi))
 
@@ -161,10 +180,12 @@ class _Trier:
         return sum(d.plan(self._as(b)).call_count for d, b in ((self._here, box), (self._moved, moved)))
 
     def both(self, box: Box) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-        """Labels on either grid, and which voxels are meant."""
+        """Labels on either grid, and which voxels are meant: those of the run, that no mask leaves out."""
         one = self._labels(self._here, box)
         other = self._labels(self._moved, box.relative_to(self._offset))
-        meant = np.ones(box.shape, bool) if self.mask is None else np.asarray(self.mask.read(box)) != 0
+        meant = np.zeros(box.shape, bool)
+        own = (box & self.roi).relative_to(box.lo).slices()
+        meant[own] = True if self.mask is None else np.asarray(self.mask.read(box & self.roi)) != 0
         values = self._survey.volume.nodata
         if values:
             meant &= ~nodata.where(self._survey.volume.read(box), values).all(0)
