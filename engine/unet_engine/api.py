@@ -331,7 +331,7 @@ def _outside(job: Job) -> dict[str, Any]:
 def _resampling(job: Job) -> dict[str, Any]:
     """How the volume came to the spacing of the model, and what grid the result is on; nothing where it did not."""
     image, back = job.plan.image, job.plan.back
-    if not image:
+    if all(axis.is_identity for axis in image):
         return {}
     return {
         "resampling": {

@@ -44,6 +44,10 @@ def nonzero(x):
     return np.where(inside, (x - x[inside].mean()) / x[inside].std(), 0)
 
 
+def inside_of(x):
+    return pytest.importorskip("scipy.ndimage").binary_fill_holes(x != 0)
+
+
 FORMULAS = {
     "fixed:mean=99.5,std=39.4,clip=-41:176": ct,
     "fixed:mean=99.5,std=39.4,clip=0.5%:99.5%": lambda x: ct(x, low=np.percentile(x, 0.5), high=np.percentile(x, 99.5)),
@@ -59,6 +63,7 @@ FORMULAS = {
     "zscore:foreground": nonzero,
     "zscore:foreground=-500": lambda x: np.where(x > -500, (x - x[x > -500].mean()) / x[x > -500].std(), 0),
     "zscore:foreground=-500,everywhere": lambda x: (x - x[x > -500].mean()) / x[x > -500].std(),
+    "zscore:foreground=filled,everywhere": lambda x: (x - x[inside_of(x)].mean()) / x[inside_of(x)].std(),
     "none:clip=-100:100": lambda x: np.clip(x, -100, 100),
 }
 

@@ -14,6 +14,7 @@ from unet_engine.errors import SettingsError
 Mode = Literal["none", "zscore", "minmax", "percentile", "range", "fixed", "each"]
 Pair = tuple[float, float]
 NONZERO = "nonzero"
+FILLED = "filled"
 SHORT = {"imagenet": "fixed:mean=0.485/0.456/0.406,std=0.229/0.224/0.225,divide=255"}
 """Words for what is said often. The figures are those of torchvision, for red, green and blue from 0 to 255."""
 EXAMPLES = (
@@ -56,8 +57,9 @@ class Normalization(BaseModel):
     """Bounds in raw units, for all channels or each. What is measured is measured of clipped voxels."""
     clip_percentiles: Pair | None = None
     """Bounds as percentiles of the volume, per channel."""
-    foreground: Literal["nonzero"] | float | None = None
-    """What is measured is measured of voxels that are not 0, or above this value; all others become 0."""
+    foreground: Literal["nonzero", "filled"] | float | None = None
+    """What is measured is measured of voxels that are not 0, or above this value; all others become 0. ``filled``: of
+    those that are not 0 in any channel, and of the holes in there, as nnU-Net has it."""
     everywhere: bool = False
     """Whether voxels outside the foreground are normalised like the others, instead of becoming 0."""
     eps: float = 0.0
@@ -178,7 +180,12 @@ class Normalization(BaseModel):
     @property
     def of_all(self) -> bool:
         """Whether every voxel has to be looked at."""
-        return self.whole or any(one.whole for one in self.each or ())
+        return self.whole or (self.looks and self.fills) or any(one.of_all for one in self.each or ())
+
+    @property
+    def fills(self) -> bool:
+        """Whether the foreground of some channel is that of all channels, with its holes filled."""
+        return self.foreground == FILLED or any(one.fills for one in self.each or ())
 
     def measured_of_all(self) -> Normalization:
         """The same, but that what is measured is measured of every voxel."""
@@ -209,7 +216,10 @@ class Normalization(BaseModel):
         parts += [f"clip={'/'.join(map(_pair, self.clip))}"] if self.clip else []
         parts += [f"clip={_pair(self.clip_percentiles, '%')}"] if self.clip_percentiles else []
         if self.foreground is not None:
-            parts.append("foreground" + ("" if self.foreground == NONZERO else f"={_number(self.foreground)}"))
+            value = (
+                "" if self.foreground == NONZERO else f"={self.foreground if self.fills else _number(self.foreground)}"
+            )
+            parts.append(f"foreground{value}")
         parts += [name for name in _FLAGS if getattr(self, name)]
         parts += [f"eps={_number(self.eps)}"] if self.eps else []
         return self.mode + (":" if parts else "") + ",".join(parts)
@@ -263,7 +273,9 @@ def _part(mode: str, name: str, value: str | None, bounds: list[float]) -> dict[
     if name == "clip":
         return _clip_to_ends(mode, bounds) if value is None else _clip(value)
     if name == "foreground":
-        return {"foreground": NONZERO if value in (None, NONZERO) else _float(str(value))}
+        if value in (None, NONZERO, FILLED):
+            return {"foreground": value or NONZERO}
+        return {"foreground": _float(str(value))}
     if name in _FLAGS and value is None:
         return {name: True}
     if name not in _VALUES or value is None:

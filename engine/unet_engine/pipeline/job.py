@@ -22,6 +22,7 @@ from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.cropped import Cropped
+from unet_engine.volumes.holes import Holes
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.resampled import Extremes, fed, interpolated
@@ -78,6 +79,8 @@ class Job:
     and outside of it 0 is written."""
     extremes: Extremes | None = None
     """What is cut off of what was interpolated."""
+    holes: Holes | None = None
+    """Those of the volume that are filled."""
     cells: CellMask | None = None
     """Where anything but background can be, on the grid of windows; None: everywhere."""
     answers: frozenset[str] = ONE_BY_ONE
@@ -121,7 +124,7 @@ class Job:
     def _first(self) -> Literal["normalised", "interpolated"]:
         """What is done with voxels first, of a volume that is resampled."""
         how = self.model.spec.resampling
-        return how.first if how else "normalised"
+        return how.first if how and not self.scaling.filled else "normalised"
 
     def seen(self, scan: Volume) -> Volume:
         """What windows are cut from, of the volume as it is stored."""
@@ -136,8 +139,9 @@ class Job:
         scan = scan.with_nodata(self.nodata)
         background = self.model.spec.background
         return interpolated(
-            scan, self.plan.image, self.scaling, background, self.replace_nonfinite, self._first, self.extremes
-        )
+            scan, self.plan.image, self.scaling, background, self.replace_nonfinite, self._first,
+            extremes=self.extremes, holes=self.holes,
+        )  # fmt: skip
 
     @cached_property
     def shares(self) -> tuple[float, ...]:

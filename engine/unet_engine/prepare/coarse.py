@@ -117,8 +117,9 @@ def _unfit(draft: Draft, background: int) -> str:
     spec = draft.survey.model.spec
     if draft.survey.crop is not None:
         return "of the volume, a part is looked at, outside of which all is 0"
-    if draft.survey.grids is not None:
-        return "the volume is resampled for the network"
+    if draft.survey.image:
+        apart = "resampled for the network" if draft.survey.grids else "normalised by what lies around a voxel"
+        return f"the volume is {apart}"
     if draft.survey.scan.nodata or draft.survey.scan.validity is not None:
         return "voxels of the volume were not measured; a --mask leaves those out"
     if spec.activation == "none":

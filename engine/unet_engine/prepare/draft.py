@@ -87,7 +87,7 @@ class Draft:
             facts={},
             flops_per_window=None if spec.flops is None else round(spec.flops * prod(window) / prod(spec.window)),
             part=decisions.part,
-            image=survey.grids.image if survey.grids else (),
+            image=survey.image,
             back=decisions.back,
             calls=len(decisions.poses) * len(survey.model.networks),
             backwards=backwards,
@@ -132,6 +132,7 @@ class Draft:
             turn=survey.turn,
             crop=survey.crop,
             extremes=survey.extremes,
+            holes=survey.holes,
             cells=survey.cells,
         )
 
@@ -142,12 +143,13 @@ class Draft:
         valid = scan.validity is not None
         found = 2 * scan.channels + 1 if job.nodata or valid else 0
         again = bool(job.nodata) and job.outside is not None
+        emptied = 2 * scan.channels + 2 if job.scaling.filled else 0
         return Sizes(
             raw=volume.voxel_bytes,
             sums=4 * self.survey.model.blended,
             out=job.layout.voxel_bytes,
             # of a mask on the scan's grid what is read, and which of it is inside, twice
-            source=scan.voxel_bytes + 4 * scan.channels + found + (mask.reading_bytes + 2 if mask else 0),
+            source=scan.voxel_bytes + 4 * scan.channels + found + emptied + (mask.reading_bytes + 2 if mask else 0),
             decoding=decoders * scan.chunk_bytes * (1 + (again or valid)),
             meant=mask.voxel_bytes + bool(job.nodata or valid) + bool(self.survey.cells),
             looking=found + mask.reading_bytes,

@@ -16,6 +16,7 @@ from unet_engine.prepare.spacing import in_units_of
 from unet_engine.units import times
 from unet_engine.volumes.axes import LARGEST
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.holes import holes_of
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.resampled import interpolated
 from unet_engine.volumes.samples import scaling_of
@@ -88,13 +89,24 @@ def _length(size: int, factor: float, *, from_first: bool) -> int:
 
 
 def seen(scan: Volume, found: Grids | None, spec: ModelSpec, nonfinite: float | None = None) -> Volume:
-    """What windows are cut from. Raises `DataError` as reading and `scaling` do."""
-    if found is None:
+    """What windows are cut from. Raises `DataError` as reading and `scaling` do, and `SettingsError` where holes cannot
+    be filled."""
+    grid = image_of(scan, found, spec.normalization)
+    if not grid:
         return scan
     how = spec.resampling
-    first = how.first if how else "normalised"
-    volume = interpolated(scan, found.image, scaling_seen(scan, found, spec), spec.background, nonfinite, first)
-    return volume.with_extremes(found.apart) if how and how.cut and _overshoots(found) else volume
+    first = how.first if how and found else "normalised"
+    scale, fills = scaling_seen(scan, found, spec), spec.normalization.fills
+    volume = interpolated(scan, grid, scale, spec.background, nonfinite, first, holes=holes_of(scan) if fills else None)
+    return volume.with_extremes(found.apart) if found and how and how.cut and _overshoots(found) else volume
+
+
+def image_of(scan: Volume, found: Grids | None, normalization: Normalization) -> tuple[AxisResampling, ...]:
+    """From the scan's voxels to those that windows are cut from; empty where these are the scan's as they are stored,
+    and not so where it takes more than a voxel's value to normalise it."""
+    if found is not None:
+        return found.image
+    return tuple(AxisResampling(n, n, 0) for n in scan.shape) if normalization.fills else ()
 
 
 def _overshoots(found: Grids) -> bool:
@@ -106,8 +118,13 @@ def _overshoots(found: Grids) -> bool:
 def scaling_seen(scan: Volume, found: Grids | None, spec: ModelSpec) -> Scaling:
     """How voxels are normalised. What is measured of the whole volume is measured of interpolated voxels where these
     are what is normalised, as their source does it; but for volumes with voxels that were not measured. Raises
-    `DataError` as reading and `scaling` do."""
+    `DataError` as reading and `scaling` do, and `SettingsError` where holes cannot be filled."""
     normalization, how = spec.normalization, spec.resampling
+    if normalization.fills and found and how and how.first == "interpolated":
+        raise SettingsError(
+            f"--normalize {normalization}: {spec.name} normalises what was interpolated, and holes are filled of what was "
+            "measured; use foreground in place of foreground=filled, or --ignore-spacing"
+        )
     if found is None or how is None or how.first != "interpolated" or not normalization.of_all:
         return scaling_of(scan, normalization)
     if scan.nodata or scan.validity is not None:

@@ -128,8 +128,8 @@ class _Trier:
         plan = prepared.job.plan
         self.roi = plan.core_of(plan.roi) & Box.of_shape(survey.volume.shape)
         """What the run is of, in voxels of the grid of windows."""
-        self.mask = on_windows_grid(survey.mask, survey.grids.image if survey.grids else (), survey.back)
-        plain = replace(survey, mask=None, grids=None)
+        self.mask = on_windows_grid(survey.mask, survey.image, survey.back)
+        plain = replace(survey, mask=None, grids=None, image=())
         self._here = Draft(plain, network, self._scale, "")
         self._moved = Draft(
             replace(plain, volume=Cropped(survey.volume, Box(offset, survey.volume.shape))), network, self._scale, ""

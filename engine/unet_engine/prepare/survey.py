@@ -38,7 +38,7 @@ from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of, with_alpha
 from unet_engine.prepare.places import keep_apart, pick_of
 from unet_engine.prepare.precision import Choice, choose
-from unet_engine.prepare.resampling import Grids, on_windows_grid, seen
+from unet_engine.prepare.resampling import Grids, image_of, on_windows_grid, seen
 from unet_engine.prepare.resampling import grids as grids_of
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.settings import Settings, parse_tiling
@@ -50,6 +50,7 @@ from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.formats import located, open_volume
+from unet_engine.volumes.holes import Holes
 from unet_engine.volumes.mask import Mask, Masks, validity_of
 from unet_engine.volumes.normalize import quantiles
 from unet_engine.volumes.pick import Pick
@@ -95,6 +96,8 @@ class Survey:
     """Which objects are numbered in place of labels; None where labels are wanted."""
     asked: Box | None = None
     """What the output is of, in the same voxels as `roi`, where that is more: it is 0 there."""
+    image: tuple[AxisResampling, ...] = ()
+    """From the scan's voxels to those that windows are cut from; empty where these are the scan's as they are stored."""
     cells: CellMask | None = None
     """Where foreground can be, of the grid of windows; None: everywhere, or that is not known yet."""
     begun: float = field(default_factory=time.time)
@@ -118,8 +121,12 @@ class Survey:
     @cached_property
     def seen_masks(self) -> tuple[AnyMask, ...]:
         """The same on the grid of windows."""
-        image = self.grids.image if self.grids else ()
-        return tuple(found for mask in self.meant.masks if (found := on_that_grid(mask, image, self.back)))
+        return tuple(found for mask in self.meant.masks if (found := on_that_grid(mask, self.image, self.back)))
+
+    @property
+    def holes(self) -> Holes | None:
+        """Those of the scan that are filled; None: none, or they are not looked for."""
+        return self.volume.holes if isinstance(self.volume, Interpolated) else None
 
     @property
     def extremes(self) -> Extremes | None:
@@ -233,6 +240,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
         notes=tuple(notes),
         objects=delivery.objects,
         asked=asked,
+        image=image_of(volume, grids, model.spec.normalization),
     )
 
 

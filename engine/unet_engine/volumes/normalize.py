@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.errors import DataError
-from unet_engine.model.normalization import NONZERO, Normalization
+from unet_engine.model.normalization import FILLED, NONZERO, Normalization
 from unet_engine.model.verdict import LEVELS, Quantiles
+from unet_engine.volumes.holes import outside_of
 
 Array = npt.NDArray[Any]
 Pair = tuple[float, float]
@@ -31,6 +32,9 @@ class Scaling:
     """A closed interval of raw values: what lies outside the foreground."""
     voids: tuple[Pair | None, ...] | None = None
     """The same of each channel, where they differ."""
+    filled: tuple[bool, ...] | None = None
+    """Channels whose voxels become 0 outside of what is not 0 in any channel, with holes filled: which these are, is
+    not told by a voxel's value, see `unet_engine.volumes.holes`. None: none."""
 
     @property
     def limits(self) -> npt.NDArray[np.float64] | None:
@@ -60,6 +64,8 @@ class Scaling:
             facts["zeroed"] = _zeroed(self.void)
         if self.voids:
             facts["zeroed"] = [void and _zeroed(void) for void in self.voids]
+        if self.filled:
+            facts["zeroed_outside"] = list(self.filled)
         return facts
 
 
@@ -69,11 +75,16 @@ def _zeroed(void: Pair) -> str:
 
 def scaling(normalization: Normalization, samples: Sequence[Array]) -> Scaling:
     """Statistics of `samples`, one array of any shape per channel, as a `Scaling`; NaN and Inf are left out. What is
-    not measured needs no voxels: the samples may then be empty.
+    not measured needs no voxels: the samples may then be empty. Where holes are filled, they are a whole image, (*space)
+    each.
 
     Raises `DataError` where the statistic does not exist: no finite voxel, no foreground, or all voxels alike.
     """
     flat = [np.asarray(values).ravel() for values in samples]
+    if normalization.fills and normalization.looks and flat:
+        inside = ~outside_of(np.stack(samples)).ravel()
+        ways = normalization.each or (normalization,) * len(flat)
+        flat = [v[inside] if way.fills else v for v, way in zip(flat, ways, strict=True)]
     if normalization.together and flat:
         flat = [np.concatenate(flat)] * len(flat)
     return scaling_by(normalization, [_Held(values) for values in flat])
@@ -127,6 +138,7 @@ def scaling_by(normalization: Normalization, channels: Sequence[Values]) -> Scal
         tuple(one[2] or _ANY for one in found) if clipped else None,
         None if normalization.each else _void(normalization),
         tuple(voids) if any(voids) else None,
+        filled if any(filled := tuple(way.foreground == FILLED and not way.everywhere for way in ways)) else None,
     )
 
 
@@ -147,7 +159,7 @@ def quantiles(samples: Sequence[Array], scale: Scaling) -> Quantiles:
 
 def _void(normalization: Normalization) -> Pair | None:
     """Raw values that become 0."""
-    if normalization.foreground is None or normalization.everywhere:
+    if normalization.foreground in (None, FILLED) or normalization.everywhere:
         return None
     return (0.0, 0.0) if normalization.foreground == NONZERO else (-inf, float(normalization.foreground))
 
@@ -188,7 +200,7 @@ def _looked_at(normalization: Normalization, values: Array, channel: int) -> Arr
 
 def foreground(normalization: Normalization, values: Array) -> Array:
     """Those of finite `values`, flat, that statistics are of."""
-    if normalization.foreground is None:
+    if normalization.foreground in (None, FILLED):  # what lies outside was left out by its place
         return values
     if values.dtype == np.float16:
         values = values.astype(np.float32)  # as windows are compared

@@ -21,6 +21,7 @@ from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.holes import Holes, outside
 from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pieces import pieces
@@ -112,6 +113,9 @@ class Interpolated(Regridded):
     not measured is normalised to 0, NaN and infinities become `nonfinite`, or spread as NaN where that is None.
     Splines overshoot: they are cut off at `extremes`; where these are not known and values are clipped, at the same
     bounds.
+
+    Where outside of what is not 0 in any channel, holes filled, becomes 0, a voxel's value does not tell what becomes of
+    it: so volumes of the network's own grid are seen through this, too.
     """
 
     scaling: Scaling
@@ -120,6 +124,8 @@ class Interpolated(Regridded):
     """Raw value of voxels that become 0."""
     nonfinite: float | None = None
     extremes: Extremes | None = None
+    holes: Holes | None = None
+    """Of the scan, where they are filled: they are none of what becomes 0 outside."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -150,11 +156,18 @@ class Interpolated(Regridded):
         """What background is once it is normalised."""
         return tuple(-s for s in self.fed.shift)
 
+    def has_data(self, box: Box) -> bool:
+        """Of a hole, too, though nothing may be stored there: it does not become 0."""
+        there = self.there(box)
+        return self.scan.has_data(there) or bool(self.holes and self.holes.meets(there))
+
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         there = self.there(box)
         voxels = self.scan.read(there, recorder)
         with recorder.span(GATHER):
-            normal = self._normalised(voxels, unmeasured(self.scan, there, voxels))
+            normal = self._normalised(voxels, there)
+            if all(axis.is_identity for axis in self.grid):
+                return normal
             out = np.empty((len(voxels), *box.shape), np.float32)
             tables = [
                 taps(axis, lo, hi, at) for axis, lo, hi, at in zip(self.grid, box.lo, box.hi, there.lo, strict=True)
@@ -173,7 +186,7 @@ class Interpolated(Regridded):
         most = -least
         for box in pieces(self.scan, Box.of_shape(self.scan.shape)):
             voxels = self.scan.read(box)
-            normal = self._normalised(voxels, unmeasured(self.scan, box, voxels))
+            normal = self._normalised(voxels, box)
             others = tuple(1 + a for a in range(box.ndim) if a != axis)
             at = slice(0, 1) if axis is None else slice(box.lo[axis], box.hi[axis])
             for ends, of in ((least, np.fmin), (most, np.fmax)):
@@ -216,8 +229,10 @@ class Interpolated(Regridded):
         found: Array = ~np.isfinite(voxels) if absent is None else ~np.isfinite(voxels) & ~absent
         return found
 
-    def _normalised(self, voxels: Array, absent: Array | None) -> Array:
-        """The same less background, (channels, *S) float32; `absent` were not measured."""
+    def _normalised(self, voxels: Array, box: Box) -> Array:
+        """Those that the scan has in `box`, normalised, less background: (channels, *box.shape) float32."""
+        absent = unmeasured(self.scan, box, voxels)
+        emptied = outside(voxels, self.holes, box) if self.scaling.filled else None
         bad = ~np.isfinite(voxels) if voxels.dtype.kind == "f" else None
         if bad is not None and absent is not None:
             bad &= ~absent
@@ -227,6 +242,8 @@ class Interpolated(Regridded):
         index = [np.arange(n) for n in voxels.shape[1:]]
         scale, shift = np.asarray(self.scaling.scale), np.asarray(self.scaling.shift)
         operations.gather(normal, voxels, index, scale, shift, 0.0, limits=self.scaling.limits)
+        if emptied is not None:
+            normal[np.array(self.scaling.filled)[:, *[np.newaxis] * emptied.ndim] & emptied] = 0
         if absent is not None:
             normal[absent] = 0
         if bad is not None and self.nonfinite is None:
@@ -252,8 +269,9 @@ class RawInterpolated(Interpolated):
     def _bounds(self, channel: int) -> Array | None:
         return None
 
-    def _normalised(self, voxels: Array, absent: Array | None) -> Array:
-        """The voxels, (channels, *S) float32; where nothing was measured, what is normalised to 0."""
+    def _normalised(self, voxels: Array, box: Box) -> Array:
+        """The same as they are, where nothing was measured, what is normalised to 0."""
+        absent = unmeasured(self.scan, box, voxels)
         raw = np.array(voxels, np.float32, order="C")
         if voxels.dtype.kind == "f":
             bad = ~np.isfinite(raw)
@@ -271,17 +289,20 @@ def interpolated(
     background: float,
     nonfinite: float | None,
     first: Literal["normalised", "interpolated"],
+    *,
     extremes: Extremes | None = None,
+    holes: Holes | None = None,
 ) -> Interpolated:
     """What windows are cut from. first: what is done before the other."""
     kind = Interpolated if first == "normalised" else RawInterpolated
-    return kind(scan, grid, scaling, background, nonfinite, extremes)
+    return kind(scan, grid, scaling, background, nonfinite, extremes, holes)
 
 
 def fed(scaling: Scaling, background: float) -> Scaling:
     """What is left to do of `scaling` with voxels that were normalised less what `background` becomes."""
     raw = np.full((1,), background, np.float32)
-    shift = tuple(-float(scaling.normalised(raw, c)[0]) for c in range(len(scaling.shift)))
+    emptied = [background == 0 and filled for filled in scaling.filled or (False,) * len(scaling.shift)]
+    shift = tuple(0.0 if gone else -float(scaling.normalised(raw, c)[0]) for c, gone in enumerate(emptied))
     return Scaling(shift, (1.0,) * len(shift))
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_engine.errors import DataError
-from unet_engine.model.normalization import Normalization
+from unet_engine.model.normalization import FILLED, Normalization
 from unet_engine.plan.box import Box
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.holes import holes_of, outside
 from unet_engine.volumes.keys import DIGIT, Keys
 from unet_engine.volumes.normalize import Pair, Scaling, foreground, scaling_by
 from unet_engine.volumes.pieces import pieces
@@ -106,14 +107,19 @@ class Whole:
         """Group and values, flat, of every channel of every piece."""
         ways = self.normalization.each or (self.normalization,) * self.volume.channels
         for box in pieces(self.volume, self.box):
-            voxels = self.volume.read(box).reshape(self.volume.channels, -1)
+            stored = self.volume.read(box)
+            voxels = stored.reshape(self.volume.channels, -1)
             nowhere = void(self.volume, box)
             flat = None if nowhere is None else nowhere.ravel()
+            inside = ~outside(stored, holes_of(self.volume), box).ravel() if self.normalization.fills else None
             for channel, (values, way) in enumerate(zip(voxels, ways, strict=True)):
-                yield self._group(channel), foreground(way, self._measured(values, flat))
+                measured = self._measured(values, flat, inside if way.foreground == FILLED else None)
+                yield self._group(channel), foreground(way, measured)
 
-    def _measured(self, values: Array, nowhere: Array | None) -> Array:
-        """Those that are finite and were measured; nowhere: which were not, in any channel."""
+    def _measured(self, values: Array, nowhere: Array | None, inside: Array | None) -> Array:
+        """Those that are finite and were measured; nowhere: which were not, in any channel. inside: of these alone."""
+        if inside is not None:
+            values, nowhere = values[inside], None if nowhere is None else nowhere[inside]
         absent = marked(values, self.volume.nodata, nowhere)
         if absent is not None:
             values = values[~absent]

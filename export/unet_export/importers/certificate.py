@@ -22,6 +22,7 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.stitching import operations
 from unet_engine.units import silent, times
 from unet_engine.version import version_of
+from unet_engine.volumes.holes import outside_of
 from unet_engine.volumes.normalize import scaling
 from unet_export.conversion.adapt import adapted
 from unet_export.importers.base import Array, Imported, Sample
@@ -61,9 +62,7 @@ def _of_network(found: Imported, model: ModelFile) -> Certificate:
     volume = np.ascontiguousarray(volume[(slice(None), *(slice(0, w) for w in window))])
     if spec.crop:  # a run takes what is not 0 for all of it, and the network here is given the whole
         volume.reshape(spec.channels_in, -1)[:, 0] = volume.max()
-    scale = scaling(spec.normalization, list(volume))
-    fed = np.stack([scale.normalised(channel, c) for c, channel in enumerate(volume)]).astype(np.float32)
-    given, total = torch.from_numpy(fed)[None], sum(member.weight for member in found.members)
+    given, total = torch.from_numpy(_normalised(spec, volume))[None], sum(member.weight for member in found.members)
     with torch.inference_mode():
         answers = (
             member.weight
@@ -80,6 +79,15 @@ def _of_network(found: Imported, model: ModelFile) -> Certificate:
     if certificate.largest_difference > LARGEST and not _labels_hold(certificate):
         raise ModelError(_other(found, certificate, "values differ"))
     return certificate
+
+
+def _normalised(spec: ModelSpec, image: Array) -> Array:
+    """All of an image (c, [z,] y, x) as the spec has it, float32."""
+    scale = scaling(spec.normalization, list(image))
+    found = np.stack([scale.normalised(channel, c) for c, channel in enumerate(image)]).astype(np.float32)
+    if scale.filled:
+        found[np.array(scale.filled)[:, *[np.newaxis] * (image.ndim - 1)] & outside_of(image)] = 0
+    return found
 
 
 def _takes(spec: ModelSpec, window: tuple[int, ...]) -> bool:
@@ -268,11 +276,10 @@ def label_of(values: Array, spec: ModelSpec) -> Array:
 def through_network(model: ModelFile, given: Array) -> Array:
     """The network's output (c, [z,] y, x) float32 for all of `given` as one window, in the library that runs it; the
     mean of several networks."""
-    scale = scaling(model.spec.normalization, list(given))
+    window = _normalised(model.spec, given)
     network = open_network(choose_backend(model, "cpu"), Setup(model, given.shape[1:]))
     try:
         with as_host(network) as host:
-            window = np.stack([scale.normalised(channel, c) for c, channel in enumerate(given)])
             return np.array(host.infer(window[np.newaxis])[0], np.float32)
     finally:
         network.close()

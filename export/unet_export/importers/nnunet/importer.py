@@ -98,7 +98,7 @@ class _Source:
     ) -> Imported:
         from unet_export.importers.nnunet import network, predictor
 
-        normalization, notes = (None, []) if wanted.normalize else self._normalization()
+        normalization = None if wanted.normalize else self._normalization()
         nets = [self._network(fold, checkpoint, tell) for fold, checkpoint in checkpoints]
         planes = self.axes.across not in (None, 0)
         whole = [
@@ -108,11 +108,12 @@ class _Source:
         members = tuple(Member(f"fold_{fold}", net) for (fold, _), net in zip(checkpoints, whole, strict=True))
         mirror = self._mirrored(checkpoints)
         resampling = self._resampling()
-        left_out = [*([] if resampling else [_RESAMPLED]), *notes]
+        left_out = [] if resampling else [_RESAMPLED]
         promised = self._promised(normalization, mirror) | ({"resampling": resampling} if resampling else {})
         version = predictor.version()
         own = version is not None and not wanted.normalize
         finer = predictor.FINER if resampling else 1.0
+        masked = normalization is not None and normalization.fills
         spacing = tuple(s / finer for s in promised["spacing"]) if resampling else None
         return Imported(
             members,
@@ -121,7 +122,7 @@ class _Source:
             self._credit(left_out, checkpoints),
             predictor=predictor.predictor_of(*said, self.name, nets, mirror, self.axes) if own else None,
             predicted_by=predictor.NAME,
-            example=partial(predictor.example, ranges=self._ranges(), finer=finer),
+            example=partial(predictor.example, ranges=self._ranges(), finer=finer, masked=masked),
             example_spacing=spacing,
             inference={"blend": "nnunet"},
             versions={predictor.MODULE: version} if version else None,
@@ -154,7 +155,7 @@ class _Source:
             raise ModelError(f"{self.root}: its checkpoint names axes to mirror that are none: {said}; get it again")
         return tuple(sorted(set(axes)))
 
-    def _normalization(self) -> tuple[Normalization, list[str]]:
+    def _normalization(self) -> Normalization:
         from unet_export.importers.nnunet.normalising import normalization_of
 
         if len(self.configuration.normalization_schemes) != len(self.dataset.channel_names):

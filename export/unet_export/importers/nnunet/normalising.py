@@ -22,9 +22,8 @@ _LEAST = 1e-8
 """Of a deviation, as nnU-Net divides."""
 
 
-def normalization_of(folder: Path, plans: Plans, configuration: Configuration) -> tuple[Normalization, list[str]]:
-    """What becomes of voxels, and what of that is not as nnU-Net does it. Raises `ModelError` for a scheme that is not
-    known."""
+def normalization_of(folder: Path, plans: Plans, configuration: Configuration) -> Normalization:
+    """What becomes of voxels. Raises `ModelError` for a scheme that is not known."""
     schemes = configuration.normalization_schemes
     unknown = [s for s in schemes if s not in _WORDS]
     advice = "say --normalize, see docs/normalisation.md"
@@ -34,11 +33,11 @@ def normalization_of(folder: Path, plans: Plans, configuration: Configuration) -
         )
     words = [_WORDS[s] for s in schemes]
     if all(word in ("ct", "none", "rgb") for word in words):
-        return _fixed(folder, plans, words), []
+        return _fixed(folder, plans, words)
     if len(set(words)) > 1:
         return _of_each(folder, plans, configuration, words)
     if words[0] == "minmax":
-        return Normalization(mode="minmax"), []
+        return Normalization(mode="minmax")
     return _zscore(configuration)
 
 
@@ -76,33 +75,28 @@ def _bounds(folder: Path, channel: int, known: Intensities) -> Pair:
     return low, high
 
 
-def _zscore(configuration: Configuration) -> tuple[Normalization, list[str]]:
+def _zscore(configuration: Configuration) -> Normalization:
     masked = set(configuration.use_mask_for_norm)
     if masked == {True, False} and len(configuration.use_mask_for_norm) == len(configuration.normalization_schemes):
         ways = [_masked() if masked else Normalization(mode="zscore") for masked in configuration.use_mask_for_norm]
-        return Normalization(mode="each", each=tuple(ways)), [_MASK]
-    return (_masked(), [_MASK]) if True in masked else (Normalization(mode="zscore"), [])
-
-
-_MASK = (
-    "the mask of its z-score: here it is of each channel what is not 0, there what is not 0 in any, with holes filled"
-)
+        return Normalization(mode="each", each=tuple(ways))
+    return _masked() if True in masked else Normalization(mode="zscore")
 
 
 def _masked() -> Normalization:
-    return Normalization(mode="zscore", foreground="nonzero")
+    """Of what is not 0 in any channel, with holes filled: what nnU-Net crops to."""
+    return Normalization(mode="zscore", foreground="filled")
 
 
-def _of_each(
-    folder: Path, plans: Plans, configuration: Configuration, words: Sequence[str]
-) -> tuple[Normalization, list[str]]:
+def _of_each(folder: Path, plans: Plans, configuration: Configuration, words: Sequence[str]) -> Normalization:
     """Of channels of which some are measured and others not."""
     masks = configuration.use_mask_for_norm
-    masked = [word == "zscore" and bool(masks[c : c + 1] == (True,)) for c, word in enumerate(words)]
     ways = []
     for channel, word in enumerate(words):
-        if word in ("zscore", "minmax"):
-            ways.append(_masked() if masked[channel] else Normalization.model_validate({"mode": word}))
+        if word == "zscore" and bool(masks[channel : channel + 1] == (True,)):
+            ways.append(_masked())
+        elif word in ("zscore", "minmax"):
+            ways.append(Normalization.model_validate({"mode": word}))
         else:
             ways.append(_fixed(folder, plans, [word], channel))
-    return Normalization(mode="each", each=tuple(ways)), [_MASK] if any(masked) else []
+    return Normalization(mode="each", each=tuple(ways))

@@ -130,9 +130,9 @@ def _on_its_grid(logits: Array, said: Mapping[str, Any], manager: Any, chosen: A
     return chosen.resampling_fn_probabilities(logits, shape, current, given)
 
 
-def example(window: Sequence[int], ranges: Sequence[Pair], finer: float = 1.0) -> Array:
+def example(window: Sequence[int], ranges: Sequence[Pair], finer: float = 1.0, *, masked: bool = False) -> Array:
     """A volume of a window and a half along its axes (of large windows along the last one only): smoothed noise within
-    the range of each channel, nowhere 0, which nnU-Net would crop.
+    the range of each channel, nowhere 0, which nnU-Net would crop; but for what is `emptied` where it is `masked`.
 
     finer: how many of its voxels one of the network's spans."""
     whole = np.prod(window) <= SMALL
@@ -145,4 +145,18 @@ def example(window: Sequence[int], ranges: Sequence[Pair], finer: float = 1.0) -
         noise = (noise + np.roll(noise, 1, axis) + np.roll(noise, 2, axis)) / 2
     noise = (noise - noise.min()) / (noise.max() - noise.min())
     values = np.stack([low + (high - low) * n for (low, high), n in zip(ranges, noise, strict=True)]).astype(np.float32)
-    return np.where(values == 0, np.float32(1), values)
+    values = np.where(values == 0, np.float32(1), values)
+    return emptied(values) if masked else values
+
+
+def emptied(values: Array) -> Array:
+    """The volume (c, z, y, x), 0 around what is inside, in a hole in there, and in a part of it in the first channel
+    alone. Two corners stay, so that nothing is cropped."""
+    shape = values.shape[1:]
+    inside = np.zeros(shape, bool)
+    inside[tuple(slice(n // 8, n - n // 8) for n in shape)] = True
+    inside[tuple(slice(n // 3, n // 3 + max(1, n // 6)) for n in shape)] = False
+    inside[(0,) * len(shape)] = inside[(-1,) * len(shape)] = True
+    found = np.where(inside, values, np.float32(0))
+    found[0][tuple(slice(n // 2, n // 2 + max(1, n // 6)) for n in shape)] = 0
+    return found
