@@ -65,7 +65,7 @@ def test_holes_and_voxels_of_other_channels_are_inside(scan, tmp_path, how, devi
 
 
 def test_regions_parts_and_devices_give_the_same_bytes(scan, tmp_path):
-    values, path = scan
+    _, path = scan
     how = "zscore:foreground=filled,whole"
     whole = run(path, tmp_path, how, 2)
     np.testing.assert_array_equal(run(path, tmp_path, how, 2, device="fake:0,fake:1"), whole)
