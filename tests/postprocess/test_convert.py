@@ -18,7 +18,8 @@ from unet_engine.errors import InputError, OutputError
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.content import content_of
 from unet_engine.postprocess.convert import convert
-from unet_engine.postprocess.formats import WRITERS
+from unet_engine.postprocess.deliver import deliver
+from unet_engine.postprocess.formats import WRITERS, account_of
 from unet_engine.volumes.formats import open_stored, open_volume
 from unet_engine.volumes.pick import Pick
 
@@ -455,3 +456,53 @@ def test_a_real_scan_lies_where_it_lay(name):
     found = nibabel.load("back.nii.gz")
     assert np.array_equal(found.affine, theirs.affine)
     assert np.array_equal(np.asarray(found.dataobj), np.asarray(theirs.dataobj))
+
+
+@pytest.mark.parametrize("letters", [200, 5000, 30000])
+def test_itk_reads_a_metaimage_however_much_is_said_of_it(letters):
+    convert(scan(), "a.npy")
+    content = content_of(open_stored("a.npy"), header={"notes": ["word " * (letters // 5)], "output": "labels"})
+    deliver(content, "o.mha", overwrite=False)
+    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage("o.mha")), ZYX)
+    assert account_of("o.mha")["notes"] == content.said["notes"]
+
+
+@pytest.mark.parametrize("name", ["o.nrrd", "o.mha"])
+def test_itk_reads_what_has_one_time_point(name):
+    array = RNG.integers(0, 200, (1, 1, 4, 9, 5)).astype(np.uint8)
+    make_volume("v.zarr", array, axes="tczyx", ome="0.5", unit="millimeter")
+    convert("v.zarr", name)
+    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(name)), array[0, 0])
+
+
+@pytest.mark.parametrize("ending", [".npy", ".ome.tif", ".nii", ".nrrd", ".mha"])
+def test_nodata_is_kept_or_told(ending):
+    make_volume("v.zarr", ZYX)
+    zarr.open_array("v.zarr").attrs["nodata"] = -999
+    said = []
+    convert("v.zarr", f"o{ending}", tell=said.append)
+    kept = open_volume(f"o{ending}").nodata == (-999,)
+    assert kept == (ending in (".npy", ".ome.tif"))
+    assert kept != any("--nodata -999" in line for line in said)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".ome.tif", ".h5", ".zarr", ".nrrd"])
+def test_alpha_stays_alpha_or_is_told(ending):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite("v.tif", RNG.integers(0, 200, (9, 8, 4)).astype(np.uint8), photometric="rgb", extrasamples=[2])
+    said = []
+    convert("v.tif", f"o{ending}", tell=said.append)
+    back = open_volume(f"o{ending}")
+    assert (back.channels, back.alpha) == ((4, None) if ending == ".nrrd" else (3, 3))
+    assert any("alpha is left out" in line for line in said) == (ending == ".nrrd")
+
+
+def test_a_single_plane_of_nifti_lies_where_it_lay():
+    affine = np.array([[-0.5, 0.25, 0, 12], [0.25, 0.75, 0, -7], [0, 0, 2, 30], [0, 0, 0, 1.0]])
+    nibabel.save(nibabel.Nifti1Image(ZYX[0].T, affine), "a.nii")
+    before = open_volume("a.nii")
+    convert("a.nii", "b.nii.gz")
+    after = open_volume("b.nii.gz")
+    expected = affine[:2][:, [0, 1, 3]]
+    assert np.array_equal(before.frame.affine, expected)
+    assert np.array_equal(after.frame.affine, expected)

@@ -373,3 +373,24 @@ def test_one_of_several_images_of_a_tiff_is_chosen(tmp_path):
     for name, says in (("7", r"--image '7': there is none in .*'right' 7×50×70 ZYX"), ("slide: 1", "give its number")):
         with pytest.raises(InputError, match=says):
             open_meant(path, None, Meant(image=name))
+
+
+@pytest.mark.parametrize("coordinates", [True, False])
+def test_netcdf_of_a_map_keeps_its_reference_system(tmp_path, coordinates):
+    rasterio = pytest.importorskip("rasterio")
+    utm = rasterio.crs.CRS.from_epsg(32633)
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        data = file.create_dataset("red", data=np.zeros((3, 20, 30), np.uint8))
+        data.attrs["grid_mapping"] = "crs"
+        file["crs"] = 0
+        file["crs"].attrs.update({"crs_wkt": utm.to_wkt(), "GeoTransform": "500 10 0 4000 0 -10"})
+        file["band"], file["y"], file["x"] = [0, 1, 2], 3995 - 10.0 * np.arange(20), 505 + 10.0 * np.arange(30)
+        for i, name in enumerate(["band", "y", "x"]):
+            if coordinates:
+                file[name].make_scale()
+                data.dims[i].attach_scale(file[name])
+            data.dims[i].label = name
+    volume = open_volume(f"{tmp_path / 'a.nc'}:/red")
+    assert np.allclose(volume.frame.affine, [[10, 0, 505], [0, -10, 3995]])
+    assert rasterio.crs.CRS.from_wkt(volume.frame.crs) == utm
+    assert (volume.axes, volume.unit) == ("cyx", "meter")

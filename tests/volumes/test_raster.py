@@ -17,6 +17,7 @@ from support.spoiled import check_refused
 from support.volumes import fake_model, identity, make_volume
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
+from unet_engine.postprocess.convert import convert
 from unet_engine.volumes.formats import open_meant, open_volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import Meant, Pick
@@ -297,3 +298,15 @@ def test_a_raster_without_overviews_has_one_level(tmp_path):
     assert "levels" not in open_volume(path).facts()
     with pytest.raises(InputError, match="has 0 overviews; count from 0"):
         open_meant(path, None, Meant(level=1))
+
+
+def test_a_mask_and_colours_go_to_another_raster_and_are_told_of_other_formats(tmp_path):
+    seen = np.ones((BANDS.shape[1], BANDS.shape[2]), bool)
+    seen[:5] = False
+    geotiff(tmp_path / "a.tif", mask=seen)
+    for name in ("b.tif", "b.npy"):
+        said = []
+        convert(str(tmp_path / "a.tif"), str(tmp_path / name), tell=said.append)
+        assert any("what alpha or a mask leaves out" in line for line in said) == (name == "b.npy")
+    back = open_volume(str(tmp_path / "b.tif"))
+    assert np.array_equal(back.validity.read(Box.of_shape(back.shape))[0] != 0, seen)

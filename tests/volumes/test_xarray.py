@@ -99,3 +99,71 @@ def test_a_group_of_one_array_without_names_is_not_guessed_at(tmp_path):
     make_volume(tmp_path / "g.zarr/raw", BANDS)
     with pytest.raises(InputError, match="name one of the arrays in it"):
         open_volume(str(tmp_path / "g.zarr"))
+
+
+UTM = {"proj:code": "EPSG:32633"}
+CORNER = {"spatial:transform": [10, 0, 500, 0, -10, 4000]}
+MIDDLES = [[10, 0, 505], [0, -10, 3995]]
+
+
+@pytest.mark.parametrize(
+    ("of_projection", "of_array", "of_group", "affine"),
+    [
+        ({"crs_wkt": "EPSG:32633", "GeoTransform": "500 10 0 4000 0 -10"}, {}, {}, MIDDLES),
+        ({"crs_wkt": "EPSG:32633", "GeoTransform": "500 8 6 4000 6 -8"}, {}, {}, [[8, 6, 507], [6, -8, 3999]]),
+        (None, UTM | CORNER, {}, MIDDLES),
+        (None, {}, UTM | CORNER, MIDDLES),
+        (None, CORNER | {"spatial:registration": "node"}, UTM, [[10, 0, 500], [0, -10, 4000]]),
+        (None, CORNER, {"proj:epsg": 32633}, MIDDLES),
+        ({"epsg_code": "EPSG:32633"}, CORNER, {}, MIDDLES),
+    ],
+)
+def test_a_transform_in_attributes_places_a_map_that_has_no_coordinates(
+    tmp_path, of_projection, of_array, of_group, affine
+):
+    rasterio = pytest.importorskip("rasterio")
+    utm = rasterio.crs.CRS.from_epsg(32633)
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=3, attributes=of_group)
+    group.create_array("red", data=BANDS, dimension_names=["band", "y", "x"], attributes=of_array)
+    if of_projection:
+        said = of_projection | ({"crs_wkt": utm.to_wkt()} if "crs_wkt" in of_projection else {})
+        group.create_array("spatial_ref", data=np.zeros((), "i8"), attributes=said, dimension_names=[])
+    volume = open_volume(str(tmp_path / "a.zarr"))
+    assert np.array_equal(volume.frame.affine, affine)
+    assert rasterio.crs.CRS.from_wkt(volume.frame.crs) == utm
+    assert (volume.axes, volume.unit) == ("cyx", "meter")
+
+
+@pytest.mark.parametrize("transform", ["0 1 0 0 0 1", "1 2 3", "nan 1 0 0 0 1", "0 1 1 0 1 1", 7])
+def test_a_transform_that_says_nothing_places_nothing(tmp_path, transform):
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=3)
+    group.create_array("red", data=BANDS, dimension_names=["band", "y", "x"])
+    group.create_array("spatial_ref", data=np.zeros((), "i8"), attributes={"GeoTransform": transform})
+    assert open_volume(str(tmp_path / "a.zarr")).frame is None
+
+
+def test_a_reference_system_that_nobody_knows_is_told_and_left_out(tmp_path):
+    pytest.importorskip("rasterio")
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=3, attributes={"proj:code": "EPSG:999999", **CORNER})
+    group.create_array("red", data=BANDS, dimension_names=["band", "y", "x"])
+    volume = open_volume(str(tmp_path / "a.zarr"))
+    assert volume.frame.crs is None
+    assert any("EPSG:999999" in note for note in volume.notes)
+
+
+def test_cf_may_list_the_coordinates_of_a_projection(tmp_path):
+    path = dataset(tmp_path / "a.zarr", 3)
+    zarr.open_group(path)["red"].attrs["grid_mapping"] = "spatial_ref: x y"
+    assert open_volume(path).frame.crs == 'PROJCS["somewhere"]'
+
+
+@pytest.mark.parametrize(
+    ("fill", "on_map", "missing"),
+    [(7, False, (7,)), (7, True, (7,)), (0, True, (0,)), (0, False, ()), (None, True, ())],
+)
+def test_a_fill_value_that_xarray_wrote_is_nodata(tmp_path, fill, on_map, missing):
+    path = dataset(tmp_path / "a.zarr", 2)
+    group = zarr.open_group(path)
+    red = group.create_array("red", shape=BANDS.shape, dtype="u1", fill_value=fill, overwrite=True)
+    red.attrs.update({"_ARRAY_DIMENSIONS": ["band", "y", "x"], "grid_mapping": "spatial_ref" if on_map else "none"})
+    assert open_volume(path).nodata == missing

@@ -45,6 +45,8 @@ class Content:
     frame: Frame | None = None
     channel_names: tuple[str, ...] = ()
     nodata: tuple[float, ...] = ()
+    measured: Volume | None = None
+    """What is 0 there was not measured; None where values alone say it."""
     labels: bool = False
     """Whether voxels number classes."""
     classes: tuple[str, ...] = ()
@@ -197,6 +199,7 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
         frame=one.frame,
         channel_names=_channel_names(volume, pick, one.channels) or (classes if len(classes) == one.channels else ()),
         nodata=_nodata(header, labels=labels) or one.nodata,
+        measured=one.validity,
         labels=labels,
         classes=_label_names(header, classes) if labels else (),
         colours=tuple(map(str, header.get("colours") or ())) if labels else (),
@@ -226,6 +229,8 @@ def _channel_names(volume: Volume, pick: Pick, count: int) -> tuple[str, ...]:
     names = volume.channel_names
     numbers = pick.numbers(volume.path, names, len(names)) if names else None
     found = names if numbers is None else tuple(names[i] for i in numbers)
+    if volume.alpha is not None and pick.channels is None and not any(found):
+        found = tuple("alpha" if i == volume.alpha else f"channel {i}" for i in range(count))
     return found if len(found) == count and any(found) else ()
 
 

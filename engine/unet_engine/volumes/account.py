@@ -30,6 +30,7 @@ class Account:
     unit: str | None = None
     frame: Frame | None = None
     channel_names: tuple[str, ...] = ()
+    nodata: tuple[float, ...] = ()
 
     def along(self, names: str, values: Sequence[float] | None, other: float) -> list[float] | None:
         """`values` for each of the axes `names`; None where there are none, or for other axes."""
@@ -66,6 +67,7 @@ def read(text: object, shape: Sequence[int], names: str | None = None) -> Accoun
             unit=str(facts["unit"]) if facts.get("unit") else None,
             frame=frame,
             channel_names=tuple(map(str, facts.get("channel_names") or ())),
+            nodata=tuple(map(float, facts.get("nodata") or ())),
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -14,8 +14,7 @@ import zarr
 
 from unet_engine.errors import InputError, of_store
 from unet_engine.storage import stores
-from unet_engine.units import unit_name
-from unet_engine.volumes.frame import Frame
+from unet_engine.volumes import georeference
 from unet_engine.volumes.resolution import Resolution
 
 _MOST = 2**22
@@ -40,11 +39,21 @@ def located(found: Resolution, path: str, names: str) -> Resolution:
         return found
     try:
         group = stores.open_group(path.rstrip("/").rpartition("/")[0], "r")
-        return _placed(found, group, dimensions, names)
+        return _placed(found, path, group, dimensions, names)
     except Exception as error:
         if lost := of_store(error):
             raise InputError(f"the coordinates of {path} cannot be read: {lost.of(path)}; {lost.advice}") from error
         return found  # whatever lies beside it is none of these
+
+
+def fill_value(found: Resolution) -> dict[str, Any]:
+    """The attribute ``_FillValue`` that xarray keeps as the fill value of an array of Zarr v2. A 0 there is what other
+    writers leave as well, and is meant on a map alone."""
+    array = found.array
+    fill = array.fill_value if array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in array.attrs else None
+    if fill is None or np.dtype(array.dtype).kind not in "iuf" or not (fill or (found.frame and found.frame.crs)):
+        return {}
+    return {"_FillValue": np.asarray(fill).item()}
 
 
 def _dimensions(array: zarr.Array) -> Sequence[str] | None:
@@ -52,27 +61,51 @@ def _dimensions(array: zarr.Array) -> Sequence[str] | None:
     return names if isinstance(names, list | tuple) and all(isinstance(n, str) and n for n in names) else None
 
 
-def _placed(found: Resolution, group: zarr.Group, dimensions: Sequence[str], names: str) -> Resolution:
+def _placed(found: Resolution, path: str, group: zarr.Group, dimensions: Sequence[str], names: str) -> Resolution:
+    sources = [
+        _attributes(group, georeference.mapping_of(found.array.attrs)),
+        dict(found.array.attrs),
+        dict(group.attrs),
+    ]
+    crs, notes = georeference.crs_of(sources)
+    found = replace(found, notes=(*found.notes, *(f"{path}: {note}" for note in notes)))
+    placed = _by_coordinates(found, group, dimensions, names, crs)
+    if placed is None and georeference.is_map(names) and (frame := georeference.frame_of(sources, crs)):
+        scale, translation = georeference.per_axis(frame, names)
+        unit = found.unit or georeference.unit_of(crs)
+        placed = replace(found, scale=scale, translation=translation, unit=unit, frame=frame)
+    return placed or found
+
+
+def _attributes(group: zarr.Group, name: str) -> dict[str, Any]:
+    """Of what is called `name` in `group`; none where nothing is."""
+    try:
+        return dict(group[name].attrs)
+    except KeyError:
+        return {}
+
+
+def _by_coordinates(
+    found: Resolution, group: zarr.Group, dimensions: Sequence[str], names: str, crs: str | None
+) -> Resolution | None:
     scale, translation, units = [1.0] * len(names), [0.0] * len(names), set[str]()
     for i, (axis, dimension) in enumerate(zip(names, dimensions, strict=True)):
         if axis not in "zyx":
             continue
-        coordinate = group[dimension]
+        coordinate = group.get(dimension)
         if not isinstance(coordinate, zarr.Array) or coordinate.shape != (found.array.shape[i],):
-            return found
+            return None
         steps = _steps(coordinate)
         if steps is None:
-            return found
+            return None
         translation[i], scale[i] = steps
         units.add(str(coordinate.attrs.get("units", "")))
-    crs = _crs(found.array, group)
-    unit = unit_name(units.pop()) if len(units) == 1 else ""
     return replace(
         found,
         scale=scale,
         translation=translation,
-        unit=found.unit or unit or None,
-        frame=_frame(names, scale, translation, crs) if crs else None,
+        unit=found.unit or georeference.unit_of(crs, units),
+        frame=georeference.upright(names, scale, translation, crs),
     )
 
 
@@ -86,21 +119,3 @@ def _steps(coordinate: zarr.Array) -> tuple[float, float] | None:
     if not isfinite(mean) or not mean or np.abs(steps - mean).max() > _EVEN * abs(mean):
         return None
     return float(values[0]), mean
-
-
-def _crs(array: zarr.Array, group: zarr.Group) -> str | None:
-    """As WKT, of the variable that the array names, or that is called so usually."""
-    name = str(array.attrs.get("grid_mapping", "spatial_ref"))
-    try:
-        said: Any = dict(group[name].attrs)
-    except KeyError:
-        return None
-    wkt = said.get("crs_wkt") or said.get("spatial_ref")
-    return wkt if isinstance(wkt, str) and wkt else None
-
-
-def _frame(names: str, scale: Sequence[float], translation: Sequence[float], crs: str) -> Frame | None:
-    if "".join(a for a in names if a in "zyx") != "yx":
-        return None
-    y, x = names.index("y"), names.index("x")
-    return Frame.of([[scale[x], 0.0, translation[x]], [0.0, scale[y], translation[y]]], "crs", crs)

@@ -18,7 +18,7 @@ from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
 from unet_engine.units import times, unit_name
-from unet_engine.volumes import account, alpha, nodata
+from unet_engine.volumes import account, alpha, georeference, nodata
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, Volume
@@ -32,6 +32,7 @@ from unet_engine.volumes.files import (
     package,
     plain_chunks,
 )
+from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.linear import Linear
 
 ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad", ".nc", ".nc4", ".cdf", ".ims")
@@ -57,7 +58,7 @@ class Hdf5Format:
         with opening(file, "HDF5 file"):
             opened = h5py.File(file, "r")
             data = _named(file, opened, name, h5py) if name else _only(file, opened, h5py)
-            return _volume(path, part, data, axes)
+            return _volume(path, part, data, axes, h5py)
 
 
 def _is_hdf5(file: str) -> bool:
@@ -121,8 +122,8 @@ def _followed(opened: Any, name: str, h5py: Any, most: int) -> Any:
     return item
 
 
-def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
-    attributes = {key: _plain(data.attrs, key) for key in data.attrs}
+def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Volume:
+    attributes = _all(data)
     if data.is_virtual or data.external:
         raise InputError(f"{path} refers to data in other files; copy it into one, e.g. with h5repack")
     shape, dtype = tuple(data.shape or ()), np.dtype(data.dtype)
@@ -133,10 +134,12 @@ def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
         part.check_length(data.id.get_offset() + data.nbytes)
     linear = Linear.said(dtype, attributes)
     channels = shape[names.index("c")] if "c" in names else 1
-    of_alpha, doubts = alpha.settled(path, alpha.named((), attributes, channels), channels)
-    spacing, translation, unit, notes = _placed(data, names, attributes)
+    spacing, translation, unit, notes, frame = _on_map(path, data, names, attributes, h5py)
     said = account.read(_account(data), shape, names)
+    seen = alpha.named(said.channel_names if said else (), attributes, channels)
+    of_alpha, doubts = alpha.settled(path, seen, channels)
     if said:
+        frame = said.frame
         spacing, translation = said.along(names, said.spacing, 1.0), said.along(names, said.translation, 0.0)
         unit, notes = said.unit, ()
     return Hdf5Volume(
@@ -148,7 +151,7 @@ def _volume(path: str, part: Part, data: Any, axes: str | None) -> Volume:
         stored_spacing=spacing,
         stored_translation=translation,
         unit=unit,
-        frame=said.frame if said else None,
+        frame=frame,
         channel_names=said.channel_names if said else (),
         nodata=linear.values(nodata.said(attributes, dtype)),
         notes=(*notes, *doubts),
@@ -165,6 +168,11 @@ def _account(data: Any) -> str | None:
     with suppress(Exception):
         return str(data.file[account.KEY].asstr()[()])
     return None
+
+
+def _all(item: Any) -> dict[str, Any]:
+    """The attributes of a dataset or group."""
+    return {key: _plain(item.attrs, key) for key in item.attrs}
 
 
 def _plain(attributes: Mapping[str, Any], key: str) -> Any:
@@ -198,6 +206,27 @@ def _dimension(data: Any, index: int) -> str:
 
 
 _Place = tuple[list[float] | None, list[float] | None, str | None, tuple[str, ...]]
+
+
+def _on_map(path: str, data: Any, names: str, attributes: Mapping[str, Any], h5py: Any) -> tuple[*_Place, Frame | None]:
+    """The same, and where pixels of a map lie: by coordinates, else by the transform that the projection names."""
+    spacing, translation, unit, notes = _placed(data, names, attributes)
+    beside = _followed(data.file, f"{data.parent.name}/{georeference.mapping_of(attributes)}", h5py, _MOST_LINKS)
+    sources = [{} if beside is None else _all(beside), attributes, _all(data.parent)]
+    crs, doubts = georeference.crs_of(sources)
+    notes = (*notes, *(f"{path}: {doubt}" for doubt in doubts))
+    if spacing and translation:
+        return (
+            spacing,
+            translation,
+            unit or georeference.unit_of(crs),
+            notes,
+            georeference.upright(names, spacing, translation, crs),
+        )
+    frame = georeference.frame_of(sources, crs) if not spacing and georeference.is_map(names) else None
+    if frame:
+        return *georeference.per_axis(frame, names), georeference.unit_of(crs), notes, frame
+    return spacing, translation, unit, notes, None
 
 
 def _placed(data: Any, names: str, attributes: Mapping[str, Any]) -> _Place:
@@ -249,8 +278,7 @@ def _coordinates(data: Any, names: str) -> _Place:
             return None, None, None, (f"{data.name}: its coordinates along {axis} are not evenly spaced: left out",)
         spacing[index], translation[index] = float((values[-1] - values[0]) / (len(values) - 1)), float(values[0])
         units.add(str(_plain(scale.attrs, "units")) if "units" in scale.attrs else "")
-    unit = units.pop() if len(units) == 1 else ""
-    return spacing, translation, unit_name(unit) if unit else None, ()
+    return spacing, translation, georeference.unit_of(None, units), ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.units import times
-from unet_engine.volumes.base import Volume
+from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.files import Part, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.packed import Described, volume_of
@@ -115,12 +115,22 @@ def _described(path: str, image: Any) -> Described:
         dtype=dtype,
         slope=float(proxy.slope),
         intercept=float(proxy.inter),
-        frame=Frame.of(affine[:3].tolist(), "RAS") if spatial == 3 else None,
+        frame=Frame.of(affine[:3].tolist(), "RAS") if spatial == 3 else _in_plane(image, affine),
         spacing=tuple(float(v) for v in image.header.get_zooms()[:2][::-1]) if spatial == 2 else None,
         unit=unit,
         notes=notes,
         parts=tuple(Part.of(file) for file in sorted(files)),
     )
+
+
+def _in_plane(image: Any, affine: Array) -> Frame | None:
+    """Where a single plane lies, where the header says it, and it lies in the plane of x and y."""
+    codes = [int(image.header[key]) for key in ("sform_code", "qform_code") if key in image.header]
+    (a, b, _, x), (d, e, _, y) = affine[:2].tolist()
+    tilted = np.abs([*affine[:2, 2], *affine[2, :2]]).max() > 1e-5 * np.abs(affine[:2, :2]).max()
+    if not any(codes) or tilted or not np.isfinite(affine).all() or a * e == b * d:
+        return None
+    return Frame.of([[a, b, x], [d, e, y]])
 
 
 def _axes(path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

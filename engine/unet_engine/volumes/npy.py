@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.volumes import account
+from unet_engine.volumes import account, alpha
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, PlainVolume, has_ending, opening, plain_chunks
@@ -30,6 +30,8 @@ class NpyFormat:
         names = checked_axes(path, shape, dtype, axes or (said.axes if said else None))
         part.check_length(end)
         said = said if said and said.axes == names else None
+        channels = shape[names.index("c")] if "c" in names else 1
+        of_alpha, doubts = alpha.settled(path, alpha.named(said.channel_names if said else (), {}, channels), channels)
         return PlainVolume(
             path=path,
             axes=names,
@@ -41,6 +43,9 @@ class NpyFormat:
             unit=said.unit if said else None,
             frame=said.frame if said else None,
             channel_names=said.channel_names if said else (),
+            nodata=said.nodata if said else (),
+            alpha=of_alpha,
+            notes=doubts,
             opened_by=self,
             files=(part,),
             data=path,

@@ -22,7 +22,7 @@ from unet_engine.paths import check_file, chosen, inside, is_local, said
 from unet_engine.plan.box import Box
 from unet_engine.storage.remote_raster import RemoteRaster
 from unet_engine.units import brief, unit_name
-from unet_engine.volumes import nodata, vrt
+from unet_engine.volumes import georeference, nodata, vrt
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Format, Selection, Volume
 from unet_engine.volumes.files import FileVolume, Part, check_pieces, grouped, has_ending, opening, package
@@ -264,15 +264,10 @@ def _mask(path: str, data: Any, handles: _Handles, parts: tuple[Part, ...], axes
 
 
 def _with_frame(volume: RasterVolume, frame: Frame | None) -> RasterVolume:
-    if frame is None or "".join(a for a in volume.axes if a in "zyx") != "yx":
+    if frame is None or not georeference.is_map(volume.axes):
         return volume
-    places = {"y": 0, "x": 1}
-    return replace(
-        volume,
-        frame=frame,
-        stored_spacing=[frame.spacing[places[a]] if a in places else 1.0 for a in volume.axes],
-        stored_translation=[frame.translation[places[a]] if a in places else 0.0 for a in volume.axes],
-    )
+    spacing, translation = georeference.per_axis(frame, volume.axes)
+    return replace(volume, frame=frame, stored_spacing=spacing, stored_translation=translation)
 
 
 def _linear(data: Any, band: int, dtype: np.dtype[Any]) -> Linear:

@@ -80,7 +80,8 @@ def _facts(path: str, parts: tuple[Part, ...], image: Image, names: str) -> dict
     tag = series.keyframe.tags.get(account.TIFF_TAG)
     own = account.read(tag.value, series.shape, names) if tag else None
     channels = series.shape[names.index("c")] if "c" in names else 1
-    of_alpha, doubts = alpha.settled(path, alphas(series, names), channels)
+    seen = alphas(series, names) or (alpha.named(own.channel_names, {}, channels) if own else ())
+    of_alpha, doubts = alpha.settled(path, seen, channels)
     if own:
         where = Placed(own.along(names, own.spacing, 1.0), own.along(names, own.translation, 0.0), own.unit)
     return {
@@ -94,7 +95,7 @@ def _facts(path: str, parts: tuple[Part, ...], image: Image, names: str) -> dict
         "channel_names": own.channel_names if own else (),
         "notes": (*image.told, *_missing(path, series), *doubts, *_meant(path, series), *where.notes),
         "alpha": of_alpha,
-        "nodata": nodata_of(series.keyframe, np.dtype(series.dtype)),
+        "nodata": own.nodata if own else nodata_of(series.keyframe, np.dtype(series.dtype)),
         "opened_by": TiffFormat(),
         "files": parts,
         "overviews": tuple(times(one.shape) for one in image.full.levels[1:]) if series is image.full else (),

@@ -82,7 +82,7 @@ class ZarrFormat:
             notes=(*found.notes, *_packed(path, linear), *doubts),
             alpha=of_alpha,
             fill_value=linear.values([float(array.fill_value or 0)])[0],
-            nodata=linear.values(nodata.said(dict(array.attrs), dtype)),
+            nodata=linear.values(nodata.said({**array.attrs, **cf.fill_value(found)}, dtype)),
             array=_with_codecs(path, _noticing(path, array)),
             witness=_witness(path, array),
             linear=linear,

@@ -8,6 +8,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from unet_engine.postprocess.content import Content
 from unet_engine.units import times
 from unet_engine.version import version_of
 from unet_engine.volumes.account import KEY
+from unet_engine.volumes.alpha import named
 
 GZIP_LEVEL = 4
 """Labels pack well at any level; images take three times as long at 9 as at 4, for a percent."""
@@ -75,10 +77,32 @@ def account_text(content: Content) -> str:
         "unit": content.unit,
         "frame": frame.facts() if frame else None,
         "channel_names": list(content.channel_names),
+        **({"nodata": [repr(float(value)) for value in content.nodata]} if content.nodata else {}),
         "versions": {"unet-engine": version_of("unet-engine")},
         **{key: value for key, value in content.said.items() if key not in _OF_ZARR},
     }
     return json.dumps({KEY: facts})
+
+
+def lost_crs(content: Content, kind: str) -> list[str]:
+    """What people are told where `kind` has no place for the reference system of `content`."""
+    return [f"{kind} has no place for a map's CRS, which is left out"] if content.frame and content.frame.crs else []
+
+
+def lost_mask(content: Content, kind: str) -> list[str]:
+    """The same of alpha or a mask: what was not measured is then told by nothing."""
+    if content.measured is None:
+        return []
+    return [f"{kind} has no place for what alpha or a mask leaves out: its values are written as they are"]
+
+
+def lost_measured(content: Content, kind: str) -> list[str]:
+    """The same of a format that has no place for nodata either. NaN says by itself that it is none."""
+    values = ", ".join(f"{value:g}" for value in content.nodata if not isnan(value))
+    found = [f"{kind} has no place for nodata: give --nodata {values} where it is read"] if values else []
+    if alpha := named(content.channel_names, {}, content.count("c")):
+        found.append(f"{kind} has no names of channels: that channel {alpha[0]} is alpha is left out")
+    return found + lost_mask(content, kind)
 
 
 _OF_ZARR = ("array", "blocks", "grid", "frame", "shape", "axes", "spacing", "translation", "unit", "channel_names")
@@ -98,7 +122,9 @@ def check_type(path: str, content: Content, kind: str, types: Sequence[str]) -> 
     """Raise `OutputError` unless `kind` holds voxels of this type: ``u1``, ``f4`` and such. Bool counts as ``u1``."""
     if plain_type(content.dtype).str[1:] not in types:
         held = ", ".join(np.dtype(t).name for t in types)
-        hint = "use --dtype float32" if content.dtype == np.float16 else "write .zarr"
+        hint = (
+            "write .zarr, or have a run make it with --dtype float32" if content.dtype == np.float16 else "write .zarr"
+        )
         raise OutputError(f"{path}: {kind} cannot hold {content.dtype} ({held}); {hint}")
 
 

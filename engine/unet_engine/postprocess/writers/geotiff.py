@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.output.colours import colour_of
+from unet_engine.plan.box import Box
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import (
     account_in,
@@ -96,7 +97,11 @@ def _write(rasterio: Any, place: Path, content: Content, packed: Mapping[str, An
             rows, columns = (slice(s.start, s.stop) for s in cell[-2:])
             voxels = np.asarray(content.read(cell), plain_type(content.dtype))
             shape = (bands, rows.stop - rows.start, columns.stop - columns.start)
-            data.write(voxels.reshape(shape), window=rasterio.windows.Window.from_slices(rows, columns))
+            window = rasterio.windows.Window.from_slices(rows, columns)
+            data.write(voxels.reshape(shape), window=window)
+            if content.measured is not None:
+                box = Box((rows.start, columns.start), (rows.stop, columns.stop))
+                data.write_mask(content.measured.read(box)[0] != 0, window=window)
 
 
 def _describe(rasterio: Any, data: Any, content: Content) -> None:
@@ -109,4 +114,6 @@ def _describe(rasterio: Any, data: Any, content: Content) -> None:
         data.update_tags(1, **{f"class_{i}": name for i, name in enumerate(content.classes)})
     else:
         other = rasterio.enums.ColorInterp
-        data.colorinterp = [other.gray] + [other.undefined] * (data.count - 1)
+        colours = ("red", "green", "blue") if content.channel_names[:3] == ("red", "green", "blue") else ("gray",)
+        kept = [other[name] for name in colours]
+        data.colorinterp = kept + [other.undefined] * (data.count - len(kept))

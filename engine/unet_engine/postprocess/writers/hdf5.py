@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.postprocess.content import Content
-from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of, library
+from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of, library, lost_mask
 from unet_engine.volumes.account import KEY
 
 NAME = "data"
@@ -24,7 +24,7 @@ class Hdf5Writer:
         library(path, self.name, "h5py", "hdf5")
 
     def losses(self, content: Content) -> list[str]:
-        return []
+        return lost_mask(content, "HDF5")
 
     def write(self, place: Path, content: Content) -> None:
         import h5py

@@ -7,14 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.postprocess.content import Content
-from unet_engine.postprocess.writers.base import account_in, account_text, check_type, plain_type
+from unet_engine.postprocess.writers.base import (
+    account_in,
+    account_text,
+    check_type,
+    lost_crs,
+    lost_measured,
+    plain_type,
+)
 from unet_engine.units import micrometers
 
 _TYPES = {
     "i1": "MET_CHAR", "u1": "MET_UCHAR", "i2": "MET_SHORT", "u2": "MET_USHORT", "i4": "MET_INT", "u4": "MET_UINT",
     "i8": "MET_LONG_LONG", "u8": "MET_ULONG_LONG", "f4": "MET_FLOAT", "f8": "MET_DOUBLE",
 }  # fmt: skip
-_COMMENT = b"Comment = "
+_KEY = "unet_engine"
+_COMMENT = "Comment"
+"""Where earlier versions said what is now under keys of our own: ITK refuses a comment of more than some 250 letters."""
+_VALUE = 4000
+"""Letters of a value that ITK reads."""
 _LONGEST = 2**24
 
 
@@ -27,26 +38,27 @@ class MetaImageWriter:
         check_type(path, content, self.name, list(_TYPES))
 
     def losses(self, content: Content) -> list[str]:
-        if content.frame and content.frame.crs:
-            return ["MetaImage has no place for a map's CRS, which is left out"]
+        found = lost_measured(content, "MetaImage") + lost_crs(content, "MetaImage")
         if content.unit and micrometers(1.0, content.unit) is None:
-            return [f"MetaImage is in millimetres and has no unit {content.unit}: numbers are as they were"]
-        return []
+            found.append(f"MetaImage is in millimetres and has no unit {content.unit}: numbers are as they were")
+        return found
 
     def write(self, place: Path, content: Content) -> None:
         held = content.axes + "z" * (content.count("t") > 1)  # time is the fourth axis
-        axes = "".join(a for a in "tzyx" if a in held) + "c"
+        axes = "".join(a for a in "tzyx" if a in held and (a != "t" or content.count("t") > 1)) + "c"
         place.write_bytes(_header(content, axes[:-1]))
         content.write_plain(place, place.stat().st_size, axes, plain_type(content.dtype))
 
     def account(self, path: str) -> Mapping[str, Any] | None:
+        said = ""
         with Path(path).open("rb") as file:
             for line in iter(lambda: file.readline(_LONGEST), b""):
-                if line.startswith(_COMMENT):
-                    return account_in(line.removeprefix(_COMMENT).decode("utf-8", "replace"))
-                if line.startswith(b"ElementDataFile"):
+                key, _, value = line.decode("utf-8", "replace").removesuffix("\n").partition(" = ")
+                if key == _COMMENT or key.startswith(f"{_KEY}_"):
+                    said += value
+                if key == "ElementDataFile":
                     break
-        return None
+        return account_in(said)
 
 
 def _header(content: Content, axes: str) -> bytes:
@@ -74,11 +86,22 @@ def _header(content: Content, axes: str) -> bytes:
         "ElementSpacing": _numbers(sizes),
         "DimSize": " ".join(str(content.count(a)) for a in reversed(axes)),
         **({"ElementNumberOfChannels": str(content.count("c"))} if content.count("c") > 1 else {}),
-        _COMMENT.decode().removesuffix(" = "): account_text(content),
+        **_account(content),
         "ElementType": _TYPES[plain_type(content.dtype).str[1:]],
         "ElementDataFile": "LOCAL",
     }
     return "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
+
+
+def _account(content: Content) -> dict[str, str]:
+    """In pieces, none of which begins or ends with a blank, as ITK takes these away."""
+    text, found = account_text(content), dict[str, str]()
+    while text:
+        length = len(text[:_VALUE].rstrip())
+        while length < len(text) and text[length - 1 : length + 1] != text[length - 1 : length + 1].strip():
+            length -= 1
+        found[f"{_KEY}_{len(found)}"], text = text[:length], text[length:]
+    return found
 
 
 def _numbers(values: list[float]) -> str:

@@ -14,6 +14,8 @@ from unet_engine.postprocess.writers.base import (
     account_text,
     check_type,
     library,
+    lost_crs,
+    lost_measured,
     pack,
     plain_type,
 )
@@ -36,11 +38,10 @@ class NiftiWriter:
         check_type(path, content, self.name, ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
 
     def losses(self, content: Content) -> list[str]:
-        if content.frame and content.frame.crs:
-            return ["NIfTI has no place for a map's CRS, which is left out"]
+        found = lost_measured(content, "NIfTI") + lost_crs(content, "NIfTI")
         if content.unit and content.unit not in _UNITS and micrometers(1.0, content.unit) is None:
-            return [f"NIfTI has no unit {content.unit}, which is left out"]
-        return []
+            found.append(f"NIfTI has no unit {content.unit}, which is left out")
+        return found
 
     def write(self, place: Path, content: Content) -> None:
         header = _header(content)

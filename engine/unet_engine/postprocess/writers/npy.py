@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from unet_engine.postprocess.content import Content
-from unet_engine.postprocess.writers.base import account_in, account_text
+from unet_engine.postprocess.writers.base import account_in, account_text, lost_mask
 from unet_engine.volumes.account import npy_text
 
 
@@ -25,7 +25,7 @@ class NpyWriter:
         """Holds everything."""
 
     def losses(self, content: Content) -> list[str]:
-        return []
+        return lost_mask(content, "An .npy file")
 
     def write(self, place: Path, content: Content) -> None:
         dtype = content.dtype.newbyteorder("<")

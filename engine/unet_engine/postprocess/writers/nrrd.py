@@ -8,7 +8,16 @@ from typing import Any
 
 from unet_engine.output.colours import colour_of
 from unet_engine.postprocess.content import Content
-from unet_engine.postprocess.writers.base import account_in, account_text, check_type, library, pack, plain_type
+from unet_engine.postprocess.writers.base import (
+    account_in,
+    account_text,
+    check_type,
+    library,
+    lost_crs,
+    lost_measured,
+    pack,
+    plain_type,
+)
 
 _TYPES = {
     "i1": "int8", "u1": "uint8", "i2": "int16", "u2": "uint16", "i4": "int32", "u4": "uint32", "i8": "int64",
@@ -28,13 +37,14 @@ class NrrdWriter:
         check_type(path, content, self.name, list(_TYPES))
 
     def losses(self, content: Content) -> list[str]:
-        return ["NRRD has no place for a map's CRS, which is left out"] if content.frame and content.frame.crs else []
+        return lost_measured(content, "NRRD") + lost_crs(content, "NRRD")
 
     def write(self, place: Path, content: Content) -> None:
         raw = place.with_name("raw.nrrd")
         raw.touch()
         channel = content.count("c") > 1
-        axes = "".join(a for a in "tzyx" if a in content.axes) + "c" * channel
+        several = content.count("t") > 1  # ITK refuses an axis of time, whatever its length
+        axes = "".join(a for a in "tzyx" if a in content.axes and (a != "t" or several)) + "c" * channel
         place.write_bytes(_header(content, axes))
         content.write_plain(raw, 0, axes, plain_type(content.dtype))
         pack(raw, place)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.postprocess.content import Content, Spool
-from unet_engine.postprocess.writers.base import account_in, account_text, check_type, library, plain_type
+from unet_engine.postprocess.writers.base import account_in, account_text, check_type, library, lost_mask, plain_type
 from unet_engine.units import micrometers
 from unet_engine.volumes.account import TIFF_TAG
 from unet_engine.volumes.base import Array
@@ -33,7 +33,7 @@ class OmeTiffWriter:
         check_type(path, content, self.name, ["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"])
 
     def losses(self, content: Content) -> list[str]:
-        found = []
+        found = lost_mask(content, "OME-TIFF")
         if content.frame and (content.frame.crs or not content.frame.is_along):
             found.append("other tools find no orientation and no CRS in an OME-TIFF, only the size of voxels")
         if content.unit and micrometers(1.0, content.unit) is None:

@@ -15,7 +15,7 @@ from unet_engine.output.colours import colour_of
 from unet_engine.output.label import KEY as KEY_OF_LABELS
 from unet_engine.output.label import Label
 from unet_engine.postprocess.content import Content
-from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of
+from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of, lost_mask
 from unet_engine.volumes.account import KEY
 
 _ARRAY = "0"
@@ -30,7 +30,7 @@ class ZarrWriter:
         """Holds everything."""
 
     def losses(self, content: Content) -> list[str]:
-        return []
+        return lost_mask(content, "OME-Zarr")
 
     def write(self, place: Path, content: Content) -> None:
         write_group(place, content, place.stem)
@@ -49,7 +49,7 @@ class OzxWriter:
         """Holds everything."""
 
     def losses(self, content: Content) -> list[str]:
-        return []
+        return lost_mask(content, "OME-Zarr")
 
     def write(self, place: Path, content: Content) -> None:
         """Chunks are packed one by one already: the archive only strings them together, all metadata first."""
