@@ -7,7 +7,7 @@ import copy
 import importlib.util
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ Figures = Iterator[tuple[str, Any]]
 def need(part: str, args: argparse.Namespace) -> None:
     """Raise `CannotRun` naming all that `part` imports and is not there."""
     modules = PARTS[part] | ({} if args.simulate or part == "build" else GPU)
-    if part in ("end-to-end", "monai", "memory", "classes", "tiling"):
+    if part in ("norm", "end-to-end", "monai", "memory", "classes", "tiling"):
         modules = modules | {"torch": "torch"}
     if lacking := [name for module, name in modules.items() if not _there(module)]:
         raise CannotRun(f"{', '.join(lacking)} not installed: give wheels in --wheels (gpu_wheels.py fetches them)")
@@ -75,7 +75,26 @@ def volume_in(folder: Path, shape: tuple[int, ...]) -> str:
 
 def bare_rate(network: Any, window: tuple[int, ...], precision: Any, seconds: float) -> float:
     """Windows per second of the network alone: a batch recorded as a CUDA graph, replayed. Prepared as the engine
-    does: weights cast beforehand, deterministic algorithms chosen without timing."""
+    does: weights cast beforehand, our own InstanceNorm, deterministic algorithms chosen without timing."""
+    from unet_engine.backends.torch_norm import rewritten
+
+    def ours(net: Any, given: Any) -> Any:
+        found = rewritten(net, given)
+        if found.why:
+            raise RuntimeError(found.why)
+        return found.network or net
+
+    return _rate(network, window, precision, seconds, ours)
+
+
+def plain_rate(network: Any, window: tuple[int, ...], precision: Any, seconds: float) -> float:
+    """The same with PyTorch's own InstanceNorm."""
+    return _rate(network, window, precision, seconds, lambda net, given: net)
+
+
+def _rate(
+    network: Any, window: tuple[int, ...], precision: Any, seconds: float, made: Callable[[Any, Any], Any]
+) -> float:  # fmt: skip
     import torch
 
     from unet_engine.backends.pytorch import prepare_weights, set_algorithms
@@ -88,26 +107,32 @@ def bare_rate(network: Any, window: tuple[int, ...], precision: Any, seconds: fl
         prepare_weights(net, precision)
         given = torch.randn((1, 1, *window), device=where, dtype=precision)
         given = given.contiguous(memory_format=torch.channels_last_3d)
+        net = made(net, given)
         if where == "cpu":
             begun, calls = time.perf_counter(), 0
             while time.perf_counter() - begun < seconds or calls < 2:
                 net(given)
                 calls += 1
             return calls / (time.perf_counter() - begun)
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                net(given)
-            graph = torch.cuda.CUDAGraph()
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph, stream=side):
-                net(given)
-        graph.replay()
+        return _replayed(net, given, seconds)
+
+
+def _replayed(net: Any, given: Any, seconds: float) -> float:
+    import torch
+
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            net(given)
         torch.cuda.synchronize()
-        begun, calls = time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds:
-            for _ in range(10):
-                graph.replay()
-            torch.cuda.synchronize()
-            calls += 10
-        return calls / (time.perf_counter() - begun)
+        with torch.cuda.graph(graph, stream=side):
+            net(given)
+    graph.replay()
+    torch.cuda.synchronize()
+    begun, calls = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        for _ in range(10):
+            graph.replay()
+        torch.cuda.synchronize()
+        calls += 10
+    return calls / (time.perf_counter() - begun)

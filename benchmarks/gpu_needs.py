@@ -36,6 +36,7 @@ PARTS: dict[str, dict[str, str]] = {
     "tests": ENGINE | TESTS,
     "sanitizer": {},
     "bandwidth": {},
+    "norm": ENGINE,
     "end-to-end": ENGINE | REPORT,
     "monai": ENGINE | PEER,
     "memory": ENGINE,

@@ -9,10 +9,12 @@ from gpu_build import bandwidth, build, sanitizer, tests
 from gpu_common import Figures
 from gpu_extras import decoding, gpus, tensorrt
 from gpu_further import classes, tiling
+from gpu_norm import norm
 from gpu_runs import end_to_end, memory, monai
 
 PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
-    "build": build, "tests": tests, "sanitizer": sanitizer, "bandwidth": bandwidth, "end-to-end": end_to_end,
+    "build": build, "tests": tests, "sanitizer": sanitizer, "bandwidth": bandwidth,
+    "norm": norm, "end-to-end": end_to_end,
     "monai": monai,
     "memory": memory, "tensorrt": tensorrt, "gpus": gpus, "decoding": decoding, "classes": classes,
     "tiling": tiling,

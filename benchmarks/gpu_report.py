@@ -18,6 +18,8 @@ TARGETS = {
 }
 BANDWIDTH = 0.8
 """Share of the copy's bandwidth that add, merge, pack and commit must reach."""
+NORM_SHARE = 0.5
+"""And InstanceNorm, which reads twice and writes once, on the finest level."""
 
 
 @dataclass

@@ -97,15 +97,28 @@ HALO_FN float to_float(BFloat16 value) {
 
 template <>
 HALO_FN float to_float(Half value) {
+#if defined(__CUDA_ARCH__)
+  float given;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(given) : "h"(value.bits));
+  return given;
+#else
   const std::uint32_t magnitude = static_cast<std::uint32_t>(value.bits & 0x7fffu) << 13;
   // 2^112: the difference of the two biases
   const float scaled = float_of_bits(magnitude) * float_of_bits(0x77800000u);
   const std::uint32_t top = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinity and NaN keep their exponent
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   return float_of_bits(bits_of_float(scaled) | top | sign);
+#endif
 }
 
 HALO_FN Half to_half(float value) {
+#if defined(__CUDA_ARCH__)
+  Half made;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(made.bits) : "f"(value));
+  const std::uint32_t given = bits_of_float(value);  // of a NaN the sign stays, and nothing else
+  if ((given & 0x7fffffffu) > 0x7f800000u) made.bits = static_cast<std::uint16_t>((given >> 16 & 0x8000u) | 0x7e00u);
+  return made;
+#else
   const std::uint32_t bits = bits_of_float(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -117,6 +130,7 @@ HALO_FN Half to_half(float value) {
   const std::uint32_t finite = magnitude < 0x38800000u ? small : normal;
   const std::uint32_t rounded = magnitude >= 0x477ff000u ? special : finite;  // 65520 and above round to infinity
   return Half{static_cast<std::uint16_t>(sign | rounded)};
+#endif
 }
 
 HALO_FN BFloat16 to_bfloat16(float value) {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "instance_norm.hpp"
 #include "kernels.hpp"
 #include "types.hpp"
 
@@ -31,6 +32,10 @@ void merge(const Queue& queue, const MergeBody& body);
 
 template <typename Finish>
 void commit(const Queue& queue, const CommitBody<Finish>& body);
+
+// All passes of an InstanceNorm, one after the other.
+template <typename T, int V>
+void instance_norm(const Queue& queue, const NormBody<T, V>& body);
 
 // Of one `add`: their numbers must fit into shared memory. Python is told as MOST_ENTRIES.
 constexpr index_t kMostEntries = 8192;

@@ -134,6 +134,64 @@ __global__ void __launch_bounds__(kLanes * kTileY * kTileZ)
   }
 }
 
+// Partial sums of a chunk of voxels: those of the lanes are added up in their order.
+template <typename T, int V>
+__global__ void __launch_bounds__(kNormThreads) norm_sums_kernel(const __grid_constant__ NormBody<T, V> body) {
+  __shared__ double sums[kNormThreads * V], squares[kNormThreads * V];
+  const index_t there = body.grid.groups < kNormThreads ? body.grid.groups : kNormThreads;
+  const index_t group = blockIdx.y * static_cast<index_t>(kNormThreads) + threadIdx.x % there;
+  const index_t lane = threadIdx.x / there, n = blockIdx.z, chunk = blockIdx.x;
+  if (lane < body.grid.lanes && group < body.grid.groups) {
+    double sum[V], square[V];
+    body.add_up(n, chunk, group, lane, sum, square);
+#pragma unroll
+    for (int c = 0; c < V; ++c) {
+      sums[threadIdx.x + c * kNormThreads] = sum[c];
+      squares[threadIdx.x + c * kNormThreads] = square[c];
+    }
+  }
+  __syncthreads();
+  for (index_t channel = threadIdx.x; channel < there * V; channel += kNormThreads) {
+    const index_t place = channel / V + channel % V * kNormThreads;
+    const index_t number = blockIdx.y * static_cast<index_t>(kNormThreads) * V + channel;
+    if (number >= body.grid.channels) continue;
+    double sum = 0.0, square = 0.0;
+    for (index_t l = 0; l < body.grid.lanes; ++l) {
+      sum += sums[place + l * there];
+      square += squares[place + l * there];
+    }
+    double* const to = body.partial(n, chunk, number);
+    to[0] = sum;
+    to[1] = square;
+  }
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kNormFold * kNormChannels)
+    norm_fold_kernel(const __grid_constant__ NormBody<T, V> body) {
+  __shared__ double sums[kNormFold][kNormChannels], squares[kNormFold][kNormChannels];
+  const index_t channel = blockIdx.x * static_cast<index_t>(kNormChannels) + threadIdx.x, n = blockIdx.y;
+  if (channel < body.grid.channels) {
+    body.fold(n, channel, threadIdx.y, sums[threadIdx.y][threadIdx.x], squares[threadIdx.y][threadIdx.x]);
+  }
+  __syncthreads();
+  if (threadIdx.y != 0 || channel >= body.grid.channels) return;
+  double sum = 0.0, square = 0.0;
+  for (int f = 0; f < kNormFold; ++f) {
+    sum += sums[f][threadIdx.x];
+    square += squares[f][threadIdx.x];
+  }
+  body.finish(n, channel, sum, square);
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kNormThreads) norm_apply_kernel(const __grid_constant__ NormBody<T, V> body) {
+  const index_t there = body.grid.groups < kNormThreads ? body.grid.groups : kNormThreads;
+  const index_t group = blockIdx.y * static_cast<index_t>(kNormThreads) + threadIdx.x % there;
+  const index_t lane = threadIdx.x / there;
+  if (lane < body.grid.lanes && group < body.grid.groups) body.apply(blockIdx.z, blockIdx.x, group, lane);
+}
+
 namespace {
 
 template <typename Kernel, typename Body>
@@ -183,6 +241,23 @@ void add(const Queue& queue, const AddBody<T>& body) {
   } else {
     launch_add(queue, body, add_kernel<T, Apart>);
   }
+}
+
+template <typename T, int V>
+void instance_norm(const Queue& queue, const NormBody<T, V>& body) {
+  const NormGrid& grid = body.grid;
+  if (grid.windows <= 0 || grid.voxels <= 0 || grid.channels <= 0) return;
+  const DeviceGuard guard(queue.device);
+  const dim3 blocks(static_cast<unsigned>(grid.chunks), static_cast<unsigned>(grid.wide),
+                    static_cast<unsigned>(grid.windows));
+  norm_sums_kernel<T, V><<<blocks, kNormThreads, 0, stream_of(queue)>>>(body);
+  check(cudaGetLastError(), "norm_sums_kernel", queue.device);
+  const dim3 folds(static_cast<unsigned>((grid.channels + kNormChannels - 1) / kNormChannels),
+                   static_cast<unsigned>(grid.windows));
+  norm_fold_kernel<T, V><<<folds, dim3(kNormChannels, kNormFold), 0, stream_of(queue)>>>(body);
+  check(cudaGetLastError(), "norm_fold_kernel", queue.device);
+  norm_apply_kernel<T, V><<<blocks, kNormThreads, 0, stream_of(queue)>>>(body);
+  check(cudaGetLastError(), "norm_apply_kernel", queue.device);
 }
 
 HALO_INSTANTIATE_LAUNCHERS

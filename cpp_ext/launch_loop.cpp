@@ -93,6 +93,46 @@ void add(const Queue&, const AddBody<T>& body) {
   }
 }
 
+template <typename T, int V>
+void instance_norm(const Queue&, const NormBody<T, V>& body) {
+  const NormGrid& grid = body.grid;
+  for (index_t n = 0; n < grid.windows; ++n) {
+    for (index_t chunk = 0; chunk < grid.chunks; ++chunk) {
+      for (index_t group = 0; group < grid.groups; ++group) {
+        double total[V] = {}, squares[V] = {};
+        for (index_t lane = 0; lane < grid.lanes; ++lane) {
+          double sum[V], square[V];
+          body.add_up(n, chunk, group, lane, sum, square);
+          for (int c = 0; c < V; ++c) {
+            total[c] += sum[c];
+            squares[c] += square[c];
+          }
+        }
+        for (int c = 0; c < V; ++c) {
+          double* const to = body.partial(n, chunk, group * V + c);
+          to[0] = total[c];
+          to[1] = squares[c];
+        }
+      }
+    }
+    for (index_t channel = 0; channel < grid.channels; ++channel) {
+      double total = 0.0, squares = 0.0;
+      for (index_t f = 0; f < kNormFold; ++f) {
+        double sum, square;
+        body.fold(n, channel, f, sum, square);
+        total += sum;
+        squares += square;
+      }
+      body.finish(n, channel, total, squares);
+    }
+    for (index_t chunk = 0; chunk < grid.chunks; ++chunk) {
+      for (index_t group = 0; group < grid.groups; ++group) {
+        for (index_t lane = 0; lane < grid.lanes; ++lane) body.apply(n, chunk, group, lane);
+      }
+    }
+  }
+}
+
 HALO_INSTANTIATE_LAUNCHERS
 
 }  // namespace unet_engine::launch

@@ -2,8 +2,8 @@
 Imported only where it is used.
 
 On a GPU it goes through cuDNN, channels last, a batch recorded as one CUDA graph; it is the one back end there that
-needs nothing but PyTorch. fp16 and bf16 run under autocast, whose input and output are of that type. Algorithms are
-cuDNN's deterministic ones, chosen without timing them, so that two runs give the same bytes; TF32 is off, as fp32 means
+needs nothing but PyTorch. fp16 and bf16 run under autocast, whose input and output are of that type. InstanceNorm is our
+own (`torch_norm.py`). Algorithms are cuDNN's deterministic ones, chosen without timing them, so that two runs give the same bytes; TF32 is off, as fp32 means
 fp32.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet_engine.backends import onnx_torch
+from unet_engine.backends import onnx_torch, torch_norm
 from unet_engine.backends.base import ANOTHER, OTHER_WINDOW, Array, Setup, ThreadedBackend
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.device_tensor import Borrowed, DeviceTensor
@@ -113,7 +113,12 @@ class PyTorchDevice(DeviceBackend):
                     f"{setup.model.path} does not take windows of {times(setup.window)}: {first_line(error)}; {OTHER_WINDOW}"
                 ) from error
             self._check_output(tuple(out.shape))
-            self.note, self._head = self._network.note, _named(self._network)
+            made = torch_norm.rewritten(self._network, self._static)
+            self._head = _named(self._network) | ({"instance_norm": torch_norm.VERSION} if made.network else {})
+            self.note = "; ".join(filter(None, (self._network.note, made.why)))
+            if made.network:
+                self._network = made.network
+                out = self._computed()
             self._out = torch.zeros_like(out)
             self._record()
         self.input, self.output = _tensor(self._static), _tensor(self._out)

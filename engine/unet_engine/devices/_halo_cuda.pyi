@@ -83,6 +83,28 @@ def add(
 def divide(sums: DeviceArray, covers: Sequence[DeviceArray], floor: float, *, stream: int = 0) -> None:
     """As `operations.divide`; covers for three axes always."""
 
+def instance_norm(
+    windows: DeviceArray,
+    outputs: Sequence[DeviceArray],
+    scratch: DeviceArray,
+    *,
+    weight: DeviceArray | None = None,
+    bias: DeviceArray | None = None,
+    eps: float = 1e-5,
+    slope: float = 1.0,
+    stream: int = 0,
+) -> None:
+    """Each channel of each window to a mean of 0 and a variance of 1 (biased, as PyTorch's), times weight (C,), plus
+    bias (C,), both float32, and what is below 0 then times `slope`; the same to each of one or two outputs.
+
+    windows, outputs: (N, C, *W) float32, float16 or bfloat16, all of one type, channels last in memory; an output may be
+        `windows`, or a slice of the channels of a larger batch. Statistics are float64.
+    scratch: uint8, as many as `instance_norm_scratch` says.
+    """
+
+def instance_norm_scratch(windows: int, channels: int, voxels: int) -> int:
+    """Bytes that `instance_norm` of so many takes besides."""
+
 def pack(sums: DeviceArray, out: DeviceArray, at: Sequence[int], *, stream: int = 0) -> None:
     """out (K, *H) = sums[:, at : at + H], both float32."""
 
