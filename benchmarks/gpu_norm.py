@@ -23,7 +23,7 @@ def norm(args: argparse.Namespace) -> Figures:
 
     where, small = "cpu" if args.simulate else "cuda", args.quick or args.simulate
     precision = torch.bfloat16 if args.simulate else torch.float16
-    for channels, side in LEVELS[-2:]:
+    for channels, _ in LEVELS[-2:]:
         x = _batch(channels, 8, torch.float16)
         weight = torch.rand(channels)
         found = [normalised(x.to(p), weight.to(p), weight.to(p), 1e-5, 0.01).cpu() for p in ("cpu", where)]
@@ -48,7 +48,9 @@ def norm(args: argparse.Namespace) -> Figures:
     yield "network with PyTorch's, windows/s", plain
     ours = bare_rate(network, window, precision, 0.2 if small else 2)
     yield "network with ours, windows/s", ours
-    yield Row("network with ours / with PyTorch's", ours / plain, None if small else ours > plain, "" if small else "> 1")
+    yield Row(
+        "network with ours / with PyTorch's", ours / plain, None if small else ours > plain, "" if small else "> 1"
+    )
 
 
 def _batch(channels: int, side: int, kind: Any) -> Any:

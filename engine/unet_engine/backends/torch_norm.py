@@ -57,11 +57,10 @@ def rewritten(network: Any, example: torch.Tensor) -> Rewritten:
     get; the context (autocast, inference) as well."""
     seen = 0
 
-    def norm(
-        x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, use_input: bool, momentum: float, eps: float, _: bool
-    ) -> Any:  # fmt: skip
+    def norm(x: torch.Tensor, weight: Any, bias: Any, *others: Any) -> Any:
         nonlocal seen
-        if not use_input or mean is not None or var is not None or x.dim() not in (4, 5):
+        mean, variance, of_input, _, eps, _ = others
+        if not of_input or mean is not None or variance is not None or x.dim() not in (4, 5):
             return NotImplemented
         seen += 1
         return torch.ops.unet_engine.instance_norm(x, weight, bias, eps)
@@ -70,9 +69,7 @@ def rewritten(network: Any, example: torch.Tensor) -> Rewritten:
         example = torch.randn(example.shape, device=example.device, generator=_generator(example)).to(example.dtype)
         example = example.contiguous(memory_format=_order(example))
         kernels_of(example)
-        graph = make_fx(
-            lambda x: network(x), decomposition_table={_aten.instance_norm.default: norm}, record_module_stack=False
-        )(example)
+        graph = make_fx(_callable(network), decomposition_table={_aten.instance_norm.default: norm})(example)
         if not seen:
             return Rewritten()
         ShapeProp(graph).propagate(example)
@@ -84,6 +81,16 @@ def rewritten(network: Any, example: torch.Tensor) -> Rewritten:
     if not apart <= MOST_APART[example.dtype]:
         return Rewritten(why=f"its InstanceNorm is PyTorch's: with ours the output was {apart:.1g} apart")
     return Rewritten(graph)
+
+
+def _callable(network: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that calls `network`: of a module itself, parameters would be looked for by the names of its own."""
+
+    def called(x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = network(x)
+        return found
+
+    return called
 
 
 def _generator(example: torch.Tensor) -> torch.Generator:
