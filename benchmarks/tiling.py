@@ -1,5 +1,6 @@
 """Throughput against agreement with whole-volume inference: ours in each proved precision, with the model's own tiling
-and with `--tiling auto`, and MONAI with its habit and with our windows. One table, and a picture of it.
+and with `--tiling auto`; MONAI, nnU-Net and TorchIO (`peers/requirements.txt`), those that are installed, with that
+habit, and MONAI with our windows, too. One table, and a picture of it.
 
     python benchmarks/tiling.py [--out FILE.svg] [--json FILE]
     python benchmarks/tiling.py --model em.onnx --image volume.tif --base 8 --depth 3 [--box 128,256,256] [--rounds 3]
@@ -8,11 +9,11 @@ and with `--tiling auto`, and MONAI with its habit and with our windows. One tab
 
 Without a model it is the network that ships with the engine, on synthetic tissue. Else the model is what
 `python -m unet_export.train` wrote, of that base and depth, with norms folded, and the image is a volume of which a box
-at the origin is taken, in memory for MONAI and as Zarr for us. ``auto`` looks on the whole image first (not timed; its
+at the origin is taken, in memory for the peers and as Zarr for us. ``auto`` looks on the whole image first (not timed; its
 cost is told), as it does once for a model and a kind of data; where it keeps the model's own tiling it has no row.
 In every round each contestant runs once, in turn.
 Seconds are those of inference and stitching to labels: ours with reading and writing Zarr and without start and
-planning, MONAI's with softmax left out. Processor time is that of all threads, ours with start and planning: it depends
+planning, the peers' with softmax left out. Processor time is that of all threads, ours with start and planning: it depends
 less on what else the machine does. Agreement and Dice (of the rarest label) are with the box in a single window in
 fp32. With ``--truth``, labels of the image, `auto` is judged by these, and the mean Dice of all classes but the
 background against them is a column of its own.
@@ -32,13 +33,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiling_contestants import OVERLAP, agreement, monai, network_of, normalised, ours, stored
+from inputs import machine
+from tiling_contestants import agreement, monai, network_of, normalised, ours, peers, stored
 
 from unet_engine.model.file import open_model
 from unet_engine.profiling import charts
 from unet_engine.profiling.charts import Axes, Line
 from unet_engine.settings import parse_tiling
 from unet_engine.volumes.formats import open_volume
+
+NONE = 0.1
+"""Where the picture, whose axes are logarithmic, has a run without a label that differs."""
 
 _Times = Mapping[str, list[float]]
 
@@ -73,11 +78,12 @@ def main() -> None:
                 # what labels have decided is not known to the next run, which would look again
                 tiling = {"tiling": chosen} if judged else {"tiling": "auto", **_bar(args)}
                 runs[f"ours, {name}, auto: {chosen}"] = partial(ours, part, options | tiling)
-        if not args.no_monai:
+        if not args.no_peers:
             module = network_of(args.model, args.base, args.depth, args.norm)
             x = normalised(args.model, part, image)
-            runs[f"MONAI, {_cube(habit)}, 0.5"] = partial(monai, module, x, habit, OVERLAP)
-            for window, shared, _ in map(parse_tiling, tilings[:1]):
+            there = peers(module, x, habit)
+            runs |= {f"{name}, {_cube(habit)}, 0.5": run for name, run in there.items()}
+            for window, shared, _ in map(parse_tiling, tilings[:1] if "MONAI" in there else []):
                 overlap = tuple(s / w for s, w in zip(shared, window, strict=True))
                 runs[f"MONAI, {_cube(window)}, as much shared"] = partial(monai, module, x, window, overlap)
         seconds, worked, figures = _raced(runs, partial(agreement, reference, truth=truth), args.rounds)
@@ -86,9 +92,10 @@ def main() -> None:
     for line in _table(rows, base, box, looked):
         print(line)
     if args.json:
-        Path(args.json).write_text(json.dumps({"box": box, "looked": looked, "rows": rows}, indent=1) + "\n")
+        facts = {"box": box, "looked": looked, "rows": rows, "machine": machine() | {"load": os.getloadavg()[0]}}
+        Path(args.json).write_text(json.dumps(facts, indent=1) + "\n")
     if args.out:
-        Path(args.out).write_text(_picture(rows, base))
+        Path(args.out).write_text(_picture(rows, base, box))
         print(f"picture: {args.out}")
 
 
@@ -118,7 +125,7 @@ def _table(rows: list[dict[str, Any]], base: str, box: tuple[int, ...], looked: 
     costs = ", ".join(f"{precision} {cost}" for precision, cost in looked.items())
     lines = [
         "",
-        f"{_cube(box)} voxels; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; looking: {costs}",
+        f"{_cube(box)} voxels; {_measured_on()}; looking: {costs}",
         f"| | agreement | Dice |{' Dice against labels |' * judged} throughput, of {base} | by processor time |",
         f"|---|---|---|{'---|' * judged}---|---|",
     ]
@@ -129,13 +136,34 @@ def _table(rows: list[dict[str, Any]], base: str, box: tuple[int, ...], looked: 
     return lines
 
 
-def _picture(rows: list[dict[str, Any]], base: str) -> str:
-    """Labels that differ from whole-volume inference against throughput; further right and down is better."""
-    found = []
+def _picture(rows: list[dict[str, Any]], base: str, box: tuple[int, ...]) -> str:
+    """Labels that differ from whole-volume inference against throughput, from the habit to fewer windows of each."""
+    drawn: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.append(Line(row["name"], [(row["ratio"][1], max(0.1, 1e5 * (1 - row["agreement"])))], joined=False))
-    axes = Axes(f"throughput, of {base}", "labels that differ, of 100,000", log_x=True, log_y=True)
-    return charts.lines(found, axes)
+        who, tiling = _parts(row["name"])
+        drawn.setdefault(who, []).append(row | {"tiling": tiling})
+    found = []
+    for who, own in drawn.items():
+        points = [(row["ratio"][1], max(NONE, 1e5 * (1 - row["agreement"]))) for row in own]
+        names = [row["tiling"] + ", none" * (row["agreement"] == 1) for row in own]
+        found.append(Line(who, points, across=[(row["ratio"][0], row["ratio"][2]) for row in own], labels=names))
+    title = f"{_cube(box)} voxels; {_measured_on()}. Better: further right, and further down"
+    across, up = f"throughput, of {base} (least to most)", "labels that differ, of 100,000"
+    return charts.lines(found, Axes(across, up, log_x=True, log_y=True, title=title))
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Of a row: who, and how it tiled, in short."""
+    who, _, tiling = name.removeprefix("ours, ").partition(", ")
+    who = f"ours, {who}" if name.startswith("ours") else who
+    if tiling.startswith("auto: "):
+        return who, f"auto, {_cube(parse_tiling(tiling.removeprefix('auto: '))[0])}"
+    return who, tiling.removesuffix(", as much shared")
+
+
+def _measured_on() -> str:
+    facts = machine()
+    return f"{facts['cpu']}, {facts['cores']} cores, load {os.getloadavg()[0]:.1f}"
 
 
 def _cube(sizes: tuple[int, ...]) -> str:
@@ -174,7 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--truth", help="labels of the image")
     parser.add_argument("--window", type=int, help="of the habit; default: the model's own")
     parser.add_argument("--precisions", nargs="+", default=["fp32"])
-    parser.add_argument("--no-monai", action="store_true")
+    parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json")
     parser.add_argument("--out", help="the picture, as SVG")
     args = parser.parse_args()

@@ -1,8 +1,12 @@
-"""Who takes part in `benchmarks/tiling.py`: the engine, and MONAI's sliding windows around the same network."""
+"""Who takes part in `benchmarks/tiling.py`: the engine, and the sliding windows of MONAI, nnU-Net and TorchIO around the
+same network, those of them that are installed."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +71,55 @@ def monai(module: Any, x: Any, window: tuple[int, ...], overlap: Any) -> tuple[f
         logits = sliding_window_inference(x, window, batch, module, overlap=overlap, mode="gaussian")
         labels = logits.argmax(1)[0].numpy().astype(np.uint8)
     return time.perf_counter() - begun, labels
+
+
+def nnunet(module: Any, x: Any, window: tuple[int, ...]) -> tuple[float, Any]:
+    """As `monai`, by the windows of nnU-Net's predictor, without mirroring."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    from peers import scene
+
+    plans, dataset = scene.nnunet_plans(scene.Case("tiling", window, module.config.classes, {}, ()))
+    manager = PlansManager(plans)
+    predictor = nnUNetPredictor(
+        tile_step_size=1 - OVERLAP, use_gaussian=True, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    configuration, weights = manager.get_configuration("fullres"), [module.state_dict()]
+    predictor.manual_initialization(module, manager, configuration, weights, dataset, "nnUNetTrainer", None)
+    begun = time.perf_counter()
+    logits = predictor.predict_sliding_window_return_logits(x[0])
+    return time.perf_counter() - begun, logits.argmax(0).numpy().astype(np.uint8)
+
+
+def torchio(module: Any, x: Any, window: tuple[int, ...]) -> tuple[float, Any]:
+    """As `monai`, by TorchIO's sampler and aggregator, which averages."""
+    import torch
+    import torchio as tio
+
+    flat = len(window) == 2
+    size = (1, *window) if flat else window
+    begun = time.perf_counter()
+    subject = tio.Subject(image=tio.ScalarImage(tensor=x[0][:, None] if flat else x[0]))
+    sampler = tio.GridSampler(subject, size, tuple(0 if w == 1 else round(w * OVERLAP) for w in size))
+    aggregator = tio.GridAggregator(sampler, overlap_mode="average")
+    with torch.inference_mode():
+        for batch in tio.SubjectsLoader(sampler, batch_size=BATCH):
+            windows = batch["image"][tio.DATA]
+            logits = module(windows[:, :, 0])[:, :, None] if flat else module(windows)
+            aggregator.add_batch(logits, batch[tio.LOCATION])
+    labels = aggregator.get_output_tensor().argmax(0).numpy().astype(np.uint8)
+    return time.perf_counter() - begun, labels[0] if flat else labels
+
+
+def peers(module: Any, x: Any, window: tuple[int, ...]) -> dict[str, Callable[[], tuple[float, Any]]]:
+    """Those that are installed, by name, with their habit: this window and half of it shared."""
+    found = {"MONAI": partial(monai, module, x, window, OVERLAP)} if find_spec("monai") else {}
+    if find_spec("nnunetv2") and len(window) == 3:
+        found["nnU-Net"] = partial(nnunet, module, x, window)
+    if find_spec("torchio"):
+        found["TorchIO"] = partial(torchio, module, x, window)
+    return found
 
 
 def agreement(reference: Any, labels: Any, truth: Any = None) -> dict[str, float]:

@@ -455,6 +455,18 @@ def test_charts_are_xml_with_every_point_inside(log):
     ElementTree.fromstring(charts.lines([], charts.Axes("x", "y")))
 
 
+def test_a_chart_has_room_for_ranges_across_and_round_numbers_on_its_logarithmic_axis():
+    line = charts.Line("a", [(1, 30), (18, 60)], across=[(1, 1), (11, 47)], labels=["first", "last"])
+    root = ElementTree.fromstring(charts.lines([line], charts.Axes("x", "y", log_x=True, log_y=True, title="both")))
+    texts = {e.text: e for e in root.iter() if e.tag.endswith("text")}
+    assert {"both", "0.5", "1", "2", "5", "10", "20", "50", "100"} <= set(texts)
+    ranges = [e for e in root.iter() if e.tag.endswith("line") and e.get("stroke") == charts.COLOURS[0]]
+    widest = max(float(e.get("x2")) for e in ranges if not e.get("stroke-width"))
+    assert 500 < widest < 590
+    assert texts["last"].get("text-anchor") == "end"
+    assert texts["first"].get("text-anchor") == "start"
+
+
 def test_a_stacked_bar_is_as_long_as_its_parts():
     names = ("a", "b", "waiting")
     root = ElementTree.fromstring(charts.stacked({"one": {"a": 1, "b": 3}, "two": {"waiting": 2.0}}, names, "s"))

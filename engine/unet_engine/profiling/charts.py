@@ -67,11 +67,13 @@ def stacked(rows: Mapping[str, Mapping[str, float]], names: Sequence[str], unit:
 
 @dataclass(frozen=True)
 class Line:
-    """Points joined by a line, or left alone; each with the least and the most that was seen, where that is known."""
+    """Points joined by a line, or left alone; each with the least and the most that was seen upwards (`spread`) and
+    across (`across`), where that is known."""
 
     name: str
     points: Sequence[tuple[float, float]]
     spread: Sequence[tuple[float, float]] = ()
+    across: Sequence[tuple[float, float]] = ()
     joined: bool = True
     dashed: bool = False
     labels: Sequence[str] = ()
@@ -83,12 +85,13 @@ class Axes:
     y: str
     log_x: bool = False
     log_y: bool = False
+    title: str = ""
 
 
 def lines(found: Sequence[Line], axes: Axes) -> str:
     """Lines over one pair of axes, with a legend. The vertical axis begins at zero unless it is logarithmic."""
-    left, top, width, height = 70, 14, 520, 260
-    xs = [x for line in found for x, _ in line.points]
+    left, top, width, height = 70, 34 if axes.title else 14, 520, 260
+    xs = [x for line in found for x, _ in line.points] + [x for line in found for pair in line.across for x in pair]
     ys = [y for line in found for _, y in line.points] + [y for line in found for pair in line.spread for y in pair]
     if not xs:
         return _svg(300, 40, [f'<text x="10" y="24" {_FONT}>nothing was measured</text>'])
@@ -106,6 +109,11 @@ def lines(found: Sequence[Line], axes: Axes) -> str:
             marks.append(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up.at(low):.1f}" y2="{up.at(high):.1f}" stroke="{stroke}"/>'
             )
+        for (_, y), (low, high) in zip(places, line.across, strict=False):
+            marks.append(
+                f'<line x1="{across.at(low):.1f}" x2="{across.at(high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
+                f'stroke="{stroke}"/>'
+            )
         if not line.dashed and len(places) <= 60:
             for k, ((x, y), point) in enumerate(zip(places, line.points, strict=True)):
                 said = f"{line.name}: {point[0]:.4g}, {point[1]:.4g}"
@@ -114,7 +122,11 @@ def lines(found: Sequence[Line], axes: Axes) -> str:
                     f"<title>{html.escape(said)}</title></circle>"
                 )
                 if k < len(line.labels):
-                    marks.append(f'<text x="{x + 6:.1f}" y="{y - 5:.1f}" {_FONT}>{html.escape(line.labels[k])}</text>')
+                    anchor, place = ("end", x - 6) if x > left + 0.7 * width else ("start", x + 6)
+                    marks.append(
+                        f'<text x="{place:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}" {_FONT}>'
+                        f"{html.escape(line.labels[k])}</text>"
+                    )
         y0 = top + 10 + 18 * i
         marks.append(
             f'<line x1="{left + width + 12}" x2="{left + width + 34}" y1="{y0}" y2="{y0}" '
@@ -140,13 +152,10 @@ class _Scale:
     def over(cls, values: Sequence[float], begin: float, end: float, *, log: bool) -> _Scale:
         if log:
             values = [v for v in values if v > 0] or [1.0]
-            return cls(
-                10 ** math.floor(math.log10(min(values))),
-                10 ** math.ceil(math.log10(max(values)) + 1e-9),
-                begin,
-                end,
-                log,
-            )
+            # the nearest 1, 2 or 5 beyond, with room for a mark
+            low = max(v for v in _round_numbers(min(values) / 10, min(values)) if v <= min(values) / 1.05)
+            high = min(v for v in _round_numbers(max(values), max(values) * 10) if v >= max(values) * 1.05)
+            return cls(low, high, begin, end, log)
         low, high = min(values), max(values)
         room = (high - low or abs(high) or 1.0) * 0.06
         return cls(low if low == 0 else low - room, high + room, begin, end, log)
@@ -160,11 +169,19 @@ class _Scale:
 
     def ticks(self) -> list[float]:
         if self.log:
-            first, last = round(math.log10(self.low)), round(math.log10(self.high))
-            return [10.0**k for k in range(first, last + 1)]
+            found = _round_numbers(self.low, self.high)
+            tens = [v for v in found if f"{v:e}".startswith("1.0")]
+            return found if len(found) <= 9 else tens
         step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next(f for f in (1, 2, 5, 10) if (self.high - self.low) / (step * f) <= 6)
         return [step * k for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten from `low` to `high`."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    found = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    return [v for v in found if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
 
 
 def _frame(axes: Axes, across: _Scale, up: _Scale, left: int, top: int, width: int, height: int) -> list[str]:
@@ -179,6 +196,8 @@ def _frame(axes: Axes, across: _Scale, up: _Scale, left: int, top: int, width: i
         marks.append(f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e6ec"/>')
         marks.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" {_FONT}>{value:.4g}</text>')
     marks.append(f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#8a93a3"/>')
+    if axes.title:
+        marks.append(f'<text x="{left}" y="{top - 14}" {_FONT}>{html.escape(axes.title)}</text>')
     marks.append(
         f'<text x="{left + width / 2:.0f}" y="{bottom + 36}" text-anchor="middle" {_FONT}>{html.escape(axes.x)}</text>'
         f'<text x="16" y="{top + height / 2:.0f}" text-anchor="middle" '
