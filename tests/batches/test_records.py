@@ -203,3 +203,18 @@ def test_what_is_fetched_is_checked_and_bounded(served, tmp_path):
     with pytest.raises(InputError, match="more than 10 B"):
         fetched(f"{base}/id.fake.toml?more", most=10)
     assert not list(Path(found).parent.parent.glob("*/*.partial"))
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--log", "--results", "--report"])
+def test_no_record_is_written_into_an_input_or_an_output(scan, model, option):
+    before = sorted(str(p) for p in Path(scan).rglob("*"))
+    one = ["run", "--in", scan, "--model", model, "--out", "out.zarr"]
+    several = ["run", "--in", scan, scan, "--model", model, "--out", "{name}.zarr"]
+    inside = (f"{scan}/m", f"{scan}/c/m.html", scan)
+    for command, places in ((one, (*inside, "out.zarr/m")), (several, inside)):
+        for place in places:
+            found = cli(*command, option, place)
+            assert found.code == SettingsError.exit_code, found.err
+            assert f"{option} {place} lies in" in found.error
+    assert sorted(str(p) for p in Path(scan).rglob("*")) == before
+    assert not Path("out.zarr").exists()

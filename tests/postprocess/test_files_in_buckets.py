@@ -303,3 +303,24 @@ def test_a_library_that_is_missing_is_told_with_the_url_once(monkeypatch):
         with pytest.raises(InputError, match=r"pip install 'unet-engine\[remote\]'") as caught:
             open_volume(url)
         assert str(caught.value).count("abc://lab") == 1, str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.gpkg", "t.geojson"])
+def test_tables_and_polygons_in_buckets(lab, tmp_path, name):
+    proxy, client = lab
+    labels = np.zeros((20, 18), np.uint8)
+    labels[2:5, 3:9], labels[9:, 2:4] = 1, 2
+    make_volume(tmp_path / "l.zarr", labels)
+    command = "polygons" if name.endswith(("gpkg", "geojson")) else "table"
+    assert (said := cli(command, tmp_path / "l.zarr", tmp_path / name)).code == 0, said.err
+    proxy.fault = lambda number, method, path: "503" if number % 3 == 0 else None
+    assert (said := cli(command, tmp_path / "l.zarr", f"s3://lab/out/{name}", "--json")).code == 0, said.err
+    assert (said.json["out"], said.json["objects"]) == (f"s3://lab/out/{name}", 2)
+    again = cli(command, tmp_path / "l.zarr", f"s3://lab/out/{name}")
+    assert (again.code, "--overwrite" in again.error) == (OutputError.exit_code, True)
+    assert cli(command, tmp_path / "l.zarr", f"s3://lab/out/{name}", "--overwrite").code == 0
+    assert keys(client) == [f"out/{name}"]
+    found = client.get_object(Bucket="lab", Key=f"out/{name}")["Body"].read()
+    if name.endswith(("csv", "geojson")):  # others say when they were made
+        assert found == (tmp_path / name).read_bytes()
+    assert not list((tmp_path / "cache" / "made").iterdir())

@@ -14,8 +14,9 @@ from support.volumes import make_volume
 from unet_engine.execution.hands import Here
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.base import Boxes
+from unet_engine.postprocess.runs import Runs
 from unet_engine.postprocess.source import Source
-from unet_engine.postprocess.table import Table, table
+from unet_engine.postprocess.table import Table, added, merged, table
 
 MULTISCALES = {"ome": "0.5", "axes": "zyx", "scale": (2.0, 0.5, 0.25), "translation": (10.0, -3.0, 7.0)}
 
@@ -53,7 +54,7 @@ def test_sums_of_boxes_come_to_those_of_the_whole(seed, n, kind, tmp_path_factor
     one = Source.of(make_volume(folder / "l.zarr", labels))
     other = Source.of(make_volume(folder / "i.zarr", image))
     work = Table(one, Boxes(shape, block), other, (0,) * n)
-    sums = work.reduce([(index, work.look(index, box)) for index, box in work.boxes])
+    sums = merged(list(work.reduce([(index, work.look(index, box)) for index, box in work.boxes])))
     expected = by_hand(labels, image.astype(np.float64), np.ones(n), np.zeros(n))
     assert sums["id"].tolist() == list(expected)
     for i, facts in enumerate(expected.values()):
@@ -123,7 +124,7 @@ def test_sums_of_large_numbers_are_exact(tmp_path):
     image[0, 0] = 2**31 - 17  # lost in single precision
     work = Table(Source.of(make_volume(tmp_path / "l", labels)), Boxes((4, 4), (2, 2)),
                  Source.of(make_volume(tmp_path / "i", image)), (0, 0))  # fmt: skip
-    sums = work.reduce([(index, work.look(index, box)) for index, box in work.boxes])
+    sums = merged(list(work.reduce([(index, work.look(index, box)) for index, box in work.boxes])))
     assert sums["image"][0, 0] == image.astype(object).sum()
     assert work.look((0, 0), Box((0, 0), (4, 4)))["sum"].tolist() == [[24, 24]]
 
@@ -211,3 +212,33 @@ def test_classes_come_from_components(tmp_path):
     assert found == [("1", "1", "cell", "45"), ("2", "1", "cell", "1"), ("3", "2", "axon", "12")]
     assert cli("table", path, tmp_path / "classes.csv").code == 0
     assert [row["class_name"] for row in rows(tmp_path / "classes.csv")] == ["cell", "axon"]
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1), room=st.sampled_from([1, 200, 3000, 2**30]), most=st.sampled_from([3, 40, 2**60])
+)
+@settings(max_examples=40, deadline=None)
+def test_rows_are_joined_the_same_in_any_memory(seed, room, most, tmp_path_factory):
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(rng.integers(1, 12)):
+        ids = np.unique(rng.integers(1, most, rng.integers(0, 30), np.uint64))
+        found.append({"id": ids, "image": rng.normal(0, 1e6, (len(ids), 2)), "lo": rng.integers(0, 9, (len(ids), 3))})
+    pieces = [added(rows) for rows in Runs.of(tmp_path_factory.mktemp("runs") / "runs", room, found)]
+    ends = [number for piece in pieces if len(piece["id"]) for number in (piece["id"][0], piece["id"][-1])]
+    assert ends == sorted(ends)
+    whole = merged(found)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces]), values)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_is_the_same_file_in_any_memory(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr("unet_engine.postprocess.table.VOXELS", 64)
+    monkeypatch.setattr("unet_engine.postprocess.table_files.ROWS", 7)
+    labels = np.random.default_rng(3).integers(0, 60, (16, 9, 8), np.uint8)
+    source = Source.of(make_volume(tmp_path / "l.zarr", labels, chunks=(4, 4, 4)))
+    for memory in (1, 2**30):
+        table(source, str(tmp_path / f"{memory}.{ending}"), Here(), memory=memory)
+    assert (tmp_path / f"1.{ending}").read_bytes() == (tmp_path / f"{2**30}.{ending}").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -185,3 +185,15 @@ def test_a_real_series():
     for z in (0, 7, 19):
         wanted = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(files[z])))[0]
         assert np.array_equal(volume.read(Box((z, 0, 0), (z + 1, 512, 512)))[0, 0], wanted)
+
+
+@pytest.mark.parametrize("part", [0.15, 0.3, 0.6])
+@pytest.mark.parametrize("which", [0, 3, -1])
+def test_a_file_that_breaks_off_is_no_slice_less(tmp_path, which, part):
+    path = series(tmp_path / "a")
+    file = sorted(Path(path).iterdir())[which]
+    data = file.read_bytes()
+    end = data.index(b"\x28\x00\x10\x00") if part < 0.6 else len(data)  # before Rows
+    file.write_bytes(data[: max(200, int(end * part))])
+    with pytest.raises(InputError, match=file.name):
+        whole(open_volume(path))

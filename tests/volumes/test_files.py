@@ -394,3 +394,17 @@ def test_netcdf_of_a_map_keeps_its_reference_system(tmp_path, coordinates):
     assert np.allclose(volume.frame.affine, [[10, 0, 505], [0, -10, 3995]])
     assert rasterio.crs.CRS.from_wkt(volume.frame.crs) == utm
     assert (volume.axes, volume.unit) == ("cyx", "meter")
+
+
+@pytest.mark.parametrize("kind", ["ome", "imagej", "plain"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
+def test_a_tiff_whose_pages_break_off_is_no_smaller_image(tmp_path, kind, part):
+    metadata = {"axes": "ZYX"} if kind != "plain" else None
+    path = tmp_path / "a.tif"
+    stack = np.random.default_rng(1).integers(0, 99, (6, 40, 30), np.uint8)
+    how = {"ome": {"ome": True}, "imagej": {"imagej": True}, "plain": {"compression": "zlib"}}[kind]
+    tifffile.imwrite(path, stack, metadata=metadata, **how)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(InputError, match=r"breaks off|is no readable TIFF|it ends at byte"):
+        open_volume(str(path)).read(Box.of_shape(stack.shape))

@@ -107,7 +107,8 @@ def test_other_kinds_of_nifti(tmp_path):
 def test_a_plane(tmp_path):
     nibabel.save(nibabel.Nifti1Image(XYZ[:, :, 0], ALONG), tmp_path / "a.nii")
     volume = open_volume(str(tmp_path / "a.nii"))
-    assert (volume.axes, volume.spacing, volume.frame) == ("yx", (0.5, 0.75), None)
+    assert (volume.axes, volume.spacing) == ("yx", (-0.5, -0.75))
+    assert np.array_equal(volume.frame.affine, ALONG[:2][:, [0, 1, 3]])
 
 
 @pytest.mark.parametrize("encoding", ["raw", "gzip"])

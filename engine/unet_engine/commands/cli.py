@@ -104,6 +104,7 @@ def run_command(*, as_json: bool, more: tuple[str, ...], **given: Any) -> None:
         from unet_engine.commands import notice, report  # noqa: F401  # all of a run
 
     ways = running.Ways.taken(given)
+    ways.check_apart([*given["input"], *more], [given["out"]] if given["out"] else [])
     console = ways.console()
     message = notice.Notice(ways.address(), running.command(), console.note)
     ended = [""]

@@ -106,7 +106,7 @@ def table_command(labels: str, out: str, **given: Any) -> None:
     def work(settings: Any, hands: Any, tell: Callable[[str], None]) -> dict[str, Any]:
         source = _source(settings)
         image = image_of(source, intensity, tell)
-        return table(source, out, hands.crew, image=image, overwrite=overwrite, tell=tell)
+        return table(source, out, hands.crew, image=image, memory=hands.memory, overwrite=overwrite, tell=tell)
 
     facts = _done(labels, given, work, as_json=as_json)
     _say(f"{facts['out']}: {facts['objects']:,} objects", facts, as_json=as_json)

@@ -6,10 +6,11 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet_engine.commands import interruption
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from unet_engine.model.file import ModelFile
     from unet_engine.prepare.prepare import Prepared
     from unet_engine.settings import Settings
+
+
+_OF_ZARR = ("zarr.json", ".zarray", ".zgroup")
 
 
 @dataclass
@@ -51,6 +55,27 @@ class Ways:
     def taken(cls, given: dict[str, Any]) -> Ways:
         """Take them out of what the command was given."""
         return cls(**{name: given.pop(name) for name in cls.__dataclass_fields__})
+
+    def check_apart(self, inputs: Iterable[str], outs: Iterable[str]) -> None:
+        """Raises `SettingsError` where a file of these lies in an input or an output, or in any Zarr array or group,
+        whose content it would become."""
+        from unet_engine.paths import inside, is_local
+        from unet_engine.storage import stores
+
+        read, written = [inside(path)[0] for path in inputs], list(outs)
+        for option in ("results", "log", "metrics", "report"):
+            path = getattr(self, option)
+            if path is None or not is_local(path):
+                continue
+            for what, places in (("read", read), ("written", written)):
+                for place in places:
+                    if stores.within(path, place):
+                        raise SettingsError(f"--{option} {path} lies in {place}, which is {what}; choose another place")
+            held = next(
+                (str(f) for f in Path(path).absolute().parents if any((f / n).exists() for n in _OF_ZARR)), None
+            )
+            if held:
+                raise SettingsError(f"--{option} {path} lies in {held}, which is Zarr; choose another place")
 
     def console(self) -> Screen:
         """Where people are told. Raises `SettingsError`, and `OutputError` for a log that cannot be written."""
@@ -194,6 +219,7 @@ def run_several(
     notice.several = True
     lines = records.Lines(ways.results) if ways.results else None
     volumes = volumes_of(inputs, given, adapt)
+    ways.check_apart([v.settings.input for v in volumes], [v.out for v in volumes if v.out])
     if not volumes:
         console.say(nothing := f"part {given.get('part')} has nothing to do: there are fewer volumes than parts")
         return nothing

@@ -14,7 +14,9 @@ from unet_engine.errors import OutputError, SettingsError, writing
 from unet_engine.output.header import ARRAY
 from unet_engine.output.journal import FOLDER
 from unet_engine.paths import is_local, plain
+from unet_engine.postprocess import sending
 from unet_engine.postprocess.base import Keep, digest
+from unet_engine.storage import stores
 from unet_engine.storage.durability import ON_DISK
 
 
@@ -37,7 +39,9 @@ def endings(path: str, known: Mapping[str, Any], option: str) -> Any:
 def check_free(path: str, *, overwrite: bool) -> None:
     """Raises `OutputError` where a file at `path` must not be made, before any work."""
     if not is_local(path):
-        raise OutputError(f"{path}: files are written to a local disk alone; give a path, and copy the file then")
+        if stores.holds_file(path) and not overwrite:
+            raise OutputError(f"{path} exists; use --overwrite to replace it, or choose another name")
+        return
     place = Path(plain(path))
     if place.is_dir() or (place.exists() and not overwrite):
         raise OutputError(f"{path} exists; use --overwrite to replace it, or choose another name")
@@ -47,9 +51,10 @@ def check_free(path: str, *, overwrite: bool) -> None:
 
 @contextmanager
 def made(path: str, identity: Mapping[str, Any], *, overwrite: bool) -> Iterator[Draft]:
-    """A file at `path`, there once the block ends. Raises as `check_free` does."""
+    """A file at `path`, there once the block ends: one in a bucket is made in the cache and put there then. Raises as
+    `check_free` does."""
     check_free(path, overwrite=overwrite)
-    place = Path(plain(path)).absolute()
+    place = Path(plain(path)).absolute() if is_local(path) else sending.made_here(path)
     folder, name = place.with_name(f".{place.name}.unet-engine"), digest(identity)
     with writing(path, "making the folder of what is found"):
         if not (folder / ARRAY / FOLDER / name).is_dir():  # of another pass, or older
@@ -64,6 +69,9 @@ def made(path: str, identity: Mapping[str, Any], *, overwrite: bool) -> Iterator
     with writing(path, "putting it to its place"):
         with draft.open("rb") as file:
             ON_DISK.file(file.fileno())
-        draft.replace(place)
-        ON_DISK.folders([place.parent])
+        if is_local(path):
+            draft.replace(place)
+            ON_DISK.folders([place.parent])
+        else:
+            sending.put_file(path, draft, overwrite=overwrite)
     shutil.rmtree(folder, ignore_errors=True)

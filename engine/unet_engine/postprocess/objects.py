@@ -30,10 +30,10 @@ def write_classes(path: str, classes: Array, durability: Durability) -> None:
         durability.folders([Path(path), Path(path, "objects"), *(place for place in places if place.is_dir())])
 
 
-def read_classes(path: str) -> Array | None:
-    """By number of an object its class; None where `path` is no output of components."""
+def read_classes(path: str) -> zarr.Array | None:
+    """By number of an object its class, not read yet; None where `path` is no output of components."""
     try:
         found = stores.open_group(path, "r")[CLASSES]
     except Exception:  # whatever it is, it does not say
         return None
-    return np.asarray(found[...]) if isinstance(found, zarr.Array) else None
+    return found if isinstance(found, zarr.Array) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import time
@@ -25,17 +26,28 @@ from unet_engine.storage.remote_files import RemoteFile, name_of
 def put_into_store(url: str, make: Callable[[Path], None], *, overwrite: bool) -> None:
     """Put what `make` writes at the path it is given, a file or a folder, at `url`. Nothing that is there is replaced
     unless `overwrite` is given. Raises `OutputError`, and what stores and disks raise."""
-    folder = cache.place() / "made"
-    if not cache.made(cache.place()) or not cache.made(folder):
-        raise OutputError(f"{folder} may be written by others; chmod 700 it, or set {cache.FOLDER} to another folder")
-    _remove_old(folder)
+    folder = _folder()
     with tempfile.TemporaryDirectory(dir=folder) as own:
         made = Path(own, name_of(url))
         make(made)
         try:
-            (_put_folder if made.is_dir() else _put_file)(url, made, overwrite=overwrite)
+            (_put_folder if made.is_dir() else put_file)(url, made, overwrite=overwrite)
         except InputError as error:  # what reads it back
             raise OutputError(str(error)) from error
+
+
+def made_here(url: str) -> Path:
+    """Where on this machine the file is made that is going to `url`: the same place each time, so that what a killed
+    command left of it is found again."""
+    return _folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name_of(url)}"
+
+
+def _folder() -> Path:
+    folder = cache.place() / "made"
+    if not cache.made(cache.place()) or not cache.made(folder):
+        raise OutputError(f"{folder} may be written by others; chmod 700 it, or set {cache.FOLDER} to another folder")
+    _remove_old(folder)
+    return folder
 
 
 def _remove_old(folder: Path) -> None:
@@ -46,7 +58,8 @@ def _remove_old(folder: Path) -> None:
                 shutil.rmtree(left)
 
 
-def _put_file(url: str, made: Path, *, overwrite: bool) -> None:
+def put_file(url: str, made: Path, *, overwrite: bool) -> None:
+    """Put the file `made` at `url`. Raises as `put_into_store` does."""
     try:
         RemoteFile(url).put(made, overwrite=overwrite)
     except FileExistsError as error:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
@@ -17,11 +21,12 @@ from unet_engine.postprocess.base import Array, Boxes, Crew, Found, block_of, kn
 from unet_engine.postprocess.file_target import made
 from unet_engine.postprocess.objects import read_classes
 from unet_engine.postprocess.places import World
+from unet_engine.postprocess.runs import Runs
 from unet_engine.postprocess.source import Source, check_labels, starting
 from unet_engine.units import Tell, silent, times
 from unet_engine.volumes.base import Volume
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever the same volumes would give another table than an earlier version's."""
 VOXELS = 2**22
 """Of a block, whatever memory there is: sums of floating point numbers depend on it."""
@@ -37,6 +42,10 @@ class Table:
     image: Source | None = None
     start: tuple[int, ...] = ()
     """The voxel of the image that the first one of the labels lies on."""
+    room: int = 2**30
+    """Bytes that joining may take."""
+    folder: Path = Path(".runs")
+    """Where it keeps what is more."""
 
     def look(self, index: Index, box: Box) -> Found:
         """Sums over the objects in the box, by ascending number, see `_sums`."""
@@ -53,19 +62,9 @@ class Table:
         found = self.source.changed(box, since)
         return found or (self.image.changed(box.shift(self.start), since) if self.image else None)
 
-    def reduce(self, found: Iterable[tuple[Index, Found]]) -> Found:
-        """The same of the whole volume."""
-        total: Found | None = None
-        waiting: list[Found] = []
-        rows = 0
-        for _, one in found:
-            waiting.append(one)
-            rows += len(one["id"])
-            if total is None or rows > max(
-                2**16, len(total["id"])
-            ):  # seldom enough that all merges cost as much as few
-                total, waiting, rows = merged([*([total] if total else []), *waiting]), [], 0
-        return merged([*([total] if total else []), *waiting])
+    def reduce(self, found: Iterable[tuple[Index, Found]]) -> Iterator[Found]:
+        """The same of the whole volume, in pieces: of ascending numbers, each once."""
+        return (added(rows) for rows in Runs.of(self.folder, self.room, (one for _, one in found)))
 
 
 def _sums(labels: Array, image: Array | None, corner: Sequence[int]) -> Found:
@@ -119,13 +118,20 @@ def merged(parts: Sequence[Found]) -> Found:
         return parts[0]
     every = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(every["id"], kind="stable")
-    ids = every["id"][order]
-    begin = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else order
+    return added({name: values[order] for name, values in every.items()})
+
+
+def added(rows: Found) -> Found:
+    """Sums of rows that are sorted by number, one for each number."""
+    ids = rows["id"]
+    if not len(ids):
+        return rows
+    begin = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
     how = {"lo": np.minimum, "hi": np.maximum}
     found = {"id": ids[begin]}
-    for name, values in every.items():
+    for name, values in rows.items():
         if name != "id":
-            found[name] = how.get(name, np.add).reduceat(values[order], begin) if len(ids) else values
+            found[name] = how.get(name, np.add).reduceat(values, begin)
     return found
 
 
@@ -135,11 +141,13 @@ def table(
     crew: Crew,
     *,
     image: Source | None = None,
+    memory: int = 2**30,
     overwrite: bool = False,
     tell: Tell = silent,
 ) -> dict[str, Any]:
     """Write the table of the objects at `source` to the file `out`; returns what is known of it.
 
+    memory: in bytes, of all that joining takes; what is more lies beside the file until it is there
     image: of the same grid, or the one that the labels were made of, where they are a part of it. Raises what its parts
     raise, and `InputError` where volumes do not fit.
     """
@@ -152,14 +160,36 @@ def table(
         "image": image.fingerprint if image else None, "start": list(start), "block": list(boxes.block),
     }  # fmt: skip
     with made(out, identity, overwrite=overwrite) as draft:
-        work = Table(source, boxes, image, start)
+        work = Table(source, boxes, image, start, room=memory // 2, folder=draft.place.with_name("runs"))
         begun = time.time()
-        sums = known_of(work, draft.keep, crew)
+        pieces = known_of(work, draft.keep, crew)
         refuse_changed(work, begun)
-        names = image.open().channel_names if image else ()
-        columns = columns_of(sums, volume, classes_of(source), names)
-        write(draft.place, columns, World.of(volume))
-    return {"out": out, "objects": len(sums["id"]), "columns": list(columns)}
+        names, classes, counted = image.open().channel_names if image else (), classes_of(source), Counter[str]()
+        columns = (columns_of(rows, volume, classes, names) for rows in _in_rows(_counted(pieces, counted)))
+        first = next(columns)
+        write(draft.place, chain([first], columns), World.of(volume))
+    return {"out": out, "objects": counted["objects"], "columns": list(first)}
+
+
+def _counted(pieces: Iterable[Found], counted: Counter[str]) -> Iterator[Found]:
+    for piece in pieces:
+        counted["objects"] += len(piece["id"])
+        yield piece
+
+
+def _in_rows(pieces: Iterable[Found]) -> Iterator[Found]:
+    """The same rows, `table_files.ROWS` at a time, whatever pieces they come in; one piece at the least."""
+    left: Found | None = None
+    for piece in pieces:
+        left = piece if left is None else {name: np.concatenate([left[name], piece[name]]) for name in piece}
+        whole = len(left["id"]) // table_files.ROWS * table_files.ROWS
+        for lo in range(0, whole, table_files.ROWS):
+            yield {name: values[lo : lo + table_files.ROWS] for name, values in left.items()}
+        left = {name: values[whole:] for name, values in left.items()}
+        if whole and not len(left["id"]):
+            left = None
+    if left is not None:
+        yield left
 
 
 def check_image(source: Source, image: Source) -> tuple[int, ...]:
@@ -185,15 +215,20 @@ def check_image(source: Source, image: Source) -> tuple[int, ...]:
 class Classes:
     """Which class objects are of."""
 
-    by_id: Array | None
-    """Of each number its class; None: the number is the class."""
+    by_id: zarr.Array | None
+    """Of each number its class, read as far as it is asked for; None: the number is the class."""
     names: tuple[str, ...]
 
     def of(self, ids: Array) -> Array:
         if self.by_id is None:
             return ids
-        known = ids < len(self.by_id)
-        return np.where(known, self.by_id[np.where(known, ids, 0)], 0)
+        count = self.by_id.shape[0]
+        known = ids[ids < count]
+        if not len(known):
+            return np.zeros(len(ids), self.by_id.dtype)
+        lo = int(known.min())
+        part = np.asarray(self.by_id[lo : int(known.max()) + 1])
+        return np.where(ids < count, part[np.where(ids < count, ids, known[0]) - known.dtype.type(lo)], 0)
 
     def name(self, kind: int) -> str:
         return self.names[kind] if kind < len(self.names) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,35 @@ from unet_engine.postprocess.file_target import endings
 from unet_engine.postprocess.places import World
 
 Columns = Mapping[str, Any]
-Write = Callable[[Path, Columns, World], None]
+Write = Callable[[Path, Iterable[Columns], World], None]
+"""Is given `ROWS` rows at a time, the last time fewer; at least once."""
 ROWS = 2**16
 """Written at once."""
 
 
-def write_csv(place: Path, columns: Columns, world: World) -> None:
+def write_csv(place: Path, parts: Iterable[Columns], world: World) -> None:
     """RFC 4180, UTF-8, one row of names first; numbers as Python writes them, so that reading gives the same ones."""
     with writing(str(place), "writing the table"), place.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(columns)
-        for lo in range(0, len(columns["id"]), ROWS):
-            parts = [column[lo : lo + ROWS] for column in columns.values()]
-            rows.writerows(zip(*(p if isinstance(p, list) else p.tolist() for p in parts), strict=True))
+        for number, columns in enumerate(parts):
+            if not number:
+                rows.writerow(columns)
+            values = (c if isinstance(c, list) else c.tolist() for c in columns.values())
+            rows.writerows(zip(*values, strict=True))
 
 
-def write_parquet(place: Path, columns: Columns, world: World) -> None:
+def write_parquet(place: Path, parts: Iterable[Columns], world: World) -> None:
     """One row group for each `ROWS` rows; where the world's axes point and the CRS are in the schema's metadata."""
     import pyarrow
     from pyarrow import parquet
 
     told = {"unit": world.unit, "space": world.space or None, "crs": world.crs}
-    table = pyarrow.table(dict(columns)).replace_schema_metadata({"unet_engine": json.dumps(told)})
-    with writing(str(place), "writing the table"):
-        parquet.write_table(table, place, row_group_size=ROWS)
+    tables = (pyarrow.table(dict(columns)) for columns in parts)
+    first = next(tables).replace_schema_metadata({"unet_engine": json.dumps(told)})
+    with writing(str(place), "writing the table"), parquet.ParquetWriter(place, first.schema) as file:
+        file.write_table(first)
+        for table in tables:
+            file.write_table(table.cast(first.schema))
 
 
 WRITERS: Mapping[str, Write] = {".csv": write_csv, ".parquet": write_parquet}

@@ -16,7 +16,7 @@ from unet_engine.plan.box import Box
 from unet_engine.units import times
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection
-from unet_engine.volumes.dicom_files import dicom_files, found_of, header_of, located, shown, uid_meant
+from unet_engine.volumes.dicom_files import dicom_files, found_of, has_image, header_of, located, shown, uid_meant
 from unet_engine.volumes.dicom_order import Slice, ordered
 from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.linear import Linear
@@ -25,6 +25,7 @@ ENDINGS = (".dcm", ".dicom", ".ima")
 KEPT_BYTES = 2**26
 """Of slices that were decoded, kept for the next block."""
 _TAGS = [
+    "SOPClassUID",
     "SeriesInstanceUID", "SeriesDescription", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated",
     "PixelRepresentation", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "RescaleSlope", "RescaleIntercept", "NumberOfFrames",
@@ -51,7 +52,7 @@ class DicomFormat:
         parts = {file: Part.of(file) for file in files}
         with opening(path, "DICOM series"):
             headers = [(file, header_of(pydicom, file, _TAGS)) for file in files]
-            headers = [(file, header) for file, header in headers if header.get("Rows")]  # a DICOMDIR has no image
+            headers = [(file, header) for file, header in headers if has_image(file, header)]
             if (uid := uid_meant(path)) is not None:
                 headers = [one for one in headers if str(one[1].get("SeriesInstanceUID") or "") == uid]
             notes = _one_series(path, headers)

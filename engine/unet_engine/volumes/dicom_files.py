@@ -60,6 +60,17 @@ def header_of(pydicom: Any, file: str, tags: Sequence[str]) -> Any:
         raise InputError(f"{file} is no readable DICOM file: {error}; restore it, or take it out") from error
 
 
+def has_image(file: str, header: Any) -> bool:
+    """Whether `file` has one; a DICOMDIR, a report or a plan has none. Raises `InputError` where it is said to be an
+    image, or nothing, and describes none: what breaks off in its header would be a slice less."""
+    if header.get("Rows"):
+        return True
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    if kind is None or "Image Storage" in getattr(kind, "name", ""):
+        raise InputError(f"{file} breaks off: it describes no image, as it should; restore it, or take it out")
+    return False
+
+
 @dataclass(frozen=True)
 class SeriesFound:
     uid: str

@@ -69,6 +69,19 @@ def opening(path: str, kind: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def listening(logger: logging.Logger) -> Iterator[list[str]]:
+    """What is logged in this context, as a list, instead of on stderr."""
+    heard: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage().splitlines()[0])  # type: ignore[method-assign]
+    others, logger.handlers = logger.handlers, [listener]
+    try:
+        yield heard
+    finally:
+        logger.handlers = others
+
+
 @dataclass(frozen=True)
 class Part:
     """A file that a volume was opened from, as it was then."""

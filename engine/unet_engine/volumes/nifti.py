@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +12,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.units import times
 from unet_engine.volumes.base import Array, Volume
-from unet_engine.volumes.files import Part, has_ending, opening, package
+from unet_engine.volumes.files import Part, has_ending, listening, opening, package
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.packed import Described, volume_of
 
@@ -33,7 +30,7 @@ class NiftiFormat:
         _check_others(path)
         with opening(path, "NIfTI file"):
             _check_extensions(nibabel, path)
-            with _listening(nibabel.imageglobals.logger) as heard:
+            with listening(nibabel.imageglobals.logger) as heard:
                 image = nibabel.load(path)
             said = _described(path, image)
             notes = (*said.notes, *(f"{path}: {message}" for message in heard))
@@ -78,19 +75,6 @@ def _check_extensions(nibabel: Any, path: str) -> None:
             if size < 8 or place > _LONGEST_EXTENSION:
                 raise ValueError(f"an extension of its header has {size:,} bytes")
             file.read(size - 8)
-
-
-@contextmanager
-def _listening(logger: logging.Logger) -> Iterator[list[str]]:
-    """What is logged in this context, as a list, instead of on stderr."""
-    heard: list[str] = []
-    listener = logging.Handler(logging.WARNING)
-    listener.emit = lambda record: heard.append(record.getMessage().splitlines()[0])  # type: ignore[method-assign]
-    others, logger.handlers = logger.handlers, [listener]
-    try:
-        yield heard
-    finally:
-        logger.handlers = others
 
 
 def _described(path: str, image: Any) -> Described:

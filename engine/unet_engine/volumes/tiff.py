@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from unet_engine.volumes.files import (
     check_pieces,
     grouped,
     has_ending,
+    listening,
     opening,
     package,
     plain_chunks,
@@ -50,15 +52,29 @@ class TiffFormat:
         whole, wanted = inside(path)[0], said(path)
         Part.of(whole)
         tifffile = package(path, "a TIFF file", "tifffile", "tiff")
-        with opening(path, "TIFF file"):
+        with opening(path, "TIFF file"), listening(tifffile.logger()) as heard:
             file, parts, notes = tiff_files.opened(whole, tifffile)
             try:
                 image = image_of(whole, file, wanted.get("image"), wanted.get("level", "0"))
                 found = _volume(path, parts, image, axes)
+                _check_whole(path, heard)
                 return replace(found, notes=(*notes, *found.notes))
             except BaseException:
                 file.close()
                 raise
+
+
+_BROKEN = re.compile(
+    r"invalid page offset|ImageJ series metadata invalid|TiffTag (\d{1,4}|[12]\d{4}) .*invalid value offset"
+)
+"""What tifffile only logs of a file that lacks pages or their own tags, to make of the rest what it can: another image
+than was meant. Tags from 30000 on are private, and no loss."""
+
+
+def _check_whole(path: str, heard: Sequence[str]) -> None:
+    """Raise `DataError` where tifffile, which was `heard`, found that the file breaks off."""
+    if broken := next((line for line in heard if _BROKEN.search(line)), None):
+        raise DataError(f"{path} breaks off: {broken.rpartition('> ')[2][:120]}; restore it, or give another --in")
 
 
 def _volume(path: str, parts: tuple[Part, ...], image: Image, axes: str | None) -> FileVolume:
