@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.bundles import bundle_length, bundles
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.plan import Plan
-from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
+from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk, device_block
 from unet_engine.prepare import decoding as reading
 
 SHAPE, WINDOW, OVERLAP, VOXEL_BYTES = (512, 512, 1024), 128, 0.5, 2
@@ -58,7 +58,7 @@ class Halos:
 
 def plan_of(classes: int) -> Plan:
     axes = tuple(AxisGrid.with_overlap(n, WINDOW, OVERLAP, 0, "gaussian") for n in SHAPE)
-    block = default_block(axes, classes)
+    block = device_block(axes, classes)
     chunk = default_chunk(axes, block)
     return Plan("zyx", axes, Box.of_shape(SHAPE), block, chunk, ((),) * 3, "reflect", NO_MEMORY, {})
 
@@ -81,6 +81,30 @@ def decoding(windows_per_second: float, chunk: int) -> float:
     """GB/s of decoded voxels so that one GPU never waits; blocks are read in whole chunks of `chunk` voxels a side."""
     volume = SimpleNamespace(chunks=(chunk,) * 3, voxel_bytes=VOXEL_BYTES)
     return reading.needed(plan_of(3), volume, 1 / windows_per_second, 1) / 1e9
+
+
+def decoded_in_blocks(classes: int, block: tuple[int, ...], windows_per_second: float, chunk: int = 128) -> float:
+    """GB/s as `decoding`, in blocks of so many windows."""
+    plan = plan_of(classes)
+    plan = replace(plan, block=block, chunk=default_chunk(plan.axes, block))
+    volume = SimpleNamespace(chunks=(chunk,) * 3, voxel_bytes=VOXEL_BYTES)
+    return reading.needed(plan, volume, 1 / windows_per_second, 1) / 1e9
+
+
+def block_table(windows_per_second: float = 213) -> str:
+    """What decoding larger blocks saves, in chunks of 128³."""
+    lines = [
+        "| classes | windows of a CPU's block | decoding needed, GB/s | windows of a GPU's block | decoding needed, GB/s |",
+        "|---|---|---|---|---|",
+    ]
+    for classes in CLASSES:
+        axes = plan_of(classes).axes
+        cells = [
+            f"{'×'.join(map(str, block))} | {decoded_in_blocks(classes, block, windows_per_second):.2f}"
+            for block in (default_block(axes, classes), device_block(axes, classes))
+        ]
+        lines.append(f"| {classes} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def new_voxels(windows_per_second: float) -> float:
@@ -141,6 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     print(halo_table(args.windows_per_second, tuple(float(rate) for rate in args.rates.split(","))))
     print(decoding_table())
+    print(block_table())
     if args.decode:
         rates = decoded_by_a_core()
         print(

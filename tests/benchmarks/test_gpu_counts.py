@@ -18,6 +18,7 @@ def test_the_tables_of_the_page_are_those_the_command_prints(counts):
     page = (DOCS / "gpu.md").read_text()
     assert counts.halo_table() in page
     assert counts.decoding_table() in page
+    assert counts.block_table() in page
 
 
 def test_a_block_sends_what_its_sums_reach_beyond_what_it_writes(counts):

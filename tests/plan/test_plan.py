@@ -6,6 +6,8 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from math import prod
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,8 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.memory import fit, predict_memory
 from unet_engine.plan.plan import Plan
-from unet_engine.plan.sizing import NO_MEMORY
+from unet_engine.plan.sizing import NO_MEMORY, default_block, device_block
+from unet_engine.prepare import draft
 
 
 @given(plans())
@@ -114,6 +117,25 @@ def test_default_blocks_keep_halos_within_the_next_block(
 ) -> None:
     plan = make(tuple(AxisGrid.with_overlap(n, w, overlap, 0, "gaussian") for n, w in zip(shape, window, strict=True)))
     assert max(plan.reach) <= 1
+
+
+@pytest.mark.parametrize(("channels", "block"), [(3, None), (16, (2, 2, 2)), (104, (2, 2, 2)), (2000, (1, 1, 1))])
+def test_a_gpus_blocks_of_many_classes_have_eight_windows_where_there_is_room(
+    channels: int, block: tuple[int, ...] | None
+) -> None:
+    """Constants decide it, not the device at hand: the block is part of what names a run."""
+    axes = tuple(AxisGrid.with_overlap(n, 128, 0.5, 0, "gaussian") for n in (512, 512, 1024))
+    assert device_block(axes, channels) == (block or default_block(axes, channels))
+
+
+def test_only_gpus_get_them() -> None:
+    """The simulated one gives a CPU's bytes."""
+    axes = tuple(AxisGrid.with_overlap(512, 128, 0.5, 0, "gaussian") for _ in range(3))
+    found = {}
+    for device in ("cpu", "simulated", "cuda:0"):
+        survey: Any = SimpleNamespace(devices=(device,), model=SimpleNamespace(blended=104))
+        found[device] = draft._block(survey, axes)
+    assert found == {"cpu": (1, 1, 1), "simulated": (1, 1, 1), "cuda:0": (2, 2, 2)}
 
 
 def _big(shape: tuple[int, ...] = (1024, 2048, 2048)) -> Plan:

@@ -23,13 +23,29 @@ SUMS_WINDOWS, SUMS_MOST = 2, 512 * 2**20
 """With very many classes a block may have the sums of so many windows instead, up to so many bytes: a block of a single
 window hands seven eighths of its sums on as halos, which are copied and merged."""
 
+DEVICE_WINDOWS, DEVICE_MOST = 8, 3 * 2**30
+"""On a GPU a block may have so many windows where their sums are at most so many bytes: a block of a single window decodes
+the chunks around it again that its neighbours decode, and the GPU waits for them. Constants, and not what the GPU at
+hand has: the block is part of what names a run, and any device with room for it gives the same bytes."""
+
+
+def device_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
+    """As `default_block`, for a GPU: of many classes, up to `DEVICE_WINDOWS` windows."""
+    grown = _grown(axes, channels_out, DEVICE_WINDOWS, DEVICE_MOST)
+    return max(default_block(axes, channels_out), grown, key=prod)
+
 
 def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, ...]:
     """Windows per block: at least as many as keep halos from reaching past the next block, then grown evenly up to two
     window lengths (sixteen planes where a 2D network runs plane by plane) while the sums stay under `SUMS_TARGET`, or
     under what `SUMS_WINDOWS` allows."""
-    target = chunk_target(axes)
     most = max(SUMS_TARGET, min(SUMS_MOST, SUMS_WINDOWS * 4 * channels_out * prod(axis.window for axis in axes)))
+    return _grown(axes, channels_out, prod(axis.count for axis in axes), most)
+
+
+def _grown(axes: tuple[AxisGrid, ...], channels_out: int, windows: int, most: int) -> tuple[int, ...]:
+    """The smallest block, grown to so many windows and bytes of sums at most."""
+    target = chunk_target(axes)
     block = [least_windows(axis, target) for axis in axes]
     enough = [16 if axis.window == 1 else 2 * axis.window for axis in axes]
     growing = set(range(len(axes)))
@@ -40,6 +56,7 @@ def default_block(axes: tuple[AxisGrid, ...], channels_out: int) -> tuple[int, .
         if (
             larger[a] > axis.count
             or block[a] * axis.stride >= enough[a]
+            or prod(larger) > windows
             or 4 * channels_out * prod(map(sums_span, axes, larger)) > most
         ):
             growing.remove(a)

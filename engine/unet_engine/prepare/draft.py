@@ -16,7 +16,7 @@ from unet_engine.plan.fitting import lattice_of
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan
-from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk
+from unet_engine.plan.sizing import NO_MEMORY, default_block, default_chunk, device_block
 from unet_engine.prepare.crop import in_chunks
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.identity import identity
@@ -50,7 +50,13 @@ def _along(spec: ModelSpec, tiling: Tiling, a: int, size: int) -> AxisGrid:
 
 def windows_per_block(survey: Survey, tiling: Tiling) -> int:
     """Windows of a default block: batches divide it."""
-    return prod(default_block(grid(survey, tiling), survey.model.blended))
+    return prod(_block(survey, grid(survey, tiling)))
+
+
+def _block(survey: Survey, axes: tuple[AxisGrid, ...]) -> tuple[int, ...]:
+    """Windows per block. The simulated GPU has those of the CPU, whose bytes it is to give."""
+    sized = device_block if survey.devices[0].startswith("cuda") else default_block
+    return sized(axes, survey.model.blended)
 
 
 MOST_WINDOWS = 2**22
@@ -72,7 +78,7 @@ class Draft:
         into columns."""
         survey, spec, window = self.survey, self.survey.model.spec, decisions.tiling.window
         axes = grid(survey, decisions.tiling)
-        block = default_block(axes, survey.model.blended)
+        block = _block(survey, axes)
         chunk = default_chunk(axes, block, decisions.back)
         backwards = survey.turn.backwards if survey.turn and any(survey.turn.backwards) else ()
         plan = Plan(
