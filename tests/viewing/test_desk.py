@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support.volumes import make_volume
-from unet_engine.errors import OutputError
+from unet_engine.errors import InputError, OutputError
 from unet_engine.plan.box import Box
 from unet_engine.viewing.demand import Sight
 from unet_engine.viewing.panes import pane_of
@@ -98,6 +98,46 @@ def test_coarser_pieces_of_labels_hold_labels_and_those_of_images_means(desk):
 )  # fmt: skip
 def test_pieces_that_are_none_are_refused(desk, factors, lo, hi):
     assert piece(desk, "labels.zarr", factors, Box(lo, hi))[0] == 400
+
+
+def mesh(desk, number):
+    """Code and corners of the surface of an object, x, y, z."""
+    key = layers(desk)["labels.zarr"]["source"][0]["url"].rpartition("/")[2]
+    code, found = fetched(f"{base(desk)}/neuroglancer/mesh/{key}/{number}")
+    count = int.from_bytes(found[:4], "little") if code == 200 else 0
+    return code, np.frombuffer(found, np.float32, 3 * count, 4).reshape(-1, 3) if count else None
+
+
+def test_objects_have_surfaces(panes):
+    shown = Desk(panes)
+    try:
+        for number in (1, 3):
+            code, corners = mesh(shown, number)
+            assert code == 200
+            where = np.argwhere(BLOBS == number)[:, ::-1]
+            size = np.array(shown._served["labels.zarr"].dimensions.scales)
+            assert corners.min(0) == pytest.approx(where.min(0) * size, abs=1.01 * size.max())
+            assert corners.max(0) == pytest.approx((where.max(0) + 1) * size, abs=1.01 * size.max())
+        assert mesh(shown, 77)[0] == 404
+    finally:
+        shown.close()
+
+
+def test_surfaces_that_cannot_be_made_are_refused_each_time(panes, monkeypatch):
+    """Who asked second waited for ever, and with it the end of the command."""
+    shown = Desk(panes)
+    try:
+        served = shown._served["labels.zarr"]
+
+        def broken(*_):
+            raise InputError("a chunk cannot be read")
+
+        monkeypatch.setattr(served, "_voxels", broken)
+        assert [mesh(shown, 1)[0] for _ in range(2)] == [405, 405]
+        monkeypatch.undo()
+        assert mesh(shown, 1)[0] == 200
+    finally:
+        shown.close()
 
 
 def test_nobody_gets_in_without_the_token(desk):

@@ -5,6 +5,7 @@ import pytest
 import zarr
 
 import unet_engine
+from support.command_line import cli
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import InputError, SettingsError
 from unet_engine.postprocess.convert import convert
@@ -48,6 +49,17 @@ def test_results_of_runs_are_shown_as_what_they_are_with_names_and_colours(resul
     shader = state.shader(panes["probabilities"])
     assert "getDataValue(0)" not in shader  # the background
     assert "vec3(1.0000, 0.0000, 0.0000)" in shader
+
+
+def test_objects_are_labels_without_names(results, tmp_path):
+    pytest.importorskip("cc3d")
+    objects = str(tmp_path / "objects.zarr")
+    assert cli("components", results["labels"], objects).code == 0
+    as_tiff = str(tmp_path / "objects.ome.tif")
+    convert(objects, as_tiff)
+    for path in (objects, as_tiff):
+        pane = pane_of(path)
+        assert (pane.kind, pane.names, pane.notes) == ("labels", (), ())
 
 
 def test_a_region_lies_on_the_right_part_of_the_scan_in_physical_units(results):

@@ -140,6 +140,7 @@ class Desk:
             for one in state.layers:
                 if one.name == pane.name:
                     one.layer.segments = [entry.number]
+                    one.layer.tab = "segments"
             state.selected_layer.layer = pane.name
             state.selected_layer.visible = True
 

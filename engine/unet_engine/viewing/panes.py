@@ -120,7 +120,7 @@ def _said(path: str) -> Mapping[str, Any]:
 
 
 def _kind(header: Mapping[str, Any], content: Content, volume: Volume) -> Kind:
-    if header.get("output") == "labels" or "objects" in header:
+    if header.get("output") in ("labels", "objects"):
         return "labels"
     if header.get("output") in ("probabilities", "masks"):
         return "probabilities"
@@ -171,7 +171,7 @@ def _named(
         names = content.channel_names or (said if len(said) == channels else ())
         names = names or tuple(f"channel {i}" for i in range(channels))
         return names, _shades(len(names), colours)
-    if "objects" in header:
+    if header.get("output") == "objects":
         return (), ()
     names = (content.classes or said)[:MOST_NAMED]
     return names, _shades(len(names), colours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -39,9 +40,11 @@ class ServedVolume(LocalVolume):  # type: ignore[misc]  # the package has no typ
         volume = pane.volume
         channels = (volume.channels,) if pane.kind != "labels" and volume.channels > 1 else ()
         self._type = _shown_type(volume.dtype, pane.kind)
+        self._array = _Shape((*reversed(volume.shape), *channels), self._type)
+        self._meshing = threading.Lock()
         names = ["xyz"["zyx"[::-1].index(a)] for a in reversed(volume.spatial)]
         super().__init__(
-            _Shape((*reversed(volume.shape), *channels), self._type),
+            self._array,
             dimensions=CoordinateSpace(
                 names=[*names, *(["c^"] if channels else [])],
                 units=[*([unit] * len(names)), *([""] if channels else [])],
@@ -97,10 +100,17 @@ class ServedVolume(LocalVolume):  # type: ignore[misc]  # the package has no typ
         volume = self._pane.volume
         if self._asked or prod(volume.shape) > MESHED or len(volume.shape) != 3:
             raise MeshesNotSupportedForVolume
-        if self.data.whole is None:
-            whole = self._voxels(Box.of_shape(volume.shape), (1, 1, 1))
-            self.data.whole = whole
-        mesh: bytes = super().get_object_mesh(object_id)
+        # One at a time: who comes while the package makes surfaces waits for it inside, for ever where that fails.
+        with self._meshing:
+            try:
+                if self._mesh_generator is None:
+                    self._mesh_generator_pending = None
+                    self._array.whole = self._voxels(Box.of_shape(volume.shape), (1, 1, 1))
+                mesh: bytes = super().get_object_mesh(object_id)
+            except UnetEngineError as error:
+                raise MeshesNotSupportedForVolume from error
+            finally:
+                self._array.whole = None
         return mesh
 
 
