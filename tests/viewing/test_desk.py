@@ -114,7 +114,7 @@ def test_objects_have_surfaces(panes):
         for number in (1, 3):
             code, corners = mesh(shown, number)
             assert code == 200
-            where = np.argwhere(BLOBS == number)[:, ::-1]
+            where = np.argwhere(number == BLOBS)[:, ::-1]
             size = np.array(shown._served["labels.zarr"].dimensions.scales)
             assert corners.min(0) == pytest.approx(where.min(0) * size, abs=1.01 * size.max())
             assert corners.max(0) == pytest.approx((where.max(0) + 1) * size, abs=1.01 * size.max())

@@ -143,7 +143,7 @@ def _unpacked(said: Described, length: int, notes: list[str]) -> scratch.Scratch
     verb = ("are", "were") if others else ("is", "was")
     notes.append(
         f"{said.data[0]}{others} {verb[0]} compressed as a whole and {verb[1]} unpacked to {copy.path} "
-        f"({size(length * len(said.data))}), which goes as the run is complete"
+        f"({size(length * len(said.data))}), which goes once a run of it is complete, or after a week"
     )
     return copy
 
