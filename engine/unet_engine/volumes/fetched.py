@@ -74,8 +74,6 @@ class FetchedFormat:
         assert isinstance(volume, FileVolume)
         if len(volume.files) > 1:  # a copy lies among those of others
             raise InputError(f"{url} keeps its voxels in several files, and one file is fetched; copy them to a disk")
-        told = (
-            f"{url} is read from a copy, {here} ({size(copy.path.stat().st_size)}), which goes once a run of it is complete, or after a week"
-        )
+        told = f"{url} is read from a copy, {here} ({size(copy.path.stat().st_size)}), which goes once a run of it is complete, or after a week"
         notes = tuple(note.replace(here, url) for note in volume.notes)
         return replace(volume, path=path, opened_by=self, notes=(told, *notes), fetched=copy)
