@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from support.plans import SIZES, make, plans
 from unet_engine.errors import PlanError
 from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.memory import cut_columns, fit, predict_memory
+from unet_engine.plan.memory import WALKED, cut_columns, fit, predict_memory
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.waiting import waiting_halos
 from unet_engine.units import parse_bytes
@@ -53,6 +53,23 @@ def test_long_columns_go_on_as_they_begin() -> None:
     long = make(tuple(AxisGrid.with_overlap(n, 4, 0.5, 0, "gaussian") for n in (70, 49, 14)), block=(1, 1, 1))
     assert sorted(long.block_range.shape) == [6, 24, 34]
     assert _walked(long) <= waiting_halos(long) <= 1.2 * _walked(long)
+
+
+@given(plans())
+@settings(max_examples=200)
+def test_sums_in_flight_are_what_three_blocks_in_turn_take_and_no_more_than_three_of_the_largest(plan: Plan) -> None:
+    plan = cut_columns(plan, (1,) * len(plan.axes))
+    tasks = [task.block.sums.size for task in plan.tasks(next(plan.columns()), lambda _: True)]
+    three = max(sum(tasks[max(0, i - 2) : i + 1]) for i in range(len(tasks)))
+    found = predict_memory(plan, SIZES, 0, 1).sums / SIZES.sums
+    assert three <= found
+    assert len(tasks) > WALKED or found <= 3 * max(block.sums.size for block in plan.blocks())
+
+
+def test_blocks_at_the_ends_of_a_small_volume_are_not_counted_as_the_largest() -> None:
+    axes = tuple(AxisGrid.with_overlap(n, 64, 0.5, 0, "gaussian") for n in (128, 160, 160))
+    memory = predict_memory(make(axes, block=(3, 3, 3)), SIZES, 0, 1)
+    assert memory.sums == (128**3 + 2 * 128 * 64 * 128) * SIZES.sums  # the fourth takes the place of the first
 
 
 def test_blocks_get_a_column_each_before_they_shrink() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -16,6 +17,9 @@ from unet_engine.units import size
 
 SUMS_IN_FLIGHT = 3
 """Blocks being inferred, being finished by the windows still in flight, and being written."""
+WALKED = 64
+"""Blocks of a run up to which the sums in flight are counted block by block. Of many blocks three of the largest come
+one after the other; of a few, those at the ends are smaller, and three of the largest are as many as never are."""
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
 RUN_BASE = 4 * 2**20
@@ -79,7 +83,6 @@ def predict_memory(
     are sent.
     """
     reads = [middle_span(axis, windows, plan.padding) for axis, windows in zip(plan.axes, plan.block, strict=True)]
-    spans = [_sums_along(plan, a, n) for a, n in enumerate(plan.core_of(plan.roi).shape)]
     halos = waiting_on_host(plan, sizes.sums, sizes.shelves)
     in_flight, blocks = SUMS_IN_FLIGHT, blocks_to_infer(plan)
     if cluster:
@@ -91,7 +94,12 @@ def predict_memory(
     return HostMemory(
         base=base + RUN_BASE,
         raw=devices * (_size(reads) * raw + _source_size(plan, reads) * sizes.source + sizes.decoding),
-        sums=devices * min(in_flight, blocks + (cluster is not None)) * prod(spans) * sizes.sums,
+        sums=sizes.sums
+        * (
+            _walked(plan)
+            if not cluster and devices == plan.column_count == 1 and blocks <= WALKED
+            else devices * min(in_flight, blocks + (cluster is not None)) * _largest_sums(plan)
+        ),
         halos=devices * halos,
         commit=devices * prod(plan.largest_write) * (2 * sizes.out + sizes.outside),
     )
@@ -104,6 +112,27 @@ def _size(spans: Sequence[tuple[int, int]]) -> int:
 def _source_size(plan: Plan, reads: Sequence[tuple[int, int]]) -> int:
     """Voxels of the volume that those of `reads` are made of; none where nothing is resampled."""
     return _size([axis.reach(*span) for axis, span in zip(plan.image, reads, strict=True)]) if plan.image else 0
+
+
+def _largest_sums(plan: Plan) -> int:
+    """Voxels of the sums of the largest block, or more."""
+    return prod(_sums_along(plan, a, n) for a, n in enumerate(plan.core_of(plan.roi).shape))
+
+
+def _walked(plan: Plan) -> int:
+    """The most voxels of sums that are in memory at once in a plan of one column. That of a block that is done is used
+    again by the next one that fits into it; where none does, the largest goes for a new one."""
+    used, free = deque[int](), list[int]()
+    most = 0
+    for need in plan.sums_in_order(next(plan.columns())):
+        if len(used) == SUMS_IN_FLIGHT:
+            free.append(used.popleft())
+        fitting = min((piece for piece in free if piece >= need), default=0)
+        if free:
+            free.remove(fitting or max(free))
+        used.append(fitting or need)
+        most = max(most, sum(used) + sum(free))
+    return most
 
 
 def _sums_along(plan: Plan, a: int, whole: int) -> int:

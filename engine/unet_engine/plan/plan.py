@@ -412,6 +412,15 @@ class Plan:
             if task := self.task(index, column, pending):
                 yield task
 
+    def sums_in_order(self, column: Column) -> Iterator[int]:
+        """Voxels of the sums of each block that a column looks at, in the order of its `tasks`."""
+        if (windows := self.column_windows(column)).is_empty:
+            return
+        walk = self._blocks_of(windows)
+        for place in itertools.product(*(range(walk.lo[a], walk.hi[a]) for a in self.order)):
+            by_axis = dict(zip(self.order, place, strict=True))
+            yield self.block_at(tuple(by_axis[a] for a in range(len(self.axes)))).sums.size
+
     def task(self, index: Index, column: Column, pending: Callable[[Index], bool]) -> Task | None:
         """What is left to do for one block in a column; None where nothing is."""
         targets: list[tuple[Index, Box]] = []
