@@ -17,6 +17,7 @@ from unet_engine.plan.box import Box
 from unet_engine.postprocess.convert import convert
 from unet_engine.postprocess.formats import account_of
 from unet_engine.volumes.formats import located, open_volume, slices_of
+from unet_engine.volumes.laid import Laid, start_in
 
 hd = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")
@@ -282,3 +283,32 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(OutputError, match=r"needs highdicom.*pip install 'unet-engine\[seg\]'"):
         run("seg.dcm")
+
+
+@pytest.mark.parametrize("values", [{}, NEGATED])
+def test_a_segmentation_of_some_slices_lies_on_its_image(values):
+    ct(**values)
+    labels = np.zeros((9, 20, 24), np.uint8)
+    labels[2:5, 3:9, 4:10], labels[4:6, 12:15, 2:6] = 1, 2  # no frame of the other slices is written
+    planted(labels)
+    convert("labels.nii.gz", "some.dcm", images="ct")
+    image, found = open_volume("ct"), open_volume("some.dcm")
+    assert (found.shape, start_in(found, image)) == ((4, 20, 24), (2, 0, 0))
+    assert np.array_equal(labels_of("some.dcm"), labels[2:6])
+    part = found.read(Box((1, 2, 3), (4, 14, 11)))[0]
+    assert np.array_equal(part, labels[3:6, 2:14, 3:11])
+    whole = Laid(found, (2, 0, 0)).read(Box((0, 1, 2), (9, 18, 24)))
+    assert np.array_equal(whole, labels[:, 1:18, 2:])
+    assert cli("table", "some.dcm", "t.csv", "--intensity", "ct").code == 0
+    with Path("t.csv").open(newline="") as file:
+        means = [float(row["mean_intensity"]) for row in csv.DictReader(file)]
+    voxels = image.read(Box.of_shape(image.shape))[0]
+    assert means == pytest.approx([voxels[labels == 1].mean(), voxels[labels == 2].mean()])
+
+
+@pytest.mark.parametrize(
+    "values", [{"change": lambda n: {"position": 2.5 * n * NORMAL}}, {"PixelSpacing": [0.25, 0.75]}, NEGATED]
+)
+def test_what_lies_elsewhere_is_no_part(values):
+    ct()
+    assert start_in(open_volume(series(Path("other"), **values)), open_volume("ct")) is None

@@ -25,6 +25,7 @@ from unet_engine.postprocess.runs import Runs
 from unet_engine.postprocess.source import Source, check_labels, starting
 from unet_engine.units import Tell, silent, times
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.laid import start_in
 
 FORMAT = 2
 """Changes whenever the same volumes would give another table than an earlier version's."""
@@ -194,9 +195,9 @@ def _in_rows(pieces: Iterable[Found]) -> Iterator[Found]:
 
 def check_image(source: Source, image: Source) -> tuple[int, ...]:
     """The voxel of `image` that the labels' first one lies on. Raises `InputError` where they are on another grid: of
-    another shape, unless their header says which part of it they are."""
+    another shape, unless their header, or where both lie, says which part of it they are."""
     volume, other = source.open(), image.open()
-    said = starting(source, volume)
+    said = starting(source, volume) or (None if volume.shape == other.shape else start_in(volume, other))
     start = said or (0,) * len(volume.shape)
     ends = [s + n for s, n in zip(start, volume.shape, strict=True)]
     fits = other.spatial == volume.spatial and all(

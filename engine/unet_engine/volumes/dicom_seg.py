@@ -130,6 +130,9 @@ def _volume(path: str, part: Part, reader: _Reader, geometry: Any, axes: str | N
     shape = tuple(int(n) for n in geometry.spatial_shape)
     check_sizes(path, shape, shape)
     affine = np.asarray(geometry.affine, np.float64)
+    backwards = float(np.linalg.det(affine[:3, :3])) > 0  # of z, y, x: z runs against row × column
+    if backwards:
+        affine = affine @ [[-1, 0, 0, shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     frame = Frame(tuple(tuple(row) for row in affine[:3, :3].tolist()), tuple(affine[:3, 3].tolist()), "LPS")
     dtype = np.dtype("u1" if max(reader.data.segment_numbers) < 2**8 else "u2")
     names = checked_axes(path, shape, dtype, axes or "zyx")
@@ -148,18 +151,24 @@ def _volume(path: str, part: Part, reader: _Reader, geometry: Any, axes: str | N
         opened_by=DicomSegFormat(),
         files=(part,),
         reader=reader,
+        backwards=backwards,
     )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DicomSegVolume(FileVolume):
     reader: _Reader
+    backwards: bool
+    """Whether highdicom has slices in the other order than that of a series: see `dicom_order.ordered`."""
 
     def stored(self, selection: Selection) -> Array:
         (z, y, x) = ((part.indices(n)[:2]) for part, n in zip(selection, self.stored_shape, strict=True))
+        if self.backwards:
+            z = self.stored_shape[0] - z[1], self.stored_shape[0] - z[0]
         found = self.reader.call(
             self.reader.data.get_volume,
             slice_start=z[0], slice_end=z[1], row_start=y[0], row_end=y[1], column_start=x[0], column_end=x[1],
             as_indices=True, combine_segments=True, dtype=self.stored_dtype,
         )  # fmt: skip
-        return np.asarray(found.array)
+        voxels = np.asarray(found.array)
+        return voxels[::-1] if self.backwards else voxels
