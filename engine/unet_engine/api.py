@@ -151,8 +151,10 @@ def run_volume(crew: Team, prepared: Prepared, watch: Watch | None = None, tell:
         note([f"{survey.named} is already complete"])
         return _with_pyramid(prepared, crew, replace(result(), already_complete=True), lambda text: note([text]))
     done = None
-    with _begun(prepared):
-        output = _open_output(prepared)
+    crew.ahead()
+    there = stores.exists(prepared.job.out)
+    with _begun(prepared, there=there):
+        output = _open_output(prepared, there=there)
         note(output.notes)
         if output.header.settled():
             clear(prepared.job.out)
@@ -235,10 +237,10 @@ def _release(prepared: Prepared) -> None:
         prepared.survey.mask.volume.release()
 
 
-def _begun(prepared: Prepared) -> AbstractContextManager[None]:
+def _begun(prepared: Prepared, *, there: bool) -> AbstractContextManager[None]:
     """Inside, the output is begun or resumed. One that this run begins alone goes again where it is refused."""
     job = prepared.job
-    if _part(prepared) or (stores.exists(job.out) and not prepared.survey.settings.overwrite):
+    if _part(prepared) or (there and not prepared.survey.settings.overwrite):
         return nullcontext()
     return nothing_left(job.out, job.plan.digest)
 
@@ -295,15 +297,16 @@ def _conclude(prepared: Prepared, header: Header, holding: Holding, result: Resu
     return result
 
 
-def _open_output(prepared: Prepared) -> Output:
+def _open_output(prepared: Prepared, *, there: bool) -> Output:
     job, settings = prepared.job, prepared.survey.settings
     provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
     if prepared.tiling:
         provenance[tiling_choice.KEY] = tiling_choice.facts(prepared.tiling)
     if prepared.coarse:
         provenance[coarse_choice.KEY] = coarse_choice.facts(prepared.coarse)
-    check_output(prepared.survey)
-    if stores.exists(job.out):
+    if there or prepared.survey.named != job.out:
+        check_output(prepared.survey)
+    if there:
         if settings.resume:
             return Output.resume(job.out, job.layout, job.plan.digest, provenance, job.durability)
         remove(job.out)

@@ -155,6 +155,26 @@ def test_what_is_asked_for_twice_at_once_is_fetched_once():
     assert store.fetched == 2
 
 
+def test_columns_come_one_after_the_other():
+    """Two along the fastest axis, whose rows share a chunk: due in the order in which they are read, and no layer of all
+    columns has to be kept."""
+    rows, columns = ((0, 2), (1, 4), (3, 6), (5, 8)), (0, 0, 1, 1)
+    slow = ((0, 2), (1, 3))
+    fetching = Fetching((slow, rows), (0, 1), ((0, 0), columns))
+    blocks = [(z, x) for column in ((0, 1), (2, 3)) for z in (0, 1) for x in column]
+    found = collections.defaultdict(list)
+    for number, (z, x) in enumerate(blocks):
+        for chunk in itertools.product(range(*slow[z]), range(*rows[x])):
+            found[chunk].append(number)
+    moments = sorted({fetching.due(chunk, n) for chunk in found for n in range(fetching.uses(chunk))})
+    for chunk, numbers in found.items():
+        assert [moments.index(fetching.due(chunk, n)) for n in range(fetching.uses(chunk))] == numbers
+    whole = Fetching((slow, rows), (0, 1))
+    assert fetching.wanted(1) < whole.wanted(1)
+    assert whole.factor(whole.wanted(1), 1) == 1
+    assert fetching.factor(fetching.wanted(1), 1) == 9 / 8, "chunk 3 is read by both"
+
+
 def test_when_a_chunk_is_read_is_the_number_of_a_block():
     spans = (((0, 2), (1, 4)), ((0, 3), (2, 5), (4, 6)))
     for order in ((0, 1), (1, 0)):

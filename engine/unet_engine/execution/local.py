@@ -115,6 +115,10 @@ class LocalTeam:
         for note in self._watched.look.now(network):
             self._tell(note)
 
+    def ahead(self) -> None:
+        if self.sink is None and not self._settings.resume:  # of what is resumed, another block may be the first
+            self.workers[0].ahead()
+
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         for worker in self.workers:
             worker.recorder.restart()

@@ -28,6 +28,9 @@ class Team(Protocol):
     def prepare(self) -> Prepared:
         """Everything up to the first block. Raises before the network is loaded where the output may not be written."""
 
+    def ahead(self) -> None:
+        """The output is about to be opened, and then blocks are read: what can be fetched for that meanwhile, is."""
+
     def execute(self, prepared: Prepared, pending: Pending) -> None:
         """Predict and commit every pending block, and look once more whether what was read is still there. The first
         error ends it; what is committed stays."""

@@ -55,10 +55,11 @@ def refuse_changed(header: Header, look: Look) -> None:
     """Raises `OutputError` where committed blocks are not as they were written, or the array's metadata are not."""
     try:
         found = stores.open_group(header.path, "r+").store_path / ARRAY
-        wanted = header.stored.get("array")  # outputs of older versions do not say
+        stored = header.stored
+        wanted = stored.get("array")  # outputs of older versions do not say
         differing = array.difference(found, wanted) if isinstance(wanted, dict) else None
         faults: list[Fault] = []
-        if differing is None and not header.complete:
+        if differing is None and not stored.get("complete"):
             chunks = chunks_of(zarr.open_array(found, mode="r+"), header.journal)
             faults = list(inspect(header.journal, chunks, header.marked(), look))
     except Exception as error:

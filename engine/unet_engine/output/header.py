@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain, pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from zarr.storage import StorePath
 
 from unet_engine.errors import OutputError, first_line, of_store, writing
 from unet_engine.output.journal import Journal, LocalJournal, RemoteJournal
@@ -61,7 +64,7 @@ class Header:
         if is_local(path):
             self.journal = LocalJournal(Path(path, ARRAY), digest, durability)
         else:
-            self.journal = RemoteJournal(stores.open_group(path, "r+").store_path / ARRAY, digest)
+            self.journal = RemoteJournal(StorePath(stores.store_of(path).location(path), ARRAY), digest)
 
     @classmethod
     def of(cls, path: str) -> Header:
@@ -102,10 +105,10 @@ class Header:
     def begin(self) -> bool:
         """Whether there may be anything left to do; if so, blocks can be marked from now on. Call while holding the
         output."""
-        self._check_ours()
-        if self.settled():
-            return False
-        _ = self.blocks  # better now than in the end
+        stored = self._check_ours()
+        if stored.get("complete"):
+            return not self.settled()
+        self.blocks = self._blocks_in(stored)  # better now than in the end
         with writing(self.path, "opening its journal"):
             self.journal.open()
         return True
@@ -125,15 +128,17 @@ class Header:
     def check_over(self) -> None:
         """Return where the journal is gone because all is done; raise `OutputError` where the output was removed or
         replaced."""
-        self._check_ours()
-        if not self.complete:
+        if not self._check_ours().get("complete"):
             raise OutputError(
                 f"{self.path} lost its record of finished blocks while this run was writing it; run again with --resume"
             )
 
-    def _check_ours(self) -> None:
-        if self.stored.get("digest") != self.digest:
+    def _check_ours(self) -> dict[str, Any]:
+        """What is `stored`. Raises `OutputError` where that is another run's."""
+        stored = self.stored
+        if stored.get("digest") != self.digest:
             raise OutputError(f"{self.path} was removed or replaced while this run was writing it; start it again")
+        return stored
 
     def marked(self) -> Iterator[Index]:
         """The blocks that are committed, in no order."""
@@ -156,11 +161,15 @@ class Header:
         count = self.block_count - len(marked)
         return count, next(index for index in _in_order(self.blocks) if index not in marked) if count else None
 
-    @property
+    @cached_property
     def blocks(self) -> list[Numbers]:
-        """Per axis the indices of the blocks that write something. Raises `OutputError` for an output of a version that
+        """Per axis the indices of the blocks that write something, which follow from the identity, so that they are
+        read once. Raises `OutputError` for an output of a version that
         did not say."""
-        spans = self.stored.get("blocks")
+        return self._blocks_in(self.stored)
+
+    def _blocks_in(self, stored: Mapping[str, Any]) -> list[Numbers]:
+        spans = stored.get("blocks")
         if spans is None:
             raise OutputError(f"{self.path} was begun by an older version and cannot be resumed; use --overwrite")
         if not _are_spans(spans):

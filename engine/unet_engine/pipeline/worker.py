@@ -264,6 +264,15 @@ class Worker:
 
     # --- read ---
 
+    def ahead(self) -> None:
+        """Begin to fetch what the first block of all reads, of a volume behind a network, and return at once."""
+        plan = self.job.plan
+        if self.volume.units is None or not self._keeping:
+            return
+        task = next((task for column in plan.columns() for task in plan.tasks(column, lambda _: True)), None)
+        if task:
+            threading.Thread(target=self.volume.fetch, args=(task.read,), name="ahead", daemon=True).start()
+
     def read(self, task: Task) -> Raw | None:
         """The voxels of ``task.read``; None where no window is to be inferred or nothing is stored there.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise, product
 from math import ceil, prod
+from operator import itemgetter
 
 from unet_engine.plan.plan import Plan, read_span
 
@@ -41,20 +42,19 @@ class Fetching:
     spans: tuple[tuple[tuple[int, int], ...], ...]
     order: tuple[int, ...]
     """Axes, the one along which blocks go on last first."""
+    columns: tuple[tuple[int, ...], ...] = ()
+    """Per axis, which column each row of blocks belongs to: columns come one after the other. Empty: there is one."""
 
     @classmethod
     def of(cls, plan: Plan, chunks: Sequence[int]) -> Fetching:
         """chunks: their shape, on the grid of the volume"""
-        along = [
-            tuple(
-                (start // chunks[a], -(-stop // chunks[a]))
-                for spans in (plan.column_spans(box)[a] for box in plan.share)
-                for lo, hi in spans
-                for start, stop in reads_along(plan, a, lo, hi)
-            )
-            for a in range(len(plan.axes))
-        ]
-        return cls(tuple(along), tuple(plan.order))
+        along, columns = [], []
+        for a, chunk in enumerate(chunks):
+            spans = [span for box in plan.share for span in plan.column_spans(box)[a]]
+            rows = [(n, read) for n, (lo, hi) in enumerate(spans) for read in reads_along(plan, a, lo, hi)]
+            along.append(tuple((start // chunk, -(-stop // chunk)) for _, (start, stop) in rows))
+            columns.append(tuple(n for n, _ in rows))
+        return cls(tuple(along), tuple(plan.order), tuple(columns))
 
     @cached_property
     def rows(self) -> tuple[dict[int, list[int]], ...]:
@@ -72,28 +72,55 @@ class Fetching:
 
     def due(self, chunk: Sequence[int], use: int) -> int:
         """When a chunk is read for the time `use`, from 0, as the number of a block in their order."""
-        number, beyond = 0, 1
-        for a in reversed(self.order):  # what goes on first is counted off first
-            rows = self.rows[a][chunk[a]]
-            use, at = divmod(use, len(rows))
-            number, beyond = number + rows[at] * beyond, beyond * len(self.spans[a])
+        rows = [found[i] for found, i in zip(self.rows, chunk, strict=True)]
+        if any(columns[r[0]] != columns[r[-1]] for columns, r in zip(self._columns, rows, strict=True)):
+            return sorted(map(self._moment, product(*rows)))[use]
+        block = [0] * len(rows)
+        for a in reversed(self.order):  # of one column: what goes on first is counted off first
+            use, at = divmod(use, len(rows[a]))
+            block[a] = rows[a][at]
+        return self._moment(block)
+
+    def _moment(self, block: Sequence[int]) -> int:
+        """The number of a block, by its row along each axis: that of its column counts first."""
+        number = 0
+        for rows, row in zip(self._columns, block, strict=True):
+            number = number * (rows[-1] + 1) + rows[row]
+        for a in self.order:
+            number = number * len(self.spans[a]) + block[a]
         return number
+
+    @cached_property
+    def _columns(self) -> tuple[tuple[int, ...], ...]:
+        return self.columns or tuple((0,) * len(spans) for spans in self.spans)
+
+    def _inside(self, a: int) -> list[list[tuple[int, int]]]:
+        """What the rows of each column along an axis read."""
+        return [
+            [span for _, span in rows]
+            for _, rows in groupby(zip(self._columns[a], self.spans[a], strict=True), itemgetter(0))
+        ]
 
     @cached_property
     def _levels(self) -> list[tuple[int, float]]:
         """What has to be kept, in chunks, and how often a chunk is then fetched in the mean: first what is being read,
         then what the next block needs, then the next row of blocks, at last the next layer. In between it is so much
-        less often as more is kept, since what is needed last goes first."""
+        less often as more is kept, since what is needed last goes first. What two columns read, both fetch."""
         often = [sum(map(len, self.rows[a].values())) / max(1, len(self.rows[a])) for a in self.order]
         longest = [max((hi - lo for lo, hi in self.spans[a]), default=0) for a in self.order]
-        whole = [len(self.rows[a]) for a in self.order]
-        shared = [max((max(0, h - l) for (_, h), (l, _) in pairwise(self.spans[a])), default=0) for a in self.order]
+        columns = [self._inside(a) for a in self.order]
+        wholes = [[len({i for span in rows for i in range(*span)}) for rows in found] for found in columns]
+        whole = [max(found, default=0) for found in wholes]
+        again = [sum(found) / max(1, len(self.rows[a])) for a, found in zip(self.order, wholes, strict=True)]
+        shared = [
+            max((max(0, h - l) for rows in found for (_, h), (l, _) in pairwise(rows)), default=0) for found in columns
+        ]
         kept = prod(longest)
-        found = [(kept, prod(often))]
+        levels = [(kept, prod(often))]
         for n in range(len(often) - 1, -1, -1):
             kept += prod(longest[:n]) * shared[n] * prod(whole[n + 1 :])
-            found.append((kept, prod(often[:n])))
-        return found
+            levels.append((kept, prod(often[:n]) * prod(again[n:])))
+        return levels
 
     def wanted(self, chunk_bytes: int, most: int = MOST) -> int:
         """Bytes to keep, of `most`, chunks being no longer than they are unpacked: more would spare nothing."""

@@ -6,13 +6,15 @@ import asyncio
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.common import concurrent_map
 from zarr.storage import WrapperStore
 
-from unet_engine.storage.remote import is_metadata
+from unet_engine.storage.remote import CHUNKS, is_metadata
 from unet_engine.units import parse_bytes
 
 CACHE = "UNET_ENGINE_STORE_CACHE"
@@ -48,9 +50,14 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
         self._bytes = 0
         self._asked: dict[tuple[str, str], asyncio.Event] = {}
         """What is under way. All is asked on the one loop of zarr's."""
+        self._absent: set[str] = set()
+        """What was gathered and is not there."""
         self._lock = threading.Lock()
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        if key in self._absent:
+            self._absent.discard(key)
+            return None
         name = key, repr(byte_range)
         if (asked := self._asked.get(name)) and name not in self._found:
             await asked.wait()  # who asks at the same moment is given the same
@@ -68,6 +75,15 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
             self._asked.pop(name, None)
             asked.set()
         return found
+
+    async def gather(self, keys: Sequence[str]) -> None:
+        """Fetch what is not kept yet, all at once. What is absent is told so to whoever asks for it next, once."""
+
+        async def one(key: str) -> None:
+            if await self.get(key, default_buffer_prototype()) is None:
+                self._absent.add(key)
+
+        await concurrent_map([(key,) for key in keys], one, CHUNKS)
 
     async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Any]:
         return [await self.get(key, prototype, span) for key, span in key_ranges]

@@ -19,6 +19,10 @@ METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 AT_ONCE = 16
 """Ranges of one object that are asked for at once."""
 
+CHUNKS = 32
+"""Chunks of a volume that are asked for at once, where there is room to keep them: those of a block then come in one or
+two rounds, however long an answer takes."""
+
 _TRIES = 3
 """Times that metadata are asked for again that came and were none."""
 

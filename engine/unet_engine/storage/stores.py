@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import zarr
 from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.common import concurrent_map
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, StorePath
@@ -86,6 +87,12 @@ class LocalDisk:
 
 
 _METADATA = "zarr.json"
+_NODES = (_METADATA, ".zarray", ".zgroup")
+"""One of them lies at every array and group."""
+
+
+async def _holds(place: StorePath) -> bool:
+    return await place.get() is not None
 
 
 def _group(attributes: Mapping[str, Any]) -> bytes:
@@ -107,16 +114,14 @@ class Url:
     def exists(self, path: str) -> bool:
         """True for a Zarr array or group."""
         try:
-            zarr.open(self.location(path), mode="r")
-        except FileNotFoundError:
-            return False
+            place = self.location(path)
+            return any(sync(concurrent_map([(StorePath(place, name),) for name in _NODES], _holds, len(_NODES))))
         except Exception as error:
             if lost := of_store(error):
                 raise OutputError(f"{path} cannot be reached: {lost.of(path)}; {lost.advice}") from error
             raise OutputError(
                 f"{path} cannot be reached: {first_line(error)}; check the URL and that its file system is installed"
             ) from error
-        return True
 
     def create_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
         """Exactly one of several processes makes it where the store has conditions (S3, Google, Azure); elsewhere
@@ -129,7 +134,7 @@ class Url:
         write_new(StorePath(place, _METADATA), _group(attributes), durability)
 
     def rewrite_group(self, path: str, attributes: Mapping[str, Any], durability: Durability = ON_DISK) -> None:
-        zarr.open_group(self.location(path), mode="r+").attrs.put(dict(attributes))
+        sync(StorePath(self.location(path), _METADATA).set(_buffer(_group(attributes))))
 
     def remove(self, path: str, first: str) -> None:
         empty(path, first)

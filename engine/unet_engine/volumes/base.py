@@ -169,6 +169,10 @@ class Volume(Protocol):
         """Keep up to `most` bytes of what is fetched over a network; `reads`: how often each of its `units` is going to
         be read, and when, where that is known."""
 
+    def fetch(self, box: Box) -> None:
+        """Fetch what is stored of `box`, over a network, where there is room to keep all of it until it is read. What
+        goes wrong is left for reading to find."""
+
     def release(self) -> None:
         """The run that reads it is complete: what was made for reading it, such as an unpacked copy, may go."""
 
@@ -245,6 +249,9 @@ class StoredVolume(ABC):
 
     def keep(self, most: int, reads: Fetching | None) -> None:  # noqa: B027  # most lie on a disk
         """A format that fetches over a network keeps here."""
+
+    def fetch(self, box: Box) -> None:  # noqa: B027  # most lie on a disk
+        """A format that fetches over a network does so here."""
 
     def release(self) -> None:  # noqa: B027  # most formats make nothing
         """A format that makes something to read from gives it up here."""

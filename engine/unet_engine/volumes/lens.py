@@ -132,6 +132,9 @@ class Lens(ABC):
     def keep(self, most: int, reads: Fetching | None) -> None:
         self.scan.keep(most, None)  # `reads` counts on the grid that is seen
 
+    def fetch(self, box: Box) -> None:
+        self.scan.fetch(self.there(box))
+
     def release(self) -> None:
         self.scan.release()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 from zarr.errors import UnstableSpecificationWarning
 from zarr.storage import StorePath
 
@@ -307,6 +308,18 @@ class ZarrVolume(StoredVolume):
         """How often chunks will be read again, of those that were."""
         return {}
 
+    def fetch(self, box: Box) -> None:
+        with suppress(Exception):
+            self._gather(box)
+
+    def _gather(self, box: Box) -> None:
+        """The same, all chunks at once. Of shards nothing: which of their parts are meant, their index says."""
+        if self._kept is None or self.array.shards:
+            return
+        keys = [self._key_at(key) for key in self._stored_keys(box)]
+        if len(keys) * prod(self.array.chunks) * np.dtype(self.array.dtype).itemsize <= self._kept.most:
+            sync(self._kept.gather(keys))
+
     def _using(self, box: Box) -> list[str]:
         """Have kept what later blocks read of what is about to be read, and return the keys of what none does."""
         if self._kept is None or self._reads is None:
@@ -330,6 +343,10 @@ class ZarrVolume(StoredVolume):
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         before = self._absences
+        try:
+            self._gather(box)  # before it is said which of it is needed no more
+        except Exception as error:
+            raise self._unreadable(box, error) from error
         over = self._using(box)
         voxels = self._read(box, recorder)
         if self._kept and over:

@@ -61,6 +61,9 @@ class DaskTeam:
         self.dashboard = cluster.dashboard
         self.notes = cluster.notes
 
+    def ahead(self) -> None:
+        """Workers read when they are given blocks."""
+
     def prepare(self) -> Prepared:
         from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
