@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ REGIONS = {"organ": (1, 2, 3), "liver": (1,), "kidney": (3,), "muscle or bone": 
 REGION_ORDER = (2, 1, 3, 4, 5)
 MANY = 104
 """Classes, background among them, of the network of many."""
+USUAL = (96, 128, 128), (32, 64, 128, 256, 320, 320)
+"""Patch and features of a network of nnU-Net's usual size."""
 SLABS = ((0, 64), (24, 88), (40, 104), (48, 112))
 """Parts of the one scan, along its third axis, that training takes for scans."""
 
@@ -163,6 +165,32 @@ def _smaller(plans: dict[str, Any], said: Training) -> dict[str, Any]:
     return plans
 
 
+def untrained_of_usual_size(options: argparse.Namespace, folder: Path) -> Path:
+    """The network of many classes, but as wide and deep as nnU-Net makes them for a patch of this size, its weights
+    random: what it takes does not depend on them."""
+    import torch
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    patch, features = USUAL
+    trained = source("nnunet_many", options)
+    plans = json.loads((trained / "plans.json").read_text())
+    strides = ((1, 1, 1), *[(2, 2, 2)] * (len(features) - 1))
+    wide = replace(TRAININGS["nnunet_many"], patch=patch, features=features, strides=strides)
+    plans = _smaller(plans, wide)
+    architecture = plans["configurations"][wide.configuration]["architecture"]
+    said = (architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"])
+    torch.manual_seed(0)
+    net = get_network_from_plans(*said, 1, MANY, deep_supervision=True)
+    held = torch.load(trained / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    held["init_args"]["plans"] = plans
+    (folder / "fold_0").mkdir()
+    kept = {key: held[key] for key in ("init_args", "trainer_name", "inference_allowed_mirroring_axes")}
+    torch.save({**kept, "network_weights": net.state_dict()}, folder / "fold_0" / "checkpoint_final.pth")
+    (folder / "plans.json").write_text(json.dumps(plans))
+    shutil.copy(trained / "dataset.json", folder)
+    return folder
+
+
 # --- MONAI ---
 
 EM_WINDOW, EM_OVERLAP = (48, 48, 48), 0.25
@@ -248,7 +276,12 @@ def _nnunet(name: str) -> Callable[[argparse.Namespace, Path], Path]:
     return lambda options, folder: trained_by_nnunet(TRAININGS[name], options, folder)
 
 
-TRAINED = {**{name: _nnunet(name) for name in TRAININGS}, "monai": monai_bundle, "smp": smp_hub}
+TRAINED = {
+    **{name: _nnunet(name) for name in TRAININGS},
+    "nnunet_usual": untrained_of_usual_size,
+    "monai": monai_bundle,
+    "smp": smp_hub,
+}
 
 
 def source(name: str, options: argparse.Namespace) -> Path:
