@@ -49,8 +49,8 @@ CASES = {
     width: Case(f"nnU-Net, 104 classes, {width}", network, _scan, _by_nnunet((0,), mirrored=False), "nnUNetPredictor")
     for width, network in (("light", "nnunet_many"), ("usual", "nnunet_usual"))
 }
-BARE = 3
-"""Windows that the bare network is measured with, behind one to warm it up."""
+BARE = 2**21
+"""Voxels, about, in the windows that the bare network is measured with, behind one to warm it up."""
 
 
 def side(which: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -115,10 +115,11 @@ def _bare(model: str, threads: int) -> float:
     given = np.random.default_rng(0).standard_normal((1, opened.spec.channels_in, *window), np.float32)
     with as_host(network) as host:
         host.infer(given)
+        count = max(1, round(BARE / np.prod(window)))
         begun = time.process_time()
-        for _ in range(BARE):
+        for _ in range(count):
             host.infer(given)
-        found = (time.process_time() - begun) / BARE
+        found = (time.process_time() - begun) / count
     network.close()
     return found
 
