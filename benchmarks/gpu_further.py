@@ -38,6 +38,9 @@ def classes(args: argparse.Namespace) -> Figures:
                 "out": str(folder / "out.zarr"),
             })  # fmt: skip
             bare = (before + bare_rate(network, window, precision, 0.2 if is_small else 2)) / 2
+            yield f"{count} classes, blocks", "x".join(map(str, facts["blocks"]))
+            for which in ("needed", "found"):
+                yield f"{count} classes, decoding {which}, GB/s", facts["reading"][f"{which}_gb_per_second"]
             yield f"{count} classes, halos that stay, GiB", facts["device_memory"]["kept"] / 2**30
             yield f"{count} classes, halos on the host, GiB", facts["memory"]["halos"] / 2**30
             if steady:

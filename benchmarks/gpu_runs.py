@@ -61,6 +61,9 @@ def end_to_end(args: argparse.Namespace) -> Figures:
         profile = {"out": str(folder / "profiled.zarr"), "profile": str(folder / "trace.json")}
         told = unet_engine.run(volume, **{**options, **profile})
         yield "profiled run / plain", told.windows_inferred / told.seconds / max(rates)
+        reading = {k: v for k, v in (told.stages or {}).get("read", {}).items() if k != "threads"}
+        if reading:  # near 1 the GPU waits for voxels
+            yield "the reading thread is busy, share", 1 - reading.get("waiting", 0) / sum(reading.values())
         compute = {k: v for k, v in (told.stages or {})["stream compute"].items() if k != "threads"}
         for stage, seconds in compute.items():
             yield f"compute stream in {stage}, share", seconds / sum(compute.values())
