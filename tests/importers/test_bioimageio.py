@@ -1,6 +1,7 @@
 """bioimage.io packages, from folder or zip to what a run writes, against their networks in their own framework."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -16,6 +17,8 @@ from support import packages  # noqa: E402
 from support.command_line import cli  # noqa: E402
 from support.volumes import make_volume, result_of  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
+from unet_export.importers.base import Wanted  # noqa: E402
+from unet_export.importers.bioimageio.importer import BioimageIO  # noqa: E402
 
 ZSCORE = packages.step("zero_mean_unit_variance", axes=["channel", "y", "x"])
 
@@ -252,6 +255,30 @@ def test_code_runs_with_trust_alone_and_is_asked_for_once(tmp_path, kind, monkey
     assert all(model.spec.window_step)
     imported(folder)
     assert mark.exists() == (kind == "state dict")
+
+
+@pytest.mark.parametrize(
+    "kwargs", ["x", [1], {"in_channels": 1, "out_channels": 2, "depth": None}, {"in_channels": -1, "out_channels": 2}]
+)
+def test_arguments_of_wrong_types_are_one_line(tmp_path, kwargs):
+    """Also of networks that are built here, without their code."""
+    folder, _ = scripted(tmp_path, "state dict")
+    architecture = {"callable": "UNet2d", "source": "tiny.py", "kwargs": kwargs}
+    packages.described(folder, weights={"pytorch_state_dict": {"source": "net.pth", "architecture": architecture}})
+    (folder / "tiny.py").unlink()
+    assert re.search("arguments|built", refusal(folder))
+
+
+def test_tags_of_a_wrong_type_say_nothing(tmp_path):
+    folder, _, _ = small(tmp_path / "pkg")
+    packages.described(folder, tags=3)
+    assert BioimageIO().read(folder, Wanted(str(folder), "net.onnx"), [].append).members
+
+
+def test_what_no_reader_expects_is_one_line(tmp_path, monkeypatch):
+    folder, _, _ = small(tmp_path / "pkg")
+    monkeypatch.setattr(BioimageIO, "read", lambda *_: int(None))
+    assert "says something of itself that bioimage.io does not expect: int()" in refusal(folder)
 
 
 # --- what is refused, and what is left out ---

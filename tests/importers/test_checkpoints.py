@@ -16,6 +16,7 @@ from support.command_line import cli  # noqa: E402
 from unet_engine.errors import ModelError, SettingsError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_export.conversion.weights import read_data, read_weights  # noqa: E402
+from unet_export.importers.base import Wanted  # noqa: E402
 from unet_export.importers.checkpoints import hyperparameters, smp  # noqa: E402
 from unet_export.importers.checkpoints.importer import Checkpoint, SmpFolder  # noqa: E402
 
@@ -23,15 +24,19 @@ from unet_export.importers.checkpoints.importer import Checkpoint, SmpFolder  # 
 class Little(nn.Module):
     """Stands for a network of the library, which takes a minute to be imported and converted."""
 
-    def __init__(self, encoder_name, encoder_weights, in_channels=3, classes=1, **_):
+    def __init__(self, encoder_name, encoder_weights, in_channels=3, classes=1, activation=None, aux_params=None, **_):
         super().__init__()
         assert encoder_weights is None
         self.down = nn.Conv2d(in_channels, 4, 3, padding=1)
-        self.head = nn.Conv2d(4, classes, 1)
+        self.segmentation_head = nn.Conv2d(4, classes, 1)
+        self.activation = {None: nn.Identity(), "sigmoid": nn.Sigmoid(), "softmax2d": nn.Softmax(1)}[activation]
+        if aux_params:
+            self.classification_head = nn.Linear(4, aux_params["classes"])
 
     def forward(self, x):
         x = nn.functional.max_pool2d(self.down(x).relu(), 32)
-        return self.head(nn.functional.interpolate(x, scale_factor=32))
+        y = self.activation(self.segmentation_head(nn.functional.interpolate(x, scale_factor=32)))
+        return (y, self.classification_head(x.mean((2, 3)))) if hasattr(self, "classification_head") else y
 
 
 @pytest.fixture
@@ -107,6 +112,40 @@ def test_checkpoints_of_trainings(tmp_path, little, form):
     assert certificate.largest_difference < 1e-4
 
 
+@pytest.mark.parametrize(("activation", "classes"), [("sigmoid", 1), ("softmax2d", 2)])
+def test_networks_that_end_in_their_activation(tmp_path, little, activation, classes):
+    """Their run is compared in probabilities, as there are no logits."""
+    network = Little("resnet18", None, 3, classes, activation)
+    said = {
+        "arch": "Unet",
+        "encoder_name": "resnet18",
+        "classes": classes,
+        "activation": activation,
+        "task": "multiclass",
+    }
+    torch.save({"state_dict": network.state_dict(), "hyper_parameters": said}, tmp_path / "a.ckpt")
+    _, model = imported(tmp_path / "a.ckpt")
+    assert model.spec.activation == "probabilities"
+    assert model.credit.certificate[0].largest_difference < 1e-4
+
+
+def test_what_nobody_says_the_weights_do(tmp_path, little):
+    """Channels, classes, and a head beside the one that is meant, whose output is not taken."""
+    network = Little("resnet18", None, 4, 5, None, {"classes": 7})
+    said = {"arch": "Unet", "encoder_name": "resnet18"}
+    torch.save(
+        {"state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}, "hparams": said}, tmp_path / "a.ckpt"
+    )
+    found = Checkpoint().read(tmp_path / "a.ckpt", Wanted("a.ckpt", "net.onnx"), [].append)
+    assert found.promised["channels_in"] == 4
+    x = torch.randn(1, 4, 64, 64)
+    with torch.inference_mode():
+        for ours, theirs in zip(found.members[0].network(x), network(x), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    torch.save({"state_dict": network.state_dict(), "hparams": {**said, "in_channels": 3}}, tmp_path / "a.ckpt")
+    assert "check --smp" in refusal(tmp_path / "a.ckpt")
+
+
 class AttributeDict(dict):
     """As Lightning has it."""
 
@@ -127,7 +166,9 @@ def test_a_pickle_runs_nothing(tmp_path):
             return os.system, ("touch ran",)
 
     torch.save({"hyper_parameters": Evil(), "state_dict": {"a": torch.ones(1)}}, tmp_path / "a.ckpt")
-    refusal(tmp_path / "a.ckpt")
+    told = refusal(tmp_path / "a.ckpt")
+    assert "posix.system in it is code that would run, and is not" in told
+    assert "weights_only" not in told  # PyTorch's own advice is to run it
 
 
 @pytest.mark.parametrize(
@@ -141,6 +182,13 @@ def test_a_pickle_runs_nothing(tmp_path):
         ({"model_args": {"model": "Unet", "backbone": "resnet34", "in_channels": 6, "num_classes": 2}, "model_factory": "SMPModelFactory"},
          smp.Named("Unet", "resnet34", {"in_channels": 6, "classes": 2})),  # terratorch
         ({"model": "FPN", "encoder": "efficientnet-b0", "classes": ["a", "b", "c"]}, smp.Named("FPN", "efficientnet-b0", {"classes": 3})),
+        ({"net": {"_target_": "segmentation_models_pytorch.FPN", "encoder_name": "resnet18", "classes": 2}},
+         smp.Named("FPN", "resnet18", {"classes": 2})),  # Hydra
+        ({"model": {"class_path": "segmentation_models_pytorch.Unet", "init_args": {"encoder_name": "resnet18", "classes": 2}}},
+         smp.Named("Unet", "resnet18", {"classes": 2})),  # Lightning's command line
+        ({"arch": "DeepLabV3Plus", "encoder_name": "resnet18", "encoder_output_stride": 8, "activation": "gelu"},
+         smp.Named("DeepLabV3Plus", "resnet18", {"encoder_output_stride": 8})),  # weights would fit without it
+        ({"name": "unet", "encoder_name": "resnet18"}, None),  # a name of the experiment
         ({"lr": 1}, None),
         ({"arch": "MyNet", "encoder_name": "resnet18"}, None),
         ({"model_args": {"decoder": "UNetDecoder", "backbone": "prithvi_vit_100"}}, None),

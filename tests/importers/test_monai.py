@@ -363,6 +363,22 @@ def test_files_that_are_cut_are_one_line(tmp_path, file):
     assert file.rpartition("/")[2] in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("authors", 3),
+        ("references", {"a": 1}),
+        ("network_data_format", "x"),
+        ("network_data_format", {"inputs": [None], "outputs": 1}),
+    ],
+)
+def test_metadata_of_wrong_types_say_nothing(tmp_path, key, value):
+    folder = bundles.bundle(tmp_path / "b")
+    file = folder / "configs" / "metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert MonaiBundle().read(folder, Wanted(str(folder), "net.onnx"), [].append).members
+
+
 def test_weights_of_another_network_are_named(tmp_path):
     folder = bundles.bundle(tmp_path / "b")
     torch.save({"a.weight": torch.zeros(3)}, folder / "models" / "model.pt")

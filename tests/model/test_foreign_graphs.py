@@ -586,10 +586,36 @@ def test_voxels_that_a_network_of_whole_numbers_cannot_take_are_told(tmp_path, o
     np.testing.assert_array_equal(run(tmp_path, model, GREY, strict=True), whole(model, GREY[None]).argmax(0))
 
 
-def test_windows_of_any_size_are_asked_for(tmp_path):
-    model = plane(tmp_path / "net.onnx", [conv()], [y(size=("h", "w"))], size=("h", "w"))
-    with pytest.raises(
-        ModelError, match=r"windows of any size along yx; choose one with --window, e\.g\. --window 64,64"
-    ):
-        open_model(model)
+@pytest.mark.parametrize("size", [("h", "w"), (-1, -1)])
+def test_of_windows_of_any_size_a_usual_one_is_taken(tmp_path, size):
+    """Also where a converter wrote what is free as -1."""
+    model = plane(tmp_path / "net.onnx", [conv()], [y(size=size)], size=size, batch=size[0] if size[0] == -1 else 1)
+    found = open_model(model)
+    assert found.spec.window == (256, 256)
+    assert found.notes[0] == "it takes windows of any size: 256×256 is taken; --window says otherwise"
     assert open_model(model, (16, 16)).spec.window == (16, 16)
+    expected = whole(model, PLANE[None]).argmax(0)
+    np.testing.assert_array_equal(run(tmp_path, model, PLANE), expected)
+
+
+TRUE = {**mixing(3), "rate": np.float32(0.5), "yes": np.array(True)}  # noqa: FBT003
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([conv("c"), node("RandomNormalLike", "c", "r"), node("Add", "c r", "y")], r"RandomNormalLike.*net\.eval"),
+        ([conv("c"), node("Dropout", "c rate yes", "y")], r"as it is trained: a Dropout.*net\.eval"),
+    ],
+)
+def test_outputs_that_are_drawn_by_lot_are_refused(tmp_path, nodes, words):
+    """They would be other labels each time, and two libraries would be told to differ."""
+    with pytest.raises(ModelError, match=words):
+        open_model(plane(tmp_path / "net.onnx", nodes, [y()], TRUE))
+
+
+def test_statistics_of_each_window_are_told(tmp_path):
+    nodes = [conv("c"), node("BatchNormalization", "c one zero zero one", "y mean var", training_mode=1)]
+    weights = {**mixing(3), "one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)}
+    model = plane(tmp_path / "net.onnx", nodes, [y()], weights)
+    assert any("statistics of each window" in note for note in open_model(model).notes)

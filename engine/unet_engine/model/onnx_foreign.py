@@ -11,6 +11,7 @@ from typing import Any
 
 from unet_engine.errors import ModelError
 from unet_engine.model import outputs
+from unet_engine.model.onnx_chance import about_training, refuse_chance
 from unet_engine.model.onnx_heads import Head, Heads, checked
 from unet_engine.model.onnx_layout import Layout, layout_of
 from unet_engine.model.onnx_rewrite import FLOAT, INTEGERS, NUMBERS, Rewriting
@@ -18,6 +19,8 @@ from unet_engine.model.onnx_shapes import Tensors, dims, images_of, inferred
 from unet_engine.model.onnx_trial import can_run, refused, tried
 from unet_engine.units import times
 
+USUAL_WINDOW = {2: (256, 256), 3: (64, 64, 64)}
+"""By number of axes, the window of a network that takes any and names none."""
 PROBES = (0, 16, 32, 64)
 """By how much a second window is larger, to see what its output does; 0: twice as large."""
 
@@ -57,6 +60,7 @@ def look(
     asked = head or given.get("head")
     index, note = outputs.choose(path, [h.output() for h in found], sizes, asked, given.get("channels_out"))
     chosen = checked(path, found[index], said)
+    refuse_chance(path, model.graph, chosen.tensor)
     channels_out, margin = _grid(entrance, chosen, channels, sizes, given)
     takes = image.type.tensor_type.elem_type
     plain = (
@@ -67,7 +71,13 @@ def look(
         and not chosen.axes
     )
     how = Rewriting(chosen.tensor, takes, chosen.type, entrance.input_axes, chosen.axes, not plain)
-    notes = tuple(n for n in (note, *_notes(how, chosen)) if n)
+    told = (
+        entrance.about(window or given.get("window")),
+        note,
+        *_notes(how, chosen),
+        about_training(model.graph, chosen.tensor),
+    )
+    notes = tuple(n for n in told if n)
     return Found(entrance.axes, channels, sizes, channels_out, margin, chosen, tensors, how, notes)
 
 
@@ -145,15 +155,14 @@ class _Entrance:
     def sizes(self, window: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], int]:
         """Window and channels. Raises `ModelError` where they are not known, or are not those of the file."""
         path, axes, own = self.path, self.axes, self.fixed[2:]
-        window = window or own
         if len(own) != len(axes):
             raise ModelError(
                 f"{path}: its input has {len(own)} axes beside batch and channel, not {axes}; correct axes in its spec"
             )
-        if not all(window) or len(window) != len(axes):
-            example = ",".join(["64"] * len(axes))
+        window = window or tuple(size or usual for size, usual in zip(own, USUAL_WINDOW[len(own)], strict=True))
+        if len(window) != len(axes):
             raise ModelError(
-                f"{path} takes windows of any size along {axes}; choose one with --window, e.g. --window {example}"
+                f"{path}: a window of {times(window)} has not one size for each of {axes}; correct --window"
             )
         for axis, size, fixed in zip(axes, window, own, strict=True):
             if fixed not in (0, size):
@@ -163,6 +172,14 @@ class _Entrance:
             toml = path.with_suffix(".toml").name
             raise ModelError(f"{path} says no number of input channels; write channels_in to {toml}")
         return window, channels
+
+    def about(self, said: Any) -> str:
+        """What people should know of sizes that neither the file nor anybody says."""
+        own = self.fixed[2:]
+        if said or all(own):
+            return ""
+        window = self.sizes((), 1)[0]
+        return f"it takes windows of any size: {times(window)} is taken; --window says otherwise"
 
     def shape(self, channels: int, window: tuple[int, ...]) -> tuple[int, ...]:
         """Of the graph's own input, for one window."""

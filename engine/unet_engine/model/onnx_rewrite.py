@@ -12,7 +12,7 @@ from typing import Any
 
 from unet_engine.errors import ModelError
 from unet_engine.model.onnx_batch import freed
-from unet_engine.model.onnx_shapes import dims, images_of, inferred, opset_of
+from unet_engine.model.onnx_shapes import dims, images_of, inferred, opset_of, read_by
 
 FLOAT = 1
 """Of ONNX's TensorProto.DataType: float32."""
@@ -111,7 +111,7 @@ def _keep(graph: Any, output: str) -> None:
     needed, nodes = {output}, []
     for node in reversed(graph.node):
         if needed & set(node.output):
-            needed |= _read(node)
+            needed |= read_by(node)
             nodes.append(node)
     nodes.reverse()
     del graph.node[:]
@@ -123,17 +123,6 @@ def _keep(graph: Any, output: str) -> None:
         listed.extend(kept)
     del graph.output[:], graph.value_info[:]
     graph.output.append(onnx.ValueInfoProto(name=output))
-
-
-def _read(node: Any) -> set[str]:
-    """Tensors that a node reads, also from inside the graphs of a branch or a loop."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            for inner in graph.node:
-                names |= _read(inner)
-            names |= {o.name for o in graph.output}
-    return names
 
 
 def _front(model: Any, how: Rewriting, batch: int, repeated: int) -> None:

@@ -39,6 +39,17 @@ def is_own(node: Any) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def read_by(node: Any) -> set[str]:
+    """Tensors that a node reads, also from inside the graphs of a branch or a loop."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            for inner in graph.node:
+                names |= read_by(inner)
+            names |= {o.name for o in graph.output}
+    return names
+
+
 def images_of(graph: Any) -> list[Any]:
     """The inputs that are no weights."""
     weights = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
@@ -46,8 +57,8 @@ def images_of(graph: Any) -> list[Any]:
 
 
 def dims(value: Any) -> list[int]:
-    """Sizes of an input or output as the file has them; 0 for those that are free."""
-    return [d.dim_value for d in value.type.tensor_type.shape.dim]
+    """Sizes of an input or output as the file has them; 0 for those that are free, which some converters write as -1."""
+    return [max(d.dim_value, 0) for d in value.type.tensor_type.shape.dim]
 
 
 def integers(graph: Any) -> dict[str, list[int]]:

@@ -28,6 +28,7 @@ _STATISTICS = ("running_mean", "running_var")
 _COUNTER = "num_batches_tracked"
 """A buffer that no output depends on."""
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not")
+_BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
 _MOST_UNKNOWN = 200
 _DICTIONARIES = (".AttributeDict", ".DotDict", ".Munch", ".AttrDict")
 """Ends of classes that are dictionaries."""
@@ -148,7 +149,9 @@ def _why(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         start = file.read(64)
     if start[:2] == b"PK":
-        return f"{first_line(error)}; save net.state_dict() alone"
+        blocked = _BLOCKED.search(str(error))
+        why = f"{blocked[1]} in it is code that would run, and is not" if blocked else first_line(error)
+        return f"{why}; save net.state_dict() alone"
     if not start:
         return "it is empty; download or save it again"
     other = "it is no file of torch.save; save net.state_dict() with it"
@@ -189,9 +192,16 @@ def _items(held: Any) -> list[tuple[str, Any]]:
 # --- into the network ---
 
 
-def fill(network: nn.Module, weights: Weights, key: str | None = None, tell: Tell = print) -> None:
+def fill(
+    network: nn.Module,
+    weights: Weights,
+    key: str | None = None,
+    tell: Tell = print,
+    check: str = "--factory and --arguments",
+) -> None:
     """Put the tensors of `weights` into `network`, all that it has; `key` names those that are meant (a key of the file
-    or a prefix of names) where several fit. What was decided is told.
+    or a prefix of names) where several fit. What was decided is told. `check`: what built the network, to be looked at
+    where nothing fits.
 
     Raises `ModelError` naming what is missing, left over or of another shape, and where several sets fit.
     """
@@ -201,15 +211,15 @@ def fill(network: nn.Module, weights: Weights, key: str | None = None, tell: Tel
     if not whole:
         if _by_its_own_rules(network, weights):
             return
-        raise ModelError(_lacking(weights, wanted, counts))
+        raise ModelError(_lacking(weights, wanted, counts, check))
     prefix = _chosen(weights, wanted, whole, key, tell)
     given = {name: weights.tensors[prefix + name] for name in wanted.names if prefix + name in weights.tensors}
-    _check(weights, wanted, given, prefix)
+    _check(weights, wanted, given, prefix, check)
     beside = _beside(weights, given, prefix)
     if beside and not (_is_plain(prefix) or key):
         raise ModelError(
             f"{weights.path}: the network fits what lies under {prefix[:-1]}, but {_some(beside)} beside it would be "
-            f"left out; check --factory, or say --weights {prefix[:-1]}"
+            f"left out; check {check}, or say --weights {prefix[:-1]}"
         )
     if beside:
         tell(f"note: {weights.path}: left out is what is no part of the network: {_some(beside)}")
@@ -291,14 +301,14 @@ def _places(prefixes: Sequence[str]) -> str:
     return ", ".join(prefix[:-1] or "the file itself" for prefix in prefixes)
 
 
-def _check(weights: Weights, wanted: _Wanted, given: Mapping[str, Tensor], prefix: str) -> None:
+def _check(weights: Weights, wanted: _Wanted, given: Mapping[str, Tensor], prefix: str, check: str) -> None:
     """Whether shapes agree and nothing under the prefix is left over."""
     unlike = [name for name, tensor in given.items() if tuple(tensor.shape) != wanted.shapes[name]]
     if unlike:
         name, more = unlike[0], f" (and {len(unlike) - 1} more)" if len(unlike) > 1 else ""
         raise ModelError(
             f"{weights.path}: {name} is {tuple(given[name].shape)}, the network has {wanted.shapes[name]}{more}; "
-            "check --arguments"
+            f"check {check}"
         )
     homes = {weights.holders[prefix + name] for name in given}
     # without a prefix, other dictionaries of the file, such as an optimizer's, are no weights
@@ -307,8 +317,7 @@ def _check(weights: Weights, wanted: _Wanted, given: Mapping[str, Tensor], prefi
     left = [name for name in names if name not in given and not name.endswith(_COUNTER)]
     if left:
         raise ModelError(
-            f"{weights.path} holds {_some(left)} that the network lacks: {_told(weights, wanted)}; "
-            "check --factory and --arguments"
+            f"{weights.path} holds {_some(left)} that the network lacks: {_told(weights, wanted)}; check {check}"
         )
 
 
@@ -340,13 +349,10 @@ def _by_its_own_rules(network: nn.Module, weights: Weights) -> bool:
 # --- what is said where nothing fits ---
 
 
-def _lacking(weights: Weights, wanted: _Wanted, counts: Counter[str]) -> str:
+def _lacking(weights: Weights, wanted: _Wanted, counts: Counter[str], check: str) -> str:
     prefix = counts.most_common(1)[0][0] if counts else ""
     missing = [name for name in wanted.required if prefix + name not in weights.tensors]
-    return (
-        f"{weights.path} lacks {_some(missing)} of the network: {_told(weights, wanted)}; "
-        "check --factory and --arguments"
-    )
+    return f"{weights.path} lacks {_some(missing)} of the network: {_told(weights, wanted)}; check {check}"
 
 
 def _told(weights: Weights, wanted: _Wanted) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from unet_engine.errors import ModelError, UnetEngineError, first_line
 from unet_engine.model.credit import Credit
 from unet_engine.model.spec import Activation, Resampling
 from unet_engine.units import Tell
@@ -122,3 +123,17 @@ class Importer(Protocol):
 
         Raises `ModelError` naming what is missing, damaged or not taken, with the way out."""
         ...
+
+
+def read(importer: Importer, wanted: Wanted, tell: Tell) -> Imported:
+    """What `importer` finds in ``wanted.checkpoint``. Raises `ModelError`, also where what a source says of itself is of
+    a type that no reader expects: descriptions are of whoever wrote them."""
+    try:
+        return importer.read(Path(wanted.checkpoint), wanted, tell)
+    except (UnetEngineError, ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{wanted.checkpoint} says something of itself that {importer.name} does not expect: "
+            f"{first_line(error)}; correct its description, or get it again"
+        ) from error

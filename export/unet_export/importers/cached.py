@@ -12,7 +12,7 @@ from unet_engine.backends import engine_cache
 from unet_engine.model.spec import plain_name
 from unet_engine.units import Tell
 from unet_engine.version import our_version
-from unet_export.importers.base import Importer, Wanted
+from unet_export.importers.base import Importer, Wanted, read
 from unet_export.importers.files import digest
 
 FORMAT = 3
@@ -36,7 +36,7 @@ def model_of(importer: Importer, wanted: Wanted, tell: Tell) -> Path:
 
     path.parent.mkdir(mode=0o700, exist_ok=True)
     wanted = replace(wanted, out=str(path))
-    found = importer.read(source, wanted, tell)  # what is refused is not announced first
+    found = read(importer, wanted, tell)  # what is refused is not announced first
     tell(f"importing {source}, a model of {importer.name}; later runs find it in the cache")
     write(found, importer, wanted, tell)
     return path

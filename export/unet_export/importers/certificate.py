@@ -18,7 +18,7 @@ from unet_engine.errors import ModelError
 from unet_engine.model.credit import Certificate
 from unet_engine.model.file import ModelFile
 from unet_engine.model.normalization import Normalization
-from unet_engine.model.spec import ModelSpec
+from unet_engine.model.spec import ARE_PROBABILITIES, ModelSpec
 from unet_engine.stitching import operations
 from unet_engine.units import silent, times
 from unet_engine.version import version_of
@@ -286,14 +286,15 @@ def through_network(model: ModelFile, given: Array) -> Array:
 
 
 def through_run(model: ModelFile, volume: Array, *, spacing: Sequence[float] | None = None, **settings: Any) -> Array:
-    """What a run writes as logits (c, [z,] y, x) float32 for `volume` (c, [z,] y, x).
+    """What a run writes of the network's outputs (c, [z,] y, x) float32 for `volume` (c, [z,] y, x).
 
     spacing: of the volume, in the unit of the spec; None: whatever the network has."""
     with tempfile.TemporaryDirectory(prefix="unet-engine-import-") as folder:
         source, out = Path(folder, "volume.zarr"), Path(folder, "out.zarr")
+        kind = "probabilities" if model.spec.activation in ARE_PROBABILITIES else "logits"
         _store(source, volume, model.spec, spacing)
         run(
-            str(source), model=str(model.path), out=str(out), output="logits", device="cpu", precision="fp32",
+            str(source), model=str(model.path), out=str(out), output=kind, dtype="float32", device="cpu", precision="fp32",
             ignore_spacing=spacing is None, **settings,
         )  # fmt: skip
         return np.asarray(zarr.open_group(str(out), mode="r")["0"][...], np.float32)

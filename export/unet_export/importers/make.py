@@ -22,7 +22,7 @@ from unet_export.conversion.probe import Geometry, probe
 from unet_export.conversion.request import said_by, validated
 from unet_export.conversion.runners import OnnxNetwork
 from unet_export.conversion.writing import RUN, Meaning, finished, tell_second_opinion, written_with_sizes
-from unet_export.importers.base import LINEAR, Imported, Importer, Member, Wanted
+from unet_export.importers.base import LINEAR, Imported, Importer, Member, Wanted, read
 from unet_export.importers.certificate import certified
 from unet_export.importers.files import digest
 
@@ -33,7 +33,7 @@ def make(importer: Importer, wanted: Wanted, tell: Tell = print) -> dict[str, An
     Raises `SettingsError`, `ModelError` or `OutputError`; then nothing is written."""
     if not wanted.out.lower().endswith(".onnx"):
         raise SettingsError(f"--out {wanted.out} names no ONNX file; write it like model.onnx")
-    return write(importer.read(Path(wanted.checkpoint), wanted, tell), importer, wanted, tell)
+    return write(read(importer, wanted, tell), importer, wanted, tell)
 
 
 def write(found: Imported, importer: Importer, wanted: Wanted, tell: Tell) -> dict[str, Any]:

@@ -160,7 +160,8 @@ def _binarized(behind: processing.Behind, *, several: bool) -> dict[str, Any]:
 
 
 def _makes_images(said: Description) -> bool:
-    tags = {str(tag).lower() for tag in said.said.get("tags") or ()}
+    told = said.said.get("tags")
+    tags = {str(tag).lower() for tag in told} if isinstance(told, list) else set()
     return bool(tags & set(_IMAGES)) and not any("segmentation" in tag for tag in tags)
 
 

@@ -111,6 +111,8 @@ def _joint(said: Description, given: Tensor, step: Step) -> bool:
 
 
 def _type(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
+    if "dtype" not in step.kwargs:
+        raise NotPossible("says no dtype")
     dtype = str(step.kwargs["dtype"])
     if dtype in _FLOATS:
         return
@@ -280,6 +282,8 @@ def _behind_fixed(step: Step, found: Behind) -> None:
 
 
 def _behind_type(step: Step, found: Behind) -> None:
+    if "dtype" not in step.kwargs:
+        raise NotPossible("says no dtype")
     dtype = str(step.kwargs["dtype"])
     if dtype not in _FLOATS and found.threshold is None:
         found.left_out.append(f"postprocessing ensure_dtype {dtype}: outputs are blended as floats, see --dtype")

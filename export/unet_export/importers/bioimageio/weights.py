@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,13 @@ def _state_dict(files: Files, said: Description, entry: Entry, output: int, want
         if network is None:
             raise
         try:
-            fill(network, read_weights(path), None, tell)
+            fill(network, read_weights(path), None, tell, "its description")
         except ModelError:  # another class of that name
             raise refused from None
         tell("note: its network is one of torch-em's, which is built here without its own code")
         return Found(path.name, network)
     network = code.built(make, keywords, said.path)
-    fill(network, read_weights(path), None, tell)
+    fill(network, read_weights(path), None, tell, "its description")
     return Found(path.name, network)
 
 
@@ -148,7 +149,7 @@ def _rebuilt(said: Description, entry: Entry) -> Any:
     _, _, name, _, keywords = _named(said, entry)
     if not all(tensor.test for tensor in (*said.inputs, *said.outputs)) or not torch_em.known(name, keywords):
         return None
-    return torch_em.built(name, keywords).eval()
+    return code.built(partial(torch_em.built, name), {"said": keywords}, said.path)
 
 
 def _architecture(
@@ -179,7 +180,7 @@ def _named(said: Description, entry: Entry) -> tuple[str | None, str | None, str
     """(file or None, module or None, callable, hash of the file, arguments)."""
     told = entry.said.get("architecture")
     if isinstance(told, str):  # 0.4
-        keywords = dict(entry.said.get("kwargs") or {})
+        keywords = _keywords(said, entry.said.get("kwargs"))
         if ":" in told:
             source, _, name = told.rpartition(":")
             return source, None, name, entry.said.get("architecture_sha256"), keywords
@@ -189,11 +190,19 @@ def _named(said: Description, entry: Entry) -> tuple[str | None, str | None, str
         raise ModelError(
             f"{said.path} has PyTorch weights, but no word of what builds their network; get the package again"
         )
-    keywords = dict(told.get("kwargs") or {})
+    keywords = _keywords(said, told.get("kwargs"))
     name = str(told["callable"])
     if told.get("source"):
         return str(told["source"]), None, name, told.get("sha256"), keywords
     return None, str(told.get("import_from") or ""), name, None, keywords
+
+
+def _keywords(said: Description, kwargs: Any) -> dict[str, Any]:
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ModelError(
+            f"{said.path}: the arguments of its network are {str(kwargs)[:40]!r}, no names with values; correct them"
+        )
+    return dict(kwargs or {})
 
 
 def _needs_torch(said: Description) -> None:

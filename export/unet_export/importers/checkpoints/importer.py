@@ -16,6 +16,7 @@ from unet_engine.units import Tell
 from unet_engine.version import version_of
 from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.checkpoints import hyperparameters
+from unet_export.importers.checkpoints.measured import as_weights_say
 from unet_export.importers.checkpoints.smp import HOW, Named, built, name_of, parsed
 from unet_export.importers.files import MOST_TEXT, Files
 
@@ -117,8 +118,12 @@ def _imported(
     _needs_torch(Path(path))
     from unet_export.conversion.weights import fill, read_weights
 
+    held = read_weights(weights)
+    named = as_weights_say(path, named, held)
     network = built(path, named)
-    fill(network, read_weights(weights), wanted.weights, tell)
+    fill(network, held, wanted.weights, tell, "--smp")
+    if named.arguments.get("activation"):  # done inside, as the graph tells
+        meaning = {key: value for key, value in meaning.items() if key != "activation"}
     promised = {"name": Path(path).stem, **meaning}
     if isinstance(named.arguments.get("in_channels", 3), int):
         promised["channels_in"] = named.arguments.get("in_channels", 3)

@@ -143,7 +143,7 @@ class _Reader:
         listed = transforms_of(self._first(_BEFORE))
         if self.wanted.normalize:
             listed = [t for t in listed if "ntensity" not in str(t.get("_target_"))]
-        inputs = (self.metadata.get("network_data_format") or {}).get("inputs") or {"image": {}}
+        inputs = _formats(self.metadata, "inputs") or {"image": {}}
         try:
             return before_of(listed, "image" if "image" in inputs else str(next(iter(inputs))))
         except (NotPossible, KeyError, TypeError, ValueError) as why:
@@ -222,7 +222,7 @@ class _Reader:
 
             network = networks.built(self.path, said)
             path = self.files.local(state)
-            fill(network, read_weights(path), self.wanted.weights, self.tell)
+            fill(network, read_weights(path), self.wanted.weights, self.tell, "its configuration")
             return network, Path(state).name
         target = said.get("_target_") if isinstance(said, Mapping) else said
         if self.wanted.trust:
@@ -284,7 +284,7 @@ class _Reader:
             ) from error
         finally:
             sys.path.remove(str(self.files.path))
-        fill(network, read_weights(self.files.local(state)), self.wanted.weights, self.tell)
+        fill(network, read_weights(self.files.local(state)), self.wanted.weights, self.tell, "its configuration")
         return network.float().cpu().eval()
 
     # --- what becomes of it ---
@@ -293,8 +293,7 @@ class _Reader:
         values: dict[str, Any] = {"name": str(self.metadata.get("name") or Path(self.path).stem)}
         if not self.wanted.normalize:
             values["normalization"] = before.intensity.normalization()
-        formats = self.metadata.get("network_data_format") or {}
-        given, made = _format(formats, "inputs"), _format(formats, "outputs")
+        given, made = _format(self.metadata, "inputs"), _format(self.metadata, "outputs")
         if isinstance(given.get("num_channels"), int):
             values["channels_in"] = given["num_channels"]
         window = inferer.roi or _numbers(given.get("spatial_shape"))
@@ -323,16 +322,12 @@ class _Reader:
 
     def _credit(self, left_out: tuple[str, ...], inferer: Inferer) -> Credit:
         data = self.metadata
-        references = data.get("references") or []
         return Credit(
             source=f"MONAI bundle: {data.get('name') or Path(self.path).stem}",
             version=str(data.get("version") or ""),
             licence=str(data.get("license") or self._licence()),
-            authors=tuple(
-                str(a)
-                for a in ([data["authors"]] if isinstance(data.get("authors"), str) else data.get("authors") or [])
-            ),
-            citation=tuple(str(r) for r in ([references] if isinstance(references, str) else references)),
+            authors=_texts(data.get("authors")),
+            citation=_texts(data.get("references")),
             left_out=left_out,
             inference={k: str(v) for k, v in _settings(inferer).items()},
         )
@@ -369,10 +364,22 @@ def _finer(promised: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(s / FINER for s in promised["spacing"])
 
 
-def _format(formats: Mapping[str, Any], which: str) -> Mapping[str, Any]:
-    """What the metadata say of the first of its inputs, or outputs."""
-    found = next(iter((formats.get(which) or {}).values()), None)
+def _formats(metadata: Mapping[str, Any], which: str) -> Mapping[str, Any]:
+    """What the metadata say of its inputs, or outputs, by name; empty where that is no such thing."""
+    formats = metadata.get("network_data_format")
+    found = formats.get(which) if isinstance(formats, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _format(metadata: Mapping[str, Any], which: str) -> Mapping[str, Any]:
+    """The first of them."""
+    found = next(iter(_formats(metadata, which).values()), None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _texts(said: Any) -> tuple[str, ...]:
+    """Lines of a credit, of which there may be one or several."""
+    return tuple(map(str, said)) if isinstance(said, list) else (str(said),) if said else ()
 
 
 def _dims(network: Any, metadata: Mapping[str, Any]) -> Literal[2, 3]:

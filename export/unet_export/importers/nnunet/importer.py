@@ -136,7 +136,7 @@ class _Source:
         channels = len(self.dataset.channel_names), len(self.labels.channels)
         net = network.built(self.root, self.configuration.architecture, *channels, held["network_weights"])
         try:
-            fill(net, weights, "network_weights", tell)
+            fill(net, weights, "network_weights", tell, "plans.json")
         except ModelError as error:
             raise ModelError(
                 f"{error}; where the trainer {held.get('trainer_name')} builds a network of its own, export that with "
