@@ -197,3 +197,19 @@ def test_a_file_that_breaks_off_is_no_slice_less(tmp_path, which, part):
     file.write_bytes(data[: max(200, int(end * part))])
     with pytest.raises(InputError, match=file.name):
         whole(open_volume(path))
+
+
+@pytest.mark.parametrize("left", [0, 100, 131])
+@pytest.mark.parametrize("name", ["{:03}.dcm", "IM{:04}", "1.2.840.{}"])
+def test_a_file_without_its_signature_is_no_slice_less(tmp_path, name, left):
+    path = Path(series(tmp_path / "a"))
+    for number, file in enumerate(sorted(path.iterdir())):
+        file.rename(path / name.format(number))
+    for beside in ("LIESMICH.txt", "._" + name.format(1), ".DS_Store"):
+        (path / beside).write_bytes(b"beside")
+    before = whole(open_volume(str(path)))
+    assert before.any()
+    last = path / name.format(len(STACK) - 1)
+    last.write_bytes(last.read_bytes()[:left])
+    with pytest.raises(InputError, match=f"{last.name} is named like a slice"):
+        whole(open_volume(str(path)))

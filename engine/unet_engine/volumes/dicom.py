@@ -16,7 +16,16 @@ from unet_engine.plan.box import Box
 from unet_engine.units import times
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection
-from unet_engine.volumes.dicom_files import dicom_files, found_of, has_image, header_of, located, shown, uid_meant
+from unet_engine.volumes.dicom_files import (
+    dicom_files,
+    found_of,
+    has_image,
+    header_of,
+    located,
+    series_files,
+    shown,
+    uid_meant,
+)
 from unet_engine.volumes.dicom_order import Slice, ordered
 from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, grouped, has_ending, opening, package
 from unet_engine.volumes.linear import Linear
@@ -48,7 +57,7 @@ class DicomFormat:
     def open(self, path: str, axes: str | None) -> DicomVolume:
         pydicom = package(path, "DICOM", "pydicom", "dicom")
         folder = inside(path)[0]
-        files = dicom_files(folder) if Path(folder).is_dir() else [path]
+        files = series_files(folder) if Path(folder).is_dir() else [path]
         parts = {file: Part.of(file) for file in files}
         with opening(path, "DICOM series"):
             headers = [(file, header_of(pydicom, file, _TAGS)) for file in files]

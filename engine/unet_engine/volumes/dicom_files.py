@@ -22,6 +22,7 @@ _HEAD = 1024
 """Bytes at the beginning of a file, in which it says of which class it is."""
 _SERIES = ["SeriesInstanceUID", "SeriesDescription", "Modality", "Rows"]
 _LISTED = 8
+_ENDINGS = (".dcm", ".dicom", ".ima")
 
 
 def dicom_files(folder: str, most: int | None = None) -> list[str]:
@@ -32,6 +33,24 @@ def dicom_files(folder: str, most: int | None = None) -> list[str]:
     except OSError:
         return []
     return [file for name in names if _head(file := f"{folder.rstrip('/')}/{name}")]
+
+
+def series_files(folder: str) -> list[str]:
+    """As `dicom_files`, of a folder whose slices are read. Raises `InputError` for a file that is named like them and has
+    no signature: one that breaks off before it, or was emptied, would be a slice less."""
+    files = dicom_files(folder)
+    known = {Path(file).name for file in files}
+    kinds = {_kind_of_name(name) for name in known}
+    for file in sorted(Path(folder).iterdir()):
+        named = _kind_of_name(file.name) in kinds or file.name.lower().endswith(_ENDINGS)
+        if named and file.name not in known and not file.name.startswith(".") and file.is_file():
+            raise InputError(f"{file} is named like a slice and is no DICOM file; restore it, or take it out")
+    return files
+
+
+def _kind_of_name(name: str) -> str:
+    """A file's name without its numbers, which differ from slice to slice."""
+    return re.sub(r"[0-9.]*[0-9]", "#", name)
 
 
 def _head(file: str) -> bytes:
