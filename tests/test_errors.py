@@ -167,3 +167,10 @@ def test_what_is_to_be_typed_works_in_every_shell():
 def test_no_message_names_a_kind_of_error_but_of_one_that_nobody_expected():
     found = [f"{where}: {text}" for where, text in messages() if "type(error)" in text and "unexpected" not in text]
     assert not found, "\n".join(found)
+
+
+def test_an_error_of_the_system_is_told_by_its_words():
+    assert errors.first_line(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
+    assert errors.first_line(FileNotFoundError(2, "No such file", "a.zarr")) == "No such file: 'a.zarr'"
+    assert errors.first_line(OSError("the codec stopped")) == "the codec stopped"
+    assert errors.first_line(TimeoutError()) == "TimeoutError"

@@ -130,7 +130,10 @@ def first_line(error: BaseException) -> str:
     """What another library's error says, cut to one line: the cause inside a message of ours."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+    said = str(error)
+    if isinstance(error, OSError):
+        said = said.removeprefix(f"[Errno {error.errno}] ")  # a number says nothing to who reads it
+    return (said or type(error).__name__).strip().splitlines()[0][:300]
 
 
 @contextmanager
