@@ -41,7 +41,7 @@ def prepared(tmp_path, volume, **options):
     }
     ready = prepare.prepare(survey(Settings.of(input=volume, **options)))
     ready.network.close()
-    api._open_output(ready).header.begin()
+    api._open_output(ready, there=False).header.begin()
     return ready.job
 
 

@@ -151,7 +151,7 @@ def test_without_a_profile_a_recorder_that_does_nothing_is_handed_on(ramp, model
     monkeypatch.setattr(host.HostPipeline, "__init__", lambda self, *args: seen.append(args) or made(self, *args))
     monkeypatch.setattr(stages.Stages, "__init__", lambda self: pytest.fail("nobody asked for a profile"))
     unet_engine.run(ramp[1], model=model, out="out.zarr")
-    for _, networks, _, recorder in seen:
+    for _, networks, _, recorder, *_ in seen:
         assert recorder is PLAIN
         assert networks
         assert all("backends" in type(network).__module__ for network in networks)
