@@ -587,15 +587,14 @@ def test_voxels_that_a_network_of_whole_numbers_cannot_take_are_told(tmp_path, o
 
 
 @pytest.mark.parametrize("size", [("h", "w"), (-1, -1)])
-def test_of_windows_of_any_size_a_usual_one_is_taken(tmp_path, size):
+def test_windows_of_any_size_are_asked_for(tmp_path, size):
     """Also where a converter wrote what is free as -1."""
     model = plane(tmp_path / "net.onnx", [conv()], [y(size=size)], size=size, batch=size[0] if size[0] == -1 else 1)
-    found = open_model(model)
-    assert found.spec.window == (256, 256)
-    assert found.notes[0] == "it takes windows of any size: 256×256 is taken; --window says otherwise"
+    with pytest.raises(
+        ModelError, match=r"windows of any size along yx; choose one with --window, e\.g\. --window 64,64"
+    ):
+        open_model(model)
     assert open_model(model, (16, 16)).spec.window == (16, 16)
-    expected = whole(model, PLANE[None]).argmax(0)
-    np.testing.assert_array_equal(run(tmp_path, model, PLANE), expected)
 
 
 TRUE = {**mixing(3), "rate": np.float32(0.5), "yes": np.array(True)}  # noqa: FBT003

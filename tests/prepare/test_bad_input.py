@@ -464,9 +464,7 @@ def test_foreign_onnx_runs_with_a_given_window_and_gives_the_same(run, foreign, 
 
 
 def test_foreign_onnx_that_says_no_window(run, foreign):
-    said = run(model=foreign(None))
-    assert said.code == 0, said.err
-    assert "it takes windows of any size: 64×64×64 is taken; --window says otherwise" in said.err
+    refused(run(model=foreign(None)), ModelError, "--window", "64,64,64")
 
 
 def test_foreign_onnx_with_a_window_that_its_pooling_does_not_divide(run, foreign):

@@ -19,8 +19,6 @@ from unet_engine.model.onnx_shapes import Tensors, dims, images_of, inferred
 from unet_engine.model.onnx_trial import can_run, refused, tried
 from unet_engine.units import times
 
-USUAL_WINDOW = {2: (256, 256), 3: (64, 64, 64)}
-"""By number of axes, the window of a network that takes any and names none."""
 PROBES = (0, 16, 32, 64)
 """By how much a second window is larger, to see what its output does; 0: twice as large."""
 
@@ -71,12 +69,7 @@ def look(
         and not chosen.axes
     )
     how = Rewriting(chosen.tensor, takes, chosen.type, entrance.input_axes, chosen.axes, not plain)
-    told = (
-        entrance.about(window or given.get("window")),
-        note,
-        *_notes(how, chosen),
-        about_training(model.graph, chosen.tensor),
-    )
+    told = (note, *_notes(how, chosen), about_training(model.graph, chosen.tensor))
     notes = tuple(n for n in told if n)
     return Found(entrance.axes, channels, sizes, channels_out, margin, chosen, tensors, how, notes)
 
@@ -155,14 +148,15 @@ class _Entrance:
     def sizes(self, window: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], int]:
         """Window and channels. Raises `ModelError` where they are not known, or are not those of the file."""
         path, axes, own = self.path, self.axes, self.fixed[2:]
+        window = window or own
         if len(own) != len(axes):
             raise ModelError(
                 f"{path}: its input has {len(own)} axes beside batch and channel, not {axes}; correct axes in its spec"
             )
-        window = window or tuple(size or usual for size, usual in zip(own, USUAL_WINDOW[len(own)], strict=True))
-        if len(window) != len(axes):
+        if not all(window) or len(window) != len(axes):
+            example = ",".join(["64"] * len(axes))
             raise ModelError(
-                f"{path}: a window of {times(window)} has not one size for each of {axes}; correct --window"
+                f"{path} takes windows of any size along {axes}; choose one with --window, e.g. --window {example}"
             )
         for axis, size, fixed in zip(axes, window, own, strict=True):
             if fixed not in (0, size):
@@ -172,14 +166,6 @@ class _Entrance:
             toml = path.with_suffix(".toml").name
             raise ModelError(f"{path} says no number of input channels; write channels_in to {toml}")
         return window, channels
-
-    def about(self, said: Any) -> str:
-        """What people should know of sizes that neither the file nor anybody says."""
-        own = self.fixed[2:]
-        if said or all(own):
-            return ""
-        window = self.sizes((), 1)[0]
-        return f"it takes windows of any size: {times(window)} is taken; --window says otherwise"
 
     def shape(self, channels: int, window: tuple[int, ...]) -> tuple[int, ...]:
         """Of the graph's own input, for one window."""

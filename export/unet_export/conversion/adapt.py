@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from unet_engine.errors import ModelError, first_line
-from unet_engine.model.onnx_foreign import USUAL_WINDOW
 from unet_engine.model.outputs import Output, choose
 from unet_engine.units import Tell, times
-from unet_export.conversion.probe import OTHER_SIZES, layout
+from unet_export.conversion.probe import DEFAULT_WINDOW, OTHER_SIZES, layout
 
 _TYPES = (torch.float32, torch.float64, torch.float16)
 """What networks may take; most take the first."""
@@ -84,7 +83,7 @@ def adapted(
     or several images of which none is told by its name to be meant.
     """
     count, channels = layout(network, window, channels)
-    window = tuple(window or USUAL_WINDOW[count])
+    window = tuple(window or DEFAULT_WINDOW[count])
     x = torch.from_numpy(_noise((1, channels, *window)))
     found, returned = _taking(network, x)
     parts = list(_parts(returned))

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unet_engine.errors import ModelError, SettingsError, first_line
 from unet_engine.model import outputs
-from unet_engine.model.onnx_foreign import USUAL_WINDOW
 from unet_engine.units import times
 
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -29,6 +28,7 @@ OTHER_SIZES = (64, 32, 16, 8, 128, 48, 24)
 """By how much larger windows are tried that shall tell what changes with a window; most poolings divide the first."""
 _FAR = 768
 """By how much windows differ of which the network's strides are told: whole multiples of 2 and 3 stay whole."""
+DEFAULT_WINDOW = {2: (256, 256), 3: (64, 64, 64)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def probe(network: Any, window: Sequence[int] | None, channels: int | None, *, f
     smaller or equally large output, `SettingsError` where axes or channels cannot be told.
     """
     axes_count, channels = layout(network, window, channels)
-    window = tuple(window or USUAL_WINDOW[axes_count])
+    window = tuple(window or DEFAULT_WINDOW[axes_count])
     prober = Prober(network, channels)
     try:
         shape = _first(prober, network, window)

@@ -197,7 +197,7 @@ def fill(
     weights: Weights,
     key: str | None = None,
     tell: Tell = print,
-    check: str = "--factory and --arguments",
+    check: str = "--arguments and --factory",
 ) -> None:
     """Put the tensors of `weights` into `network`, all that it has; `key` names those that are meant (a key of the file
     or a prefix of names) where several fit. What was decided is told. `check`: what built the network, to be looked at
