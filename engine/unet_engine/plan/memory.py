@@ -22,6 +22,8 @@ WALKED = 64
 one after the other; of a few, those at the ends are smaller, and three of the largest are as many as never are."""
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
+READERS = 3
+"""Blocks that are read at the same time where a GPU computes, if there is memory: each is two more in flight."""
 RUN_BASE = 4 * 2**20
 """Bytes that a run takes once blocks are under way, whatever their size: threads, codecs, folders, what the C library
 keeps of small things. Measured: 1 to 4 MiB."""
@@ -57,6 +59,8 @@ class Sizes:
     """What finding that out takes beside, of the block that is read."""
     outside: int = 0
     """What finding out where to overwrite takes, of the block that is written."""
+    readers: int = 1
+    """Blocks that are read at the same time (not per voxel)."""
     shelves: tuple[int, ...] = ()
     """For halos that stay on the device of a column, see `unet_engine.plan.kept_halos` (not per voxel)."""
 
@@ -90,10 +94,12 @@ def predict_memory(
         # a bundle more than the average, and in a commit the copy that is finished and the halos that came for it
         in_flight = (BUNDLES_IN_FLIGHT + 1) * cluster.bundle_length + 1
         base += WORKER_BASE
-    raw = RAW_IN_FLIGHT * (sizes.raw + sizes.meant) + sizes.looking
+    # of each reader more a block that is being read, and one that it read
+    raw = (RAW_IN_FLIGHT + 2 * (sizes.readers - 1)) * (sizes.raw + sizes.meant) + sizes.readers * sizes.looking
     return HostMemory(
         base=base + RUN_BASE,
-        raw=devices * (_size(reads) * raw + _source_size(plan, reads) * sizes.source + sizes.decoding),
+        raw=devices
+        * (_size(reads) * raw + sizes.readers * (_source_size(plan, reads) * sizes.source + sizes.decoding)),
         sums=sizes.sums
         * (
             _walked(plan)
@@ -209,6 +215,15 @@ def _columns_that_fit(
             continue
         widest = max(wide, key=lambda a: blocks[a] / counts[a])
         counts[widest] += 1
+
+
+def readers_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, most: int) -> int:
+    """Blocks that may be read at the same time, of `most`, in what `budget` leaves: reading ahead costs neither columns
+    nor smaller blocks."""
+    fitting = (
+        n for n in range(most, 1, -1) if predict_memory(plan, replace(sizes, readers=n), base, devices).total <= budget
+    )
+    return next(fitting, 1)
 
 
 def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:

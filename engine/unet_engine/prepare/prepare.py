@@ -17,7 +17,7 @@ from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.fetching import MOST, Fetching
-from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
+from unet_engine.plan.memory import READERS, ClusterShape, Sizes, fit, predict_memory, readers_that_fit
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare import blending, coarse_choice, rewriting, tiling_choice
 from unet_engine.prepare.coarse_choice import CoarseChoice
@@ -124,6 +124,7 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         answers=draft.network.answers(),
         kept=fitted.kept,
         shelves=fitted.sizes.shelves,
+        readers=fitted.sizes.readers,
     )
     if not fitted.plan.block_count:
         notes.append(_idle(survey, fitted.plan))
@@ -342,6 +343,11 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
         wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))
         cluster = _cluster(plan, sizes, base, budget, wanted)
     fitted = fit(plan, sizes, base, budget, devices, cluster)
+    if not workers and survey.scan.units is None and network.device_memory(plan, sizes) is not None:
+        # of a store over a network, a block's chunks are asked for at once, and kept in the order of blocks
+        most = max(1, min(READERS, machine.cpu_count(), fitted.block_count))
+        sizes = replace(sizes, readers=readers_that_fit(fitted, sizes, base, budget, devices, most))
+        fitted = replace(fitted, memory=predict_memory(fitted, sizes, base, devices))
     return _Fitted(fitted, sizes, base - kept, budget, cluster, kept)
 
 
