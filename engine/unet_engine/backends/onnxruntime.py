@@ -21,7 +21,8 @@ from unet_engine.devices.base import Device, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model import onnx_half
-from unet_engine.model.onnx_network import network_of
+from unet_engine.model.onnx_means import NAMED
+from unet_engine.model.onnx_network import exact_network_of, network_of
 from unet_engine.units import times
 
 _CUDA = "CUDAExecutionProvider"
@@ -54,7 +55,7 @@ class OnnxRuntimeBackend(ThreadedBackend):
         options.log_severity_level = 4  # what it says of an error is in the exception
         try:
             self._session = ort.InferenceSession(
-                network_of(setup.model, setup.batch), options, providers=["CPUExecutionProvider"]
+                exact_network_of(setup.model, setup.input_shape), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise ModelError(
@@ -71,6 +72,9 @@ class OnnxRuntimeBackend(ThreadedBackend):
                 f"{setup.model.path} does not take windows of {times(setup.window)}: {first_line(error)}; {OTHER_WINDOW}"
             ) from error
         self._check_output(shape)
+
+    def identity(self) -> dict[str, Any]:
+        return NAMED
 
     def _bound(self, slot: int) -> ort.IOBinding:
         binding = self._session.io_binding()

@@ -18,7 +18,8 @@ from unet_engine.backends import engine_cache
 from unet_engine.backends.base import ANOTHER, Array, Backend, Setup
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.file import attached_network
-from unet_engine.model.onnx_network import network_of
+from unet_engine.model.onnx_means import NAMED
+from unet_engine.model.onnx_network import exact_network_of, network_of
 from unet_engine.units import times
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
@@ -60,7 +61,7 @@ if "convert_model" not in vars(ov):
 
 __all__ = ["OpenVINOBackend", "library", "ov", "packed", "precisions", "unpacked"]
 
-FORMAT = 1
+FORMAT = 2
 KIND = "openvino"
 """Of what is kept in the user's cache: see `engine_cache`."""
 KEPT = 2**28
@@ -136,7 +137,12 @@ def _compiled(core: ov.Core, setup: Setup, computed: str) -> Any:
         kept = engine_cache.load(KIND, key)
         if kept is not None:
             return core.import_model(io.BytesIO(kept), "CPU", how)
-    model = unpacked(attached, _most(setup)) if attached else core.read_model(network_of(setup.model, setup.batch))
+    if attached:
+        model = unpacked(attached, _most(setup))
+    elif computed == "fp32":
+        model = core.read_model(exact_network_of(setup.model, setup.input_shape))
+    else:  # in fewer bits steps would be rounded where the library's own norms compute in float32
+        model = core.read_model(network_of(setup.model, setup.batch))
     model.reshape(list(setup.input_shape))
     compiled = core.compile_model(model, "CPU", how)
     with suppress(BackendError, RuntimeError):
@@ -189,6 +195,9 @@ class OpenVINOBackend(Backend):
         self._inputs: list[Array] = [r.get_input_tensor(0).data for r in self._requests]
         self._outputs: list[Array] = [r.get_output_tensor(0).data for r in self._requests]
         self._check_output(self._outputs[0].shape)
+
+    def identity(self) -> dict[str, Any]:
+        return NAMED if self.setup.precision == "fp32" and not self.setup.network else {}
 
     def input(self, slot: int) -> Array:
         return self._inputs[slot]
