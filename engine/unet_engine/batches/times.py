@@ -188,6 +188,7 @@ def _asked(surveyed: Survey) -> dict[str, Any]:
         "memory",
         "workers",
         "threads",
+        "window_threads",
         "pyramid",
         "levels",
         "durable",
