@@ -6,12 +6,11 @@ import sys
 
 import pytest
 
+from support.volumes import fake_model
 from unet_engine import cores, machine
 from unet_engine.backends.base import Setup
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.model.file import open_model
-
-from support.volumes import fake_model
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def two_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "cpu_count", lambda: 2)
     monkeypatch.setattr(cores, "whole", lambda: 2)
     monkeypatch.setattr(streams, "BUDGET", 1e9)
+    monkeypatch.setattr(streams, "REOPENING", 0.0)
 
 
 @pytest.fixture
@@ -169,6 +170,15 @@ def test_a_short_run_measures_nothing(scene, models, takes, tmp_path, monkeypatc
     choice = run(scene, models["batch"], tmp_path / "o.zarr").streams_choice
     assert (choice["threads"], choice["window_threads"], order) == (2, 1, [])
     assert "of so short a run" in choice["reason"]
+
+
+def test_a_network_is_not_opened_again_for_little(scene, models, takes, tmp_path, monkeypatch):
+    """What was found is known to the next run, which opens it so at once."""
+    takes(0.5)
+    monkeypatch.setattr(streams, "REOPENING", 1e9)
+    runs = [run(scene, models["batch"], tmp_path / f"{n}.zarr") for n in range(2)]
+    assert [r.streams_choice["window_threads"] for r in runs] == [1, 2]
+    assert runs[0].digest == runs[1].digest
 
 
 def test_several_volumes_keep_the_network_as_the_first_has_it(scene, models, takes, tmp_path, monkeypatch):

@@ -46,13 +46,13 @@ class Setup:
     """Arithmetic of the layers that an INT8 network leaves out."""
     threads: int = 1
     """Windows inferred at the same time on a CPU. The result does not depend on the number."""
-    window_threads: int = 1
-    """Threads that infer one of them together. With more than one the last bits may be others, see `apart`."""
-    apart: bool = False
-    """Whether they are, so that the run has a name of its own."""
     batch: int = 1
     judged: tuple[str | None, ...] = ()
     """`network` for each member of a model of several; empty: each runs its own."""
+    window_threads: int = 1
+    """Threads that infer one window together. With more than one the last bits may be others, see `apart`."""
+    apart: bool = False
+    """Whether they are, so that the run has a name of its own."""
 
     @property
     def members(self) -> tuple[Setup, ...]:

@@ -29,7 +29,7 @@ from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, GATHER, MERGE, N
 from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
 
-PER_ADDING, MOST_ADDING = 16, 4
+PER_ADDING, MOST_ADDING = 8, 8
 """Cores of the network for each thread that adds its windows, and how many of these there are at most: one thread alone
 would fall behind 64 cores (`benchmarks/many_cores.py`). No number of threads changes a byte."""
 
@@ -37,7 +37,6 @@ would fall behind 64 cores (`benchmarks/many_cores.py`). No number of threads ch
 def adding_threads(cores: int) -> int:
     """Threads that add windows, where the network has so many cores."""
     return max(1, min(MOST_ADDING, cores // PER_ADDING))
-
 
 
 Watch = Callable[[Index, Array], None]
@@ -256,7 +255,5 @@ class _Flight:
         where = placement(self.job, head.window, block.sums, head.ring.share)
         with self.recorder.span(ADD):
             window = head.pose.upright(values.reshape(len(values), *self.job.plan.window_shape))
-            operations.add(
-                sums, window, *where, floor=self.job.shared_floor(head.ring.share), threads=self.adding
-            )
+            operations.add(sums, window, *where, floor=self.job.shared_floor(head.ring.share), threads=self.adding)
         head.ring.waiting[head.slot] -= 1

@@ -23,7 +23,7 @@ from unet_engine.prepare import blending, coarse_choice, rewriting, streams, til
 from unet_engine.prepare.coarse_choice import CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
-from unet_engine.prepare.draft import Draft, windows_per_block
+from unet_engine.prepare.draft import Draft, grid, windows_per_block
 from unet_engine.prepare.evidence import Outputs
 from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
@@ -111,9 +111,10 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
     tiled = _tiled(loaded, decisions, notes, tell, max(1, workers)) if survey.settings.tiling == "auto" else None
     if tiled is not None:
         setup = replace(loaded.draft.network.setup, window=tiled.window)
-        loaded = _reopened(loaded, streams.as_known(survey, setup))
+        tiling = Tiling(tiled.window, tiled.overlap, tiled.blend, tiled.shared)
+        loaded = _reopened(loaded, streams.as_known(survey, setup, _about(survey, tiling)))
         survey = loaded.draft.survey
-        decisions = replace(decisions, tiling=Tiling(tiled.window, tiled.overlap, tiled.blend, tiled.shared))
+        decisions = replace(decisions, tiling=tiling)
     found = _coarse(loaded, decisions, notes, tell) if survey.settings.coarse else None
     if found is not None:
         survey = replace(survey, cells=found.inside)
@@ -191,11 +192,11 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     choice = survey.choice
     setup = Setup(
         survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
-        place.threads(settings.threads, settings.window_threads or 1), settings.window_threads or 1,
-        judged=choice.judged,
+        place.threads(settings.threads, settings.window_threads or 1), judged=choice.judged,
+        window_threads=settings.window_threads or 1,
     )  # fmt: skip
     if settings.tiling != "auto":  # which looks with a thread for each window, as if nothing were known
-        setup = streams.as_known(survey, setup)
+        setup = streams.as_known(survey, setup, _about(survey, _tiling(survey, survey.window)))
     if ready is not None:
         setup = streams.as_open(survey, setup, ready.wanted)
     per_block = windows_per_block(survey, _tiling(survey, survey.window))
@@ -220,6 +221,11 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
         raise
     opened = Ready(survey.backend, *wanted, network, seconds)
     return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before, opened)
+
+
+def _about(survey: Survey, tiling: Tiling) -> int:
+    """Windows of the whole volume."""
+    return prod(axis.count for axis in grid(survey, tiling))
 
 
 def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
