@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -59,24 +59,28 @@ def show_on_terminals(secret: str) -> None:
 
 def redacted(value: Any, *, terminal: bool = False) -> Any:
     """Text without its secrets; lists and mappings with all their text so. Other values are what they were."""
+    return _redacted(value, _secrets(), terminal=terminal)
+
+
+def _redacted(value: Any, secrets: Sequence[str], *, terminal: bool = False) -> Any:
     if isinstance(value, str):
-        return _text(value, terminal=terminal)
+        return _text(value, secrets, terminal=terminal)
     if isinstance(value, Mapping):
-        return {redacted(k): redacted(v) for k, v in value.items()}
+        return {_redacted(k, secrets): _redacted(v, secrets) for k, v in value.items()}
     if isinstance(value, list):
-        return [redacted(v) for v in value]
+        return [_redacted(v, secrets) for v in value]
     if isinstance(value, tuple):
-        return tuple(redacted(v) for v in value)
+        return tuple(_redacted(v, secrets) for v in value)
     return value
 
 
-def _text(text: str, *, terminal: bool) -> str:
+def _text(text: str, secrets: Sequence[str], *, terminal: bool) -> str:
     text = _USER.sub(rf"\g<1>{HIDDEN}@", text)
     text = _URL.sub(lambda found: _VALUE.sub(lambda v: _value(v, terminal=terminal), found[0]), text)
     text = _SAID.sub(lambda found: _kept(found, terminal=terminal), text)
     text = _QUOTED.sub(rf"\g<1>\g<2>{HIDDEN}\g<2>", text)
     text = _BEARER.sub(rf"\g<1> {HIDDEN}", text)
-    for secret in sorted({*_known, *_from_environment()}, key=len, reverse=True):
+    for secret in secrets:
         if secret in text and not (terminal and secret in _shown):
             text = text.replace(secret, HIDDEN)
     return text
@@ -90,6 +94,11 @@ def _value(found: re.Match[str], *, terminal: bool) -> str:
 def _kept(found: re.Match[str], *, terminal: bool) -> str:
     value = found[0].removeprefix(found[1])
     return found[0] if terminal and value in _shown else f"{found[1]}{found[2]}{HIDDEN}{found[2]}"
+
+
+def _secrets() -> list[str]:
+    """All that is hidden wherever it stands, the longest first: one may be part of another."""
+    return sorted({*_known, *_from_environment()}, key=len, reverse=True)
 
 
 def _from_environment() -> set[str]:
@@ -110,7 +119,7 @@ class _Guarded:
     def write(self, text: str | bytes) -> int:
         if isinstance(text, bytes):  # of click, which knows no buffer of ours
             text = text.decode(errors="replace")
-        self._stream.write(_text(text, terminal=self._stream.isatty()))
+        self._stream.write(_text(text, _secrets(), terminal=self._stream.isatty()))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

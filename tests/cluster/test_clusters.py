@@ -121,7 +121,7 @@ def test_a_stopped_worker_is_noticed_and_replaced(local, capfd):
 
 def test_workers_of_the_same_version_pass_others_do_not(local, monkeypatch):
     clusters.check_versions(local.client)
-    monkeypatch.setattr("unet_engine.version.version", lambda _: "0.0.7")
+    monkeypatch.setattr("unet_engine.version.version_of", lambda _: "0.0.7")
     with pytest.raises(ClusterError, match=r"worker tls://\S+ has unet-engine \S+, this is 0.0.7; install"):
         clusters.check_versions(local.client)
 

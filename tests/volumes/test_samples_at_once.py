@@ -56,6 +56,27 @@ def test_samples_behind_a_network_are_those_of_a_disk():
     np.testing.assert_array_equal(here[1], there[1])
 
 
+@pytest.mark.parametrize(("there", "reads"), [(range(8), 1), ((0, 7), 2)], ids=["all", "two corners"])
+def test_a_small_volume_on_a_disk_is_read_at_once_where_most_of_it_is_there(there, reads):
+    image = np.arange(4 * 4 * 4, dtype=np.uint16).reshape(4, 4, 4)
+    seen = []
+
+    def read(box):
+        seen.append(box)
+        return image[box.slices()][None]
+
+    stored = [box for i, box in enumerate(Box.of_shape(image.shape).cells((2, 2, 2))) if i in there]
+    volume = _Volume(
+        SimpleNamespace(
+            shape=image.shape, chunks=(2, 2, 2), channels=1, units=None, has_data=stored.__contains__, read=read
+        )
+    )
+    np.testing.assert_array_equal(
+        samples.values(volume)[0], np.concatenate([image[box.slices()].ravel() for box in stored])
+    )
+    assert len(seen) == reads
+
+
 class _Volume:
     def __init__(self, facts):
         self.__dict__.update(vars(facts))

@@ -53,9 +53,10 @@ def floor_of(axis: AxisGrid) -> float:
     return MONAI_FLOOR if axis.divides else 0.0
 
 
+@lru_cache(maxsize=4096)  # windows of a block share their numbers along the axes
 def axis_weights(axis: AxisGrid, k: int) -> Vector:
     """Weights of window k along `axis`, bare where sums are divided, else normalised: shape (axis.window,), float32,
-    zero outside its support."""
+    read-only, zero outside its support."""
     start = axis.start(k)
     lo, hi = axis.support(k)
     rivals = () if axis.divides else tuple(axis.start(j) - start for j in axis.meeting(lo, hi))

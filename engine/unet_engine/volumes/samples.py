@@ -26,7 +26,7 @@ SAMPLE_VOXELS = 2**16
 """Normalisation and fingerprint look at this many boxes of at most so many voxels, spread over the volume."""
 
 TOGETHER = 2
-"""Boxes of one chunk are read by one that holds up to so many times the voxels of them all."""
+"""Boxes of one chunk, or of a small volume, are read by one that holds up to so many times the voxels of them all."""
 
 _READ: WeakKeyDictionary[Volume, tuple[list[Box], list[Array]]] = WeakKeyDictionary()
 """The samples of volumes that are still open: statistics and fingerprint ask for the same, and they are read once."""
@@ -45,7 +45,7 @@ def boxes(volume: Volume) -> Iterator[Box]:
 
     Additive recurrence with powers of the generalised golden ratio (M. Roberts, 2018).
     """
-    if prod(volume.shape) <= SAMPLES * SAMPLE_VOXELS // 4:
+    if _is_small(volume):
         yield from Box.of_shape(volume.shape).cells(volume.chunks)
         return
     n = len(volume.shape)
@@ -58,6 +58,11 @@ def boxes(volume: Volume) -> Iterator[Box]:
         lo = [x // c * c + min(x % c, max(0, c - side)) for x, c in zip(corner, volume.chunks, strict=True)]
         hi = [min(l + min(side, c), size) for l, c, size in zip(lo, volume.chunks, volume.shape, strict=True)]
         yield Box(tuple(lo), tuple(hi))
+
+
+def _is_small(volume: Volume) -> bool:
+    """Whether all of it is looked at."""
+    return prod(volume.shape) <= SAMPLES * SAMPLE_VOXELS // 4
 
 
 def values(volume: Volume) -> list[Array]:
@@ -99,22 +104,33 @@ def _read(volume: Volume) -> tuple[list[Box], list[Array]]:
 
 def _voxels(volume: Volume, asked: Sequence[Box]) -> list[Array]:
     """What lies in each box, (channels, *box.shape). Boxes in one chunk are read together where that is not much more
-    than they are: a small volume has many in each of its chunks, which is unpacked as a whole for any of them."""
-    together: dict[tuple[int, ...], list[int]] = {}
-    for number, box in enumerate(asked):
-        chunk = tuple(l // c for l, c in zip(box.lo, volume.chunks, strict=True))
-        together.setdefault(chunk, []).append(number)
-    groups: list[list[int]] = []
-    for numbers in together.values():
-        around = _around([asked[i] for i in numbers])
-        near = around.size <= TOGETHER * sum(asked[i].size for i in numbers)
-        groups += [numbers] if near else [[i] for i in numbers]
+    than they are: a small volume has many in each of its chunks, which is unpacked as a whole for any of them. So are
+    all of a volume that is looked at whole, where asking costs more than what is read."""
+    groups = _groups(volume, asked)
     arounds = [_around([asked[i] for i in numbers]) for numbers in groups]
     found: dict[int, Array] = {}
     for numbers, around, voxels in zip(groups, arounds, _each(volume, volume.read, arounds), strict=True):
         for i in numbers:
             found[i] = voxels[(slice(None), *asked[i].relative_to(around.lo).slices())]
     return [found[i] for i in range(len(asked))]
+
+
+def _groups(volume: Volume, asked: Sequence[Box]) -> list[list[int]]:
+    """Numbers of the boxes that are read together."""
+    if _is_small(volume) and volume.units is None and _near(asked):
+        return [list(range(len(asked)))]
+    together: dict[tuple[int, ...], list[int]] = {}
+    for number, box in enumerate(asked):
+        chunk = tuple(l // c for l, c in zip(box.lo, volume.chunks, strict=True))
+        together.setdefault(chunk, []).append(number)
+    groups: list[list[int]] = []
+    for numbers in together.values():
+        groups += [numbers] if _near([asked[i] for i in numbers]) else [[i] for i in numbers]
+    return groups
+
+
+def _near(boxes: Sequence[Box]) -> bool:
+    return _around(boxes).size <= TOGETHER * sum(box.size for box in boxes)
 
 
 def _around(boxes: Sequence[Box]) -> Box:
