@@ -4,7 +4,7 @@ projection."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -14,7 +14,7 @@ import zarr
 
 from unet_engine.errors import InputError, of_store
 from unet_engine.storage import stores
-from unet_engine.volumes import georeference
+from unet_engine.volumes import georeference, geozarr
 from unet_engine.volumes.resolution import Resolution
 
 _MOST = 2**22
@@ -62,12 +62,15 @@ def _dimensions(array: zarr.Array) -> Sequence[str] | None:
 
 
 def _placed(found: Resolution, path: str, group: zarr.Group, dimensions: Sequence[str], names: str) -> Resolution:
-    sources = [
+    sources: list[Mapping[str, Any]] = [
         _attributes(group, georeference.mapping_of(found.array.attrs)),
         dict(found.array.attrs),
-        dict(group.attrs),
     ]
-    crs, notes = georeference.crs_of(sources)
+    if not geozarr.is_pyramid(group):  # which says where its finest level lies
+        sources.append(dict(group.attrs))
+    of_crs, of_place = geozarr.said_above(path, found.array)
+    crs, notes = georeference.crs_of([*sources, *of_crs])
+    sources += of_place
     found = replace(found, notes=(*found.notes, *(f"{path}: {note}" for note in notes)))
     placed = _by_coordinates(found, group, dimensions, names, crs)
     if placed is None and georeference.is_map(names) and (frame := georeference.frame_of(sources, crs)):

@@ -13,7 +13,8 @@ import zarr
 from unet_engine.errors import InputError, first_line, of_store
 from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
-from unet_engine.units import brief
+from unet_engine.units import brief, times
+from unet_engine.volumes import geozarr
 from unet_engine.volumes.transformations import axes_of, of_level, placed
 
 _LISTED = 24
@@ -22,6 +23,9 @@ _LISTED = 24
 def located(path: str, image: str | None, level: int | None) -> str:
     """The path of what is meant in the group at `path`: its image called, or numbered from 0, `image`, and of that the
     array of `level`, 0 being the full resolution. Raises `InputError` listing what there is."""
+    group = _pyramid(path)
+    if group is not None:
+        return _of_pyramid(path, group, image, level or 0)
     if image is not None:
         path = f"{path.rstrip('/')}/{_named(path, images(path, _group(path, '--image')), image)}"
     if level is None:
@@ -42,6 +46,37 @@ def located(path: str, image: str | None, level: int | None) -> str:
     if not 0 <= level < len(levels):
         raise InputError(f"--level {level}: {path} has {len(levels)} ({', '.join(levels[:_LISTED])}); count from 0")
     return f"{path.rstrip('/')}/{levels[level]}"
+
+
+def _pyramid(path: str) -> zarr.Group | None:
+    """The group at `path`, where it is a pyramid of GeoZarr."""
+    try:
+        node = stores.open_node(path)
+    except Exception:  # whatever it is, others tell
+        return None
+    return node if isinstance(node, zarr.Group) and geozarr.is_pyramid(node) else None
+
+
+def _of_pyramid(path: str, group: zarr.Group, image: str | None, level: int) -> str:
+    found = geozarr.levels_of(path, group, image)
+    if not 0 <= level < len(found):
+        raise InputError(f"--level {level}: {path} has {len(found)} ({listed([n for n, _ in found])}); count from 0")
+    return f"{path.rstrip('/')}/{found[level][0]}"
+
+
+def shapes_in(path: str) -> list[str]:
+    """How many pixels the levels of the pyramid at `path` have, the finest first; none where it is no Zarr group of
+    several."""
+    try:
+        group = stores.open_group(path, "r")
+        if geozarr.is_pyramid(group):
+            arrays = [array for _, array in geozarr.levels_of(path, group)]
+        else:
+            levels = multiscales(group)[0]["datasets"]
+            arrays = [zarr.open_array(group.store_path / str(one["path"]), mode="r") for one in levels]
+    except Exception:  # whatever it is, it has no levels that could be shown
+        return []
+    return [times(array.shape) for array in arrays] if len(arrays) > 1 else []
 
 
 def _group(path: str, option: str) -> zarr.Group:
@@ -182,7 +217,7 @@ def image_of(path: str) -> str | None:
 
 
 def multiscales(group: zarr.Group) -> Any:
-    return _ome(group).get("multiscales")
+    return None if geozarr.is_pyramid(group) else _ome(group).get("multiscales")
 
 
 def _ome(group: zarr.Group) -> Mapping[str, Any]:

@@ -85,18 +85,31 @@ def unit_of(crs: str | None, along: Collection[str] = ()) -> str | None:
     return None
 
 
+TRANSFORMS = ("GeoTransform", "spatial:transform", "proj:transform")
+"""Attributes that say an affine transform of x and y."""
+
+
+def affine(source: Attributes) -> tuple[float, ...]:
+    """The transform of `source`, which has one of `TRANSFORMS`, in the order of rasterio's: x by column and row, where
+    it begins; y. Raises `ValueError` and `TypeError` for what is none."""
+    key = next(key for key in TRANSFORMS if key in source)
+    values = _six(source[key])
+    # the draft of ``proj:transform`` says that its order is GDAL's, and all examples have rasterio's
+    gdal = key == "GeoTransform" or (key == "proj:transform" and any(values[1:4:2]) and not any(values[2:5:2]))
+    if gdal:
+        c, a, b, f, d, e = values
+        return a, b, c, d, e, f
+    return tuple(values)
+
+
 def frame_of(sources: Sequence[Attributes], crs: str | None) -> Frame | None:
     """Where the middles of pixels of a map lie by an affine transform of x and y, of the first of `sources` that says
-    one: ``GeoTransform`` of GDAL, or ``spatial:transform`` of GeoZarr."""
+    one: ``GeoTransform`` of GDAL, ``spatial:transform`` or ``proj:transform`` of GeoZarr."""
     for source in sources:
-        with suppress(TypeError, ValueError, AttributeError):
-            if "GeoTransform" in source:
-                c, a, b, f, d, e = _six(source["GeoTransform"])
-                return _placed(a, b, c, d, e, f, crs=crs, half=0.5)
-            if "spatial:transform" in source:
-                a, b, c, d, e, f = _six(source["spatial:transform"])
-                at_nodes = source.get("spatial:registration") == "node"
-                return _placed(a, b, c, d, e, f, crs=crs, half=0.0 if at_nodes else 0.5)
+        with suppress(TypeError, ValueError, AttributeError, StopIteration):
+            a, b, c, d, e, f = affine(source)
+            at_nodes = "GeoTransform" not in source and source.get("spatial:registration") == "node"
+            return _placed(a, b, c, d, e, f, crs=crs, half=0.0 if at_nodes else 0.5)
     return None
 
 

@@ -16,7 +16,7 @@ from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import missing_codec
 from unet_engine.units import brief, micrometers
-from unet_engine.volumes import account
+from unet_engine.volumes import account, geozarr
 from unet_engine.volumes.cf import only_volume
 from unet_engine.volumes.collection import images, listed
 from unet_engine.volumes.frame import Frame
@@ -31,6 +31,8 @@ _LEVELS_OF_URLS = 4
 
 def full_resolution(path: str, group: zarr.Group) -> Resolution:
     """That of the first image in the multiscales of `group`. Raises `InputError` where there is no valid one."""
+    if geozarr.is_pyramid(group):
+        return Resolution(geozarr.levels_of(path, group)[0][1])
     try:
         scales = _multiscales(group)
         if not scales:
@@ -146,8 +148,8 @@ def _cut(root: str, parts: list[str]) -> Iterator[tuple[str, str]]:
 
 def _multiscales(group: zarr.Group) -> Sequence[Mapping[str, Any]] | None:
     attributes = dict(group.attrs)
-    scales: Sequence[Mapping[str, Any]] | None = dict(attributes.get("ome", attributes)).get("multiscales")
-    return scales
+    scales = dict(attributes.get("ome", attributes)).get("multiscales")
+    return None if geozarr.is_pyramid(group) else scales
 
 
 def _channels(group: zarr.Group) -> tuple[str, ...]:

@@ -63,7 +63,9 @@ class ZarrFormat:
         array, dtype = found.array, np.dtype(found.array.dtype)
         check_sizes(path, array.shape, array.chunks)
         names = checked_axes(path, array.shape, dtype, axes or found.axes or own_names(array))
-        place = path if isinstance(node, zarr.Array) else f"{path.rstrip('/')}/{array.basename}"
+        place = (
+            path if isinstance(node, zarr.Array) else f"{path.rstrip('/')}/{array.path[len(node.path) :].strip('/')}"
+        )
         found = cf.located(found, place, names).completed(path, names)
         linear = Linear.said(dtype, dict(array.attrs))
         channels = array.shape[names.index("c")] if "c" in names else 1
