@@ -10,31 +10,12 @@ import zarr
 
 import unet_engine
 from support.command_line import cli
+from support.images import SERIES, series
 from support.pyramids import coarser
 from support.volumes import fake_model
 from unet_engine.batches import times as module
 from unet_engine.errors import OutputError, ResumeError, SettingsError
 from unet_engine.volumes.formats import open_stored
-
-SCAN = np.random.default_rng(8).normal(0, 1, (4, 2, 6, 17, 14)).astype("f4")
-
-
-def series(path, scan=SCAN, axes="tczyx", levels=1):
-    root = zarr.create_group(str(path), zarr_format=3)
-    said = []
-    for k in range(levels):
-        steps = [2**k if a in "yx" else 1 for a in axes]
-        root.create_array(
-            str(k), data=scan[tuple(slice(None, None, s) for s in steps)], chunks=[1 if a in "tc" else 8 for a in axes],
-            dimension_names=list(axes),
-        )  # fmt: skip
-        sizes = {"t": 2.5, "c": 1.0, "z": 2.0}
-        move = {"type": "scale", "scale": [sizes.get(a, 0.5 * s) for a, s in zip(axes, steps, strict=True)]}
-        said.append({"path": str(k), "coordinateTransformations": [move]})
-    kinds = {"t": {"type": "time", "unit": "second"}, "c": {"type": "channel"}}
-    names = [{"name": a, **kinds.get(a, {"type": "space", "unit": "micrometer"})} for a in axes]
-    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": names, "datasets": said}]}
-    return str(path)
 
 
 @pytest.fixture
@@ -219,10 +200,10 @@ def test_with_a_pyramid_and_into_its_image(tmp_path, case):
 
 
 def test_planes_over_time(tmp_path):
-    path = series(tmp_path / "p.zarr", SCAN[:, 0, 0], "tyx")
+    path = series(tmp_path / "p.zarr", SERIES[:, 0, 0], "tyx")
     model = fake_model(tmp_path, axes="yx", channels_in=1, channels_out=1, window=(8, 8))
     result = run((path, model), tmp_path / "o.zarr", timepoint="all", output="logits")
-    np.testing.assert_array_equal(voxels(result.out)[:, 0], SCAN[:, 0, 0])
+    np.testing.assert_array_equal(voxels(result.out)[:, 0], SERIES[:, 0, 0])
 
 
 @pytest.mark.parametrize(

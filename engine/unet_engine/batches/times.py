@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.api import Result
+from unet_engine.batches import times_store
 from unet_engine.batches.batch import Observer, Outcome, Volume, opened, run_all
 from unet_engine.errors import OutputError, ResumeError, SettingsError, UnetEngineError, writing
 from unet_engine.execution.hands import here
@@ -29,6 +30,7 @@ from unet_engine.prepare.given import Given
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import Survey, check_output, survey
 from unet_engine.settings import Settings
+from unet_engine.storage import stores
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, put
 from unet_engine.units import Tell, silent
 from unet_engine.volumes.collection import time_of
@@ -81,12 +83,12 @@ def run_times(settings: Settings, observer: Observer, tell: Tell) -> Result:
     check_output(surveyed)
     asked, each = _asked(surveyed), [_of(settings, time, f"{work_of(named)}-t{time}") for time in times]
     parts = _Parts(named, [str(one.out) for one in each], times, time_of(place), asked)
-    if settings.overwrite:
+    if settings.overwrite and not parts.remote:
         shutil.rmtree(parts.whole, ignore_errors=True)  # of an earlier command
-    elif parts.whole.exists() and not settings.resume:
+    elif not settings.overwrite and not settings.resume and parts.are_being_joined():
         raise OutputError(f"{named} was begun by an earlier run; use --resume to continue it, or --overwrite")
     begun = parts.begun()
-    result = _already(parts, [str(parts.whole)] if begun else parts.ends, each, model) if settings.resume else None
+    result = _already(parts, parts.joined if begun else parts.ends, each, model) if settings.resume else None
     if result:
         result = replace(result, already_complete=not begun)
         tell(f"{named} is already complete")
@@ -94,9 +96,12 @@ def run_times(settings: Settings, observer: Observer, tell: Tell) -> Result:
     results = [] if result else _run_each(named, each, observer, model)
     if begun or not result:
         with writing(named, "putting its time points together"):
-            _assemble(parts, durability=durability, overwrite=replaces)
+            if result and parts.remote:
+                _remove_works(parts)
+            else:
+                _assemble(parts, durability=durability, overwrite=replaces)
     result = result or _summed(named, results)
-    if parts.ends[0] != named and Path(parts.ends[0]).exists():
+    if parts.ends[0] != named and stores.exists(parts.ends[0]):
         for text in hand_over(named, overwrite=replaces, durability=durability):
             tell(text)
         result = replace(result, already_complete=False)
@@ -147,10 +152,10 @@ def _check(settings: Settings, named: str) -> None:
             raise SettingsError(
                 f"--{name} is of one time point, not of {settings.timepoint}; leave it out, or name one"
             )
-    if is_file(named) or not is_local(named):
+    if is_file(named):
         raise SettingsError(
-            f"--timepoint {settings.timepoint} is written as OME-Zarr on a local disk, and {named} is none; use --out "
-            "NAME.zarr, then unet-engine convert"
+            f"--timepoint {settings.timepoint} is written as OME-Zarr, and {named} is none; use --out NAME.zarr, then "
+            "unet-engine convert"
         )
 
 
@@ -162,6 +167,8 @@ def _already(parts: _Parts, places: Sequence[str], each: Sequence[Settings], mod
         if header is None:
             continue
         if header.get(TIMES) != list(parts.times) or header.get("asked") != parts.asked:
+            if parts.remote and parts.begun():
+                return None  # of another command, whose output this one is to replace
             raise ResumeError(
                 f"{place} was made with other settings or of other time points; use --overwrite to replace it"
             )
@@ -188,7 +195,6 @@ def _asked(surveyed: Survey) -> dict[str, Any]:
         "memory",
         "workers",
         "threads",
-        "window_threads",
         "pyramid",
         "levels",
         "durable",
@@ -222,10 +228,27 @@ class _Parts:
     asked: dict[str, Any]
 
     @property
+    def remote(self) -> bool:
+        """Whether they lie in a bucket."""
+        return not is_local(self.named)
+
+    @property
     def whole(self) -> Path:
-        """Where they are put together. Its header says of what, before the first chunk is there, and that it is
-        complete, after the last one."""
+        """Where they are put together on a disk. Its header says of what, before the first chunk is there, and that it
+        is complete, after the last one."""
         return Path(f"{work_of(self.named)}-all")
+
+    @property
+    def joined(self) -> list[str]:
+        """Where they are put together: in a bucket, where the whole is to lie."""
+        return self.ends[:1] if self.remote else [str(self.whole)]
+
+    def are_being_joined(self) -> bool:
+        """Whether an earlier command began to put them together, and was killed."""
+        if not self.remote:
+            return self.whole.exists()
+        header = read_header(self.ends[0]) or {}
+        return TIMES in header and not header.get("complete")
 
     @property
     def ends(self) -> list[str]:
@@ -233,17 +256,21 @@ class _Parts:
         return [work_of(self.named), self.named] if is_handed_over(self.named) else [self.named]
 
     def begun(self) -> bool:
-        return any(Path(place).exists() for place in (str(self.whole), *self.works))
+        return self.are_being_joined() or any(map(stores.exists, self.works))
 
 
 def _assemble(parts: _Parts, *, durability: Durability, overwrite: bool) -> None:
     """May be killed anywhere, and called again: each time point's group keeps its metadata until the whole is complete,
     and the whole is that until it is at its end."""
+    if parts.remote:
+        array = _array_of(parts)
+        times_store.put_together(parts.works, parts.ends[0], array, _with_times(parts, array), overwrite=overwrite)
+        _remove_works(parts)
+        return
     whole, target = parts.whole, Path(parts.ends[0])
     if not (read_header(str(whole)) or {}).get("complete"):
         _gather(parts, whole, durability)
-    for work in parts.works:
-        shutil.rmtree(work, ignore_errors=True)
+    _remove_works(parts)
     if target.exists():
         if not overwrite and target == Path(parts.named):
             raise OutputError(f"{parts.named} appeared meanwhile and is kept; use --overwrite to replace it")
@@ -252,13 +279,27 @@ def _assemble(parts: _Parts, *, durability: Durability, overwrite: bool) -> None
     durability.folders([target.absolute().parent])
 
 
-def _gather(parts: _Parts, whole: Path, durability: Durability) -> None:
-    (whole / ARRAY / "c").mkdir(parents=True, exist_ok=True)
-    array = _read(Path(parts.works[0], ARRAY))
+def _remove_works(parts: _Parts) -> None:
+    for work in parts.works:
+        if is_local(work):
+            shutil.rmtree(work, ignore_errors=True)
+        elif stores.exists(work):
+            output.remove(work)
+
+
+def _array_of(parts: _Parts) -> dict[str, Any]:
+    """The metadata of the whole's array."""
+    array = _read(f"{parts.works[0]}/{ARRAY}")
     array["shape"] = [len(parts.works), *array["shape"]]
     grid = array["chunk_grid"]["configuration"]
     grid["chunk_shape"] = [1, *grid["chunk_shape"]]
     array["dimension_names"] = ["t", *array["dimension_names"]]
+    return array
+
+
+def _gather(parts: _Parts, whole: Path, durability: Durability) -> None:
+    (whole / ARRAY / "c").mkdir(parents=True, exist_ok=True)
+    array = _array_of(parts)
     put(whole / ARRAY / METADATA, json.dumps(array, indent=2).encode(), durability)
     group = _with_times(parts, array)
 
@@ -277,7 +318,7 @@ def _gather(parts: _Parts, whole: Path, durability: Durability) -> None:
 
 def _with_times(parts: _Parts, array: dict[str, Any]) -> dict[str, Any]:
     """The metadata of the whole, but for whether it is complete."""
-    all_groups, (step, start, unit) = [_read(Path(work)) for work in parts.works], parts.axis
+    all_groups, (step, start, unit) = [_read(work) for work in parts.works], parts.axis
     group = all_groups[0]
     attributes = group["attributes"]
     for image in attributes["ome"]["multiscales"]:
@@ -297,8 +338,8 @@ def _with_times(parts: _Parts, array: dict[str, Any]) -> dict[str, Any]:
     return group
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / METADATA).read_bytes()))
+def _read(node: str) -> dict[str, Any]:
+    return dict(json.loads(Path(node, METADATA).read_bytes())) if is_local(node) else times_store.read(node)
 
 
 def _summed(named: str, results: Sequence[Result]) -> Result:

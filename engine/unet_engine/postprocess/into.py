@@ -13,22 +13,32 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from unet_engine.errors import OutputError, ResumeError, writing
+from unet_engine.errors import OutputError, ResumeError, of_store, writing
 from unet_engine.output import output
 from unet_engine.output.header import read_header
-from unet_engine.output.label import KEY, NEWEST
 from unet_engine.paths import absolute, is_local, root_of
+from unet_engine.postprocess import into_store
+from unet_engine.postprocess.into_metadata import (
+    GROUP,
+    V2_ALL,
+    V2_GROUP,
+    consolidated,
+    described,
+    list_of,
+    names_in,
+    text,
+    with_names,
+)
+from unet_engine.postprocess.into_store import LABELS, StorePlace
 from unet_engine.postprocess.zarr_v2 import as_v2
 from unet_engine.storage import stores
 from unet_engine.storage.durability import Durability, exchange, put
 
-LABELS = "labels"
 _WORK, _PLACING, _REPLACING, _WHOLE, _OLD = ".unet-engine", ".placing", ".replacing", ".labels", ".old"
 
 
@@ -75,26 +85,32 @@ class Place:
         return not Path(self.image, "zarr.json").exists()
 
 
-def place_of(named: str) -> Place | None:
-    """The place that `named` is; None where it is no path of labels in an OME-Zarr image."""
+def place_of(named: str) -> Place | StorePlace | None:
+    """The place that `named` is; None where it is no path of labels in an OME-Zarr image. Raises `OutputError` where a
+    store cannot be asked."""
     image, slash, rest = named.rstrip("/").rpartition(f"/{LABELS}/")
-    if not slash or "/" in rest or not rest or not is_local(named) or not is_image(image):
+    if not slash or "/" in rest or not rest or not is_image(image):
         return None
-    return Place(image, rest)
+    return Place(image, rest) if is_local(named) else StorePlace(image, rest)
 
 
 def is_image(path: str) -> bool:
     """Whether an OME-Zarr group with multiscales lies at `path`."""
     try:
         attributes = dict(stores.open_group(path, "r").attrs)
-    except Exception:  # whatever it is
-        return False
+    except Exception as error:
+        if lost := of_store(error):
+            raise OutputError(f"{path} cannot be read: {lost.of(path)}; {lost.advice}") from error
+        return False  # whatever it is
     inner = attributes.get("ome")
-    return bool((inner if isinstance(inner, dict) else attributes).get("multiscales"))
+    return isinstance((inner if isinstance(inner, dict) else attributes).get("multiscales"), list)
 
 
-def check(place: Place, *, resume: bool, overwrite: bool) -> None:
+def check(place: Place | StorePlace, *, resume: bool, overwrite: bool) -> None:
     """Raise `OutputError` where labels cannot be put there safely, or some are there that are not to be replaced."""
+    if isinstance(place, StorePlace):
+        into_store.check(place, resume=resume, overwrite=overwrite)
+        return
     parent, image = place.work.parent, Path(place.image)
     for folder in dict.fromkeys([parent, image, *([image / LABELS] if (image / LABELS).exists() else [])]):
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
@@ -124,9 +140,16 @@ def _check_there(place: Place, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def settled(place: Place, digest: str, durability: Durability) -> bool:
+def are_on_their_way(place: Place | StorePlace) -> bool:
+    """Whether a kill left complete labels on their way to the image."""
+    return place.placing.content() is not None if isinstance(place, StorePlace) else place.placing.exists()
+
+
+def settled(place: Place | StorePlace, digest: str, durability: Durability) -> bool:
     """Whether the labels of the run `digest` are in the image; where a kill left them on their way, they are brought
     there now. Raises `ResumeError` where those of another run are, unless one to replace them was begun."""
+    if isinstance(place, StorePlace):
+        return into_store.settled(place, digest)
     with _alone(place):
         _recover(place)
         if place.placing.exists() and _run_of(place.placing) == digest:
@@ -149,8 +172,11 @@ def _run_of(path: Path) -> str | None:
     return header.get("run") or header.get("digest")
 
 
-def put_in(place: Place, durability: Durability, *, overwrite: bool) -> None:
+def put_in(place: Place | StorePlace, durability: Durability, *, overwrite: bool) -> None:
     """Move the complete group at `Place.work` into the image, and list it. Raises `OutputError`."""
+    if isinstance(place, StorePlace):
+        into_store.put_in(place, overwrite=overwrite)
+        return
     with _alone(place), writing(str(place.path), "moving it into the image"):
         _recover(place)
         if place.work.exists():
@@ -169,7 +195,7 @@ def _finish(place: Place, durability: Durability, *, replace: bool) -> None:
     labels = Path(place.image, LABELS)
     if not labels.exists():
         place.whole.mkdir()
-        _write(place.whole, {"labels": [place.name]}, {}, durability, v2=place.is_v2)
+        _write(place.whole, [place.name], durability, v2=place.is_v2)
         place.placing.rename(place.whole / place.name)
         durability.folders([place.whole])
         place.whole.rename(labels)
@@ -228,13 +254,8 @@ def _alone(place: Place) -> Iterator[None]:
 
 def _describe(group: Path, place: Place, durability: Durability) -> None:
     """Say of the group which image its labels are of, in the form of that image."""
-    if (group / "zarr.json").exists():
-        document = _read(group / "zarr.json")
-        ome = document["attributes"]["ome"]
-        ome[KEY] = {**ome.get(KEY, {"version": NEWEST}), "source": {"image": "../../"}}
-        for image in ome["multiscales"]:
-            image["name"] = place.name
-        put(group / "zarr.json", _text(document), durability)
+    if (group / GROUP).exists():
+        put(group / GROUP, text(described(json.loads((group / GROUP).read_bytes()), place.name)), durability)
         if place.is_v2:
             as_v2(group, durability)
 
@@ -242,44 +263,25 @@ def _describe(group: Path, place: Place, durability: Durability) -> None:
 def _list(place: Place, durability: Durability) -> None:
     """Have the list of the image's labels name these; nothing is written where it does."""
     labels = Path(place.image, LABELS)
-    said, attributes = _said(labels, v2=place.is_v2)
-    names = list(said.get("labels") or ())
+    names = names_in(_read(labels / list_of(v2=place.is_v2)), v2=place.is_v2)
     if place.name not in names:
-        _write(labels, {"labels": [*names, place.name]}, attributes, durability, v2=place.is_v2)
+        _write(labels, [*names, place.name], durability, v2=place.is_v2)
     for group in _around(place):
         _consolidate(group, labels, durability)
 
 
 def _unlist(place: Place, durability: Durability) -> None:
     labels = Path(place.image, LABELS)
-    said, attributes = _said(labels, v2=place.is_v2)
-    names = [name for name in said.get("labels") or () if name != place.name]
-    _write(labels, {"labels": names}, attributes, durability, v2=place.is_v2)
+    names = names_in(_read(labels / list_of(v2=place.is_v2)), v2=place.is_v2)
+    _write(labels, [name for name in names if name != place.name], durability, v2=place.is_v2)
 
 
-def _said(labels: Path, *, v2: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the group of labels says of them, and all its attributes."""
-    place = labels / (".zattrs" if v2 else "zarr.json")
-    found = _read(place) if place.exists() else {}
-    attributes = found if v2 else dict(found.get("attributes") or {})
-    inner = attributes if v2 else attributes.get("ome")
-    return dict(inner) if isinstance(inner, dict) else {}, attributes
-
-
-def _write(
-    labels: Path, said: Mapping[str, Any], attributes: Mapping[str, Any], durability: Durability, *, v2: bool
-) -> None:
-    """Have the group of labels say `said`, beside what it says already."""
-    if v2:
-        put(labels / ".zattrs", _text({**attributes, **said}), durability)
-        if not (labels / ".zgroup").exists():
-            put(labels / ".zgroup", _text({"zarr_format": 2}), durability)
-        return
-    place = labels / "zarr.json"
-    document = _read(place) if place.exists() else {"zarr_format": 3, "node_type": "group", "attributes": {}}
-    ome = attributes.get("ome")
-    ome = {"version": NEWEST, **(ome if isinstance(ome, dict) else {}), **said}
-    put(place, _text({**document, "attributes": {**attributes, "ome": ome}}), durability)
+def _write(labels: Path, names: list[str], durability: Durability, *, v2: bool) -> None:
+    """Have the group of labels name these, beside what it says already."""
+    file = labels / list_of(v2=v2)
+    put(file, with_names(_read(file), names, v2=v2), durability)
+    if v2 and not (labels / V2_GROUP).exists():
+        put(labels / V2_GROUP, text({"zarr_format": 2}), durability)
 
 
 def _around(place: Place) -> Iterator[Path]:
@@ -293,29 +295,20 @@ def _around(place: Place) -> Iterator[Path]:
 
 def _consolidate(group: Path, labels: Path, durability: Durability) -> None:
     """Where the group keeps the metadata of all that lies in it, have it keep those of the labels as they are now."""
-    inside = Path(absolute(str(labels))).relative_to(group).as_posix()
-    old, whole = group / ".zmetadata", group / "zarr.json"
-    if old.exists():
-        document, names = _read(old), (".zgroup", ".zarray", ".zattrs")
-        kept = document["metadata"]
-        found = {f"{inside}/{f.relative_to(labels).as_posix()}": _read(f) for n in names for f in labels.rglob(n)}
-    elif whole.exists() and _read(whole).get("consolidated_metadata"):
-        document = _read(whole)
-        kept = document["consolidated_metadata"]["metadata"]
-        nodes = list(labels.rglob("zarr.json"))
-        found = {f"{inside}/{f.parent.relative_to(labels).as_posix()}".removesuffix("/."): _read(f) for f in nodes}
-    else:
+    v2 = (group / V2_ALL).exists()
+    file, names = group / (V2_ALL if v2 else GROUP), (V2_GROUP, ".zarray", ".zattrs") if v2 else (GROUP,)
+    found = _read(file)
+    if found is None or b'"metadata"' not in found:
         return
-    others = {key: value for key, value in kept.items() if key != inside and not key.startswith(f"{inside}/")}
-    if {**others, **found} != kept:
-        kept.clear()
-        kept.update({**others, **found})
-        put(old if old.exists() else whole, _text(document), durability)
+    inside = Path(absolute(str(labels))).relative_to(group)
+    documents = {
+        (inside / (said if v2 else said.parent).relative_to(labels)).as_posix(): json.loads(said.read_bytes())
+        for name in names
+        for said in labels.rglob(name)
+    }
+    if (new := consolidated(found, inside.as_posix(), documents, v2=v2)) is not None:
+        put(file, new, durability)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_bytes()))
-
-
-def _text(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=2).encode()
+def _read(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None

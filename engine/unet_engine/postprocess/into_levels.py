@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from unet_engine.postprocess.base import Crew
 from unet_engine.postprocess.into import Place
+from unet_engine.postprocess.into_store import StorePlace
 from unet_engine.postprocess.levels import Level, levels_like, levels_of
 from unet_engine.postprocess.pyramid import Wanted, pyramid
 from unet_engine.units import Tell
@@ -14,7 +15,7 @@ from unet_engine.volumes.collection import levels_in
 from unet_engine.volumes.formats import open_stored
 
 
-def add_levels(place: Place, crew: Crew, *, memory: int, durable: bool, tell: Tell) -> None:
+def add_levels(place: Place | StorePlace, crew: Crew, *, memory: int, durable: bool, tell: Tell) -> None:
     """Give the labels at `Place.work` the levels of their image. Raises what `pyramid` raises."""
     volume = open_stored(str(place.work))
     levels = _levels(place, volume, tell)
@@ -23,7 +24,7 @@ def add_levels(place: Place, crew: Crew, *, memory: int, durable: bool, tell: Te
         pyramid(wanted, crew, memory=memory, levels=levels)
 
 
-def _levels(place: Place, volume: Volume, tell: Tell) -> Sequence[Level]:
+def _levels(place: Place | StorePlace, volume: Volume, tell: Tell) -> Sequence[Level]:
     image = levels_in(place.image)
     image = image[_same(volume, image) :]
     shape = volume.stored_shape

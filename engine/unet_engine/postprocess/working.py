@@ -18,6 +18,7 @@ from unet_engine.postprocess.deliver import check_place, deliver, is_there
 from unet_engine.postprocess.formats import account_of, writer_of
 from unet_engine.postprocess.into import Place, place_of
 from unet_engine.postprocess.into_levels import add_levels
+from unet_engine.postprocess.into_store import StorePlace
 from unet_engine.storage import stores
 from unet_engine.storage.durability import ON_DISK, Durability
 from unet_engine.volumes.formats import open_stored
@@ -88,7 +89,7 @@ def settled(named: str, digest: str) -> bool:
     )
 
 
-def _settled_in(place: Place, digest: str) -> bool:
+def _settled_in(place: Place | StorePlace, digest: str) -> bool:
     found = into.settled(place, digest, ON_DISK)
     for left in (str(place.work), labels_of(str(place.path))):
         if found and _run_of(read_header(left)) == digest:
@@ -162,13 +163,14 @@ def finish(path: str, *, verify: bool = False) -> dict[str, Any]:
     if not is_handed_over(path):
         return completion.finish(path, verify)
     work, place = work_of(path), place_of(path)
-    if place and place.placing.exists():
+    there = stores.exists(path) if place else is_there(path)
+    if place and into.are_on_their_way(place):
         into.put_in(place, ON_DISK, overwrite=True)
     if stores.exists(work):
         facts: Mapping[str, Any] = completion.finish(work, verify)
-        hand_over(path, overwrite=is_there(path))
+        hand_over(path, overwrite=there)
         return {**facts, "out": path}
-    if not is_there(path):
+    if not there:
         raise OutputError(f"{path} does not exist; give the --out of the run")
     found = said_of(path)
     if found is None or "digest" not in found:

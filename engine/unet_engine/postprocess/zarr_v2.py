@@ -25,21 +25,26 @@ def as_v2(group: Path, durability: Durability) -> None:
     """
     found = sorted(group.rglob(_METADATA), key=lambda file: -len(file.parts))
     for file in found:
-        document = json.loads(file.read_bytes())
-        folder, attributes = file.parent, document.get("attributes") or {}
+        document, folder = json.loads(file.read_bytes()), file.parent
+        new = documents_of(str(folder), document)
         if document["node_type"] == "array":
-            metadata = _array(folder, document)
             _move(folder, durability)
-            put(folder / ".zattrs", _text({**attributes, **_named(document)}), durability)
-            put(folder / ".zarray", _text(metadata), durability)
-        else:
-            put(folder / ".zattrs", _text(_flat(attributes)), durability)
-            put(folder / ".zgroup", _text({"zarr_format": 2}), durability)
+        for name, said in new.items():
+            put(folder / name, _text(said), durability)
         file.unlink()
         durability.folders([folder])
 
 
-def _array(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+def documents_of(folder: str, document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What Zarr v2 has in place of the metadata `document` of the node at `folder`, by the names of its files, the one
+    that makes it a node last. Raises `OutputError` for an array in chunks that Zarr v2 has no name for."""
+    attributes = document.get("attributes") or {}
+    if document["node_type"] == "array":
+        return {".zattrs": {**attributes, **_named(document)}, ".zarray": _array(folder, document)}
+    return {".zattrs": _flat(attributes), ".zgroup": {"zarr_format": 2}}
+
+
+def _array(folder: str, document: Mapping[str, Any]) -> dict[str, Any]:
     parsed = ArrayV3Metadata.from_dict(dict(document))
     codecs = [codec.to_dict() for codec in parsed.codecs]
     names = [str(codec["name"]) for codec in codecs]

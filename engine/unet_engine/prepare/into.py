@@ -8,7 +8,7 @@ import re
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.paths import is_local, plain
-from unet_engine.postprocess.into import LABELS
+from unet_engine.postprocess.into_store import LABELS, has_room_beside
 from unet_engine.settings import AUTO, Settings
 from unet_engine.storage import archives, stores
 from unet_engine.volumes.collection import image_of, levels_in, version_of
@@ -32,9 +32,11 @@ def named_into(settings: Settings, spec: ModelSpec, volume: str) -> str:
     image = image_of(volume)
     if image is None:
         raise SettingsError(f"--into: {settings.input} is no OME-Zarr image; use --out NAME.zarr")
-    if not is_local(image) or archives.cut(image) is not None:
+    if archives.cut(image) is not None or image.lower().startswith(("http://", "https://")):
+        raise SettingsError(f"--into: {image} can be read, not written to; use --out NAME.zarr")
+    if not is_local(image) and not has_room_beside(image):
         raise SettingsError(
-            f"--into: {image} is no folder on a local disk, and labels cannot be put into it at once; use --out NAME.zarr"
+            f"--into: {image} is a whole bucket, and labels are made beside their image; use --out NAME.zarr"
         )
     if version_of(image) not in ("0.4", "0.5"):
         raise SettingsError(

@@ -31,7 +31,7 @@ _SPARE = 64
 
 def cut(path: str) -> tuple[str, str] | None:
     """The archive in `path`, and what is named inside of it; None where there is no archive."""
-    if "::" in path or "?" in path:
+    if not is_local(path) and ("::" in path or "?" in path):
         return None
     found = _CUT.fullmatch(path.rstrip("/"))
     if found is None or (is_local(path) and not Path(found[1]).is_file()):

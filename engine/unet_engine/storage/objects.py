@@ -122,6 +122,25 @@ class Objects(ObjectStore):  # type: ignore[misc]
             if not await self.exists(key):
                 await self.set(key, value)
 
+    async def tagged(self, key: str) -> tuple[bytes, Mapping[str, Any]] | None:
+        """What is at `key`, and what the store calls that by, for `replace`; None where nothing is."""
+        import obstore
+
+        try:
+            answer = await in_time(obstore.get_async(self.store, key))
+        except FileNotFoundError:
+            return None
+        lo, hi = answer.range
+        return await _whole(answer, hi - lo), answer.meta
+
+    async def replace(self, key: str, data: bytes, old: Mapping[str, Any]) -> None:
+        """Put `data` in place of what the store calls `old`. Raises obstore's `PreconditionError` where something else
+        is there by now, and `NotSupportedError` where the store has no such condition."""
+        import obstore
+
+        mode: Any = {name: old[name] for name in ("e_tag", "version") if old.get(name)}
+        await in_time(obstore.put_async(self.store, key, data, mode=mode or "overwrite"), len(data) / SLOWEST)
+
     async def upload(self, key: str, path: Path) -> None:
         """Put a file there, in parts where it is long."""
         import obstore

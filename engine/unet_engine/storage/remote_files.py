@@ -34,6 +34,8 @@ WHOLE_PUT = 2**26
 MOST_COPIED = 5 * 2**30
 """Bytes that S3 copies by one request. Longer files are put on no condition."""
 STAGING = ".partial"
+CHANGED_MEANWHILE = 20
+"""Times that others may have changed a file while it was to be changed."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,57 @@ class RemoteFile:
             if kind == "NotSupportedError":
                 raise NotImplementedError(str(error)) from error
             raise
+
+    def content(self) -> bytes | None:
+        """All of it; None where nothing is there. Raises what stores raise."""
+        found = sync(self._store.get(self.key, default_buffer_prototype()))
+        return None if found is None else bytes(found.to_bytes())
+
+    def replace(self, data: bytes) -> None:
+        """Have `data` lie there, whatever does now. Raises what stores raise."""
+        sync(self._store.set(self.key, default_buffer_prototype().buffer.from_bytes(data)))
+
+    def change(self, changed: Callable[[bytes | None], bytes | None]) -> None:
+        """Have it be what `changed` makes of it, or of nothing; it stays where that gives None. Of several who change
+        it at once none undoes what another has done, where the store has conditions. `changed` may be asked once more
+        of what it has made. Raises what stores raise."""
+        for _ in range(CHANGED_MEANWHILE):
+            found, old = sync(self._store.ask(self.key, self._tagged))
+            data = changed(found)
+            if data is None or data == found or self._replaced(data, old):
+                return
+        raise OSError(f"{self.url} is changed by others again and again; run again once they are done")
+
+    async def _tagged(self, store: Any) -> tuple[bytes | None, Any]:
+        if isinstance(store, objects.Objects):
+            return await store.tagged(self.key) or (None, None)
+        found = await store.get(self.key, default_buffer_prototype())
+        return (None, None) if found is None else (bytes(found.to_bytes()), {})
+
+    def _replaced(self, data: bytes, old: Any) -> bool:
+        """Whether `data` lies there now; False where something else than `old` did, which is None for nothing."""
+        if old is None:
+            sync(self._store.set_if_not_exists(self.key, default_buffer_prototype().buffer.from_bytes(data)))
+            return self.content() == data
+
+        async def replaced(store: Any) -> None:
+            await store.replace(self.key, data, old)
+
+        try:
+            if old:
+                sync(self._store.ask(self.key, replaced))
+                return True
+        except StoreError as error:
+            if not error.lacking:
+                raise
+        except Exception as error:
+            kind = type(error).__name__  # of obstore, which is imported where it is used
+            if kind == "PreconditionError":
+                return False
+            if kind != "NotSupportedError":
+                raise
+        self.replace(data)
+        return True
 
     # --- beside it ---
 
