@@ -17,7 +17,7 @@ from unet_engine.plan.box import Box
 from unet_engine.postprocess.convert import convert
 from unet_engine.postprocess.formats import account_of
 from unet_engine.volumes.formats import located, open_volume, slices_of
-from unet_engine.volumes.laid import Laid, start_in
+from unet_engine.volumes.laid import over, start_in
 
 hd = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")
@@ -297,7 +297,7 @@ def test_a_segmentation_of_some_slices_lies_on_its_image(values):
     assert np.array_equal(labels_of("some.dcm"), labels[2:6])
     part = found.read(Box((1, 2, 3), (4, 14, 11)))[0]
     assert np.array_equal(part, labels[3:6, 2:14, 3:11])
-    whole = Laid(found, (2, 0, 0)).read(Box((0, 1, 2), (9, 18, 24)))
+    whole = over(found, image).read(Box((0, 1, 2), (9, 18, 24)))[0]
     assert np.array_equal(whole, labels[:, 1:18, 2:])
     assert cli("table", "some.dcm", "t.csv", "--intensity", "ct").code == 0
     with Path("t.csv").open(newline="") as file:

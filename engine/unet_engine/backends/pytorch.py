@@ -68,8 +68,9 @@ class PyTorchBackend(ThreadedBackend):
         return _named(self._network)
 
     def _thread_setup(self) -> None:
-        # several windows at once: see `Setup.threads`. Intra-op threads are set per calling thread.
-        torch.set_num_threads(self.setup.window_threads)
+        # One thread per window, several windows at once: see `Setup.threads`. Intra-op threads are set per calling
+        # thread.
+        torch.set_num_threads(1)
 
     def _run(self, slot: int) -> Array:
         exact = self.setup.precision == "fp32"

@@ -22,7 +22,8 @@ FIELDS = {
 
 def out_of(pattern: str, volume: str, number: int) -> str:
     """The output of one volume. Raises `SettingsError` for a pattern that names what there is not."""
-    file, within = inside(plain(volume).partition("?")[0].rstrip("/"))
+    place = plain(volume)
+    file, within = inside((place if is_local(place) else place.partition("?")[0]).rstrip("/"))
     folder, _, name = (file if is_local(file) else file.partition("://")[2]).rpartition("/")
     known = {
         "name": name + (f"-{within.strip('/').replace('/', '-')}" if within else ""),

@@ -16,8 +16,10 @@ from unet_engine.model.credit import Credit
 from unet_engine.model.file import ModelFile, is_model, open_model
 from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
-from unet_engine.prepare import streams_choice
+from unet_engine.paths import inside, is_local
+from unet_engine.postprocess.formats import account_of
 from unet_engine.volumes import samples
+from unet_engine.volumes.collection import shapes_in
 from unet_engine.volumes.formats import READ, format_of, open_volume
 from unet_engine.volumes.pick import Pick
 
@@ -58,7 +60,6 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "ends_in": model.ends_in or None,
         "contradiction": model.contradiction or None,
         "second_opinion": _opinion(model),
-        "streams": _streams(model),
         **spec,
         "credit": model.credit.facts() if model.credit else None,
         "told_by": told_by(model) or None,
@@ -94,15 +95,6 @@ def _opinion(model: ModelFile) -> str | None:
     return f"{found.text}, of noise" if found else "not asked yet: the first run does"
 
 
-def _streams(model: ModelFile) -> list[str] | None:
-    """What was measured on this machine of windows at once and threads for each; None where nothing was."""
-    try:
-        found = streams_choice.remembered(model, choose_backend(model, "cpu"))
-    except UnetEngineError:
-        return None
-    return [entry.line for entry in found] or None
-
-
 def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Facts for people: what the spec says, each with where it came from."""
     origins = facts.get("origins", {})
@@ -124,10 +116,13 @@ def _judged(verdict: Verdict) -> str:
 def _volume(path: str, axes: str | None) -> dict[str, Any]:
     volume = open_volume(path, axes, Pick(timepoint=0))  # what is sampled is the first
     sample = np.concatenate(samples.measured(volume))
+    said = account_of(path) if is_local(path) and Path(inside(path)[0]).is_file() else None
     finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
     return {
         "volume": path,
+        **({"levels": levels} if (levels := shapes_in(path)) else {}),
         **volume.facts(),
+        **({"classes": list(said["classes"])} if said and said.get("classes") else {}),
         "channels": volume.channels,
         "spacing": list(volume.spacing) if volume.spacing else None,
         **({"translation": list(volume.translation)} if any(volume.translation) else {}),

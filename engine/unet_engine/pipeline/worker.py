@@ -125,7 +125,7 @@ class Worker:
             with self._opening:
                 scan = self.volume.scan if isinstance(self.volume, Interpolated) else self.volume
                 self._opened.mask = self._opened.mask or open_mask(
-                    self.job.mask, as_stored(scan).shape, self.job.turn, self.job.pick.timepoint, self.job.origin
+                    self.job.mask, as_stored(scan), self.job.turn, self.job.pick.timepoint, self.job.origin
                 )
         return self._opened.mask
 

@@ -20,6 +20,8 @@ from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.pick import ALL, Pick
+from unet_engine.volumes.turn import Turn
+from unet_engine.volumes.turned import Turned
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Source:
     pick: Pick = ALL
     nodata: tuple[float, ...] | None = None
     """Values that count as background; None: those that the volume names."""
+    turn: Turn | None = None
+    """How its axes are turned; None: they are as they are stored."""
     fingerprint: str = ""
     """Of what lay there when the pass began: a process opens it anew where that is another one."""
 
@@ -40,7 +44,7 @@ class Source:
     ) -> Source:
         """Raises `InputError` naming what is missing."""
         found = samples.fingerprint(open_volume(path, axes, pick))
-        return cls(path, axes, pick, nodata, f"{found}{_stamp(path)}")
+        return cls(path, axes, pick, nodata, fingerprint=f"{found}{_stamp(path)}")
 
     @property
     def name(self) -> str:
@@ -95,7 +99,8 @@ class Source:
 
 @lru_cache(maxsize=8)
 def _opened(source: Source) -> Volume:
-    return open_volume(source.path, source.axes, source.pick)
+    volume = open_volume(source.path, source.axes, source.pick)
+    return Turned(volume, source.turn) if source.turn else volume
 
 
 def _stamp(path: str) -> str:

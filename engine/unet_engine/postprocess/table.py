@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from unet_engine.postprocess.runs import Runs
 from unet_engine.postprocess.source import Source, check_labels, starting
 from unet_engine.units import Tell, silent, times
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.laid import start_in
+from unet_engine.volumes.laid import start_in, turn_to
+from unet_engine.volumes.turned import Turned
 
 FORMAT = 2
 """Changes whenever the same volumes would give another table than an earlier version's."""
@@ -154,12 +155,15 @@ def table(
     """
     write = table_files.writer(out)
     volume = check_labels(source)
+    image = image and lying_as(volume, image)
     start = check_image(source, image) if image else (0,) * len(volume.shape)
     boxes = Boxes(volume.shape, block_of(volume.shape, volume.chunks, VOXELS))
     identity = {
         "pass": "table", "format": FORMAT, "input": source.name, "shape": list(volume.shape),
         "image": image.fingerprint if image else None, "start": list(start), "block": list(boxes.block),
     }  # fmt: skip
+    if image and image.turn:
+        identity["turn"] = [list(image.turn.order), list(image.turn.backwards)]
     with made(out, identity, overwrite=overwrite) as draft:
         work = Table(source, boxes, image, start, room=memory // 2, folder=draft.place.with_name("runs"))
         begun = time.time()
@@ -191,6 +195,21 @@ def _in_rows(pieces: Iterable[Found]) -> Iterator[Found]:
             left = None
     if left is not None:
         yield left
+
+
+def lying_as(labels: Volume, image: Source) -> Source:
+    """`image` with its axes as those of `labels` run, where both say how they do. Raises `InputError` where the labels
+    are not on its voxels then."""
+    other = image.open()
+    turn = turn_to(other, labels) if labels.frame and other.frame else None
+    if turn is None:
+        return image
+    if start_in(labels, Turned(other, turn)) is None:
+        raise InputError(
+            f"{image.path} lies turned to {labels.path}, and that not on its voxels; give the image on whose grid the "
+            "labels are with --intensity, or none"
+        )
+    return replace(image, turn=turn)
 
 
 def check_image(source: Source, image: Source) -> tuple[int, ...]:

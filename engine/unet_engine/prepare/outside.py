@@ -81,7 +81,7 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
             f"nothing is; write empty = [value of each channel] to the .toml beside it, or leave out --outside {KEEP}"
         )
     origin = volume.box.lo if isinstance(volume, Cropped) else None
-    return open_mask(settings.mask, as_stored(volume).shape, turn_of(volume), pick_of(settings).timepoint, origin)
+    return open_mask(settings.mask, as_stored(volume), turn_of(volume), pick_of(settings).timepoint, origin)
 
 
 def fill_of(

@@ -36,7 +36,7 @@ from unet_engine.units import Tell, silent, times
 from unet_engine.volumes import nodata, windows
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
-from unet_engine.volumes.laid import Laid, start_in
+from unet_engine.volumes.laid import over
 
 REGIONS, LEAST_REGIONS = 8, 4
 """Regions that are looked at, and how few are still enough."""
@@ -144,7 +144,7 @@ class _Trier(Settling):
             reach = found and tuple(max(0, r - m) for r, m in zip(found, self.spec.margin, strict=True))
         return None if reach is None else (0,) * self.planes + reach
 
-    def _design(self, reach: tuple[int, ...] | None, truth: Laid | None) -> _Design:
+    def _design(self, reach: tuple[int, ...] | None, truth: Volume | None) -> _Design:
         """The largest windows of which enough regions are within the budget, in time and memory."""
         contexts, axes = self.contexts(), self.axes()
         budget = self.survey.settings.tiling_budget or BUDGET
@@ -201,7 +201,7 @@ class _Trier(Settling):
             raise Keeps(f"{survey.volume.path} has {len(corners)} region(s) to look at, and {LEAST_REGIONS} are needed")
         return corners
 
-    def _references(self, design: _Design, corners: Sequence[Corner], truth: Laid | None) -> list[_Reference]:
+    def _references(self, design: _Design, corners: Sequence[Corner], truth: Volume | None) -> list[_Reference]:
         """Labels around each corner to compare with."""
         largest = [corner.box(design.octant(design.contexts[-1], corner)) for corner in corners]
         if truth is not None:
@@ -303,25 +303,26 @@ class _Reference:
         return self.labels[box.relative_to(self.box.lo).slices()]
 
 
-def _truth(path: str, volume: Volume, labels: int) -> Laid:
-    """The labels at `path`. Raises `InputError` where they do not lie over the volume, or over a part of it."""
+def _truth(path: str, volume: Volume, labels: int) -> Volume:
+    """The labels at `path`, on the grid of the volume. Raises `InputError` where they do not lie over it, or over a part
+    of it."""
     truth = open_volume(path)
-    start = (0,) * len(volume.shape) if truth.shape == volume.shape else start_in(truth, volume)
-    if start is None or truth.channels != 1:
+    found = over(truth, volume) or (truth if truth.shape == volume.shape else None)
+    if found is None or truth.channels != 1:
         raise InputError(
             f"--truth {path} has the shape {truth.shape} and {truth.channels} channel(s), the volume {volume.shape}; give "
             "labels of its shape, or such as lie on a part of it"
         )
     if truth.dtype.kind not in "biu":
         raise InputError(f"--truth {path} holds {truth.dtype}; give whole numbers, 0 to {labels - 1}")
-    return Laid(truth, start)
+    return found
 
 
-def _labels_in(truth: Laid, box: Box, labels: int) -> Array:
-    found = truth.read(box)
+def _labels_in(truth: Volume, box: Box, labels: int) -> Array:
+    found = truth.read(box)[0]
     if found.size and not 0 <= int(found.min()) <= int(found.max()) < labels:
         raise InputError(
-            f"--truth {truth.volume.path} has labels from {found.min()} to {found.max()} at {box}, the network gives 0 to "
+            f"--truth {truth.path} has labels from {found.min()} to {found.max()} at {box}, the network gives 0 to "
             f"{labels - 1}; give labels as the network numbers them"
         )
-    return found.astype(np.int64)
+    return np.asarray(found, np.int64)

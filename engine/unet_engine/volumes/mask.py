@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -16,6 +15,7 @@ from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.units import times
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.laid import over
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.turn import Turn
 
@@ -43,7 +43,7 @@ class Mask:
     """Opened for reading, from any number of threads at once. Boxes are in voxels of the scan."""
 
     volume: Volume
-    """As it is stored."""
+    """On the scan's grid as that is stored, or a coarser or finer one."""
     axes: tuple[_Axis, ...]
     turn: Turn | None = None
     """How the scan is seen, whose voxels are meant; None: as it is stored."""
@@ -136,18 +136,22 @@ class Masks:
 
 def open_mask(
     path: str,
-    shape: Sequence[int],
+    scan: Volume,
     turn: Turn | None = None,
     time: int | None = None,
     origin: tuple[int, ...] | None = None,
 ) -> Mask:
-    """The mask at `path` for a scan of `shape` (its spatial axes, as they are stored), which is seen as `turn` says,
-    and from `origin` on. Of a mask with several time points that of the scan counts, `time`. Raises `InputError` where
-    it does not lie over it."""
+    """The mask at `path` for `scan`, all of it as it is stored, which is seen as `turn` says, and from `origin` on. Of a
+    mask with several time points that of the scan counts, `time`. Where both say where they lie in the world, on one
+    grid, the mask is what lies there: a part of the scan, or turned. Raises `InputError` where it does not lie over
+    it."""
     stored = open_stored(path)
     volume = stored.picked(Pick(time if stored.timepoints > 1 else None))
     if volume.channels != 1:
         raise InputError(f"--mask {path} has {volume.channels} channels; give one of a single channel")
+    if volume.frame and scan.frame:
+        volume = over(volume, scan) or volume
+    shape = scan.shape
     axes = [_axis(n, m) for n, m in zip(shape, volume.shape, strict=False)]
     found = tuple(axis for axis in axes if axis)
     if len(volume.shape) != len(shape) or len(found) != len(shape):

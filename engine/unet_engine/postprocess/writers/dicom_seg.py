@@ -4,6 +4,7 @@ were made of, which it refers to. It is made whole in memory: nothing writes one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +20,7 @@ from unet_engine.postprocess.writers.base import account_in, account_text, check
 from unet_engine.units import size, times
 from unet_engine.version import our_version
 from unet_engine.volumes.base import Array
+from unet_engine.volumes.dicom_files import SEGMENTATIONS
 from unet_engine.volumes.formats import is_series, slices_of
 from unet_engine.volumes.frame import Frame
 
@@ -69,7 +71,25 @@ class DicomSegWriter:
         import pydicom
 
         found = pydicom.dcmread(path, stop_before_pixels=True)
-        return account_in(str(found.private_block(_GROUP, _CREATOR)[1].value))
+        try:
+            return account_in(str(found.private_block(_GROUP, _CREATOR)[1].value))
+        except KeyError:
+            return _said_by_segments(found) if found.SOPClassUID in SEGMENTATIONS else None
+
+
+def _said_by_segments(found: Any) -> Mapping[str, Any]:
+    """What the segments of another tool's segmentation say, as our accounts have it."""
+    from highdicom.color import CIELabColor
+
+    segments = {int(segment.SegmentNumber): segment for segment in found.SegmentSequence}
+    numbers = range(max([0, *segments]) + 1)
+    names = [str(segments[i].SegmentLabel) if i in segments else f"class {i}" if i else "background" for i in numbers]
+    colours = [colour_of(i) for i in numbers]
+    for i, segment in segments.items():
+        with suppress(AttributeError, ValueError, TypeError):
+            red, green, blue = CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb(clip=True)
+            colours[i] = int(red), int(green), int(blue)
+    return {"output": "labels", "classes": names, "colours": ["#{:02x}{:02x}{:02x}".format(*one) for one in colours]}
 
 
 @dataclass(frozen=True)
