@@ -60,6 +60,8 @@ def _make_room(place: RemoteFile, begun: Mapping[str, Any], *, overwrite: bool) 
             raise OutputError(f"{place.url} appeared meanwhile and is kept; use --overwrite to replace it")
         output.remove(place.url)
     elif stores.exists(place.url):
-        raise OutputError(f"{place.url} appeared meanwhile, and was not written by unet-engine: it is left alone")
+        raise OutputError(
+            f"{place.url} appeared meanwhile and was not written by unet-engine: it is left alone; choose another --out"
+        )
     else:
         check_empty(place)

@@ -70,7 +70,7 @@ def levels_of(path: str, group: zarr.Group, image: str | None = None) -> list[tu
             if wanted in inside:
                 found.append((f"{name}/{wanted}", inside[str(wanted)]))
     if image is not None and not any(name.endswith(f"/{image}") for name, _ in found):
-        raise InputError(f"--image {brief(image)}: {path} has {_listed(list(variables)) or 'one image alone'}")
+        raise InputError(f"--image {brief(image)}: {path} has {_listed(list(variables)) or 'none'}; give one of them")
     if image is None and len(variables) > 1:
         raise InputError(
             f"{path} holds {len(variables)} variables: {_listed(list(variables))}; name one, e.g. --image "
