@@ -12,6 +12,7 @@ from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.box import Box
 from unet_engine.prepare import coarse
 from unet_engine.prepare.coarse_choice import CoarseChoice
+from unet_engine.prepare.missed import needed
 
 pytestmark = pytest.mark.long
 
@@ -241,3 +242,9 @@ def test_a_model_that_says_what_nothing_gives_finds_its_background_by_it(tmp_pat
     assert choice.background == "nothing"
     assert not choice.kept
     np.testing.assert_array_equal(result_of(str(tmp_path / "o.zarr")), blobs() > 0)
+
+
+def test_as_many_regions_may_be_drawn_as_a_sparse_volume_in_3d_needs():
+    """Windows of 64³ that share 16 have 48³ voxels of their own; one cell of twenty has foreground."""
+    cells = (48 // (coarse.CELL * coarse.FACTOR)) ** 3 * 0.05
+    assert coarse.MOST_REGIONS * cells > 2 * coarse.EVIDENCE * needed(coarse.MISS)

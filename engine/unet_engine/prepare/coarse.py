@@ -51,7 +51,9 @@ SPARED = 4
 LIKELY, EVIDENCE = 128, 2
 """Cells of such a score are taken for foreground where it is counted how many regions hold enough of it, and how many
 times the cells that prove the rate where none are missed."""
-MOST_REGIONS = 256
+MOST_REGIONS = 2048
+"""Regions that are drawn at most: in 3D with the blend `crop` one is a window's own 48³ voxels, 216 cells, of which few
+hold foreground where that is sparse."""
 MANY, DRAWN = 2**24, 2**18
 """Regions of a volume of which not all are put in order, and how many are then."""
 SPAN = 4

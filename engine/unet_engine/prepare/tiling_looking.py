@@ -96,7 +96,7 @@ class Looking:
             "fixed": settings.window is not None,
             "normalization": str(self.spec.normalization),
             "tolerance": settings.tolerance,
-            "version": 3,
+            "version": 4,
         }
         self.made = {key: self.key[key] for key in ("model", "library", "device", "precision", "normalization")}
         """Of what windows of any size are proved and timed."""
