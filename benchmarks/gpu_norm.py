@@ -1,4 +1,5 @@
-"""The part of `gpu_check.py` about InstanceNorm: our kernels against PyTorch's, and what they make of the network."""
+"""The part of `gpu_check.py` about InstanceNorm and concatenations: our kernels against PyTorch's, and what they make of
+the network."""
 
 from __future__ import annotations
 
@@ -43,6 +44,7 @@ def norm(args: argparse.Namespace) -> Figures:
                 f"{channels} channels, share of the copy's bandwidth", share,
                 share >= NORM_SHARE if is_judged else None, f"at least {NORM_SHARE:g}" if is_judged else "",
             )  # fmt: skip
+            yield from _concatenated(x, where, copied, judged=is_judged)
     network, window, _ = network_of(args)
     plain = plain_rate(network, window, precision, 0.2 if small else 2)
     yield "network with PyTorch's, windows/s", plain
@@ -51,6 +53,28 @@ def norm(args: argparse.Namespace) -> Figures:
     yield Row(
         "network with ours / with PyTorch's", ours / plain, None if small else ours > plain, "" if small else "> 1"
     )
+
+
+def _concatenated(x: Any, where: str, copied: float, *, judged: bool) -> Figures:
+    """What is put into a concatenation of as many channels more: other values than PyTorch's fail. copied: seconds of a
+    copy of `x`."""
+    import torch
+
+    from unet_engine.backends.torch_norm import put
+
+    channels = x.shape[1]
+    joined = [torch.zeros((1, 2 * channels, *x.shape[2:]), dtype=x.dtype, device=where) for _ in range(2)]
+    joined = [one.contiguous(memory_format=torch.channels_last_3d) for one in joined]
+    ours = seconds(lambda: put(joined[0], channels, x), where)
+    theirs = seconds(lambda: joined[1][:, channels:].copy_(x), where)
+    if not torch.equal(*joined):
+        raise RuntimeError(f"{channels} channels are put elsewhere than PyTorch puts them")
+    yield f"{channels} channels put into a concatenation, PyTorch's / ours, times as long", theirs / ours
+    share = copied / ours
+    yield Row(
+        f"{channels} channels put into a concatenation, share of the copy's bandwidth", share,
+        share >= NORM_SHARE if judged else None, f"at least {NORM_SHARE:g}" if judged else "",
+    )  # fmt: skip
 
 
 def _batch(channels: int, side: int, kind: Any) -> Any:

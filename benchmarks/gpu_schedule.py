@@ -3,6 +3,7 @@ work of each block, on the planner's own blocks, with bandwidths and costs that 
 
     python benchmarks/gpu_schedule.py
 
+The host waits for a block's voxels, which readers bring in as long as its chunks take to decode, where that rate is given.
 A stream begins a piece of work when the one before it is over, when what it waits for is over, and when the host has
 queued it. The host waits for a block's halos once the next block is queued. ``before`` is what the pipeline was: all
 halos through the host, up and down on one stream, and pinned memory locked where blocks are queued.
@@ -16,14 +17,17 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import prod
 
-from gpu_counts import CLASSES, VOXEL_BYTES, WINDOWS_PER_SECOND, plan_of
+from gpu_counts import CLASSES, SHAPE, VOXEL_BYTES, WINDOWS_PER_SECOND, plan_of
 
 from unet_engine.plan.device_memory import FLAG, SUMS_SLOTS, extents, shelves
 from unet_engine.plan.kept_halos import Place, Shelves
-from unet_engine.plan.memory import Sizes
+from unet_engine.plan.memory import READERS, Sizes
 from unet_engine.plan.pinned_memory import pieces_by_block
 from unet_engine.plan.plan import Index, Task
-from unet_engine.plan.sizing import default_chunk
+from unet_engine.plan.sizing import default_block, default_chunk
+
+CHUNK = 128
+"""Voxels along each side of a stored chunk."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Costs:
     """Bytes of device memory."""
     network: int = 8 * 10**9
     """Bytes of it that the network and its library take."""
+    decode: float = float("inf")
+    """Bytes of decoded voxels per second that one block is read with, in whole chunks of `CHUNK` a side; infinite: reading
+    takes no time."""
+    decode_all: float = float("inf")
+    """The same of all blocks that are read at the same time, together."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Way:
     """All of it before the first block: what remains once every piece is there."""
     kept: bool = True
     """Halos stay on the device, as many as there is room for."""
+    readers: int = READERS
+    """Blocks that are read at the same time, ahead of the one that is queued."""
 
 
 @dataclass
@@ -71,21 +82,38 @@ class _Clocks:
         return self.at[where]
 
 
+@dataclass(frozen=True)
+class Shares:
+    """The time of the network alone over all of it."""
+
+    whole: float
+    middle: float
+    """From where a tenth of the windows is inferred to where nine tenths are: without the first block's reading and the
+    last one's writing."""
+
+
 def share(classes: int, way: Way, costs: Costs = Costs(), block: tuple[int, ...] | None = None) -> float:
-    """Of a whole run, the time of the network alone over all of it. block: windows of a block; the planner's own where
-    none is given."""
-    plan, total = plan_of(classes), 0.0
+    return shares(classes, way, costs, block).whole
+
+
+def shares(classes: int, way: Way, costs: Costs = Costs(), block: tuple[int, ...] | None = None) -> Shares:
+    """Of a run. block: windows of a block; the planner's own where none is given."""
+    plan, total, inferred = plan_of(classes), 0.0, [(0.0, 0)]
     if block is not None:
         plan = replace(plan, block=block, chunk=default_chunk(plan.axes, block))
-    windows = 0
     for column in plan.columns():
         tasks = list(plan.tasks(column, lambda _: True))
-        windows += sum(len(task.windows) for task in tasks)
         table_bytes, sizes = extents(plan).table_bytes, Sizes(VOXEL_BYTES, 4 * classes, 1)
         given = shelves(plan, sizes, costs.network, costs.room) if way.kept else ()
         locked = _locked(tasks, sizes, table_bytes, Shelves(plan.order, given))
-        total += _seconds(tasks, classes, locked, Shelves(plan.order, given), way, costs)
-    return windows / costs.windows_per_second / total
+        ended, computed = _seconds(tasks, classes, locked, Shelves(plan.order, given), way, costs)
+        for task, at in zip(tasks, computed, strict=True):
+            inferred.append((total + at, inferred[-1][1] + len(task.windows)))
+        total += ended
+    windows = inferred[-1][1]
+    begins, ends = (next(one for one in inferred if one[1] >= part * windows) for part in (0.1, 0.9))
+    middle = (ends[1] - begins[1]) / costs.windows_per_second / max(1e-12, ends[0] - begins[0])
+    return Shares(windows / costs.windows_per_second / total, middle)
 
 
 def _locked(tasks: Sequence[Task], sizes: Sizes, table_bytes: int, kept: Shelves) -> list[int]:
@@ -98,13 +126,17 @@ def _locked(tasks: Sequence[Task], sizes: Sizes, table_bytes: int, kept: Shelves
 
 def _seconds(
     tasks: Sequence[Task], classes: int, locked: Sequence[int], kept: Shelves, way: Way, costs: Costs
-) -> float:
+) -> tuple[float, list[float]]:
+    """When all is written, and when the windows of each block are added."""
     clocks, up, down = _Clocks(), *(("up", "down") if way.own_streams else ("out", "out"))
+    through = list[float]()
     ready_ahead = list(accumulate(size / costs.lock for size in locked))
     slots, sent = deque([0.0] * SUMS_SLOTS), defaultdict[Index, _Came](_Came)
     free = defaultdict[str, float](float)
     before: tuple[Task, float, float] | None = None
-    for task, size, ahead in zip(tasks, locked, ready_ahead, strict=True):
+    reading = _Reading(tasks, way.readers, costs)
+    for n, (task, size, ahead) in enumerate(zip(tasks, locked, ready_ahead, strict=True)):
+        clocks.at["host"] = reading.there(n, clocks.at["host"])
         if not way.locked_before:
             clocks.at["host"] = (
                 max(clocks.at["host"], ahead) if way.locked_ahead else clocks.at["host"] + size / costs.lock
@@ -115,6 +147,7 @@ def _seconds(
         network = len(task.windows) / costs.windows_per_second
         added = len(task.windows) * 10 * task_window(task) * classes / costs.memory
         computed = clocks.do("compute", network + added, queued, copied, slots.popleft())
+        through.append(computed)
         count = sum(box.size for _, box in task.halos) * 4 * classes
         going = 0
         for target, box in task.halos:
@@ -134,7 +167,30 @@ def _seconds(
     assert before is not None
     came = sent.pop(before[0].block.index, _Came())
     _finish(before, came, classes, clocks, (up, down), free, costs)
-    return max(clocks.at.values())
+    return max(clocks.at.values()), through
+
+
+class _Reading:
+    """When voxels are there: block n + `readers` is handed to the readers as the host asks for block n."""
+
+    def __init__(self, tasks: Sequence[Task], readers: int, costs: Costs) -> None:
+        rate = min(costs.decode, costs.decode_all / readers)
+        self._seconds = [decoded(task) / rate for task in tasks]
+        self._free, self._ahead, self._there = [0.0] * readers, readers, list[float]()
+
+    def there(self, n: int, asked: float) -> float:
+        """When the host has block `n`, which it asks for at `asked`."""
+        for seconds in self._seconds[len(self._there) : n + self._ahead + 1]:
+            first = min(range(self._ahead), key=self._free.__getitem__)
+            self._free[first] = max(asked, self._free[first]) + seconds
+            self._there.append(self._free[first])
+        return max(asked, self._there[n])
+
+
+def decoded(task: Task) -> int:
+    """Bytes that reading a block decodes."""
+    spans = zip(task.read.lo, task.read.hi, SHAPE, strict=True)
+    return prod(min(size, -(-hi // CHUNK) * CHUNK) - lo // CHUNK * CHUNK for lo, hi, size in spans) * VOXEL_BYTES
 
 
 @dataclass
@@ -214,6 +270,36 @@ def block_table(costs: Costs = Costs()) -> str:
     return "\n".join(lines) + "\n"
 
 
+MEASURED = {3: 216.0, 16: 209.0, 104: 187.0}
+"""Windows per second of the bare network on an H200, by classes."""
+READING = Costs(decode=0.7e9, decode_all=16 * 0.86e9)
+"""As one reading thread seems to have been on that machine: 2.9 GB in 3.6 s beside a network, and runs of many classes that
+waited for nothing else. 16 cores, and what one decodes (`gpu_counts.py --decode`)."""
+
+
+def reading_table(costs: Costs = READING) -> str:
+    """With one reading thread and the blocks that were measured, with a GPU's blocks, and with several blocks read at
+    once."""
+    lines = [
+        f"| classes | measured | one block read at a time, a CPU's blocks | a GPU's blocks | {READERS} blocks at a time |",
+        "|---|---|---|---|---|",
+    ]
+    for classes, rate in MEASURED.items():
+        cost, one = replace(costs, windows_per_second=rate), replace(AFTER, readers=1)
+        found = (
+            shares(classes, one, cost, default_block(plan_of(classes).axes, classes)), shares(classes, one, cost),
+            shares(classes, AFTER, cost),
+        )  # fmt: skip
+        cells = [f"{one.whole:.2f}, {one.middle:.2f}" for one in found]
+        lines.append(f"| {classes} | {SEEN[classes]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+SEEN = {3: "0.83, 0.80 to 0.91", 16: "0.47, 0.48", 104: "0.26, 0.27"}
+"""Whole run and middle of it, as measured on the H200 with blocks of a CPU and one reading thread."""
+
+
 if __name__ == "__main__":
     print(table())
+    print(reading_table())
     print(block_table())

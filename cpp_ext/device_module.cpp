@@ -326,6 +326,7 @@ NB_MODULE(_halo_cuda, m) {
   m.def("instance_norm", &instance_norm, "windows"_a, "outputs"_a, "scratch"_a, nb::kw_only(), "weight"_a = nb::none(),
         "bias"_a = nb::none(), "eps"_a = 1e-5, "slope"_a = 1.0f, "stream"_a = 0);
   m.def("instance_norm_scratch", &instance_norm_scratch, "windows"_a, "channels"_a, "voxels"_a);
+  m.def("put", &put, "windows"_a, "output"_a, nb::kw_only(), "stream"_a = 0);
   m.def("pack", &pack, "sums"_a, "out"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("merge", &merge, "sums"_a, "halo"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("commit", &commit, "sums"_a, "out"_a, "kind"_a, "activation"_a, "halos"_a, "at"_a, "nonfinite"_a, nb::kw_only(),

@@ -51,60 +51,76 @@ inline index_t instance_norm_scratch(index_t windows, index_t channels, index_t 
 }
 
 template <typename T, int V>
-void norm_as(const Input& windows, const NormBatch<const T>& in, const std::vector<NormBatch<T>>& outputs,
-             const NormGrid& grid, const Vector& weight, const Vector& bias, double eps, float slope, double* scratch,
-             std::uintptr_t stream) {
-  NormBody<T, V> body{grid,
-                      in,
-                      {},
-                      static_cast<int>(outputs.size()),
-                      per_channel(weight, windows, grid.channels, "weight"),
-                      per_channel(bias, windows, grid.channels, "bias"),
-                      eps,
-                      slope,
-                      scratch,
-                      reinterpret_cast<float*>(scratch + grid.partials())};
-  std::copy(outputs.begin(), outputs.end(), body.out);
-  const nb::gil_scoped_release release;
-  launch::instance_norm(launch::Queue{windows.device_id(), stream}, body);
+NormBody<T, V> normalising(const PutBody<T, V>& given, const float* weight, const float* bias, double eps, float slope,
+                           double* sums) {
+  return {given, weight, bias, eps, slope, sums, reinterpret_cast<float*>(sums + given.grid.partials())};
 }
 
-inline void instance_norm(const Input& windows, const std::vector<Array>& outputs, const Array& scratch,
-                          const Vector& weight, const Vector& bias, double eps, float slope, std::uintptr_t stream) {
+// The batch, of which there is one output or two. Refuses what is no batch of windows.
+inline Batch batch_for(const Input& windows, const std::vector<Array>& outputs) {
   const int axes = static_cast<int>(windows.ndim()) - 2;
   if (axes != 2 && axes != 3) refuse("windows must have 2 or 3 spatial axes");
   if (outputs.empty() || outputs.size() > kNormOutputs) refuse("give one output or two");
   const Batch batch = batch_of(windows, axes);
   const index_t voxels = batch.size[0] * batch.size[1] * batch.size[2];
   if (batch.count < 1 || batch.count > 65535 || batch.channels < 1 || voxels < 1) refuse("windows must not be empty");
+  return batch;
+}
+
+// Calls `work` with the body that reads `windows` and writes `outputs`, by the widest loads that all of them allow.
+template <typename Work>
+void with_batches(const Input& windows, const std::vector<Array>& outputs, const Batch& batch, const Work& work) {
+  const index_t voxels = batch.size[0] * batch.size[1] * batch.size[2];
+  with_window_type(windows, [&](auto* data) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    const NormBatch<const T> in{data, batch.stride_n, pitch_of(batch, "windows")};
+    bool at_once = loads_at_once(in, batch.channels);
+    NormBatch<T> into[kNormOutputs] = {};
+    for (std::size_t o = 0; o < outputs.size(); ++o) {
+      check_device(windows, outputs[o], "outputs");
+      if (outputs[o].dtype() != windows.dtype()) refuse("outputs must be of the type of the windows");
+      const Batch out = batch_of(outputs[o], static_cast<int>(windows.ndim()) - 2);
+      if (out.count != batch.count || out.channels != batch.channels || !std::equal(out.size, out.size + kAxes, batch.size)) {
+        refuse("outputs must have the shape of the windows");
+      }
+      into[o] = {static_cast<T*>(outputs[o].data()), out.stride_n, pitch_of(out, "outputs")};
+      at_once = at_once && loads_at_once(into[o], batch.channels);
+    }
+    const auto with = [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      PutBody<T, V> body{NormGrid(batch.count, voxels, batch.channels, V), in, {}, static_cast<int>(outputs.size())};
+      std::copy(into, into + kNormOutputs, body.out);
+      work(body);
+    };
+    if (at_once) return with(std::integral_constant<int, kNormWidth<T>>{});
+    with(std::integral_constant<int, 1>{});
+  });
+}
+
+inline void put(const Input& windows, const Array& output, std::uintptr_t stream) {
+  const std::vector<Array> outputs{output};
+  with_batches(windows, outputs, batch_for(windows, outputs), [&](const auto& body) {
+    const nb::gil_scoped_release release;
+    launch::put(launch::Queue{windows.device_id(), stream}, body);
+  });
+}
+
+inline void instance_norm(const Input& windows, const std::vector<Array>& outputs, const Array& scratch,
+                          const Vector& weight, const Vector& bias, double eps, float slope, std::uintptr_t stream) {
+  const Batch batch = batch_for(windows, outputs);
+  const index_t voxels = batch.size[0] * batch.size[1] * batch.size[2];
   if (!is(scratch, Code::UInt, 8) || scratch.ndim() != 1 || reinterpret_cast<std::uintptr_t>(scratch.data()) % 8 != 0 ||
       static_cast<index_t>(scratch.shape(0)) < instance_norm_scratch(batch.count, batch.channels, voxels)) {
     refuse("scratch must be as many bytes as instance_norm_scratch says, uint8, at a multiple of 8");
   }
   check_device(windows, scratch, "scratch");
-  with_window_type(windows, [&](auto* data) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-    const NormBatch<const T> in{data, batch.stride_n, pitch_of(batch, "windows")};
-    bool at_once = loads_at_once(in, batch.channels);
-    std::vector<NormBatch<T>> into;
-    for (const Array& output : outputs) {
-      check_device(windows, output, "outputs");
-      if (output.dtype() != windows.dtype()) refuse("outputs must be of the type of the windows");
-      const Batch out = batch_of(output, axes);
-      if (out.count != batch.count || out.channels != batch.channels || !std::equal(out.size, out.size + kAxes, batch.size)) {
-        refuse("outputs must have the shape of the windows");
-      }
-      into.push_back({static_cast<T*>(output.data()), out.stride_n, pitch_of(out, "outputs")});
-      at_once = at_once && loads_at_once(into.back(), batch.channels);
-    }
-    double* const sums = static_cast<double*>(scratch.data());
-    const auto with = [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      norm_as<T, V>(windows, in, into, NormGrid(batch.count, voxels, batch.channels, V), weight, bias, eps, slope, sums,
-                    stream);
-    };
-    if (at_once) return with(std::integral_constant<int, kNormWidth<T>>{});
-    with(std::integral_constant<int, 1>{});
+  double* const sums = static_cast<double*>(scratch.data());
+  const float* const weights = per_channel(weight, windows, batch.channels, "weight");
+  const float* const biases = per_channel(bias, windows, batch.channels, "bias");
+  with_batches(windows, outputs, batch, [&](const auto& given) {
+    const auto body = normalising(given, weights, biases, eps, slope, sums);
+    const nb::gil_scoped_release release;
+    launch::instance_norm(launch::Queue{windows.device_id(), stream}, body);
   });
 }
 

@@ -1,6 +1,6 @@
 // InstanceNorm with LeakyReLU on batches whose channels lie last: the mean and variance of each channel of each window
 // in one pass, normalising and the activation in a second, which may write into a slice of a larger batch (what is
-// concatenated). `launch_cuda.cu` launches these bodies over a grid, `launch_loop.cpp` runs the same in loops.
+// concatenated); and putting what is not normalised there. `launch_cuda.cu` launches these bodies over a grid, `launch_loop.cpp` runs the same in loops.
 //
 // A block has kNormThreads threads: `groups` of channels that one load takes, next to one another, times `lanes` of
 // voxels. It takes `lanes * span` voxels, each thread every lanes-th of them. Sums of squares are taken from the
@@ -54,18 +54,13 @@ struct NormBatch {
   index_t stride_n, pitch;
 };
 
+// A batch that is read once, and written to one or two.
 template <typename T, int V>
-struct NormBody {
+struct PutBody {
   NormGrid grid;
   NormBatch<const T> in;
   NormBatch<T> out[kNormOutputs];
   int outputs;
-  const float* weight;  // per channel; null: 1
-  const float* bias;    // null: 0
-  double eps;
-  float slope;          // of the activation below 0; 1: none
-  double* partials;     // (windows, chunks, channels, 2)
-  float* coefficients;  // (windows, 3, channels)
 
   using Pack = Several<T, V>;
 
@@ -78,6 +73,53 @@ struct NormBody {
   }
 
   HALO_FN static Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
+
+  HALO_FN void store(index_t n, index_t voxel, index_t group, const Pack& value) const {
+    HALO_UNROLL
+    for (int o = 0; o < kNormOutputs; ++o) {
+      if (o >= outputs) continue;
+      T* const to = out[o].data + n * out[o].stride_n + voxel * out[o].pitch + group * V;
+      *reinterpret_cast<Pack*>(to) = value;
+    }
+  }
+
+  // Writes what `made` makes of the voxels of a thread.
+  template <typename Made>
+  HALO_FN void each(index_t n, index_t chunk, index_t group, index_t lane, const Made& made) const {
+    const index_t first = begin(chunk, lane), voxels = count(first);
+    const index_t step = grid.lanes * in.pitch;
+    const T* from = in.data + n * in.stride_n + first * in.pitch + group * V;
+    index_t i = 0;
+    for (; i + kNormTogether <= voxels; i += kNormTogether) {
+      Pack read[kNormTogether];
+      HALO_UNROLL
+      for (int j = 0; j < kNormTogether; ++j) read[j] = load(from + j * step);
+      from += kNormTogether * step;
+      HALO_UNROLL
+      for (int j = 0; j < kNormTogether; ++j) store(n, first + (i + j) * grid.lanes, group, made(read[j]));
+    }
+    for (; i < voxels; ++i, from += step) store(n, first + i * grid.lanes, group, made(load(from)));
+  }
+
+  struct AsItIs {
+    HALO_FN const Pack& operator()(const Pack& read) const { return read; }
+  };
+
+  HALO_FN void put(index_t n, index_t chunk, index_t group, index_t lane) const { each(n, chunk, group, lane, AsItIs{}); }
+};
+
+template <typename T, int V>
+struct NormBody : PutBody<T, V> {
+  using Base = PutBody<T, V>;
+  using typename Base::Pack;
+  using Base::grid, Base::in, Base::begin, Base::count, Base::load;
+
+  const float* weight;  // per channel; null: 1
+  const float* bias;    // null: 0
+  double eps;
+  float slope;          // of the activation below 0; 1: none
+  double* partials;     // (windows, chunks, channels, 2)
+  float* coefficients;  // (windows, 3, channels)
 
   // What a thread adds up: sums and sums of squares of its channels.
   HALO_FN void add_up(index_t n, index_t chunk, index_t group, index_t lane, double (&sum)[V],
@@ -149,53 +191,34 @@ struct NormBody {
     to[2 * grid.channels] = bias == nullptr ? 0.0f : bias[channel];
   }
 
+  // What makes a voxel's channels of one group normal.
+  struct Normal {
+    float mean[V], scale[V], shift[V], slope;
+
+    HALO_FN Pack operator()(const Pack& read) const {
+      Pack made;
+      HALO_UNROLL
+      for (int c = 0; c < V; ++c) {
+        const float value = (to_float(read.of[c]) - mean[c]) * scale[c] + shift[c];
+        made.of[c] = rounded_to<T>(value > 0.0f ? value : value * slope);
+      }
+      return made;
+    }
+  };
+
   // Normalises the voxels of a thread.
   HALO_FN void apply(index_t n, index_t chunk, index_t group, index_t lane) const {
-    const index_t first = begin(chunk, lane), voxels = count(first);
-    if (voxels == 0) return;
+    if (count(begin(chunk, lane)) == 0) return;
     const float* const given = coefficients + n * 3 * grid.channels + group * V;
-    float mean[V], scale[V], shift[V];
+    Normal normal;
+    normal.slope = slope;
     HALO_UNROLL
     for (int c = 0; c < V; ++c) {
-      mean[c] = given[c];
-      scale[c] = given[grid.channels + c];
-      shift[c] = given[2 * grid.channels + c];
+      normal.mean[c] = given[c];
+      normal.scale[c] = given[grid.channels + c];
+      normal.shift[c] = given[2 * grid.channels + c];
     }
-    const index_t step = grid.lanes * in.pitch;
-    const T* from = in.data + n * in.stride_n + first * in.pitch + group * V;
-    index_t i = 0;
-    for (; i + kNormTogether <= voxels; i += kNormTogether) {
-      Pack read[kNormTogether];
-      HALO_UNROLL
-      for (int j = 0; j < kNormTogether; ++j) read[j] = load(from + j * step);
-      from += kNormTogether * step;
-      HALO_UNROLL
-      for (int j = 0; j < kNormTogether; ++j) {
-        store(n, first + (i + j) * grid.lanes, group, normal(read[j], mean, scale, shift));
-      }
-    }
-    for (; i < voxels; ++i, from += step) {
-      store(n, first + i * grid.lanes, group, normal(load(from), mean, scale, shift));
-    }
-  }
-
-  HALO_FN Pack normal(const Pack& read, const float (&mean)[V], const float (&scale)[V], const float (&shift)[V]) const {
-    Pack made;
-    HALO_UNROLL
-    for (int c = 0; c < V; ++c) {
-      const float value = (to_float(read.of[c]) - mean[c]) * scale[c] + shift[c];
-      made.of[c] = rounded_to<T>(value > 0.0f ? value : value * slope);
-    }
-    return made;
-  }
-
-  HALO_FN void store(index_t n, index_t voxel, index_t group, const Pack& value) const {
-    HALO_UNROLL
-    for (int o = 0; o < kNormOutputs; ++o) {
-      if (o >= outputs) continue;
-      T* const to = out[o].data + n * out[o].stride_n + voxel * out[o].pitch + group * V;
-      *reinterpret_cast<Pack*>(to) = value;
-    }
+    this->each(n, chunk, group, lane, normal);
   }
 };
 

@@ -33,6 +33,9 @@ void merge(const Queue& queue, const MergeBody& body);
 template <typename Finish>
 void commit(const Queue& queue, const CommitBody<Finish>& body);
 
+template <typename T, int V>
+void put(const Queue& queue, const PutBody<T, V>& body);
+
 // All passes of an InstanceNorm, one after the other.
 template <typename T, int V>
 void instance_norm(const Queue& queue, const NormBody<T, V>& body);

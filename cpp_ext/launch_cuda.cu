@@ -184,12 +184,24 @@ __global__ void __launch_bounds__(kNormFold * kNormChannels)
   body.finish(n, channel, sum, square);
 }
 
+// The group and the lane of a thread; false where there is nothing for it to do.
+__device__ __forceinline__ bool own_group(const NormGrid& grid, index_t& group, index_t& lane) {
+  const index_t there = grid.groups < kNormThreads ? grid.groups : kNormThreads;
+  group = blockIdx.y * static_cast<index_t>(kNormThreads) + threadIdx.x % there;
+  lane = threadIdx.x / there;
+  return lane < grid.lanes && group < grid.groups;
+}
+
 template <typename T, int V>
 __global__ void __launch_bounds__(kNormThreads) norm_apply_kernel(const __grid_constant__ NormBody<T, V> body) {
-  const index_t there = body.grid.groups < kNormThreads ? body.grid.groups : kNormThreads;
-  const index_t group = blockIdx.y * static_cast<index_t>(kNormThreads) + threadIdx.x % there;
-  const index_t lane = threadIdx.x / there;
-  if (lane < body.grid.lanes && group < body.grid.groups) body.apply(blockIdx.z, blockIdx.x, group, lane);
+  index_t group, lane;
+  if (own_group(body.grid, group, lane)) body.apply(blockIdx.z, blockIdx.x, group, lane);
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kNormThreads) put_kernel(const __grid_constant__ PutBody<T, V> body) {
+  index_t group, lane;
+  if (own_group(body.grid, group, lane)) body.put(blockIdx.z, blockIdx.x, group, lane);
 }
 
 namespace {
@@ -201,6 +213,10 @@ void launch_rows(const Queue& queue, const Body& body, Kernel kernel, const char
   kernel<<<blocks_for((body.rows() + kRowsPerBlock - 1) / kRowsPerBlock), dim3(kLanes, kRowsPerBlock), 0,
            stream_of(queue)>>>(body);
   check(cudaGetLastError(), name, queue.device);
+}
+
+dim3 blocks_of(const NormGrid& grid) {
+  return dim3(static_cast<unsigned>(grid.chunks), static_cast<unsigned>(grid.wide), static_cast<unsigned>(grid.windows));
 }
 
 template <typename Kernel, typename T>
@@ -244,12 +260,19 @@ void add(const Queue& queue, const AddBody<T>& body) {
 }
 
 template <typename T, int V>
+void put(const Queue& queue, const PutBody<T, V>& body) {
+  if (body.grid.windows <= 0 || body.grid.voxels <= 0 || body.grid.channels <= 0) return;
+  const DeviceGuard guard(queue.device);
+  put_kernel<T, V><<<blocks_of(body.grid), kNormThreads, 0, stream_of(queue)>>>(body);
+  check(cudaGetLastError(), "put_kernel", queue.device);
+}
+
+template <typename T, int V>
 void instance_norm(const Queue& queue, const NormBody<T, V>& body) {
   const NormGrid& grid = body.grid;
   if (grid.windows <= 0 || grid.voxels <= 0 || grid.channels <= 0) return;
   const DeviceGuard guard(queue.device);
-  const dim3 blocks(static_cast<unsigned>(grid.chunks), static_cast<unsigned>(grid.wide),
-                    static_cast<unsigned>(grid.windows));
+  const dim3 blocks = blocks_of(grid);
   norm_sums_kernel<T, V><<<blocks, kNormThreads, 0, stream_of(queue)>>>(body);
   check(cudaGetLastError(), "norm_sums_kernel", queue.device);
   const dim3 folds(static_cast<unsigned>((grid.channels + kNormChannels - 1) / kNormChannels),

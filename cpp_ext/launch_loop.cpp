@@ -94,6 +94,18 @@ void add(const Queue&, const AddBody<T>& body) {
 }
 
 template <typename T, int V>
+void put(const Queue&, const PutBody<T, V>& body) {
+  const NormGrid& grid = body.grid;
+  for (index_t n = 0; n < grid.windows; ++n) {
+    for (index_t chunk = 0; chunk < grid.chunks; ++chunk) {
+      for (index_t group = 0; group < grid.groups; ++group) {
+        for (index_t lane = 0; lane < grid.lanes; ++lane) body.put(n, chunk, group, lane);
+      }
+    }
+  }
+}
+
+template <typename T, int V>
 void instance_norm(const Queue&, const NormBody<T, V>& body) {
   const NormGrid& grid = body.grid;
   for (index_t n = 0; n < grid.windows; ++n) {

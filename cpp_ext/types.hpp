@@ -47,7 +47,9 @@
   template void gather<T, BFloat16>(const Queue&, const GatherBody<T, BFloat16>&);
 #define HALO_INSTANTIATE_ADD(T) template void add<T>(const Queue&, const AddBody<T>&);
 #define HALO_INSTANTIATE_COMMIT(F) template void commit<F>(const Queue&, const CommitBody<F>&);
-#define HALO_INSTANTIATE_NORM(T)                                              \
+#define HALO_INSTANTIATE_NORM(T)                                          \
+  template void put<T, 1>(const Queue&, const PutBody<T, 1>&);            \
+  template void put<T, kNormWidth<T>>(const Queue&, const PutBody<T, kNormWidth<T>>&); \
   template void instance_norm<T, 1>(const Queue&, const NormBody<T, 1>&); \
   template void instance_norm<T, kNormWidth<T>>(const Queue&, const NormBody<T, kNormWidth<T>>&);
 #define HALO_INSTANTIATE_LAUNCHERS          \

@@ -24,7 +24,7 @@ from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.postprocess import level_pass, pyramid, working
-from unet_engine.prepare import coarse_choice, tiling_choice
+from unet_engine.prepare import coarse_choice, streams_choice, tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import check_output
@@ -41,8 +41,8 @@ Watch = Callable[[Prepared, Team], Any]
 
 
 _NOT_STORED = (
-    "out", "part", "overlap_choice", "tiling_choice", "coarse_choice", "complete", "already_complete", "profile", "objects",
-    "levels", "start",
+    "out", "part", "overlap_choice", "tiling_choice", "coarse_choice", "streams_choice", "complete", "already_complete",
+    "profile", "objects", "levels", "start",
 )  # fmt: skip
 """Fields of `Result` that the output's attributes hold elsewhere, or that say nothing about it."""
 
@@ -92,6 +92,9 @@ class Result:
     """What ``--coarse auto`` found: fields of `unet_engine.prepare.coarse_choice.CoarseChoice`, without its cells."""
     tiling_choice: dict[str, Any] | None = None
     """What ``--tiling auto`` took and on what grounds: fields of `unet_engine.prepare.tiling_choice.TilingChoice`."""
+    streams_choice: dict[str, Any] | None = None
+    """How many windows a CPU inferred at once, and why: fields of `unet_engine.prepare.streams_choice.StreamsChoice`;
+    None where none did."""
     start: dict[str, float] | None = None
     """Seconds of each part of the way to the first window, see `unet_engine.profiling.beginning`; None where workers of
     a cluster went it."""
@@ -412,6 +415,7 @@ def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:
         part=prepared.survey.settings.part,
         overlap_choice=facts(prepared.overlap),
         tiling_choice=tiling_choice.facts(prepared.tiling),
+        streams_choice=streams_choice.facts(prepared.streams),
         coarse_choice=coarse_choice.told(prepared.coarse),
         halo_bytes=counters.halo_bytes,
         stages=tracing.totals(crew.profile()) or None,

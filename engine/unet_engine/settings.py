@@ -165,7 +165,11 @@ class Settings(BaseModel):
     batch: int | None = Field(default=None, ge=1, le=MOST)
     """Windows that a GPU infers at once, at most; default: from the window and what memory is free."""
     threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
-    """Windows inferred at the same time by a process on a CPU; default: one per core, shared out among the workers."""
+    """Windows inferred at the same time by a process on a CPU; default: one per core, shared out among the workers, or
+    what was measured to be faster."""
+    window_threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    """Threads that infer one window together on a CPU; default: one, or more where that was measured to be faster and
+    gives the same bytes. `threads` is then as many windows as there are cores for."""
     workers: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """Worker processes on this machine, run by Dask; default: none, all in this process."""
     scheduler: str | None = None

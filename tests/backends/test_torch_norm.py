@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from unet_engine.backends import torch_norm  # noqa: E402
-from unet_engine.backends.torch_norm import normalised, rewritten  # noqa: E402
+from unet_engine.backends.torch_norm import normalised, put, rewritten  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
@@ -59,6 +59,10 @@ def test_every_instance_norm_is_ours_with_its_activation_and_concatenation(form:
     assert [n.args[4] for n in ours] == [0.1 if isinstance(act, nn.LeakyReLU) else 0.0] * 2
     assert len(ours[0].args) == 7, "the skip is written into the concatenation"
     assert "cat" not in made.network.code
+    assert [n.target for n in made.network.graph.nodes].count(put) == 1, (
+        "what is not normalised is put there by our kernel"
+    )
+    assert "copy_" not in made.network.code
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -109,7 +113,7 @@ def test_a_network_without_it_is_left_alone() -> None:
 
 
 def test_a_wrong_rewrite_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_norm, "_put", lambda joined, at, part: joined.zero_())
+    monkeypatch.setattr(torch_norm, "put", lambda joined, at, part: joined.zero_())
     with torch.inference_mode():
         made = rewritten(Net(nn.ReLU()).eval(), window())
     assert made.network is None

@@ -22,6 +22,7 @@ def test_the_table_of_the_page_is_that_of_the_command(schedule: Any) -> None:
     page = (DOCS / "gpu.md").read_text()
     assert schedule.table() in page
     assert schedule.block_table() in page
+    assert schedule.reading_table() in page
 
 
 @pytest.mark.parametrize(("classes", "whole", "steady"), [(3, 0.92, 0.98), (16, 0.48, 0.9), (104, 0.06, 0.17)])
@@ -60,6 +61,40 @@ def test_with_little_memory_some_halos_go_through_the_host(schedule: Any) -> Non
     assert shares == sorted(shares)
     assert shares[0] < 0.5 * shares[2]
     assert shares[0] >= schedule.share(104, schedule.THROUGH_HOST)
+
+
+@pytest.mark.parametrize(("classes", "seen", "least"), [(3, 0.83, 0.95), (16, 0.47, 0.9), (104, 0.26, 0.7)])
+def test_blocks_that_are_read_several_at_once_keep_the_network_busy(
+    schedule: Any, classes: int, seen: float, least: float
+) -> None:
+    """One rate of reading gives what was measured with one thread and a CPU's blocks, for all three."""
+    costs = replace(schedule.READING, windows_per_second=schedule.MEASURED[classes])
+    one = replace(schedule.AFTER, readers=1)
+    small = schedule.default_block(schedule.plan_of(classes).axes, classes)
+    assert schedule.share(classes, one, costs, small) == pytest.approx(seen, abs=0.06)
+    found = schedule.shares(classes, schedule.AFTER, costs)
+    assert found.whole >= least
+    assert found.whole <= found.middle + 0.01, "the first block's reading and the last one's writing are at the ends"
+    slow = replace(costs, decode=costs.decode / 4)
+    assert schedule.shares(classes, schedule.AFTER, slow).middle < 0.8, "three slow readers are not enough"
+    together = replace(costs, decode_all=costs.decode)
+    assert schedule.share(classes, schedule.AFTER, together) < 1.02 * schedule.share(classes, one, costs), (
+        "nor too few cores"
+    )
+
+
+def test_a_reader_begins_once_a_block_as_far_back_is_asked_for(schedule: Any) -> None:
+    plan = schedule.plan_of(3)
+    tasks = list(plan.tasks(next(plan.columns()), lambda _: True))[:4]
+    costs = schedule.Costs(decode=schedule.decoded(tasks[0]))
+    seconds = [schedule.decoded(task) / costs.decode for task in tasks]
+    alone = schedule._Reading(tasks, 1, costs)
+    assert alone.there(0, 0.0) == 1
+    assert alone.there(1, 1.0) == pytest.approx(1 + seconds[1]), "begun as the first was asked for"
+    assert alone.there(2, 100.0) == 100
+    two = schedule._Reading(tasks, 2, costs)
+    assert two.there(0, 0.0) == 1
+    assert two.there(1, 1.0) == pytest.approx(max(1, seconds[1])), "read beside the first"
 
 
 def test_clocks_are_those_of_a_device_that_does_one_thing_after_the_other(schedule: Any) -> None:

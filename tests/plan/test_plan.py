@@ -177,6 +177,19 @@ def test_blocks_shrink_only_where_one_column_of_them_does_not_fit() -> None:
     assert shrunk.identity["block"] == list(shrunk.block)
 
 
+def test_fewer_blocks_are_under_way_before_any_shrinks() -> None:
+    """So that more threads never change the blocks, which name a run."""
+    many = replace(SIZES, threads=1024)
+    rich = fit(_big(), many, 0, 2**36, 1)
+    assert rich.memory.under_way == 1024 // prod(rich.block)
+    assert rich.memory.sums == (2 + rich.memory.under_way) * fit(_big(), SIZES, 0, 2**36, 1).memory.sums // 3
+    for budget in (2**31, 2**30, 2**29, 2**28):
+        alone, poor = fit(_big(), SIZES, 0, budget, 1), fit(_big(), many, 0, budget, 1)
+        assert poor.block == alone.block
+        assert poor.memory.total <= budget
+    assert poor.memory.under_way < rich.memory.under_way
+
+
 def test_a_plan_of_a_million_blocks_starts_at_once_and_pickles_small() -> None:
     plan = _big((12800, 12800, 12800))
     assert plan.block_count == 10**6

@@ -86,7 +86,7 @@ def types_of(proto):
     return {node.name: (node.op_type, found.get(node.output[0])) for node in inferred.graph.node}
 
 
-def test_all_but_norms_and_kept_layers_are_typed_half(tmp_path):
+def test_all_but_kept_layers_are_typed_half_and_nothing_is_cast_around_instance_norm(tmp_path):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     torch.save(networks.instance_trilinear().state_dict(), tmp_path / "w.pth")
@@ -97,11 +97,29 @@ def test_all_but_norms_and_kept_layers_are_typed_half(tmp_path):
     onnx.checker.check_model(typed, full_check=True)
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     kinds = [(op, kind) for op, kind in types_of(typed).values() if kind in (half, single) and op != "Cast"]
-    assert {kind for op, kind in kinds if op in NORMS} == {single}
+    assert {kind for op, kind in kinds if op == "InstanceNormalization"} == {half}
+    assert not [op for op, _ in kinds if op in NORMS]
+    assert [n.op_type for n in typed.graph.node].count("Cast") == 2, "of the image, and before the layer that is kept"
     assert [kind for op, kind in kinds if op == "Conv"].count(single) == 1
     assert {kind for op, kind in kinds if op in ("Relu", "Resize", "Concat")} == {half}
     x = np.random.default_rng(0).standard_normal((1, 1, 16, 16, 16), dtype=np.float32)
     assert apart(run(typed, x), run(proto, x)) < 1e-2
+
+
+def test_statistics_of_instance_norm_in_half_do_not_overflow():
+    """Squares of 3,000 in FP16 would. Emulated, it reads rounded activations and computes in fp32."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("InstanceNormalization", ["x", "one", "zero"], ["y"], name="norm")], "g",
+        [helper.make_tensor_value_info("x", kind, [1, 2, 8, 8])],
+        [helper.make_tensor_value_info("y", kind, [1, 2, 8, 8])],
+        [onnx.numpy_helper.from_array(np.full(2, v, np.float32), k) for k, v in {"one": 1, "zero": 0}.items()],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = np.random.default_rng(0).normal(3000, 20, (1, 2, 8, 8)).astype(np.float16).astype(np.float32)
+    expected = run(proto, x)
+    for made in (to_half(proto), emulated(proto)):
+        np.testing.assert_allclose(run(made, x), expected, atol=3e-3)
 
 
 def test_a_tensor_that_norms_read_far_apart_is_cast_once():
@@ -109,12 +127,12 @@ def test_a_tensor_that_norms_read_far_apart_is_cast_once():
     norm = ["t", "ones", "zeros"]
     nodes = [
         helper.make_node("Conv", ["x", "up.weight"], ["t"], name="conv"),
-        helper.make_node("InstanceNormalization", norm, ["r0"], name="first"),
+        helper.make_node("LayerNormalization", norm, ["r0"], name="first", axis=1),
         *(helper.make_node("Relu", [f"r{i}"], [f"r{i + 1}"], name=f"relu{i}") for i in range(80)),
-        helper.make_node("InstanceNormalization", norm, ["again"], name="second"),
+        helper.make_node("LayerNormalization", norm, ["again"], name="second", axis=1),
         helper.make_node("Add", ["again", "r80"], ["y"], name="add"),
     ]
-    values = {"up.weight": np.ones((2, 1, 1, 1)), "ones": np.ones(2), "zeros": np.zeros(2)}
+    values = {"up.weight": np.ones((2, 1, 1, 1)), "ones": np.ones((2, 4, 4)), "zeros": np.zeros((2, 4, 4))}
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", kind, [1, 1, 4, 4])],
         [helper.make_tensor_value_info("y", kind, [1, 2, 4, 4])],

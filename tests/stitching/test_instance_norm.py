@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from unet_engine.backends.torch_norm import kernels_of, normalised  # noqa: E402
+from unet_engine.backends.torch_norm import _order, kernels_of, normalised, put  # noqa: E402
 
 SHAPES = [
     (2, 32, 7, 9, 11), (1, 5, 3, 3, 3), (1, 320, 4, 4, 4), (3, 1, 4, 5, 6), (1, 2056, 2, 1, 3), (2, 16, 33, 40),
@@ -69,6 +69,23 @@ def test_a_slice_of_a_concatenation_gets_the_same(channels: int) -> None:
     assert (joined[:, 8 + channels :] == 9).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ROUNDING, ids=str)
+def test_what_is_concatenated_is_put_among_its_channels(shape: tuple[int, ...], kind: Any) -> None:
+    """By loads of 16 bytes where all begin there, channel by channel elsewhere; no other channel is touched."""
+    x = batch(shape, kind)
+    for at in (0, 3, 16):
+        whole = (shape[0], shape[1] + at + 8, *shape[2:])
+        joined = torch.full(whole, 9.0, dtype=kind).contiguous(memory_format=_order(x))
+        put(joined, at, x)
+        assert torch.equal(joined[:, at : at + shape[1]], x)
+        assert (joined[:, :at] == 9).all()
+        assert (joined[:, at + shape[1] :] == 9).all()
+    first = torch.empty(whole, dtype=kind).contiguous(memory_format=_order(x))
+    put(first, 0, x.contiguous())
+    assert torch.equal(first[:, : shape[1]], x), "channels that lie first are put last"
+
+
 def test_what_cannot_be_read_is_refused_before_anything_is_written() -> None:
     x = batch((1, 4, 3, 3, 3), torch.float32)
     kernels = kernels_of(x)
@@ -87,6 +104,8 @@ def test_what_cannot_be_read_is_refused_before_anything_is_written() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             kernels.instance_norm(given(windows), [given(o) for o in outputs], given(scratch))
+    with pytest.raises(ValueError, match="shape of the windows"):
+        kernels.put(given(x), given(x[:, :3]))
     with pytest.raises(ValueError, match="weight must have one value per channel"):
         kernels.instance_norm(given(x), [given(x)], given(room), weight=given(torch.ones(3)))
 
@@ -98,3 +117,7 @@ def test_a_gpu_gives_the_bits_of_the_loop(kind: Any) -> None:
         x, weight, bias = batch(shape, kind, 50), torch.linspace(0.5, 2, shape[1]), torch.linspace(-1, 1, shape[1])
         here, there = (normalised(x.to(p), weight.to(p), bias.to(p), 1e-5, 0.1).cpu() for p in ("cpu", "cuda"))
         assert torch.equal(here, there), shape
+        joined = torch.zeros((shape[0], shape[1] + 16, *shape[2:]), dtype=kind, device="cuda")
+        joined = joined.contiguous(memory_format=_order(x))
+        put(joined, 8, x.cuda())
+        assert torch.equal(joined[:, 8 : 8 + shape[1]].cpu(), x), shape

@@ -63,6 +63,7 @@ class Options(TypedDict, total=False):
     memory: int | str | None
     batch: int | None
     threads: int | None
+    window_threads: int | None
     workers: int | None
     scheduler: str | None
     protocol: Literal["tcp", "ucx"]

@@ -3,6 +3,7 @@
 A file ``NAME.fake.toml`` has a table ``[spec]`` with the keys of `ModelSpec`, and optionally
 
     latency_ms            how long a window takes
+    jitter                by what part of it windows differ: the deviation of a normal distribution, the same every time
     fail_at               number of the window, counted from 1, at which inference fails
     out_of_memory_above   windows at once that a device has memory for
     kill_at               number of the window at which the process is killed, as by a system that has no memory left
@@ -38,19 +39,20 @@ class FakeBackend(ThreadedBackend):
         super().__init__(setup)
         settings = tomllib.loads(setup.model.path.read_text())
         self._latency = float(settings.get("latency_ms", 0)) / 1000
+        self._jitter = float(settings.get("jitter", 0))
         self._fail_at = int(settings.get("fail_at", 0))
         self._room = int(settings.get("out_of_memory_above", 0))
         self._kill_at = int(settings.get("kill_at", 0))
         self._hang = settings.get("hang_once")
         self._calls = 0
-        self._failing = [False] * self.slots
+        self._failing, self._asked = [False] * self.slots, [0] * self.slots
         self._outputs = [np.zeros(setup.output_shape, np.float32) for _ in range(self.slots)]
 
     def start(self, slot: int) -> None:
         self._calls += 1
         if self._calls == self._kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        self._failing[slot] = self._calls == self._fail_at
+        self._failing[slot], self._asked[slot] = self._calls == self._fail_at, self._calls
         super().start(slot)
 
     def _run(self, slot: int) -> Array:
@@ -68,7 +70,10 @@ class FakeBackend(ThreadedBackend):
         out = self._outputs[slot]
         for k in range(spec.channels_out):
             out[:, k] = self._inputs[slot][:, k % spec.channels_in][(slice(None), *inside)]
-        time.sleep(max(0.0, self._latency - (time.perf_counter() - begun)))
+        wanted = self._latency
+        if self._jitter:
+            wanted *= max(0.0, np.random.default_rng(self._asked[slot]).normal(1.0, self._jitter))
+        time.sleep(max(0.0, wanted - (time.perf_counter() - begun)))
         return out
 
     @staticmethod

@@ -51,6 +51,8 @@ class Library:
     """Function: whether the build that is installed can use a GPU. Every build can where there is none."""
     formats_on_gpus: tuple[str, ...] = ()
     """Further formats of model files that it runs there."""
+    joins_threads: bool = False
+    """Whether several threads can infer one window here, on the CPU."""
     typed: bool = False
     """Whether it computes in the types that the graph says, so that a lower precision needs a network of its own."""
 
@@ -78,6 +80,7 @@ LIBRARIES = (
     Library(
         "openvino", ("onnx",), {CPU: ("fp32", "bf16", "fp16", "int8")}, ("openvino",), "openvino",
         host="openvino:OpenVINOBackend", bound_to="openvino:library", computes_in="openvino:precisions",
+        joins_threads=True,
     ),
     Library(
         "tensorrt", ("onnx",), {GPU: ("fp32", "fp16", "int8")}, tensorrt_api.MODULES, "tensorrt",
@@ -91,7 +94,7 @@ LIBRARIES = (
     Library(
         "pytorch", ("pt2", "torchscript"), {CPU: ("fp32", "bf16"), GPU: ("fp32", "bf16", "fp16")}, ("torch",), "torch",
         host="pytorch:PyTorchBackend", on_device="pytorch:PyTorchDevice", sees_gpu="pytorch:sees_gpu",
-        formats_on_gpus=("onnx",),
+        formats_on_gpus=("onnx",), joins_threads=True,
     ),
     Library(
         "fake", ("fake",), {CPU: ("fp32",), GPU: ("fp32",)},

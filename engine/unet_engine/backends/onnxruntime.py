@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -19,8 +20,9 @@ from unet_engine.backends.device import DeviceBackend
 from unet_engine.devices.base import Device, Stream
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, ModelError, first_line
-from unet_engine.model.onnx_half import in_half
-from unet_engine.model.onnx_network import network_of
+from unet_engine.model import onnx_half
+from unet_engine.model.onnx_means import NAMED
+from unet_engine.model.onnx_network import exact_network_of, network_of
 from unet_engine.units import times
 
 _CUDA = "CUDAExecutionProvider"
@@ -53,7 +55,7 @@ class OnnxRuntimeBackend(ThreadedBackend):
         options.log_severity_level = 4  # what it says of an error is in the exception
         try:
             self._session = ort.InferenceSession(
-                network_of(setup.model, setup.batch), options, providers=["CPUExecutionProvider"]
+                exact_network_of(setup.model, setup.input_shape), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise ModelError(
@@ -70,6 +72,9 @@ class OnnxRuntimeBackend(ThreadedBackend):
                 f"{setup.model.path} does not take windows of {times(setup.window)}: {first_line(error)}; {OTHER_WINDOW}"
             ) from error
         self._check_output(shape)
+
+    def identity(self) -> dict[str, Any]:
+        return NAMED
 
     def _bound(self, slot: int) -> ort.IOBinding:
         binding = self._session.io_binding()
@@ -100,7 +105,7 @@ class OnnxRuntimeDevice(DeviceBackend):
         options.log_severity_level = 4  # what it says of an error is in the exception
         try:
             network = network_of(setup.model, setup.batch)
-            given = network if setup.precision == "fp32" else in_half(network)
+            given = network if setup.precision == "fp32" else onnx_half.in_half(network)
             wanted = providers(device, stream)
             self._session = ort.InferenceSession(given, options, providers=wanted)
             self._check_provider(device)
@@ -120,6 +125,10 @@ class OnnxRuntimeDevice(DeviceBackend):
         self._binding.bind_output(last, *where, np.float32, self.output.shape, self.output.region.address)
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def identity(self) -> dict[str, Any]:
+        made = {"half": onnx_half.VERSION} if self.setup.precision == "fp16" else {}
+        return {**super().identity(), **made}
 
     def _check_provider(self, device: Device) -> None:
         """Where CUDA cannot be loaded, ONNX Runtime makes a session of the CPU, which would take addresses on the

@@ -52,8 +52,8 @@ class Place(Protocol):
     def note(self) -> str:
         """What the user should know of it; may be empty."""
 
-    def threads(self, asked: int | None) -> int:
-        """Windows that are started at the same time, where the user asked for so many."""
+    def threads(self, asked: int | None, each: int = 1) -> int:
+        """Windows that are started at the same time, where the user asked for so many, with so many threads each."""
 
     def open(self, library: str, setup: Setup) -> Network:
         """The network as `setup` says. Raises `BackendError` or `ModelError` where the library refuses it."""
@@ -77,8 +77,8 @@ class OnHost:
         lacking = missing() if is_gpu(self.device) else ""
         return f"windows are cut and stitched on the CPU: {lacking}" if lacking else ""
 
-    def threads(self, asked: int | None) -> int:
-        return 1 if is_gpu(self.device) else asked or machine.cpu_count()
+    def threads(self, asked: int | None, each: int = 1) -> int:
+        return 1 if is_gpu(self.device) else asked or max(1, machine.cpu_count() // each)
 
     def open(self, library: str, setup: Setup) -> Network:
         return opened(setup, lambda member, _: open_backend(library, member))
@@ -97,7 +97,7 @@ class OnDevice:
     takes_batches: bool = True
     note: str = ""
 
-    def threads(self, asked: int | None) -> int:
+    def threads(self, asked: int | None, each: int = 1) -> int:
         return 1
 
     def open(self, library: str, setup: Setup) -> Network:

@@ -15,10 +15,11 @@ from typing import Any
 
 from unet_engine import machine
 from unet_engine.backends import engine_cache
-from unet_engine.backends.base import ANOTHER, Array, Backend, Setup
+from unet_engine.backends.base import ANOTHER, Array, Backend, Setup, slots_for
 from unet_engine.errors import BackendError, ModelError, first_line
 from unet_engine.model.file import attached_network
-from unet_engine.model.onnx_network import network_of
+from unet_engine.model.onnx_means import NAMED
+from unet_engine.model.onnx_network import exact_network_of, network_of
 from unet_engine.units import times
 
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
@@ -60,7 +61,7 @@ if "convert_model" not in vars(ov):
 
 __all__ = ["OpenVINOBackend", "library", "ov", "packed", "precisions", "unpacked"]
 
-FORMAT = 1
+FORMAT = 2
 KIND = "openvino"
 """Of what is kept in the user's cache: see `engine_cache`."""
 KEPT = 2**28
@@ -122,13 +123,16 @@ def _most(setup: Setup) -> int:
 def _compiled(core: ov.Core, setup: Setup, computed: str) -> Any:
     """The network for windows of one size: as an earlier run of this user left it, else compiled and kept."""
     how = {
-        # One thread per stream keeps every window's bytes independent of the number of threads.
+        # One thread per stream keeps every window's bytes independent of the number of threads; of more that is proved.
         "NUM_STREAMS": str(setup.threads),
-        "INFERENCE_NUM_THREADS": str(setup.threads),
+        "INFERENCE_NUM_THREADS": str(setup.threads * setup.window_threads),
         "INFERENCE_PRECISION_HINT": _HINTS[computed],
-        # pinned, the streams of several worker processes would all sit on the first cores
+        # pinned, the streams of several worker processes would all sit on the first cores; OpenVINO deals streams to
+        # NUMA nodes without that
         "ENABLE_CPU_PINNING": False,
     }
+    if setup.window_threads > 1:  # else a single stream leaves out every second thread of a core
+        how["ENABLE_HYPER_THREADING"] = True
     # read before anything is taken from the cache: a file that is damaged is refused, whatever was made of it before
     attached = attached_network(setup.model, setup.network) if setup.network else None
     key = _key(setup, how)
@@ -136,7 +140,12 @@ def _compiled(core: ov.Core, setup: Setup, computed: str) -> Any:
         kept = engine_cache.load(KIND, key)
         if kept is not None:
             return core.import_model(io.BytesIO(kept), "CPU", how)
-    model = unpacked(attached, _most(setup)) if attached else core.read_model(network_of(setup.model, setup.batch))
+    if attached:
+        model = unpacked(attached, _most(setup))
+    elif computed == "fp32":
+        model = core.read_model(exact_network_of(setup.model, setup.input_shape))
+    else:  # in fewer bits steps would be rounded where the library's own norms compute in float32
+        model = core.read_model(network_of(setup.model, setup.batch))
     model.reshape(list(setup.input_shape))
     compiled = core.compile_model(model, "CPU", how)
     with suppress(BackendError, RuntimeError):
@@ -184,11 +193,14 @@ class OpenVINOBackend(Backend):
                 f"{setup.model.path}: OpenVINO refuses the network at windows of {times(setup.window)}: {_cause(error)}; "
                 "check that --window divides by the network's pooling, or export the model again"
             ) from error
-        self.slots = setup.threads + 2
+        self.slots = slots_for(setup.threads)
         self._requests = [compiled.create_infer_request() for _ in range(self.slots)]
         self._inputs: list[Array] = [r.get_input_tensor(0).data for r in self._requests]
         self._outputs: list[Array] = [r.get_output_tensor(0).data for r in self._requests]
         self._check_output(self._outputs[0].shape)
+
+    def identity(self) -> dict[str, Any]:
+        return NAMED if self.setup.precision == "fp32" and not self.setup.network else {}
 
     def input(self, slot: int) -> Array:
         return self._inputs[slot]

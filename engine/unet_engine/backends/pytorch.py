@@ -68,9 +68,8 @@ class PyTorchBackend(ThreadedBackend):
         return _named(self._network)
 
     def _thread_setup(self) -> None:
-        # One thread per window, several windows at once: see `Setup.threads`. Intra-op threads are set per calling
-        # thread.
-        torch.set_num_threads(1)
+        # several windows at once: see `Setup.threads`. Intra-op threads are set per calling thread.
+        torch.set_num_threads(self.setup.window_threads)
 
     def _run(self, slot: int) -> Array:
         exact = self.setup.precision == "fp32"

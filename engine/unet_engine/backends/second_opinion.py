@@ -36,7 +36,7 @@ from unet_engine.model.onnx_shapes import images_of
 from unet_engine.stitching import operations
 from unet_engine.version import version_of
 
-FORMAT = 1
+FORMAT = 2
 KIND = "opinion"
 TOLERANCE = 1e-3
 """Of the range of the outputs: libraries round differently, by 1e-6 to 2e-4 of it."""

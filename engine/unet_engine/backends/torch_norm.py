@@ -1,6 +1,8 @@
 """InstanceNorm of networks that PyTorch runs on a GPU, by our own kernels (`cpp_ext/instance_norm.hpp`). PyTorch's puts
 channels first for it and back again, which took three quarters of MLPerf's 3D U-Net on an H200; ours reads them where they
-are, has the LeakyReLU or ReLU after it in the same pass, and writes its part of a concatenation where that is wanted.
+are, has the LeakyReLU or ReLU after it in the same pass, and writes its part of a concatenation where that is wanted. What else
+is concatenated, a transposed convolution as a rule, is put there by a kernel of ours: PyTorch copies into a slice of
+channels at a sixth of what memory gives.
 
 The network is recorded as a graph of PyTorch's own operators, whatever file it came from, and rewritten there.
 """
@@ -158,7 +160,7 @@ def _join(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
             part.args = (*part.args, joined, at)
         else:
             with graph.inserting_before(node):
-                graph.call_function(_put, (joined, at, part))
+                graph.call_function(put, (joined, at, part))
         at += channels
     node.replace_all_uses_with(joined)
     graph.erase_node(node)
@@ -174,8 +176,11 @@ def _room(like: torch.Tensor, channels: int) -> torch.Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_order(like))
 
 
-def _put(joined: torch.Tensor, at: int, part: torch.Tensor) -> None:
-    joined[:, at : at + part.shape[1]].copy_(part)
+def put(joined: torch.Tensor, at: int, part: torch.Tensor) -> None:
+    """Copy a batch (N, C, *W) to the channels of `joined`, which lie last, from `at` on."""
+    part, kernels = part.contiguous(memory_format=_order(joined)), kernels_of(joined)
+    into = joined[:, at : at + part.shape[1]]
+    kernels.put(_array(kernels, part), _array(kernels, into), stream=_stream(joined))
 
 
 # --- the kernels ---
@@ -205,13 +210,16 @@ def normalised(
     scratch = torch.empty(room, dtype=torch.uint8, device=x.device)
     into = [out] if joined is None else [out, joined[:, at : at + channels]]
     given = [None if v is None else v.detach().float().contiguous() for v in (weight, bias)]
-    stream = torch.cuda.current_stream(x.device).cuda_stream if x.device.type == "cuda" else 0
     kernels.instance_norm(
         _array(kernels, x), [_array(kernels, o) for o in into], _array(kernels, scratch), eps=eps, slope=slope,
         weight=given[0] if given[0] is None else _array(kernels, given[0]),
-        bias=given[1] if given[1] is None else _array(kernels, given[1]), stream=stream,
+        bias=given[1] if given[1] is None else _array(kernels, given[1]), stream=_stream(x),
     )  # fmt: skip
     return out
+
+
+def _stream(x: torch.Tensor) -> int:
+    return torch.cuda.current_stream(x.device).cuda_stream if x.device.type == "cuda" else 0
 
 
 def _array(kernels: Any, tensor: torch.Tensor) -> Any:

@@ -195,6 +195,7 @@ def _asked(surveyed: Survey) -> dict[str, Any]:
         "memory",
         "workers",
         "threads",
+        "window_threads",
         "pyramid",
         "levels",
         "durable",

@@ -18,6 +18,7 @@ from unet_engine.cluster.dask_settings import (
     worker_config,
 )
 from unet_engine.cluster.own_user import own_folder
+from unet_engine.cluster.worker_preload import BESIDE
 from unet_engine.errors import ClusterError, first_line
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def local_cluster(
         options = {
             **given, "nthreads": THREADS_PER_WORKER, "memory_limit": memory, "dashboard": False,
             "preload": [PRELOAD], "silence_logs": silence, "local_directory": own_folder(),
+            "env": {BESIDE: str(count)},
         }  # fmt: skip
         worker = {"cls": Nanny, "options": options}
         scheduler_options = {**given, "port": 0, **{k: v for k, v in scheduler.items() if k != "cls"}}

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unet_engine import machine
+from unet_engine import cores, machine
 from unet_engine.errors import UnetEngineError, first_line
 from unet_engine.units import size
 from unet_engine.version import version_of
@@ -83,7 +83,7 @@ def facts() -> dict[str, str]:
     nvcc = shutil.which("nvcc")
     found = {
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "processor": f"{_processor()}, {machine.cpu_count()} core(s)",
+        "processor": _processor(),
         "instructions": ", ".join(_instructions()) or "unknown",
         "memory": f"{size(machine.available_memory())} available",
         "driver": _driver() or "no NVIDIA driver",
@@ -116,11 +116,10 @@ def _installed(name: str) -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    """Its name, cores that this process may use, and how they are grouped where they are."""
+    count, whole, nodes = machine.cpu_count(), cores.whole(), len(cores.nodes())
+    threads = f", threads of {whole} core(s)" if whole < count else ""
+    return f"{cores.model_name()}, {count} core(s){threads}" + (f" on {nodes} NUMA nodes" if nodes > 1 else "")
 
 
 def _instructions() -> list[str]:

@@ -18,6 +18,7 @@ from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.paths import inside, is_local
 from unet_engine.postprocess.formats import account_of
+from unet_engine.prepare import streams_choice
 from unet_engine.volumes import samples
 from unet_engine.volumes.collection import shapes_in
 from unet_engine.volumes.formats import READ, format_of, open_volume
@@ -60,6 +61,7 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "ends_in": model.ends_in or None,
         "contradiction": model.contradiction or None,
         "second_opinion": _opinion(model),
+        "streams": _streams(model),
         **spec,
         "credit": model.credit.facts() if model.credit else None,
         "told_by": told_by(model) or None,
@@ -93,6 +95,15 @@ def _opinion(model: ModelFile) -> str | None:
         return found.text
     found = second_opinion.known(setup, library, "noise")
     return f"{found.text}, of noise" if found else "not asked yet: the first run does"
+
+
+def _streams(model: ModelFile) -> list[str] | None:
+    """What was measured on this machine of windows at once and threads for each; None where nothing was."""
+    try:
+        found = streams_choice.remembered(model, choose_backend(model, "cpu"))
+    except UnetEngineError:
+        return None
+    return [entry.line for entry in found] or None
 
 
 def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

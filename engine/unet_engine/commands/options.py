@@ -302,7 +302,17 @@ _SETTINGS = [
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
     click.option("--batch", type=int, metavar="N", help="Windows a GPU infers at once, at most; default: what fits."),
     click.option(
-        "--threads", type=int, metavar="N", help="Windows a process infers at once on the CPU; default: one per core."
+        "--threads",
+        type=int,
+        metavar="N",
+        help="Windows a process infers at once on the CPU; default: one per core, or what was measured to be faster.",
+    ),
+    click.option(
+        "--window-threads",
+        type=int,
+        metavar="N",
+        help="Threads that infer one window together on the CPU; default: 1, or what was measured to be faster with the "
+        "same bytes.",
     ),
     click.option(
         "--part",

@@ -15,7 +15,7 @@ from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
 from unet_engine.plan.fetching import Fetching, reads_along
 from unet_engine.plan.plan import Plan
-from unet_engine.prepare import coarse_choice, tiling_choice
+from unet_engine.prepare import coarse_choice, streams_choice, tiling_choice
 from unet_engine.prepare.decoding import Reading
 from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
@@ -117,6 +117,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "overlap_choice": facts(prepared.overlap),
         "tiling_choice": tiling_choice.facts(prepared.tiling),
         "coarse_choice": coarse_choice.told(prepared.coarse),
+        "streams_choice": streams_choice.facts(prepared.streams),
         "notes": list(prepared.notes),
     }  # fmt: skip
 
@@ -180,6 +181,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         *_frontier(prepared),
         *([("coarse", prepared.coarse.line)] if prepared.coarse else []),
         *_often(prepared),
+        *([("streams", prepared.streams.line)] if prepared.streams else []),
         ("windows", f"{times(plan.window_range.shape)} = {plan.window_range.size:,}; with seams "
                     f"{plan.window_count:,} (×{f['seam_factor']})"),
         (

@@ -105,6 +105,10 @@ def instance_norm(
 def instance_norm_scratch(windows: int, channels: int, voxels: int) -> int:
     """Bytes that `instance_norm` of so many takes besides."""
 
+def put(windows: DeviceArray, output: DeviceArray, *, stream: int = 0) -> None:
+    """output = windows, as `instance_norm` takes both: (N, C, *W), channels last; the output may be a slice of the channels
+    of a larger batch."""
+
 def pack(sums: DeviceArray, out: DeviceArray, at: Sequence[int], *, stream: int = 0) -> None:
     """out (K, *H) = sums[:, at : at + H], both float32."""
 

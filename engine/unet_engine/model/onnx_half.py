@@ -1,7 +1,9 @@
 """FP16 as a strongly typed ONNX graph: a tensor's type in the graph is the type it is computed in.
 
-TensorRT 11 has no weak typing, and ONNX Runtime none at all. Normalisations stay in fp32 always, since their sums over
-a window leave the range of FP16 first; whole layers stay there as the gate asks.
+TensorRT 11 has no weak typing, and ONNX Runtime none at all. Normalisations stay in fp32, since their sums over a window
+leave the range of FP16 first; whole layers stay there as the gate asks. InstanceNorm alone takes and gives FP16: libraries
+compute its statistics in fp32 all the same (ONNX Runtime's CUDA provider by cuDNN's sums, PyTorch by its own or ours,
+TensorRT by its default), and casts around it would read and write a window in fp32 once more each.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ Array = npt.NDArray[Any]
 LARGEST = 65504.0
 """Largest finite FP16 number."""
 NORMS = frozenset(
-    ("InstanceNormalization", "GroupNormalization", "LayerNormalization", "BatchNormalization", "ReduceMean",
-     "ReduceSum", "Softmax")
-)  # fmt: skip
+    ("GroupNormalization", "LayerNormalization", "BatchNormalization", "ReduceMean", "ReduceSum", "Softmax")
+)
+VERSION = 2
+"""Of what graphs are made; names a run, and goes up whenever its bytes would change."""
 _FLOAT_ONLY = {"Resize": (1, 2), "Upsample": (1,)}
 """Inputs that ONNX wants in fp32 whatever the type of the rest: scales and regions."""
 
@@ -38,7 +41,7 @@ def in_half(network: Path | bytes) -> bytes:
 
 
 def to_half(proto: Any, kept: Collection[str] = ()) -> Any:
-    """`proto` with layers in FP16 but those `kept` and normalisations. Input and output stay fp32, cast at the rim.
+    """`proto` with layers in FP16 but those `kept` and `NORMS`. Input and output stay fp32, cast at the rim.
 
     Raises `ModelError` where a weight does not fit FP16, naming its layer; keep that layer.
     """
@@ -128,7 +131,7 @@ class _InSingle:
 
 
 def walk(graph: Graph, kept: Collection[str], in_half: Typed, in_single: Typed) -> Iterator[tuple[Any, bool]]:
-    """A copy of each node, and whether it computes in FP16: its layer is not `kept` and it is no normalisation. Its
+    """A copy of each node, and whether it computes in FP16: its layer is not `kept` and it is none of `NORMS`. Its
     inputs are called as `in_half` or `in_single` say."""
     import onnx
 

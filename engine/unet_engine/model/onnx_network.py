@@ -8,7 +8,8 @@ from pathlib import Path
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.attached import network_bytes
 from unet_engine.model.file import ModelFile
-from unet_engine.model.onnx_rewrite import Rewriting, rewritten, rows_are_free
+from unet_engine.model.onnx_means import has_means, in_steps
+from unet_engine.model.onnx_rewrite import LARGEST, Rewriting, rewritten, rows_are_free
 from unet_engine.model.onnx_shapes import flat
 from unet_engine.model.onnx_split import split
 
@@ -21,6 +22,35 @@ def network_of(model: ModelFile, batch: int = 1) -> Path | bytes:
         return model.path if model.inside is None else network_bytes(model.path, model.inside)
     given = _rewritten(model.path, model.inside, model.sha256, how, batch)
     return _split(given) if model.splits else given
+
+
+def exact_network_of(model: ModelFile, shape: tuple[int, ...]) -> Path | bytes:
+    """The same for an input of one shape (batch, channel, \\*space), in float32 on a processor: its means are taken in
+    steps, see `onnx_means`. What cannot be looked into is left to the library."""
+    given = network_of(model, shape[0])
+    try:
+        return _in_steps(given, shape) or given
+    except Exception:
+        return given
+
+
+def _in_steps(given: Path | bytes, shape: tuple[int, ...]) -> bytes | None:
+    """None where there is nothing to change."""
+    import onnx
+
+    if isinstance(given, bytes):
+        model = flat(onnx.load_from_string(given))
+        if not has_means(model):
+            return None
+    elif has_means(flat(onnx.load(given, load_external_data=False))):
+        model = flat(onnx.load(given))
+    else:
+        return None
+    if not in_steps(model, shape) or model.ByteSize() > LARGEST:
+        return None
+    model.ir_version = max(model.ir_version, 4)  # a constant need not be an input from there on
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def largest_batch(model: ModelFile) -> int | None:

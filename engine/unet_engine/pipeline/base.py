@@ -16,7 +16,8 @@ Work = Iterable[tuple[Task, Raw | None] | None]
 to be had right now: all that is under way is then waited for and yielded."""
 
 BLOCKS_IN_FLIGHT = 1
-"""Blocks whose last windows may still be in the network while the next block is begun; more would only cost memory."""
+"""Blocks whose last windows may still be in the network of a GPU while the next block is begun; more would only cost
+memory. On the host it is what the plan says, see `unet_engine.plan.memory.under_way`."""
 
 Core = Any
 """A block's own sums in the box `Block.core`, wherever the pipeline keeps them; an array (channels out, *core.shape)

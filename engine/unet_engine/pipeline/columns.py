@@ -1,13 +1,13 @@
 """Columns of a plan dealt to the devices of this process, one thread per device.
 
-Within a column three things overlap: reading the next block, inferring this one, writing the last. A Dask executor
-needs no more than `Worker.read`, `predict` and `commit` either.
+Within a column three things overlap: reading the next block (where a GPU computes, the next ones), inferring this one,
+writing the last. A Dask executor needs no more than `Worker.read`, `predict` and `commit` either.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
@@ -115,7 +115,7 @@ def run_column(
     called once all is inferred, before the last is written."""
     waiting: defaultdict[Index, list[Halo]] = defaultdict(list)
     writing: Future[None] | None = None
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+    with ThreadPoolExecutor(worker.job.readers, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
         try:
             for done in worker.predict(turn.awaited(_read_ahead(worker, _tasks(worker, column, pending), reader))):
                 _keep_halos(done, waiting, worker.recorder)
@@ -166,12 +166,17 @@ def _tasks(worker: Worker, column: Column, pending: Pending) -> Iterator[Task]:
 
 
 def _read_ahead(worker: Worker, tasks: Iterable[Task], reader: ThreadPoolExecutor) -> Iterator[tuple[Task, Raw | None]]:
-    """Each task with its voxels, the next one's already being read."""
-    ahead: tuple[Task, Future[Raw | None]] | None = None
+    """Each task with its voxels, in order; those of as many that follow as there are readers are already being read."""
+    ahead: deque[tuple[Task, Future[Raw | None]]] = deque()
     for task in tasks:
-        following = (task, reader.submit(worker.read, task))
-        if ahead:
-            yield ahead[0], _waited(worker.recorder, ahead[1])
-        ahead = following
-    if ahead:
-        yield ahead[0], _waited(worker.recorder, ahead[1])
+        ahead.append((task, reader.submit(worker.read, task)))
+        if len(ahead) > worker.job.readers:
+            yield _first(ahead, worker.recorder)
+    while ahead:
+        yield _first(ahead, worker.recorder)
+
+
+def _first(ahead: deque[tuple[Task, Future[Raw | None]]], recorder: Recorder) -> tuple[Task, Raw | None]:
+    """The first of them, once it is read; it is `ahead` no more, which would keep its voxels."""
+    task, reading = ahead.popleft()
+    return task, _waited(recorder, reading)

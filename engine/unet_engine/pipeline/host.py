@@ -17,7 +17,7 @@ import numpy as np
 
 from unet_engine.backends.base import Array, Backend, hash_of
 from unet_engine.errors import BackendError
-from unet_engine.pipeline.base import BLOCKS_IN_FLIGHT, Work
+from unet_engine.pipeline.base import Work
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.recycling import Recycler
 from unet_engine.pipeline.windows import Windows, divide, placement
@@ -28,6 +28,16 @@ from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, GATHER, MERGE, NETWORK
 from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
+
+PER_ADDING, MOST_ADDING = 8, 8
+"""Cores of the network for each thread that adds its windows, and how many of these there are at most: one thread alone
+would fall behind 64 cores (`benchmarks/many_cores.py`). No number of threads changes a byte."""
+
+
+def adding_threads(cores: int) -> int:
+    """Threads that add windows, where the network has so many cores."""
+    return max(1, min(MOST_ADDING, cores // PER_ADDING))
+
 
 Watch = Callable[[Index, Array], None]
 """Is shown an upright window's index and what a network gives for it, (channels, *window), valid for the call alone."""
@@ -109,7 +119,7 @@ class HostPipeline:
                 if ring.full:
                     ring.launch()
             flight.push_end(predicted)
-            while flight.settled or flight.blocks > BLOCKS_IN_FLIGHT:
+            while flight.settled or flight.blocks > self._job.plan.memory.under_way:
                 yield from flight.pop()
         while flight.entries:
             yield from flight.pop()
@@ -200,6 +210,7 @@ class _Flight:
         self.rings = [_Ring(n, job.setup.batch, s, recorder) for n, s in zip(networks, job.shares, strict=True)]
         self.entries: deque[_Cut | HostPredicted] = deque()
         self.blocks = 0
+        self.adding = adding_threads(job.setup.threads * job.setup.window_threads)
 
     @property
     def settled(self) -> bool:
@@ -244,5 +255,5 @@ class _Flight:
         where = placement(self.job, head.window, block.sums, head.ring.share)
         with self.recorder.span(ADD):
             window = head.pose.upright(values.reshape(len(values), *self.job.plan.window_shape))
-            operations.add(sums, window, *where, floor=self.job.shared_floor(head.ring.share))
+            operations.add(sums, window, *where, floor=self.job.shared_floor(head.ring.share), threads=self.adding)
         head.ring.waiting[head.slot] -= 1

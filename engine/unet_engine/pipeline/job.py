@@ -69,7 +69,9 @@ class Job:
     """Bytes of a device's memory for halos that stay there, see `unet_engine.plan.kept_halos`; empty: all of them pass
     through the host."""
     decoders: int | None = None
-    """Threads that decode chunks of the volume; None: one per core."""
+    """Threads that decode chunks of the volume for one block; None: one per core."""
+    readers: int = 1
+    """Blocks of the volume that are read at the same time, where this process does the run."""
     poses: tuple[Pose, ...] = (UPRIGHT,)
     """In which each window is inferred; its answers are averaged in this order."""
     turn: Turn | None = None

@@ -16,12 +16,15 @@ from unet_engine.plan.waiting import blocks_to_infer
 from unet_engine.units import size
 
 SUMS_IN_FLIGHT = 3
-"""Blocks being inferred, being finished by the windows still in flight, and being written."""
+"""Blocks being inferred, being finished by the windows still in flight, and being written; where one block has windows
+for every thread, else see `under_way`."""
 WALKED = 64
 """Blocks of a run up to which the sums in flight are counted block by block. Of many blocks three of the largest come
 one after the other; of a few, those at the ends are smaller, and three of the largest are as many as never are."""
 RAW_IN_FLIGHT = 3
 """Raw blocks being cut, read ahead, and copied while they are decoded."""
+READERS = 3
+"""Blocks that are read at the same time where a GPU computes, if there is memory: each is two more in flight."""
 RUN_BASE = 4 * 2**20
 """Bytes that a run takes once blocks are under way, whatever their size: threads, codecs, folders, what the C library
 keeps of small things. Measured: 1 to 4 MiB."""
@@ -57,6 +60,10 @@ class Sizes:
     """What finding that out takes beside, of the block that is read."""
     outside: int = 0
     """What finding out where to overwrite takes, of the block that is written."""
+    readers: int = 1
+    """Blocks that are read at the same time (not per voxel)."""
+    threads: int = 1
+    """Windows that are inferred at once (no bytes)."""
     shelves: tuple[int, ...] = ()
     """For halos that stay on the device of a column, see `unet_engine.plan.kept_halos` (not per voxel)."""
 
@@ -73,35 +80,44 @@ class ClusterShape:
     """Blocks that are handed out together at most (see `unet_engine.plan.bundles`)."""
 
 
+def under_way(plan: Plan, threads: int) -> int:
+    """Blocks whose last windows may still be in the network while the next one is begun: one, where a block has windows
+    for all threads; else as many as keep all of them at work."""
+    return max(1, -(-threads // (prod(plan.block) * plan.calls)))
+
+
 def predict_memory(
-    plan: Plan, sizes: Sizes, base: int, devices: int, cluster: ClusterShape | None = None
+    plan: Plan, sizes: Sizes, base: int, devices: int, cluster: ClusterShape | None = None, ending: int = 1
 ) -> HostMemory:
     """Peak bytes of one process: of a column on each of `devices` devices at once, or, with a `cluster`, of one of its
-    workers.
+    workers. ending: blocks whose last windows may be in the network at once.
 
     Workers of a cluster hold their share of the halos that wait, at most twice it for want of balance, and while they
     are sent.
     """
     reads = [middle_span(axis, windows, plan.padding) for axis, windows in zip(plan.axes, plan.block, strict=True)]
     halos = waiting_on_host(plan, sizes.sums, sizes.shelves)
-    in_flight, blocks = SUMS_IN_FLIGHT, blocks_to_infer(plan)
+    in_flight, blocks = SUMS_IN_FLIGHT - 1 + ending, blocks_to_infer(plan)
     if cluster:
         halos = min(halos, halos * 2 // cluster.present)
         # a bundle more than the average, and in a commit the copy that is finished and the halos that came for it
-        in_flight = (BUNDLES_IN_FLIGHT + 1) * cluster.bundle_length + 1
+        in_flight = (BUNDLES_IN_FLIGHT + 1) * cluster.bundle_length + ending
         base += WORKER_BASE
-    raw = RAW_IN_FLIGHT * (sizes.raw + sizes.meant) + sizes.looking
+    # of each reader more a block that is being read, and one that it read
+    raw = (RAW_IN_FLIGHT + 2 * (sizes.readers - 1)) * (sizes.raw + sizes.meant) + sizes.readers * sizes.looking
     return HostMemory(
         base=base + RUN_BASE,
-        raw=devices * (_size(reads) * raw + _source_size(plan, reads) * sizes.source + sizes.decoding),
+        raw=devices
+        * (_size(reads) * raw + sizes.readers * (_source_size(plan, reads) * sizes.source + sizes.decoding)),
         sums=sizes.sums
         * (
-            _walked(plan)
+            _walked(plan, in_flight)
             if not cluster and devices == plan.column_count == 1 and blocks <= WALKED
             else devices * min(in_flight, blocks + (cluster is not None)) * _largest_sums(plan)
         ),
         halos=devices * halos,
         commit=devices * prod(plan.largest_write) * (2 * sizes.out + sizes.outside),
+        under_way=ending,
     )
 
 
@@ -119,13 +135,13 @@ def _largest_sums(plan: Plan) -> int:
     return prod(_sums_along(plan, a, n) for a, n in enumerate(plan.core_of(plan.roi).shape))
 
 
-def _walked(plan: Plan) -> int:
-    """The most voxels of sums that are in memory at once in a plan of one column. That of a block that is done is used
+def _walked(plan: Plan, in_flight: int) -> int:
+    """The most voxels of sums that are in memory at once in a plan of one column, of so many blocks. That of a block that is done is used
     again by the next one that fits into it; where none does, the largest goes for a new one."""
     used, free = deque[int](), list[int]()
     most = 0
     for need in plan.sums_in_order(next(plan.columns())):
-        if len(used) == SUMS_IN_FLIGHT:
+        if len(used) == in_flight:
             free.append(used.popleft())
         fitting = min((piece for piece in free if piece >= need), default=0)
         if free:
@@ -173,11 +189,11 @@ class NoRoom(PlanError):
 
 def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None = None) -> Plan:
     """The plan with as few columns as fit `budget` bytes (at least one per device), shrinking blocks only where they
-    must.
+    must: sooner, fewer of them are under way than would keep all threads at work.
 
     Raises `NoRoom` where one column of the smallest blocks needs more than the budget.
     """
-    while (fitting := _columns_that_fit(plan, sizes, base, budget, devices, cluster)) is None:
+    while (fitting := _fitting(plan, sizes, base, budget, devices, cluster)) is None:
         smaller = shrunk(plan)
         if smaller is None:
             need = predict_memory(cut_columns(plan, plan.share_shape), sizes, base, devices, cluster).total
@@ -186,14 +202,26 @@ def fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster:
     return fitting
 
 
-def _columns_that_fit(
+def _fitting(
     plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None
+) -> Plan | None:
+    """With these blocks, as many under way as are wanted, or half as many, and so on."""
+    ending = under_way(plan, sizes.threads)
+    while True:
+        found = _columns_that_fit(plan, sizes, base, budget, devices, cluster, ending)
+        if found is not None or ending == 1:
+            return found
+        ending //= 2
+
+
+def _columns_that_fit(
+    plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, cluster: ClusterShape | None, ending: int
 ) -> Plan | None:
     counts = [1] * len(plan.axes)
     blocks = plan.share_shape
     while True:
         cut = cut_columns(plan, counts)
-        memory = predict_memory(cut, sizes, base, devices, cluster)
+        memory = predict_memory(cut, sizes, base, devices, cluster, ending)
         if memory.total - memory.halos > budget:
             return None  # columns make halos fewer, and nothing else
         if cut.column_count >= min(devices, sum(box.size for box in plan.share)) and memory.total <= budget:
@@ -209,6 +237,15 @@ def _columns_that_fit(
             continue
         widest = max(wide, key=lambda a: blocks[a] / counts[a])
         counts[widest] += 1
+
+
+def readers_that_fit(plan: Plan, sizes: Sizes, base: int, budget: int, devices: int, most: int) -> int:
+    """Blocks that may be read at the same time, of `most`, in what `budget` leaves: reading ahead costs neither columns
+    nor smaller blocks."""
+    fitting = (
+        n for n in range(most, 1, -1) if predict_memory(plan, replace(sizes, readers=n), base, devices).total <= budget
+    )
+    return next(fitting, 1)
 
 
 def cut_columns(plan: Plan, counts: Sequence[int]) -> Plan:

@@ -23,9 +23,10 @@ GRAIN = 2**16
 """Pieces are multiples of so many bytes, so that halos of nearly one size share them."""
 LOOKED_AT = 1024
 """Blocks of a column that are gone through; what comes after them takes pieces that were given back."""
-HELD = {RAW: 3, TABLES: 2, HALOS: 3, FINISHED: 4}
-"""For how many blocks more a piece is held: raw voxels are read ahead, and one block is in flight while the next is
-queued; halos from when their block is queued until it is written; finished voxels until then as well."""
+HELD = {RAW: 2, TABLES: 2, HALOS: 3, FINISHED: 4}
+"""For how many blocks more a piece is held: one block is in flight while the next is queued, and raw voxels are read
+ahead, for which those of each reader come on top; halos from when their block is queued until it is written; finished
+voxels until then as well."""
 
 
 def fits(size: int, piece: int) -> bool:
@@ -85,7 +86,7 @@ def pieces_by_block(
             if is_new:
                 yield n, kind, piece
             if target is None:
-                given_back[n + HELD[kind]].append((kind, piece))
+                given_back[n + HELD[kind] + (sizes.readers if kind == RAW else 0)].append((kind, piece))
             else:
                 waiting[target].append(piece)
         given_back[n + HELD[HALOS]] += [(HALOS, piece) for piece in waiting.pop(task.block.index, ())]

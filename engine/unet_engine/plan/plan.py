@@ -87,6 +87,8 @@ class HostMemory:
     sums: int
     halos: int
     commit: int
+    under_way: int = 1
+    """Blocks whose last windows may still be in the network while the next one is begun (no bytes)."""
 
     @property
     def total(self) -> int:

@@ -159,6 +159,7 @@ class Draft:
             decoding=decoders * scan.chunk_bytes * (1 + (again or valid)),
             meant=mask.voxel_bytes + bool(job.nodata or valid) + bool(self.survey.cells),
             looking=found + mask.reading_bytes,
+            threads=self.network.setup.threads,
             outside=0 if job.outside is None
             else 1 + bool(self.survey.cells) + mask.reading_bytes + (scan.voxel_bytes + found if again else 0),
         )  # fmt: skip

@@ -46,6 +46,7 @@ def identity(
         **network.identity(),
         "network": [setup.network or survey.model.sha256, setup.rest],
         **_members(setup),
+        **({"window_threads": setup.window_threads} if setup.apart else {}),
         "window": list(tiling.window),
         "overlap": tiling.overlap,
         "blend": tiling.blend,

@@ -17,13 +17,13 @@ from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.fetching import MOST, Fetching
-from unet_engine.plan.memory import ClusterShape, Sizes, fit, predict_memory
+from unet_engine.plan.memory import READERS, ClusterShape, Sizes, fit, predict_memory, readers_that_fit
 from unet_engine.plan.plan import Plan
-from unet_engine.prepare import blending, coarse_choice, rewriting, tiling_choice
+from unet_engine.prepare import blending, coarse_choice, rewriting, streams, tiling_choice
 from unet_engine.prepare.coarse_choice import CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
-from unet_engine.prepare.draft import Draft, windows_per_block
+from unet_engine.prepare.draft import Draft, grid, windows_per_block
 from unet_engine.prepare.evidence import Outputs
 from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
@@ -33,6 +33,7 @@ from unet_engine.prepare.outside import about_marks
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.resampling import scaling_seen
 from unet_engine.prepare.second import compared
+from unet_engine.prepare.streams_choice import StreamsChoice
 from unet_engine.prepare.survey import Survey
 from unet_engine.prepare.tiling_choice import TilingChoice
 from unet_engine.profiling.beginning import COMPILING, OPINION, PLANNING, SAMPLES, WARMING, Beginning
@@ -65,6 +66,8 @@ class Prepared:
     """What ``--tiling auto`` chose, and why."""
     coarse: CoarseChoice | None = None
     """What ``--coarse auto`` found, and on what grounds."""
+    streams: StreamsChoice | None = None
+    """How many windows a CPU infers at once; None where none does."""
     cluster: ClusterShape | None = None
     """The workers it is planned for; None where this process does it all."""
     reading: Reading | None = None
@@ -107,15 +110,18 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
     decisions, choice = _choose(survey, loaded, tell)
     tiled = _tiled(loaded, decisions, notes, tell, max(1, workers)) if survey.settings.tiling == "auto" else None
     if tiled is not None:
-        loaded = _reopened(loaded, tiled.window)
+        setup = replace(loaded.draft.network.setup, window=tiled.window)
+        tiling = Tiling(tiled.window, tiled.overlap, tiled.blend, tiled.shared)
+        loaded = _reopened(loaded, streams.as_known(survey, setup, _about(survey, tiling)))
         survey = loaded.draft.survey
-        decisions = replace(decisions, tiling=Tiling(tiled.window, tiled.overlap, tiled.blend, tiled.shared))
+        decisions = replace(decisions, tiling=tiling)
     found = _coarse(loaded, decisions, notes, tell) if survey.settings.coarse else None
     if found is not None:
         survey = replace(survey, cells=found.inside)
         loaded = replace(loaded, draft=replace(loaded.draft, survey=survey))
+    plan = loaded.draft.plan(decisions)
+    loaded, shared = _shared(loaded, plan.call_count, notes, tell)
     draft = loaded.draft
-    plan = draft.plan(decisions)
     drafted = draft.job(decisions, plan)
     sizes = draft.sizes(drafted, machine.cpu_count())
     fitted = _fit(drafted, loaded, sizes, workers, present)
@@ -124,6 +130,7 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         answers=draft.network.answers(),
         kept=fitted.kept,
         shelves=fitted.sizes.shelves,
+        readers=fitted.sizes.readers,
     )
     if not fitted.plan.block_count:
         notes.append(_idle(survey, fitted.plan))
@@ -137,6 +144,7 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         tuple(notes),
         choice,
         tiled,
+        streams=shared,
         cluster=fitted.cluster,
         coarse=found,
         ready=replace(loaded.ready, base=fitted.base, budget=fitted.budget),
@@ -167,6 +175,7 @@ class _Loaded:
 
 def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginning) -> _Loaded:
     settings, place = survey.settings, place_of(survey.devices[0])
+    streams.check(survey)
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = samples.fingerprint(survey.scan)
     scale = scaling_seen(survey.scan, survey.grids, survey.model.spec)
@@ -183,8 +192,13 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     choice = survey.choice
     setup = Setup(
         survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
-        place.threads(settings.threads), judged=choice.judged,
+        place.threads(settings.threads, settings.window_threads or 1), judged=choice.judged,
+        window_threads=settings.window_threads or 1,
     )  # fmt: skip
+    if settings.tiling != "auto":  # which looks with a thread for each window, as if nothing were known
+        setup = streams.as_known(survey, setup, _about(survey, _tiling(survey, survey.window)))
+    if ready is not None:
+        setup = streams.as_open(survey, setup, ready.wanted)
     per_block = windows_per_block(survey, _tiling(survey, survey.window))
     wanted = setup, per_block if place.takes_batches else 0
     if ready is not None:
@@ -207,6 +221,11 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
         raise
     opened = Ready(survey.backend, *wanted, network, seconds)
     return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before, opened)
+
+
+def _about(survey: Survey, tiling: Tiling) -> int:
+    """Windows of the whole volume."""
+    return prod(axis.count for axis in grid(survey, tiling))
 
 
 def _about_inputs(survey: Survey, scale: Scaling, notes: list[str]) -> None:
@@ -292,19 +311,40 @@ def _memory(loaded: _Loaded, workers: int) -> Memory:
     return Memory(max(1, budget - loaded.before) // 2, max(least, per_voxel), workers)
 
 
-def _reopened(loaded: _Loaded, window: tuple[int, ...]) -> _Loaded:
-    """The same with the network opened for windows of another size."""
+def _shared(loaded: _Loaded, windows: int, notes: list[str], tell: Tell) -> tuple[_Loaded, StreamsChoice | None]:
+    """The same with the network opened for as many windows at once, and with as many threads for each, as a run of so
+    many windows takes. A network that other volumes use, too, stays as it is."""
+    survey, network = loaded.draft.survey, loaded.draft.network
+    if loaded.look is not None:
+        return loaded, streams.as_it_is(network)
+    resident = machine.resident_bytes()
+    budget = survey.settings.memory or resident + machine.available_memory() // 2
+    room = (budget - resident) / max(1, 2 * (resident - loaded.before))
+    choice = streams.chosen(streams.Run(survey, network, windows, loaded.seconds_per_window, room), tell)
+    if choice is not None:
+        loaded = _reopened(loaded, replace(network.setup, threads=choice.threads, window_threads=choice.window_threads))
+    setup = loaded.draft.network.setup
+    if survey.settings.window_threads and streams.apart(survey, loaded.draft.network):
+        loaded.draft.network.setup = replace(setup, apart=True)
+        notes.append(
+            f"--window-threads {setup.window_threads}: windows get other last bits than of one thread each, so the run "
+            "has a name of its own"
+        )
+    return loaded, choice
+
+
+def _reopened(loaded: _Loaded, setup: Setup) -> _Loaded:
+    """The same with the network opened otherwise, for windows of another size or with other threads."""
     draft, survey = loaded.draft, loaded.draft.survey
-    old = draft.network
-    if window == old.setup.window:
+    old, window = draft.network, setup.window
+    if setup == old.setup:
         return loaded
     old.close()
     wanted = Wanted(windows_per_block(survey, _tiling(survey, window)), survey.settings.batch)
     with watched(survey.settings.hang_seconds, f"{survey.model.path}: opening the network and its first windows"):
-        network, seconds = place_of(survey.devices[0]).open_fitting(
-            survey.backend, replace(old.setup, window=window, batch=1), wanted
-        )
-    ready = Ready(survey.backend, network.setup, wanted.windows, network, seconds)
+        network, seconds = place_of(survey.devices[0]).open_fitting(survey.backend, replace(setup, batch=1), wanted)
+    per_block = wanted.windows if place_of(survey.devices[0]).takes_batches else 0
+    ready = Ready(survey.backend, setup, per_block, network, seconds)
     return _Loaded(
         replace(draft, survey=replace(survey, window=window), network=network), seconds, loaded.before, ready
     )
@@ -342,6 +382,11 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
         wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))
         cluster = _cluster(plan, sizes, base, budget, wanted)
     fitted = fit(plan, sizes, base, budget, devices, cluster)
+    if not workers and survey.scan.units is None and network.device_memory(plan, sizes) is not None:
+        # of a store over a network, a block's chunks are asked for at once, and kept in the order of blocks
+        most = max(1, min(READERS, machine.cpu_count(), fitted.block_count))
+        sizes = replace(sizes, readers=readers_that_fit(fitted, sizes, base, budget, devices, most))
+        fitted = replace(fitted, memory=predict_memory(fitted, sizes, base, devices))
     return _Fitted(fitted, sizes, base - kept, budget, cluster, kept)
 
 

@@ -48,6 +48,7 @@ class Comparison:
         self._limits: dict[tuple[int, ...], float] = {}
         self._known: dict[tuple[int, ...], float] = {}
         self._double: Any = None
+        self._last: tuple[tuple[int, ...], Tensor, Tensor] | None = None
         self.worst = 0.0
 
     def difference(self, window: tuple[int, ...], batch: int = 1) -> float:
@@ -63,6 +64,8 @@ class Comparison:
                 shapes = f"{tuple(got.shape)}, not {tuple(expected.shape)}"
                 raise ModelError(f"the exported {self.spec.name} gives {shapes}; please report the network's layout")
             found.append(_distance(got, expected))
+        if batch == 1:
+            self._last = window, x, expected
         worst = float(np.max(found))  # unlike Python's max, it keeps a NaN
         if not worst <= TOLERANCE and not worst <= (limit := self.limit(window)):
             raise ModelError(
@@ -73,9 +76,13 @@ class Comparison:
         self.worst = max(self.worst, worst)
         return worst
 
-    def window(self, window: tuple[int, ...]) -> Tensor:
-        """One window of smooth structures, to compare others with the network too."""
-        return list(_windows(self.spec, window, 1))[-1]
+    def smooth(self, window: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """One window of smooth structures and what the network gives for it, to compare others with the network too.
+        Those of the last comparison are kept: of a large network nothing takes longer."""
+        if self._last is None or self._last[0] != window:
+            x = list(_windows(self.spec, window, 1))[-1]
+            self._last = window, x, self.expected(x)
+        return self._last[1:]
 
     def noise(self) -> Tensor:
         """White noise for the file's own window."""

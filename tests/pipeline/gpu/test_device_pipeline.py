@@ -25,10 +25,12 @@ from support.devices import prepared, worked
 from support.stations import work
 from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
+from unet_engine import machine
 from unet_engine.devices.base import Region
 from unet_engine.devices.simulated import RaceError, SimulatedDevice
 from unet_engine.devices.timeline import Timeline
 from unet_engine.errors import BackendError
+from unet_engine.output.output import Output
 from unet_engine.pipeline.gpu.results import DeviceHalo, PinnedHalo
 from unet_engine.pipeline.job import Halo
 from unet_engine.pipeline.worker import Opened, Worker
@@ -276,6 +278,60 @@ def test_pinned_memory_is_locked_ahead_by_a_thread_of_its_own(
     assert len(locked) > 12
     assert locked.count("lock") >= len(locked) - 1, "all but what constants are sent in"
     assert not found.network.device.living
+
+
+def test_several_blocks_are_read_at_once_and_come_in_order(
+    tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read first waits for the two behind it, and for what it is put into nothing is locked by a reader."""
+    blocks((2, 2, 2))
+    array = RNG.integers(0, 99, (72, 24, 24)).astype(np.uint8)
+    found = prepared(tmp_path, array)
+    assert found.job.readers == min(3, machine.cpu_count())
+    found = replace(found, job=replace(found.job, readers=3))
+    plain, together, locked = Worker.read, threading.Barrier(3), list[str]()
+    lock = SimulatedDevice.pinned
+
+    def read(self: Worker, task: Any) -> Any:
+        number = next(counted)
+        if number < 3:
+            together.wait(10)
+        if number % 3 == 0:
+            time.sleep(0.01)  # those behind it are there first
+        return plain(self, task)
+
+    def watched(self: SimulatedDevice, size: int, what: str) -> Any:
+        locked.append(threading.current_thread().name)
+        return lock(self, size, what)
+
+    counted = itertools.count()
+    monkeypatch.setattr(Worker, "read", read)
+    monkeypatch.setattr(SimulatedDevice, "pinned", watched)
+    worked(found, tmp_path).close()
+    monkeypatch.undo()
+    assert not [name for name in locked if name.startswith("read")]
+    out = str(tmp_path / "cpu.zarr")
+    cpu = unet_engine.run(str(tmp_path / "v.zarr"), model=found.job.model.path, device="cpu", out=out)
+    np.testing.assert_array_equal(result_of(tmp_path / "o.zarr"), result_of(cpu.out))
+
+
+def test_what_cannot_be_read_is_told_in_its_turn(tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks before it are written, though it was found out while they were inferred."""
+    blocks((2, 4, 4))
+    found = prepared(tmp_path, RNG.integers(0, 99, (72, 16, 16)).astype(np.uint8))
+    found = replace(found, job=replace(found.job, readers=3))
+    plain = Worker.read
+
+    def read(self: Worker, task: Any) -> Any:
+        if task.block.index[0] == 3:
+            raise BackendError("block 3 is damaged")
+        return plain(self, task)
+
+    monkeypatch.setattr(Worker, "read", read)
+    with pytest.raises(BackendError, match="block 3 is damaged"):
+        worked(found, tmp_path)
+    left = Output(found.job.out, found.job.layout, found.job.plan.digest).pending()
+    assert [left((n, 0, 0)) for n in range(2)] == [False, False]
 
 
 def test_where_pinned_memory_cannot_be_locked_ahead_blocks_lock_their_own(

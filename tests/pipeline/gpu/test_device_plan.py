@@ -36,7 +36,7 @@ from unet_engine.plan import device_memory as device_sizes
 from unet_engine.plan.box import Box
 from unet_engine.plan.device_memory import default_batch, device_memory, extents, fit_device
 from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.memory import Sizes
+from unet_engine.plan.memory import Sizes, predict_memory, readers_that_fit
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_chunk
 from unet_engine.prepare.prepare import prepare
@@ -83,6 +83,16 @@ def _plan(block: tuple[int, ...] = (4, 4, 4)) -> Plan:
     axes = tuple(AxisGrid.with_overlap(1000, 64, 0.5, 0, "gaussian") for _ in range(3))
     roi, chunk = Box.of_shape((1000,) * 3), default_chunk(axes, block)
     return Plan("zyx", axes, roi, block, chunk, ((),) * 3, "reflect", NO_MEMORY, {"block": list(block)})
+
+
+def test_reading_ahead_takes_what_memory_leaves_and_no_more() -> None:
+    axes = tuple(AxisGrid.with_overlap(n, 32, 0.5, 0, "gaussian") for n in (64, 64, 256))
+    plan = Plan("zyx", axes, Box.of_shape((64, 64, 256)), (2, 2, 2), (16, 16, 16), ((),) * 3, "reflect", NO_MEMORY, {})
+    sizes = Sizes(2, 8, 1, decoding=10_000)
+    needs = [predict_memory(plan, replace(sizes, readers=n), 0, 1).total for n in (1, 2, 3)]
+    block = 2 * 48**3
+    assert needs[1] - needs[0] == needs[2] - needs[1] == 2 * block + 10_000, "a block being read, and one that was"
+    assert [readers_that_fit(plan, sizes, 0, budget, 1, 3) for budget in (*needs, needs[1] - 1, 0)] == [1, 2, 3, 1, 1]
 
 
 def test_blocks_shrink_to_the_memory_that_is_free() -> None:

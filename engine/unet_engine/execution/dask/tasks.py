@@ -256,7 +256,8 @@ def _own(settings: Settings, worker: Any) -> dict[str, Any]:
     return {
         "gpus": None,
         "device": "cuda:0" if settings.gpus else settings.device,
-        "threads": settings.threads or min(machine.cpu_count(), worker.state.nthreads),
+        "threads": settings.threads
+        or max(1, min(machine.cpu_count(), worker.state.nthreads) // (settings.window_threads or 1)),
         "memory": settings.memory or worker.memory_manager.memory_limit,
     }
 

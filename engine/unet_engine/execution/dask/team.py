@@ -55,7 +55,8 @@ class DaskTeam:
                 "scheduler and cluster"
             )
         self._cluster, self._tell, self._memory = cluster, tell, memory
-        threads = settings.threads or connection.worker_threads(settings)
+        cores = connection.worker_threads(settings)
+        threads = settings.threads or (cores and max(1, cores // (settings.window_threads or 1)))
         self._settings = settings.model_copy(update={"memory": memory, "threads": threads, **_absolute(settings)})
         self._progress = Progress()
         self.dashboard = cluster.dashboard

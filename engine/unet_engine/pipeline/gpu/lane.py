@@ -40,7 +40,7 @@ class Lane:
         self.device.use()
         self.channels_out = job.model.spec.channels_out
         self.largest = extents(job.plan)
-        sizes = Sizes(voxel_bytes, 4 * self.channels_out, job.layout.voxel_bytes)
+        sizes = Sizes(voxel_bytes, 4 * self.channels_out, job.layout.voxel_bytes, readers=job.readers)
         constants = self._constants()
         self.buffers = DeviceBuffers(self.device, self.largest, sizes, sum(aligned(v.nbytes) for v in constants))
         self.kept = KeptMemory(self.device, job.plan.order, job.shelves)
