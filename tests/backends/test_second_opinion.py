@@ -215,10 +215,11 @@ def test_on_a_gpu_the_other_library_must_see_it(tmp_path, scan, monkeypatch, cud
     """Else the CPU is named, and nothing is switched."""
     surveyed = survey(Settings.of(input=scan, model=network(tmp_path, POOLED), device="cpu", output="logits"))
     surveyed = replace(surveyed, backend="tensorrt", devices=("cuda:0",))
+    monkeypatch.setattr(second_opinion, "known", lambda *_: None)
     monkeypatch.setattr(second_opinion, "asked", lambda *_: Opinion("tensorrt 1", "onnxruntime 1", 0.1, "first", "x"))
     monkeypatch.setattr("unet_engine.backends.onnxruntime.sees_gpu", lambda: cuda)
     notes = []
-    found = compared(surveyed, [IMAGE[:1]], notes)
+    found = compared(surveyed, lambda: [IMAGE[:1]], notes)
     assert found.backend == ("onnxruntime" if cuda else "tensorrt")
     assert ("running with onnxruntime" if cuda else "; use --device cpu") in notes[0]
 

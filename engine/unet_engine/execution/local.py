@@ -25,6 +25,8 @@ from unet_engine.profiling.beginning import SURVEY, Beginning
 from unet_engine.profiling.stages import SPANS, Snapshot
 from unet_engine.settings import Settings
 from unet_engine.units import Tell, silent
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.held import MOST, PART
 
 
 class LocalTeam:
@@ -42,6 +44,7 @@ class LocalTeam:
         self._profile: dict[str, Snapshot] = {}
         self._clock = Beginning()
         self._watched: Watched | None = None
+        self._volume: Volume | None = None
         self.notes: tuple[str, ...] = ()
         if (settings.gpus or 1) > 1:
             from unet_engine.cluster.connection import cuda_cluster_note
@@ -50,18 +53,20 @@ class LocalTeam:
             self.notes = (note,) if note else ()
 
     def prepare(self) -> Prepared:
-        surveyed = survey(self._settings, self._given)
+        surveyed = survey(self._settings, replace(self._given, hold=self._room()))
+        self._volume = surveyed.volume
         if self.sink is None:
             check_output(surveyed)
         self._clock.done(SURVEY)
         prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed), clock=self._clock)
         devices = prepared.survey.devices
-        # behind a network it has kept what the survey fetched
-        volume = surveyed.volume if self._given.volume or surveyed.volume.units else None
+        # behind a network it has kept what the survey fetched, and a small one is held
+        volume = surveyed.volume
+        shared = volume if self._given.volume or volume.units or volume.held_bytes else None
         # the first takes over the network that planning loaded
         kept = self.sink(prepared.job) if self.sink else None
-        opened = [Opened(volume, network=prepared.network, output=kept)]
-        opened += [Opened(volume, network=self._leg.other(d) if self._leg else None, output=kept) for d in devices[1:]]
+        opened = [Opened(shared, network=prepared.network, output=kept)]
+        opened += [Opened(shared, network=self._leg.other(d) if self._leg else None, output=kept) for d in devices[1:]]
         self.workers = [
             Worker(replace(prepared.job, setup=replace(prepared.job.setup, device=device)), handed)
             for device, handed in zip(devices, opened, strict=True)
@@ -70,6 +75,16 @@ class LocalTeam:
             self._leg.reads(prepared, self.workers, self._look, self._look_again)
             self._watched = self._watch(prepared)
         return prepared
+
+    def _room(self) -> int:
+        """Bytes that a small volume may take where it is held in memory."""
+        room = min(MOST, (self._settings.memory or machine.available_memory() // 2) // PART)
+        return min(room, self._leg.free // 2) if self._leg else room
+
+    def _let_go(self) -> None:
+        """No voxel is read any more."""
+        if self._volume and self._given.volume is None:
+            self._volume.hold(0)
 
     def _watch(self, prepared: Prepared) -> Watched | None:
         """Has windows of this volume looked at as a network infers them that another one loaded; None where there is
@@ -125,6 +140,7 @@ class LocalTeam:
             worker.job = replace(worker.job, begun=prepared.job.begun)
         with watched(self._settings.hang_seconds, "this run", self._moved):
             self.order(prepared, pending)()
+        self._let_go()
         for worker in self.workers:
             worker.confirm()
         self._profile = {
@@ -164,6 +180,7 @@ class LocalTeam:
         return self.workers[0].give() if self.workers and self._leg is None else None
 
     def close(self) -> None:
+        self._let_go()
         if self._leg:
             self._leg.end()
             return

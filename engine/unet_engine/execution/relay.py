@@ -95,6 +95,14 @@ class Leg:
         found = self._relay.ready
         return replace(found, discard=self.discard) if found else None
 
+    @property
+    def free(self) -> int:
+        """Bytes that are left beside the network and the volumes that are under way, as far as that is known."""
+        ready = self._relay.ready
+        if ready is None or not ready.budget:
+            return 2**62
+        return max(0, ready.budget - ready.base - sum(leg._needs for leg in self._relay.legs))
+
     def discard(self) -> None:
         """Close the network that is loaded, once no other volume is under way."""
         self.alone()

@@ -23,7 +23,7 @@ LOOKED_AT = 2**23
 """Outputs that are made to be looked at."""
 
 
-def decided(survey: Survey, windows: Sequence[Array], notes: list[str]) -> Survey:
+def decided(survey: Survey, windows: Callable[[], Sequence[Array]], notes: list[str]) -> Survey:
     """The survey with the network that runs: without its last layer where that is asked for; or where it can be left
     for the end, pays, and gives the same on one of these `windows`. An output that was begun stays with what it was
     begun with.
@@ -40,10 +40,10 @@ def decided(survey: Survey, windows: Sequence[Array], notes: list[str]) -> Surve
         if wanted == "features":
             raise SettingsError(f"--blend-at features: {why}; leave it out")
         return survey
-    if wanted == "auto" and not (last.pays and windows):
+    if wanted == "auto" and not (last.pays and windows()):
         return survey
     model = replace(survey.model, gives_features=True)
-    if doubt := _doubt(replace(survey, model=model), windows):
+    if doubt := _doubt(replace(survey, model=model), windows()):
         if wanted == "features":
             raise BackendError(f"--blend-at features: {doubt}; use --blend-at outputs")
         fall_back(survey.settings, notes, f"outputs are blended, and not the features that they are made of: {doubt}")

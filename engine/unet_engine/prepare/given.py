@@ -42,6 +42,8 @@ class Given:
     model: ModelFile | None = None
     """As `open_model` gives it, with the outputs and networks that the settings ask for."""
     ready: Ready | None = None
+    hold: int = 0
+    """Bytes that the volume may take where it is held in memory: see `Volume.hold`. One that is given is left alone."""
 
 
 NOTHING = Given()

@@ -22,6 +22,9 @@ FLAT = 1e-3
 """A range of all voxels below which convolutions see next to nothing: physical units that were never scaled."""
 UNIT = (-2.0, 3.0, 0.02)
 """Where values are scaled to 0 to 1: how far the 1 and 99 % quantiles may lie outside, and the least they are apart."""
+_TO_UNIT = ("range", "minmax", "percentile")
+_DOUBTED = ("none", *_TO_UNIT)
+"""Normalisations after which values may be what no network is trained on."""
 UNLIKE = 1.0
 """Quantiles unlike those of training: moved by the distance from the first to the last, or that much wider."""
 NARROW = 0.05
@@ -51,13 +54,13 @@ def unlikely(model: ModelFile, values: Sequence[npt.NDArray[Any]], scale: Scalin
     said: whether the user named the normalisation. What was said, with it or beside the file, is doubted only where the
     model tells what it was trained on.
     """
+    if not model.spec.input_quantiles and (said or model.spec.normalization.mode not in _DOUBTED):
+        return ""  # nobody asks
     channels = [_seen(v, scale, c) for c, v in enumerate(values)]
     if not all(c.span for c in channels):  # a volume of one value tells nothing
         return ""
     if model.spec.input_quantiles:
         return _unlike_training(channels, model)
-    if said:
-        return ""
     for number, seen in enumerate(channels):
         reason = _unlike_any(seen, model, number)
         if reason and not said_beside(model, "normalization"):
@@ -95,7 +98,7 @@ def _unlike_any(seen: Seen, model: ModelFile, channel: int) -> str:
         return _unscaled(seen, model, channel)
     least, most, apart = UNIT
     low, high = seen.quantiles[0], seen.quantiles[-1]
-    scaled = normalization.mode in ("range", "minmax", "percentile")
+    scaled = normalization.mode in _TO_UNIT
     if scaled and (low < least or high > most or high - low < apart):
         return f"voxels are {seen.text} after --normalize {normalization}, and 0 to 1 is meant; {_REMEDY}"
     return ""

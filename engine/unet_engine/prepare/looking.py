@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 from unet_engine.backends.base import NO_TRIAL, Array, Network, Trial
 from unet_engine.backends.opening import as_host
@@ -34,8 +35,7 @@ def trial_of(survey: Survey, scale: Scaling, seen: Outputs) -> Trial:
             return [windows.cut(survey.volume, scale, box, window) for box in boxes]
         return []
 
-    ready = {survey.window: cut(survey.window)}
-    return Trial(lambda window: ready[window] if window in ready else cut(window), seen.look)
+    return Trial(cache(cut), seen.look)
 
 
 def about_outputs(survey: Survey, seen: Outputs, notes: list[str]) -> None:

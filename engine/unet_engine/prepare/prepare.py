@@ -184,9 +184,12 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     seen = Outputs()
     trial = trial_of(survey, scale, seen)
     clock.done(SAMPLES)
-    survey = compared(survey, trial.cut(survey.window), notes)
-    survey = rewriting.decided(survey, trial.cut(survey.window))
-    survey = blending.decided(survey, trial.cut(survey.window), notes)
+    windows = partial(trial.cut, survey.window)
+    survey = compared(survey, windows, notes)
+    survey = rewriting.decided(survey, windows)
+    survey = blending.decided(survey, windows, notes)
+    if ready is None:
+        windows()  # read before memory is measured
     clock.done(OPINION)
     trial = replace(trial, look=blending.through(survey.model.ahead, trial.look))
     choice = survey.choice
@@ -358,6 +361,7 @@ class _Fitted:
     plan: Plan
     sizes: Sizes
     base: int
+    """Without what is held or kept of the volume."""
     budget: int
     cluster: ClusterShape | None
     kept: int
@@ -373,11 +377,12 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     sizes = sizes if workers or job.finishes_on_host else replace(sizes, shelves=network.shelves(plan, sizes))
     budget = survey.settings.memory or resident + machine.available_memory() // 2
     devices = len(survey.devices)
-    base = resident + (devices - 1) * max(0, resident - loaded.before)
+    held = survey.scan.held_bytes  # its samples were read, so that it is there
+    base = resident - held + (devices - 1) * max(0, resident - loaded.before)
     if loaded.ready.budget:  # measured before another run was under way, whose blocks are none of this one's
         base, budget = loaded.ready.base, loaded.ready.budget
     cluster, kept = None, _kept(survey, plan, budget - base)
-    base += kept
+    alone, base = base, base + held + kept
     if workers:
         wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))
         cluster = _cluster(plan, sizes, base, budget, wanted)
@@ -387,7 +392,7 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
         most = max(1, min(READERS, machine.cpu_count(), fitted.block_count))
         sizes = replace(sizes, readers=readers_that_fit(fitted, sizes, base, budget, devices, most))
         fitted = replace(fitted, memory=predict_memory(fitted, sizes, base, devices))
-    return _Fitted(fitted, sizes, base - kept, budget, cluster, kept)
+    return _Fitted(fitted, sizes, alone, budget, cluster, kept)
 
 
 def _kept(survey: Survey, plan: Plan, free: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from unet_engine.backends import second_opinion
@@ -11,7 +11,7 @@ from unet_engine.errors import BackendError, SettingsError
 from unet_engine.prepare.survey import Survey
 
 
-def decided(survey: Survey, windows: Sequence[Array]) -> Survey:
+def decided(survey: Survey, windows: Callable[[], Sequence[Array]]) -> Survey:
     """The survey with the networks that run: with sums of convolutions in place of those of concatenated tensors, where
     that is asked for.
 
@@ -29,8 +29,9 @@ def decided(survey: Survey, windows: Sequence[Array]) -> Survey:
         raise SettingsError(f"--split-concat: {why}; leave it out")
     split = replace(model, splits=True, members=tuple(replace(member, splits=True) for member in model.members))
     setups = Setup(split, survey.window, "cpu", choice.precision, rest=choice.rest).members
-    for setup in setups if windows else ():
-        opinion = second_opinion.of_rewriting(setup, survey.backend, windows[0])
+    cut = windows()
+    for setup in setups if cut else ():
+        opinion = second_opinion.of_rewriting(setup, survey.backend, cut[0])
         if opinion.difference is None or opinion.wrong:
             raise BackendError(
                 f"--split-concat: {setup.model.named} was not found to give the same ({opinion.text}); leave it out"

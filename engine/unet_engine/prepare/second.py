@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from unet_engine.backends import second_opinion
@@ -15,16 +15,16 @@ from unet_engine.prepare.precision import choose
 from unet_engine.prepare.survey import Survey
 
 
-def compared(survey: Survey, windows: Sequence[Array], notes: list[str]) -> Survey:
+def compared(survey: Survey, windows: Callable[[], Sequence[Array]], notes: list[str]) -> Survey:
     """The survey with the back end that runs: the other one where the first is wrong on one of these `windows` (there
-    may be none). One that the user named stays, which is told.
+    may be none), which are cut where that is not known. One that the user named stays, which is told.
 
     Lower precisions are left alone: the gate judged them. Raises `BackendError` under ``--strict``.
     """
     settings, device = survey.settings, survey.devices[0]
-    if survey.precision != "fp32" or not windows:
+    if survey.precision != "fp32" or _known_right(survey) or not (cut := windows()):
         return survey
-    opinion = _wrong(survey, windows[0])
+    opinion = _wrong(survey, cut[0])
     if opinion is None:
         return survey
     other = second_opinion.other_for(survey.model, survey.backend, device)
@@ -45,6 +45,12 @@ def compared(survey: Survey, windows: Sequence[Array], notes: list[str]) -> Surv
         backend=other.library,
         choice=choose(survey.model, other.library, device, settings.precision, survey.window),
     )
+
+
+def _known_right(survey: Survey) -> bool:
+    """Whether it was found earlier that the library computes all networks of the model rightly."""
+    setups = Setup(survey.model, survey.window, survey.devices[0]).members
+    return all((o := second_opinion.known(setup, survey.backend)) and o.wrong != "first" for setup in setups)
 
 
 def _wrong(survey: Survey, window: Array) -> Opinion | None:

@@ -268,7 +268,9 @@ def _volume(settings: Settings, given: Given) -> tuple[str, Volume]:
     if given.volume is not None:
         return given.volume.path, given.volume.picked(pick_of(settings))
     located_at = located(settings.input, settings.image, settings.level)
-    return located_at, open_volume(located_at, settings.axes, pick_of(settings))
+    volume = open_volume(located_at, settings.axes, pick_of(settings))
+    volume.hold(given.hold)
+    return located_at, volume
 
 
 def _model(settings: Settings, notes: list[str], given: Given) -> ModelFile:

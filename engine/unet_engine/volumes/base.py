@@ -173,6 +173,14 @@ class Volume(Protocol):
         """Fetch what is stored of `box`, over a network, where there is room to keep all of it until it is read. What
         goes wrong is left for reading to find."""
 
+    def hold(self, most: int) -> None:
+        """Have all of it in memory from when any of it is read, where that takes up to `most` bytes and spares
+        unpacking; 0: let go of it."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What that takes; 0 where it is not done."""
+
     def release(self) -> None:
         """The run that reads it is complete: what was made for reading it, such as an unpacked copy, may go."""
 
@@ -252,6 +260,13 @@ class StoredVolume(ABC):
 
     def fetch(self, box: Box) -> None:  # noqa: B027  # most lie on a disk
         """A format that fetches over a network does so here."""
+
+    def hold(self, most: int) -> None:  # noqa: B027  # most formats unpack little
+        """A format whose chunks are unpacked as a whole, whatever is wanted of them, does so here."""
+
+    @property
+    def held_bytes(self) -> int:
+        return 0
 
     def release(self) -> None:  # noqa: B027  # most formats make nothing
         """A format that makes something to read from gives it up here."""

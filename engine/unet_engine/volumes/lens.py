@@ -135,6 +135,13 @@ class Lens(ABC):
     def fetch(self, box: Box) -> None:
         self.scan.fetch(self.there(box))
 
+    def hold(self, most: int) -> None:
+        self.scan.hold(most)
+
+    @property
+    def held_bytes(self) -> int:
+        return self.scan.held_bytes
+
     def release(self) -> None:
         self.scan.release()
 

@@ -21,6 +21,8 @@ from unet_engine.volumes.whole import scaling_of_whole
 
 T = TypeVar("T")
 
+_EXACT = 2
+"""Bytes of the largest numbers that float32 tells apart."""
 SAMPLES = 64
 SAMPLE_VOXELS = 2**16
 """Normalisation and fingerprint look at this many boxes of at most so many voxels, spread over the volume."""
@@ -86,8 +88,15 @@ def by_contrast(volume: Volume) -> list[Box]:
 
 
 def _spread(values: Array) -> float:
+    """The standard deviation of those that are finite, as exactly as ranking needs it."""
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    return float(finite.std(dtype=np.float64)) if finite.size else 0.0
+    if not finite.size or finite.itemsize > _EXACT:
+        return float(finite.std(dtype=np.float64)) if finite.size else 0.0
+    least = finite.min()
+    above = finite.astype(np.float32)  # a third of the time that float64 takes
+    above -= np.float32(least)
+    above -= above.mean()
+    return float(np.sqrt(np.dot(above, above) / above.size)) if finite.max() > least else 0.0
 
 
 def _read(volume: Volume) -> tuple[list[Box], list[Array]]:
@@ -180,5 +189,5 @@ def fingerprint(volume: Volume) -> str:
     """Tells volumes apart without reading them whole: hash of shape, type, axes and the samples."""
     digest = hashlib.sha256(f"{volume.shape} {volume.dtype} {volume.axes}".encode())
     for channel in values(volume):
-        digest.update(channel.tobytes())
+        digest.update(np.ascontiguousarray(channel).view(np.uint8).data)
     return digest.hexdigest()[:16]

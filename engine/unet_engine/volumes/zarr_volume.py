@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -24,7 +24,7 @@ from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
 from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
-from unet_engine.profiling.stages import DECODE, READ
+from unet_engine.profiling.stages import DECODE, READ, READ_DECODE
 from unet_engine.storage import archives, blosc, stores
 from unet_engine.storage.absences import Absences
 from unet_engine.storage.bounded import bounded
@@ -37,6 +37,7 @@ from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import alpha, cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
+from unet_engine.volumes.held import Held
 from unet_engine.volumes.linear import Linear
 from unet_engine.volumes.ome import full_resolution, named_resolution
 from unet_engine.volumes.resolution import Resolution, own_names
@@ -205,6 +206,8 @@ class ZarrVolume(StoredVolume):
     """What stored numbers stand for."""
     _reads: Fetching | None = None
     """How often a run reads a chunk (shard, if sharded), and when, where that is known."""
+    _held: Held = field(default_factory=Held)
+    """All of the array, where it is small, on a local disk; the same for whatever is picked of it."""
 
     remedy = "restore the chunk, or delete it to have it read as the fill value"
 
@@ -343,7 +346,36 @@ class ZarrVolume(StoredVolume):
     def _key_at(self, key: str) -> str:
         return f"{self.array.store_path.path}/{key}".lstrip("/")
 
+    # --- what is held of a small volume ---
+
+    def hold(self, most: int) -> None:
+        if is_local(self.path):
+            self._held.allow(most)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._bytes if self._held.takes(self._bytes) else 0
+
+    @property
+    def _bytes(self) -> int:
+        return prod(self.stored_shape) * self.stored_dtype.itemsize
+
+    def _whole(self) -> Array:
+        return self.stored(tuple(slice(0, n) for n in self.stored_shape))
+
+    def _of_held(self, box: Box, recorder: Recorder) -> Array | None:
+        """What `read` gives, where all is held."""
+        with recorder.span(READ_DECODE):
+            held = self._held.voxels(self._bytes, self._whole)
+            # a copy: who reads may write to what it is given
+            voxels = None if held is None else self._oriented(np.array(held[self._selection(box)]))
+        if voxels is not None:
+            self.confirm()
+        return voxels
+
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        if self.held_bytes and (found := self._of_held(box, recorder)) is not None:
+            return found
         before = self._absences
         try:
             self._gather(box)  # before it is said which of it is needed no more
