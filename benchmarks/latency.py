@@ -1,12 +1,13 @@
 """Behind a store that takes its time to answer: for which part of a run does the network work?
 
-    python benchmarks/latency.py [--milliseconds 50] [--size 256] [--model net.onnx]
+    python benchmarks/latency.py [--milliseconds 50] [--size 256] [--write] [--model net.onnx]
 
 A server of the S3 protocol and a proxy that holds each answer back, both of the tests (`tests/support`, moto), in a
 process of their own. The same volume is run from a local disk and from there, in turns, each time in a new process.
 Without `--model` the network is one that takes `--window-ms` a window and no processor, so that a busy machine changes
-little: then what is told is the part of the run's wall time, planning apart, that its windows take. With a model it is
-told against the run from the local disk.
+little: then what is told is the part of the run's wall time, planning apart, that its windows take; the same from the
+first window to the last, which is what a long run comes to; and so how long a run must be for 95 %, as what comes before
+and behind does not grow with it. With a model it is told against the run from the local disk.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import busy
 import numpy as np
 import zarr
 
-COMMAND = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()"]
 NETWORK = """latency_ms = {latency}
 [spec]
 name = "id"
@@ -93,7 +94,8 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             out = f"s3://lab/out{n}.zarr" if args.write else f"{folder}/there{n}.zarr"
             there = _run("s3://lab/scan.zarr", out, model, environment)
             rounds.append({
-                **{f"{name} share": round(_share(facts, args), 3) for name, facts in (("local", here), ("store", there))},
+                **{f"{name} {what}": v for name, facts in (("local", here), ("store", there))
+                   for what, v in _shares(facts, args).items()},
                 "local / store": round(here["seconds"] / there["seconds"], 3), "windows": there["windows_inferred"],
                 "blocks": there["blocks_planned"], "seconds": there["seconds"], "load": os.getloadavg()[0],
             })  # fmt: skip
@@ -104,23 +106,36 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     finally:
         serving.stdin.close()
         serving.terminate()
-    names = ["local / store", *(["local share", "store share"] if args.model is None else [])]
+    names = [name for name in rounds[0] if name not in ("windows", "blocks", "seconds", "load")]
     spread = {name: _spread([r[name] for r in rounds]) for name in names}
     return {**vars(args), **spread, "chunks fetched": chunks / args.rounds, "load": [r["load"] for r in rounds]}
 
 
 def _run(volume: str, out: str, model: str, environment: dict[str, str]) -> dict[str, Any]:
-    command = [*COMMAND, "run", "--in", volume, "--out", out, "--model", model, "--output", "logits", "--json",
-               "--normalize", "none", "--threads", str(THREADS)]  # fmt: skip
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if said.returncode:
-        raise SystemExit(said.stderr)
-    return json.loads(said.stdout)  # type: ignore[no-any-return]
+    with tempfile.NamedTemporaryFile() as spans:
+        place = Path(spans.name)
+        command = [*busy.watched(place), "run", "--in", volume, "--out", out, "--model", model, "--output", "logits",
+                   "--json", "--normalize", "none", "--threads", str(THREADS)]  # fmt: skip
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if said.returncode:
+            raise SystemExit(said.stderr)
+        facts: dict[str, Any] = json.loads(said.stdout)
+        return {**facts, "busy": busy.told(place, THREADS) if model.endswith(".fake.toml") else None}
 
 
-def _share(facts: dict[str, Any], args: argparse.Namespace) -> float:
-    """Of the seconds of a run, what its windows take where nothing else does."""
-    return float(facts["windows_inferred"] * args.window_ms / 1000 / THREADS / facts["seconds"])
+def _shares(facts: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
+    """Of the seconds of a run, what its windows take where nothing else does; the same from its first window to its
+    last; and the seconds after which what comes before and behind is less than a twentieth of it all."""
+    if facts["busy"] is None:
+        return {}
+    windows, middle = facts["windows_inferred"] * args.window_ms / 1000 / THREADS, facts["busy"]
+    around = facts["seconds"] - middle["seconds"]
+    wanted = around / (1 - 0.95 / middle["works"]) if middle["works"] > 0.95 else float("nan")
+    return {
+        "share": round(windows / facts["seconds"], 3), "middle": round(middle["works"], 3),
+        "around": round(around, 2), "longest pause": round(middle["longest pause"], 2),
+        "seconds for 0.95": round(wanted, 1),
+    }  # fmt: skip
 
 
 def _upload(folder: Path, environment: dict[str, str]) -> None:

@@ -40,7 +40,7 @@ from unet_engine.storage.codecs import fast_codecs, native_codecs
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, summed
 
 METADATA = "zarr.json"
-PUTS = 16
+PUTS = 32
 """Requests to a remote store that are under way at once."""
 READERS = 8
 """Threads that read chunks of a local disk to sum them, and wait for the disk to keep them."""

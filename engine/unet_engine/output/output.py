@@ -56,7 +56,8 @@ class Output:
             self.array = stores.open_group(path, "r+")[ARRAY]
             self.header = Header(path, digest, durability)
         self.chunks = chunks_of(self.array, self.header.journal, recorder, durability)
-        self._groups = Groups(self._mark) if durability.waits and is_local(path) else None
+        # what is not waited for is marked at once; elsewhere the next block is written meanwhile
+        self._groups = Groups(self._mark) if durability.waits or not is_local(path) else None
 
     @classmethod
     def create(
@@ -175,7 +176,7 @@ class Output:
 
     def mark(self, index: Index, stored: Stored | None = None) -> None:
         """Record block `index` as committed, with what `write` returned; call after its data were written. Where the
-        disk is waited for that is done soon, for several blocks together: see `settle`."""
+        disk is waited for, or a store for its answer, that is done soon, for several blocks together: see `settle`."""
         if self._groups is None or stored is None:
             self.header.mark(index, stored)
         else:

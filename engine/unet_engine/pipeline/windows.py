@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from unet_engine.backends.base import Array
 from unet_engine.pipeline.job import Job, Raw
 from unet_engine.plan.box import Box
+from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.plan import Index, Task
 from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.stitching import operations
@@ -90,15 +92,20 @@ class Windows:
 def placement(job: Job, window: Index, sums: Box, share: float = 1.0) -> Placement:
     """Where a window goes in the sums of its block, which span the box `sums`. share: of this answer in all that is
     added for the window."""
-    axes = list(zip(job.plan.axes, window, strict=True))
-    starts = [axis.start(k) for axis, k in axes]
-    supports = [axis.support(k) for axis, k in axes]
-    inside = (Box(*map(tuple, zip(*supports, strict=True))) & sums).relative_to(starts)
-    at = [s - l for s, l in zip(starts, sums.lo, strict=True)]
-    weights = [axis_weights(axis, k) for axis, k in axes]
+    along = [_along(axis, k) for axis, k in zip(job.plan.axes, window, strict=True)]
+    at = [start - l for (start, _, _, _), l in zip(along, sums.lo, strict=True)]
+    lo = [max(first, l) - start for (start, first, _, _), l in zip(along, sums.lo, strict=True)]
+    hi = [min(stop, h) - start for (start, _, stop, _), h in zip(along, sums.hi, strict=True)]
+    weights = [w for _, _, _, w in along]
     if share != 1:  # a vector as long as the window; on a device it is one product more, of the same bits
         weights[0] = np.float32(share) * weights[0]
-    return weights, at, inside.lo, inside.hi
+    return weights, at, lo, hi
+
+
+@lru_cache(maxsize=4096)
+def _along(axis: AxisGrid, k: int) -> tuple[int, int, int, Array]:
+    """Where window k begins along an axis, what it contributes to, and its weights."""
+    return axis.start(k), *axis.support(k), axis_weights(axis, k)
 
 
 def divide(job: Job, sums: Array, box: Box) -> None:
