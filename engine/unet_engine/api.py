@@ -34,7 +34,7 @@ from unet_engine.settings import Settings
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.units import Tell, silent
-from unet_engine.version import known_version
+from unet_engine.version import version_of
 
 Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
@@ -383,7 +383,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         },
         "begun": job.begun,
         "blocks": [spans(indices) for indices in plan.writing],
-        "versions": {name: known_version(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")}
+        "versions": {name: version_of(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")}
         | {"python": platform.python_version()},
     }
     decoded: dict[str, Any] = json.loads(json.dumps(facts))

@@ -15,12 +15,6 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-@cache
-def known_version(distribution: str) -> str | None:
-    """The same, looked up once: it takes milliseconds, and a batch asks for each of its volumes."""
-    return version_of(distribution)
-
-
 def our_version() -> str:
     """Version of this package; ``unknown`` when it runs from its sources."""
     return version_of("unet-engine") or "unknown"

@@ -20,7 +20,7 @@ from unet_engine.errors import OutputError, UnetEngineError, first_line
 from unet_engine.execution.team import Team
 from unet_engine.model.file import ModelFile
 from unet_engine.redaction import redacted
-from unet_engine.version import known_version
+from unet_engine.version import version_of
 
 _OF_RESULT = (
     "windows_inferred", "windows_skipped", "blocks_written", "voxels", "bytes_read", "bytes_written", "peak_rss_bytes",
@@ -38,7 +38,7 @@ def line(
         "out": result.out if result else out,
         "status": status,
         "model": _model(model),
-        "version": known_version("unet-engine"),
+        "version": version_of("unet-engine"),
         "host": platform.node(),
         "start": utc(begun),
         "end": utc(ended),
