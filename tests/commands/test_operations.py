@@ -128,6 +128,28 @@ def test_the_nightly_script_does_what_is_new(lab, tmp_path):
     assert result_of(lab / "labels" / "a.zarr").shape == (8, 8, 8)
 
 
+GRAMMAR = """
+import org.codehaus.groovy.control.*
+def unit = new CompilationUnit()
+unit.addSource(new File(args[0]))
+unit.compile(Phases.CONVERSION)
+"""
+
+
+@pytest.mark.slow
+def test_the_script_for_nextflow_is_groovy(tmp_path):
+    """Nextflow's language is Groovy's. The tool itself is fetched from its makers' server, and does not run here."""
+    groovy = shutil.which("groovy") or pytest.skip("groovy is not installed (apt install groovy)")
+    (tmp_path / "parse.groovy").write_text(GRAMMAR)
+    java = Path(shutil.which("java")).resolve().parents[1]
+    good = (DOCS / "operations" / "main.nf").read_text()
+    for text, right in ((good, True), (good.replace("workflow {", "workflow {{("), False)):
+        (tmp_path / "main.nf").write_text(text)
+        done = subprocess.run([groovy, "parse.groovy", "main.nf"], cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, "JAVA_HOME": str(java)}, check=False)  # fmt: skip
+        assert (done.returncode == 0) == right, done.stderr
+
+
 @pytest.mark.slow
 def test_snakemake_runs_the_rules(lab):
     pytest.importorskip("snakemake", reason="pip install snakemake runs the rules")

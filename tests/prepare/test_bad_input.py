@@ -348,7 +348,7 @@ def test_all_voxels_nonfinite(run, tmp_path):
 def test_models_that_are_not_there(run, tmp_path):
     refused(run(model="nosuch.onnx"), ModelError, "nosuch.onnx does not exist")
     (tmp_path / "folder.onnx").mkdir()
-    refused(run(model="folder.onnx"), ModelError, "folder.onnx is a folder")
+    refused(run(model="folder.onnx"), ModelError, "folder.onnx is a folder", ".onnx", "nnU-Net", "MONAI")
     (tmp_path / "weights.h5").write_bytes(b"x")
     refused(run(model="weights.h5"), ModelError, "weights.h5", ".onnx")
 

@@ -301,7 +301,10 @@ def _checked(path: Path) -> Format:
     if not path.exists():
         raise ModelError(f"{path} does not exist; give a model file with --model (.onnx, .pt2, .pt)")
     if path.is_dir():
-        raise ModelError(f"{path} is a folder; give a model file with --model (.onnx, .pt2, .pt)")
+        raise ModelError(
+            f"{path} is a folder in which no model lies that is known; give a model file with --model (.onnx, .pt2, .pt), "
+            "or the folder of a trainer of nnU-Net, of a bundle of MONAI, of a bioimage.io model or of save_pretrained"
+        )
     kind = _format(path)
     try:
         check_file(path)
