@@ -22,7 +22,7 @@ Figures = Iterator[tuple[str, Any]]
 def need(part: str, args: argparse.Namespace) -> None:
     """Raise `CannotRun` naming all that `part` imports and is not there."""
     modules = PARTS[part] | ({} if args.simulate or part == "build" else GPU)
-    if part in ("norm", "end-to-end", "monai", "memory", "classes", "tiling"):
+    if part in ("norm", "end-to-end", "monai", "memory", "classes", "tiling", "int8"):
         modules = modules | {"torch": "torch"}
     if lacking := [name for module, name in modules.items() if not _there(module)]:
         raise CannotRun(f"{', '.join(lacking)} not installed: give wheels in --wheels (gpu_wheels.py fetches them)")

@@ -44,6 +44,7 @@ PARTS: dict[str, dict[str, str]] = {
     "gpus": ENGINE | CLUSTER,
     "decoding": ENGINE,
     "classes": ENGINE | REPORT,
+    "int8": ENGINE,
     "tiling": ENGINE | REPORT | ONNX,
 }
 """By part; all but `build` also need `GPU` where the GPU is real."""

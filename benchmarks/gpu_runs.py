@@ -63,7 +63,10 @@ def end_to_end(args: argparse.Namespace) -> Figures:
         yield "profiled run / plain", told.windows_inferred / told.seconds / max(rates)
         reading = {k: v for k, v in (told.stages or {}).get("read", {}).items() if k != "threads"}
         if reading:  # near 1 the GPU waits for voxels
-            yield "the reading thread is busy, share", 1 - reading.get("waiting", 0) / sum(reading.values())
+            yield "blocks read at a time", facts["readers"]
+            yield "the reading threads are busy, share", 1 - reading.get("waiting", 0) / sum(reading.values())
+        for stage in ("read", "decode", "other"):
+            yield f"reading threads in {stage}, s", reading.get(stage, 0.0)
         compute = {k: v for k, v in (told.stages or {})["stream compute"].items() if k != "threads"}
         for stage, seconds in compute.items():
             yield f"compute stream in {stage}, share", seconds / sum(compute.values())
@@ -95,7 +98,7 @@ def watched(volume: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any, 
         finally:
             stop.set()
             thread.join()
-        return plan_facts(prepared), result, steady_rate(seen)
+        return {**plan_facts(prepared), "readers": prepared.job.readers}, result, steady_rate(seen)
 
 
 def steady_rate(seen: list[tuple[float, int]]) -> float:

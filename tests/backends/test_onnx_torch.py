@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,47 @@ def test_a_run_of_an_onnx_file_gives_the_cpus_result(name: str, backend: str, pr
     apart = np.abs(found - reference).max() / np.abs(reference).max()
     assert apart < {"fp32": 2e-5, "fp16": 5e-3, "bf16": 0.1}[precision]
     assert precision == "fp32" or apart > 1e-6, "computed in that precision"
+
+
+def quantised(more: Sequence[Any] = (), pads: tuple[int, ...] = (1,) * 6, zero: int = 0) -> Any:
+    """A convolution as `quantize` writes it."""
+    levels = RNG.integers(-127, 128, (16, 32, 3, 3, 3)).astype(np.int8)
+    constants = {
+        "s": np.float32(0.03), "z": np.int8(zero), "l": levels, "ls": np.full(16, 0.002, np.float32),
+        "lz": np.zeros(16, np.int8), "b": weights(16),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["l", "ls", "lz"], ["w"], axis=0),
+        helper.make_node("Conv", ["d", "w", "b"], ["c" if more else "y"], pads=pads, kernel_shape=[3] * 3),
+    ]
+    return graph_of([*nodes, *more], constants, (1, 32, 4, 5, 6))
+
+
+def test_a_convolution_between_levels_is_computed_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ONNX Runtime makes of the same graph, and nothing is turned back before it."""
+    graph, calls = quantised(), list[Any]()
+    plain = onnx_torch.int8_convolution.reference
+    monkeypatch.setattr(onnx_torch.int8_convolution, "reference", lambda *a: (calls.append(a), plain(*a))[1])
+    x = 2 * weights(1, 32, 4, 5, 6)
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    network = onnx_torch.Imported(onnx_torch.flat(graph))
+    found = network(torch.from_numpy(x))
+    np.testing.assert_allclose(found.numpy(), session.run(None, {"x": x})[0], rtol=1e-5, atol=1e-4)
+    assert len(calls) == 1
+    assert {buffer.dtype for buffer in network.buffers()} == {torch.int8, torch.float32}, (
+        "they go where the module goes"
+    )
+
+
+@pytest.mark.parametrize("graph", [
+    quantised(pads=(0,) * 6), quantised(zero=1), quantised([helper.make_node("Add", ["c", "d"], ["y"])]),
+], ids=["no padding", "not around 0", "also read by others"])  # fmt: skip
+def test_other_levels_are_refused(graph: Any) -> None:
+    if graph.graph.node[-1].op_type == "Add":
+        graph.graph.node[-1].input[0] = "d"  # the levels themselves, turned back
+    assert "QuantizeLinear" in onnx_torch.objection(onnx_torch.flat(graph))
 
 
 def test_a_size_that_is_computed_as_it_runs_stays_on_the_host() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from support import networks
 from support.command_line import cli
+from support.volumes import result_of
 from unet_engine.errors import ModelError
 from unet_engine.model.file import attached_network, open_model
 from unet_engine.model.shipped import shipped_model
@@ -231,6 +232,34 @@ def test_without_a_gpu_figures_are_emulated_and_permit_nothing(tissue, tmp_path)
     said = cli("run", "--in", tissue, "--model", path, *options)
     assert said.code == 6
     assert "int8 was not judged on openvino" in said.error
+
+
+@pytest.mark.slow
+def test_int8_for_pytorch_is_judged_attached_and_runs(tissue, tmp_path, monkeypatch):
+    """On the simulated device, as on a GPU without TensorRT: what was judged is what runs, and unproved it is refused."""
+    pytest.importorskip("torch")
+    path = shutil.copy(shipped_model("cells_3d.onnx"), tmp_path / "cells.onnx")
+    options = ["--in", tissue, "--model", path, "--window", "16,16,16", "--backend", "pytorch", "--device", "simulated"]
+    said = cli("run", *options, "--precision", "int8", "--out", tmp_path / "no.zarr")
+    assert said.code == 6
+    assert "--precision int8 --backend pytorch" in said.error
+    monkeypatch.setattr("unet_export.quantize.quantize._backend", lambda *_: ("pytorch", "simulated"))
+    monkeypatch.setattr("unet_export.quantize.judging.both_seconds", lambda *_: (1.0, 2.0))
+    few = ["--windows", 4, "--held-out", 2, "--window", "16,16,16", "--precision", "int8", "--min-dice", "0.95"]
+    said = cli("quantize", path, "--calibrate", tissue, *few)
+    assert said.code == 0, said.err
+    (verdict,) = open_model(path).verdicts
+    assert (verdict.precision, verdict.backend, verdict.rest, verdict.passed) == ("int8", "pytorch", "fp16", True)
+    graph = onnx.load_from_string(attached_network(open_model(path), verdict.network))
+    kinds = [n.op_type for n in graph.graph.node]
+    assert kinds.count("QuantizeLinear") == 2, "of 32 channels and more"
+    labels = {}
+    for precision in ("int8", "fp32"):
+        out = tmp_path / f"{precision}.zarr"
+        said = cli("run", *options, "--precision", precision, "--out", out, "--json")
+        assert said.code == 0, said.error
+        labels[precision] = result_of(out)
+    assert 0.98 < np.mean(labels["int8"] == labels["fp32"]) < 1
 
 
 def test_large_activations_fail_fp16_with_the_layer_named_and_are_rescued(large, tissue, tmp_path):

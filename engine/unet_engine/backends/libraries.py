@@ -92,8 +92,9 @@ LIBRARIES = (
         sees_gpu="onnxruntime:sees_gpu",
     ),
     Library(
-        "pytorch", ("pt2", "torchscript"), {CPU: ("fp32", "bf16"), GPU: ("fp32", "bf16", "fp16")}, ("torch",), "torch",
-        host="pytorch:PyTorchBackend", on_device="pytorch:PyTorchDevice", sees_gpu="pytorch:sees_gpu",
+        "pytorch", ("pt2", "torchscript"), {CPU: ("fp32", "bf16"), GPU: ("fp32", "bf16", "fp16", "int8")}, ("torch",),
+        "torch", host="pytorch:PyTorchBackend", on_device="pytorch:PyTorchDevice", sees_gpu="pytorch:sees_gpu",
+        bound_to="pytorch:library",
         formats_on_gpus=("onnx",), joins_threads=True,
     ),
     Library(

@@ -2,12 +2,15 @@
 where PyTorch is.
 
 Only what U-Nets are made of is known. Anything else, and any attribute that PyTorch has no like of, is refused by
-`objection`, so that another library takes the file: nothing is approximated.
+`objection`, so that another library takes the file: nothing is approximated. Convolutions between QuantizeLinear and
+DequantizeLinear, as we write them, are computed in INT8 (`int8_convolution.py`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from unet_engine.backends import int8_convolution
 from unet_engine.errors import ModelError
+from unet_engine.model.onnx_layers import INT8
 from unet_engine.model.onnx_shapes import flat, images_of, is_own, opset_of
 
 Attributes = dict[str, Any]
+_Step = tuple[Callable[..., Any], Attributes, list[str], list[str]]
+"""What computes it, its attributes, and the names of the tensors that it takes and gives."""
 OLDEST_OPSET = 13
 """Before it, Softmax and others meant something else."""
 
@@ -42,10 +49,16 @@ class Imported(torch.nn.Module):  # type: ignore[misc]  # the type checker skips
             self._keep(tensor.name, np.array(numpy_helper.to_array(tensor)), factors)
         self._input = images_of(inner)[0].name
         self._outputs = [value.name for value in inner.output]
-        self._steps: list[tuple[Callable[..., Any], Attributes, list[str], list[str]]] = []
+        self._steps: list[_Step] = []
+        quantised, passed = _quantised(inner)
         for node in inner.node:
             if node.op_type == "Constant":
                 self._keep(node.output[0], _constant(_attributes(node)), factors)
+                continue
+            if node.output[0] in passed:
+                continue
+            if layer := quantised.get(node.output[0]):
+                self._steps.append(self._int8(node, layer))
                 continue
             self._steps.append((OPERATORS[node.op_type], _attributes(node), list(node.input), list(node.output)))
         self._free = self._last_uses()
@@ -57,6 +70,17 @@ class Imported(torch.nn.Module):  # type: ignore[misc]  # the type checker skips
             return
         self._weights[name] = f"weight_{len(self._weights)}"
         self.register_parameter(self._weights[name], torch.nn.Parameter(tensor, requires_grad=False))
+
+    def _int8(self, node: Any, layer: _Quantised) -> _Step:
+        """The step of such a convolution. Its weights are buffers, which go where the module goes."""
+        held = f"{node.output[0]}{INT8}", f"{node.output[0]}/scale"
+        for name, values in zip(
+            held, (layer.weight.transpose(0, 2, 3, 4, 1), layer.scale_in * layer.scales), strict=True
+        ):
+            self._weights[name] = f"weight_{len(self._weights)}"
+            self.register_buffer(self._weights[name], torch.from_numpy(np.ascontiguousarray(values)))
+        given = _attributes(node) | {"scale_in": float(layer.scale_in)}
+        return _int8_conv, given, [layer.x, *held, *node.input[2:]], list(node.output)
 
     def _last_uses(self) -> list[list[str]]:
         """Per step the tensors that nobody reads after it."""
@@ -104,7 +128,10 @@ def objection(graph: Any) -> str:
     if len(images_of(graph.graph)) != 1:
         return "it has several inputs"
     constants = _constants(graph.graph)
+    passed = _quantised(graph.graph, weights=False)[1]
     for node in graph.graph.node:
+        if node.output[0] in passed:
+            continue
         if not (is_own(node) and (node.op_type in OPERATORS or node.op_type == "Constant")):
             return f"it has the operator {node.op_type}"
         if node.op_type != "Split" and any(node.output[1:]):
@@ -112,6 +139,75 @@ def objection(graph: Any) -> str:
         if said := _unlike(node, _attributes(node), constants):
             return f"its {node.op_type} has {said}"
     return ""
+
+
+@dataclass(frozen=True)
+class _Quantised:
+    """A convolution in INT8: the tensor it reads before that is quantised, and its weights and scales."""
+
+    x: str
+    weight: Any
+    """(channels out, channels in, 3, 3, 3) int8."""
+    scales: Any
+    """(channels out,) float32."""
+    scale_in: Any
+    """A float32."""
+
+
+def _quantised(graph: Any, *, weights: bool = True) -> tuple[dict[str, _Quantised], frozenset[str]]:
+    """Convolutions of which both inputs come from DequantizeLinear as we write them, signed and around 0, by what they
+    give; and what the nodes give that are then no longer needed. weights: whether the values are to be had."""
+    from onnx import numpy_helper
+
+    tensors = {t.name: t for t in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+    found, used = dict[str, _Quantised](), Counter[str]()
+    for node in graph.node:
+        if (parts := _levels_of(node, makers, tensors)) is None:
+            continue
+        level, back, kernel = parts
+        used.update((back.output[0], kernel.output[0]))
+        names = kernel.input[0], kernel.input[1], level.input[1]
+        values = [np.array(numpy_helper.to_array(tensors[name])) for name in names] if weights else [None] * 3
+        found[node.output[0]] = _Quantised(level.input[0], *values)
+    over = {name for name, count in used.items() if readers[name] == count}
+    inner = Counter(makers[name].input[0] for name in over)
+    return found, frozenset(over | {name for name, count in inner.items() if name in makers and readers[name] == count})
+
+
+def _levels_of(node: Any, makers: dict[str, Any], tensors: dict[str, Any]) -> tuple[Any, Any, Any] | None:
+    """Of a convolution that can be computed in INT8 the nodes that make levels of what it reads, that turn them back,
+    and that turn its weights back. makers: nodes by what they give; tensors: the graph's own."""
+    if node.op_type != "Conv":
+        return None
+    back, kernel = (makers.get(name) for name in node.input[:2])
+    level = back and makers.get(back.input[0])
+    if back is None or level is None or kernel is None or kernel.input[0] not in tensors:
+        return None
+    kinds = level.op_type, back.op_type, kernel.op_type
+    if kinds != ("QuantizeLinear", "DequantizeLinear", "DequantizeLinear"):
+        return None
+    if (
+        list(level.input[1:]) != list(back.input[1:])
+        or not _around_zero(level, tensors)
+        or not _around_zero(kernel, tensors)
+    ):
+        return None
+    plain = not tensors[level.input[1]].dims and _attributes(kernel).get("axis") == 0
+    taken = plain and int8_convolution.takes(tuple(tensors[kernel.input[0]].dims), _attributes(node))
+    return (level, back, kernel) if taken else None
+
+
+def _around_zero(node: Any, tensors: dict[str, Any]) -> bool:
+    """Whether its scale is in the graph, and its zero point, which is 0 in INT8."""
+    from onnx import TensorProto, numpy_helper
+
+    if len(node.input) < 3 or any(name not in tensors for name in node.input[1:]):
+        return False
+    zero = tensors[node.input[2]]
+    return zero.data_type == TensorProto.INT8 and not zero.external_data and not numpy_helper.to_array(zero).any()
 
 
 def _constants(graph: Any) -> dict[str, list[float]]:
@@ -216,6 +312,11 @@ def _conv(a: Attributes, x: Any, weight: Any, bias: Any = None) -> Any:
     work = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
     ones = (1,) * axes
     return work(x, weight, bias, a.get("strides", ones), pads[:axes], a.get("dilations", ones), a.get("group", 1))
+
+
+def _int8_conv(a: Attributes, x: Any, weight: Any, scale: Any, bias: Any = None) -> Any:
+    stride = int(a.get("strides", (1,))[0])
+    return torch.ops.unet_engine.int8_convolution(x, weight, a["scale_in"], scale, bias, stride)
 
 
 def _conv_transpose(a: Attributes, x: Any, weight: Any, bias: Any = None) -> Any:

@@ -2,7 +2,8 @@
 Imported only where it is used.
 
 On a GPU it goes through cuDNN, channels last, a batch recorded as one CUDA graph; it is the one back end there that
-needs nothing but PyTorch. fp16 and bf16 run under autocast, whose input and output are of that type. InstanceNorm is
+needs nothing but PyTorch. fp16 and bf16 run under autocast, whose input and output are of that type; int8 is a network that was
+judged, with convolutions in INT8 (`int8_convolution.py`) and the rest in fp16. InstanceNorm is
 our own (`torch_norm.py`). Algorithms are cuDNN's deterministic ones, chosen without timing them, so that two runs give
 the same bytes; TF32 is off, as fp32 means fp32. (Timed, MLPerf's 3D U-Net ran no faster on an H200.)
 """
@@ -15,22 +16,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet_engine.backends import onnx_torch, torch_norm
+from unet_engine.backends import int8_convolution, onnx_torch, torch_norm
 from unet_engine.backends.base import ANOTHER, OTHER_WINDOW, Array, Setup, ThreadedBackend
 from unet_engine.backends.device import DeviceBackend
 from unet_engine.backends.device_tensor import Borrowed, DeviceTensor
 from unet_engine.backends.one_output import OneOutput
 from unet_engine.devices.base import Device, Region, Stream
-from unet_engine.devices.opening import SIMULATED
+from unet_engine.devices.opening import SIMULATED, is_gpu, open_device
 from unet_engine.errors import BackendError, ModelError, first_line
+from unet_engine.model.file import attached_network
 from unet_engine.model.onnx_network import network_of
 from unet_engine.units import times
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float16}
+"""Of what is not quantised."""
 FEW_CLASSES = 8
 """Up to so many, a voxel's classes share a sector of 32 bytes, and channels last costs nothing in reading."""
 WARM_UP = 3
 """Batches before recording, as PyTorch asks: libraries set themselves up in the first."""
+
+
+def library(device: str) -> str:
+    """What a verdict is bound to."""
+    versions = f"torch {torch.__version__}{int8_convolution.version()}"
+    if not is_gpu(device):
+        return versions
+    opened = open_device(device)
+    try:
+        return f"{versions} on {opened.describe()}"
+    finally:
+        opened.close()
 
 
 def sees_gpu() -> bool:
@@ -92,6 +107,12 @@ class PyTorchDevice(DeviceBackend):
         self._where = torch.device("cpu" if device.name == SIMULATED else setup.device)
         if self._where.type == "cuda" and not sees_gpu():
             raise BackendError(f"this PyTorch sees no GPU for {setup.device}; use --device cpu")
+        if setup.precision == "int8":
+            if lacking := int8_convolution.lacking(device.capability) if device.name != SIMULATED else "":
+                raise BackendError(
+                    f"pytorch on {setup.device} does not run int8 here: {lacking}, or use --precision fp16"
+                )
+            self.version += int8_convolution.version()
         self._type = _TYPES[setup.precision]
         self._graph: Any = None
         self._network = loaded(setup).to(self._where)
@@ -215,6 +236,8 @@ def loaded(setup: Setup) -> OneOutput:
     does not trust it."""
     path = setup.model.path
     setup.model.check_trust()
+    if setup.network:
+        return OneOutput(onnx_torch.imported(attached_network(setup.model, setup.network)), setup, saved_batch=None)
     if setup.model.format == "onnx":
         # the graph is made for the batch: nothing is left to be cut into the batches that it was saved for
         return OneOutput(onnx_torch.imported(network_of(setup.model, setup.batch)), setup, saved_batch=None)

@@ -124,7 +124,9 @@ def export_command(*, as_json: bool, **given: Any) -> None:
 @click.option(
     "--precision", type=click.Choice(["auto", "int8", "fp16", "bf16"]), default="auto", help="auto: all there are."
 )
-@click.option("--backend", metavar="NAME", help="openvino or tensorrt; default: tensorrt where it can run.")
+@click.option(
+    "--backend", metavar="NAME", help="openvino, tensorrt, or pytorch on a GPU; default: tensorrt where it can run."
+)
 @click.option("--out", type=PLACE, metavar="FILE", help="Model file to write; default: the model itself.")
 @click.option(
     "--reference", type=PLACE, metavar="FILE", help="The .pt2 or TorchScript it came from, to compare with in PyTorch."

@@ -152,7 +152,7 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
         (
             "decoding",
             f"{rates.needed / 1e9:.3g} GB/s needed, {rates.found / 1e9:.3g} GB/s found on {rates.cores} core(s), "
-            f"{rates.threads} thread(s){slow}",
+            f"{rates.threads} thread(s) for each of {prepared.job.readers} block(s) read at a time{slow}",
         ),
     ]
 

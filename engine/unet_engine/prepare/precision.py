@@ -104,7 +104,7 @@ def _unproved(model: ModelFile, backend: str, asked: str, what: str) -> Choice:
     if asked == "int8" or record(backend).typed:
         raise BackendError(
             f"{what}, so {asked} is refused; run: unet-engine quantize {model.path} --calibrate SCAN.zarr --precision "
-            f"{asked}"
+            f"{asked}{' --backend pytorch' if backend == 'pytorch' else ''}"
         )
     return Choice(asked, None, "fp32", f"{what}: {asked} runs unproved; unet-engine quantize proves it on your data")
 

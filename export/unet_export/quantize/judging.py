@@ -32,7 +32,7 @@ class Request:
     precision: str = "auto"
     """fp16, bf16, int8, or auto: all that the back end has."""
     backend: str | None = None
-    """openvino or tensorrt; default: tensorrt where there is a GPU and the library, else openvino."""
+    """openvino, tensorrt or pytorch; default: tensorrt where there is a GPU and the library, else openvino."""
     out: str | None = None
     """Model file to write; default: `model` itself."""
     reference: str | None = None

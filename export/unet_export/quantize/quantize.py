@@ -30,7 +30,7 @@ from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_meant
 from unet_engine.volumes.normalize import Scaling, quantiles
 from unet_engine.volumes.resampled import Interpolated
-from unet_export.quantize import openvino_candidates, tensorrt_candidates
+from unet_export.quantize import openvino_candidates, pytorch_candidates, tensorrt_candidates
 from unet_export.quantize.gate import Exam, reference
 from unet_export.quantize.judging import Judging, Outcome, Request
 from unet_export.quantize.metrics import labels_of
@@ -161,11 +161,20 @@ def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -
 def _backend(request: Request, tell: Tell) -> tuple[str, str]:
     """The back end that candidates are made for, and the device they are judged on."""
     gpus = machine.gpu_count()
-    if request.backend not in (None, "openvino", "tensorrt"):
-        raise BackendError(f"there is nothing to quantise for {request.backend}; use --backend openvino or tensorrt")
+    if request.backend not in (None, "openvino", "tensorrt", "pytorch"):
+        raise BackendError(
+            f"there is nothing to quantise for {request.backend}; use --backend openvino, tensorrt or pytorch"
+        )
     wanted = request.backend or (
         "tensorrt" if gpus and record("tensorrt").installed and request.precision != "bf16" else "openvino"
     )
+    if wanted == "pytorch":
+        if not gpus:
+            raise BackendError(
+                "candidates for pytorch are judged on a GPU, and there is none here; leave out --backend to judge those "
+                "for the CPU"
+            )
+        return "pytorch", "cuda:0"
     if wanted == "tensorrt":
         if not gpus:
             tell(
@@ -179,6 +188,8 @@ def _backend(request: Request, tell: Tell) -> tuple[str, str]:
 def _candidates(backend: str, device: str, judging: Judging) -> Iterator[Outcome]:
     if backend == "tensorrt":
         return tensorrt_candidates.candidates(device, judging)
+    if backend == "pytorch":
+        return pytorch_candidates.candidates(device, judging)
     return openvino_candidates.candidates(judging)
 
 

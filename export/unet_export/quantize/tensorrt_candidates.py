@@ -8,7 +8,7 @@ repeated on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,18 +76,29 @@ def _judged(precision: str, device: str, judging: Judging, form: _Half | _Int8) 
 
     def order() -> tuple[str, ...]:
         judging.tell(f"{precision}: measuring the sensitivity of {len(form.layers)} layers")
-        return form.order(lambda label: _error_alone(form, label, judging))
+        return form.order(lambda label: error_alone(form, label, judging))
 
     chosen = search(precision, attempt, order, judging)
     where = "ONNX Runtime, emulated" if device == NO_GPU else library("tensorrt", device)
     return outcome_of(chosen, precision, "tensorrt", where, judging)
 
 
-def _emulating(form: _Half | _Int8, kept: Sequence[str]) -> Infer:
+class Form(Protocol):
+    """Of a network in a lower precision."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Those that have it, unless they are kept."""
+
+    def emulation(self, kept: Sequence[str]) -> Any:
+        """The same computed in fp32, rounded where the form is, as an ONNX graph."""
+
+
+def _emulating(form: Form, kept: Sequence[str]) -> Infer:
     return session(form.emulation(kept).SerializeToString())
 
 
-def _error_alone(form: _Half | _Int8, label: str, judging: Judging) -> float:
+def error_alone(form: Form, label: str, judging: Judging) -> float:
     """Mean `distance` when that layer alone has the lower precision; on windows that are calibrated on, not judged."""
     infer = _emulating(form, [other for other in form.layers if other != label])
     exact = session(network_of(judging.model))

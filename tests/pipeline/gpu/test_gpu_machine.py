@@ -257,6 +257,18 @@ def test_many_classes_and_the_proved_tiling_are_measured_at_toy_size(tmp_path: P
     assert tiled["voxels computed for one"] <= tiled["with the model's own tiling"]
 
 
+@pytest.mark.slow
+def test_int8_is_measured_at_toy_size(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    done = check(tmp_path, "--simulate", "--only", "int8")
+    assert done.returncode == 0, (tmp_path / "gpu_check.md").read_text() + done.stderr
+    (part,) = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
+    rows = {row["what"]: row for row in part["rows"]}
+    assert rows["network in INT8 / in fp32, apart"]["held"]
+    assert 1e-3 < rows["network in INT8 / in fp32, apart"]["value"] < 0.1
+    assert rows["bare network, INT8, windows/s, small"]["value"] > 0
+
+
 def test_parts_that_are_named_alone_have_a_time_and_a_target(scripts: None) -> None:
     import gpu_check
     import gpu_needs
