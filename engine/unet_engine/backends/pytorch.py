@@ -237,7 +237,9 @@ def loaded(setup: Setup) -> OneOutput:
     path = setup.model.path
     setup.model.check_trust()
     if setup.network:
-        return OneOutput(onnx_torch.imported(attached_network(setup.model, setup.network)), setup, saved_batch=None)
+        # made of the graph for one window
+        batch = None if setup.model.saved_batch is None else 1
+        return OneOutput(onnx_torch.imported(attached_network(setup.model, setup.network)), setup, batch)
     if setup.model.format == "onnx":
         # the graph is made for the batch: nothing is left to be cut into the batches that it was saved for
         return OneOutput(onnx_torch.imported(network_of(setup.model, setup.batch)), setup, saved_batch=None)
