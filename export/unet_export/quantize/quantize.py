@@ -171,8 +171,8 @@ def _backend(request: Request, tell: Tell) -> tuple[str, str]:
     if wanted == "pytorch":
         if not gpus:
             raise BackendError(
-                "candidates for pytorch are judged on a GPU, and there is none here; leave out --backend to judge those "
-                "for the CPU"
+                "lower precisions in PyTorch are proved on a GPU, and there is none here; leave out --backend to prove "
+                "those of the CPU"
             )
         return "pytorch", "cuda:0"
     if wanted == "tensorrt":
