@@ -251,6 +251,23 @@ def test_what_is_no_volume_is_refused(model):
             unet_engine.predict(np.zeros((8, 8, 8)), model, **{name: 1})
 
 
+def test_what_would_be_read_otherwise_than_it_says_is_refused_and_tensors_are_taken(model):
+    values = np.random.default_rng(1).normal(size=(8, 8, 8)).astype(np.float32)
+    with pytest.raises(InputError, match=r"masked voxels.*give array\.filled"):
+        unet_engine.predict(np.ma.masked_array(values, values > 1), model)
+    plain = unet_engine.predict(values, model)
+    np.testing.assert_array_equal(unet_engine.predict(np.ma.masked_array(values), model), plain)
+    with pytest.raises(OutputError, match=r"out is str, and predict writes into arrays; .*unet_engine\.run"):
+        unet_engine.predict(values, model, out="labels.zarr")
+    dask = pytest.importorskip("dask.array").from_array(values.ravel(), chunks=64)
+    with pytest.raises(InputError, match="does not know its shape"):
+        unet_engine.predict(dask[dask > 0], model)
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(unet_engine.predict(torch.tensor(values, requires_grad=True), model), plain)
+    with pytest.raises(InputError, match="Tensor cannot be read as an array"):
+        unet_engine.predict(torch.tensor(values).to(torch.bfloat16), model)
+
+
 def test_signatures_are_those_of_the_settings():
     """Static ones, which editors read, and those that notebooks show."""
     assert set(Options.__annotations__) == set(Settings.model_fields) - {"input", "model", "out"}

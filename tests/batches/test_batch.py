@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from support.command_line import begin, cli, command
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.batches import inputs
+from unet_engine.batches.outputs import out_of, out_of_one
 from unet_engine.errors import BatchError, InputError, PlanError
 
 SHAPES = [(16, 16, 16), (20, 12, 9), (8, 8, 8), (24, 24, 16)]
@@ -356,3 +358,15 @@ def test_no_thread_is_left(scans, model):
     before = set(threading.enumerate())
     assert cli("run", "--in", *scans, "--model", model, "--out", "out/{stem}.zarr").code == 0
     assert {t.name for t in set(threading.enumerate()) - before if t.name.startswith("volume")} == set()
+
+
+@pytest.mark.parametrize("name", ["q?x", "a b", "p%20q", "h#1", "[1]", "{s}", "日本", "c,d"])
+def test_odd_names_are_kept_and_one_volume_is_named_as_several_are(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    model = fake_model(tmp_path)
+    np.save(f"{name}.npy", np.zeros((8, 8, 8), np.float32))
+    said = cli("run", "--in", f"{name}.npy", "--model", model, "--out", "out/{stem}-{number:02}.zarr")
+    assert said.code == 0, said.err
+    assert [path.name for path in Path("out").iterdir()] == [f"{name}-01.zarr"]
+    assert out_of("{name}/{stem}", f"a/{name}.npy", 2) == f"{name}.npy/{name}"
+    assert out_of_one("o/{other}.zarr", "a.npy") == "o/{other}.zarr"

@@ -61,6 +61,10 @@ def maker(kind: str, out: Any) -> Callable[[Layout], Any]:
     def made(layout: Layout) -> Any:
         shape = shape_of(layout)
         if out is not None:
+            if not hasattr(out, "shape") or not hasattr(out, "dtype"):
+                raise OutputError(
+                    f"out is {type(out).__name__}, and predict writes into arrays; give one, or use unet_engine.run"
+                )
             if tuple(out.shape) != shape or np.dtype(out.dtype) != np.dtype(layout.dtype):
                 raise OutputError(
                     f"out is {times(out.shape)} {out.dtype}, and the result {times(shape)} {layout.dtype}; give such an "

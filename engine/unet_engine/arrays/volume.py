@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.errors import InputError
+from unet_engine.errors import InputError, first_line
 from unet_engine.paths import plain
 from unet_engine.units import unit_name
 from unet_engine.volumes import alpha
@@ -124,7 +125,10 @@ def _volume(
     get: Callable[[Selection], Any],
     **facts: Any,
 ) -> ArrayVolume:
-    path, shape, dtype = PLACE + name, tuple(map(int, array.shape)), np.dtype(array.dtype)
+    path, dtype = PLACE + name, np.dtype(array.dtype)
+    if not all(isfinite(n) for n in array.shape):
+        raise InputError(f"{path} does not know its shape; give it after compute_chunk_sizes()")
+    shape = tuple(map(int, array.shape))
     check_sizes(path, shape, shape)
     names = checked_axes(path, shape, dtype, axes)
     return ArrayVolume(
@@ -139,9 +143,29 @@ def _volume(
 
 
 def _numpy(array: Any, axes: str | None) -> Volume:
-    if not isinstance(array.dtype, np.dtype):  # of a tensor
-        array = np.asarray(array)
+    if not isinstance(array.dtype, np.dtype):
+        array = _of_tensor(array)
+    if isinstance(array, np.ma.MaskedArray):
+        if hidden := int(np.ma.getmaskarray(array).sum()):
+            raise InputError(
+                f"{PLACE}numpy has {hidden:,} masked voxels, and a network is given numbers; give array.filled(VALUE), and "
+                "nodata=VALUE where they are to be left out"
+            )
+        array = array.data
     return _volume("numpy", array, axes, getattr(array, "chunks", None), lambda selection: array[selection])
+
+
+def _of_tensor(array: Any) -> Any:
+    """As an array of NumPy, of a tensor on the CPU without copying it. Raises `InputError` for what cannot be one."""
+    with suppress(AttributeError):
+        array = array.detach()
+    try:
+        return np.asarray(array)
+    except Exception as error:
+        raise InputError(
+            f"{type(array).__name__} cannot be read as an array ({first_line(error)}); give one on the CPU, of a type "
+            "that NumPy has"
+        ) from error
 
 
 def _dask(array: Any, axes: str | None) -> Volume:

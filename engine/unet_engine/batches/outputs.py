@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import string
 from collections.abc import Sequence
 
@@ -43,6 +44,13 @@ def out_of(pattern: str, volume: str, number: int) -> str:
         except ValueError as error:
             raise SettingsError(f"--out {pattern}: {error}; write numbers like {{number:04}}") from error
     return text
+
+
+def out_of_one(out: str, volume: str) -> str:
+    """The output of the only volume of a command: `out` is a pattern where it names any of `FIELDS`; other braces mean
+    themselves. Raises `SettingsError` as `out_of` does."""
+    named = re.search(rf"(?<!{{){{({'|'.join(FIELDS)})(:[^{{}}]*)?}}(?!}})", out)
+    return out_of(out, volume, 1) if named else out
 
 
 def check_pattern(pattern: str, volumes: int) -> None:

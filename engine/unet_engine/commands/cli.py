@@ -136,6 +136,7 @@ def _asked(
 ) -> Iterator[_Task]:
     """What the command was given comes to."""
     from unet_engine.batches.inputs import are_several, check_behind
+    from unet_engine.batches.outputs import out_of_one
 
     check_behind(more)
     ways.price()
@@ -145,6 +146,8 @@ def _asked(
         task.line = task.result
         return
     given["input"] = inputs[0] if inputs else None
+    if inputs and given.get("out"):
+        given["out"] = out_of_one(str(given["out"]), inputs[0])
     if ways.dry_run:
         yield (task := _Task(partial(_plan, given, as_json=as_json)))
         task.line = "planned"

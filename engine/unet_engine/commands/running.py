@@ -238,7 +238,10 @@ def _conclude(console: Screen, outcomes: list[Outcome], volumes: list[Volume], w
     counts = {status: sum(o.status == status for o in outcomes) for status in dict.fromkeys(o.status for o in outcomes)}
     left = len(volumes) - len(outcomes)
     told = ", ".join(f"{count:,} {status}" for status, count in counts.items())
-    console.say(line := f"{len(volumes):,} volumes: {told}" + (f", {left:,} not begun" if left else ""))
+    console.say(
+        line := f"{len(volumes):,} volume{'s' * (len(volumes) != 1)}: {told}"
+        + (f", {left:,} not begun" if left else "")
+    )
     failed = [outcome for outcome in outcomes if outcome.error]
     if not failed:
         return line
