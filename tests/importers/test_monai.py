@@ -22,13 +22,16 @@ from support.volumes import make_volume  # noqa: E402
 from unet_engine.errors import ModelError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.normalization import Normalization  # noqa: E402
+from unet_engine.model.spec import ModelSpec  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
 from unet_export.importers.base import Wanted  # noqa: E402
+from unet_export.importers.certificate import label_of  # noqa: E402
 from unet_export.importers.intensity import NotPossible  # noqa: E402
 from unet_export.importers.make import make  # noqa: E402
+from unet_export.importers.monai.behind import behind_of, numbers_above  # noqa: E402
 from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
 from unet_export.importers.monai.importer import MonaiBundle  # noqa: E402
-from unet_export.importers.monai.transforms import before_of, behind_of  # noqa: E402
+from unet_export.importers.monai.transforms import before_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("exported_once")
 
@@ -120,6 +123,8 @@ def test_a_zip_and_yaml_are_the_same(tmp_path, form):
         {"_target_": "monai.networks.nets.DynUNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "kernel_size": [3, 3, 3],
          "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "deep_supervision": True, "filters": [4, 8, 8]},
         {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 2, "features": [4, 4, 8, 8, 8, 4]},
+        # which gives a list of one output
+        {"_target_": "BasicUNetPlusPlus", "spatial_dims": 2, "in_channels": 3, "out_channels": 2, "features": [4] * 6},
     ]),
 )  # fmt: skip
 def test_networks_by_name(tmp_path, said):
@@ -204,9 +209,76 @@ def test_transforms_without_a_counterpart_are_named(tmp_path, said):
     assert name in refusal(folder) or "lower" in refusal(folder)
 
 
-def test_statistics_of_what_was_normalised_are_refused():
-    with pytest.raises(NotPossible, match="NormalizeIntensity"):
-        before_of([bundles.RANGE, {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True}])
+def of_image(name, **kwargs):
+    return {"_target_": f"{name}d", "keys": "image", **kwargs}
+
+
+CUT = {"lower": 2, "upper": 98, "b_min": 0.0, "b_max": 1.0, "clip": True}
+CANNOT_FOLLOW = [
+    [bundles.RANGE, of_image("NormalizeIntensity", nonzero=True)],
+    [of_image("NormalizeIntensity", nonzero=True), of_image("ScaleIntensity")],
+    [of_image("NormalizeIntensity", channel_wise=True), of_image("ScaleIntensity")],
+    [of_image("ScaleIntensityRangePercentiles", **CUT), of_image("NormalizeIntensity", channel_wise=True)],
+    [of_image("ScaleIntensityRangePercentiles", **CUT), of_image("ScaleIntensityRangePercentiles", **CUT)],
+]
+
+
+@pytest.mark.parametrize("listed", CANNOT_FOLLOW)
+def test_statistics_of_what_was_normalised_are_refused(listed):
+    """Where what was done before is no shift and scale of all that is measured."""
+    with pytest.raises(NotPossible, match=listed[-1]["_target_"][:-1]):
+        before_of(listed)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("NormalizeIntensity", {"channel_wise": True}),
+        ("NormalizeIntensity", {"channel_wise": True, "nonzero": True}),
+        ("ScaleIntensity", {"channel_wise": True, "maxv": 2.0}),
+    ],
+)
+def test_a_channel_whose_voxels_are_all_alike_is_fed_as_monai_feeds_it(name, kwargs, value):
+    raw = RAW.copy()
+    raw[1] = value
+    expected = np.asarray(getattr(mt, name)(**kwargs)(torch.from_numpy(raw.copy())))
+    scale = scaling(Normalization.model_validate(before_of([of_image(name, **kwargs)]).intensity.normalization()), raw)
+    got = np.stack([scale.normalised(channel, c) for c, channel in enumerate(raw)])
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_channels_that_are_read_apart_and_joined():
+    """Nothing that is done to them before is lost, and nothing is done to one alone."""
+    read = {"_target_": "LoadImaged", "keys": ["t1", "flair"]}
+    each = {"_target_": "NormalizeIntensityd", "keys": ["t1", "flair"]}
+    joined = {"_target_": "ConcatItemsd", "keys": ["t1", "flair"], "name": "image"}
+    found = before_of([read, each, joined])
+    said = found.intensity.normalization()
+    assert (said["mode"], "together" in said) == ("zscore", False)
+    assert found.x_first
+    assert "t1, flair, in this order" in found.left_out[0]
+    with pytest.raises(NotPossible, match="NormalizeIntensity changes some of the channels alone"):
+        before_of([read, each | {"keys": "t1"}, joined])
+
+
+def test_the_key_of_the_image_is_the_one_that_is_read():
+    listed = [{"_target_": "LoadImaged", "keys": "img"}, bundles.RANGE | {"keys": "img"}]
+    assert before_of(listed).intensity.clip
+    with pytest.raises(NotPossible, match="a, b"):
+        before_of([{"_target_": "LoadImaged", "keys": ["a", "b"]}])
+
+
+def test_planes_across_another_axis_than_z_are_refused(tmp_path):
+    flat = {
+        "_target_": "BasicUNet",
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 2,
+        "features": [4, 4, 8, 8, 8, 4],
+    }
+    inferer = {"_target_": "SliceInferer", "roi_size": [32, 32]}
+    assert "across axis 0" in refusal(bundles.bundle(tmp_path / "b", said=flat, inferer=inferer))
 
 
 def test_geometry_and_what_is_left_out_are_told(tmp_path):
@@ -244,7 +316,27 @@ def test_postprocessing_tells_the_activation():
     each = {"_target_": "Activationsd", "sigmoid": True}
     assert behind_of([each, {"_target_": "AsDiscreted", "threshold": 0.3}]).threshold == 0.3
     assert behind_of([each, {"_target_": "AsDiscreted", "threshold": 0.5}]).threshold is None
-    assert "threshold=0.3" in behind_of([{"_target_": "AsDiscreted", "threshold": 0.3}]).left_out[0]
+    both = behind_of([each, {"_target_": "AsDiscreted", "keys": ["pred", "label"], "argmax": [True, False]}])
+    assert (both.activation, both.exclusive) == ("softmax", True)
+    assert behind_of([each, {"_target_": "AsDiscreted", "keys": "label", "argmax": True}]).activation == "sigmoid"
+    assert (
+        behind_of([each, {"_target_": "AsDiscreted", "threshold_values": True, "logit_thresh": 0.3}]).threshold == 0.3
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_threshold_of_what_the_network_gives(channels):
+    """Nothing says that these are logits whose half is meant."""
+    found = behind_of([{"_target_": "AsDiscreted", "threshold": 0.5}])
+    meaning = numbers_above(found.numbers_above, several=channels > 1)
+    spec = spec_of(channels, **meaning)
+    values = np.random.default_rng(0).standard_normal((channels, 5, 6)).astype(np.float32)
+    np.testing.assert_array_equal(label_of(values, spec) > 0, (values >= 0.5).any(0))
+
+
+def spec_of(out, **meaning):
+    window = {"window": (8, 8), "window_min": (8, 8), "window_step": (8, 8), "margin": (0, 0)}
+    return ModelSpec(name="n", axes="yx", channels_in=1, channels_out=out, **window, **meaning)
 
 
 # --- expressions ---

@@ -382,7 +382,10 @@ def test_what_a_folder_cannot_say_is_named_in_one_line(whole, tmp_path, name, va
 def test_channels_that_are_measured_beside_others_have_ways_of_their_own(tmp_path):
     config = nnunet.configuration(PATCH, schemes=("CTNormalization", "ZScoreNormalization"), mask=(False, True))
     folder = nnunet.result_folder(tmp_path / "r", "3d_fullres", config, dataset_json=nnunet.dataset(2))
-    assert str(read(folder)[1].normalization) == "fixed:mean=60,std=150,clip=-500:400;zscore:foreground=filled,whole"
+    assert (
+        str(read(folder)[1].normalization)
+        == "fixed:mean=60,std=150,clip=-500:400;zscore:foreground=filled,whole,eps=1e-08"
+    )
     assert str(read(folder, normalize="zscore")[1].normalization) == "zscore"
 
 

@@ -94,7 +94,7 @@ def test_the_certificate_is_of_a_volume_with_holes(tmp_path):
     """Else it would not tell whether they are filled."""
     folder = folder_of(tmp_path / "r", "zz", (True, True))
     found = NnUNet().read(Path(folder), Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
-    assert str(found.promised["normalization"]) == "zscore:foreground=filled"
+    assert str(found.promised["normalization"]) == "zscore:foreground=filled,eps=1e-08"
     image = found.example(PATCH)
     empty, outside = (image == 0).all(0), outside_of(image)
     assert (empty & ~outside).any()

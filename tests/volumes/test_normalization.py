@@ -289,6 +289,16 @@ def test_statistics_of_all_channels_together_and_what_is_added_to_the_divisor():
     assert scaling(Normalization.parse("zscore:eps=1e-6"), [np.ones(4)]).scale == (1e6,)  # no error of a blank image
 
 
+def test_a_channel_without_foreground_becomes_0_where_eps_is_said():
+    """As nothing of it would be left; without eps it is an error, of voxels that were meant to be something."""
+    x = [np.array([0.0, 2.0, 4.0]), np.zeros(3)]
+    found = scaling(Normalization.parse("zscore:foreground,eps=1e-12"), x)
+    assert found.normalised(x[1], 1).tolist() == [0, 0, 0]
+    np.testing.assert_allclose(found.normalised(x[0], 0), [0, -1, 1])
+    with pytest.raises(DataError, match="no voxel in the samples of channel 1 is foreground"):
+        scaling(Normalization.parse("zscore:foreground"), x)
+
+
 @pytest.mark.parametrize("text", ["zscore:together", "percentile:1,99,together,eps=1e-06", "minmax:eps=0.1"])
 def test_they_are_said_as_text(text):
     assert str(Normalization.parse(text)) == text

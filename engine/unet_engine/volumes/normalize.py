@@ -96,6 +96,9 @@ class Values(Protocol):
     def looked_at(self, normalization: Normalization, channel: int) -> Values:
         """Those that are finite and in the foreground, if any. Raises `DataError` where there are none."""
 
+    def lack_foreground(self, normalization: Normalization, channel: int) -> bool:
+        """Whether `looked_at` would raise."""
+
     def clipped(self, clip: Pair) -> Values:
         """The same, those below the first as it, those above the second likewise."""
 
@@ -114,6 +117,10 @@ class _Held:
 
     def looked_at(self, normalization: Normalization, channel: int) -> _Held:
         return _Held(_looked_at(normalization, self.values, channel))
+
+    def lack_foreground(self, normalization: Normalization, channel: int) -> bool:
+        values = self.values[np.isfinite(self.values)] if self.values.dtype.kind == "f" else self.values
+        return not foreground(normalization, values).size
 
     def clipped(self, clip: Pair) -> _Held:
         return _Held(np.clip(self.values, *clip))
@@ -166,6 +173,8 @@ def _void(normalization: Normalization) -> Pair | None:
 
 def _channel(normalization: Normalization, values: Values, channel: int) -> tuple[float, float, Pair | None]:
     """Shift, scale and clip of one channel."""
+    if normalization.eps and _void(normalization) and values.lack_foreground(normalization, channel):
+        return 0.0, 1.0, None  # all of them become 0
     if normalization.looks:
         values = values.looked_at(normalization, channel)
     clip = _clip(normalization, values, channel)

@@ -46,6 +46,9 @@ class _Channel:
         self.whole.check(channel, normalization)
         return self
 
+    def lack_foreground(self, normalization: Normalization, channel: int) -> bool:
+        return not self.whole.count(channel)
+
     def clipped(self, clip: Pair) -> _Channel:
         return _Channel(self.whole, self.channel, clip)
 
@@ -69,9 +72,13 @@ class Whole:
     _values: dict[tuple[int, Rank], float] = field(default_factory=dict)
     _sums: dict[tuple[int, Pair | None], Pair] = field(default_factory=dict)
 
+    def count(self, channel: int) -> int:
+        """Values of the channel that are measured."""
+        return self._counts()[self._group(channel)]
+
     def check(self, channel: int, way: Normalization) -> None:
         """Raise `DataError` where nothing of the channel, which is normalised in this way, is measured."""
-        if self._counts()[self._group(channel)]:
+        if self.count(channel):
             return
         what = "finite voxel" if way.foreground is None else "voxel of the foreground"
         raise DataError(

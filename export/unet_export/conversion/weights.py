@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.units import Tell, times
+from unet_export.conversion import safetensors_file
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What compiling and sharding put into names, at any depth."""
@@ -72,7 +73,7 @@ def weights_in(path: Path, held: Any) -> Weights:
     """The tensors in `held`, which the file at `path` holds. Raises `ModelError` where it has none with a name."""
     weights = Weights(path, {}, {}, type(held).__name__.rpartition(".")[2] if isinstance(held, _Inert) else "")
     within = {str(i): one for i, one in enumerate(held)} if isinstance(held, list | tuple) else held
-    _collect(within, "", "", weights)
+    _collect(within, "", "", weights, frozenset())
     if not weights.tensors:
         keys = ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"
         raise ModelError(f"{path} holds no weights by name, only {keys or 'nothing'}; save net.state_dict()")
@@ -102,23 +103,12 @@ def _plain(held: Any, depth: int) -> Any:
     return held
 
 
-def _safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ModelError(f"{path} needs safetensors, which is not installed; run: pip install safetensors") from error
-    try:
-        return load_file(path)
-    except Exception as error:  # it raises a type of its own
-        raise ModelError(f"{path} is no readable safetensors file: {first_line(error)}; save it again") from error
-
-
 def read_plain(path: Path) -> Any:
     """What the file at `path` holds: tensors, plain values, numbers of NumPy, and inert objects in place of all others.
 
     Raises `ModelError` where it is no PyTorch file."""
     if path.suffix.lower() == ".safetensors":
-        return _safetensors(path)
+        return safetensors_file.tensors_of(path)
     known: list[Any] = _numpy_types()
     for _ in range(_MOST_UNKNOWN):
         try:
@@ -167,8 +157,12 @@ def _numpy_types() -> list[Any]:
     return [*functions, (np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray"), *kinds]
 
 
-def _collect(held: Any, at: str, holder: str, weights: Weights) -> None:
-    """Add every tensor in `held`, which lies at the path `at`, in the dictionary or the module `holder`."""
+def _collect(held: Any, at: str, holder: str, weights: Weights, around: frozenset[int]) -> None:
+    """Add every tensor in `held`, which lies at the path `at`, in the dictionary or the module `holder`, and in what is
+    `around` it, which it may name again: nodes of omegaconf know what they lie in."""
+    if id(held) in around:
+        return
+    around |= {id(held)}
     module = isinstance(held, _Inert) and isinstance(vars(held).get("_modules"), Mapping)
     for key, value in _items(held):
         path = _WRAPPERS.sub("", f"{at}{key}")
@@ -177,7 +171,7 @@ def _collect(held: Any, at: str, holder: str, weights: Weights) -> None:
             weights.tensors[path], weights.holders[path] = array, holder
         else:
             inside = _WRAPPERS.sub("", f"{path}.")
-            _collect(value, inside, holder if module else inside, weights)
+            _collect(value, inside, holder if module else inside, weights, around)
 
 
 def _items(held: Any) -> list[tuple[str, Any]]:

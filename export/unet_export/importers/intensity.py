@@ -104,8 +104,16 @@ class Intensity:
             raise NotPossible("measures what was normalised already")
         if fields.get("foreground") and not self.untouched:
             raise NotPossible("looks for zeros in what was changed already")
-        if together and len(set(self.gain)) + len(set(self.offset)) > 2:
+        before = self.measured or {}
+        apart = bool(before or self.clip_percentiles) and not before.get("together")
+        if together and (len(set(self.gain)) + len(set(self.offset)) > 2 or apart):
             raise NotPossible("measures channels together that were scaled apart")
+        if before.get("foreground") or self.foreground:
+            raise NotPossible("measures what was normalised already but for its zeros")
+        if self.clip_percentiles and fields["mode"] == "percentile":
+            raise NotPossible("measures percentiles of what was cut off at percentiles")
+        if self.clip_percentiles and before.get("together") and not together:
+            raise NotPossible("measures each channel behind a clip of all together")
         # statistics of an affine form of the voxels are that form of theirs: what came before drops out
         extra = {"eps": eps / self.gain[0]} if eps else {}
         self.measured = fields | extra | ({"together": True} if together else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,11 +21,23 @@ class Wrapped(nn.Module):  # type: ignore[misc]  # the type checker skips torch
         for step in self.before:
             x = step.on_torch(x)
         y = self.network(x)
-        if self.place is not None:
-            y = y[self.place]
+        return _each(y if self.place is None else y[self.place], self._finished)
+
+    def _finished(self, y: Tensor) -> Tensor:
         for step in self.after:
             y = step.on_torch(y)
         return y
+
+
+def _each(returned: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a network returns, every tensor in it changed: which of several is meant, is told later."""
+    if isinstance(returned, Tensor):
+        return change(returned)
+    if isinstance(returned, Mapping):
+        return {key: _each(value, change) for key, value in returned.items()}
+    if isinstance(returned, list | tuple):
+        return tuple(_each(value, change) for value in returned)
+    return returned
 
 
 def wrapped_module(network: Any, before: Sequence[Step], after: Sequence[Step], place: Any = None) -> Any:

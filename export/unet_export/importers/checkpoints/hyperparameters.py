@@ -28,6 +28,18 @@ _INSIDE = ("model_args", "model_kwargs", "net", "model", "network", "model_param
 """Keys under which the arguments of a network lie together."""
 
 
+_AROUND = ("cfg", "config", "hparams", "args", "hyper_parameters", "params")
+"""Under which a training keeps all that it was told, as one argument of its module."""
+_DEEPEST = 4
+
+
+def unwrapped(said: Mapping[str, Any], depth: int = _DEEPEST) -> Mapping[str, Any]:
+    """With what lies together under one of those keys beside the others, which are nearer to the network."""
+    inside = [said[key] for key in _AROUND if isinstance(said.get(key), Mapping)] if depth else []
+    others = {key: value for key, value in said.items() if not any(value is one for one in inside)}
+    return {k: v for one in inside for k, v in unwrapped(one, depth - 1).items()} | others if inside else said
+
+
 def named_in(said: Mapping[str, Any]) -> Named | None:
     """The network of segmentation-models-pytorch that hyperparameters mean; None where they mean none, or not all of
     it."""

@@ -81,9 +81,7 @@ class Checkpoint:
 
     def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
         _needs_torch(path)
-        from unet_export.conversion.weights import read_data
-
-        said = {} if path.suffix == ".safetensors" else _hyperparameters(read_data(path))
+        said = _said(path)
         named = parsed(wanted.smp) if wanted.smp else hyperparameters.named_in(said)
         if named is None:
             raise ModelError(
@@ -94,6 +92,18 @@ class Checkpoint:
             tell(f"note: its hyperparameters name the network {named}; --smp says otherwise")
         credit = Credit(source=f"checkpoint {path.name}: {named}")
         return _imported(str(path), named, path, hyperparameters.meaning_in(said), credit, wanted, tell)
+
+
+def _said(path: Path) -> Mapping[str, Any]:
+    """The hyperparameters in the file; none of one that holds tensors alone."""
+    if path.suffix.lower() == ".safetensors":
+        from unet_export.conversion.safetensors_file import check_length
+
+        check_length(path)
+        return {}
+    from unet_export.conversion.weights import read_data
+
+    return _hyperparameters(read_data(path))
 
 
 def _needs_torch(path: Path) -> None:
@@ -140,7 +150,10 @@ def _hyperparameters(held: Any) -> Mapping[str, Any]:
     """The first of the keys that hold such."""
     if not isinstance(held, Mapping):
         return {}
-    return next((held[key] for key in hyperparameters.KEYS if isinstance(held.get(key), Mapping)), {})
+    found: Mapping[str, Any] = next(
+        (held[key] for key in hyperparameters.KEYS if isinstance(held.get(key), Mapping)), {}
+    )
+    return hyperparameters.unwrapped(found)
 
 
 def _told(said: Mapping[str, Any]) -> str:

@@ -13,15 +13,16 @@ from typing import Any, Literal
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.credit import Credit
 from unet_engine.model.spec import Resampling
-from unet_engine.units import Tell, brief
+from unet_engine.units import Tell, brief, times
 from unet_engine.version import version_of
 from unet_export.importers import code
 from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.files import Files
 from unet_export.importers.intensity import NotPossible
 from unet_export.importers.monai import networks
+from unet_export.importers.monai.behind import Behind, behind_of, numbers_above
 from unet_export.importers.monai.config import Config, NeedsTrust
-from unet_export.importers.monai.transforms import Before, Behind, before_of, behind_of, transforms_of
+from unet_export.importers.monai.transforms import Before, before_of, transforms_of
 from unet_export.importers.steps import Reorder
 
 _METADATA = "configs/metadata.json"
@@ -35,6 +36,8 @@ FINER = 9 / 7
 lies in the middle between two others, where MONAI's nearest one is a matter of rounding errors."""
 _PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 """By MONAI's name, what a run calls it."""
+_WEIGHTS = ("sigma_scale", "roi_weight_map")
+"""Arguments of an inferer that change how windows are weighted, but for what they are by default."""
 _BEHIND = ("postprocessing", "post_transforms", "postprocessing_transforms")
 
 
@@ -88,6 +91,8 @@ class Inferer:
     mode: str
     padding: str
     left_out: tuple[str, ...] = ()
+    across: int | None = None
+    """Of a network of planes: the axis that they are cut across."""
 
 
 class _Reader:
@@ -119,7 +124,9 @@ class _Reader:
         if dims == 3 and before.x_first is None and self.wanted.order is None:
             self.tell("note: nothing says in which order its axes are: z, y, x is taken; --order xyz says otherwise")
         order = _Order(dims, bool(x_first))
-        left_out = (*before.left_out, *_about_orientation(before, order), *behind.left_out, *inferer.left_out)
+        self._check_planes(inferer, order)
+        told = _about_spacing(before, order), _about_orientation(before, order)
+        left_out = (*before.left_out, *told[0], *told[1], *behind.left_out, *inferer.left_out)
         promised = self._promised(before, behind, inferer, order)
         return Imported(
             (Member(weights, order.of(network)),),
@@ -127,7 +134,7 @@ class _Reader:
             "its configuration",
             self._credit(left_out, inferer),
             head=self.wanted.head,
-            predictor=_predictor(network, before, inferer, order, behind),
+            predictor=_predictor(network, before, inferer, order, behind, self.wanted.head),
             predicted_by="MONAI's sliding_window_inference",
             example_spacing=_finer(promised) if "resampling" in promised else None,
             inference=_settings(inferer),
@@ -192,6 +199,8 @@ class _Reader:
             )
         notes: tuple[str, ...] = ("overlap: that of its first axis is taken for all",) if len(set(several)) > 1 else ()
         free = not sizes or any(int(n) <= 0 for n in sizes)
+        notes += tuple(f"{name} of its inferer: weights of windows are MONAI's own here" for name in _WEIGHTS
+                       if said.get(name) not in (None, 0.125))  # fmt: skip
         padding = str(said.get("padding_mode", "constant")).rpartition(".")[2].lower()
         if padding not in _PADDING or said.get("cval"):
             what = f"cval={said['cval']}" if said.get("cval") else f"padding_mode={padding}"
@@ -199,8 +208,17 @@ class _Reader:
         notes += ("roi_size: it follows the image, and windows have a size here",) if sizes and free else ()
         return Inferer(
             None if free else tuple(int(n) for n in sizes), several[0], str(said.get("mode", "constant")),
-            padding, notes,
+            padding, notes, int(said.get("spatial_dim") or 0) if name == "SliceInferer" else None,
         )  # fmt: skip
+
+    def _check_planes(self, inferer: Inferer, order: _Order) -> None:
+        """Raises `ModelError` where planes are cut along another axis than z."""
+        if inferer.across is not None and inferer.across != (2 if order.x_first else 0):
+            raise ModelError(
+                f"{self.path}: its SliceInferer cuts planes across axis {inferer.across} of the volume, and a 2D network "
+                "is run on planes across z here (spatial_dim 2 of files that MONAI reads); turn the volume, or run it "
+                "with MONAI"
+            )
 
     def _numbers(self, name: str, said: Sequence[Any]) -> list[float]:
         """What its inferer says. Raises `ModelError` unless these are numbers."""
@@ -301,12 +319,15 @@ class _Reader:
             window = window * order.dims
         if window and len(window) == order.dims:
             values["window"] = order.ours(window)
-        if before.spacing and len(before.spacing) == order.dims:
-            values |= {"spacing": order.ours(before.spacing), "spacing_unit": "millimeter"}
-            if before.resampling:
+        if before.spacing:
+            values |= {"spacing": order.ours(_as_many(before.spacing, order.dims)), "spacing_unit": "millimeter"}
+            if before.resampling and len(before.spacing) <= order.dims:
                 values["resampling"] = Resampling.model_validate({**before.resampling, **behind.output})
         if before.orientation and order.dims == 3 and order.x_first:
             values["orientation"] = before.orientation[::-1]
+        several = int(made.get("num_channels") or 1) > 1
+        if behind.numbers_above is not None:
+            values |= numbers_above(behind.numbers_above, several=several)
         if behind.activation:
             values["activation"] = behind.activation
             if behind.threshold is not None:
@@ -314,7 +335,7 @@ class _Reader:
             names = _class_names(made.get("channel_def"))
             if behind.activation == "softmax":
                 values |= {"channels": "classes"} | ({"classes": names} if names else {})
-            elif int(made.get("num_channels") or 1) > 1:
+            elif several:
                 names = names if names and names[0].lower() == "background" else ("background", *names) if names else ()
                 right = len(names) == int(made["num_channels"]) + 1
                 values |= {"channels": "multilabel"} | ({"classes": names} if right else {})
@@ -398,6 +419,19 @@ def _class_names(said: Any) -> tuple[str, ...]:
     return tuple(str(said[key]) for key in sorted(said, key=lambda k: int(str(k))))
 
 
+def _as_many(values: tuple[float, ...], dims: int) -> tuple[float, ...]:
+    """Of so many axes, as MONAI takes a `pixdim`: the last is that of all that follow, and others are not looked at."""
+    return (*values, *values[-1:] * dims)[:dims]
+
+
+def _about_spacing(before: Before, order: _Order) -> tuple[str, ...]:
+    if before.spacing is None or len(before.spacing) <= order.dims:
+        return ()
+    return (
+        f"Spacing({times([f'{s:g}' for s in before.spacing])}): planes of other voxels are refused, and their distance is not looked at",
+    )
+
+
 def _about_orientation(before: Before, order: _Order) -> tuple[str, ...]:
     if before.orientation is None:
         return ()
@@ -414,9 +448,9 @@ def _settings(inferer: Inferer) -> dict[str, Any]:
     }
 
 
-def _predictor(network: Any, before: Before, inferer: Inferer, order: _Order, behind: Behind) -> Any:
+def _predictor(network: Any, before: Before, inferer: Inferer, order: _Order, behind: Behind, head: str | None) -> Any:
     from unet_export.importers.monai.predictor import Predictor
 
     return Predictor(
-        network, before, inferer.overlap, inferer.mode, inferer.padding, order.x_first, behind.output["output"]
+        network, before, inferer.overlap, inferer.mode, inferer.padding, order.x_first, behind.output["output"], head
     )

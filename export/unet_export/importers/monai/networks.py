@@ -32,6 +32,7 @@ def built(path: str, said: Mapping[str, Any]) -> Any:
     from unet_export.importers import code
 
     keywords = {key: value for key, value in said.items() if not key.startswith("_")}
+    keywords |= dict.fromkeys(keywords.keys() & {"pretrained"}, False)  # they would be fetched, and are filled anyway
     if _holds_components(keywords):
         raise ModelError(f"{path}: the arguments of its network are built of further classes; use --trust")
     return code.built(getattr(nets, str(class_of(said))), keywords, path)

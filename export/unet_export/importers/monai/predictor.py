@@ -13,6 +13,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.inferers.utils import sliding_window_inference
 from monai.transforms.spatial.array import Spacing, SpatialResample
 
+from unet_engine.units import silent
+from unet_export.conversion.adapt import adapted
 from unet_export.importers.base import Array
 from unet_export.importers.monai.transforms import Before
 
@@ -33,6 +35,8 @@ class Predictor:
     x_first: bool
     back: int = 1
     """Order in which outputs come back to a volume's own grid."""
+    head: str | None = None
+    """Output that is meant, of several."""
 
     def __call__(self, volume: Array, window: tuple[int, ...], spacing: Sequence[float] | None = None) -> Array:
         image, roi, lengths = np.asarray(volume, np.float32), tuple(window), tuple(spacing or ())
@@ -63,14 +67,9 @@ class Predictor:
         return torch.as_tensor(np.asarray(tensor), dtype=torch.float32)
 
     def _blended(self, tensor: Any, roi: tuple[int, ...]) -> Any:
+        network = adapted(self.network, roi, tensor.shape[0], self.head, silent)
         with torch.inference_mode():
             made = sliding_window_inference(
-                tensor[None], roi, 1, self._first, overlap=self.overlap, mode=self.mode, padding_mode=self.padding
+                tensor[None], roi, 1, network, overlap=self.overlap, mode=self.mode, padding_mode=self.padding
             )
         return made[0]
-
-    def _first(self, x: Any) -> Any:
-        made = self.network(x)
-        while isinstance(made, list | tuple):
-            made = made[0]
-        return made[:, 0] if made.dim() == x.dim() + 1 else made

@@ -9,18 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unet_engine.model.spec import Activation
 from unet_export.importers.intensity import Intensity, NotPossible
 
 Kwargs = Mapping[str, Any]
-_HARMLESS = (
+HARMLESS = (
     "LoadImage", "EnsureChannelFirst", "AddChannel", "AsChannelFirst", "EnsureType", "ToTensor", "CastToType", "Identity",
-    "ToDevice", "SelectItems", "DeleteItems", "SpatialPad", "DivisiblePad", "BorderPad", "Compose", "SqueezeDim", "ToNumpy",
-    "CopyItems", "FlattenSubKeys", "ConcatItems",
+    "ToDevice", "SelectItems", "DeleteItems", "Compose", "SqueezeDim", "ToNumpy", "CopyItems", "FlattenSubKeys",
+    "ConcatItems",
 )  # fmt: skip
-"""Those that bring a file into memory, pad what windows pad, or change a type."""
+"""Those that bring a file into memory, or change a type."""
+_OF_CHANNELS = ("ScaleIntensityRangePercentiles", "ScaleIntensity", "NormalizeIntensity", "ClipIntensityPercentiles")
+"""Those that measure, of all channels or of each."""
 _AS_STORED = ("NumpyReader", "WSIReader", "TiffFileWSIReader", "CuCIMWSIReader", "OpenSlideWSIReader")
 """Readers that leave axes in the order of the array; the others have x first."""
+
+
+_FLAT = 1e-12
+"""Added to what is divided by, so little that nothing else changes: MONAI divides by 1 where all voxels are alike, so
+that they become 0, and leaves channels of nothing but 0 as they are."""
 
 
 @dataclass
@@ -42,7 +48,7 @@ class Before:
 
 def transforms_of(said: Any) -> list[Kwargs]:
     """The transforms in a ``Compose``, in a list, or a single one."""
-    if isinstance(said, Mapping) and _name(said) == "Compose":
+    if isinstance(said, Mapping) and name_of(said) == "Compose":
         return transforms_of(said.get("transforms") or [])
     if isinstance(said, Mapping):
         return [] if said.get("_disabled_") in (True, "true", "True") else [said]
@@ -52,7 +58,7 @@ def transforms_of(said: Any) -> list[Kwargs]:
     return found
 
 
-def _name(said: Kwargs) -> str:
+def name_of(said: Kwargs) -> str:
     """Name of the class, without what says that it works on dictionaries."""
     name = str(said.get("_target_", "")).rpartition(".")[2]
     for end in ("Dict", "d", "D"):
@@ -64,27 +70,64 @@ def _name(said: Kwargs) -> str:
 def before_of(listed: Sequence[Kwargs], image: str = "image") -> Before:
     """The transforms before the network. Raises `NotPossible` naming one that has no counterpart."""
     found = Before()
+    image = _called(listed, image)
+    parts = _joined(listed, image)
+    if len(parts) > 1:
+        found.left_out.append(f"ConcatItems: the channels of a volume are {', '.join(parts)}, in this order")
     for said in listed:
-        name, kwargs = _name(said), {k: v for k, v in said.items() if not k.startswith("_")}
-        keys = kwargs.get("keys", image)
-        if image not in ([keys] if isinstance(keys, str) else list(keys or [])):
+        name, kwargs = name_of(said), {k: v for k, v in said.items() if not k.startswith("_")}
+        keys = keys_of(said) or (image,)
+        if image not in keys and not set(parts) & set(keys):
             continue
+        if image not in keys and name not in HARMLESS:
+            if not set(parts) <= set(keys):
+                raise NotPossible(f"{name} changes some of the channels alone ({', '.join(keys)})")
+            kwargs |= {"channel_wise": True} if name in _OF_CHANNELS and len(parts) > 1 else {}
         if name == "LoadImage":
             reader = str(kwargs.get("reader") or "").rpartition(".")[2]
             found.x_first = reader not in _AS_STORED
-        if name in _HARMLESS:
+        if name in HARMLESS:
             continue
         understood = _BEFORE.get(name)
         if understood is None:
             raise NotPossible(f"{name} has no counterpart for volumes that are cut into windows")
         try:
-            understood(_of_key(kwargs, image), found)
+            if "int" in str(kwargs.get("dtype") or ""):
+                raise NotPossible(f"makes whole numbers ({kwargs['dtype']}) of voxels")
+            understood(of_key(kwargs, image if image in keys else parts[0]), found)
         except NotPossible as why:
             raise NotPossible(f"{name} {why}") from why
         if name in _INTENSITY:
             plain = {k: v for k, v in kwargs.items() if k not in ("keys", "allow_missing_keys", "factor_key", "dtype")}
             found.array_transforms.append((name, plain))
     return found
+
+
+def keys_of(said: Kwargs) -> tuple[str, ...]:
+    """What a transform of dictionaries changes; empty of one of arrays."""
+    keys = said.get("keys")
+    return (keys,) if isinstance(keys, str) else tuple(map(str, keys or ()))
+
+
+def _called(listed: Sequence[Kwargs], image: str) -> str:
+    """The key of what the network is given: `image`, or the one that is read where no transform knows of that. Raises
+    `NotPossible` where there are several."""
+    keyed = [said for said in listed if keys_of(said)]
+    if not keyed or any(image in (*keys_of(said), said.get("name")) for said in keyed):
+        return image
+    read = {key for said in keyed if name_of(said) == "LoadImage" for key in keys_of(said)}
+    if len(read) != 1:
+        every = sorted({key for said in keyed for key in keys_of(said)})
+        raise NotPossible(f"is of {', '.join(every)}, and the network is given {image}")
+    return read.pop()
+
+
+def _joined(listed: Sequence[Kwargs], image: str) -> tuple[str, ...]:
+    """The keys that `image` is put together of; empty where it is read as it is."""
+    for said in listed:
+        if name_of(said) == "ConcatItems" and said.get("name") == image:
+            return keys_of(said)
+    return ()
 
 
 def _range(kwargs: Kwargs, found: Before) -> None:
@@ -123,7 +166,8 @@ def _scale(kwargs: Kwargs, found: Before) -> None:
         factor = 1 + float(kwargs.get("factor") or 0.0)
         found.intensity.affine((factor,), (0.0,))
         return
-    found.intensity.measure({"mode": "minmax"}, together=not kwargs.get("channel_wise", False))
+    eps = 0.0 if float(low) else _FLAT  # of voxels that are all alike it makes the least, where that is 0
+    found.intensity.measure({"mode": "minmax"}, eps=eps, together=not kwargs.get("channel_wise", False))
     found.intensity.affine((float(high) - float(low),), (float(low),))
 
 
@@ -134,7 +178,7 @@ def _normalize(kwargs: Kwargs, found: Before) -> None:
         raise NotPossible("is given one of subtrahend and divisor alone")
     if mean is None:
         fields = {"mode": "zscore"} | ({"foreground": "nonzero"} if nonzero else {})
-        found.intensity.measure(fields, together=not kwargs.get("channel_wise", False))
+        found.intensity.measure(fields, eps=_FLAT, together=not kwargs.get("channel_wise", False))
         return
     means, stds = (
         [float(v) for v in (x if isinstance(x, list | tuple) else (x,))]
@@ -143,7 +187,8 @@ def _normalize(kwargs: Kwargs, found: Before) -> None:
     if nonzero and not found.intensity.untouched:
         raise NotPossible("leaves out zeros of what was changed already")
     found.intensity.affine([1 / (s or 1.0) for s in stds], [-m / (s or 1.0) for m, s in zip(means, stds, strict=True)])
-    found.intensity.foreground = "nonzero" if nonzero else None
+    if nonzero:
+        found.intensity.foreground = "nonzero"
 
 
 def _threshold(kwargs: Kwargs, found: Before) -> None:
@@ -162,7 +207,7 @@ def _clip_percentiles(kwargs: Kwargs, found: Before) -> None:
 
 def _spacing(kwargs: Kwargs, found: Before) -> None:
     pixdim = kwargs["pixdim"]
-    values = [float(v) for v in (pixdim if isinstance(pixdim, list | tuple) else [pixdim] * 3)]
+    values = [float(v) for v in (pixdim if isinstance(pixdim, list | tuple) else [pixdim])]
     if min(values) <= 0:
         raise NotPossible(f"keeps the spacing of some axes ({values})")
     found.spacing = tuple(values)
@@ -189,7 +234,7 @@ def _spacing(kwargs: Kwargs, found: Before) -> None:
 _ORDERS = {"bilinear": 1, "nearest": 0, "GridSampleMode.BILINEAR": 1, "GridSampleMode.NEAREST": 0, 0: 0, 1: 1}
 
 
-def _of_key(kwargs: Kwargs, image: str) -> Kwargs:
+def of_key(kwargs: Kwargs, image: str) -> Kwargs:
     """With the values of `image` where each key has its own."""
     keys = kwargs.get("keys")
     if not isinstance(keys, list | tuple) or image not in keys:
@@ -207,6 +252,19 @@ def _orientation(kwargs: Kwargs, found: Before) -> None:
     found.orientation = "RAS" if not said or kwargs.get("as_closest_canonical") else "".join(map(str, said)).upper()
 
 
+def _shift(kwargs: Kwargs, found: Before) -> None:
+    if kwargs.get("safe"):
+        raise NotPossible("keeps to the type of the voxels (safe)")
+    found.intensity.affine((1.0,), (float(kwargs["offset"]),))
+
+
+def _pad(kwargs: Kwargs, found: Before) -> None:
+    what = ", ".join(f"{name}={kwargs[name]}" for name in ("spatial_size", "k", "spatial_border") if name in kwargs)
+    found.left_out.append(
+        f"padding of the whole volume ({what}): windows at its border, and statistics, are of the volume as it is"
+    )
+
+
 def _crop(kwargs: Kwargs, found: Before) -> None:
     found.left_out.append(
         "CropForeground: the whole volume is inferred, and statistics are of all of it; --mask leaves out what is outside"
@@ -220,83 +278,12 @@ _BEFORE: dict[str, Callable[[Kwargs, Before], None]] = {
     "NormalizeIntensity": _normalize,
     "ThresholdIntensity": _threshold,
     "ClipIntensityPercentiles": _clip_percentiles,
+    "ShiftIntensity": _shift,
     "Spacing": _spacing,
     "Orientation": _orientation,
     "CropForeground": _crop,
+    "SpatialPad": _pad,
+    "DivisiblePad": _pad,
+    "BorderPad": _pad,
 }
-_INTENSITY = tuple(_BEFORE)[:6]
-
-
-# --- behind ---
-
-
-@dataclass
-class Behind:
-    """What is done to the network's outputs."""
-
-    activation: Activation | None = None
-    exclusive: bool = False
-    """Whether the largest channel is the label."""
-    threshold: float | None = None
-    output: dict[str, Any] = field(default_factory=lambda: {"output": 1, "output_apart": 1})
-    """How the result comes back to the scan's grid: fields of `Resampling`."""
-    done: list[str] = field(default_factory=list)
-    """What was done to the outputs so far."""
-    left_out: list[str] = field(default_factory=list)
-
-
-_NOT_OF_VOXELS = ("KeepLargestConnectedComponent", "FillHoles", "RemoveSmallObjects", "LabelToContour", "LabelFilter")
-
-
-def behind_of(listed: Sequence[Kwargs]) -> Behind:
-    """The transforms behind the network; those without a counterpart are left out by name."""
-    found = Behind()
-    for said in listed:
-        name, kwargs = _name(said), said
-        if name in ("Activations", "AsDiscrete"):
-            found.done.append(name)
-        if name == "Activations":
-            if kwargs.get("other"):
-                found.left_out.append(f"Activations(other={kwargs['other']!r}): it is a function of its own")
-            found.activation = "softmax" if kwargs.get("softmax") else "sigmoid" if kwargs.get("sigmoid") else None
-        elif name == "AsDiscrete":
-            found.exclusive = found.exclusive or bool(kwargs.get("argmax"))
-            found.threshold = kwargs.get("threshold") if found.threshold is None else found.threshold
-        elif name in _NOT_OF_VOXELS:
-            found.left_out.append(f"{name}: it works on the whole result; do it on what was written")
-        elif name in ("Invert", "SaveImage"):
-            _back(name, kwargs, found)
-        elif name not in (*_HARMLESS, "MeanEnsemble", "SplitDim"):
-            found.left_out.append(f"{name or 'a postprocessing without a name'}: it has no counterpart")
-    if found.exclusive and found.activation is None:
-        found.activation = "softmax"
-    _about_threshold(found)
-    return found
-
-
-def _back(name: str, kwargs: Kwargs, found: Behind) -> None:
-    """`Invert` brings back what there is by then, nearest unless told otherwise; without it `SaveImage` does."""
-    if name == "SaveImage" and ("Invert" in found.done or kwargs.get("resample") is False):
-        return
-    nearest = kwargs.get("nearest_interp", True) if name == "Invert" else kwargs.get("mode", "nearest") == "nearest"
-    nearest = bool(nearest[0]) if isinstance(nearest, list | tuple) and nearest else bool(nearest)
-    found.output = {"output": 0 if nearest else 1, "output_apart": 0 if nearest else 1}
-    if not nearest and "AsDiscrete" in found.done:
-        found.left_out.append(f"{name} of labels, interpolated between them: probabilities are interpolated here")
-    if not nearest and found.done:
-        found.output["of"] = "probabilities"
-    found.done.append(name)
-
-
-def _about_threshold(found: Behind) -> None:
-    """Of probabilities alone is a threshold kept: what other numbers mean is not known."""
-    if found.threshold is None or found.exclusive:
-        found.threshold = None
-    elif found.activation == "softmax":
-        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of a softmax: the largest class is the label")
-        found.threshold = None
-    elif not 0 < float(found.threshold) < 1 or (found.activation is None and float(found.threshold) != 0.5):
-        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of no probabilities: --threshold says one")
-        found.threshold = None
-    elif float(found.threshold) == 0.5:
-        found.threshold = None
+_INTENSITY = tuple(_BEFORE)[:7]

@@ -19,7 +19,7 @@ _WORDS = {
     "RescaleTo01Normalization": "minmax",
 }
 _LEAST = 1e-8
-"""Of a deviation, as nnU-Net divides."""
+"""Of a deviation: nnU-Net divides by no less, so that channels whose voxels are all alike become 0."""
 
 
 def normalization_of(folder: Path, plans: Plans, configuration: Configuration) -> Normalization:
@@ -37,7 +37,7 @@ def normalization_of(folder: Path, plans: Plans, configuration: Configuration) -
     if len(set(words)) > 1:
         return _of_each(folder, plans, configuration, words)
     if words[0] == "minmax":
-        return Normalization(mode="minmax")
+        return _measured("minmax")
     return _zscore(configuration)
 
 
@@ -78,14 +78,18 @@ def _bounds(folder: Path, channel: int, known: Intensities) -> Pair:
 def _zscore(configuration: Configuration) -> Normalization:
     masked = set(configuration.use_mask_for_norm)
     if masked == {True, False} and len(configuration.use_mask_for_norm) == len(configuration.normalization_schemes):
-        ways = [_masked() if masked else Normalization(mode="zscore") for masked in configuration.use_mask_for_norm]
+        ways = [_masked() if masked else _measured("zscore") for masked in configuration.use_mask_for_norm]
         return Normalization(mode="each", each=tuple(ways))
-    return _masked() if True in masked else Normalization(mode="zscore")
+    return _masked() if True in masked else _measured("zscore")
 
 
 def _masked() -> Normalization:
     """Of what is not 0 in any channel, with holes filled: what nnU-Net crops to."""
-    return Normalization(mode="zscore", foreground="filled")
+    return Normalization(mode="zscore", foreground="filled", eps=_LEAST)
+
+
+def _measured(mode: str) -> Normalization:
+    return Normalization.model_validate({"mode": mode, "eps": _LEAST})
 
 
 def _of_each(folder: Path, plans: Plans, configuration: Configuration, words: Sequence[str]) -> Normalization:
@@ -96,7 +100,7 @@ def _of_each(folder: Path, plans: Plans, configuration: Configuration, words: Se
         if word == "zscore" and bool(masks[channel : channel + 1] == (True,)):
             ways.append(_masked())
         elif word in ("zscore", "minmax"):
-            ways.append(Normalization.model_validate({"mode": word}))
+            ways.append(_measured(word))
         else:
             ways.append(_fixed(folder, plans, [word], channel))
     return Normalization(mode="each", each=tuple(ways))

@@ -1,0 +1,131 @@
+"""What a MONAI bundle does to the network's outputs, as activation, threshold and way back; what is none of these is
+named.
+
+The meaning of each is that of `monai.transforms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import exp
+from typing import Any
+
+from unet_engine.model.spec import Activation
+from unet_export.importers.monai.transforms import HARMLESS, Kwargs, keys_of, name_of
+
+
+@dataclass
+class Behind:
+    """What is done to the network's outputs."""
+
+    activation: Activation | None = None
+    numbers_above: float | None = None
+    """Of what the network gives, where no activation is done: what exceeds it is 1, else 0."""
+    exclusive: bool = False
+    """Whether the largest channel is the label."""
+    threshold: float | None = None
+    output: dict[str, Any] = field(default_factory=lambda: {"output": 1, "output_apart": 1})
+    """How the result comes back to the scan's grid: fields of `Resampling`."""
+    done: list[str] = field(default_factory=list)
+    """What was done to the outputs so far."""
+    left_out: list[str] = field(default_factory=list)
+
+
+_NOT_OF_VOXELS = ("KeepLargestConnectedComponent", "FillHoles", "RemoveSmallObjects", "LabelToContour", "LabelFilter")
+
+
+def behind_of(listed: Sequence[Kwargs]) -> Behind:
+    """The transforms behind the network; those without a counterpart are left out by name."""
+    found = Behind()
+    for said in listed:
+        name, kwargs = name_of(said), _of_prediction(said)
+        if kwargs is None:
+            continue
+        if name in ("Activations", "AsDiscrete"):
+            found.done.append(name)
+        if name == "Activations":
+            if kwargs.get("other"):
+                found.left_out.append(f"Activations(other={kwargs['other']!r}): it is a function of its own")
+            found.activation = "softmax" if kwargs.get("softmax") else "sigmoid" if kwargs.get("sigmoid") else None
+        elif name == "AsDiscrete":
+            found.exclusive = found.exclusive or bool(kwargs.get("argmax"))
+            found.threshold = _threshold_of(kwargs) if found.threshold is None else found.threshold
+        elif name in _NOT_OF_VOXELS:
+            found.left_out.append(f"{name}: it works on the whole result; do it on what was written")
+        elif name in ("Invert", "SaveImage"):
+            _back(name, kwargs, found)
+        elif name not in (*HARMLESS, "MeanEnsemble", "SplitDim"):
+            found.left_out.append(f"{name or 'a postprocessing without a name'}: it has no counterpart")
+    if found.exclusive and found.activation == "sigmoid":
+        found.left_out.append("Activations(sigmoid) before argmax: the largest channel is the label, of a softmax here")
+    if found.exclusive:
+        found.activation = "softmax"
+    _about_threshold(found)
+    return found
+
+
+def _threshold_of(kwargs: Kwargs) -> Any:
+    """Of MONAI 1; before, a word said that there is one, and another which."""
+    said = kwargs.get("threshold")
+    if said is True or (said is None and kwargs.get("threshold_values")):
+        return kwargs.get("logit_thresh", 0.5)
+    return None if said is False else said
+
+
+_NO_PREDICTION = ("image", "label")
+_OF_EACH = ("softmax", "sigmoid", "argmax", "threshold", "to_onehot", "nearest_interp", "mode")
+
+
+def _of_prediction(said: Kwargs) -> Kwargs | None:
+    """The arguments, those of the network's output where each key has its own; None of what concerns others alone."""
+    keys = keys_of(said)
+    mine = [i for i, key in enumerate(keys) if key not in _NO_PREDICTION]
+    if not keys:
+        return said
+    if not mine:
+        return None
+    return {
+        name: value[mine[0]]
+        if name in _OF_EACH and isinstance(value, list | tuple) and len(value) == len(keys) > 1
+        else value
+        for name, value in said.items()
+    }
+
+
+def numbers_above(limit: float, *, several: bool) -> dict[str, Any]:
+    """Fields of a `ModelSpec` whose labels are where what the network gives exceeds `limit`. Of several channels it is
+    said of their sigmoids, which are in the same order."""
+    if not several:
+        return {"activation": "none", "threshold": limit}
+    return {"activation": "sigmoid", "channels": "multilabel", "threshold": 1 / (1 + exp(-limit))}
+
+
+def _back(name: str, kwargs: Kwargs, found: Behind) -> None:
+    """`Invert` brings back what there is by then, nearest unless told otherwise; without it `SaveImage` does."""
+    if name == "SaveImage" and ("Invert" in found.done or kwargs.get("resample") is False):
+        return
+    nearest = kwargs.get("nearest_interp", True) if name == "Invert" else kwargs.get("mode", "nearest") == "nearest"
+    nearest = bool(nearest[0]) if isinstance(nearest, list | tuple) and nearest else bool(nearest)
+    found.output = {"output": 0 if nearest else 1, "output_apart": 0 if nearest else 1}
+    if not nearest and "AsDiscrete" in found.done:
+        found.left_out.append(f"{name} of labels, interpolated between them: probabilities are interpolated here")
+    if not nearest and found.done:
+        found.output["of"] = "probabilities"
+    found.done.append(name)
+
+
+def _about_threshold(found: Behind) -> None:
+    """Of probabilities alone is a threshold kept: what other numbers mean is not known."""
+    if found.threshold is None or found.exclusive:
+        found.threshold = None
+    elif found.activation is None:
+        found.numbers_above, found.threshold = float(found.threshold), None
+    elif found.activation == "softmax":
+        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of a softmax: the largest class is the label")
+        found.threshold = None
+    elif not 0 < float(found.threshold) < 1:
+        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of no probabilities: --threshold says one")
+        found.threshold = None
+    elif float(found.threshold) == 0.5:
+        found.threshold = None
