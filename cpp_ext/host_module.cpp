@@ -390,13 +390,16 @@ void linear(const Array& out_array, const Input& in_array, const Weights& weight
   if (features < 1) refuse("features must have a channel");
   const nb::gil_scoped_release release;
   parallel_rows(shape[0] * shape[1], shape[2] * classes, threads, [&](index_t begin, index_t end) {
+    // Features lie in `in` at distances that may be powers of two, which all fall into a few sets of the first-level
+    // cache. Side by side they stay in it while all classes are made of them.
+    std::vector<float> together(static_cast<std::size_t>(features * kFeatures));
     for (index_t row = begin; row < end; ++row) {
       const index_t z = row / shape[1], y = row % shape[1];
-      // what all classes are made of stays in the first-level cache
       for (index_t x = 0; x < shape[2]; x += kFeatures) {
         const index_t n = std::min(kFeatures, shape[2] - x);
+        for (index_t t = 0; t < features; ++t) std::copy_n(in.at(t, z, y, x), n, together.data() + t * kFeatures);
         for (index_t k = 0; k < classes; ++k) {
-          linear_row(out.at(k, z, y, x), in.at(0, z, y, x), in.stride[0], weights.data() + k * features, features,
+          linear_row(out.at(k, z, y, x), together.data(), kFeatures, weights.data() + k * features, features,
                      bias.data()[k], n);
         }
       }
