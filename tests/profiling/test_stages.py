@@ -44,8 +44,9 @@ LOCAL = {"device", "read", "write"}
 
 
 @pytest.fixture
-def profiled(ramp, model):
-    """A run of 8 blocks with a profile: (its result, its trace)."""
+def profiled(ramp, model, monkeypatch):
+    """A run of 8 blocks with a profile, of a volume that is read by block: (its result, its trace)."""
+    monkeypatch.setattr("unet_engine.execution.local.MOST", 0)
     result = unet_engine.run(ramp[1], model=model, out="out.zarr", profile="where", memory=2**40)
     return result, json.loads(Path("where/trace.json").read_text())
 

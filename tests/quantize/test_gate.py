@@ -419,7 +419,7 @@ def test_info_tells_what_was_judged(proved):
         (["--min-dice", "nucleus=0.9"], 2, "the class 'nucleus'; the model has outside"),
         (["--min-dice", "x"], 2, "is no number"),
         (["--min-dice", "3"], 2, "between 0 and 1"),
-        (["--backend", "pytorch"], 6, "nothing to quantise for pytorch"),
+        (["--backend", "pytorch"], 6, "lower precisions in PyTorch are proved on a GPU, and there is none here"),
         (["--window", "15,16,16"], 5, "nearest: 12 or 16"),
         (["--window", "64,64,64"], 3, "use a smaller --window"),
         (["--reference", "gone.pt2"], 5, "does not exist"),

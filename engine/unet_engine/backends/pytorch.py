@@ -100,9 +100,10 @@ class PyTorchDevice(DeviceBackend):
     def __init__(self, setup: Setup, device: Device, stream: Stream) -> None:
         super().__init__(setup, device, stream)
         self.version = f"torch {torch.__version__}"
-        if setup.precision not in _TYPES:
+        able = [precision for precision in _TYPES if precision != "int8" or setup.network]
+        if setup.precision not in able:
             raise BackendError(
-                f"pytorch on {setup.device} does not run {setup.precision} here; use --precision {', '.join(_TYPES)}"
+                f"pytorch on {setup.device} does not run {setup.precision} here; use --precision {', '.join(able)}"
             )
         self._where = torch.device("cpu" if device.name == SIMULATED else setup.device)
         if self._where.type == "cuda" and not sees_gpu():
