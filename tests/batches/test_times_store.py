@@ -6,7 +6,7 @@ import pytest
 
 import unet_engine
 from support.images import series
-from support.s3 import faulty, upload
+from support.s3 import keys, laboratory, upload
 from support.volumes import fake_model
 from unet_engine.batches import times as module
 from unet_engine.errors import InputError, OutputError, ResumeError
@@ -20,12 +20,8 @@ OUT = "s3://lab/out/o.zarr"
 
 @pytest.fixture
 def lab(monkeypatch, tmp_path):
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setenv(patience.SECONDS, "5")
-    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
-    with faulty(monkeypatch) as (proxy, client):
-        yield proxy, client
+    with laboratory(monkeypatch, tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
@@ -35,10 +31,6 @@ def case(tmp_path):
 
 def run(case, out=OUT, **options):
     return unet_engine.run(case[0], model=case[1], out=out and str(out), blend="crop", timepoint="1:3", **options)
-
-
-def keys(client):
-    return [one["Key"] for one in client.list_objects_v2(Bucket="lab").get("Contents", ())]
 
 
 def voxels(path):

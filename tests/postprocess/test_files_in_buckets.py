@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from support.command_line import cli
-from support.s3 import faulty
+from support.s3 import keys, laboratory
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import InputError, OutputError, SettingsError, StoreError
 from unet_engine.paths import is_local
@@ -22,19 +22,11 @@ IMAGE = np.random.default_rng(8).integers(1, 255, (12, 20, 18), dtype=np.uint8)
 
 @pytest.fixture
 def lab(monkeypatch, tmp_path):
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setenv(patience.SECONDS, "5")
-    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
     affine = np.diag([1.5, 2.0, 3.0, 1.0])
     affine[:3, 3] = 4, 5, 6
     nibabel.Nifti1Image(IMAGE.transpose(2, 1, 0), affine).to_filename(tmp_path / "scan.nii.gz")
-    with faulty(monkeypatch) as (proxy, client):
-        yield proxy, client
-
-
-def keys(client):
-    return [one["Key"] for one in client.list_objects_v2(Bucket="lab").get("Contents", ())]
+    with laboratory(monkeypatch, tmp_path) as found:
+        yield found
 
 
 def downloaded(client, key, folder):

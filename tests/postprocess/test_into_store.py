@@ -11,7 +11,7 @@ import zarr
 import unet_engine
 from support.command_line import cli
 from support.images import SCAN, V2, V3, image
-from support.s3 import faulty, upload
+from support.s3 import keys, laboratory, upload
 from support.volumes import fake_model
 from unet_engine.errors import OutputError, ResumeError, SettingsError
 from unet_engine.postprocess import into, into_store, working
@@ -24,12 +24,8 @@ SMALL = SCAN[:, :4, :12, :12]
 
 @pytest.fixture
 def lab(monkeypatch, tmp_path):
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setenv(patience.SECONDS, "5")
-    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
-    with faulty(monkeypatch) as (proxy, client):
-        yield proxy, client
+    with laboratory(monkeypatch, tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
@@ -43,8 +39,7 @@ def run(path, model, name="cells", **options):
 
 
 def stored(client):
-    keys = [one["Key"] for one in client.list_objects_v2(Bucket="lab").get("Contents", ())]
-    return {key: client.get_object(Bucket="lab", Key=key)["Body"].read() for key in keys}
+    return {key: client.get_object(Bucket="lab", Key=key)["Body"].read() for key in keys(client)}
 
 
 def restore(client, kept):

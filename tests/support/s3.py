@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from support.fault_proxy import FaultProxy
+from unet_engine.storage import patience
 
 
 @contextmanager
@@ -52,6 +53,22 @@ def faulty(monkeypatch, **options):
             yield proxy, client
         finally:
             proxy.close()
+
+
+@contextmanager
+def laboratory(monkeypatch, tmp_path):
+    """The same for an engine that waits little before it asks again, with a cache of its own: (proxy, client)."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setenv(patience.SECONDS, "5")
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
+    with faulty(monkeypatch) as found:
+        yield found
+
+
+def keys(client):
+    """Of all objects in the bucket."""
+    return [one["Key"] for one in client.list_objects_v2(Bucket="lab").get("Contents", ())]
 
 
 def upload(client, folder, prefix):

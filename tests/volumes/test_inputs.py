@@ -10,6 +10,8 @@ import zarr
 
 import unet_engine
 from support.volumes import fake_model, identity, make_volume, result_of
+from unet_engine.errors import InputError
+from unet_engine.volumes.formats import open_volume
 
 RNG = np.random.default_rng(1)
 
@@ -125,6 +127,19 @@ def test_channels_may_come_first_last_or_between(tmp_path, axes, output):
     wanted = array if output == "logits" else np.argmax(array, axis=0)[None]
     wanted = wanted.transpose([0, *("czyx".index(a) for a in spatial)])
     np.testing.assert_array_equal(got, wanted if output == "logits" else wanted[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "colours"), [((40, 50, 3), "yxc"), ((33, 40, 50, 4), "zyxc"), ((32, 32, 32, 32, 3), "tzyxc")]
+)
+def test_what_may_be_colours_is_asked_for_and_not_taken_for_planes(tmp_path, shape, colours):
+    """A picture whose axes nobody names was a stack of planes that are three pixels wide, without a word."""
+    path, plain = str(tmp_path / "picture.npy"), {3: "zyx", 4: "czyx", 5: "tczyx"}[len(shape)]
+    np.save(path, np.ones(shape, np.uint8))
+    with pytest.raises(InputError, match=f"may be colours; say --axes {colours}, or --axes {plain} where it is x"):
+        open_volume(path)
+    assert open_volume(path, colours).channels == shape[-1]
+    assert open_volume(path, plain).shape[-1] == shape[-1]
 
 
 def test_axes_can_be_named_by_the_user(tmp_path):

@@ -20,7 +20,16 @@ from math import prod
 from typing import Any
 
 from unet_engine.model.onnx_rewrite import FLOAT
-from unet_engine.model.onnx_shapes import Tensors, attribute, images_of, inferred, integers, is_own, opset_of
+from unet_engine.model.onnx_shapes import (
+    Tensors,
+    attribute,
+    images_of,
+    inferred,
+    integers,
+    is_own,
+    opset_of,
+    read_by,
+)
 
 FEW = 64
 """Numbers that are added up at once, about."""
@@ -122,8 +131,9 @@ class _Regrouped:
     def __init__(self, graph: Any, found: Tensors) -> None:
         self._shapes = found.shapes
         self._makers = {name: node for node in graph.node for name in node.output}
-        self._readers: dict[str, Any] = {name: node for node in graph.node for name in node.input}
-        self._count = Counter([name for node in graph.node for name in node.input] + [o.name for o in graph.output])
+        self._readers: dict[str, Any] = {name: node for node in graph.node for name in read_by(node)}
+        read = [name for node in graph.node for name in read_by(node)]
+        self._count = Counter([*read, *(o.name for o in graph.output)])
 
     def norm(self, node: Any) -> _Norm | None:
         before, after = self._makers.get(node.input[0]), self._readers.get(node.output[0])

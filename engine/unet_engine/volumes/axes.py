@@ -11,8 +11,10 @@ from unet_engine.errors import InputError
 from unet_engine.units import times
 
 _BY_RANK = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
-
-
+_COLOURED = {3: "yxc", 4: "zyxc", 5: "tzyxc"}
+COLOURS, SIDES = (3, 4), range(32, 2**30)
+"""Sizes of a last axis that may be colours, and those that all others have then: no volume is so thin along x, and no
+picture larger."""
 LARGEST = 2**42
 """Voxels along an axis, more than any volume has."""
 
@@ -51,6 +53,11 @@ def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Se
     if len(set(names)) != len(names) or not set(names) <= set("tczyx") or not {"y", "x"} <= set(names):
         raise InputError(
             f"axes {names!r} of {path} are not understood; name each of t, c, z, y, x at most once, y and x always"
+        )
+    if not axes and len(shape) in _COLOURED and shape[-1] in COLOURS and all(n in SIDES for n in shape[:-1]):
+        raise InputError(
+            f"{path} has the shape {times(shape)}, and nothing says what its axes are: the last may be colours; say --axes "
+            f"{_COLOURED[len(shape)]}, or --axes {names} where it is x"
         )
     if 0 in shape:
         raise InputError(f"{path} is empty, its shape is {times(shape)}; give a volume with voxels")
