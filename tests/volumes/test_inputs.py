@@ -12,6 +12,7 @@ import unet_engine
 from support.volumes import fake_model, identity, make_volume, result_of
 from unet_engine.errors import InputError
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.pick import Pick
 
 RNG = np.random.default_rng(1)
 
@@ -138,8 +139,9 @@ def test_what_may_be_colours_is_asked_for_and_not_taken_for_planes(tmp_path, sha
     np.save(path, np.ones(shape, np.uint8))
     with pytest.raises(InputError, match=f"may be colours; say --axes {colours}, or --axes {plain} where it is x"):
         open_volume(path)
-    assert open_volume(path, colours).channels == shape[-1]
-    assert open_volume(path, plain).shape[-1] == shape[-1]
+    first = Pick(timepoint=0)
+    assert open_volume(path, colours, first).channels == shape[-1]
+    assert open_volume(path, plain, first).shape[-1] == shape[-1]
 
 
 def test_axes_can_be_named_by_the_user(tmp_path):
