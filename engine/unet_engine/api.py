@@ -24,7 +24,7 @@ from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
 from unet_engine.pipeline.job import Job
 from unet_engine.postprocess import level_pass, pyramid, working
-from unet_engine.prepare import coarse_choice, streams_choice, tiling_choice
+from unet_engine.prepare import coarse_choice, precision_proof, streams_choice, tiling_choice
 from unet_engine.prepare.overlap_choice import KEY, facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import check_output
@@ -307,6 +307,8 @@ def _open_output(prepared: Prepared, *, there: bool) -> Output:
         provenance[tiling_choice.KEY] = tiling_choice.facts(prepared.tiling)
     if prepared.coarse:
         provenance[coarse_choice.KEY] = coarse_choice.facts(prepared.coarse)
+    if proof := prepared.survey.choice.elsewhere:
+        provenance[precision_proof.KEY] = proof.model_dump(mode="json")
     if there or prepared.survey.named != job.out:
         check_output(prepared.survey)
     if there:

@@ -37,8 +37,8 @@ from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
 from unet_engine.prepare.outside import as_measured, fill_of, mask_of, with_alpha
 from unet_engine.prepare.places import keep_apart, pick_of
-from unet_engine.prepare.precision import Choice, choose
-from unet_engine.prepare.resampling import Grids, image_of, on_windows_grid, seen
+from unet_engine.prepare.precision import Choice, Grounds, chosen
+from unet_engine.prepare.resampling import Grids, image_of, on_windows_grid, scaling_seen, seen
 from unet_engine.prepare.resampling import grids as grids_of
 from unet_engine.prepare.spacing import check_spacing
 from unet_engine.settings import Settings, parse_tiling
@@ -157,11 +157,15 @@ class Survey:
     @property
     def begun_before(self) -> Mapping[str, Any] | None:
         """What the output says of the run that began it, or made it; None where there is none."""
-        return read_header(self.out) or (said_of(self.named) if self.named != self.out else None)
+        return _begun(self.out, self.named)
 
     @property
     def precision(self) -> str:
         return self.choice.precision
+
+
+def _begun(out: str, named: str) -> Mapping[str, Any] | None:
+    return read_header(out) or (said_of(named) if named != out else None)
 
 
 def survey(settings: Settings, given: Given = NOTHING) -> Survey:
@@ -201,8 +205,6 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
             f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
         )
     backend = _backend(settings, model, devices, notes)
-    choice = choose(model, backend, devices[0], settings.precision, window)
-    _about_precision(settings, choice, volume, model, devices[0], notes)
     if operations.IMPLEMENTATION != "native":
         fall_back(
             settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
@@ -221,6 +223,14 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     lies = (turn.stored_box(whole_roi) if turn else whole_roi) if on_scan else roi
     delivery = delivery_of(settings, model.spec, located_at, stored if on_scan else windows_from, lies, notes)
     keep_apart(settings, delivery.named)
+    choice = chosen(
+        model, backend, devices[0], settings.precision, window,
+        Grounds(
+            lambda: quantiles(samples.measured(volume), scaling_seen(volume, grids, model.spec)),
+            lambda: _begun(delivery.work, delivery.named) if settings.resume else None,
+        ),
+    )  # fmt: skip
+    _about_precision(settings, choice, volume, model, devices[0], notes)
     return Survey(
         settings=settings,
         place=located_at,
@@ -294,6 +304,9 @@ def _about_precision(
     """Say which precision runs and why, and where the verdict rests on a volume unlike this one."""
     if choice.precision != "fp32" and choice.proved is None:
         fall_back(settings, notes, choice.why)
+    elif choice.elsewhere is not None:  # on data of this kind
+        notes.append(f"precision {choice.precision}: {choice.why}")
+        return
     elif settings.precision == "auto" and (
         model.verdicts or choice.precision != "fp32" or device.startswith("cuda")  # which is faster below fp32
     ):

@@ -14,6 +14,7 @@ from unet_engine.backends import engine_cache
 from unet_engine.errors import BackendError, ResumeError
 from unet_engine.model.verdict import Quantiles, difference
 from unet_engine.plan.grid import Blend
+from unet_engine.prepare.precision_proof import Proof
 from unet_engine.prepare.survey import Survey
 from unet_engine.units import times
 
@@ -92,19 +93,6 @@ class Point(_Frozen):
     @property
     def lasts(self) -> float:
         return self.work if self.effort is None else self.effort
-
-
-class Proof(_Frozen):
-    """A lower precision in windows of another size than its verdict is of, against fp32 on regions of the volume."""
-
-    window: tuple[int, ...]
-    regions: int
-    voxels: int
-    agreement: float
-    least_dice: float | None
-    max_error: float
-    reason: str
-    """Why it did not pass; empty where it did."""
 
 
 class Timed(_Frozen):

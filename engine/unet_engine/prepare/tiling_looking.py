@@ -25,7 +25,7 @@ from unet_engine.plan.fitting import lattice_of
 from unet_engine.prepare.corners import AxisSizes
 from unet_engine.prepare.decisions import Decisions, label_dtype
 from unet_engine.prepare.draft import Draft
-from unet_engine.prepare.precision import choose
+from unet_engine.prepare.precision import choose, proof_key
 from unet_engine.prepare.tiling_choice import Point
 from unet_engine.prepare.tiling_fit import Fit
 from unet_engine.units import Tell, times
@@ -99,8 +99,8 @@ class Looking:
             "version": 4,
         }
         self.made = {key: self.key[key] for key in ("model", "library", "device", "precision", "normalization")}
-        """Of what windows of any size are proved and timed."""
-        self.asked = {**self.made, "asked": verdict.thresholds.model_dump() if verdict else None}
+        """Of what windows of any size are timed."""
+        self.asked = proof_key(self.survey.model, self.survey.backend, setup.device, self.survey.choice)
 
     # --- what there is to choose from ---
 

@@ -8,24 +8,21 @@ which those voxels count that have all their context, is as good.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import ValidationError
 
-from unet_engine.backends import engine_cache
 from unet_engine.backends.base import Array, Backend
-from unet_engine.errors import BackendError
 from unet_engine.model.last_layer import LastLayer
 from unet_engine.model.verdict import Figures, Thresholds, shortfall
 from unet_engine.plan.box import Box
 from unet_engine.prepare.agreement import Confusion
 from unet_engine.prepare.blending import outputs_of
 from unet_engine.prepare.corners import AxisSizes
-from unet_engine.prepare.tiling_choice import Proof
+from unet_engine.prepare.precision_proof import Proof
 
 LEAST = 2
 """Regions that a precision is compared on, at least."""
@@ -199,17 +196,3 @@ class Judge:
             max_error=figures.max_error,
             reason=shortfall(figures, self._asked),
         )
-
-
-def known_proof(key: Mapping[str, object], window: tuple[int, ...]) -> Proof | None:
-    """What was found of these windows before, passed or not."""
-    with suppress(BackendError, ValueError, ValidationError):
-        data = engine_cache.load("tiling-proof", {**key, "proved": list(window)})
-        return Proof.model_validate_json(data) if data else None
-    return None
-
-
-def remember_proof(key: Mapping[str, object], proof: Proof) -> None:
-    with suppress(BackendError):
-        data = proof.model_dump_json().encode()
-        engine_cache.store("tiling-proof", {**key, "proved": list(proof.window)}, data)

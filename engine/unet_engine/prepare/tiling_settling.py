@@ -8,19 +8,12 @@ from math import inf, prod
 
 import numpy as np
 
-from unet_engine.prepare.tiling_choice import Learnt, Point, Proof, TilingChoice, Timed
+from unet_engine.prepare.precision_proof import Proof, known_proof, remember_proof
+from unet_engine.prepare.tiling_choice import Learnt, Point, TilingChoice, Timed
 from unet_engine.prepare.tiling_looking import SEED, Keeps, Looking
-from unet_engine.prepare.tiling_proof import (
-    LEAST,
-    Case,
-    Cases,
-    Judge,
-    cases_around,
-    known_proof,
-    proved,
-    remember_proof,
-)
+from unet_engine.prepare.tiling_proof import LEAST, Case, Cases, Judge, cases_around, proved
 from unet_engine.prepare.tiling_speed import APART, Race, Speeds
+from unet_engine.redaction import redacted
 from unet_engine.units import times
 from unet_engine.volumes import windows
 
@@ -147,7 +140,7 @@ class Settling(Looking):
     def _proof(self, window: tuple[int, ...], budget: float, reasons: list[str]) -> Proof | None:
         """That the precision holds in these windows; else None, and why."""
         precision = self.survey.choice.precision
-        found = known_proof(self.asked, window)
+        found = known_proof(self.asked, window, self.quantiles)
         if found is None:
             cases = self._cases(window)
             each = prod(window) + self.dearer * prod(cases.reference)
@@ -160,7 +153,9 @@ class Settling(Looking):
                 return None
             self.tell(f"{precision} is proved in windows of {times(window)}")
             self.computed += count * each
-            found = self._judged(window, cases.reference, cases.places[:count])
+            found = self._judged(window, cases.reference, cases.places[:count]).model_copy(
+                update={"volume": redacted(self.survey.scan.path), "quantiles": self.quantiles}
+            )
             remember_proof(self.asked, found)
         if found.reason:
             reasons.append(f"{precision} fails in windows of {times(window)}: {found.reason}")
