@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 Tell = Callable[[str], None]
@@ -18,11 +18,21 @@ _MICROMETERS = {
     "millimeter": 1e3,
     "centimeter": 1e4,
     "meter": 1e6,
+    "picometer": 1e-6,
+    "decimeter": 1e5,
+    "kilometer": 1e9,
+    "inch": 25_400.0,
+    "foot": 304_800.0,
+    "yard": 914_400.0,
+    "mile": 1_609_344_000.0,
 }
 _SHORT = {
     "a": "angstrom", "å": "angstrom", "nm": "nanometer", "um": "micrometer", "µm": "micrometer", "μm": "micrometer",
-    "micron": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter",
+    "micron": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "pm": "picometer", "dm": "decimeter",
+    "km": "kilometer", "in": "inch", "inches": "inch", "ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile",
 }  # fmt: skip
+_OF_NO_LENGTH = ("pixel", "voxel", "degree", "radian", "arcminute", "arcsecond")
+"""What sizes of voxels are measured in, too, and stays as it is."""
 
 
 MOST = 2**31 - 1
@@ -95,6 +105,37 @@ def micrometers(length: float, unit: str | None) -> float | None:
     """`length` in `unit` (as OME-Zarr names them) in micrometres; None where the unit is unknown."""
     factor = _MICROMETERS.get(unit_name(unit or ""))
     return None if factor is None else length * factor
+
+
+def doubtful_unit(unit: str) -> str | None:
+    """What people are told of a unit that voxels are measured in; None where it is one that is known."""
+    name = unit_name(unit)
+    if name in _MICROMETERS or name.lower().removesuffix("s") in _OF_NO_LENGTH:
+        return None
+    return f"{brief(unit)} is no unit that is known: the size of its voxels is kept as it is, and compared with nothing"
+
+
+def shared_unit(units: Mapping[str, str]) -> tuple[str | None, dict[str, float]]:
+    """One unit for lengths that are said in `units`, by axis, the smallest of them; and by axis what lengths are
+    multiplied by to be in it. Raises `ValueError` naming the units where there is none."""
+    named = {axis: unit_name(unit) for axis, unit in units.items()}
+    if len(set(named.values())) < 2:
+        return next(iter(named.values()), "") or None, dict.fromkeys(named, 1.0)
+    lengths = {axis: _MICROMETERS.get(unit, 0.0) for axis, unit in named.items()}
+    if not all(lengths.values()):
+        said = ", ".join(f"{axis} in {brief(unit) if unit else 'none'}" for axis, unit in named.items())
+        raise ValueError(f"axes of different units: {said}")
+    least = min(lengths.values())
+    unit = next(named[axis] for axis, length in lengths.items() if length == least)
+    return unit, {axis: length / least for axis, length in lengths.items()}
+
+
+def unit_along(said: Mapping[str, str]) -> tuple[str | None, dict[str, float], tuple[str, ...]]:
+    """The same; where there is none, the sizes are numbers, and so the user is told."""
+    try:
+        return *shared_unit(said), ()
+    except ValueError as error:
+        return None, {}, (f"{error}; sizes of voxels are kept as numbers without a unit",)
 
 
 def unit_of_length(text: str) -> str:

@@ -318,7 +318,7 @@ def test_units_say_the_same_length(ending, unit):
     if micrometers(1, unit) is None:
         assert back.spacing == (4, 2, 2)
         if unit and ending in (".nii", ".mha", ".tif"):
-            assert "no unit furlong" in said[0]
+            assert any("no unit furlong" in line for line in said)
         return
     length = [micrometers(v, back.unit) for v in (*back.spacing, *back.translation)]
     assert length == pytest.approx([micrometers(v, unit) for v in (4, 2, 2, 8, 0, 16)])

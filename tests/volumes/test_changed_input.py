@@ -60,6 +60,23 @@ def test_a_chunk_that_is_changed_meanwhile_is_told(case, meanwhile, change):
     assert header["summary"]["notes"] == list(result.notes)
 
 
+def test_of_what_is_held_it_is_told_that_all_of_it_is_from_before(case, meanwhile, monkeypatch):
+    volume, model, out = case
+    before = chunks(unet_engine.run(volume, model=model, out=out, **OPTIONS).out)
+    meanwhile(10, lambda: taken_away(Path(volume, LAST)))
+    held = unet_engine.run(volume, model=model, out=out, overwrite=True, **OPTIONS)
+    assert chunks(out) == before
+    assert "all of which had been read before that" in held.notes[0]
+    monkeypatch.setattr("unet_engine.volumes.zarr_volume.ZarrVolume.hold", lambda self, most: None)
+    shutil.rmtree(volume)
+    make_volume(volume, IMAGE)
+    time.sleep(0.02)
+    meanwhile(10, lambda: taken_away(Path(volume, LAST)))
+    by_block = unet_engine.run(volume, model=model, out=out, overwrite=True, **OPTIONS)
+    assert chunks(out) != before
+    assert "all of which" not in by_block.notes[0]
+
+
 @pytest.mark.parametrize("change", [rewritten, replaced_by_an_older_file, taken_away])
 def test_under_strict_it_is_an_error(case, meanwhile, change):
     volume, model, out = case

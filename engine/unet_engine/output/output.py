@@ -211,7 +211,7 @@ class Output:
         return [
             f"{len(doubts):,} block{'s' * (len(doubts) > 1)} of {self.path} {'hang' if len(doubts) > 1 else 'hangs'} "
             f"on data that were changed after the run began, the first is {doubts[0][0]}: {doubts[0][1]}; what was "
-            "read before and after is mixed there: run again with --overwrite once nothing writes to it"
+            "read before and after may be mixed there: run again with --overwrite once nothing writes to it"
         ]
 
     def settle(self) -> None:

@@ -17,6 +17,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import READ_DECODE
+from unet_engine.units import doubtful_unit
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import Pick
 
@@ -234,6 +235,12 @@ class StoredVolume(ABC):
 
     remedy: ClassVar[str] = "restore it"
     """What to do about a chunk that cannot be read."""
+
+    def __post_init__(self) -> None:
+        on_map = self.frame is not None and self.frame.crs is not None  # which says itself what its unit is
+        doubt = doubtful_unit(self.unit) if self.unit and self.stored_spacing and not on_map else None
+        if doubt and (told := f"{self.path}: {doubt}") not in self.notes:
+            object.__setattr__(self, "notes", (*self.notes, told))
 
     @abstractmethod
     def stored(self, selection: Selection) -> Array:

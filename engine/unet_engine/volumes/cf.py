@@ -91,7 +91,7 @@ def _attributes(group: zarr.Group, name: str) -> dict[str, Any]:
 def _by_coordinates(
     found: Resolution, group: zarr.Group, dimensions: Sequence[str], names: str, crs: str | None
 ) -> Resolution | None:
-    scale, translation, units = [1.0] * len(names), [0.0] * len(names), set[str]()
+    scale, translation, units = [1.0] * len(names), [0.0] * len(names), dict[str, str]()
     for i, (axis, dimension) in enumerate(zip(names, dimensions, strict=True)):
         if axis not in "zyx":
             continue
@@ -102,12 +102,16 @@ def _by_coordinates(
         if steps is None:
             return None
         translation[i], scale[i] = steps
-        units.add(str(coordinate.attrs.get("units", "")))
+        units[axis] = str(coordinate.attrs.get("units", ""))
+    unit, factors, notes = georeference.unit_along(found.array.path, units)
+    scale = [s * factors.get(a, 1.0) for s, a in zip(scale, names, strict=True)]
+    translation = [t * factors.get(a, 1.0) for t, a in zip(translation, names, strict=True)]
     return replace(
         found,
         scale=scale,
         translation=translation,
-        unit=found.unit or georeference.unit_of(crs, units),
+        unit=found.unit or unit or (None if notes else georeference.unit_of(crs)),
+        notes=(*found.notes, *notes),
         frame=georeference.upright(names, scale, translation, crs),
     )
 

@@ -135,10 +135,14 @@ class Frame:
 
     def times(self, factor: float) -> Frame:
         """The same in a unit that is so many times as small."""
+        return self.stretched([factor] * len(self.origin))
+
+    def stretched(self, factors: Sequence[float]) -> Frame:
+        """The same where x, y, z of the world are measured in units so many times as small."""
         return replace(
             self,
-            matrix=tuple(tuple(m * factor for m in row) for row in self.matrix),
-            origin=tuple(o * factor for o in self.origin),
+            matrix=tuple(tuple(m * f for m in row) for row, f in zip(self.matrix, factors, strict=True)),
+            origin=tuple(o * f for o, f in zip(self.origin, factors, strict=True)),
         )
 
     def resampled(self, factors: Sequence[float], begin: Sequence[float] | None = None) -> Frame:

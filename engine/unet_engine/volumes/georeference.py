@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import isfinite
 from typing import Any
 
+from unet_engine import units
 from unet_engine.units import brief, unit_name
 from unet_engine.volumes.frame import Frame
 
@@ -70,12 +71,16 @@ def _of_parameters(source: Attributes) -> tuple[str | None, tuple[str, ...]]:
     return None, (f"its reference system is said by parameters of CF ({name}); {why}: left out",)
 
 
-def unit_of(crs: str | None, along: Collection[str] = ()) -> str | None:
-    """The unit that coordinates name with all of `along`, else that of the reference system; None where neither is
-    known."""
-    named = {"degree" if _DEGREES.fullmatch(unit.strip()) else unit for unit in along}
-    if any(named):
-        return unit_name(named.pop()) if len(named) == 1 else None
+def unit_along(name: str, said: Mapping[str, str]) -> tuple[str | None, dict[str, float], tuple[str, ...]]:
+    """The unit that the coordinates of each axis of the array `name` name, by axis what lengths are multiplied by to be
+    in it, and what the user is told where they have none in common: they are numbers then."""
+    plain = {axis: "degree" if _DEGREES.fullmatch(unit.strip()) else unit for axis, unit in said.items()}
+    unit, factors, notes = units.unit_along(plain)
+    return unit, factors, tuple(f"{name}: {note}" for note in notes)
+
+
+def unit_of(crs: str | None) -> str | None:
+    """The unit of a reference system; None where it is not known."""
     with suppress(Exception):
         rasterio = importlib.import_module("rasterio")
         with rasterio.Env():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -17,7 +17,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
-from unet_engine.units import times, unit_name
+from unet_engine.units import brief, shared_unit, times
 from unet_engine.volumes import account, alpha, georeference, nodata
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.axis_names import letter
@@ -235,35 +235,40 @@ def _placed(data: Any, names: str, attributes: Mapping[str, Any]) -> _Place:
     spatial = [a for a in "zyx" if a in names]
     size = attributes.get("element_size_um")
     if size is None and isinstance(attributes.get("resolution"), list):
-        size, unit = attributes["resolution"], _unit(attributes.get("units"))
+        size, units = attributes["resolution"], attributes.get("units")
         spatial = [a for a in names if a in "zyx"]
     else:
-        unit = "micrometer"
+        units = "micrometer"
     if size is None:
         return _coordinates(data, names)
     try:
         values = [float(v) for v in (size if isinstance(size, list) else [size])][-len(spatial) :]
         of = dict(zip(spatial, values, strict=True))
         if not all(isfinite(v) and v > 0 for v in values):
-            raise ValueError
-    except (TypeError, ValueError):
-        return None, None, None, (f"{data.name}: its voxel size {size!r} is not understood: left out",)
+            raise ValueError("no distances")
+        unit, times_so_much = shared_unit(_units(units, names, spatial))
+    except (TypeError, ValueError) as error:
+        why = f"its voxel size {brief(size)} is not understood ({error}): left out"
+        return None, None, None, (f"{data.name}: {why}",)
     offset = attributes.get("offset")
     moved = None
     if isinstance(offset, list) and len(offset) == len(spatial) and all(isinstance(v, int | float) for v in offset):
         there = dict(zip(spatial, offset, strict=True))
-        moved = [float(there.get(a, 0.0)) for a in names]
-    return [of.get(a, 1.0) for a in names], moved, unit, ()
+        moved = [float(there.get(a, 0.0)) * times_so_much.get(a, 1.0) for a in names]
+    return [of.get(a, 1.0) * times_so_much.get(a, 1.0) for a in names], moved, unit, ()
 
 
-def _unit(units: object) -> str | None:
-    first = units[0] if isinstance(units, list) and units else units
-    return unit_name(first) if isinstance(first, str) and first else None
+def _units(units: object, names: str, spatial: Sequence[str]) -> dict[str, str]:
+    """By spatial axis: `units` are one for all, or one for each of `names` or of `spatial`."""
+    said = [str(unit or "") for unit in units] if isinstance(units, list) else [str(units or "")]
+    if len(said) == len(names):
+        return {axis: unit for axis, unit in zip(names, said, strict=True) if axis in "zyx"}
+    return dict(zip(spatial, said if len(said) == len(spatial) else said[:1] * len(spatial), strict=True))
 
 
 def _coordinates(data: Any, names: str) -> _Place:
     """Of the coordinates of each spatial axis, where they are evenly spaced."""
-    spacing, translation, units = [1.0] * len(names), [0.0] * len(names), set()
+    spacing, translation, units = [1.0] * len(names), [0.0] * len(names), dict[str, str]()
     for index, axis in enumerate(names):
         if axis not in "zyx":
             continue
@@ -277,8 +282,14 @@ def _coordinates(data: Any, names: str) -> _Place:
         if not np.isfinite(values).all() or abs(steps - steps.mean()).max() > 1e-3 * abs(steps.mean()) or not steps[0]:
             return None, None, None, (f"{data.name}: its coordinates along {axis} are not evenly spaced: left out",)
         spacing[index], translation[index] = float((values[-1] - values[0]) / (len(values) - 1)), float(values[0])
-        units.add(str(_plain(scale.attrs, "units")) if "units" in scale.attrs else "")
-    return spacing, translation, georeference.unit_of(None, units), ()
+        units[axis] = str(_plain(scale.attrs, "units")) if "units" in scale.attrs else ""
+    unit, factors, notes = georeference.unit_along(data.name, units)
+    return (
+        [s * factors.get(a, 1.0) for s, a in zip(spacing, names, strict=True)],
+        [t * factors.get(a, 1.0) for t, a in zip(translation, names, strict=True)],
+        unit,
+        notes,
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

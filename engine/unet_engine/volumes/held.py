@@ -4,6 +4,7 @@ shares it, three times and more in a volume of a few chunks an axis."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -24,6 +25,8 @@ class Held:
     def __init__(self) -> None:
         self._most, self._lock = 0, threading.Lock()
         self._voxels: Array | None = None
+        self.since: float | None = None
+        """When all of it had been read, in seconds since the epoch: what is changed later is in none of it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Held, ()  # another process holds what it reads itself, or nothing
@@ -33,7 +36,7 @@ class Held:
         with self._lock:
             self._most = most
             if self._voxels is not None and self._voxels.nbytes > most:
-                self._voxels = None
+                self._voxels = self.since = None
 
     def takes(self, size: int) -> bool:
         """Whether an array of so many bytes is held, or will be."""
@@ -47,7 +50,7 @@ class Held:
                 with suppress(Exception):
                     voxels = np.asarray(read())
                     voxels.flags.writeable = False
-                    self._voxels = voxels
+                    self._voxels, self.since = voxels, time.time()
                 if self._voxels is None:
                     self._most = 0
             return self._voxels

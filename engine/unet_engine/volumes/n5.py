@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from unet_engine.errors import InputError, first_line
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
 from unet_engine.storage.unpacking import longest, unpacked
-from unet_engine.units import brief, unit_name
+from unet_engine.units import brief, unit_along
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
@@ -162,6 +162,18 @@ class _Placed:
     unit: str | None = None
     notes: tuple[str, ...] = ()
 
+    def measured(self, names: str, units: Mapping[str, str]) -> _Placed:
+        """The same sizes along `names`, which were said in `units`, by axis, in one unit."""
+        unit, factors, notes = unit_along(units)
+        by = [factors.get(a, 1.0) for a in names]
+        return replace(
+            self,
+            scale=self.scale and [s * f for s, f in zip(self.scale, by, strict=True)],
+            translation=self.translation and [t * f for t, f in zip(self.translation, by, strict=True)],
+            unit=unit,
+            notes=(*self.notes, *notes),
+        )
+
 
 def _placed(said: Mapping[str, Any], around: Mapping[str, Any], top: Mapping[str, Any], names: str) -> _Placed:
     """Where voxels lie. ``transform`` names its axes; all else is in the order of the dimensions, x first."""
@@ -170,14 +182,16 @@ def _placed(said: Mapping[str, Any], around: Mapping[str, Any], top: Mapping[str
         axes = [letter(str(a)) for a in transform["axes"]]
         scale = dict(zip(axes, map(float, transform["scale"]), strict=True))
         moved = dict(zip(axes, map(float, transform.get("translate") or [0.0] * len(axes)), strict=True))
-        units = [str(u) for u in transform.get("units") or () if u]
-        return _Placed([scale.get(a, 1.0) for a in names], [moved.get(a, 0.0) for a in names], _unit(units))
+        said_in = dict(zip(axes, map(str, transform.get("units") or [""] * len(axes)), strict=True))
+        units = {a: u for a, u in said_in.items() if a in "zyx"}
+        return _Placed([scale.get(a, 1.0) for a in names], [moved.get(a, 0.0) for a in names]).measured(names, units)
     own, full = _sizes(said, names), around
     if own and said.get("downsamplingFactors") and own == _sizes(top, names):
         full = said  # n5-viewer has every level say the voxel size of the full resolution
     elif own:
         moved_by = _numbers(said.get("offset"), names) or [0.0] * len(names)
-        return _Placed(own, moved_by, _unit_of(said) or _unit_of(around), _doubt(said, own, names))
+        units = _units_of(said, names) or _units_of(around, names)
+        return _Placed(own, moved_by, notes=_doubt(said, own, names)).measured(names, units)
     sizes = _sizes(full, names)
     if not sizes:
         return _Placed()
@@ -185,7 +199,8 @@ def _placed(said: Mapping[str, Any], around: Mapping[str, Any], top: Mapping[str
     start = _numbers(full.get("offset"), names) or [0.0] * len(names)
     start = [t + s * (f - 1) / 2 for t, s, f in zip(start, sizes, factors, strict=True)]
     scale_of = [s * f for s, f in zip(sizes, factors, strict=True)]
-    return _Placed(scale_of, start, _unit_of(full) or _unit_of(around), _doubt(full, sizes, names))
+    units = _units_of(full, names) or _units_of(around, names)
+    return _Placed(scale_of, start, notes=_doubt(full, sizes, names)).measured(names, units)
 
 
 def _sizes(said: Mapping[str, Any], names: str) -> list[float] | None:
@@ -208,17 +223,16 @@ def _numbers(values: Any, names: str, other: float = 0.0) -> list[float] | None:
     return [of.get(a, other) for a in names]
 
 
-def _unit_of(said: Mapping[str, Any]) -> str | None:
-    pixel = said.get("pixelResolution")
-    if isinstance(pixel, Mapping) and pixel.get("unit"):
-        return unit_name(str(pixel["unit"]))
-    units = said.get("units")
-    return _unit([str(u) for u in ([units] if isinstance(units, str) else units or ()) if u])
-
-
-def _unit(units: Sequence[str]) -> str | None:
-    named = dict.fromkeys(map(unit_name, units))
-    return next(iter(named)) if len(named) == 1 else None
+def _units_of(said: Mapping[str, Any], names: str) -> dict[str, str]:
+    """By spatial axis of `names`; empty where nothing is said."""
+    pixel, spatial = said.get("pixelResolution"), [a for a in names if a in "zyx"]
+    units = pixel.get("unit") if isinstance(pixel, Mapping) else None
+    units = units or said.get("units") or []
+    listed = [str(u or "") for u in reversed(units)] if isinstance(units, list) else [str(units)] * len(spatial)
+    if len(listed) == len(names):
+        return {a: u for a, u in zip(names, listed, strict=True) if a in "zyx"}
+    of_all = [u for u in listed if u][:1] * len(spatial)
+    return dict(zip(spatial, listed if len(listed) == len(spatial) else of_all, strict=True)) if of_all else {}
 
 
 def _doubt(said: Mapping[str, Any], sizes: Sequence[float], names: str) -> tuple[str, ...]:

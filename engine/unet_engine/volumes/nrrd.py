@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import InputError
-from unet_engine.units import brief, times, unit_name
+from unet_engine.units import brief, times, unit_along, unit_name
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
@@ -44,7 +44,7 @@ class NrrdFormat:
         with opening(path, "NRRD file"):
             lines, length = _header_lines(path)
             lines, listed = _without_list(lines)
-            header = nrrd.read_header(lines)
+            header = nrrd.read_header(list(map(_text, lines)))  # of bytes it drops what is not ASCII: µm becomes m
             if header["type"].lower() not in _DTYPES:
                 raise InputError(f"{path} holds {brief(header['type'])}; convert it to numbers")
             dtype = np.dtype(_DTYPES[header["type"].lower()])
@@ -65,12 +65,19 @@ def _header_lines(path: str) -> tuple[list[bytes], int]:
     return lines, length
 
 
+def _text(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
 def _without_list(lines: list[bytes]) -> tuple[list[bytes], list[str]]:
     """The lines before the names of a list of files, and these names."""
     for number, line in enumerate(lines):
         key, _, value = line.partition(b":")
         if key.strip().lower() in (b"data file", b"datafile") and value.split()[:1] == [b"LIST"]:
-            names = [name.decode().strip() for name in lines[number + 1 :]]
+            names = [_text(name).strip() for name in lines[number + 1 :]]
             return lines[: number + 1], [name for name in names if name]
     return lines, []
 
@@ -101,7 +108,7 @@ def _described(path: str, header: Mapping[str, Any], listed: list[str], dtype: n
             raise InputError(f"{path} skips bytes of packed data, or packs with bzip2; save it as raw or gzip")
         packing, offset = "zlib", begin
     axes, spatial = _axes(header, len(shape))
-    frame, spacing = _placed(header, spatial)
+    frame, spacing, unit, notes = _measured(path, header, spatial, *_placed(header, spatial))
     return Described(
         data=data,
         cut=cut,
@@ -112,7 +119,8 @@ def _described(path: str, header: Mapping[str, Any], listed: list[str], dtype: n
         dtype=dtype.newbyteorder(">" if header.get("endian") == "big" else "<"),
         frame=frame,
         spacing=spacing,
-        unit=_unit(header, frame),
+        unit=unit,
+        notes=notes,
         parts=parts,
     )
 
@@ -157,10 +165,27 @@ def _placed(header: Mapping[str, Any], spatial: list[int]) -> tuple[Frame | None
     return None, sizes if all(np.isfinite(sizes)) and all(sizes) else None
 
 
-def _unit(header: Mapping[str, Any], frame: Frame | None) -> str | None:
-    units = header.get("space units", header.get("units"))
-    named = [str(unit).strip('" ') for unit in units] if units is not None and len(units) else []
-    found = {unit_name(unit) for unit in named if unit and unit != "???"}
-    if len(found) == 1:
-        return found.pop()
-    return "millimeter" if frame and frame.space and not found else None
+def _measured(
+    path: str, header: Mapping[str, Any], spatial: list[int], frame: Frame | None, spacing: tuple[float, ...] | None
+) -> tuple[Frame | None, tuple[float, ...] | None, str | None, tuple[str, ...]]:
+    """The same places in one unit, that unit, and what the user is told of it. ``space units`` are those of the axes of
+    the world, ``units`` those of each axis of the voxels."""
+    of_world = header.get("space units") is not None
+    said = header.get("space units") if of_world else header.get("units")
+    listed = [str(unit).strip('" ') for unit in (said if said is not None else ())]
+    listed = ["" if unit == "???" else unit for unit in listed]
+    if frame is None and not of_world and len(listed) == header.get("dimension"):
+        listed = [listed[i] for i in spatial]
+    if not any(listed):
+        return frame, spacing, "millimeter" if frame and frame.space else None, ()
+    if len(set(listed)) < 2 or len(listed) != len(spatial):  # one said of each, or of some alone
+        named = {unit_name(unit) for unit in listed if unit}
+        return frame, spacing, named.pop() if len(named) == 1 else None, ()
+    unit, factors, notes = unit_along(dict(zip("xyz", listed, strict=False)))
+    by = [factors.get(axis, 1.0) for axis in "xyz"[: len(spatial)]]
+    return (
+        frame and frame.stretched(by),
+        spacing and tuple(s * f for s, f in zip(spacing, reversed(by), strict=True)),
+        unit,
+        tuple(f"{path}: {note}" for note in notes),
+    )

@@ -15,7 +15,7 @@ from unet_engine.errors import InputError, first_line, of_store
 from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import missing_codec
-from unet_engine.units import brief, micrometers
+from unet_engine.units import brief, micrometers, unit_name
 from unet_engine.volumes import account, geozarr
 from unet_engine.volumes.cf import only_volume
 from unet_engine.volumes.collection import images, listed
@@ -168,7 +168,7 @@ def _described(array: zarr.Array, image: Mapping[str, Any], level: Mapping[str, 
     axes = tuple(str(a["name"] if isinstance(a, dict) else a).lower() for a in declared) or None
     if axes and len(axes) != array.ndim:
         raise ValueError(f"{len(axes)} axes for an array with {array.ndim}")
-    units = {str(a["name"]).lower(): a.get("unit") for a in declared if isinstance(a, dict)}
+    units = {str(a["name"]).lower(): _unit(a.get("unit")) for a in declared if isinstance(a, dict)}
     found = placed(of_level(image, level), axes or ())
     if any(values is not None and len(values) != array.ndim for values in (found.scale, found.translation)):
         raise ValueError(f"scale or translation do not fit the {array.ndim} axes of {level['path']!r}")
@@ -184,6 +184,10 @@ def _described(array: zarr.Array, image: Mapping[str, Any], level: Mapping[str, 
     return replace(
         plain, scale=_times(found.scale, factors), translation=_times(found.translation, factors), unit="nanometer"
     )
+
+
+def _unit(said: Any) -> str | None:
+    return unit_name(str(said)) or None if said else None
 
 
 def _times(values: list[float] | None, factors: Sequence[float]) -> list[float] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.units import micrometers, unit_name
+from unet_engine.units import micrometers, shared_unit, unit_name
 from unet_engine.volumes import alpha, nodata
 
 _SCREEN = (72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 240, 300, 350, 360, 400, 600, 1200, 2400)
@@ -77,6 +77,7 @@ def _ome(series: Any) -> _Found:
     known = {a: _number(s) for a, s in sizes.items() if s is not None}
     if len({units[a] for a in known}) < 2:
         return {**known}, next((units[a] for a in known), None)
+    shared_unit({a: units[a] for a in known})  # raises where there is none
     return {a: micrometers(s, units[a]) if s else None for a, s in known.items()}, "micrometer"
 
 

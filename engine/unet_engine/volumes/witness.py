@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from zarr.storage import StorePath
@@ -100,14 +101,14 @@ def _shape(text: bytes) -> list[int]:
     return list(_document(text)["shape"])
 
 
-def changed_since(root: str, keys: Iterable[str], since: float) -> str | None:
-    """The first of the chunks `keys` below `root` that was changed, made or taken away after `since` (seconds); None
-    where none was.
+def changed_since(root: str, keys: Iterable[str], since: float, until: float = inf) -> str | None:
+    """The first of the chunks `keys` below `root` that was changed, made or taken away after `since` (seconds), and not
+    after `until`; None where none was.
 
     A file's time of change follows its content whatever time of modification it is given. Of a chunk that is not there,
     the nearest folder tells: its time is that of the last file that came or went in it. Times to come are nobody's.
     """
-    now, folders = time.time(), {}
+    last, folders = min(time.time(), until), {}
 
     def folder(place: str) -> float:
         if place not in folders:
@@ -123,7 +124,7 @@ def changed_since(root: str, keys: Iterable[str], since: float) -> str | None:
             at = os.stat(place).st_ctime  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             at = folder(os.path.dirname(place))  # noqa: PTH120
-        if since < at <= now:
+        if since < at <= last:
             return key
     return None
 

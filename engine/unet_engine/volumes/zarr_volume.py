@@ -166,6 +166,7 @@ def _has_longer_chunks(array: zarr.Array) -> bool:
 
 
 _LOOKED_FOR = 64
+_HELD = " (all of which had been read before that, so that these blocks are of what was there then)"
 _TRIES = 4
 """Times that a chunk is asked for that came and could not be decoded."""
 
@@ -398,11 +399,20 @@ class ZarrVolume(StoredVolume):
     def changed(self, box: Box, since: float) -> str | None:
         if self.witness.grown:
             return f"the shape of {self.path}"
-        if archive := archives.file_of(self.array.store_path):
-            return str(archive) if changed_since(str(archive.parent), [archive.name], since) else None
-        root = stores.file_of(self.array.store_path)
-        key = changed_since(str(root), self._stored_keys(box), since) if root else None
-        return f"chunk {key} of {self.path}" if key else None
+        archive, file = archives.file_of(self.array.store_path), stores.file_of(self.array.store_path)
+        if archive:
+            root, keys = str(archive.parent), [archive.name]
+        elif file:
+            root, keys = str(file), list(self._stored_keys(box))
+        else:
+            return None
+        found = changed_since(root, keys, since)
+        whole = self._held.since
+        early = changed_since(root, keys, since, whole) if found and whole is not None else found
+        if not found:
+            return None
+        name = str(archive) if archive else f"chunk {early or found} of {self.path}"
+        return name if early else name + _HELD
 
     def token(self, box: Box) -> tuple[str, str] | None:
         if stores.file_of(self.array.store_path):
