@@ -15,7 +15,7 @@ from unet_engine.endings import refuse_other_formats
 from unet_engine.errors import SettingsError
 from unet_engine.paths import plain, unusable
 from unet_engine.redaction import hide, hide_in_url
-from unet_engine.settings_files import SettingsFile, settings_files
+from unet_engine.settings_files import ENVIRONMENT, SettingsFile, settings_files
 from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
 
 MOST_THREADS = 1024
@@ -23,8 +23,14 @@ MOST_THREADS = 1024
 MOST_WORKERS = 10**6
 """Of whatever cluster; on this machine memory is the limit, see `unet_engine.cluster.local_workers`."""
 
-ENVIRONMENT = "UNET_ENGINE_"
-"""What variables of the environment that say settings begin with."""
+_OTHERS = frozenset(
+    {
+        "keep_going", "dry_run", "results", "log", "log_format", "metrics", "report", "notify", "rate", "verbose", "quiet",
+        "cache", "store_cache", "store_seconds", "store_stalled", "traceback", "workers_beside", "gpus_per_job",
+        "faults", "loop", "complete", "cuda", "werror", "seeds",
+    }
+)  # fmt: skip
+"""What else they may say: options of `run` beside its settings, and what is told in docs/."""
 
 AUTO = "auto"
 KEEP = "keep"
@@ -417,7 +423,10 @@ class Settings(BaseModel):
             raise SettingsError(_explained(error, source, around)) from error
         hide(settings.dashboard_token)
         hide_in_url(settings.input, settings.out, settings.mask, settings.truth, settings.scheduler)
-        settings._check()
+        try:
+            settings._check()
+        except SettingsError as error:
+            raise _told_where(error, source, around) from error
         for key, file in source.items():
             file.check(key)
         if settings.part:  # other parts may have begun the output
@@ -531,13 +540,32 @@ class Settings(BaseModel):
 
 def from_environment() -> dict[str, str]:
     """What the environment says of settings, by their names. An empty value says nothing."""
-    named = {f"{ENVIRONMENT}{name.upper()}": name for name in Settings.model_fields}
+    options = {ENVIRONMENT + option.upper(): name for name, option in _OPTIONS.items()}
+    named = options | {ENVIRONMENT + name.upper(): name for name in Settings.model_fields}
     return {name: os.environ[key] for key, name in named.items() if os.environ.get(key, "").strip()}
 
 
 def _said_around(around: Mapping[str, str]) -> tuple[str, ...]:
+    """Notes of what was taken, and of variables that are called like ours and say nothing: slips of the keyboard."""
     names = ", ".join(sorted(set(around) - {"dashboard_token"}))
-    return (f"from the environment: {names}",) if names else ()
+    taken = (f"from the environment: {names}",) if names else ()
+    known = _OTHERS | set(Settings.model_fields) | set(_OPTIONS.values())
+    strange = sorted(
+        key for key in os.environ if key.startswith(ENVIRONMENT) and key[len(ENVIRONMENT) :].lower() not in known
+    )
+    return taken + tuple(f"{key} is in the environment and no setting: ignored" for key in strange)
+
+
+def _told_where(error: SettingsError, source: Mapping[str, SettingsFile], around: Mapping[str, str]) -> SettingsError:
+    """The same error, which names options, with where those were said that nobody typed."""
+    text = str(error)
+    places = {name: f"{source[name].path}" for name in source} | {name: ENVIRONMENT + name.upper() for name in around}
+    said = [
+        f"--{_OPTIONS.get(name, name).replace('_', '-')} is said by {place}"
+        for name, place in places.items()
+        if re.search(rf"--{_OPTIONS.get(name, name).replace('_', '-')}(?![a-z-])", text)
+    ]
+    return SettingsError(f"{text} ({'; '.join(said)})") if said else error
 
 
 def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from unet_engine.paths import is_local, root_of, several, unusable
 from unet_engine.text_files import NotReadable, read_toml
 
 CONFIG = "unet-engine.toml"
+ENVIRONMENT = "UNET_ENGINE_"
+"""What variables of the environment that say settings begin with."""
 
 AUTO_PROFILE = "auto"
 

@@ -137,17 +137,20 @@ def _asked(
     """What the command was given comes to."""
     from unet_engine.batches.inputs import are_several, check_behind
     from unet_engine.batches.outputs import out_of_one
+    from unet_engine.settings import from_environment
 
     check_behind(more)
     ways.price()
-    inputs = given["input"] = [*given["input"], *more]
+    around = from_environment()
+    inputs = given["input"] = [*given["input"], *more] or [around[key] for key in ("input",) if key in around]
     if inputs and are_several(inputs):
         yield (task := _Task(partial(_run_several, ways, console, message, given, as_json=as_json)))
         task.line = task.result
         return
     given["input"] = inputs[0] if inputs else None
-    if inputs and given.get("out"):
-        given["out"] = out_of_one(str(given["out"]), inputs[0])
+    out = given.get("out") or around.get("out")
+    if inputs and out and (named := out_of_one(str(out), inputs[0])) != out:
+        given["out"] = named
     if ways.dry_run:
         yield (task := _Task(partial(_plan, given, as_json=as_json)))
         task.line = "planned"

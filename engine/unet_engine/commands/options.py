@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from unet_engine.errors import SettingsError
+from unet_engine.settings_files import ENVIRONMENT
 from unet_engine.units import finite
 
 
@@ -408,7 +409,6 @@ _RUNNING = [
     click.option(
         "--notify",
         metavar="URL",
-        envvar="UNET_ENGINE_NOTIFY",
         help="Post what became of it to this address in the end, as JSON, also where it failed; docs/operations.md.",
     ),
     click.option(
@@ -522,8 +522,18 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a run tells what it does, and what it does with several volumes."""
-    return _with(_RUNNING, command)
+    """How a run tells what it does, and what it does with several volumes. The environment may say it, too."""
+    return _with([_or_around(option) for option in _RUNNING], command)
+
+
+def _or_around(option: Callable[..., Any]) -> Callable[..., Any]:
+    def put(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = option(command)
+        parameter: click.Option = command.__click_params__[-1]  # type: ignore[attr-defined]
+        parameter.envvar = ENVIRONMENT + str(parameter.name).upper()
+        return command
+
+    return put
 
 
 def _with(options: list[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
