@@ -41,7 +41,7 @@ def root_of(path: str) -> str:
 _HOLDS_SEVERAL = re.compile(r"(.*?\.(?:h5|hdf5|hdf|he5|h5ad|nc|nc4|cdf|ims))(?::(.*))?", re.IGNORECASE | re.DOTALL)
 
 
-_CHOSEN = re.compile(r"(.*?)((?::(?:image|level)=[^:/]*)*(?::mask)?)", re.IGNORECASE | re.DOTALL)
+_CHOSEN = re.compile(r"(.*?)((?::image=[^:/]*|:level=[0-9]*)*(?::mask)?)", re.IGNORECASE | re.DOTALL)
 
 
 def chosen(path: str, **parts: object) -> str:

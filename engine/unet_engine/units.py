@@ -74,6 +74,13 @@ def brief(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 
+def printable(text: str) -> str:
+    """`text` without characters that steer a terminal or turn its direction round: names may have any."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def parse_bytes(text: str) -> int:
     """``8GiB``, ``500MB``, ``2e9`` or a bare number of bytes. Raises ValueError where it is none of these."""
     match = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{0,30})?(?:e[0-9]{1,2})?)\s*([a-z]*?)b?\s*", text.lower())

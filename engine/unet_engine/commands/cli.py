@@ -38,6 +38,7 @@ from unet_engine.errors import OutputError, SettingsError, UnetEngineError
 from unet_engine.hanging import end
 from unet_engine.profiling import beginning
 from unet_engine.redaction import guard_streams
+from unet_engine.units import printable
 
 if TYPE_CHECKING:
     from unet_engine.api import Result
@@ -343,7 +344,7 @@ def _required(given: dict[str, Any]) -> dict[str, Any]:
 
 def _fail(message: str, code: int, kind: str = "SettingsError") -> NoReturn:
     """One line for people on stderr, and with --json one for programs on stdout."""
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     click.echo(f"unet-engine: {line}", err=True)
     if "--json" in sys.argv[1:]:
         with suppress(OSError):  # nobody reads it

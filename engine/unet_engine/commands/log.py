@@ -12,6 +12,7 @@ from typing import IO, Literal
 
 from unet_engine.errors import OutputError, first_line
 from unet_engine.redaction import redacted
+from unet_engine.units import printable
 
 Level = Literal["info", "note", "error"]
 
@@ -32,7 +33,7 @@ class Log:
 
     def write(self, level: Level, text: str) -> None:
         """A full disk ends no run: what cannot be said is left out."""
-        now, text = datetime.now(UTC).isoformat(timespec="milliseconds"), redacted(" ".join(text.split()))
+        now, text = datetime.now(UTC).isoformat(timespec="milliseconds"), redacted(printable(" ".join(text.split())))
         line = json.dumps({"time": now, "level": level, "message": text}) if self._json else f"{now} {level:<5} {text}"
         try:
             with self._lock, self._open() as file:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from unet_engine.commands.log import Level, Log
+from unet_engine.units import printable
 
 
 class Screen(Console):
@@ -29,7 +30,7 @@ class Screen(Console):
             self.kept.write(level, heading + text)
         if self.silent:
             return
-        self.print(Text.assemble((heading, style), text), soft_wrap=True)
+        self.print(Text.assemble((heading, style), printable(text)), soft_wrap=True)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Names and what belongs to them, one pair a line."""

@@ -17,4 +17,4 @@ def at_hand(model: str, tell: Tell = silent) -> str:
     try:
         return ",".join(fetched(part, tell) for part in parts)
     except InputError as error:
-        raise ModelError(f"--model: {error}; or give the path of a file") from error
+        raise ModelError(f"--model: {error}, or give the path of a file") from error

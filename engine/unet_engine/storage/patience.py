@@ -223,11 +223,19 @@ def _of_library(error: BaseException) -> Trouble | None:
         passes = any(word in text for word in _OF_OBSTORE)
         return Trouble(_of_obstore(text), passes=passes, unmet="kind: Connect" in text)
     if kind == "aiohttp" and name != "InvalidURL":
-        return Trouble(_brief(error), passes=True, unmet=name.startswith("ClientConnector"))
+        return _of_aiohttp(error, name)
     if kind in ("botocore", "aiobotocore"):
         passes = name in _OF_BOTOCORE
         return Trouble(_brief(error), passes=passes, unmet=name == "EndpointConnectionError") if passes else None
     return None
+
+
+def _of_aiohttp(error: BaseException, name: str) -> Trouble:
+    if "Redirect" in name:
+        what = "without end" if name == "TooManyRedirects" else "to what is no web address"
+        return Trouble(f"the server sends on {what}", passes=False)
+    words = "the answer was cut off" if name == "ClientPayloadError" else _brief(error)
+    return Trouble(words, passes=True, unmet=name.startswith("ClientConnector"))
 
 
 _OF_OBSTORE = (

@@ -292,8 +292,10 @@ class RemoteFile:
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:
             return sync(ask())
+        except InputError:
+            raise
         except FileNotFoundError as error:
-            raise InputError(f"{self.url} does not exist; give the path of a volume") from error
+            raise InputError(f"{self.url} does not exist; check the URL") from error
         except Exception as error:
             raise InputError(f"{self.url} cannot be read: {_cause(error, self.url)}; {_advice(error)}") from error
 

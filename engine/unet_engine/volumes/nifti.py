@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import InputError
+from unet_engine.paths import absolute
 from unet_engine.units import times
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.files import Part, has_ending, listening, opening, package
@@ -31,7 +32,7 @@ class NiftiFormat:
         with opening(path, "NIfTI file"):
             _check_extensions(nibabel, path)
             with listening(nibabel.imageglobals.logger) as heard:
-                image = nibabel.load(path)
+                image = nibabel.load(absolute(path))  # of its own it takes a ~ for somebody's home
             said = _described(path, image)
             notes = (*said.notes, *(f"{path}: {message}" for message in heard))
             return volume_of(self, path, replace(said, notes=notes), axes)

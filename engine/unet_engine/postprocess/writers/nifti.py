@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unet_engine.paths import absolute
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import (
     account_in,
@@ -56,7 +57,7 @@ class NiftiWriter:
 
     def account(self, path: str) -> Mapping[str, Any] | None:
         nibabel = library(path, self.name, "nibabel", "nifti")
-        for extension in nibabel.load(path).header.extensions:
+        for extension in nibabel.load(absolute(path)).header.extensions:
             if extension.get_code() == _COMMENT and (found := account_in(_text(extension))):
                 return found
         return None
