@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from unet_engine.endings import refuse_other_formats
-from unet_engine.errors import SettingsError
+from unet_engine.errors import SettingsError, reworded
 from unet_engine.paths import plain, unusable
 from unet_engine.redaction import hide, hide_in_url
 from unet_engine.settings_files import ENVIRONMENT, SettingsFile, settings_files
@@ -565,7 +565,7 @@ def _told_where(error: SettingsError, source: Mapping[str, SettingsFile], around
         for name, place in places.items()
         if re.search(rf"--{_OPTIONS.get(name, name).replace('_', '-')}(?![a-z-])", text)
     ]
-    return SettingsError(f"{text} ({'; '.join(said)})") if said else error
+    return cast("SettingsError", reworded(error, f"{text} ({'; '.join(said)})")) if said else error
 
 
 def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
