@@ -10,7 +10,7 @@ windows into free slots and adds them in their order, so a slow one holds up tho
 copies halos and hands the rest to the thread that writes, once that has written the block before; voxels of the next
 block are read meanwhile. Streams share nothing but that: what cores take from one another (bandwidth, turbo) is not in
 it. ``before`` is the pipeline as it was: two slots to spare, one block under way however few windows it has, and one
-thread that adds.
+thread that adds, copies halos and finishes a block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.backends.base import slots_for
-from unet_engine.pipeline.host import adding_threads
+from unet_engine.pipeline.sharing import sharing_threads
 
 CORES = (4, 8, 16, 32, 64)
 
@@ -49,8 +49,10 @@ class Case:
     merge: float = 10e-3
     """Copying the halos of a block."""
     read: float = 6e-3
+    finish: float = 0.0
+    """Of a block: halos merged, and made labels."""
     write: float = 15e-3
-    """A block: halos merged, labels, encoding, and all on the way to the disk."""
+    """A block: encoding, and all on the way to the disk; and `finish`, where that is not told apart."""
     jitter: float = 0.05
     """By what part windows differ in the time that they take: the deviation of a normal distribution."""
 
@@ -59,7 +61,15 @@ CASES = (
     Case("3D, 2 classes, 64³, fp32", 290e-3, 64),
     Case("3D, 2 classes, 64³, bf16", 75e-3, 64),
     Case("the same with blocks of 27 windows", 75e-3, 27),
-    Case("16 features blended, 64³, bf16, 8 windows a block", 110e-3, 8, add=3.6e-3, merge=19e-3, write=30e-3),
+    Case(
+        "16 features blended, 64³, bf16, 8 windows a block",
+        110e-3,
+        8,
+        add=3.6e-3,
+        merge=19e-3,
+        finish=28e-3,
+        write=2e-3,
+    ),
 )
 """Windows, cutting and adding as docs/performance.md has them measured; adding 16 features and copying their halos as
 timed on one core of a Xeon; what else a block takes by its bytes."""
@@ -79,7 +89,7 @@ def before(cores: int, case: Case) -> Way:
 
 
 def now(cores: int, case: Case) -> Way:
-    return Way(slots_for(cores), max(1, -(-cores // case.per_block)), adding_threads(cores))
+    return Way(slots_for(cores), max(1, -(-cores // case.per_block)), sharing_threads(cores))
 
 
 def share(cores: int, case: Case, way: Way, windows: int = 0, seed: int = 0) -> float:
@@ -144,8 +154,8 @@ class _Clocks:
             self.waiting -= 1
             return
         self.blocks -= 1
-        self.now = max(self.now + self.case.merge, self.written)
-        self.written = self.now + self.case.write
+        self.now = max(self.now + self.case.merge / self.way.adding, self.written)
+        self.written = self.now + self.case.finish / self.way.adding + self.case.write
 
 
 def table(cores: tuple[int, ...] = CORES) -> str:

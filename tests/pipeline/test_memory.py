@@ -114,7 +114,7 @@ def test_no_view_of_a_halo_keeps_sums_that_are_used_up() -> None:
             del done
 
     worker: Any = SimpleNamespace(
-        job=SimpleNamespace(plan=plan, readers=1), settle=lambda task, *_: task, read=lambda _: None, predict=predict,
+        job=SimpleNamespace(plan=plan, readers=1, sharing=1), settle=lambda task, *_: task, read=lambda _: None, predict=predict,
         commit=lambda *_: None, recorder=PLAIN, record=lambda: None,
     )  # fmt: skip
     run_column(worker, next(plan.columns()), lambda index: index[0] in (1, 3), threading.Event())

@@ -10,6 +10,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from unet_engine.backends.out_of_memory import is_out_of_memory
 from unet_engine.devices.opening import is_pipelined
 from unet_engine.pipeline.base import Core, Predicted
 from unet_engine.pipeline.job import Halo, Raw
+from unet_engine.pipeline.sharing import Sharing
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.plan import Column, Index, Task
 from unet_engine.profiling.recorder import Recorder
@@ -115,10 +117,14 @@ def run_column(
     called once all is inferred, before the last is written."""
     waiting: defaultdict[Index, list[Halo]] = defaultdict(list)
     writing: Future[None] | None = None
-    with ThreadPoolExecutor(worker.job.readers, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+    with (
+        ThreadPoolExecutor(worker.job.readers, "read") as reader,
+        ThreadPoolExecutor(1, "write") as writer,
+        closing(Sharing(worker.job.sharing)) as copying,
+    ):
         try:
             for done in worker.predict(turn.awaited(_read_ahead(worker, _tasks(worker, column, pending), reader))):
-                _keep_halos(done, waiting, worker.recorder)
+                _keep_halos(done, waiting, worker.recorder, copying)
                 # also by a block that is not written itself: with one being written there would be a fourth at once
                 if writing:
                     _waited(worker.recorder, writing)
@@ -139,12 +145,12 @@ def run_column(
                 worker.record()
 
 
-def _keep_halos(done: Predicted, waiting: defaultdict[Index, list[Halo]], recorder: Recorder) -> None:
+def _keep_halos(done: Predicted, waiting: defaultdict[Index, list[Halo]], recorder: Recorder, copying: Sharing) -> None:
     """Copy the halos of `done` to those that wait. In a function of its own, which leaves no view of the sums
     behind."""
     for target, halo in done.halos():
         with recorder.span(MERGE):
-            waiting[target].append(halo.copied())
+            waiting[target].append(halo.copied(copying))
 
 
 def _commit(worker: Worker, given: list[tuple[Task, Core, list[Halo]]]) -> None:

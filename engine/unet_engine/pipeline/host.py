@@ -20,6 +20,7 @@ from unet_engine.errors import BackendError
 from unet_engine.pipeline.base import Work
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.recycling import Recycler
+from unet_engine.pipeline.sharing import ALONE, Sharing
 from unet_engine.pipeline.windows import Windows, divide, placement
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
@@ -29,16 +30,6 @@ from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, GATHER, MERGE, N
 from unet_engine.stitching import operations
 from unet_engine.stitching.interpolation import taps
 
-PER_ADDING, MOST_ADDING = 8, 8
-"""Cores of the network for each thread that adds its windows, and how many of these there are at most: one thread alone
-would fall behind 64 cores (`benchmarks/many_cores.py`). No number of threads changes a byte."""
-
-
-def adding_threads(cores: int) -> int:
-    """Threads that add windows, where the network has so many cores."""
-    return max(1, min(MOST_ADDING, cores // PER_ADDING))
-
-
 Watch = Callable[[Index, Array], None]
 """Is shown an upright window's index and what a network gives for it, (channels, *window), valid for the call alone."""
 
@@ -47,18 +38,42 @@ def unwatched(window: Index, output: Array) -> None:
     """Nobody looks."""
 
 
-def finish_on_host(job: Job, task: Task, core: Array, halos: Sequence[Halo], recorder: Recorder) -> tuple[Array, bool]:
+def finish_on_host(
+    job: Job, task: Task, core: Array, halos: Sequence[Halo], recorder: Recorder, sharing: Sharing = ALONE
+) -> tuple[Array, bool]:
     """See `Pipeline.finish`."""
     block, back = task.block, job.plan.back
+    lower = [(h.values, h.box.relative_to(block.core.lo)) for h in sorted(halos, key=lambda h: h.source, reverse=True)]
+    shape = core.shape[1:]
+    along = shape.index(max(shape))
+    finite: list[bool] = []
+
+    def merge(part: slice) -> None:
+        mine = core[_at(along, part)]
+        for values, box in lower:
+            lo, hi = max(part.start, box.lo[along]), min(part.stop, box.hi[along])
+            if lo < hi:
+                at = (*box.lo[:along], lo - part.start, *box.lo[along + 1 :])
+                operations.merge(mine, values[_at(along, slice(lo - box.lo[along], hi - box.lo[along]))], at)
+        finite.append(bool(np.isfinite(np.sum(mine))))
+
     with recorder.span(MERGE):
-        for lower in sorted(halos, key=lambda h: h.source, reverse=True):
-            operations.merge(core, lower.values, lower.box.relative_to(block.core.lo).lo)
-    finite = bool(np.isfinite(np.sum(core)))
+        sharing.over(shape[along], merge)
     with recorder.span(ACTIVATION):
-        if not back:
-            return job.reduction.on_host(core), finite
-        spans = zip(back, block.write.lo, block.write.hi, block.core.lo, strict=True)
-        return job.reduction.on_grid(core, [taps(axis, lo, hi, at) for axis, lo, hi, at in spans]), finite
+        if back:
+            spans = zip(back, block.write.lo, block.write.hi, block.core.lo, strict=True)
+            return job.reduction.on_grid(core, [taps(axis, lo, hi, at) for axis, lo, hi, at in spans]), all(finite)
+        out = job.reduction.room(core)
+        before = out.ndim - core.ndim
+        sharing.over(
+            shape[along], lambda part: job.reduction.into(core[_at(along, part)], out[_at(along + before, part)])
+        )
+        return out, all(finite)
+
+
+def _at(along: int, part: slice) -> tuple[slice, ...]:
+    """That part along a spatial axis of (channels, *space)."""
+    return (slice(None),) * (along + 1) + (part,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,7 @@ class HostPipeline:
         """networks: of the job's model, in its order; watch: is shown what the network gives."""
         self._job, self._networks, self._tally, self._recorder = job, networks, tally, recorder
         self._watch = watch
+        self._sharing = Sharing(job.sharing)
         self._memory = Recycler()
         """For sums. Halos get memory of their own from the system: they come in so many sizes, and wait so differently
         long, that gaps between them took a third more memory (measured with 104 classes)."""
@@ -138,10 +154,11 @@ class HostPipeline:
                     yield window, None, UPRIGHT
 
     def finish(self, task: Task, core: Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        return finish_on_host(self._job, task, core, halos, self._recorder)
+        return finish_on_host(self._job, task, core, halos, self._recorder, self._sharing)
 
     def close(self) -> None:
         """Sums go with whoever holds them; the network is another's."""
+        self._sharing.close()
 
 
 class _Ring:
@@ -210,7 +227,7 @@ class _Flight:
         self.rings = [_Ring(n, job.setup.batch, s, recorder) for n, s in zip(networks, job.shares, strict=True)]
         self.entries: deque[_Cut | HostPredicted] = deque()
         self.blocks = 0
-        self.adding = adding_threads(job.setup.threads * job.setup.window_threads)
+        self.adding = job.sharing
 
     @property
     def settled(self) -> bool:

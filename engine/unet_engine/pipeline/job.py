@@ -14,6 +14,7 @@ from unet_engine.backends.base import ONE_BY_ONE, Array, Setup
 from unet_engine.model.file import ModelFile
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
+from unet_engine.pipeline.sharing import ALONE, Sharing, sharing_threads
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Plan
 from unet_engine.plan.poses import UPRIGHT, Pose
@@ -87,6 +88,11 @@ class Job:
     """Where anything but background can be, on the grid of windows; None: everywhere."""
     answers: frozenset[str] = ONE_BY_ONE
     """What the network told of its batches as the run was planned, see `Network.answers`."""
+
+    @property
+    def sharing(self) -> int:
+        """Threads that share what is to be done with a block."""
+        return sharing_threads(self.setup.threads * self.setup.window_threads)
 
     @property
     def finishes_on_host(self) -> bool:
@@ -241,6 +247,12 @@ class Halo:
     values: Array
     """Sums of `source` in `box`: (channels out, *box.shape) float32."""
 
-    def copied(self) -> Halo:
+    def copied(self, sharing: Sharing = ALONE) -> Halo:
         """The same, holding nothing of the sums it was cut from."""
-        return Halo(self.source, self.box, self.values.copy())
+        values = np.empty(self.values.shape, self.values.dtype)
+
+        def copy(channels: slice) -> None:
+            values[channels] = self.values[channels]
+
+        sharing.over(len(values), copy)
+        return Halo(self.source, self.box, values)

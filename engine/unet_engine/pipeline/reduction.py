@@ -75,25 +75,31 @@ class Reduction(ABC):
         """Shape of what is written for sums of the shape `sums`, (channels, *write)."""
         return sums
 
+    def room(self, sums: Array) -> Array:
+        """Memory for the voxels that are written for `sums`, (channels, *write)."""
+        channels = self.last.outputs if self.last else len(sums)
+        return np.empty(self.shape((channels, *sums.shape[1:])), self.dtype)
+
     def on_host(self, sums: Array) -> Array:
         """Voxels for `sums`, (channels, *write) float32, which may be changed."""
-        if self.last is not None:
-            return self._of_features(sums, self.last)
-        out = np.empty(self.shape(sums.shape), self.dtype)
-        self._reduce(sums, out)
+        out = self.room(sums)
+        self.into(sums, out)
         return out
 
-    def _of_features(self, sums: Array, last: LastLayer) -> Array:
-        """The same of features: some rows at a time, whose outputs stay in the cache and never are there as a whole."""
+    def into(self, sums: Array, out: Array) -> None:
+        """The same, to `out`. Of features some rows at a time, whose outputs stay in the cache and never are there as a
+        whole."""
+        last = self.last
+        if last is None:
+            self._reduce(sums, out)
+            return
         shape = sums.shape[1:]
-        out = np.empty(self.shape((last.outputs, *shape)), self.dtype)
         rows = max(1, IN_CACHE // (4 * last.outputs * shape[-1]))
         tile = (*(1,) * (len(shape) - 2), min(rows, shape[-2]), shape[-1])
         scratch = np.empty(last.outputs * prod(tile), np.float32)
         for box in Box.of_shape(shape).cells(tile):
             place: tuple[Any, ...] = (..., *box.slices())
             self._reduce(_outputs(sums[place], last, scratch), out[place])
-        return out
 
     def on_grid(self, sums: Array, grid: Sequence[Taps]) -> Array:
         """Voxels on another grid, which `grid` says for each axis how to make of `sums`: first the sums are

@@ -12,6 +12,7 @@ from unet_engine.pipeline.gpu.buffers import SumsSlot
 from unet_engine.pipeline.gpu.kept import Kept
 from unet_engine.pipeline.gpu.lane import Lane
 from unet_engine.pipeline.job import Halo
+from unet_engine.pipeline.sharing import ALONE, Sharing
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
 
@@ -67,7 +68,7 @@ class PinnedHalo(Halo):
 
     __slots__ = ()
 
-    def copied(self) -> Halo:
+    def copied(self, sharing: Sharing = ALONE) -> Halo:
         return self
 
     def detached(self) -> PinnedHalo:
@@ -94,7 +95,7 @@ class DeviceHalo(Halo):
         """A copy on the host."""
         return self.lane.fetched(self.kept, self.box)
 
-    def copied(self) -> Halo:
+    def copied(self, sharing: Sharing = ALONE) -> Halo:
         return self
 
     def detached(self) -> PinnedHalo:
