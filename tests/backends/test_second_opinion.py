@@ -107,6 +107,16 @@ def test_the_reference_evaluator_clears_a_library_that_is_right(tmp_path, scan):
     assert (found.wrong, found.why) == ("second", "ONNX's reference evaluator says so")
 
 
+def test_a_softmax_of_old_is_of_all_axes_behind_its_own(tmp_path, scan):
+    """Before opset 13. OpenVINO takes one axis of it, and so does the reference evaluator, which is not asked then."""
+    nodes = [node("Softmax", "x", "s", axis=1), node("Mul", "s k", "t"), node("Add", "x t", "y")]
+    model = graph(tmp_path / "net.onnx", nodes, shape=(1, 1, 32, 32), opset=11, k=np.float32(100))
+    said = run(scan, model, tmp_path / "o.zarr")
+    assert said.code == 0, said.err
+    assert said.json["backend"] == "onnxruntime"
+    np.testing.assert_allclose(result_of(tmp_path / "o.zarr")[0], truth(model), atol=1e-5)
+
+
 def test_who_is_right_where_nobody_says_so(tmp_path, monkeypatch):
     setup = Setup(open_model(network(tmp_path, POOLED)), (32, 32))
     monkeypatch.setattr(second_opinion, "_reference", lambda *_: None)

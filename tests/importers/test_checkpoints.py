@@ -112,6 +112,26 @@ def test_checkpoints_of_trainings(tmp_path, little, form):
     assert certificate.largest_difference < 1e-4
 
 
+def test_what_a_module_around_the_network_does_to_images_is_done(tmp_path, little):
+    """As the examples of segmentation-models-pytorch have it: buffers of a Lightning module. They were left out."""
+    state = {f"model.{k}": v for k, v in little.state_dict().items()}
+    state |= {
+        "mean": torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1),
+        "std": torch.tensor([0.2, 0.3, 0.25]).view(1, 3, 1, 1),
+    }
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    options = ("--smp", "Unet,resnet18,classes=2", "--output-channels", "classes")
+    said, model = imported(tmp_path / "last.ckpt", *options)
+    assert "fixed:mean=0.5/0.4/0.3,std=0.2/0.3/0.25,divide=255" in said.err
+    assert "left out" not in said.err
+    found = model.spec.normalization
+    assert (found.mode, found.divide) == ("fixed", 1)
+    assert found.mean == pytest.approx((0.5, 0.4, 0.3))
+    assert found.std == pytest.approx((0.2, 0.3, 0.25))
+    _, model = imported(tmp_path / "last.ckpt", *options, "--normalize", "none")
+    assert model.spec.normalization.mode == "none"
+
+
 @pytest.mark.parametrize(("activation", "classes"), [("sigmoid", 1), ("softmax2d", 2)])
 def test_networks_that_end_in_their_activation(tmp_path, little, activation, classes):
     """Their run is compared in probabilities, as there are no logits."""

@@ -152,6 +152,7 @@ def by_library(core, steps, x):
         ([step("custom_processing")], "custom_processing"),
         ([step("softmax", axis="x")], "along x"),
         ([step("scale_linear", gain=[1.0, 2.0], offset=[0.0, 0.0], axis="y")], "along y"),
+        ([step("scale_range", axes=CZYX), step("zero_mean_unit_variance", axes=["y", "x"], eps=0.01)], "adds 0.01"),
     ],
 )  # fmt: skip
 def test_what_has_no_counterpart_before_the_network_is_named(tmp_path, steps, why):
@@ -160,13 +161,26 @@ def test_what_has_no_counterpart_before_the_network_is_named(tmp_path, steps, wh
         processing.before_of(said, said.inputs[0])
 
 
-@pytest.mark.parametrize("name", ["scale_mean_variance", "scale_range", "stardist_postprocessing", "custom_processing"])
+@pytest.mark.parametrize("name", ["scale_mean_variance", "scale_range", "stardist_postprocessing", "custom"])
 def test_what_has_no_counterpart_behind_it_is_left_out_by_name(tmp_path, name):
     said = read(tmp_path, behind=[step(name, axes=["y", "x"], reference_tensor="raw"), step("clip", min=0, max=1)])
     found = processing.behind_of(said, said.inputs[0], said.outputs[0])
     assert found.left_out[0].startswith(f"postprocessing {name}: ")
     assert found.left_out[1] == "clip, which follows that"
     assert not found.steps
+
+
+def test_a_clip_to_a_percentile_of_the_output_is_left_out_whatever_its_other_end(tmp_path):
+    said = read(tmp_path, behind=[step("clip", min=0.0, max_percentile=99.0)])
+    found = processing.behind_of(said, said.inputs[0], said.outputs[0])
+    assert not found.steps
+    assert "clip to percentiles" in found.left_out[0]
+
+
+def test_values_along_another_axis_than_channels_behind_the_network_are_named(tmp_path):
+    said = read(tmp_path, behind=[step("scale_linear", gain=[1.0, 2.0], axis="y")])
+    with pytest.raises(ModelError, match="has values along y"):
+        processing.behind_of(said, said.inputs[0], said.outputs[0])
 
 
 BEHIND = {

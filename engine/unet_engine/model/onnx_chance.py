@@ -3,11 +3,10 @@ network is trained, which give other labels each time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from unet_engine.errors import ModelError
-from unet_engine.model.onnx_shapes import attribute, is_own, read_by
+from unet_engine.model.onnx_shapes import all_of, attribute, is_own, read_by
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -17,7 +16,7 @@ _RANDOM = frozenset(
 def refuse_chance(path: object, graph: Any, output: str) -> None:
     """Raise `ModelError` where the tensor called `output` depends on numbers that are drawn when the graph runs."""
     truths = _truths(graph)
-    for node in _inner(_needed(graph, output)):
+    for node in all_of(_needed(graph, output)):
         if is_own(node) and node.op_type in _RANDOM:
             raise ModelError(
                 f"{path} draws random numbers ({node.op_type}), so that each run gives others; export it without them, in "
@@ -49,15 +48,6 @@ def _needed(graph: Any, output: str) -> list[Any]:
             needed |= read_by(node)
             nodes.append(node)
     return nodes[::-1]
-
-
-def _inner(nodes: Any) -> Iterator[Any]:
-    """The nodes, and those inside of branches and loops."""
-    for node in nodes:
-        yield node
-        for held in node.attribute:
-            for graph in ([held.g] if held.HasField("g") else []) + list(held.graphs):
-                yield from _inner(graph.node)
 
 
 def _truths(graph: Any) -> dict[str, bool]:

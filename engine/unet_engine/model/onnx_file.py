@@ -15,7 +15,7 @@ from unet_engine.model.onnx_ending import ending, proved_of
 from unet_engine.model.onnx_foreign import Found, image_of, look
 from unet_engine.model.onnx_outside import weights_outside
 from unet_engine.model.onnx_rewrite import FLOAT, Rewriting
-from unet_engine.model.onnx_shapes import Shapes, dims, flat, opset_of
+from unet_engine.model.onnx_shapes import Shapes, dims, flat, needs_tidying, opset_of
 from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, ModelSpec, read_toml
 
 
@@ -73,7 +73,8 @@ def read_onnx(
             else _carried(path, plain, ModelSpec.exported(spec_text, path), weights, head)
         )  # fmt: skip
         # not every library knows functions of a file's own
-        rewriting = replace(found.rewriting, changes=found.rewriting.changes or len(model.functions) > 0)
+        changes = found.rewriting.changes or len(model.functions) > 0 or needs_tidying(plain.graph)
+        rewriting = replace(found.rewriting, changes=changes)
         return replace(found, rewriting=rewriting, last=last_layer(plain, path, rewriting))
     except UnetEngineError:
         raise

@@ -15,7 +15,7 @@ from unet_engine.model.onnx_chance import about_training, refuse_chance
 from unet_engine.model.onnx_heads import Head, Heads, checked
 from unet_engine.model.onnx_layout import Layout, layout_of
 from unet_engine.model.onnx_rewrite import FLOAT, INTEGERS, NUMBERS, Rewriting
-from unet_engine.model.onnx_shapes import Tensors, dims, images_of, inferred
+from unet_engine.model.onnx_shapes import Tensors, all_of, dims, images_of, inferred
 from unet_engine.model.onnx_trial import can_run, refused, tried
 from unet_engine.units import times
 
@@ -45,6 +45,7 @@ def look(
     whether the activation is said. Raises `ModelError` where the graph is no network of one image, or tells too
     little."""
     image = image_of(path, model)
+    _refuse_unknown(path, model.graph)
     entrance = _Entrance.of(path, model, image, given)
     sizes, channels = entrance.sizes(window or tuple(given.get("window", ())), given.get("channels_in", 0))
     shape = entrance.shape(channels, sizes)
@@ -78,14 +79,37 @@ def image_of(path: Path, model: Any) -> Any:
     """The one input. Raises `ModelError` where there are others, or where it is of a type that voxels do not become."""
     found = images_of(model.graph)
     if len(found) != 1:
-        raise ModelError(f"{path} has {len(found)} inputs; one image input is needed")
+        names = f" ({', '.join(i.name for i in found)})" if found else ""
+        raise ModelError(
+            f"{path} has {len(found)} inputs{names}; one image input is needed: export it again with all others as "
+            "constants"
+        )
     kind = found[0].type.tensor_type.elem_type
     if kind not in NUMBERS:
         import onnx
 
         name = onnx.TensorProto.DataType.Name(kind).lower() if found[0].type.HasField("tensor_type") else "no tensor"
         raise ModelError(f"{path}: its input {found[0].name} takes {name}; export it again with numbers as its input")
+    if not found[0].type.tensor_type.HasField("shape"):
+        raise ModelError(
+            f"{path} says nothing of the axes of its input {found[0].name}; export it again with a shape, in which sizes "
+            "may stay free"
+        )
     return found[0]
+
+
+_DOMAINS = ("ai.onnx", "com.microsoft", "org.openvinotoolkit", "trt")
+"""What domains of operators begin with that some library here knows; the last are plugins of TensorRT."""
+
+
+def _refuse_unknown(path: Path, graph: Any) -> None:
+    """Raise `ModelError` where the graph has operators that are neither known anywhere nor explained in the file."""
+    for node in all_of(graph.node):
+        if node.domain and not node.domain.startswith(_DOMAINS):
+            raise ModelError(
+                f"{path} uses {node.op_type} of {node.domain}, an operator of its own that no library knows; export it "
+                "with ONNX's operators, or with what that does as a function in the file"
+            )
 
 
 def _notes(how: Rewriting, head: Head) -> list[str]:

@@ -127,11 +127,19 @@ def _plain(axes: tuple[int | None, ...]) -> tuple[int | None, ...]:
     return () if axes == tuple(range(len(axes))) else axes
 
 
+def _type_name(kind: int) -> str:
+    """Of a type that nothing is blended in, e.g. numbers of 8 bits with a point."""
+    import onnx
+
+    known = kind in onnx.TensorProto.DataType.values() and kind
+    return onnx.TensorProto.DataType.Name(kind).lower() if known else "no tensor"
+
+
 def checked(path: object, head: Head, activation_said: bool) -> Head:  # noqa: FBT001  # a fact, not a choice
     """The head, where its numbers can be blended. Raises `ModelError` that names its type and what to do."""
     if not head.made_by:
         raise ModelError(f"{path}: nothing in its graph makes its output {head.name}; export it again")
-    what = _TYPES.get(head.type) or ("no tensor" if head.type not in NUMBERS else "")
+    what = "" if head.type in NUMBERS else _TYPES.get(head.type) or _type_name(head.type)
     said = f"{path}: its output {head.name} holds {what or NUMBERS[head.type]}, made by {head.made_by}"
     if what:
         raise ModelError(f"{said}; export the network with the numbers that lie before it as its output")

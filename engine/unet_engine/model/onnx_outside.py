@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ def weights_outside(model: Any, path: Path) -> list[Path]:
     for tensor in _tensors(model):
         said = {entry.key: entry.value for entry in tensor.external_data}
         if said:
-            name = said.get("location", "")
-            ends[name] = max(ends.get(name, 0), _number(said, "offset", path) + _number(said, "length", path))
+            name, takes = said.get("location", ""), _bytes_of(tensor)
+            length = _number(said, "length", path) if said.get("length") else takes
+            if length < takes:
+                raise ModelError(
+                    f"{path} says that {tensor.name} lies in {length} bytes of {name!r}, and it takes {takes}; export it "
+                    "again"
+                )
+            ends[name] = max(ends.get(name, 0), _number(said, "offset", path) + length)
     return [_checked(path, name, end) for name, end in sorted(ends.items())]
 
 
@@ -48,6 +55,18 @@ def _checked(path: Path, name: str, end: int) -> Path:
             f"{path} keeps weights in {name!r} up to byte {end}, and the file ends at {size}; copy it again"
         )
     return file
+
+
+def _bytes_of(tensor: Any) -> int:
+    """What the tensor takes; of types that are packed, or not known, nothing is told."""
+    import onnx
+
+    try:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except (KeyError, TypeError, ValueError):
+        return 0
+    packed = any(part in onnx.TensorProto.DataType.Name(tensor.data_type) for part in ("INT4", "INT2", "FLOAT4"))
+    return 0 if packed or kind.kind == "O" else prod(tensor.dims) * int(kind.itemsize)
 
 
 def _number(said: dict[str, str], key: str, path: Path) -> int:

@@ -116,7 +116,7 @@ def _keep(graph: Any, output: str) -> None:
     nodes.reverse()
     del graph.node[:]
     graph.node.extend(nodes)
-    unused = {t.name for t in graph.initializer} - needed
+    unused = {t.name for t in (*graph.initializer, *graph.input)} - needed
     for listed in (graph.initializer, graph.input):  # old files list weights as inputs too
         kept = [item for item in listed if item.name not in unused]
         del listed[:]

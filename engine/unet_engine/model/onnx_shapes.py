@@ -3,7 +3,7 @@ to a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -29,9 +29,45 @@ def opset_of(model: Any) -> int:
 def flat(model: Any) -> Any:
     """The model with the bodies of its own functions in place of their calls, so that what they compute can be seen.
     Names of tensors in them are made anew, the same ones every time."""
-    from onnx import inliner
+    if not model.functions:
+        return model
+    from onnx import inliner, shape_inference
 
-    return inliner.inline_local_functions(model) if model.functions else model
+    model = _with_defaults(model)
+    own = opset_of(model)
+    if all(opset_of(function) == own for function in model.functions):
+        return inliner.inline_local_functions(model)
+    try:  # those of other versions are converted, which takes types
+        return inliner.inline_local_functions(shape_inference.infer_shapes(model), convert_version=True)
+    except Exception:  # they stay calls then, and are refused where nothing knows them
+        return inliner.inline_local_functions(model)
+
+
+def _with_defaults(model: Any) -> Any:
+    """The model with what functions say of attributes that a call leaves out written into the call: the inliner forgets
+    it, and operators then take their own defaults."""
+    import onnx
+
+    said = {(f.domain, f.name, f.overload): list(f.attribute_proto) for f in model.functions if f.attribute_proto}
+    if not said:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for nodes in (copy.graph.node, *(f.node for f in copy.functions)):
+        for node in all_of(nodes):
+            there = {a.name for a in node.attribute}
+            defaults = said.get((node.domain, node.op_type, node.overload), ())
+            node.attribute.extend(a for a in defaults if a.name not in there)
+    return copy
+
+
+def all_of(nodes: Any) -> Iterator[Any]:
+    """The nodes, and those inside of branches and loops."""
+    for node in nodes:
+        yield node
+        for held in node.attribute:
+            for graph in ([held.g] if held.HasField("g") else []) + list(held.graphs):
+                yield from all_of(graph.node)
 
 
 def is_own(node: Any) -> bool:
@@ -51,9 +87,19 @@ def read_by(node: Any) -> set[str]:
 
 
 def images_of(graph: Any) -> list[Any]:
-    """The inputs that are no weights."""
+    """The inputs that are no weights, and that something reads."""
     weights = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
-    return [i for i in graph.input if i.name not in weights]
+    read = {name for node in graph.node for name in read_by(node)}
+    return [i for i in graph.input if i.name not in weights and i.name in read]
+
+
+def needs_tidying(graph: Any) -> bool:
+    """Whether libraries stumble over how its inputs are written: one that nothing reads, or 0 for a size that is
+    free."""
+    weights = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    images = images_of(graph)
+    zero = any(d.HasField("dim_value") and d.dim_value == 0 for i in images for d in i.type.tensor_type.shape.dim)
+    return zero or len(images) < sum(i.name not in weights for i in graph.input)
 
 
 def dims(value: Any) -> list[int]:

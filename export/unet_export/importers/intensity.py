@@ -11,6 +11,9 @@ import numpy as np
 
 from unet_export.importers.steps import Affine, Clip, Step
 
+_SLIGHT = 1e-5
+"""What is added to a deviation of voxels that were brought to about 0 to 1 and makes no difference."""
+
 
 class NotPossible(Exception):
     """An operation that no normalisation of whole volumes does. Its text says why."""
@@ -114,6 +117,8 @@ class Intensity:
             raise NotPossible("measures percentiles of what was cut off at percentiles")
         if self.clip_percentiles and before.get("together") and not together:
             raise NotPossible("measures each channel behind a clip of all together")
+        if before and eps > _SLIGHT:
+            raise NotPossible(f"adds {eps:g} to what it measures of voxels that were measured before")
         # statistics of an affine form of the voxels are that form of theirs: what came before drops out
         extra = {"eps": eps / self.gain[0]} if eps else {}
         self.measured = fields | extra | ({"together": True} if together else {})

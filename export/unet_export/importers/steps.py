@@ -217,10 +217,8 @@ def wrapped_graph(proto: Any, before: Sequence[Step], after: Sequence[Step], out
         name = step.on_onnx(made, name)
     own = {"float": "float32", "double": "float64"}.get(given, given)
     name = made.cast(name, own) if own != "float32" else name
-    for node in graph.node:
-        for i, used in enumerate(node.input):
-            if used == inner.name:
-                node.input[i] = name
+    # by its own name, branches and loops read it, too
+    made.nodes.append(onnx.helper.make_node("Identity", [name], [inner.name]))
     first, made.nodes = made.nodes, []
     name = made.cast(output, "float32")
     for step in after:

@@ -155,16 +155,21 @@ def _numbers(step: Step, name: str, default: float | None = None) -> tuple[float
     return tuple(float(v) for v in value) if isinstance(value, list | tuple) else (float(value),)
 
 
+_OF_CHANNELS = ("gain", "offset", "mean", "std", "threshold")
+
+
 def _check_axis(said: Description, step: Step) -> None:
+    if not any(name in step.kwargs for name in _OF_CHANNELS):
+        return
     axis = step.kwargs.get("axis")
     if axis not in (None, "channel", "c"):
         raise ModelError(
             f"{said.path}: its {step.name} has values along {axis}, and only channels may have their own; "
             "correct its description"
         )
-    axes = step.kwargs.get("axes")
-    several = any(len(_numbers(step, n)) > 1 for n in ("gain", "offset", "mean", "std") if n in step.kwargs)
-    if several and axis is None and axes not in (None, "yx", "zyx", "xy"):
+    axes = step.kwargs.get("axes")  # of 0.4: those that a value is for together
+    several = any(len(_numbers(step, n)) > 1 for n in _OF_CHANNELS if n in step.kwargs)
+    if several and axis is None and axes is not None and not {"y", "x"} <= set(axes) <= set("bzyx"):
         raise ModelError(
             f"{said.path}: its {step.name} has values along other axes than channels; correct its description"
         )
@@ -200,6 +205,7 @@ def behind_of(said: Description, given: Tensor, made: Tensor) -> Behind:
         if understood is None:
             found.left_out.append(f"postprocessing {step.name}: {_WHY.get(step.name, 'it is not known here')}")
             continue
+        _check_axis(said, step)
         understood(step, found)
     return found
 
@@ -210,6 +216,7 @@ _WHY = {
     "zero_mean_unit_variance": "it measures the whole output, which is written block by block",
     "stardist_postprocessing": "it makes objects of the whole output; run it on the written probabilities",
     "cellpose_flow_dynamics": "it makes objects of the whole output; run it on the written outputs",
+    "custom": "it is code of the package",
     "custom_processing": "it is code of the package",
 }
 
@@ -268,7 +275,7 @@ def _behind_linear(step: Step, found: Behind) -> None:
 
 def _behind_clip(step: Step, found: Behind) -> None:
     low, high = step.kwargs.get("min"), step.kwargs.get("max")
-    if low is None and high is None:
+    if any(step.kwargs.get(end) is not None for end in ("min_percentile", "max_percentile")):
         found.left_out.append("postprocessing clip to percentiles: it measures the whole output")
         return
     _into_graph(found)

@@ -94,8 +94,13 @@ def _onnx(files: Files, said: Description, entry: Entry, output: int, wanted: Wa
         )
     dims = images[0].type.tensor_type.shape.dim
     sizes = tuple(int(d.dim_value) if d.HasField("dim_value") and d.dim_value else None for d in dims)
-    place = output if output < len(proto.graph.output) else 0
-    return Found(f"{Path(plain(entry.source)).name}", proto, proto.graph.output[place].name, sizes)
+    made = [value.name for value in proto.graph.output]
+    if output >= len(made):
+        raise ModelError(
+            f"{said.path}: {entry.source} gives {len(made)} outputs ({', '.join(made)}), and its description names "
+            f"{len(said.outputs)}; get the package again"
+        )
+    return Found(f"{Path(plain(entry.source)).name}", proto, made[output], sizes)
 
 
 # --- PyTorch ---

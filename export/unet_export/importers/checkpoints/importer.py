@@ -17,16 +17,13 @@ from unet_engine.version import version_of
 from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.checkpoints import hyperparameters
 from unet_export.importers.checkpoints.measured import as_weights_say
+from unet_export.importers.checkpoints.normalising import take_scaling, tell_scaling
 from unet_export.importers.checkpoints.smp import HOW, Named, built, name_of, parsed
 from unet_export.importers.files import MOST_TEXT, Files
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pt", "model.bin")
 _OWN = ("encoder_name", "encoder_weights")
 _SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".tar")
-_ASKED = (
-    "note: nothing says how voxels became numbers in training: they are taken as they are; --normalize imagenet, or whatever "
-    "was done, says otherwise"
-)
 
 
 class SmpFolder:
@@ -131,14 +128,17 @@ def _imported(
     held = read_weights(weights)
     named = as_weights_say(path, named, held)
     network = built(path, named)
+    channels = named.arguments.get("in_channels", 3)
+    taken = take_scaling(held, network, channels) if isinstance(channels, int) else None
     fill(network, held, wanted.weights, tell, "--smp")
     if named.arguments.get("activation"):  # done inside, as the graph tells
         meaning = {key: value for key, value in meaning.items() if key != "activation"}
     promised = {"name": Path(path).stem, **meaning}
-    if isinstance(named.arguments.get("in_channels", 3), int):
-        promised["channels_in"] = named.arguments.get("in_channels", 3)
+    if isinstance(channels, int):
+        promised["channels_in"] = channels
     if not wanted.normalize:
-        tell(_ASKED)
+        promised |= {"normalization": taken} if taken else {}
+        tell_scaling(taken, named, tell)
     version = version_of("segmentation-models-pytorch")
     return Imported(
         (Member(weights.name, network),), promised, "what builds its network", credit, head=wanted.head,

@@ -1,0 +1,74 @@
+"""How images became numbers in a training, as far as its checkpoint tells."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from unet_engine.units import Tell
+from unet_export.importers.checkpoints.smp import Named
+
+_NAMES = (("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"), ("_mean", "_std"))
+"""Buffers under which modules around a network keep what they take off images and divide them by."""
+
+
+def take_scaling(held: Any, network: Any, channels: int) -> dict[str, Any] | None:
+    """Fields of the `Normalization` that a module around `network` does, by its buffers, which are taken out of
+    `held`, a `unet_export.conversion.weights.Weights`. None where there are none for so many channels, or several that
+    differ."""
+    own = [name for name in network.state_dict() if name.rpartition(".")[2] in dict(_NAMES)]
+    found: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    for path in list(held.tensors):
+        before, _, last = path.rpartition(".")
+        other = next((b for a, b in _NAMES if a == last), None)
+        pair = (path, f"{before}.{other}" if before else str(other))
+        if other is None or pair[1] not in held.tensors or any(f".{path}".endswith(f".{name}") for name in own):
+            continue
+        values = [held.tensors[name] for name in pair]
+        if any(v.numel() not in (1, channels) or max(v.shape, default=1) != v.numel() for v in values):
+            continue
+        mean, std = (tuple(v.reshape(-1).double().tolist()) for v in values)
+        if min(std) > 0:
+            found.append((mean, std))
+            for name in pair:
+                del held.tensors[name], held.holders[name]
+    if len(set(found)) != 1:
+        return None
+    return {"mode": "fixed", "mean": found[0][0], "std": found[0][1]}
+
+
+def tell_scaling(taken: dict[str, Any] | None, named: Named, tell: Tell) -> None:
+    """What is known of it, and what `--normalize` would say."""
+    if taken:
+        said = _text(taken["mean"], taken["std"])
+        tell(
+            f"note: the module around its network takes off a mean and divides by a deviation, which its buffers hold: "
+            f"{said}; where training divided voxels before, say --normalize {said},divide=255, or whatever it did"
+        )
+        return
+    told = _of_encoder(named.encoder)
+    how = f"--normalize {told}, which its encoder was trained with," if told else "--normalize imagenet,"
+    tell(
+        "note: nothing says how voxels became numbers in training: they are taken as they are; "
+        f"{how} or whatever was done, says otherwise"
+    )
+
+
+def _of_encoder(encoder: str) -> str:
+    """What timm says of the weights that an encoder of it begins with; empty where it is not known without fetching
+    it."""
+    timm = sys.modules.get("timm")
+    if timm is None or not encoder.startswith("tu-"):
+        return ""
+    try:
+        known = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        return _text(known.mean, known.std) + ",divide=255"
+    except Exception:  # it says no in its own ways, and this is a hint
+        return ""
+
+
+def _text(mean: Sequence[float], std: Sequence[float]) -> str:
+    return "fixed:" + ",".join(
+        f"{name}={'/'.join(f'{v:.6g}' for v in values)}" for name, values in (("mean", mean), ("std", std))
+    )
