@@ -197,6 +197,22 @@ def test_format_04(tmp_path):
     assert model.credit.certificate[0].equal_labels == 1.0
 
 
+def test_in_format_04_an_offset_tells_the_channels_of_the_output(tmp_path):
+    """Twice of it. What is binarized are two masks then, and not one probability."""
+    folder, _, _ = small(tmp_path / "pkg", behind=[])
+    inputs = [{
+        "name": "raw", "axes": "bcyx", "data_type": "uint16", "shape": {"min": [1, 1, 16, 16], "step": [0, 0, 8, 8]},
+    }]  # fmt: skip
+    outputs = [{
+        "name": "cells", "axes": "bcyx", "data_type": "float32",
+        "shape": {"reference_tensor": "raw", "scale": [1, None, 1, 1], "offset": [0, 1, 0, 0]},
+        "postprocessing": [{"name": "binarize", "kwargs": {"threshold": 0.4}}],
+    }]  # fmt: skip
+    packages.described(folder, format_version="0.4.9", inputs=inputs, outputs=outputs)
+    found = BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), print)
+    assert (found.promised["channels"], found.promised["activation"]) == ("multilabel", "probabilities_each")
+
+
 class Half(torch.nn.Module):
     """Outputs at half the resolution."""
 

@@ -4,8 +4,11 @@ own library, where that is installed, and always against NumPy."""
 import numpy as np
 import pytest
 
+onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 pytest.importorskip("yaml")
+
+from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 from support import packages  # noqa: E402
 from unet_engine.errors import ModelError  # noqa: E402
@@ -14,6 +17,7 @@ from unet_engine.volumes.normalize import scaling  # noqa: E402
 from unet_export.importers.bioimageio import processing  # noqa: E402
 from unet_export.importers.bioimageio.description import described  # noqa: E402
 from unet_export.importers.files import Files  # noqa: E402
+from unet_export.importers.steps import Affine, Cast, Sigmoid, wrapped_graph  # noqa: E402
 
 step = packages.step
 CZYX = ["channel", "y", "x"]
@@ -168,6 +172,33 @@ def test_what_has_no_counterpart_behind_it_is_left_out_by_name(tmp_path, name):
     assert found.left_out[0].startswith(f"postprocessing {name}: ")
     assert found.left_out[1] == "clip, which follows that"
     assert not found.steps
+
+
+def test_steps_before_and_behind_have_names_of_their_own():
+    """A Cast in front of the network and one behind it had the same."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y) { y = Relu(x) }'
+    )
+    made = wrapped_graph(proto, [Cast("bool"), Cast("float32")], [Sigmoid()], "y", 2)
+    onnx.checker.check_model(made)
+    names = [name for made_by in made.graph.node for name in made_by.output]
+    assert len(names) == len(set(names))
+
+
+def test_branches_of_a_graph_read_what_steps_make_of_its_input():
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1, 1, 2, 2] x) => (float[1, 1, 2, 2] y) {
+        mean = ReduceMean <keepdims = 0> (x)
+        zero = Constant <value_float = 0.0> ()
+        positive = Greater(mean, zero)
+        y = If (positive) <
+            then_branch = t () => (float[1, 1, 2, 2] a) { a = Identity(x) },
+            else_branch = e () => (float[1, 1, 2, 2] b) { b = Neg(x) }
+        >
+    }"""
+    made = wrapped_graph(onnx.parser.parse_model(text), [Affine((2.0,), (1.0,))], [], "y", 2)
+    given = np.float32([[[[1, 2], [3, 4]]]])
+    evaluator = ReferenceEvaluator(made)
+    np.testing.assert_allclose(evaluator.run(None, {"unet_engine_input": given})[0], 2 * given + 1)
 
 
 def test_a_clip_to_a_percentile_of_the_output_is_left_out_whatever_its_other_end(tmp_path):

@@ -171,12 +171,14 @@ class Graph:
     def __init__(self, opset: int, space: int) -> None:
         self.opset, self.space = opset, space
         self.nodes: list[Any] = []
+        self._made = 0
         self.values: list[Any] = []
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
         import onnx
 
-        name = f"unet_engine_{kind.lower()}_{len(self.nodes)}_{id(self) % 9973}"
+        name = f"unet_engine_{kind.lower()}_{self._made}_{id(self) % 9973}"
+        self._made += 1
         self.nodes.append(onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 

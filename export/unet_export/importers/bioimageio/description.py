@@ -220,7 +220,11 @@ class _V4(_Reader):
         if isinstance(shape, list):
             return tuple(Axis(a, _kind(a), size=int(n), halo=h) for a, n, h in zip(letters, shape, halo, strict=True))
         follow = zip(letters, shape["scale"], shape["offset"], halo, strict=True)
-        return tuple(Axis(a, _kind(a), like=a, scale=float(s or 0), offset=float(o), halo=h) for a, s, o, h in follow)
+        return tuple(
+            Axis(a, _kind(a), like=a, scale=float(s), offset=float(o), halo=h) if s
+            else Axis(a, _kind(a), size=int(2 * float(o)) or None, halo=h)
+            for a, s, o, h in follow
+        )  # fmt: skip
 
 
 def _kind(letter: str) -> str:
