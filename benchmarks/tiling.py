@@ -39,7 +39,7 @@ from tiling_contestants import agreement, monai, network_of, normalised, ours, p
 from unet_engine.model.file import open_model
 from unet_engine.profiling import charts
 from unet_engine.profiling.charts import Axes, Line
-from unet_engine.settings import parse_tiling
+from unet_engine.settings_text import parse_tiling
 from unet_engine.volumes.formats import open_volume
 
 NONE = 0.1

@@ -19,7 +19,8 @@ SAID_ELSEWHERE = {
     # the text is made by a function or an error of ours that says it
     "refusal(": "model/onnx_outside.py, torch_file.py",
     "_not_ours(": "output/output.py",
-    "_explained(": "settings.py, cluster/running_scheduler.py",
+    "_explained(": "cluster/running_scheduler.py",
+    "sources.explained(": "settings_sources.py",
     "_invalid(": "volumes/ome.py",
     "_lacking(": "conversion/weights.py",
     "<mixing>": "conversion/adapt.py",
@@ -35,7 +36,7 @@ SAID_ELSEWHERE = {
     "<str(error)>": "postprocess/sending.py: an error of ours under another exit code",
     "{path} {error}": "text_files.NotReadable",
     "{path} {advice}": "conversion/checkpoint.py",
-    "{option} {brief(text)}: {error}": "the parsers of settings.py and units.py",
+    "{option} {brief(text)}: {error}": "the parsers of settings_text.py and units.py",
     "--tta {request.wanted.tta}: {error}": "the parser of --tta",
     "--spacing-unit: {error}": "the parser of units.py",
     "--normalize {how}: {error}": "model/normalization.py",

@@ -21,7 +21,8 @@ from unet_engine import errors
 from unet_engine.commands.cli import app
 from unet_engine.commands.farewell import INTERRUPTED
 from unet_engine.commands.manual import commands
-from unet_engine.settings import ENVIRONMENT, Settings
+from unet_engine.settings import Settings
+from unet_engine.settings_files import ENVIRONMENT
 
 PACKAGE = Path(unet_engine.__file__).parent
 EXPORT = next(

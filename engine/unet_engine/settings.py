@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
-from math import inf, prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from unet_engine.endings import refuse_other_formats
-from unet_engine.errors import SettingsError, reworded
+from unet_engine.errors import SettingsError
 from unet_engine.paths import plain, unusable
 from unet_engine.redaction import hide, hide_in_url
-from unet_engine.settings_files import ENVIRONMENT, SettingsFile, settings_files
-from unet_engine.units import MOST, MOST_BYTES, MOST_VOXELS, brief, parse_bytes, times
+from unet_engine.settings_files import SettingsFile, settings_files
+from unet_engine.settings_sources import Sources, variables
+from unet_engine.settings_text import parse_part, parse_tiling, parse_tta, parse_values, parse_window, plausible_window
+from unet_engine.units import MOST, MOST_BYTES, parse_bytes
 
 MOST_THREADS = 1024
 """Threads of one process that are started at most."""
 MOST_WORKERS = 10**6
 """Of whatever cluster; on this machine memory is the limit, see `unet_engine.cluster.local_workers`."""
 
-_OTHERS = frozenset(
-    {
-        "keep_going", "dry_run", "results", "log", "log_format", "metrics", "report", "notify", "rate", "verbose", "quiet",
-        "cache", "store_cache", "store_seconds", "store_stalled", "traceback", "workers_beside", "gpus_per_job",
-        "faults", "loop", "complete", "cuda", "werror", "seeds",
-    }
-)  # fmt: skip
-"""What else they may say: options of `run` beside its settings, and what is told in docs/."""
-
 AUTO = "auto"
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
 
-EvenBlend = Literal["gaussian", "constant", "crop"]
-"""How windows that are spread evenly are put together."""
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
@@ -414,27 +402,28 @@ class Settings(BaseModel):
         given = {key: value for key, value in given.items() if value is not None}
         around = {key: value for key, value in from_environment().items() if key not in given}
         given = {**around, **given}
-        source: dict[str, SettingsFile] = {}
+        files: dict[str, SettingsFile] = {}
         for file in settings_files(plain(str(given.get("input", "")))):
-            source |= {key: file for key in file.values if key not in given and key not in source}
+            files |= {key: file for key in file.values if key not in given and key not in files}
+        sources = Sources(around, files)
         try:
-            settings = cls.model_validate({**{key: file.values[key] for key, file in source.items()}, **given})
+            settings = cls.model_validate({**{key: file.values[key] for key, file in files.items()}, **given})
         except ValidationError as error:
-            raise SettingsError(_explained(error, source, around)) from error
+            raise SettingsError(sources.explained(error)) from error
         hide(settings.dashboard_token)
         hide_in_url(settings.input, settings.out, settings.mask, settings.truth, settings.scheduler)
         try:
             settings._check()
         except SettingsError as error:
-            raise _told_where(error, source, around) from error
-        for key, file in source.items():
+            raise sources.told(error) from error
+        for key, file in files.items():
             file.check(key)
         if settings.part:  # other parts may have begun the output
             settings = settings.model_copy(update={"resume": True})
         if settings.tiling and settings.tiling != "auto":
             window, _, blend = parse_tiling(settings.tiling)
             settings = settings.model_copy(update={"window": window, "blend": blend})
-        settings._notes = (*_said_around(around), *_taken(source))
+        settings._notes = sources.notes(cls.model_fields)
         return settings
 
     def _check(self) -> None:
@@ -540,135 +529,4 @@ class Settings(BaseModel):
 
 def from_environment() -> dict[str, str]:
     """What the environment says of settings, by their names. An empty value says nothing."""
-    options = {ENVIRONMENT + option.upper(): name for name, option in _OPTIONS.items()}
-    named = options | {ENVIRONMENT + name.upper(): name for name in Settings.model_fields}
-    return {name: os.environ[key] for key, name in named.items() if os.environ.get(key, "").strip()}
-
-
-def _said_around(around: Mapping[str, str]) -> tuple[str, ...]:
-    """Notes of what was taken, and of variables that are called like ours and say nothing: slips of the keyboard."""
-    names = ", ".join(sorted(set(around) - {"dashboard_token"}))
-    taken = (f"from the environment: {names}",) if names else ()
-    known = _OTHERS | set(Settings.model_fields) | set(_OPTIONS.values())
-    strange = sorted(
-        key for key in os.environ if key.startswith(ENVIRONMENT) and key[len(ENVIRONMENT) :].lower() not in known
-    )
-    return taken + tuple(f"{key} is in the environment and no setting: ignored" for key in strange)
-
-
-def _told_where(error: SettingsError, source: Mapping[str, SettingsFile], around: Mapping[str, str]) -> SettingsError:
-    """The same error, which names options, with where those were said that nobody typed."""
-    text = str(error)
-    places = {name: f"{source[name].path}" for name in source} | {name: ENVIRONMENT + name.upper() for name in around}
-    said = [
-        f"--{_OPTIONS.get(name, name).replace('_', '-')} is said by {place}"
-        for name, place in places.items()
-        if re.search(rf"--{_OPTIONS.get(name, name).replace('_', '-')}(?![a-z-])", text)
-    ]
-    return cast("SettingsError", reworded(error, f"{text} ({'; '.join(said)})")) if said else error
-
-
-def _taken(source: Mapping[str, SettingsFile]) -> tuple[str, ...]:
-    """A note for each file that settings were taken from."""
-    keys: dict[Path, list[str]] = {}
-    for key, file in source.items():
-        keys.setdefault(file.path, []).append(key)
-    return tuple(f"from {path}: {', '.join(names)}" for path, names in keys.items())
-
-
-def _explained(error: ValidationError, source: Mapping[str, SettingsFile], around: Mapping[str, str]) -> str:
-    """What is wrong, under the name by which the user gave it: an option, a variable of the environment in `around`, or
-    a key of the file in `source`."""
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    shown = f"{source[name].path}: {name}" if name in source else "--" + _OPTIONS.get(name, name).replace("_", "-")
-    shown = ENVIRONMENT + name.upper() if name in around else shown
-    if first["type"] == "extra_forbidden":
-        return f"{shown} is not a setting; see unet-engine run --help"
-    if first["type"] == "missing":
-        return f"{shown} is missing; see unet-engine run --help"
-    return (
-        f"{shown} {brief(first.get('input'))}: {first['msg'].removeprefix('Value error, ')}; see unet-engine run --help"
-    )
-
-
-_OPTIONS = {"input": "in"}
-"""Options that are not called like the setting."""
-
-
-WINDOW = "give one positive size per axis, e.g. 64,64,64"
-"""How sizes of a window are written."""
-
-
-def parse_window(text: str) -> tuple[int, ...]:
-    """``64,64,64`` as sizes. Raises `ValueError` where it is none."""
-    if not re.fullmatch(r"\s*[0-9]{1,18}\s*(,\s*[0-9]{1,18}\s*)*", text):
-        raise ValueError(WINDOW)
-    return plausible_window(tuple(int(part) for part in text.split(",")))
-
-
-def plausible_window(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Sizes that a window can have. Raises `ValueError` for all others."""
-    if len(sizes) not in (2, 3):
-        raise ValueError(f"it has {len(sizes)} sizes; give one per axis, e.g. 64,64,64")
-    if min(sizes) < 1:
-        raise ValueError(WINDOW)
-    if max(sizes) > MOST or prod(sizes) > MOST_VOXELS:
-        raise ValueError(f"no machine holds a window of {times(sizes)}; {WINDOW}")
-    return sizes
-
-
-TILING = "give window, voxels shared and blend, e.g. 136,144,144:16,16,16:crop"
-
-
-def parse_tiling(text: str) -> tuple[tuple[int, ...], tuple[int, ...], EvenBlend]:
-    """``136,144,144:16,16,16:crop`` as window, least voxels that neighbours share, and blend. Raises `ValueError` where
-    it is none."""
-    match = re.fullmatch(r"([0-9, ]+):([0-9, ]+):\s*(gaussian|constant|crop)\s*", text)
-    if not match:
-        raise ValueError(TILING)
-    window = parse_window(match[1])
-    if not re.fullmatch(r"\s*[0-9]{1,18}\s*(,\s*[0-9]{1,18}\s*)*", match[2]):
-        raise ValueError(TILING)
-    shared = tuple(int(part) for part in match[2].split(","))
-    if len(shared) != len(window):
-        raise ValueError(f"{len(window)} sizes and {len(shared)} that are shared; {TILING}")
-    if any(s >= w > 1 for s, w in zip(shared, window, strict=True)):
-        raise ValueError("neighbours share all of a window; let them share less")
-    return window, shared, cast("EvenBlend", match[3])
-
-
-def parse_values(text: str) -> tuple[float, ...]:
-    """``-9999`` or ``0,nan`` as numbers. Raises `ValueError` where it is none, or without end."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError("give a number, nan, or none") from None
-    if any(value in (inf, -inf) for value in values):
-        raise ValueError("give a finite number, or nan")
-    return values
-
-
-TTA = "give none, mirror, mirror:AXES, turns, or mirrors and turns joined by +, e.g. mirror:z+turns"
-
-
-def parse_tta(text: str) -> tuple[str | None, bool]:
-    """``mirror:yx+turns`` as the axes that are mirrored along (None: those that the model names) and whether windows
-    are turned. Raises `ValueError` where it is none of these."""
-    if text.strip() == "none":
-        return "", False
-    match = re.fullmatch(r"\s*(?:(mirror)(?::([zyx]{1,3}))?)?\s*(?:(\+?)\s*(turns))?\s*", text)
-    if not match or bool(match[3]) != bool(match[1] and match[4]) or not (match[1] or match[4]):
-        raise ValueError(TTA)
-    axes = match[2] or ""
-    if len(set(axes)) < len(axes):
-        raise ValueError(TTA)
-    return (match[2] if match[1] else ""), bool(match[4])
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """``i/n`` as two numbers, 1 <= i <= n. Raises `ValueError` where it is none."""
-    match = re.fullmatch(r"\s*([0-9]{1,10})\s*/\s*([0-9]{1,10})\s*", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]) <= MOST:
-        raise ValueError("give the number of the part and how many there are, e.g. 1/4 to 4/4")
-    return int(match[1]), int(match[2])
+    return variables(Settings.model_fields)

@@ -481,7 +481,7 @@ def meant_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the
     option."""
-    from unet_engine.settings import parse_window
+    from unet_engine.settings_text import parse_window
     from unet_engine.units import brief
 
     if text is None:

@@ -41,8 +41,9 @@ from unet_engine.prepare.precision import Choice, Grounds, chosen
 from unet_engine.prepare.resampling import Grids, image_of, on_windows_grid, scaling_seen, seen
 from unet_engine.prepare.resampling import grids as grids_of
 from unet_engine.prepare.spacing import check_spacing
-from unet_engine.settings import Settings, parse_tiling
+from unet_engine.settings import Settings
 from unet_engine.settings_files import CONFIG
+from unet_engine.settings_text import parse_tiling
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.volumes import samples
