@@ -99,9 +99,7 @@ def app() -> None:
 @click.argument("more", metavar="[PATH]...", nargs=-1, type=PLACE)
 def run_command(*, as_json: bool, more: tuple[str, ...], **given: Any) -> None:
     """Run the model over a volume, or over several: those of --in, and those named behind."""
-    from unet_engine import machine
-
-    with machine.uncollected():
+    with _importing():
         from unet_engine.commands import notice, report  # noqa: F401  # all of a run
 
     ways = running.Ways.taken(given)
@@ -113,6 +111,16 @@ def run_command(*, as_json: bool, more: tuple[str, ...], **given: Any) -> None:
         with _asked(ways, console, message, given, more, as_json=as_json) as task:
             task.result = task.work()
         ended[0] = task.line
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Inside, imports of many modules take less."""
+    from unet_engine import machine
+    from unet_engine.commands.generated import known_code
+
+    with machine.uncollected(), known_code():
+        yield
 
 
 @dataclass
@@ -250,11 +258,12 @@ def plan_command(*, as_json: bool, **given: Any) -> None:
 
 
 def _plan(given: dict[str, Any], *, as_json: bool) -> None:
-    from unet_engine.batches.times import first_of
-    from unet_engine.commands import report, screen
-    from unet_engine.prepare.prepare import prepare
-    from unet_engine.prepare.survey import survey
-    from unet_engine.settings import Settings
+    with _importing():
+        from unet_engine.batches.times import first_of
+        from unet_engine.commands import report, screen
+        from unet_engine.prepare.prepare import prepare
+        from unet_engine.prepare.survey import survey
+        from unet_engine.settings import Settings
 
     console = screen.stderr()
     settings = with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text]))
