@@ -236,6 +236,29 @@ def test_a_site_is_looked_through(tmp_path):
     ]
 
 
+def test_a_site_shows_lists_titles_and_options_as_they_are_meant():
+    hooks = module("hooks")
+    text = "Said of\n- one\n  more\n- two\n\n```\na\n- b\n```\n1. c\n"
+    assert hooks.listed(text) == text.replace("of\n-", "of\n\n-").replace("```\n1", "```\n\n1")
+    assert hooks.listed(hooks.listed(text)) == hooks.listed(text)
+    titles = {"how/volumes.md": "Volumes"}
+    assert (
+        hooks.titled("see [volumes.md](../how/volumes.md#x)", titles, "a/b.md") == "see [Volumes](../how/volumes.md#x)"
+    )
+    assert hooks.titled("see [ours](volumes.md)", titles, "how/b.md") == "see [ours](volumes.md)"
+    assert hooks.unbroken("<code>--a-b</code>") == '<code class="whole">--a-b</code>'
+
+
+def test_types_and_remedies_are_written_as_people_would(reference):
+    page = reference["reference/settings.md"]
+    assert "| `--overlap` | `float | auto` |" in page
+    assert "FieldInfo" not in page
+    assert "\\|" not in page
+    part = module("reference")._parted
+    assert part("--rate x: give the price, e.g. 3EUR") == ("--rate x", "give the price, e.g. 3EUR")
+    assert part("a: b; use c") == ("a: b", "use c")
+
+
 # --- shell and man ---
 
 

@@ -9,9 +9,12 @@ import itertools
 import json
 import re
 import tempfile
+import types
+import typing
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args, get_origin
 
 import click
 import numpy as np
@@ -54,7 +57,8 @@ def cli() -> str:
         context = click.Context(command, info_name=f"unet-engine {name}")
         usage = command.get_usage(context).removeprefix("Usage: ")
         parts += [f"## {name}", _prose(command.help or ""), f"```\n{usage}\n```"]
-        rows = [record for p in command.params if (record := p.get_help_record(context))]
+        records = [record for p in command.params if (record := p.get_help_record(context))]
+        rows = [(option, told) for option, told in records if told]  # arguments are in the usage, and told above it
         if rows:
             parts.append("| option | what |\n|---|---|\n" + "\n".join(f"| {_code(o)} | {_cell(h)} |" for o, h in rows))
     return _joined(parts)
@@ -81,11 +85,11 @@ def settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         option = ", ".join(options[name].opts) if name in options else ""
-        kind = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
-        kind = kind.replace("typing.", "")
         default = "needed" if field.is_required() else repr(field.default)
         words = told.get(name) or options[name].help or ""
-        rows.append(f"| `{name}` | {_code(option)} | {_code(kind)} | {_code(default)} | {_cell(words)} |")
+        rows.append(
+            f"| `{name}` | {_code(option)} | {_code(_kind(field.annotation))} | {_code(default)} | {_cell(words)} |"
+        )
     return _joined([
         "# Settings",
         "One name everywhere: the option of the command line, the keyword of `unet_engine.run`, the key of "
@@ -93,6 +97,22 @@ def settings() -> str:
         "[batches.md](../batches.md#where-settings-come-from).",
         "| setting | option | type | default | what |\n|---|---|---|---|---|\n" + "\n".join(rows),
     ])  # fmt: skip
+
+
+def _kind(annotation: object) -> str:
+    """A type as people write it: choices by their values, without what it is checked by, nor that it may be None."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    if isinstance(annotation, str | int):
+        return str(annotation)
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    match get_origin(annotation):
+        case typing.Annotated:
+            return _kind(parts[0])
+        case typing.Literal | typing.Union | types.UnionType:
+            return " | ".join(map(_kind, parts))
+        case origin:
+            return f"{getattr(origin, '__name__', origin)} of {_kind(parts[0])}"
 
 
 # --- Python ---
@@ -117,8 +137,20 @@ def _signature(function: Callable[..., object]) -> str:
     shown = ("input", "model", "out")
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.name not in Settings.model_fields or p.name in shown]
-    text = str(inspect.Signature(own))
-    return text.removesuffix(")") + ", **settings)" if len(own) < len(signature.parameters) else text
+    parts = [str(p.replace(annotation=_Unquoted(p.annotation))) for p in own]
+    if named := [p.kind for p in own].count(inspect.Parameter.KEYWORD_ONLY):
+        parts.insert(len(own) - named, "*")
+    if len(own) < len(signature.parameters):
+        parts.append("**settings")
+    line = f"({', '.join(parts)})"
+    return line if len(line) < 100 else "(\n    " + ",\n    ".join(parts) + ",\n)"
+
+
+class _Unquoted(str):
+    """An annotation that is shown as it stands in the source."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 def _fields(found: object) -> dict[str, str]:
@@ -180,8 +212,7 @@ def _blank(part: ast.expr) -> str:
 def messages() -> str:
     by_class: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for kind, text, _ in _said():
-        problem, _, remedy = " ".join(text.split()).rpartition("; ")
-        by_class[kind].add((problem or remedy, remedy if problem else ""))
+        by_class[kind].add(_parted(" ".join(text.split())))
     parts = [
         "# Errors",
         "Every message that can end a command, as it stands in the code: what is wrong, and what to do. What is filled in "
@@ -193,6 +224,17 @@ def messages() -> str:
             f"## {kind}, exit code {getattr(errors, kind).exit_code}\n\n| what is wrong | what to do |\n|---|---|\n{rows}"
         )
     return _joined(parts)
+
+
+_REMEDY = re.compile(r"(?:; |[:,] (?=(?:or )?(?:give|use|repeat|write|pip install|restore|run)\b))")
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """What is wrong, and what to do: behind the last semicolon, else where a sentence turns to the reader."""
+    problem, _, remedy = text.rpartition("; ")
+    if not problem and (turn := _REMEDY.search(text)):
+        problem, remedy = text[: turn.start()], text[turn.end() :]
+    return (problem, remedy.removeprefix("or ")) if problem else (remedy, "")
 
 
 def _classes() -> list[type[errors.UnetEngineError]]:
@@ -235,7 +277,7 @@ def files() -> str:
         out = root / "labels.zarr"
         listed = "\n".join(sorted(path.relative_to(root).as_posix() for path in out.rglob("*") if path.is_file())[:12])
         attributes = json.loads((out / "zarr.json").read_text())["attributes"]
-        shown = json.dumps(_bare(attributes, folder), indent=1)
+        shown = _brief(json.dumps(_bare(attributes, folder), indent=1))
     return _joined([
         "# Files",
         "An output is an OME-Zarr 0.5 group (Zarr v3) with the result in the array `0`, further resolutions in `1`, `2`, … "
@@ -260,6 +302,17 @@ window_min = [4, 4, 4]
 window_step = [4, 4, 4]
 margin = [0, 0, 0]
 """
+
+
+def _brief(text: str) -> str:
+    """JSON with short lists in one line, and long texts cut."""
+    while (shorter := re.sub(r"\[\s*([^][{}]{1,200}?)\s*\]", _in_one_line, text)) != text:
+        text = shorter
+    return re.sub(r"^(.{110}).+$", r"\1…", text, flags=re.M).replace("\x00", "[").replace("\x01", "]")
+
+
+def _in_one_line(match: re.Match[str]) -> str:
+    return f"\x00{' '.join(match[1].split())}\x01"
 
 
 def _bare(value: object, folder: str) -> object:
@@ -302,4 +355,4 @@ def _cell(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text}`".replace("|", "\\|") if text else ""
+    return f"`{text}`" if text else ""  # a bar within code parts no cells
