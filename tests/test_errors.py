@@ -102,6 +102,16 @@ def test_every_error_says_what_to_do():
     assert not silent, "\n".join(silent)
 
 
+DEAD_END = re.compile(r"; (such|it|they|an?|one|the|\d)\b[^:;]*\b(is|are) (not|not read|needed|left alone|safe)$")
+
+
+def test_no_remedy_is_a_refusal_said_again():
+    """Whoever reads that something "is not read" is where they were before."""
+    found = [f"{where}: {text}" for where, text in messages() if DEAD_END.search(without_what_is_put_in(text))]
+    assert not found, "\n".join(found)
+    assert DEAD_END.search("a.zip unpacks to 9 bytes; such an archive is not read")
+
+
 @pytest.mark.parametrize("part", SAID_ELSEWHERE)
 def test_no_exception_is_kept_that_nothing_needs(part):
     assert any(part in text for _, text in messages())

@@ -51,7 +51,7 @@ def test_links_that_lead_out_of_a_folder_are_refused_but_for_the_blobs_of_a_hub(
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
     path = archive(tmp_path / "a.zip", [("rdf.yaml", b"x"), ("big", bytes(80 * 2**20))])
-    with pytest.raises(ModelError, match="such an archive is not read"):
+    with pytest.raises(ModelError, match="unpack it yourself and name the folder"):
         Files(path)
 
 

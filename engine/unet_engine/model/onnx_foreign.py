@@ -164,7 +164,9 @@ class _Entrance:
         space = {3: "yx", 4: "zyx"}.get(max(order, default=0))
         axes = said.replace("c", "") or space
         if axes is None:
-            raise ModelError(f"{path}: its input has {rank} axes; 4 (batch, channel, y, x) or 5 (with z) are needed")
+            raise ModelError(
+                f"{path}: its input has {rank} axes; export it with 4 (batch, channel, y, x) or 5 (with z)"
+            )
         placed = dict(zip(order, own, strict=True))
         fixed = tuple(placed.get(axis, 1) for axis in range(max(order) + 1))
         return cls(path, model, image.name, fixed, axes, () if order == tuple(range(rank)) else order, layout)
@@ -281,7 +283,7 @@ def _grid(
     if len(head.shape) != len(window) + 1:
         raise ModelError(
             f"{entrance.path}: its output {head.name} of {times(head.shape) or 'one number'} is no image of the axes "
-            f"{entrance.axes}; an image-to-image network is needed"
+            f"{entrance.axes}; take an output that is an image with --head, or another network"
         )
     sizes = head.shape[1:]
     scale: tuple[Fraction | None, ...] = (None,) * len(window)

@@ -177,7 +177,7 @@ def margin(
             f"sizes, or where it lacks a border write margin = {[(w - o) // 2 for _, w, o in sides]} to a .toml beside it"
         )
     if any((w - o) % 2 for _, w, o in sides):
-        raise ModelError(f"{turns}; an output of the same size, or smaller by as much at both sides, is needed")
+        raise ModelError(f"{turns}; export it with an output of the same size, or smaller by as much at both sides")
     return tuple((w - o) // 2 for _, w, o in sides)
 
 

@@ -275,7 +275,7 @@ class ModelSpec(BaseModel):
             below = max(least, least + (size - least) // step * step)
             raise ModelError(
                 f"the model {self.name} takes {least} + k*{step} voxels along {axis}, not {size}; "
-                f"nearest: {below} or {below + step}"
+                f"use the nearest: {below} or {below + step}"
             )
 
     @property

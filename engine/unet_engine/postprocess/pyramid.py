@@ -228,7 +228,8 @@ def _there(made: _Made) -> bool:
     strange = [name for name in (*made.names, *others) if _stored_digest(made, name) is None]
     if strange:
         raise OutputError(
-            f"{path} has {'a pyramid' if others else strange[0]} already that unet-engine did not write; it is left alone"
+            f"{path} has {'a pyramid' if others else strange[0]} already that unet-engine did not write; it is "
+            "left alone: write the array to a group of its own with unet-engine convert"
         )
     if others and not made.wanted.overwrite:
         raise OutputError(f"{path} has another pyramid of {len(others) + 1} levels; use --overwrite to replace it")

@@ -34,6 +34,6 @@ def decided(survey: Survey, windows: Callable[[], Sequence[Array]]) -> Survey:
         opinion = second_opinion.of_rewriting(setup, survey.backend, cut[0])
         if opinion.difference is None or opinion.wrong:
             raise BackendError(
-                f"--split-concat: {setup.model.named} was not found to give the same ({opinion.text}); leave it out"
+                f"--split-concat: {setup.model.named} gives other numbers so, or it could not be tried ({opinion.text}); leave it out"
             )
     return replace(survey, model=split)

@@ -184,6 +184,6 @@ class Place:
             self.bars.write_text(bars(totals(processes)), encoding="utf-8")
         except OSError as error:
             raise OutputError(
-                f"{self.trace.parent} cannot be written: {error.strerror}; the output itself is safe"
+                f"{self.trace.parent} cannot be written: {error.strerror}; the output itself is safe: choose another --profile next time"
             ) from error
         return str(self.trace), str(self.bars)

@@ -44,13 +44,17 @@ def fetched(url: str, tell: Tell = silent, most: int = MOST) -> str:
     place, _, fragment = url.partition("#")
     wanted = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if fragment and not wanted:
-        raise InputError(f"{url}: behind # may stand sha256= and 64 hexadecimal digits; correct it")
+        raise InputError(
+            f"{url}: what follows # has to be sha256= and 64 hexadecimal digits; correct it, or leave it out"
+        )
     folder = cache.place() / "fetched" / hashlib.sha256(place.encode()).hexdigest()[:32]
     name = unquote(urlsplit(place).path.rstrip("/").rpartition("/")[2]) or "file"
     path = folder / re.sub(r"[^\w.+-]", "_", name)[-120:]
     try:
         if not cache.made(cache.place()) or not cache.made(folder):
-            raise InputError(f"{cache.place()} may be written by others; correct that, or set {cache.FOLDER}")
+            raise InputError(
+                f"others may write to {cache.place()}; chmod 700 it, or set {cache.FOLDER} to another folder"
+            )
         if not path.exists():
             digest = _fetch(place, path, most, wanted[1].lower() if wanted else None)
             tell(f"{place} was fetched, {size(path.stat().st_size)}, sha256 {digest}")

@@ -214,7 +214,7 @@ def together(panes: Sequence[Pane]) -> list[tuple[tuple[float, ...], ...]]:
     one does (or the other way round), voxels lie on one another."""
     first = panes[0].place
     n = len(first.matrix)
-    back = np.linalg.inv(_square(first))
+    back = np.linalg.inv(_square(first, panes[0].path))
     found = []
     for pane in panes:
         if len(pane.place.matrix) != n:
@@ -222,7 +222,7 @@ def together(panes: Sequence[Pane]) -> list[tuple[tuple[float, ...], ...]]:
                 f"{pane.path} has {len(pane.place.matrix)} axes and {panes[0].path} has {n}; show them one by one"
             )
         same = pane.known == panes[0].known and _comparable(pane.place, first)
-        matrix = back @ _square(pane.place.seen_in(first.space)) if same else np.eye(n + 1)
+        matrix = back @ _square(pane.place.seen_in(first.space), pane.path) if same else np.eye(n + 1)
         found.append(tuple(tuple(float(v) for v in row) for row in matrix[:n]))
     return found
 
@@ -232,11 +232,11 @@ def _comparable(one: Frame, other: Frame) -> bool:
     return not (one.crs and other.crs and one.crs != other.crs)
 
 
-def _square(frame: Frame) -> Array:
+def _square(frame: Frame, path: str) -> Array:
     """``(z, y, x, 1)`` of voxels to the world's x, y, z."""
     n = len(frame.matrix)
     matrix = np.eye(n + 1)
     matrix[:n, :n], matrix[:n, n] = frame.matrix, frame.origin
     if not np.linalg.det(matrix[:n, :n]):
-        raise InputError("a volume says that its voxels have no size; correct its metadata")
+        raise InputError(f"{path} says that its voxels have no size along an axis; correct its metadata")
     return matrix

@@ -44,7 +44,9 @@ def located(path: str, image: str | None, level: int | None) -> str:
             f"--level {level}: {path} is no pyramid, it has no OME multiscales; leave --level out"
         ) from error
     if not 0 <= level < len(levels):
-        raise InputError(f"--level {level}: {path} has {len(levels)} ({', '.join(levels[:_LISTED])}); count from 0")
+        raise InputError(
+            f"--level {level}: {path} has {len(levels)} levels ({', '.join(levels[:_LISTED])}); count from 0"
+        )
     return f"{path.rstrip('/')}/{levels[level]}"
 
 
@@ -118,7 +120,7 @@ def images(path: str, group: zarr.Group) -> list[str]:
             return _series(group)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: what it says of its images makes no sense ({first_line(error)}); name one"
+            f"{path}: what it says of its images makes no sense ({first_line(error)}); give the path of one of them"
         ) from error
     return []
 

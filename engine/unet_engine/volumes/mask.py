@@ -157,7 +157,7 @@ def open_mask(
     if len(volume.shape) != len(shape) or len(found) != len(shape):
         raise InputError(
             f"--mask {path} has {times(volume.shape)} voxels, the volume {times(tuple(shape))}; "
-            "they must agree, or differ by a whole number along each axis"
+            "give one of the same size, or one a whole number of times smaller or larger along each axis"
         )
     return Mask(volume, found, turn, origin)
 

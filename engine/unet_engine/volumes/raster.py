@@ -184,7 +184,9 @@ def _level(path: str) -> int:
     """Which one `path` names. Raises `InputError` where that is no number."""
     text = said(path).get("level", "0")
     if not (text.isascii() and text.isdigit()):
-        raise InputError(f"{path} names no level; give a number, e.g. --level 1")
+        raise InputError(
+            f"{path} names the level {brief(text)}, which is no number; count overviews from 0, e.g. --level 1"
+        )
     return int(text[:9])
 
 

@@ -258,7 +258,7 @@ class TiffVolume(FileVolume):
         page = self.series[number]
         if page is None:
             raise DataError(
-                f"plane {number} is described, but not in the file; save the planes that are there by themselves"
+                f"plane {number} is described, but not in the file; save the planes that are there as a file of their own"
             )
         key = page.keyframe
         five = _five(key, spans)

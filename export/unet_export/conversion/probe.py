@@ -172,8 +172,8 @@ def _first(prober: Prober, network: Any, window: tuple[int, ...]) -> tuple[int, 
         shape = prober.on_values(network).shape(window)
     if len(shape) != len(window) + 1:
         raise ModelError(
-            f"the network gives {len(shape) - 1} spatial axes for a window of {len(window)}; an image-to-image network "
-            "is needed"
+            f"the network gives {len(shape) - 1} spatial axes for a window of {len(window)}; export one "
+            "that gives an image of an image"
         )
     return shape
 

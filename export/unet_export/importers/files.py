@@ -72,7 +72,7 @@ class Files:
         plain = _plain(name)
         if plain is None:
             raise ModelError(
-                f"{self.path} names the file {name!r}, which lies outside of it; such a source is not read"
+                f"{self.path} names the file {name!r}, which lies outside of it; put that file into it, and correct the name"
             )
         if plain not in self.names:
             raise ModelError(f"{self.path} lacks the file {name}; get it from where the source came from")
@@ -116,7 +116,9 @@ class Files:
             raise ModelError(f"{self.path}: {name} describes nothing; get the source again")
         for count, _ in enumerate(_nodes(said)):
             if count > MOST_NODES:
-                raise ModelError(f"{self.path}: {name} says more than a description does; it is not read")
+                raise ModelError(
+                    f"{self.path}: {name} has more than {MOST_NODES} entries, as no description does; get the source again"
+                )
         return said
 
     def check(self, name: str, sha256: str | None) -> Path:
@@ -218,24 +220,29 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
     """Names of the files in an archive, once all of it is harmless to unpack."""
     entries = archive.infolist()
     if len(entries) > MOST_ENTRIES or sum(e.file_size for e in entries) > MOST_BYTES:
-        raise ModelError(f"{path} unpacks to more than a model is; such an archive is not read")
+        raise ModelError(
+            f"{path} unpacks to more than a model is; if you trust it, unpack it yourself and name the folder"
+        )
     seen: set[str] = set()
     for entry in entries:
         if entry.is_dir():
             continue
         name = _plain(entry.filename)
         if name is None:
-            raise ModelError(f"{path} holds the entry {entry.filename!r}, which lies outside of it; it is not read")
+            raise ModelError(
+                f"{path} holds the entry {entry.filename!r}, which lies outside of it; get the source again"
+            )
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise ModelError(f"{path} holds the link {entry.filename!r}; it is not read: pack the files themselves")
+            raise ModelError(f"{path} holds the link {entry.filename!r}, which is not followed; pack the file itself")
         if entry.file_size > RATIO_FROM and entry.file_size > HIGHEST_RATIO * max(1, entry.compress_size):
             raise ModelError(
-                f"{path}: {entry.filename} unpacks to {entry.file_size} bytes; such an archive is not read"
+                f"{path}: {entry.filename} unpacks to {entry.file_size} bytes, {HIGHEST_RATIO} times its size and more; if "
+                "you trust it, unpack it yourself and name the folder"
             )
         if entry.flag_bits & 1:
             raise ModelError(f"{path}: {entry.filename} is encrypted; unpack it yourself and name the folder")
         if name in seen:
-            raise ModelError(f"{path} holds {entry.filename} twice; such an archive is not read")
+            raise ModelError(f"{path} holds {entry.filename} twice; pack each file once")
         seen.add(name)
         yield entry.filename
 

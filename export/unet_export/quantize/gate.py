@@ -53,7 +53,9 @@ class Exam:
         for i, window in enumerate(windows):
             self._logits[i] = first if i == 0 else reference(window[None])[0]
         if not np.isfinite(self._logits).all():
-            raise ModelError("the network gives NaN or Inf in fp32 already; correct it before quantising")
+            raise ModelError(
+                f"{spec.name} gives NaN or infinity in fp32 already; check its weights, and what --normalize makes of the voxels"
+            )
 
     def compare(self, infer: Infer) -> Comparison:
         found = Comparison(self.spec.class_names, self.spec.activation, self.spec.threshold)

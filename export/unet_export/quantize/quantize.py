@@ -112,7 +112,7 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
     unknown = set(request.dice_of) - set(model.spec.class_names)
     if unknown:
         raise SettingsError(
-            f"--min-dice names the class {min(unknown)!r}; the model has {', '.join(model.spec.class_names)}"
+            f"--min-dice names the class {min(unknown)!r}, which {request.model} lacks; name one of {', '.join(model.spec.class_names)}"
         )
     model = model.normalized(request.normalize)
     volume = open_meant(request.calibrate, request.axes, request.meant)

@@ -115,7 +115,9 @@ def save(path: Path, parts: Sequence[str]) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise OutputError(f"{path} cannot be written: {error.strerror}; the output itself is safe") from error
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}; the output itself is safe: use --resume with another --report"
+        ) from error
 
 
 def _seams(prepared: Prepared, network: Network | str | None) -> Seams | str:

@@ -47,7 +47,9 @@ class DicomSegWriter:
             )
         check_axes(path, content, self.name, "zyx")
         if content.dtype.kind not in "biu":
-            raise OutputError(f"{path}: {self.name} cannot hold {content.dtype}; labels are whole numbers")
+            raise OutputError(
+                f"{path}: {self.name} cannot hold {content.dtype}; give labels as whole numbers, or choose another format for --out"
+            )
         series = _series(path, content)
         series.check_headers(path)
         series.start_of(path, content)

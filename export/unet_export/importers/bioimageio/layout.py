@@ -80,7 +80,7 @@ def layout_of(said: Description, given: Tensor, made: Tensor) -> Layout:
     if names not in (("y", "x"), ("z", "y", "x")):
         raise ModelError(
             f"{said.path}: {said.name} has the axes {', '.join(a.id for a in given.axes)}; a 2D network has y and x, a 3D "
-            "one z, too"
+            "one z, too: run it with bioimageio.core"
         )
     order = tuple(_ordered(given, axis) for axis in names)
     like = tuple(_output_axis(said, made, axis) for axis in names)

@@ -68,7 +68,10 @@ def _value(text: str) -> Any:
 def built(path: str, named: Named) -> Any:
     """The network, with nothing fetched from anywhere. Raises `ModelError` where it cannot be."""
     if ":" in named.encoder or "/" in named.encoder:
-        raise ModelError(f"{path}: its encoder {named.encoder} would be fetched from elsewhere; it is not")
+        raise ModelError(
+            f"{path}: its encoder {named.encoder} would be fetched from elsewhere, and nothing is fetched for a network; "
+            "save it with an encoder of segmentation-models-pytorch, or use unet-engine export with --factory"
+        )
     if find_spec("segmentation_models_pytorch") is None:
         raise ModelError(
             f"{path} is a network of segmentation-models-pytorch; run: pip install segmentation-models-pytorch"
