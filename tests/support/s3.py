@@ -3,6 +3,7 @@
 import logging
 import os
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 
@@ -10,19 +11,30 @@ from support.fault_proxy import FaultProxy
 from unet_engine.storage import patience
 
 
-@contextmanager
-def server():
-    """Of moto, with an empty bucket ``lab``."""
+@cache
+def _running():
+    """Of moto, one for all tests of a process (it takes half a second to stop): its host and port, and a client."""
     moto = pytest.importorskip("moto.server", reason="moto is not installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    from moto import backends
+
+    services = list(backends.list_of_moto_modules())  # for each request it looks through its own folder, twice
+    backends.list_of_moto_modules = lambda: services
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
     client = boto3.client(
         "s3", endpoint_url=f"http://{host}:{port}", aws_access_key_id="test", aws_secret_access_key="test",
         region_name="us-east-1",
     )  # fmt: skip
+    return host, port, client
+
+
+@contextmanager
+def server():
+    """Of moto, with an empty bucket ``lab``."""
+    host, port, client = _running()
     client.create_bucket(Bucket="lab")
     try:
         yield host, port, client
@@ -30,8 +42,7 @@ def server():
         for page in client.get_paginator("list_objects_v2").paginate(Bucket="lab"):
             if found := [{"Key": one["Key"]} for one in page.get("Contents", ())]:
                 client.delete_objects(Bucket="lab", Delete={"Objects": found})
-        client.delete_bucket(Bucket="lab")  # what the server keeps outlives it in this process
-        running.stop()
+        client.delete_bucket(Bucket="lab")
 
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
