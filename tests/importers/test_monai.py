@@ -563,6 +563,66 @@ def test_a_scan_of_another_spacing_and_orientation_gives_monais_labels(tmp_path,
     assert (ours == theirs).mean() >= (0.999 if way in ("probabilities", "outputs") else 0.98)
 
 
+ZSCORE = {"_target_": "NormalizeIntensityd", "keys": "image"}
+EDGED = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
+
+
+def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp_path):
+    """Air of 0 once voxels are scaled; what is measured is measured of the box, windows begin with it, 0 is outside."""
+    before = [
+        bundles.LOAD, {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, bundles.RANGE, EDGED, ZSCORE,
+    ]  # fmt: skip
+    activate, discrete = bundles.SOFTMAX
+    folder = bundles.bundle(tmp_path / "b", before=before, behind=[activate, INVERT, discrete])
+    rng = np.random.default_rng(3)
+    array = rng.choice([-1000, -57], (47, 41, 50)).astype(np.float32)  # the lower end itself is air, too
+    array[5:38, 7:30, 9:49] = rng.normal(50, 60, (33, 23, 40))
+    scan = scanned(tmp_path, array, (1.0, 1.3, 1.7), "LPS")
+    loaded = mt.Compose([
+        mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), mt.Orientationd("image", axcodes="RAS"),
+        mt.ScaleIntensityRanged("image", -57, 164, 0, 1, clip=True), mt.CropForegroundd("image", "image"),
+        mt.NormalizeIntensityd("image"),
+    ])  # fmt: skip
+    data = loaded({"image": scan})
+    assert data["image"].shape[1:] == (33, 23, 40)
+    with torch.inference_mode():
+        data["pred"] = monai.inferers.sliding_window_inference(
+            data["image"][None], (24, 16, 32), 2, bundles.network(), 0.25
+        )[0]
+    inverted = mt.Invertd("pred", transform=loaded, orig_keys="image", nearest_interp=False, to_tensor=True)
+    behind = mt.Compose([mt.Activationsd("pred", softmax=True), inverted, mt.AsDiscreted("pred", argmax=True)])
+    theirs = np.asarray(behind(data)["pred"])[0]
+    said = cli(
+        "run", "--in", scan, "--model", folder, "--out", "o.zarr", "--overlap", "0.25", "--blend", "constant",
+        "--padding", "constant",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    ours = zarr.open_group("o.zarr", mode="r")["0"][...].transpose(2, 1, 0)
+    assert len(np.unique(theirs)) > 1
+    assert (ours == theirs).mean() >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("listed", "crop"),
+    [
+        ([EDGED], 0.0), ([bundles.RANGE, EDGED], -57.0), ([ZSCORE, EDGED], None), ([EDGED, ZSCORE], 0.0),
+        ([bundles.RANGE, EDGED | {"margin": 3}], None), ([bundles.RANGE, EDGED | {"k_divisible": [8, 8, 8]}], None),
+        ([bundles.RANGE | {"b_min": 1, "b_max": 2}, EDGED], -float(np.finfo(np.float32).max)),  # all of it is
+        ([bundles.RANGE | {"b_min": -2, "b_max": -1}, EDGED], None), ([EDGED | {"source_key": "label"}], None),
+        ([EDGED, SPACED], None), ([SPACED, bundles.RANGE, EDGED], -57.0),
+        ([EDGED | {"select_fn": "$lambda x: x > -500"}], -500.0), ([EDGED, EDGED], 0.0),
+    ],
+)  # fmt: skip
+def test_what_a_volume_is_cropped_to(listed, crop):
+    said = Config("b", {"x": listed}, trusted=False).value("x")
+    found = before_of(said)
+    assert found.crop == crop
+    assert (crop is not None and len(listed) < 3 and listed != [EDGED, EDGED]) or "CropForeground" in str(
+        found.left_out
+    )
+
+
 def test_its_predictor_takes_voxels_of_another_size(tmp_path):
     """As a run does, to the digit: what a certificate is made of."""
     folder = bundles.bundle(
@@ -581,7 +641,6 @@ def test_its_predictor_takes_voxels_of_another_size(tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
 
 
-ZSCORE = {"_target_": "NormalizeIntensityd", "keys": "image"}
 PADDED = bundles.INFERER | {"padding_mode": "replicate"}
 CERTIFIED = [
     ("interpolated", [SPACED, bundles.RANGE], [INVERT, *bundles.SOFTMAX], bundles.INFERER),

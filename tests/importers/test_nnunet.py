@@ -463,6 +463,21 @@ def test_the_certificate_is_of_voxels_of_another_size_where_plans_resample(tmp_p
         certified(as_they_are, open_model(out))
 
 
+@pytest.mark.slow
+def test_planes_across_another_axis_are_brought_to_their_spacing(tmp_path):
+    """Within the plane alone: its distance to the next one may be any."""
+    folder = nnunet.result_folder(tmp_path / "r", "2d", nnunet.configuration((16, 24)), transpose=(2, 0, 1))
+    found, spec = read(folder)
+    assert spec.spacing == (0.8, 0.7, 0.0)
+    scan = np.random.default_rng(1).normal(50, 200, (1, 11, 30, 5)).astype(np.float32)
+    spacing = (3.1, 0.9, 0.7)
+    volume = make_volume(tmp_path / "v.zarr", scan[0], axes="zyx", ome="0.5", scale=spacing, unit="millimeter")
+    said = cli("run", "--in", volume, "--model", folder, "--out", "o.zarr", "--blend", "nnunet", "--output", "logits")
+    assert said.code == 0, said.err
+    theirs = found.predictor(scan, spec.window, spacing)
+    np.testing.assert_allclose(result_of("o.zarr"), theirs, atol=2e-5 * np.ptp(theirs))
+
+
 def test_a_large_answer_is_compared_in_smaller_windows(tmp_path, monkeypatch):
     """Of admissible sizes."""
     found, spec = read(nnunet.result_folder(tmp_path / "r", "3d_fullres", nnunet.configuration((8, 16, 24))))

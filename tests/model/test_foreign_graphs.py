@@ -613,8 +613,59 @@ def test_outputs_that_are_drawn_by_lot_are_refused(tmp_path, nodes, words):
         open_model(plane(tmp_path / "net.onnx", nodes, [y()], TRUE))
 
 
-def test_statistics_of_each_window_are_told(tmp_path):
-    nodes = [conv("c"), node("BatchNormalization", "c one zero zero one", "y mean var", training_mode=1)]
-    weights = {**mixing(3), "one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)}
-    model = plane(tmp_path / "net.onnx", nodes, [y()], weights)
+TRAINED = {**mixing(3), "one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)}
+AS_TRAINED = node("BatchNormalization", "c one zero zero one", "y mean var", training_mode=1)
+BEFORE_14 = node("BatchNormalization", "c one zero zero one", "y mean var saved_mean saved_var")
+
+
+@pytest.mark.parametrize(("norm", "opset"), [(AS_TRAINED, 15), (BEFORE_14, 9)])
+def test_statistics_of_each_window_are_told(tmp_path, norm, opset):
+    model = plane(tmp_path / "net.onnx", [conv("c"), norm], [y()], TRAINED, opset=opset)
     assert any("statistics of each window" in note for note in open_model(model).notes)
+
+
+@pytest.mark.parametrize(
+    ("norm", "opset", "batch"), [(AS_TRAINED, 15, None), (AS_TRAINED, 15, 2), (BEFORE_14, 9, None)]
+)
+def test_statistics_of_each_window_are_its_own(tmp_path, backend, norm, opset, batch):
+    """Whatever shares its batch, and whatever windows were run before it: libraries keep what such a node learns."""
+    model = plane(tmp_path / "net.onnx", [conv("c"), norm], [y(batch=batch)], TRAINED, batch=batch or "n", opset=opset)
+    window = PLANE[:16, :16]
+    mixed = np.einsum("oi,yx->oyx", TRAINED["w"][:, :, 0, 0], window)
+    expected = (mixed - mixed.mean((1, 2), keepdims=True)) / np.sqrt(mixed.var((1, 2), keepdims=True) + 1e-5)
+    settings = {"backend": backend, "output": "logits", "activation": "none", "overlap": 0, "blend": "constant"}
+    rows = np.stack([window, 9 * window, window + 7]).reshape(48, 16)
+    for options in ({}, {"device": "simulated", "batch": 3} if backend == "onnxruntime" else {"threads": 1}):
+        found = run(tmp_path, model, rows, normalize="none", **settings, **options)
+        np.testing.assert_allclose(found[:, :16], expected, atol=1e-4)
+
+
+MEETING = {
+    "a mean over the batch": [
+        conv("c"), node("ReduceMean", "c", "m", axes=[0, 2, 3], keepdims=1), node("Sub", "c m", "y"),
+    ],
+    "the largest of all": [conv("c"), node("ReduceMax", "c", "m"), node("Div", "c m", "y")],
+    "a softmax over the batch": [conv("c"), node("Softmax", "c", "s", axis=0), node("Div", "s c", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEETING)
+def test_windows_that_change_one_another_never_share_a_batch(tmp_path, case):
+    """Of a graph that takes any batch: what becomes of a window on a device is what becomes of it on a processor."""
+    pytest.importorskip("onnxruntime")
+    model = plane(tmp_path / "net.onnx", MEETING[case], [y(batch=None)], batch="n", opset=15)
+    assert largest_batch(open_model(model)) == 1
+    settings = {"backend": "onnxruntime", "output": "logits", "activation": "none"}
+    expected = run(tmp_path, model, PLANE, **settings)
+    found = run(tmp_path, model, PLANE, device="simulated", batch=3, **settings)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_is_made_of_sizes_is_no_row(tmp_path):
+    """A product of sizes, as exporters write it to reshape, and a mean over space look across no batch."""
+    nodes = [
+        conv("c"), node("Shape", "c", "n"), node("ReduceProd", "n", "p", axes=[0]), node("Cast", "p", "f", to=FLOAT),
+        node("Mul", "c f", "d"), node("ReduceMean", "d", "m", axes=[2, 3]), node("Sub", "d m", "y"),
+    ]  # fmt: skip
+    model = plane(tmp_path / "net.onnx", nodes, [y(batch=None)], batch="n", opset=15)
+    assert largest_batch(open_model(model)) is None

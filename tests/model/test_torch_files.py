@@ -242,3 +242,25 @@ def test_names_of_classes_fit_what_the_graph_tells(tmp_path):
     (tmp_path / "net.toml").write_text(TOML.format(channels=2) + 'channels = "offsets"\n')
     torch.jit.trace(conv(2).eval(), torch.zeros(1, 1, 16, 16)).save(str(path))
     assert open_model(path).spec.activation == "none"
+
+
+@KINDS
+def test_windows_that_change_one_another_never_share_a_batch(tmp_path, kind):
+    """Without statistics of its own a BatchNorm takes those of the batch: windows go to it one by one on a device, as
+    they do on a processor."""
+    network = Of(nn.BatchNorm2d(2, track_running_stats=False), 2)
+    path = saved(tmp_path, network, kind, 2, batch=3)
+    expected = run(tmp_path, path, output="logits")
+    found = run(tmp_path, path, output="logits", device="simulated", batch=3)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@KINDS
+def test_outputs_that_are_drawn_by_lot_are_refused(tmp_path, kind):
+    """They would be other labels each time. The same network in inference mode runs."""
+    network = Of(nn.Dropout(0.5), 2)
+    path = saved(tmp_path, network, kind, 2)
+    assert open_model(path).spec.channels_out == 2
+    network.eval = network.train
+    with pytest.raises(ModelError, match=r"random numbers .*dropout.*net\.eval"):
+        open_model(saved(tmp_path, network, kind, 2))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import unet_engine
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
-from unet_engine.errors import BackendError, OutputError, SettingsError
+from unet_engine.errors import BackendError, OutputError, SettingsError, UnetEngineWarning
 from unet_engine.output.header import PROVENANCE
 from unet_engine.plan.box import Box
 from unet_engine.prepare.crop import in_chunks
@@ -82,7 +82,7 @@ def test_regions_are_cut_out_of_the_whole_and_one_that_is_0_is_refused(both, tmp
         found = result_of(run(both[0], tmp_path, net, output="probabilities", roi=roi).out)
         place = tuple(slice(*map(int, span.split(":"))) for span in roi.split(","))
         np.testing.assert_array_equal(found, result_of(whole.out)[:, *place])
-    with pytest.raises(SettingsError, match="is 0 there, and what is not 0 lies in 5:29,11:31,9:36"):
+    with pytest.raises(SettingsError, match="the model takes 5:29,11:31,9:36 alone"):
         run(both[0], tmp_path, net, roi="0:5,0:33,0:41")
 
 
@@ -188,9 +188,38 @@ def test_the_box_is_that_of_every_voxel_that_is_not_0(tmp_path_factory, data):
         values[(data.draw(st.integers(0, 1)), *at)] = data.draw(st.sampled_from([-1, 300]))
     folder = tmp_path_factory.mktemp("box")
     volume = open_volume(make_volume(folder / "v.zarr", values, axes="czyx", chunks=(1, *chunks)))
-    where = np.nonzero(values.any(0))
-    expected = Box(tuple(map(min, where)), tuple(max(w) + 1 for w in where)) if where[0].size else Box.of_shape(shape)
-    assert nonzero_box(volume) == expected
+    assert nonzero_box(volume) == box_of(values.any(0))
+    above = data.draw(st.sampled_from([-2.0, -1.0, 0.0, 300.0]))
+    assert nonzero_box(volume, above) == box_of((values > above).any(0))
+
+
+def box_of(inside):
+    where = np.nonzero(inside)
+    found = Box(tuple(map(min, where)), tuple(max(w) + 1 for w in where)) if where[0].size else None
+    return found or Box.of_shape(inside.shape)
+
+
+def test_what_is_above_a_number_is_a_run_of_its_box_alone(both, tmp_path):
+    """Air that is not 0, and is nowhere -100."""
+    air = np.where(scan_of()[0] == 0, np.float32(-1000), 0)
+    air[INSIDE] = result_of_box = scan_of()[0][INSIDE]
+    path, box = (
+        make_volume(tmp_path / f"{n}.zarr", v, axes="zyx") for n, v in (("air", air), ("inside", result_of_box))
+    )
+    net = model(tmp_path, crop=-100.0)
+    found, alone = (result_of(run(p, tmp_path, net, output="probabilities").out) for p in (path, box))
+    np.testing.assert_array_equal(found, pasted(alone))
+
+
+def test_a_volume_that_is_resampled_is_not_cropped_to_what_is_above_a_number(tmp_path):
+    """Which voxels are, is said of voxels of the network's spacing."""
+    how = {"spacing": (1.0, 1.0, 1.0), "spacing_unit": "nm", "resampling": {"aligned": "first", "apart": "never"}}
+    cropping, plain = (model(tmp_path, crop=crop, name=name, **how) for crop, name in ((0.0, "a"), (None, "b")))
+    scale = {"ome": "0.5", "scale": (2.0, 1.0, 1.0), "unit": "nanometer"}
+    path = make_volume(tmp_path / "scan.zarr", scan_of()[0], axes="zyx", **scale)
+    with pytest.warns(UnetEngineWarning, match="all of .* is inferred"):
+        found = result_of(run(path, tmp_path, cropping).out)
+    np.testing.assert_array_equal(found, result_of(run(path, tmp_path, plain).out))
 
 
 def test_of_a_volume_without_an_edge_of_0_the_faces_alone_are_read(tmp_path, monkeypatch):

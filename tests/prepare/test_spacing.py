@@ -32,6 +32,7 @@ SAME = [
     ((-8.0, 8.0, 8.0), "nm", {"spacing": (8.0, 8.0, 8.0), "spacing_unit": "nm"}),
     ((3.0, 3.0, 3.0), "pixel", {"spacing": (3.0, 3.0, 3.0), "spacing_unit": "pixel"}),
     ((99.0, 8.0, 8.0), "nm", {"axes": "yx", "spacing": (8.0, 8.0), "spacing_unit": "nm"}),
+    ((8.0, 8.0, 99.0), "nm", {"spacing": (8.0, 8.0, 0.0), "spacing_unit": "nm"}),
     ((1.0, 2.0, 3.0), "nm", {}),
 ]
 OTHER = [
@@ -52,6 +53,7 @@ OTHER = [
         {"axes": "yx", "spacing": (8.0, 8.0), "spacing_unit": "nm"},
         ": 2 times as large along x;",
     ),
+    ((16.0, 8.0, 99.0), "nm", {"spacing": (8.0, 8.0, 0.0), "spacing_unit": "nm"}, ": 2 times as large along z;"),
     ((2.0, 2.0, 2.0), "pixel", {"spacing": (1.0, 1.0, 1.0), "spacing_unit": "pixel"}, "2 times"),
 ]
 
@@ -107,7 +109,7 @@ def test_it_may_be_ignored_and_then_is_a_note(tmp_path):
         ((1.0, 1.0, 1.0), None, {}, "are z 1, y 1, x 1 in no unit"),
         ((1.0, 1.0, 1.0), "parsec", {}, "x 1 parsec"),
         ((1.0, 1.0, 1.0), "nm", {"spacing_unit": "pixel"}, "cannot be compared"),
-        ((1.0, 1.0, 1.0), "nm", {"spacing": (0.0, 1.0, 1.0)}, "cannot be compared"),
+        ((1.0, 1.0, 1.0), "nm", {"spacing": (0.0, 0.0, 0.0)}, "cannot be compared"),
     ],
 )
 def test_what_cannot_be_compared_is_told(tmp_path, scale, unit, spec, words):

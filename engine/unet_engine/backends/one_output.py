@@ -13,6 +13,8 @@ from unet_engine.model.outputs import Output, choose, margin, scales
 
 PROBES = (0, 16, 32, 64)
 """By how much a second window is larger, to see what its output does; 0: twice as large."""
+ROUNDING = 1e-3
+"""Relative to the largest output: what the same window may give beside others."""
 
 
 class OneOutput(torch.nn.Module):  # type: ignore[misc]  # the type checker skips torch
@@ -26,6 +28,8 @@ class OneOutput(torch.nn.Module):  # type: ignore[misc]  # the type checker skip
         """Name of the output that is taken; empty where there is only one."""
         self.note = ""
         self._setup, self._index, self._saved = setup, -1, saved_batch
+        self._at_once = saved_batch
+        """Windows of a batch that it is given together; None: all."""
         self._weights = next((p.dtype for p in network.parameters() if p.dtype.is_floating_point), torch.float32)
         self._takes = torch.float32
         self._keeps_half = setup.precision != "fp32"
@@ -34,11 +38,12 @@ class OneOutput(torch.nn.Module):  # type: ignore[misc]  # the type checker skip
         if self._index < 0:
             self._try(x)
         x = x.to(self._takes)
-        saved = self._saved
-        if saved in (None, x.shape[0]):
+        step, saved = self._at_once, self._saved
+        if step in (None, x.shape[0]):
             return self._wanted(self.network(x))
-        pieces = [self._wanted(self.network(_filled(x[i : i + saved], saved))) for i in range(0, x.shape[0], saved)]
-        return torch.cat(pieces)[: x.shape[0]]
+        parts = [x[i : i + step] for i in range(0, x.shape[0], step)]
+        found = [self._wanted(self.network(_filled(part, saved or step)))[: part.shape[0]] for part in parts]
+        return torch.cat(found)
 
     def _try(self, x: torch.Tensor) -> None:
         """Find the type that the network takes, float32 or that of its weights, and the output that is wanted."""
@@ -54,6 +59,19 @@ class OneOutput(torch.nn.Module):  # type: ignore[misc]  # the type checker skip
         else:
             self._takes = x.dtype
         self._choose(leaves(returned))
+
+    def part_rows(self, x: torch.Tensor) -> None:
+        """From here on give it the windows of a batch one by one, where what becomes of the first one of noise like
+        `x` changes with the others, as by a BatchNorm that works as in training."""
+        if x.shape[0] == 1:
+            return
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+        other = torch.cat([noise[:1], 9 * noise[1:]])
+        first, again = (self(batch)[:1].float() for batch in (noise, other))
+        if not (first - again).abs().max() <= ROUNDING * first.abs().max():
+            self._at_once = 1
+            told = "its windows change one another where they share a batch: they go to it one by one"
+            self.note = "; ".join(filter(None, (self.note, told)))
 
     def _wanted(self, returned: Any) -> torch.Tensor:
         out = leaves(returned)[self._index][1]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from unet_engine.backends import int8_convolution
 from unet_engine.errors import ModelError
 from unet_engine.model.onnx_layers import INT8
-from unet_engine.model.onnx_shapes import flat, images_of, is_own, opset_of
+from unet_engine.model.onnx_shapes import flat, images_of, is_own, is_trained, opset_of
 
 Attributes = dict[str, Any]
 _Step = tuple[Callable[..., Any], Attributes, list[str], list[str]]
@@ -233,7 +233,7 @@ def _unlike(node: Any, a: Attributes, constants: dict[str, list[float]]) -> str:
         "ConvTranspose": "output_shape" in a,
         "AveragePool": bool(a.get("ceil_mode")) or any(d != 1 for d in a.get("dilations", ())),
         "MaxPool": bool(a.get("storage_order")) or (bool(a.get("ceil_mode")) and any(a.get("pads", ()))),
-        "BatchNormalization": bool(a.get("training_mode")),
+        "BatchNormalization": is_trained(node),
         "Pad": a.get("mode", "constant") not in ("constant", "reflect", "edge"),
         "Slice": len(given) > 4 and bool(node.input[4]) and min(given[4] or [-1]) < 1,
         "ReduceMean": bool(a.get("noop_with_empty_axes")),

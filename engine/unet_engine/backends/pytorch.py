@@ -125,6 +125,8 @@ class PyTorchDevice(DeviceBackend):
                 for _ in range(WARM_UP):
                     out = self._computed()
                 self._network.check_rim(self._static, out)
+                if setup.model.format != "onnx":  # of a graph it is proved, see `largest_batch`
+                    self._network.part_rows(self._static)
             except ModelError:
                 raise
             except Exception as error:

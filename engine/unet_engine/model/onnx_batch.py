@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from unet_engine.model.onnx_shapes import Shapes, attribute, integers, is_own, opset_of
+from unet_engine.model.onnx_shapes import Shapes, attribute, integers, is_own, is_trained, opset_of
 
 OPSET = 13
 """From here on Slice and Concat make shapes as they are made here."""
@@ -124,7 +124,7 @@ class _Proof:
     # --- what computes rows on their own ---
 
     def _row_by_row(self, i: int, node: Any) -> bool:
-        return self._alone(node) and self._need(not attribute(node, "training_mode", 0))
+        return self._alone(node) and self._need(not is_trained(node))
 
     def _pointwise(self, i: int, node: Any) -> bool:
         """What is not batched is the same for all rows: it has no first axis beside theirs, or one of one element."""

@@ -1,12 +1,12 @@
-"""Whether what a graph gives is left to chance, or to the statistics of one window: files that were exported as a
-network is trained, which give other labels each time."""
+"""Whether what a graph gives is left to chance, to the statistics of one window, or to what other windows share its
+batch: files that were exported as a network is trained, which give other labels each time."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from unet_engine.errors import ModelError
-from unet_engine.model.onnx_shapes import all_of, attribute, is_own, read_by
+from unet_engine.model.onnx_shapes import all_of, attribute, dims, images_of, integers, is_own, is_trained, read_by
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -31,13 +31,49 @@ def refuse_chance(path: object, graph: Any, output: str) -> None:
 
 def about_training(graph: Any, output: str) -> str:
     """What people should know of normalisations that work as in training; empty where none does."""
-    nodes = (n for n in _needed(graph, output) if n.op_type == "BatchNormalization" and is_own(n))
-    if not any(attribute(n, "training_mode", 0) for n in nodes):
+    if not learns(graph, output):
         return ""
     return (
-        "its BatchNormalization works as in training, by the statistics of each window: labels depend on where windows "
-        "lie; export it in inference mode (net.eval())"
+        "its BatchNormalization works as in training, by the statistics of each window and not by those that it learned: "
+        "labels depend on where windows lie; export it in inference mode (net.eval())"
     )
+
+
+def learns(graph: Any, output: str) -> bool:
+    """Whether the tensor called `output` comes through a BatchNormalization that works as in training."""
+    return any(map(is_trained, all_of(_needed(graph, output))))
+
+
+def rows_meet(graph: Any, output: str) -> bool:
+    """Whether the tensor called `output` looks across a batch of any size: the statistics of all its windows go into a
+    normalisation, or into a sum, a mean or a softmax along the first axis of what is made of the image."""
+    image = images_of(graph)[0]
+    numbers, rank, seen = integers(graph), len(dims(image)), {image.name}
+    for node in _needed(graph, output):
+        given = seen & read_by(node)
+        if not given or node.op_type in ("Shape", "Size"):
+            continue
+        if any(is_trained(inner) or _is_along_rows(inner, numbers, rank) for inner in all_of([node])):
+            return True
+        seen.update(node.output)
+    return False
+
+
+def _is_along_rows(node: Any, numbers: dict[str, list[int]], rank: int) -> bool:
+    kind = node.op_type
+    if not is_own(node):
+        return False
+    if kind in ("Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "TopK"):
+        default = 0 if kind.startswith("Arg") else -1
+        return attribute(node, "axis", default) in (0, -rank)
+    if not kind.startswith("Reduce"):
+        return False
+    axes = attribute(node, "axes", None)
+    if axes is None and len(node.input) > 1 and node.input[1]:
+        axes = numbers.get(node.input[1], [0])  # what is not known may be any
+    if not axes:
+        return not attribute(node, "noop_with_empty_axes", 0)
+    return bool({0, -rank} & set(axes))
 
 
 def _needed(graph: Any, output: str) -> list[Any]:

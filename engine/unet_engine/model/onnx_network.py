@@ -54,9 +54,8 @@ def _in_steps(given: Path | bytes, shape: tuple[int, ...]) -> bytes | None:
 
 
 def largest_batch(model: ModelFile) -> int | None:
-    """How many windows the network takes at once at most; None where it takes any number. Reads the graph where it was
-    saved for one batch."""
-    if model.saved_batch is None or model.rewriting is None:
+    """How many windows the network takes at once at most; None where it takes any number. Reads the graph."""
+    if model.rewriting is None:
         return None
     return None if _free(model.path, model.inside, model.sha256, model.rewriting) else 1
 

@@ -18,7 +18,7 @@ from typing import Any
 from unet_engine.errors import ModelError
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_network import network_of
-from unet_engine.model.onnx_shapes import attribute, flat, images_of, is_own, opset_of
+from unet_engine.model.onnx_shapes import attribute, flat, images_of, is_own, is_trained, opset_of
 
 _VOXEL_BY_VOXEL = frozenset(
     ("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh",
@@ -100,7 +100,7 @@ def _of_graph(graph: Any, dims: int, margin: Sequence[int]) -> tuple[int, ...]:
 
 def _through(node: Any, given: list[_Tensor], constants: dict[str, Any], dims: int) -> _Tensor:
     kind = node.op_type
-    if not is_own(node) or attribute(node, "training_mode", 0) or attribute(node, "output_shape", None) is not None:
+    if not is_own(node) or is_trained(node) or attribute(node, "output_shape", None) is not None:
         raise _UnknownError
     if kind in _VOXEL_BY_VOXEL or (kind in _ALONG_CHANNELS and attribute(node, "axis", -1) in (1, -1 - dims)):
         return tuple(map(_joined, zip(*given, strict=True)))

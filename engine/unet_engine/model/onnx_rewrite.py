@@ -12,7 +12,8 @@ from typing import Any
 
 from unet_engine.errors import ModelError
 from unet_engine.model.onnx_batch import freed
-from unet_engine.model.onnx_shapes import dims, images_of, inferred, opset_of, read_by
+from unet_engine.model.onnx_chance import rows_meet
+from unet_engine.model.onnx_shapes import attribute, dims, images_of, inferred, is_trained, opset_of, read_by
 
 FLOAT = 1
 """Of ONNX's TensorProto.DataType: float32."""
@@ -50,11 +51,15 @@ class Rewriting:
     are."""
     changes: bool = True
     """Whether there is anything to change but the batch."""
+    alone: bool = False
+    """Whether a normalisation by the statistics of a batch becomes one by those of each window: what it is for a batch
+    of one, as libraries run it that keep no state and see no other window."""
 
     @property
     def text(self) -> str:
         """What names the network beside the bytes of its file."""
-        return f"{self.output} {self.takes} {self.gives} {self.input_axes} {self.output_axes}" if self.changes else ""
+        said = f"{self.output} {self.takes} {self.gives} {self.input_axes} {self.output_axes}" if self.changes else ""
+        return f"{said} alone" if self.alone else said
 
 
 def rewritten(model: Any, how: Rewriting, batch: int, source: object) -> bytes:
@@ -63,7 +68,7 @@ def rewritten(model: Any, how: Rewriting, batch: int, source: object) -> bytes:
     Raises `ModelError` where it becomes larger than a message may be.
     """
     image = images_of(model.graph)[0]
-    _keep(model.graph, how.output)
+    _prepare(model.graph, how)
     saved = dims(image)[0]
     whole = _batched(model, image.name, batch) if saved not in (0, batch) else model
     repeated = saved if whole is None else 1  # a batch that cannot be changed is filled with the same window
@@ -78,10 +83,12 @@ def rewritten(model: Any, how: Rewriting, batch: int, source: object) -> bytes:
 
 
 def rows_are_free(model: Any, how: Rewriting) -> bool:
-    """Whether a graph that was saved for one batch computes others as well; `model` is changed."""
+    """Whether a graph computes batches of any size, each row of them as it does that row alone; `model` is changed."""
     image = images_of(model.graph)[0]
-    _keep(model.graph, how.output)
-    return dims(image)[0] == 0 or _batched(model, image.name, 0) is not None
+    _prepare(model.graph, how)
+    if dims(image)[0] == 0:
+        return not rows_meet(model.graph, how.output)
+    return _batched(model, image.name, 0) is not None
 
 
 def _batched(model: Any, name: str, batch: int) -> Any | None:
@@ -102,6 +109,28 @@ def _sized(dim: Any, size: int) -> None:
     dim.Clear()
     if size:
         dim.dim_value = size
+
+
+def _prepare(graph: Any, how: Rewriting) -> None:
+    _keep(graph, how.output)
+    if how.alone:
+        _part(graph)
+
+
+def _part(graph: Any) -> None:
+    """Every BatchNormalization that works as in training, whose statistics nobody reads, becomes the
+    InstanceNormalization that it is for a batch of one. ONNX Runtime also writes what it would learn to the constants of
+    the graph, which others may share: one window then changed the next."""
+    from onnx import helper
+
+    read = set().union(*map(read_by, graph.node))
+    for i, node in enumerate(graph.node):
+        if is_trained(node) and not read & set(node.output[1:]):
+            eps = attribute(node, "epsilon", 1e-5)
+            made = helper.make_node(
+                "InstanceNormalization", node.input[:3], node.output[:1], name=node.name, epsilon=eps
+            )
+            graph.node[i].CopyFrom(made)
 
 
 def _keep(graph: Any, output: str) -> None:

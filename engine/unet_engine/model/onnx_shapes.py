@@ -75,6 +75,15 @@ def is_own(node: Any) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def is_trained(node: Any) -> bool:
+    """Whether a node is a BatchNormalization that works as in training, by the statistics of what it is given: since
+    version 14 that is an attribute, before it gave these statistics as well, and before version 7 was told of tests."""
+    if node.op_type != "BatchNormalization" or not is_own(node):
+        return False
+    gives_statistics = sum(map(bool, node.output)) > 1
+    return bool(attribute(node, "training_mode", 0)) or gives_statistics or not attribute(node, "is_test", 1)
+
+
 def read_by(node: Any) -> set[str]:
     """Tensors that a node reads, also from inside the graphs of a branch or a loop."""
     names = set(node.input)

@@ -120,7 +120,7 @@ class ModelSpec(BaseModel):
     activation: Activation = "softmax"
     normalization: Normalization = Normalization()
     spacing: tuple[float, ...] | None = None
-    """Size of a voxel the network was trained on, in `spacing_unit`."""
+    """Size of a voxel the network was trained on, in `spacing_unit`; 0 along an axis where any will do."""
     spacing_unit: str = "micrometer"
     background: float = 0.0
     """Raw value that means 'nothing here'; only used where `empty` is given."""
@@ -146,9 +146,10 @@ class ModelSpec(BaseModel):
     threshold: float | None = None
     """What a channel on its own has to exceed to be a label: a probability, or with the activation `none` what the
     network gives. None: a half, or 0."""
-    crop: Literal["nonzero"] | None = None
-    """What of a volume is taken for all of it: the box of its voxels that are not 0 in some channel. Outside, all that
-    is written is 0. None: all of it."""
+    crop: Literal["nonzero"] | Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """What of a volume is taken for all of it: the box of its voxels that are not 0 in some channel, or that are above
+    this number in one. Outside, all that is written is 0. None: all of it. A number is said of voxels of the network's
+    spacing: of a volume that is brought to it, all is taken."""
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -205,8 +206,10 @@ class ModelSpec(BaseModel):
         self._check_threshold()
         if self.resampling and not self.spacing:
             raise ValueError("resampling needs the spacing that volumes are brought to")
-        if self.resampling and not all(isfinite(s) and s > 0 for s in self.spacing or ()):
-            raise ValueError("resampling needs a spacing above 0 along each axis")
+        if self.resampling and not (
+            all(isfinite(s) and s >= 0 for s in self.spacing or ()) and any(self.spacing or ())
+        ):
+            raise ValueError("resampling needs a spacing above 0 along each axis, or 0 where any will do")
         self.normalization.check_channels(self.channels_in)
         self.check_window(self.window)
         return self

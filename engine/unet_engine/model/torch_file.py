@@ -46,6 +46,11 @@ def read_torch(path: Path, kind: str, activation: Activation | None, head: str |
     carried, values = _spec_values(path)
     head = head or values.pop("head", None)
     steps = steps_of(path, kind)
+    if steps.drawn:
+        raise ModelError(
+            f"{path} draws random numbers ({steps.drawn}), so that each run gives other labels; save it in inference mode "
+            "(net.eval())"
+        )
     if carried is None and "activation" not in values and activation is None:
         return _undecided(path, steps, values, head)
     beside = path.with_suffix(".toml")

@@ -49,6 +49,8 @@ _ARGUMENTS = {
     **dict.fromkeys(("add", "sub", "mul", "div", "rsub"), ("other",)),
 }  # fmt: skip
 """Arguments that are numbers and count, by operator."""
+_DROPOUTS = ("dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "native_dropout")
+_DRAWN = ("bernoulli", "bernoulli_", "rand", "rand_like", "randn", "randn_like", "normal_", "uniform_")
 LARGEST = 2**26
 """Bytes of a text in an archive that is read; none of a network is larger."""
 MOST_CALLS = 10_000
@@ -69,6 +71,13 @@ class Steps:
     """Shape of the input that it was saved with."""
     batch: int | None = None
     """The one batch it takes; None where it takes any, or where that is not known."""
+    drawn: str = ""
+    """An operator that draws random numbers, as a dropout does in training; empty where none is known."""
+
+    def about_chance(self, operator: str, trains: object) -> None:
+        """Keep `operator` where it draws numbers: a dropout does where it `trains`."""
+        if operator in _DRAWN or (operator in _DROPOUTS and trains is True):
+            self.drawn = operator.strip("_")
 
     def add(self, operator: str, tensors: list[str], numbers: tuple[Any, ...]) -> str:
         name = f"t{len(self.nodes)}"
@@ -144,6 +153,7 @@ def _program(archive: zipfile.ZipFile) -> Steps:
         operator = node["target"].removeprefix("torch.ops.aten.").split(".")[0]
         keys = _ARGUMENTS.get(operator.rstrip("_"), ("dim",))
         numbers = tuple(next(iter(said[k].values())) if k in said else None for k in keys)
+        steps.about_chance(operator, (said.get("train") or {}).get("as_bool"))
         if "alpha" in said or "rounding_mode" in said:  # something is scaled or rounded on the way
             operator = ""
         for out in node["outputs"]:
@@ -354,6 +364,7 @@ class _Body:
         if operator == "__not__":
             return not given[0] if isinstance(given[0], bool) else None
         first, *others = given
+        self._steps.about_chance(operator, others[1] if len(others) > 1 else None)
         held = first if isinstance(first, list) else [first, *(v for v in others if isinstance(v, str))]
         tensors = [v if isinstance(v, str) else "" for v in held]
         numbers = tuple(v for v in others if v is None or isinstance(v, (int, float)))

@@ -8,21 +8,31 @@ from dataclasses import dataclass
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.plan.box import Box
+from unet_engine.prepare.resampling import grids
 from unet_engine.units import times
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cropped import Cropped, nonzero_box
 
 
-def cropped(volume: Volume, spec: ModelSpec, notes: list[str]) -> Volume:
-    """What of `volume` the model takes for all of it, which `notes` hear of. Raises `DataError` as reading does."""
+def cropped(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) -> Volume:
+    """What of `volume` the model takes for all of it, which `notes` hear of. ignore: the user has spacings ignored.
+    Raises `DataError` as reading does."""
     if spec.crop is None:
         return volume
-    box = nonzero_box(volume)
+    above = None if spec.crop == "nonzero" else float(spec.crop)
+    if above is not None and grids(volume, spec, [], ignore=ignore):
+        notes.append(
+            f"{spec.name} was cropped to what is above {above:g} once it was of its spacing; all of {volume.path} is "
+            "inferred, as it is brought to that"
+        )
+        return volume
+    box = nonzero_box(volume, above)
     if box.shape == volume.shape:
         return volume
+    least = "0" if above is None else f"at most {above:g}"
     notes.append(
-        f"{volume.path} is 0 outside of {times(box.shape)} of its {times(volume.shape)} voxels: {spec.name} is given "
-        "these alone, and the output is 0 outside"
+        f"{volume.path} is {least} outside of {times(box.shape)} of its {times(volume.shape)} voxels: {spec.name} is "
+        "given these alone, and the output is 0 outside"
     )
     return Cropped(volume, box)
 
@@ -43,7 +53,7 @@ def region(scan: Volume, asked: Box) -> Region:
     inside = asked & scan.box
     if inside.is_empty:
         raise SettingsError(
-            f"--roi {asked}: {scan.path} is 0 there, and what is not 0 lies in {scan.box}: all of the output would be 0; "
+            f"--roi {asked}: of {scan.path} the model takes {scan.box} alone, outside of which all of the output is 0; "
             "choose a region that meets it"
         )
     there = asked.relative_to(scan.box.lo)

@@ -52,7 +52,7 @@ def grids(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) ->
     if how is None or own is None or ignore:
         return None
     planes = len(volume.shape) - len(spec.axes)
-    wanted = (*own[:planes], *(spec.spacing or ()))
+    wanted = (*own[:planes], *(s or o for s, o in zip(spec.spacing or (), own[planes:], strict=True)))
     steps = _steps(how, own, wanted)
     shape = tuple(
         (n if step == 1 else _length(n, a / b, from_first=bool(step))) if n < LARGEST * b / a else LARGEST + 1

@@ -64,13 +64,14 @@ def _ratios(own: Sequence[float], unit: str | None, spec: ModelSpec) -> list[flo
     """Per axis the length of the volume's voxels over that of training's; None where they have no common unit."""
     assert spec.spacing
     factor = _factor(unit, spec)
-    return None if factor is None else [abs(s * factor / t) for s, t in zip(own, spec.spacing, strict=True)]
+    return (
+        None if factor is None else [abs(s * factor / t) if t else 1.0 for s, t in zip(own, spec.spacing, strict=True)]
+    )
 
 
 def _factor(unit: str | None, spec: ModelSpec) -> float | None:
     """What lengths in `unit` are multiplied by to be in the unit of the spacing of `spec`."""
-    # a size of 0 says that the file does not know it
-    if not all(spec.spacing or ()):
+    if not any(spec.spacing or ()):  # 0 says that any is right, or that the file does not know it
         return None
     if unit and unit_name(unit) == unit_name(spec.spacing_unit):
         return 1.0
@@ -80,5 +81,5 @@ def _factor(unit: str | None, spec: ModelSpec) -> float | None:
 
 def _shown(axes: str, spacing: Sequence[float], unit: str | None) -> str:
     """``z 40, y 4, x 4 nanometer``."""
-    lengths = ", ".join(f"{a} {s:g}" for a, s in zip(axes, spacing, strict=True))
+    lengths = ", ".join(f"{a} {s:g}" if s else f"{a} any" for a, s in zip(axes, spacing, strict=True))
     return f"{lengths} {unit_name(unit) if unit else 'in no unit'}"

@@ -187,7 +187,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
     volume = lying(volume, model.spec, notes, ignore=settings.ignore_spacing)
-    whole, volume = volume, cropped(volume, model.spec, notes)
+    whole, volume = volume, cropped(volume, model.spec, notes, ignore=settings.ignore_spacing)
     _check_tiling(settings, model.spec, window)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)

@@ -1,4 +1,5 @@
-"""A volume seen as a box of it, and the box of all that is not 0: what nnU-Net takes for the whole image."""
+"""A volume seen as a box of it, and the box of all that is not 0, or above a number: what nnU-Net and MONAI take for the
+whole image."""
 
 from __future__ import annotations
 
@@ -50,43 +51,47 @@ class Cropped(Lens):
         return self.scan.read(self.there(box), recorder)
 
 
-_FOUND: WeakKeyDictionary[Volume, Box] = WeakKeyDictionary()
-"""Of volumes that are still open."""
+_FOUND: WeakKeyDictionary[Volume, dict[float | None, Box]] = WeakKeyDictionary()
+"""Of volumes that are still open, by what was looked for."""
 
 
-def nonzero_box(volume: Volume) -> Box:
-    """The smallest box of all voxels that are not 0 in some channel; the whole volume where there are none. Raises
-    `DataError` as reading does.
+def nonzero_box(volume: Volume, above: float | None = None) -> Box:
+    """The smallest box of all voxels that are not 0 in some channel, or that are `above` a number in one; the whole
+    volume where there are none. Raises `DataError` as reading does.
 
     Read from each end inwards, piece by piece, until something is met: of a volume without an edge of 0 the outermost
     pieces alone, and no voxel more than a few times."""
-    if volume not in _FOUND:
-        _FOUND[volume] = _found(volume)
-    return _FOUND[volume]
+    known = _FOUND.setdefault(volume, {})
+    if above not in known:
+        known[above] = _found(volume, above)
+    return known[above]
 
 
-def _found(volume: Volume) -> Box:
+def _found(volume: Volume, above: float | None) -> Box:
     known = Box.of_shape(volume.shape)
     for axis in range(known.ndim):
         slabs = _slabs(volume, known, axis)
-        lo = _outermost(volume, slabs, axis, min)
-        hi = _outermost(volume, slabs[::-1], axis, max)
+        lo = _outermost(volume, above, slabs, axis, min)
+        hi = _outermost(volume, above, slabs[::-1], axis, max)
         if lo is None or hi is None:
             return known
         known = _along(known, axis, lo, hi + 1)
     return known
 
 
-def _outermost(volume: Volume, slabs: Iterable[Box], axis: int, of: Callable[[list[int]], int]) -> int | None:
-    """The least or largest place along `axis`, as `of` says, of a voxel that is not 0 in the first of the slabs that
-    has any; None where none has."""
+def _outermost(
+    volume: Volume, above: float | None, slabs: Iterable[Box], axis: int, of: Callable[[list[int]], int]
+) -> int | None:
+    """The least or largest place along `axis`, as `of` says, of a voxel that is looked for in the first of the slabs
+    that has any; None where none has."""
+    empty = not _is_looked_for(np.asarray(volume.fill_value), above)
     for slab in slabs:
         end = of([slab.lo[axis], slab.hi[axis] - 1])
         met: list[int] = []
         for piece in pieces(volume, slab):
-            if volume.fill_value == 0 and not volume.has_data(piece):
+            if empty and not volume.has_data(piece):
                 continue
-            inside = (volume.read(piece) != 0).any(axis=0)
+            inside: Array = np.any(_is_looked_for(volume.read(piece), above), axis=0)
             where = np.flatnonzero(inside.any(axis=tuple(a for a in range(inside.ndim) if a != axis)))
             met += [piece.lo[axis] + int(x) for x in where[[0, -1]]] if where.size else []
             if end in met:
@@ -94,6 +99,10 @@ def _outermost(volume: Volume, slabs: Iterable[Box], axis: int, of: Callable[[li
         if met:
             return of(met)
     return None
+
+
+def _is_looked_for(voxels: Array, above: float | None) -> Array:
+    return np.asarray(voxels != 0 if above is None else voxels > above)
 
 
 def _slabs(volume: Volume, box: Box, axis: int) -> list[Box]:

@@ -60,7 +60,7 @@ def _of_network(found: Imported, model: ModelFile) -> Certificate:
     volume = volume[(slice(None), *(slice(0, min(w, n)) for w, n in zip(window, volume.shape[1:], strict=True)))]
     window = tuple(volume.shape[1:]) if _takes(spec, volume.shape[1:]) else spec.window
     volume = np.ascontiguousarray(volume[(slice(None), *(slice(0, w) for w in window))])
-    if spec.crop:  # a run takes what is not 0 for all of it, and the network here is given the whole
+    if spec.crop is not None:  # a run takes a box of it, and the network here is given the whole
         volume.reshape(spec.channels_in, -1)[:, 0] = volume.max()
     given, total = torch.from_numpy(_normalised(spec, volume))[None], sum(member.weight for member in found.members)
     with torch.inference_mode():
@@ -163,10 +163,10 @@ def affordable(found: Imported, spec: ModelSpec) -> tuple[tuple[int, ...], Array
 
 
 def _ratios(spec: ModelSpec, spacing: Sequence[float] | None) -> tuple[float, ...]:
-    """Voxels of a volume of this spacing that one of the network's spans, by axis."""
+    """Voxels of a volume of this spacing that one of the network's spans, by axis; 1 where the network's may be any."""
     if spacing is None or spec.spacing is None:
         return (1.0,) * len(spec.axes)
-    return tuple(a / b for a, b in zip(spec.spacing, spacing, strict=True))
+    return tuple(a / b if a else 1.0 for a, b in zip(spec.spacing, spacing, strict=True))
 
 
 def example_of(
@@ -189,7 +189,7 @@ def example_of(
     image = image + 0.1 * rng.standard_normal(image.shape, np.float32)
     low, high = _range_of(spec.normalization)
     image = low + (image - image.min()) / np.ptp(image) * (high - low)
-    image[:, : shape[0] // 8] = 0
+    image[:, : shape[0] // 8] = min(0.0, spec.crop) if isinstance(spec.crop, float) else 0
     return np.asarray(image, np.float32)
 
 

@@ -39,6 +39,20 @@ class Intensity:
         """Whether voxels are raw so far."""
         return self == Intensity()
 
+    def raw(self, value: float) -> float | None:
+        """The number that raw voxels exceed where `value` is exceeded by what they have become; None where that is not
+        the same one for all channels, or not known without looking at the volume."""
+        if self.measured or self.steps or self.foreground or self.clip_percentiles or min(self.gain) <= 0:
+            return None
+        gain, offset = np.broadcast_arrays(self.gain, self.offset)
+        found = set(np.asarray((value - offset) / gain, np.float32).tolist())  # what voxels are compared as
+        if len(found) > 1:
+            return None
+        limit: float = found.pop()
+        if any(np.float32(high) <= limit for _, high in self.clip or ()):  # nothing exceeds it
+            return None
+        return -float(np.finfo(np.float32).max) if any(np.float32(low) > limit for low, _ in self.clip or ()) else limit
+
     def normalization(self) -> dict[str, Any]:
         """Fields of the `Normalization`."""
         said: dict[str, Any] = dict(self.measured or {"mode": "none"})

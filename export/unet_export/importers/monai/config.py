@@ -10,6 +10,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from unet_engine.errors import ModelError, first_line
@@ -36,6 +37,16 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 _CONSTANT = re.compile(r"(?:monai\.networks\.layers\.)?(?:factories\.)?(?:Norm|Act|Pool|Conv|Dropout)\.([A-Z0-9_]+)")
 """Names of layers, which stand for the same words in lower case."""
+
+
+@dataclass(frozen=True)
+class Above:
+    """``lambda x: x > limit``."""
+
+    limit: float
+
+    def __call__(self, x: Any) -> Any:
+        return x > self.limit
 
 
 class NeedsTrust(Exception):
@@ -203,6 +214,18 @@ class _Evaluator:
         if isinstance(node.op, ast.Mod) and isinstance(left, str):
             raise NeedsTrust(self._text)  # a width in a format may be anything
         return _BINARY[type(node.op)](left, right)
+
+    def _lambda(self, node: ast.Lambda) -> Any:
+        """What a threshold is told as; nothing else of functions is known."""
+        names, body = [a.arg for a in node.args.args], node.body
+        if not isinstance(body, ast.Compare) or len(names) != 1 or node.args.defaults:
+            raise NeedsTrust(self._text)
+        if len(body.ops) != 1 or not isinstance(body.ops[0], ast.Gt) or ast.unparse(body.left) != names[0]:
+            raise NeedsTrust(self._text)
+        limit = self.value(body.comparators[0])
+        if not isinstance(limit, int | float):
+            raise NeedsTrust(self._text)
+        return Above(float(limit))
 
     def _boolop(self, node: ast.BoolOp) -> Any:
         value: Any = None

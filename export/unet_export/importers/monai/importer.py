@@ -22,7 +22,7 @@ from unet_export.importers.intensity import NotPossible
 from unet_export.importers.monai import networks
 from unet_export.importers.monai.behind import Behind, behind_of, numbers_above
 from unet_export.importers.monai.config import Config, NeedsTrust
-from unet_export.importers.monai.transforms import Before, before_of, transforms_of
+from unet_export.importers.monai.transforms import CROP, Before, before_of, name_of, transforms_of
 from unet_export.importers.steps import Reorder
 
 _METADATA = "configs/metadata.json"
@@ -148,8 +148,8 @@ class _Reader:
 
     def _before(self) -> Before:
         listed = transforms_of(self._first(_BEFORE))
-        if self.wanted.normalize:
-            listed = [t for t in listed if "ntensity" not in str(t.get("_target_"))]
+        if self.wanted.normalize:  # what is above a number once voxels are normalised is not known then
+            listed = [t for t in listed if "ntensity" not in str(t.get("_target_")) and name_of(t) != CROP]
         inputs = _formats(self.metadata, "inputs") or {"image": {}}
         try:
             return before_of(listed, "image" if "image" in inputs else str(next(iter(inputs))))
@@ -323,23 +323,11 @@ class _Reader:
             values |= {"spacing": order.ours(_as_many(before.spacing, order.dims)), "spacing_unit": "millimeter"}
             if before.resampling and len(before.spacing) <= order.dims:
                 values["resampling"] = Resampling.model_validate({**before.resampling, **behind.output})
+        if before.crop is not None:
+            values["crop"] = before.crop
         if before.orientation and order.dims == 3 and order.x_first:
             values["orientation"] = before.orientation[::-1]
-        several = int(made.get("num_channels") or 1) > 1
-        if behind.numbers_above is not None:
-            values |= numbers_above(behind.numbers_above, several=several)
-        if behind.activation:
-            values["activation"] = behind.activation
-            if behind.threshold is not None:
-                values["threshold"] = float(behind.threshold)
-            names = _class_names(made.get("channel_def"))
-            if behind.activation == "softmax":
-                values |= {"channels": "classes"} | ({"classes": names} if names else {})
-            elif several:
-                names = names if names and names[0].lower() == "background" else ("background", *names) if names else ()
-                right = len(names) == int(made["num_channels"]) + 1
-                values |= {"channels": "multilabel"} | ({"classes": names} if right else {})
-        return values
+        return values | _meaning(behind, made)
 
     def _credit(self, left_out: tuple[str, ...], inferer: Inferer) -> Credit:
         data = self.metadata
@@ -379,6 +367,25 @@ class _Order:
 
         turned = Reorder((), (0, 1, *range(self.dims + 1, 1, -1)), ())
         return wrapped_module(network, [turned], [turned])
+
+
+def _meaning(behind: Behind, made: Mapping[str, Any]) -> dict[str, Any]:
+    """What outputs are. made: what the metadata say of them."""
+    several, values = int(made.get("num_channels") or 1) > 1, dict[str, Any]()
+    if behind.numbers_above is not None:
+        values |= numbers_above(behind.numbers_above, several=several)
+    if behind.activation:
+        values["activation"] = behind.activation
+        if behind.threshold is not None:
+            values["threshold"] = float(behind.threshold)
+        names = _class_names(made.get("channel_def"))
+        if behind.activation == "softmax":
+            values |= {"channels": "classes"} | ({"classes": names} if names else {})
+        elif several:
+            names = names if names and names[0].lower() == "background" else ("background", *names) if names else ()
+            right = len(names) == int(made["num_channels"]) + 1
+            values |= {"channels": "multilabel"} | ({"classes": names} if right else {})
+    return values
 
 
 def _finer(promised: Mapping[str, Any]) -> tuple[float, ...]:

@@ -11,12 +11,13 @@ import torch
 from monai import transforms
 from monai.data.meta_tensor import MetaTensor
 from monai.inferers.utils import sliding_window_inference
+from monai.transforms.croppad.array import CropForeground
 from monai.transforms.spatial.array import Spacing, SpatialResample
 
 from unet_engine.units import silent
 from unet_export.conversion.adapt import adapted
 from unet_export.importers.base import Array
-from unet_export.importers.monai.transforms import Before
+from unet_export.importers.monai.transforms import CROP, Before
 
 _MODES = {0: "nearest", 1: "bilinear"}
 """By order."""
@@ -43,9 +44,19 @@ class Predictor:
         if self.x_first:
             image, roi, lengths = image.transpose(0, *range(image.ndim - 1, 0, -1)), roi[::-1], lengths[::-1]
         tensor: Any = torch.from_numpy(np.ascontiguousarray(image))
-        result = self._resampled(tensor, roi, lengths) if lengths else self._blended(self._normal(tensor), roi)
+        result = self._resampled(tensor, roi, lengths) if lengths else self._cropped(tensor, roi)
         found = np.asarray(result, np.float32)
         return found.transpose(0, *range(found.ndim - 1, 0, -1)) if self.x_first else found
+
+    def _cropped(self, tensor: Any, roi: tuple[int, ...]) -> Any:
+        """Of what MONAI's CropForeground leaves of `tensor`; 0 outside."""
+        boxes: list[tuple[Any, Any]] = []
+        made = self._blended(self._normal(tensor, boxes), roi)
+        for low, high in boxes:
+            whole = torch.zeros(made.shape[0], *tensor.shape[1:])
+            whole[(slice(None), *map(slice, low.tolist(), high.tolist()))] = made
+            made = whole
+        return made
 
     def _resampled(self, tensor: Any, roi: tuple[int, ...], lengths: tuple[float, ...]) -> Any:
         """Through MONAI's Spacing, and back to the grid of `tensor`."""
@@ -61,9 +72,14 @@ class Predictor:
         home = SpatialResample(mode=_MODES[self.back], padding_mode="border")
         return home(made, dst_affine=affine, spatial_size=tensor.shape[1:])
 
-    def _normal(self, tensor: Any) -> Any:
+    def _normal(self, tensor: Any, boxes: list[tuple[Any, Any]] | None = None) -> Any:
+        """boxes: where they are wanted, what is cropped to is put there; else nothing is cropped."""
         for name, arguments in self.before.array_transforms:
-            tensor = getattr(transforms, name)(**arguments)(tensor)
+            if name != CROP:
+                tensor = getattr(transforms, name)(**arguments)(tensor)
+            elif boxes is not None:
+                tensor, low, high = CropForeground(**arguments, return_coords=True)(tensor)
+                boxes.append((low, high))
         return torch.as_tensor(np.asarray(tensor), dtype=torch.float32)
 
     def _blended(self, tensor: Any, roi: tuple[int, ...]) -> Any:

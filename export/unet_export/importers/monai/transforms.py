@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unet_export.importers.intensity import Intensity, NotPossible
+from unet_export.importers.monai.config import Above
 
 Kwargs = Mapping[str, Any]
 HARMLESS = (
@@ -35,12 +36,14 @@ class Before:
 
     intensity: Intensity = field(default_factory=Intensity)
     array_transforms: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Those of intensity, as classes of `monai.transforms` for arrays and their arguments."""
+    """Those of intensity, as classes of `monai.transforms` for arrays and their arguments, and `CROP`."""
     spacing: tuple[float, ...] | None = None
     """In MONAI's order of axes, millimetres."""
     resampling: dict[str, Any] | None = None
     """How that is reached: fields of `Resampling` that concern the image; None: in a way that is not known."""
     orientation: str | None = None
+    crop: float | None = None
+    """What raw voxels exceed whose box is the volume from there on."""
     x_first: bool | None = None
     """Whether files are read with x first; None: nothing is read."""
     left_out: list[str] = field(default_factory=list)
@@ -83,6 +86,8 @@ def before_of(listed: Sequence[Kwargs], image: str = "image") -> Before:
             if not set(parts) <= set(keys):
                 raise NotPossible(f"{name} changes some of the channels alone ({', '.join(keys)})")
             kwargs |= {"channel_wise": True} if name in _OF_CHANNELS and len(parts) > 1 else {}
+        if kwargs.get("source_key") == image:  # else another one tells what of it is cropped
+            del kwargs["source_key"]
         if name == "LoadImage":
             reader = str(kwargs.get("reader") or "").rpartition(".")[2]
             found.x_first = reader not in _AS_STORED
@@ -229,6 +234,9 @@ def _spacing(kwargs: Kwargs, found: Before) -> None:
         "image": order, "image_apart": order, "apart": "never", "aligned": "first",
         "first": "normalised" if found.array_transforms else "interpolated",
     }  # fmt: skip
+    if found.crop is not None:
+        found.crop, found.array_transforms = None, [one for one in found.array_transforms if one[0] != CROP]
+        found.left_out.append(f"{CROP} before Spacing: {_ALL_OF_IT}")
 
 
 _ORDERS = {"bilinear": 1, "nearest": 0, "GridSampleMode.BILINEAR": 1, "GridSampleMode.NEAREST": 0, 0: 0, 1: 1}
@@ -265,10 +273,29 @@ def _pad(kwargs: Kwargs, found: Before) -> None:
     )
 
 
+CROP = "CropForeground"
+_ALL_OF_IT = "the whole volume is inferred, and statistics are of all of it; --mask leaves out what is outside"
+
+
 def _crop(kwargs: Kwargs, found: Before) -> None:
-    found.left_out.append(
-        "CropForeground: the whole volume is inferred, and statistics are of all of it; --mask leaves out what is outside"
-    )
+    """To what is above a number, which is one of raw voxels as long as they were shifted and scaled alone."""
+    selected = kwargs.get("select_fn", Above(0.0))
+    odd = [
+        f"{name}={kwargs[name]}"
+        for name, plain in (("margin", 0), ("k_divisible", 1), ("channel_indices", None), ("source_key", None))
+        if kwargs.get(name, plain) not in (plain, [plain] * 2, [plain] * 3)
+    ]
+    limit = found.intensity.raw(selected.limit) if isinstance(selected, Above) else None
+    if found.resampling is None and found.spacing is not None:
+        odd.append("behind a Spacing that is not done here")
+    if found.crop is not None or limit is None or odd:
+        of = ", ".join(odd) or ("behind what measures the volume" if isinstance(selected, Above) else "by a function")
+        found.left_out.append(f"{CROP} {of}: {_ALL_OF_IT}")
+        return
+    found.crop = limit
+    found.array_transforms.append((CROP, {"select_fn": selected, "allow_smaller": True}))
+    if found.spacing is not None:
+        found.left_out.append(f"{CROP} of volumes that are brought to its spacing: {_ALL_OF_IT}")
 
 
 _BEFORE: dict[str, Callable[[Kwargs, Before], None]] = {

@@ -114,7 +114,7 @@ class _Source:
         own = version is not None and not wanted.normalize
         finer = predictor.FINER if resampling else 1.0
         masked = normalization is not None and normalization.fills
-        spacing = tuple(s / finer for s in promised["spacing"]) if resampling else None
+        spacing = tuple(s / finer or 1.0 for s in promised["spacing"]) if resampling else None
         return Imported(
             members,
             promised,
@@ -203,14 +203,14 @@ class _Source:
         return {"classes": tuple(names), "activation": "sigmoid", "channels": "multilabel", "regions": order}
 
     def _resampling(self) -> Resampling | None:
-        """None where the plans resample in a way that is not known, or across planes whose distance they do not say."""
+        """None where the plans resample in a way that is not known."""
         said = self.configuration
         names = {said.resampling_fn_data, said.resampling_fn_probabilities}
         image, output = said.resampling_fn_data_kwargs, said.resampling_fn_probabilities_kwargs
         orders = {image.order, image.order_z, output.order, output.order_z}
         apart = {None: "anisotropic", True: "always", False: "never"}
         same = image.force_separate_z == output.force_separate_z
-        if names != {RESAMPLING} or not orders <= {0, 1, 3} or not same or self.axes.across not in (None, 0):
+        if names != {RESAMPLING} or not orders <= {0, 1, 3} or not same:
             return None
         return Resampling.model_validate(
             {
