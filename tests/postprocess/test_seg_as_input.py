@@ -175,3 +175,16 @@ def test_what_lies_turned_and_elsewhere_is_refused(here):
         open_mask("seg.dcm", open_volume("far.nii"))
     with pytest.raises(InputError, match=r"lies turned to far\.nii"):
         _truth("seg.dcm", open_volume("far.nii"), 4)
+
+
+def test_in_a_folder_it_is_the_same_with_its_names(here):
+    Path("only").mkdir()
+    Path("seg.dcm").rename("only/seg.dcm")
+    assert cli("info", "only", "--json").json["classes"][1:] == ["liver", "spleen", "vein"]
+    assert pane_of("only").names[1:] == ("liver", "spleen", "vein")
+    for source, out in (("only", "a.csv"), ("back.nii.gz", "b.csv")):
+        if out == "b.csv":
+            assert cli("convert", "only", source).code == 0
+        assert cli("table", source, out).code == 0
+        rows = list(csv.DictReader(Path(out).read_text().splitlines()))
+        assert [row["class_name"] for row in rows] == ["liver", "spleen", "vein"]

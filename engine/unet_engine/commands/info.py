@@ -16,8 +16,7 @@ from unet_engine.model.credit import Credit
 from unet_engine.model.file import ModelFile, is_model, open_model
 from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
-from unet_engine.paths import inside, is_local
-from unet_engine.postprocess.formats import account_of
+from unet_engine.postprocess.formats import account_of, is_one_file
 from unet_engine.prepare import streams_choice
 from unet_engine.volumes import samples
 from unet_engine.volumes.collection import shapes_in
@@ -127,7 +126,7 @@ def _judged(verdict: Verdict) -> str:
 def _volume(path: str, axes: str | None) -> dict[str, Any]:
     volume = open_volume(path, axes, Pick(timepoint=0))  # what is sampled is the first
     sample = np.concatenate(samples.measured(volume))
-    said = account_of(path) if is_local(path) and Path(inside(path)[0]).is_file() else None
+    said = account_of(path) if is_one_file(path) else None
     finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
     return {
         "volume": path,

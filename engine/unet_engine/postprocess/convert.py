@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import OutputError
@@ -13,7 +12,7 @@ from unet_engine.output.header import Header, read_header
 from unet_engine.paths import inside, is_local, plain
 from unet_engine.postprocess.content import content_of
 from unet_engine.postprocess.deliver import check_place, deliver
-from unet_engine.postprocess.formats import account_of, writer_of
+from unet_engine.postprocess.formats import account_of, is_one_file, writer_of
 from unet_engine.postprocess.working import is_file
 from unet_engine.storage import stores
 from unet_engine.units import Tell, silent
@@ -64,7 +63,7 @@ def convert(
 def _header(source: str) -> Mapping[str, Any]:
     """What a run says of the volume at `source`: which classes, made of what. Raises `OutputError` for an output that
     is not complete: what is missing in it would be taken for background."""
-    if Path(inside(source)[0]).is_file() if is_local(source) else is_file(inside(source)[0]):
+    if is_one_file(source) if is_local(source) else is_file(inside(source)[0]):
         return account_of(source) or {}
     folder = source.rstrip("/")
     header = read_header(folder) or read_header(folder.rpartition("/")[0]) or {}

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import OutputError
-from unet_engine.paths import is_local
+from unet_engine.paths import inside, is_local
 from unet_engine.postprocess.writers.base import Writer
 from unet_engine.postprocess.writers.dicom_seg import DicomSegWriter
 from unet_engine.postprocess.writers.hdf5 import Hdf5Writer
@@ -19,6 +20,7 @@ from unet_engine.postprocess.writers.ome_tiff import OmeTiffWriter
 from unet_engine.postprocess.writers.ome_zarr import OzxWriter, ZarrWriter
 from unet_engine.postprocess.writers.tiff import TiffWriter
 from unet_engine.storage.remote_files import RemoteFile, copied
+from unet_engine.volumes.formats import segmentation_of
 
 WRITERS: tuple[Writer, ...] = (
     ZarrWriter(),
@@ -50,10 +52,16 @@ def writer_of(path: str) -> Writer:
     raise OutputError(f"{path}: nothing says which format is meant; let the name end in one of {known}")
 
 
+def is_one_file(path: str) -> bool:
+    """Whether the volume at `path`, on this machine, is one file, or a folder that holds but one segmentation."""
+    return is_local(path) and (Path(inside(path)[0]).is_file() or segmentation_of(path) is not None)
+
+
 def account_of(path: str) -> Mapping[str, Any] | None:
     """What the run that made the file at `path` said of itself; None where nothing is found in it."""
     if not is_local(path):
         return _account_behind(path)
+    path = segmentation_of(path) or path
     for writer in _called(path):
         try:
             if found := writer.account(path):

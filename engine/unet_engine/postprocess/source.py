@@ -15,6 +15,7 @@ from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, plain
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.base import Array
+from unet_engine.postprocess.formats import account_of, is_one_file
 from unet_engine.volumes import nodata as nodata_voxels
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
@@ -93,7 +94,10 @@ class Source:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What a run or a pass of ours says of it; empty where none made it."""
+        """What a run or a pass of ours says of it, or the segments of a segmentation; empty where none made it."""
+        if is_one_file(self.path):
+            found = account_of(self.path)
+            return {**found, "complete": True} if found else {}
         return read_header(self.path) or {}
 
 

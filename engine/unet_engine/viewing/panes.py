@@ -13,10 +13,10 @@ import numpy as np
 from unet_engine.errors import InputError, SettingsError
 from unet_engine.output.colours import colour_of
 from unet_engine.output.header import read_header
-from unet_engine.paths import inside, is_local, plain
+from unet_engine.paths import plain
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.content import Content, content_of
-from unet_engine.postprocess.formats import account_of
+from unet_engine.postprocess.formats import account_of, is_one_file
 from unet_engine.units import micrometers
 from unet_engine.viewing.levels import Levels
 from unet_engine.volumes import samples
@@ -113,7 +113,7 @@ def pane_of(path: str, *, axes: str | None = None, image: str | None = None, pic
 
 def _said(path: str) -> Mapping[str, Any]:
     """What a run or pass of ours says of it; empty where none made it."""
-    if is_local(path) and Path(inside(path)[0]).is_file():
+    if is_one_file(path):
         return account_of(path) or {}
     folder = path.rstrip("/")
     return read_header(folder) or read_header(folder.rpartition("/")[0]) or {}

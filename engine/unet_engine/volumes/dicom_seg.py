@@ -57,14 +57,7 @@ class DicomSegFormat:
         return located(path, image, level)
 
     def open(self, path: str, axes: str | None) -> Volume:
-        if not Path(inside(path)[0]).is_dir():
-            return self._of_file(path, axes)
-        package(path, "a DICOM segmentation", "highdicom", "seg")
-        files = _of_series(path, segmentations_in(inside(path)[0])[0])
-        if len(files) > 1:
-            names = ", ".join(Path(file).name for file in files[:8])
-            raise InputError(f"{path} holds {len(files)} segmentations ({names}); give one of these files")
-        return replace(self._of_file(files[0], axes), path=path)
+        return replace(self._of_file(file_of(path), axes), path=path)
 
     def _of_file(self, path: str, axes: str | None) -> DicomSegVolume:
         part = Part.of(path)
@@ -79,6 +72,19 @@ class DicomSegFormat:
             if geometry is None:
                 raise InputError(f"{path}: its frames are no regular stack of slices; convert it to one")
             return _volume(path, part, reader, geometry, axes)
+
+
+def file_of(path: str) -> str:
+    """`path`, or the file that is meant where it is a folder of nothing else. Raises `InputError` where there are
+    several."""
+    if not Path(inside(path)[0]).is_dir():
+        return path
+    package(path, "a DICOM segmentation", "highdicom", "seg")
+    files = _of_series(path, segmentations_in(inside(path)[0])[0])
+    if len(files) > 1:
+        names = ", ".join(Path(file).name for file in files[:8])
+        raise InputError(f"{path} holds {len(files)} segmentations ({names}); give one of these files")
+    return files[0]
 
 
 class _Reader:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local, plain
-from unet_engine.volumes import collection, dicom, hdf5, nifti, raster, tiff
+from unet_engine.volumes import collection, dicom, dicom_seg, hdf5, nifti, raster, tiff
 from unet_engine.volumes.base import Format, Several, Volume
 from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
@@ -72,6 +72,12 @@ def located(path: str, image: str | None, level: int | None) -> str:
 def is_series(path: str) -> bool:
     """Whether `path` holds DICOM."""
     return isinstance(format_of(path), DicomFormat)
+
+
+def segmentation_of(path: str) -> str | None:
+    """The file of the segmentation that `path` is, or that is all in a folder; None of other volumes. Raises
+    `InputError` where there are several."""
+    return dicom_seg.file_of(path) if isinstance(format_of(path), DicomSegFormat) else None
 
 
 def slices_of(path: str) -> tuple[Volume, tuple[str, ...], tuple[int | None, ...]]:
