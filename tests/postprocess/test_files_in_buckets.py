@@ -316,3 +316,17 @@ def test_tables_and_polygons_in_buckets(lab, tmp_path, name):
     if name.endswith(("csv", "geojson")):  # others say when they were made
         assert found == (tmp_path / name).read_bytes()
     assert not list((tmp_path / "cache" / "made").iterdir())
+
+
+@pytest.mark.parametrize("name", ["l.nii.gz", "l.nrrd"])
+def test_labels_in_a_file_in_a_bucket_have_the_names_of_their_classes(lab, tmp_path, name):
+    pytest.importorskip("nrrd" if name.endswith("nrrd") else "nibabel")
+    _, client = lab
+    model = fake_model(tmp_path, window=(4, 8, 8), classes=["nothing", "field"], activation="sigmoid")
+    scan = make_volume(tmp_path / "v.zarr", np.random.default_rng(0).integers(0, 255, (4, 20, 18), np.uint8))
+    assert cli("run", "--in", scan, "--model", model, "--out", tmp_path / name).code == 0
+    client.upload_file(str(tmp_path / name), "lab", name)
+    for source, out in ((tmp_path / name, "here.csv"), (f"s3://lab/{name}", "there.csv")):
+        assert (said := cli("table", source, tmp_path / out)).code == 0, said.err
+    assert "field" in (tmp_path / "here.csv").read_text()
+    assert (tmp_path / "here.csv").read_text() == (tmp_path / "there.csv").read_text()

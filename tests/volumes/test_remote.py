@@ -15,6 +15,7 @@ import zarr
 from support.command_line import begin, cli, command
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
+from support.web_server import WebServer
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import OutputError
 from unet_engine.output.journal import RemoteJournal
@@ -274,3 +275,28 @@ def test_of_many_boxes_some_are_kept_and_each_is_as_likely(monkeypatch: pytest.M
     assert len(found) == KEPT
     assert 0.3 < sum(x < 5000 for x in found) / KEPT < 0.7
     assert list(kept.changed()) == []
+
+
+@pytest.mark.parametrize("packing", ["blosc", "zstd", "gzip", "zlib", "bz2", "shards"])
+def test_another_process_reads_it_as_this_one(tmp_path, packing):
+    """Dask's workers are given what was opened here, with whatever codecs and whatever is kept of a store."""
+    import pickle
+
+    from numcodecs import BZ2, Blosc, GZip, Zlib, Zstd
+
+    from unet_engine.volumes.formats import open_volume
+
+    if packing == "shards":
+        zarr.create_array(tmp_path / "v.zarr", data=IMAGE, chunks=(5, 6, 10), shards=(10, 12, 30))
+    else:
+        codec = {"blosc": Blosc(), "zstd": Zstd(), "gzip": GZip(), "zlib": Zlib(), "bz2": BZ2()}[packing]
+        zarr.create_array(
+            tmp_path / "v.zarr", data=IMAGE, chunks=(8, 8, 8), zarr_format=2, compressors=codec, order="F"
+        )
+    with WebServer(tmp_path) as server:
+        for path in (str(tmp_path / "v.zarr"), f"{server.url}/v.zarr"):
+            volume = open_volume(path, "zyx")
+            volume.keep(2**20, None)
+            there = pickle.loads(pickle.dumps(volume))
+            box = Box((3, 0, 5), (17, 20, 30))
+            assert np.array_equal(there.read(box)[0], IMAGE[box.slices()])

@@ -8,6 +8,7 @@ import zarr
 
 from support.volumes import make_volume
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.pick import Pick
 
 VOXELS = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
 SIZES = [4.0, 2.0, 3.0]
@@ -149,3 +150,43 @@ def test_a_micrometre_in_nrrd_is_no_metre_however_it_is_written(tmp_path, coding
     (tmp_path / "v.nhdr").write_bytes(head.encode(coding))
     (tmp_path / "größe.raw").write_bytes(VOXELS.tobytes())
     assert open_volume(str(tmp_path / "v.nhdr")).unit == "micrometer"
+
+
+@pytest.mark.parametrize(("said", "unit"), [("um", "micrometer"), ("cm", "centimeter"), ("?", "millimeter")])
+def test_a_metaimage_may_say_its_unit(tmp_path, said, unit):
+    head = f"NDims = 3\nDimSize = 6 5 4\nDistanceUnits = {said}\nElementSpacing = 3 2 4\nElementType = MET_UCHAR\n"
+    (tmp_path / "v.mhd").write_bytes(f"{head}ElementDataFile = größe.raw\n".encode("latin-1"))
+    (tmp_path / "größe.raw").write_bytes(VOXELS.tobytes())
+    assert open_volume(str(tmp_path / "v.mhd")).unit == unit
+
+
+@pytest.mark.parametrize(
+    ("said", "spacing", "translation"),
+    [
+        ("spacings: 3 2 4\naxis mins: 7 8 9\ncenters: node node node", (4, 2, 3), (9, 8, 7)),
+        ("spacings: 3 2 4\naxis mins: 7 8 9\ncenters: cell cell cell", (4, 2, 3), (11, 9, 8.5)),
+        ("spacings: 3 2 4\naxis mins: 7 8 9", (4, 2, 3), (11, 9, 8.5)),
+        ("axis mins: 0 0 0\naxis maxs: 5 4 3\ncenters: node node node", (1, 1, 1), (0, 0, 0)),
+        ("axis mins: 0 0 0\naxis maxs: 12 5 8\ncenters: cell cell cell", (2, 1, 2), (1, 0.5, 1)),
+        ("spacings: 3 2 4\naxis mins: nan nan nan", (4, 2, 3), (0, 0, 0)),
+    ],
+)
+def test_an_nrrd_may_say_where_its_axes_begin(tmp_path, said, spacing, translation):
+    pytest.importorskip("nrrd")
+    head = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 6 5 4\nencoding: raw\nkinds: space space space\n{said}\n\n"
+    (tmp_path / "v.nrrd").write_bytes(head.encode() + VOXELS.tobytes())
+    volume = open_volume(str(tmp_path / "v.nrrd"))
+    assert (volume.spacing, volume.translation) == (spacing, translation)
+
+
+@pytest.mark.parametrize("space", ["left-posterior-superior-time", "LPST"])
+def test_an_nrrd_of_space_and_time_lies_in_space(tmp_path, space):
+    pytest.importorskip("nrrd")
+    head = (
+        f"NRRD0004\ntype: uint8\ndimension: 4\nsizes: 6 5 2 2\nencoding: raw\nspace: {space}\n"
+        "space directions: (3,0,0,0) (0,2,0,0) (0,0,4,0) (0,0,0,9)\nspace origin: (7,8,9,0)\n\n"
+    )
+    (tmp_path / "v.nrrd").write_bytes(head.encode() + VOXELS.tobytes())
+    volume = open_volume(str(tmp_path / "v.nrrd"), pick=Pick(timepoint=1))
+    assert (volume.axes, volume.spacing, volume.translation) == ("tzyx", (4, 2, 3), (9, 8, 7))
+    assert (volume.frame.space, volume.unit) == ("LPS", "millimeter")

@@ -57,6 +57,11 @@ def is_one_file(path: str) -> bool:
     return is_local(path) and (Path(inside(path)[0]).is_file() or segmentation_of(path) is not None)
 
 
+def is_remote_file(path: str) -> bool:
+    """Whether it is one behind a URL, by its name."""
+    return not is_local(path) and any(not writer.folder for writer in _called(inside(path)[0]))
+
+
 def account_of(path: str) -> Mapping[str, Any] | None:
     """What the run that made the file at `path` said of itself; None where nothing is found in it."""
     if not is_local(path):
@@ -72,7 +77,7 @@ def account_of(path: str) -> Mapping[str, Any] | None:
 
 
 def _account_behind(url: str) -> Mapping[str, Any] | None:
-    if not any(not writer.folder for writer in _called(url)):
+    if not is_remote_file(url):
         return None
     file = RemoteFile(url)
     if not file.exists():

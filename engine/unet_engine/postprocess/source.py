@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, plain
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.base import Array
-from unet_engine.postprocess.formats import account_of, is_one_file
+from unet_engine.postprocess.formats import account_of, is_one_file, is_remote_file
+from unet_engine.storage.remote_files import RemoteFile
 from unet_engine.volumes import nodata as nodata_voxels
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.files import FileVolume
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.pick import ALL, Pick
 from unet_engine.volumes.turn import Turn
@@ -95,16 +98,32 @@ class Source:
     @property
     def header(self) -> dict[str, Any]:
         """What a run or a pass of ours says of it, or the segments of a segmentation; empty where none made it."""
-        if is_one_file(self.path):
-            found = account_of(self.path)
-            return {**found, "complete": True} if found else {}
-        return read_header(self.path) or {}
+        return _said(self)
 
 
 @lru_cache(maxsize=8)
 def _opened(source: Source) -> Volume:
     volume = open_volume(source.path, source.axes, source.pick)
     return Turned(volume, source.turn) if source.turn else volume
+
+
+@lru_cache(maxsize=8)
+def _said(source: Source) -> dict[str, Any]:
+    path = source.path
+    if behind := is_remote_file(path):
+        volume = source.open()
+        if isinstance(volume, FileVolume) and volume.fetched:
+            path = str(volume.fetched.path)
+        elif (RemoteFile(inside(path)[0]).about().length or inf) > _FETCHED_FOR_NAMES:
+            return {}
+    if behind or is_one_file(path):
+        found = account_of(path)
+        return {**found, "complete": True} if found else {}
+    return read_header(path) or {}
+
+
+_FETCHED_FOR_NAMES = 2**26
+"""Bytes of a file that is read by parts, and that is fetched whole to learn what is said of it."""
 
 
 def _stamp(path: str) -> str:

@@ -105,13 +105,22 @@ def _class_of(kind: Any, make: Callable[[Any], Any]) -> Any:
 _CLASSES: dict[Any, Any] = {}
 
 
+def _plain(codec: Any, kind: Any) -> Any:
+    """The same of the class `kind` itself, which other processes know."""
+    found = object.__new__(kind)
+    vars(found).update(vars(codec))
+    return found
+
+
 def _made_guarded(kind: Any) -> Any:
 
     class Guarded(kind):  # type: ignore[misc]
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _bounded_codec, (_plain(self, kind),)
+
         def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
             getattr(self, "_codec", None)  # raises where it is not installed, which is told by name
-            codec, prototype = copy.copy(self), chunk_spec.prototype
-            object.__setattr__(codec, "__class__", kind)
+            codec, prototype = _plain(self, kind), chunk_spec.prototype
             size = prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
             known = guarded.OfZarr3(codec, chunk_spec, name_of(codec))
             found = guarded.decoded(known, np.frombuffer(chunk_bytes.to_bytes(), np.uint8), size)
@@ -128,6 +137,9 @@ def _made_guarded(kind: Any) -> Any:
 def _made_within(kind: Any) -> Any:
 
     class Within(kind):  # type: ignore[misc]
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _bounded_codec, (_plain(self, kind),)
+
         def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
             size = prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
             codec = _numcodec(self)

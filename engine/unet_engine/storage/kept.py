@@ -54,6 +54,9 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
         """What was gathered and is not there."""
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, (self._store,)  # another process keeps what it fetches itself
+
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         if key in self._absent:
             self._absent.discard(key)

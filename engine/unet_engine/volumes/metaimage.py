@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import InputError
-from unet_engine.units import brief
+from unet_engine.units import brief, unit_name
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, has_ending, opening
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.packed import Described, data_files, volume_of
+from unet_engine.volumes.packed import Described, data_files, decoded, volume_of
 
 _LONGEST = 2**18
 """Bytes of a header."""
@@ -47,13 +47,13 @@ def _header(path: str) -> tuple[dict[str, str], list[str], int]:
     lines = head.split(b"\n")
     for number, line in enumerate(lines):
         length += len(line) + 1
-        key, equals, value = line.decode("ascii", "replace").partition("=")
+        key, equals, value = decoded(line).partition("=")
         if not equals:
             raise ValueError(f"{brief(key.strip())} is no line of a header")
         found[key.strip().lower()] = value.strip()
         if key.strip().lower() == "elementdatafile":
             listed = found["elementdatafile"].split()[:1] == ["LIST"]
-            names = [name.decode().strip() for name in lines[number + 1 :]] if listed else []
+            names = [decoded(name).strip() for name in lines[number + 1 :]] if listed else []
             return found, [name for name in names if name], length
     raise ValueError("its header names no ElementDataFile")
 
@@ -91,9 +91,14 @@ def _described(path: str, header: Mapping[str, str], listed: list[str], length: 
         axes="tzyx"[4 - n :] + "c" * (channels > 1),
         dtype=dtype,
         frame=_frame(header, n),
-        unit="millimeter",
+        unit=_unit(header),
         parts=parts,
     )
+
+
+def _unit(header: Mapping[str, str]) -> str:
+    said = header.get("distanceunits", "").strip()
+    return unit_name(said) if said.strip("?") else "millimeter"
 
 
 def _true(header: Mapping[str, str], key: str, *, other: bool = False) -> bool:

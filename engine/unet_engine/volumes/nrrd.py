@@ -13,7 +13,7 @@ from unet_engine.units import brief, times, unit_along, unit_name
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.packed import Described, Packing, data_files, volume_of
+from unet_engine.volumes.packed import Described, Packing, data_files, decoded, volume_of
 
 _LONGEST = 2**20
 """Bytes of a header."""
@@ -44,7 +44,7 @@ class NrrdFormat:
         with opening(path, "NRRD file"):
             lines, length = _header_lines(path)
             lines, listed = _without_list(lines)
-            header = nrrd.read_header(list(map(_text, lines)))  # of bytes it drops what is not ASCII: µm becomes m
+            header = nrrd.read_header(list(map(decoded, lines)))  # of bytes it drops what is not ASCII: µm becomes m
             if header["type"].lower() not in _DTYPES:
                 raise InputError(f"{path} holds {brief(header['type'])}; convert it to numbers")
             dtype = np.dtype(_DTYPES[header["type"].lower()])
@@ -65,19 +65,12 @@ def _header_lines(path: str) -> tuple[list[bytes], int]:
     return lines, length
 
 
-def _text(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
-
-
 def _without_list(lines: list[bytes]) -> tuple[list[bytes], list[str]]:
     """The lines before the names of a list of files, and these names."""
     for number, line in enumerate(lines):
         key, _, value = line.partition(b":")
         if key.strip().lower() in (b"data file", b"datafile") and value.split()[:1] == [b"LIST"]:
-            names = [_text(name).strip() for name in lines[number + 1 :]]
+            names = [decoded(name).strip() for name in lines[number + 1 :]]
             return lines[: number + 1], [name for name in names if name]
     return lines, []
 
@@ -135,7 +128,10 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, list[int]]:
     if len(spatial) > 3 and not rows:  # nothing says which: the slowest is no place
         spatial = spatial[:3]
     names = dict(zip(spatial, "xyz", strict=False))
-    return "".join(names.get(i, "t" if kind == "time" else "c") for i, kind in enumerate(kinds)), spatial
+    in_time = {i for i, kind in enumerate(kinds) if kind == "time"}
+    if _in_time(header) and len(kinds) == 4 and len(spatial) == 3:
+        in_time |= set(range(4)) - set(spatial)
+    return "".join(names.get(i, "t" if i in in_time else "c") for i in range(count)), spatial
 
 
 def _rows(header: Mapping[str, Any]) -> list[Any] | None:
@@ -144,7 +140,15 @@ def _rows(header: Mapping[str, Any]) -> list[Any] | None:
     if directions is None:
         return None
     found = [None if row is None else np.asarray(row, np.float64) for row in directions]
-    return [None if row is None or not row.shape or np.isnan(row).any() else row for row in found]
+    found = [None if row is None or not row.shape or np.isnan(row).any() else row for row in found]
+    if _in_time(header):  # of space and time: what is a step in time is none in space
+        found = [None if row is None or len(row) != 4 or not any(row[:3]) else row[:3] for row in found]
+    return found
+
+
+def _in_time(header: Mapping[str, Any]) -> bool:
+    space = str(header.get("space", "")).lower()
+    return space.endswith("-time") or space in ("rast", "last", "lpst")
 
 
 _SPACES = {"right-anterior-superior": "RAS", "left-anterior-superior": "LAS", "left-posterior-superior": "LPS"}
@@ -154,15 +158,45 @@ def _placed(header: Mapping[str, Any], spatial: list[int]) -> tuple[Frame | None
     rows, n = _rows(header), len(spatial)
     if rows and n in (2, 3) and all(rows[i] is not None and len(rows[i]) == n for i in spatial):
         columns = np.stack([rows[i] for i in spatial], axis=1)
-        origin = np.asarray(header.get("space origin", np.zeros(n)), np.float64).reshape(n, 1)
-        said = str(header.get("space", "")).lower()
+        origin = np.asarray(header.get("space origin", np.zeros(n)), np.float64)
+        origin = (origin[:n] if _in_time(header) else origin).reshape(n, 1)
+        said = str(header.get("space", "")).lower().removesuffix("-time")
+        said = said[:3] if _in_time(header) and len(said) == 4 else said
         space = _SPACES.get(said, said.upper() if said.upper() in _SPACES.values() else "")
         return Frame.of(np.hstack([columns, origin]).tolist(), space), None
-    spacings = header.get("spacings")
-    if spacings is None:
+    sizes = _spacings(header)
+    if sizes is None:
         return None, None
-    sizes = tuple(float(spacings[i]) for i in reversed(spatial))
-    return None, sizes if all(np.isfinite(sizes)) and all(sizes) else None
+    found = np.array([sizes[i] for i in spatial])
+    if not np.isfinite(found).all() or not found.all():
+        return None, None
+    lows = header.get("axis mins", header.get("axismins"))
+    if lows is None or n not in (2, 3) or not np.isfinite([float(lows[i]) for i in spatial]).all():
+        return None, tuple(found[::-1].tolist())
+    # the least is where a voxel begins, unless it says that it is its middle
+    moved = [float(lows[i]) + (0 if center == "node" else size / 2) for i, center, size in
+             zip(spatial, _centers(header, spatial), found, strict=True)]  # fmt: skip
+    return Frame.of(np.hstack([np.diag(found), np.reshape(moved, (n, 1))]).tolist()), None
+
+
+def _centers(header: Mapping[str, Any], spatial: list[int]) -> list[str]:
+    said = header.get("centers", header.get("centerings"))
+    said = said.split() if isinstance(said, str) else said
+    return [str(said[i]).lower() if said is not None else "cell" for i in spatial]
+
+
+def _spacings(header: Mapping[str, Any]) -> list[float] | None:
+    """Per axis, of what the header says of sizes, or of where its axes begin and end; None where it says neither."""
+    if header.get("spacings") is not None:
+        return [float(size) for size in header["spacings"]]
+    lows, highs = (header.get(f"axis {end}", header.get(f"axis{end}")) for end in ("mins", "maxs"))
+    if lows is None or highs is None:
+        return None
+    steps = [
+        max(1, int(count) - (center == "node"))
+        for count, center in zip(header["sizes"], _centers(header, list(range(len(header["sizes"])))), strict=True)
+    ]
+    return [(float(hi) - float(lo)) / step for lo, hi, step in zip(lows, highs, steps, strict=True)]
 
 
 def _measured(

@@ -90,6 +90,14 @@ def data_files(path: str, named: str, listed: Sequence[str], shape: Sequence[int
 _LONGEST_NAME = 2**12
 
 
+def decoded(line: bytes) -> str:
+    """Of a header, whose names of files may be in either coding."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
 def _below(folder: str, file: str) -> bool:
     return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
 
