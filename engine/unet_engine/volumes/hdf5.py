@@ -193,16 +193,27 @@ def _axes(data: Any, attributes: Mapping[str, Any]) -> list[str] | None:
     with suppress(ValueError, TypeError, KeyError, AttributeError):
         tags = json.loads(str(attributes.get("axistags", "")))["axes"]
         return [letter(str(tag["key"])) for tag in tags]
-    names = [_dimension(data, i) for i in range(len(data.shape))]
+    scales, labels = (_scale(data, i) for i in range(len(data.shape))), attributes.get("DIMENSION_LABELS")
+    labels = [labels] if isinstance(labels, str | bytes) else labels
+    if not isinstance(labels, list) or len(labels) != len(data.shape):
+        labels = [""] * len(data.shape)
+    names = [
+        _text(label) if s is None else str(s.name.rpartition("/")[2]) for s, label in zip(scales, labels, strict=True)
+    ]
     return [letter(name) for name in names] if all(names) else None
 
 
-def _dimension(data: Any, index: int) -> str:
-    dimension = data.dims[index]
+def _scale(data: Any, index: int) -> Any:
+    """The coordinates of an axis; None where it has none. By the attributes themselves: where these are of another
+    kind than HDF5's own library writes, it ends the process."""
     with suppress(Exception):
-        if len(dimension):
-            return str(dimension[0].name.rpartition("/")[2])
-    return str(dimension.label)
+        found = data.file[data.attrs["DIMENSION_LIST"][index][0]]
+        return found if isinstance(found, type(data)) and found.name else None
+    return None
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
 
 
 _Place = tuple[list[float] | None, list[float] | None, str | None, tuple[str, ...]]
@@ -234,7 +245,7 @@ def _placed(data: Any, names: str, attributes: Mapping[str, Any]) -> _Place:
     Zarr), or of the coordinates that a NetCDF file has for each axis."""
     spatial = [a for a in "zyx" if a in names]
     size = attributes.get("element_size_um")
-    if size is None and isinstance(attributes.get("resolution"), list):
+    if size is None and isinstance(attributes.get("resolution"), list | str):
         size, units = attributes["resolution"], attributes.get("units")
         spatial = [a for a in names if a in "zyx"]
     else:
@@ -242,7 +253,10 @@ def _placed(data: Any, names: str, attributes: Mapping[str, Any]) -> _Place:
     if size is None:
         return _coordinates(data, names)
     try:
-        values = [float(v) for v in (size if isinstance(size, list) else [size])][-len(spatial) :]
+        said = size.replace(",", " ").split() if isinstance(size, str) else size if isinstance(size, list) else [size]
+        values = [float(v) for v in said][-len(spatial) :]
+        if len(values) != len(spatial):
+            raise ValueError(f"{len(values)} of {len(spatial)} numbers")
         of = dict(zip(spatial, values, strict=True))
         if not all(isfinite(v) and v > 0 for v in values):
             raise ValueError("no distances")
@@ -260,7 +274,8 @@ def _placed(data: Any, names: str, attributes: Mapping[str, Any]) -> _Place:
 
 def _units(units: object, names: str, spatial: Sequence[str]) -> dict[str, str]:
     """By spatial axis: `units` are one for all, or one for each of `names` or of `spatial`."""
-    said = [str(unit or "") for unit in units] if isinstance(units, list) else [str(units or "")]
+    listed = units if isinstance(units, list) else [units]
+    said = list(map(_text, listed))
     if len(said) == len(names):
         return {axis: unit for axis, unit in zip(names, said, strict=True) if axis in "zyx"}
     return dict(zip(spatial, said if len(said) == len(spatial) else said[:1] * len(spatial), strict=True))
@@ -272,7 +287,7 @@ def _coordinates(data: Any, names: str) -> _Place:
     for index, axis in enumerate(names):
         if axis not in "zyx":
             continue
-        scale = data.dims[index][0] if len(data.dims[index]) else None
+        scale = _scale(data, index)
         if data.shape[index] > _MOST_COORDINATES:
             return None, None, None, (f"{data.name}: it is too long for its coordinates along {axis}: left out",)
         if scale is None or scale.shape != (data.shape[index],) or scale.shape[0] < 2 or scale.dtype.kind not in "iuf":

@@ -34,7 +34,7 @@ from unet_engine.volumes.files import (
     plain_chunks,
 )
 from unet_engine.volumes.tiff_images import Image, image_of, listed, named_axes
-from unet_engine.volumes.tiff_tags import Placed, alphas, nodata_of, placed
+from unet_engine.volumes.tiff_tags import Placed, alphas, channels_of, nodata_of, placed
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".stk", ".qptiff", ".scn")
 KEPT_BYTES = 2**26
@@ -108,7 +108,7 @@ def _facts(path: str, parts: tuple[Part, ...], image: Image, names: str) -> dict
         "stored_translation": where.translation,
         "unit": where.unit,
         "frame": own.frame if own else None,
-        "channel_names": own.channel_names if own else (),
+        "channel_names": own.channel_names if own else channels_of(image.full, names),
         "notes": (*image.told, *_missing(path, series), *doubts, *_meant(path, series), *where.notes),
         "alpha": of_alpha,
         "nodata": own.nodata if own else nodata_of(series.keyframe, np.dtype(series.dtype)),

@@ -134,7 +134,16 @@ def alphas(series: Any, names: str) -> tuple[int, ...]:
     if series.axes[at] == "S":
         extra = [int(kind) for kind in page.extrasamples]
         return tuple(page.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in _ALPHA)
-    return alpha.named(_ome_channels(series), {}, series.shape[at]) if series.axes[at] == "C" else ()
+    return alpha.named(channels_of(series, names), {}, series.shape[at])
+
+
+def channels_of(series: Any, names: str) -> tuple[str, ...]:
+    """What OME calls the channels of a series, whose axes are `names`; empty where it does not call each by a name."""
+    at = names.find("c")
+    if at < 0 or series.axes[at] != "C":
+        return ()
+    found = tuple(_ome_channels(series))
+    return found if len(found) == series.shape[at] and all(found) else ()
 
 
 def _ome_channels(series: Any) -> list[str]:

@@ -1,0 +1,53 @@
+"""Files of other tools that say things in unusual ways."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from unet_engine.plan.box import Box
+from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.pick import Pick
+
+VOXELS = np.arange(4 * 5 * 6, dtype=np.uint16).reshape(4, 5, 6)
+
+
+def test_labels_of_another_kind_than_hdf5_writes_end_no_process(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        data = file.create_dataset("v", data=VOXELS)
+        data.attrs["DIMENSION_LABELS"] = h5py.Empty("f")
+        data.attrs["DIMENSION_LIST"] = [1.0, 2.0]
+    code = f"from unet_engine.volumes.formats import open_volume; print(open_volume({str(tmp_path / 'v.h5')!r}).axes)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout.strip()) == (0, "zyx"), said.stderr
+
+
+@pytest.mark.parametrize("labels", [[b"x", b"y", b"z"], ["x", "y", "z"]])
+def test_labels_of_hdf5_are_text_of_either_length(tmp_path, labels):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        kind = h5py.string_dtype() if isinstance(labels[0], str) else None
+        file.create_dataset("v", data=VOXELS).attrs["DIMENSION_LABELS"] = np.array(labels, dtype=kind)
+    assert open_volume(str(tmp_path / "v.h5")).axes == "xyz"
+
+
+@pytest.mark.parametrize(("size", "units"), [("4, 2 3", "nm"), ([4, 2, 3], [b"nm", b"nm", b"nm"])])
+def test_sizes_and_units_in_hdf5_may_be_text(tmp_path, size, units):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        data = file.create_dataset("v", data=VOXELS)
+        data.attrs["resolution"], data.attrs["units"] = size, units
+    volume = open_volume(str(tmp_path / "v.h5"))
+    assert (volume.spacing, volume.unit, volume.notes) == ((4, 2, 3), "nanometer", ())
+
+
+def test_channels_of_an_ome_tiff_have_their_names(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    voxels = np.stack([VOXELS, VOXELS + 1, VOXELS + 2])
+    said = {"axes": "CZYX", "Channel": {"Name": ["DAPI", "GFP", "alpha tubulin"]}}
+    tifffile.imwrite(tmp_path / "v.ome.tif", voxels, ome=True, metadata=said)
+    volume = open_volume(str(tmp_path / "v.ome.tif"), pick=Pick(channels=("GFP", "DAPI")))
+    assert volume.channel_names == ("DAPI", "GFP", "alpha tubulin")
+    assert np.array_equal(volume.read(Box.of_shape(volume.shape)), voxels[[1, 0]])
