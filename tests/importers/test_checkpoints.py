@@ -112,6 +112,21 @@ def test_checkpoints_of_trainings(tmp_path, little, form):
     assert certificate.largest_difference < 1e-4
 
 
+@pytest.mark.parametrize(("strict", "expected"), [(True, (96, 64)), (False, None)])
+def test_a_network_for_one_size_of_image_has_that_for_its_window(tmp_path, little, monkeypatch, strict, expected):
+    """As transformers of timm are built; they were refused, for the window that others are tried with."""
+
+    class Fixed(Little):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            self.down.img_size, self.down.strict_img_size = (96, 64), strict
+
+    monkeypatch.setattr("segmentation_models_pytorch.Unet", Fixed)
+    torch.save({"state_dict": little.state_dict()}, tmp_path / "last.ckpt")
+    wanted = Wanted(checkpoint=str(tmp_path / "last.ckpt"), out="net.onnx", smp="Unet,resnet18,classes=2")
+    assert Checkpoint().read(tmp_path / "last.ckpt", wanted, print).promised.get("window") == expected
+
+
 def test_what_a_module_around_the_network_does_to_images_is_done(tmp_path, little):
     """As the examples of segmentation-models-pytorch have it: buffers of a Lightning module. They were left out."""
     state = {f"model.{k}": v for k, v in little.state_dict().items()}

@@ -20,6 +20,7 @@ _FURTHER = (
     "decoder_merge_policy", "decoder_atrous_rates", "decoder_aspp_separable", "decoder_interpolation",
     "decoder_pab_channels", "decoder_readout", "decoder_intermediate_channels", "decoder_fusion_channels",
     "psp_out_channels", "psp_use_batchnorm", "upsampling",
+    "dynamic_img_size",
 )  # fmt: skip
 """Arguments that decide what a network computes; some of them change no weight, so that weights would fit without."""
 _ACTIVATIONS = ("sigmoid", "softmax", "softmax2d", "logsoftmax", "tanh", "argmax", "argmax2d", "clamp", "identity")

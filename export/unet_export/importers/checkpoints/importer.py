@@ -16,7 +16,7 @@ from unet_engine.units import Tell
 from unet_engine.version import version_of
 from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.checkpoints import hyperparameters
-from unet_export.importers.checkpoints.measured import as_weights_say
+from unet_export.importers.checkpoints.measured import as_weights_say, window_of
 from unet_export.importers.checkpoints.normalising import take_scaling, tell_scaling
 from unet_export.importers.checkpoints.smp import HOW, Named, built, name_of, parsed
 from unet_export.importers.files import MOST_TEXT, Files
@@ -136,6 +136,8 @@ def _imported(
     promised = {"name": Path(path).stem, **meaning}
     if isinstance(channels, int):
         promised["channels_in"] = channels
+    if window := window_of(network, named.encoder):
+        promised["window"] = window
     if not wanted.normalize:
         promised |= {"normalization": taken} if taken else {}
         tell_scaling(taken, named, tell)

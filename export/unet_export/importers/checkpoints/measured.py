@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,31 @@ def as_weights_say(path: str, named: Named, held: Any) -> Named:
         if "in_channels" not in named.arguments and len(first := _first(own, shapes)) == 1:
             found["in_channels"] = first.pop()
     return replace(named, arguments={**named.arguments, **found}) if found else named
+
+
+def window_of(network: Any, encoder: str) -> tuple[int, ...] | None:
+    """The one size of images that a network with attention is built for; None where it takes others, too, as far as its
+    layers and timm say."""
+    sizes = {
+        tuple(module.img_size)
+        for module in network.modules()
+        if isinstance(getattr(module, "img_size", None), tuple) and getattr(module, "strict_img_size", True)
+    }
+    if len(sizes) == 1:
+        return tuple(map(int, sizes.pop()))
+    known = timm_says(encoder)
+    return tuple(map(int, known.input_size[1:])) if known and known.fixed_input_size else None
+
+
+def timm_says(encoder: str) -> Any:
+    """What timm knows of an encoder of its own, without fetching anything; None where it is none, or not known."""
+    timm = sys.modules.get("timm")
+    if timm is None or not encoder.startswith("tu-"):
+        return None
+    try:
+        return timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
+    except Exception:  # it says no in its own ways
+        return None
 
 
 def _first(own: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> set[int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from unet_engine.units import Tell
+from unet_export.importers.checkpoints.measured import timm_says
 from unet_export.importers.checkpoints.smp import Named
 
 _NAMES = (("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"), ("_mean", "_std"))
@@ -56,16 +56,9 @@ def tell_scaling(taken: dict[str, Any] | None, named: Named, tell: Tell) -> None
 
 
 def _of_encoder(encoder: str) -> str:
-    """What timm says of the weights that an encoder of it begins with; empty where it is not known without fetching
-    it."""
-    timm = sys.modules.get("timm")
-    if timm is None or not encoder.startswith("tu-"):
-        return ""
-    try:
-        known = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
-        return _text(known.mean, known.std) + ",divide=255"
-    except Exception:  # it says no in its own ways, and this is a hint
-        return ""
+    """What the weights that an encoder of timm begins with were trained with; empty where that is not known."""
+    known = timm_says(encoder)
+    return _text(known.mean, known.std) + ",divide=255" if known else ""
 
 
 def _text(mean: Sequence[float], std: Sequence[float]) -> str:
