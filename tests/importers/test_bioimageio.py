@@ -70,6 +70,7 @@ def test_a_package_keeps_what_its_description_says(tmp_path):
     [
         ("sigmoid", 0.3, lambda y: 1 / (1 + np.exp(-y)) > 0.3, "sigmoid", 0.3),
         (None, 0.4, lambda y: y > 0.4, "probabilities_each", 0.4),
+        (None, -0.2, lambda y: y > -0.2, "sigmoid", None),
         ("sigmoid", 0.5, lambda y: y > 0, "sigmoid", None),
     ],
 )

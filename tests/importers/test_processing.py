@@ -214,6 +214,23 @@ def test_values_along_another_axis_than_channels_behind_the_network_are_named(tm
         processing.behind_of(said, said.inputs[0], said.outputs[0])
 
 
+@pytest.mark.parametrize("first", [[], [step("sigmoid")]])
+def test_channels_may_have_thresholds_of_their_own(tmp_path, first):
+    """They are taken off in the graph: masks are those of the package, what lies before them is not, which is told."""
+    behind = [*first, step("binarize", threshold=[0.2, 0.7], axis="channel"), step("ensure_dtype", dtype="uint8")]
+    said = read(tmp_path, behind=behind)
+    found = processing.behind_of(said, said.inputs[0], said.outputs[0])
+    assert (found.activation, found.threshold, found.finished_as) == ("sigmoid", 0.5, "probabilities_each")
+    (told,) = found.left_out
+    assert "thresholds are taken off" in told
+    y = np.random.default_rng(1).standard_normal((2, 6, 7)).astype(np.float32)
+    (made,) = found.steps
+    got = made.on_torch(torch.from_numpy(y)[None])[0].numpy()
+    values = 1 / (1 + np.exp(-y)) if first else y
+    np.testing.assert_array_equal(got > 0, values > np.array([0.2, 0.7]).reshape(2, 1, 1))
+    np.testing.assert_array_equal(found.finish[-1](got), got > 0)
+
+
 BEHIND = {
     "nothing": ([], None, lambda y: y),
     "sigmoid": ([step("sigmoid")], "sigmoid", lambda y: 1 / (1 + np.exp(-y))),

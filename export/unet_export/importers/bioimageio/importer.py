@@ -154,8 +154,8 @@ def _binarized(behind: processing.Behind, *, several: bool) -> dict[str, Any]:
         meaning |= {"channels": "multilabel"} if several else {}
         return meaning | ({"threshold": limit} if limit != 0.5 else {})
     if several:
-        behind.left_out.append(f"postprocessing binarize above {limit:g} of several channels, which is no probability")
-        return {}
+        processing.divide_at_zero(behind, [limit])
+        return {"activation": "sigmoid", "channels": "multilabel"}
     return {"activation": "none", "threshold": limit}
 
 

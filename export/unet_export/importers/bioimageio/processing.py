@@ -6,7 +6,7 @@ The meaning of each operation is that of bioimageio.core (`bioimageio.core.proc_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -198,7 +198,7 @@ def behind_of(said: Description, given: Tensor, made: Tensor) -> Behind:
     """The steps behind the network. What has no counterpart is left out, with all that follows it."""
     found = Behind()
     for step in made.steps:
-        if found.left_out or (found.threshold is not None and step.name != "ensure_dtype"):
+        if step.name != "ensure_dtype" if found.threshold is not None else found.left_out:
             found.left_out.append(f"{step.name}, which follows that")
             continue
         understood = _BEHIND.get(step.name)
@@ -243,20 +243,39 @@ def _softmax_of(y: Array) -> Array:
 
 def _behind_binarize(step: Step, found: Behind) -> None:
     limits = _numbers(step, "threshold")
-    if len(set(limits)) > 1:
-        found.left_out.append("postprocessing binarize with a threshold for each channel: one for all is known here")
-        return
-    if found.activation == "softmax" and limits[0] != 0.5:
+    if found.activation == "softmax" and set(limits) != {0.5}:
         found.left_out.append(
-            f"postprocessing binarize above {limits[0]:g} of a softmax: the largest class is the label"
+            f"postprocessing binarize above {_listed(limits)} of a softmax: the largest class is the label"
         )
         return
-    if found.activation is not None and not 0 < limits[0] < 1:
-        found.left_out.append(f"postprocessing binarize above {limits[0]:g}, which is no probability")
+    if found.activation is not None and not all(0 < limit < 1 for limit in limits):
+        found.left_out.append(f"postprocessing binarize above {_listed(limits)}, which is no probability")
+        return
+    if len(set(limits)) > 1:
+        divide_at_zero(found, limits)
         return
     found.threshold = limits[0]
     found.finish.append(lambda y: np.asarray(y > limits[0], np.float32))
     found.finished_as = "probabilities_each"
+
+
+def _listed(limits: Sequence[float]) -> str:
+    return ", ".join(f"{limit:g}" for limit in dict.fromkeys(limits))
+
+
+def divide_at_zero(found: Behind, limits: Sequence[float]) -> None:
+    """Thresholds that are no single probability are taken off the outputs, so that 0, a half behind a sigmoid, divides
+    them: masks are those of the source then."""
+    logits = np.asarray(limits, float)
+    if found.activation == "sigmoid":
+        logits = np.log(logits / (1 - logits))
+    found.steps.append(Affine((1.0,), tuple((-logits).tolist())))
+    found.activation, found.finished_as, found.threshold = "sigmoid", "probabilities_each", 0.5
+    found.finish = [lambda y: np.asarray(y > 0, np.float32)]
+    found.left_out.append(
+        f"values before its binarize above {_listed(limits)}: thresholds are taken off, so that masks are its own, and "
+        "probabilities and logits are not"
+    )
 
 
 def _into_graph(found: Behind) -> None:
