@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+
+from unet_engine.machine import peak_resident_bytes
 
 CHUNK = 64
 WAYS = ("engine", "durable", "holes", "cc3d", "dask-image")
@@ -114,7 +115,7 @@ def child(way: str, labels: str, out: str, memory: str) -> dict[str, float]:
     return {
         "wall": wall,
         "cores": after.user + after.system - cores.user - cores.system,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak_resident_bytes(),
         "objects": objects,
     }
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from typing import Any
 import numpy as np
 from models import SIDES, _dice, model_of
 from peer_cases import Case, _by_nnunet, source_of
+
+from unet_engine.machine import peak_resident_bytes
 
 
 def _scan(options: argparse.Namespace, folder: Path) -> Path:
@@ -55,7 +56,7 @@ BARE = 2**21
 
 def side(which: str, options: argparse.Namespace) -> dict[str, Any]:
     figures = _theirs(options) if which == "theirs" else _ours(options)
-    return {**figures, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {**figures, "peak": peak_resident_bytes()}
 
 
 def _theirs(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -26,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from peer_cases import CASES, Case, source_of
+
+from unet_engine.machine import peak_resident_bytes
 
 LEAST = 0.999
 SIDES = ("theirs", "ours")
@@ -40,7 +41,7 @@ def side(case: Case, which: str, volume: Path, folder: Path, options: argparse.N
     found = predict()
     figures = {"seconds": time.perf_counter() - begun, "processor": time.process_time() - processor}
     np.save(folder / f"{which}.npy", found if case.level is None else found > case.level)
-    return {**figures, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {**figures, "peak": peak_resident_bytes()}
 
 
 def _theirs(case: Case, volume: Path, options: argparse.Namespace) -> Callable[[], Any]:
