@@ -99,7 +99,8 @@ def _architecture() -> str:
 
 
 TEST_FILES = (
-    "stitching/test_kernels.py", "stitching/test_instance_norm.py", "pipeline/gpu/test_device_pipeline.py", "pipeline/gpu/test_device_plan.py",
+    "stitching/test_kernels.py", "stitching/test_interpolate_kernels.py", "stitching/test_instance_norm.py",
+    "pipeline/gpu/test_device_pipeline.py", "pipeline/gpu/test_device_plan.py",
 )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ PARTS: dict[str, dict[str, str]] = {
     "decoding": ENGINE,
     "classes": ENGINE | REPORT,
     "int8": ENGINE,
+    "grid": ENGINE,
     "tiling": ENGINE | REPORT | ONNX,
 }
 """By part; all but `build` also need `GPU` where the GPU is real."""

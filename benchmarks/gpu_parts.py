@@ -9,6 +9,7 @@ from gpu_build import bandwidth, build, sanitizer, tests
 from gpu_common import Figures
 from gpu_extras import decoding, gpus, tensorrt
 from gpu_further import classes, tiling
+from gpu_grid import grid
 from gpu_int8 import int8
 from gpu_norm import norm
 from gpu_runs import end_to_end, memory, monai
@@ -18,5 +19,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "norm": norm, "end-to-end": end_to_end,
     "monai": monai,
     "memory": memory, "tensorrt": tensorrt, "gpus": gpus, "decoding": decoding, "classes": classes,
-    "tiling": tiling, "int8": int8,
+    "tiling": tiling, "int8": int8, "grid": grid,
 }  # fmt: skip

@@ -12,7 +12,7 @@ halos through the host, up and down on one stream, and pinned memory locked wher
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import prod
@@ -23,7 +23,7 @@ from unet_engine.plan.device_memory import FLAG, SUMS_SLOTS, extents, shelves
 from unet_engine.plan.kept_halos import Place, Shelves
 from unet_engine.plan.memory import READERS, Sizes
 from unet_engine.plan.pinned_memory import pieces_by_block
-from unet_engine.plan.plan import Index, Task
+from unet_engine.plan.plan import Index, Plan, Task
 from unet_engine.plan.sizing import default_block, default_chunk
 
 CHUNK = 128
@@ -68,10 +68,12 @@ class Way:
     """Halos stay on the device, as many as there is room for."""
     readers: int = READERS
     """Blocks that are read at the same time, ahead of the one that is queued."""
+    finish: Finish | None = None
+    """What is done with a block whose windows are added; None: halos are merged and voxels finished on the device."""
 
 
 @dataclass
-class _Clocks:
+class Clocks:
     """When each stream and thread is through with what it was given, in seconds."""
 
     at: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -98,9 +100,14 @@ def share(classes: int, way: Way, costs: Costs = Costs(), block: tuple[int, ...]
 
 def shares(classes: int, way: Way, costs: Costs = Costs(), block: tuple[int, ...] | None = None) -> Shares:
     """Of a run. block: windows of a block; the planner's own where none is given."""
-    plan, total, inferred = plan_of(classes), 0.0, [(0.0, 0)]
+    plan = plan_of(classes)
     if block is not None:
         plan = replace(plan, block=block, chunk=default_chunk(plan.axes, block))
+    return shares_of(plan, classes, way, costs)
+
+
+def shares_of(plan: Plan, classes: int, way: Way, costs: Costs) -> Shares:
+    total, inferred = 0.0, [(0.0, 0)]
     for column in plan.columns():
         tasks = list(plan.tasks(column, lambda _: True))
         table_bytes, sizes = extents(plan).table_bytes, Sizes(VOXEL_BYTES, 4 * classes, 1)
@@ -128,10 +135,11 @@ def _seconds(
     tasks: Sequence[Task], classes: int, locked: Sequence[int], kept: Shelves, way: Way, costs: Costs
 ) -> tuple[float, list[float]]:
     """When all is written, and when the windows of each block are added."""
-    clocks, up, down = _Clocks(), *(("up", "down") if way.own_streams else ("out", "out"))
+    finish = way.finish or _finish
+    clocks, up, down = Clocks(), *(("up", "down") if way.own_streams else ("out", "out"))
     through = list[float]()
     ready_ahead = list(accumulate(size / costs.lock for size in locked))
-    slots, sent = deque([0.0] * SUMS_SLOTS), defaultdict[Index, _Came](_Came)
+    slots, sent = deque([0.0] * SUMS_SLOTS), defaultdict[Index, Came](Came)
     free = defaultdict[str, float](float)
     before: tuple[Task, float, float] | None = None
     reading = _Reading(tasks, way.readers, costs)
@@ -159,14 +167,14 @@ def _seconds(
         done = clocks.do(down, going / costs.wire, packed)
         free["packed"] = done if going else free["packed"]
         if before is not None:
-            came = sent.pop(before[0].block.index, _Came())
-            slots.append(_finish(before, came, classes, clocks, (up, down), free, costs))
+            came = sent.pop(before[0].block.index, Came())
+            slots.append(finish(before, came, classes, clocks, (up, down), free, costs))
             for place in came.places:
                 kept.give(place)
         before = task, packed, done
     assert before is not None
-    came = sent.pop(before[0].block.index, _Came())
-    _finish(before, came, classes, clocks, (up, down), free, costs)
+    came = sent.pop(before[0].block.index, Came())
+    finish(before, came, classes, clocks, (up, down), free, costs)
     return max(clocks.at.values()), through
 
 
@@ -194,7 +202,7 @@ def decoded(task: Task) -> int:
 
 
 @dataclass
-class _Came:
+class Came:
     """Bytes of halos for one block, and where those on the device lie."""
 
     all: int = 0
@@ -209,8 +217,15 @@ class _Came:
             self.by_host += size
 
 
+Finish = Callable[
+    [tuple[Task, float, float], Came, int, Clocks, tuple[str, str], dict[str, float], Costs], float
+]  # fmt: skip
+"""A block, when its halos were packed and when those that leave were on the host; what came for it, classes, clocks, the
+streams up and down, since when what is shared is free, costs. Gives when the block's sums are free."""
+
+
 def _finish(
-    of: tuple[Task, float, float], came: _Came, classes: int, clocks: _Clocks, ways: tuple[str, str],
+    of: tuple[Task, float, float], came: Came, classes: int, clocks: Clocks, ways: tuple[str, str],
     free: dict[str, float], costs: Costs,
 ) -> float:  # fmt: skip
     """The host waits for the block's halos; another thread then has it finished and writes it. When its sums are

@@ -19,8 +19,10 @@
 
 #if defined(__CUDA_ARCH__)
 #define HALO_UNROLL _Pragma("unroll")
+#define HALO_ROLLED _Pragma("unroll 1")
 #else
 #define HALO_UNROLL
+#define HALO_ROLLED
 #endif
 
 namespace unet_engine {

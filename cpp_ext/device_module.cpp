@@ -6,6 +6,7 @@
 #include <nanobind/nanobind.h>
 
 #include "device_arrays.hpp"
+#include "device_finish.hpp"
 #include "device_norm.hpp"
 #include "launch.hpp"
 
@@ -120,23 +121,6 @@ void divide(const Array& sums_array, const std::vector<Table<float, 2>>& covers,
   launch::divide(launch::Queue{sums_array.device_id(), stream}, body);
 }
 
-// Both arrays as (channels, z, y, x), the part at `at` of the first having the shape of the second.
-template <typename A>
-View<float> part_of(const A& sums_array, const View<float>& part, const std::vector<index_t>& at, const char* name) {
-  auto sums = floats(sums_array, "sums");
-  if (at.size() + 1 != sums_array.ndim()) refuse("at must have the spatial axes of sums");
-  if (part.shape[0] != sums.shape[0]) refuse(std::string(name) + " must have as many channels as sums");
-  for (std::size_t i = 0; i < at.size(); ++i) {
-    const int a = kAxes - static_cast<int>(at.size()) + static_cast<int>(i);
-    const index_t size = part.shape[1 + a];
-    if (at[i] < 0 || at[i] > sums.shape[1 + a] - size)
-      refuse(std::string("axis ") + kNames[a] + ": " + name + " leaves the sums");
-    sums.data += at[i] * sums.stride[1 + a];
-    sums.shape[1 + a] = size;
-  }
-  return sums;
-}
-
 void pack(const Input& sums_array, const Array& out_array, const std::vector<index_t>& at, std::uintptr_t stream) {
   check_device(sums_array, out_array, "out");
   if (out_array.ndim() != sums_array.ndim()) refuse("out must have the axes of sums");
@@ -153,128 +137,6 @@ void merge(const Array& sums_array, const Input& halo_array, const std::vector<i
   const MergeBody body{part_of(sums_array, halo, at, "halo"), constant(halo)};
   const nb::gil_scoped_release release;
   launch::merge(launch::Queue{sums_array.device_id(), stream}, body);
-}
-
-// What `commit` was asked for.
-struct Commit {
-  const Array& sums_array;
-  const Array& out_array;
-  const std::vector<Input>& halos;
-  const std::vector<std::vector<index_t>>& at;
-  std::int32_t* nonfinite;
-  std::uintptr_t stream;
-};
-
-template <typename Finish>
-void commit_as(const Commit& given, const Finish& finish, bool is_label) {
-  using T = typename Finish::Out;
-  const auto sums = floats(given.sums_array, "sums");
-  CommitBody<Finish> body{
-      finish,         sums, view<T>(given.out_array, "out", !is_label), {}, static_cast<int>(given.halos.size()),
-      given.nonfinite};
-  if (!std::equal(body.out.shape + 1, body.out.shape + 1 + kAxes, sums.shape + 1))
-    refuse("out must have the shape of sums");
-  if (!is_label && body.out.shape[0] != sums.shape[0]) refuse("out must have as many channels as sums");
-  for (std::size_t h = 0; h < given.halos.size(); ++h) {
-    const auto& halo_array = given.halos[h];
-    check_device(given.sums_array, halo_array, "halos");
-    if (halo_array.ndim() != given.sums_array.ndim()) refuse("halos must have the axes of sums");
-    const auto halo = floats(halo_array, "halo");
-    part_of(given.sums_array, halo, given.at[h], "halo");
-    HaloPart& part = body.halos[h];
-    part.values = constant(halo);
-    std::fill_n(part.at, kAxes, index_t{0});
-    std::copy(given.at[h].begin(), given.at[h].end(), part.at + kAxes - given.at[h].size());
-  }
-  const nb::gil_scoped_release release;
-  launch::commit(launch::Queue{given.sums_array.device_id(), given.stream}, body);
-}
-
-void commit_labels(const Commit& given, LabelRule rule) {
-  const index_t channels = static_cast<index_t>(given.sums_array.shape(0));
-  const auto check_highest = [&](index_t highest) {
-    if (channels - (rule.threshold ? 0 : 1) > highest) refuse("labels do not fit into the type of out: take uint16");
-  };
-  if (is(given.out_array, Code::UInt, 8)) {
-    check_highest(std::numeric_limits<std::uint8_t>::max());
-    return commit_as(given, ToLabel<std::uint8_t>{rule}, true);
-  }
-  if (is(given.out_array, Code::UInt, 16)) {
-    check_highest(std::numeric_limits<std::uint16_t>::max());
-    return commit_as(given, ToLabel<std::uint16_t>{rule}, true);
-  }
-  refuse("labels must be uint8 or uint16");
-}
-
-template <typename T>
-void commit_regions_as(const Commit& given, float above, const std::vector<std::uint16_t>& order) {
-  ToRegions<T> finish{above, {}};
-  for (std::size_t k = 0; k < order.size(); ++k) {
-    if (order[k] > std::numeric_limits<T>::max()) refuse("labels do not fit into the type of out: take uint16");
-    finish.order[k] = order[k];
-  }
-  commit_as(given, finish, true);
-}
-
-void commit_regions(const Commit& given, float above, const std::vector<std::uint16_t>& order) {
-  if (order.size() != given.sums_array.shape(0)) refuse("order must have one label per channel");
-  if (order.size() > kMostRegions) refuse("commit takes " + std::to_string(kMostRegions) + " regions at most");
-  if (is(given.out_array, Code::UInt, 8)) return commit_regions_as<std::uint8_t>(given, above, order);
-  if (is(given.out_array, Code::UInt, 16)) return commit_regions_as<std::uint16_t>(given, above, order);
-  refuse("labels must be uint8 or uint16");
-}
-
-bool are_probabilities(const std::string& activation) {
-  return activation == "probabilities" || activation == "probabilities_each";
-}
-
-// As `label_threshold` of operations.py has it.
-LabelRule label_rule(const std::string& activation, std::size_t channels) {
-  const bool threshold = channels == 1 || activation == "sigmoid" || activation == "probabilities_each";
-  return {threshold, are_probabilities(activation) ? kAboveHalf : 0.0f};
-}
-
-template <typename T>
-void commit_probabilities(const Commit& given, const std::string& activation) {
-  if (activation == "softmax") return commit_as(given, ToSoftmax<T>{}, false);
-  commit_as(given, ToProbability<T>{activation == "sigmoid"}, false);
-}
-
-void commit(const Array& sums, const Array& out, const std::string& kind, const std::string& activation,
-            const std::vector<Input>& halos, const std::vector<std::vector<index_t>>& at, const Array& nonfinite,
-            std::optional<float> above, const std::vector<std::uint16_t>& order, std::uintptr_t stream) {
-  check_device(sums, out, "out");
-  check_device(sums, nonfinite, "nonfinite");
-  if (activation != "softmax" && activation != "sigmoid" && activation != "none" && !are_probabilities(activation)) {
-    refuse("unknown activation '" + activation +
-           "': take one of softmax, sigmoid, none, probabilities, probabilities_each");
-  }
-  if (halos.size() > kMostHalos)
-    refuse("commit takes " + std::to_string(kMostHalos) + " halos at most: merge some first");
-  if (halos.size() != at.size()) refuse("give one position per halo");
-  if (!is(nonfinite, Code::Int, 32) || nonfinite.size() != 1) refuse("nonfinite must be one int32");
-  if (sums.ndim() == 0 || sums.shape(0) == 0) refuse("sums has no channel: give at least one");
-  const Commit given{sums, out, halos, at, static_cast<std::int32_t*>(nonfinite.data()), stream};
-  const auto rule = [&](std::size_t channels) {
-    const LabelRule usual = label_rule(activation, channels);
-    return LabelRule{usual.threshold, above.value_or(usual.above)};
-  };
-  if (kind == "labels") return commit_labels(given, rule(sums.shape(0)));
-  if (kind == "regions") return commit_regions(given, rule(1).above, order);
-  if (kind == "probabilities") {
-    if (is(out, Code::UInt, 8)) return commit_probabilities<std::uint8_t>(given, activation);
-    if (is(out, Code::Float, 16)) return commit_probabilities<Half>(given, activation);
-    if (is(out, Code::Float, 32)) return commit_probabilities<float>(given, activation);
-    refuse("probabilities must be uint8, float16 or float32");
-  }
-  if (kind == "masks") {
-    if (!is(out, Code::UInt, 8)) refuse("masks must be uint8");
-    return commit_as(given, ToMask<std::uint8_t>{rule(1).above}, false);
-  }
-  if (kind != "logits") refuse("unknown kind '" + kind + "': take one of labels, regions, masks, probabilities, logits");
-  if (is(out, Code::Float, 32)) return commit_as(given, ToLogits<float>{}, false);
-  if (is(out, Code::Float, 16)) return commit_as(given, ToLogits<Half>{}, false);
-  refuse("logits must be float32 or float16");
 }
 
 nb::dlpack::dtype type_of(const std::string& name) {
@@ -331,4 +193,6 @@ NB_MODULE(_halo_cuda, m) {
   m.def("merge", &merge, "sums"_a, "halo"_a, "at"_a, nb::kw_only(), "stream"_a = 0);
   m.def("commit", &commit, "sums"_a, "out"_a, "kind"_a, "activation"_a, "halos"_a, "at"_a, "nonfinite"_a, nb::kw_only(),
         "above"_a = nb::none(), "order"_a = std::vector<std::uint16_t>{}, "stream"_a = 0);
+  m.def("interpolate", &interpolate, "sums"_a, "out"_a, "first"_a, "weights"_a, "begin"_a, "kind"_a, "activation"_a,
+        nb::kw_only(), "above"_a = nb::none(), "order"_a = std::vector<std::uint16_t>{}, "stream"_a = 0);
 }

@@ -410,8 +410,8 @@ struct HaloPart {
   index_t at[kAxes];
 };
 
-// What each voxel's merged sums become. `take` gets up to kChannels of them at a time, in order, `out` lies at the
-// voxel's first channel.
+// What each voxel's sums become. `take` gets them in the order of channels, `end` may ask for each once more; `out` lies
+// at the voxel's first channel.
 template <typename T>
 struct ToLabel {
   using Out = T;
@@ -426,7 +426,8 @@ struct ToLabel {
     state.best = value;
     state.channel = static_cast<std::int32_t>(k);
   }
-  HALO_FN void end(const State& state, T* out, index_t, float*, index_t, index_t) const {
+  template <typename Values>
+  HALO_FN void end(const State& state, T* out, index_t, const Values&, index_t) const {
     *out = static_cast<T>(label_of(state.best, state.channel, rule));
   }
   static constexpr bool kKeepsSums = false;
@@ -445,7 +446,8 @@ struct ToRegions {
   HALO_FN void take(State& state, index_t k, float value, T*, index_t) const {
     if (value > above) state.label = order[k];
   }
-  HALO_FN void end(const State& state, T* out, index_t, float*, index_t, index_t) const {
+  template <typename Values>
+  HALO_FN void end(const State& state, T* out, index_t, const Values&, index_t) const {
     *out = static_cast<T>(state.label);
   }
   static constexpr bool kKeepsSums = false;
@@ -461,7 +463,8 @@ struct ToMask {
   HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const {
     out[k * stride] = value > above ? T{1} : T{0};
   }
-  HALO_FN void end(const State&, T*, index_t, float*, index_t, index_t) const {}
+  template <typename Values>
+  HALO_FN void end(const State&, T*, index_t, const Values&, index_t) const {}
   static constexpr bool kKeepsSums = false;
 };
 
@@ -475,12 +478,13 @@ struct ToProbability {
   HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const {
     out[k * stride] = quantise<T>(is_sigmoid ? sigmoid(value) : clip(value));
   }
-  HALO_FN void end(const State&, T*, index_t, float*, index_t, index_t) const {}
+  template <typename Values>
+  HALO_FN void end(const State&, T*, index_t, const Values&, index_t) const {}
   static constexpr bool kKeepsSums = false;
 };
 
-// Softmax. The merged sums are written back to where they lay, and read twice more: each exponential is computed twice
-// rather than kept, as there may be hundreds.
+// Softmax. Sums are asked for twice more, for which a commit writes them back to where they lay: each exponential is
+// computed twice rather than kept, as there may be hundreds.
 template <typename T>
 struct ToSoftmax {
   using Out = T;
@@ -491,13 +495,11 @@ struct ToSoftmax {
   HALO_FN void take(State& state, index_t, float value, T*, index_t) const {
     state.best = is_larger(value, state.best) ? value : state.best;
   }
-  HALO_FN void end(const State& state, T* out, index_t stride, float* sums, index_t sums_stride,
-                   index_t channels) const {
-    float total = exp_of_nonpositive(sums[0] - state.best);
-    for (index_t k = 1; k < channels; ++k) total += exp_of_nonpositive(sums[k * sums_stride] - state.best);
-    for (index_t k = 0; k < channels; ++k) {
-      out[k * stride] = quantise<T>(exp_of_nonpositive(sums[k * sums_stride] - state.best) / total);
-    }
+  template <typename Values>
+  HALO_FN void end(const State& state, T* out, index_t stride, const Values& value, index_t channels) const {
+    float total = exp_of_nonpositive(value(0) - state.best);
+    for (index_t k = 1; k < channels; ++k) total += exp_of_nonpositive(value(k) - state.best);
+    for (index_t k = 0; k < channels; ++k) out[k * stride] = quantise<T>(exp_of_nonpositive(value(k) - state.best) / total);
   }
   static constexpr bool kKeepsSums = true;
 };
@@ -511,12 +513,20 @@ struct ToLogits {
   HALO_FN void take(State&, index_t k, float value, T* out, index_t stride) const {
     out[k * stride] = rounded_to<T>(value);
   }
-  HALO_FN void end(const State&, T*, index_t, float*, index_t, index_t) const {}
+  template <typename Values>
+  HALO_FN void end(const State&, T*, index_t, const Values&, index_t) const {}
   static constexpr bool kKeepsSums = false;
 };
 
-// Merges up to kMostHalos halos, in their order, and finishes each voxel, in one pass over the sums. Sets *nonfinite
-// where a merged sum is NaN or Inf (several threads may write the same 1).
+// The sums of a voxel, by channel.
+struct Lying {
+  const float* sums;
+  index_t stride;
+  HALO_FN float operator()(index_t k) const { return sums[k * stride]; }
+};
+
+// Merges up to kMostHalos halos, in their order, and finishes each voxel, in one pass over the sums, which `out` may
+// be. Sets *nonfinite where a merged sum is NaN or Inf (several threads may write the same 1).
 template <typename Finish>
 struct CommitBody {
   using T = typename Finish::Out;
@@ -583,8 +593,8 @@ struct CommitBody {
     HALO_UNROLL
     for (int j = 0; j < kTogether; ++j) {
       if (there[j]) {
-        finish.end(state[j], row.out + at[j] * out.stride[3], out.stride[0], row.sums + at[j] * sums.stride[3],
-                   sums.stride[0], sums.shape[0]);
+        const Lying merged{row.sums + at[j] * sums.stride[3], sums.stride[0]};
+        finish.end(state[j], row.out + at[j] * out.stride[3], out.stride[0], merged, sums.shape[0]);
       }
     }
     if (!finite) *nonfinite = 1;

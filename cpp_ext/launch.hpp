@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "instance_norm.hpp"
+#include "interpolate_kernels.hpp"
 #include "kernels.hpp"
 #include "types.hpp"
 
@@ -32,6 +33,9 @@ void merge(const Queue& queue, const MergeBody& body);
 
 template <typename Finish>
 void commit(const Queue& queue, const CommitBody<Finish>& body);
+
+template <typename Finish>
+void interpolate(const Queue& queue, const InterpolateBody<Finish>& body);
 
 template <typename T, int V>
 void put(const Queue& queue, const PutBody<T, V>& body);

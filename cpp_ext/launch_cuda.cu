@@ -75,6 +75,16 @@ __device__ __forceinline__ void each_voxel(const Body& body) {
   }
 }
 
+// A warp per row; a thread has kTogether voxels.
+template <typename Body>
+__device__ __forceinline__ void together(const Body& body) {
+  const index_t rows = body.rows(), width = body.width();
+  for (index_t r = first_row(); r < rows; r += row_step()) {
+    const auto row = body.row(r);
+    for (index_t x = threadIdx.x; x < width; x += kLanes * Body::kTogether) body.voxels(row, x);
+  }
+}
+
 // The numbers of the windows that meet the tile, ascending, by the first warp: their order is kept.
 template <typename T>
 __device__ void list_windows(const AddBody<T>& body, const index_t* lo, const index_t* hi, int* list, int* count) {
@@ -105,11 +115,12 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 
 template <typename Finish>
 __global__ void __launch_bounds__(kThreads) commit_kernel(const __grid_constant__ CommitBody<Finish> body) {
-  const index_t rows = body.rows(), width = body.width();
-  for (index_t r = first_row(); r < rows; r += row_step()) {
-    const auto row = body.row(r);
-    for (index_t x = threadIdx.x; x < width; x += kLanes * CommitBody<Finish>::kTogether) body.voxels(row, x);
-  }
+  together(body);
+}
+
+template <typename Finish>
+__global__ void __launch_bounds__(kThreads, 3) interpolate_kernel(const __grid_constant__ InterpolateBody<Finish> body) {
+  together(body);
 }
 
 __global__ void __launch_bounds__(kThreads) divide_kernel(const __grid_constant__ DivideBody body) { each_voxel(body); }
@@ -248,6 +259,11 @@ void divide(const Queue& queue, const DivideBody& body) { launch_rows(queue, bod
 template <typename Finish>
 void commit(const Queue& queue, const CommitBody<Finish>& body) {
   launch_rows(queue, body, commit_kernel<Finish>, "commit_kernel");
+}
+
+template <typename Finish>
+void interpolate(const Queue& queue, const InterpolateBody<Finish>& body) {
+  launch_rows(queue, body, interpolate_kernel<Finish>, "interpolate_kernel");
 }
 
 template <typename T>

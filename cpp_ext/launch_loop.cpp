@@ -36,6 +36,17 @@ void run_voxels(const Body& body) {
   }
 }
 
+// Lanes one after the other, each with its kTogether voxels.
+template <typename Body>
+void run_together(const Body& body) {
+  for (index_t r = 0; r < body.rows(); ++r) {
+    const auto row = body.row(r);
+    for (index_t base = 0; base < body.width(); base += kLanes * Body::kTogether) {
+      for (index_t x = base; x < std::min(body.width(), base + kLanes); ++x) body.voxels(row, x);
+    }
+  }
+}
+
 template <typename Way, typename T>
 void add_tiles(const AddBody<T>& body) {
   std::vector<int> list;
@@ -74,12 +85,12 @@ void merge(const Queue&, const MergeBody& body) { run_rows(body); }
 
 template <typename Finish>
 void commit(const Queue&, const CommitBody<Finish>& body) {
-  for (index_t r = 0; r < body.rows(); ++r) {
-    const auto row = body.row(r);
-    for (index_t base = 0; base < body.width(); base += kLanes * CommitBody<Finish>::kTogether) {
-      for (index_t x = base; x < std::min(body.width(), base + kLanes); ++x) body.voxels(row, x);
-    }
-  }
+  run_together(body);
+}
+
+template <typename Finish>
+void interpolate(const Queue&, const InterpolateBody<Finish>& body) {
+  run_together(body);
 }
 
 void divide(const Queue&, const DivideBody& body) { run_voxels(body); }

@@ -46,7 +46,9 @@
   template void gather<T, Half>(const Queue&, const GatherBody<T, Half>&);   \
   template void gather<T, BFloat16>(const Queue&, const GatherBody<T, BFloat16>&);
 #define HALO_INSTANTIATE_ADD(T) template void add<T>(const Queue&, const AddBody<T>&);
-#define HALO_INSTANTIATE_COMMIT(F) template void commit<F>(const Queue&, const CommitBody<F>&);
+#define HALO_INSTANTIATE_COMMIT(F)                          \
+  template void commit<F>(const Queue&, const CommitBody<F>&); \
+  template void interpolate<F>(const Queue&, const InterpolateBody<F>&);
 #define HALO_INSTANTIATE_NORM(T)                                          \
   template void put<T, 1>(const Queue&, const PutBody<T, 1>&);            \
   template void put<T, kNormWidth<T>>(const Queue&, const PutBody<T, kNormWidth<T>>&); \

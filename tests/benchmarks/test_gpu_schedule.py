@@ -98,7 +98,7 @@ def test_a_reader_begins_once_a_block_as_far_back_is_asked_for(schedule: Any) ->
 
 
 def test_clocks_are_those_of_a_device_that_does_one_thing_after_the_other(schedule: Any) -> None:
-    clocks = schedule._Clocks()
+    clocks = schedule.Clocks()
     assert clocks.do("out", 2.0) == 2
     assert clocks.do("out", 1.0, 0.5) == 3, "behind what was put there"
     assert clocks.do("up", 1.0, 10.0) == 11, "behind what it waits for"

@@ -23,6 +23,8 @@ SOME = """
 template void add<Half>(const Queue&, const AddBody<Half>&);
 template void add<float>(const Queue&, const AddBody<float>&);
 template void commit<ToLabel<std::uint8_t>>(const Queue&, const CommitBody<ToLabel<std::uint8_t>>&);
+template void interpolate<ToLabel<std::uint8_t>>(const Queue&, const InterpolateBody<ToLabel<std::uint8_t>>&);
+template void interpolate<ToSoftmax<std::uint8_t>>(const Queue&, const InterpolateBody<ToSoftmax<std::uint8_t>>&);
 template void instance_norm<Half, 8>(const Queue&, const NormBody<Half, 8>&);
 template void put<Half, 8>(const Queue&, const PutBody<Half, 8>&);
 """
@@ -110,6 +112,8 @@ FOUR_HALVES, FOUR_FLOATS = r"LDG\.E\.64\S* R\d+, [^+]*$", r"LDG\.E\.128\S* R\d+,
     # four voxels each; of float32 the weights as well
     ("add_kernelINS_4HalfENS_8TogetherE", FOUR_HALVES, 4), ("add_kernelIfNS_8TogetherE", FOUR_FLOATS, 5),
     ("commit_kernel", "LDG", 16),
+    # of four classes, by so few registers that three blocks find room
+    ("interpolate_kernelINS_7ToLabelIhEE", "LDG", 4), ("interpolate_kernelINS_9ToSoftmaxIhEE", "LDG", 4),
     # eight halves each, by so few registers that four blocks find room
     ("norm_sums_kernel", r"LDG\.E\.128", 2), ("norm_apply_kernel", r"LDG\.E\.128", 2),
     ("put_kernel", r"LDG\.E\.128", 4),
@@ -124,8 +128,8 @@ def test_loads_are_under_way_together(
 
 
 def test_nothing_is_spilled_and_two_blocks_find_room(compiled: tuple[str, dict[str, list[str]]]) -> None:
-    """`add`, which has a window's loop inside, and InstanceNorm spill nothing. The others may keep a few numbers a row in local memory,
-    which the assembler does to fit one block more."""
+    """`add`, which has a window's loop inside, InstanceNorm and what interpolates spill nothing. The others may keep a few
+    numbers a row in local memory, which the assembler does to fit one block more."""
     said = re.findall(
         r"Function properties for (\S+)\s+\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
         r".*?Used (\d+) registers",
@@ -134,6 +138,6 @@ def test_nothing_is_spilled_and_two_blocks_find_room(compiled: tuple[str, dict[s
     )
     assert {name for name, *_ in said} == set(compiled[1])
     for name, stores, loads, registers in said:
-        assert int(registers) <= MOST_REGISTERS, name
-        most = 0 if re.search("add_kernel|norm_|put_", name) else 16
+        assert int(registers) <= (80 if "interpolate" in name else MOST_REGISTERS), name
+        most = 0 if re.search("add_kernel|norm_|put_|interpolate_", name) else 16
         assert max(int(stores), int(loads)) <= most, name

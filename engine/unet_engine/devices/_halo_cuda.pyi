@@ -136,5 +136,26 @@ def commit(
     out: (*S) uint8 or uint16 for labels and regions, (K, *S) uint8, float16 or float32 for probabilities, float32 or float16
         for logits.
     nonfinite: one int32, set to 1 where a merged sum is NaN or Inf. Softmax leaves the merged sums in `sums`;
-    otherwise they are only read.
+    otherwise they are only read. `out` may be `sums`.
+    """
+
+def interpolate(
+    sums: DeviceArray,
+    out: DeviceArray,
+    first: Sequence[DeviceArray | None],
+    weights: Sequence[DeviceArray | None],
+    begin: Sequence[int],
+    kind: str,
+    activation: str,
+    *,
+    above: float | None = None,
+    order: Sequence[int] = (),
+    stream: int = 0,
+) -> None:
+    """Finish, as `commit` does, the sums that `operations.interpolate` makes of `sums` (K, *S) float32; these are stored
+    nowhere.
+
+    first, weights: for each of z, y and x (n,) int32 and (n, taps) float32, as `unet_engine.stitching.interpolation.Taps`
+        has them, with `begin` taken off `first`; both None along an axis where voxels are the sums at their place.
+    out: as for `commit`, on the new grid.
     """

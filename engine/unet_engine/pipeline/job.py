@@ -97,7 +97,7 @@ class Job:
     @property
     def finishes_on_host(self) -> bool:
         """Whether halos are merged by the host wherever windows are inferred: no kernel does what comes after."""
-        return bool(self.plan.back) or self.reduction.on_host_alone
+        return self.reduction.on_host_alone
 
     @property
     def skips(self) -> bool:

@@ -51,6 +51,27 @@ class Merging:
 
 
 @dataclass(frozen=True)
+class Finish:
+    """What a device's kernel makes of finished sums, as `commit` and `interpolate` of ``_halo_cuda.pyi`` take it."""
+
+    kind: str
+    activation: str
+    above: float | None = None
+    order: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Along z, y and x what voxels of another grid are made of, as a device's kernel takes it; None for an axis where it
+    is the sum at their own place."""
+
+    first: Sequence[Any]
+    weights: Sequence[Any]
+    begin: Sequence[int]
+    """What `first` is counted from."""
+
+
+@dataclass(frozen=True)
 class Reduction(ABC):
     """What is written for sums of the network's output."""
 
@@ -105,8 +126,9 @@ class Reduction(ABC):
         """Voxels on another grid, which `grid` says for each axis how to make of `sums`: first the sums are
         interpolated, then reduced, a small part of the output at a time, so that they stay in the cache and never are
         there as a whole."""
-        if self.of == "probabilities" and self.kind != "logits":
-            return self._activated(sums).on_grid(sums, grid)
+        if self.settled is not self:
+            self._activate(sums)
+            return self.settled.on_grid(sums, grid)
         shape = tuple(axis.size for axis in grid)
         out = np.empty(self.shape((self.last.outputs if self.last else len(sums), *shape)), self.dtype)
         tile = tuple(min(n, t) for n, t in zip(shape, TILE[-len(shape) :], strict=True))
@@ -117,17 +139,23 @@ class Reduction(ABC):
             self._reduce_tile(source, part, scratch, out[place])
         return out
 
-    def _activated(self, sums: Array) -> Reduction:
-        """Make probabilities of `sums` where they lie, layer by layer; what reduces those."""
+    @property
+    def settled(self) -> Reduction:
+        """What is left to do once sums are what is interpolated: where that is probabilities, of these."""
+        if self.of == "outputs" or self.kind == "logits":
+            return self
+        into: dict[str, Activation] = {"softmax": "probabilities", "sigmoid": "probabilities_each"}
+        return replace(self, of="outputs", activation=into.get(self.activation, self.activation))
+
+    def _activate(self, sums: Array) -> None:
+        """Make probabilities of `sums` where they lie, layer by layer, where they are none."""
         if self.activation not in ("softmax", "sigmoid"):
-            return replace(self, of="outputs")
+            return
         for k in range(sums.shape[1]):
             layer = np.ascontiguousarray(sums[:, k : k + 1])
             made = np.empty_like(layer)
             operations.probabilities(layer, made, self.activation)
             sums[:, k : k + 1] = made
-        activation: Activation = "probabilities" if self.activation == "softmax" else "probabilities_each"
-        return replace(self, of="outputs", activation=activation)
 
     def _reduce_tile(self, sums: Array, grid: Sequence[Taps], scratch: Array, out: Array) -> None:
         """Write the voxels that `grid` makes of `sums` to `out`. scratch: as many rows as there are channels."""
@@ -142,12 +170,36 @@ class Reduction(ABC):
     def _reduce(self, sums: Array, out: Array) -> None:
         """Write the voxels for `sums` to `out`."""
 
+    def as_kernel(self, channels: int) -> Finish:
+        """The same as a device's kernel does it, of sums of so many channels."""
+        return Finish(self.kind, self.activation)
+
     def on_device(self, kernels: Any, core: Any, out: Any, merging: Merging, stream: int) -> None:
         """Queue the same on `stream`: `core` (channels, z, y, x) to `out`, both in the memory of the device; halos are
         added first."""
-        kernels.commit(
-            core, out, self.kind, self.activation, merging.parts, merging.corners, merging.nonfinite, stream=stream
-        )
+        _commit(kernels, core, out, merging, self.as_kernel(merging.channels), stream)
+
+    def settle_on_device(self, kernels: Any, core: Any, merging: Merging, stream: int) -> None:
+        """Queue what comes before `core` is interpolated, where it lies: halos are added, and probabilities made where
+        those are what is interpolated."""
+        activates = self.settled is not self and self.activation in ("softmax", "sigmoid")
+        made = Finish("probabilities", self.activation) if activates else Finish("logits", "none")
+        _commit(kernels, core, core, merging, made, stream)
+
+    def on_grid_on_device(self, kernels: Any, core: Any, out: Any, tables: Tables, channels: int, stream: int) -> None:
+        """Queue the rest: voxels of `out` on another grid, of `core` as `settle_on_device` left it."""
+        as_is = self.settled.as_kernel(channels)
+        kernels.interpolate(
+            core, out, tables.first, tables.weights, tables.begin, as_is.kind, as_is.activation,
+            above=as_is.above, order=as_is.order, stream=stream,
+        )  # fmt: skip
+
+
+def _commit(kernels: Any, core: Any, out: Any, merging: Merging, finish: Finish, stream: int) -> None:
+    kernels.commit(
+        core, out, finish.kind, finish.activation, merging.parts, merging.corners, merging.nonfinite,
+        above=finish.above, order=finish.order, stream=stream,
+    )  # fmt: skip
 
 
 class Labels(Reduction):
@@ -160,12 +212,10 @@ class Labels(Reduction):
     def on_host_alone(self) -> bool:
         return self.regions is not None and len(self.regions) > MOST_REGIONS
 
-    def on_device(self, kernels: Any, core: Any, out: Any, merging: Merging, stream: int) -> None:
-        kind, alone = ("labels", merging.channels) if self.regions is None else ("regions", 1)
-        kernels.commit(
-            core, out, kind, self.activation, merging.parts, merging.corners, merging.nonfinite, stream=stream,
-            above=operations.label_threshold(self.activation, alone, self.threshold), order=self.regions or (),
-        )  # fmt: skip
+    def as_kernel(self, channels: int) -> Finish:
+        kind, alone = ("labels", channels) if self.regions is None else ("regions", 1)
+        above = operations.label_threshold(self.activation, alone, self.threshold)
+        return Finish(kind, self.activation, above, self.regions or ())
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         return sums[1:]
@@ -206,11 +256,8 @@ class Masks(Reduction):
 
     kind = "masks"
 
-    def on_device(self, kernels: Any, core: Any, out: Any, merging: Merging, stream: int) -> None:
-        kernels.commit(
-            core, out, self.kind, self.activation, merging.parts, merging.corners, merging.nonfinite, stream=stream,
-            above=operations.label_threshold(self.activation, 1, self.threshold),
-        )  # fmt: skip
+    def as_kernel(self, channels: int) -> Finish:
+        return Finish(self.kind, self.activation, operations.label_threshold(self.activation, 1, self.threshold))
 
     def _reduce(self, sums: Array, out: Array) -> None:
         operations.masks(sums, out, self.activation, threshold=self.threshold)

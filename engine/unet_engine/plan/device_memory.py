@@ -5,6 +5,7 @@
     sums      SUMS_SLOTS blocks of float32 sums: one being added to, one waiting for its commit, one being finished
     halos     what one block sends to the host (at most its sums), and what one block receives from there
     out       one block of finished voxels
+    grid      where the output is on another grid: its tables, and scratch memory between passes, see `device_grid`
     kept      halos that stay on the device until their block is committed, see `kept_halos`
 
 Everything is allocated once, for the largest block of the plan, so the peak does not depend on how many blocks there
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from math import prod
 
 from unet_engine.errors import PlanError
+from unet_engine.plan.device_grid import grid_passes, table_sizes
 from unet_engine.plan.kept_halos import shelf_sizes
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan, read_span
@@ -48,6 +50,8 @@ class Extents:
     windows: int
     table_bytes: int
     """Bytes of the tables of one block."""
+    cores: tuple[int, ...]
+    writes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,12 @@ class DeviceMemory:
     sums: int
     halos: int
     out: int
+    grid: int = 0
     kept: int = 0
 
     @property
     def total(self) -> int:
-        return self.network + self.raw + self.sums + self.halos + self.out + self.kept
+        return self.network + self.raw + self.sums + self.halos + self.out + self.grid + self.kept
 
 
 def aligned(count: int) -> int:
@@ -86,6 +91,8 @@ def extents(plan: Plan) -> Extents:
         halos_in=received,
         windows=prod(windows),
         table_bytes=_table_bytes(plan, windows, [s[1] for s in spans]),
+        cores=tuple(cores),
+        writes=tuple(s[2] for s in spans),
     )
 
 
@@ -139,7 +146,24 @@ def device_memory(plan: Plan, sizes: Sizes, network: int) -> DeviceMemory:
         sums=SUMS_SLOTS * sums,
         halos=sums + aligned(largest.halos_in * sizes.sums),
         out=FLAG + aligned(largest.write * sizes.out) + aligned(sizes.sums) + 2 * aligned(8 * 64),
+        grid=grid_tables(plan) + sum(grid_scratch(plan, largest, sizes.sums)),
     )
+
+
+def grid_scratch(plan: Plan, largest: Extents, voxel_bytes: int) -> list[int]:
+    """Bytes between the passes that bring sums to the grid of the output; none where these are one, or there are none.
+    voxel_bytes: of the sums of one voxel."""
+    if not plan.back:
+        return []
+    passes, missing = grid_passes(plan), (1,) * (3 - len(plan.back))
+    core, write = missing + largest.cores, missing + largest.writes
+    depth = passes.depth(core, write, voxel_bytes)
+    return [aligned(voxels * voxel_bytes) for voxels in passes.scratch(core, write, depth)]
+
+
+def grid_tables(plan: Plan) -> int:
+    """Bytes of the tables of the output's grid; 0 where it is that of the windows."""
+    return sum(aligned(size) for sizes in table_sizes(plan) for size in sizes) if plan.back else 0
 
 
 def shelves(plan: Plan, sizes: Sizes, network: int, free: int) -> tuple[int, ...]:

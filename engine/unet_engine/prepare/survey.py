@@ -199,8 +199,6 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     place = place_of(devices[0])
     if place.note:
         fall_back(settings, notes, place.note)
-    if place.takes_batches and grids and settings.grid != "model":
-        fall_back(settings, notes, "sums are brought to the grid of the scan on the CPU, not on the GPU")
     if settings.batch and not place.takes_batches:
         raise SettingsError(
             f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"

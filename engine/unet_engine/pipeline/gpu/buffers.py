@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unet_engine.devices.base import Device, Event, Memory, Region
@@ -38,7 +39,10 @@ class SumsSlot:
 class DeviceBuffers:
     """All that `device_plan.device_memory` counts but the network."""
 
-    def __init__(self, device: Device, largest: Extents, sizes: Sizes, constants: int) -> None:
+    def __init__(
+        self, device: Device, largest: Extents, sizes: Sizes, constants: int, scratch: Sequence[int] = ()
+    ) -> None:
+        """constants: bytes that every block uses. scratch: of each piece that one kernel leaves for the next."""
         self._device = device
         self.packed_free: Event
         """Packed halos are copied down, and their memory may be packed into again."""
@@ -54,6 +58,7 @@ class DeviceBuffers:
             self.halos_in = self._allocate(max(1, aligned(largest.halos_in * sizes.sums)), "incoming halos")
             self.out = self._allocate(FLAG + aligned(largest.write * sizes.out), "finished voxels")
             self.constants = self._allocate(constants, "constants")
+            self.scratch = [self._allocate(size, "sums between two grids") for size in scratch]
             self.packed_free, self.halos_free, self.out_free = (device.event() for _ in range(3))
         except BaseException:
             self.close()

@@ -14,8 +14,9 @@ from unet_engine.backends.base import Array
 from unet_engine.devices.pinned import Piece
 from unet_engine.devices.timeline import Marks
 from unet_engine.pipeline.gpu.buffers import SumsSlot
+from unet_engine.pipeline.gpu.grid import Voxels, three
 from unet_engine.pipeline.gpu.kept import Kept
-from unet_engine.pipeline.gpu.lane import Lane, three
+from unet_engine.pipeline.gpu.lane import Lane
 from unet_engine.pipeline.gpu.results import DeviceCore, DeviceHalo
 from unet_engine.pipeline.host import finish_on_host
 from unet_engine.pipeline.job import Halo
@@ -50,8 +51,8 @@ class Finisher:
         assert slot is not None
         done, marks = lane.event(), lane.marks()
         with lane.queueing:
-            sums, at = self._placed(task, slot, kept, marks)
-            self._commit(task, sums, at, list(zip(ordered, pieces, strict=True)), marks)
+            sums = self._placed(task, slot, kept, marks)
+            self._commit(task, sums, list(zip(ordered, pieces, strict=True)), marks)
             device.record(slot.free, lane.out)
             lane.copy_down([(back.region, lane.buffers.out.part(0, count))], marks)
             device.record(lane.buffers.out_free, lane.down)
@@ -74,37 +75,62 @@ class Finisher:
         return self._lane.pinned_copy(halo.values)
 
     def _on_host(self, task: Task, core: DeviceCore | Array, halos: Sequence[Halo]) -> tuple[Array, bool]:
-        """The same where the output is on another grid, or of very many regions: no kernel does that yet."""
+        """The same where the output is of very many regions: no kernel does that."""
         if isinstance(core, DeviceCore):
             self._lane.device.use()
             held, core = core, core.copy()
             held.release()
         return finish_on_host(self._lane.job, task, core, halos, PLAIN)
 
-    def _placed(self, task: Task, slot: SumsSlot, kept: Piece | None, marks: Marks) -> tuple[Any, tuple[int, ...]]:
-        """The sums in `slot` as a region with its shape, and where the write box begins in them. `kept`: sums that are
-        yet to go there."""
-        lane, box = self._lane, task.block.sums
+    def _placed(self, task: Task, slot: SumsSlot, kept: Piece | None, marks: Marks) -> Voxels:
+        """The core of the block in `slot`. `kept`: sums that are yet to go there."""
+        lane, box, core = self._lane, task.block.sums, task.block.core
         if kept is None:
-            region = slot.sums.part(0, 4 * lane.channels_out * box.size)
-            return (region, box.shape), task.block.write.relative_to(box.lo).lo
+            whole = Voxels.packed(
+                slot.sums.part(0, 4 * lane.channels_out * box.size), (lane.channels_out, *three(box.shape))
+            )
+            for a, (lo, size) in enumerate(zip(three(core.relative_to(box.lo).lo, 0), three(core.shape), strict=True)):
+                whole = whole.cut(a - 3, lo, lo + size, 4)
+            return whole
         region = slot.sums.part(0, kept.region.size)
         lane.device.wait(lane.up, slot.free)
         marks.begin("up")
         lane.device.copy(lane.up, region, kept.region)
         marks.lap("up", COPY)
-        return (region, task.block.write.shape), (0,) * len(task.block.write.shape)
+        return Voxels.packed(region, (lane.channels_out, *three(core.shape)))
 
-    def _commit(
-        self, task: Task, sums: Any, at: tuple[int, ...], halos: list[tuple[Halo, Piece | Kept]], marks: Marks
-    ) -> None:
-        lane, write = self._lane, task.block.write
-        device, kernels = lane.device, lane.device.kernels
-        region, shape = sums
-        shape3, write3, k = three(shape), three(write.shape), lane.channels_out
-        strides = (prod(shape3), shape3[1] * shape3[2], shape3[2], 1)
-        start = 4 * sum(a * s for a, s in zip(three(at, 0), strides[1:], strict=True))
-        core = device.array(region.part(start, region.size - start), (k, *write3), "float32", strides)
+    def _commit(self, task: Task, sums: Voxels, halos: list[tuple[Halo, Piece | Kept]], marks: Marks) -> None:
+        lane = self._lane
+        device, kernels, reduction = lane.device, lane.device.kernels, lane.job.reduction
+        merging, used = self._merged(task, sums, halos, marks)
+        flag, values = lane.buffers.out.part(0, FLAG), lane.buffers.out.part(FLAG, lane.buffers.out.size - FLAG)
+        core = sums.array(device)
+        out = Voxels.packed(values, reduction.shape((lane.channels_out, *three(task.block.write.shape))))
+        dtype = lane.job.layout.dtype
+        if lane.grid is None:
+            device.run(
+                lane.out, "commit",
+                lambda s: reduction.on_device(kernels, core, out.array(device, dtype), merging, s),
+                [sums.region, *used], [sums.region, flag, values],
+            )  # fmt: skip
+            marks.lap("out", ACTIVATION)
+        else:
+            device.run(
+                lane.out, "commit", lambda s: reduction.settle_on_device(kernels, core, merging, s),
+                [sums.region, *used], [sums.region, flag],
+            )  # fmt: skip
+            marks.lap("out", MERGE)
+            lane.grid.queue(task, sums, out)
+            marks.lap("out", ACTIVATION)
+        device.record(lane.buffers.halos_free, lane.out)
+
+    def _merged(
+        self, task: Task, sums: Voxels, halos: list[tuple[Halo, Piece | Kept]], marks: Marks
+    ) -> tuple[Merging, list[Any]]:
+        """Have the halos there, and those added that are more than one commit merges. What that is to merge, and the
+        memory it lies in."""
+        lane, low = self._lane, task.block.core.lo
+        device, kernels, core = lane.device, lane.device.kernels, sums.array(lane.device)
         parts, corners, used, end = [], [], [], 0
         device.wait(lane.up, lane.buffers.halos_free)
         marks.begin("up")
@@ -115,7 +141,7 @@ class Finisher:
                 device.copy(lane.up, there, piece.region)
                 end += there.size
             parts.append(lane.sums(there, halo.box.shape))
-            corners.append(three(halo.box.relative_to(write.lo).lo, 0))
+            corners.append(three(halo.box.relative_to(low).lo, 0))
             used.append(there)
         if end:
             marks.lap("up", COPY)
@@ -132,17 +158,9 @@ class Finisher:
                 kernels.merge(core, part, corner, stream=stream)
 
             work = partial(merge, parts.pop(0), corners.pop(0))
-            device.run(lane.out, "merge", work, [region, used.pop(0)], [region])
+            device.run(lane.out, "merge", work, [sums.region, used.pop(0)], [sums.region])
             marks.lap("out", MERGE)
-        flag, values = lane.buffers.out.part(0, FLAG), lane.buffers.out.part(FLAG, lane.buffers.out.size - FLAG)
+        flag = lane.buffers.out.part(0, FLAG)
         device.zero(lane.out, flag)
-        reduction = lane.job.reduction
-        out = device.array(values, reduction.shape((k, *write3)), lane.job.layout.dtype)
-        merging = Merging(parts, corners, device.array(flag.part(0, 4), (1,), "int32"), k)
-        device.run(
-            lane.out, "commit",
-            lambda s: reduction.on_device(kernels, core, out, merging, s),
-            [region, *used], [region, flag, values],
-        )  # fmt: skip
-        marks.lap("out", ACTIVATION)
-        device.record(lane.buffers.halos_free, lane.out)
+        nonfinite = device.array(flag.part(0, 4), (1,), "int32")
+        return Merging(parts, corners, nonfinite, lane.channels_out), used

@@ -13,7 +13,8 @@ from unet_engine.backends.device_tensor import DeviceTensor
 from unet_engine.devices.base import Region
 from unet_engine.devices.timeline import Marks
 from unet_engine.pipeline.gpu.buffers import RawSlot
-from unet_engine.pipeline.gpu.lane import Lane, three
+from unet_engine.pipeline.gpu.grid import three
+from unet_engine.pipeline.gpu.lane import Lane
 from unet_engine.pipeline.gpu.tables import Batch, Tables
 from unet_engine.pipeline.gpu.tables import Piece as Table
 from unet_engine.pipeline.job import Raw

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,11 @@ from unet_engine.devices.pinned import Piece, PinnedPool, piece_of
 from unet_engine.devices.timeline import NO_MARKS, Marks, Timeline
 from unet_engine.errors import BackendError
 from unet_engine.pipeline.gpu.buffers import DeviceBuffers, SumsSlot
+from unet_engine.pipeline.gpu.grid import Constant, Grid, tables_of, three
 from unet_engine.pipeline.gpu.kept import Kept, KeptMemory
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.box import Box
-from unet_engine.plan.device_memory import FLAG, aligned, extents
+from unet_engine.plan.device_memory import FLAG, aligned, extents, grid_scratch
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.pinned_memory import FINISHED, HALOS, RAW, TABLES, pinned_pieces
 from unet_engine.plan.plan import Task
@@ -42,7 +43,9 @@ class Lane:
         self.largest = extents(job.plan)
         sizes = Sizes(voxel_bytes, 4 * self.channels_out, job.layout.voxel_bytes, readers=job.readers)
         constants = self._constants()
-        self.buffers = DeviceBuffers(self.device, self.largest, sizes, sum(aligned(v.nbytes) for v in constants))
+        scratch = [] if job.finishes_on_host else grid_scratch(job.plan, self.largest, sizes.sums)
+        size = sum(aligned(v.nbytes) for v in constants.values())
+        self.buffers = DeviceBuffers(self.device, self.largest, sizes, size, scratch)
         self.kept = KeptMemory(self.device, job.plan.order, job.shelves)
         self.inward, self.out = self.device.stream("in"), self.device.stream("out")
         # halos cross each other: what comes for one block goes up while what another sends comes down
@@ -52,8 +55,12 @@ class Lane:
         self.queueing = threading.Lock()
         """Held while the work of one block is put on the out stream: memory for halos and finished voxels is used by
         one after the other."""
-        self.scale, self.shift, self.empty, *limits = self._put(constants)
-        self.limits = limits[0] if limits else None
+        placed = self._put(constants)
+        self.scale, self.shift, self.empty = (self._constant(placed, name) for name in ("scale", "shift", "empty"))
+        self.limits = self._constant(placed, "limits") if "limits" in placed else None
+        bring = bool(job.plan.back) and not job.finishes_on_host
+        self.grid = Grid(job, placed, self.device, self.out, self.buffers.scratch) if bring else None
+        """What brings sums to the grid of the output; None where they are on it, or the host does it."""
         pieces = pinned_pieces(job.plan, sizes, self.largest.table_bytes, FLAG, job.shelves)
         for kind, size in pieces:
             self.pools[kind].expect(size)
@@ -84,28 +91,35 @@ class Lane:
         self.buffers.close()
         self.kept.close()
 
-    def _constants(self) -> list[Array]:
-        """Scale and shift per input channel, what a skipped window stands for per output channel, and where there are
-        any the limits per input channel."""
+    def _constants(self) -> dict[str, Array]:
+        """Scale and shift per input channel, what a skipped window stands for per output channel; where there are any,
+        the limits per input channel and the tables of the output's grid."""
         scaling = self.job.fed
-        found = [np.asarray(scaling.scale), np.asarray(scaling.shift), np.asarray(self.job.skipped, np.float32)]
-        return found if scaling.limits is None else [*found, scaling.limits]
+        empty = np.asarray(self.job.skipped, np.float32)
+        found = {"scale": np.asarray(scaling.scale), "shift": np.asarray(scaling.shift), "empty": empty}
+        if scaling.limits is not None:
+            found["limits"] = scaling.limits
+        return found if self.job.finishes_on_host else found | tables_of(self.job.plan)
 
-    def _put(self, constants: Sequence[Array]) -> list[Any]:
+    def _put(self, constants: Mapping[str, Array]) -> dict[str, Constant]:
         """The same kept on the device."""
-        piece = self.pools["tables"].take(sum(aligned(v.nbytes) for v in constants))
-        regions, start = [], 0
-        for vector in constants:
-            piece.array(vector.shape, vector.dtype.name, start)[...] = vector
-            size = aligned(vector.nbytes)
-            regions.append(self.buffers.constants.part(start, size))
+        piece = self.pools["tables"].take(sum(aligned(v.nbytes) for v in constants.values()))
+        placed, start = {}, 0
+        for name, values in constants.items():
+            piece.array(values.shape, values.dtype.name, start)[...] = values
+            size = aligned(values.nbytes)
+            placed[name] = Constant(self.buffers.constants.part(start, size), values.shape, values.dtype.name)
             start += size
         self.device.copy(self.inward, self.buffers.constants.part(0, start), piece.region)
         ready = self.event()
         self.device.record(ready, self.inward)
         self.device.synchronize(ready)
         self.give(ready)
-        return [self.device.array(region, v.shape, v.dtype.name) for region, v in zip(regions, constants, strict=True)]
+        return placed
+
+    def _constant(self, placed: Mapping[str, Constant], name: str) -> Any:
+        found = placed[name]
+        return self.device.array(found.region, found.shape, found.dtype)
 
     # --- events ---
 
@@ -224,8 +238,3 @@ class Lane:
         self.device.touch(piece.region, "w")
         piece.array(values.shape, "float32")[...] = values
         return piece
-
-
-def three(values: Sequence[int], first: int = 1) -> tuple[int, ...]:
-    """Three values, whether there are two axes or three."""
-    return (first,) * (3 - len(values)) + tuple(values)
