@@ -1,5 +1,7 @@
 """Files of other tools that say things in unusual ways."""
 
+import json
+import struct
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from unet_engine.plan.box import Box
-from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.formats import located, open_volume
 from unet_engine.volumes.pick import Pick
 
 VOXELS = np.arange(4 * 5 * 6, dtype=np.uint16).reshape(4, 5, 6)
@@ -51,3 +53,48 @@ def test_channels_of_an_ome_tiff_have_their_names(tmp_path):
     volume = open_volume(str(tmp_path / "v.ome.tif"), pick=Pick(channels=("GFP", "DAPI")))
     assert volume.channel_names == ("DAPI", "GFP", "alpha tubulin")
     assert np.array_equal(volume.read(Box.of_shape(volume.shape)), voxels[[1, 0]])
+
+
+SIZED = {"pixelResolution": {"dimensions": [3, 2, 4], "unit": "nm"}}
+AXES = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+_NGFF = [
+    {"path": "s0", "coordinateTransformations": [{"type": "scale", "scale": [4, 2, 3]}]},
+    {"path": "s1", "coordinateTransformations": [{"type": "scale", "scale": [8, 4, 6]}, {"type": "translation", "translation": [2, 1, 1.5]}]},
+]  # fmt: skip
+_COSEM = [
+    {"path": "s0", "transform": {"axes": ["z", "y", "x"], "scale": [4, 2, 3], "translate": [0, 0, 0], "units": ["nm"] * 3}},
+    {"path": "s1", "transform": {"axes": ["z", "y", "x"], "scale": [8, 4, 6], "translate": [2, 1, 1.5], "units": ["nm"] * 3}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("level", "group"),
+    [
+        ({"downsamplingFactors": [2, 2, 2]}, SIZED),
+        ({"downsamplingFactors": [2, 2, 2], **SIZED}, {}),
+        ({}, {**SIZED, "scales": [[1, 1, 1], [2, 2, 2]]}),
+        ({}, {**SIZED, "downsamplingFactors": [[1, 1, 1], [2, 2, 2]]}),
+        ({}, SIZED),
+        (SIZED, {"scales": [[1, 1, 1], [2, 2, 2]]}),
+        ({}, {"multiscales": [{"axes": AXES, "datasets": _NGFF}]}),
+        ({}, {"multiscales": [{"datasets": _COSEM}]}),
+    ],
+)
+def test_levels_of_n5_have_their_own_size_however_that_is_said(tmp_path, level, group):
+    for name, array, said in (
+        ("s0", VOXELS[:, :4], SIZED if "pixelResolution" in level else {}),
+        ("s1", VOXELS[::2, :4:2, ::2], level),
+    ):
+        folder = tmp_path / "v.n5" / "g" / name
+        (folder / "0" / "0").mkdir(parents=True)
+        sizes = list(array.shape[::-1])
+        (folder / "0" / "0" / "0").write_bytes(struct.pack(">HHIII", 0, 3, *sizes) + array.astype(">u2").tobytes())
+        facts = {"dimensions": sizes, "blockSize": sizes, "dataType": "uint16", "compression": {"type": "raw"}, **said}
+        (folder / "attributes.json").write_text(json.dumps(facts))
+    (tmp_path / "v.n5" / "attributes.json").write_text(json.dumps({"n5": "2.0.0"}))
+    (tmp_path / "v.n5" / "g" / "attributes.json").write_text(json.dumps(group))
+    place = str(tmp_path / "v.n5" / "g")
+    full, half = open_volume(place), open_volume(located(place, None, 1))
+    assert (full.spacing, full.translation, full.unit) == ((4, 2, 3), (0, 0, 0), "nanometer")
+    assert (half.spacing, half.translation, half.unit) == ((8, 4, 6), (2, 1, 1.5), "nanometer")
+    assert np.array_equal(half.read(Box.of_shape(half.shape))[0], VOXELS[::2, :4:2, ::2])

@@ -100,7 +100,7 @@ def test_levels(tmp_path):
         unet_engine.run(path, model=model, level=level, output="logits", blend="crop", out=out)
         assert np.array_equal(result_of(out)[0], TCZYX[0, 0, :, :, :: 2**level])
         assert open_volume(out).spacing == (1, 1, 2**level)
-    with pytest.raises(InputError, match=r"--level 3: .* has 3 \(0, 1, 2\)"):
+    with pytest.raises(InputError, match=r"--level 3: .* has 3 levels \(0, 1, 2\)"):
         unet_engine.run(path, model=model, level=3)
     np.save(tmp_path / "a.npy", TCZYX[0, 0])
     with pytest.raises(InputError, match=r"--level: .* is no Zarr group"):

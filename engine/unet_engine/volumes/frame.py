@@ -177,3 +177,10 @@ class Frame:
         if not 2 <= len(matrix) <= 3 or len(origin) != len(matrix) or any(len(row) != len(matrix) for row in matrix):
             raise ValueError("matrix and origin do not fit")
         return cls(matrix, origin, str(facts.get("space") or ""), facts.get("crs"))
+
+
+def covered(full: int, coarse: int) -> float:
+    """How many voxels of an axis one of a coarser level covers, of `full` and `coarse` many: a whole number where
+    rounding the length up or down explains it."""
+    whole = round(full / coarse)
+    return float(whole) if coarse in (full // max(1, whole), -(-full // max(1, whole))) else full / coarse

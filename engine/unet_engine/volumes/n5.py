@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.files import Part
+from unet_engine.volumes.frame import covered
+from unet_engine.volumes.transformations import axes_of, of_level, placed
 from unet_engine.volumes.witness import changed_since
 
 ATTRIBUTES = "attributes.json"
@@ -64,18 +66,20 @@ class N5Format:
         check_sizes(path, shape, block)
         dtype = np.dtype(said["dataType"])
         around = _around(folder)
-        names = checked_axes(path, shape, dtype, axes or _names(said, around, len(shape)))
-        placed = _placed(said, around, _top(folder), names)
+        if not said.get("transform"):
+            said |= _of_level(around, folder.name)
+        names, top = checked_axes(path, shape, dtype, axes or _names(said, around, len(shape))), _top(folder)
+        found = _placed(said, around, top, names, _factors(said, around, top, names, folder.name)).sensible(path)
         return N5Volume(
             path=path,
             axes=names,
             stored_shape=shape,
             stored_chunks=tuple(map(min, block, shape)),
             stored_dtype=dtype,
-            stored_spacing=placed.scale,
-            stored_translation=placed.translation,
-            unit=placed.unit,
-            notes=placed.notes,
+            stored_spacing=found.scale,
+            stored_translation=found.translation,
+            unit=found.unit,
+            notes=found.notes,
             folder=str(folder),
             block=block,
             codec=_codec(path, said),
@@ -162,6 +166,13 @@ class _Placed:
     unit: str | None = None
     notes: tuple[str, ...] = ()
 
+    def sensible(self, path: str) -> _Placed:
+        """The same, without a size that is none."""
+        if self.scale is None or all(isfinite(s) and s for s in [*self.scale]):
+            return self
+        said = ", ".join(f"{s:g}" for s in self.scale)
+        return replace(self, scale=None, notes=(*self.notes, f"{path}: its voxel size {said} is none: left out"))
+
     def measured(self, names: str, units: Mapping[str, str]) -> _Placed:
         """The same sizes along `names`, which were said in `units`, by axis, in one unit."""
         unit, factors, notes = unit_along(units)
@@ -175,7 +186,52 @@ class _Placed:
         )
 
 
-def _placed(said: Mapping[str, Any], around: Mapping[str, Any], top: Mapping[str, Any], names: str) -> _Placed:
+def _of_level(around: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the multiscales of a group say of the level `name`, as the level may say it itself."""
+    scales = around.get("multiscales")
+    for image in scales if isinstance(scales, list) else ():
+        for level in image.get("datasets", ()):
+            if str(level.get("path", "")).strip("/") != name:
+                continue
+            if isinstance(level.get("transform"), Mapping):
+                return {"transform": level["transform"]}
+            axes = [a for a in axes_of(image) if isinstance(a, Mapping)]
+            found = placed(of_level(image, level), [str(a["name"]) for a in axes])
+            if found.scale:
+                units = [str(a.get("unit") or "") for a in axes]
+                said = {"axes": [a["name"] for a in axes], "scale": found.scale, "units": units}
+                return {"transform": {**said, "translate": found.translation}}
+    return {}
+
+
+def _factors(
+    said: Mapping[str, Any], around: Mapping[str, Any], top: Mapping[str, Any], names: str, name: str
+) -> list[float]:
+    """How many voxels of the full resolution one of the level `name` covers: as it says, its group does, or as follows
+    from how many there are."""
+    factors = said.get("downsamplingFactors")
+    level = int(name[1:]) if name[:1] == "s" and name[1:].isdecimal() else 0
+    for key in ("downsamplingFactors", "scales"):
+        listed = around.get(key)
+        if factors is None and isinstance(listed, list) and level < len(listed) and isinstance(listed[level], list):
+            factors = listed[level]
+    found = _numbers(factors, names, 1.0)
+    if found and all(isfinite(f) and f > 0 for f in found):
+        return found
+    full, here = top.get("dimensions"), said.get("dimensions")
+    if not (isinstance(full, list) and isinstance(here, list) and len(full) == len(here) == len(names)):
+        return [1.0] * len(names)
+    pairs = zip(names, reversed(full), reversed(here), strict=True)
+    return [covered(int(n), int(m)) if a in "zyx" else 1.0 for a, n, m in pairs]
+
+
+def _placed(
+    said: Mapping[str, Any],
+    around: Mapping[str, Any],
+    top: Mapping[str, Any],
+    names: str,
+    factors: Sequence[float],
+) -> _Placed:
     """Where voxels lie. ``transform`` names its axes; all else is in the order of the dimensions, x first."""
     transform = said.get("transform")
     if isinstance(transform, Mapping) and transform.get("axes"):
@@ -186,7 +242,7 @@ def _placed(said: Mapping[str, Any], around: Mapping[str, Any], top: Mapping[str
         units = {a: u for a, u in said_in.items() if a in "zyx"}
         return _Placed([scale.get(a, 1.0) for a in names], [moved.get(a, 0.0) for a in names]).measured(names, units)
     own, full = _sizes(said, names), around
-    if own and said.get("downsamplingFactors") and own == _sizes(top, names):
+    if own and any(f != 1 for f in factors) and own == _sizes(top, names):
         full = said  # n5-viewer has every level say the voxel size of the full resolution
     elif own:
         moved_by = _numbers(said.get("offset"), names) or [0.0] * len(names)
@@ -195,7 +251,6 @@ def _placed(said: Mapping[str, Any], around: Mapping[str, Any], top: Mapping[str
     sizes = _sizes(full, names)
     if not sizes:
         return _Placed()
-    factors = _numbers(said.get("downsamplingFactors"), names, 1.0) or [1.0] * len(names)
     start = _numbers(full.get("offset"), names) or [0.0] * len(names)
     start = [t + s * (f - 1) / 2 for t, s, f in zip(start, sizes, factors, strict=True)]
     scale_of = [s * f for s, f in zip(sizes, factors, strict=True)]

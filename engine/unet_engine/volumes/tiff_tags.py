@@ -12,6 +12,7 @@ import numpy as np
 
 from unet_engine.units import micrometers, shared_unit, unit_name
 from unet_engine.volumes import alpha, nodata
+from unet_engine.volumes.frame import covered
 
 _SCREEN = (72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 240, 300, 350, 360, 400, 600, 1200, 2400)
 """Pixels per inch that say how a picture is to be shown or printed, and nothing of what is in it."""
@@ -30,17 +31,11 @@ class Placed:
         """Of a level of this `shape`, whose voxels cover those of the `full` one."""
         if self.spacing is None:
             return self
-        factors = [_factor(n, m) for n, m in zip(full, shape, strict=True)]
+        factors = [covered(n, m) for n, m in zip(full, shape, strict=True)]
         start = self.translation or [0.0] * len(factors)
         spacing = [s * f for s, f in zip(self.spacing, factors, strict=True)]
         shifted = [t + (f - 1) / 2 * s for t, s, f in zip(start, self.spacing, factors, strict=True)]
         return replace(self, spacing=spacing, translation=shifted)
-
-
-def _factor(full: int, coarse: int) -> float:
-    """How many voxels one covers: a whole number where rounding the length up or down explains it."""
-    whole = round(full / coarse)
-    return float(whole) if coarse in (full // max(1, whole), -(-full // max(1, whole))) else full / coarse
 
 
 def placed(series: Any, names: str) -> Placed:
