@@ -1,12 +1,12 @@
 """What `--coarse auto` spares in a sparse volume: a full run and one that skips, in turn, each as a process.
 
     python benchmarks/sparse.py [--dims 2] [--shape 16384,16384] [--clumps 10] [--part 0.05] [--rounds 3] [--json FILE]
-        [--run "--tiling 512,512:128,128:crop"] [--model net.onnx]
+        [--run "--tiling 512,512:128,128:crop"] [--model net.onnx] [--coarse "--coarse-miss 0.005"] [--proof]
 
 Clumps of synthetic tissue lie in resin, for the networks that ship with the engine: cells on a slide in 2D, specimens
 in a block in 3D. Options of ``--run`` are those of both runs. Seconds and processor time are those of the whole
 command, planning and looking included. Missed is what the full run calls foreground and the other does not, of all
-foreground of the full run; all other labels have to be the same.
+foreground of the full run; all other labels have to be the same. ``--proof`` plans alone: what is proved, without a run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         root = Path(folder)
         scene(root / "scan.zarr", shape, args.clumps, args.part)
-        common = ["--in", str(root / "scan.zarr"), "--model", model, "--overwrite", *shlex.split(args.run)]
+        common = ["--in", str(root / "scan.zarr"), "--model", model, *shlex.split(args.run)]
+        if args.proof:
+            print(json.dumps(_proved([*common, "--coarse", "auto", *shlex.split(args.coarse)])))
+            return
         rows: list[dict[str, Any]] = []
         for _ in range(args.rounds):
             full = _run([*common, "--out", str(root / "full.zarr")])
@@ -64,6 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model")
     parser.add_argument("--run", default="", help="options of both runs")
     parser.add_argument("--coarse", default="", help="options of the run that skips, beside --coarse auto")
+    parser.add_argument("--proof", action="store_true", help="plan, and say what is proved")
     parser.add_argument("--work", default=".", help="where volume and outputs lie meanwhile")
     parser.add_argument("--json")
     return parser.parse_args()
@@ -103,7 +107,19 @@ def _specimen(side: int, dims: int, seed: int) -> tuple[Any, Any]:
 
 def _run(options: list[str]) -> dict[str, Any]:
     """One run as a process: its seconds, those of all its threads, and what it says."""
-    command = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", "run", *options, "--json"]
+    cost, result = _timed("run", [*options, "--overwrite"])
+    return {**cost, "windows": result["windows_inferred"], "coarse": result["coarse_choice"]}
+
+
+def _proved(options: list[str]) -> dict[str, Any]:
+    """What a plan proves, and what it takes to do so."""
+    cost, plan = _timed("plan", options)
+    choice = dict(plan["coarse_choice"])
+    return {**cost, **choice, "regions": len(choice["regions"])}
+
+
+def _timed(what: str, options: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
+    command = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", what, *options, "--json"]
     begun, before, load = time.perf_counter(), os.times(), os.getloadavg()[0]
     with tempfile.TemporaryFile("w+") as said:
         code = os.waitstatus_to_exitcode(os.waitpid(_started(command, said.fileno()), 0)[1])
@@ -111,12 +127,9 @@ def _run(options: list[str]) -> dict[str, Any]:
         lines = said.read().strip().splitlines()
     if code:
         raise SystemExit(f"{shlex.join(command)} ended with {code}: {lines[-1:]}")
-    after, result = os.times(), json.loads(lines[-1])
+    after = os.times()
     worked = after.children_user + after.children_system - before.children_user - before.children_system
-    return {
-        "seconds": time.perf_counter() - begun, "worked": worked, "load": load,
-        "windows": result["windows_inferred"], "coarse": result["coarse_choice"],
-    }  # fmt: skip
+    return {"seconds": time.perf_counter() - begun, "worked": worked, "load": load}, json.loads(lines[-1])
 
 
 def _started(command: list[str], out: int) -> int:

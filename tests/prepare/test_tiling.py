@@ -1,5 +1,6 @@
 """``--tiling``: windows spread evenly, named by hand or chosen by proof."""
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import unet_engine
 from support.command_line import cli
 from support.untrained import untrained
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.prepare import tiling
+from unet_engine.prepare import tiling, tiling_larger
 from unet_engine.prepare.tiling_choice import TilingChoice
 
 pytest.importorskip("torch")
@@ -91,6 +92,7 @@ def scene(tmp_path_factory):
 
 
 AUTO = {"tiling": "auto", "tiling_budget": 50}
+AUTO_OPTIONS = ("--tiling", "auto", "--tiling-budget", 50)
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +277,29 @@ def test_labels_decide_where_they_are_given(scene, tmp_path):
     assert choice.learnt.yardstick is None
     assert choice.learnt.bar_agreement == 1
     assert all(point.agreement < 1 for point in choice.frontier)
+
+
+def test_larger_windows_than_were_looked_at_are_judged_by_labels_as_they_would_be_run(scene, tmp_path):
+    """Labels that are what one window over all gives: what was looked at holds up to twice 32³ voxels."""
+    whole = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "w.zarr"), tiling="48,56,60:0,0,0:crop")
+    said = cli("plan", "--in", scene[0], "--model", scene[1], *AUTO_OPTIONS, "--truth", whole.out + "/0", "--json")
+    assert said.code == 0, said.err
+    assert "larger than those that were looked at, are judged by the labels" in said.err
+    choice = TilingChoice.model_validate(said.json["tiling_choice"])
+    assert choice.learnt.most == 2 * 32**3
+    assert prod(choice.window) > choice.learnt.most
+    assert choice.agreement > choice.learnt.bar_agreement
+
+
+@pytest.mark.slow
+def test_larger_windows_that_labels_speak_against_are_not_taken(scene, tmp_path, monkeypatch):
+    """Network and labels are alike in windows of up to 32, and beyond that the labels are others."""
+    whole = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "w.zarr"), tiling="48,56,60:0,0,0:crop")
+    judged = tiling_larger.labels_of
+    monkeypatch.setattr(tiling_larger, "labels_of", lambda *given: 1 - judged(*given))
+    said = cli("plan", "--in", scene[0], "--model", scene[1], *AUTO_OPTIONS, "--truth", whole.out + "/0", "--json")
+    choice = TilingChoice.model_validate(said.json["tiling_choice"])
+    assert prod(choice.window) <= choice.learnt.most
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from unet_engine.prepare.draft import Draft
 from unet_engine.prepare.proof import Counts, figures, spare
 from unet_engine.prepare.regions import labels_of
 from unet_engine.prepare.tiling_choice import Learnt, Measured, TilingChoice, known, remember
+from unet_engine.prepare.tiling_larger import Evidence, judged_larger
 from unet_engine.prepare.tiling_looking import BUDGET, SEED, Keeps, Memory
 from unet_engine.prepare.tiling_settling import FOR_PROOF, Settling
 from unet_engine.units import Tell, silent, times
@@ -69,6 +70,9 @@ def search(draft: Draft, decisions: Decisions, memory: Memory, tell: Tell = sile
             reason = str(why)
     if learnt is not None:
         points += trier.fit.measured(learnt, min(learnt.most, trier.most))
+        if trier.evidence is not None:
+            points += judged_larger(trier, learnt, trier.evidence, points)
+            learnt = learnt.model_copy(update={"share": round(trier.computed / trier.run(), 4)})
     candidates = trier.fit.candidates(points)
     if not candidates:
         own = trier.fit.kept(reason or trier.fit.why_none(learnt, points), learnt, points, searched=searched)
@@ -78,6 +82,9 @@ def search(draft: Draft, decisions: Decisions, memory: Memory, tell: Tell = sile
 
 class _Trier(Settling):
     """Looks at regions, and learns from them."""
+
+    evidence: Evidence | None = None
+    """What larger windows than were looked at can be judged by; None where labels do not decide."""
 
     # --- learning ---
 
@@ -118,6 +125,10 @@ class _Trier(Settling):
             for (context, margin), found in counts.items()
         ]
         own = figures(bar.sum(0))
+        if truth is not None:
+            cells = self._bar_cells(design, corners)
+            codes = [r.at(cell) * self.spec.label_count for r, cell in zip(references, cells, strict=True)]
+            self.evidence = Evidence(cells, lambda n, labels: self._confusion(codes[n] + labels), needed, slack)
         return Learnt(
             tolerance=settings.tolerance,
             truth=truth is not None,
@@ -266,16 +277,18 @@ class _Trier(Settling):
 
     def _bar(self, design: _Design, corners: Sequence[Corner], references: Sequence[_Reference]) -> Counts:
         """The confusion of every region with the model's own tiling, in a cell of its grid at the corner."""
-        cell = [max(1, int(n * (1 - BAR))) if a >= self.planes else 1 for a, n in enumerate(self.own)]
         found = []
-        for corner, reference in zip(corners, references, strict=True):
-            octant = design.octant(design.contexts[-1], corner)
-            region = corner.box([min(c, o) for c, o in zip(cell, octant, strict=True)])
+        for region, reference in zip(self._bar_cells(design, corners), references, strict=True):
             decisions = self.decisions.labels_of(self.spec, region, self.decisions.tiling)
             self.computed += self.draft.plan(decisions).window_range.size * prod(self.window)
             codes = reference.at(region) * self.spec.label_count + labels_of(self.draft, decisions)
             found.append(self._confusion(codes))
         return np.stack(found)
+
+    def _bar_cells(self, design: _Design, corners: Sequence[Corner]) -> list[Box]:
+        cell = [max(1, int(n * (1 - BAR))) if a >= self.planes else 1 for a, n in enumerate(self.own)]
+        octants = (design.octant(design.contexts[-1], corner) for corner in corners)
+        return [corner.box([*map(min, cell, octant)]) for corner, octant in zip(corners, octants, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from unet_engine import machine
-from unet_engine.backends.base import Array, Backend, Setup
+from unet_engine.backends.base import Array, Backend, Network, Setup
 from unet_engine.backends.libraries import record
 from unet_engine.backends.opening import as_host, open_network
 from unet_engine.backends.out_of_memory import is_out_of_memory
@@ -251,12 +251,23 @@ class Looking:
             yield host
 
     @contextmanager
+    def network(self, window: tuple[int, ...]) -> Iterator[Network]:
+        """The same as a run has it, of another size than the model's own."""
+        threads = min(self.threads, max(1, self.memory.most(1) // prod(window)))
+        with self._open(replace(self.draft.network.setup, window=window, threads=threads, batch=1)) as network:
+            yield network
+
+    @contextmanager
     def _anew(self, setup: Setup) -> Iterator[Backend]:
+        with self._open(setup) as network, as_host(network) as host:
+            yield host
+
+    @contextmanager
+    def _open(self, setup: Setup) -> Iterator[Network]:
         network = None
         try:
             network = open_network(self.survey.backend, setup)
-            with as_host(network) as host:
-                yield host
+            yield network
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
