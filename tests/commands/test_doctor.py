@@ -96,7 +96,8 @@ REQUIRED = [
     "numpy>=2", "nibabel>=5.3; extra == 'nifti'", "h5py>=3.12; extra == 'hdf5'", "onnxruntime>=1.20; extra == 'onnxruntime'",
     "tifffile>=2025.1; extra == 'tiff'", "imagecodecs; extra == 'tiff' and python_version < '3'", "cuda-core>=1; extra == 'cuda'",
 ]  # fmt: skip
-INSTALLED = {"unet-engine": "0.1.0", "numpy": "2.0", "nibabel": "5.1", "onnxruntime-gpu": "1.20", "tifffile": "2025.3"}
+INSTALLED = {"unet-engine": "0.1.0", "numpy": "2.0", "nibabel": "5.1", "onnxruntime-gpu": "1.20", "tifffile": "2025.3",
+             "monai": "1.5"}  # fmt: skip
 
 
 def absent(name):
@@ -109,8 +110,12 @@ def named(found):
 
 def test_what_is_missing_or_too_old_comes_with_the_command_for_this_python(bare):
     found = remedies.remedies({"stitching": "native extension"})
-    assert named(found) == [("NIfTI (.nii, .nii.gz)", "unet-engine[nifti]"), ("HDF5 and NetCDF 4", "unet-engine[hdf5]")]
+    assert named(found) == [
+        ("NIfTI (.nii, .nii.gz)", "unet-engine[nifti]"), ("HDF5 and NetCDF 4", "unet-engine[hdf5]"),
+        ("import of networks of segmentation-models-pytorch", "segmentation-models-pytorch"),
+    ]  # fmt: skip
     assert "nibabel>=5.3" in found[0].why
+    assert shlex.split(found[2].command)[-2] == "unet-engine[export]"
     assert shlex.split(found[0].command)[:4] == [sys.executable, "-m", "pip", "install"]
 
 
@@ -159,7 +164,11 @@ def test_commands_are_on_stdout_alone_and_none_is_run(bare, monkeypatch):
     monkeypatch.setattr(doctor, "facts", lambda: {"stitching": "native extension"})
     said = cli("doctor", "--fix")
     assert said.code == 0
-    assert [shlex.split(line)[-1] for line in said.out.splitlines()] == ["unet-engine[nifti]", "unet-engine[hdf5]"]
+    assert [shlex.split(line)[-1] for line in said.out.splitlines()] == [
+        "unet-engine[nifti]",
+        "unet-engine[hdf5]",
+        "segmentation-models-pytorch",
+    ]
     assert "# HDF5 and NetCDF 4: needs h5py" in said.err
     assert cli("doctor", "--fix", "--json").json["remedies"][1]["command"] == said.out.splitlines()[1]
     monkeypatch.setattr(remedies, "remedies", lambda facts: [])

@@ -94,6 +94,7 @@ def test_a_run_of_the_folder_itself_imports_it_once_and_gives_its_credit_to_the_
     first = cli("run", "--in", volume, "--model", folder, "--out", "a.zarr")
     assert first.code == 0, first.err
     assert "importing" in first.err
+    assert "note: note" not in first.err
     again = cli("run", "--in", volume, "--model", folder, "--out", "b.zarr")
     assert "was imported before" in again.err
     assert "importing" not in again.err

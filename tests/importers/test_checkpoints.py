@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from argparse import Namespace
 
 import pytest
@@ -231,6 +232,20 @@ def test_a_pickle_runs_nothing(tmp_path):
 )  # fmt: skip
 def test_networks_in_hyperparameters(said, expected):
     assert hyperparameters.named_in(said) == expected
+
+
+@pytest.mark.parametrize(
+    ("cuda", "from_where"), [(None, "--index-url https://download.pytorch.org/whl/cpu"), ("13.0", "torchvision")]
+)
+def test_a_torchvision_for_another_pytorch_comes_with_the_command_for_this_one(monkeypatch, cuda, from_where):
+    """From PyPI comes one for GPUs, which PyTorch for CPUs cannot load."""
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    monkeypatch.setattr("torch.version.hip", None)
+    monkeypatch.setattr(smp, "find_spec", lambda _: True)
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(ModelError, match="install the torchvision that fits this PyTorch: pip install") as refused:
+        smp.built("hub", smp.Named("Unet", "resnet18", {}))
+    assert str(refused.value).endswith(from_where)
 
 
 def test_what_outputs_are_in_hyperparameters():

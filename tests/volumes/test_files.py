@@ -358,7 +358,7 @@ def test_levels_of_an_ome_tiff_have_their_own_voxel_size(tmp_path, tile):
         again = pickle.loads(pickle.dumps(volume))
         assert (again.shape, again.spacing) == (volume.shape, volume.spacing)
     assert open_volume(path).facts()["levels"] == ["full", "7×25×35", "7×13×18"]
-    with pytest.raises(InputError, match=r"--level '3': .* has 3 \(7×50×70, 7×25×35, 7×13×18\); count from 0"):
+    with pytest.raises(InputError, match=r"--level '3': .* has 3 levels \(7×50×70, 7×25×35, 7×13×18\); count from 0"):
         open_meant(path, None, Meant(level=3))
 
 

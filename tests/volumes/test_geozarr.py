@@ -84,7 +84,7 @@ def test_levels_of_a_layout(tmp_path, kind, nested):
     check(tmp_path / "a.zarr")
     said = cli("info", tmp_path / "a.zarr", "--json").json
     assert (said["levels"], said["axes"], said["shape"]) == (["60×48", "30×24", "15×12"], "yx", [60, 48])
-    with pytest.raises(InputError, match=r"--level 3: .* has 3 \("):
+    with pytest.raises(InputError, match=r"--level 3: .* has 3 levels \("):
         located(str(tmp_path / "a.zarr"), None, 3)
     assert image_of(str(tmp_path / "a.zarr")) is None  # labels are put into images of OME-Zarr alone
 

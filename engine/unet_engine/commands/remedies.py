@@ -40,6 +40,11 @@ _FOR = {
     "dashboard": "the dashboard of a cluster",
 }
 """What each extra is for; those of GPUs are below, and those of tests are nobody's."""
+_SOURCES = {
+    "monai": "import of MONAI bundles",
+    "segmentation-models-pytorch": "import of networks of segmentation-models-pytorch",
+}
+"""What other people's networks are made of, by the package."""
 _FOR_GPUS = {
     "cuda": "everything between volume and network on the GPU",
     "tensorrt": "TensorRT, the fastest on NVIDIA GPUs",
@@ -162,6 +167,11 @@ def _extras(gpus: int) -> Iterable[Remedy]:
         if lacking := missing(extra):
             why = ", ".join(lacking)
             yield Remedy(f"{what}: needs {why}", _pip(f"unet-engine[{extra}]"))
+    for package, what in _SOURCES.items():
+        try:
+            version(package)
+        except PackageNotFoundError:
+            yield Remedy(f"{what}: needs {package}", _pip("unet-engine[export]", package))
 
 
 def missing(extra: str) -> list[str]:

@@ -62,7 +62,9 @@ def _pyramid(path: str) -> zarr.Group | None:
 def _of_pyramid(path: str, group: zarr.Group, image: str | None, level: int) -> str:
     found = geozarr.levels_of(path, group, image)
     if not 0 <= level < len(found):
-        raise InputError(f"--level {level}: {path} has {len(found)} ({listed([n for n, _ in found])}); count from 0")
+        raise InputError(
+            f"--level {level}: {path} has {len(found)} levels ({listed([n for n, _ in found])}); count from 0"
+        )
     return f"{path.rstrip('/')}/{found[level][0]}"
 
 

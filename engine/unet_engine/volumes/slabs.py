@@ -34,7 +34,7 @@ def numbered(path: str, said: str) -> tuple[list[str], int | None] | None:
     numbers = range(first, last + (1 if step > 0 else -1), step) if step else range(0)
     if not 0 < len(numbers) <= _MOST:
         raise InputError(
-            f"{path} numbers its files as {brief(said)}: that means none, or more than {_MOST}; correct its first, last and step"
+            f"{path} numbers its files {brief(said)}, which are none or too many ({_MOST} at most); correct first, last and step"
         )
     pattern = found["name"].replace("%i", "%d").replace("%u", "%d")
     return [pattern % number for number in numbers], int(found[5]) if found[5] else None

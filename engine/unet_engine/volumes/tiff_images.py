@@ -27,7 +27,7 @@ def image_of(path: str, file: Any, image: str | None, level: str) -> Image:
     full, told = _series(path, file, image)
     if not (level.isascii() and level.isdigit() and int(level[:9]) < len(full.levels)):
         sizes = ", ".join(times(one.shape) for one in full.levels[:_SHOWN])
-        raise InputError(f"--level {brief(level)}: {path} has {len(full.levels)} ({sizes}); count from 0")
+        raise InputError(f"--level {brief(level)}: {path} has {len(full.levels)} levels ({sizes}); count from 0")
     return Image(full, full.levels[int(level)], told)
 
 

@@ -23,9 +23,10 @@ _MAKE_NO_FILE = ("out", "trust", "checkpoint")
 
 def model_of(importer: Importer, wanted: Wanted, tell: Tell) -> Path:
     """The model file of the source ``wanted.checkpoint``, which is imported unless the cache has it. What was done is
-    told.
+    told, all of it as notes: those that importing makes say so of themselves no more.
 
     Raises what importing it raises, and `BackendError` where the cache cannot be used."""
+    say = _plainly(tell)
     source = Path(wanted.checkpoint)
     name = f"{plain_name(source.stem)}-{_key(importer, source, wanted)}.onnx"
     path = engine_cache.folder() / "imported" / name
@@ -36,10 +37,14 @@ def model_of(importer: Importer, wanted: Wanted, tell: Tell) -> Path:
 
     path.parent.mkdir(mode=0o700, exist_ok=True)
     wanted = replace(wanted, out=str(path))
-    found = read(importer, wanted, tell)  # what is refused is not announced first
+    found = read(importer, wanted, say)  # what is refused is not announced first
     tell(f"importing {source}, a model of {importer.name}; later runs find it in the cache")
-    write(found, importer, wanted, tell)
+    write(found, importer, wanted, say)
     return path
+
+
+def _plainly(tell: Tell) -> Tell:
+    return lambda text: tell(text.removeprefix("note: "))
 
 
 def _key(importer: Importer, source: Path, wanted: Wanted) -> str:

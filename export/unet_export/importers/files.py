@@ -117,7 +117,7 @@ class Files:
         for count, _ in enumerate(_nodes(said)):
             if count > MOST_NODES:
                 raise ModelError(
-                    f"{self.path}: {name} has more than {MOST_NODES} entries, as no description does; get the source again"
+                    f"{self.path}: {name} has more than {MOST_NODES} entries, more than a description does; get the source again"
                 )
         return said
 

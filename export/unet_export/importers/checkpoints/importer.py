@@ -105,7 +105,12 @@ def _said(path: Path) -> Mapping[str, Any]:
 
 def _needs_torch(path: Path) -> None:
     if "torch" not in sys.modules and find_spec("torch") is None:
-        raise ModelError(f"{path} is of PyTorch; run: pip install 'unet-engine[export]'")
+        raise ModelError(f"{path} is of PyTorch; run: pip install 'unet-engine[export]'{_and_smp(path)}")
+
+
+def _and_smp(path: Path) -> str:
+    """What a folder of the hub needs beside: whoever reads that is told once."""
+    return " segmentation-models-pytorch" if path.is_dir() else ""
 
 
 def _of_config(path: Path, said: Mapping[str, Any]) -> Named:

@@ -65,6 +65,16 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
+def _fitting_torchvision() -> str:
+    """What most often is the matter: PyTorch for CPUs, and torchvision from PyPI, which is for GPUs."""
+    import torch
+
+    command = "pip install --force-reinstall --no-deps torchvision"
+    if torch.version.cuda is None and torch.version.hip is None:
+        command += " --index-url https://download.pytorch.org/whl/cpu"
+    return f"install the torchvision that fits this PyTorch: {command}"
+
+
 def built(path: str, named: Named) -> Any:
     """The network, with nothing fetched from anywhere. Raises `ModelError` where it cannot be."""
     if ":" in named.encoder or "/" in named.encoder:
@@ -74,7 +84,8 @@ def built(path: str, named: Named) -> Any:
         )
     if find_spec("segmentation_models_pytorch") is None:
         raise ModelError(
-            f"{path} is a network of segmentation-models-pytorch; run: pip install segmentation-models-pytorch"
+            f"{path} is a network of segmentation-models-pytorch; run: pip install 'unet-engine[export]' "
+            "segmentation-models-pytorch"
         )
     from unet_export.importers import code
 
@@ -82,7 +93,7 @@ def built(path: str, named: Named) -> Any:
         import segmentation_models_pytorch as smp
     except Exception as error:  # what it needs fails in its own ways
         raise ModelError(
-            f"segmentation-models-pytorch cannot be imported: {first_line(error)}; install a torchvision that fits PyTorch"
+            f"segmentation-models-pytorch cannot be imported: {first_line(error)}; {_fitting_torchvision()}"
         ) from error
     unsaid = {k: v for k, v in named.arguments.items() if k not in ("encoder_weights", "encoder_name")}
     keywords = {**unsaid, "encoder_name": named.encoder, "encoder_weights": None}

@@ -13,6 +13,7 @@ from unet_export.importers.nnunet.plans import DATASET, PLANS
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 _FIRST_VERSION = ("plans.pkl",)
 _FOLD = re.compile(r"fold_([0-9]{1,4}|all)")
+_DATA_SET = re.compile(r"Dataset\d{3}_.*")
 _MOST_BESIDE = 1000
 
 
@@ -50,7 +51,7 @@ def checked(path: Path, found: Folder) -> Folder:
     """Raises `ModelError` where several trained networks lie in the folder."""
     if _is_root(found.root):
         return found
-    names = ", ".join(inside.name for inside in _within(found.root)[:8])
+    names = ", ".join(str(inside.relative_to(found.root)) for inside in _within(found.root)[:8])
     raise ModelError(f"{path} holds several trained configurations; name one of the folders in it: {names}")
 
 
@@ -102,7 +103,11 @@ def _is_root(path: Path) -> bool:
 
 
 def _within(path: Path) -> list[Path]:
-    return [inside for inside in sorted(_some(path)) if inside.is_dir() and _is_root(inside)]
+    """The roots right in a folder, as in that of a data set; else those in its data sets, as in ``nnUNet_results``."""
+    folders = [inside for inside in sorted(_some(path)) if inside.is_dir()]
+    return [inside for inside in folders if _is_root(inside)] or [
+        root for inside in folders if _DATA_SET.fullmatch(inside.name) for root in _within(inside)
+    ]
 
 
 def _some(path: Path) -> list[Path]:
