@@ -269,16 +269,44 @@ def test_the_key_of_the_image_is_the_one_that_is_read():
         before_of([{"_target_": "LoadImaged", "keys": ["a", "b"]}])
 
 
-def test_planes_across_another_axis_than_z_are_refused(tmp_path):
-    flat = {
-        "_target_": "BasicUNet",
-        "spatial_dims": 2,
-        "in_channels": 1,
-        "out_channels": 2,
-        "features": [4, 4, 8, 8, 8, 4],
-    }
-    inferer = {"_target_": "SliceInferer", "roi_size": [32, 32]}
-    assert "across axis 0" in refusal(bundles.bundle(tmp_path / "b", said=flat, inferer=inferer))
+FLAT = bundles.NETWORK | {"spatial_dims": 2}
+
+
+@pytest.mark.parametrize("across", share([0, 1, 2]))
+def test_planes_across_any_axis_give_what_monai_gives(tmp_path, across):
+    """Its axes are x, y, z; across z a plane of ours is a window, across others a window is one voxel thick."""
+    inferer = {"_target_": "SliceInferer", "roi_size": [16, 24], "spatial_dim": across, "overlap": 0.25}
+    folder = bundles.bundle(tmp_path / "b", said=FLAT, inferer=inferer)
+    volume = np.random.default_rng(1).normal(50, 90, (1, 27, 33, 30)).astype(np.float32)
+    tensor = mt.ScaleIntensityRange(-57, 164, 0, 1, clip=True)(torch.from_numpy(volume.transpose(0, 3, 2, 1).copy()))
+    slices = monai.inferers.SliceInferer(across, roi_size=(16, 24), overlap=0.25)
+    with torch.inference_mode():
+        expected = slices(tensor[None], bundles.network(FLAT))[0].numpy()
+    path = make_volume(tmp_path / "v.zarr", volume[0], axes="zyx")
+    said = cli("run", "--in", path, "--model", folder, "--out", "o.zarr", "--overlap", "0.25", "--blend", "constant",
+               "--padding", "constant", "--output", "logits")  # fmt: skip
+    assert said.code == 0, said.err
+    found = zarr.open_group("o.zarr", mode="r")["0"][...].transpose(0, 3, 2, 1)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("across", "axis"), [(0, "x"), (1, "y"), (2, "z")])
+def test_planes_of_a_volume_that_is_turned_and_interpolated(tmp_path, across, axis):
+    """They are windows of one voxel of it: a picture's spec has no orientation that its planes could be turned to."""
+    inferer = {"_target_": "SliceInferer", "roi_size": [16, 24], "spatial_dim": across}
+    before = [bundles.LOAD, {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, SPACED, bundles.RANGE]
+    folder = bundles.bundle(tmp_path / "b", said=FLAT, before=before, inferer=inferer)
+    said = MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None).promised
+    assert said["orientation"] == "SAR"
+    assert said["spacing"] == (2.0, 1.1, 1.5)
+    assert "resampling" in said
+    assert said["window"]["zyx".index(axis)] == 1
+
+
+@pytest.mark.parametrize("across", [3, -1, "z"])
+def test_planes_across_no_axis_are_named(tmp_path, across):
+    folder = bundles.bundle(tmp_path / "b", said=FLAT, inferer={"_target_": "SliceInferer", "spatial_dim": across})
+    assert "it is 0, 1 or 2" in refusal(folder)
 
 
 def test_geometry_and_what_is_left_out_are_told(tmp_path):

@@ -1,4 +1,4 @@
-"""A network of PyTorch between other steps."""
+"""A network of PyTorch between other steps, or on other axes."""
 
 from __future__ import annotations
 
@@ -44,3 +44,19 @@ def wrapped_module(network: Any, before: Sequence[Step], after: Sequence[Step], 
     """A module that does `before`, calls `network`, takes the output at `place`, and does `after`; `network` itself
     where there is nothing to do."""
     return Wrapped(network, before, after, place) if before or after or place is not None else network
+
+
+class Transposed(nn.Module):  # type: ignore[misc]  # the type checker skips torch
+    """A network for the axes in another order, on (n, c, [z,] y, x). With one axis less than `forward_axes` it
+    is run on the plane across the first of them, of which there is one."""
+
+    def __init__(self, network: nn.Module, forward_axes: Sequence[int], *, planes: bool) -> None:
+        super().__init__()
+        self.network, self.planes = network, planes
+        self.into = (0, 1, *(2 + a for a in forward_axes))
+        self.back = (0, 1, *(2 + list(forward_axes).index(a) for a in range(len(forward_axes))))
+
+    def forward(self, image: Tensor) -> Tensor:
+        held = image.permute(self.into)
+        found: Tensor = self.network(held[:, :, 0]).unsqueeze(2) if self.planes else self.network(held)
+        return found.permute(self.back)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +124,11 @@ class _Reader:
         if dims == 3 and before.x_first is None and self.wanted.order is None:
             self.tell("note: nothing says in which order its axes are: z, y, x is taken; --order xyz says otherwise")
         order = _Order(dims, bool(x_first))
-        self._check_planes(inferer, order)
+        # planes have no orientation, nor a distance, that volumes could be brought to
+        turned = before.orientation is not None or len(before.spacing or ()) > dims
+        if dims == 2 and inferer.across is not None and (turned or inferer.across != (2 if x_first else 0)):
+            network, inferer = _across(network, inferer)
+            order = _Order(3, bool(x_first))
         told = _about_spacing(before, order), _about_orientation(before, order)
         left_out = (*before.left_out, *told[0], *told[1], *behind.left_out, *inferer.left_out)
         promised = self._promised(before, behind, inferer, order)
@@ -208,17 +212,15 @@ class _Reader:
         notes += ("roi_size: it follows the image, and windows have a size here",) if sizes and free else ()
         return Inferer(
             None if free else tuple(int(n) for n in sizes), several[0], str(said.get("mode", "constant")),
-            padding, notes, int(said.get("spatial_dim") or 0) if name == "SliceInferer" else None,
+            padding, notes, self._across(said.get("spatial_dim") or 0) if name == "SliceInferer" else None,
         )  # fmt: skip
 
-    def _check_planes(self, inferer: Inferer, order: _Order) -> None:
-        """Raises `ModelError` where planes are cut along another axis than z."""
-        if inferer.across is not None and inferer.across != (2 if order.x_first else 0):
+    def _across(self, said: Any) -> int:
+        if said not in (0, 1, 2):
             raise ModelError(
-                f"{self.path}: its SliceInferer cuts planes across axis {inferer.across} of the volume, and a 2D network "
-                "is run on planes across z here (spatial_dim 2 of files that MONAI reads); turn the volume, or run it "
-                "with MONAI"
+                f"{self.path}: spatial_dim of its SliceInferer is {brief(said)}; it is 0, 1 or 2: correct it"
             )
+        return int(said)
 
     def _numbers(self, name: str, said: Sequence[Any]) -> list[float]:
         """What its inferer says. Raises `ModelError` unless these are numbers."""
@@ -367,6 +369,16 @@ class _Order:
 
         turned = Reorder((), (0, 1, *range(self.dims + 1, 1, -1)), ())
         return wrapped_module(network, [turned], [turned])
+
+
+def _across(network: Any, inferer: Inferer) -> tuple[Any, Inferer]:
+    """A network of planes as one of volumes, on windows of one voxel across them."""
+    from unet_export.importers.module_steps import Transposed
+
+    across = inferer.across or 0
+    inside = [axis for axis in range(3) if axis != across]
+    roi = inferer.roi and (*inferer.roi[:across], 1, *inferer.roi[across:])
+    return Transposed(network, (across, *inside), planes=True).eval(), replace(inferer, roi=roi)
 
 
 def _meaning(behind: Behind, made: Mapping[str, Any]) -> dict[str, Any]:

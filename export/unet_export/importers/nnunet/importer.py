@@ -96,14 +96,14 @@ class _Source:
         wanted: Wanted,
         tell: Tell,
     ) -> Imported:
-        from unet_export.importers.nnunet import network, predictor
+        from unet_export.importers.module_steps import Transposed
+        from unet_export.importers.nnunet import predictor
 
         normalization = None if wanted.normalize else self._normalization()
         nets = [self._network(fold, checkpoint, tell) for fold, checkpoint in checkpoints]
         planes = self.axes.across not in (None, 0)
         whole = [
-            net if self.axes.is_plain else network.Transposed(net, self.axes.forward, planes=planes).eval()
-            for net in nets
+            net if self.axes.is_plain else Transposed(net, self.axes.forward, planes=planes).eval() for net in nets
         ]
         members = tuple(Member(f"fold_{fold}", net) for (fold, _), net in zip(checkpoints, whole, strict=True))
         mirror = self._mirrored(checkpoints)

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from unet_engine.errors import ModelError, first_line
 from unet_export.importers.nnunet.plans import Architecture
@@ -95,19 +95,3 @@ def steps(strides: Sequence[Any], axes: int) -> tuple[int, ...]:
     """Per axis, what input sizes are multiples of: the product of all strides."""
     each = [[s] * axes if isinstance(s, int) else list(s) for s in strides]
     return tuple(prod(int(s[a]) for s in each) for a in range(axes))
-
-
-class Transposed(nn.Module):  # type: ignore[misc]  # the type checker skips torch
-    """A network for the axes as plans transpose them, on (n, c, [z,] y, x). With one axis less than `forward_axes` it
-    is run on the plane across the first of them, of which there is one."""
-
-    def __init__(self, network: nn.Module, forward_axes: Sequence[int], *, planes: bool) -> None:
-        super().__init__()
-        self.network, self.planes = network, planes
-        self.into = (0, 1, *(2 + a for a in forward_axes))
-        self.back = (0, 1, *(2 + list(forward_axes).index(a) for a in range(len(forward_axes))))
-
-    def forward(self, image: Tensor) -> Tensor:
-        held = image.permute(self.into)
-        found: Tensor = self.network(held[:, :, 0]).unsqueeze(2) if self.planes else self.network(held)
-        return found.permute(self.back)
