@@ -289,7 +289,7 @@ def test_lists_that_make_no_sense(model, tmp_path, name, text, part):
 )
 def test_lists_as_programs_write_them(scans, name, text, tmp_path):
     (tmp_path / name).write_text(text.format(scans[0]), newline="")
-    (found,) = inputs.expanded([str(tmp_path / name)])
+    (found,) = inputs.inputs.expanded([str(tmp_path / name)])
     assert (found.input, found.settings) == (scans[0], {"out": str(tmp_path / "o/1.zarr")})
 
 
@@ -370,3 +370,15 @@ def test_odd_names_are_kept_and_one_volume_is_named_as_several_are(tmp_path, mon
     assert [path.name for path in Path("out").iterdir()] == [f"{name}-01.zarr"]
     assert out_of("{name}/{stem}", f"a/{name}.npy", 2) == f"{name}.npy/{name}"
     assert out_of_one("o/{other}.zarr", "a.npy") == "o/{other}.zarr"
+
+
+def test_what_convert_made_is_a_volume_and_what_a_run_made_is_none(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    np.save("v.npy", np.zeros((8, 8, 8), np.uint8))
+    assert cli("convert", "v.npy", "made.zarr").code == 0
+    said = cli("run", "--in", "*.zarr", "--model", model, "--out", "labels-{stem}.zarr")
+    assert said.code == 0, said.err
+    assert cli("convert", "labels-made.zarr", "copied.zarr").code == 0
+    assert [item.input for item in inputs.expanded(["*.zarr"])] == ["made.zarr"]
+    with pytest.raises(InputError, match=r"only outputs of earlier runs are called so, such as labels-made\.zarr"):
+        inputs.expanded(["labels-*.zarr"])

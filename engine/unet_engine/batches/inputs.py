@@ -135,10 +135,16 @@ def expanded(inputs: Sequence[str]) -> list[Item]:
 def _matches(pattern: str) -> list[str]:
     pattern = plain(pattern)
     if is_local(pattern):
-        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # patterns may be absolute
-        found = [path for path in found if Path(path).name != CONFIG and not _is_output(path)]
+        called = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # patterns may be absolute
+        called = [path for path in called if Path(path).name != CONFIG]
+        found = [path for path in called if not _is_output(path)]
     else:
-        found = _without_outputs(remote.matches(pattern))
+        called = remote.matches(pattern)
+        found = _without_outputs(called)
+    if called and not found:
+        raise InputError(
+            f"--in {pattern}: only outputs of earlier runs are called so, such as {called[0]}; name those that are meant"
+        )
     if not found:
         raise InputError(f"--in {pattern}: nothing there is called so; check the pattern, and quote it in a shell")
     return found
@@ -188,7 +194,11 @@ def _is_zarr(path: str) -> bool:
 
 
 def _is_output(path: str) -> bool:
-    return (not is_local(path) or Path(path).is_dir()) and _is_zarr(path) and read_header(path) is not None
+    """Whether a run or a pass of ours made it: what `convert` makes of a volume is a volume."""
+    if (is_local(path) and not Path(path).is_dir()) or not _is_zarr(path):
+        return False
+    header = read_header(path) or {}
+    return any(key in header for key in ("output", "digest", "identity"))
 
 
 # --- lists ---
