@@ -135,11 +135,12 @@ def test_what_a_module_around_the_network_does_to_images_is_done(tmp_path, littl
         "mean": torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1),
         "std": torch.tensor([0.2, 0.3, 0.25]).view(1, 3, 1, 1),
     }
+    state |= {"target_scaler.mean": torch.zeros(1), "target_scaler.std": torch.full((1,), 9.0)}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     options = ("--smp", "Unet,resnet18,classes=2", "--output-channels", "classes")
     said, model = imported(tmp_path / "last.ckpt", *options)
     assert "fixed:mean=0.5/0.4/0.3,std=0.2/0.3/0.25,divide=255" in said.err
-    assert "left out" not in said.err
+    assert "the network: state_dict.target_scaler.mean, state_dict.target_scaler.std\n" in said.err
     found = model.spec.normalization
     assert (found.mode, found.divide) == ("fixed", 1)
     assert found.mean == pytest.approx((0.5, 0.4, 0.3))

@@ -12,30 +12,36 @@ from unet_export.importers.checkpoints.smp import Named
 _NAMES = (("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"), ("_mean", "_std"))
 """Buffers under which modules around a network keep what they take off images and divide them by."""
 
+_OF_OTHERS = ("target", "label", "output", "loss", "criterion", "metric")
+"""Words in names of buffers that are not about images."""
+
 
 def take_scaling(held: Any, network: Any, channels: int) -> dict[str, Any] | None:
     """Fields of the `Normalization` that a module around `network` does, by its buffers, which are taken out of
     `held`, a `unet_export.conversion.weights.Weights`. None where there are none for so many channels, or several that
     differ."""
     own = [name for name in network.state_dict() if name.rpartition(".")[2] in dict(_NAMES)]
-    found: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    found: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] = {}
     for path in list(held.tensors):
         before, _, last = path.rpartition(".")
         other = next((b for a, b in _NAMES if a == last), None)
         pair = (path, f"{before}.{other}" if before else str(other))
-        if other is None or pair[1] not in held.tensors or any(f".{path}".endswith(f".{name}") for name in own):
+        if other is None or pair[1] not in held.tensors or any(word in before.lower() for word in _OF_OTHERS):
+            continue
+        if any(f".{path}".endswith(f".{name}") for name in own):
             continue
         values = [held.tensors[name] for name in pair]
         if any(v.numel() not in (1, channels) or max(v.shape, default=1) != v.numel() for v in values):
             continue
         mean, std = (tuple(v.reshape(-1).double().tolist()) for v in values)
         if min(std) > 0:
-            found.append((mean, std))
-            for name in pair:
-                del held.tensors[name], held.holders[name]
-    if len(set(found)) != 1:
+            found[pair] = mean, std
+    if len(set(found.values())) != 1:
         return None
-    return {"mode": "fixed", "mean": found[0][0], "std": found[0][1]}
+    for name in (name for pair in found for name in pair):
+        del held.tensors[name], held.holders[name]
+    mean, std = next(iter(found.values()))
+    return {"mode": "fixed", "mean": mean, "std": std}
 
 
 def tell_scaling(taken: dict[str, Any] | None, named: Named, tell: Tell) -> None:
