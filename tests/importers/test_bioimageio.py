@@ -199,6 +199,16 @@ def test_format_04(tmp_path):
     assert model.credit.certificate[0].equal_labels == 1.0
 
 
+def test_a_probability_that_is_brought_to_another_range_is_an_image(tmp_path):
+    """It was asked about, as a graph with a sigmoid and outputs from 0 to 255."""
+    net, given = packages.network(), packages.image((1, 1, 40, 48))
+    expected = 255 / (1 + np.exp(-packages.result(net, zscored(given))))
+    behind = [packages.step("sigmoid"), packages.step("scale_linear", gain=255.0, offset=0.0)]
+    _, model = imported(packages.package(tmp_path / "pkg", net, given, expected, before=[ZSCORE], behind=behind))
+    assert (model.spec.channels, model.spec.activation) == ("image", "none")
+    assert model.credit.certificate[0].largest_difference < 1e-4
+
+
 def test_in_format_04_an_offset_tells_the_channels_of_the_output(tmp_path):
     """Twice of it. What is binarized are two masks then, and not one probability."""
     folder, _, _ = small(tmp_path / "pkg", behind=[])
@@ -226,10 +236,13 @@ class Half(torch.nn.Module):
         return torch.nn.functional.avg_pool2d(self.net(x), 2)
 
 
-def test_coarser_outputs_come_back_on_the_grid_of_the_input(tmp_path):
+@pytest.mark.parametrize("behind", [[], [packages.step("clip", min=-0.1, max=0.2)]], ids=["plain", "clipped"])
+def test_coarser_outputs_come_back_on_the_grid_of_the_input(tmp_path, behind):
+    """Behind what is done to them: a clip of what is interpolated is another."""
     given = packages.image((1, 1, 40, 48))
     logits = packages.result(Half().eval(), zscored(given))
-    folder = packages.package(tmp_path / "pkg", Half().eval(), given, logits, before=[ZSCORE])
+    logits = logits.clip(-0.1, 0.2) if behind else logits
+    folder = packages.package(tmp_path / "pkg", Half().eval(), given, logits, before=[ZSCORE], behind=behind)
     said = yaml.safe_load((folder / "rdf.yaml").read_text())
     for axis in said["outputs"][0]["axes"][2:]:
         axis["scale"] = 2.0

@@ -139,7 +139,7 @@ def _promised(
         values |= {"classes": ("background", *names)} if names else {}
     elif behind.threshold is not None and behind.activation is None:  # what is binarized is taken for probabilities
         values |= _binarized(behind, several=several)
-    elif behind.activation is None and _makes_images(said):
+    elif behind.activation is None and (_makes_images(said) or behind.scales_an_activation):
         values |= {"channels": "image", "activation": "none"}
     if behind.activation == "sigmoid" and behind.threshold not in (None, 0.5):
         values["threshold"] = behind.threshold
@@ -187,10 +187,9 @@ def _network(
 ) -> Any:
     before: list[Step] = list(processing.before_of(said, given).steps) if _has_steps(said, given) else []
     before += _into(layout.input)
-    after: list[Step] = _out_of(layout.output)
+    after: list[Step] = [*_out_of(layout.output), *behind.steps]
     if any(s > 1 for s in layout.scale):
         after.append(Finer(layout.scale))
-    after += behind.steps
     if any(layout.halo):
         after.append(Crop(layout.halo))
     if hasattr(found.network, "SerializeToString"):

@@ -193,6 +193,12 @@ class Behind:
     finished_as: Activation | None = None
     """What outputs are behind it."""
 
+    @property
+    def scales_an_activation(self) -> bool:
+        """Whether something is done in the graph behind an activation, e.g. to bring it to 0 to 255: its numbers are
+        what the source gives then."""
+        return any(isinstance(step, Sigmoid | Softmax) for step in self.steps)
+
 
 def behind_of(said: Description, given: Tensor, made: Tensor) -> Behind:
     """The steps behind the network. What has no counterpart is left out, with all that follows it."""
