@@ -19,6 +19,7 @@ import numpy as np
 
 from unet_engine.devices.base import Device, Region
 from unet_engine.devices.opening import open_device
+from unet_engine.plan.resampling import Order
 from unet_engine.stitching import reference
 
 
@@ -170,7 +171,10 @@ def all_once(device: Device) -> list[str]:
     wrong += [
         name for raw in ("uint8", "int16", "int32", "float16", "float32") for name in _gather_once(device, rng, raw)
     ]
-    return wrong
+    from gpu_grid import same  # which imports this module
+
+    orders: tuple[Order, ...] = (0, 1, 3)
+    return wrong + [f"interpolate, order {order}" for order in orders if not same(device, order)]
 
 
 def _add_once(device: Device, rng: Any, dtype: str, classes: int) -> list[str]:

@@ -51,3 +51,12 @@ def test_the_kernels_are_compared_and_measured_at_toy_size(grid: Any) -> None:
     assert rows["labels and logits on a finer grid"] == "the host's bits"
     assert rows["labels, cubic, 3 classes: share of the copy's bandwidth"] > 0
     assert len(rows) == 2 + 2 * 2 * 2
+
+
+def test_every_pass_over_all_kernels_has_this_one(grid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compute-sanitizer watches."""
+    import gpu_kernels
+
+    assert gpu_kernels.all_once(grid.open_device("simulated")) == []
+    monkeypatch.setattr(grid, "same", lambda _, order: order != 3)
+    assert gpu_kernels.all_once(grid.open_device("simulated")) == ["interpolate, order 3"]

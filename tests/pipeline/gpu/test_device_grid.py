@@ -16,10 +16,12 @@ import unet_engine
 from support.devices import prepared, worked
 from support.stations import work
 from support.volumes import fake_model, make_volume, result_of
+from unet_engine.commands.report import _on_device
 from unet_engine.output.output import Output
 from unet_engine.plan.device_grid import GridPasses, grid_passes
 from unet_engine.plan.device_memory import device_memory
 from unet_engine.plan.memory import Sizes
+from unet_engine.units import size
 
 OUTPUTS = [
     ("labels", None, {}), ("labels", None, {"threshold": 0.3}), ("labels", None, {"regions": (2, 3, 1)}),
@@ -136,6 +138,8 @@ def test_memory_is_planned_and_halos_stay_on_the_device(
     sizes = Sizes(4, 4 * 2, found.job.layout.voxel_bytes)
     predicted = replace(device_memory(plan, sizes, network), kept=sum(found.job.shelves))
     assert predicted.kept == found.device_memory.kept > 0
+    assert predicted.grid == found.device_memory.grid > 0
+    assert f"the grid of the output {size(predicted.grid)}" in dict(_on_device(found))["device"]
     assert predicted.total >= device.peak
     assert predicted.total - device.peak < 4096, "only what is rounded up"
     assert ("up", "copy") not in device.order, "halos stay there"
