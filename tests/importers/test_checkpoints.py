@@ -113,6 +113,22 @@ def test_checkpoints_of_trainings(tmp_path, little, form):
     assert certificate.largest_difference < 1e-4
 
 
+def test_networks_of_timm_are_built_with_attention_in_steps(little, monkeypatch):
+    """PyTorch's exporter refuses the fused one of Hiera. What is built elsewhere keeps it."""
+    import sys
+    from types import SimpleNamespace
+
+    held, seen = [1], []
+    layers = SimpleNamespace(
+        use_fused_attn=lambda experimental=False: held[0] > experimental,  # as timm has it
+        set_fused_attn=lambda enable=True, experimental=False: held.__setitem__(0, enable and 1 + experimental),
+    )
+    monkeypatch.setitem(sys.modules, "timm.layers", layers)
+    monkeypatch.setattr("segmentation_models_pytorch.Unet", lambda **_: seen.append(layers.use_fused_attn()) or little)
+    smp.built("x.ckpt", smp.Named("Unet"))
+    assert (seen, held) == ([False], [1])
+
+
 @pytest.mark.parametrize(("strict", "expected"), [(True, (96, 64)), (False, None)])
 def test_a_network_for_one_size_of_image_has_that_for_its_window(tmp_path, little, monkeypatch, strict, expected):
     """As transformers of timm are built; they were refused, for the window that others are tried with."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -97,4 +99,21 @@ def built(path: str, named: Named) -> Any:
         ) from error
     unsaid = {k: v for k, v in named.arguments.items() if k not in ("encoder_weights", "encoder_name")}
     keywords = {**unsaid, "encoder_name": named.encoder, "encoder_weights": None}
-    return code.built(getattr(smp, named.name), keywords, path)
+    with _plain_attention():
+        return code.built(getattr(smp, named.name), keywords, path)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Networks of timm are built with attention in steps: PyTorch's exporter knows the fused one with four axes alone,
+    and Hiera's has five."""
+    layers: Any = sys.modules.get("timm.layers")
+    if layers is None:
+        yield
+        return
+    fused, experimental = layers.use_fused_attn(), layers.use_fused_attn(experimental=True)
+    layers.set_fused_attn(False)
+    try:
+        yield
+    finally:
+        layers.set_fused_attn(fused, experimental)
