@@ -10,25 +10,37 @@ TESTERS ?= 3
 # Tests start hundreds of interpreters, and what these would compile each time is kept beside the sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow fresh faults geometries check compiled lint bench clean site wheels lock
+.PHONY: demo engine packages test slow fresh faults geometries check compiled lint bench clean site wheels lock
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --editable .
 	touch $@
 
-# torch comes first and by version, so that no other package pulls in a build for GPUs. The engine is there: named and
-# not given as a folder, it is not built a second time for its extras. Other people's networks ask for
+# On one core the engine is compiled, on the other its packages and those of the tests are unpacked: no file is written by
+# both, as the engine comes without what it needs.
+.venv/dev: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(MAKE) -j2 engine packages
+	touch .venv/run $@
+
+engine:
+	$(BIN)/pip install -q --no-deps --editable .
+
+# torch comes first and by version, so that no other package pulls in a build for GPUs. Other people's networks ask for
 # packages, and so for another torch, that they do not use; without them the tests of those networks are skipped.
 # What is never imported is never compiled: the first import does that.
-.venv/dev: .venv/run
+NEEDED := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; extras = p["optional-dependencies"]; \
+	print(*p["dependencies"], *extras["test"], *extras["dev"], sep="\n")
+
+packages:
 	$(BIN)/pip install -q --no-compile torch==2.13.0
-	$(BIN)/pip install -q --no-compile 'unet-engine[test,dev]'
+	$(BIN)/python -c '$(NEEDED)' > .venv/needed.txt
+	$(BIN)/pip install -q --no-compile -r .venv/needed.txt
 	$(BIN)/pip install -q --no-compile --no-deps dynamic-network-architectures
 	-$(BIN)/pip install -q --no-compile einops huggingface-hub tqdm
 	-$(BIN)/pip install -q --no-compile --no-deps segmentation-models-pytorch timm torchvision==0.28.0
 	-$(BIN)/pip install -q --no-compile --no-deps ome-zarr-models pydantic-zarr
-	touch $@
 
 demo: .venv/run
 	$(BIN)/unet-engine demo demo
