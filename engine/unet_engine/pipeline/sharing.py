@@ -16,7 +16,7 @@ def sharing_threads(cores: int) -> int:
 
 
 class Sharing:
-    """So many threads; one is the caller's own."""
+    """A pool of so many threads, which the caller waits for; of one there is no pool, and the caller does it."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
