@@ -30,7 +30,7 @@ from unet_export.importers.intensity import NotPossible  # noqa: E402
 from unet_export.importers.make import make  # noqa: E402
 from unet_export.importers.monai.behind import behind_of, numbers_above  # noqa: E402
 from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
-from unet_export.importers.monai.importer import MonaiBundle  # noqa: E402
+from unet_export.importers.monai.importer import MonaiBundle, about_outside  # noqa: E402
 from unet_export.importers.monai.transforms import before_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("exported_once")
@@ -595,11 +595,14 @@ ZSCORE = {"_target_": "NormalizeIntensityd", "keys": "image"}
 EDGED = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
 
 
-def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp_path):
-    """Air of 0 once voxels are scaled; what is measured is measured of the box, windows begin with it, 0 is outside."""
+@pytest.mark.parametrize("spaced", [False, True])
+def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp_path, spaced):
+    """Air of 0 once voxels are scaled; what is measured is measured of the box, windows begin with it, 0 is outside.
+    spaced: of voxels that were brought to the network's spacing."""
     before = [
         bundles.LOAD, {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, bundles.RANGE, EDGED, ZSCORE,
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, *([SPACED] if spaced else []), bundles.RANGE,
+        EDGED, ZSCORE,
     ]  # fmt: skip
     activate, discrete = bundles.SOFTMAX
     folder = bundles.bundle(tmp_path / "b", before=before, behind=[activate, INVERT, discrete])
@@ -609,11 +612,12 @@ def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp
     scan = scanned(tmp_path, array, (1.0, 1.3, 1.7), "LPS")
     loaded = mt.Compose([
         mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), mt.Orientationd("image", axcodes="RAS"),
+        *([mt.Spacingd("image", SPACED["pixdim"], mode="bilinear")] if spaced else []),
         mt.ScaleIntensityRanged("image", -57, 164, 0, 1, clip=True), mt.CropForegroundd("image", "image"),
         mt.NormalizeIntensityd("image"),
     ])  # fmt: skip
     data = loaded({"image": scan})
-    assert data["image"].shape[1:] == (33, 23, 40)
+    assert data["image"].shape[1:] == ((22, 29, 35) if spaced else (33, 23, 40))
     with torch.inference_mode():
         data["pred"] = monai.inferers.sliding_window_inference(
             data["image"][None], (24, 16, 32), 2, bundles.network(), 0.25
@@ -646,9 +650,16 @@ def test_what_a_volume_is_cropped_to(listed, crop):
     said = Config("b", {"x": listed}, trusted=False).value("x")
     found = before_of(said)
     assert found.crop == crop
-    assert (crop is not None and len(listed) < 3 and listed != [EDGED, EDGED]) or "CropForeground" in str(
-        found.left_out
-    )
+    assert (crop is None or listed == [EDGED, EDGED]) == ("CropForeground" in str(found.left_out))
+
+
+def test_a_sigmoid_of_the_0_around_what_was_cropped_is_told():
+    cropped, each = before_of([EDGED]), {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+    half, more = ({"_target_": "AsDiscreted", "keys": "pred", "threshold": t} for t in (0.5, 0.6))
+    assert "outside of what CropForeground takes" in str(about_outside(cropped, behind_of([INVERT, each, half])))
+    assert not about_outside(cropped, behind_of([INVERT, each, more]))
+    assert not about_outside(cropped, behind_of([each, INVERT, half]))
+    assert not about_outside(before_of([bundles.RANGE]), behind_of([INVERT, each, half]))
 
 
 def test_its_predictor_takes_voxels_of_another_size(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import unet_engine
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
-from unet_engine.errors import BackendError, OutputError, SettingsError, UnetEngineWarning
+from unet_engine.errors import BackendError, OutputError, SettingsError
 from unet_engine.output.header import PROVENANCE
 from unet_engine.plan.box import Box
 from unet_engine.prepare.crop import in_chunks
@@ -211,15 +211,69 @@ def test_what_is_above_a_number_is_a_run_of_its_box_alone(both, tmp_path):
     np.testing.assert_array_equal(found, pasted(alone))
 
 
-def test_a_volume_that_is_resampled_is_not_cropped_to_what_is_above_a_number(tmp_path):
-    """Which voxels are, is said of voxels of the network's spacing."""
-    how = {"spacing": (1.0, 1.0, 1.0), "spacing_unit": "nm", "resampling": {"aligned": "first", "apart": "never"}}
-    cropping, plain = (model(tmp_path, crop=crop, name=name, **how) for crop, name in ((0.0, "a"), (None, "b")))
-    scale = {"ome": "0.5", "scale": (2.0, 1.0, 1.0), "unit": "nanometer"}
-    path = make_volume(tmp_path / "scan.zarr", scan_of()[0], axes="zyx", **scale)
-    with pytest.warns(UnetEngineWarning, match="all of .* is inferred"):
-        found = result_of(run(path, tmp_path, cropping).out)
-    np.testing.assert_array_equal(found, result_of(run(path, tmp_path, plain).out))
+FINER = 0.4
+"""Voxels of the scan along z to one of the network."""
+
+
+def finer(values):
+    """Along z, aligned by the first voxels, linear; without the engine."""
+    at = np.arange(round((len(values) - 1) / FINER + 1)) * FINER
+    low = np.minimum(at.astype(int), len(values) - 2)
+    part = (at - low).astype(np.float32)[:, None, None]
+    return values[low] * (1 - part) + values[low + 1] * part
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+@pytest.mark.parametrize("chunks", [(64, 64, 64), (7, 9, 11)])
+def test_a_volume_that_is_resampled_is_cropped_to_what_is_above_a_number_of_what_was_interpolated(
+    tmp_path, device, chunks
+):
+    """Air of -1000: next to it what is interpolated is not above 0. On the network's grid it is a run of that box alone;
+    on the scan's each voxel has what the nearest of the network's has, and 0 where that one was cut off."""
+    air = np.full(SHAPE, -1000, np.float32)
+    air[INSIDE] = np.abs(scan_of()[0][INSIDE]) + 1
+    there = finer(air)
+    box = tuple(slice(w.min(), w.max() + 1) for w in np.nonzero(there > 0))
+    assert box[0].start > INSIDE[0].start / FINER - 1 > 0
+    how = {"aligned": "first", "apart": "never", "image": 1, "output": 0, "first": "interpolated"}
+    plain = model(tmp_path, crop=None, name="plain", activation="sigmoid", threshold=0.5)
+    net = model(
+        tmp_path,
+        crop=0.0,
+        activation="sigmoid",
+        threshold=0.5,
+        spacing=(FINER, 1.0, 1.0),
+        spacing_unit="nm",
+        resampling=how,
+    )
+    scale = {"ome": "0.5", "scale": (1.0, 1.0, 1.0), "unit": "nanometer"}
+    path = make_volume(tmp_path / "scan.zarr", air, axes="zyx", chunks=chunks, **scale)
+    alone = make_volume(tmp_path / "alone.zarr", there[box], axes="zyx")
+    wanted = result_of(run(alone, tmp_path, plain).out)
+    found = result_of(run(path, tmp_path, net, grid="model", device=device).out)
+    assert (found != wanted).mean() < 1e-3  # rounding of what is interpolated
+    whole = np.zeros(there.shape, found.dtype)
+    whole[box] = found
+    nearest = np.minimum((np.arange(SHAPE[0]) / FINER + 0.5).astype(int), len(there) - 1)
+    labels = result_of(run(path, tmp_path, net, device=device).out)
+    np.testing.assert_array_equal(labels, whole[nearest])
+    assert 0 < labels.mean() < 1
+    part = result_of(run(path, tmp_path, net, device=device, roi="3:20,0:33,5:30").out)
+    np.testing.assert_array_equal(part, labels[3:20, :, 5:30])
+
+
+def test_on_a_finer_grid_all_of_the_box_is_written(both, tmp_path):
+    """It was 0 behind as many voxels as the scan has."""
+    net = model(
+        tmp_path, activation="sigmoid", threshold=0.3, spacing=(0.5, 1.0, 1.0), spacing_unit="nm", resampling={}
+    )
+    values = scan_of()[0]
+    scale = {"ome": "0.5", "scale": (1.0, 1.0, 1.0), "unit": "nanometer"}
+    paths = [
+        make_volume(tmp_path / f"{n}.zarr", v, axes="zyx", **scale) for n, v in (("a", values), ("b", values[INSIDE]))
+    ]
+    found, alone = (result_of(run(p, tmp_path, net, grid="model", output="probabilities").out) for p in paths)
+    np.testing.assert_array_equal(found, alone)
 
 
 def test_of_a_volume_without_an_edge_of_0_the_faces_alone_are_read(tmp_path, monkeypatch):

@@ -80,6 +80,8 @@ class Job:
     crop: Box | None = None
     """What of it, so seen, is taken for all of it, in its voxels; None: all. Plan and blocks are in voxels of this box,
     and outside of it 0 is written."""
+    kept_of_crop: Box | None = None
+    """The part of that box outside of which 0 is written, in voxels of the box; None: all of it."""
     extremes: Extremes | None = None
     """What is cut off of what was interpolated."""
     holes: Holes | None = None
@@ -122,6 +124,15 @@ class Job:
     def origin(self) -> tuple[int, ...] | None:
         """The voxel of the volume as it is turned that blocks are counted from; None: the first one."""
         return self.crop.lo if self.crop else None
+
+    @property
+    def inside(self) -> Box | None:
+        """Where more than 0 is written, in the output's voxels as blocks count them; None: everywhere."""
+        if self.crop is None:
+            return None
+        if self.plan.image and not self.plan.back:  # the output is on the grid of windows
+            return Box.of_shape(tuple(axis.target for axis in self.plan.image))
+        return self.kept_of_crop or Box.of_shape(self.crop.shape)
 
     @property
     def background(self) -> float:

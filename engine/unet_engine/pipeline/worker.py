@@ -408,19 +408,21 @@ class Worker:
             np.copyto(
                 values, fill.reshape(-1, *(1,) * outside.ndim) if values.ndim > outside.ndim else fill, where=outside
             )
-        if self.job.crop:
-            _clear_beyond(values, task.block.write, self.job.crop.shape)
+        if (inside := self.job.inside) is not None:
+            _clear_beyond(values, task.block.write, inside)
         stored = self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
         self.output.mark(task.block.index, stored)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
 
 
-def _clear_beyond(values: Array, box: Box, shape: Sequence[int]) -> None:
-    """Make `values`, (..., *box.shape), 0 outside of what begins at 0 and has this shape."""
-    for a, (lo, hi, n) in enumerate(zip(box.lo, box.hi, shape, strict=True), values.ndim - box.ndim):
+def _clear_beyond(values: Array, box: Box, kept: Box) -> None:
+    """Make `values`, (..., *box.shape), 0 outside of `kept`."""
+    for a, (lo, hi, first, last) in enumerate(
+        zip(box.lo, box.hi, kept.lo, kept.hi, strict=True), values.ndim - box.ndim
+    ):
         along = np.moveaxis(values, a, 0)
-        along[: max(0, min(hi, 0) - lo)] = 0
-        along[max(0, n - lo) :] = 0
+        along[: max(0, min(hi, first) - lo)] = 0
+        along[max(0, last - lo) :] = 0
 
 
 def _clear_winner(spec: ModelSpec) -> bool:

@@ -31,10 +31,12 @@ class AxisResampling:
     step: float = 0.0
     """Voxels of the source from one of the target to the next, where the first of both lie at the same place; 0 where
     both span the same length."""
+    start: float = 0.0
+    """Where the first voxel of the target lies, in voxels of the source; for a `step` above 0."""
 
     @property
     def is_identity(self) -> bool:
-        return self.source == self.target and self.step in (0.0, 1.0)
+        return self.source == self.target and self.step in (0.0, 1.0) and not self.start
 
     @property
     def ratio(self) -> float:
@@ -50,7 +52,7 @@ class AxisResampling:
         """Where the middle of voxel k of the target lies, in voxels of the source."""
         if self.is_identity:
             return float(k)
-        return k * self.step if self.step else (k + 0.5) * (self.source / self.target) - 0.5
+        return self.start + k * self.step if self.step else (k + 0.5) * (self.source / self.target) - 0.5
 
     def bare_first(self, k: int) -> int:
         """The first of the source's voxels around voxel k; it may lie outside."""
@@ -78,6 +80,11 @@ class AxisResampling:
         """The interval of the target whose voxels are made of any of the voxels [lo, hi) of the source."""
         return self.settled(lo), bisect_right(range(self.target), hi - 1, key=self.first)
 
+    def part(self, source: tuple[int, int], target: tuple[int, int]) -> AxisResampling:
+        """The same between intervals of both."""
+        start = self.position(target[0]) - source[0]
+        return AxisResampling(source[1] - source[0], target[1] - target[0], self.order, self.ratio, start)
+
     def reversed(self, order: Order) -> AxisResampling:
-        """The way back."""
+        """The way back, of whole axes."""
         return AxisResampling(self.target, self.source, order, 1 / self.step if self.step else 0.0)

@@ -1,4 +1,7 @@
-"""Where a run is of a part of the volume, and the output of all of it: which part, and how it lies in the output."""
+"""Where a run is of a part of the volume, and the output of all of it: which part, and how it lies in the output.
+
+Models of nnU-Net are given the box of what is not 0, of the scan; MONAI's CropForeground cuts out what is above a number
+of what was interpolated already, where a scan has another spacing."""
 
 from __future__ import annotations
 
@@ -8,28 +11,60 @@ from dataclasses import dataclass
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.plan.box import Box
-from unet_engine.prepare.resampling import grids
+from unet_engine.prepare.resampling import Grids, as_interpolated
 from unet_engine.units import times
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cropped import Cropped, nonzero_box
 
+ROUNDING = 2.0**-20
+"""Of what is interpolated between voxels that are alike, relative: it is not above them for that."""
 
-def cropped(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) -> Volume:
-    """What of `volume` the model takes for all of it, which `notes` hear of. ignore: the user has spacings ignored.
-    Raises `DataError` as reading does."""
-    if spec.crop is None:
+
+@dataclass(frozen=True)
+class Taken:
+    """What of a volume the model takes for all of it."""
+
+    volume: Volume
+    grids: Grids | None
+    kept: Box | None = None
+    """Of `volume`, the voxels outside of which the output is 0; None: all."""
+
+
+def cropped(volume: Volume, spec: ModelSpec, notes: list[str]) -> Volume:
+    """What of `volume` the model takes for all of it, whatever its spacing, which `notes` hear of. Raises `DataError`
+    as reading does."""
+    if spec.crop != "nonzero":
         return volume
-    above = None if spec.crop == "nonzero" else float(spec.crop)
-    if above is not None and grids(volume, spec, [], ignore=ignore):
-        notes.append(
-            f"{spec.name} was cropped to what is above {above:g} once it was of its spacing; all of {volume.path} is "
-            "inferred, as it is brought to that"
-        )
-        return volume
-    box = nonzero_box(volume, above)
+    return _boxed(volume, nonzero_box(volume), "0", spec, notes)
+
+
+def cropped_above(volume: Volume, found: Grids | None, spec: ModelSpec, notes: list[str]) -> Taken:
+    """What of `volume`, which is interpolated as `found` says, is above the number that the model says. Raises
+    `DataError` as reading does."""
+    if spec.crop in (None, "nonzero"):
+        return Taken(volume, found)
+    above = float(str(spec.crop))
+    least = f"at most {above:g}"
+    if found is None:
+        return Taken(_boxed(volume, nonzero_box(volume, above), least, spec, notes), None)
+    inside = nonzero_box(as_interpolated(volume, found, spec), above + ROUNDING * abs(above))
+    if inside.shape == tuple(axis.target for axis in found.image):
+        return Taken(volume, found)
+    there, grids, kept = found.part(inside, by_nearest=_fades(spec))
+    return Taken(_boxed(volume, there, least, spec, notes), grids, kept)
+
+
+def _fades(spec: ModelSpec) -> bool:
+    """Whether what is interpolated between the box and the 0 around it falls below a threshold half way: probabilities
+    of channels on their own. The largest of several, and what exceeds 0, are so to the end."""
+    assert spec.resampling
+    each = spec.activation in ("sigmoid", "probabilities_each")
+    return each and spec.resampling.of == "probabilities"
+
+
+def _boxed(volume: Volume, box: Box, least: str, spec: ModelSpec, notes: list[str]) -> Volume:
     if box.shape == volume.shape:
         return volume
-    least = "0" if above is None else f"at most {above:g}"
     notes.append(
         f"{volume.path} is {least} outside of {times(box.shape)} of its {times(volume.shape)} voxels: {spec.name} is "
         "given these alone, and the output is 0 outside"

@@ -137,6 +137,7 @@ class Draft:
             poses=decisions.poses,
             turn=survey.turn,
             crop=survey.crop,
+            kept_of_crop=survey.kept,
             extremes=survey.extremes,
             holes=survey.holes,
             cells=survey.cells,

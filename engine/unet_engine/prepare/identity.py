@@ -69,14 +69,27 @@ def identity(
             if (extremes := survey.extremes)
             else {}
         ),
-        **({"crop": [str(survey.crop), str(survey.asked)]} if survey.crop else {}),
+        **(
+            {"crop": [str(survey.crop), str(survey.asked), *([str(survey.kept)] if survey.kept else [])]}
+            if survey.crop
+            else {}
+        ),
         **({"turn": [list(survey.turn.order), list(survey.turn.backwards)]} if survey.turn else {}),
         **({"resampling": [_said(survey.grids.image), _said(decisions.back)]} if survey.grids else {}),
     }
 
 
 def _said(grid: tuple[AxisResampling, ...]) -> list[list[float]]:
-    return [[axis.source, axis.target, axis.order, *([axis.step] if axis.step else [])] for axis in grid]
+    return [
+        [
+            axis.source,
+            axis.target,
+            axis.order,
+            *([axis.step] if axis.step else []),
+            *([axis.start] if axis.start else []),
+        ]
+        for axis in grid
+    ]
 
 
 def _members(setup: Setup) -> dict[str, Any]:

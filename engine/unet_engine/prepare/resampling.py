@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from weakref import WeakKeyDictionary
 
@@ -41,6 +41,23 @@ class Grids:
     back: tuple[AxisResampling, ...]
     apart: int | None = None
     """The axis along which the image is resampled apart, if one is."""
+
+    def part(self, inside: Box, *, by_nearest: bool) -> tuple[Box, Grids, Box]:
+        """Of the network's grid `inside` alone: the box of the scan that it is made of, or that is made of it; the grids
+        between the two; and of that box the voxels that belong to it: of which a voxel inside is the nearest, or any
+        part where outputs are interpolated by lines and not taken `by_nearest`."""
+        image, back, spans, kept = [], [], [], []
+        for there, home, lo, hi in zip(self.image, self.back, inside.lo, inside.hi, strict=True):
+            linear = home.order == 1 and not by_nearest
+            made = _weighed(home, lo, hi) if linear else replace(home, order=0).made_of(lo, hi)
+            ends = zip(made, there.reach(lo, hi), strict=True)
+            (first, last) = (of(pair) for of, pair in zip((min, max), ends, strict=True))
+            image.append(there.part((first, last), (lo, hi)))
+            back.append(home.part((lo, hi), (first, last)))
+            spans.append((first, last))
+            kept.append((made[0] - first, made[1] - first))
+        box, within = (Box(*map(tuple, zip(*ends, strict=True))) for ends in (spans, kept))
+        return box, Grids(tuple(image), tuple(back), self.apart), within
 
 
 def grids(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) -> Grids | None:
@@ -115,6 +132,21 @@ def _overshoots(found: Grids) -> bool:
     return nearest and any(axis.order == 3 and not axis.is_identity for axis in found.image)
 
 
+def _weighed(axis: AxisResampling, lo: int, hi: int) -> tuple[int, int]:
+    """The interval of the target in which any of the voxels [lo, hi) of the source counts for more than nothing, by lines
+    between them."""
+    first, last = axis.made_of(lo, hi)
+    while first < last and axis.position(first) <= lo - 1:
+        first += 1
+    return first, last
+
+
+def as_interpolated(scan: Volume, found: Grids, spec: ModelSpec) -> Volume:
+    """All voxels of the network's grid, not normalised."""
+    plain = Scaling((0.0,) * scan.channels, (1.0,) * scan.channels)
+    return interpolated(scan, found.image, plain, spec.background, None, "interpolated")
+
+
 def scaling_seen(scan: Volume, found: Grids | None, spec: ModelSpec) -> Scaling:
     """How voxels are normalised. What is measured of the whole volume is measured of interpolated voxels where these
     are what is normalised, as their source does it; but for volumes with voxels that were not measured. Raises
@@ -131,9 +163,7 @@ def scaling_seen(scan: Volume, found: Grids | None, spec: ModelSpec) -> Scaling:
         return scaling_of(scan, normalization)
     known = _MEASURED.setdefault(scan, {})
     if (found.image, normalization) not in known:
-        plain = Scaling((0.0,) * scan.channels, (1.0,) * scan.channels)
-        raw = interpolated(scan, found.image, plain, spec.background, None, "interpolated")
-        known[found.image, normalization] = scaling_of(raw, normalization)
+        known[found.image, normalization] = scaling_of(as_interpolated(scan, found, spec), normalization)
     return known[found.image, normalization]
 
 

@@ -28,7 +28,7 @@ from unet_engine.plan.resampling import AxisResampling
 from unet_engine.postprocess.joining import Rules
 from unet_engine.postprocess.working import check_named, is_handed_over, said_of
 from unet_engine.prepare.augmentation import poses_of, told
-from unet_engine.prepare.crop import cropped, region
+from unet_engine.prepare.crop import cropped, cropped_above, region
 from unet_engine.prepare.delivery import delivery_of
 from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import NOTHING, Given
@@ -97,6 +97,8 @@ class Survey:
     """Which objects are numbered in place of labels; None where labels are wanted."""
     asked: Box | None = None
     """What the output is of, in the same voxels as `roi`, where that is more: it is 0 there."""
+    kept: Box | None = None
+    """Of `crop`, in its voxels, that outside of which the output is 0, too; None: all of it."""
     image: tuple[AxisResampling, ...] = ()
     """From the scan's voxels to those that windows are cut from; empty where these are the scan's as they are stored."""
     cells: CellMask | None = None
@@ -187,11 +189,13 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
     volume = lying(volume, model.spec, notes, ignore=settings.ignore_spacing)
-    whole, volume = volume, cropped(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    whole, volume = volume, cropped(volume, model.spec, notes)
     _check_tiling(settings, model.spec, window)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
     grids = grids_of(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    taken = cropped_above(volume, grids, model.spec, notes)
+    volume, grids = taken.volume, taken.grids
     if grids is None:
         check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
     about_whole_numbers(settings, model, volume, notes)
@@ -249,6 +253,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
         notes=tuple(notes),
         objects=delivery.objects,
         asked=asked,
+        kept=taken.kept,
         image=image_of(volume, grids, model.spec.normalization),
     )
 

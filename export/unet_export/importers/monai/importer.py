@@ -130,7 +130,14 @@ class _Reader:
             network, inferer = _across(network, inferer)
             order = _Order(3, bool(x_first))
         told = _about_spacing(before, order), _about_orientation(before, order)
-        left_out = (*before.left_out, *told[0], *told[1], *behind.left_out, *inferer.left_out)
+        left_out = (
+            *before.left_out,
+            *told[0],
+            *told[1],
+            *behind.left_out,
+            *inferer.left_out,
+            *about_outside(before, behind),
+        )
         promised = self._promised(before, behind, inferer, order)
         return Imported(
             (Member(weights, order.of(network)),),
@@ -449,6 +456,14 @@ def _about_spacing(before: Before, order: _Order) -> tuple[str, ...]:
     return (
         f"Spacing({times([f'{s:g}' for s in before.spacing])}): planes of other voxels are refused, and their distance is not looked at",
     )
+
+
+def about_outside(before: Before, behind: Behind) -> tuple[str, ...]:
+    """Around what was cropped `Invert` puts 0. Where that is done first, it is an output like any other."""
+    first = behind.done[:1] == ["Invert"]
+    if before.crop is None or not first or behind.activation != "sigmoid" or (behind.threshold or 0.5) > 0.5:
+        return ()
+    return (f"Invert of outputs before their sigmoid: a half, and so 1, outside of what {CROP} takes; here it is 0",)
 
 
 def _about_orientation(before: Before, order: _Order) -> tuple[str, ...]:

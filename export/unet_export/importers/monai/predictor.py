@@ -68,12 +68,12 @@ class Predictor:
         mode = _MODES[self.before.resampling["image"]]
         moved = Spacing(self.before.spacing, mode=mode)(there)
         given = torch.as_tensor(np.asarray(moved), dtype=torch.float32)
-        made = MetaTensor(self._blended(self._normal(given) if first else given, roi), affine=moved.affine)
+        made = MetaTensor(self._cropped(given, roi) if first else self._blended(given, roi), affine=moved.affine)
         home = SpatialResample(mode=_MODES[self.back], padding_mode="border")
         return home(made, dst_affine=affine, spatial_size=tensor.shape[1:])
 
     def _normal(self, tensor: Any, boxes: list[tuple[Any, Any]] | None = None) -> Any:
-        """boxes: where they are wanted, what is cropped to is put there; else nothing is cropped."""
+        """boxes: what is cropped to is put there; None: nothing is cropped."""
         for name, arguments in self.before.array_transforms:
             if name != CROP:
                 tensor = getattr(transforms, name)(**arguments)(tensor)

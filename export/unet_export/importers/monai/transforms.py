@@ -294,8 +294,6 @@ def _crop(kwargs: Kwargs, found: Before) -> None:
         return
     found.crop = limit
     found.array_transforms.append((CROP, {"select_fn": selected, "allow_smaller": True}))
-    if found.spacing is not None:
-        found.left_out.append(f"{CROP} of volumes that are brought to its spacing: {_ALL_OF_IT}")
 
 
 _BEFORE: dict[str, Callable[[Kwargs, Before], None]] = {
