@@ -289,7 +289,7 @@ def test_lists_that_make_no_sense(model, tmp_path, name, text, part):
 )
 def test_lists_as_programs_write_them(scans, name, text, tmp_path):
     (tmp_path / name).write_text(text.format(scans[0]), newline="")
-    (found,) = inputs.inputs.expanded([str(tmp_path / name)])
+    (found,) = inputs.expanded([str(tmp_path / name)])
     assert (found.input, found.settings) == (scans[0], {"out": str(tmp_path / "o/1.zarr")})
 
 

@@ -11,7 +11,7 @@ import unet_engine
 from support.command_line import cli
 from support.untrained import untrained
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.prepare import tiling, tiling_larger
+from unet_engine.prepare import tiling, tiling_larger, tiling_speed
 from unet_engine.prepare.tiling_choice import TilingChoice
 
 pytest.importorskip("torch")
@@ -279,8 +279,10 @@ def test_labels_decide_where_they_are_given(scene, tmp_path):
     assert all(point.agreement < 1 for point in choice.frontier)
 
 
-def test_larger_windows_than_were_looked_at_are_judged_by_labels_as_they_would_be_run(scene, tmp_path):
-    """Labels that are what one window over all gives: what was looked at holds up to twice 32³ voxels."""
+def test_larger_windows_than_were_looked_at_are_judged_by_labels_as_they_would_be_run(scene, tmp_path, monkeypatch):
+    """Labels that are what one window over all gives: what was looked at holds up to twice 32³ voxels. A voxel takes as
+    long in all windows."""
+    monkeypatch.setattr(tiling_speed, "_nanoseconds", lambda *_: 1.0)
     whole = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "w.zarr"), tiling="48,56,60:0,0,0:crop")
     said = cli("plan", "--in", scene[0], "--model", scene[1], *AUTO_OPTIONS, "--truth", whole.out + "/0", "--json")
     assert said.code == 0, said.err

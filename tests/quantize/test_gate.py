@@ -416,7 +416,7 @@ def test_info_tells_what_was_judged(proved):
     ("options", "code", "message"),
     [
         (["--windows", 1], 2, "must be 2 or more"),
-        (["--min-dice", "nucleus=0.9"], 2, "the class 'nucleus'; the model has outside"),
+        (["--min-dice", "nucleus=0.9"], 2, "names the class 'nucleus', which "),
         (["--min-dice", "x"], 2, "is no number"),
         (["--min-dice", "3"], 2, "between 0 and 1"),
         (["--backend", "pytorch"], 6, "lower precisions in PyTorch are proved on a GPU, and there is none here"),
