@@ -32,7 +32,7 @@ from unet_engine.devices.opening import SIMULATED, is_gpu, open_device
 from unet_engine.errors import BackendError, first_line
 from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_network import network_of
-from unet_engine.model.onnx_shapes import images_of, opset_of
+from unet_engine.model.onnx_shapes import are_joint, images_of
 from unet_engine.stitching import operations
 from unet_engine.version import version_of
 
@@ -295,7 +295,7 @@ def _reference(setup: Setup, window: Array) -> npt.NDArray[np.float32] | None:
 
             network = network_of(setup.model)
             model = onnx.load_from_string(network) if isinstance(network, bytes) else onnx.load(network)
-            if _is_misread(model):
+            if are_joint(model):  # the evaluator takes them for what later versions made of them
                 return
             given = {images_of(model.graph)[0].name: window[None]}
             found.append(np.asarray(ReferenceEvaluator(model).run(None, given)[0][0], np.float32))
@@ -304,14 +304,6 @@ def _reference(setup: Setup, window: Array) -> npt.NDArray[np.float32] | None:
     thread.start()
     thread.join(ARBITER_SECONDS)
     return found[0] if found else None
-
-
-def _is_misread(model: Any) -> bool:
-    """Whether the reference evaluator takes an operator for what later versions made of it: a Softmax before 13 is of
-    all axes from its own on, as one."""
-    if opset_of(model) >= 13:
-        return False
-    return any(node.op_type in ("Softmax", "LogSoftmax", "Hardmax") for node in model.graph.node)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from unet_engine.model.onnx_ending import ending, proved_of
 from unet_engine.model.onnx_foreign import Found, image_of, look
 from unet_engine.model.onnx_outside import weights_outside
 from unet_engine.model.onnx_rewrite import FLOAT, Rewriting
-from unet_engine.model.onnx_shapes import Shapes, dims, flat, is_trained, needs_tidying, opset_of
+from unet_engine.model.onnx_shapes import Shapes, are_joint, dims, flat, is_trained, needs_tidying, opset_of
 from unet_engine.model.spec import ACTIVATION_OF, METADATA_KEY, Activation, ModelSpec, read_toml
 
 
@@ -87,7 +87,9 @@ def _carried(path: Path, model: Any, spec: ModelSpec, weights: list[Path], head:
     image, graph = image_of(path, model), model.graph
     batch = (dims(image) or [0])[0] or None
     types = {v.type.tensor_type.elem_type for v in (image, *graph.output)}
-    known = len(graph.output) == 1 and types == {FLOAT} and not any(map(is_trained, graph.node))
+    known = (
+        len(graph.output) == 1 and types == {FLOAT} and not any(map(is_trained, graph.node)) and not are_joint(model)
+    )
     if known and not any(spec.margin) and head in (None, graph.output[0].name):
         proved = proved_of(model, (1, spec.channels_in, *spec.window))
         return OnnxFile(spec, weights, Rewriting(graph.output[0].name, changes=False), batch, proved=proved)

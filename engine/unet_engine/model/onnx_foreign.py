@@ -15,7 +15,17 @@ from unet_engine.model.onnx_chance import about_training, learns, refuse_chance
 from unet_engine.model.onnx_heads import Head, Heads, checked
 from unet_engine.model.onnx_layout import Layout, layout_of
 from unet_engine.model.onnx_rewrite import FLOAT, INTEGERS, NUMBERS, Rewriting
-from unet_engine.model.onnx_shapes import Tensors, all_of, dims, images_of, inferred
+from unet_engine.model.onnx_shapes import (
+    SOFTMAXES,
+    Tensors,
+    all_of,
+    are_joint,
+    attribute,
+    dims,
+    images_of,
+    inferred,
+    is_own,
+)
 from unet_engine.model.onnx_trial import can_run, refused, tried
 from unet_engine.units import times
 
@@ -69,11 +79,25 @@ def look(
         and not entrance.input_axes
         and not chosen.axes
     )
-    alone = learns(model.graph, chosen.tensor)
-    how = Rewriting(chosen.tensor, takes, chosen.type, entrance.input_axes, chosen.axes, not plain or alone, alone)
+    alone, joint = learns(model.graph, chosen.tensor), _is_joint(model, tensors)
+    changes = not plain or alone or joint
+    how = Rewriting(chosen.tensor, takes, chosen.type, entrance.input_axes, chosen.axes, changes, alone, joint)
     told = (note, *_notes(how, chosen), about_training(model.graph, chosen.tensor))
     notes = tuple(n for n in told if n)
     return Found(entrance.axes, channels, sizes, channels_out, margin, chosen, tensors, how, notes)
+
+
+def _is_joint(model: Any, tensors: Tensors) -> bool:
+    """Whether a Softmax of before opset 13 is of more than one axis with several voxels, or of axes that nobody
+    knows."""
+    if not are_joint(model):
+        return False
+    for node in model.graph.node:
+        if node.op_type in SOFTMAXES and is_own(node):
+            axis, shape = attribute(node, "axis", 1), tensors.shapes.get(node.input[0])
+            if axis != -1 and (shape is None or any(n != 1 for n in shape[axis:][1:])):
+                return True
+    return False
 
 
 def image_of(path: Path, model: Any) -> Any:

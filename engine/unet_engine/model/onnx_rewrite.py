@@ -13,7 +13,17 @@ from typing import Any
 from unet_engine.errors import ModelError
 from unet_engine.model.onnx_batch import freed
 from unet_engine.model.onnx_chance import rows_meet
-from unet_engine.model.onnx_shapes import attribute, dims, images_of, inferred, is_trained, opset_of, read_by
+from unet_engine.model.onnx_shapes import (
+    SOFTMAXES,
+    attribute,
+    dims,
+    images_of,
+    inferred,
+    is_own,
+    is_trained,
+    opset_of,
+    read_by,
+)
 
 FLOAT = 1
 """Of ONNX's TensorProto.DataType: float32."""
@@ -54,12 +64,15 @@ class Rewriting:
     alone: bool = False
     """Whether a normalisation by the statistics of a batch becomes one by those of each window: what it is for a batch
     of one, as libraries run it that keep no state and see no other window."""
+    joint: bool = False
+    """Whether a Softmax of several axes as one, as it was before opset 13, is written as one of a single axis: OpenVINO
+    takes it for that of one axis."""
 
     @property
     def text(self) -> str:
         """What names the network beside the bytes of its file."""
         said = f"{self.output} {self.takes} {self.gives} {self.input_axes} {self.output_axes}" if self.changes else ""
-        return f"{said} alone" if self.alone else said
+        return said + " alone" * self.alone + " joint" * self.joint
 
 
 def rewritten(model: Any, how: Rewriting, batch: int, source: object) -> bytes:
@@ -115,6 +128,8 @@ def _prepare(graph: Any, how: Rewriting) -> None:
     _keep(graph, how.output)
     if how.alone:
         _part(graph)
+    if how.joint:
+        _unfold(graph)
 
 
 def _part(graph: Any) -> None:
@@ -131,6 +146,26 @@ def _part(graph: Any) -> None:
                 "InstanceNormalization", node.input[:3], node.output[:1], name=node.name, epsilon=eps
             )
             graph.node[i].CopyFrom(made)
+
+
+def _unfold(graph: Any) -> None:
+    """Every Softmax (or its like) becomes one of the last axis of a matrix whose rows are all axes before its own."""
+    from onnx import helper
+
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type not in SOFTMAXES or not is_own(node):
+            graph.node.append(node)
+            continue
+        given, made = node.input[0], node.output[0]
+        shape, rows, found = (f"{made}.{part}" for part in ("shape", "rows", "found"))
+        graph.node.extend([
+            helper.make_node("Shape", [given], [shape]),
+            helper.make_node("Flatten", [given], [rows], axis=attribute(node, "axis", 1)),
+            helper.make_node(node.op_type, [rows], [found], axis=1),
+            helper.make_node("Reshape", [found, shape], [made]),
+        ])  # fmt: skip
 
 
 def _keep(graph: Any, output: str) -> None:

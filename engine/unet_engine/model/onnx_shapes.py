@@ -10,6 +10,7 @@ from typing import Any
 
 Shapes = dict[str, list[int]]
 """By name of the tensor; 0 for a size that is not known."""
+SOFTMAXES = ("Softmax", "LogSoftmax", "Hardmax")
 DATA = 1024
 """Elements of a constant that may be a shape; a larger one is a weight, of which inference needs the shape alone."""
 
@@ -59,6 +60,11 @@ def _with_defaults(model: Any) -> Any:
             defaults = said.get((node.domain, node.op_type, node.overload), ())
             node.attribute.extend(a for a in defaults if a.name not in there)
     return copy
+
+
+def are_joint(model: Any) -> bool:
+    """Whether the graph is of a time when a Softmax was of all axes from its own on, as one, and has such nodes."""
+    return opset_of(model) < 13 and any(node.op_type in SOFTMAXES for node in model.graph.node if is_own(node))
 
 
 def all_of(nodes: Any) -> Iterator[Any]:
