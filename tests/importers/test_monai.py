@@ -321,7 +321,8 @@ def test_geometry_and_what_is_left_out_are_told(tmp_path):
     assert model.spec.spacing_unit == "millimeter"
     assert model.spec.orientation == "SAR"
     left_out = " ".join(model.credit.left_out)
-    for word in ("KeepLargestConnectedComponent", "CropForeground", "Orientation(RAS)"):
+    assert model.spec.crop == -57
+    for word in ("KeepLargestConnectedComponent", "Orientation(RAS)"):
         assert word in left_out
         assert word in said.err
 
