@@ -283,6 +283,7 @@ def test_larger_windows_than_were_looked_at_are_judged_by_labels_as_they_would_b
     """Labels that are what one window over all gives: what was looked at holds up to twice 32³ voxels. A voxel takes as
     long in all windows."""
     monkeypatch.setattr(tiling_speed, "_nanoseconds", lambda *_: 1.0)
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))  # which knows what windows took before
     whole = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "w.zarr"), tiling="48,56,60:0,0,0:crop")
     said = cli("plan", "--in", scene[0], "--model", scene[1], *AUTO_OPTIONS, "--truth", whole.out + "/0", "--json")
     assert said.code == 0, said.err
