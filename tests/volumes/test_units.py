@@ -67,22 +67,22 @@ def as_hdf5(place, units):
         file["v"].attrs.update({"resolution": SIZES, "offset": [0.0] * 3, "units": list(units)})
 
 
-def as_nrrd(place, units):
-    x_first = [f'"{unit}"' for unit in reversed(units)]
-    head = (
-        "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 6 5 4\nencoding: raw\nkinds: space space space\n"
-        f"spacings: 3 2 4\nunits: {' '.join(x_first)}\n\n"
-    )
+def nrrd(place, units, header):
+    """header: with the `units` of x, y, z in place of {}."""
+    x_first = " ".join(f'"{unit}"' for unit in reversed(units))
+    head = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 6 5 4\nencoding: raw\n{header.format(x_first)}\n\n"
     place.write_bytes(head.encode() + VOXELS.tobytes())
+
+
+def as_nrrd(place, units):
+    nrrd(place, units, "kinds: space space space\nspacings: 3 2 4\nunits: {}")
 
 
 def as_turned_nrrd(place, units):
-    x_first = [f'"{unit}"' for unit in reversed(units)]
-    head = (
-        "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 6 5 4\nencoding: raw\nspace dimension: 3\n"
-        f"space directions: (3,0,0) (0,2,0) (0,0,4)\nspace origin: (0,0,0)\nspace units: {' '.join(x_first)}\n\n"
-    )
-    place.write_bytes(head.encode() + VOXELS.tobytes())
+    nrrd(
+        place, units,
+        "space dimension: 3\nspace directions: (3,0,0) (0,2,0) (0,0,4)\nspace origin: (0,0,0)\nspace units: {}",
+    )  # fmt: skip
 
 
 def as_tiff(place, units):

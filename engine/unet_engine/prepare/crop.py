@@ -50,8 +50,9 @@ def cropped_above(volume: Volume, found: Grids | None, spec: ModelSpec, notes: l
     inside = nonzero_box(as_interpolated(volume, found, spec), above + ROUNDING * abs(above))
     if inside.shape == tuple(axis.target for axis in found.image):
         return Taken(volume, found)
-    there, grids, kept = found.part(inside, by_nearest=_fades(spec))
-    return Taken(_boxed(volume, there, least, spec, notes), grids, kept)
+    kept = found.nearest_to(inside) if _fades(spec) else found.made_of(inside)
+    there, grids = found.part(inside, kept)
+    return Taken(_boxed(volume, there, least, spec, notes), grids, kept.relative_to(there.lo))
 
 
 def _fades(spec: ModelSpec) -> bool:

@@ -42,22 +42,30 @@ class Grids:
     apart: int | None = None
     """The axis along which the image is resampled apart, if one is."""
 
-    def part(self, inside: Box, *, by_nearest: bool) -> tuple[Box, Grids, Box]:
-        """Of the network's grid `inside` alone: the box of the scan that it is made of, or that is made of it; the grids
-        between the two; and of that box the voxels that belong to it: of which a voxel inside is the nearest, or any
-        part where outputs are interpolated by lines and not taken `by_nearest`."""
-        image, back, spans, kept = [], [], [], []
-        for there, home, lo, hi in zip(self.image, self.back, inside.lo, inside.hi, strict=True):
-            linear = home.order == 1 and not by_nearest
-            made = _weighed(home, lo, hi) if linear else replace(home, order=0).made_of(lo, hi)
-            ends = zip(made, there.reach(lo, hi), strict=True)
-            (first, last) = (of(pair) for of, pair in zip((min, max), ends, strict=True))
-            image.append(there.part((first, last), (lo, hi)))
-            back.append(home.part((lo, hi), (first, last)))
-            spans.append((first, last))
-            kept.append((made[0] - first, made[1] - first))
-        box, within = (Box(*map(tuple, zip(*ends, strict=True))) for ends in (spans, kept))
-        return box, Grids(tuple(image), tuple(back), self.apart), within
+    def nearest_to(self, inside: Box) -> Box:
+        """The scan's voxels whose nearest one of the network's grid is `inside`."""
+        spans = [replace(a, order=0).made_of(lo, hi) for a, lo, hi in zip(self.back, inside.lo, inside.hi, strict=True)]
+        return Box(*map(tuple, zip(*spans, strict=True)))
+
+    def made_of(self, inside: Box) -> Box:
+        """The scan's voxels in which any of those `inside` counts, where outputs come back by lines; else the same."""
+        nearest = self.nearest_to(inside)
+        ends = zip(self.back, inside.lo, inside.hi, nearest.lo, nearest.hi, strict=True)
+        spans = [_weighed(a, lo, hi) if a.order == 1 else (first, last) for a, lo, hi, first, last in ends]
+        return Box(*map(tuple, zip(*spans, strict=True)))
+
+    def part(self, inside: Box, scan: Box) -> tuple[Box, Grids]:
+        """Of the network's grid `inside` alone: the box of the scan with all that it is made of, and with `scan`; and
+        the grids between the two."""
+        reach = [a.reach(lo, hi) for a, lo, hi in zip(self.image, inside.lo, inside.hi, strict=True)]
+        box = Box(
+            tuple(min(lo, first) for lo, (first, _) in zip(scan.lo, reach, strict=True)),
+            tuple(max(hi, last) for hi, (_, last) in zip(scan.hi, reach, strict=True)),
+        )
+        here, there = (tuple(zip(of.lo, of.hi, strict=True)) for of in (box, inside))
+        image = tuple(a.part(s, t) for a, s, t in zip(self.image, here, there, strict=True))
+        back = tuple(a.part(s, t) for a, s, t in zip(self.back, there, here, strict=True))
+        return box, Grids(image, back, self.apart)
 
 
 def grids(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) -> Grids | None:

@@ -88,8 +88,10 @@ def _fetch(url: str, path: Path, most: int, wanted: str | None) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if wanted:
             _check(url, digest, wanted)
+        tag = path.with_name(path.name + _TAG)
+        tag.unlink(missing_ok=True)  # of a copy that was removed
         if about.tag is not None:
-            path.with_name(path.name + _TAG).write_text(about.tag)
+            tag.write_text(about.tag)
         os.replace(partial, path)  # noqa: PTH105
     finally:
         with suppress(FileNotFoundError):
