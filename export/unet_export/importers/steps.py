@@ -4,8 +4,9 @@ Each takes and gives float32 (n, c, [z,] y, x), but for those that `Reorder` is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,26 +167,33 @@ class Finer:
 
 
 class Graph:
-    """Nodes that are added to a graph of ONNX, whose spatial axes are `space`."""
+    """Nodes that are added to a graph of ONNX, whose spatial axes are `space`, and which calls things by the names that
+    are `taken`. The same steps are called the same each time, as names are part of a model's hash."""
 
-    def __init__(self, opset: int, space: int) -> None:
+    def __init__(self, opset: int, space: int, taken: Iterable[str] = ()) -> None:
         self.opset, self.space = opset, space
         self.nodes: list[Any] = []
-        self._made = 0
         self.values: list[Any] = []
+        self._taken = set(taken)
+
+    def named(self, what: str) -> str:
+        """A name that nothing else in the graph has."""
+        tries = chain([f"unet_engine_{what}"], (f"unet_engine_{what}_{n}" for n in count()))
+        name = next(name for name in tries if name not in self._taken)
+        self._taken.add(name)
+        return name
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
         import onnx
 
-        name = f"unet_engine_{kind.lower()}_{self._made}_{id(self) % 9973}"
-        self._made += 1
+        name = self.named(kind.lower())
         self.nodes.append(onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
     def value(self, array: Any) -> str:
         import onnx
 
-        name = f"unet_engine_value_{len(self.values)}_{id(self) % 9973}"
+        name = self.named("value")
         self.values.append(onnx.numpy_helper.from_array(np.asarray(array), name))
         return name
 
@@ -204,7 +212,7 @@ LEAST_OPSET = 13
 
 def wrapped_graph(proto: Any, before: Sequence[Step], after: Sequence[Step], output: str, space: int) -> Any:
     """A copy of the ModelProto with one input and the one output `output`, called by the engine's axes: `before`
-    between its new input ``input`` and its own, `after` between its output and ``output``.
+    between its new input and its own, `after` between its output and a new one.
 
     Raises whatever ONNX's converter raises where the operator set is too old and cannot be converted."""
     import onnx
@@ -213,8 +221,8 @@ def wrapped_graph(proto: Any, before: Sequence[Step], after: Sequence[Step], out
     graph, opset = proto.graph, next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     inner = _images(graph)[0]
     given = onnx.TensorProto.DataType.Name(inner.type.tensor_type.elem_type).lower()
-    made = Graph(opset, space)
-    name = "unet_engine_input"
+    made = Graph(opset, space, _names(graph))
+    name = given_name = made.named("input")
     for step in before:
         name = step.on_onnx(made, name)
     own = {"float": "float32", "double": "float64"}.get(given, given)
@@ -225,15 +233,27 @@ def wrapped_graph(proto: Any, before: Sequence[Step], after: Sequence[Step], out
     name = made.cast(output, "float32")
     for step in after:
         name = step.on_onnx(made, name)
-    made.nodes.append(onnx.helper.make_node("Identity", [name], ["unet_engine_output"]))
+    output_name = made.named("output")
+    made.nodes.append(onnx.helper.make_node("Identity", [name], [output_name]))
     nodes = [*first, *graph.node, *made.nodes]
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.initializer.extend(made.values)
     shape = ["batch", None, *(f"n{axis}" for axis in range(space))]
-    graph.input.append(onnx.helper.make_tensor_value_info("unet_engine_input", 1, shape))
-    graph.output.append(onnx.helper.make_tensor_value_info("unet_engine_output", 1, [None] * len(shape)))
+    graph.input.append(onnx.helper.make_tensor_value_info(given_name, 1, shape))
+    graph.output.append(onnx.helper.make_tensor_value_info(output_name, 1, [None] * len(shape)))
     return proto
+
+
+def _names(graph: Any) -> Iterator[str]:
+    """Of all values and nodes, those of branches and loops too."""
+    for values in (graph.input, graph.initializer, graph.output):
+        yield from (value.name for value in values)
+    for node in graph.node:
+        yield from (node.name, *node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _names(inner)
 
 
 def _images(graph: Any) -> list[Any]:
