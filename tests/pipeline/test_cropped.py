@@ -14,11 +14,14 @@ import unet_engine
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, OutputError, SettingsError
+from unet_engine.model.file import open_model
+from unet_engine.model.normalization import Normalization
 from unet_engine.output.header import PROVENANCE
 from unet_engine.plan.box import Box
 from unet_engine.prepare.crop import in_chunks
 from unet_engine.volumes.cropped import nonzero_box
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.samples import scaling_of
 
 SHAPE = (37, 33, 41)
 INSIDE = (slice(5, 29), slice(11, 31), slice(9, 36))
@@ -296,3 +299,23 @@ def test_chunks_are_counted_from_the_end_that_the_output_begins_at():
             for edge in (found.lo[a], found.hi[a]):
                 away = asked.hi[a] - edge if back else edge - asked.lo[a]
                 assert away % (4, 5)[a] == 0 or edge in (asked.lo[a], asked.hi[a])
+
+
+def test_bench_and_quantize_look_at_what_a_run_looks_at(both, tmp_path):
+    """They took all of the scan, so a z-score of another mean, and windows of nothing."""
+    from support.graphs import graph, node
+    from unet_engine.commands.bench.command import Request, _own
+    from unet_export.quantize.judging import Request as Judged
+    from unet_export.quantize.quantize import _opened
+
+    box = open_volume(both[1])
+    for crop in ("nonzero", -9.0):
+        net = model(tmp_path, crop=crop, channels_out=1, activation="sigmoid")
+        found = _own(Request(net, both[0]), lambda _: None).volume
+        inside = box.shape if crop == "nonzero" else SHAPE
+        assert found.shape == inside
+        onnx = graph(tmp_path / "net.onnx", [node("Relu", "x", "y")], shape=[1, 1, 8, 8, 8], spec=open_model(net).spec)
+        _, volume, _, scale = _opened(Judged(onnx, both[0]), lambda _: None)
+        assert volume.shape == inside
+        whole = box if crop == "nonzero" else open_volume(both[0])
+        assert scale == scaling_of(whole, Normalization.parse("zscore:whole"))

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from unet_engine.volumes.formats import located, open_volume
+
 
 def make_volume(
     path, array, *, axes=None, zarr_format=3, chunks=None, ome=None, scale=None, translation=None, unit=None, **options
@@ -86,3 +88,8 @@ def identity(volume, folder, **options):
         options["model"] = fake_model(folder)
     options = {"out": str(Path(folder) / "out.zarr"), "blend": "crop", "output": "logits", **options}
     return result_of(unet_engine.run(volume, **options).out)
+
+
+def open_meant(path, axes, meant):
+    """The volume that is `meant` at `path`, and only what is read of it."""
+    return open_volume(located(path, meant.image, meant.level), axes, meant.pick)

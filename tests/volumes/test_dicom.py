@@ -9,10 +9,10 @@ import pytest
 
 from support.dicom import COLUMNS, NORMAL, RNG, ROWS, STACK, header, series
 from support.spoiled import check_refused
-from support.volumes import identity, make_volume
+from support.volumes import identity, make_volume, open_meant
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
-from unet_engine.volumes.formats import open_meant, open_volume
+from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.pick import Meant
 
 pydicom = pytest.importorskip("pydicom")

@@ -11,10 +11,10 @@ import pytest
 import unet_engine
 from support.command_line import cli
 from support.spoiled import check_refused
-from support.volumes import fake_model, identity, make_volume
+from support.volumes import fake_model, identity, make_volume, open_meant
 from unet_engine.errors import DataError, InputError
 from unet_engine.plan.box import Box
-from unet_engine.volumes.formats import open_meant, open_volume
+from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.linear import Linear
 from unet_engine.volumes.pick import Meant
 

@@ -6,11 +6,10 @@ import zarr
 
 import unet_engine
 from support.command_line import cli
-from support.volumes import fake_model, make_volume, result_of
+from support.volumes import fake_model, make_volume, open_meant, result_of
 from unet_engine.commands.bench import command as bench
 from unet_engine.errors import InputError, SettingsError
 from unet_engine.model.shipped import shipped_model
-from unet_engine.volumes.formats import open_meant
 from unet_engine.volumes.pick import ANYTHING, Meant
 
 SCAN = np.random.default_rng(1).random((3, 2, 40, 40)).astype("f4")

@@ -14,11 +14,11 @@ import zarr
 from support import ranges
 from support.command_line import cli
 from support.spoiled import check_refused
-from support.volumes import fake_model, identity, make_volume
+from support.volumes import fake_model, identity, make_volume, open_meant
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.convert import convert
-from unet_engine.volumes.formats import open_meant, open_volume
+from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import Meant, Pick
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.plan.box import Box
-from unet_engine.prepare.resampling import Grids, as_interpolated
+from unet_engine.prepare.orientation import lying
+from unet_engine.prepare.resampling import Grids, as_interpolated, grids
+from unet_engine.prepare.spacing import check_spacing
 from unet_engine.units import times
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cropped import Cropped, nonzero_box
@@ -24,13 +26,30 @@ ROUNDING = 2.0**-20
 class Taken:
     """What of a volume the model takes for all of it."""
 
+    whole: Volume
+    """All of it, as the model says that volumes lie."""
     volume: Volume
     grids: Grids | None
+    """From its voxels to those of the network; None where they are the same."""
     kept: Box | None = None
     """Of `volume`, the voxels outside of which the output is 0; None: all."""
 
 
-def cropped(volume: Volume, spec: ModelSpec, notes: list[str]) -> Volume:
+def taken(volume: Volume, spec: ModelSpec, notes: list[str], *, ignore: bool) -> Taken:
+    """What a model is given of `volume`, turned and cut out, and how that comes to its spacing, of all of which `notes`
+    hear. ignore: the user has spacings and orientations ignored.
+
+    Raises `InputError` where it cannot come to that spacing, `SettingsError` where it should, `DataError` as reading
+    does."""
+    whole = lying(volume, spec, notes, ignore=ignore)
+    volume = _cropped(whole, spec, notes)
+    found = _cropped_above(whole, volume, grids(volume, spec, notes, ignore=ignore), spec, notes)
+    if found.grids is None:
+        check_spacing(found.volume, spec, notes, ignore=ignore)
+    return found
+
+
+def _cropped(volume: Volume, spec: ModelSpec, notes: list[str]) -> Volume:
     """What of `volume` the model takes for all of it, whatever its spacing, which `notes` hear of. Raises `DataError`
     as reading does."""
     if spec.crop != "nonzero":
@@ -38,21 +57,21 @@ def cropped(volume: Volume, spec: ModelSpec, notes: list[str]) -> Volume:
     return _boxed(volume, nonzero_box(volume), "0", spec, notes)
 
 
-def cropped_above(volume: Volume, found: Grids | None, spec: ModelSpec, notes: list[str]) -> Taken:
+def _cropped_above(whole: Volume, volume: Volume, found: Grids | None, spec: ModelSpec, notes: list[str]) -> Taken:
     """What of `volume`, which is interpolated as `found` says, is above the number that the model says. Raises
     `DataError` as reading does."""
     if spec.crop in (None, "nonzero"):
-        return Taken(volume, found)
+        return Taken(whole, volume, found)
     above = float(str(spec.crop))
     least = f"at most {above:g}"
     if found is None:
-        return Taken(_boxed(volume, nonzero_box(volume, above), least, spec, notes), None)
+        return Taken(whole, _boxed(volume, nonzero_box(volume, above), least, spec, notes), None)
     inside = nonzero_box(as_interpolated(volume, found, spec), above + ROUNDING * abs(above))
     if inside.shape == tuple(axis.target for axis in found.image):
-        return Taken(volume, found)
+        return Taken(whole, volume, found)
     kept = found.nearest_to(inside) if _fades(spec) else found.made_of(inside)
     there, grids = found.part(inside, kept)
-    return Taken(_boxed(volume, there, least, spec, notes), grids, kept.relative_to(there.lo))
+    return Taken(whole, _boxed(volume, there, least, spec, notes), grids, kept.relative_to(there.lo))
 
 
 def _fades(spec: ModelSpec) -> bool:

@@ -4,7 +4,6 @@ are."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.mask import Mask, open_mask
-from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.turned import as_stored, turn_of
 
 
@@ -41,15 +39,6 @@ def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
                 "value"
             )
     return volume.with_nodata(values)
-
-
-def with_alpha(pick: Pick, volume: Volume, spec: ModelSpec) -> tuple[Pick, Volume]:
-    """What is read of `volume`, of which `pick` was picked: alpha too, where the user names no channels and the network
-    takes as many as are stored with it. It was trained on what the file calls alpha, then."""
-    if pick.channels is not None or volume.alpha is None or volume.channels + 1 != spec.channels_in:
-        return pick, volume
-    every = replace(pick, channels=tuple(range(volume.channels + 1)))
-    return every, volume.picked(every)
 
 
 def about_marks(settings: Settings, volume: Volume, notes: list[str]) -> None:

@@ -28,19 +28,17 @@ from unet_engine.plan.resampling import AxisResampling
 from unet_engine.postprocess.joining import Rules
 from unet_engine.postprocess.working import check_named, is_handed_over, said_of
 from unet_engine.prepare.augmentation import poses_of, told
-from unet_engine.prepare.crop import cropped, cropped_above, region
+from unet_engine.prepare.channels import meant_for
+from unet_engine.prepare.crop import region, taken
 from unet_engine.prepare.delivery import delivery_of
 from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.notes import fall_back
-from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.outputs import about_outputs, about_whole_numbers
-from unet_engine.prepare.outside import as_measured, fill_of, mask_of, with_alpha
+from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import keep_apart, pick_of
 from unet_engine.prepare.precision import Choice, Grounds, chosen
 from unet_engine.prepare.resampling import Grids, image_of, on_windows_grid, scaling_seen, seen
-from unet_engine.prepare.resampling import grids as grids_of
-from unet_engine.prepare.spacing import check_spacing
 from unet_engine.settings import Settings
 from unet_engine.settings_files import CONFIG
 from unet_engine.settings_text import parse_tiling
@@ -50,7 +48,7 @@ from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.cropped import Cropped
-from unet_engine.volumes.formats import located, open_volume
+from unet_engine.volumes.formats import located, open_stored
 from unet_engine.volumes.holes import Holes
 from unet_engine.volumes.mask import Mask, Masks, validity_of
 from unet_engine.volumes.normalize import quantiles
@@ -178,26 +176,25 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
         raise SettingsError(
             f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
         )
-    located_at, volume = _volume(settings, given)
+    located_at, stored = _volume(settings, given)
     about_model: list[str] = []
     model = _model(settings, about_model, given)
-    pick, volume = with_alpha(pick_of(settings), volume, model.spec)
+    pick, volume = meant_for(
+        stored, pick_of(settings), model.spec, notes, place=located_at, axes=settings.axes if not given.volume else ""
+    )
+    if given.volume is None:
+        volume.hold(given.hold)
     notes.extend(volume.notes)
     volume = as_measured(settings, volume, notes)
     notes += about_model
     about_outputs(settings, model, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
-    volume = lying(volume, model.spec, notes, ignore=settings.ignore_spacing)
-    whole, volume = volume, cropped(volume, model.spec, notes)
     _check_tiling(settings, model.spec, window)
     if said := told(settings.tta, poses_of(settings.tta, model.spec, window)):
         notes.append(said)
-    grids = grids_of(volume, model.spec, notes, ignore=settings.ignore_spacing)
-    taken = cropped_above(volume, grids, model.spec, notes)
-    volume, grids = taken.volume, taken.grids
-    if grids is None:
-        check_spacing(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    given_to = taken(volume, model.spec, notes, ignore=settings.ignore_spacing)
+    volume, grids = given_to.volume, given_to.grids
     about_whole_numbers(settings, model, volume, notes)
     devices = _devices(settings, model, notes)
     place = place_of(devices[0])
@@ -215,7 +212,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     _check_replacement(settings, volume)
     if volume.drawback:
         fall_back(settings, notes, volume.drawback)
-    whole_roi = _roi(settings, whole)
+    whole_roi = _roi(settings, given_to.whole)
     found = region(volume, whole_roi)
     on_scan = not grids or settings.grid != "model"
     roi, asked = found.roi, found.asked if on_scan else None
@@ -253,7 +250,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
         notes=tuple(notes),
         objects=delivery.objects,
         asked=asked,
-        kept=taken.kept,
+        kept=given_to.kept,
         image=image_of(volume, grids, model.spec.normalization),
     )
 
@@ -278,13 +275,11 @@ def _check_replacement(settings: Settings, volume: Volume) -> None:
 
 
 def _volume(settings: Settings, given: Given) -> tuple[str, Volume]:
-    """The path of the volume and the volume, as it is stored."""
+    """The path of the volume and the volume, with all that is stored."""
     if given.volume is not None:
-        return given.volume.path, given.volume.picked(pick_of(settings))
+        return given.volume.path, given.volume
     located_at = located(settings.input, settings.image, settings.level)
-    volume = open_volume(located_at, settings.axes, pick_of(settings))
-    volume.hold(given.hold)
-    return located_at, volume
+    return located_at, open_stored(located_at, settings.axes)
 
 
 def _model(settings: Settings, notes: list[str], given: Given) -> ModelFile:

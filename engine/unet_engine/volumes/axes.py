@@ -30,6 +30,12 @@ def check_sizes(path: str, shape: Sequence[int], chunks: Sequence[int]) -> None:
         raise InputError(f"{path} says that its chunks are {shown}, which none can be; correct its metadata")
 
 
+def supposed(said: Sequence[str] | None, names: str) -> str:
+    """Of `names`, which `checked_axes` made of what is `said`, those that may be something else: the planes of a stack
+    of which nothing is."""
+    return "z" if not said and names == _BY_RANK[3] else ""
+
+
 def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Sequence[str] | None) -> str:
     """The axes of the array at `path`: `axes`, a name for each, or what is usual where nobody names them.
 

@@ -51,6 +51,10 @@ class Volume(Protocol):
         """The spatial axes in the order they are stored, which the output keeps."""
 
     @property
+    def supposed(self) -> str:
+        """Those of `axes` beside y and x that are called so because nobody says what they are."""
+
+    @property
     def stored_shape(self) -> tuple[int, ...]:
         """Sizes in the order of `axes`."""
 
@@ -232,6 +236,7 @@ class StoredVolume(ABC):
     whole: bool = False
     """Whether all voxels count as measured, whatever alpha or a mask says."""
     notes: tuple[str, ...] = ()
+    supposed: str = ""
 
     remedy: ClassVar[str] = "restore it"
     """What to do about a chunk that cannot be read."""

@@ -17,7 +17,7 @@ from unet_engine.volumes.n5 import N5Format
 from unet_engine.volumes.nifti import NiftiFormat
 from unet_engine.volumes.npy import NpyFormat
 from unet_engine.volumes.nrrd import NrrdFormat
-from unet_engine.volumes.pick import ALL, Meant, Pick
+from unet_engine.volumes.pick import ALL, Pick
 from unet_engine.volumes.raster import RasterFormat
 from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
@@ -103,8 +103,3 @@ def open_stored(path: str, axes: str | None = None) -> Volume:
 def open_volume(path: str, axes: str | None = None, pick: Pick = ALL) -> Volume:
     """The same, of which `pick` says which time point and channels are read."""
     return open_stored(path, axes).picked(pick)
-
-
-def open_meant(path: str, axes: str | None, meant: Meant) -> Volume:
-    """The volume that is `meant` at `path`, and only what is read of it. Raises `InputError`."""
-    return open_volume(located(path, meant.image, meant.level), axes, meant.pick)

@@ -19,7 +19,7 @@ from unet_engine.paths import inside
 from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
 from unet_engine.units import brief, shared_unit, times
 from unet_engine.volumes import account, alpha, georeference, nodata
-from unet_engine.volumes.axes import checked_axes
+from unet_engine.volumes.axes import checked_axes, supposed
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, Volume
 from unet_engine.volumes.files import (
@@ -127,7 +127,8 @@ def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Vo
     if data.is_virtual or data.external:
         raise InputError(f"{path} refers to data in other files; copy it into one, e.g. with h5repack")
     shape, dtype = tuple(data.shape or ()), np.dtype(data.dtype)
-    names = checked_axes(path, shape, dtype, axes or _axes(data, attributes))
+    named = axes or _axes(data, attributes)
+    names = checked_axes(path, shape, dtype, named)
     pieces = data.chunks or plain_chunks(names, shape)
     check_pieces(path, shape, pieces, dtype.itemsize)
     if data.id.get_offset() is not None:
@@ -145,6 +146,7 @@ def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Vo
     return Hdf5Volume(
         path=path,
         axes=names,
+        supposed=supposed(named, names),
         stored_shape=shape,
         stored_chunks=grouped(names, shape, pieces, dtype.itemsize),
         stored_dtype=linear.dtype,

@@ -36,6 +36,10 @@ class Lens(ABC):
         return self.scan.axes
 
     @property
+    def supposed(self) -> str:
+        return self.scan.supposed
+
+    @property
     def spatial(self) -> str:
         return self.scan.spatial
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.volumes import account, alpha
-from unet_engine.volumes.axes import check_sizes, checked_axes
+from unet_engine.volumes.axes import check_sizes, checked_axes, supposed
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, PlainVolume, has_ending, opening, plain_chunks
 
@@ -27,7 +27,8 @@ class NpyFormat:
         check_sizes(path, shape, shape)
         end = offset + prod(shape) * dtype.itemsize
         said = account.read(account.npy_text(path), shape)
-        names = checked_axes(path, shape, dtype, axes or (said.axes if said else None))
+        named = axes or (said.axes if said else None)
+        names = checked_axes(path, shape, dtype, named)
         part.check_length(end)
         said = said if said and said.axes == names else None
         channels = shape[names.index("c")] if "c" in names else 1
@@ -35,6 +36,7 @@ class NpyFormat:
         return PlainVolume(
             path=path,
             axes=names,
+            supposed=supposed(named, names),
             stored_shape=shape,
             stored_chunks=plain_chunks(names, shape),
             stored_dtype=dtype,

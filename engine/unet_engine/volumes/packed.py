@@ -50,6 +50,8 @@ class Described:
     unit: str | None = None
     notes: tuple[str, ...] = ()
     parts: tuple[Part, ...]
+    supposed: str = ""
+    """See `Volume.supposed`."""
 
 
 def beside(path: str, named: str) -> str:
@@ -123,6 +125,7 @@ def volume_of(opened_by: Format, path: str, said: Described, axes: str | None) -
     common: dict[str, Any] = {
         "path": path,
         "axes": names,
+        "supposed": "" if axes else said.supposed,
         "stored_shape": said.shape,
         "stored_chunks": plain_chunks(names, said.shape),
         "stored_dtype": linear.dtype,

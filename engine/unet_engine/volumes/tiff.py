@@ -33,7 +33,7 @@ from unet_engine.volumes.files import (
     package,
     plain_chunks,
 )
-from unet_engine.volumes.tiff_images import Image, image_of, listed, named_axes
+from unet_engine.volumes.tiff_images import Image, image_of, listed, named_axes, unnamed
 from unet_engine.volumes.tiff_tags import Placed, alphas, channels_of, nodata_of, placed
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".stk", ".qptiff", ".scn")
@@ -84,8 +84,10 @@ def _volume(path: str, parts: tuple[Part, ...], image: Image, axes: str | None) 
     homes = list({os.path.realpath(place) for place in found})
     if len(homes) == 1 and series.dataoffset is not None and series.dtype.kind in "buif":
         home = next(part for part in parts if os.path.realpath(part.path) == homes[0])
-        return _in_place(path, home, parts, image, names)
-    return _by_piece(path, parts, image, names)
+        made: FileVolume = _in_place(path, home, parts, image, names)
+    else:
+        made = _by_piece(path, parts, image, names)
+    return replace(made, supposed="") if axes and made.supposed else made
 
 
 def _facts(path: str, parts: tuple[Part, ...], image: Image, names: str) -> dict[str, Any]:
@@ -103,6 +105,7 @@ def _facts(path: str, parts: tuple[Part, ...], image: Image, names: str) -> dict
     return {
         "path": path,
         "axes": names,
+        "supposed": "" if own else unnamed(series),
         "stored_shape": tuple(series.shape),
         "stored_spacing": where.spacing,
         "stored_translation": where.translation,

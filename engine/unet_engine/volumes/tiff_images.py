@@ -73,6 +73,11 @@ def listed(series: Any) -> Iterable[Any]:
     return series if series.kind in ("ome", "mmstack", "ndtiff") else (series.keyframe,)
 
 
+def unnamed(series: Any) -> str:
+    """``z`` where `named_axes` takes axes of which nothing tells what they are for planes."""
+    return "z" if "z" not in series.axes.lower() and set("iq") & set(series.axes.lower()) else ""
+
+
 def named_axes(path: str, series: Any, axes: str | None) -> str:
     """The axes of `series`, one letter each. What tells nothing (I, Q: any sequence) is z, samples are channels."""
     if axes is None:

@@ -35,7 +35,7 @@ from unet_engine.storage.lengths import Lengths, longest_stored
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import alpha, cf, nodata
-from unet_engine.volumes.axes import check_sizes, checked_axes
+from unet_engine.volumes.axes import check_sizes, checked_axes, supposed
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.held import Held
 from unet_engine.volumes.linear import Linear
@@ -63,7 +63,8 @@ class ZarrFormat:
         found = _described(path, node)
         array, dtype = found.array, np.dtype(found.array.dtype)
         check_sizes(path, array.shape, array.chunks)
-        names = checked_axes(path, array.shape, dtype, axes or found.axes or own_names(array))
+        said = axes or found.axes or own_names(array)
+        names = checked_axes(path, array.shape, dtype, said)
         place = (
             path if isinstance(node, zarr.Array) else f"{path.rstrip('/')}/{array.path[len(node.path) :].strip('/')}"
         )
@@ -75,6 +76,7 @@ class ZarrFormat:
         return ZarrVolume(
             path=path,
             axes=names,
+            supposed=supposed(said, names),
             stored_shape=array.shape,
             stored_chunks=array.chunks,
             stored_dtype=linear.dtype,

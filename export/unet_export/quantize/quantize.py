@@ -17,17 +17,17 @@ from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.model.writing import with_attachments
 from unet_engine.paths import root_of
+from unet_engine.prepare.channels import meant_for
+from unet_engine.prepare.crop import taken
 from unet_engine.prepare.inputs import unlikely
-from unet_engine.prepare.orientation import lying
 from unet_engine.prepare.places import keep_out
-from unet_engine.prepare.resampling import grids, seen
-from unet_engine.prepare.spacing import check_spacing
+from unet_engine.prepare.resampling import scaling_seen, seen
 from unet_engine.prepare.survey import check_volume, checked_window
 from unet_engine.redaction import redacted
 from unet_engine.units import Tell
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.formats import open_meant
+from unet_engine.volumes.formats import located, open_stored
 from unet_engine.volumes.normalize import Scaling, quantiles
 from unet_engine.volumes.resampled import Interpolated
 from unet_export.quantize import openvino_candidates, pytorch_candidates, tensorrt_candidates
@@ -115,7 +115,8 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
             f"--min-dice names the class {min(unknown)!r}, which {request.model} lacks; name one of {', '.join(model.spec.class_names)}"
         )
     model = model.normalized(request.normalize)
-    volume = open_meant(request.calibrate, request.axes, request.meant)
+    place = located(request.calibrate, request.meant.image, request.meant.level)
+    stored = open_stored(place, request.axes)
     window = checked_window(model.spec, request.window)
     notes = list(model.notes)
     notes += [outputs_note(model.spec.activation, model.ends_in)] if model.ends_in else []
@@ -124,16 +125,15 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         notes.append(
             f"judged by single windows, without the mirrors along {model.spec.mirror_axes} that a run averages over"
         )
+    _, volume = meant_for(stored, request.meant.pick, model.spec, notes, place=place, axes=request.axes)
     check_volume(volume, model)
-    volume = lying(volume, model.spec, notes, ignore=request.ignore_spacing)
-    found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
-    if found is None:
-        check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    scale = samples.scaling_of(volume, model.spec.normalization)
+    given = taken(volume, model.spec, notes, ignore=request.ignore_spacing)
+    volume = given.volume
+    scale = scaling_seen(volume, given.grids, model.spec)
     notes += _modality(model, volume, scale, said=request.normalize is not None)
     for note in notes:
         tell(f"note: {note}")
-    return model, seen(volume, found, model.spec), window, scale
+    return model, seen(volume, given.grids, model.spec), window, scale
 
 
 def _modality(model: ModelFile, volume: Volume, scale: Scaling, *, said: bool) -> Iterator[str]:

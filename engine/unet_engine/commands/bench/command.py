@@ -26,13 +26,13 @@ from unet_engine.commands.demo import SEED, SHAPE
 from unet_engine.errors import SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.shipped import shipped_model
-from unet_engine.prepare.orientation import lying
-from unet_engine.prepare.resampling import grids, seen
-from unet_engine.prepare.spacing import check_spacing
+from unet_engine.prepare.channels import meant_for
+from unet_engine.prepare.crop import taken
+from unet_engine.prepare.resampling import seen
 from unet_engine.prepare.survey import check_volume
 from unet_engine.units import Tell
 from unet_engine.version import version_of
-from unet_engine.volumes.formats import open_meant, open_volume
+from unet_engine.volumes.formats import located, open_stored, open_volume
 from unet_engine.volumes.pick import ANYTHING, Meant
 
 SECONDS = 60.0
@@ -127,14 +127,13 @@ def _own(request: Request, tell: Tell) -> Subject:
     model = open_model(request.model, windows[0] if windows else None, head=request.head)
     model = model.trust() if request.trust else model
     model.check_trust()
-    volume = open_meant(request.input, request.axes, request.meant)
-    check_volume(volume, model)
     notes: list[str] = []
-    volume = lying(volume, model.spec, notes, ignore=request.ignore_spacing)
-    found = grids(volume, model.spec, notes, ignore=request.ignore_spacing)
-    if found is None:
-        check_spacing(volume, model.spec, notes, ignore=request.ignore_spacing)
-    volume = seen(volume, found, model.spec)
+    place = located(request.input, request.meant.image, request.meant.level)
+    stored = open_stored(place, request.axes)
+    _, volume = meant_for(stored, request.meant.pick, model.spec, notes, place=place, axes=request.axes)
+    check_volume(volume, model)
+    given = taken(volume, model.spec, notes, ignore=request.ignore_spacing)
+    volume = seen(given.volume, given.grids, model.spec)
     for note in notes:
         tell(f"note: {note}")
     space_of(model, _field(model, volume.shape, request), request.wanted)
