@@ -66,10 +66,16 @@ def said(path: str) -> dict[str, str]:
 
 
 def _apart(path: str) -> tuple[str, str]:
-    """The file, and which of its parts `path` names, each behind a colon."""
+    """The file, and which of its parts `path` names, each behind a colon; none where something is called like all of
+    it, or it is to be the name of a Zarr group."""
     found = _CHOSEN.fullmatch(path)
     assert found is not None  # any text is a file
+    if found[2] and is_local(path) and (path.lower().endswith(_NO_FILE) or os.path.lexists(path)):
+        return path, ""
     return found[1], found[2]
+
+
+_NO_FILE = (".zarr", ".n5", ".ozx")
 
 
 def inside(path: str) -> tuple[str, str | None]:

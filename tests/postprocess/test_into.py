@@ -121,6 +121,14 @@ def test_the_shapes_are_those_of_the_image(tmp_path, model):
     np.testing.assert_array_equal(found[1], coarser(found[0], (1, 4, 4), "majority"))
 
 
+def test_an_image_called_like_a_part_of_a_file(tmp_path, model):
+    path = image(tmp_path / "scan:image=x.zarr", V3)
+    result = run(path, model)
+    assert result.out == f"{path}/labels/cells"
+    assert listed(path) == ["cells"]
+    assert not [one for one in tmp_path.iterdir() if one.name.startswith(".")]
+
+
 def test_of_a_region_and_of_a_level(tmp_path, model):
     path = image(tmp_path / "a.zarr")
     run(path, model, "part", roi="2:8,3:17,1:16")

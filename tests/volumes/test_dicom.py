@@ -140,6 +140,17 @@ def test_one_slice_and_colours(tmp_path):
     assert np.array_equal(whole(volume), rgb.transpose(2, 0, 1))
 
 
+def test_padding_is_told_as_it_is_read(tmp_path):
+    """CT scanners fill what lies outside of their circle; DICOM PS3.3 C.7.5.1.1.2 has the value as it is stored."""
+    path = series(tmp_path / "ct", PixelPaddingValue=2000, RescaleSlope=2)
+    assert any("voxels of 2976 are padding" in note and "--nodata 2976" in note for note in open_volume(path).notes)
+    signed = series(tmp_path / "b", STACK.astype(np.int16), PixelPaddingValue=-2000, RescaleIntercept=0)
+    assert any("voxels of -2000 are padding" in note for note in open_volume(signed).notes)
+    several = series(tmp_path / "c", PixelPaddingValue=0, PixelPaddingRangeLimit=10)
+    assert any("voxels from -1024 to -1014 are padding" in note for note in open_volume(several).notes)
+    assert not any("padding" in note for note in open_volume(series(tmp_path / "d")).notes)
+
+
 def test_a_palette_is_told(tmp_path):
     header(STACK[0], PhotometricInterpretation="PALETTE COLOR").save_as(tmp_path / "a.dcm", enforce_file_format=True)
     assert "values number colours" in " ".join(open_volume(str(tmp_path / "a.dcm")).notes)

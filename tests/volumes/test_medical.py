@@ -1,6 +1,7 @@
 """NIfTI, NRRD and MetaImage are read as nibabel, pynrrd and ITK read them whole: voxels, and where each of them
 lies."""
 
+import bz2
 import gzip
 import pickle
 import subprocess
@@ -237,6 +238,79 @@ def test_damaged_packed_data(tmp_path, cache):
     with pytest.raises(DataError, match=r"breaks off: it unpacks to 8,188 of 8,640 bytes|breaks off: it unpacks"):
         open_volume(str(path))
     assert not list(cache.glob("*.raw")) + list(cache.glob("*.partial"))
+
+
+def nrrd_with(path, said, data, kind="int16"):
+    path.write_bytes(f"NRRD0004\ntype: {kind}\ndimension: 3\nsizes: 7 6 5\nendian: little\n{said}\n\n".encode() + data)
+    return open_volume(str(path))
+
+
+NUMBERS = RNG.integers(-900, 900, (5, 6, 7)).astype("<i2")
+BYTES, TEXT, HEX = NUMBERS.tobytes(), " ".join(map(str, NUMBERS.ravel())).encode(), NUMBERS.tobytes().hex().encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "data"),
+    [
+        ("encoding: text", TEXT),
+        ("encoding: ascii\nline skip: 1", b"1 2\n" + TEXT.replace(b" ", b",\n") + b"\n"),
+        ("encoding: txt\nbyte skip: 2", b"9 " + TEXT),
+        ("encoding: hex", HEX.upper()),
+        ("encoding: hex", b"\n".join(HEX[i : i + 11] for i in range(0, len(HEX), 11)) + b"\n"),
+        ("encoding: raw\nline skip: 1\nbyte skip: 3", b"foo\nxyz" + BYTES),
+        ("encoding: raw\nline skip: 2\nbyte skip: -1", b"foo\n\n" + BYTES),
+        ("encoding: gzip\nbyte skip: 5", gzip.compress(b"12345" + BYTES)),
+        ("encoding: gzip\nline skip: 1\nbyte skip: -1", b"hi\n" + gzip.compress(b"12345" + BYTES)),
+        ("encoding: gzip", gzip.compress(BYTES[:100]) + gzip.compress(BYTES[100:])),
+        ("encoding: bzip2", bz2.compress(BYTES)),
+    ],
+)
+def test_nrrd_in_every_coding(tmp_path, cache, said, data):
+    """As ITK reads them, which has all but bzip2."""
+    assert np.array_equal(whole(nrrd_with(tmp_path / "a.nrrd", said, data))[0], NUMBERS)
+    if "bzip2" not in said:
+        theirs = SimpleITK.ReadImage(str(tmp_path / "a.nrrd"))
+        assert np.array_equal(SimpleITK.GetArrayFromImage(theirs), NUMBERS)
+
+
+def test_one_text_as_numbers_of_two_types(tmp_path, cache):
+    for kind in ("int32", "float"):
+        volume = (
+            nrrd_with(tmp_path / f"{kind}.nhdr", "encoding: text\ndata file: t.txt", b"", kind)
+            if ((tmp_path / "t.txt").write_bytes(TEXT))
+            else None
+        )
+        assert np.array_equal(whole(volume)[0], NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("said", "data", "kind", "what"),
+    [
+        ("encoding: text", TEXT[: len(TEXT) // 2], "int16", "breaks off"),
+        ("encoding: text", TEXT, "uint8", "is damaged"),
+        ("encoding: text", TEXT.replace(b" ", b" x", 1), "float", "is damaged"),
+        ("encoding: text", b"7" * 5000, "int16", "is damaged"),
+        ("encoding: text", b"1_0 " + TEXT, "int16", "is damaged"),
+        ("encoding: hex", b"zz" + HEX, "int16", "is damaged"),
+        ("encoding: text\nbyte skip: -1", TEXT, "int16", "skips"),
+        ("encoding: raw\nline skip: 999", BYTES, "int16", "fewer lines"),
+        ("encoding: gzip\nbyte skip: -1", gzip.compress(BYTES[:-2]), "int16", "breaks off"),
+    ],
+)
+def test_nrrd_that_is_not_as_it_says(tmp_path, cache, said, data, kind, what):
+    with pytest.raises(InputError, match=what):
+        nrrd_with(tmp_path / "a.nrrd", said, data, kind)
+
+
+def test_metaimage_as_text_and_with_a_function_of_intensity(tmp_path, cache):
+    head = "NDims = 3\nBinaryData = {}\n{}DimSize = 7 6 5\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(head.format("False", "").encode() + TEXT + b"\n")
+    assert np.array_equal(whole(open_volume(str(tmp_path / "a.mha")))[0], NUMBERS)
+    scaled = "ElementToIntensityFunctionSlope = 2\nElementToIntensityFunctionOffset = -100\n"
+    (tmp_path / "b.mha").write_bytes(head.format("True", scaled).encode() + BYTES)
+    volume = open_volume(str(tmp_path / "b.mha"))
+    assert np.array_equal(whole(volume)[0], NUMBERS)  # as ITK reads it
+    assert any("2 · stored + -100" in note for note in volume.notes)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha"])

@@ -94,6 +94,18 @@ def test_a_pyramid(tmp_path):
     np.testing.assert_array_equal(result_of(out)[0], SCAN[:, ::2, ::2].astype("f4"))
 
 
+@pytest.mark.parametrize(
+    ("factors", "spacing"),
+    [("[2, 2, 1]", (40, 8, 8)), ("2,2,1", (40, 8, 8)), ("2x2x1", (40, 8, 8)), ("twice", (40, 4, 4))],
+)
+def test_factors_as_text(tmp_path, factors, spacing):
+    """Of as many voxels as the full resolution, so that their number says nothing."""
+    for level, more in (("s0", {}), ("s1", {"downsamplingFactors": factors})):
+        dataset(tmp_path / "em" / level, **more)
+    (tmp_path / "em/attributes.json").write_text(json.dumps({"resolution": "[4, 4, 40]", "units": ["nm"] * 3}))
+    assert open_volume(f"{tmp_path}/em/s1").spacing == spacing
+
+
 @pytest.mark.parametrize(("of_level", "spacing", "start"), [([4, 4, 40], (40, 8, 8), 2), ([8, 8, 40], (40, 8, 8), 0)])
 def test_each_level_says_the_size_of_the_full_resolution_or_its_own(tmp_path, of_level, spacing, start):
     """n5-viewer writes the first, the same at each level."""

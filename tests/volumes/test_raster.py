@@ -76,7 +76,11 @@ def test_a_palette_is_told(tmp_path):
     path = geotiff(tmp_path / "a.tif", BANDS[:1])
     with rasterio.open(path, "r+") as data:
         data.write_colormap(1, {0: (0, 0, 0, 255), 1: (9, 8, 7, 255)})
-    assert "values number colours" in " ".join(open_volume(path).notes)
+    assert "values number classes or colours" in " ".join(open_volume(path).notes)
+
+    with rasterio.open(path, "r+") as data:
+        data.update_tags(UNET_ENGINE='{"unet_engine": {}}')
+    assert "labels that unet-engine wrote" in " ".join(open_volume(path).notes)
 
 
 def test_bands_as_planes(tmp_path):

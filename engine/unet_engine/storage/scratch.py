@@ -15,7 +15,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from weakref import WeakSet
@@ -30,8 +30,10 @@ _PIECE = 2**20
 _LEFT_FREE = 2**30
 """Bytes of a disk that are left to others."""
 _LOOKED_AT = 2**16
+_LONGEST_SKIP = 2**30
+"""Bytes that are unpacked to be left out, where nothing says how many come before the voxels."""
 
-Opener = Callable[[str], BinaryIO]
+Opener = Callable[[str], AbstractContextManager[BinaryIO]]
 
 
 class Scratch:
@@ -64,13 +66,13 @@ def _remove_at_exit(path: Path) -> None:
     _remove(path)
 
 
-def unpacked(files: Sequence[str], opener: Opener, skip: int, length: int) -> Scratch:
-    """Bytes `skip` to `skip + length` of what `opener` unpacks from each of `files`, one after the other. Memory is a
-    piece of 1 MiB.
+def unpacked(files: Sequence[str], opener: Opener, skip: int, length: int, how: str = "") -> Scratch:
+    """Bytes `skip` to `skip + length` of what `opener` unpacks from each of `files`, one after the other; its last
+    `length` bytes where `skip` is -1. Memory is a piece of 1 MiB. how: what else decides what comes of the files.
 
     Raises `DataError` where there are fewer or they are damaged, and `InputError` where there is no room for them.
     """
-    path = _folder(files[0], "unpacked") / f"{_key(files, skip, length)}.raw"
+    path = _folder(files[0], "unpacked") / f"{_key(files, skip, length, how)}.raw"
     with _alone(path):
         if not path.is_file() or path.stat().st_size != length * len(files):
             _prune(path.parent)
@@ -144,9 +146,9 @@ def _check_room(file: str, what: str, length: int, folder: Path) -> None:
         )
 
 
-def _key(files: Sequence[str], skip: int, length: int) -> str:
+def _key(files: Sequence[str], skip: int, length: int, how: str) -> str:
     """Of what the files hold, as far as their ends and times tell: the last bytes of a gzip are a checksum."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(how.encode())
     for file in files:
         about = os.stat(file)  # noqa: PTH116
         digest.update(f"{about.st_size} {about.st_mtime_ns} {skip} {length}".encode())
@@ -175,6 +177,7 @@ def _unpack(files: Sequence[str], opener: Opener, skip: int, length: int, path: 
 
 def _append(file: str, opener: Opener, skip: int, length: int, out: BinaryIO) -> None:
     try:
+        skip = skip if skip >= 0 else _all_but(file, opener, length)
         with opener(file) as packed:
             _pass(file, packed, skip, None)
             _pass(file, packed, length, out)
@@ -186,6 +189,20 @@ def _append(file: str, opener: Opener, skip: int, length: int, out: BinaryIO) ->
             raise
         # of gzip and bz2
         raise DataError(f"{file} is damaged: {first_line(error)}; restore it, or give another --in") from error
+
+
+def _all_but(file: str, opener: Opener, length: int) -> int:
+    """How many bytes come before the last `length`. Raises `DataError` where these are far more than a header."""
+    with opener(file) as packed:
+        count = 0
+        while piece := packed.read(_PIECE):
+            count += len(piece)
+            if count > length + _LONGEST_SKIP:
+                raise DataError(
+                    f"{file} unpacks to more than {size(_LONGEST_SKIP)} before its voxels, which are its last bytes; "
+                    "restore it, or give another --in"
+                )
+    return max(0, count - length)
 
 
 def _pass(file: str, packed: BinaryIO, count: int, out: BinaryIO | None) -> None:
@@ -231,15 +248,15 @@ def _remove(path: Path) -> None:
 
 
 class ZlibFile:
-    """Reads a zlib or gzip stream inside a file, as `gzip.open` does a whole one."""
+    """Reads the zlib or gzip stream that an open `file` goes on with, of one member or several, as `gzip.open` does a
+    whole file. What follows is none of it."""
 
-    def __init__(self, file: str, offset: int) -> None:
-        self._file = Path(file).open("rb")  # noqa: SIM115
-        self._file.seek(offset)
-        self._stream = zlib.decompressobj(47)  # either header
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._stream = zlib.decompressobj(_EITHER)
 
     def read(self, count: int) -> bytes:
-        while not self._stream.eof:
+        while not self._stream.eof or self._goes_on():
             data = self._stream.unconsumed_tail or self._file.read(_PIECE)
             if not data:
                 raise EOFError("it ends within the compressed data")
@@ -247,8 +264,18 @@ class ZlibFile:
                 return found
         return b""
 
-    def __enter__(self) -> ZlibFile:
-        return self
+    def _goes_on(self) -> bool:
+        """Whether another member of gzip follows, which is then read."""
+        rest = self._stream.unused_data
+        if len(rest) < len(_GZIP):
+            rest += self._file.read(_PIECE)
+        if not rest.startswith(_GZIP):
+            return False
+        self._file.seek(-len(rest), os.SEEK_CUR)
+        self._stream = zlib.decompressobj(_EITHER)
+        return True
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+
+_EITHER = 47
+"""Of zlib's window sizes the one that takes a header of zlib or of gzip."""
+_GZIP = b"\x1f\x8b\x08"

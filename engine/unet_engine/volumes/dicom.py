@@ -38,7 +38,8 @@ _TAGS = [
     "SeriesInstanceUID", "SeriesDescription", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated",
     "PixelRepresentation", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "RescaleSlope", "RescaleIntercept", "NumberOfFrames",
-    "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "Modality",
+    "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "Modality", "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
 ]  # fmt: skip
 _LOOKED_AT = 8
 """Files of a folder that are looked at to tell whether it is DICOM."""
@@ -182,7 +183,7 @@ def _volume(
         stored_spacing=_along(names, spacing, 1.0),
         stored_translation=_along(names, frame.translation, 0.0) if frame else None,
         unit="millimeter" if spacing else None,
-        notes=(*notes, *series.notes),
+        notes=(*notes, *series.notes, *_padded(path, header, stored, linears)),
         frame=frame,
         opened_by=DicomFormat(),
         files=tuple(parts[file] for file in used),
@@ -190,6 +191,27 @@ def _volume(
         linears=tuple(replace(linear, dtype=dtype) for linear in linears),
         plane=plane,
     )
+
+
+def _padded(path: str, header: Any, kind: np.dtype[Any], linears: Sequence[Linear]) -> tuple[str, ...]:
+    """A note where values stand for no measurement, with the option that leaves them out: as voxels are read, of slices
+    that are scaled otherwise each its own. Nobody is done a favour by that unasked: networks saw padding, too."""
+    said = [header.get(key) for key in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if not isinstance(said[0], int):
+        return ()
+    # signed numbers may be said as if they were not
+    ends = [int(np.array([one]).astype(kind)[0]) for one in said if isinstance(one, int)]
+    values = [dict.fromkeys(one.values([end])[0] for one in linears) for end in ends]
+    if max(map(len, values)) > _LISTED:
+        return (f"{path}: {ends[0]} is padding as it is stored (PixelPaddingValue), which differs from slice to slice",)
+    low, *high = (",".join(f"{value:.9g}" for value in of_end) for of_end in values)
+    if high and high[0] != low:
+        return (f"{path}: voxels from {low} to {high[0]} are padding (PixelPaddingValue), and are read like others",)
+    return (f"{path}: voxels of {low} are padding (PixelPaddingValue), and read like others without --nodata {low}",)
+
+
+_LISTED = 4
+"""Values of padding that are told."""
 
 
 def _along(names: str, values: Sequence[float] | None, other: float) -> list[float] | None:

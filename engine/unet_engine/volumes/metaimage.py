@@ -14,7 +14,7 @@ from unet_engine.units import brief, unit_name
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import Part, has_ending, opening
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.packed import Described, data_files, decoded, volume_of
+from unet_engine.volumes.packed import Described, Packing, data_files, decoded, volume_of
 
 _LONGEST = 2**18
 """Bytes of a header."""
@@ -65,8 +65,11 @@ def _described(path: str, header: Mapping[str, str], listed: list[str], length: 
         raise ValueError(f"NDims is {n} and DimSize {header['dimsize']}")
     if header["elementtype"] not in _TYPES:
         raise InputError(f"{path} holds {brief(header['elementtype'])}; convert it to one number or several channels")
-    if not _true(header, "binarydata", other=True):
-        raise InputError(f"{path} holds its voxels as text; save it as binary data")
+    packing: Packing = "" if _true(header, "binarydata", other=True) else "text"
+    if _true(header, "compresseddata"):
+        if packing:
+            raise InputError(f"{path} says that its voxels are text, and packed; correct BinaryData or CompressedData")
+        packing = "zlib"
     channels = int(header.get("elementnumberofchannels", 1))
     swapped = _true(header, "binarydatabyteordermsb") or _true(header, "elementbyteordermsb")
     dtype = np.dtype(_TYPES[header["elementtype"]]).newbyteorder(">" if swapped else "<")
@@ -78,6 +81,8 @@ def _described(path: str, header: Mapping[str, str], listed: list[str], length: 
     if channels < 1 or offset < -1:
         raise ValueError(f"ElementNumberOfChannels is {channels} and HeaderSize {offset}")
     if offset == -1:
+        if packing:
+            raise ValueError("HeaderSize is -1, and its voxels are no plain numbers")
         if len({part.length for part in parts[-len(data) :]}) > 1:
             raise ValueError("HeaderSize is -1, and its files are of several lengths")
         each = int(np.prod(stored, dtype=object)) * dtype.itemsize // len(data)
@@ -85,14 +90,29 @@ def _described(path: str, header: Mapping[str, str], listed: list[str], length: 
     return Described(
         data=data,
         cut=cut,
-        offset=max(0, offset),
-        packing="zlib" if _true(header, "compresseddata") else "",
+        offset=0 if packing else max(0, offset),
+        begins=(offset,) * len(data) if packing else (),
+        packing=packing,
         shape=stored,
         axes="tzyx"[4 - n :] + "c" * (channels > 1),
         dtype=dtype,
         frame=_frame(header, n),
         unit=_unit(header),
+        notes=_notes(path, header),
         parts=parts,
+    )
+
+
+def _notes(path: str, header: Mapping[str, str]) -> tuple[str, ...]:
+    """What the header says that intensities are, where stored numbers are others: ITK reads those that are stored."""
+    slope, offset = (
+        float(header.get(f"elementtointensityfunction{key}", other)) for key, other in (("slope", 1), ("offset", 0))
+    )
+    if (slope, offset) == (1.0, 0.0):
+        return ()
+    return (
+        f"{path} says that intensities are {slope:g} · stored + {offset:g} (ElementToIntensityFunction), which ITK leaves "
+        "out as well: voxels are taken as they are stored",
     )
 
 

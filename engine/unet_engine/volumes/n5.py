@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -213,7 +214,12 @@ def _factors(
     level = int(name[1:]) if name[:1] == "s" and name[1:].isdecimal() else 0
     for key in ("downsamplingFactors", "scales"):
         listed = around.get(key)
-        if factors is None and isinstance(listed, list) and level < len(listed) and isinstance(listed[level], list):
+        if (
+            factors is None
+            and isinstance(listed, list)
+            and level < len(listed)
+            and isinstance(listed[level], list | str)
+        ):
             factors = listed[level]
     found = _numbers(factors, names, 1.0)
     if found and all(isfinite(f) and f > 0 for f in found):
@@ -265,7 +271,9 @@ def _sizes(said: Mapping[str, Any], names: str) -> list[float] | None:
 
 
 def _numbers(values: Any, names: str, other: float = 0.0) -> list[float] | None:
-    """Numbers from x on, for all axes or the spatial ones, as they are stored."""
+    """Numbers from x on, for all axes or the spatial ones, as they are stored; as a list, or as text of one."""
+    if isinstance(values, str):
+        values = _listed(values)
     if not isinstance(values, list) or not values:
         return None
     numbers = [float(v) for v in reversed(values)]
@@ -276,6 +284,12 @@ def _numbers(values: Any, names: str, other: float = 0.0) -> list[float] | None:
         raise ValueError(f"{len(numbers)} numbers for the axes {names}")
     of = dict(zip(spatial, numbers, strict=True))
     return [of.get(a, other) for a in names]
+
+
+def _listed(text: str) -> list[str]:
+    """What ``[2, 2, 1]``, ``2,2,1`` or ``2x2x1`` lists; nothing where it lists no numbers."""
+    found = re.split(r"[\s,;x×]+", text.strip().strip("[](){}").strip())
+    return found if all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", one, re.I) for one in found) else []
 
 
 def _units_of(said: Mapping[str, Any], names: str) -> dict[str, str]:

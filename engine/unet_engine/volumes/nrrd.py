@@ -30,7 +30,10 @@ _TYPES = {
     "f8": "double",
 }
 _DTYPES = {name: dtype for dtype, names in _TYPES.items() for name in names.split("|")}
-_PACKED: dict[str, Packing] = {"raw": "", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+_PACKED: dict[str, Packing] = {
+    "raw": "", "gzip": "zlib", "gz": "zlib", "bzip2": "bzip2", "bz2": "bzip2",
+    "text": "text", "txt": "text", "ascii": "text", "hex": "hex",
+}  # fmt: skip
 _SPATIAL = ("domain", "space", "???", "none")
 
 
@@ -85,27 +88,20 @@ def _described(path: str, header: Mapping[str, Any], listed: list[str], dtype: n
     named = str(header.get("data file", header.get("datafile", "")))
     data, cut = data_files(path, named, listed, shape[::-1]) if named else ((path,), 0)
     packing = _PACKED[encoding]
-    skipped = int(header.get("byte skip", header.get("byteskip", 0)))
-    if int(header.get("line skip", header.get("lineskip", 0))) or skipped < -1 or (skipped == -1 and packing):
-        raise InputError(
-            f"{path} skips lines or counts bytes from the end of packed data; save it again as plain or packed numbers"
-        )
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize // len(data)
     parts = tuple(Part.of(file) for file in dict.fromkeys((path, *data)))
-    begin = length if data == (path,) else 0
-    if skipped == -1 and len({part.length for part in parts[-len(data) :]}) > 1:
-        raise ValueError("it counts bytes from the end of files of several lengths")
-    offset = max(0, parts[-1].length - size) if skipped == -1 else begin + skipped
-    if data == (path,) and packing:  # the packed stream begins behind the header
-        if skipped or packing == "bzip2":
-            raise InputError(f"{path} skips bytes of packed data, or packs with bzip2; save it as raw or gzip")
-        packing, offset = "zlib", begin
+    begins, offset = _begun(header, packing, data, length if data == (path,) else 0)
+    if offset == -1 and not packing:
+        if len({part.length for part in parts[-len(data) :]}) > 1:
+            raise ValueError("it counts bytes from the end of files of several lengths")
+        offset = max(0, parts[-1].length - size)
     axes, spatial = _axes(header, len(shape))
     frame, spacing, unit, notes = _measured(path, header, spatial, *_placed(header, spatial))
     return Described(
         data=data,
         cut=cut,
         offset=offset,
+        begins=begins,
         packing=packing,
         shape=shape[::-1],
         axes=axes[::-1],
@@ -116,6 +112,42 @@ def _described(path: str, header: Mapping[str, Any], listed: list[str], dtype: n
         notes=notes,
         parts=parts,
     )
+
+
+def _begun(
+    header: Mapping[str, Any], packing: Packing, data: tuple[str, ...], behind: int
+) -> tuple[tuple[int, ...], int]:
+    """Where what is packed begins in each of the files `data`, and how many bytes of what it unpacks to come before the
+    voxels, -1 meaning all but theirs. Of plain numbers the same for all files, and in the file itself.
+
+    Lines are skipped in the file, from `behind` its header on, bytes in what it unpacks to. Text is no packing there.
+    """
+    lines, skipped = (int(header.get(f"{what} skip", header.get(f"{what}skip", 0))) for what in ("line", "byte"))
+    if not 0 <= lines <= _LONGEST or skipped < -1 or (skipped == -1 and packing in ("text", "hex")):
+        raise ValueError(f"it skips {lines} lines and {skipped} bytes of data in {header.get('encoding')}")
+    begins = tuple(_behind_lines(file, behind, lines) for file in data)
+    if packing in ("text", "hex"):
+        return tuple(begin + skipped for begin in begins), 0
+    if packing or skipped == -1:
+        return begins, skipped
+    if len(set(begins)) > 1:
+        raise ValueError("the lines that it skips are of another length in each of its files")
+    return (), begins[0] + skipped
+
+
+def _behind_lines(file: str, begin: int, count: int) -> int:
+    """Where `file` goes on behind so many lines. Raises `ValueError` where it has no such lines."""
+    if not count:
+        return begin
+    with Path(file).open("rb") as opened:
+        opened.seek(begin)
+        head = opened.read(_LONGEST)
+    at = 0
+    for _ in range(count):
+        at = head.find(b"\n", at) + 1
+        if not at:
+            raise ValueError(f"{file} has fewer lines than are to be skipped, or far longer ones")
+    return begin + at
 
 
 def _axes(header: Mapping[str, Any], count: int) -> tuple[str, list[int]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -15,8 +17,7 @@ import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local
-from unet_engine.storage import scratch
-from unet_engine.storage.scratch import ZlibFile
+from unet_engine.storage import scratch, written_numbers
 from unet_engine.units import brief, size
 from unet_engine.volumes import slabs
 from unet_engine.volumes.axes import check_sizes, checked_axes
@@ -25,7 +26,7 @@ from unet_engine.volumes.files import Part, PlainVolume, plain_chunks
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.linear import Linear
 
-Packing = Literal["", "gzip", "bzip2", "zlib"]
+Packing = Literal["", "gzip", "bzip2", "zlib", "text", "hex"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,9 @@ class Described:
     data: tuple[str, ...]
     """The file that holds the numbers, or those that do, in order."""
     offset: int
-    """Where they begin: in each file, or in what it unpacks to."""
+    """Where they begin: in each file, or in what it unpacks to, of which -1 means the last bytes."""
+    begins: tuple[int, ...] = ()
+    """Where what is packed begins in each file; at 0 where none is given."""
     cut: int = 0
     """Of several files: the axis along which they follow one another."""
     packing: Packing = ""
@@ -148,12 +151,13 @@ def volume_of(opened_by: Format, path: str, said: Described, axes: str | None) -
 
 def _unpacked(said: Described, length: int, notes: list[str]) -> scratch.Scratch:
     """A copy of the numbers of all files, one after the other, `length` bytes of each."""
-    skip = 0 if said.packing == "zlib" else said.offset
-    copy = scratch.unpacked(said.data, lambda file: _opener(said.packing, file, said.offset), skip, length)
+    written = said.packing in ("text", "hex")
+    how = f"{said.packing} {said.begins} {said.dtype.str}" if written or any(said.begins) else ""
+    copy = scratch.unpacked(said.data, partial(_opened, said), said.offset, length, how)
     others = f" and {len(said.data) - 1} others" if len(said.data) > 1 else ""
     verb = ("are", "were") if others else ("is", "was")
     notes.append(
-        f"{said.data[0]}{others} {verb[0]} compressed as a whole and {verb[1]} unpacked to {copy.path} "
+        f"{said.data[0]}{others} {verb[0]} {'text' if written else 'compressed as a whole'} and {verb[1]} unpacked to {copy.path} "
         f"({size(length * len(said.data))}), which goes once a run of it is complete, or after a week"
     )
     return copy
@@ -181,10 +185,20 @@ def _stored(names: str, values: Sequence[float] | None, other: float) -> list[fl
     return [of.get(a, other) for a in names]
 
 
-def _opener(packing: Packing, file: str, offset: int) -> BinaryIO:
-    if packing == "zlib":
-        return cast(BinaryIO, ZlibFile(file, offset))
-    return cast(BinaryIO, bz2.open(file, "rb") if packing == "bzip2" else gzip.open(file, "rb"))
+@contextmanager
+def _opened(said: Described, file: str) -> Iterator[BinaryIO]:
+    with Path(file).open("rb") as plain:
+        plain.seek(dict(zip(said.data, said.begins, strict=False)).get(file, 0))
+        yield cast(BinaryIO, _STREAMS[said.packing](plain, said.dtype))
+
+
+_STREAMS: dict[str, Callable[[BinaryIO, np.dtype[Any]], Any]] = {
+    "gzip": lambda file, _: gzip.GzipFile(fileobj=file),
+    "bzip2": lambda file, _: bz2.BZ2File(file),
+    "zlib": lambda file, _: scratch.ZlibFile(file),
+    "text": written_numbers.text,
+    "hex": lambda file, _: written_numbers.hexadecimal(file),
+}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

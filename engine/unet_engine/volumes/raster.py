@@ -23,6 +23,7 @@ from unet_engine.plan.box import Box
 from unet_engine.storage.remote_raster import RemoteRaster
 from unet_engine.units import brief, unit_name
 from unet_engine.volumes import georeference, nodata, vrt
+from unet_engine.volumes.account import KEY
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Format, Selection, Volume
 from unet_engine.volumes.files import FileVolume, Part, check_pieces, grouped, has_ending, opening, package
@@ -314,7 +315,9 @@ def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: lis
         found.append(f"{path} names scale and offset of its bands, and voxels are what they make of stored numbers")
     if any(data.colorinterp[b - 1].name == "palette" for b in bands):
         found.append(
-            f"{path} is a picture of a palette, whose values number colours: voxels are taken as they are stored"
+            f"{path} holds labels that unet-engine wrote: its values number classes, its palette has their colours"
+            if KEY.upper() in data.tags()
+            else f"{path} has a palette, so that its values number classes or colours: voxels are taken as they are stored"
         )
     if not data.crs and (data.gcps[0] or data.rpcs):
         found.append(f"{path} says by control points where it lies, and those are left out")
