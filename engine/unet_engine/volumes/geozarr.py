@@ -74,7 +74,7 @@ def levels_of(path: str, group: zarr.Group, image: str | None = None) -> list[tu
     if image is None and len(variables) > 1:
         raise InputError(
             f"{path} holds {len(variables)} variables: {_listed(list(variables))}; name one, e.g. --image "
-            f"{next(iter(variables))}"
+            f"{next(iter(variables))}, or a level whose variables are channels, e.g. {path.rstrip('/')}/{names[0]}"
         )
     if not found:
         raise InputError(f"{path}: none of the levels that its multiscales name is there; name an array in it")

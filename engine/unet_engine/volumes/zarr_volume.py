@@ -36,6 +36,7 @@ from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
 from unet_engine.volumes import alpha, cf, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes, supposed
+from unet_engine.volumes.bands import bands_in, joined
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.held import Held
 from unet_engine.volumes.linear import Linear
@@ -53,13 +54,17 @@ class ZarrFormat:
     def open(self, path: str, axes: str | None) -> Volume:
         node = _opened(path)
         try:
+            names, told = bands_in(path, node) if isinstance(node, zarr.Group) else ([], ())
+            if names:
+                each = [self._volume(f"{path.rstrip('/')}/{name}", node[name], _of_band(path, axes)) for name in names]
+                return joined(path, names, each, told)
             return self._volume(path, node, axes)
         except UnetEngineError:
             raise
         except Exception as error:  # metadata of the right form may still say anything
             raise InputError(f"{path}: its metadata make no sense: {first_line(error)}; correct them") from error
 
-    def _volume(self, path: str, node: zarr.Array | zarr.Group, axes: str | None) -> Volume:
+    def _volume(self, path: str, node: zarr.Array | zarr.Group, axes: str | None) -> ZarrVolume:
         found = _described(path, node)
         array, dtype = found.array, np.dtype(found.array.dtype)
         check_sizes(path, array.shape, array.chunks)
@@ -93,6 +98,13 @@ class ZarrFormat:
             witness=_witness(path, array),
             linear=linear,
         )
+
+
+def _of_band(path: str, axes: str | None) -> str | None:
+    """The axes of each band, where those of all, which have their channels first, are said to be `axes`."""
+    if axes and not axes.startswith("c"):
+        raise InputError(f"{path} holds bands in arrays of their own, which are channels: --axes begins with c, as cyx")
+    return axes[1:] if axes else None
 
 
 def _opened(path: str) -> zarr.Array | zarr.Group:
