@@ -80,7 +80,7 @@ def test_what_is_no_set_of_bands_is_asked_about(tmp_path):
     with pytest.raises(InputError, match=r"arrays of 2 kinds: B2 \(40×56, uint16\)"):
         open_volume(group(tmp_path / "a.zarr", BANDS | other))
     path = group(tmp_path / "b.zarr", BANDS)
-    with pytest.raises(InputError, match="--axes begins with c"):
+    with pytest.raises(InputError, match="--axes that begin with c"):
         open_volume(path, "yx")
     said = cli("info", str(tmp_path / "b.zarr"), "--json")
     assert said.json["channel_names"] == ORDER

@@ -103,7 +103,9 @@ class ZarrFormat:
 def _of_band(path: str, axes: str | None) -> str | None:
     """The axes of each band, where those of all, which have their channels first, are said to be `axes`."""
     if axes and not axes.startswith("c"):
-        raise InputError(f"{path} holds bands in arrays of their own, which are channels: --axes begins with c, as cyx")
+        raise InputError(
+            f"{path} holds bands in arrays of their own, which are channels; give --axes that begin with c, as cyx"
+        )
     return axes[1:] if axes else None
 
 
