@@ -4,8 +4,11 @@ reference holds all that the code has."""
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_type_hints
 
 import click
 import numpy as np
@@ -15,8 +18,9 @@ import yaml
 from support.command_line import cli
 from support.paths import DOCS, ROOT
 from unet_engine import errors
+from unet_engine.commands import completing
 from unet_engine.commands.cli import app
-from unet_engine.commands.manual import commands
+from unet_engine.commands.manual import commands, write_shared
 from unet_engine.settings import Settings
 
 PAGES = sorted(
@@ -271,7 +275,14 @@ def test_completion_is_printed(shell):
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [("run --rep", "plain,--report"), ("ru", "plain,run"), ("run --in sc", "file,sc"), ("info sc", "file,sc")],
+    [
+        ("run --rep", "plain,--report"),
+        ("ru", "plain,run"),
+        ("run --in sc", "file,sc"),
+        ("info sc", "file,sc"),
+        ("run --tiling a", "plain,auto"),
+        ("bench --precision fp32,b", "plain,fp32,bf16"),
+    ],
 )
 def test_completion_knows_commands_options_and_files(words, found):
     asked = f"unet-engine {words}"
@@ -283,6 +294,39 @@ def test_completion_knows_commands_options_and_files(words, found):
     }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert found in done.stdout.splitlines(), done.stderr
+
+
+def test_completion_knows_what_every_setting_lists():
+    run, context = app.commands["run"], click.Context(app)
+    options = {str(option.name): option for option in run.params}
+    for name, hint in get_type_hints(Settings).items():
+        words = [word for word in re.findall(r"(?<!class )'([a-z0-9_]+)'", str(hint)) if name in options]
+        found = [item.value for item in options[name].shell_complete(context, "")] if words else []
+        assert sorted(set(words) - set(found)) == [], name
+
+
+@pytest.mark.parametrize("name", sorted(completing.WORDS.keys() & Settings.model_fields.keys() - {"folds"}))
+def test_words_that_are_offered_are_taken(name):
+    for word in completing.WORDS[name]:
+        if word[-1] not in ":=":  # figures follow
+            Settings.model_validate({"input": "a.zarr", "model": "m.onnx", "out": "b.zarr", name: word})
+
+
+def test_bash_completes_behind_an_equals_sign():
+    program = Path(sys.executable).with_name("unet-engine")
+    asking = f"COMP_WORDS=({program} run --grid = s); COMP_CWORD=4; _unet_engine_completion {program}"
+    script = cli("completion", "bash").out.replace("complete -o nosort", "#") + f'{asking}; echo "${{COMPREPLY[*]}}"'
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False).stdout == "scan\n"
+
+
+def test_an_installation_has_man_page_and_completions(tmp_path):
+    write_shared(app, tmp_path)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+    page = tmp_path / "man/man1/unet-engine.1"
+    assert page.read_text().isascii()
+    if groff := shutil.which("groff"):
+        command = [groff, "-man", "-ww", "-Tutf8", page]
+        assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
 
 
 def test_the_man_page_holds_all_commands():

@@ -16,6 +16,7 @@ import click
 
 from unet_engine.commands import interruption, running, streams
 from unet_engine.commands.bench.options import bench_command
+from unet_engine.commands.completing import words
 from unet_engine.commands.converting import convert_command
 from unet_engine.commands.describing import schema_command
 from unet_engine.commands.farewell import INTERRUPTED, TRACEBACK, said_of
@@ -91,6 +92,7 @@ def app() -> None:
     "--durable",
     type=bool,
     metavar="yes|no",
+    shell_complete=words,
     help="Have the disk keep what is committed through a power cut; default: yes.",
 )
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier output.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from unet_engine.commands.completing import words
 from unet_engine.commands.models import ACTIVATIONS, OUTPUT_CHANNELS, lengths
 from unet_engine.commands.options import MIRROR_AXES, PLACE, THRESHOLD, Command, sizes
 
@@ -20,7 +21,7 @@ def _tell(line: str) -> None:
 @click.option("--out", type=PLACE, metavar="FILE", help="ONNX file to write.")
 @click.option("--list", "listed", is_flag=True, help="Name the sources, what each keeps and what it cannot.")
 @click.option("--trust", is_flag=True, help="Run the code that comes with the source; asked once per file.")
-@click.option("--folds", metavar="N,…", help="Of a source with several networks: which, or all.")
+@click.option("--folds", metavar="N,…", shell_complete=words, help="Of a source with several networks: which, or all.")
 @click.option("--smp", metavar="NAME,ENCODER,…", help="The network of a checkpoint, e.g. Unet,resnet34,classes=5.")
 @click.option("--weights", metavar="KEY", help="Which of several weights.")
 @click.option("--head", metavar="NAME", help="Output that is meant, of several.")
@@ -36,7 +37,7 @@ def _tell(line: str) -> None:
 @click.option(
     "--order", type=click.Choice(["zyx", "xyz"]), help="Order of the network's axes, where the source does not say."
 )
-@click.option("--normalize", metavar="HOW", help="Instead of what the source says, as for run.")
+@click.option("--normalize", metavar="HOW", shell_complete=words, help="Instead of what the source says, as for run.")
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training, where the source does not say.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
 @THRESHOLD

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from unet_engine.commands.completing import words
 from unet_engine.commands.options import (
     COUNT,
     IGNORE_SPACING,
@@ -81,7 +82,10 @@ def _needs(module: str, extra: str, what: str) -> None:
     help="What output channels are: classes that exclude one another, multilabel (they may overlap), image or offsets.",
 )
 @click.option(
-    "--normalize", metavar="HOW", help="What training did: zscore, range:0,255, fixed:mean=M,std=S, …; as for run."
+    "--normalize",
+    metavar="HOW",
+    shell_complete=words,
+    help="What training did: zscore, range:0,255, fixed:mean=M,std=S, …; as for run.",
 )
 @click.option("--spacing", metavar="Z,Y,X", help="Size of a voxel in training.")
 @click.option("--spacing-unit", metavar="UNIT", help="Default micrometer.")
@@ -125,7 +129,10 @@ def export_command(*, as_json: bool, **given: Any) -> None:
     "--precision", type=click.Choice(["auto", "int8", "fp16", "bf16"]), default="auto", help="auto: all there are."
 )
 @click.option(
-    "--backend", metavar="NAME", help="openvino, tensorrt, or pytorch on a GPU; default: tensorrt where it can run."
+    "--backend",
+    metavar="NAME",
+    shell_complete=words,
+    help="openvino, tensorrt, or pytorch on a GPU; default: tensorrt where it can run.",
 )
 @click.option("--out", type=PLACE, metavar="FILE", help="Model file to write; default: the model itself.")
 @click.option(
@@ -137,7 +144,7 @@ def export_command(*, as_json: bool, **given: Any) -> None:
 @click.option("--window", metavar="Z,Y,X", help="Window that is judged; default: the model's.")
 @click.option("--axes", metavar="AXES", help="Axes of the stored array, e.g. czyx.")
 @meant_options
-@click.option("--normalize", metavar="HOW", help="Instead of what the model names, as for run.")
+@click.option("--normalize", metavar="HOW", shell_complete=words, help="Instead of what the model names, as for run.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), help="Instead of what the model names, as for run.")
 @click.option("--head", metavar="NAME", help="The output that is judged, of a network with several, as for run.")
 @click.option(

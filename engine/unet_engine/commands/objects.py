@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from unet_engine.commands import interruption
+from unet_engine.commands.completing import files, words
 from unet_engine.commands.options import COUNT, OBJECTS, PLACE, Command, cluster_options
 from unet_engine.errors import SettingsError
 from unet_engine.units import times
@@ -21,7 +22,10 @@ _READ: list[Callable[..., Any]] = [
     click.option("--timepoint", type=int, metavar="N", help="The time point, counted from 0."),
     click.option("--input-channels", metavar="C", help="The channel, by name or number from 0."),
     click.option(
-        "--nodata", metavar="V", help="Values that count as background, or none; default: what the volume says."
+        "--nodata",
+        metavar="V",
+        shell_complete=words,
+        help="Values that count as background, or none; default: what the volume says.",
     ),
 ]
 _WORK: list[Callable[..., Any]] = [
@@ -33,6 +37,7 @@ _WORK: list[Callable[..., Any]] = [
 INTENSITY = click.option(
     "--intensity",
     metavar="PATH",
+    shell_complete=files,
     help="The image whose mean over each object is told, or none; default: the volume that the labels were made of.",
 )
 
@@ -57,7 +62,13 @@ def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--resume", is_flag=True, default=None, help="Go on with one that was begun with the same options.")
 @click.option("--verify", is_flag=True, default=None, help="With --resume: compare the contents of chunks, too.")
-@click.option("--durable", type=bool, metavar="yes|no", help="Have the disk keep what is written; default: yes.")
+@click.option(
+    "--durable",
+    type=bool,
+    metavar="yes|no",
+    shell_complete=words,
+    help="Have the disk keep what is written; default: yes.",
+)
 @_with(*_READ, *_WORK)
 def components_command(labels: str, out: str, **given: Any) -> None:
     """Number the connected objects of LABELS, class by class, and write the numbers as OUT: OME-Zarr, or what its name
@@ -143,7 +154,13 @@ def polygons_command(labels: str, out: str, **given: Any) -> None:
     type=click.Choice(["majority", "mean"]),
     help="What a voxel is of those it covers; default: the majority of labels, the mean of all else.",
 )
-@click.option("--durable", type=bool, metavar="yes|no", help="Have the disk keep what is written; default: yes.")
+@click.option(
+    "--durable",
+    type=bool,
+    metavar="yes|no",
+    shell_complete=words,
+    help="Have the disk keep what is written; default: yes.",
+)
 @_with(*_WORK)
 def pyramid_command(group: str, **given: Any) -> None:
     """Add coarser levels to the OME-Zarr GROUP, in place. After a kill the same command goes on."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from unet_engine.commands.completing import files, words
 from unet_engine.errors import SettingsError
 from unet_engine.settings_files import ENVIRONMENT
 from unet_engine.units import finite
@@ -64,13 +65,6 @@ def joined(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]
     return ",".join(given) if given else None
 
 
-def files(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[Any]:
-    """Has a shell complete names of files."""
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="file")]
-
-
 IGNORE_SPACING = click.option(
     "--ignore-spacing",
     is_flag=True,
@@ -117,7 +111,12 @@ _SETTINGS = [
         help=".onnx, .pt2 or .pt, or a model of another tool, see import; of several, or given several times, the mean "
         "is taken; default: from unet-engine.toml, here or beside the input.",
     ),
-    click.option("--folds", metavar="0,1|all", help="Which networks of a model of several run; default: all."),
+    click.option(
+        "--folds",
+        metavar="0,1|all",
+        shell_complete=words,
+        help="Which networks of a model of several run; default: all.",
+    ),
     click.option("--weights", metavar="2,1,…", help="What each of these networks counts; default: as the model says."),
     click.option(
         "--out",
@@ -127,19 +126,29 @@ _SETTINGS = [
         "default: beside the input, of its format.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Run on N GPUs."),
-    click.option("--device", metavar="WHICH", help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU)."),
+    click.option(
+        "--device",
+        metavar="WHICH",
+        shell_complete=words,
+        help="cpu, cuda, cuda:0,1 or auto (all GPUs if any, else CPU).",
+    ),
     click.option(
         "--backend",
         metavar="NAME",
+        shell_complete=words,
         help="openvino, onnxruntime or pytorch; default: the best for the model and device.",
     ),
     click.option(
-        "--precision", metavar="P", help="fp32, fp16, bf16, int8 or auto (fp32 unless another one was proved)."
+        "--precision",
+        metavar="P",
+        shell_complete=words,
+        help="fp32, fp16, bf16, int8 or auto (fp32 unless another one was proved).",
     ),
     click.option("--window", metavar="Z,Y,X", help="Window size, e.g. 64,64,64; default: the model's."),
     click.option(
         "--overlap",
         metavar="R",
+        shell_complete=words,
         help="Fraction by which windows overlap, 0 to below 1, or auto: the cheapest that agrees with 0.5; "
         "default 0.5.",
     ),
@@ -149,11 +158,13 @@ _SETTINGS = [
     click.option(
         "--blend",
         metavar="MODE",
+        shell_complete=words,
         help="gaussian (default), constant, crop (keep centres only), or monai or nnunet: exactly as these tools do.",
     ),
     click.option(
         "--blend-at",
         metavar="WHAT",
+        shell_complete=words,
         help="outputs of the network, or the features before its last layer, which gives the same and moves less; "
         "default: auto, features where classes are many.",
     ),
@@ -167,6 +178,7 @@ _SETTINGS = [
     click.option(
         "--tiling",
         metavar="T",
+        shell_complete=words,
         help="Windows spread evenly: size, voxels that neighbours share at least, and blend, e.g. "
         "136,144,144:16,16,16:crop; instead of --window, --overlap and --blend. auto: the cheapest that agrees with the "
         "best inference that fits as well as the model's own tiling does.",
@@ -186,6 +198,7 @@ _SETTINGS = [
     click.option(
         "--coarse",
         metavar="auto",
+        shell_complete=words,
         help="auto: a coarse pass marks where foreground can be, regions computed in full prove how much it misses, and "
         "windows without any are not computed. For sparse labels.",
     ),
@@ -198,11 +211,13 @@ _SETTINGS = [
     click.option(
         "--padding",
         metavar="MODE",
+        shell_complete=words,
         help="reflect (default), constant (default with monai and nnunet) or edge, where windows stick out.",
     ),
     click.option(
         "--tta",
         metavar="HOW",
+        shell_complete=words,
         help="Infer each window several times, mirrored (mirror, mirror:yx) or turned in the plane (turns), and take "
         "the mean; none; default: mirror where the model names axes for it.",
     ),
@@ -214,7 +229,12 @@ _SETTINGS = [
         help="Put the labels into the OME-Zarr image that is read, IMAGE/labels/NAME, instead of --out; NAME: called so "
         "(default: after the model), or the path of the image.",
     ),
-    click.option("--output", metavar="KIND", help="labels (default), masks (of each class), probabilities or logits."),
+    click.option(
+        "--output",
+        metavar="KIND",
+        shell_complete=words,
+        help="labels (default), masks (of each class), probabilities or logits.",
+    ),
     click.option(
         "--components", is_flag=True, default=None, help="Number connected objects in place of labels; docs/objects.md."
     ),
@@ -233,11 +253,15 @@ _SETTINGS = [
         "--output-channels",
         "channels",
         metavar="WHAT",
+        shell_complete=words,
         help="What output channels are: classes that exclude one another, multilabel (they may overlap), image or "
         "offsets; default: what the model says.",
     ),
     click.option(
-        "--dtype", metavar="TYPE", help="Of probabilities (uint8, float16, float32) or logits (float16, float32)."
+        "--dtype",
+        metavar="TYPE",
+        shell_complete=words,
+        help="Of probabilities (uint8, float16, float32) or logits (float16, float32).",
     ),
     click.option(
         "--roi", metavar="BOX", help="z0:z1,y0:y1,x0:x1 in voxels; the result equals that crop of the full run."
@@ -252,6 +276,7 @@ _SETTINGS = [
     click.option(
         "--timepoint",
         metavar="N",
+        shell_complete=words,
         help="The time point to run on, counted from 0; all, or a range such as 0:10: each of them, and the output keeps "
         "the time axis.",
     ),
@@ -261,12 +286,14 @@ _SETTINGS = [
     click.option(
         "--normalize",
         metavar="HOW",
+        shell_complete=words,
         help="none, zscore, minmax, percentile:1,99, range:-1000,400, fixed:mean=M,std=S or imagenet, and behind them "
         "clip, clip=-1024:3071, to=-1:1, foreground (see docs/normalisation.md); default: the model's.",
     ),
     click.option(
         "--activation",
         metavar="A",
+        shell_complete=words,
         help="What outputs are: logits (softmax, sigmoid), numbers (none), probabilities, or probabilities_each "
         "channel; default: the model's.",
     ),
@@ -292,12 +319,14 @@ _SETTINGS = [
     click.option(
         "--outside",
         metavar="V",
+        shell_complete=words,
         help="Written outside the mask and where nothing was measured; default: the background label 0, or what the "
         "model names for empty windows. keep: what windows give there.",
     ),
     click.option(
         "--nodata",
         metavar="V",
+        shell_complete=words,
         help="Values of voxels that were not measured, e.g. -9999 or nan, or none; default: what the volume says.",
     ),
     click.option("--memory", metavar="SIZE", help="RAM to stay within, e.g. 8GiB; default: half of what is free."),
@@ -326,6 +355,7 @@ _SETTINGS = [
         is_flag=False,
         flag_value="auto",
         metavar="[PATH]",
+        shell_complete=files,
         help="Tell where the time went; a trace and a picture go to this folder or NAME.json, without a name to "
         "OUT-profile.",
     ),
@@ -353,6 +383,7 @@ _CLUSTER = [
     click.option(
         "--protocol",
         metavar="P",
+        shell_complete=words,
         help="How --workers and --gpus send halos: tcp (default) or ucx (pip install 'unet-engine[ucx]').",
     ),
     click.option(
@@ -456,7 +487,10 @@ THRESHOLD = click.option(
     help="Probability above which a channel on its own is a label; default 0.5.",
 )
 MIRROR_AXES = click.option(
-    "--mirror-axes", metavar="AXES", help="Along which runs mirror windows and average, e.g. zyx; none: along none."
+    "--mirror-axes",
+    metavar="AXES",
+    shell_complete=words,
+    help="Along which runs mirror windows and average, e.g. zyx; none: along none.",
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from unet_engine.commands import interruption
+from unet_engine.commands.completing import files
 from unet_engine.commands.options import PLACE, Command, shown_options
 from unet_engine.commands.sources import with_model
 from unet_engine.errors import SettingsError
@@ -16,8 +17,8 @@ from unet_engine.errors import SettingsError
 @click.command("view", cls=Command)
 @click.argument("paths", metavar="PATH...", nargs=-1, type=PLACE, required=True)
 @click.option("--table", metavar="FILE", type=PLACE, help="A table of objects: adds a page with a link to each.")
-@click.option("--as-labels", metavar="PATH", multiple=True, help="Show this PATH as labels.")
-@click.option("--as-image", metavar="PATH", multiple=True, help="Show this PATH as an image.")
+@click.option("--as-labels", metavar="PATH", shell_complete=files, multiple=True, help="Show this PATH as labels.")
+@click.option("--as-image", metavar="PATH", shell_complete=files, multiple=True, help="Show this PATH as an image.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="On this machine; default: any.")
 @click.option("--browser/--no-browser", default=True, help="Open it in a browser, where there is a screen.")
 @click.option("--json", "as_json", is_flag=True, help="Tell in lines of JSON: first the URL, in the end what is there.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from unet_engine.commands.completing import words
 from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, joined, meant_options, sizes
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.redaction import redacted
@@ -34,9 +35,19 @@ MOST_WINDOWS = 65536
 @click.option(
     "--seconds", type=Number(0, 10**7, min_open=True), default=60.0, help="How long it may take, about; default 60."
 )
-@click.option("--devices", metavar="A,B,…", help="cpu, cuda:0, …; default: all there are.")
-@click.option("--backend", metavar="A,B,…", help="openvino, onnxruntime, …; default: all that are installed.")
-@click.option("--precision", metavar="A,B,…", help="fp32, bf16, fp16, int8; default: all that the device computes in.")
+@click.option("--devices", metavar="A,B,…", shell_complete=words, help="cpu, cuda:0, …; default: all there are.")
+@click.option(
+    "--backend",
+    metavar="A,B,…",
+    shell_complete=words,
+    help="openvino, onnxruntime, …; default: all that are installed.",
+)
+@click.option(
+    "--precision",
+    metavar="A,B,…",
+    shell_complete=words,
+    help="fp32, bf16, fp16, int8; default: all that the device computes in.",
+)
 @click.option(
     "--windows", multiple=True, metavar="Z,Y,X", help="Window to try, may be repeated; default: around the model's own."
 )
@@ -49,7 +60,9 @@ MOST_WINDOWS = 65536
     help="Show what tilings cost and how their labels agree as well: at most this part of a run is computed to find out, "
     "e.g. 0.1, beside --seconds. A run with --tiling auto then takes what was found.",
 )
-@click.option("--tta", metavar="HOW", help="As for run; default: the mirrors that the model names.")
+@click.option(
+    "--tta", metavar="HOW", shell_complete=words, help="As for run; default: the mirrors that the model names."
+)
 @click.option("--threads", type=THREADS, metavar="N", help="As for run; default: one per core.")
 @IGNORE_SPACING
 @click.option("--trust", is_flag=True, help="Open a .pt2 or TorchScript, which may run any code; asked once per file.")
