@@ -59,7 +59,7 @@ slow: .venv/dev
 fresh: .venv/dev
 	$(BIN)/python -m pytest -n $(TESTERS) -m hypothesis --hypothesis-profile fresh
 
-# Two thousand random geometries against a reference that shares no code with the engine; `make test` tries 200 of them.
+# Two thousand random geometries against a reference that shares no code with the engine; `make test` tries 100 of them.
 geometries: .venv/dev
 	GEOMETRIES=2000 $(BIN)/python -m pytest -n $(TESTERS) tests/pipeline/test_brute_force.py
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import unet_engine
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends import engine_cache
 from unet_engine.backends.base import Backend, Setup
@@ -31,7 +32,7 @@ RINGS = [*COMBINATIONS, ("fake", "net.fake.toml", "numpy")]
 WINDOW = (16, 8, 24)
 
 
-@pytest.fixture(scope="module", params=["none", "batch", "instance"])
+@pytest.fixture(scope="module", params=share(["instance", "batch", "none"], 2))
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A small 3D network in every format, with PyTorch's own answer as the truth."""
     torch = pytest.importorskip("torch")

@@ -54,6 +54,7 @@ def test_a_real_network_gives_what_it_gives_on_the_cpu(files: Path, tmp_path: Pa
     np.testing.assert_allclose(got["simulated"], got["cpu"], atol=2e-5 * np.abs(got["cpu"]).max())
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_computed_in_it_all_the_way(files: Path, tmp_path: Path) -> None:
     """Windows are cut and added in the type that the network computes in."""
     pytest.importorskip("torch")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from support.command_line import COMMAND, cli
+from support.shares import share
 from support.volumes import fake_model, make_volume
 from unet_engine.batches import notify
 from unet_engine.errors import SettingsError
@@ -233,7 +234,7 @@ def test_what_is_sent_is_bounded():
 
 @pytest.mark.parametrize(
     ("options", "stop", "status", "code"),
-    [([], signal.SIGTERM, "interrupted", 130), (["--hang-seconds", "0.4"], None, "failed", 6)],
+    share([([], signal.SIGTERM, "interrupted", 130), (["--hang-seconds", "0.4"], None, "failed", 6)]),
 )
 def test_a_run_that_is_ended_from_outside_or_hangs_says_so(tmp_path, options, stop, status, code):
     scan = make_volume(tmp_path / "scan.zarr", np.ones((8, 8, 128), np.float32))

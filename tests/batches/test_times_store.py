@@ -38,6 +38,7 @@ def voxels(path):
     return np.stack([volume.picked(Pick(t)).read(Box.of_shape(volume.shape))[0] for t in range(volume.timepoints)])
 
 
+@pytest.mark.slow
 def test_they_are_those_of_a_disk(lab, tmp_path, case):
     proxy, client = lab
     here = run(case, tmp_path / "o.zarr", pyramid=True, levels=2)

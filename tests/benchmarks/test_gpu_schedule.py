@@ -18,6 +18,7 @@ def schedule(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu_schedule
 
 
+@pytest.mark.slow
 def test_the_table_of_the_page_is_that_of_the_command(schedule: Any) -> None:
     page = (DOCS / "gpu.md").read_text()
     assert schedule.table() in page

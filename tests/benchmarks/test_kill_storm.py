@@ -26,6 +26,7 @@ def test_a_few_kills_change_no_byte_and_leave_nothing(storm, tmp_path):
     assert found["kills"] >= 6
 
 
+@pytest.mark.slow
 def test_a_wrong_chunk_and_a_file_too_many_are_seen(storm, tmp_path, monkeypatch):
     """The storm itself is tried: what it looks for, it finds."""
     scene = storm.Scene(tmp_path, __import__("random").Random(1))

@@ -13,6 +13,7 @@ import pytest
 
 from support.command_line import environment
 from support.dask_processes import get, listening, settings, wait_until, workers_of
+from support.shares import share
 from unet_engine.cluster import connection as clusters
 from unet_engine.cluster.worker_preload import gpu_of
 from unet_engine.errors import ClusterError
@@ -161,7 +162,7 @@ def script(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", share([signal.SIGTERM, signal.SIGINT, signal.SIGHUP]))
 def test_a_signal_to_all_processes_of_the_terminal_leaves_our_words_alone(tmp_path, number):
     with script(tmp_path) as (process, pids):
         assert len(pids) == 2

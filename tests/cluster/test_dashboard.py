@@ -123,6 +123,7 @@ def test_without_bokeh_there_is_a_note_and_no_dashboard(monkeypatch):
         assert "bokeh is not installed" in cluster.notes[0]
 
 
+@pytest.mark.slow
 def test_the_gate_of_a_scheduler_of_ones_own():
     arguments = (
         "scheduler",

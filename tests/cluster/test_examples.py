@@ -42,6 +42,7 @@ def test_manifests_fit_the_schema_of_kubernetes(path):
             schema.validate(document, version, strict=True)
 
 
+@pytest.mark.slow
 def test_the_command_of_the_indexed_job(tmp_path):
     """As its pods would run it, but for the paths and with two of them."""
     volume = make_volume(tmp_path / "scan.zarr", np.random.default_rng(3).integers(0, 255, (30, 31, 32), np.uint8))

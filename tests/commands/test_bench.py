@@ -249,6 +249,7 @@ def test_what_is_too_slow_to_be_run_is_left_out():
         assert meter(slow) > 0
 
 
+@pytest.mark.slow
 def test_the_machine_reaches_something(monkeypatch):
     monkeypatch.setattr(peak, "SECONDS", 0.03)
     assert peak.product_rate("cpu", "fp32", 1) > 1e8

@@ -26,6 +26,7 @@ def scene(tmp_path_factory):
     return volume, model, _tilings(Request(model, volume, tilings=50), said.append), said
 
 
+@pytest.mark.slow
 def test_what_bench_finds_is_what_a_run_takes(scene):
     volume, model, found, said = scene
     assert any("are looked at" in line for line in said)

@@ -104,7 +104,7 @@ def test_the_second_signal_ends_a_network_that_does_not_end(backend, number, vol
     )
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("backend", share(["openvino", "onnxruntime"]))
 def test_hang_seconds_holds_for_one_process_as_it_opens_a_network(backend, volume, tmp_path):
     pytest.importorskip(backend)
     said = command("run", "--in", volume, "--model", endless(tmp_path / "e.onnx"), "--backend", backend,

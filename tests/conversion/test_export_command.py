@@ -44,9 +44,7 @@ def check(network, out, shape):
     np.testing.assert_allclose(got[0], expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    "name", share(["instance_trilinear", "attention", "valid", "group", "residual", "supervised"], quick=3)
-)
+@pytest.mark.parametrize("name", share(["attention", "instance_trilinear", "valid", "group", "residual", "supervised"]))
 def test_unusual_layers_come_out_as_pytorch_has_them_on_other_windows_too(tmp_path, name):
     said, network, out = exported(tmp_path, name)
     assert said.code == 0, said.err
@@ -141,7 +139,7 @@ def test_a_network_of_nnunet_with_its_heads_comes_through(tmp_path):
     check(network, tmp_path / "net.onnx", (1, 1, 16, 24, 20))
 
 
-@pytest.mark.parametrize("holder", ["state_dict", "network_weights"])
+@pytest.mark.parametrize("holder", share(["state_dict", "network_weights"]))
 def test_weights_are_found_where_frameworks_keep_them_and_prefixes_go(tmp_path, holder):
     network = networks.group()
     torch.save({holder: {f"module.{k}": v for k, v in network.state_dict().items()}, "epoch": 3}, tmp_path / "c.ckpt")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from support.command_line import cli
+from support.shares import share
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -127,7 +128,7 @@ def test_sizes_are_multiples_of_what_the_network_pools_by_though_it_takes_others
     assert probe(networks.fitting().eval(), (30, 32), None, fixed=False).window_min == (6, 8)
 
 
-@pytest.mark.parametrize("name", ["fitting", "pyramid"])
+@pytest.mark.parametrize("name", share(["fitting", "pyramid"]))
 def test_every_claimed_size_is_computed_as_pytorch_computes_it(tmp_path, name):
     torch.manual_seed(0)
     network = getattr(networks, name)().eval()

@@ -231,6 +231,7 @@ def test_an_interrupt_cancels_the_jobs(slurm, case, tmp_path):
     wait_until(lambda: not queue())
 
 
+@pytest.mark.slow
 def test_the_example_of_a_job_array(slurm, case, tmp_path):
     volume, model, alone = case
     out = tmp_path / "out.zarr"

@@ -14,6 +14,7 @@ pytest.importorskip("onnxruntime")
 from torch import nn  # noqa: E402
 
 from support.command_line import cli  # noqa: E402
+from support.shares import share  # noqa: E402
 from unet_engine.errors import ModelError, SettingsError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_export.conversion.weights import read_data, read_weights  # noqa: E402
@@ -91,7 +92,7 @@ def test_a_folder_of_a_hub(tmp_path, little):
     assert model.credit.certificate[0].largest_difference < 1e-4
 
 
-@pytest.mark.parametrize("form", ["lightning", "named", "weights", "average"])
+@pytest.mark.parametrize("form", share(["lightning", "named", "weights", "average"], 3))
 def test_checkpoints_of_trainings(tmp_path, little, form):
     path, options = tmp_path / "last.ckpt", ()
     state = {f"model.{k}": v for k, v in little.state_dict().items()}
@@ -165,7 +166,7 @@ def test_what_a_module_around_the_network_does_to_images_is_done(tmp_path, littl
     assert model.spec.normalization.mode == "none"
 
 
-@pytest.mark.parametrize(("activation", "classes"), [("sigmoid", 1), ("softmax2d", 2)])
+@pytest.mark.parametrize(("activation", "classes"), share([("softmax2d", 2), ("sigmoid", 1)]))
 def test_networks_that_end_in_their_activation(tmp_path, little, activation, classes):
     """Their run is compared in probabilities, as there are no logits."""
     network = Little("resnet18", None, 3, classes, activation)

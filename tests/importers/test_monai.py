@@ -601,7 +601,7 @@ ZSCORE = {"_target_": "NormalizeIntensityd", "keys": "image"}
 EDGED = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
 
 
-@pytest.mark.parametrize("spaced", [False, True])
+@pytest.mark.parametrize("spaced", share([True, False]))
 def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp_path, spaced):
     """Air of 0 once voxels are scaled; what is measured is measured of the box, windows begin with it, 0 is outside.
     spaced: of voxels that were brought to the network's spacing."""
@@ -663,6 +663,7 @@ def test_a_sigmoid_of_the_0_around_what_was_cropped_is_told():
     assert not about_outside(before_of([bundles.RANGE]), behind_of([INVERT, each, half]))
 
 
+@pytest.mark.slow
 def test_its_predictor_takes_voxels_of_another_size(tmp_path):
     """As a run does, to the digit: what a certificate is made of."""
     folder = bundles.bundle(
@@ -690,7 +691,9 @@ CERTIFIED = [
 ]
 
 
-@pytest.mark.parametrize(("before", "behind", "inferer"), [c[1:] for c in CERTIFIED], ids=[c[0] for c in CERTIFIED])
+@pytest.mark.parametrize(
+    ("before", "behind", "inferer"), share([c[1:] for c in CERTIFIED], 2), ids=[c[0] for c in CERTIFIED]
+)
 def test_the_certificate_is_of_voxels_of_another_size_where_it_resamples(tmp_path, before, behind, inferer):
     """Images smaller than the window are padded as the bundle does, what is measured is measured where it does."""
     folder = bundles.bundle(tmp_path / "b", before=[bundles.LOAD, *before], behind=behind, inferer=inferer)

@@ -5,6 +5,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from support.shares import share
 from support.untrained import untrained
 from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import open_backend
@@ -16,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", share([1, 2]))
 def test_it_is_no_less_than_what_single_voxels_change(tmp_path, depth):
     model = open_model(untrained(tmp_path, window=64, depth=depth))
     told = reach_of(model)

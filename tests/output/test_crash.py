@@ -16,6 +16,7 @@ import pytest
 import unet_engine
 from support.command_line import begin, cli, environment
 from support.outputs import chunks, marked, wait_for_blocks
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, OutputError
@@ -89,7 +90,7 @@ def _killed(args, out, moments):
     return process.returncode != 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", share([signal.SIGTERM, signal.SIGINT, signal.SIGHUP], 2))
 def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     volume, model, whole = case
     out = tmp_path / "out.zarr"

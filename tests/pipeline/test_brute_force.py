@@ -20,7 +20,7 @@ from support.brute_force import Array, Tiling, labels, probabilities, stitched
 from support.volumes import fake_model
 from unet_engine.backends.fake import FakeBackend, FakeDevice, _values
 
-CASES = int(os.environ.get("GEOMETRIES", "200"))
+CASES = int(os.environ.get("GEOMETRIES", "100"))
 AT_ONCE = 20
 
 

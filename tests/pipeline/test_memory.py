@@ -81,7 +81,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize("cuts", [((), (), ()), ((2,), (2,), (2,))])
+@pytest.mark.parametrize("cuts", [((), (), ()), pytest.param(((2,), (2,), (2,)), marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("slow_writing", "no_collector")
 def test_three_blocks_of_sums_are_alive_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: Any) -> None:
     """However slowly blocks are written, and where some are only inferred for their neighbours in other columns."""
@@ -161,14 +161,17 @@ def _run(*arguments: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("classes", "side", "window", "memory", "more"),
-    [
-        (2, 128, 32, 95, ()),
-        (10, 96, 32, 120, ("--output", "logits", "--dtype", "float32")),
-        (100, 96, 32, 500, ()),
-        (100, 64, 16, 180, ("--output", "probabilities")),
-        (100, 64, 32, 250, ("--part", "2/3")),
-        (512, 48, 16, 300, ()),
-    ],
+    share(
+        [
+            (2, 128, 32, 95, ()),
+            (10, 96, 32, 120, ("--output", "logits", "--dtype", "float32")),
+            (100, 64, 16, 180, ("--output", "probabilities")),
+            (100, 64, 32, 250, ("--part", "2/3")),
+            (100, 96, 32, 500, ()),
+            (512, 48, 16, 300, ()),
+        ],
+        4,
+    ),
 )
 def test_a_run_takes_what_was_predicted_and_that_is_within_the_budget(
     tmp_path: Path, classes: int, side: int, window: int, memory: int, more: tuple[str, ...]
@@ -183,7 +186,7 @@ def test_a_run_takes_what_was_predicted_and_that_is_within_the_budget(
     assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]
 
 
-@pytest.mark.parametrize(("classes", "memory", "end"), [(100, 180, 110), (512, 260, 220)])
+@pytest.mark.parametrize(("classes", "memory", "end"), share([(100, 180, 110), (512, 260, 220)]))
 def test_a_run_that_goes_on_keeps_to_the_plan_as_well(tmp_path: Path, classes: int, memory: int, end: int) -> None:
     """Killed at more than half of its windows: what was committed is looked at, and halos wait for blocks that are
     done."""
@@ -201,7 +204,9 @@ def test_a_run_that_goes_on_keeps_to_the_plan_as_well(tmp_path: Path, classes: i
     assert result["peak_rss_bytes"] <= 1.05 * result["predicted_rss_bytes"]
 
 
-@pytest.mark.parametrize(("classes", "memory"), share([(100, 560), (2, 330)]))
+@pytest.mark.parametrize(
+    ("classes", "memory"), [pytest.param(*case, marks=pytest.mark.slow) for case in ((100, 560), (2, 330))]
+)
 def test_each_worker_keeps_to_its_share(tmp_path: Path, classes: int, memory: int) -> None:
     pytest.importorskip("distributed")
     spec: dict[str, Any] = {"window": (16,) * 3, "window_min": (16,) * 3, "window_step": (0,) * 3}
@@ -246,6 +251,7 @@ def test_too_little_for_all_processes_is_refused_saying_what_is_enough(monkeypat
     assert (again.enough, str(again)) == (4, str(NoRoom(4, 3, 2, 1)))
 
 
+@pytest.mark.slow
 def test_five_members_take_what_was_predicted_in_any_poses(tmp_path: Path) -> None:
     """Each has slots of its own, of 4 MiB an answer: what loading them took is in the prediction."""
     pytest.importorskip("onnx")

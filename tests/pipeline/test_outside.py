@@ -73,9 +73,9 @@ def run(tmp_path, scan):
     ("margin", "blend", "device"),
     share(
         [
-            (0, "gaussian", "cpu"), (2, "crop", "cpu"), (2, "gaussian", "simulated"), (0, "crop", "simulated"),
+            (0, "gaussian", "cpu"), (2, "gaussian", "simulated"), (0, "crop", "simulated"), (2, "crop", "cpu"),
             (0, "gaussian", "simulated"), (2, "crop", "simulated"), (2, "gaussian", "cpu"), (0, "crop", "cpu"),
-        ], quick=4,
+        ], quick=3,
     ),
 )  # fmt: skip
 def test_voxels_inside_are_those_of_a_run_without_mask_and_the_others_are_background(run, mask, device, blend, margin):

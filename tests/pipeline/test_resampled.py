@@ -221,6 +221,7 @@ def test_a_region_has_the_bytes_of_the_whole(blocks: Any, tmp_path: Any, roi: st
     np.testing.assert_array_equal(got, expected[(slice(None), *spans)])
 
 
+@pytest.mark.slow
 def test_workers_and_the_gpu_pipeline_give_the_same_bytes(blocks: Any, tmp_path: Any) -> None:
     folder = str(tmp_path)
     CASE.scan(folder, smooth(CASE))
@@ -305,7 +306,7 @@ FINER, COARSER = (33, 40, 36), (11, 12, 14)
 @pytest.mark.parametrize("grid", ["scan", "model"])
 @pytest.mark.parametrize(
     ("new", "order"),
-    share([*((COARSER, order) for order in (0, 1, 3)), (FINER, 3), (FINER, 0), (FINER, 1)], quick=4),
+    share([*((COARSER, order) for order in (0, 1, 3)), (FINER, 3), (FINER, 0), (FINER, 1)], quick=3),
 )
 def test_voxels_inside_a_mask_are_those_of_a_run_without_it(tmp_path: Any, new: Any, order: Any, grid: str) -> None:
     """Also next to its border, where they are interpolated from what windows give outside."""

@@ -57,7 +57,7 @@ def run(folder, scan, model, **options):
 
 
 @pytest.mark.parametrize(
-    ("tta", "several"), share([("mirror:zx", True), ("turns", False), ("mirror:zx", False), ("turns", True)], quick=2)
+    ("tta", "several"), share([("mirror:zx", True), ("turns", False), ("mirror:zx", False), ("turns", True)])
 )
 def test_mirrors_turns_and_networks(tmp_path, case, tta, several):
     scan, network, moved, plain = case

@@ -189,14 +189,17 @@ def only_the_result_is_left(out: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("n", "options"),
-    [
-        (1, {"output": "labels"}),
-        (2, {"output": "probabilities"}),
-        (3, {"output": "labels", "mask": True}),
-        (5, {"output": "probabilities", "dtype": "float32", "mask": True}),
-        (7, {"output": "logits", "roi": "1:23,3:60,5:61"}),
-        (35, {"output": "labels"}),
-    ],
+    share(
+        [
+            (1, {"output": "labels"}),
+            (2, {"output": "probabilities"}),
+            (3, {"output": "labels", "mask": True}),
+            (5, {"output": "probabilities", "dtype": "float32", "mask": True}),
+            (7, {"output": "logits", "roi": "1:23,3:60,5:61"}),
+            (35, {"output": "labels"}),
+        ],
+        3,
+    ),
 )
 def test_parts_in_any_order_give_the_bytes_of_one_run(
     case: Case, tmp_path: Path, n: int, options: dict[str, Any]
@@ -278,7 +281,7 @@ def test_plan_shows_a_part(case: Case, tmp_path: Path) -> None:
 # --- at the same time -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", share([3, 2]))
+@pytest.mark.parametrize("n", share([2, 3]))
 def test_parts_begun_at_once_make_one_output_and_one_of_them_completes_it(case: Case, tmp_path: Path, n: int) -> None:
     out = tmp_path / "out.zarr"
     processes = [begin(*case.args(out, "--part", f"{i}/{n}", "--threads", str(i), "--json")) for i in range(1, n + 1)]

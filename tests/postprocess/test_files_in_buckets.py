@@ -55,6 +55,7 @@ def test_a_run_to_a_file_in_a_bucket(lab, tmp_path):
     assert cli(*command, "s3://lab/out/labels.nii.gz", "--overwrite").code == 0
 
 
+@pytest.mark.slow
 def test_parts_end_in_a_file_in_a_bucket(lab, tmp_path):
     _, client = lab
     command = [
@@ -73,6 +74,7 @@ def test_parts_end_in_a_file_in_a_bucket(lab, tmp_path):
     assert (said := cli("finish", "s3://lab/labels.nrrd")).code == 0, said.err
 
 
+@pytest.mark.slow
 def test_beside_the_input_in_its_bucket_and_many(lab, tmp_path):
     _, client = lab
     for name in ("a", "b"):
@@ -179,6 +181,7 @@ def test_an_upload_that_fails_keeps_the_group_that_was_there(lab, two, monkeypat
     assert len(keys(client)) < len(before), "no chunk of the old one is left where the new one has none"
 
 
+@pytest.mark.slow
 def test_whatever_moment_all_stops_at_nothing_is_mixed(lab, two, monkeypatch):
     """From some request on nothing is answered any more, as after a kill."""
     proxy, client = lab
@@ -225,6 +228,7 @@ def test_what_was_begun_and_not_finished_is_ours_and_what_others_left_is_not_tak
         convert(paths[1], "s3://lab/y.zarr")
 
 
+@pytest.mark.slow
 def test_an_output_in_a_bucket_is_removed_so_that_no_array_lacks_chunks(lab, two, tmp_path, monkeypatch):
     command = ["run", "--in", two[1][0], "--model", fake_model(tmp_path), "--out", "s3://lab/o.zarr"]
     command += ["--output", "logits"]

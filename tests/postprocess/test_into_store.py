@@ -70,7 +70,7 @@ def listed(client):
 
 @pytest.mark.parametrize(
     ("version", "consolidated"),
-    [(V2, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((V2, False), (V3, True), (V3, False)))],
+    [pytest.param(*case, marks=pytest.mark.slow) for case in ((V2, True), (V2, False), (V3, True), (V3, False))],
 )
 def test_the_image_is_what_it_would_be_on_a_disk(lab, tmp_path, model, version, consolidated):
     proxy, client = lab

@@ -133,6 +133,7 @@ def test_as_a_file_of_another_format(tmp_path, case):
     assert any("already complete" in note for note in unet_engine.run(volume, **options, resume=True).notes)
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bytes(tmp_path, case):
     pytest.importorskip("distributed")
     volume, model, _ = case

@@ -153,6 +153,7 @@ def test_a_resume_goes_on_with_what_the_output_was_begun_with(tmp_path, scene, p
         written(tmp_path, scene, "outputs", blend_at="features", resume=True)
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_blend_features_too(tmp_path, scene, proved):
     labels = written(tmp_path, scene, "here")[1]
     result, theirs = written(tmp_path, scene, "theirs", workers=2)

@@ -8,6 +8,7 @@ import zarr
 
 import unet_engine
 from support.command_line import cli
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.box import Box
 from unet_engine.prepare import coarse
@@ -90,7 +91,7 @@ def test_voxels_outside_of_what_is_looked_at_are_background(scene, done, tmp_pat
     assert len(pickle.dumps(cells)) < len(cells.packed) + 200
 
 
-@pytest.mark.parametrize("also", [["--resume"], ["--part", "1/1"]])
+@pytest.mark.parametrize("also", share([["--resume"], ["--part", "1/1"]]))
 def test_who_goes_on_takes_what_was_found_and_looks_no_more(scene, done, tmp_path, monkeypatch, also):
     options = ["--in", scene[0], "--model", scene[1], *OPTIONS]
     out = str(tmp_path / "out.zarr")
@@ -180,6 +181,7 @@ def test_a_look_that_would_cost_too_much_is_not_begun(scene):
     assert "of the run, and 1% are allowed; see --coarse-budget" in said.json["coarse_choice"]["kept"]
 
 
+@pytest.mark.slow
 def test_poses_cost_the_run_as_much_as_the_look(scene):
     options = ["--in", scene[0], "--model", scene[1], *OPTIONS[:-4], "--coarse-budget", 0.9, "--overlap", 0.25]
     one, eight = (cli("plan", *options, *tta, "--json").json["coarse_choice"] for tta in ([], ["--tta", "mirror:zyx"]))
@@ -227,7 +229,7 @@ def test_options_that_make_no_sense(scene, options, message):
     assert message in said.error
 
 
-@pytest.mark.parametrize(("activation", "empty"), [("sigmoid", [-4.0]), ("softmax", [4.0, -4.0])])
+@pytest.mark.parametrize(("activation", "empty"), share([("sigmoid", [-4.0]), ("softmax", [4.0, -4.0])]))
 def test_a_model_that_says_what_nothing_gives_finds_its_background_by_it(tmp_path, activation, empty):
     """The first channel is what there is, negated: background is where it wins."""
     voxels = blobs()[None] if len(empty) == 1 else np.stack([-blobs(), blobs()])

@@ -232,10 +232,11 @@ def test_on_a_gpu_there_are_none(scene, tmp_path):
 @pytest.mark.parametrize(
     ("library", "norm", "precision"),
     [
-        ("openvino", "none", "fp32"),
         ("openvino", "batch", "fp32"),
-        ("openvino", "batch", "bf16"),
-        ("pytorch", "batch", "fp32"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("openvino", "none", "fp32"), ("openvino", "batch", "bf16"), ("pytorch", "batch", "fp32"))
+        ),
     ],
 )
 def test_convolutions_and_batchnorm_give_the_same_bytes_for_any_threads(tmp_path, library, norm, precision):

@@ -9,6 +9,7 @@ import zarr
 
 import unet_engine
 from support.command_line import cli
+from support.shares import share
 from support.untrained import untrained
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.prepare import tiling, tiling_larger, tiling_speed
@@ -191,7 +192,7 @@ def test_data_of_another_kind_are_looked_at(scene, done, tmp_path, monkeypatch):
         unet_engine.make_plan(other, model=scene[1], **AUTO)
 
 
-@pytest.mark.parametrize("also", [["--resume"], ["--part", "1/1"]])
+@pytest.mark.parametrize("also", share([["--resume"], ["--part", "1/1"]]))
 def test_who_goes_on_takes_the_stored_choice_and_searches_no_more(scene, done, tmp_path, monkeypatch, also):
     options = ["--in", scene[0], "--model", scene[1], "--tiling", "auto", "--tiling-budget", 50]
     out = str(tmp_path / "out.zarr")
@@ -322,6 +323,7 @@ def test_labels_that_do_not_fit(scene, tmp_path, array, message):
     assert message in said.error
 
 
+@pytest.mark.slow
 def test_a_network_whose_statistics_follow_its_window_has_a_weaker_yardstick(tmp_path):
     noise = np.random.default_rng(0).normal(size=(40, 56, 60)).astype(np.float32)
     volume = make_volume(tmp_path / "v.zarr", noise, chunks=(16, 16, 16))
@@ -332,6 +334,7 @@ def test_a_network_whose_statistics_follow_its_window_has_a_weaker_yardstick(tmp
     assert "less than sure, see --truth" in choice.line
 
 
+@pytest.mark.slow
 def test_outside_of_a_mask_nothing_is_compared(scene, tmp_path):
     """Only a part of the volume is meant, and what is written elsewhere is the background."""
     inside = np.zeros((48, 56, 60), np.uint8)

@@ -17,6 +17,7 @@ import zarr
 from support.command_line import cli
 from support.fault_proxy import FaultProxy
 from support.s3 import server
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.storage import objects, patience, stores
 
@@ -92,7 +93,7 @@ def _make_container(endpoint):
     urllib.request.urlopen(request).close()
 
 
-@pytest.mark.parametrize("cloud", ["google", "azure"])
+@pytest.mark.parametrize("cloud", share(["azure", "google"]))
 def test_a_run_from_cloud_to_cloud_gives_the_bytes_of_the_disk(request, tmp_path, cloud):
     root = request.getfixturevalue(cloud)
     local = make_volume(str(tmp_path / "scan.zarr"), IMAGE, chunks=(5, 8, 6))

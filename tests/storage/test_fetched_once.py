@@ -69,7 +69,7 @@ def test_each_chunk_is_fetched_once_with_a_cache_and_as_often_as_the_plan_says_w
             )
 
 
-@pytest.mark.parametrize("shape", [(5, 6), (4, 3, 5)])
+@pytest.mark.parametrize("shape", [(5, 6), pytest.param((4, 3, 5), marks=pytest.mark.slow)])
 def test_what_has_to_be_kept_is_enough(shape):
     """Against a plain list of what blocks read, one after the other."""
     rng = np.random.default_rng(3)

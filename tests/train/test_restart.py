@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.shares import share
 from unet_engine.errors import ModelError, SettingsError
 from unet_export.quantize.metrics import to_bf16
 
@@ -36,7 +37,7 @@ def exported(network, path):
     return path
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", share(["none", "batch"]))
 def test_a_network_that_starts_from_a_file_computes_the_same(tmp_path, norm):
     first = net(norm)
     path = exported(first, tmp_path / "net.onnx")

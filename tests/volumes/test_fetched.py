@@ -8,6 +8,7 @@ import pytest
 from support.command_line import cli
 from support.fault_proxy import FaultProxy
 from support.s3 import faulty
+from support.shares import share
 from support.volumes import fake_model, result_of
 from support.web_server import WebServer
 from unet_engine.errors import InputError
@@ -128,7 +129,7 @@ def test_a_geotiff_is_read_by_parts(tmp_path):
         proxy.close()
 
 
-@pytest.mark.parametrize("fault", ["cut", "503"])
+@pytest.mark.parametrize("fault", share(["cut", "503"]))
 def test_a_file_that_is_cut_off_is_asked_for_again(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(remote_files, "PIECE", 1000)
     _nifti(tmp_path / "scan.nii.gz")

@@ -144,6 +144,7 @@ def test_other_processes_open_it_anew(tmp_path, write):
     assert np.array_equal(other.read(Box.of_shape(other.shape))[0], STACK)
 
 
+@pytest.mark.slow
 def test_workers_read_it(tmp_path):
     path = FILES[7][0](tmp_path)
     a = identity(str(path), tmp_path, out=str(tmp_path / "a.zarr"), workers=2)

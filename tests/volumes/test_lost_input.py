@@ -131,6 +131,7 @@ def test_a_disk_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
     assert "Input/output error" in said.error
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_look_too(tmp_path):
     from support.command_line import begin
     from support.outputs import wait_for_blocks

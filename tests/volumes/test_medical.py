@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
+from support.shares import share
 from support.spoiled import check_refused
 from support.volumes import fake_model, identity, make_volume
 from unet_engine.errors import DataError, InputError
@@ -197,7 +198,7 @@ def test_the_copy_of_a_run_goes_as_it_ends_well(tmp_path, cache):
     assert (tmp_path / "a-id.nii.gz").is_file()
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("workers", share([None, 2]))
 def test_a_run_on_a_packed_volume_gives_the_bytes_of_zarr(tmp_path, cache, workers):
     path = nifti(tmp_path / "a.nii.gz", affine=TURNED)
     a = identity(path, tmp_path, out=str(tmp_path / "a.zarr"), workers=workers, roi="2:,3:,4:")

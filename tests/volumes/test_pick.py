@@ -10,6 +10,7 @@ import zarr
 
 import unet_engine
 from support.command_line import cli
+from support.shares import share
 from support.volumes import fake_model, identity, make_volume, result_of
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
@@ -66,7 +67,7 @@ def test_time_points_and_channels(tmp_path, version):
             open_volume(path, None, pick)
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("workers", share([None, 2]))
 def test_a_run_on_a_time_point_and_a_channel(tmp_path, workers):
     path = image(tmp_path / "a.zarr", TCZYX, labels=("a", "b", "c", "d"))
     options = {"timepoint": 1, "input_channels": "c"}

@@ -195,6 +195,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     assert "is no folder" in check(tmp_path, "--wheels", "nowhere").stderr
 
 
+@pytest.mark.slow
 def test_it_writes_both_reports_and_says_what_could_not_run(tmp_path: Path) -> None:
     done = check(tmp_path, "--simulate", "--only", "build,bandwidth,gpus,tensorrt,decoding")
     assert done.returncode == 4, done.stderr
