@@ -1,9 +1,11 @@
 """``unet-engine doctor`` reports what it tried, whatever the libraries do."""
 
+import json
 import shlex
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,11 +90,13 @@ def bare(monkeypatch, tmp_path):
     monkeypatch.setattr(remedies, "requires", lambda _: REQUIRED)
     monkeypatch.setattr(remedies, "version", lambda name: INSTALLED[name] if name in INSTALLED else absent(name))
     monkeypatch.setattr(remedies, "_limits", list)
+    monkeypatch.setattr(remedies.os, "geteuid", lambda: 1000)
     monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "a" / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
 
 REQUIRED = [
+    "segmentation-models-pytorch>=0.5; extra == 'smp'", "monai>=1.5; extra == 'monai'",
     "numpy>=2", "nibabel>=5.3; extra == 'nifti'", "h5py>=3.12; extra == 'hdf5'", "onnxruntime>=1.20; extra == 'onnxruntime'",
     "tifffile>=2025.1; extra == 'tiff'", "imagecodecs; extra == 'tiff' and python_version < '3'", "cuda-core>=1; extra == 'cuda'",
 ]  # fmt: skip
@@ -112,10 +116,9 @@ def test_what_is_missing_or_too_old_comes_with_the_command_for_this_python(bare)
     found = remedies.remedies({"stitching": "native extension"})
     assert named(found) == [
         ("NIfTI (.nii, .nii.gz)", "unet-engine[nifti]"), ("HDF5 and NetCDF 4", "unet-engine[hdf5]"),
-        ("import of networks of segmentation-models-pytorch", "segmentation-models-pytorch"),
+        ("import of networks of segmentation-models-pytorch", "unet-engine[smp]"),
     ]  # fmt: skip
     assert "nibabel>=5.3" in found[0].why
-    assert shlex.split(found[2].command)[-2] == "unet-engine[export]"
     assert shlex.split(found[0].command)[:4] == [sys.executable, "-m", "pip", "install"]
 
 
@@ -138,17 +141,41 @@ def test_what_is_for_gpus_is_named_where_there_is_one_and_its_driver_where_none_
     assert remedies.remedies({})[0].command == "sudo ubuntu-drivers install"
 
 
-def test_a_build_without_the_native_extension_is_built_again(bare):
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        (None, ["unet-engine==0.1.0"]),
+        ({"url": "file:///src/my%20engine", "dir_info": {"editable": True}}, ["--editable", "/src/my engine"]),
+        ({"url": "file:///src/unet_engine-0.1.0.whl", "archive_info": {}}, ["/src/unet_engine-0.1.0.whl"]),
+    ],
+)
+def test_a_build_without_the_native_extension_is_built_again_of_what_it_came_from(bare, monkeypatch, said, what):
+    ours = SimpleNamespace(version="0.1.0", read_text=lambda _: said and json.dumps(said))
+    monkeypatch.setattr(remedies, "distribution", lambda _: ours)
     commands = [one.command for one in remedies.remedies({"stitching": "NumPy; reinstall with a C++ compiler"})]
-    assert any("--force-reinstall" in command and "unet-engine==0.1.0" in command for command in commands)
+    assert [shlex.split(c)[-len(what) :] for c in commands if "--force-reinstall" in c] == [what]
 
 
-def test_a_cache_that_cannot_be_written_is_given_back(bare, tmp_path, monkeypatch):
+def test_commands_suit_an_environment_without_pip_and_root(bare, monkeypatch):
+    monkeypatch.setattr(remedies, "find_spec", lambda _: None)
+    monkeypatch.setattr(remedies.shutil, "which", lambda _: "/usr/bin/uv")
+    assert remedies._pip("a[b]") == f"/usr/bin/uv pip install --python {sys.executable} 'a[b]'"
+    monkeypatch.setattr(remedies.shutil, "which", lambda _: None)
+    assert remedies._pip("a").startswith(f"{sys.executable} -m ensurepip && ")
+    assert remedies._as_user("sudo a && sudo b") == "sudo a && sudo b"
+    monkeypatch.setattr(remedies.os, "geteuid", lambda: 0)
+    assert remedies._as_user("sudo a && sudo b") == "a && b"
+
+
+def test_a_cache_that_cannot_be_written_is_given_back_and_nothing_around_it(bare, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.setattr(remedies.os, "access", lambda place, _: place != tmp_path / "a")  # root may write everywhere
     (found,) = [one for one in remedies.remedies({}) if "chown" in one.command]
-    assert shlex.split(found.command)[-1] == str(tmp_path / "a")
+    cache = str(tmp_path / "a" / "cache")
+    assert found.command == f"sudo mkdir -p {cache} && sudo chown -R $(id -u):$(id -g) {cache}"
     assert "the cache" in found.why
+    monkeypatch.setattr(remedies, "_is_read_only", lambda _: True)
+    assert [one.command for one in remedies._folders()] == ["export UNET_ENGINE_CACHE=/tmp/unet-engine-$(id -u)"]
 
 
 def test_few_open_files_are_made_more(monkeypatch):
@@ -167,7 +194,7 @@ def test_commands_are_on_stdout_alone_and_none_is_run(bare, monkeypatch):
     assert [shlex.split(line)[-1] for line in said.out.splitlines()] == [
         "unet-engine[nifti]",
         "unet-engine[hdf5]",
-        "segmentation-models-pytorch",
+        "unet-engine[smp]",
     ]
     assert "# HDF5 and NetCDF 4: needs h5py" in said.err
     assert cli("doctor", "--fix", "--json").json["remedies"][1]["command"] == said.out.splitlines()[1]

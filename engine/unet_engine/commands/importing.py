@@ -55,10 +55,6 @@ def import_command(source: str | None, out: str | None, **given: Any) -> None:
         return
     if source is None or out is None:
         raise click.UsageError("give a SOURCE and --out FILE, or --list")
-    from unet_engine.commands.models import _needs
-
-    for module in ("torch", "onnxscript", "onnxruntime"):
-        _needs(module, "export", "import")
     from unet_export.importers.base import Wanted
     from unet_export.importers.make import make
     from unet_export.importers.sources import importer_of

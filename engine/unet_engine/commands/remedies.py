@@ -3,14 +3,20 @@ here."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
+import shutil
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -35,31 +41,28 @@ _FOR = {
     "torch": "PyTorch files (.pt2, TorchScript)",
     "export": "export and import of PyTorch models",
     "nnunet": "import of nnU-Net folders",
+    "monai": "import of MONAI bundles",
+    "smp": "import of networks of segmentation-models-pytorch",
     "quantize": "quantize: INT8 and what proves it",
     "jobqueue": "--cluster: workers as batch jobs",
     "dashboard": "the dashboard of a cluster",
 }
 """What each extra is for; those of GPUs are below, and those of tests are nobody's."""
-_SOURCES = {
-    "monai": "import of MONAI bundles",
-    "segmentation-models-pytorch": "import of networks of segmentation-models-pytorch",
-}
-"""What other people's networks are made of, by the package."""
 _FOR_GPUS = {
     "cuda": "everything between volume and network on the GPU",
     "tensorrt": "TensorRT, the fastest on NVIDIA GPUs",
     "gpus": "a process for each of several GPUs",
 }
 _DRIVERS = {
-    "debian": "sudo apt-get install nvidia-driver",
+    "debian": "sudo apt-get update && sudo apt-get install nvidia-driver",
     "ubuntu": "sudo ubuntu-drivers install",
     "fedora": "sudo dnf install akmod-nvidia",
     "arch": "sudo pacman -S nvidia",
 }
 """By the system's name for itself, what installs NVIDIA's driver."""
 _COMPILERS = {
-    "debian": "sudo apt-get install g++ python3-dev",
-    "ubuntu": "sudo apt-get install g++ python3-dev",
+    "debian": "sudo apt-get update && sudo apt-get install g++ python3-dev",
+    "ubuntu": "sudo apt-get update && sudo apt-get install g++ python3-dev",
     "fedora": "sudo dnf install gcc-c++ python3-devel",
     "arch": "sudo pacman -S gcc",
 }
@@ -80,8 +83,14 @@ def remedies(facts: Mapping[str, str]) -> list[Remedy]:
 
 
 def _pip(*what: str) -> str:
-    """With the Python that runs this, whatever is first on the path."""
-    return shlex.join([sys.executable, "-m", "pip", "install", *what])
+    """With the Python that runs this, whatever is first on the path; by uv where that made an environment without
+    pip."""
+    if find_spec("pip") is None and (uv := shutil.which("uv")):
+        return shlex.join([uv, "pip", "install", "--python", sys.executable, *what])
+    bare = [] if find_spec("pip") else [shlex.join([sys.executable, "-m", "ensurepip"])]
+    kept = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    managed = ["--break-system-packages"] if sys.prefix == sys.base_prefix and kept.exists() else []
+    return " && ".join([*bare, shlex.join([sys.executable, "-m", "pip", "install", *managed, *what])])
 
 
 def _driver(gpus: int) -> Iterable[Remedy]:
@@ -110,7 +119,13 @@ def _of_system(commands: Mapping[str, str]) -> str | None:
     except OSError:
         return None
     names = [said.get("ID", ""), *said.get("ID_LIKE", "").split()]
-    return next((commands[name] for name in names if name in commands), None)
+    found = next((commands[name] for name in names if name in commands), None)
+    return found and _as_user(found)
+
+
+def _as_user(command: str) -> str:
+    """Root needs no sudo, and containers have none."""
+    return command.replace("sudo ", "") if hasattr(os, "geteuid") and os.geteuid() == 0 else command
 
 
 def _stitching(facts: Mapping[str, str]) -> Iterable[Remedy]:
@@ -121,30 +136,48 @@ def _stitching(facts: Mapping[str, str]) -> Iterable[Remedy]:
         yield Remedy("the native extension was not built; it needs a C++ compiler", compiler)
     yield Remedy(
         "stitching runs in NumPy, several times slower than the native extension",
-        _pip("--force-reinstall", "--no-deps", "--no-cache-dir", f"unet-engine=={_ours()}"),
+        _pip("--force-reinstall", "--no-deps", "--no-cache-dir", *_ours()),
     )
 
 
-def _ours() -> str:
+def _ours() -> list[str]:
+    """What pip installs this engine from: the folder or file that it came from, else the registry."""
     try:
-        return version("unet-engine")
+        ours = distribution("unet-engine")
     except PackageNotFoundError:
-        return "0"
+        return ["unet-engine"]
+    try:
+        origin = json.loads(ours.read_text("direct_url.json") or "")  # PEP 610
+        editable = bool(origin.get("dir_info", {}).get("editable"))
+        place = url2pathname(urlsplit(str(origin["url"])).path)
+    except (ValueError, KeyError, AttributeError):
+        return [f"unet-engine=={ours.version}"]
+    return ["--editable", place] if editable else [place]
 
 
 def _folders() -> Iterable[Remedy]:
-    """Folders of the user's that cannot be written."""
+    """Folders of the user's that cannot be written. Only they are made and given, nothing that lies around them."""
     from unet_engine.settings_files import user_folder
+    from unet_engine.storage.cache import FOLDER
     from unet_engine.storage.cache import place as cache
 
     for what, folder in (("the cache", cache()), ("the folder of settings and trusted models", user_folder())):
         if folder is None:
             continue
         there = next(above for above in (folder, *folder.parents) if above.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
-            yield Remedy(
-                f"{what}, {folder}, cannot be written", f"sudo chown -R $(id -u):$(id -g) {shlex.quote(str(there))}"
-            )
+        if os.access(there, os.W_OK | os.X_OK):
+            continue
+        name = shlex.quote(str(folder))
+        command = _as_user(f"sudo mkdir -p {name} && sudo chown -R $(id -u):$(id -g) {name}")
+        if _is_read_only(there) or not hasattr(os, "geteuid") or os.geteuid() == 0:  # nobody may give it
+            if folder != cache():
+                continue
+            command = f"export {FOLDER}=/tmp/unet-engine-$(id -u)"
+        yield Remedy(f"{what}, {folder}, cannot be written", command)
+
+
+def _is_read_only(place: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(place).f_flag & os.ST_RDONLY)
 
 
 def _limits() -> Iterable[Remedy]:
@@ -167,11 +200,6 @@ def _extras(gpus: int) -> Iterable[Remedy]:
         if lacking := missing(extra):
             why = ", ".join(lacking)
             yield Remedy(f"{what}: needs {why}", _pip(f"unet-engine[{extra}]"))
-    for package, what in _SOURCES.items():
-        try:
-            version(package)
-        except PackageNotFoundError:
-            yield Remedy(f"{what}: needs {package}", _pip("unet-engine[export]", package))
 
 
 def missing(extra: str) -> list[str]:

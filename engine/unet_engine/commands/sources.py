@@ -50,11 +50,15 @@ def model_of(
 
 
 def with_model(settings: Settings, tell: Callable[[str], None]) -> Settings:
-    """`settings` with the model files of the sources that they name; as they are where they name model files."""
+    """`settings` with the model files of the sources that they name; as they are where they name model files. What can
+    be refused before anything is imported is."""
     from unet_engine.paths import several
 
     parts = several(settings.model) if settings.model else []
     if settings.model is None or not any(map(is_source, parts)):
         return settings
+    from unet_engine.prepare.survey import refuse_early
+
+    refuse_early(settings)
     path = ",".join(model_of(part, tell, trust=bool(settings.trust), head=settings.head) for part in parts)
     return settings if path == settings.model else settings.model_copy(update={"model": path, "head": None})

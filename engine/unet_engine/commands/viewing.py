@@ -40,7 +40,7 @@ def view_command(
     and run --resume does the rest.
     """
     from unet_engine.commands import screen
-    from unet_engine.viewing.view import Wish, view
+    from unet_engine.viewing.view import Wish, refuse_early, view
 
     console = screen.stderr()
     if both := set(as_labels) & set(as_image):
@@ -67,8 +67,9 @@ def view_command(
     from unet_engine.settings import Settings
     from unet_engine.viewing.view_model import view_model
 
-    settings = with_model(Settings.of(**{**given, "input": paths[0], "resume": True}), console.note)
     wish = Wish(paths, kinds, table, **_first(given), port=port)
+    refuse_early(wish)
+    settings = with_model(Settings.of(**{**given, "input": paths[0], "resume": True}), console.note)
     interruption.writing(settings.out)
     facts = view_model(settings, wish, opened, console.note)
     interruption.writing(None)

@@ -76,6 +76,15 @@ def delivery_of(
     return Delivery(named, labels_of(named) if objects else work, objects)
 
 
+def require_libraries(settings: Settings, volume: Volume) -> None:
+    """Raise `OutputError` where a library is missing that writes the output of a run of `volume`, `UnetEngineError` for
+    one that finds its objects: all that can be told without its model."""
+    if settings.components:
+        cc3d()
+    if settings.out and not settings.into and is_file(settings.out):
+        writer_of(settings.out).require(settings.out, volume.frame)
+
+
 def _check_pyramid(settings: Settings, named: str, content: Content) -> None:
     """Raise `SettingsError` where the output cannot have the levels that are asked for."""
     if is_file(named):

@@ -30,7 +30,7 @@ from unet_engine.postprocess.working import check_named, is_handed_over, said_of
 from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.channels import meant_for
 from unet_engine.prepare.crop import region, taken
-from unet_engine.prepare.delivery import delivery_of
+from unet_engine.prepare.delivery import delivery_of, require_libraries
 from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.notes import fall_back
@@ -272,6 +272,12 @@ def _check_replacement(settings: Settings, volume: Volume) -> None:
         f"--replace-nonfinite {value:g} is beyond the largest {volume.dtype}, the type of {volume.path}; "
         "give a value within its range"
     )
+
+
+def refuse_early(settings: Settings) -> None:
+    """What `survey` would refuse of the volume and for want of libraries, while there is no model file yet: making one
+    takes a minute. Raises what it raises."""
+    require_libraries(settings, _volume(settings, NOTHING)[1])
 
 
 def _volume(settings: Settings, given: Given) -> tuple[str, Volume]:

@@ -31,7 +31,7 @@ class Desk:
     def __init__(self, panes: Sequence[Pane], asked: str | None = None, port: int = 0) -> None:
         """asked: the path of the pane whose pieces are computed as they are asked for. Raises `UnetEngineError` where
         Neuroglancer is not installed, `OutputError` where the port is taken."""
-        neuroglancer = _neuroglancer()
+        neuroglancer = neuroglancer_module()
         self.panes = list(panes)
         self._asked = next((pane for pane in self.panes if pane.path == asked), None)
         self._matrices = together(self.panes)
@@ -236,7 +236,8 @@ class Desk:
         self._server.stop()
 
 
-def _neuroglancer() -> Any:
+def neuroglancer_module() -> Any:
+    """The viewer. Raises `UnetEngineError` where it is not installed."""
     try:
         import neuroglancer
         import neuroglancer.server

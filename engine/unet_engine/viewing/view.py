@@ -12,7 +12,7 @@ from unet_engine.errors import InputError, SettingsError
 from unet_engine.paths import absolute, plain
 from unet_engine.units import Tell
 from unet_engine.viewing import tables
-from unet_engine.viewing.desk import Desk
+from unet_engine.viewing.desk import Desk, neuroglancer_module
 from unet_engine.viewing.panes import Kind, Pane, pane_of
 from unet_engine.volumes.pick import ALL, Pick
 
@@ -72,6 +72,13 @@ def view(wish: Wish, opened: Opened, tell: Tell) -> None:
         pass
     finally:
         desk.close()
+
+
+def refuse_early(wish: Wish) -> None:
+    """What can be refused before a model is imported or a network built. Raises what `view` raises of these."""
+    neuroglancer_module()
+    if wish.table is not None:
+        tables.read(plain(absolute(wish.table)))
 
 
 def facts_of(desk: Desk, wish: Wish) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,6 +96,18 @@ class Imported:
     """Name of the output that is meant, where the networks still have several."""
 
 
+_ALL = ("torch", "onnxscript", "onnxruntime")
+"""Modules that every import needs: networks become ONNX, and are compared."""
+_OWN = {"monai": ("monai",), "smp": ("segmentation_models_pytorch",), "nnunet": ("dynamic_network_architectures",)}
+"""By an extra of unet-engine the modules that networks of that kind are made of."""
+
+
+def lacking(extra: str) -> list[str]:
+    """The packages of `extra`, or of all imports, that are not installed."""
+    modules = (*_ALL, *_OWN.get(extra, ()))
+    return [name.replace("_", "-") for name in modules if name not in sys.modules and find_spec(name) is None]
+
+
 class Importer(Protocol):
     """A source of models. Its module imports nothing heavy before `read`."""
 
@@ -108,6 +122,11 @@ class Importer(Protocol):
     @property
     def cannot(self) -> str:
         """What it does not take, for people."""
+        ...
+
+    @property
+    def extra(self) -> str:
+        """Of unet-engine, that installs what it needs; empty: it needs nothing."""
         ...
 
     def recognises(self, path: Path) -> bool:
@@ -127,7 +146,12 @@ class Importer(Protocol):
 
 def read(importer: Importer, wanted: Wanted, tell: Tell) -> Imported:
     """What `importer` finds in ``wanted.checkpoint``. Raises `ModelError`, also where what a source says of itself is of
-    a type that no reader expects: descriptions are of whoever wrote them."""
+    a type that no reader expects: descriptions are of whoever wrote them. Packages that are missing are told first."""
+    if importer.extra and (missing := lacking(importer.extra)):
+        raise ModelError(
+            f"{wanted.checkpoint} ({importer.name}): importing it needs {', '.join(missing)}, which is not installed; run: "
+            f"pip install 'unet-engine[{importer.extra}]'"
+        )
     try:
         return importer.read(Path(wanted.checkpoint), wanted, tell)
     except (UnetEngineError, ImportError, OSError, MemoryError):

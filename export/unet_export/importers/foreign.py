@@ -36,6 +36,7 @@ _INSIDE = {
 
 class Foreign:
     name = "Core ML, TensorFlow Lite, Keras, SavedModel and such"
+    extra = ""
     keeps = "nothing: each is refused with the way to ONNX, which is run as it is"
     cannot = "be read"
 

@@ -20,6 +20,7 @@ from unet_engine.units import times
 from unet_engine.version import version_of
 from unet_engine.volumes.account import KEY
 from unet_engine.volumes.alpha import named
+from unet_engine.volumes.frame import Frame
 
 GZIP_LEVEL = 4
 """Labels pack well at any level; images take three times as long at 9 as at 4, for a percent."""
@@ -38,6 +39,9 @@ class Writer(Protocol):
     @property
     def folder(self) -> bool:
         """Whether it is a folder."""
+
+    def require(self, path: str, frame: Frame | None) -> None:
+        """Raise `OutputError` where a library is missing that writes to `path` what lies in `frame`."""
 
     def check(self, path: str, content: Content) -> None:
         """Raise `OutputError` where the format cannot hold it, or a library is missing. Nothing is read yet."""

@@ -37,9 +37,12 @@ class DicomSegWriter:
     endings = (".dcm",)
     folder = False
 
-    def check(self, path: str, content: Content) -> None:
+    def require(self, path: str, frame: Frame | None) -> None:
         library(path, self.name, "highdicom", "seg")
-        library(path, self.name, "pydicom", "dicom")
+        library(path, self.name, "pydicom", "seg")
+
+    def check(self, path: str, content: Content) -> None:
+        self.require(path, content.frame)
         if not content.labels:
             raise OutputError(
                 f"{path}: {self.name} holds labels, and {content.origin} is not known to be any; use --output labels, or "

@@ -21,6 +21,7 @@ from unet_engine.postprocess.writers.base import (
     plain_type,
 )
 from unet_engine.volumes.account import KEY
+from unet_engine.volumes.frame import Frame
 
 _TILE = 512
 _CACHE_BYTES = 2**26
@@ -32,8 +33,11 @@ class GeoTiffWriter:
     endings = (".tif", ".tiff")
     folder = False
 
-    def check(self, path: str, content: Content) -> None:
+    def require(self, path: str, frame: Frame | None) -> None:
         library(path, self.name, "rasterio", "geo")
+
+    def check(self, path: str, content: Content) -> None:
+        self.require(path, content.frame)
         check_axes(path, content, self.name, "cyx")
         check_type(path, content, self.name, ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
 

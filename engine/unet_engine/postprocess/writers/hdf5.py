@@ -11,6 +11,7 @@ import numpy as np
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of, library, lost_mask
 from unet_engine.volumes.account import KEY
+from unet_engine.volumes.frame import Frame
 
 NAME = "data"
 
@@ -20,8 +21,11 @@ class Hdf5Writer:
     endings = (".h5", ".hdf5")
     folder = False
 
-    def check(self, path: str, content: Content) -> None:
+    def require(self, path: str, frame: Frame | None) -> None:
         library(path, self.name, "h5py", "hdf5")
+
+    def check(self, path: str, content: Content) -> None:
+        self.require(path, content.frame)
 
     def losses(self, content: Content) -> list[str]:
         return lost_mask(content, "HDF5")

@@ -16,6 +16,7 @@ from unet_engine.postprocess.writers.base import (
     plain_type,
 )
 from unet_engine.units import micrometers
+from unet_engine.volumes.frame import Frame
 
 _TYPES = {
     "i1": "MET_CHAR", "u1": "MET_UCHAR", "i2": "MET_SHORT", "u2": "MET_USHORT", "i4": "MET_INT", "u4": "MET_UINT",
@@ -33,6 +34,9 @@ class MetaImageWriter:
     name = "a MetaImage"
     endings = (".mha",)
     folder = False
+
+    def require(self, path: str, frame: Frame | None) -> None:
+        """Needs nothing."""
 
     def check(self, path: str, content: Content) -> None:
         check_type(path, content, self.name, list(_TYPES))

@@ -21,6 +21,7 @@ from unet_engine.postprocess.writers.base import (
     plain_type,
 )
 from unet_engine.units import micrometers
+from unet_engine.volumes.frame import Frame
 
 _UNITS = {"meter": "meter", "millimeter": "mm", "micrometer": "micron"}
 _COMMENT = 6
@@ -34,8 +35,11 @@ class NiftiWriter:
     endings = (".nii", ".nii.gz")
     folder = False
 
-    def check(self, path: str, content: Content) -> None:
+    def require(self, path: str, frame: Frame | None) -> None:
         library(path, self.name, "nibabel", "nifti")
+
+    def check(self, path: str, content: Content) -> None:
+        self.require(path, content.frame)
         check_type(path, content, self.name, ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
 
     def losses(self, content: Content) -> list[str]:

@@ -14,12 +14,16 @@ from numpy.lib import format as npy
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import account_in, account_text, lost_mask
 from unet_engine.volumes.account import npy_text
+from unet_engine.volumes.frame import Frame
 
 
 class NpyWriter:
     name = "an .npy file"
     endings = (".npy",)
     folder = False
+
+    def require(self, path: str, frame: Frame | None) -> None:
+        """Needs nothing."""
 
     def check(self, path: str, content: Content) -> None:
         """Holds everything."""

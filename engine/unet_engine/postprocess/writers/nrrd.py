@@ -18,6 +18,7 @@ from unet_engine.postprocess.writers.base import (
     pack,
     plain_type,
 )
+from unet_engine.volumes.frame import Frame
 
 _TYPES = {
     "i1": "int8", "u1": "uint8", "i2": "int16", "u2": "uint16", "i4": "int32", "u4": "uint32", "i8": "int64",
@@ -32,8 +33,11 @@ class NrrdWriter:
     endings = (".nrrd",)
     folder = False
 
-    def check(self, path: str, content: Content) -> None:
+    def require(self, path: str, frame: Frame | None) -> None:
         library(path, self.name, "nrrd", "nrrd")
+
+    def check(self, path: str, content: Content) -> None:
+        self.require(path, content.frame)
         check_type(path, content, self.name, list(_TYPES))
 
     def losses(self, content: Content) -> list[str]:

@@ -15,6 +15,7 @@ from unet_engine.postprocess.writers.base import account_in, account_text, check
 from unet_engine.units import micrometers
 from unet_engine.volumes.account import TIFF_TAG
 from unet_engine.volumes.base import Array
+from unet_engine.volumes.frame import Frame
 
 _TILE = 256
 _UNITS = {"micrometer": "µm", "nanometer": "nm", "millimeter": "mm", "centimeter": "cm", "meter": "m", "angstrom": "Å"}
@@ -27,9 +28,12 @@ class OmeTiffWriter:
     endings = (".ome.tif", ".ome.tiff")
     folder = False
 
-    def check(self, path: str, content: Content) -> None:
+    def require(self, path: str, frame: Frame | None) -> None:
         library(path, self.name, "tifffile", "tiff")
         library(path, self.name, "imagecodecs", "tiff")
+
+    def check(self, path: str, content: Content) -> None:
+        self.require(path, content.frame)
         check_type(path, content, self.name, ["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"])
 
     def losses(self, content: Content) -> list[str]:

@@ -17,6 +17,7 @@ from unet_engine.output.label import Label
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of, lost_mask
 from unet_engine.volumes.account import KEY
+from unet_engine.volumes.frame import Frame
 
 _ARRAY = "0"
 
@@ -25,6 +26,9 @@ class ZarrWriter:
     name = "OME-Zarr"
     endings = (".zarr",)
     folder = True
+
+    def require(self, path: str, frame: Frame | None) -> None:
+        """Needs nothing."""
 
     def check(self, path: str, content: Content) -> None:
         """Holds everything."""
@@ -44,6 +48,9 @@ class OzxWriter:
     name = "a zipped OME-Zarr"
     endings = (".ozx",)
     folder = False
+
+    def require(self, path: str, frame: Frame | None) -> None:
+        """Needs nothing."""
 
     def check(self, path: str, content: Content) -> None:
         """Holds everything."""

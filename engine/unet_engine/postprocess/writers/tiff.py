@@ -9,6 +9,7 @@ from typing import Any
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.geotiff import GeoTiffWriter
 from unet_engine.postprocess.writers.ome_tiff import OmeTiffWriter
+from unet_engine.volumes.frame import Frame
 
 _MAP, _IMAGE = GeoTiffWriter(), OmeTiffWriter()
 
@@ -18,14 +19,17 @@ class TiffWriter:
     endings = (".tif", ".tiff")
     folder = False
 
+    def require(self, path: str, frame: Frame | None) -> None:
+        _for(frame).require(path, frame)
+
     def check(self, path: str, content: Content) -> None:
-        _for(content).check(path, content)
+        _for(content.frame).check(path, content)
 
     def losses(self, content: Content) -> list[str]:
-        return _for(content).losses(content)
+        return _for(content.frame).losses(content)
 
     def write(self, place: Path, content: Content) -> None:
-        _for(content).write(place, content)
+        _for(content.frame).write(place, content)
 
     def account(self, path: str) -> Mapping[str, Any] | None:
         for writer in (_MAP, _IMAGE):
@@ -37,5 +41,5 @@ class TiffWriter:
         return None
 
 
-def _for(content: Content) -> GeoTiffWriter | OmeTiffWriter:
-    return _MAP if content.frame and content.frame.space == "crs" else _IMAGE
+def _for(frame: Frame | None) -> GeoTiffWriter | OmeTiffWriter:
+    return _MAP if frame and frame.space == "crs" else _IMAGE

@@ -28,6 +28,7 @@ _WINDOW = {"yx": 256, "zyx": 64}
 
 class BioimageIO:
     name = "bioimage.io"
+    extra = "export"
     keeps = (
         "formats 0.4 and 0.5: axes, sizes, halo, pre- and postprocessing, class names, licence, authors, citation; ONNX as "
         "it is; TorchScript, and PyTorch weights with their code, with --trust; its test tensors are the certificate"

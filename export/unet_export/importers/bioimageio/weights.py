@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +106,6 @@ def _onnx(files: Files, said: Description, entry: Entry, output: int, wanted: Wa
 
 
 def _torchscript(files: Files, said: Description, entry: Entry, output: int, wanted: Wanted, tell: Tell) -> Found:
-    _needs_torch(said)
     import torch
 
     path = files.check(plain(entry.source), entry.sha256)
@@ -125,7 +123,6 @@ def _torchscript(files: Files, said: Description, entry: Entry, output: int, wan
 
 
 def _state_dict(files: Files, said: Description, entry: Entry, output: int, wanted: Wanted, tell: Tell) -> Found:
-    _needs_torch(said)
     from unet_export.conversion.weights import fill, read_weights
 
     path = files.check(plain(entry.source), entry.sha256)
@@ -208,13 +205,6 @@ def _keywords(said: Description, kwargs: Any) -> dict[str, Any]:
             f"{said.path}: the arguments of its network are {str(kwargs)[:40]!r}, no names with values; correct them"
         )
     return dict(kwargs or {})
-
-
-def _needs_torch(said: Description) -> None:
-    from importlib.util import find_spec
-
-    if "torch" not in sys.modules and find_spec("torch") is None:
-        raise ModelError(f"{said.path} has weights of PyTorch; run: pip install 'unet-engine[export]'")
 
 
 _READERS: dict[str, Callable[[Files, Description, Entry, int, Wanted, Tell], Found]] = {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ _SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".tar")
 
 class SmpFolder:
     name = "segmentation-models-pytorch"
+    extra = "smp"
     keeps = (
         "a folder as save_pretrained writes it: config.json with model.safetensors or pytorch_model.bin; the network by its "
         "name, licence of its card; window sizes proved"
@@ -61,6 +60,7 @@ class SmpFolder:
 
 class Checkpoint:
     name = "checkpoint"
+    extra = "smp"
     keeps = (
         "a .ckpt, .pth, .pt or .safetensors whose hyperparameters name a network of segmentation-models-pytorch (Lightning, "
         "torchgeo, terratorch's SMP models), or with --smp Unet,resnet34,classes=5; weights under any key and prefix, "
@@ -77,7 +77,6 @@ class Checkpoint:
         return [path]
 
     def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
-        _needs_torch(path)
         said = _said(path)
         named = parsed(wanted.smp) if wanted.smp else hyperparameters.named_in(said)
         if named is None:
@@ -103,16 +102,6 @@ def _said(path: Path) -> Mapping[str, Any]:
     return _hyperparameters(read_data(path))
 
 
-def _needs_torch(path: Path) -> None:
-    if "torch" not in sys.modules and find_spec("torch") is None:
-        raise ModelError(f"{path} is of PyTorch; run: pip install 'unet-engine[export]'{_and_smp(path)}")
-
-
-def _and_smp(path: Path) -> str:
-    """What a folder of the hub needs beside: whoever reads that is told once."""
-    return " segmentation-models-pytorch" if path.is_dir() else ""
-
-
 def _of_config(path: Path, said: Mapping[str, Any]) -> Named:
     name = name_of(said.get("_model_class"))
     if name is None:
@@ -127,7 +116,6 @@ def _of_config(path: Path, said: Mapping[str, Any]) -> Named:
 def _imported(
     path: str, named: Named, weights: Path, meaning: dict[str, Any], credit: Credit, wanted: Wanted, tell: Tell
 ) -> Imported:
-    _needs_torch(Path(path))
     from unet_export.conversion.weights import fill, read_weights
 
     held = read_weights(weights)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 from unet_engine.errors import ModelError, SettingsError, first_line
@@ -83,11 +82,6 @@ def built(path: str, named: Named) -> Any:
         raise ModelError(
             f"{path}: its encoder {named.encoder} would be fetched from elsewhere, and nothing is fetched for a network; "
             "save it with an encoder of segmentation-models-pytorch, or use unet-engine export with --factory"
-        )
-    if find_spec("segmentation_models_pytorch") is None:
-        raise ModelError(
-            f"{path} is a network of segmentation-models-pytorch; run: pip install 'unet-engine[export]' "
-            "segmentation-models-pytorch"
         )
     from unet_export.importers import code
 

@@ -43,6 +43,7 @@ _BEHIND = ("postprocessing", "post_transforms", "postprocessing_transforms")
 
 class MonaiBundle:
     name = "MONAI bundle"
+    extra = "monai"
     keeps = (
         "the network from its configuration, by a list of MONAI's classes; window, overlap and mode of its inferer; "
         "intensity, spacing and orientation; class names, licence, authors, references; compared with MONAI's own "
@@ -69,17 +70,8 @@ class MonaiBundle:
         return [path / name for name in ("configs", "models", "scripts", "LICENSE") if (path / name).exists()]
 
     def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
-        _needs_monai(path)
         with Files(path) as files:
             return _Reader(files, wanted, tell).imported()
-
-
-def _needs_monai(path: Path) -> None:
-    from importlib.util import find_spec
-
-    for module in ("torch", "monai"):
-        if module not in sys.modules and find_spec(module) is None:
-            raise ModelError(f"{path} is a network of MONAI; run: pip install 'unet-engine[export]' monai")
 
 
 @dataclass(frozen=True)

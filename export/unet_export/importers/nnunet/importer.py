@@ -42,6 +42,7 @@ class NnUNet:
     """See `unet_export.importers.base.Importer`."""
 
     name = "nnU-Net v2"
+    extra = "nnunet"
     keeps = (
         "network, patch size, transposed axes, spacing, normalisation, classes, regions, mirrored axes, folds; 2D, 3d_fullres, "
         "3d_lowres"
