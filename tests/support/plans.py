@@ -50,7 +50,7 @@ def _evenly(draw: st.DrawFn, blend: Blend) -> AxisGrid:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """Small 2D and 3D plans with odd sizes, blocks, chunks, columns and regions."""
+    """Small 2D and 3D plans with odd sizes, blocks, chunks, columns, tubes and regions."""
     ndim = draw(st.integers(2, 3))
     blend = draw(st.sampled_from(["gaussian", "crop", "monai", "nnunet"]))
     even = blend in ("gaussian", "crop") and draw(st.booleans())
@@ -59,8 +59,13 @@ def plans(draw: st.DrawFn) -> Plan:
     roi = Box(tuple(s[0] for s in spans), tuple(max(s[1], s[0] + 1) for s in spans))
     plan = make(axes, roi, tuple(draw(st.integers(1, 4)) for _ in axes))
     plan = replace(plan, chunk=tuple(draw(st.integers(1, 9)) for _ in axes))
-    cuts = tuple(
-        tuple(sorted(draw(st.sets(st.integers(lo + 1, hi - 1), max_size=2)) if hi - lo > 1 else ()))
-        for lo, hi in zip(plan.block_range.lo, plan.block_range.hi, strict=True)
-    )
-    return replace(plan, cuts=cuts)
+    return replace(plan, cuts=draw(_parted(plan)), walls=draw(_parted(plan)) if draw(st.booleans()) else ())
+
+
+def _parted(plan: Plan) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
+    """Per axis up to two block indices to part at."""
+    inside = [range(lo + 1, hi) for lo, hi in zip(plan.block_range.lo, plan.block_range.hi, strict=True)]
+    return st.tuples(
+        *(st.sets(st.sampled_from(at), max_size=2).map(lambda found: tuple(sorted(found))) if at else st.just(())
+          for at in inside)
+    )  # fmt: skip

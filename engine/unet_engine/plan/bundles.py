@@ -1,7 +1,7 @@
 """Bundles: tasks of neighbouring blocks as one piece of work for a cluster. Pure: no Dask, no voxels.
 
 A block of small windows on a fast device takes less time than a scheduler needs to hand it out. A bundle is up to
-`length` blocks that follow one another along the fastest axis of a column: halos between them never leave the worker,
+`length` blocks that follow one another along the fastest axis of a column, or of a tube of it: halos between them never leave the worker,
 so that fewer things are sent, too.
 
     blocks of a row   |0 1 2 3|4 5 6 7|8 9|      bundles (row, 0), (row, 1), (row, 2) of length 4
@@ -10,6 +10,7 @@ so that fewer things are sent, too.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +63,10 @@ def bundles(plan: Plan, pending: Callable[[Index], bool], length: int) -> Iterat
 def bundle_id(plan: Plan, column: Column, block: Index, length: int) -> BundleId:
     fast = plan.order[-1]
     # blocks of lower columns that only spill in lie below the column's first: they count as rows of their own
-    place = (block[fast] - column.blocks.lo[fast]) // length
+    starts = [lo for lo, _ in plan.tube_spans(fast, column.blocks.lo[fast], column.blocks.hi[fast])]
+    begun = max(1, bisect_right(starts, block[fast]))
+    before = sum(-(-(hi - lo) // length) for lo, hi in itertools.pairwise(starts[:begun]))
+    place = before + (block[fast] - starts[begun - 1]) // length
     return (column.number, *(place if a == fast else i for a, i in enumerate(block)))
 
 

@@ -127,6 +127,9 @@ class Plan:
     backwards: tuple[bool, ...] = ()
     """Per axis, whether the output is stored backwards along it, so that its first chunk is at the ROI's end. Empty:
     along none."""
+    walls: tuple[tuple[int, ...], ...] = ()
+    """Per axis the block indices at which tubes part: blocks of a column come tube by tube, so that what they share of
+    a volume behind a network can be kept until it is read again. Changes no byte. Empty: there are none."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -405,23 +408,28 @@ class Plan:
         `pending` tells which blocks are still to be committed. A committed block, or one of a lower column, appears
         only where one of its windows reaches a pending block, and then infers just those windows.
         """
-        if (windows := self.column_windows(column)).is_empty:
-            return
-        walk = self._blocks_of(windows)
-        for place in itertools.product(*(range(walk.lo[a], walk.hi[a]) for a in self.order)):
-            by_axis = dict(zip(self.order, place, strict=True))
-            index = tuple(by_axis[a] for a in range(len(self.axes)))
+        for index in self._walk(column):
             if task := self.task(index, column, pending):
                 yield task
 
     def sums_in_order(self, column: Column) -> Iterator[int]:
         """Voxels of the sums of each block that a column looks at, in the order of its `tasks`."""
+        return (self.block_at(index).sums.size for index in self._walk(column))
+
+    def _walk(self, column: Column) -> Iterator[Index]:
+        """Blocks that a column looks at, tube by tube. Along every axis the lower ones come first."""
         if (windows := self.column_windows(column)).is_empty:
             return
         walk = self._blocks_of(windows)
-        for place in itertools.product(*(range(walk.lo[a], walk.hi[a]) for a in self.order)):
-            by_axis = dict(zip(self.order, place, strict=True))
-            yield self.block_at(tuple(by_axis[a] for a in range(len(self.axes)))).sums.size
+        for tube in itertools.product(*(self.tube_spans(a, walk.lo[a], walk.hi[a]) for a in self.order)):
+            for place in itertools.product(*(range(lo, hi) for lo, hi in tube)):
+                by_axis = dict(zip(self.order, place, strict=True))
+                yield tuple(by_axis[a] for a in range(len(self.axes)))
+
+    def tube_spans(self, axis: int, lo: int, hi: int) -> list[tuple[int, int]]:
+        """The spans into which tubes part the blocks `lo` to `hi` of an axis."""
+        walls = self.walls[axis] if self.walls else ()
+        return list(itertools.pairwise((lo, *(wall for wall in walls if lo < wall < hi), hi)))
 
     def task(self, index: Index, column: Column, pending: Callable[[Index], bool]) -> Task | None:
         """What is left to do for one block in a column; None where nothing is."""

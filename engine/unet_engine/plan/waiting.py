@@ -61,16 +61,40 @@ def _most(plan: Plan, box: Box, slowest: Sequence[int], gone: int) -> int:
     """The most that waits of the halos whose slowest axis, by its place in the stream's order, is one of `slowest`, and
     that are gone so many blocks after their target."""
     spans = plan.column_spans(box)
-    lengths = [_lengths(plan, a, spans[a]) for a in plan.order]
-    made = coming = np.zeros(())
+    if any(plan.walls):  # in an order of its own for each column
+        return max(_most_of(plan, [[span] for span in one], slowest, gone, None) for one in itertools.product(*spans))
+    faster = plan.order[1 + min(slowest) :]
+    longer = prod(max(1.0, max(hi - lo for lo, hi in spans[a]) / COUNTED) for a in faster)
+    return round(longer * _most_of(plan, spans, slowest, gone, COUNTED))
+
+
+def _most_of(
+    plan: Plan, spans: Sequence[list[tuple[int, int]]], slowest: Sequence[int], gone: int, counted: int | None
+) -> int:
+    """The same in columns of these spans, looking at `counted` blocks along an axis; None: at all."""
+    lengths = [_lengths(plan, a, spans[a], counted) for a in plan.order]
+    made = coming = np.zeros((0,) * len(lengths))
     for ups in itertools.product(*(range(len(found)) for found in lengths)):
         if any(ups) and next(n for n, up in enumerate(ups) if up) in slowest:
-            made = made + _outer([found[up] for found, up in zip(lengths, ups, strict=True)])
-            coming = coming + _outer([_by_target(found[up], up) for found, up in zip(lengths, ups, strict=True)])
-    made, coming = np.cumsum(made), np.cumsum(coming)
-    most = np.max(made - np.concatenate([np.zeros(gone), coming])[: made.size])
-    faster = plan.order[1 + min(slowest) :]
-    return round(prod(max(1.0, max(hi - lo for lo, hi in spans[a]) / COUNTED) for a in faster) * float(most))
+            now = _outer([found[up] for found, up in zip(lengths, ups, strict=True)])
+            then = _outer([_by_target(found[up], up) for found, up in zip(lengths, ups, strict=True)])
+            made, coming = (made + now, coming + then) if made.size else (now, then)
+    tubes = [_tubes(plan, a, spans[a], found.shape[1]) for a, found in zip(plan.order, lengths, strict=True)]
+    made, coming = np.cumsum(_walked(made, tubes)), np.cumsum(_walked(coming, tubes))
+    return round(float(np.max(made - np.concatenate([np.zeros(gone), coming])[: made.size], initial=0)))
+
+
+def _tubes(plan: Plan, axis: int, spans: Sequence[tuple[int, int]], blocks: int) -> list[slice]:
+    """The blocks of each tube along an axis, among so many, the last of which is the column's last."""
+    if not any(plan.walls):
+        return [slice(None)]
+    end = spans[0][1]
+    return [slice(lo - end + blocks, hi - end + blocks) for lo, hi in plan.tube_spans(axis, end - blocks, end)]
+
+
+def _walked(values: Lengths, tubes: Sequence[list[slice]]) -> Lengths:
+    """Values of blocks in the order in which these come."""
+    return np.concatenate([values[tube].ravel() for tube in itertools.product(*tubes)])
 
 
 def _outer(vectors: list[Lengths]) -> Lengths:
@@ -85,12 +109,13 @@ def _by_target(vector: Lengths, up: int) -> Lengths:
     return np.concatenate([np.zeros(up), vector])[: len(vector)]
 
 
-def _lengths(plan: Plan, axis: int, spans: list[tuple[int, int]]) -> Lengths:
-    """Lengths of halos along an axis in voxels, (blocks further up, blocks of a column), the longest of all columns.
-    The first blocks are those below the column whose windows reach in, where there are any."""
+def _lengths(plan: Plan, axis: int, spans: list[tuple[int, int]], counted: int | None) -> Lengths:
+    """Lengths of halos along an axis in voxels, (blocks further up, blocks of a column), the longest of all columns;
+    of `counted` blocks, None: of all. The first blocks are those below the column whose windows reach in, where there are any."""
     reach, first = plan.reach[axis], plan.block_range.lo[axis]
     looked_at = {*spans[:SPANS], *spans[-SPANS:], max(spans, key=lambda span: span[1] - span[0])}
-    count = min(COUNTED, max(hi - lo for lo, hi in looked_at))
+    longest = max(hi - lo for lo, hi in looked_at)
+    count = longest if counted is None else min(counted, longest)
     found = np.zeros((reach + 1, reach + count))
     for lo, hi in looked_at:
         inside = range(lo, hi) if hi - lo <= count else [*range(lo, lo + count // 2), *range(hi - (count + 1) // 2, hi)]
