@@ -13,10 +13,11 @@ from typing import Any
 from unet_engine.api import Result
 from unet_engine.commands.screen import Screen
 from unet_engine.execution.team import Team
-from unet_engine.plan.fetching import Fetching, reads_along
+from unet_engine.plan.fetching import reads_along
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare import coarse_choice, streams_choice, tiling_choice
 from unet_engine.prepare.decoding import Reading
+from unet_engine.prepare.keeping import fetch_factor
 from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling import tracing
@@ -42,12 +43,25 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
 
 def _fetched(prepared: Prepared) -> dict[str, Any]:
     """Of a volume behind a network: how often each chunk is fetched, and what is kept for that."""
-    plan, scan = prepared.job.plan, prepared.survey.scan
-    if scan.units is None:
+    plan, scan, kept = prepared.job.plan, prepared.survey.scan, prepared.job.kept
+    factor = fetch_factor(scan, plan, kept)
+    if factor is None:
         return {}
-    each = prod(scan.units) * scan.dtype.itemsize * scan.channels
-    kept = prepared.job.kept
-    return {"bytes_kept": kept, "fetch_factor": round(Fetching.of(plan, scan.units).factor(kept, each), 3)}
+    blocks = zip(plan.block_range.lo, plan.block_range.hi, strict=True)
+    return {
+        "bytes_kept": kept,
+        "fetch_factor": round(factor, 3),
+        "fetch_packed": round(scan.packed, 3),
+        "tubes": [len(plan.tube_spans(a, lo, hi)) for a, (lo, hi) in enumerate(blocks)],
+    }
+
+
+def _fetch_row(f: dict[str, Any]) -> list[tuple[str, str]]:
+    if "fetch_factor" not in f:
+        return []
+    packed = f", packed to {f['fetch_packed']:.0%}" if f["fetch_packed"] < 1 else ""
+    order = f", in tubes of blocks, {times(f['tubes'])}" if prod(f["tubes"]) > 1 else ""
+    return [("fetch", f"each chunk {f['fetch_factor']} times, {size(f['bytes_kept'])} are kept{packed}{order}")]
 
 
 def _read_along(plan: Plan, a: int, lo: int, hi: int, chunk: int) -> int:
@@ -197,8 +211,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
             f"{size(f['bytes_read'])}, each voxel {f['read_factor']} times "
             f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.survey.scan.chunks)})",
         ),
-        *([("fetch", f"each chunk {f['fetch_factor']} times, {size(f['bytes_kept'])} are kept")]
-          if "fetch_factor" in f else []),
+        *_fetch_row(f),
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
         ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, "
                    f"sums {size(m.sums)}, halos {size(m.halos)}, writing {size(m.commit)}"),

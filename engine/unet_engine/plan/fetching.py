@@ -1,16 +1,17 @@
 """How often the chunks of a volume are read by a plan, and what has to be kept of them so that each is fetched once.
 
 Blocks come in the order of their indices, so what a chunk is kept for is the next block, the next row of blocks, or the
-next layer of them. Pure arithmetic on sizes.
+next layer of them; and where they come tube by tube, the next tube. Pure arithmetic on sizes.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise, product
-from math import ceil, prod
+from math import inf, prod
 from operator import itemgetter
 
 from unet_engine.plan.plan import Plan, read_span
@@ -24,6 +25,11 @@ blocks."""
 
 def reads_along(plan: Plan, a: int, lo: int, hi: int) -> list[tuple[int, int]]:
     """What blocks `lo` to `hi` of one column read along axis `a` of the volume, each in its turn."""
+    return [span for _, span in rows_along(plan, a, lo, hi)]
+
+
+def rows_along(plan: Plan, a: int, lo: int, hi: int) -> list[tuple[int, tuple[int, int]]]:
+    """The same with the block that reads it: those below `lo` whose windows reach in come first."""
     axis, step = plan.axes[a], plan.block[a]
     core = plan.core_span(a, plan.edge(a, lo), plan.edge(a, hi))
     windows = axis.meeting(core.start, core.stop)
@@ -31,7 +37,8 @@ def reads_along(plan: Plan, a: int, lo: int, hi: int) -> list[tuple[int, int]]:
     for begin in range(windows.start // step * step, windows.stop, step):
         first, last = max(windows.start, begin), min(windows.stop, begin + step) - 1
         span = read_span(axis, first, last, plan.padding)
-        found.append(plan.image[a].reach(*span) if plan.image else span)  # what those voxels are made of
+        # what those voxels are made of
+        found.append((begin // step, plan.image[a].reach(*span) if plan.image else span))
     return found
 
 
@@ -44,17 +51,28 @@ class Fetching:
     """Axes, the one along which blocks go on last first."""
     columns: tuple[tuple[int, ...], ...] = ()
     """Per axis, which column each row of blocks belongs to: columns come one after the other. Empty: there is one."""
+    tubes: tuple[tuple[int, ...], ...] = ()
+    """Per axis, which tube: so do tubes inside a column. Empty: there is one."""
+    blocks: tuple[tuple[int, ...], ...] = ()
+    """Per axis, which block each row is, where that is known."""
 
     @classmethod
     def of(cls, plan: Plan, chunks: Sequence[int]) -> Fetching:
         """chunks: their shape, on the grid of the volume"""
-        along, columns = [], []
+        along, columns, blocks = [], [], []
         for a, chunk in enumerate(chunks):
             spans = [span for box in plan.share for span in plan.column_spans(box)[a]]
-            rows = [(n, read) for n, (lo, hi) in enumerate(spans) for read in reads_along(plan, a, lo, hi)]
-            along.append(tuple((start // chunk, -(-stop // chunk)) for _, (start, stop) in rows))
-            columns.append(tuple(n for n, _ in rows))
-        return cls(tuple(along), tuple(plan.order), tuple(columns))
+            rows = [(n, *row) for n, (lo, hi) in enumerate(spans) for row in rows_along(plan, a, lo, hi)]
+            along.append(tuple((start // chunk, -(-stop // chunk)) for _, _, (start, stop) in rows))
+            columns.append(tuple(n for n, _, _ in rows))
+            blocks.append(tuple(j for _, j, _ in rows))
+        whole = cls(tuple(along), tuple(plan.order), tuple(columns), blocks=tuple(blocks))
+        return whole.in_tubes(plan.walls) if plan.walls else whole
+
+    def in_tubes(self, walls: Sequence[Sequence[int]]) -> Fetching:
+        """The same tube by tube; walls: per axis, the blocks at which tubes part."""
+        parted = zip(self.blocks, walls, strict=True)
+        return replace(self, tubes=tuple(tuple(bisect_right(at, j) for j in blocks) for blocks, at in parted))
 
     @cached_property
     def rows(self) -> tuple[dict[int, list[int]], ...]:
@@ -73,19 +91,25 @@ class Fetching:
     def due(self, chunk: Sequence[int], use: int) -> int:
         """When a chunk is read for the time `use`, from 0, as the number of a block in their order."""
         rows = [found[i] for found, i in zip(self.rows, chunk, strict=True)]
-        if any(columns[r[0]] != columns[r[-1]] for columns, r in zip(self._columns, rows, strict=True)):
+        if any(parts[r[0]] != parts[r[-1]] for parts, r in zip(self._parts, rows, strict=True)):
             return sorted(map(self._moment, product(*rows)))[use]
         block = [0] * len(rows)
-        for a in reversed(self.order):  # of one column: what goes on first is counted off first
+        for a in reversed(self.order):  # of one tube: what goes on first is counted off first
             use, at = divmod(use, len(rows[a]))
             block[a] = rows[a][at]
         return self._moment(block)
 
+    def in_order(self) -> list[tuple[int, ...]]:
+        """Blocks in the order in which they read, as rows along each axis."""
+        return sorted(product(*(range(len(spans)) for spans in self.spans)), key=self._moment)
+
     def _moment(self, block: Sequence[int]) -> int:
-        """The number of a block, by its row along each axis: that of its column counts first."""
+        """The number of a block, by its row along each axis: that of its column counts first, then that of its tube."""
         number = 0
-        for rows, row in zip(self._columns, block, strict=True):
-            number = number * (rows[-1] + 1) + rows[row]
+        for columns, row in zip(self._columns, block, strict=True):
+            number = number * (columns[-1] + 1) + columns[row]
+        for a in self.order:
+            number = number * (max(self._tubes[a]) + 1) + self._tubes[a][block[a]]
         for a in self.order:
             number = number * len(self.spans[a]) + block[a]
         return number
@@ -94,54 +118,130 @@ class Fetching:
     def _columns(self) -> tuple[tuple[int, ...], ...]:
         return self.columns or tuple((0,) * len(spans) for spans in self.spans)
 
-    def _inside(self, a: int) -> list[list[tuple[int, int]]]:
-        """What the rows of each column along an axis read."""
-        return [
-            [span for _, span in rows]
-            for _, rows in groupby(zip(self._columns[a], self.spans[a], strict=True), itemgetter(0))
-        ]
+    @cached_property
+    def _tubes(self) -> tuple[tuple[int, ...], ...]:
+        return self.tubes or tuple((0,) * len(spans) for spans in self.spans)
 
     @cached_property
-    def _levels(self) -> list[tuple[int, float]]:
-        """What has to be kept, in chunks, and how often a chunk is then fetched in the mean: first what is being read,
-        then what the next block needs, then the next row of blocks, at last the next layer. In between it is so much
-        less often as more is kept, since what is needed last goes first. What two columns read, both fetch."""
-        often = [sum(map(len, self.rows[a].values())) / max(1, len(self.rows[a])) for a in self.order]
-        longest = [max((hi - lo for lo, hi in self.spans[a]), default=0) for a in self.order]
-        columns = [self._inside(a) for a in self.order]
-        wholes = [[len({i for span in rows for i in range(*span)}) for rows in found] for found in columns]
-        whole = [max(found, default=0) for found in wholes]
-        again = [sum(found) / max(1, len(self.rows[a])) for a, found in zip(self.order, wholes, strict=True)]
-        shared = [
-            max((max(0, h - l) for rows in found for (_, h), (l, _) in pairwise(rows)), default=0) for found in columns
-        ]
-        kept = prod(longest)
-        levels = [(kept, prod(often))]
-        for n in range(len(often) - 1, -1, -1):
-            kept += prod(longest[:n]) * shared[n] * prod(whole[n + 1 :])
-            levels.append((kept, prod(often[:n]) * prod(again[n:])))
-        return levels
+    def _parts(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Per axis, of each row the column and the tube."""
+        return tuple(tuple(zip(*both, strict=True)) for both in zip(self._columns, self._tubes, strict=True))
+
+    @cached_property
+    def chunks(self) -> int:
+        """Chunks that are read at all."""
+        return prod(map(len, self.rows))
+
+    @cached_property
+    def _along(self) -> list[list[_Along]]:
+        """What there is to know of the tubes along each axis, from the slowest axis to the fastest."""
+        return [
+            [_Along.of([span for _, span in rows])
+             for _, rows in groupby(zip(self._parts[a], self.spans[a], strict=True), itemgetter(0))]
+            for a in self.order
+        ]  # fmt: skip
+
+    @property
+    def _in_one_column(self) -> bool:
+        return all(columns[0] == columns[-1] for columns in self._columns if columns)
+
+    def fetches(self, kept: float) -> float:
+        """Chunks that are fetched where so many are kept, what is being read included. No less than are needed, as
+        those that are kept of a layer may be the same in all of it: what goes last is better by a few hundredths.
+
+        What the next block needs is kept first, then what the next row does, the next layer, the next tube, as far as
+        there is room beside the most that the ones before take.
+        """
+        found, most = 0.0, 0
+        for tube in product(*self._along):
+            inside, taken = _inside(tube, kept)
+            found, most = found + inside, max(most, taken)
+        return found - (self._walls(kept - most) if self._in_one_column else 0.0)
+
+    def _walls(self, room: float) -> float:
+        """Chunks at walls between tubes that are fetched once less, as there is room to keep them for the next tube."""
+        spared = 0.0
+        for a in reversed(range(len(self.order))):
+            shared = [max(0, one.stop - other.start) for one, other in pairwise(self._along[a])]
+            across = prod(sum(t.whole for t in along) - sum(max(0, one.stop - other.start) for one, other in pairwise(along))
+                          for along in self._along[a + 1 :])  # fmt: skip
+            for outer in product(*self._along[:a]):
+                face = prod(tube.whole for tube in outer) * across
+                spared += sum(min(thick * face, max(0.0, room)) for thick in shared)
+            room -= (
+                max(shared, default=0)
+                * prod(max((t.whole for t in along), default=0) for along in self._along[:a])
+                * across
+            )
+        return spared
+
+    @cached_property
+    def _needed(self) -> int:
+        """Chunks to keep so that more would spare nothing."""
+        most = max((_inside(tube, inf)[1] for tube in product(*self._along)), default=0)
+        if not self._in_one_column:
+            return most
+        for a in reversed(range(len(self.order))):
+            thick = max((max(0, one.stop - other.start) for one, other in pairwise(self._along[a])), default=0)
+            most += (
+                thick
+                * prod(max((t.whole for t in along), default=0) for along in self._along[:a])
+                * prod(len(self.rows[b]) for b in self.order[a + 1 :])
+            )
+        return most
 
     def wanted(self, chunk_bytes: int, most: int = MOST) -> int:
         """Bytes to keep, of `most`, chunks being no longer than they are unpacked: more would spare nothing."""
-        return min(most, self._levels[-1][0] * chunk_bytes)
+        return min(most, self._needed * chunk_bytes)
 
     def enough(self, chunk_bytes: int, factor: float = SEVERAL) -> int:
-        """Bytes to keep so that a chunk is fetched `factor` times in the mean."""
-        if self._levels[0][1] <= factor:
+        """Bytes to keep so that a chunk is fetched `factor` times in the mean; where columns have it fetched more often
+        whatever is kept, as many as spare anything."""
+        if self.factor(0, chunk_bytes) <= factor:
             return 0
-        for (less, more_often), (more, less_often) in pairwise(self._levels):
-            if less_often <= factor:
-                part = (more_often - factor) / (more_often - less_often)
-                return ceil((less + part * (more - less)) * chunk_bytes)
-        return self.wanted(chunk_bytes)
+        less, more = 0, self._needed
+        while more - less > 1:
+            middle = (less + more) // 2
+            less, more = (less, middle) if self.fetches(middle) <= factor * self.chunks else (middle, more)
+        return more * chunk_bytes
 
-    def factor(self, kept: int, chunk_bytes: int) -> float:
+    def factor(self, kept: int, chunk_bytes: float) -> float:
         """How often a chunk is fetched in the mean, where `kept` bytes are kept."""
-        chunks = kept / chunk_bytes
-        for (less, more_often), (more, less_often) in reversed(list(pairwise(self._levels))):
-            if chunks >= more:
-                return less_often
-            if chunks > less:
-                return more_often - (more_often - less_often) * (chunks - less) / (more - less)
-        return self._levels[0][1]
+        return self.fetches(kept / chunk_bytes) / max(1, self.chunks)
+
+
+@dataclass(frozen=True)
+class _Along:
+    """Along one axis of one tube, in chunks."""
+
+    start: int
+    stop: int
+    longest: int
+    """What a row of blocks reads at most."""
+    read: int
+    """What all of them read, each for itself."""
+    whole: int
+    """What they read together."""
+    shared: tuple[int, ...]
+    """What each row reads again of what the one before it read."""
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int]]) -> _Along:
+        lengths, shared = [hi - lo for lo, hi in rows], [max(0, hi - lo) for (_, hi), (lo, _) in pairwise(rows)]
+        return cls(rows[0][0], rows[-1][1], max(lengths), sum(lengths), sum(lengths) - sum(shared), tuple(shared))
+
+
+def _inside(tube: Sequence[_Along], kept: float) -> tuple[float, int]:
+    """Chunks that one tube fetches where so many are kept, and how many could be; axes from the slowest."""
+    found, taken = float(prod(along.whole for along in tube)), prod(along.longest for along in tube)
+    for a in reversed(range(len(tube))):
+        across = prod(along.whole for along in tube[a + 1 :])
+        beside, layers = (
+            (prod(one) for one in zip(*((t.longest, t.read) for t in tube[:a]), strict=True)) if a else (1, 1)
+        )
+        for thick in tube[a].shared:
+            needed = beside * thick * across
+            missing = max(0.0, needed - max(0.0, kept - taken))
+            found += missing / max(1, needed) * thick * across * layers
+        taken += beside * max(tube[a].shared, default=0) * across
+    return found, taken

@@ -88,7 +88,9 @@ def shrunk(plan: Plan) -> Plan | None:
     if plan.block[a] <= floor[a]:
         return None
     block = tuple(b - 1 if i == a else b for i, b in enumerate(plan.block))
-    return replace(plan, block=block, chunk=default_chunk(plan.axes, block, plan.back), cuts=((),) * len(block))
+    return replace(
+        plan, block=block, chunk=default_chunk(plan.axes, block, plan.back), cuts=((),) * len(block), walls=()
+    )
 
 
 def least_windows(axis: AxisGrid, target: int) -> int:

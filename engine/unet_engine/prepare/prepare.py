@@ -16,7 +16,6 @@ from unet_engine.hanging import watched
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
-from unet_engine.plan.fetching import MOST, Fetching
 from unet_engine.plan.memory import READERS, ClusterShape, Sizes, fit, predict_memory, readers_that_fit
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare import blending, coarse_choice, rewriting, streams, tiling_choice
@@ -27,6 +26,7 @@ from unet_engine.prepare.draft import Draft, grid, windows_per_block
 from unet_engine.prepare.evidence import Outputs
 from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
+from unet_engine.prepare.keeping import in_tubes, to_keep
 from unet_engine.prepare.looking import Look, about_outputs, trial_of
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outside import about_marks
@@ -37,7 +37,6 @@ from unet_engine.prepare.streams_choice import StreamsChoice
 from unet_engine.prepare.survey import Survey
 from unet_engine.prepare.tiling_choice import TilingChoice
 from unet_engine.profiling.beginning import COMPILING, OPINION, PLANNING, SAMPLES, WARMING, Beginning
-from unet_engine.storage.kept import allowed
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples
 from unet_engine.volumes.normalize import Scaling
@@ -381,30 +380,20 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     base = resident - held + (devices - 1) * max(0, resident - loaded.before)
     if loaded.ready.budget:  # measured before another run was under way, whose blocks are none of this one's
         base, budget = loaded.ready.base, loaded.ready.budget
-    cluster, kept = None, _kept(survey, plan, budget - base)
+    cluster, kept = None, to_keep(survey.scan, plan, budget - base)
     alone, base = base, base + held + kept
     if workers:
         wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))
         cluster = _cluster(plan, sizes, base, budget, wanted)
     fitted = fit(plan, sizes, base, budget, devices, cluster)
+    if not workers and devices == 1:
+        fitted = in_tubes(survey.scan, fitted, sizes, base, budget, kept)
     if not workers and survey.scan.units is None and network.device_memory(plan, sizes) is not None:
         # of a store over a network, a block's chunks are asked for at once, and kept in the order of blocks
         most = max(1, min(READERS, machine.cpu_count(), fitted.block_count))
         sizes = replace(sizes, readers=readers_that_fit(fitted, sizes, base, budget, devices, most))
         fitted = replace(fitted, memory=predict_memory(fitted, sizes, base, devices))
     return _Fitted(fitted, sizes, alone, budget, cluster, kept)
-
-
-def _kept(survey: Survey, plan: Plan, free: int) -> int:
-    """Bytes to keep of what is fetched over a network: as many as spare any request, or, where that is not wanted, as
-    keep requests few; but a quarter of what is free at most, as blocks are what memory is for."""
-    scan = survey.scan
-    if scan.units is None:
-        return 0
-    each = prod(scan.units) * scan.dtype.itemsize * scan.channels
-    fetching = Fetching.of(plan, scan.units)
-    most = max(allowed(MOST), min(MOST, fetching.enough(each)))
-    return max(0, min(fetching.wanted(each, most), free // 4))
 
 
 def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:

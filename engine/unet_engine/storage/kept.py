@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.common import concurrent_map
 from zarr.storage import WrapperStore
@@ -21,6 +22,8 @@ CACHE = "UNET_ENGINE_STORE_CACHE"
 """Environment variable: bytes that a volume may be kept of, e.g. 256MiB; 0 for no more than a few blocks take."""
 NEVER = 2**62
 """When something is needed that is not any more."""
+SEEN = 1024
+"""Lengths that are remembered, of what came first."""
 BEFORE = 2**26
 """Bytes that are kept before there is a plan that says what is needed again."""
 
@@ -33,6 +36,11 @@ def allowed(most: int) -> int:
         return most
 
 
+def _holds_voxels(byte_range: Any) -> bool:
+    """Whether that is a chunk, or a part of a shard behind its beginning, where an index may be as at its end."""
+    return byte_range is None or (isinstance(byte_range, RangeByteRequest) and byte_range.start > 0)
+
+
 class Kept(WrapperStore[Any]):  # type: ignore[misc]
     """A store that keeps what it gave, up to `most` bytes. Where it is told when things are needed next, what is needed
     last goes first (L. A. Belady, 1966), else what was longest not asked for; and what is needed no more at once."""
@@ -42,6 +50,8 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
         self.most = BEFORE
         self.fetched = 0
         """Objects, or ranges of them, that were asked of the store and there."""
+        self.lengths: list[int] = []
+        """Bytes of what came first, but for indices of shards."""
         self._found: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._spans: dict[str, set[str]] = {}
         self._due: dict[str, int] = {}
@@ -73,6 +83,8 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
             found = await self._store.get(key, prototype, byte_range)
             if found is not None and not is_metadata(key):
                 self.fetched += 1
+                if len(self.lengths) < SEEN and _holds_voxels(byte_range):
+                    self.lengths.append(len(found))
                 self._keep(name, found)
         finally:
             self._asked.pop(name, None)

@@ -170,6 +170,10 @@ class Volume(Protocol):
     def units(self) -> tuple[int, ...] | None:
         """Of a volume that is fetched over a network: the shape of what is fetched for each request; else None."""
 
+    @property
+    def packed(self) -> float:
+        """What chunks that are fetched over a network take, of what they are unpacked; 1 where that is not known."""
+
     def keep(self, most: int, reads: Fetching | None) -> None:
         """Keep up to `most` bytes of what is fetched over a network; `reads`: how often each of its `units` is going to
         be read, and when, where that is known."""
@@ -266,6 +270,10 @@ class StoredVolume(ABC):
     @property
     def units(self) -> tuple[int, ...] | None:
         return None
+
+    @property
+    def packed(self) -> float:
+        return 1.0
 
     def keep(self, most: int, reads: Fetching | None) -> None:  # noqa: B027  # most lie on a disk
         """A format that fetches over a network keeps here."""

@@ -133,6 +133,10 @@ class Lens(ABC):
     def units(self) -> tuple[int, ...] | None:
         return self.scan.units
 
+    @property
+    def packed(self) -> float:
+        return self.scan.packed
+
     def keep(self, most: int, reads: Fetching | None) -> None:
         self.scan.keep(most, None)  # `reads` counts on the grid that is seen
 

@@ -183,6 +183,8 @@ def _has_longer_chunks(array: zarr.Array) -> bool:
 
 _LOOKED_FOR = 64
 _HELD = " (all of which had been read before that, so that these blocks are of what was there then)"
+_FEW = 8
+"""Chunks of which fewer say nothing of what others take packed."""
 _TRIES = 4
 """Times that a chunk is asked for that came and could not be decoded."""
 
@@ -318,6 +320,16 @@ class ZarrVolume(StoredVolume):
         if self._kept is None:
             return None
         return self.along(self.array.shards or self.array.chunks)
+
+    @property
+    def packed(self) -> float:
+        """Of the longer half of the chunks that came so far: where there is air, others take more."""
+        lengths = sorted(self._kept.lengths) if self._kept else []
+        if len(lengths) < _FEW:
+            return 1.0
+        longer = lengths[len(lengths) // 2 :]
+        unpacked = prod(self.array.chunks) * np.dtype(self.array.dtype).itemsize
+        return min(1.0, float(sum(longer) / (len(longer) * unpacked)))
 
     def keep(self, most: int, reads: Fetching | None) -> None:
         if self._kept:

@@ -1,0 +1,52 @@
+"""What is kept of a volume behind a network, and in which order blocks come for that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+from unet_engine.plan.fetching import MOST, Fetching
+from unet_engine.plan.memory import Sizes, predict_memory
+from unet_engine.plan.plan import Plan
+from unet_engine.plan.tubes import counted, tubes
+from unet_engine.storage.kept import allowed
+from unet_engine.volumes.base import Volume
+
+
+def to_keep(scan: Volume, plan: Plan, free: int) -> int:
+    """Bytes to keep of what is fetched over a network: as many as spare any request, or, where that is not wanted, as
+    keep requests few; but a quarter of what is free at most, as blocks are what memory is for."""
+    if scan.units is None:
+        return 0
+    each = _unpacked(scan, scan.units)
+    fetching = Fetching.of(plan, scan.units)
+    most = max(allowed(MOST), min(MOST, fetching.enough(each)))
+    return max(0, min(fetching.wanted(each, most), free // 4))
+
+
+def in_tubes(scan: Volume, plan: Plan, sizes: Sizes, base: int, budget: int, kept: int) -> Plan:
+    """The plan tube by tube, where so many bytes are too few to keep for layer by layer, and halos that wait longer
+    fit; else as it is."""
+    if scan.units is None or not kept:
+        return plan
+    for found in tubes(plan, scan.units, _chunks(scan, scan.units, kept)):
+        memory = predict_memory(found, sizes, base, 1, ending=plan.memory.under_way)
+        if memory.total <= budget:
+            return replace(found, memory=memory)
+    return plan
+
+
+def fetch_factor(scan: Volume, plan: Plan, kept: int) -> float | None:
+    """How often each chunk of a volume behind a network is fetched, in the mean; None of one that lies elsewhere."""
+    if scan.units is None:
+        return None
+    return counted(Fetching.of(plan, scan.units), _chunks(scan, scan.units, kept))
+
+
+def _chunks(scan: Volume, units: tuple[int, ...], kept: int) -> float:
+    """Chunks that so many bytes hold, packed as those that were seen."""
+    return kept / (_unpacked(scan, units) * scan.packed)
+
+
+def _unpacked(scan: Volume, units: tuple[int, ...]) -> int:
+    return prod(units) * scan.dtype.itemsize * scan.channels
