@@ -12,6 +12,7 @@ from support.s3 import faulty, upload
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.fetching import Fetching
+from unet_engine.plan.tubes import ONCE
 from unet_engine.storage.kept import CACHE, NEVER, Kept
 
 pytestmark = pytest.mark.long
@@ -59,8 +60,7 @@ def test_each_chunk_is_fetched_once_with_a_cache_and_as_often_as_the_plan_says_w
         often = sum(results["0"].values()) / len(once)
         bare = cli("plan", *arguments)
         assert bare.json["bytes_kept"] < planned.json["bytes_kept"]
-        assert 1 < bare.json["fetch_factor"] <= 1.3
-        assert often <= 1.3
+        assert often <= bare.json["fetch_factor"] + 0.01 <= 1.3
         here = cli("run", "--in", local, "--model", model, "--output", "logits", "--out", tmp_path / "here.zarr")
         assert here.code == 0, here.err
         for cache in results:
@@ -69,11 +69,34 @@ def test_each_chunk_is_fetched_once_with_a_cache_and_as_often_as_the_plan_says_w
             )
 
 
+def test_tube_by_tube_chunks_are_fetched_as_often_as_the_plan_says(monkeypatch, tmp_path):
+    """Where little may be kept. The bytes are those of blocks that come row by row."""
+    image = np.random.default_rng(9).integers(1, 2**16, (192, 192), dtype=np.uint16)
+    local = tmp_path / "scan.zarr"
+    make_volume(str(local), image, axes="yx", chunks=(16, 16), compressors=None)
+    arguments = ("--model", fake_model(tmp_path, axes="yx", window=(16, 16)), "--json")
+    with faulty(monkeypatch) as (proxy, client):
+        upload(client, local, "scan.zarr")
+        monkeypatch.setenv(CACHE, "0")
+        monkeypatch.setattr("unet_engine.storage.kept.BEFORE", 0)
+        planned = cli("plan", "--in", "s3://lab/scan.zarr", *arguments).json
+        assert planned["tubes"] == [1, 3]
+        assert 1 < planned["fetch_factor"] <= ONCE
+        samples = fetches(proxy).total()  # nothing is kept of them
+        proxy.seen.clear()
+        said = cli("run", "--in", "s3://lab/scan.zarr", *arguments, "--out", tmp_path / "there.zarr")
+        assert said.code == 0, said.err
+        assert (fetches(proxy).total() - samples) / 12**2 == pytest.approx(planned["fetch_factor"], abs=0.001)
+    here = cli("run", "--in", local, *arguments, "--out", tmp_path / "here.zarr")
+    assert here.code == 0, here.err
+    assert result_of(tmp_path / "there.zarr").tobytes() == result_of(tmp_path / "here.zarr").tobytes()
+
+
 @pytest.mark.parametrize("shape", [(5, 6), pytest.param((4, 3, 5), marks=pytest.mark.slow)])
 def test_what_has_to_be_kept_is_enough(shape):
     """Against a plain list of what blocks read, one after the other."""
     rng = np.random.default_rng(3)
-    for _ in range(40):
+    for _ in range(10):
         spans = []
         for n in shape:
             edges = np.sort(rng.choice(range(1, 4 * n), n - 1, replace=False)).tolist()

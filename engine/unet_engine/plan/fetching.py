@@ -106,13 +106,21 @@ class Fetching:
     def _moment(self, block: Sequence[int]) -> int:
         """The number of a block, by its row along each axis: that of its column counts first, then that of its tube."""
         number = 0
-        for columns, row in zip(self._columns, block, strict=True):
-            number = number * (columns[-1] + 1) + columns[row]
-        for a in self.order:
-            number = number * (max(self._tubes[a]) + 1) + self._tubes[a][block[a]]
-        for a in self.order:
-            number = number * len(self.spans[a]) + block[a]
+        for a, among, parts in self._digits:
+            number = number * among + parts[block[a]]
         return number
+
+    @cached_property
+    def _digits(self) -> list[tuple[int, int, Sequence[int]]]:
+        """What numbers of blocks are made of, the highest digit first: axis, how many there are, that of each row.
+        Where there is one column or tube alone, it is none."""
+        found: list[tuple[int, Sequence[int]]] = [
+            *((a, self._columns[a]) for a in range(len(self.spans))),
+            *((a, self._tubes[a]) for a in self.order),
+            *((a, range(len(self.spans[a]))) for a in self.order),
+        ]
+        counted = [(a, max(parts, default=0) + 1, parts) for a, parts in found]
+        return [digit for digit in counted if digit[1] > 1]
 
     @cached_property
     def _columns(self) -> tuple[tuple[int, ...], ...]:

@@ -21,6 +21,8 @@ ONCE = 1.05
 """How often a chunk is fetched in the mean at most where that counts as once."""
 MOST_TUBES = 6
 """Along an axis: more walls cost more than they spare."""
+TRIED = 4
+"""Ways to part into tubes that are looked at closer, of those that a bound finds best."""
 MOVED = 2
 """Blocks that a wall is moved by at most, to where fewer chunks lie on both sides of it."""
 WORTH = 0.01
@@ -38,17 +40,17 @@ def tubes(plan: Plan, chunks: Sequence[int], kept: float) -> Iterator[Plan]:
     fetching = Fetching.of(plan, chunks)
     if plan.column_count != 1 or plan.block_range.size > MOST_BLOCKS or not fetching.chunks:
         return
-    before = fetching.fetches(kept)
-    if before <= ONCE * fetching.chunks:
+    before = counted(fetching, kept)
+    if before <= ONCE:
         return
     found = []
     for counts in product(*(range(1, MOST_TUBES + 1) for _ in plan.order[1:])):
         walls = _walls(plan, fetching, dict(zip(plan.order[1:], counts, strict=True)))
-        fetched = fetching.in_tubes(walls).fetches(kept)
-        if fetched <= before - WORTH * fetching.chunks:
-            found.append((max(fetched, ONCE * fetching.chunks), prod(counts), walls))
-    for _, _, walls in sorted(set(found)):
-        yield replace(plan, walls=walls)
+        often = fetching.in_tubes(walls).fetches(kept) / fetching.chunks
+        found.append((max(often, ONCE), prod(counts), walls))
+    for _, _, walls in sorted(set(found))[:TRIED]:
+        if counted(fetching.in_tubes(walls), kept) <= before - WORTH:
+            yield replace(plan, walls=walls)
 
 
 def _walls(plan: Plan, fetching: Fetching, counts: dict[int, int]) -> tuple[tuple[int, ...], ...]:
