@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import itertools
+from math import prod
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from support.s3 import faulty, upload
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.fetching import Fetching
-from unet_engine.plan.tubes import ONCE
 from unet_engine.storage.kept import CACHE, NEVER, Kept
 
 pytestmark = pytest.mark.long
@@ -69,24 +69,31 @@ def test_each_chunk_is_fetched_once_with_a_cache_and_as_often_as_the_plan_says_w
             )
 
 
-def test_tube_by_tube_chunks_are_fetched_as_often_as_the_plan_says(monkeypatch, tmp_path):
-    """Where little may be kept. The bytes are those of blocks that come row by row."""
-    image = np.random.default_rng(9).integers(1, 2**16, (192, 192), dtype=np.uint16)
-    local = tmp_path / "scan.zarr"
-    make_volume(str(local), image, axes="yx", chunks=(16, 16), compressors=None)
-    arguments = ("--model", fake_model(tmp_path, axes="yx", window=(16, 16)), "--json")
+@pytest.mark.parametrize(
+    ("shape", "window", "tubes", "layers"),
+    [((192, 192), 16, [1, 3], 1.06), pytest.param((208,) * 3, 16, [1, 2, 2], 1.19, marks=pytest.mark.slow)],
+)
+def test_tube_by_tube_chunks_are_fetched_as_often_as_the_plan_says(monkeypatch, tmp_path, shape, window, tubes, layers):
+    """Where little may be kept. The bytes are those of blocks that come layer by layer, of a local volume."""
+    image = np.random.default_rng(9).integers(1, 2**8, shape, dtype=np.uint8)
+    local, axes = tmp_path / "scan.zarr", "zyx"[-len(shape) :]
+    make_volume(str(local), image, axes=axes, chunks=(16,) * len(shape), compressors=None)
+    model = fake_model(tmp_path, axes=axes, window=(window,) * len(shape))
+    arguments = ("--model", model, "--overlap", "0.5", "--json")
     with faulty(monkeypatch) as (proxy, client):
         upload(client, local, "scan.zarr")
         monkeypatch.setenv(CACHE, "0")
         monkeypatch.setattr("unet_engine.storage.kept.BEFORE", 0)
         planned = cli("plan", "--in", "s3://lab/scan.zarr", *arguments).json
-        assert planned["tubes"] == [1, 3]
-        assert 1 < planned["fetch_factor"] <= ONCE
+        assert planned["tubes"] == tubes
         samples = fetches(proxy).total()  # nothing is kept of them
         proxy.seen.clear()
         said = cli("run", "--in", "s3://lab/scan.zarr", *arguments, "--out", tmp_path / "there.zarr")
         assert said.code == 0, said.err
-        assert (fetches(proxy).total() - samples) / 12**2 == pytest.approx(planned["fetch_factor"], abs=0.001)
+        often = (fetches(proxy).total() - samples) / prod(n // 16 for n in shape)
+        assert often == pytest.approx(planned["fetch_factor"], abs=0.001)
+        monkeypatch.setattr("unet_engine.prepare.prepare.in_tubes", lambda _, plan, *__: plan)
+        assert cli("plan", "--in", "s3://lab/scan.zarr", *arguments).json["fetch_factor"] > layers
     here = cli("run", "--in", local, *arguments, "--out", tmp_path / "here.zarr")
     assert here.code == 0, here.err
     assert result_of(tmp_path / "there.zarr").tobytes() == result_of(tmp_path / "here.zarr").tobytes()
