@@ -60,6 +60,35 @@ struct Commit {
 template <typename T, std::size_t N>
 using AxisTables = std::vector<std::optional<Table<T, N>>>;
 
+// What voxels of another grid are made of, as they were given for each axis.
+struct GridTables {
+  const Array& array;  // that lies where they must lie
+  const AxisTables<std::int32_t, 1>& first;
+  const AxisTables<float, 2>& weights;
+  const std::vector<index_t>& begin;
+
+  // Of axis `a`, along which what is interpolated has `source` voxels.
+  GridAxis axis(int a, index_t source) const {
+    if (first.size() != kAxes || weights.size() != kAxes || begin.size() != kAxes)
+      refuse("first, weights and begin must be one for each of z, y and x");
+    const std::string name = std::string("axis ") + kNames[a] + ": ";
+    if (first[a].has_value() != weights[a].has_value()) refuse(name + "give both first and weights, or neither");
+    if (!first[a].has_value()) return {nullptr, nullptr, source, 1, 0};
+    check_device(array, *first[a], "first");
+    check_device(array, *weights[a], "weights");
+    const index_t size = static_cast<index_t>(first[a]->shape(0)), taps = static_cast<index_t>(weights[a]->shape(1));
+    if (static_cast<index_t>(weights[a]->shape(0)) != size) refuse(name + "weights must have a row for each voxel");
+    if (taps < 1 || taps > source) refuse(name + "a voxel is made of more than there is");
+    return {first[a]->data(), weights[a]->data(), size, taps, begin[a]};
+  }
+
+  void check_size(int a, const GridAxis& axis, index_t out, const char* source) const {
+    if (axis.size != out)
+      refuse(std::string("axis ") + kNames[a] + ": out must be as long as its table, or as " + source +
+             " where there is none");
+  }
+};
+
 // What `interpolate` was asked for.
 struct Interpolation {
   const Array& sums_array;
@@ -75,27 +104,13 @@ struct Interpolation {
     const auto sums = floats(sums_array, "sums");
     InterpolateBody<Finish> body{finish, constant(sums), view<T>(out_array, "out", !is_label), {}};
     if (!is_label && body.out.shape[0] != sums.shape[0]) refuse("out must have as many channels as sums");
+    const GridTables tables{sums_array, first, weights, begin};
     for (int a = 0; a < kAxes; ++a) {
-      body.axes[a] = axis(a, sums.shape[1 + a]);
-      if (body.axes[a].size != body.out.shape[1 + a])
-        refuse(std::string("axis ") + kNames[a] + ": out must be as long as its table, or as sums where there is none");
+      body.axes[a] = tables.axis(a, sums.shape[1 + a]);
+      tables.check_size(a, body.axes[a], body.out.shape[1 + a], "sums");
     }
     const nb::gil_scoped_release release;
     launch::interpolate(launch::Queue{sums_array.device_id(), stream}, body);
-  }
-
-  GridAxis axis(int a, index_t source) const {
-    if (first.size() != kAxes || weights.size() != kAxes || begin.size() != kAxes)
-      refuse("first, weights and begin must be one for each of z, y and x");
-    const std::string name = std::string("axis ") + kNames[a] + ": ";
-    if (first[a].has_value() != weights[a].has_value()) refuse(name + "give both first and weights, or neither");
-    if (!first[a].has_value()) return {nullptr, nullptr, source, 1, 0};
-    check_device(sums_array, *first[a], "first");
-    check_device(sums_array, *weights[a], "weights");
-    const index_t size = static_cast<index_t>(first[a]->shape(0)), taps = static_cast<index_t>(weights[a]->shape(1));
-    if (static_cast<index_t>(weights[a]->shape(0)) != size) refuse(name + "weights must have a row for each voxel");
-    if (taps < 1 || taps > source) refuse(name + "a voxel is made of more than the sums have");
-    return {first[a]->data(), weights[a]->data(), size, taps, begin[a]};
   }
 };
 

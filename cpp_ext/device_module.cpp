@@ -8,6 +8,7 @@
 #include "device_arrays.hpp"
 #include "device_finish.hpp"
 #include "device_norm.hpp"
+#include "device_resample.hpp"
 #include "launch.hpp"
 
 namespace nb = nanobind;
@@ -195,4 +196,8 @@ NB_MODULE(_halo_cuda, m) {
         "above"_a = nb::none(), "order"_a = std::vector<std::uint16_t>{}, "stream"_a = 0);
   m.def("interpolate", &interpolate, "sums"_a, "out"_a, "first"_a, "weights"_a, "begin"_a, "kind"_a, "activation"_a,
         nb::kw_only(), "above"_a = nb::none(), "order"_a = std::vector<std::uint16_t>{}, "stream"_a = 0);
+  m.def("resample", &resample, "scan"_a, "out"_a, "first"_a, "weights"_a, "begin"_a, nb::kw_only(),
+        "scale"_a = nb::none(), "shift"_a = nb::none(), "limits"_a = nb::none(), "pivot"_a = nb::none(),
+        "stream"_a = 0);
+  m.def("clip", &clip_voxels, "voxels"_a, "low"_a, "high"_a, nb::kw_only(), "stream"_a = 0);
 }

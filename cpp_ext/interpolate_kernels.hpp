@@ -19,6 +19,16 @@ struct GridAxis {
   HALO_FN float weight(const float* of, index_t t) const { return taps == 1 ? 1.0f : of[t]; }
 };
 
+// sum += value * weight, or begins so.
+template <int C>
+HALO_FN void combine(float (&sum)[C], const float (&value)[C], float weight, bool begins) {
+  HALO_UNROLL
+  for (int c = 0; c < C; ++c) {
+    const float weighted = value[c] * weight;
+    sum[c] = begins ? weighted : sum[c] + weighted;
+  }
+}
+
 // out = what `finish` makes of sums that are interpolated along all axes. Interpolated sums are nowhere stored.
 template <typename Finish>
 struct InterpolateBody {
@@ -100,16 +110,6 @@ struct InterpolateBody {
         combine(in_plane, along_z, axes[1].weight(place.weights_y, ty), ty == 0);
       }
       combine(value, in_plane, axes[2].weight(place.weights_x, tx), tx == 0);
-    }
-  }
-
-  // sum += value * weight, or begins so.
-  template <int C>
-  HALO_FN static void combine(float (&sum)[C], const float (&value)[C], float weight, bool begins) {
-    HALO_UNROLL
-    for (int c = 0; c < C; ++c) {
-      const float weighted = value[c] * weight;
-      sum[c] = begins ? weighted : sum[c] + weighted;
     }
   }
 };

@@ -9,6 +9,7 @@
 #include "instance_norm.hpp"
 #include "interpolate_kernels.hpp"
 #include "kernels.hpp"
+#include "resample_kernels.hpp"
 #include "types.hpp"
 
 namespace unet_engine::launch {
@@ -36,6 +37,11 @@ void commit(const Queue& queue, const CommitBody<Finish>& body);
 
 template <typename Finish>
 void interpolate(const Queue& queue, const InterpolateBody<Finish>& body);
+
+template <typename T>
+void resample(const Queue& queue, const ResampleBody<T>& body);
+
+void clip(const Queue& queue, const ClipBody& body);
 
 template <typename T, int V>
 void put(const Queue& queue, const PutBody<T, V>& body);

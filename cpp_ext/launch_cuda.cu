@@ -123,6 +123,13 @@ __global__ void __launch_bounds__(kThreads, 3) interpolate_kernel(const __grid_c
   together(body);
 }
 
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4) resample_kernel(const __grid_constant__ ResampleBody<T> body) {
+  together(body);
+}
+
+__global__ void __launch_bounds__(kThreads) clip_kernel(const __grid_constant__ ClipBody body) { copy_rows(body); }
+
 __global__ void __launch_bounds__(kThreads) divide_kernel(const __grid_constant__ DivideBody body) { each_voxel(body); }
 
 template <typename T, typename Way>
@@ -265,6 +272,13 @@ template <typename Finish>
 void interpolate(const Queue& queue, const InterpolateBody<Finish>& body) {
   launch_rows(queue, body, interpolate_kernel<Finish>, "interpolate_kernel");
 }
+
+template <typename T>
+void resample(const Queue& queue, const ResampleBody<T>& body) {
+  launch_rows(queue, body, resample_kernel<T>, "resample_kernel");
+}
+
+void clip(const Queue& queue, const ClipBody& body) { launch_rows(queue, body, clip_kernel, "clip_kernel"); }
 
 template <typename T>
 void add(const Queue& queue, const AddBody<T>& body) {

@@ -93,6 +93,13 @@ void interpolate(const Queue&, const InterpolateBody<Finish>& body) {
   run_together(body);
 }
 
+template <typename T>
+void resample(const Queue&, const ResampleBody<T>& body) {
+  run_together(body);
+}
+
+void clip(const Queue&, const ClipBody& body) { run_rows(body); }
+
 void divide(const Queue&, const DivideBody& body) { run_voxels(body); }
 
 template <typename T>

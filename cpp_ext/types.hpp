@@ -45,6 +45,7 @@
   template void gather<T, float>(const Queue&, const GatherBody<T, float>&); \
   template void gather<T, Half>(const Queue&, const GatherBody<T, Half>&);   \
   template void gather<T, BFloat16>(const Queue&, const GatherBody<T, BFloat16>&);
+#define HALO_INSTANTIATE_RESAMPLE(T) template void resample<T>(const Queue&, const ResampleBody<T>&);
 #define HALO_INSTANTIATE_ADD(T) template void add<T>(const Queue&, const AddBody<T>&);
 #define HALO_INSTANTIATE_COMMIT(F)                          \
   template void commit<F>(const Queue&, const CommitBody<F>&); \
@@ -56,6 +57,7 @@
   template void instance_norm<T, kNormWidth<T>>(const Queue&, const NormBody<T, kNormWidth<T>>&);
 #define HALO_INSTANTIATE_LAUNCHERS          \
   HALO_BLOCK_TYPES(HALO_INSTANTIATE_GATHER) \
+  HALO_BLOCK_TYPES(HALO_INSTANTIATE_RESAMPLE) \
   HALO_WINDOW_TYPES(HALO_INSTANTIATE_ADD)   \
   HALO_WINDOW_TYPES(HALO_INSTANTIATE_NORM)  \
   HALO_FINISHES(HALO_INSTANTIATE_COMMIT)
