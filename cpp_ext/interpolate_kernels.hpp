@@ -76,6 +76,7 @@ struct InterpolateBody {
     const Place place{row.sums + axes[2].at(x) * sums.stride[3], row.weights_z, row.weights_y, axes[2].weights_of(x)};
     T* const to = row.out + x * out.stride[3];
     typename Finish::State state = finish.begin();
+    HALO_ROLLED
     for (index_t k = 0; k < sums.shape[0]; k += kChannels) {
       const int channels = static_cast<int>(sums.shape[0] - k < kChannels ? sums.shape[0] - k : kChannels);
       float value[kChannels] = {};

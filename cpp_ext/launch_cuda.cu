@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 3) interpolate_kernel(const __grid_c
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 4) resample_kernel(const __grid_constant__ ResampleBody<T> body) {
+__global__ void __launch_bounds__(kThreads, 2) resample_kernel(const __grid_constant__ ResampleBody<T> body) {
   together(body);
 }
 

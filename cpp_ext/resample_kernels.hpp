@@ -19,11 +19,12 @@ struct ResampleBody {
   const Limits* limits;         // per channel; null: none
   const float* pivot;           // per channel, taken off what was normalised; null: 0
 
+  using F = typename Normal<T>::type;
   struct Row {
     const T* from;  // the first that it is made of
     float* to;
     const float *weights_z, *weights_y;
-    double scale, shift;
+    F scale, shift;  // in the type they are used in: a double takes two registers
     const Limits* limits;
     float pivot;
   };
@@ -38,7 +39,7 @@ struct ResampleBody {
     const bool as_is = scale == nullptr;
     return {scan.at(c, axes[0].at(z), axes[1].at(y), 0), out.at(c, z, y, 0),
             axes[0].weights_of(z), axes[1].weights_of(y),
-            as_is ? 1.0 : scale[c], as_is ? 0.0 : shift[c],
+            static_cast<F>(as_is ? 1.0 : scale[c]), static_cast<F>(as_is ? 0.0 : shift[c]),
             limits == nullptr ? nullptr : limits + c, pivot == nullptr ? 0.0f : pivot[c]};
   }
 

@@ -155,6 +155,7 @@ def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
     parts = (
         f"network {size(memory.network)}, raw {size(memory.raw)}, sums {size(memory.sums)}, halos {size(memory.halos)}, "
         f"halos that stay {size(memory.kept)}"
+        + (f", the grid of the network {size(memory.image)}" if memory.image else "")
         + (f", the grid of the output {size(memory.grid)}" if memory.grid else "")
     )
     slow = "" if rates.keeps_up else ": the device will wait for voxels"

@@ -139,6 +139,30 @@ def commit(
     otherwise they are only read. `out` may be `sums`.
     """
 
+def resample(
+    scan: DeviceArray,
+    out: DeviceArray,
+    first: Sequence[DeviceArray | None],
+    weights: Sequence[DeviceArray | None],
+    begin: Sequence[int],
+    *,
+    scale: DeviceArray | None = None,
+    shift: DeviceArray | None = None,
+    limits: DeviceArray | None = None,
+    pivot: DeviceArray | None = None,
+    stream: int = 0,
+) -> None:
+    """out (C, *S) float32 = what `operations.interpolate` makes of `scan` (C, *R), of any type and strides, once that is
+    normalised as `gather` does it and `pivot` (C,) float32 is taken off. Without `scale` and `shift`, of the voxels as
+    they are.
+
+    first, weights, begin: as for `interpolate`.
+    """
+
+def clip(voxels: DeviceArray, low: DeviceArray, high: DeviceArray, *, stream: int = 0) -> None:
+    """Raise `voxels` (C, *S) float32 to `low` and lower them to `high`, where they lie; both of the same shape, with any
+    strides. NaN stays NaN."""
+
 def interpolate(
     sums: DeviceArray,
     out: DeviceArray,

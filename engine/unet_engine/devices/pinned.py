@@ -111,10 +111,16 @@ class Piece:
 
 def piece_of(array: Array, device: Device) -> Piece | None:
     """The piece of `device` that begins with `array`, which is C-contiguous; None where it lies elsewhere."""
+    owner = piece_under(array, device)
+    if owner is None or not array.flags.c_contiguous:
+        return None
+    return owner if array.ctypes.data == owner.region.address else None
+
+
+def piece_under(array: Array, device: Device) -> Piece | None:
+    """The piece of `device` that `array` is a view of; None where it lies elsewhere."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
     owner = getattr(base, "owner", None)
-    if not isinstance(owner, Piece) or owner.device is not device or not array.flags.c_contiguous:
-        return None
-    return owner if array.ctypes.data == owner.region.address else None
+    return owner if isinstance(owner, Piece) and owner.device is device else None

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from unet_engine.backends.base import ONE_BY_ONE, Array, Setup
+from unet_engine.devices.opening import is_pipelined
 from unet_engine.model.file import ModelFile
 from unet_engine.output.layout import Layout
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind, Reduction
@@ -100,6 +101,13 @@ class Job:
     def finishes_on_host(self) -> bool:
         """Whether halos are merged by the host wherever windows are inferred: no kernel does what comes after."""
         return self.reduction.on_host_alone
+
+    @cached_property
+    def resamples_on_device(self) -> bool:
+        """Whether a device brings the scan to the grid of windows: where nothing but a voxel's own value says what it is
+        normalised to, and nobody looks at what windows see before they are there."""
+        moved = any(not axis.is_identity for axis in self.plan.image)
+        return moved and self.model.spec.empty is None and not self.scaling.filled and is_pipelined(self.setup.device)
 
     @property
     def skips(self) -> bool:
@@ -242,11 +250,13 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """The voxels a task's windows are cut from: shape (channels, *box.shape)."""
+    """The voxels a task's windows are cut from: shape (channels, *box.shape), or what these are made of."""
 
     voxels: Array
     inside: Array | None
     """Not 0 for voxels that are meant, (*box.shape); None: all are."""
+    there: Box | None = None
+    """Where the voxels lie in a scan on another grid, as they are stored; None: they are those of `box`."""
 
 
 @dataclass(frozen=True, slots=True)

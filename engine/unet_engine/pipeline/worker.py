@@ -160,9 +160,7 @@ class Worker:
         """Opened with its network when first asked for: readers, writers and the predicting thread may all be first."""
         with self._opening:
             if self._pipeline is None:
-                self._pipeline = pipeline_of(
-                    self.job, self.network, self.tally, self.recorder, self.volume.voxel_bytes, self.watch
-                )
+                self._pipeline = pipeline_of(self.job, self.network, self.tally, self.recorder, self.volume, self.watch)
             return self._pipeline
 
     def record(self) -> None:
@@ -301,19 +299,33 @@ class Worker:
         nowhere = None if valid is None else valid.read(task.read, self.recorder) == 0
         if nowhere is not None and self.job.skips and nowhere.all():
             return None
-        voxels = self.volume.read(task.read, self.recorder)
-        seen, count = self.volume, voxels.nbytes
-        if isinstance(seen, Interpolated):
-            count = seen.there(task.read).size * seen.scan.voxel_bytes
-        self.tally.add(bytes_read=count)
+        voxels, there = self._voxels(task.read)
+        if there is not None:  # all of them were measured
+            return self._pinned(Raw(voxels, inside if nowhere is None else _measured(inside, nowhere), there))
         if not self.job.plan.image:
             inside = self.presence.without_unmeasured(voxels, inside, nowhere)
         elif nowhere is not None:  # what was not measured was dealt with before interpolating
-            inside = ~nowhere if inside is None else ~nowhere & (inside != 0)
+            inside = _measured(inside, nowhere)
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
             self._handle_nonfinite(voxels, task)
-        raw = Raw(voxels, inside)
-        # a pipeline that is still being opened is not waited for: it then pins the voxels itself
+        return self._pinned(Raw(voxels, inside))
+
+    def _voxels(self, box: Box) -> tuple[Array, Box | None]:
+        """Those of `box`; or those of the scan that a device makes them of, and where these lie."""
+        seen = self.volume
+        if not isinstance(seen, Interpolated):
+            voxels = seen.read(box, self.recorder)
+            self.tally.add(bytes_read=voxels.nbytes)
+            return voxels, None
+        there = seen.there(box)
+        stored = seen.scan.read(there, self.recorder)
+        self.tally.add(bytes_read=there.size * seen.scan.voxel_bytes)
+        if self.job.resamples_on_device and seen.are_plain(stored, there):
+            return stored, there
+        return seen.made_of(stored, box, self.recorder), None
+
+    def _pinned(self, raw: Raw) -> Raw:
+        """A pipeline that is still being opened is not waited for: it then pins the voxels itself."""
         return self._pipeline.pin(raw) if self._pipeline else raw
 
     def _notice(self, box: Box, blocks: Sequence[Index]) -> None:
@@ -413,6 +425,11 @@ class Worker:
         stored = self.output.write(task.block.write.relative_to(self.job.plan.roi.lo), values)
         self.output.mark(task.block.index, stored)
         self.tally.add(blocks=1, voxels_written=task.block.write.size, bytes_written=values.nbytes)
+
+
+def _measured(inside: Array | None, nowhere: Array) -> Array:
+    """Of what is `inside`, what was measured."""
+    return ~nowhere if inside is None else ~nowhere & (inside != 0)
 
 
 def _clear_beyond(values: Array, box: Box, kept: Box) -> None:

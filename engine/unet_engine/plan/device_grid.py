@@ -1,4 +1,5 @@
-"""How a device brings sums to the grid of the output, and what memory that takes. Pure arithmetic on sizes.
+"""How a device brings voxels to another grid, sums to that of the output and a scan to the network's, and what memory
+that takes. Pure arithmetic on sizes.
 
 A voxel is made of the taps of each axis, which are multiplied: of 8 sums where all are linear, of 28 along each axis
 where they are cubic. So axes go together in one pass as long as few sums are read for a voxel; else a pass writes what
@@ -8,11 +9,12 @@ y, then x, is that of one pass, and so the bytes are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from unet_engine.plan.plan import Plan
+from unet_engine.plan.resampling import AxisResampling
 
 MOST_TAPS = 8
 """Sums that a voxel is made of in one pass, where several axes are."""
@@ -50,7 +52,16 @@ class GridPasses:
 
 def grid_passes(plan: Plan) -> GridPasses:
     """Those of a plan whose output is on another grid than its windows."""
-    taps = [1] * (3 - len(plan.back)) + [axis.taps for axis in plan.back]
+    return _passes(plan.back)
+
+
+def image_passes(plan: Plan) -> GridPasses:
+    """Those of a plan whose windows are on another grid than the scan."""
+    return _passes(plan.image)
+
+
+def _passes(axes: Sequence[AxisResampling]) -> GridPasses:
+    taps = [1] * (3 - len(axes)) + [axis.taps for axis in axes]
     passes: list[list[int]] = [[]]
     made = 1
     for a, count in enumerate(taps):
@@ -59,12 +70,19 @@ def grid_passes(plan: Plan) -> GridPasses:
             made = 1
         passes[-1].append(a)
         made *= count
-    return GridPasses(tuple(map(tuple, passes)), 3 - len(plan.back))
+    return GridPasses(tuple(map(tuple, passes)), 3 - len(axes))
 
 
-def table_sizes(plan: Plan) -> list[tuple[int, int]]:
-    """Per axis of the output, bytes of the tables that say where each of its voxels begins, and with which weights."""
-    return [
-        (4 * (hi - lo), 4 * (hi - lo) * axis.taps)
-        for axis, lo, hi in zip(plan.back, plan.roi.lo, plan.roi.hi, strict=True)
-    ]
+def grid_tables(plan: Plan) -> list[int]:
+    """Bytes of the tables that say where each voxel of the output begins, and with which weights."""
+    spans = zip(plan.back, plan.roi.lo, plan.roi.hi, strict=True) if plan.back else ()
+    return _tables((axis, hi - lo) for axis, lo, hi in spans)
+
+
+def image_tables(plan: Plan) -> list[int]:
+    """The same of voxels that windows are cut from."""
+    return _tables((axis, axis.target) for axis in plan.image)
+
+
+def _tables(axes: Iterable[tuple[AxisResampling, int]]) -> list[int]:
+    return [size for axis, count in axes for size in (4 * count, 4 * count * axis.taps)]

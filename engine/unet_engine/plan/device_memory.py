@@ -2,6 +2,7 @@
 
     network   what opening it took: weights, scratch, its input and output for one batch (measured, not computed)
     raw       RAW_SLOTS raw blocks in their own type, each with the tables that say where its windows lie
+    image     where windows are on another grid than the scan: one block as they see it, tables, and scratch memory
     sums      SUMS_SLOTS blocks of float32 sums: one being added to, one waiting for its commit, one being finished
     halos     what one block sends to the host (at most its sums), and what one block receives from there
     out       one block of finished voxels
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from math import prod
 
 from unet_engine.errors import PlanError
-from unet_engine.plan.device_grid import grid_passes, table_sizes
+from unet_engine.plan.device_grid import GridPasses, grid_passes, grid_tables, image_passes, image_tables
 from unet_engine.plan.kept_halos import shelf_sizes
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Plan, read_span
@@ -52,6 +53,9 @@ class Extents:
     """Bytes of the tables of one block."""
     cores: tuple[int, ...]
     writes: tuple[int, ...]
+    reads: tuple[int, ...]
+    sources: tuple[int, ...]
+    """Of the scan, where windows are on another grid; else none."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,11 @@ class DeviceMemory:
     out: int
     grid: int = 0
     kept: int = 0
+    image: int = 0
 
     @property
     def total(self) -> int:
-        return self.network + self.raw + self.sums + self.halos + self.out + self.grid + self.kept
+        return self.network + self.raw + self.image + self.sums + self.halos + self.out + self.grid + self.kept
 
 
 def aligned(count: int) -> int:
@@ -93,21 +98,26 @@ def extents(plan: Plan) -> Extents:
         table_bytes=_table_bytes(plan, windows, [s[1] for s in spans]),
         cores=tuple(cores),
         writes=tuple(s[2] for s in spans),
+        reads=tuple(s[0] for s in spans),
+        sources=tuple(s[5] for s in spans) if plan.image else (),
     )
 
 
-def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int, int]:
-    """Along axis `a`, the largest read, sums, write and core of any block, and what all lower blocks together add to
-    one core."""
+def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int, int, int]:
+    """Along axis `a`, the largest read, sums, write and core of any block, what all lower blocks together add to one core,
+    and the most of a scan on another grid that is read for a block."""
     axis, step = plan.axes[a], plan.block[a]
     first, stop = plan.window_range.lo[a], plan.window_range.hi[a]
     lo, hi = plan.roi.lo[a], plan.roi.hi[a]
     low, high = (whole := plan.core_span(a, lo, hi)).start, whole.stop
-    read = sums = write = core = overlap = 0
+    read = sums = write = core = overlap = source = 0
     for j in range(plan.block_range.lo[a], plan.block_range.hi[a]):
         k0, k1 = max(first, j * step), min(stop, (j + 1) * step) - 1
         start, end = read_span(axis, k0, k1, plan.padding)
         read = max(read, end - start)
+        if plan.image:
+            from_scan = plan.image[a].reach(start, end)
+            source = max(source, from_scan[1] - from_scan[0])
         edge, edge_up = plan.edge(a, j), plan.edge(a, j + 1)
         own = plan.core_span(a, edge, edge_up)
         first_sum = min(axis.support(k0)[0], own.start) if own else axis.support(k0)[0]
@@ -116,7 +126,7 @@ def _axis_extents(plan: Plan, a: int) -> tuple[int, int, int, int, int]:
         below = range(max(plan.block_range.lo[a], j - plan.reach[a]), j)
         reached = [min(high, axis.support(min(stop, (i + 1) * step) - 1)[1]) for i in below]
         overlap = max(overlap, sum(max(0, min(own.stop, r) - own.start) for r in reached))
-    return read, sums, write, core, overlap
+    return read, sums, write, core, overlap, source
 
 
 def _table_bytes(plan: Plan, windows: Sequence[int], sums: Sequence[int]) -> int:
@@ -142,28 +152,62 @@ def device_memory(plan: Plan, sizes: Sizes, network: int) -> DeviceMemory:
     sums = aligned(largest.sums * sizes.sums)
     return DeviceMemory(
         network=network,
-        raw=RAW_SLOTS * (aligned(largest.read * sizes.raw) + largest.table_bytes),
+        raw=RAW_SLOTS * (aligned(raw_bytes(largest, sizes)) + largest.table_bytes),
         sums=SUMS_SLOTS * sums,
         halos=sums + aligned(largest.halos_in * sizes.sums),
         out=FLAG + aligned(largest.write * sizes.out) + aligned(sizes.sums) + 2 * aligned(8 * 64),
-        grid=grid_tables(plan) + sum(grid_scratch(plan, largest, sizes.sums)),
+        grid=sum(map(aligned, grid_tables(plan))) + sum(grid_scratch(plan, largest, sizes.sums)),
+        image=_image(plan, largest, sizes) if sizes.scan else 0,
     )
+
+
+def raw_bytes(largest: Extents, sizes: Sizes) -> int:
+    """Bytes of the largest block that goes over: of the scan where it is interpolated there, unless that is done on the
+    host, as for blocks that were not measured everywhere."""
+    return max(largest.read * sizes.raw, prod(largest.sources) * sizes.scan if sizes.scan else 0)
+
+
+def _image(plan: Plan, largest: Extents, sizes: Sizes) -> int:
+    """Bytes of a block as windows see it, of what makes it, and of what it is cut off at."""
+    longest = max(axis.target for axis in plan.image)
+    ends = 2 * [sizes.raw * longest]
+    how = [2 * sizes.raw, 2 * sizes.raw, 8 * sizes.raw, sizes.raw]  # scale, shift, limits, pivot
+    constants = [*image_tables(plan), *ends, *how]
+    scratch = image_scratch(plan, largest, sizes.raw)
+    return aligned(largest.read * sizes.raw) + sum(map(aligned, constants)) + sum(scratch)
+
+
+def grid_depth(plan: Plan, largest: Extents, voxel_bytes: int) -> int:
+    """Planes of the output that are made at a time; of every block as many, so that scratch memory is enough for all."""
+    return _depth(grid_passes(plan), largest.cores, largest.writes, voxel_bytes)
 
 
 def grid_scratch(plan: Plan, largest: Extents, voxel_bytes: int) -> list[int]:
     """Bytes between the passes that bring sums to the grid of the output; none where these are one, or there are none.
     voxel_bytes: of the sums of one voxel."""
-    if not plan.back:
-        return []
-    passes, missing = grid_passes(plan), (1,) * (3 - len(plan.back))
-    core, write = missing + largest.cores, missing + largest.writes
-    depth = passes.depth(core, write, voxel_bytes)
-    return [aligned(voxels * voxel_bytes) for voxels in passes.scratch(core, write, depth)]
+    return _scratch(grid_passes(plan), largest.cores, largest.writes, voxel_bytes) if plan.back else []
 
 
-def grid_tables(plan: Plan) -> int:
-    """Bytes of the tables of the output's grid; 0 where it is that of the windows."""
-    return sum(aligned(size) for sizes in table_sizes(plan) for size in sizes) if plan.back else 0
+def image_depth(plan: Plan, largest: Extents, voxel_bytes: int) -> int:
+    """Planes that windows see which are made at a time, likewise."""
+    return _depth(image_passes(plan), largest.sources, largest.reads, voxel_bytes)
+
+
+def image_scratch(plan: Plan, largest: Extents, voxel_bytes: int) -> list[int]:
+    """Bytes between the passes that bring a scan to the grid of windows. voxel_bytes: of a voxel in float32."""
+    return _scratch(image_passes(plan), largest.sources, largest.reads, voxel_bytes) if plan.image else []
+
+
+def _depth(passes: GridPasses, source: Sequence[int], made: Sequence[int], voxel_bytes: int) -> int:
+    missing = (1,) * (3 - len(made))
+    return passes.depth((*missing, *source), (*missing, *made), voxel_bytes)
+
+
+def _scratch(passes: GridPasses, source: Sequence[int], made: Sequence[int], voxel_bytes: int) -> list[int]:
+    missing = (1,) * (3 - len(made))
+    depth = _depth(passes, source, made, voxel_bytes)
+    voxels = passes.scratch((*missing, *source), (*missing, *made), depth)
+    return [aligned(count * voxel_bytes) for count in voxels]
 
 
 def shelves(plan: Plan, sizes: Sizes, network: int, free: int) -> tuple[int, ...]:

@@ -52,6 +52,9 @@ class Sizes:
     """What is written per voxel."""
     source: int = 0
     """Of a volume that is resampled: what a voxel of it takes, stored and normalised, while its block is read."""
+    scan: int = 0
+    """Of a volume that a device resamples: what a voxel of it takes as it is stored, until its block is there; 0: the host
+    does."""
     decoding: int = 0
     """Chunks that are decoded at once, whole, whatever part of them is wanted (not per voxel)."""
     meant: int = 0
@@ -104,11 +107,12 @@ def predict_memory(
         in_flight = (BUNDLES_IN_FLIGHT + 1) * cluster.bundle_length + ending
         base += WORKER_BASE
     # of each reader more a block that is being read, and one that it read
-    raw = (RAW_IN_FLIGHT + 2 * (sizes.readers - 1)) * (sizes.raw + sizes.meant) + sizes.readers * sizes.looking
+    held, source = RAW_IN_FLIGHT + 2 * (sizes.readers - 1), _source_size(plan, reads)
+    looked_at = _size(reads) * (held * sizes.meant + sizes.readers * sizes.looking)
+    voxels = held * max(_size(reads) * sizes.raw, source * sizes.scan)
     return HostMemory(
         base=base + RUN_BASE,
-        raw=devices
-        * (_size(reads) * raw + sizes.readers * (_source_size(plan, reads) * sizes.source + sizes.decoding)),
+        raw=devices * (looked_at + voxels + sizes.readers * (source * sizes.source + sizes.decoding)),
         sums=sizes.sums
         * (
             _walked(plan, in_flight)

@@ -16,6 +16,7 @@ from math import prod
 from unet_engine.plan.kept_halos import Place, Shelves
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.plan import Index, Plan, Task
+from unet_engine.plan.resampling import AxisResampling
 
 RAW, TABLES, HALOS, FINISHED = "raw voxels", "tables", "halos", "finished voxels"
 """Kinds of pieces."""
@@ -64,13 +65,18 @@ def pinned_pieces(
         return ()
     tasks = islice(plan.tasks(column, lambda _: True), LOOKED_AT)
     kept = Shelves(plan.order, shelves)
-    return tuple((kind, size) for _, kind, size in pieces_by_block(tasks, sizes, table_bytes, flag, kept))
+    return tuple((kind, size) for _, kind, size in pieces_by_block(tasks, sizes, table_bytes, flag, kept, plan.image))
 
 
 def pieces_by_block(
-    tasks: Iterable[Task], sizes: Sizes, table_bytes: int, flag: int, kept: Shelves
+    tasks: Iterable[Task],
+    sizes: Sizes,
+    table_bytes: int,
+    flag: int,
+    kept: Shelves,
+    image: Sequence[AxisResampling] = (),
 ) -> Iterator[tuple[int, str, int]]:
-    """The same of these blocks, each with the number of the block that needs it first."""
+    """The same of these blocks, each with the number of the block that needs it first. image: see `Plan.image`."""
     on_device = _OnDevice(kept)
     pools: dict[str, _Pool] = defaultdict(_Pool)
     given_back: dict[int, list[tuple[str, int]]] = defaultdict(list)
@@ -79,7 +85,7 @@ def pieces_by_block(
         for kind, piece in given_back.pop(n, ()):
             pools[kind].free.append(piece)
         on_device.block(n)
-        for kind, size, target in _taken(task, sizes, table_bytes, flag):
+        for kind, size, target in _taken(task, sizes, table_bytes, flag, image):
             if target is not None and on_device.takes(task.block.index, target, size):
                 continue
             piece, is_new = pools[kind].take(size)
@@ -117,9 +123,15 @@ class _OnDevice:
         self._ending[n + HELD[HALOS]] = self._waiting.pop(index, [])
 
 
-def _taken(task: Task, sizes: Sizes, table_bytes: int, flag: int) -> Iterator[tuple[str, int, Index | None]]:
+def _taken(
+    task: Task, sizes: Sizes, table_bytes: int, flag: int, image: Sequence[AxisResampling]
+) -> Iterator[tuple[str, int, Index | None]]:
     """Kind, bytes and who waits for it of each piece that a block takes."""
-    yield RAW, prod(task.read.shape) * sizes.raw, None
+    raw = prod(task.read.shape) * sizes.raw
+    if sizes.scan:
+        spans = [axis.reach(lo, hi) for axis, lo, hi in zip(image, task.read.lo, task.read.hi, strict=True)]
+        raw = prod(hi - lo for lo, hi in spans) * sizes.scan
+    yield RAW, raw, None
     yield TABLES, table_bytes, None
     for target, box in task.halos:
         yield HALOS, box.size * sizes.sums, target

@@ -157,6 +157,7 @@ class Draft:
             out=job.layout.voxel_bytes,
             # of a mask on the scan's grid what is read, and which of it is inside, twice
             source=scan.voxel_bytes + 4 * scan.channels + found + emptied + (mask.reading_bytes + 2 if mask else 0),
+            scan=scan.voxel_bytes if job.resamples_on_device else 0,
             decoding=decoders * scan.chunk_bytes * (1 + (again or valid)),
             meant=mask.voxel_bytes + bool(job.nodata or valid) + bool(self.survey.cells),
             looking=found + mask.reading_bytes,

@@ -162,8 +162,11 @@ class Interpolated(Regridded):
         return self.scan.has_data(there) or bool(self.holes and self.holes.meets(there))
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
+        return self.made_of(self.scan.read(self.there(box), recorder), box, recorder)
+
+    def made_of(self, voxels: Array, box: Box, recorder: Recorder = PLAIN) -> Array:
+        """Those of `box` of what the scan has in `there(box)`, which may be changed."""
         there = self.there(box)
-        voxels = self.scan.read(there, recorder)
         with recorder.span(GATHER):
             normal = self._normalised(voxels, there)
             if all(axis.is_identity for axis in self.grid):
@@ -177,6 +180,33 @@ class Interpolated(Regridded):
                 if (bounds := self._limits(c, box)) is not None:
                     np.clip(channel, *bounds, out=channel)
         return out
+
+    def are_plain(self, voxels: Array, there: Box) -> bool:
+        """Whether all that the scan has in `there` was measured and is finite, so that each voxel's own value says what
+        it is normalised to."""
+        if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+            return False
+        return unmeasured(self.scan, there, voxels) is None
+
+    @property
+    def before(self) -> tuple[Scaling, tuple[float, ...]] | None:
+        """How voxels are normalised before they are interpolated, and what is then taken off, per channel; None: they are
+        not."""
+        return self.scaling, self.pivot
+
+    @property
+    def bounds(self) -> tuple[Array, Array] | None:
+        """What voxels are cut off at once they are interpolated, from below and above, (channels, *planes) each, float32:
+        as many planes as there are along the axis that they differ along, and 1 along others. None: they are not."""
+        found = [self._limits(c, Box.of_shape(self.shape)) for c in range(self.channels)]
+        ends = [one for one in found if one is not None]
+        if not ends:
+            return None
+        low, high = (np.stack([np.reshape(one[i], self._planes(one[i])) for one in ends]) for i in (0, 1))
+        return low, high
+
+    def _planes(self, ends: Array) -> tuple[int, ...]:
+        return np.shape(ends) or (1,) * len(self.grid)
 
     def with_extremes(self, axis: int | None) -> Interpolated:
         """Cut off at the least and the largest voxel: of all, or of each plane across `axis`, along which voxels are
@@ -265,6 +295,10 @@ class RawInterpolated(Interpolated):
     @property
     def fed(self) -> Scaling:
         return self.scaling
+
+    @property
+    def before(self) -> None:
+        return None
 
     def _bounds(self, channel: int) -> Array | None:
         return None

@@ -135,7 +135,7 @@ def test_memory_is_planned_and_halos_stay_on_the_device(
     device, plan = found.network.device, found.job.plan
     network = device.used
     worker = worked(found, tmp_path)
-    sizes = Sizes(4, 4 * 2, found.job.layout.voxel_bytes)
+    sizes = Sizes(4, 4 * 2, found.job.layout.voxel_bytes, scan=2)
     predicted = replace(device_memory(plan, sizes, network), kept=sum(found.job.shelves))
     assert predicted.kept == found.device_memory.kept > 0
     assert predicted.grid == found.device_memory.grid > 0

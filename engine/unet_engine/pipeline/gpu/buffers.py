@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unet_engine.devices.base import Device, Event, Memory, Region
-from unet_engine.plan.device_memory import FLAG, RAW_SLOTS, SUMS_SLOTS, Extents, aligned
+from unet_engine.plan.device_memory import FLAG, RAW_SLOTS, SUMS_SLOTS, Extents, aligned, raw_bytes
 from unet_engine.plan.memory import Sizes
 
 
@@ -36,13 +36,23 @@ class SumsSlot:
     """The last kernel that reads them is over."""
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Bytes of each piece that one kernel leaves for the next."""
+
+    grid: Sequence[int] = ()
+    """On the way to the grid of the output."""
+    image: Sequence[int] = ()
+    """On the way to that of windows."""
+
+
 class DeviceBuffers:
     """All that `device_plan.device_memory` counts but the network."""
 
     def __init__(
-        self, device: Device, largest: Extents, sizes: Sizes, constants: int, scratch: Sequence[int] = ()
+        self, device: Device, largest: Extents, sizes: Sizes, constants: int, scratch: Scratch = Scratch()
     ) -> None:
-        """constants: bytes that every block uses. scratch: of each piece that one kernel leaves for the next."""
+        """constants: bytes that every block uses."""
         self._device = device
         self.packed_free: Event
         """Packed halos are copied down, and their memory may be packed into again."""
@@ -58,7 +68,10 @@ class DeviceBuffers:
             self.halos_in = self._allocate(max(1, aligned(largest.halos_in * sizes.sums)), "incoming halos")
             self.out = self._allocate(FLAG + aligned(largest.write * sizes.out), "finished voxels")
             self.constants = self._allocate(constants, "constants")
-            self.scratch = [self._allocate(size, "sums between two grids") for size in scratch]
+            self.grid_scratch = [self._allocate(size, "sums between two grids") for size in scratch.grid]
+            self.image_scratch = [self._allocate(size, "voxels between two grids") for size in scratch.image]
+            self.image = self._allocate(max(1, aligned(largest.read * sizes.raw)), "voxels") if sizes.scan else None
+            """A block on the grid of windows, where it is made on the device; of one stream alone."""
             self.packed_free, self.halos_free, self.out_free = (device.event() for _ in range(3))
         except BaseException:
             self.close()
@@ -72,7 +85,7 @@ class DeviceBuffers:
         return Region.of(memory)
 
     def _raw_slot(self, largest: Extents, sizes: Sizes) -> RawSlot:
-        raw = self._allocate(max(1, aligned(largest.read * sizes.raw)), "raw voxels")
+        raw = self._allocate(max(1, aligned(raw_bytes(largest, sizes))), "raw voxels")
         tables = self._allocate(largest.table_bytes, "tables")
         return RawSlot(raw, tables, self._device.event(), self._device.event())
 

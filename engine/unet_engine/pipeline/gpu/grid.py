@@ -3,7 +3,7 @@ that are there once for all blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,7 +14,8 @@ from unet_engine.backends.base import Array
 from unet_engine.devices.base import Device, Region, Stream
 from unet_engine.pipeline.job import Job
 from unet_engine.pipeline.reduction import Reduction, Tables
-from unet_engine.plan.device_grid import grid_passes
+from unet_engine.plan.box import Box
+from unet_engine.plan.device_grid import GridPasses, grid_passes
 from unet_engine.plan.plan import Plan, Task
 from unet_engine.stitching.interpolation import taps
 
@@ -67,40 +68,92 @@ def tables_of(plan: Plan) -> dict[str, Array]:
     return found
 
 
+@dataclass(frozen=True)
+class Step:
+    """One pass over some planes."""
+
+    tables: Tables
+    source: Voxels | None
+    """What the pass before made; None: the first one."""
+    made: Voxels | None
+    """None: the last one."""
+    lo: int
+    hi: int
+    """The planes."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Those that bring voxels to another grid, on a device."""
+
+    device: Device
+    axes: GridPasses
+    depth: int
+    """Planes that are made at a time."""
+    tables: Sequence[tuple[Constant, Constant] | None]
+    """Per axis, on the device; None: along it nothing changes."""
+    scratch: Sequence[Region]
+    """Between two passes each."""
+
+    def steps(self, source: Sequence[int], begin: Sequence[int], made: Box) -> Iterator[Step]:
+        """Over one block. source: (channels, z, y, x) of what there is, which begins at `begin`. made: what is made of it,
+        in rows of the tables; three axes."""
+        channels, along = source[0], self.axes.along
+        for lo in range(0, made.shape[along], self.depth):
+            hi = min(made.shape[along], lo + self.depth)
+            spans = list(zip(made.lo, made.hi, strict=True))
+            spans[along] = made.lo[along] + lo, made.lo[along] + hi
+            sizes, before = self.axes.sizes(source[1:], made.shape, hi - lo), None
+            for axes, size, scratch in zip(self.axes.axes, sizes, self.scratch, strict=False):
+                there = Voxels.packed(scratch.part(0, 4 * channels * prod(size)), (channels, *size))
+                yield Step(self._of(axes, spans, begin), before, there, lo, hi)
+                before = there
+            yield Step(self._of(self.axes.axes[-1], spans, begin), before, None, lo, hi)
+
+    def _of(self, axes: Sequence[int], spans: Sequence[tuple[int, int]], begin: Sequence[int]) -> Tables:
+        """Of these axes, for the voxels `spans` of them."""
+        first: list[Any] = [None] * 3
+        weights: list[Any] = [None] * 3
+        for a in axes:
+            if table := self.tables[a]:
+                first[a], weights[a] = (t.rows(self.device, *spans[a]) for t in table)
+        return Tables(first, weights, begin)
+
+
 class Grid:
-    """Puts the passes over a block on a stream."""
+    """Puts the passes over the sums of a block on a stream."""
 
     def __init__(
-        self, job: Job, placed: Mapping[str, Constant], device: Device, stream: Stream, scratch: Sequence[Region]
+        self,
+        job: Job,
+        placed: Mapping[str, Constant],
+        device: Device,
+        stream: Stream,
+        scratch: Sequence[Region],
+        depth: int,
     ) -> None:
-        """placed: the arrays of `tables_of`, on the device. scratch: between two passes each."""
+        """placed: the arrays of `tables_of`, on the device. scratch: between two passes each. depth: planes of the output
+        that are made at a time."""
         plan, missing = job.plan, 3 - len(job.plan.back)
-        self._device, self._stream, self._scratch = device, stream, scratch
-        self._passes, self._reduction = grid_passes(plan), job.reduction
+        self._device, self._stream, self._reduction = device, stream, job.reduction
         self._dtype = job.layout.dtype
         axes = range(len(plan.back))
-        self._tables = (*[None] * missing, *((placed[f"first {a}"], placed[f"weights {a}"]) for a in axes))
-        self._begin = (0,) * missing + plan.roi.lo
+        tables = (*[None] * missing, *((placed[f"first {a}"], placed[f"weights {a}"]) for a in axes))
+        self._passes = Passes(device, grid_passes(plan), depth, tables, scratch)
+        self._origin = plan.roi.lo
 
     def queue(self, task: Task, core: Voxels, out: Voxels) -> None:
         """core: (channels, z, y, x) float32, as `Reduction.settle_on_device` leaves it. out: what is written, with or
         without channels."""
-        passes, channels, write = self._passes, core.shape[0], out.shape[-3:]
-        along, item = passes.along, np.dtype(self._dtype).itemsize
-        begin = [w - b for w, b in zip(three(task.block.write.lo, 0), self._begin, strict=True)]
-        depth = passes.depth(core.shape[1:], write, 4 * channels)
-        for lo in range(0, write[along], depth):
-            hi = min(write[along], lo + depth)
-            spans = [(b, b + n) for b, n in zip(begin, write, strict=True)]
-            spans[along] = begin[along] + lo, begin[along] + hi
-            source = core
-            sizes = passes.sizes(core.shape[1:], write, hi - lo)
-            for axes, size, scratch in zip(passes.axes, sizes, self._scratch, strict=False):
-                made = Voxels.packed(scratch.part(0, 4 * channels * prod(size)), (channels, *size))
-                self._pass(self._tables_of(axes, spans, task), source, made, "float32")
-                source = made
-            last = out.cut(along - 3, lo, hi, item)
-            self._pass(self._tables_of(passes.axes[-1], spans, task), source, last, self._dtype, self._reduction)
+        write = task.block.write.relative_to(self._origin)
+        made, along = Box(three(write.lo, 0), three(write.hi)), self._passes.axes.along
+        for step in self._passes.steps(core.shape, three(task.block.core.lo, 0), made):
+            source = step.source or core
+            if step.made is not None:
+                self._pass(step.tables, source, step.made, "float32")
+                continue
+            last = out.cut(along - 3, step.lo, step.hi, np.dtype(self._dtype).itemsize)
+            self._pass(step.tables, source, last, self._dtype, self._reduction)
 
     def _pass(self, tables: Tables, source: Voxels, made: Voxels, dtype: str, finish: Reduction | None = None) -> None:
         """Interpolate along some axes and, where `finish` says how, finish."""
@@ -115,15 +168,6 @@ class Grid:
                 finish.on_grid_on_device(kernels, given, to, tables, source.shape[0], stream)
 
         self._device.run(self._stream, "interpolate", work, [source.region], [made.region])
-
-    def _tables_of(self, axes: Sequence[int], spans: Sequence[tuple[int, int]], task: Task) -> Tables:
-        """Of these axes, for the voxels `spans` of them."""
-        first: list[Any] = [None] * 3
-        weights: list[Any] = [None] * 3
-        for a in axes:
-            if table := self._tables[a]:
-                first[a], weights[a] = (t.rows(self._device, *spans[a]) for t in table)
-        return Tables(first, weights, three(task.block.core.lo, 0))
 
 
 def three(values: Sequence[int], first: int = 1) -> tuple[int, ...]:

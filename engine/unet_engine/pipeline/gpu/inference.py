@@ -36,9 +36,11 @@ class Inference:
         strides = (*tensor.strides[:2], *(0,) * missing, *tensor.strides[2:])
         return self._lane.device.array(tensor.region, shape, tensor.dtype, strides)
 
-    def queue(self, task: Task, raw: Raw | None, slot: RawSlot, tables: Tables, sums: Region, marks: Marks) -> None:
-        """Put all windows of a block on the stream: cut and normalised, inferred, added to `sums`, which were
-        cleared."""
+    def queue(
+        self, task: Task, raw: Raw | None, slot: RawSlot, source: Region, tables: Tables, sums: Region, marks: Marks
+    ) -> None:
+        """Put all windows of a block on the stream: cut from `source` and normalised, inferred, added to `sums`, which
+        were cleared."""
         lane = self._lane
         device, stream, kernels = lane.device, lane.stream, lane.device.kernels
 
@@ -56,7 +58,7 @@ class Inference:
         entries = on_device(tables.entries)
         held = {} if tables.poses is None else {"poses": on_device(tables.poses)}
         target = lane.sums(sums, task.block.sums.shape)
-        source_region, source = self._source(raw, slot)
+        source_region, voxels = self._voxels(task, raw, source)
         inputs = [slot.tables, source_region, lane.buffers.constants]
 
         def add(batch: Batch, stream: int) -> None:
@@ -71,7 +73,7 @@ class Inference:
             order = some(tables.order, batch.at, batch.at + batch.rows)
             how = (lane.scale, lane.shift, 0.0)
             windows = self._windows[batch.network][0]
-            kernels.gather(windows, source, positions, entries, order, *how, limits=lane.limits, **held, stream=stream)
+            kernels.gather(windows, voxels, positions, entries, order, *how, limits=lane.limits, **held, stream=stream)
 
         for batch in tables.batches:
             backend = lane.backends[batch.network]
@@ -93,9 +95,11 @@ class Inference:
             )  # fmt: skip
             marks.lap("compute", ADD)
 
-    def _source(self, raw: Raw | None, slot: RawSlot) -> tuple[Region, Any]:
+    def _voxels(self, task: Task, raw: Raw | None, source: Region) -> tuple[Region, Any]:
+        """What windows are cut from: as it was copied over, or as it was made there."""
         if raw is None:
-            return slot.raw.part(0, 0), None
-        region = slot.raw.part(0, raw.voxels.nbytes)
-        shape = (raw.voxels.shape[0], *three(raw.voxels.shape[1:]))
-        return region, self._lane.device.array(region, shape, raw.voxels.dtype.name)
+            return source.part(0, 0), None
+        shape = (raw.voxels.shape[0], *three(task.read.shape))
+        dtype = np.dtype(np.float32) if raw.there is not None else raw.voxels.dtype
+        region = source.part(0, prod(shape) * dtype.itemsize)
+        return region, self._lane.device.array(region, shape, dtype.name)

@@ -18,32 +18,49 @@ from unet_engine.devices.base import Event, Region
 from unet_engine.devices.pinned import Piece, PinnedPool, piece_of
 from unet_engine.devices.timeline import NO_MARKS, Marks, Timeline
 from unet_engine.errors import BackendError
-from unet_engine.pipeline.gpu.buffers import DeviceBuffers, SumsSlot
+from unet_engine.pipeline.gpu.buffers import DeviceBuffers, Scratch, SumsSlot
 from unet_engine.pipeline.gpu.grid import Constant, Grid, tables_of, three
+from unet_engine.pipeline.gpu.image import Image, constants_of
 from unet_engine.pipeline.gpu.kept import Kept, KeptMemory
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.box import Box
-from unet_engine.plan.device_memory import FLAG, aligned, extents, grid_scratch
+from unet_engine.plan.device_memory import (
+    FLAG,
+    aligned,
+    extents,
+    grid_depth,
+    grid_scratch,
+    image_depth,
+    image_scratch,
+)
 from unet_engine.plan.memory import Sizes
 from unet_engine.plan.pinned_memory import FINISHED, HALOS, RAW, TABLES, pinned_pieces
 from unet_engine.plan.plan import Task
 from unet_engine.profiling.recorder import Recorder
 from unet_engine.profiling.stages import COPY_BACK, WAITING, Stages
+from unet_engine.volumes.base import Volume
+from unet_engine.volumes.resampled import Interpolated
 
 
 class Lane:
     """One device at work for one job. What is allocated here lasts as long as the lane."""
 
-    def __init__(self, job: Job, backends: Sequence[DeviceBackend], voxel_bytes: int, recorder: Recorder) -> None:
-        """backends: the networks of the job's model, on one stream. voxel_bytes: of one voxel of the volume, all
-        channels together."""
+    def __init__(self, job: Job, backends: Sequence[DeviceBackend], volume: Volume, recorder: Recorder) -> None:
+        """backends: the networks of the job's model, on one stream. volume: what windows are cut from."""
         self.job, self.backends, self.device, self.stream = job, backends, backends[0].device, backends[0].stream
         self.device.use()
         self.channels_out = job.model.spec.channels_out
         self.largest = extents(job.plan)
-        sizes = Sizes(voxel_bytes, 4 * self.channels_out, job.layout.voxel_bytes, readers=job.readers)
-        constants = self._constants()
-        scratch = [] if job.finishes_on_host else grid_scratch(job.plan, self.largest, sizes.sums)
+        seen = volume if isinstance(volume, Interpolated) and job.resamples_on_device else None
+        sizes = Sizes(
+            volume.voxel_bytes, 4 * self.channels_out, job.layout.voxel_bytes, readers=job.readers,
+            scan=seen.scan.voxel_bytes if seen else 0,
+        )  # fmt: skip
+        constants = self._constants() | (constants_of(seen) if seen else {})
+        scratch = Scratch(
+            [] if job.finishes_on_host else grid_scratch(job.plan, self.largest, sizes.sums),
+            image_scratch(job.plan, self.largest, sizes.raw) if seen else [],
+        )
         size = sum(aligned(v.nbytes) for v in constants.values())
         self.buffers = DeviceBuffers(self.device, self.largest, sizes, size, scratch)
         self.kept = KeptMemory(self.device, job.plan.order, job.shelves)
@@ -59,8 +76,12 @@ class Lane:
         self.scale, self.shift, self.empty = (self._constant(placed, name) for name in ("scale", "shift", "empty"))
         self.limits = self._constant(placed, "limits") if "limits" in placed else None
         bring = bool(job.plan.back) and not job.finishes_on_host
-        self.grid = Grid(job, placed, self.device, self.out, self.buffers.scratch) if bring else None
+        depth = grid_depth(job.plan, self.largest, sizes.sums) if bring else 0
+        self.grid = Grid(job, placed, self.device, self.out, self.buffers.grid_scratch, depth) if bring else None
         """What brings sums to the grid of the output; None where they are on it, or the host does it."""
+        depth = image_depth(job.plan, self.largest, sizes.raw) if seen else 0
+        self.image = Image(job.plan, placed, self.device, self.stream, self.buffers, depth) if seen else None
+        """What brings a scan to the grid of windows; None where it is on it, or the host does it."""
         pieces = pinned_pieces(job.plan, sizes, self.largest.table_bytes, FLAG, job.shelves)
         for kind, size in pieces:
             self.pools[kind].expect(size)

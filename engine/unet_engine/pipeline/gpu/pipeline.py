@@ -23,12 +23,13 @@ from typing import Any
 
 from unet_engine.backends.base import Array
 from unet_engine.backends.device import DeviceBackend
-from unet_engine.devices.pinned import Piece, piece_of
+from unet_engine.devices.pinned import Piece, piece_of, piece_under
 from unet_engine.devices.timeline import NO_MARKS, Marks
 from unet_engine.errors import BackendError
 from unet_engine.pipeline.base import BLOCKS_IN_FLIGHT, Work
 from unet_engine.pipeline.gpu.buffers import DeviceBuffers, RawSlot, SumsSlot
 from unet_engine.pipeline.gpu.finish import Finisher
+from unet_engine.pipeline.gpu.image import copied_as_it_lies
 from unet_engine.pipeline.gpu.inference import Inference
 from unet_engine.pipeline.gpu.kept import Kept
 from unet_engine.pipeline.gpu.lane import Lane
@@ -39,7 +40,8 @@ from unet_engine.pipeline.windows import Windows
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index, Task
 from unet_engine.profiling.recorder import Recorder
-from unet_engine.profiling.stages import ADD, COPY
+from unet_engine.profiling.stages import ADD, COPY, GATHER
+from unet_engine.volumes.base import Volume
 
 
 @dataclass
@@ -60,12 +62,12 @@ class DevicePipeline:
     """See `unet_engine.pipeline.base.Pipeline`."""
 
     def __init__(
-        self, job: Job, backends: Sequence[DeviceBackend], tally: Tally, voxel_bytes: int, recorder: Recorder
+        self, job: Job, backends: Sequence[DeviceBackend], tally: Tally, volume: Volume, recorder: Recorder
     ) -> None:
-        """backends: the networks of the job's model, on one stream. voxel_bytes: of one voxel of the volume, all
-        channels together. recorder: is told the time of the streams, too."""
+        """backends: the networks of the job's model, on one stream. volume: what windows are cut from. recorder: is told
+        the time of the streams, too."""
         self.job, self.device, self._tally = job, backends[0].device, tally
-        self._lane = Lane(job, backends, voxel_bytes, recorder)
+        self._lane = Lane(job, backends, volume, recorder)
         self._inference, self._finisher = Inference(self._lane), Finisher(self._lane)
 
     @property
@@ -83,9 +85,11 @@ class DevicePipeline:
         self.device.use()
         piece = self._lane.pools["raw voxels"].take(raw.voxels.nbytes)
         self.device.touch(piece.region, "w")
-        staged = piece.array(raw.voxels.shape, raw.voxels.dtype.name)
-        staged[...] = raw.voxels
-        return Raw(staged, raw.inside)
+        if raw.there is None:
+            staged = piece.array(raw.voxels.shape, raw.voxels.dtype.name)
+            staged[...] = raw.voxels
+            return Raw(staged, raw.inside)
+        return Raw(copied_as_it_lies(raw.voxels, piece), raw.inside, raw.there)
 
     # --- predict ---
 
@@ -116,7 +120,7 @@ class DevicePipeline:
         block = _Block(task, slot, [], lane.event(), marks=lane.marks())
         marks = block.marks
         try:
-            there, tables = self._send(task, raw, block)
+            there, tables, raw = self._send(task, raw, block)
             device.wait(stream, there.copied)
             device.wait(stream, slot.free)
             sums = slot.sums.part(0, 4 * self._lane.channels_out * task.block.sums.size)
@@ -124,7 +128,12 @@ class DevicePipeline:
             self._tally.begin()
             device.zero(stream, sums)
             marks.lap("compute", ADD)
-            self._inference.queue(task, raw, there, tables, sums, marks)
+            source = there.raw
+            if raw is not None and raw.there is not None and tables.inferred:
+                assert lane.image is not None
+                source = lane.image.queue(task, raw, there.raw)
+                marks.lap("compute", GATHER)
+            self._inference.queue(task, raw, there, source, tables, sums, marks)
             device.record(there.free, stream)
             device.record(slot.ready, stream)
             with lane.queueing:
@@ -141,8 +150,8 @@ class DevicePipeline:
         block.inferred = tables.inferred
         return block
 
-    def _send(self, task: Task, raw: Raw | None, block: _Block) -> tuple[RawSlot, Tables]:
-        """Copy the raw voxels and the tables of a block over."""
+    def _send(self, task: Task, raw: Raw | None, block: _Block) -> tuple[RawSlot, Tables, Raw | None]:
+        """Copy the raw voxels and the tables of a block over. Gives where they are, and the voxels as they were copied."""
         lane, device, slot = self._lane, self.device, self.buffers.next_raw()
         piece = self._lane.pools["tables"].take(lane.largest.table_bytes)
         device.touch(piece.region, "w")
@@ -160,13 +169,17 @@ class DevicePipeline:
         device.copy(lane.inward, slot.tables.part(0, tables.size), piece.region.part(0, tables.size))
         block.held.append(piece)
         if raw is not None and tables.inferred:
-            staged = piece_of(raw.voxels, device) or piece_of(self.pin(raw).voxels, device)
+            find = piece_of if raw.there is None else piece_under
+            staged = find(raw.voxels, device)
+            if staged is None:
+                raw = self.pin(raw)
+                staged = find(raw.voxels, device)
             assert staged is not None
             block.held.append(staged)
             device.copy(lane.inward, slot.raw.part(0, staged.region.size), staged.region)
         block.marks.lap("in", COPY)
         device.record(slot.copied, lane.inward)
-        return slot, tables
+        return slot, tables, raw
 
     def _finished(self, block: _Block) -> DevicePredicted:
         """Wait for the halos of a block whose successor is queued."""
