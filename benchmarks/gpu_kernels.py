@@ -171,10 +171,14 @@ def all_once(device: Device) -> list[str]:
     wrong += [
         name for raw in ("uint8", "int16", "int32", "float16", "float32") for name in _gather_once(device, rng, raw)
     ]
-    from gpu_grid import same  # which imports this module
+    import gpu_grid  # which import this module
+    import gpu_resample
 
     orders: tuple[Order, ...] = (0, 1, 3)
-    return wrong + [f"interpolate, order {order}" for order in orders if not same(device, order)]
+    parts = {"interpolate": gpu_grid.same, "resample": gpu_resample.same}
+    return wrong + [
+        f"{name}, order {order}" for name, same in parts.items() for order in orders if not same(device, order)
+    ]
 
 
 def _add_once(device: Device, rng: Any, dtype: str, classes: int) -> list[str]:

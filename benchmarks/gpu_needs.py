@@ -46,6 +46,7 @@ PARTS: dict[str, dict[str, str]] = {
     "classes": ENGINE | REPORT,
     "int8": ENGINE,
     "grid": ENGINE,
+    "resample": ENGINE,
     "tiling": ENGINE | REPORT | ONNX,
 }
 """By part; all but `build` also need `GPU` where the GPU is real."""

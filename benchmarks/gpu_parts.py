@@ -12,6 +12,7 @@ from gpu_further import classes, tiling
 from gpu_grid import grid
 from gpu_int8 import int8
 from gpu_norm import norm
+from gpu_resample import resample
 from gpu_runs import end_to_end, memory, monai
 
 PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
@@ -19,5 +20,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "norm": norm, "end-to-end": end_to_end,
     "monai": monai,
     "memory": memory, "tensorrt": tensorrt, "gpus": gpus, "decoding": decoding, "classes": classes,
-    "tiling": tiling, "int8": int8, "grid": grid,
+    "tiling": tiling, "int8": int8, "grid": grid, "resample": resample,
 }  # fmt: skip

@@ -55,6 +55,18 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Feed:
+    """What windows are cut from, for each of its voxels that a block reads."""
+
+    sent: float = VOXEL_BYTES
+    """Bytes that go over."""
+    read: float = 0.0
+    """Seconds of the thread that reads it, beside decoding."""
+    made: float = 0.0
+    """Seconds of the device."""
+
+
+@dataclass(frozen=True)
 class Way:
     """How the work is queued."""
 
@@ -68,6 +80,7 @@ class Way:
     """Halos stay on the device, as many as there is room for."""
     readers: int = READERS
     """Blocks that are read at the same time, ahead of the one that is queued."""
+    feed: Feed = Feed()
     finish: Finish | None = None
     """What is done with a block whose windows are added; None: halos are merged and voxels finished on the device."""
 
@@ -142,7 +155,7 @@ def _seconds(
     slots, sent = deque([0.0] * SUMS_SLOTS), defaultdict[Index, Came](Came)
     free = defaultdict[str, float](float)
     before: tuple[Task, float, float] | None = None
-    reading = _Reading(tasks, way.readers, costs)
+    reading = _Reading(tasks, way, costs)
     for n, (task, size, ahead) in enumerate(zip(tasks, locked, ready_ahead, strict=True)):
         clocks.at["host"] = reading.there(n, clocks.at["host"])
         if not way.locked_before:
@@ -151,10 +164,11 @@ def _seconds(
             )
         clocks.at["host"] += 3 * len(task.windows) * costs.launch
         queued = clocks.at["host"]
-        copied = clocks.do("in", task.read.size * VOXEL_BYTES / costs.wire, queued)
+        copied = clocks.do("in", task.read.size * way.feed.sent / costs.wire, queued)
         network = len(task.windows) / costs.windows_per_second
         added = len(task.windows) * 10 * task_window(task) * classes / costs.memory
-        computed = clocks.do("compute", network + added, queued, copied, slots.popleft())
+        made = task.read.size * way.feed.made
+        computed = clocks.do("compute", made + network + added, queued, copied, slots.popleft())
         through.append(computed)
         count = sum(box.size for _, box in task.halos) * 4 * classes
         going = 0
@@ -181,9 +195,10 @@ def _seconds(
 class _Reading:
     """When voxels are there: block n + `readers` is handed to the readers as the host asks for block n."""
 
-    def __init__(self, tasks: Sequence[Task], readers: int, costs: Costs) -> None:
+    def __init__(self, tasks: Sequence[Task], way: Way, costs: Costs) -> None:
+        readers = way.readers
         rate = min(costs.decode, costs.decode_all / readers)
-        self._seconds = [decoded(task) / rate for task in tasks]
+        self._seconds = [decoded(task) / rate + task.read.size * way.feed.read for task in tasks]
         self._free, self._ahead, self._there = [0.0] * readers, readers, list[float]()
 
     def there(self, n: int, asked: float) -> float:
