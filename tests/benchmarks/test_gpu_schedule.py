@@ -89,11 +89,11 @@ def test_a_reader_begins_once_a_block_as_far_back_is_asked_for(schedule: Any) ->
     tasks = list(plan.tasks(next(plan.columns()), lambda _: True))[:4]
     costs = schedule.Costs(decode=schedule.decoded(tasks[0]))
     seconds = [schedule.decoded(task) / costs.decode for task in tasks]
-    alone = schedule._Reading(tasks, 1, costs)
+    alone = schedule._Reading(tasks, schedule.Way(readers=1), costs)
     assert alone.there(0, 0.0) == 1
     assert alone.there(1, 1.0) == pytest.approx(1 + seconds[1]), "begun as the first was asked for"
     assert alone.there(2, 100.0) == 100
-    two = schedule._Reading(tasks, 2, costs)
+    two = schedule._Reading(tasks, schedule.Way(readers=2), costs)
     assert two.there(0, 0.0) == 1
     assert two.there(1, 1.0) == pytest.approx(max(1, seconds[1])), "read beside the first"
 
