@@ -20,6 +20,8 @@ from unet_engine.postprocess.content import content_of
 from unet_engine.postprocess.convert import convert
 from unet_engine.postprocess.deliver import deliver
 from unet_engine.postprocess.formats import WRITERS, account_of
+from unet_engine.volumes.base import Timing
+from unet_engine.volumes.collection import time_of
 from unet_engine.volumes.formats import open_stored, open_volume
 from unet_engine.volumes.pick import Pick
 
@@ -276,6 +278,44 @@ def test_time_points_and_channels(ending, axes):
         expected = expected if "c" in axes else expected[None]
         found = whole(back.picked(Pick(time)))
         assert np.array_equal(found.reshape(expected.shape), expected)  # NIfTI knows no stack without z
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".h5", ".ome.tif", ".npy", ".ozx"])
+def test_when_time_points_were_taken_comes_along(ending):
+    root = zarr.create_group("film.zarr", attributes={"ome": _film("minute", 1.5, 4.0)})
+    root.create_array("0", data=RNG.integers(0, 9, (3, 4, 5, 6)).astype(np.uint8), dimension_names=list("tzyx"))
+    convert("film.zarr", f"between{ending}")
+    convert(f"between{ending}", "after.zarr")
+    assert Timing(*time_of("after.zarr")).in_seconds() == Timing(90.0, 240.0, "second")
+    if ending == ".nii.gz":
+        header = nibabel.load("between.nii.gz").header
+        found = header.get_zooms()[3], float(header["toffset"]), header.get_xyzt_units()
+        assert found == (90, 240, ("micron", "sec"))
+    if ending == ".mha":
+        assert SimpleITK.ReadImage("between.mha").GetSpacing()[3] == 1.5
+    if ending == ".ome.tif":
+        tifffile = pytest.importorskip("tifffile")
+        assert 'TimeIncrement="90.0"' in tifffile.TiffFile("between.ome.tif").ome_metadata
+
+
+def _film(unit, step, start):
+    space = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+    moves = [
+        {"type": "scale", "scale": [step, 2.0, 0.5, 0.5]}, {"type": "translation", "translation": [start, 0.0, 0.0, 0.0]}
+    ]  # fmt: skip
+    image = {
+        "axes": [{"name": "t", "type": "time", "unit": unit}, *space],
+        "datasets": [{"path": "0", "coordinateTransformations": moves}],
+    }
+    return {"version": "0.5", "multiscales": [image]}
+
+
+def test_a_nifti_that_says_nothing_of_time():
+    nibabel.save(nibabel.Nifti1Image(np.zeros((6, 5, 4, 3), np.uint8), np.eye(4)), "a.nii")
+    convert("a.nii", "a.zarr")
+    assert time_of("a.zarr") == (1.0, 0.0, None)
+    convert("a.nii", "b.nii")
+    assert nibabel.load("b.nii").header.get_xyzt_units()[1] == "unknown"
 
 
 def test_some_of_it():

@@ -7,7 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+import zarr
 
+from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.volumes.formats import located, open_volume
 from unet_engine.volumes.pick import Pick
@@ -98,3 +100,46 @@ def test_levels_of_n5_have_their_own_size_however_that_is_said(tmp_path, level, 
     assert (full.spacing, full.translation, full.unit) == ((4, 2, 3), (0, 0, 0), "nanometer")
     assert (half.spacing, half.translation, half.unit) == ((8, 4, 6), (2, 1, 1.5), "nanometer")
     assert np.array_equal(half.read(Box.of_shape(half.shape))[0], VOXELS[::2, :4:2, ::2])
+
+
+def test_metadata_of_a_level_that_make_no_sense_are_one_line(tmp_path):
+    root = zarr.create_group(tmp_path / "a.zarr", attributes={"multiscales": {"layout": [{"asset": "0"}]}})
+    root.create_array("0", data=VOXELS[0], dimension_names=["y", "x"])
+    place = tmp_path / "a.zarr/0/zarr.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "dimension_names": ["y", "x", "z"]}))
+    with pytest.raises(InputError, match="its metadata make no sense"):
+        located(str(tmp_path / "a.zarr"), None, 0)
+
+
+@pytest.mark.parametrize("attributes", ["[[1]]", "7", '{"dimensions": 1'])
+def test_attributes_of_n5_that_are_none(tmp_path, attributes):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/attributes.json").write_text(attributes)
+    with pytest.raises(InputError, match=r"attributes.json cannot be read"):
+        open_volume(str(tmp_path / "a"))
+
+
+def test_long_names_of_axes_are_cut_in_messages(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", data=VOXELS, dimension_names=["y" * 5000, "y", "x"])
+    with pytest.raises(InputError, match="may be anything") as caught:
+        open_volume(str(tmp_path / "a.zarr"))
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+def test_a_header_of_npy_that_is_no_dictionary(tmp_path):
+    np.save(tmp_path / "a.npy", VOXELS)
+    data = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(data.replace(b"False", b"Falsy"))
+    with pytest.raises(InputError, match="its header is not what NumPy writes"):
+        open_volume(str(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("said", ["1", "T", "true", "True"])
+def test_what_metaio_takes_for_true(tmp_path, said):
+    SimpleITK = pytest.importorskip("SimpleITK")
+    head = f"NDims = 3\nBinaryDataByteOrderMSB = {said}\nDimSize = 6 5 4\nElementType = MET_USHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(head.encode() + VOXELS.astype(">u2").tobytes())
+    found = open_volume(str(tmp_path / "a.mha")).read(Box.of_shape(VOXELS.shape))[0]
+    theirs = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "a.mha")))
+    assert np.array_equal(found, VOXELS)
+    assert np.array_equal(theirs, VOXELS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import InputError
-from unet_engine.units import times
+from unet_engine.units import brief, times
 
 _BY_RANK = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 _COLOURED = {3: "yxc", 4: "zyxc", 5: "tzyxc"}
@@ -45,9 +45,8 @@ def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Se
         raise InputError(f"{path} holds {dtype}; convert it to integers or floating point numbers")
     long = [name for name in axes or () if len(name) != 1]
     if long:
-        said = ", ".join(axes or ())
         raise InputError(
-            f"{path} calls its axes {said}, and {', '.join(map(repr, long))} may be anything; "
+            f"{path} calls its axes {', '.join(map(brief, axes or ()))}, and {', '.join(map(brief, long))} may be anything; "
             "say what they are with --axes, one letter of t, c, z, y, x each, e.g. --axes cyx"
         )
     names = "".join(axes or _BY_RANK.get(len(shape), ""))

@@ -197,6 +197,29 @@ class Volume(Protocol):
         """What people are shown of how it is stored, as plain values by name."""
 
 
+@dataclass(frozen=True)
+class Timing:
+    """When time points of a volume were taken."""
+
+    step: float
+    """From one to the next."""
+    start: float = 0.0
+    """Of the first."""
+    unit: str | None = None
+    """As OME-Zarr names units, e.g. ``second``; None where it is not known."""
+
+    def in_seconds(self) -> Timing:
+        """The same in seconds, where the unit is one of time; else as it is."""
+        factor = SECONDS.get(self.unit or "")
+        return self if factor is None else Timing(self.step * factor, self.start * factor, "second")
+
+
+SECONDS = {
+    "nanosecond": 1e-9, "microsecond": 1e-6, "millisecond": 1e-3, "second": 1.0, "minute": 60.0, "hour": 3600.0,
+    "day": 86400.0,
+}  # fmt: skip
+
+
 class Format(Protocol):
     """A kind of file or folder that volumes come in."""
 
@@ -241,6 +264,9 @@ class StoredVolume(ABC):
     """Whether all voxels count as measured, whatever alpha or a mask says."""
     notes: tuple[str, ...] = ()
     supposed: str = ""
+
+    timing: Timing | None = None
+    """Of its time points, where the file says it; of OME-Zarr the image does (`collection.time_of`)."""
 
     remedy: ClassVar[str] = "restore it"
     """What to do about a chunk that cannot be read."""

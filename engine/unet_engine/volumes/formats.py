@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unet_engine.errors import InputError
+from unet_engine.errors import InputError, UnetEngineError, first_line, of_store
 from unet_engine.paths import is_local, plain
 from unet_engine.volumes import collection, dicom, dicom_seg, hdf5, nifti, raster, tiff
 from unet_engine.volumes.base import Format, Several, Volume
@@ -63,10 +63,17 @@ def located(path: str, image: str | None, level: int | None) -> str:
     `level`, 0 being the full resolution. Raises `InputError` listing what there is."""
     if image is None and level is None:
         return path
-    format = format_of(plain(path))
-    if isinstance(format, Several):
-        return format.located(plain(path), image, level)
-    return collection.located(path, image, level)
+    try:
+        format = format_of(plain(path))
+        if isinstance(format, Several):
+            return format.located(plain(path), image, level)
+        return collection.located(path, image, level)
+    except UnetEngineError:
+        raise
+    except Exception as error:  # metadata of the right form may still say anything
+        if lost := of_store(error):
+            raise InputError(f"{path} cannot be read: {lost.of(path)}; {lost.advice}") from error
+        raise InputError(f"{path}: its metadata make no sense: {first_line(error)}; correct them") from error
 
 
 def is_series(path: str) -> bool:

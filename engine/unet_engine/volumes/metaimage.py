@@ -122,7 +122,7 @@ def _unit(header: Mapping[str, str]) -> str:
 
 
 def _true(header: Mapping[str, str], key: str, *, other: bool = False) -> bool:
-    return header[key].lower() in ("true", "1") if key in header else other
+    return header[key][:1] in ("T", "t", "1") if key in header else other  # as MetaIO has it
 
 
 def _frame(header: Mapping[str, str], n: int) -> Frame | None:

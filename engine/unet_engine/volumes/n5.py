@@ -95,7 +95,7 @@ def _attributes(folder: Path) -> dict[str, Any]:
         return dict(json.loads(place.read_bytes()))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{place} cannot be read: {first_line(error)}; restore it, or give another --in") from error
 
 

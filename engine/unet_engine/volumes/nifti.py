@@ -12,7 +12,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import absolute
 from unet_engine.units import times
-from unet_engine.volumes.base import Array, Volume
+from unet_engine.volumes.base import Array, Timing, Volume
 from unet_engine.volumes.files import Part, has_ending, listening, opening, package
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.packed import Described, volume_of
@@ -104,9 +104,25 @@ def _described(path: str, image: Any) -> Described:
         spacing=tuple(float(v) for v in image.header.get_zooms()[:2][::-1]) if spatial == 2 else None,
         unit=unit,
         notes=notes,
+        timing=_timing(image) if "t" in axes else None,
         parts=tuple(Part.of(file) for file in sorted(files)),
         supposed="t" * ("t" in axes),  # by its place alone, at which many tools store channels
     )
+
+
+def _timing(image: Any) -> Timing | None:
+    """Of its fourth axis. 1 of no unit is what tools write who know nothing."""
+    unit = image.header.get_xyzt_units()[1] if hasattr(image.header, "get_xyzt_units") else "unknown"
+    step, start = (
+        float(image.header.get_zooms()[3]),
+        float(image.header["toffset"]) if "toffset" in image.header else 0.0,
+    )
+    if not np.isfinite([step, start]).all() or step <= 0 or (unit not in _TIMES and (step, start) == (1.0, 0.0)):
+        return None
+    return Timing(step, start, _TIMES.get(unit))
+
+
+_TIMES = {"sec": "second", "msec": "millisecond", "usec": "microsecond"}
 
 
 def _in_plane(image: Any, affine: Array) -> Frame | None:

@@ -60,4 +60,9 @@ class NpyFormat:
 def _header(path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, whether its first axis is the fastest, type, and where the numbers begin."""
     with Path(path).open("rb") as file:
-        return account.npy_header(file)
+        try:
+            return account.npy_header(file)
+        except (SyntaxError, ValueError) as error:
+            if "_ast" in repr(error) or "ast." in str(error):  # Python's, of a text that is no dictionary
+                raise ValueError("its header is not what NumPy writes") from error
+            raise

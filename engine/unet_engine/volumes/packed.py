@@ -21,7 +21,7 @@ from unet_engine.storage import scratch, written_numbers
 from unet_engine.units import brief, size
 from unet_engine.volumes import slabs
 from unet_engine.volumes.axes import check_sizes, checked_axes
-from unet_engine.volumes.base import Format, Volume
+from unet_engine.volumes.base import Format, Timing, Volume
 from unet_engine.volumes.files import Part, PlainVolume, plain_chunks
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.linear import Linear
@@ -52,6 +52,7 @@ class Described:
     """Per axis z, y, x, where there is no frame."""
     unit: str | None = None
     notes: tuple[str, ...] = ()
+    timing: Timing | None = None
     parts: tuple[Part, ...]
     supposed: str = ""
     """See `Volume.supposed`."""
@@ -136,6 +137,7 @@ def volume_of(opened_by: Format, path: str, said: Described, axes: str | None) -
         "stored_translation": _stored(names, frame.translation, 0.0) if frame else None,
         "unit": said.unit if spacing else None,
         "notes": tuple(notes),
+        "timing": said.timing if "t" in names else None,
         "frame": frame,
         "opened_by": opened_by,
         "files": said.parts,

@@ -81,6 +81,7 @@ def account_text(content: Content) -> str:
         "unit": content.unit,
         "frame": frame.facts() if frame else None,
         "channel_names": list(content.channel_names),
+        **({"time": [content.timing.step, content.timing.start, content.timing.unit]} if content.timing else {}),
         **({"nodata": [repr(float(value)) for value in content.nodata]} if content.nodata else {}),
         "versions": {"unet-engine": version_of("unet-engine")},
         **{key: value for key, value in content.said.items() if key not in _OF_ZARR},
@@ -109,7 +110,19 @@ def lost_measured(content: Content, kind: str) -> list[str]:
     return found + lost_mask(content, kind)
 
 
-_OF_ZARR = ("array", "blocks", "grid", "frame", "shape", "axes", "spacing", "translation", "unit", "channel_names")
+_OF_ZARR = (
+    "array",
+    "blocks",
+    "grid",
+    "frame",
+    "shape",
+    "axes",
+    "spacing",
+    "translation",
+    "unit",
+    "channel_names",
+    "time",
+)
 """Of what a run says what is about the array that it wrote, or said anew."""
 
 

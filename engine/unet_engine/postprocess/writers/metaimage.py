@@ -16,6 +16,7 @@ from unet_engine.postprocess.writers.base import (
     plain_type,
 )
 from unet_engine.units import micrometers
+from unet_engine.volumes.base import Timing
 from unet_engine.volumes.frame import Frame
 
 _TYPES = {
@@ -71,12 +72,13 @@ def _header(content: Content, axes: str) -> bytes:
     frame = frame.seen_in("LPS")
     n, spatial = len(axes), len(content.spatial)
     affine = frame.affine
-    sizes = [*reversed(frame.sizes), *(1.0,) * (n - spatial)]
+    time = content.timing or Timing(1.0)  # of the fourth axis, which has no unit here
+    sizes = [*reversed(frame.sizes), *(1.0,) * (min(n, 3) - spatial), *(time.step,) * (n - 3)]
     # a row of the file is the direction of an axis
     turned = [
         [affine[w][v] / sizes[v] if v < spatial and w < spatial else float(v == w) for w in range(n)] for v in range(n)
     ]
-    origin = [affine[w][spatial] if w < spatial else 0.0 for w in range(n)]
+    origin = [affine[w][spatial] if w < spatial else time.start * (w == 3) for w in range(n)]
     lines = {
         "ObjectType": "Image",
         "NDims": str(n),

@@ -21,6 +21,7 @@ from unet_engine.postprocess.writers.base import (
     plain_type,
 )
 from unet_engine.units import micrometers
+from unet_engine.volumes.base import Timing
 from unet_engine.volumes.frame import Frame
 
 _UNITS = {"meter": "meter", "millimeter": "mm", "micrometer": "micron"}
@@ -85,13 +86,15 @@ def _header(content: Content) -> Any:
     if content.count("c") > 1:
         header.set_intent("vector")  # without it ITK takes channels for a fifth axis, and refuses
     place, unit = content.in_unit(_UNITS)
-    if unit:
-        header.set_xyzt_units(xyz=unit)
+    time = (content.timing or Timing(1.0)).in_seconds()
+    header.set_xyzt_units(xyz=unit, t="sec" if time.unit == "second" else None)
     affine = np.eye(4)
     n = len(content.spatial)
     rows = np.asarray(place.seen_in("RAS").affine)
     affine[:n, :n], affine[:n, 3] = rows[:, :n], rows[:, n]
     _place(header, affine)
+    if content.count("t") > 1:
+        header["pixdim"][4], header["toffset"] = time.step, time.start
     header.extensions.append(Nifti1Extension(_COMMENT, account_text(content).encode()))
     return header
 

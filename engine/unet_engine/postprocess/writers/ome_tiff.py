@@ -50,7 +50,7 @@ class OmeTiffWriter:
         dtype = plain_type(content.dtype)
         spool = content.spooled(place.with_name("raw"), content.axes, dtype)
         *pages, rows, columns = content.shape
-        metadata = {"axes": content.axes.upper(), **_sizes(content)}
+        metadata = {"axes": content.axes.upper(), **_sizes(content), **_steps(content)}
         if "c" in content.axes and content.channel_names:
             metadata["Channel"] = {"Name": list(content.channel_names)}
         with tifffile.TiffWriter(
@@ -98,3 +98,9 @@ def _sizes(content: Content) -> dict[str, Any]:
     return {f"PhysicalSize{a.upper()}": sizes[a] for a in content.spatial} | (
         {f"PhysicalSize{a.upper()}Unit": unit for a in content.spatial} if unit else {}
     )
+
+
+def _steps(content: Content) -> dict[str, Any]:
+    """OME-TIFF has a place for the time between planes; when the first was taken is left to our own text."""
+    time = content.timing and content.timing.in_seconds()
+    return {"TimeIncrement": time.step, "TimeIncrementUnit": "s"} if time and time.unit == "second" else {}

@@ -17,6 +17,7 @@ from unet_engine.output.label import Label
 from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of, lost_mask
 from unet_engine.volumes.account import KEY
+from unet_engine.volumes.base import Timing
 from unet_engine.volumes.frame import Frame
 
 _ARRAY = "0"
@@ -104,12 +105,14 @@ def write_group(place: Path, content: Content, name: str) -> None:
 def _attributes(content: Content, name: str) -> dict[str, Any]:
     """As a run writes them: axes, scale and translation, and whatever OME-Zarr has no place for."""
     kinds = {"t": "time", "c": "channel"}
+    time = content.timing or Timing(1.0)
+    units = dict.fromkeys("zyx", content.unit) | {"t": time.unit}
     axes = [
-        {"name": a, "type": kinds.get(a, "space"), **({"unit": content.unit} if content.unit and a in "zyx" else {})}
-        for a in content.axes
+        {"name": a, "type": kinds.get(a, "space"), **({"unit": units[a]} if units.get(a) else {})} for a in content.axes
     ]
-    spacing = dict(zip(content.spatial, content.spacing or (1.0,) * len(content.spatial), strict=True))
-    translation = dict(zip(content.spatial, content.translation or (0.0,) * len(spacing), strict=True))
+    n = len(content.spatial)
+    spacing = {"t": time.step, **dict(zip(content.spatial, content.spacing or (1.0,) * n, strict=True))}
+    translation = {"t": time.start, **dict(zip(content.spatial, content.translation or (0.0,) * n, strict=True))}
     moves: list[dict[str, Any]] = [
         {"type": "scale", "scale": [spacing.get(a, 1.0) for a in content.axes]},
         {"type": "translation", "translation": [translation.get(a, 0.0) for a in content.axes]},
