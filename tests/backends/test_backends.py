@@ -64,35 +64,38 @@ def windows(n: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS[:3], ids=[c[0] for c in COMBINATIONS[:3]])
-def test_a_volume_of_one_window_is_inferred_once(
+def test_no_window_is_inferred_twice(
     files: Any, combination: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Warming up is that inference already. What any other window gives is not taken for it."""
+    """Warming up is that inference already, of one window as of several. Others' answers are not taken for it."""
     network = opened(files, combination)
-    started: list[int] = []
+    started: list[bytes] = []
     start = type(network).start
-    monkeypatch.setattr(type(network), "start", lambda self, slot: (started.append(slot), start(self, slot))[1])
+    monkeypatch.setattr(
+        type(network), "start", lambda self, slot: (started.append(self.input(slot).tobytes()), start(self, slot))[1]
+    )
     network.close()
     image = np.random.default_rng(5).normal(size=(2, *WINDOW)).astype(np.float32)
 
-    def logits(name: str, values: Any) -> Any:
+    def logits(name: str, values: Any, threads: int = 1) -> Any:
         started.clear()
         path = make_volume(tmp_path / f"{name}.zarr", values, axes="czyx")
         found = unet_engine.run(
             path, out=str(tmp_path / f"{name}-out.zarr"), model=str(files[1] / combination[1]), window=WINDOW,
-            backend=combination[0], threads=1, output="logits", device="cpu", trust=True, precision="fp32",
+            backend=combination[0], threads=threads, output="logits", device="cpu", trust=True, precision="fp32",
         )  # fmt: skip
         return result_of(found.out)
 
-    more = np.concatenate([image[:, :, ::-1] / 2, image], axis=2)  # three windows that overlap
-    once, of_more = logits("once", image), logits("more", more)
+    long = np.concatenate([image[:, :, ::-1] / 2, image, image * 2], axis=2)
+    narrow = image[:, : WINDOW[0] - 3]  # padded by the run
+    cases = {"padded": (narrow, 2), "five": (long, 1), "of-three": (long, 3)}
     with monkeypatch.context() as patch:
-        patch.setattr(Backend, "take_answered", lambda self: None)
-        np.testing.assert_array_equal(logits("twice", image), once)
-        assert started.count(0) == 2
-        np.testing.assert_array_equal(logits("more-again", more), of_more)
-    logits("once-more", image)
-    assert started.count(0) == 1
+        patch.setattr(Backend, "take_answered", lambda self: {})
+        expected = {name: logits(f"{name}-twice", *case) for name, case in cases.items()}
+        assert len(started) > len(set(started)), "three windows of warming up, and five"
+    for name, case in cases.items():
+        np.testing.assert_array_equal(logits(name, *case), expected[name])
+        assert len(started) == len(set(started)) == (1 if case[0] is not long else 5)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(c[:2]))

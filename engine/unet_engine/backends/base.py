@@ -11,9 +11,11 @@ import hashlib
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,17 @@ ONE_BY_ONE = frozenset({"windows are inferred one by one"})
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """A window of a run that is inferred before its turn."""
+
+    cut: Callable[[Array], bool]
+    """Puts it, normalised, into (channels in, *window) float32, C-contiguous, and says whether it could be read; else
+    that becomes 0."""
+    looked_at: bool
+    """Whether its output is looked at."""
+
+
+@dataclass(frozen=True)
 class Trial:
     """Windows of the user's volume that a network is warmed up with, and who looks at what it makes of them."""
 
@@ -87,11 +100,17 @@ class Trial:
     """Some normalised windows, (channels in, *window) float32, of the size it is given; there may be none."""
     look: Callable[[Array], None]
     """Takes an output, (channels out, *window - 2 * margin) of a float type, which is valid for the call alone."""
+    ahead: Callable[[tuple[int, ...], int], Sequence[Ahead]] = lambda window, most: ()
+    """Windows that the run infers anyway, of the size and as many as it is given at most, in the order of the run; all
+    that it has, where these are fewer. Where there are none, others are cut."""
 
 
 ANOTHER = "try another --backend or --device"
 """What to do where a library fails on a window that it took before."""
 OTHER_WINDOW = "give another --window; `unet-engine info` says which it takes"
+
+COPIES = 2**26
+"""Bytes of answers to windows ahead that are copied, at most: where others need their slots before."""
 
 NO_TRIAL = Trial(lambda _: (), lambda _: None)
 
@@ -118,6 +137,11 @@ class Network(ABC):
     def warm_up(self, trial: Trial = NO_TRIAL) -> float:
         """Take the memory that inference takes, and tell the seconds per window."""
 
+    @property
+    def warm(self) -> int:
+        """Windows at once that memory was taken for."""
+        return self.setup.threads
+
     def identity(self) -> dict[str, Any]:
         """What of the setup, beside window and precision, may change the bytes and so names the run."""
         return {}
@@ -139,6 +163,10 @@ class Network(ABC):
         """Bytes of the device's memory for halos that stay there, see `unet_engine.plan.kept_halos`."""
         return ()
 
+    def waiting(self) -> int:
+        """Bytes of the host's memory, beyond what was taken, for answers of warming up until their turn comes."""
+        return 0
+
     @abstractmethod
     def close(self) -> None:
         """Give back memory and threads. The network is not used afterwards, and nothing of it may be under way."""
@@ -149,9 +177,10 @@ class Backend(Network):
 
     slots: int
     """How many batches may be started before the first result is read."""
-    answered: bytes | None = None
-    """Hash of the window to which the result of slot 0 is still the answer, as nothing was started since: that of
-    warming up. Whoever starts anything takes it away, see `take_answered`."""
+    answered: Mapping[int, bytes] = MappingProxyType({})
+    """Per slot the hash of the window to which its result is still the answer, as nothing was started since: those of warming up.
+    Whoever starts anything takes them away, see `take_answered`."""
+    _warm: int = 0
 
     @abstractmethod
     def input(self, slot: int) -> Array:
@@ -176,31 +205,44 @@ class Backend(Network):
         self.start(slot)
         self.result(slot)
 
-    def take_answered(self) -> bytes | None:
+    @property
+    def warm(self) -> int:
+        return self._warm
+
+    def waiting(self) -> int:
+        each = 4 * prod(self.setup.output_shape)
+        return min(COPIES // each, len(self.answered)) * each
+
+    def take_answered(self) -> Mapping[int, bytes]:
         """What is `answered`, which it is not any more."""
-        taken, self.answered = self.answered, None
+        taken, self.answered = self.answered, {}
         return taken
 
     def warm_up(self, trial: Trial = NO_TRIAL) -> float:
         """A batch on every thread, all at once, and the other slots touched, so that all memory is taken: with hundreds
-        of classes the outputs of slots that were never used would be missing from what is measured."""
-        windows = trial.cut(self.setup.window) or [np.zeros((), np.float32)]
-        begun = time.perf_counter()
-        busy = range(min(self.slots, self.setup.threads))
+        of classes the outputs of slots that were never used would be missing from what is measured. Windows that the
+        run infers anyway stay answered; where it has fewer than there are threads, no others are inferred."""
+        most = min(self.slots, self.setup.threads)
+        ahead = trial.ahead(self.setup.window, most) if self.setup.batch == 1 else ()
+        cut = () if ahead else trial.cut(self.setup.window)
+        busy = range(len(ahead) or most)
+        looked_at = list(busy[: len(cut)])
         for slot in range(self.slots):
-            self.input(slot)[...] = windows[slot % len(windows)]
-        asked = hash_of(self.input(0)) if windows[0].ndim and self.setup.batch == 1 else None
+            self.input(slot)[...] = cut[slot % len(cut)] if cut else 0
+        for slot, window in enumerate(ahead):
+            if window.cut(self.input(slot)[0]) and window.looked_at:
+                looked_at.append(slot)
+        begun = time.perf_counter()
         for slot in busy:
             self.start(slot)
         for slot in busy:
             self.result(slot)
         seconds = (time.perf_counter() - begun) / (len(busy) * self.setup.batch)
-        if windows[0].ndim:
-            for slot in busy[: len(windows)]:
-                trial.look(self.result(slot)[0])
+        for slot in looked_at:
+            trial.look(self.result(slot)[0])
         for slot in range(len(busy), self.slots):
             self.touch(slot)
-        self.answered = asked
+        self.answered, self._warm = {slot: hash_of(self.input(slot)) for slot in range(len(ahead))}, len(busy)
         return seconds
 
     def infer(self, batch: Array) -> Array:

@@ -35,6 +35,13 @@ class Ensemble(Network):
         """Seconds per window of one member, on the average."""
         return sum(network.warm_up(trial) for network in self._networks) / len(self._networks)
 
+    def waiting(self) -> int:
+        return sum(network.waiting() for network in self._networks)
+
+    @property
+    def warm(self) -> int:
+        return self._networks[0].warm
+
     def identity(self) -> dict[str, Any]:
         return self._networks[0].identity()
 

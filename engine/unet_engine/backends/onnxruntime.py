@@ -85,6 +85,9 @@ class OnnxRuntimeBackend(ThreadedBackend):
             bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         return binding
 
+    def touch(self, slot: int) -> None:
+        self._outputs[slot].fill(0)  # all else belongs to the session
+
     def _run(self, slot: int) -> Array:
         self._session.run_with_iobinding(self._bindings[slot])
         return self._outputs[slot]

@@ -86,6 +86,9 @@ class PyTorchBackend(ThreadedBackend):
         # several windows at once: see `Setup.threads`. Intra-op threads are set per calling thread.
         torch.set_num_threads(self.setup.window_threads)
 
+    def touch(self, slot: int) -> None:
+        self._out[slot].zero_()  # all else is given back after each window
+
     def _run(self, slot: int) -> Array:
         exact = self.setup.precision == "fp32"
         with torch.inference_mode(), nullcontext() if exact else torch.autocast("cpu", _TYPES[self.setup.precision]):

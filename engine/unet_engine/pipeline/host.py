@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unet_engine.backends.base import Array, Backend, hash_of
+from unet_engine.backends.answered import Answered
+from unet_engine.backends.base import Array, Backend
 from unet_engine.errors import BackendError
 from unet_engine.pipeline.base import Work
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
@@ -169,7 +170,7 @@ class _Ring:
         self.waiting = [0] * network.slots
         """Per slot, windows that were put in and not yet added."""
         self.slot = self.place = 0
-        self._answered = network.take_answered()
+        self._answered = Answered(network)
 
     @property
     def ready(self) -> bool:
@@ -191,10 +192,9 @@ class _Ring:
         return where
 
     def launch(self) -> None:
-        """Start the batch that was put into the slot; but for a first window that the network was warmed up with, whose
-        answer is there. A volume of one window is so inferred once."""
-        answered, self._answered = self._answered, None
-        if answered is None or hash_of(self.network.input(self.slot)) != answered:
+        """Start the batch that was put into the slot, if the network was not warmed up with it: its answer is there
+        then."""
+        if not self._answered.knows(self.slot):
             with self._recorder.span(COPY):
                 self.network.start(self.slot)
         self.slot, self.place = (self.slot + 1) % self.network.slots, 0
@@ -204,7 +204,7 @@ class _Ring:
         if slot == self.slot and self.place:
             self.launch()
         with self._recorder.span(NETWORK):
-            return self.network.result(slot)
+            return self._answered.result(slot)
 
 
 @dataclass(frozen=True, slots=True)

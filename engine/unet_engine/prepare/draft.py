@@ -50,11 +50,11 @@ def _along(spec: ModelSpec, tiling: Tiling, a: int, size: int) -> AxisGrid:
 
 def windows_per_block(survey: Survey, tiling: Tiling) -> int:
     """Windows of a default block: batches divide it."""
-    return prod(_block(survey, grid(survey, tiling)))
+    return prod(blocks_of(survey, grid(survey, tiling)))
 
 
-def _block(survey: Survey, axes: tuple[AxisGrid, ...]) -> tuple[int, ...]:
-    """Windows per block. The simulated GPU has those of the CPU, whose bytes it is to give."""
+def blocks_of(survey: Survey, axes: tuple[AxisGrid, ...]) -> tuple[int, ...]:
+    """Windows per default block. The simulated GPU has those of the CPU, whose bytes it is to give."""
     sized = device_block if survey.devices[0].startswith("cuda") else default_block
     return sized(axes, survey.model.blended)
 
@@ -78,7 +78,7 @@ class Draft:
         into columns."""
         survey, spec, window = self.survey, self.survey.model.spec, decisions.tiling.window
         axes = grid(survey, decisions.tiling)
-        block = _block(survey, axes)
+        block = blocks_of(survey, axes)
         chunk = default_chunk(axes, block, decisions.back)
         backwards = survey.turn.backwards if survey.turn and any(survey.turn.backwards) else ()
         plan = Plan(

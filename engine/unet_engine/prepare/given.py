@@ -29,9 +29,10 @@ class Ready:
     discard: Callable[[], None] = lambda: None
     """Waits until nothing uses it, and closes it."""
 
-    def fits(self, library: str, wanted: Setup, per_block: int) -> bool:
-        """Whether it is what such a run would open."""
-        return (self.library, self.wanted, self.per_block) == (library, wanted, per_block)
+    def fits(self, library: str, wanted: Setup, per_block: int, windows: int) -> bool:
+        """Whether it is what such a run of so many windows would open."""
+        enough = self.network.warm >= min(wanted.threads, windows)  # else its memory is not known
+        return enough and (self.library, self.wanted, self.per_block) == (library, wanted, per_block)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from unet_engine import machine
-from unet_engine.backends.base import Network, Setup
+from unet_engine.backends.base import NO_TRIAL, Network, Setup
 from unet_engine.backends.opening import Wanted, place_of
 from unet_engine.errors import BackendError
 from unet_engine.hanging import watched
@@ -19,6 +19,7 @@ from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import READERS, ClusterShape, Sizes, fit, predict_memory, readers_that_fit
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare import blending, coarse_choice, rewriting, streams, tiling_choice
+from unet_engine.prepare.ahead import ahead_of
 from unet_engine.prepare.coarse_choice import CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.decoding import Reading, reading
@@ -111,7 +112,7 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
     if tiled is not None:
         setup = replace(loaded.draft.network.setup, window=tiled.window)
         tiling = Tiling(tiled.window, tiled.overlap, tiled.blend, tiled.shared)
-        loaded = _reopened(loaded, streams.as_known(survey, setup, _about(survey, tiling)))
+        loaded = _reopened(loaded, streams.as_known(survey, setup, _about(survey, tiling)), tiling)
         survey = loaded.draft.survey
         decisions = replace(decisions, tiling=tiling)
     found = _coarse(loaded, decisions, notes, tell) if survey.settings.coarse else None
@@ -119,7 +120,7 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         survey = replace(survey, cells=found.inside)
         loaded = replace(loaded, draft=replace(loaded.draft, survey=survey))
     plan = loaded.draft.plan(decisions)
-    loaded, shared = _shared(loaded, plan.call_count, notes, tell)
+    loaded, shared = _shared(loaded, plan.call_count, decisions.tiling, notes, tell)
     draft = loaded.draft
     drafted = draft.job(decisions, plan)
     sizes = draft.sizes(drafted, machine.cpu_count())
@@ -187,10 +188,13 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
     survey = compared(survey, windows, notes)
     survey = rewriting.decided(survey, windows)
     survey = blending.decided(survey, windows, notes)
-    if ready is None:
-        windows()  # read before memory is measured
     clock.done(OPINION)
+    tiling = _tiling(survey, survey.window)
     trial = replace(trial, look=blending.through(survey.model.ahead, trial.look))
+    if _is_settled(survey):
+        trial = replace(trial, ahead=ahead_of(survey, scale, tiling))
+    elif ready is None:
+        windows()  # read before memory is measured
     choice = survey.choice
     setup = Setup(
         survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
@@ -198,13 +202,13 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
         window_threads=settings.window_threads or 1,
     )  # fmt: skip
     if settings.tiling != "auto":  # which looks with a thread for each window, as if nothing were known
-        setup = streams.as_known(survey, setup, _about(survey, _tiling(survey, survey.window)))
+        setup = streams.as_known(survey, setup, _about(survey, tiling))
     if ready is not None:
         setup = streams.as_open(survey, setup, ready.wanted)
-    per_block = windows_per_block(survey, _tiling(survey, survey.window))
+    per_block = windows_per_block(survey, tiling)
     wanted = setup, per_block if place.takes_batches else 0
     if ready is not None:
-        if ready.fits(survey.backend, *wanted):
+        if ready.fits(survey.backend, *wanted, _about(survey, tiling)):
             draft = Draft(survey, ready.network, scale, fingerprint)
             return _Loaded(draft, ready.seconds, ready.base, ready, Look(survey, trial, seen))
         ready.discard()
@@ -223,6 +227,12 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
         raise
     opened = Ready(survey.backend, *wanted, network, seconds)
     return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before, opened)
+
+
+def _is_settled(survey: Survey) -> bool:
+    """Whether the windows of the run are known before anything is tried: others are no use to it."""
+    settings = survey.settings
+    return "auto" not in (settings.overlap, settings.tiling, settings.coarse) and survey.model.format != "fake"
 
 
 def _about(survey: Survey, tiling: Tiling) -> int:
@@ -313,7 +323,9 @@ def _memory(loaded: _Loaded, workers: int) -> Memory:
     return Memory(max(1, budget - loaded.before) // 2, max(least, per_voxel), workers)
 
 
-def _shared(loaded: _Loaded, windows: int, notes: list[str], tell: Tell) -> tuple[_Loaded, StreamsChoice | None]:
+def _shared(
+    loaded: _Loaded, windows: int, tiling: Tiling, notes: list[str], tell: Tell
+) -> tuple[_Loaded, StreamsChoice | None]:
     """The same with the network opened for as many windows at once, and with as many threads for each, as a run of so
     many windows takes. A network that other volumes use, too, stays as it is."""
     survey, network = loaded.draft.survey, loaded.draft.network
@@ -324,7 +336,8 @@ def _shared(loaded: _Loaded, windows: int, notes: list[str], tell: Tell) -> tupl
     room = (budget - resident) / max(1, 2 * (resident - loaded.before))
     choice = streams.chosen(streams.Run(survey, network, windows, loaded.seconds_per_window, room), tell)
     if choice is not None:
-        loaded = _reopened(loaded, replace(network.setup, threads=choice.threads, window_threads=choice.window_threads))
+        shared = replace(network.setup, threads=choice.threads, window_threads=choice.window_threads)
+        loaded = _reopened(loaded, shared, tiling)
     setup = loaded.draft.network.setup
     if survey.settings.window_threads and streams.apart(survey, loaded.draft.network):
         loaded.draft.network.setup = replace(setup, apart=True)
@@ -335,14 +348,16 @@ def _shared(loaded: _Loaded, windows: int, notes: list[str], tell: Tell) -> tupl
     return loaded, choice
 
 
-def _reopened(loaded: _Loaded, setup: Setup) -> _Loaded:
-    """The same with the network opened otherwise, for windows of another size or with other threads."""
+def _reopened(loaded: _Loaded, setup: Setup, tiling: Tiling) -> _Loaded:
+    """The same with the network opened otherwise, for windows of another size or with other threads, to run in that
+    tiling."""
     draft, survey = loaded.draft, loaded.draft.survey
     old, window = draft.network, setup.window
     if setup == old.setup:
         return loaded
     old.close()
-    wanted = Wanted(windows_per_block(survey, _tiling(survey, window)), survey.settings.batch)
+    trial = replace(NO_TRIAL, ahead=ahead_of(survey, draft.scale, tiling, looked_at=False))
+    wanted = Wanted(windows_per_block(survey, _tiling(survey, window)), survey.settings.batch, trial=trial)
     with watched(survey.settings.hang_seconds, f"{survey.model.path}: opening the network and its first windows"):
         network, seconds = place_of(survey.devices[0]).open_fitting(survey.backend, replace(setup, batch=1), wanted)
     per_block = wanted.windows if place_of(survey.devices[0]).takes_batches else 0
@@ -370,7 +385,7 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     """The plan with blocks that fit the device's memory and columns that fit this process's, or each worker's."""
     survey, network = loaded.draft.survey, loaded.draft.network
     # what trying overlaps left behind is this process's too
-    resident = machine.resident_bytes()
+    resident = machine.resident_bytes() + network.waiting()
     plan = network.fitted(job.plan, sizes)
     # workers of a cluster send halos to one another through the host
     sizes = sizes if workers or job.finishes_on_host else replace(sizes, shelves=network.shelves(plan, sizes))
