@@ -6,9 +6,13 @@ import pytest
 from support.command_line import cli
 from support.graphs import convolution, graph, node
 from support.volumes import fake_model, make_volume
+from unet_engine.backends import engine_cache
 from unet_engine.backends.libraries import Library
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY
+from unet_engine.prepare import tiling_choice
+from unet_engine.prepare.precision_proof import Proof, remember_proof
+from unet_engine.prepare.tiling_choice import Learnt, Measured
 
 
 def foreign(folder, *, end="Identity", free=False, spec=None, name="net.onnx"):
@@ -85,3 +89,48 @@ def test_the_second_opinion(tmp_path, asking, monkeypatch):
     assert cli("info", fake_model(tmp_path), "--json").json["second_opinion"] is None
     monkeypatch.setattr(Library, "installed", property(lambda library: library.name != "onnxruntime"))
     assert "no second library is installed" in told()
+
+
+def test_a_model_tells_what_was_learnt_and_proved_of_it_here(tmp_path, monkeypatch):
+    """Of this model alone, and nothing that another version wrote or somebody spoiled."""
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+    monkeypatch.setenv("UNET_ENGINE_CACHE", str(cache))
+    path = fake_model(tmp_path)
+    model = open_model(path)
+    nothing = cli("info", "--json", path).json
+    assert nothing["tilings"] is None
+    assert nothing["proofs"] is None
+    for sha in (model.sha256, "another"):
+        key = {"model": sha, "library": "openvino 2026", "precision": ["bf16"], "window": [64, 64, 64]}
+        good, bad = (
+            Measured(context=(96, 96, 96), margin=(m, m, m), agreement=0.99, least_dice=0.9, spare=m - 8)
+            for m in (16, 0)
+        )
+        tiling_choice.remember(
+            key,
+            Learnt(
+                tolerance=None, truth=False, yardstick=(160, 160, 160), weaker=False, bar_agreement=0.995,
+                bar_dice=0.987, regions=("a", "b"), seed=0, most=10**6, budget=0.03, share=0.02,
+                quantiles=((-1, 0, 0, 0, 2),), measured=(good, bad),
+            ),
+        )  # fmt: skip
+        for window, reason in (((96, 96, 96), ""), ((128, 96, 96), "Dice of class 1 is 0.9")):
+            remember_proof(
+                key, Proof(window=window, regions=3, voxels=9, agreement=0.999, least_dice=0.99, max_error=0.1,
+                reason=reason, volume="scan.zarr", quantiles=((-1, 0, 0, 0, 2),))
+            )  # fmt: skip
+    engine_cache.store("tiling", {"model": model.sha256, "precision": []}, b'[{"of": "another version"}]')
+    told = cli("info", "--json", path).json
+    assert told["tilings"] == [
+        "bf16 with openvino 2026, windows of 64×64×64: 1 of 2 margins in 96×96×96 reach 0.99500 and least Dice 0.98700 of "
+        "the model's own against windows of 160×160×160, 2 regions, values -1 to 2 once normalised"
+    ]
+    rest = "agreement 0.99900, least Dice 0.99000 with fp32, 3 regions of scan.zarr, values -1 to 2 once normalised"
+    assert sorted(told["proofs"]) == [
+        f"bf16 with openvino 2026, windows of 128×96×96: failed, Dice of class 1 is 0.9; {rest}",
+        f"bf16 with openvino 2026, windows of 96×96×96: passed; {rest}",
+    ]
+    for kept in cache.glob("*.tiling*"):
+        kept.write_bytes(kept.read_bytes()[:-1])
+    assert cli("info", "--json", path).json["proofs"] is None

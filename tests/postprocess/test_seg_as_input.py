@@ -13,7 +13,7 @@ from support.shares import share
 from support.volumes import fake_model
 from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
-from unet_engine.prepare.tiling import _truth
+from unet_engine.prepare.tiling_reference import truth_of
 from unet_engine.viewing.panes import pane_of, together
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import open_mask
@@ -125,7 +125,7 @@ def test_a_mask_and_the_truth_are_what_lies_there(here, axes):
     image, whole = ("ct", expected()) if axes is None else ("scan.nii", as_nifti("scan.nii", axes))
     scan = open_volume(image)
     assert scan.shape == whole.shape
-    mask, truth = open_mask("seg.dcm", scan), _truth("seg.dcm", scan, 4)
+    mask, truth = open_mask("seg.dcm", scan), truth_of("seg.dcm", scan, 4)
     assert np.array_equal(mask.read(Box.of_shape(scan.shape)), whole)
     assert np.array_equal(all_of(truth), whole)
     box = Box((1, 2, 3), tuple(n - 1 for n in scan.shape))
@@ -174,7 +174,7 @@ def test_what_lies_turned_and_elsewhere_is_refused(here):
     with pytest.raises(InputError, match=r"lies turned to far\.nii"):
         open_mask("seg.dcm", open_volume("far.nii"))
     with pytest.raises(InputError, match=r"lies turned to far\.nii"):
-        _truth("seg.dcm", open_volume("far.nii"), 4)
+        truth_of("seg.dcm", open_volume("far.nii"), 4)
 
 
 def test_in_a_folder_it_is_the_same_with_its_names(here):

@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from unet_engine.errors import BackendError
 from unet_engine.storage import cache
@@ -51,17 +52,37 @@ def name_of(key: Key) -> str:
 def load(kind: str, key: Key) -> bytes | None:
     """What was stored as `kind` (``engine``, ``openvino``, ``timing`` …) under `key`; None where there is nothing, or
     nothing to be trusted."""
+    stored_key, value = _read(folder() / f"{name_of(key)}.{kind}")
+    return value if stored_key == _text(key) else None
+
+
+def of_model(kind: str, sha256: str) -> list[tuple[dict[str, Any], bytes]]:
+    """All that was stored as `kind` under keys with that model, with these, the latest first. Raises `BackendError` as
+    `folder` does."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder().glob(f"*.{kind}"), key=lambda path: path.stat().st_mtime, reverse=True):
+            text, value = _read(path)
+            with contextlib.suppress(ValueError):
+                key = json.loads(text)
+                if value is not None and isinstance(key, dict) and key.get("model") == sha256:
+                    found.append((key, value))
+    return found
+
+
+def _read(path: Path) -> tuple[bytes, bytes | None]:
+    """Key and value of a file; None where there is nothing, or nothing to be trusted."""
     try:
-        data = (folder() / f"{name_of(key)}.{kind}").read_bytes()
+        data = path.read_bytes()
     except OSError:
-        return None
+        return b"", None
     if not data.startswith(_MAGIC):
-        return None
+        return b"", None
     digest, _, rest = data[len(_MAGIC) :].partition(b"\n")
     if hashlib.sha256(rest).hexdigest().encode() != digest:
-        return None
-    stored_key, _, value = rest.partition(b"\n")
-    return value if stored_key == _text(key) else None
+        return b"", None
+    key, _, value = rest.partition(b"\n")
+    return key, value
 
 
 def store(kind: str, key: Key, value: bytes) -> None:

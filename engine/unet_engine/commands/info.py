@@ -17,7 +17,7 @@ from unet_engine.model.file import ModelFile, is_model, open_model
 from unet_engine.model.origins import origins, told_by
 from unet_engine.model.verdict import Verdict
 from unet_engine.postprocess.formats import account_of, is_one_file
-from unet_engine.prepare import streams_choice
+from unet_engine.prepare import cached_proofs, streams_choice
 from unet_engine.volumes import samples
 from unet_engine.volumes.collection import shapes_in
 from unet_engine.volumes.formats import READ, format_of, open_volume
@@ -61,6 +61,8 @@ def _model(path: str, window: str | None, head: str | None) -> dict[str, Any]:
         "contradiction": model.contradiction or None,
         "second_opinion": _opinion(model),
         "streams": _streams(model),
+        "tilings": cached_proofs.tilings(model.sha256) or None,
+        "proofs": cached_proofs.precisions(model.sha256) or None,
         **spec,
         "credit": model.credit.facts() if model.credit else None,
         "told_by": told_by(model) or None,

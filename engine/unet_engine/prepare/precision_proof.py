@@ -16,6 +16,8 @@ from unet_engine.model.verdict import Quantiles, difference
 
 KEY = "precision_proof"
 """Key of the proof that a run rests on in the header of its output."""
+KIND = "tiling-proof"
+"""Of what is kept in the user's cache."""
 KINDS = 8
 """Kinds of data that are remembered of windows of one size; the oldest goes."""
 _IN_TILING = "tiling_choice", "proof"
@@ -44,7 +46,7 @@ class Proof(BaseModel):
 def known_proofs(key: Mapping[str, object], window: tuple[int, ...]) -> list[Proof]:
     """What was found of these windows before, passed or not, of each kind of data; the latest first."""
     with suppress(BackendError, ValueError, TypeError, ValidationError):
-        data = engine_cache.load("tiling-proof", _of(key, window))
+        data = engine_cache.load(KIND, _of(key, window))
         return [Proof.model_validate(entry) for entry in json.loads(data or b"[]")]
     return []
 
@@ -60,7 +62,7 @@ def remember_proof(key: Mapping[str, object], proof: Proof) -> None:
     others = [p for p in known_proofs(key, proof.window) if difference(p.quantiles, proof.quantiles)]
     values = [entry.model_dump(mode="json") for entry in (proof, *others)][:KINDS]
     with suppress(BackendError):
-        engine_cache.store("tiling-proof", _of(key, proof.window), json.dumps(values).encode())
+        engine_cache.store(KIND, _of(key, proof.window), json.dumps(values).encode())
 
 
 def _of(key: Mapping[str, object], window: tuple[int, ...]) -> dict[str, object]:

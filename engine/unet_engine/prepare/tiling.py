@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -22,7 +22,6 @@ import numpy as np
 from unet_engine.backends.base import Array
 from unet_engine.backends.opening import as_host
 from unet_engine.backends.receptive_field import radius
-from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.prepare.corners import AxisSizes, Corner, corner_near
 from unet_engine.prepare.decisions import Decisions
@@ -32,12 +31,11 @@ from unet_engine.prepare.regions import labels_of
 from unet_engine.prepare.tiling_choice import Learnt, Measured, TilingChoice, known, remember
 from unet_engine.prepare.tiling_larger import Evidence, judged_larger
 from unet_engine.prepare.tiling_looking import BUDGET, SEED, Keeps, Memory
+from unet_engine.prepare.tiling_reference import NOT_MEANT, Design, Reference, labels_in, truth_of
 from unet_engine.prepare.tiling_settling import FOR_PROOF, Settling
 from unet_engine.units import Tell, silent, times
 from unet_engine.volumes import nodata, windows
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.formats import open_volume
-from unet_engine.volumes.laid import over
 
 REGIONS, LEAST_REGIONS = 8, 4
 """Regions that are looked at, and how few are still enough."""
@@ -47,10 +45,6 @@ BAR = 0.5
 """Overlap of the model's own tiling."""
 EQUAL = 1e-3
 """Dice coefficients against labels that differ by less are equal: two tilings that are as good differ by chance."""
-
-
-NOT_MEANT = -(2**40)
-"""In place of a label: what a tiling gives there does not count."""
 
 
 def search(draft: Draft, decisions: Decisions, memory: Memory, tell: Tell = silent) -> TilingChoice:
@@ -101,7 +95,7 @@ class _Trier(Settling):
 
     def learn(self) -> Learnt:
         survey, settings = self.survey, self.survey.settings
-        truth = _truth(settings.truth, survey.volume, self.spec.label_count) if settings.truth else None
+        truth = truth_of(settings.truth, survey.volume, self.spec.label_count) if settings.truth else None
         reach = None if truth else self._reach()
         design = self._design(reach, truth)
         corners = self._corners(design)
@@ -155,13 +149,13 @@ class _Trier(Settling):
             reach = found and tuple(max(0, r - m) for r, m in zip(found, self.spec.margin, strict=True))
         return None if reach is None else (0,) * self.planes + reach
 
-    def _design(self, reach: tuple[int, ...] | None, truth: Volume | None) -> _Design:
+    def _design(self, reach: tuple[int, ...] | None, truth: Volume | None) -> Design:
         """The largest windows of which enough regions are within the budget, in time and memory."""
         contexts, axes = self.contexts(), self.axes()
         budget = self.survey.settings.tiling_budget or BUDGET
         kept = FOR_PROOF if self.survey.choice.proved else 0.0
         while contexts:
-            design = _Design(tuple(contexts), None if truth else self._yardstick(contexts[-1], reach, axes))
+            design = Design(tuple(contexts), None if truth else self._yardstick(contexts[-1], reach, axes))
             if truth or design.yardstick:
                 each = sum(prod(self.inputs(size)) for size in contexts) + 2 ** len(self.spec.axes) * prod(self.window)
                 each += self.dearer * prod(self.inputs(design.yardstick)) if design.yardstick else 0
@@ -192,7 +186,7 @@ class _Trier(Settling):
                 return tuple(int(s or 0) for s in sizes)
         return None
 
-    def _corners(self, design: _Design) -> list[Corner]:
+    def _corners(self, design: Design) -> list[Corner]:
         survey, axes = self.survey, self.axes()
         rng = np.random.default_rng(SEED)
         boxes = windows.pool(
@@ -212,11 +206,11 @@ class _Trier(Settling):
             raise Keeps(f"{survey.volume.path} has {len(corners)} region(s) to look at, and {LEAST_REGIONS} are needed")
         return corners
 
-    def _references(self, design: _Design, corners: Sequence[Corner], truth: Volume | None) -> list[_Reference]:
+    def _references(self, design: Design, corners: Sequence[Corner], truth: Volume | None) -> list[Reference]:
         """Labels around each corner to compare with."""
         largest = [corner.box(design.octant(design.contexts[-1], corner)) for corner in corners]
         if truth is not None:
-            return [self._reference(box, _labels_in(truth, box, self.spec.label_count)) for box in largest]
+            return [self._reference(box, labels_in(truth, box, self.spec.label_count)) for box in largest]
         assert design.yardstick is not None
         boxes = [
             corner.around(octant, design.yardstick, self.axes())
@@ -233,7 +227,7 @@ class _Trier(Settling):
             raise Keeps(f"the network gives {only} alone in all of {len(found)} regions")
         return found
 
-    def _reference(self, box: Box, labels: Array) -> _Reference:
+    def _reference(self, box: Box, labels: Array) -> Reference:
         """Without what no tiling decides: voxels outside the mask, or never measured."""
         found = labels.astype(np.int64)
         for mask in self.survey.seen_masks:
@@ -241,10 +235,10 @@ class _Trier(Settling):
         if self.survey.volume.nodata:
             missing = nodata.where(self.survey.volume.read(box), self.survey.volume.nodata)
             found[missing.any(axis=0)] = NOT_MEANT
-        return _Reference(box, found)
+        return Reference(box, found)
 
     def _compared(
-        self, design: _Design, corners: Sequence[Corner], references: Sequence[_Reference]
+        self, design: Design, corners: Sequence[Corner], references: Sequence[Reference]
     ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], Counts]:
         """Per context and margin, the confusion of every region."""
         found: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Array]] = {}
@@ -254,7 +248,7 @@ class _Trier(Settling):
                 corners, boxes, references, self.inferred(context, boxes), strict=True
             ):
                 octant = corner.box(design.octant(context, corner))
-                codes = reference.at(octant) * self.spec.label_count + _Reference(box, labels).at(octant)
+                codes = reference.at(octant) * self.spec.label_count + Reference(box, labels).at(octant)
                 codes = codes[tuple(slice(None, None, -1 if s < 0 else 1) for s in corner.signs)]
                 for margin in self.margins(context):
                     kept = codes[tuple(slice(m if s else 0, None) for m, s in zip(margin, corner.signs, strict=True))]
@@ -275,7 +269,7 @@ class _Trier(Settling):
             per_axis.append(sorted(m for m in steps if 2 * m < context[a]))
         return list(itertools.product(*per_axis))
 
-    def _bar(self, design: _Design, corners: Sequence[Corner], references: Sequence[_Reference]) -> Counts:
+    def _bar(self, design: Design, corners: Sequence[Corner], references: Sequence[Reference]) -> Counts:
         """The confusion of every region with the model's own tiling, in a cell of its grid at the corner."""
         found = []
         for region, reference in zip(self._bar_cells(design, corners), references, strict=True):
@@ -285,57 +279,7 @@ class _Trier(Settling):
             found.append(self._confusion(codes))
         return np.stack(found)
 
-    def _bar_cells(self, design: _Design, corners: Sequence[Corner]) -> list[Box]:
+    def _bar_cells(self, design: Design, corners: Sequence[Corner]) -> list[Box]:
         cell = [max(1, int(n * (1 - BAR))) if a >= self.planes else 1 for a, n in enumerate(self.own)]
         octants = (design.octant(design.contexts[-1], corner) for corner in corners)
         return [corner.box([*map(min, cell, octant)]) for corner, octant in zip(corners, octants, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Design:
-    """What is looked at. Sizes of the output, per axis of the volume."""
-
-    contexts: tuple[tuple[int, ...], ...]
-    """From the smallest to the largest."""
-    yardstick: tuple[int, ...] | None
-    regions: int = 0
-
-    def octant(self, context: Sequence[int], corner: Corner) -> tuple[int, ...]:
-        """The part of a window that is nearest to its corner; all of it along axes without one."""
-        return tuple(-(-n // 2) if s else n for n, s in zip(context, corner.signs, strict=True))
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """Labels (*box.shape) of a box of the volume."""
-
-    box: Box
-    labels: Array
-
-    def at(self, box: Box) -> Array:
-        return self.labels[box.relative_to(self.box.lo).slices()]
-
-
-def _truth(path: str, volume: Volume, labels: int) -> Volume:
-    """The labels at `path`, on the grid of the volume. Raises `InputError` where they do not lie over it, or over a part
-    of it."""
-    truth = open_volume(path)
-    found = over(truth, volume) or (truth if truth.shape == volume.shape else None)
-    if found is None or truth.channels != 1:
-        raise InputError(
-            f"--truth {path} has the shape {truth.shape} and {truth.channels} channel(s), the volume {volume.shape}; give "
-            "labels of its shape, or such as lie on a part of it"
-        )
-    if truth.dtype.kind not in "biu":
-        raise InputError(f"--truth {path} holds {truth.dtype}; give whole numbers, 0 to {labels - 1}")
-    return found
-
-
-def _labels_in(truth: Volume, box: Box, labels: int) -> Array:
-    found = truth.read(box)[0]
-    if found.size and not 0 <= int(found.min()) <= int(found.max()) < labels:
-        raise InputError(
-            f"--truth {truth.path} has labels from {found.min()} to {found.max()} at {box}, the network gives 0 to "
-            f"{labels - 1}; give labels as the network numbers them"
-        )
-    return np.asarray(found, np.int64)

@@ -20,6 +20,8 @@ from unet_engine.units import times
 
 KEY = "tiling_choice"
 """Key of the choice in the header of an output."""
+KIND = "tiling"
+"""Of what is kept in the user's cache."""
 KINDS = 8
 """Kinds of data that are remembered of a model; the oldest goes."""
 
@@ -273,10 +275,10 @@ def remember(key: Mapping[str, object], learnt: Learnt) -> None:
     others = [other for other in _all(key) if difference(other.quantiles, learnt.quantiles)]
     values = [entry.model_dump(mode="json") for entry in (learnt, *others)][:KINDS]
     with suppress(BackendError):
-        engine_cache.store("tiling", key, json.dumps(values).encode())
+        engine_cache.store(KIND, key, json.dumps(values).encode())
 
 
 def _all(key: Mapping[str, object]) -> list[Learnt]:
     with suppress(BackendError, ValueError, ValidationError):
-        return [Learnt.model_validate(entry) for entry in json.loads(engine_cache.load("tiling", key) or b"[]")]
+        return [Learnt.model_validate(entry) for entry in json.loads(engine_cache.load(KIND, key) or b"[]")]
     return []
