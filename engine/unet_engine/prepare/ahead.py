@@ -44,6 +44,8 @@ def ahead_of(
         if window != tiling.window or not 0 < prod(map(len, spans)) <= WORTH * most:
             return []
         rich = _rich(survey, axes, spans, min(WINDOWS, most))
+        if rich is None:
+            return []
         chosen = list(dict.fromkeys([*rich, *islice(product(*spans), most)]))[:most]
         return [
             Ahead(_Cut(survey, scale, axes, index), looked_at and index in rich) for index in sorted(chosen, key=order)
@@ -52,15 +54,17 @@ def ahead_of(
     return ahead
 
 
-def _rich(survey: Survey, axes: Sequence[AxisGrid], spans: Sequence[range], count: int) -> list[Index]:
-    """Up to so many windows in whose middle the samples have most contrast."""
+def _rich(survey: Survey, axes: Sequence[AxisGrid], spans: Sequence[range], count: int) -> list[Index] | None:
+    """Up to so many windows in whose middle the samples have most contrast; None where these lie outside of the run,
+    whose windows may then tell too little of what the network gives."""
     found: dict[Index, None] = {}
     for sample in samples.by_contrast(survey.volume):
-        index = []
-        for axis, span, lo, hi in zip(axes, spans, sample.lo, sample.hi, strict=True):
-            meeting = axis.meeting((lo + hi) // 2, (lo + hi) // 2 + 1)
-            index.append(min(max(meeting[len(meeting) // 2], span[0]), span[-1]))
-        found[tuple(index)] = None
+        middle = [(lo + hi) // 2 for lo, hi in zip(sample.lo, sample.hi, strict=True)]
+        meeting = [axis.meeting(at, at + 1) for axis, at in zip(axes, middle, strict=True)]
+        index = tuple(near[len(near) // 2] for near in meeting)
+        if not all(k in span for k, span in zip(index, spans, strict=True)):
+            return None
+        found[index] = None
         if len(found) == count:
             break
     return list(found)
