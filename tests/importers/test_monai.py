@@ -432,6 +432,37 @@ def test_references_in_circles_or_to_nothing_are_one_line(said):
         config(**said).value("x")
 
 
+def test_what_other_files_say_and_relative_ids_are_put_in_as_monai_does_it(tmp_path, monkeypatch):
+    """A preprocessing in another file was none, without a word."""
+    from monai.bundle import ConfigParser
+
+    from unet_export.importers.monai.joined import joined
+
+    said = {
+        "a": 1, "whole": "%configs/more.yaml", "one": "%configs/more.yaml::pre#0::n", "more": ["%configs/more.yaml#pre"],
+        "b": {"up": "@##a", "beside": "@#c::0", "c": ["$@::1 + @###a", 3], "d": "@a"}, "mail": "who@where.json",
+    }  # fmt: skip
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/more.yaml").write_text("pre: [{n: 7, m: '@a'}]\nroi: [1, 2]\n")
+    monkeypatch.chdir(tmp_path)
+    theirs = ConfigParser(json.loads(json.dumps(said)))
+    theirs.resolve_macro_and_relative_ids()
+    yaml = pytest.importorskip("yaml")
+    found = joined(said, lambda name: yaml.safe_load((tmp_path / name).read_text()))
+    assert found == {k: v for k, v in theirs.get().items() if not k.startswith("_")}
+    assert Config("b", found, trusted=False).value("b") == {"up": 1, "beside": 4, "c": [4, 3], "d": 1}
+
+
+@pytest.mark.parametrize(
+    "said", ["%configs/gone.yaml::pre", "%../../etc/a.json", "%configs/metadata.json::gone", "@#####a"]
+)
+def test_what_leads_to_no_file_of_the_bundle_is_named(tmp_path, said):
+    folder = bundles.bundle(tmp_path / "b")
+    path = folder / "configs/inference.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocessing": said}))
+    assert re.search("lacks the file|outside of it|leads nowhere", refusal(folder))
+
+
 def test_references_that_grow_without_end_are_one_line():
     said = {"a0": list(range(10))} | {f"a{i}": [f"@a{i - 1}"] * 10 for i in range(1, 10)}
     with pytest.raises(Exception, match="more than one does"):
@@ -725,3 +756,23 @@ def test_an_inferer_that_says_no_numbers_is_named(tmp_path, said, words):
     folder = bundles.bundle(tmp_path / "b", inferer=bundles.INFERER | said)
     with pytest.raises(ModelError, match=re.escape(words)):
         MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["MeanEnsembled", "VoteEnsembled"])
+def test_what_puts_several_networks_together_is_refused(tmp_path, name):
+    """One of them ran, and the others were left out: without a word, of a mean."""
+    post = [{"_target_": name, "keys": ["pred0", "pred1"], "output_key": "pred"}]
+    said = refusal(bundles.bundle(tmp_path / "b", postprocessing={"_target_": "Compose", "transforms": post}))
+    assert "2 networks give (pred0, pred1)" in said
+    assert "--model A.onnx,B.onnx" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "threshold", "left_out"),
+    [([{"sigmoid": True}], None, 0), ([{"softmax": True}], None, 0), ([], None, 1)],
+)
+def test_rounded_outputs(given, threshold, left_out):
+    found = behind_of(
+        [*({"_target_": "Activations", **g} for g in given), {"_target_": "AsDiscrete", "rounding": "torchrounding"}]
+    )
+    assert (found.threshold, len(found.left_out)) == (threshold, left_out)

@@ -669,3 +669,23 @@ def test_what_is_made_of_sizes_is_no_row(tmp_path):
     ]  # fmt: skip
     model = plane(tmp_path / "net.onnx", nodes, [y(batch=None)], batch="n", opset=15)
     assert largest_batch(open_model(model)) is None
+
+
+def branching(condition):
+    """A graph that negates what it convolves, or not."""
+    then, other = (
+        onnx.helper.make_graph([node(kind, "c", name)], name, [], [y(name=name)])
+        for kind, name in (("Neg", "a"), ("Abs", "b"))
+    )
+    return [conv("c"), *condition, onnx.helper.make_node("If", ["yes"], ["y"], then_branch=then, else_branch=other)]
+
+
+MEAN = [node("ReduceMean", "c", "m", keepdims=0), node("Greater", "m zero", "yes")]
+SIZE = [node("Shape", "c", "s"), node("ReduceMax", "s", "n", keepdims=0), node("Greater", "n eight", "yes")]
+
+
+@pytest.mark.parametrize(("condition", "told"), [(MEAN, True), (SIZE, False)])
+def test_branches_that_the_values_of_a_window_decide_are_told(tmp_path, condition, told):
+    held = {**mixing(3), "zero": np.float32(0), "eight": np.int64(8)}
+    model = open_model(plane(tmp_path / "net.onnx", branching(condition), [y()], held, opset=15))
+    assert any("its If asks for values of the window" in note for note in model.notes) == told

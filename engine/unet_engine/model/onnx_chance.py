@@ -3,10 +3,21 @@ batch: files that were exported as a network is trained, which give other labels
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from unet_engine.errors import ModelError
-from unet_engine.model.onnx_shapes import all_of, attribute, dims, images_of, integers, is_own, is_trained, read_by
+from unet_engine.model.onnx_shapes import (
+    all_of,
+    attribute,
+    dims,
+    graphs_in,
+    images_of,
+    integers,
+    is_own,
+    is_trained,
+    read_by,
+)
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -42,6 +53,33 @@ def about_training(graph: Any, output: str) -> str:
 def learns(graph: Any, output: str) -> bool:
     """Whether the tensor called `output` comes through a BatchNormalization that works as in training."""
     return any(map(is_trained, all_of(_needed(graph, output))))
+
+
+def about_branches(graph: Any, output: str) -> str:
+    """What people should know of branches and loops that the values of a window decide; empty where there are none."""
+    found = _decided_by_values(_needed(graph, output), {images_of(graph)[0].name})
+    if not found:
+        return ""
+    return (
+        f"its {' and '.join(sorted(found))} asks for values of the window: what is computed differs from window to window, "
+        "so labels depend on where windows lie; export it without such conditions, or run it on the windows that it was "
+        "made for"
+    )
+
+
+def _decided_by_values(nodes: Iterable[Any], seen: set[str]) -> set[str]:
+    """Kinds of nodes that go one way or another by what is made of the values of `seen`, which grows. Shapes are no
+    values."""
+    found: set[str] = set()
+    for node in nodes:
+        if node.op_type in ("Shape", "Size") or not seen & read_by(node):
+            continue
+        deciding = {"If": node.input[:1], "Loop": node.input[:2]}.get(node.op_type, ())
+        found |= {node.op_type} if is_own(node) and seen & set(deciding) else set()
+        for inner in graphs_in(node):
+            found |= _decided_by_values(inner.node, seen)
+        seen.update(node.output)
+    return found
 
 
 def rows_meet(graph: Any, output: str) -> bool:

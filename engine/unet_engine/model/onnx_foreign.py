@@ -11,7 +11,7 @@ from typing import Any
 
 from unet_engine.errors import ModelError
 from unet_engine.model import outputs
-from unet_engine.model.onnx_chance import about_training, learns, refuse_chance
+from unet_engine.model.onnx_chance import about_branches, about_training, learns, refuse_chance
 from unet_engine.model.onnx_heads import Head, Heads, checked
 from unet_engine.model.onnx_layout import Layout, layout_of
 from unet_engine.model.onnx_rewrite import FLOAT, INTEGERS, NUMBERS, Rewriting
@@ -82,7 +82,12 @@ def look(
     alone, joint = learns(model.graph, chosen.tensor), _is_joint(model, tensors)
     changes = not plain or alone or joint
     how = Rewriting(chosen.tensor, takes, chosen.type, entrance.input_axes, chosen.axes, changes, alone, joint)
-    told = (note, *_notes(how, chosen), about_training(model.graph, chosen.tensor))
+    told = (
+        note,
+        *_notes(how, chosen),
+        about_training(model.graph, chosen.tensor),
+        about_branches(model.graph, chosen.tensor),
+    )
     notes = tuple(n for n in told if n)
     return Found(entrance.axes, channels, sizes, channels_out, margin, chosen, tensors, how, notes)
 

@@ -71,9 +71,15 @@ def all_of(nodes: Any) -> Iterator[Any]:
     """The nodes, and those inside of branches and loops."""
     for node in nodes:
         yield node
-        for held in node.attribute:
-            for graph in ([held.g] if held.HasField("g") else []) + list(held.graphs):
-                yield from all_of(graph.node)
+        for graph in graphs_in(node):
+            yield from all_of(graph.node)
+
+
+def graphs_in(node: Any) -> Iterator[Any]:
+    """Those of its branches, or of its loop."""
+    for held in node.attribute:
+        yield from [held.g] if held.HasField("g") else []
+        yield from held.graphs
 
 
 def is_own(node: Any) -> bool:
@@ -93,11 +99,10 @@ def is_trained(node: Any) -> bool:
 def read_by(node: Any) -> set[str]:
     """Tensors that a node reads, also from inside the graphs of a branch or a loop."""
     names = set(node.input)
-    for attribute in node.attribute:
-        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            for inner in graph.node:
-                names |= read_by(inner)
-            names |= {o.name for o in graph.output}
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            names |= read_by(inner)
+        names |= {o.name for o in graph.output}
     return names
 
 

@@ -12,6 +12,7 @@ from math import exp
 from typing import Any
 
 from unet_engine.model.spec import Activation
+from unet_export.importers.intensity import NotPossible
 from unet_export.importers.monai.transforms import HARMLESS, Kwargs, keys_of, name_of
 
 
@@ -36,12 +37,17 @@ _NOT_OF_VOXELS = ("KeepLargestConnectedComponent", "FillHoles", "RemoveSmallObje
 
 
 def behind_of(listed: Sequence[Kwargs]) -> Behind:
-    """The transforms behind the network; those without a counterpart are left out by name."""
+    """The transforms behind the network; those without a counterpart are left out by name. Raises `NotPossible` for what
+    puts the outputs of several networks together, as labels of one of them would be others."""
     found = Behind()
     for said in listed:
         name, kwargs = name_of(said), _of_prediction(said)
         if kwargs is None:
             continue
+        if name in ("MeanEnsemble", "VoteEnsemble") and len(keys_of(said)) > 1:
+            raise NotPossible(
+                f"{name} puts together what {len(keys_of(said))} networks give ({', '.join(keys_of(said))})"
+            )
         if name in ("Activations", "AsDiscrete"):
             found.done.append(name)
         if name == "Activations":
@@ -49,8 +55,7 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
                 found.left_out.append(f"Activations(other={kwargs['other']!r}): it is a function of its own")
             found.activation = "softmax" if kwargs.get("softmax") else "sigmoid" if kwargs.get("sigmoid") else None
         elif name == "AsDiscrete":
-            found.exclusive = found.exclusive or bool(kwargs.get("argmax"))
-            found.threshold = _threshold_of(kwargs) if found.threshold is None else found.threshold
+            _discrete(kwargs, found)
         elif name in _NOT_OF_VOXELS:
             found.left_out.append(f"{name}: it works on the whole result; do it on what was written")
         elif name in ("Invert", "SaveImage"):
@@ -63,6 +68,21 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
         found.activation = "softmax"
     _about_threshold(found)
     return found
+
+
+def _discrete(kwargs: Kwargs, found: Behind) -> None:
+    found.exclusive = found.exclusive or bool(kwargs.get("argmax"))
+    found.threshold = _threshold_of(kwargs) if found.threshold is None else found.threshold
+    if kwargs.get("rounding"):
+        _rounded(kwargs, found)
+
+
+def _rounded(kwargs: Kwargs, found: Behind) -> None:
+    """Of what lies between 0 and 1, that is what exceeds a half; of one that is the largest class, nothing."""
+    if found.activation == "sigmoid" and found.threshold is None:
+        found.threshold = 0.5
+    elif not found.exclusive and found.activation is None:
+        found.left_out.append(f"AsDiscrete(rounding={kwargs['rounding']!r}): whole numbers of what the network gives")
 
 
 def _threshold_of(kwargs: Kwargs) -> Any:

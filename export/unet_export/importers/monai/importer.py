@@ -22,6 +22,7 @@ from unet_export.importers.intensity import NotPossible
 from unet_export.importers.monai import networks
 from unet_export.importers.monai.behind import Behind, behind_of, numbers_above
 from unet_export.importers.monai.config import Config, NeedsTrust
+from unet_export.importers.monai.joined import joined
 from unet_export.importers.monai.transforms import CROP, Before, before_of, name_of, transforms_of
 from unet_export.importers.steps import Reorder
 
@@ -74,6 +75,12 @@ class MonaiBundle:
             return _Reader(files, wanted, tell).imported()
 
 
+def _of_several(path: str, why: str) -> ModelError:
+    return ModelError(
+        f"{path}: {why}; make a bundle of each, import them one by one, and run them together: --model A.onnx,B.onnx"
+    )
+
+
 @dataclass(frozen=True)
 class Inferer:
     """How the bundle puts windows together; sizes in MONAI's order of axes."""
@@ -99,8 +106,17 @@ class _Reader:
             )
         if wanted.trust:
             code.check_trust(files.path, files.local(name), "its configuration", given=True)
-        said = {"bundle_root": ".", **files.mapping(name)}
-        self.config = Config(self.path, said, trusted=wanted.trust)
+        self.config = Config(self.path, self._joined(files.mapping(name)), trusted=wanted.trust)
+
+    def _joined(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return {"bundle_root": ".", **joined(said, self.files.mapping)}
+        except KeyError as text:
+            raise ModelError(
+                f"{self.path}: its configuration says {brief(text.args[0])}, which leads nowhere; get the bundle again"
+            ) from None
+        except RecursionError as error:
+            raise ModelError(f"{self.path}: its configuration is too deep; get the bundle again") from error
 
     def imported(self) -> Imported:
         try:
@@ -176,7 +192,12 @@ class _Reader:
                 kept.append(self.config.value(one))
             except NeedsTrust as expression:
                 code_in.append(f"postprocessing: it holds the expression ${str(expression)[:80]}, which is code")
-        found = behind_of(transforms_of(kept))
+        if "Ensemble" in str(self.config.said.get("evaluator")):
+            raise _of_several(self.path, "its evaluator is one of several networks")
+        try:
+            found = behind_of(transforms_of(kept))
+        except NotPossible as why:
+            raise _of_several(self.path, str(why)) from why
         found.left_out += code_in
         return found
 
