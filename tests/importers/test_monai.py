@@ -758,6 +758,14 @@ def test_an_inferer_that_says_no_numbers_is_named(tmp_path, said, words):
         MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
 
 
+@pytest.mark.parametrize(("onehot", "left_out"), [(None, 1), (3, 0)])
+def test_a_threshold_of_labels_makes_one_of_all(onehot, left_out):
+    """Of three classes 0.27 of the labels were others, without a word."""
+    said = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True, "threshold": 0.5, "to_onehot": onehot}
+    found = behind_of([{"_target_": "Activationsd", "keys": "pred", "softmax": True}, said])
+    assert (found.exclusive, found.threshold, len(found.left_out)) == (True, None, left_out)
+
+
 @pytest.mark.parametrize("name", ["MeanEnsembled", "VoteEnsembled"])
 def test_what_puts_several_networks_together_is_refused(tmp_path, name):
     """One of them ran, and the others were left out: without a word, of a mean."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 from unet_engine.model.spec import ModelSpec
+from unet_engine.paths import is_local
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_stored
 from unet_engine.volumes.pick import Pick
@@ -44,6 +47,17 @@ def _of_channels(volume: Volume, pick: Pick, spec: ModelSpec) -> str | None:
         if a not in spec.axes and wanted == spec.channels_in and (sizes[a] == wanted or (pick.channels and sizes[a] > 1))
     ]  # fmt: skip
     return fits[0] if len(fits) == 1 else None
+
+
+def of_own_files(path: str, channels: int) -> tuple[str, ...]:
+    """Names of the files of a case, one for each of so many `channels`, as nnU-Net calls them (``CASE_0000.nii.gz``),
+    where `path` is one of these and all are there; else empty."""
+    folder, _, name = path.rpartition("/")
+    said = re.fullmatch(r"(.*_)[0-9]{4}(\.[^/]+)", name)
+    if said is None or channels < 2 or not is_local(path):
+        return ()
+    names = tuple(f"{said[1]}{number:04}{said[2]}" for number in range(channels))
+    return names if all(Path(folder or ".", one).exists() for one in names) else ()
 
 
 def with_alpha(pick: Pick, volume: Volume, spec: ModelSpec) -> tuple[Pick, Volume]:

@@ -28,7 +28,7 @@ from unet_engine.plan.resampling import AxisResampling
 from unet_engine.postprocess.joining import Rules
 from unet_engine.postprocess.working import check_named, is_handed_over, said_of
 from unet_engine.prepare.augmentation import poses_of, told
-from unet_engine.prepare.channels import meant_for
+from unet_engine.prepare.channels import meant_for, of_own_files
 from unet_engine.prepare.crop import region, taken
 from unet_engine.prepare.delivery import delivery_of, require_libraries
 from unet_engine.prepare.fetching import at_hand
@@ -393,6 +393,13 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
         raise InputError(
             f"{volume.path} has {volume.channels} channels and the model {spec.name} takes {spec.channels_in}: if the "
             f"last one is alpha, leave it out with --input-channels {kept}; else pick others, or use another model"
+        )
+    apart = of_own_files(volume.path, spec.channels_in) if volume.channels == 1 else ()
+    if apart:
+        raise InputError(
+            f"{volume.path} has 1 channel and the model {spec.name} takes {spec.channels_in}, which lie in files of their "
+            f"own, {apart[0]} to {apart[-1]}; put them into one with an axis of channels, e.g. in Python "
+            "SimpleITK.WriteImage(SimpleITK.JoinSeries(list(map(SimpleITK.ReadImage, files))), 'scan.nii.gz')"
         )
     beside = "" if volume.alpha is None else " beside alpha"
     if volume.channels != spec.channels_in:

@@ -100,6 +100,7 @@ def _described(path: str, header: Mapping[str, str], listed: list[str], length: 
         unit=_unit(header),
         notes=_notes(path, header),
         parts=parts,
+        supposed="t" * (n == 4),  # by its place alone
     )
 
 

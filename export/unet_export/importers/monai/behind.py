@@ -25,6 +25,8 @@ class Behind:
     """Of what the network gives, where no activation is done: what exceeds it is 1, else 0."""
     exclusive: bool = False
     """Whether the largest channel is the label."""
+    one_hot: bool = False
+    """Whether labels become a channel each."""
     threshold: float | None = None
     output: dict[str, Any] = field(default_factory=lambda: {"output": 1, "output_apart": 1})
     """How the result comes back to the scan's grid: fields of `Resampling`."""
@@ -72,6 +74,7 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
 
 def _discrete(kwargs: Kwargs, found: Behind) -> None:
     found.exclusive = found.exclusive or bool(kwargs.get("argmax"))
+    found.one_hot = found.one_hot or bool(kwargs.get("to_onehot"))
     found.threshold = _threshold_of(kwargs) if found.threshold is None else found.threshold
     if kwargs.get("rounding"):
         _rounded(kwargs, found)
@@ -137,7 +140,14 @@ def _back(name: str, kwargs: Kwargs, found: Behind) -> None:
 
 def _about_threshold(found: Behind) -> None:
     """Of probabilities alone is a threshold kept: what other numbers mean is not known."""
-    if found.threshold is None or found.exclusive:
+    if found.threshold is None:
+        return
+    if found.exclusive:
+        if not found.one_hot:
+            found.left_out.append(
+                f"AsDiscrete(threshold={found.threshold}) behind argmax: it makes one label of all classes but the first, and "
+                "here each has its own"
+            )
         found.threshold = None
     elif found.activation is None:
         found.numbers_above, found.threshold = float(found.threshold), None
