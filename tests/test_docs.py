@@ -263,6 +263,21 @@ def test_types_and_remedies_are_written_as_people_would(reference):
     assert part("a: b; use c") == ("a: b", "use c")
 
 
+@pytest.mark.parametrize("page", RUN)
+def test_pages_that_are_followed_name_the_extras_that_their_commands_need(page):
+    text = (DOCS / page).read_text()
+    named = {extra for found in re.findall(r"\[([a-z,]+)\]'", text) for extra in found.split(",")}
+    commands = "\n".join(lines_of(text))
+    needed = {"components": r"^unet-engine components", "polygons": r"^unet-engine polygons", "view": r"^unet-engine view",
+              "nifti": r"\.nii", "dicom": r"\.dcm", "nnunet": "nnUNetTrainer"}  # fmt: skip
+    assert {extra for extra, sign in needed.items() if re.search(sign, commands, re.M)} <= named
+
+
+def test_a_class_of_errors_says_nothing_of_others(reference):
+    rows = reference["reference/exit-codes.md"].splitlines()
+    assert [row for row in rows if "(--keep-going) |" in row]
+
+
 # --- shell and man ---
 
 

@@ -243,10 +243,11 @@ def _classes() -> list[type[errors.UnetEngineError]]:
 
 
 def exit_codes() -> str:
-    text = " ".join((errors.__doc__ or "").split())
+    text = re.sub(r"\n\n", " |", errors.__doc__ or "")  # behind the table comes what is of no class
+    text = " ".join(text.split())
     rows = ["| 0 |  | done |"]
     for kind in _classes():
-        match = re.search(rf"\b{kind.__name__}\s+{kind.exit_code}\s+(.*?)(?=\s*[|+]|\s+An interrupted)", text)
+        match = re.search(rf"\b{kind.__name__}\s+{kind.exit_code}\s+(.*?)(?=\s*[|+])", text)
         rows.append(
             f"| {kind.exit_code} | `{kind.__name__}` | {_cell(match[1] if match else inspect.getdoc(kind) or '')} |"
         )

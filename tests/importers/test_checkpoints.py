@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import Namespace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,6 +16,7 @@ from torch import nn  # noqa: E402
 
 from support.command_line import cli  # noqa: E402
 from support.shares import share  # noqa: E402
+from support.volumes import make_volume  # noqa: E402
 from unet_engine.errors import ModelError, SettingsError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_export.conversion.weights import read_data, read_weights  # noqa: E402
@@ -334,7 +336,8 @@ def test_other_frameworks_are_refused_by_name_with_the_way_out(tmp_path, name, w
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"{}")
+    scan = make_volume(tmp_path / "v.zarr", np.zeros((8, 8, 8), np.uint8))
     source = tmp_path / name.partition("/")[0]
-    for said in (cli("import", source, "--out", "net.onnx"), cli("info", source)):
+    for said in (cli("import", source, "--out", "net.onnx"), cli("plan", "--in", scan, "--model", source)):
         assert said.code == 5, said.err
         assert way in said.error
