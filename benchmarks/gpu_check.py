@@ -20,14 +20,14 @@ says why. Ratios are of figures measured in the same process, turn by turn.
     gpus         halos between two processes by TCP and UCX, and between two GPUs, where there are two
     decoding     GB/s of voxels decoded by the host's threads, and by nvCOMP where it is installed, against GB/s needed
 
-Four more run when --only names them, as their time is not among the eight minutes:
+Five more run when --only names them, as their time is not among the eight minutes:
 
     classes      as end-to-end with 16 and 104 classes
     int8         our INT8 convolutions in PyTorch: the CPU's bits, cuDNN's FP16, and the whole network
     grid         sums brought to a grid of twice the resolution, linear and cubic: the host's bits, and bytes moved against
                  a copy
-    tiling       teravoxels an hour of the network for cells with --tiling auto; needs onnx and protobuf, whose wheels
-                 `gpu_wheels.py` does not fetch
+    resample     a scan brought to a grid of half the resolution, likewise
+    tiling       teravoxels an hour of the network for cells with --tiling auto; needs onnx and protobuf
 
 Exit codes: 0 all parts ran and held, or were left out as the machine or an extra is not there for them; 1 a part failed
 or a target was missed; 2 wrong arguments; 3 there is no GPU; 4 a part could not run.
@@ -58,7 +58,7 @@ BUDGETS = {
     "gpus": 20, "decoding": 15,
 }  # fmt: skip
 """Seconds per part: 450 together, which leaves half a minute for installing wheels."""
-FURTHER = {"classes": 120, "int8": 75, "grid": 40, "tiling": 90}
+FURTHER = {"classes": 120, "int8": 75, "grid": 40, "resample": 30, "tiling": 90}
 """Of parts that run when they are named."""
 
 

@@ -29,7 +29,7 @@ CLUSTER = {
 """What two processes import that send each other halos."""
 
 ONNX = {"onnx": "onnx", "google.protobuf": "protobuf", "ml_dtypes": "ml_dtypes"}
-"""What reads the networks that come with the engine. Too large to be carried with the rest."""
+"""What reads the networks that come with the engine."""
 
 PARTS: dict[str, dict[str, str]] = {
     "build": BUILD,
@@ -53,7 +53,6 @@ PARTS: dict[str, dict[str, str]] = {
 
 
 def wheels() -> tuple[str, ...]:
-    """Distributions of all parts but those of `ONNX` alone, each once."""
-    carried = [modules for part, modules in PARTS.items() if part != "tiling"]
-    every = [*GPU.values(), *(name for modules in carried for name in modules.values())]
+    """Distributions of all parts, each once."""
+    every = [*GPU.values(), *(name for modules in PARTS.values() for name in modules.values())]
     return tuple(dict.fromkeys(every))

@@ -20,7 +20,9 @@ def grid(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_table_of_the_page_is_that_of_the_command(grid: Any) -> None:
-    assert grid.table() in (DOCS / "gpu.md").read_text()
+    page = (DOCS / "gpu.md").read_text()
+    assert grid.table() in page
+    assert grid.what_holds() in page
 
 
 @pytest.mark.parametrize(("classes", "before", "least"), [(3, 0.5, 0.95), (16, 0.1, 0.9), (104, 0.02, 0.7)])

@@ -49,3 +49,12 @@ def test_every_pass_over_all_kernels_has_this_one(resample: Any, monkeypatch: py
 
     monkeypatch.setattr(resample, "same", lambda _, order: order != 3)
     assert gpu_kernels.all_once(resample.open_device("simulated")) == ["resample, order 3"]
+
+
+def test_every_part_has_a_time_and_what_it_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
+    import gpu_needs
+    import gpu_parts
+
+    assert set(gpu_parts.PARTS) == set(gpu_needs.PARTS) == {*gpu_check.BUDGETS, *gpu_check.FURTHER}
