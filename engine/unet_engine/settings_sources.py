@@ -21,7 +21,7 @@ _OPTIONS = {"input": "in"}
 _OTHERS = frozenset(
     {
         "keep_going", "dry_run", "results", "log", "log_format", "metrics", "report", "notify", "rate", "verbose", "quiet",
-        "cache", "store_cache", "store_seconds", "store_stalled", "traceback", "workers_beside", "gpus_per_job",
+        "json", "cache", "store_cache", "store_seconds", "store_stalled", "traceback", "workers_beside", "gpus_per_job",
         "faults", "loop", "complete", "cuda", "werror", "seeds",
     }
 )  # fmt: skip

@@ -50,6 +50,19 @@ def test_json_may_stand_before_the_command(scan, before):
     assert len(said.out.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("said", "asked"), [("1", True), ("true", True), ("0", False), ("", False)])
+def test_the_environment_may_ask_for_json(monkeypatch, scan, said, asked):
+    monkeypatch.setenv("UNET_ENGINE_JSON", said)
+    found, failed = cli("info", scan), cli("info", f"{scan}.none")
+    assert (found.code, failed.code) == (0, 3)
+    if asked:
+        assert json.loads(found.out.splitlines()[-1])["shape"] == [12, 14, 16]
+        assert json.loads(failed.out.splitlines()[-1])["error"]["exit_code"] == 3
+    else:
+        assert not found.out.startswith("{")
+        assert failed.out == ""
+
+
 def test_json_before_a_command_that_writes_it_to_a_file_means_stdout():
     bench = app.commands["bench"]
     for args, there in (([], "-"), (["--json", "f.json"], "f.json"), (["--json=f.json"], "f.json")):

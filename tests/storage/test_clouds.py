@@ -1,22 +1,22 @@
-"""Azure, spoken by Azurite on loopback; and Google Cloud Storage, played: of its emulators none speaks the XML protocol
-that obstore uses. That is S3's but for the header of conditional writes, so moto answers behind a proxy that says it in
-S3's words.
-"""
+"""Azure, spoken by Azurite on loopback; and Google Cloud Storage, whose emulators do not speak the XML protocol that obstore
+uses, by a stand-in of ours."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
 from support.command_line import cli
-from support.fault_proxy import FaultProxy
-from support.s3 import server
+from support.google import google_cloud
+from support.s3 import faulty, upload
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.storage import objects, patience, stores
@@ -39,11 +39,8 @@ def _nobody(monkeypatch, tmp_path):
 
 @pytest.fixture
 def google(monkeypatch):
-    with server() as (host, port, _):
-        proxy = FaultProxy(host, port, renamed={"x-goog-if-generation-match": ("If-None-Match", "*")})
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+    with google_cloud(monkeypatch):
         yield "gs://lab"
-        proxy.close()
 
 
 @pytest.fixture
@@ -114,6 +111,65 @@ def test_a_run_from_cloud_to_cloud_gives_the_bytes_of_the_disk(request, tmp_path
     assert again.json["windows_inferred"] == 0
     replaced = cli(*arguments, "--overwrite")
     assert replaced.code == 0, replaced.err
+
+
+def _image(tmp_path):
+    return Path(make_volume(str(tmp_path / "a.zarr"), IMAGE, axes="zyx", ome="0.5", chunks=(5, 8, 6)))
+
+
+def _without_account(name, data):
+    """What differs from run to run is in the header of each group of labels."""
+    document = json.loads(data) if name.endswith("zarr.json") else None
+    if document:
+        document.get("attributes", {}).pop("unet_engine", None)
+    return document or data
+
+
+def test_labels_are_put_into_an_image_at_google_whoever_lists_others_meanwhile(monkeypatch, tmp_path):
+    """The list is replaced on the condition that it is of the generation that was read."""
+    local, model = _image(tmp_path), fake_model(tmp_path)
+    with google_cloud(monkeypatch) as google:
+        for file in filter(Path.is_file, local.rglob("*")):
+            google.put(f"lab/plate/a.zarr/{file.relative_to(local)}", file.read_bytes())
+        put, meanwhile = google.put, []
+
+        def others(name, data, match=None):
+            if name.endswith("/labels/zarr.json") and match not in (None, "0") and not meanwhile:
+                document = json.loads(google.objects[name][1])
+                document["attributes"]["ome"]["labels"].append("theirs")
+                meanwhile.append(put(name, json.dumps(document).encode()))
+            return put(name, data, match)
+
+        google.put = others
+        for name in ("one", "two"):
+            for image in ("gs://lab/plate/a.zarr", local):
+                said = cli("run", "--in", image, "--model", model, "--into", name)
+                assert said.code == 0, said.err
+        there = {key.removeprefix("lab/plate/a.zarr/"): data for key, (_, data) in google.objects.items()}
+    assert meanwhile, "two was listed on a condition, which did not hold"
+    assert json.loads(there.pop("labels/zarr.json"))["attributes"]["ome"]["labels"] == ["one", "theirs", "two"]
+    here = {str(file.relative_to(local)): file.read_bytes() for file in local.rglob("*") if file.is_file()}
+    del here["labels/zarr.json"]
+    assert set(here) == set(there)
+    for name, data in here.items():
+        assert _without_account(name, there[name]) == _without_account(name, data), name
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_put_the_same_labels_into_an_image_in_a_bucket(monkeypatch, tmp_path):
+    local, model, found = _image(tmp_path), fake_model(tmp_path), {}
+    with faulty(monkeypatch) as (_, client):
+        for name, more in (("alone", ()), ("cluster", ("--workers", "2"))):
+            upload(client, local, f"{name}/a.zarr")
+            said = cli("run", "--in", f"s3://lab/{name}/a.zarr", "--model", model, "--into", "one", *more)
+            assert said.code == 0, said.err
+            keys = [one["Key"] for one in client.list_objects_v2(Bucket="lab", Prefix=f"{name}/")["Contents"]]
+            found[name] = {
+                key.removeprefix(f"{name}/"): client.get_object(Bucket="lab", Key=key)["Body"].read() for key in keys
+            }
+    assert {key: _without_account(key, data) for key, data in found["alone"].items()} == {
+        key: _without_account(key, data) for key, data in found["cluster"].items()
+    }
 
 
 @pytest.mark.parametrize("cloud", ["google", "azure"])

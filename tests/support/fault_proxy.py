@@ -26,10 +26,8 @@ class Seen:
 class FaultProxy:
     """`fault(number, method, path)` names what goes wrong with a request; None for nothing."""
 
-    def __init__(self, host, port, fault=lambda number, method, path: None, latency=0.0, stall=2.0, renamed=None):
-        """renamed: headers that go on as another name and value, by their names"""
+    def __init__(self, host, port, fault=lambda number, method, path: None, latency=0.0, stall=2.0):
         self.upstream, self.fault, self.latency, self.stall = (host, port), fault, latency, stall
-        self.renamed = renamed or {}
         self.seen, self.faults = [], []
         self._lock, self._number = threading.Lock(), 0
         proxy = self
@@ -135,7 +133,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _forwarded(self, body):
         up = http.client.HTTPConnection(*self.owner.upstream, timeout=60)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection", "transfer-encoding")}
-        headers = dict(self.owner.renamed.get(name.lower(), (name, value)) for name, value in headers.items())
         if body is not None:
             headers["Content-Length"] = str(len(body))
         up.request(self.command, self.path, body, headers)

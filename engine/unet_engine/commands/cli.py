@@ -25,6 +25,7 @@ from unet_engine.commands.manual import completion_command, manual_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.objects import OBJECT_COMMANDS
 from unet_engine.commands.options import (
+    JSON,
     PLACE,
     Command,
     cluster_options,
@@ -32,6 +33,7 @@ from unet_engine.commands.options import (
     running_options,
     settings_options,
     several_options,
+    speaks_json,
 )
 from unet_engine.commands.sources import model_of, with_model
 from unet_engine.commands.viewing import view_command
@@ -56,7 +58,12 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 132})
 @click.version_option(package_name="unet-engine")
 @click.option(
-    "--json", is_flag=True, expose_value=False, callback=for_machines, help="As --json of the command that follows."
+    "--json",
+    is_flag=True,
+    envvar=JSON,
+    expose_value=False,
+    callback=for_machines,
+    help="As --json of the command that follows.",
 )
 def app() -> None:
     """Run a 2D or 3D U-Net over a Zarr volume of any size and write the stitched result.
@@ -357,7 +364,7 @@ def _fail(message: str, code: int, kind: str = "SettingsError") -> NoReturn:
     """One line for people on stderr, and with --json one for programs on stdout."""
     line = printable(" ".join(message.split()))
     click.echo(f"unet-engine: {line}", err=True)
-    if "--json" in sys.argv[1:]:
+    if speaks_json(sys.argv[1:]):
         with suppress(OSError):  # nobody reads it
             click.echo(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
     sys.exit(code)
