@@ -91,7 +91,8 @@ _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 _VARIABLES = {
-    "UNET_ENGINE_NAME": "The option --name of run and plan, e.g. UNET_ENGINE_MEMORY=8GiB; options given are stronger.",
+    "UNET_ENGINE_<NAME>": "The option --name of run and plan, e.g. UNET_ENGINE_MEMORY=8GiB; options given are stronger.",
+    "UNET_ENGINE_JSON": "1: as --json of every command.",
     "UNET_ENGINE_CACHE": "The folder of the cache; default: unet-engine in $XDG_CACHE_HOME, else ~/.cache.",
     "UNET_ENGINE_STORE_SECONDS": "How long a request to a bucket or the web is asked for again; default 60.",
     "UNET_ENGINE_STORE_STALLED": "How long no byte may come before a request is given up; default 30.",
