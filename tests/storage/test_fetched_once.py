@@ -99,6 +99,30 @@ def test_tube_by_tube_chunks_are_fetched_as_often_as_the_plan_says(monkeypatch, 
     assert result_of(tmp_path / "there.zarr").tobytes() == result_of(tmp_path / "here.zarr").tobytes()
 
 
+def test_a_volume_of_another_spacing_is_fetched_as_often_as_the_plan_says(monkeypatch, tmp_path):
+    """What later blocks read of its chunks is counted on its own grid."""
+    image, local = np.random.default_rng(3).integers(1, 2**8, (180, 180), dtype=np.uint8), tmp_path / "scan.zarr"
+    make_volume(
+        str(local), image, axes="yx", ome="0.5", scale=(1, 1), unit="millimeter", chunks=(15, 15), compressors=None
+    )
+    how = {"spacing": (1.25, 1.25), "spacing_unit": "millimeter", "resampling": {"image": 1, "output": 1}}
+    model = fake_model(tmp_path, axes="yx", window=(16, 16), **how)
+    with faulty(monkeypatch) as (proxy, client):
+        upload(client, local, "scan.zarr")
+        monkeypatch.setenv(CACHE, "0")
+        monkeypatch.setattr("unet_engine.storage.kept.BEFORE", 0)
+        arguments = ("--in", "s3://lab/scan.zarr", "--model", model, "--json")
+        planned = cli("plan", *arguments)
+        assert planned.code == 0, planned.err
+        samples = fetches(proxy).total()
+        proxy.seen.clear()
+        said = cli("run", *arguments, "--out", tmp_path / "o.zarr")
+        assert said.code == 0, said.err
+        often = (fetches(proxy).total() - samples) / 12**2
+    assert often == pytest.approx(planned.json["fetch_factor"], abs=0.001)
+    assert often < 1.3
+
+
 @pytest.mark.parametrize("shape", [(5, 6), pytest.param((4, 3, 5), marks=pytest.mark.slow)])
 def test_what_has_to_be_kept_is_enough(shape):
     """Against a plain list of what blocks read, one after the other."""

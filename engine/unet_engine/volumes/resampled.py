@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import GATHER
@@ -44,6 +45,9 @@ class Regridded(Lens):
     def there(self, box: Box) -> Box:
         """The voxels of the scan that those of `box` are made of."""
         return reach(self.grid, box)
+
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        self.scan.keep(most, reads)  # which counts what voxels are made of
 
     @property
     def shape(self) -> tuple[int, ...]:
