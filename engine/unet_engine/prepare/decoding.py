@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from unet_engine import machine
@@ -49,8 +50,8 @@ def needed(plan: Plan, volume: Volume, seconds_per_window: float, devices: int) 
     return math.prod(spans) * volume.voxel_bytes * devices / max(1e-9, seconds)
 
 
-def found(plan: Plan, volume: Volume) -> float:
-    """Bytes per second that reading a block from the middle of the volume gives, on all cores, decoded in whole
+def found(plan: Plan, volume: Volume, read: Callable[[Box], object]) -> float:
+    """Bytes per second of the volume that reading a block from its middle gives, on all cores, decoded in whole
     chunks."""
     lo, hi = [], []
     room = TRIAL_BYTES // max(1, volume.voxel_bytes)
@@ -63,14 +64,16 @@ def found(plan: Plan, volume: Volume) -> float:
         room = max(1, room // length)
     box = Box(tuple(lo), tuple(hi))
     begun = time.perf_counter()
-    voxels = volume.read(box)
-    return voxels.nbytes / max(1e-9, time.perf_counter() - begun)
+    read(box)
+    return box.size * volume.voxel_bytes / max(1e-9, time.perf_counter() - begun)
 
 
-def reading(plan: Plan, volume: Volume, seconds_per_window: float, devices: int) -> Reading:
-    """Reads some of the volume. Raises `DataError` as reading does."""
+def reading(
+    plan: Plan, volume: Volume, read: Callable[[Box], object], seconds_per_window: float, devices: int
+) -> Reading:
+    """Reads some of the volume by `read`. Raises `DataError` as reading does."""
     cores = machine.cpu_count()
-    wanted, rate = needed(plan, volume, seconds_per_window, devices), found(plan, volume)
+    wanted, rate = needed(plan, volume, seconds_per_window, devices), found(plan, volume, read)
     return Reading(wanted, rate, threads_for(wanted, rate, cores), cores)
 
 

@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -14,6 +15,7 @@ from unet_engine.backends.opening import Wanted, place_of
 from unet_engine.errors import BackendError
 from unet_engine.hanging import watched
 from unet_engine.pipeline.job import Job
+from unet_engine.plan.box import Box
 from unet_engine.plan.bundles import bundle_length
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import READERS, ClusterShape, Sizes, fit, predict_memory, readers_that_fit
@@ -40,7 +42,9 @@ from unet_engine.prepare.tiling_choice import TilingChoice
 from unet_engine.profiling.beginning import COMPILING, OPINION, PLANNING, SAMPLES, WARMING, Beginning
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples
+from unet_engine.volumes.base import Volume
 from unet_engine.volumes.normalize import Scaling
+from unet_engine.volumes.resampled import Interpolated
 
 if TYPE_CHECKING:
     from unet_engine.prepare.tiling_looking import Memory
@@ -153,9 +157,17 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
     memory = draft.network.device_memory(job.plan, fitted.sizes)
     if memory is None:
         return prepared
-    rates = reading(job.plan, survey.volume, loaded.seconds_per_window, len(survey.devices))
+    read = _reader(job, survey.volume)
+    rates = reading(job.plan, survey.volume, read, loaded.seconds_per_window, len(survey.devices))
     memory = replace(memory, kept=sum(job.shelves))
     return replace(prepared, job=replace(job, decoders=rates.threads), reading=rates, device_memory=memory)
+
+
+def _reader(job: Job, volume: Volume) -> Callable[[Box], object]:
+    """What the threads that read do for a box of the grid of windows."""
+    if job.resamples_on_device and isinstance(volume, Interpolated):
+        return lambda box: volume.scan.read(volume.there(box))
+    return volume.read
 
 
 # --- open ---

@@ -213,6 +213,18 @@ def planned(folder: Path, **options: Any) -> Any:
     return prepared(folder, array, spec=spec, **options)
 
 
+def test_how_fast_voxels_are_read_is_measured_without_what_the_device_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise AssertionError("the host interpolated")
+
+    monkeypatch.setattr("unet_engine.volumes.resampled.operations.interpolate", fail)
+    found = planned(tmp_path)
+    assert found.reading.found > 0
+    found.network.close()
+
+
 @pytest.mark.parametrize("order", [1, 3])
 def test_memory_is_planned_and_the_scan_goes_over_in_its_own_type(
     tmp_path: Path, blocks: Any, monkeypatch: pytest.MonkeyPatch, order: int

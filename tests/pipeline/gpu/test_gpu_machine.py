@@ -157,7 +157,7 @@ def test_the_need_is_windows_per_second_times_new_voxels(tmp_path: Path) -> None
     assert one >= 100 * 2 * 8**3, "at least the new voxels of each window: a stride of 8, two bytes each"
     assert one <= 100 * 2 * 64**3 / block
     assert decoding.needed(plan, found.volume, 0.005, 2) == pytest.approx(4 * one)
-    assert decoding.found(plan, found.volume) > 0
+    assert decoding.found(plan, found.volume, found.volume.read) > 0
 
 
 def test_the_plan_prints_rates_and_device_memory(tmp_path: Path) -> None:
