@@ -143,3 +143,11 @@ def test_what_metaio_takes_for_true(tmp_path, said):
     theirs = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "a.mha")))
     assert np.array_equal(found, VOXELS)
     assert np.array_equal(theirs, VOXELS)
+
+
+def test_billions_of_channels_are_refused_before_any_is_listed(tmp_path):
+    zarr.create_array(
+        tmp_path / "a.zarr", shape=(2**33, 8, 8), chunks=(1, 8, 8), dtype="u1", dimension_names=list("cyx")
+    )
+    with pytest.raises(InputError, match=r"8,589,934,592 channels .* --axes"):
+        open_volume(str(tmp_path / "a.zarr"))

@@ -17,6 +17,7 @@ COLOURS, SIDES = (3, 4), range(32, 2**30)
 picture larger."""
 LARGEST = 2**42
 """Voxels along an axis, more than any volume has."""
+_MOST_CHANNELS = 2**20
 
 
 def check_sizes(path: str, shape: Sequence[int], chunks: Sequence[int]) -> None:
@@ -52,6 +53,12 @@ def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Se
     names = "".join(axes or _BY_RANK.get(len(shape), ""))
     if len(shape) < 2:
         raise InputError(f"{path} has {len(shape)} axes ({times(shape)}); give a volume with 2 or 3 spatial axes")
+    channels = dict(zip(names, shape, strict=False)).get("c", 1)
+    if channels > _MOST_CHANNELS:  # which are listed, and read together
+        raise InputError(
+            f"{path} has {channels:,} channels along the axis c of {names}, and at most {_MOST_CHANNELS:,} are read; say "
+            "with --axes what the axes are, or correct its header"
+        )
     if len(names) != len(shape):
         fit = f"which {names!r} does not fit" if names else "and nothing says which"
         raise InputError(f"{path} has {len(shape)} axes ({times(shape)}), {fit}; use --axes, e.g. czyx")

@@ -469,7 +469,8 @@ def _without_alpha(
 ) -> tuple[tuple[int, ...] | None, int | None, tuple[str, ...]]:
     """Of `count` channels those that are read where `chosen` are asked for (None: all) and `alpha` is one of them;
     which one still says what was measured; and what the user is told."""
-    if chosen == tuple(range(count)) and count > 1:
+    # headers say any count: nothing is made of it that is as long
+    if chosen is not None and count > 1 and len(chosen) == count and chosen == tuple(range(count)):
         read = (f"{path}: channel {alpha} is alpha, as the file says, and is read like the others",)
         return None, None, () if alpha is None else read
     if alpha is None or (chosen is not None and alpha in chosen):
