@@ -55,6 +55,8 @@ class Fetching:
     """Per axis, which tube: so do tubes inside a column. Empty: there is one."""
     blocks: tuple[tuple[int, ...], ...] = ()
     """Per axis, which block each row is, where that is known."""
+    axes: tuple[int, ...] = ()
+    """Per axis, which of a chunk's it is; empty: they are in order."""
 
     @classmethod
     def of(cls, plan: Plan, chunks: Sequence[int]) -> Fetching:
@@ -74,6 +76,20 @@ class Fetching:
         parted = zip(self.blocks, walls, strict=True)
         return replace(self, tubes=tuple(tuple(bisect_right(at, j) for j in blocks) for blocks, at in parted))
 
+    def turned(self, order: Sequence[int], backwards: Sequence[int]) -> Fetching:
+        """The same by the chunks of a volume whose axis ``order[a]`` is the axis `a` here; of one that runs backwards,
+        how many chunks it has, else 0."""
+        mirrored = [
+            tuple((n - hi, n - lo) for lo, hi in spans) if n else spans
+            for spans, n in zip(self.spans, backwards, strict=True)
+        ]
+        return replace(self, spans=tuple(mirrored), axes=tuple(order))
+
+    def moved(self, by: Sequence[int]) -> Fetching:
+        """The same by the chunks of a volume that begins so many chunks earlier."""
+        moved = zip(self.spans, by, strict=True)
+        return replace(self, spans=tuple(tuple((lo + n, hi + n) for lo, hi in spans) for spans, n in moved))
+
     @cached_property
     def rows(self) -> tuple[dict[int, list[int]], ...]:
         """Per axis, which rows of blocks read each chunk."""
@@ -86,11 +102,14 @@ class Fetching:
 
     def uses(self, chunk: Sequence[int]) -> int:
         """How often a chunk is read."""
-        return prod(len(rows.get(i, ())) for rows, i in zip(self.rows, chunk, strict=True))
+        return prod(len(rows.get(i, ())) for rows, i in zip(self.rows, self._seen(chunk), strict=True))
+
+    def _seen(self, chunk: Sequence[int]) -> Sequence[int]:
+        return [chunk[a] for a in self.axes] if self.axes else chunk
 
     def due(self, chunk: Sequence[int], use: int) -> int:
         """When a chunk is read for the time `use`, from 0, as the number of a block in their order."""
-        rows = [found[i] for found, i in zip(self.rows, chunk, strict=True)]
+        rows = [found[i] for found, i in zip(self.rows, self._seen(chunk), strict=True)]
         if any(parts[r[0]] != parts[r[-1]] for parts, r in zip(self._parts, rows, strict=True)):
             return sorted(map(self._moment, product(*rows)))[use]
         block = [0] * len(rows)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
@@ -33,6 +34,13 @@ class Cropped(Lens):
     @property
     def chunks(self) -> tuple[int, ...]:
         return tuple(map(min, self.scan.chunks, self.shape))
+
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        units = self.units or (1,) * self.box.ndim
+        if reads is None or any(lo % unit for lo, unit in zip(self.box.lo, units, strict=True)):
+            self.scan.keep(most, None)  # `reads` counts chunks that begin where the box does
+        else:
+            self.scan.keep(most, reads.moved([lo // unit for lo, unit in zip(self.box.lo, units, strict=True)]))
 
     @property
     def spacing(self) -> tuple[float, ...] | None:

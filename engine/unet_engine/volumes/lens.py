@@ -138,7 +138,7 @@ class Lens(ABC):
         return self.scan.packed
 
     def keep(self, most: int, reads: Fetching | None) -> None:
-        self.scan.keep(most, None)  # `reads` counts on the grid that is seen
+        self.scan.keep(most, None)  # who sees another grid says what of `reads` is meant
 
     def fetch(self, box: Box) -> None:
         self.scan.fetch(self.there(box))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.cropped import Cropped
@@ -28,6 +29,17 @@ class Turned(Lens):
     @property
     def chunks(self) -> tuple[int, ...]:
         return self.turn.seen(self.scan.chunks)
+
+    @property
+    def units(self) -> tuple[int, ...] | None:
+        return self.scan.units and self.turn.seen(self.scan.units)
+
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        sides = list(zip(self.shape, self.units or (), self.turn.backwards, strict=False))
+        if reads is None or any(back and n % unit for n, unit, back in sides):  # chunks lie otherwise from the far end
+            self.scan.keep(most, None)
+        else:
+            self.scan.keep(most, reads.turned(self.turn.order, [n // unit if back else 0 for n, unit, back in sides]))
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
