@@ -236,6 +236,7 @@ def test_several_volumes_have_a_page_that_lists_all_and_one_each(scan, two, even
     assert "2 done" in text
     assert "1 failed" in text
     assert "failed: missing.zarr" in text  # with what was wrong
+    assert text.count("EUR a teravoxel") == 2
     page = Reader(text)
     assert "script" not in page.tags
     links = Links(text).found

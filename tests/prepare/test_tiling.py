@@ -13,7 +13,7 @@ from support.shares import share
 from support.untrained import untrained
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.prepare import tiling, tiling_larger, tiling_speed
-from unet_engine.prepare.tiling_choice import TilingChoice
+from unet_engine.prepare.tiling_choice import Point, TilingChoice, frontier
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -139,6 +139,12 @@ def test_the_bytes_and_the_digest_are_those_of_the_tiling_it_names(scene, done, 
     same = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "o.zarr"), tiling=named(choice_in(done[0])))
     np.testing.assert_array_equal(result_of(same.out), result_of(done[0]))
     assert same.digest == done[1].json["digest"]
+
+
+def test_a_tiling_that_is_offered_several_times_is_told_once():
+    said = {"shared": (0, 0, 8), "agreement": 0.99, "least_dice": 0.9, "passed": True}
+    cheap, taken = Point(window=(8, 8, 8), work=1.1, **said), Point(window=(8, 8, 16), work=1.2, **said)
+    assert frontier([taken, cheap, taken, taken], taken) == (cheap, taken)
 
 
 def test_what_was_learnt_is_told_with_its_cost_and_frontier(done):

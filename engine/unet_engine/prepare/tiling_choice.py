@@ -227,6 +227,8 @@ def frontier(points: Sequence[Point], taken: Point | None = None) -> tuple[Point
     found: list[Point] = []
     for point in sorted(points, key=lambda p: (p.work, not p.passed, -_agreement(p))):
         better = not found or _agreement(point) > _agreement(found[-1])
+        if point in found:  # offered again as larger windows were tried
+            continue
         if better or point == taken or (point.passed and not any(p.passed for p in found)):
             found.append(point)
     same = [p for p in found if taken and p != taken and (p.window, p.shared) == (taken.window, taken.shared)]

@@ -30,10 +30,10 @@ from unet_engine.units import Tell, size, span
 from unet_engine.version import version_of
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c2330}
-table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{padding:.2rem .7rem;vertical-align:top;
+table{border-collapse:collapse;margin:1rem 0;font-size:14px;display:block;overflow-x:auto}th,td{padding:.2rem .7rem;vertical-align:top;
 border-bottom:1px solid #d5dae2;text-align:left;overflow-wrap:anywhere}th{font-weight:600;white-space:nowrap}
 code{background:#f3f5f8;padding:.1rem .3rem}svg{max-width:100%;height:auto}
-figure{display:inline-block;margin:.5rem 1rem .5rem 0}
+td{min-width:4.5rem}figure{display:inline-block;margin:.5rem 1rem .5rem 0}
 td figure{margin:0;white-space:nowrap}td img{max-height:7rem}
 figcaption{color:#5a6474;font-size:13px}img{image-rendering:pixelated;max-width:100%;margin-right:4px}
 .key i{display:inline-block;width:12px;height:12px;margin:0 .3rem 0 1rem}"""
@@ -150,6 +150,7 @@ def beginning(title: str, command: str) -> Iterator[str]:
     """What every report begins with."""
     yield (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name=viewport content="width=device-width">'
         f"<title>{text(title)}</title><style>{_STYLE}</style><h1>{text(title)}</h1>"
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -114,6 +114,8 @@ class Pages:
             found = [_title(volume) or volume.out, outcome.status, "", "", ""]
         else:
             rate = f"{result.voxels_per_second / 1e6:.3g} Mvoxel/s"
+            if self.rate:
+                rate += f"; {self.rate.line(result.seconds, result.voxels)}"
             found = [
                 _title(volume) or result.out,
                 outcome.status,
