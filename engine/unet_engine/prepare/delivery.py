@@ -36,7 +36,7 @@ _LIKE = {
     ".mha": ".mha .mhd",
     ".npy": ".npy",
     ".h5": ".h5 .hdf5 .hdf .he5 .nc .nc4 .cdf",
-    ".ome.tif": ".tif .tiff .btf .tf2 .tf8 .lsm .svs .ndpi .stk .qptiff .scn",
+    ".ome.tif": ".tif .tiff .btf .tf2 .tf8 .lsm .svs .ndpi .stk .qptiff .scn .png .jpg .jpeg",
     ".tif": ".vrt .jp2 .j2k",
 }
 """What an output is where nobody names it, by the ending of the input."""

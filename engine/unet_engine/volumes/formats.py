@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unet_engine.errors import InputError, UnetEngineError, first_line, of_store
 from unet_engine.paths import is_local, plain
-from unet_engine.volumes import collection, dicom, dicom_seg, hdf5, nifti, raster, tiff
+from unet_engine.volumes import collection, dicom, dicom_seg, hdf5, nifti, picture, raster, tiff
 from unet_engine.volumes.base import Format, Several, Volume
 from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
@@ -18,6 +18,7 @@ from unet_engine.volumes.nifti import NiftiFormat
 from unet_engine.volumes.npy import NpyFormat
 from unet_engine.volumes.nrrd import NrrdFormat
 from unet_engine.volumes.pick import ALL, Pick
+from unet_engine.volumes.picture import PictureFormat
 from unet_engine.volumes.raster import RasterFormat
 from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
@@ -33,10 +34,11 @@ FILES: list[Format] = [
     MetaImageFormat(),
     DicomSegFormat(),
     DicomFormat(),
+    PictureFormat(),
 ]
 """Of single files, in the order in which they are asked."""
 _ENDINGS = (
-    *raster.ENDINGS, *tiff.ENDINGS, *hdf5.ENDINGS, *nifti.ENDINGS, *dicom.ENDINGS, ".nrrd", ".nhdr", ".mha", ".mhd", ".npy",
+    *raster.ENDINGS, *tiff.ENDINGS, *hdf5.ENDINGS, *nifti.ENDINGS, *dicom.ENDINGS, *picture.ENDINGS, ".nrrd", ".nhdr", ".mha", ".mhd", ".npy",
 )  # fmt: skip
 FORMATS: list[Format] = [
     FetchedFormat(FILES, RasterFormat(), _ENDINGS),
@@ -49,7 +51,7 @@ FORMATS: list[Format] = [
 OTHERWISE = FORMATS[-1]
 """What takes what no other format recognises."""
 
-READ = "Zarr, N5, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, .npy"
+READ = "Zarr, N5, TIFF, GeoTIFF, VRT, JPEG 2000, HDF5, NetCDF, NIfTI, DICOM, NRRD, MetaImage, PNG, JPEG, .npy"
 """What people are told that volumes may be."""
 
 

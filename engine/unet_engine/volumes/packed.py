@@ -19,14 +19,14 @@ from unet_engine.errors import InputError
 from unet_engine.paths import is_local
 from unet_engine.storage import scratch, written_numbers
 from unet_engine.units import brief, size
-from unet_engine.volumes import slabs
+from unet_engine.volumes import pictures, slabs
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Format, Timing, Volume
 from unet_engine.volumes.files import Part, PlainVolume, plain_chunks
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.linear import Linear
 
-Packing = Literal["", "gzip", "bzip2", "zlib", "text", "hex"]
+Packing = Literal["", "gzip", "bzip2", "zlib", "text", "hex", "picture"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +200,7 @@ _STREAMS: dict[str, Callable[[BinaryIO, np.dtype[Any]], Any]] = {
     "zlib": lambda file, _: scratch.ZlibFile(file),
     "text": written_numbers.text,
     "hex": lambda file, _: written_numbers.hexadecimal(file),
+    "picture": lambda file, _: pictures.stream(file),
 }
 
 

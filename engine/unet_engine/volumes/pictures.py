@@ -1,15 +1,23 @@
 """How large pictures say that they are: JPEG, JPEG-LS, JPEG 2000, JPEG XR, JPEG XL, PNG, WebP and LERC, as pieces of
-other files are packed with them. Whoever unpacks one takes memory for what it says."""
+other files are packed with them. Whoever unpacks one takes memory for what it says. And PNG and JPEG unpacked, as files
+of their own."""
 
 from __future__ import annotations
 
+import io
 import struct
+from typing import Any, BinaryIO
 
+import numpy.typing as npt
+
+from unet_engine.errors import InputError
 from unet_engine.storage.unpacking import HARMLESS
 from unet_engine.units import times
 
 Sides = tuple[int, int]
 """Rows, columns."""
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+"""How they begin."""
 
 
 def check(data: bytes, rows: int, columns: int) -> None:
@@ -109,7 +117,32 @@ def _lerc(data: bytes) -> Sides:
 
 
 _KINDS = {
-    b"\xff\xd8\xff": _jpeg, b"\xff\x4f\xff\x51": _jpeg2000, b"\0\0\0\x0cjP  ": _jpeg2000, b"\x89PNG\r\n\x1a\n": _png,
+    JPEG: _jpeg, b"\xff\x4f\xff\x51": _jpeg2000, b"\0\0\0\x0cjP  ": _jpeg2000, PNG: _png,
     b"RIFF": _webp, b"II\xbc": _jpeg_xr, b"\xff\x0a": _jpeg_xl, b"\0\0\0\x0cJXL ": _jpeg_xl, b"Lerc2 ": _lerc,
 }  # fmt: skip
 """By how their bytes begin."""
+
+
+def decoded(path: str, data: bytes) -> npt.NDArray[Any]:
+    """The array of the PNG or JPEG `data`, (y, x) or (y, x, c), uint8 or uint16. Raises `InputError` for colours of a
+    printer, `ValueError` for a JPEG that breaks off, of which the library makes grey, and what the library raises."""
+    import imagecodecs
+
+    if data.startswith(PNG):
+        found: npt.NDArray[Any] = imagecodecs.png_decode(data)
+        return found
+    if data.rfind(_ENDS) < data.rfind(_VOXELS):  # neither is among voxels, and a picture within has its own before
+        raise ValueError("it breaks off")
+    voxels: npt.NDArray[Any] = imagecodecs.jpeg8_decode(data)
+    if voxels.ndim == 3 and voxels.shape[2] == 4:
+        raise InputError(f"{path} is a JPEG in CMYK, colours for a printer; save it as RGB")
+    return voxels
+
+
+_VOXELS, _ENDS = b"\xff\xda", b"\xff\xd9"
+"""Markers of a JPEG: of the scan and the end, ISO 10918-1, table B.1."""
+
+
+def stream(file: BinaryIO) -> BinaryIO:
+    """The numbers of an opened picture, row by row."""
+    return io.BytesIO(decoded(file.name, file.read()).tobytes())

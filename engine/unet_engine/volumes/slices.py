@@ -1,4 +1,4 @@
-"""Folders of TIFF files, each of which is a slice."""
+"""Folders of files of one plane each, TIFF or pictures: slices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from unet_engine.errors import InputError
 from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
 from unet_engine.units import times
+from unet_engine.volumes import picture, tiff
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.files import FileVolume, Part, grouped
-from unet_engine.volumes.tiff import ENDINGS, TiffFormat
+from unet_engine.volumes.tiff import TiffFormat
 
 _OPEN = 128
 """Files that are held open at once."""
+_KINDS = (tiff.ENDINGS, (".png",), (".jpg", ".jpeg"))
+"""Endings of slices. Of a folder with several kinds the first is meant: the others show what it holds."""
 
 
 class SlicesFormat:
@@ -65,10 +68,11 @@ def _slices(path: str) -> list[str]:
     """The slices in a folder, in the order of the numbers in their names."""
     try:
         with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if entry.name.lower().endswith(ENDINGS)]
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
     except OSError:
         return []
-    return [f"{path.rstrip('/')}/{name}" for name in sorted(names, key=_natural) if not name.startswith(".")]
+    kinds = ([name for name in names if name.lower().endswith(endings)] for endings in _KINDS)
+    return [f"{path.rstrip('/')}/{name}" for name in sorted(next(filter(None, kinds), []), key=_natural)]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -94,8 +98,7 @@ def _gaps(path: str, files: list[str]) -> tuple[str, ...]:
 def _as_one(path: str, files: list[str], axes: str | None) -> FileVolume | None:
     """The image that all `files` are parts of, as the first one describes it; None where it describes none. Raises
     `InputError` where others lie among them."""
-    found = TiffFormat().open(files[0], None)
-    assert isinstance(found, FileVolume)
+    found = _opened(files[0], None)
     if len(found.files) == 1:
         return None
     inside = {os.path.realpath(part.path) for part in found.files}
@@ -105,14 +108,18 @@ def _as_one(path: str, files: list[str], axes: str | None) -> FileVolume | None:
             f"{path} holds an image of several files, {files[0]} and others, and {other} is none of them; take it out"
         )
     if axes:
-        found = TiffFormat().open(files[0], axes)
-        assert isinstance(found, FileVolume)
+        found = _opened(files[0], axes)
+    return found
+
+
+def _opened(file: str, axes: str | None) -> FileVolume:
+    found = picture.plane(file, axes) if file.lower().endswith(picture.ENDINGS) else TiffFormat().open(file, axes)
+    assert isinstance(found, FileVolume)
     return found
 
 
 def _slice(file: str) -> StoredVolume:
-    volume = TiffFormat().open(file, None)
-    assert isinstance(volume, StoredVolume)
+    volume = _opened(file, None)
     if "z" in volume.axes or "t" in volume.axes:
         raise InputError(
             f"{file} is not a slice but holds {times(volume.stored_shape)} ({volume.axes}); give the file itself"
