@@ -63,7 +63,11 @@ def windows(n: int) -> list[Any]:
     return [rng.standard_normal((1, 2, *WINDOW), dtype=np.float32) for _ in range(n)]
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS[:3], ids=[c[0] for c in COMBINATIONS[:3]])
+@pytest.mark.parametrize(
+    "combination",
+    [*COMBINATIONS[:2], pytest.param(COMBINATIONS[2], marks=pytest.mark.slow)],
+    ids=[c[0] for c in COMBINATIONS[:3]],
+)
 def test_no_window_is_inferred_twice(
     files: Any, combination: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

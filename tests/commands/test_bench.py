@@ -270,7 +270,7 @@ def measured(tmp_path_factory):
     volume = make_volume(folder / "scan.zarr", np.random.default_rng(0).integers(1, 200, (40, 44, 48), np.uint8))
     model = fake_model(folder, latency_ms=4)
     files = folder / "b.json", folder / "b.html"
-    options = ["--seconds", 30, "--batches", 1, "--json", files[0], "--html", files[1]]
+    options = ["--seconds", 12, "--batches", 1, "--json", files[0], "--html", files[1]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unet_engine.commands.bench.sweep.REPEATS", 2)
         said = cli("bench", "--model", model, "--in", volume, *options)

@@ -126,6 +126,7 @@ def test_an_onnx_with_several_outputs_keeps_the_one_of_full_resolution(tmp_path)
     check(network, tmp_path / "net.onnx", (1, 1, 16, 16, 24))
 
 
+@pytest.mark.slow
 def test_a_network_of_nnunet_with_its_heads_comes_through(tmp_path):
     pytest.importorskip("dynamic_network_architectures")
     network = networks.nnunet().eval()

@@ -54,6 +54,7 @@ def begun(*arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bytes(tmp_path, case):
     path, alone = case
     with distributed.LocalCluster(

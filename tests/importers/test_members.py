@@ -29,7 +29,7 @@ def convolution(seed: int) -> Any:
 class Folds:
     """Two folds, whose mean weighs the second three times, and test tensors of `expected`."""
 
-    name, keeps, cannot = "folds", "", ""
+    name, keeps, cannot, extra = "folds", "", "", ""
 
     def __init__(self, expected: np.ndarray | None) -> None:
         self.samples = () if expected is None else (Sample(given(), expected),)

@@ -134,7 +134,7 @@ def test_only_gpus_get_them() -> None:
     found = {}
     for device in ("cpu", "simulated", "cuda:0"):
         survey: Any = SimpleNamespace(devices=(device,), model=SimpleNamespace(blended=104))
-        found[device] = draft._block(survey, axes)
+        found[device] = draft.blocks_of(survey, axes)
     assert found == {"cpu": (1, 1, 1), "simulated": (1, 1, 1), "cuda:0": (2, 2, 2)}
 
 

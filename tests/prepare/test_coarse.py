@@ -131,6 +131,7 @@ def test_a_device_pipeline_gives_the_same_bytes(scene, done, tmp_path):
     np.testing.assert_array_equal(result_of(out), result_of(done[0]))
 
 
+@pytest.mark.slow
 def test_with_a_mask_both_count(scene, done, tmp_path):
     inside = np.zeros(SHAPE, np.uint8)
     inside[:, :60] = 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import SOURCES
+from support.shares import share
 
 ARCHITECTURES = {"75": (11, 0), "80": (11, 0), "90": (11, 8), "100": (12, 8)}
 """And the first nvcc that knows each."""
@@ -41,7 +42,7 @@ def tool(name: str) -> str:
     return found
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=share(sorted(ARCHITECTURES, key=lambda number: number != 90)))
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, dict[str, list[str]]]:

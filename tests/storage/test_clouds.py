@@ -125,6 +125,7 @@ def _without_account(name, data):
     return document or data
 
 
+@pytest.mark.slow
 def test_labels_are_put_into_an_image_at_google_whoever_lists_others_meanwhile(monkeypatch, tmp_path):
     """The list is replaced on the condition that it is of the generation that was read."""
     local, model = _image(tmp_path), fake_model(tmp_path)

@@ -71,7 +71,10 @@ def test_each_chunk_is_fetched_once_with_a_cache_and_as_often_as_the_plan_says_w
 
 @pytest.mark.parametrize(
     ("shape", "window", "tubes", "layers"),
-    [((192, 192), 16, [1, 3], 1.06), pytest.param((208,) * 3, 16, [1, 2, 2], 1.19, marks=pytest.mark.slow)],
+    [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (((192, 192), 16, [1, 3], 1.06), ((208,) * 3, 16, [1, 2, 2], 1.19))
+    ],
 )
 def test_tube_by_tube_chunks_are_fetched_as_often_as_the_plan_says(monkeypatch, tmp_path, shape, window, tubes, layers):
     """Where little may be kept. The bytes are those of blocks that come layer by layer, of a local volume."""

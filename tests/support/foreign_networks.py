@@ -442,7 +442,7 @@ NETWORKS: dict[str, Foreign] = {
     "monai_unet": Foreign(3, 16, slow=True),
     "monai_unet_2d": Foreign(2, 32, slow=True),
     "monai_unet_group": Foreign(3, 16, 2, slow=True),
-    "monai_unet_large_kernels": Foreign(2, 32),
+    "monai_unet_large_kernels": Foreign(2, 32, slow=True),
     "monai_basic": Foreign(3, 32, slow=True),
     "monai_basic_upsampling": Foreign(2, 32, slow=True),
     "monai_plus_plus": Foreign(2, 32, main=_first, slow=True),

@@ -263,6 +263,7 @@ def test_memory_is_planned_and_the_scan_goes_over_in_its_own_type(
     worker.pipeline.close()
 
 
+@pytest.mark.slow
 def test_a_station_of_a_cluster_gives_the_same(tmp_path: Path, blocks: Any) -> None:
     blocks((1, 2, 2))
     results = []

@@ -66,7 +66,7 @@ _META_FAULTS: list[tuple[str, Make, int, str]] = [
     ("of a header of -5 bytes", meta(HeaderSize="-5"), 3, "HeaderSize"),
     ("of no channels", meta(ElementNumberOfChannels="0"), 3, "ElementNumberOfChannels"),
     ("of -3 channels", meta(ElementNumberOfChannels="-3"), 3, "ElementNumberOfChannels"),
-    ("of 10**12 channels", meta(ElementNumberOfChannels=10**12), 4, "a.raw breaks off"),
+    ("of 10**12 channels", meta(ElementNumberOfChannels=10**12), 3, "1,000,000,000,000 channels"),
     ("of an unknown type with markup", meta(ElementType="[/red]x"), 3, "[/red]x"),
     ("of a matrix of words", meta(ElementSpacing="1 1 1", TransformMatrix="a b c d e f g h i"), 3, "a.mhd"),
 ]  # fmt: skip
