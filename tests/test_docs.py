@@ -83,7 +83,7 @@ def test_commands_of_the_first_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count = 0
     for code in blocks((DOCS / page).read_text(), "sh"):
-        for line in code.splitlines():
+        for line in code.replace("\\\n", " ").splitlines():
             program, *words = shlex.split(line)
             if program == "unet-engine":
                 said = cli(*words)

@@ -61,6 +61,17 @@ def test_a_palette_gives_its_colours_and_that_is_told(tmp_path: Path) -> None:
     assert "palette: its colours are read" in open_volume(path).notes[0]
 
 
+@pytest.mark.parametrize(("orientation", "notes"), [(1, 0), (6, 1)])
+def test_one_that_is_shown_turned_is_read_as_it_is_stored_and_that_is_told(
+    tmp_path: Path, orientation: int, notes: int
+) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    volume = open_volume(saved(tmp_path / "a.jpg", RGB, exif=exif))
+    assert volume.shape == (41, 53)
+    assert ["shown turned" in note for note in volume.notes] == [True] * notes
+
+
 def test_a_large_one_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
     path = saved(tmp_path / "a.png", RGB)
@@ -80,6 +91,7 @@ def test_a_folder_of_pictures_is_a_stack(tmp_path: Path) -> None:
     saved(tmp_path / "scan" / "overview.jpg", RGB)
     path = str(tmp_path / "scan")
     assert open_volume(path).axes == "zyx"
+    assert "slices are the 12 files like s0.png; overview.jpg, of another kind, left out" in open_volume(path).notes[-1]
     assert np.array_equal(whole(path)[0], stack)
     other = make_volume(tmp_path / "same.zarr", stack)
     one, two = (identity(at, tmp_path, out=str(tmp_path / f"{i}.zarr")) for i, at in enumerate((path, other)))

@@ -178,8 +178,8 @@ class Backend(Network):
     slots: int
     """How many batches may be started before the first result is read."""
     answered: Mapping[int, bytes] = MappingProxyType({})
-    """Per slot the hash of the window to which its result is still the answer, as nothing was started since: those of warming up.
-    Whoever starts anything takes them away, see `take_answered`."""
+    """Per slot the hash of the window to which its result is still the answer, as nothing was started since: those of
+    warming up. Whoever starts anything takes them away, see `take_answered`."""
     _warm: int = 0
 
     @abstractmethod

@@ -34,6 +34,13 @@ _WORK: list[Callable[..., Any]] = [
     click.option("--overwrite", is_flag=True, default=None, help="Replace what an earlier command made."),
     click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."),
 ]
+_DURABLE = click.option(
+    "--durable",
+    type=bool,
+    metavar="yes|no",
+    shell_complete=words,
+    help="Have the disk keep what is written; default: yes.",
+)
 INTENSITY = click.option(
     "--intensity",
     metavar="PATH",
@@ -62,13 +69,7 @@ def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--resume", is_flag=True, default=None, help="Go on with one that was begun with the same options.")
 @click.option("--verify", is_flag=True, default=None, help="With --resume: compare the contents of chunks, too.")
-@click.option(
-    "--durable",
-    type=bool,
-    metavar="yes|no",
-    shell_complete=words,
-    help="Have the disk keep what is written; default: yes.",
-)
+@_DURABLE
 @_with(*_READ, *_WORK)
 def components_command(labels: str, out: str, **given: Any) -> None:
     """Number the connected objects of LABELS, class by class, and write the numbers as OUT: OME-Zarr, or what its name
@@ -154,13 +155,7 @@ def polygons_command(labels: str, out: str, **given: Any) -> None:
     type=click.Choice(["majority", "mean"]),
     help="What a voxel is of those it covers; default: the majority of labels, the mean of all else.",
 )
-@click.option(
-    "--durable",
-    type=bool,
-    metavar="yes|no",
-    shell_complete=words,
-    help="Have the disk keep what is written; default: yes.",
-)
+@_DURABLE
 @_with(*_WORK)
 def pyramid_command(group: str, **given: Any) -> None:
     """Add coarser levels to the OME-Zarr GROUP, in place. After a kill the same command goes on."""

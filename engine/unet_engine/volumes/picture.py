@@ -85,9 +85,14 @@ def _itemsize(data: bytes) -> int:
 
 
 def _told(path: str, data: bytes) -> tuple[str, ...]:
+    told = []
     if data.startswith(pictures.PNG) and data[25] == _PALETTE:
-        return (f"{path} is a picture of a palette: its colours are read, not their numbers in the palette",)
-    return ()
+        told.append(f"{path} is a picture of a palette: its colours are read, not their numbers in the palette")
+    if pictures.is_shown_turned(data):
+        told.append(
+            f"{path} asks to be shown turned or mirrored (Exif): it is read as it is stored, and so is the result"
+        )
+    return tuple(told)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

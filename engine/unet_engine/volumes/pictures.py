@@ -125,7 +125,8 @@ _KINDS = {
 
 def decoded(path: str, data: bytes) -> npt.NDArray[Any]:
     """The array of the PNG or JPEG `data`, (y, x) or (y, x, c), uint8 or uint16. Raises `InputError` for colours of a
-    printer, `ValueError` for a JPEG that breaks off, of which the library makes grey, and what the library raises."""
+    printer, `ValueError` for a JPEG that breaks off, of which the library makes grey, and what the library raises.
+    Pillow, which is always here, makes eight bits of colours in sixteen."""
     import imagecodecs
 
     if data.startswith(PNG):
@@ -141,6 +142,25 @@ def decoded(path: str, data: bytes) -> npt.NDArray[Any]:
 
 _VOXELS, _ENDS = b"\xff\xda", b"\xff\xd9"
 """Markers of a JPEG: of the scan and the end, ISO 10918-1, table B.1."""
+
+
+_EXIF, _ORIENTATION = b"Exif\0\0", 274
+"""Exif 2.32, 4.7.2.1 and 4.6.5: how a segment begins, which is among the first and has 64 KiB at most; the tag."""
+
+
+def is_shown_turned(data: bytes) -> bool:
+    """Whether a JPEG asks whoever shows it to turn or mirror it."""
+    from PIL.Image import Exif
+
+    start = data.find(_EXIF, 0, 2**17)
+    if not data.startswith(JPEG) or start < 0:
+        return False
+    found = Exif()
+    try:
+        found.load(data[start : start + 2**16])
+        return found.get(_ORIENTATION, 1) not in (0, 1)
+    except Exception:  # whatever else a camera writes there
+        return False
 
 
 def stream(file: BinaryIO) -> BinaryIO:

@@ -25,7 +25,7 @@ from unet_engine.volumes.tiff import TiffFormat
 _OPEN = 128
 """Files that are held open at once."""
 _KINDS = (tiff.ENDINGS, (".png",), (".jpg", ".jpeg"))
-"""Endings of slices. Of a folder with several kinds the first is meant: the others show what it holds."""
+"""Endings of slices. Of a folder with several kinds the first is meant, which is told."""
 
 
 class SlicesFormat:
@@ -53,7 +53,7 @@ class SlicesFormat:
             stored_dtype=first.stored_dtype,
             nodata=first.nodata,
             alpha=first.alpha if names[1:] == first.axes else None,
-            notes=(*first.notes, *_gaps(path, files)),
+            notes=(*first.notes, *_gaps(path, files), *_others(path, files)),
             opened_by=self,
             files=tuple(Part.of(file) for file in files),
             first=first,
@@ -66,13 +66,31 @@ def _is_zarr(path: str) -> bool:
 
 def _slices(path: str) -> list[str]:
     """The slices in a folder, in the order of the numbers in their names."""
+    names = next(filter(None, _by_kind(path)), [])
+    return [f"{path.rstrip('/')}/{name}" for name in sorted(names, key=_natural)]
+
+
+def _by_kind(path: str) -> list[list[str]]:
+    """Names of files in a folder, for each of `_KINDS`."""
     try:
         with os.scandir(path) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".")]
     except OSError:
-        return []
-    kinds = ([name for name in names if name.lower().endswith(endings)] for endings in _KINDS)
-    return [f"{path.rstrip('/')}/{name}" for name in sorted(next(filter(None, kinds), []), key=_natural)]
+        names = []
+    return [[name for name in names if name.lower().endswith(endings)] for endings in _KINDS]
+
+
+def _others(path: str, files: list[str]) -> tuple[str, ...]:
+    """A note where files of another kind could be slices as well."""
+    taken = {Path(file).name for file in files}
+    left = sorted(name for names in _by_kind(path) for name in names if name not in taken)
+    if not left:
+        return ()
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return (
+        f"{path}: its slices are the {len(files)} files like {Path(files[0]).name}; {left[0]}{more}, of another kind, "
+        "left out: give them a folder of their own if they are meant",
+    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
