@@ -2,11 +2,13 @@
 
 import http.server
 import json
+import shlex
 import signal
 import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +116,30 @@ def test_a_run_that_fails_says_why_with_its_exit_code(scan, model, given, code, 
     assert (body["status"], body["exit_code"]) == ("failed", code)
     assert words in body["message"]
     assert body["message"] in said.err.replace("unet-engine: ", "")
+    assert (body["resume"] is None) == (code in (2, 7))  # the same options would be refused again
+
+
+@pytest.mark.parametrize("options", [("--no-such", "1"), ("--threads", "many"), ("--report", "scan.zarr/r.html")])
+def test_a_command_that_is_not_understood_is_told_too(scan, model, options):
+    with listening() as server:
+        said = cli("run", "--in", scan, "--model", model, *options, f"--notify={server.url}/{SECRET}")
+    assert said.code == 2
+    (body,) = server.bodies
+    assert (body["status"], body["exit_code"], body["resume"]) == ("failed", 2, None)
+    assert body["message"] in said.err
+    assert SECRET not in json.dumps(body) + said.err
+
+
+def test_the_message_has_the_command_that_goes_on_and_no_address(scan, monkeypatch):
+    hard = "a scan's.zarr"
+    with listening() as server:
+        cli("run", "--in", hard, "--model", "missing.onnx", "--overwrite", "--notify", f"{server.url}/{SECRET}")
+    (body,) = server.bodies
+    assert body["folder"] == str(Path.cwd())
+    there, _, command = body["resume"].partition(" && ")
+    assert shlex.split(there) == ["cd", str(Path.cwd())]
+    assert shlex.split(command) == ["unet-engine", "run", "--resume", "--in", hard, "--model", "missing.onnx"]
+    assert body["text"].endswith(f"\nto go on: {body['resume']}")
 
 
 def test_several_volumes_are_one_message_that_lists_what_failed(scan, model, tmp_path):

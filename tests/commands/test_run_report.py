@@ -13,8 +13,10 @@ from support.command_line import cli
 from support.graphs import graph, node
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.commands.price import Rate
-from unet_engine.errors import SettingsError
+from unet_engine.commands.run_report.unfinished import Unfinished
+from unet_engine.errors import OutputError, SettingsError
 from unet_engine.model.spec import ModelSpec
+from unet_engine.output.header import Header
 from unet_engine.profiling import energy
 
 CLASSES = ("<dark>", "light")
@@ -283,6 +285,84 @@ def test_secrets_are_not_in_it(scan, even, monkeypatch):
     monkeypatch.setattr("unet_engine.batches.notify.PAUSES", ())
     run(scan, even, "--notify", "http://127.0.0.1:9/services/abcdefgh12345abcdefgh")
     assert "abcdefgh12345" not in Path("r.html").read_text()
+
+
+# --- runs that do not end well ---
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that takes one block, and no more."""
+    mark = Header.mark_all
+
+    def mark_one(header, blocks):
+        mark(header, blocks[:1])
+        raise OutputError("out.zarr: the disk is full (writing?token=abcdefgh12345); free some space")
+
+    monkeypatch.setattr(Header, "mark_all", mark_one)
+
+
+def fails(volume, model, *options):
+    said = cli("run", "--in", volume, "--model", model, "--out", "out.zarr", "--report", "r.html", *options)
+    assert said.code
+    return said
+
+
+def test_a_run_that_fails_midway_says_so_in_place_of_an_earlier_report(scan, even, full, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "abcdefgh12345")
+    monkeypatch.setattr("unet_engine.batches.notify.PAUSES", ())
+    Path("r.html").write_text("out.zarr: complete")
+    said = fails(scan, even, "--notify", "http://127.0.0.1:9/services/abcdefgh12345abcdefgh")
+    assert said.code == 8
+    assert "report: r.html" in said.err
+    text = html.unescape(Path("r.html").read_text())
+    assert "<h1>out.zarr: failed</h1>" in text
+    assert said.error.removeprefix("unet-engine: ") in text
+    page = Reader(Path("r.html").read_text())
+    assert page.rows["volume"] == str(scan)
+    assert re.fullmatch(r"[1-9] of \d+ blocks", page.rows["committed"])
+    assert f"cd {Path.cwd()} && unet-engine run --resume --in {scan}" in text
+    assert "abcdefgh12345" not in text
+    assert "script" not in page.tags
+
+
+def test_until_a_run_ends_its_report_says_that_it_is_under_way(scan, even, monkeypatch):
+    seen = []
+    begun = Unfinished.under_way
+    monkeypatch.setattr(
+        Unfinished, "under_way", lambda *given: (begun(*given), seen.append(Path("r.html").read_text()))[0]
+    )
+    Path("r.html").write_text("out.zarr: complete")
+    run(scan, even, "--quiet")
+    assert "<h1>out.zarr: under way</h1>" in seen[0]
+    assert "unet-engine run --resume --in" in seen[0]
+    assert "<h1>out.zarr: complete</h1>" in Path("r.html").read_text()
+
+
+@pytest.mark.parametrize("options", [(), ("--overlap", "7"), ("--resume", "--overlap", "0.25")])
+def test_a_run_that_is_refused_leaves_the_report_of_what_is_there(scan, even, options):
+    run(scan, even)
+    before = Path("r.html").read_bytes()
+    assert fails(scan, even, *options).code in (2, 8, 9)
+    assert Path("r.html").read_bytes() == before
+
+
+def test_a_list_of_volumes_says_how_it_ended_and_how_to_go_on(scan, two, even):
+    Path("r.html").write_text("3 volumes: 3 done")
+    assert several(scan, even, "--overwrite").code == 3
+    text = html.unescape(Path("r.html").read_text())
+    assert "1 failed" in text
+    assert "(exit code 3)" in text
+    assert f"cd {Path.cwd()} && unet-engine run --resume --" in text
+    assert "--overwrite" not in text.partition("To go on")[2]
+    assert "Under way" not in text
+
+
+def test_what_ends_several_before_they_begin_is_in_their_report(scan):
+    Path("r.html").write_text("3 volumes: 3 done")
+    said = several(scan, "missing.onnx")
+    assert said.code == 5
+    assert said.error.removeprefix("unet-engine: ") in html.unescape(Path("r.html").read_text())
 
 
 def test_energy_is_told_where_counters_are(scan, even, monkeypatch):

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from unet_engine.api import Result
     from unet_engine.commands.notice import Notice
     from unet_engine.commands.screen import Screen
+    from unet_engine.execution.team import Team
+    from unet_engine.prepare.prepare import Prepared
 
 _CHOOSE = " (tokens are not written to files: choose one with UNET_ENGINE_DASHBOARD_TOKEN)"
 
@@ -109,14 +111,18 @@ def app() -> None:
 def run_command(*, as_json: bool, more: tuple[str, ...], **given: Any) -> None:
     """Run the model over a volume, or over several: those of --in, and those named behind."""
     with _importing():
-        from unet_engine.commands import notice, report  # noqa: F401  # all of a run
+        from unet_engine.commands import notice, report, screen  # noqa: F401  # all of a run
 
     ways = running.Ways.taken(given)
-    ways.check_apart([*given["input"], *more], [given["out"]] if given["out"] else [])
-    console = ways.console()
-    message = notice.Notice(ways.address(), running.command(), console.note)
-    ended = [""]
+    ended, screens = [""], [screen.stderr()]
+
+    def tell(text: str) -> None:
+        screens[-1].note(text)
+
+    message = notice.Notice(ways.address(), running.command(), tell)
     with notice.notified(message, lambda: ended[0]):
+        ways.check_apart([*given["input"], *more], [given["out"]] if given["out"] else [])
+        screens.append(console := ways.console())
         with _asked(ways, console, message, given, more, as_json=as_json) as task:
             task.result = task.work()
         ended[0] = task.line
@@ -194,9 +200,12 @@ def _one(
             record.notes += notes
             _tell(console, notes)
 
+        unfinished = stack.enter_context(ways.reported([given["input"] or ""], console, notes=lambda: record.notes))
         settings = with_model(Settings.of(**_required(given)), tell)
         if are_several(settings):
             steps = running.Steps(console, tell, ways.pages_of_times(console.say))
+            if unfinished:
+                unfinished.pages = steps.pages
             yield (task := _Task(partial(run_times, settings, steps, tell)))
             record.result = task.result
             task.line = _say_result(task.result, ways, console, as_json=as_json)
@@ -213,7 +222,12 @@ def _one(
                 hidden = "token=" in crew.dashboard and not console.is_terminal
                 console.pairs([("dashboard", crew.dashboard + _CHOOSE * hidden)])
             interruption.writing(prepared.survey.named)
-            watch = None if console.silent else lambda p, c: report.Watcher(p, c, console)
+
+            def watch(prepared: Prepared, crew: Team) -> AbstractContextManager[Any]:
+                if unfinished:
+                    unfinished.under_way(prepared)
+                return nullcontext() if console.silent else report.Watcher(prepared, crew, console)
+
             yield (task := _Task(partial(run_volume, crew, prepared, watch, tell)))
             result = record.result = task.result
             if page:
@@ -249,7 +263,7 @@ def _run_several(ways: running.Ways, console: Screen, message: Notice, given: di
         return running.run_several(given["input"], told, ways, console, message, adapt, echo)
     except KeyboardInterrupt:  # threads may be in the middle of a block
         sys.stdout.flush()
-        text = "interrupted; what is committed stays: run the same command with --resume"
+        text = interruption.said()
         message.send(text, INTERRUPTED)
         end(text, INTERRUPTED)
 
@@ -370,6 +384,17 @@ def _fail(message: str, code: int, kind: str = "SettingsError") -> NoReturn:
     sys.exit(code)
 
 
+def _tell_of_misuse(error: click.UsageError) -> None:
+    """What `run` was given is no command of this version; who waits for its message hears of it."""
+    from unet_engine.batches.notify import Address
+    from unet_engine.commands import notice, screen
+    from unet_engine.commands.going_on import address_in
+
+    with suppress(UnetEngineError):  # an address that is none is no reason to say another thing
+        address = Address.of(said) if (said := address_in(sys.argv[1:])) else None
+        notice.Notice(address, running.command(), screen.stderr().note).send(*said_of(error))
+
+
 _signals: list[int] = []
 """Signals that asked us to end. Python turns the exception of one that arrives during an import into another."""
 
@@ -420,6 +445,8 @@ def main() -> None:
                 f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code, "OutputError"
             )
     except (UnetEngineError, click.ClickException) as error:
+        if isinstance(error, click.UsageError) and error.ctx and error.ctx.command is run_command:
+            _tell_of_misuse(error)
         _fail(*said_of(error), "UsageError" if isinstance(error, click.ClickException) else type(error).__name__)
     except (KeyboardInterrupt, click.Abort) as error:
         _end(*said_of(error))

@@ -25,6 +25,11 @@ def said_of(error: BaseException) -> tuple[str, int]:
     return _unforeseen(error)
 
 
+def with_status(status: str, message: str) -> str:
+    """What became of a command, and what it said, which may begin so already."""
+    return message if message.startswith(status) else f"{status}: {message}" if message else status
+
+
 def _unforeseen(error: BaseException) -> tuple[str, int]:
     if _for_want_of_memory(error):
         from unet_engine import machine

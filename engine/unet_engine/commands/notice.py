@@ -13,6 +13,7 @@ from unet_engine import hanging
 from unet_engine.batches import notify
 from unet_engine.batches.records import utc
 from unet_engine.commands import farewell
+from unet_engine.commands.going_on import folder, may_go_on, resuming
 from unet_engine.version import version_of
 
 _ROOM = 2.0
@@ -49,11 +50,14 @@ class Notice:
         status = {0: "done", farewell.INTERRUPTED: "interrupted"}.get(code, "failed")
         now = time.time()
         facts: dict[str, Any] = {
-            "text": f"unet-engine on {platform.node()}: {status}" + (f": {message}" if message else ""),
+            "text": f"unet-engine on {platform.node()}: {farewell.with_status(status, message)}",
             "status": status, "exit_code": code, "message": message, "host": platform.node(),
-            "version": version_of("unet-engine"), "command": self._command, "start": utc(self._begun), "end": utc(now),
-            "seconds": round(now - self._begun, 3),
+            "version": version_of("unet-engine"), "command": self._command, "folder": folder(),
+            "start": utc(self._begun), "end": utc(now), "seconds": round(now - self._begun, 3),
+            "resume": resuming() if may_go_on(code) else None,
         }  # fmt: skip
+        if facts["resume"]:
+            facts["text"] += f"\nto go on: {facts['resume']}"
         if self.several:
             failed = [line for line in self._lines if line["error"]]
             return {**facts, "volumes": dict(self._statuses), "failed": failed}

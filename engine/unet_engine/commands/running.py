@@ -6,7 +6,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unet_engine.commands.price import Rate
     from unet_engine.commands.run_report.page import Page
     from unet_engine.commands.run_report.several import Pages
+    from unet_engine.commands.run_report.unfinished import Unfinished
     from unet_engine.commands.screen import Screen
     from unet_engine.execution.team import Team
     from unet_engine.model.file import ModelFile
@@ -103,6 +104,22 @@ class Ways:
         from unet_engine.commands.price import Rate
 
         return None if self.rate is None else Rate.of(self.rate)
+
+    @contextmanager
+    def reported(
+        self, inputs: Sequence[str], console: Screen, *, part: str | None = None, notes: Callable[[], list[str]] = list
+    ) -> Iterator[Unfinished | None]:
+        """Inside, `inputs` are run. The report that was asked for, if any, says how that ended where it did not end
+        well. part: of several volumes; notes: what people were told. Raises `SettingsError` or `OutputError`."""
+        if self.report is None or self.dry_run:
+            yield None
+            return
+        from unet_engine.commands.run_report.several import place
+        from unet_engine.commands.run_report.unfinished import Unfinished
+
+        unfinished = Unfinished(place(self.report, part), command(), inputs, notes)
+        with unfinished.told(console.say):
+            yield unfinished
 
     def page(self, settings: Settings) -> Page | None:
         """The report that is to be written; its place is tried here. Raises `SettingsError` or `OutputError`."""
@@ -216,22 +233,30 @@ def run_several(
     from unet_engine.batches import records
     from unet_engine.batches.batch import run_all, survey_all, volumes_of
 
-    notice.several = True
-    lines = records.Lines(ways.results) if ways.results else None
-    volumes = volumes_of(inputs, given, adapt)
-    ways.check_apart([v.settings.input for v in volumes], [v.out for v in volumes if v.out])
-    if not volumes:
-        console.say(nothing := f"part {given.get('part')} has nothing to do: there are fewer volumes than parts")
-        return nothing
-    with ExitStack() as stack:
-        metrics = stack.enter_context(records.Metrics(ways.metrics, len(volumes))) if ways.metrics else None
-        pages = ways.pages(volumes, given.get("part"), console.say)
-        teller = _Teller(console, ways, lines, metrics, notice, say_json, pages)
-        do = survey_all if ways.dry_run else partial(run_all, keep_going=ways.keep_going)
-        outcomes = do(volumes, teller)
-    if pages and not ways.dry_run:
-        console.say(f"report: {pages.path}")
-    return _conclude(console, outcomes, volumes, ways)
+    with ways.reported(inputs, console, part=given.get("part")) as unfinished:
+        notice.several = True
+        lines = records.Lines(ways.results) if ways.results else None
+        volumes = volumes_of(inputs, given, adapt)
+        ways.check_apart([v.settings.input for v in volumes], [v.out for v in volumes if v.out])
+        if not volumes:
+            console.say(nothing := f"part {given.get('part')} has nothing to do: there are fewer volumes than parts")
+            return nothing
+        if not ways.dry_run:
+            interruption.writing("the outputs")
+        with ExitStack() as stack:
+            metrics = stack.enter_context(records.Metrics(ways.metrics, len(volumes))) if ways.metrics else None
+            pages = ways.pages(volumes, given.get("part"), console.say)
+            if unfinished:
+                unfinished.pages = pages
+            teller = _Teller(console, ways, lines, metrics, notice, say_json, pages)
+            do = survey_all if ways.dry_run else partial(run_all, keep_going=ways.keep_going)
+            outcomes = do(volumes, teller)
+        line = _conclude(console, outcomes, volumes, ways)
+        if pages and unfinished:
+            pages.done()
+            console.say(f"report: {pages.path}")
+    interruption.writing(None)
+    return line
 
 
 def _conclude(console: Screen, outcomes: list[Outcome], volumes: list[Volume], ways: Ways) -> str:
@@ -372,6 +397,7 @@ class Steps:
             if prepared.network:
                 prepared.network.close()
             self.pages.made_later(result, prepared, times_of(settings))
+        self.pages.done()
         self.console.say(f"report: {self.pages.path}")
 
 

@@ -33,7 +33,7 @@ _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem 
 table{border-collapse:collapse;margin:1rem 0;font-size:14px;display:block;overflow-x:auto}th,td{padding:.2rem .7rem;vertical-align:top;
 border-bottom:1px solid #d5dae2;text-align:left;overflow-wrap:anywhere}th{font-weight:600;white-space:nowrap}
 code{background:#f3f5f8;padding:.1rem .3rem}svg{max-width:100%;height:auto}
-td{min-width:4.5rem}figure{display:inline-block;margin:.5rem 1rem .5rem 0}
+td{min-width:4.5rem}.list td:nth-child(n+2):nth-child(-n+4){min-width:11rem}figure{display:inline-block;margin:.5rem 1rem .5rem 0}
 td figure{margin:0;white-space:nowrap}td img{max-height:7rem}
 figcaption{color:#5a6474;font-size:13px}img{image-rendering:pixelated;max-width:100%;margin-right:4px}
 .key i{display:inline-block;width:12px;height:12px;margin:0 .3rem 0 1rem}"""
@@ -100,7 +100,7 @@ class Page:
             if network and not isinstance(network, str):
                 network.close()
         parts = [*_head(self.command, result, rate, self.title or result.out), *_plan(prepared), *_time(result)]
-        parts += [*_proofs(prepared, measured), *_notes([*notes, *result.notes])]
+        parts += [*_proofs(prepared, measured), *notes_of([*notes, *result.notes])]
         places = [*_pictures(prepared, result)]
         save(self.path, [*parts, *places])
         return next((part for part in places if part.startswith("<figure>")), "")
@@ -142,7 +142,7 @@ def text(value: object) -> str:
     return html.escape(str(redacted(str(value))))
 
 
-def _table(rows: Sequence[tuple[str, object]]) -> str:
+def table(rows: Sequence[tuple[str, object]]) -> str:
     return "<table>" + "".join(f"<tr><th>{text(name)}<td>{text(value)}</tr>" for name, value in rows) + "</table>"
 
 
@@ -180,7 +180,7 @@ def _head(command: str, result: Result, rate: Rate | None, title: str) -> Iterat
         rows.append(("price", rate.line(result.seconds, result.voxels)))
     if result.objects is not None:
         rows.append(("objects", f"{result.objects:,}"))
-    yield _table(rows)
+    yield table(rows)
 
 
 def _energy(result: Result) -> str:
@@ -199,7 +199,7 @@ def _plan(prepared: Prepared) -> Iterator[str]:
     rows.insert(2, ("model", f"{model.spec.name}, {model.path.name}, SHA-256 {model.sha256}"))
     if model.credit:
         rows[3:3] = [(name.replace("_", " "), said) for name, said in model.credit.lines().items() if said]
-    yield _table(rows)
+    yield table(rows)
 
 
 def _time(result: Result) -> Iterator[str]:
@@ -229,10 +229,10 @@ def _proofs(prepared: Prepared, measured: Seams | str) -> Iterator[str]:
         rows.append(("tiling", prepared.tiling.line))
     if isinstance(measured, str):
         rows.append(("seams", f"not measured: {measured}"))
-        yield _table(rows)
+        yield table(rows)
         return
     rows += _about(measured)
-    yield _table(rows)
+    yield table(rows)
     yield (
         "<p>Seams: the same regions inferred with windows that begin elsewhere. Where both give the same label, nothing of "
         "the result hangs on where windows happen to lie.</p>"
@@ -251,7 +251,7 @@ def _about(found: Seams) -> list[tuple[str, object]]:
     ]  # fmt: skip
 
 
-def _notes(notes: Sequence[str]) -> Iterator[str]:
+def notes_of(notes: Sequence[str]) -> Iterator[str]:
     told = list(dict.fromkeys(notes))
     if told:
         yield "<h2>Notes</h2><ul>" + "".join(f"<li>{text(note)}" for note in told) + "</ul>"

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from unet_engine.api import Result
 from unet_engine.batches.batch import Outcome, Volume
 from unet_engine.commands.price import Rate
-from unet_engine.commands.run_report import page
+from unet_engine.commands.run_report import page, states
 from unet_engine.commands.run_report.page import Page
 from unet_engine.commands.run_report.pictures import pictures
 from unet_engine.endings import stem
@@ -27,6 +27,13 @@ _NO_SEAMS_OF_TIMES = (
     "of several time points seams are not measured; run this one alone, with another --out and --report"
 )
 _HEADING = ("", "volume", "result", "status", "time", "rate", "peak memory", "a place")
+
+
+def place(asked: str, part: str | None) -> Path:
+    """Where the report that ``--report`` names goes, of a part under a name of its own. Raises what `page.place`
+    does."""
+    path = page.place(asked)
+    return path.with_name(f"{path.stem}.part{part.replace('/', 'of')}{path.suffix}") if part else path
 
 
 @dataclass
@@ -44,16 +51,19 @@ class Pages:
     _rows: dict[int, str] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _said: list[str] = field(default_factory=states.under_way)
+    """What the page says of the command as a whole."""
+    _left: str = "to come"
+    """What becomes of those that have not ended."""
+    is_there: bool = False
+    """Whether the page of this command was written."""
 
     @classmethod
     def of_several(
         cls, asked: str, volumes: Sequence[Volume], part: str | None, command: str, rate: Rate | None, tell: Tell
     ) -> Pages:
         """The report that ``--report`` names, of a part under a name of its own. Raises what `place` does."""
-        path = page.place(asked)
-        if part:
-            path = path.with_name(f"{path.stem}.part{part.replace('/', 'of')}{path.suffix}")
-        return cls(path, command, rate, tell, len(volumes))
+        return cls(place(asked, part), command, rate, tell, len(volumes))
 
     @classmethod
     def of_times(cls, asked: str, command: str, rate: Rate | None, tell: Tell) -> Pages:
@@ -62,13 +72,32 @@ class Pages:
 
     @property
     def is_written(self) -> bool:
-        """Whether there is a report of this command."""
+        """Whether it lists something."""
         return bool(self._rows)
 
+    def done(self) -> None:
+        """All went well. What fails of this is told."""
+        self._conclude([])
+
+    def failed(self, message: str, code: int) -> None:
+        """The command ended with the exit code `code`. What fails of this is told."""
+        self._conclude(states.ended(message, code))
+
+    def _conclude(self, said: list[str]) -> None:
+        try:
+            with self._lock:
+                self._said, self._left = said, "not begun"
+                self._write()
+        except UnetEngineError as error:
+            self.tell(f"the report does not say how it ended: {error}")
+
     def planned(self, volume: Volume, prepared: Prepared) -> None:
-        """A volume is about to begin."""
+        """A volume is about to begin. Raises `OutputError` where the list cannot be written: what lies there is of an
+        earlier command."""
         with self._lock:
             self._plans[volume.number] = prepared
+            if not self.is_there:
+                self._write()
 
     def ended(self, outcome: Outcome) -> None:
         """Write its report, and the list with it. What fails of this is told: the output is safe."""
@@ -109,7 +138,7 @@ class Pages:
     def _row(self, outcome: Outcome, link: str, figure: str) -> str:
         result, volume = outcome.result, outcome.volume
         if outcome.error is not None:
-            found = ["", f"{outcome.status}: {first_line(outcome.error)}", "", "", ""]
+            found = [volume.out, f"{outcome.status}: {first_line(outcome.error)}", "", "", ""]
         elif result is None or result.already_complete:
             found = [_title(volume) or volume.out, outcome.status, "", "", ""]
         else:
@@ -146,12 +175,16 @@ class Pages:
         self._write()
 
     def _write(self) -> None:
-        counts = ", ".join(f"{count:,} {status}" for status, count in self._counts.items())
-        left = self.of - len(self._rows)
-        title = f"{self.of:,} {self.what}: {counts}" + (f", {left:,} to come" if left else "")
+        parts = [f"{count:,} {status}" for status, count in self._counts.items()]
+        if self.of > len(self._rows):
+            parts.append(f"{self.of - len(self._rows):,} {self._left}")
+        title = ": ".join([f"{self.of:,} {self.what}".removeprefix("0 "), ", ".join(parts) or self._left])
         rows = "\n".join(self._rows[number] for number in sorted(self._rows))
         heading = "".join(f"<th>{name}" for name in _HEADING)
-        page.save(self.path, [*page.beginning(title, self.command), f"<table><tr>{heading}</tr>\n{rows}</table>"])
+        page.save(
+            self.path, [*page.beginning(title, self.command), *self._said, f"<table class=list><tr>{heading}</tr>\n{rows}</table>"]
+        )
+        self.is_there = True
 
 
 def _title(volume: Volume) -> str | None:
