@@ -34,7 +34,8 @@ table{border-collapse:collapse;margin:1rem 0;font-size:14px;display:block;overfl
 border-bottom:1px solid #d5dae2;text-align:left;overflow-wrap:anywhere}th{font-weight:600;white-space:nowrap}
 code{background:#f3f5f8;padding:.1rem .3rem}svg{max-width:100%;height:auto}
 td{min-width:4.5rem}.list td:first-child{min-width:0}
-.list td:nth-child(n+2):nth-child(-n+4){min-width:11rem}.list td:nth-child(6){min-width:9rem}figure{display:inline-block;margin:.5rem 1rem .5rem 0}
+.list td:nth-child(n+2):nth-child(-n+4){min-width:11rem}.list td:nth-child(6){min-width:9rem}
+figure{display:inline-block;margin:.5rem 1rem .5rem 0}
 td figure{margin:0;white-space:nowrap}td img{max-height:7rem}
 figcaption{color:#5a6474;font-size:13px}img{image-rendering:pixelated;max-width:100%;margin-right:4px}
 .key i{display:inline-block;width:12px;height:12px;margin:0 .3rem 0 1rem}"""
