@@ -182,7 +182,12 @@ class Pages:
         rows = "\n".join(self._rows[number] for number in sorted(self._rows))
         heading = "".join(f"<th>{name}" for name in _HEADING)
         page.save(
-            self.path, [*page.beginning(title, self.command), *self._said, f"<table class=list><tr>{heading}</tr>\n{rows}</table>"]
+            self.path,
+            [
+                *page.beginning(title, self.command),
+                *self._said,
+                f"<table class=list><tr>{heading}</tr>\n{rows}</table>",
+            ],
         )
         self.is_there = True
 
