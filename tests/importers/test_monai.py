@@ -163,6 +163,12 @@ INTENSITY = {
     "percentiles, relative": [
         ("ScaleIntensityRangePercentiles", {"lower": 5, "upper": 95, "b_min": 0.0, "b_max": 10.0, "relative": True})
     ],
+    "percentiles, relative, cut off at their own ends": [
+        (
+            "ScaleIntensityRangePercentiles",
+            {"lower": 5, "upper": 90, "b_min": 0.0, "b_max": 2.0, "relative": True, "clip": True},
+        )
+    ],
     "scale": [("ScaleIntensity", {})],
     "scale of channels": [("ScaleIntensity", {"minv": -1.0, "maxv": 1.0, "channel_wise": True})],
     "factor": [("ScaleIntensity", {"minv": None, "maxv": None, "factor": 0.5})],
@@ -175,6 +181,40 @@ INTENSITY = {
         ("NormalizeIntensity", {"channel_wise": True}),
     ],
     "percentiles are cut off": [("ClipIntensityPercentiles", {"lower": 5, "upper": 95, "channel_wise": True})],
+    "percentiles of all channels are cut off": [("ClipIntensityPercentiles", {"lower": 5, "upper": 95})],
+    "from above alone": [("ClipIntensityPercentiles", {"lower": None, "upper": 90, "channel_wise": True})],
+    "cut off together, then each measured": [
+        ("ClipIntensityPercentiles", {"lower": 5, "upper": 95}),
+        ("NormalizeIntensity", {"channel_wise": True}),
+    ],
+    "each cut off, then measured together": [
+        ("ClipIntensityPercentiles", {"lower": 5, "upper": 95, "channel_wise": True}),
+        ("NormalizeIntensity", {}),
+    ],
+    "each cut off, then the ends of all": [
+        ("ClipIntensityPercentiles", {"lower": 5, "upper": 95, "channel_wise": True}),
+        ("ScaleIntensity", {}),
+    ],
+    "percentiles of what was cut off": [
+        ("ClipIntensityPercentiles", {"lower": 5, "upper": 80}),
+        (
+            "ScaleIntensityRangePercentiles",
+            {"lower": 10, "upper": 99, "b_min": 0.0, "b_max": 1.0, "channel_wise": True, "clip": True},
+        ),
+    ],
+    "measured, then cut off": [
+        ("NormalizeIntensity", {"channel_wise": True}),
+        ("ClipIntensityPercentiles", {"lower": 5, "upper": 95, "channel_wise": True}),
+    ],
+    "cut off at values and percentiles, then measured": [
+        ("ThresholdIntensity", {"threshold": 20.0, "cval": 20.0}),
+        ("ClipIntensityPercentiles", {"lower": None, "upper": 95}),
+        ("NormalizeIntensity", {"channel_wise": True}),
+    ],
+    "cut off together at the ends, then each measured": [
+        ("ScaleIntensityRangePercentiles", {"lower": 2, "upper": 98, "b_min": 0.0, "b_max": 1.0, "clip": True}),
+        ("NormalizeIntensity", {"channel_wise": True}),
+    ],
     "from below": [("ThresholdIntensity", {"threshold": 20.0, "above": True, "cval": 20.0})],
 }
 
@@ -218,8 +258,16 @@ CANNOT_FOLLOW = [
     [bundles.RANGE, of_image("NormalizeIntensity", nonzero=True)],
     [of_image("NormalizeIntensity", nonzero=True), of_image("ScaleIntensity")],
     [of_image("NormalizeIntensity", channel_wise=True), of_image("ScaleIntensity")],
-    [of_image("ScaleIntensityRangePercentiles", **CUT), of_image("NormalizeIntensity", channel_wise=True)],
-    [of_image("ScaleIntensityRangePercentiles", **CUT), of_image("ScaleIntensityRangePercentiles", **CUT)],
+    [
+        of_image("ClipIntensityPercentiles", lower=2, upper=98),
+        of_image("ClipIntensityPercentiles", lower=5, upper=95, channel_wise=True),
+    ],
+    [of_image("ScaleIntensityRangePercentiles", **CUT), of_image("ClipIntensityPercentiles", lower=5, upper=95)],
+    [
+        of_image("ClipIntensityPercentiles", lower=2, upper=98, channel_wise=True),
+        of_image("ScaleIntensityRangePercentiles", **CUT),
+    ],
+    [of_image("ClipIntensityPercentiles", lower=2, upper=98, sharpness_factor=5.0)],
 ]
 
 

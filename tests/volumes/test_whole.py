@@ -17,7 +17,9 @@ from unet_engine.volumes.normalize import scaling
 WAYS = (
     "zscore:whole", "minmax:whole", "percentile:1,99,whole", "percentile:0.5,99.5,clip,whole", "zscore:clip=2%:90%,whole",
     "zscore:clip=-20:60,whole", "zscore:foreground,whole", "zscore:foreground=3,eps=0.001,whole", "minmax:together,whole",
-    "zscore:together,whole", "zscore:whole;percentile:2,98,whole",
+    "zscore:together,whole", "zscore:clip=5%:90%,clip_of=all,whole", "minmax:together,clip=5%:90%,clip_of=each,whole",
+    "zscore:together,clip=5%:90%,clip_of=each,whole", "percentile:2,98,clip=5%:80%,measured_of=clipped,whole",
+    "zscore:clip=5%:100%,clip=-1:60,measured_of=raw,whole", "zscore:whole;percentile:2,98,whole",
 )  # fmt: skip
 TYPES = ("bool", "uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "float16", "float32", "float64")
 

@@ -24,6 +24,7 @@ EXAMPLES = (
 _FIRST = ("mode", "low", "high")
 _MEASURED = ("zscore", "minmax", "percentile")
 _FLAGS = ("everywhere", "together", "whole")
+_WORDS = ("clip_of", "measured_of")
 
 
 class Normalization(BaseModel):
@@ -56,7 +57,12 @@ class Normalization(BaseModel):
     clip: tuple[Pair, ...] | None = None
     """Bounds in raw units, for all channels or each. What is measured is measured of clipped voxels."""
     clip_percentiles: Pair | None = None
-    """Bounds as percentiles of the volume, per channel."""
+    """Bounds as percentiles of the volume, per channel. Beside `clip`: voxels are limited to both."""
+    clip_of: Literal["each", "all"] | None = None
+    """Whether `clip_percentiles` are of each channel's voxels or of all together. None: as `together` says."""
+    measured_of: Literal["raw", "clipped"] | None = None
+    """Whether what is measured is measured of voxels as they come or as they were clipped. None: as they were clipped,
+    but for percentiles beside `clip_percentiles`."""
     foreground: Literal["nonzero", "filled"] | float | None = None
     """What is measured is measured of voxels that are not 0, or above this value; all others become 0. ``filled``: of
     those that are not 0 in any channel, and of the holes in there, as nnU-Net has it."""
@@ -99,13 +105,7 @@ class Normalization(BaseModel):
         self._check_each()
         if self.to is not None and (self.mode not in ("range", "percentile", "minmax") or self.to[0] == self.to[1]):
             raise ValueError("to=A:B belongs to range, percentile or minmax, and A differs from B")
-        if self.clip is not None and self.clip_percentiles is not None:
-            raise ValueError("clip takes raw values or percentiles, not both")
-        bounds = [*(self.clip or ()), *([self.clip_percentiles] if self.clip_percentiles else ())]
-        if not all(a < b for a, b in bounds) or self.clip == ():
-            raise ValueError("clip=A:B needs A below B")
-        if self.clip_percentiles and not (self.clip_percentiles[0] >= 0 and self.clip_percentiles[1] <= 100):
-            raise ValueError("percentiles lie between 0 and 100")
+        self._check_clip()
         if self.foreground is not None and self.mode == "none":
             raise ValueError("none has no foreground")
         if self.everywhere and self.foreground is None:
@@ -127,6 +127,20 @@ class Normalization(BaseModel):
         if not needs and (self.low is not None or self.high is not None):
             raise ValueError(f"{self.mode} takes no bounds")
 
+    def _check_clip(self) -> None:
+        bounds = [*(self.clip or ()), *([self.clip_percentiles] if self.clip_percentiles else ())]
+        if not all(a < b for a, b in bounds) or self.clip == ():
+            raise ValueError("clip=A:B needs A below B")
+        if self.clip_percentiles and not (self.clip_percentiles[0] >= 0 and self.clip_percentiles[1] <= 100):
+            raise ValueError("percentiles lie between 0 and 100")
+        if self.clip_of and not self.clip_percentiles:
+            raise ValueError("clip_of is said of percentiles, clip=A%:B%")
+        if self.measured_of and (self.mode not in _MEASURED or not (self.clip or self.clip_percentiles)):
+            raise ValueError("measured_of is said of zscore, minmax or percentile with a clip")
+        of_parts = self.together and self.clip_of == "each" and self.measures_clipped
+        if of_parts and self.mode == "percentile" and (self.low, self.high) != (0, 100):
+            raise ValueError("percentiles of all channels together, each cut off at its own, are not measured")
+
     def _check_fixed(self) -> None:
         if self.mode != "fixed":
             if self.mean is not None or self.std is not None or self.divide != 1:
@@ -144,7 +158,7 @@ class Normalization(BaseModel):
     def _check_each(self) -> None:
         if (self.mode == "each") != bool(self.each):
             raise ValueError("each channel's way is said with mode each, and nowhere else")
-        if any(one.each or one.together for one in self.each or ()):
+        if any(one.each or one.together or one.clip_of == "all" for one in self.each or ()):
             raise ValueError("a channel of its own has no channels, and no statistics together with others")
         if self.each and (self.clip or self.clip_percentiles or self.foreground is not None):
             raise ValueError("clip and foreground are said of each channel")
@@ -169,6 +183,18 @@ class Normalization(BaseModel):
         except ValidationError as error:
             why = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise SettingsError(f"--normalize {text!r} is not understood ({why}); use {EXAMPLES}") from error
+
+    @property
+    def clips_together(self) -> bool:
+        """Whether `clip_percentiles` are of all channels' voxels."""
+        return self.together if self.clip_of is None else self.clip_of == "all"
+
+    @property
+    def measures_clipped(self) -> bool:
+        """Whether what is measured is measured of clipped voxels."""
+        if self.measured_of is None:
+            return not (self.mode == "percentile" and self.clip_percentiles)
+        return self.measured_of == "clipped"
 
     @property
     def looks(self) -> bool:
@@ -215,6 +241,7 @@ class Normalization(BaseModel):
         parts += [f"to={_pair(self.to)}"] if self.to else []
         parts += [f"clip={'/'.join(map(_pair, self.clip))}"] if self.clip else []
         parts += [f"clip={_pair(self.clip_percentiles, '%')}"] if self.clip_percentiles else []
+        parts += [f"{name}={value}" for name in _WORDS if (value := getattr(self, name))]
         if self.foreground is not None:
             value = (
                 "" if self.foreground == NONZERO else f"={self.foreground if self.fills else _number(self.foreground)}"
@@ -326,4 +353,6 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "std": _numbers,
     "divide": _float,
     "eps": _float,
+    "clip_of": str,
+    "measured_of": str,
 }

@@ -85,9 +85,18 @@ def scaling(normalization: Normalization, samples: Sequence[Array]) -> Scaling:
         inside = ~outside_of(np.stack(samples)).ravel()
         ways = normalization.each or (normalization,) * len(flat)
         flat = [v[inside] if way.fills else v for v, way in zip(flat, ways, strict=True)]
-    if normalization.together and flat:
-        flat = [np.concatenate(flat)] * len(flat)
-    return scaling_by(normalization, [_Held(values) for values in flat])
+    apart = [_Held(values) for values in flat]
+    joined = [_Held(np.concatenate(flat))] * len(flat) if flat and needs_all(normalization) else apart
+    return scaling_by(
+        normalization,
+        joined if normalization.together else apart,
+        joined if normalization.clips_together else apart,
+    )
+
+
+def needs_all(normalization: Normalization) -> bool:
+    """Whether something is measured of all channels together."""
+    return normalization.together or normalization.clips_together
 
 
 class Values(Protocol):
@@ -107,6 +116,9 @@ class Values(Protocol):
 
     def moments(self) -> Pair:
         """Mean and standard deviation."""
+
+    def count(self) -> int:
+        """How many there are."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +144,44 @@ class _Held:
     def moments(self) -> Pair:
         return float(self.values.mean(dtype=np.float64)), float(self.values.std(dtype=np.float64))
 
+    def count(self) -> int:
+        return self.values.size
 
-def scaling_by(normalization: Normalization, channels: Sequence[Values]) -> Scaling:
-    """The same of what can be asked of each channel."""
+
+@dataclass(frozen=True)
+class _Parts:
+    """Several together, each cut off at its own bounds."""
+
+    values: tuple[Values, ...]
+
+    def looked_at(self, normalization: Normalization, channel: int) -> _Parts:
+        return self
+
+    def lack_foreground(self, normalization: Normalization, channel: int) -> bool:
+        return False
+
+    def clipped(self, clip: Pair) -> _Parts:
+        return _Parts(tuple(values.clipped(clip) for values in self.values))
+
+    def percentiles(self, low: float, high: float) -> Pair:
+        """The least and the largest alone: no others are asked for, see `Normalization`."""
+        ends = [values.percentiles(low, high) for values in self.values]
+        return min(a for a, _ in ends), max(b for _, b in ends)
+
+    def moments(self) -> Pair:
+        counts = [values.count() for values in self.values]
+        found = [values.moments() for values in self.values]
+        mean = float(np.average([m for m, _ in found], weights=counts))
+        return mean, float(np.average([d**2 + (m - mean) ** 2 for m, d in found], weights=counts) ** 0.5)
+
+    def count(self) -> int:
+        return sum(values.count() for values in self.values)
+
+
+def scaling_by(normalization: Normalization, channels: Sequence[Values], bounds: Sequence[Values]) -> Scaling:
+    """The same of what can be asked of each channel. bounds: what percentiles of a clip are of, which may be others."""
     ways = normalization.each or (normalization,) * len(channels)
-    found = [_channel(way, values, c) for c, (way, values) in enumerate(zip(ways, channels, strict=True))]
+    found = [_channel(way, values, bounds, c) for c, (way, values) in enumerate(zip(ways, channels, strict=True))]
     clipped = any(one[2] for one in found)
     voids = [_void(way) for way in ways] if normalization.each else []
     return Scaling(
@@ -171,15 +216,17 @@ def _void(normalization: Normalization) -> Pair | None:
     return (0.0, 0.0) if normalization.foreground == NONZERO else (-inf, float(normalization.foreground))
 
 
-def _channel(normalization: Normalization, values: Values, channel: int) -> tuple[float, float, Pair | None]:
+def _channel(
+    normalization: Normalization, values: Values, bounds: Sequence[Values], channel: int
+) -> tuple[float, float, Pair | None]:
     """Shift, scale and clip of one channel."""
     if normalization.eps and _void(normalization) and values.lack_foreground(normalization, channel):
         return 0.0, 1.0, None  # all of them become 0
     if normalization.looks:
         values = values.looked_at(normalization, channel)
-    clip = _clip(normalization, values, channel)
-    if clip is not None and not (normalization.mode == "percentile" and normalization.clip_percentiles):
-        values = values.clipped(clip)  # percentiles are all of the same voxels
+    clip = _clip(normalization, bounds, channel)
+    if clip is not None and normalization.measures_clipped:
+        values = _all_clipped(normalization, bounds) or values.clipped(clip)
     shift, spread = _spread(normalization, values, channel)
     spread += normalization.eps
     if spread == 0:
@@ -216,12 +263,24 @@ def foreground(normalization: Normalization, values: Array) -> Array:
     return values[values != 0 if normalization.foreground == NONZERO else values > normalization.foreground]
 
 
-def _clip(normalization: Normalization, values: Values, channel: int) -> Pair | None:
-    if normalization.clip is not None:
-        return normalization.clip[channel % len(normalization.clip)]
-    if normalization.clip_percentiles is not None:
-        return values.percentiles(*normalization.clip_percentiles)
-    return None
+def _clip(normalization: Normalization, bounds: Sequence[Values], channel: int) -> Pair | None:
+    clip = None if normalization.clip is None else normalization.clip[channel % len(normalization.clip)]
+    if normalization.clip_percentiles is None:
+        return clip
+    low, high = bounds[channel].looked_at(normalization, channel).percentiles(*normalization.clip_percentiles)
+    return (low, high) if clip is None else (min(max(low, clip[0]), clip[1]), min(max(high, clip[0]), clip[1]))
+
+
+def _all_clipped(normalization: Normalization, bounds: Sequence[Values]) -> Values | None:
+    """All channels together, each cut off at percentiles of its own; None where that is not what is measured."""
+    if not normalization.together or normalization.clip_of != "each":
+        return None
+    parts = []
+    for c, values in enumerate(bounds):
+        clip = _clip(normalization, bounds, c)
+        assert clip is not None  # percentiles of each are said
+        parts.append(values.looked_at(normalization, c).clipped(clip))
+    return _Parts(tuple(parts))
 
 
 def _spread(normalization: Normalization, values: Values, channel: int) -> Pair:

@@ -29,8 +29,11 @@ Rank = int
 def scaling_of_whole(normalization: Normalization, volume: Volume, box: Box) -> Scaling:
     """Shift, scale and clip of all voxels of `volume` in `box`; those that are not stored are what reading gives, NaN,
     Inf and those that were not measured are left out. Raises `DataError` as reading and `normalize.scaling` do."""
-    whole = Whole(volume, box, normalization)
-    return scaling_by(normalization, [_Channel(whole, c) for c in range(volume.channels)])
+    whole = bounds = Whole(volume, box, normalization)
+    if normalization.clips_together != normalization.together:
+        bounds = Whole(volume, box, normalization.model_copy(update={"together": normalization.clips_together}))
+    channels = range(volume.channels)
+    return scaling_by(normalization, [_Channel(whole, c) for c in channels], [_Channel(bounds, c) for c in channels])
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class _Channel:
 
     def moments(self) -> Pair:
         return self.whole.moments(self.channel, self.clip)
+
+    def count(self) -> int:
+        return self.whole.count(self.channel)
 
 
 @dataclass(eq=False)

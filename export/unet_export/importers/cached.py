@@ -15,7 +15,7 @@ from unet_engine.version import our_version
 from unet_export.importers.base import Importer, Wanted, read
 from unet_export.importers.files import digest
 
-FORMAT = 4
+FORMAT = 5
 """Changes whenever the same source would give another file than an earlier version's."""
 _MAKE_NO_FILE = ("out", "trust", "checkpoint")
 """What is asked for that does not change the file: trust decides whether it is made at all."""

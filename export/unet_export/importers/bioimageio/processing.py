@@ -62,14 +62,13 @@ def _fixed(said: Description, given: Tensor, step: Step, found: Intensity) -> No
 
 def _clip(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
     kwargs = step.kwargs
-    percent = kwargs.get("min_percentile"), kwargs.get("max_percentile")
+    percent = _maybe(kwargs.get("min_percentile")), _maybe(kwargs.get("max_percentile"))
     low, high = _maybe(kwargs.get("min")), _maybe(kwargs.get("max"))
-    if percent == (None, None):
+    if percent != (None, None):
+        lower, upper = 0.0 if percent[0] is None else percent[0], 100.0 if percent[1] is None else percent[1]
+        found.limit_to_percentiles(lower, upper, together=_joint(said, given, step))
+    if (low, high) != (None, None) or percent == (None, None):
         found.limit(low, high)
-        return
-    if (low, high) != (None, None) or _joint(said, given, step):
-        raise NotPossible("mixes percentiles with values, or channels")
-    found.limit_to_percentiles(float(percent[0] or 0.0), float(100.0 if percent[1] is None else percent[1]))
 
 
 def _maybe(value: Any) -> float | None:

@@ -162,7 +162,7 @@ def _percentiles(kwargs: Kwargs, found: Before) -> None:
     ends = [(b_max - b_min) * p / 100 + b_min for p in (low, high)]
     found.intensity.affine((ends[1] - ends[0],), (ends[0],))
     if kwargs.get("clip"):
-        found.intensity.limit(b_min, b_max)
+        found.intensity.limit(*ends)
 
 
 def _scale(kwargs: Kwargs, found: Before) -> None:
@@ -205,9 +205,13 @@ def _threshold(kwargs: Kwargs, found: Before) -> None:
 
 def _clip_percentiles(kwargs: Kwargs, found: Before) -> None:
     low, high = kwargs.get("lower"), kwargs.get("upper")
-    if low is None or high is None or kwargs.get("sharpness_factor") or not kwargs.get("channel_wise", True):
-        raise NotPossible("is open at one side, soft, or of all channels together")
-    found.intensity.limit_to_percentiles(float(low), float(high))
+    if kwargs.get("sharpness_factor") is not None:
+        raise NotPossible("is soft (sharpness_factor)")
+    found.intensity.limit_to_percentiles(
+        0.0 if low is None else float(low),
+        100.0 if high is None else float(high),
+        together=not kwargs.get("channel_wise", False),
+    )
 
 
 def _spacing(kwargs: Kwargs, found: Before) -> None:
