@@ -10,8 +10,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
+from typing import NamedTuple
 
 from unet_engine.units import size
 
@@ -65,8 +64,17 @@ _INSTRUCTIONS = (
 def available_memory() -> int:
     """Bytes that can still be taken, within the limits of the container, the batch job and the process, where there are
     some."""
-    free = int(psutil.virtual_memory().available)
-    return max(0, min([free, *_left_in_groups(), *_left_by_limits()]))
+    return max(0, min([_free(), *_left_in_groups(), *_left_by_limits()]))
+
+
+def _free() -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    import psutil  # where there is no Linux: a hundredth of a run's start
+
+    return int(psutil.virtual_memory().available)
 
 
 def _left_in_groups() -> Iterator[int]:
@@ -111,10 +119,11 @@ def _counted(place: Path, name: str) -> int:
 
 def _left_by_limits() -> Iterator[int]:
     """What the limits of this process leave (``ulimit -v``, ``ulimit -d``)."""
-    with contextlib.suppress(OSError, psutil.Error):
-        taken = psutil.Process().memory_info()
-        held = {"v": taken.vms, "d": getattr(taken, "data", 0)}
-        yield from (max(0, limit - held[flag]) for flag, limit in _limits())
+    limits = list(_limits())
+    if limits:
+        taken = taken_bytes()
+        held = {"v": taken.addresses, "d": taken.data}
+        yield from (max(0, limit - held[flag]) for flag, limit in limits)
 
 
 def _limits() -> Iterator[tuple[str, int]]:
@@ -135,9 +144,29 @@ def limits() -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
+class Taken(NamedTuple):
+    """Bytes of this process."""
+
+    addresses: int
+    resident: int
+    data: int
+    """What ``ulimit -d`` counts; 0 where that is not told."""
+
+
+def taken_bytes() -> Taken:
+    """What this process takes now."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
+        return Taken(*(pages[i] * os.sysconf("SC_PAGE_SIZE") for i in (0, 1, 5)))
+    import psutil
+
+    taken = psutil.Process().memory_info()
+    return Taken(int(taken.vms), int(taken.rss), 0)
+
+
 def resident_bytes() -> int:
     """Memory this process holds now."""
-    return int(psutil.Process().memory_info().rss)
+    return taken_bytes().resident
 
 
 def proportional_bytes(process: int | None = None) -> int:
@@ -148,6 +177,8 @@ def proportional_bytes(process: int | None = None) -> int:
         for line in place.read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         return int(psutil.Process(process).memory_info().rss)
     return 0
@@ -160,6 +191,8 @@ def peak_resident_bytes() -> int:
     would be the parent's where that is larger.
     """
     if sys.platform == "win32":
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -1,7 +1,6 @@
 """What is printed is what was said: brackets and colons in paths, names and messages are theirs, not markup."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,13 +80,26 @@ def test_tables_of_the_gate_and_of_bench_show_names_as_they_are(capsys, monkeypa
 
 
 def test_the_bar_of_a_terminal_shows_addresses_as_they_are(monkeypatch, capsys):
-    terminal = screen.Screen(force_terminal=True, width=200, markup=False, emoji=False, file=sys.stderr)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal = screen.stderr()
     watcher = report.Watcher.__new__(report.Watcher)
     watcher._total, watcher._console = 2, terminal
     watcher._figures = lambda: (1, "1 worker at tcp://[::1]:80 [/b]")
     watcher._stop = type("Stop", (), {"wait": staticmethod(lambda seconds: True)})()
     watcher._bar()
     assert "tcp://[::1]:80 [/b]" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", ["a [/b] :smile:", "tabs\tand\ttabs", "\x1b[31mred", "ü → ∞", "", " x  "])
+def test_without_a_terminal_text_is_what_rich_would_print(text, capsys, monkeypatch):
+    plain = screen.stdout()
+    plain.say(text, "note", "yellow")
+    assert "rich" not in vars(plain)
+    said = capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "")  # not asked for, and rich is asked
+    screen.stdout().say(text, "note", "yellow")
+    assert capsys.readouterr().out == said
 
 
 def test_nobody_else_prints_with_rich():

@@ -17,7 +17,9 @@ from unet_engine.postprocess.table import VOXELS, Table, table
 
 
 def screen(*, terminal):
-    return Screen(markup=False, emoji=False, highlight=False, file=io.StringIO(), force_terminal=terminal, width=100)
+    file = io.StringIO()
+    file.isatty = lambda: terminal
+    return Screen(file)
 
 
 @pytest.mark.parametrize("crew", [ALONE, Here()])
@@ -36,7 +38,7 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch):
             count = begun("read", 40)
             count(10)
             time.sleep(0.3)
-        said = console.file.getvalue()
+        said = console.rich.file.getvalue()
         assert "10/40 boxes read" in said
         assert ("━" in said) == terminal
 

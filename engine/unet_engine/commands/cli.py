@@ -133,8 +133,9 @@ def _importing() -> Iterator[None]:
     """Inside, imports of many modules take less."""
     from unet_engine import machine
     from unet_engine.commands.generated import known_code
+    from unet_engine.imports import lean
 
-    with machine.uncollected(), known_code():
+    with machine.uncollected(), lean(), known_code():
         yield
 
 

@@ -352,7 +352,7 @@ class Watcher:
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
         )
-        with Progress(*columns, console=self._console) as bar:
+        with Progress(*columns, console=self._console.rich) as bar:
             task = bar.add_task("windows", total=self._total, figures="")
             stopped = False
             while not stopped:

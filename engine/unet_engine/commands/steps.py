@@ -68,7 +68,7 @@ def _bar(console: Screen, passes: list[_Pass], stop: threading.Event) -> None:
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console.rich, transient=True) as bar:
         tasks: list[tuple[_Pass, TaskID]] = []
         stopped = False
         while not stopped:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from unet_engine import machine
 from unet_engine.errors import first_line
@@ -165,7 +164,7 @@ def _limited(most: int) -> Iterator[None]:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    allowed = int(getattr(psutil.Process().memory_info(), "data", 0)) + most
+    allowed = machine.taken_bytes().data + most
     known = [limit for limit in (allowed, *before) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(known), before[1]))
     try:

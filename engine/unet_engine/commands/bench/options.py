@@ -120,7 +120,7 @@ def _show(facts: dict[str, Any], console: Any) -> None:
     from unet_engine.commands.bench.report import HEADING, Limits, limits_line, table
 
     if not console.is_terminal:
-        console.width = max(console.width, 160)  # a file has no edge to fold at
+        console.rich.width = max(console.rich.width, 160)  # a file has no edge to fold at
     for d in facts["limits"]:
         limits = Limits(d["device"], d["operations_per_second"], d["copied_bytes_per_second"], d["why"])
         console.say(limits_line(limits))
