@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from unet_engine.api import Result, run_volume
+from unet_engine.backends.known_models import open_known
 from unet_engine.batches.inputs import expanded
 from unet_engine.batches.outputs import check_apart, check_pattern, out_of
 from unet_engine.endings import stem
@@ -17,7 +18,7 @@ from unet_engine.errors import UnetEngineError
 from unet_engine.execution.choose import Make, teams
 from unet_engine.execution.relay import Relay, Stopped
 from unet_engine.execution.team import Team
-from unet_engine.model.file import ModelFile, open_model
+from unet_engine.model.file import ModelFile
 from unet_engine.paths import root_of
 from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import Given
@@ -114,7 +115,7 @@ def _model(settings: Settings, models: dict[tuple[Any, ...], ModelFile]) -> Mode
         return None
     asked = (settings.model, settings.window, settings.activation, settings.head, settings.folds, settings.weights)
     if asked not in models:
-        models[asked] = open_model(at_hand(settings.model), *asked[1:])
+        models[asked] = open_known(at_hand(settings.model), *asked[1:])
     return models[asked]
 
 

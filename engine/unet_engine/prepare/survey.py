@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from unet_engine import machine
+from unet_engine.backends.known_models import open_known
 from unet_engine.backends.libraries import about_choice, choose_backend, record, runs_on_gpu
 from unet_engine.backends.opening import place_of
 from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
-from unet_engine.model.file import ModelFile, open_model
+from unet_engine.model.file import ModelFile
 from unet_engine.model.spec import ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
@@ -291,7 +292,7 @@ def _volume(settings: Settings, given: Given) -> tuple[str, Volume]:
 def _model(settings: Settings, notes: list[str], given: Given) -> ModelFile:
     """What the model promises, once it is known that it may be opened. Raises `ModelError` for one that runs code and
     is not trusted."""
-    model = given.model or open_model(
+    model = given.model or open_known(
         at_hand(str(settings.model), notes.append),
         settings.window, settings.activation, settings.head, settings.folds, settings.weights,
     )  # fmt: skip
