@@ -180,6 +180,8 @@ class Backend(Network):
     answered: Mapping[int, bytes] = MappingProxyType({})
     """Per slot the hash of the window to which its result is still the answer, as nothing was started since: those of
     warming up. Whoever starts anything takes them away, see `take_answered`."""
+    warmed: float = 0.0
+    """When these went into the network, by `time.perf_counter`."""
     _warm: int = 0
 
     @abstractmethod
@@ -232,7 +234,7 @@ class Backend(Network):
         for slot, window in enumerate(ahead):
             if window.cut(self.input(slot)[0]) and window.looked_at:
                 looked_at.append(slot)
-        begun = time.perf_counter()
+        begun = self.warmed = time.perf_counter()
         for slot in busy:
             self.start(slot)
         for slot in busy:

@@ -170,10 +170,11 @@ class LocalTeam:
 
     def facts(self) -> dict[str, Any]:
         begun = [worker.tally.first for worker in self.workers if worker.tally.first is not None]
+        ahead = [worker.tally.ahead for worker in self.workers if worker.tally.ahead is not None]
         return {
             "peak_rss_bytes": machine.peak_resident_bytes(),
             "processors": (machine.processor(),),
-            "start": self._clock.facts(min(begun, default=None)),
+            "start": self._clock.facts(min(begun, default=None), min(ahead, default=None)),
         }
 
     def give(self) -> Network | None:

@@ -165,7 +165,8 @@ class HostPipeline:
 class _Ring:
     """The slots of one network, filled in turn."""
 
-    def __init__(self, network: Backend, batch: int, share: float, recorder: Recorder) -> None:
+    def __init__(self, network: Backend, batch: int, share: float, tally: Tally, recorder: Recorder) -> None:
+        self._tally = tally
         self.network, self.share, self._batch, self._recorder = network, share, batch, recorder
         self.waiting = [0] * network.slots
         """Per slot, windows that were put in and not yet added."""
@@ -194,7 +195,9 @@ class _Ring:
     def launch(self) -> None:
         """Start the batch that was put into the slot, if the network was not warmed up with it: its answer is there
         then."""
-        if not self._answered.knows(self.slot):
+        if self._answered.knows(self.slot):
+            self._tally.ahead = min(self._tally.ahead or self.network.warmed, self.network.warmed)
+        else:
             with self._recorder.span(COPY):
                 self.network.start(self.slot)
         self.slot, self.place = (self.slot + 1) % self.network.slots, 0
@@ -224,7 +227,7 @@ class _Flight:
 
     def __init__(self, job: Job, networks: Sequence[Backend], tally: Tally, recorder: Recorder, watch: Watch) -> None:
         self.job, self.tally, self.recorder, self.watch = job, tally, recorder, watch
-        self.rings = [_Ring(n, job.setup.batch, s, recorder) for n, s in zip(networks, job.shares, strict=True)]
+        self.rings = [_Ring(n, job.setup.batch, s, tally, recorder) for n, s in zip(networks, job.shares, strict=True)]
         self.entries: deque[_Cut | HostPredicted] = deque()
         self.blocks = 0
         self.adding = job.sharing

@@ -225,6 +225,8 @@ class Tally:
         self._sum = Counters()
         self.first: float | None = None
         """When the first window went into a network, by `time.perf_counter`."""
+        self.ahead: float | None = None
+        """When windows whose answers were taken up went into one as it was warmed up."""
 
     def begin(self) -> None:
         """A window goes into a network."""

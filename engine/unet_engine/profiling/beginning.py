@@ -18,12 +18,15 @@ OPINION = "second opinion"
 COMPILING = "compiling"
 """Loading the library and the network."""
 WARMING = "warming up"
-"""The first windows, which take the memory that inference takes and tell its time."""
+"""The first windows, which take the memory that inference takes and tell its time. Most are windows of the run."""
 PLANNING = "planning"
 """Windows, blocks and columns that fit the memory; with ``auto``, finding out which windows."""
 OUTPUT = "output"
 """Opening the output, and reading the first block."""
 ALL = "to the first window"
+"""Until the first window of the run goes into the network: as it is warmed up, where what it answers is taken up."""
+RUNNING = "to the run"
+"""Until all of these parts are done."""
 
 _PROCESS: list[float] = []
 """When the process began, by `time.perf_counter`, until somebody takes it for the beginning of a run."""
@@ -45,13 +48,14 @@ class Beginning:
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
 
-    def facts(self, first: float | None) -> dict[str, float]:
-        """Seconds by part, and of all to the first window, which went into the network at `first`; without that where
-        none did."""
+    def facts(self, first: float | None, ahead: float | None = None) -> dict[str, float]:
+        """Seconds by part, and of all of them together, until windows followed one another into the network at `first`;
+        without that where none did. ahead: when the first of them went in to warm it up."""
         found = dict(self.seconds)
         if first is not None:
             found[OUTPUT] = max(0.0, first - self._last)
-            found[ALL] = first - self._begun
+            found[RUNNING] = first - self._begun
+            found[ALL] = found[RUNNING] if ahead is None else ahead - self._begun
         return {part: round(seconds, 3) for part, seconds in found.items()}
 
 
