@@ -98,12 +98,12 @@ def test_tubes_fetch_what_layers_fetch_again() -> None:
     plan, kept = _long(144), 200
     layers = _fetched(_reads(plan, CHUNK), kept) / 18**3
     assert layers > 1.15
-    found = next(tubes(plan, CHUNK, kept))
+    found = next(tubes(plan, Fetching.of(plan, CHUNK), kept))
     assert Counter(_indices(found)) == Counter(_indices(plan))
     assert _indices(found) != _indices(plan)
     assert found.digest == plan.digest
     assert _fetched(_reads(found, CHUNK), kept) / 18**3 < 1 + (layers - 1) / 2
-    assert not list(tubes(plan, CHUNK, 800)), "a layer can be kept"
+    assert not list(tubes(plan, Fetching.of(plan, CHUNK), 800)), "a layer can be kept"
 
 
 def _indices(plan: Plan) -> list[tuple[int, ...]]:
@@ -121,5 +121,5 @@ def test_a_gibibyte_is_enough_for_4096_voxels_along_each_axis(
     """Of one byte and of two in chunks of 64, and of one byte in chunks of 128 that are packed to half."""
     plan = make((AxisGrid.with_overlap(4096, window, overlap, 0, "gaussian"),) * 3)
     chunks = (chunk,) * 3
-    plan = next(tubes(plan, chunks, kept), plan)
+    plan = next(tubes(plan, Fetching.of(plan, chunks), kept), plan)
     assert Fetching.of(plan, chunks).factor(kept, 1) <= ONCE

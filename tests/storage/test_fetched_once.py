@@ -126,6 +126,30 @@ def test_a_volume_of_another_spacing_is_fetched_as_often_as_the_plan_says(monkey
     assert often < 1.3
 
 
+@pytest.mark.slow
+def test_a_box_off_the_borders_of_chunks_is_fetched_as_often_as_the_plan_says(monkeypatch, tmp_path):
+    """As is read of what is not 0: chunks that lie across its sides are read by the blocks of the box."""
+    image = np.zeros((180, 180), np.uint8)
+    image[22:157, 40:172] = np.random.default_rng(3).integers(1, 2**8, (135, 132), dtype=np.uint8)
+    local = tmp_path / "scan.zarr"
+    make_volume(str(local), image, axes="yx", chunks=(15, 15), compressors=None)
+    model = fake_model(tmp_path, axes="yx", window=(32, 32), crop=0.0)
+    with faulty(monkeypatch) as (proxy, client):
+        upload(client, local, "scan.zarr")
+        monkeypatch.setenv(CACHE, "0")
+        monkeypatch.setattr("unet_engine.storage.kept.BEFORE", 0)
+        arguments = ("--in", "s3://lab/scan.zarr", "--model", model, "--json")
+        planned = cli("plan", *arguments)
+        assert planned.code == 0, planned.err
+        samples = fetches(proxy).total()
+        proxy.seen.clear()
+        said = cli("run", *arguments, "--out", tmp_path / "o.zarr")
+        assert said.code == 0, said.err
+        often = (fetches(proxy).total() - samples) / (10 * 10)  # of rows 1 to 10, columns 2 to 11
+    assert often == pytest.approx(planned.json["fetch_factor"], abs=0.001)
+    assert often > 1.01, "else nothing is read again"
+
+
 @pytest.mark.parametrize("shape", [(5, 6), pytest.param((4, 3, 5), marks=pytest.mark.slow)])
 def test_what_has_to_be_kept_is_enough(shape):
     """Against a plain list of what blocks read, one after the other."""

@@ -17,7 +17,7 @@ from unet_engine.plan.fetching import reads_along
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare import coarse_choice, streams_choice, tiling_choice
 from unet_engine.prepare.decoding import Reading
-from unet_engine.prepare.keeping import fetch_factor
+from unet_engine.prepare.keeping import fetch_factor, unpack_factor
 from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling import tracing
@@ -42,8 +42,12 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
 
 
 def _fetched(prepared: Prepared) -> dict[str, Any]:
-    """Of a volume behind a network: how often each chunk is fetched, and what is kept for that."""
+    """Of a volume behind a network: how often each chunk is fetched, and what is kept for that. Of one that is unpacked
+    in pieces: how often each of these is, and the same."""
     plan, scan, kept = prepared.job.plan, prepared.survey.scan, prepared.job.kept
+    often = unpack_factor(scan, plan, kept)
+    if often is not None:
+        return {"bytes_kept": kept, "unpack_factor": round(often, 3)}
     factor = fetch_factor(scan, plan, kept)
     if factor is None:
         return {}
@@ -56,7 +60,10 @@ def _fetched(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _fetch_row(f: dict[str, Any]) -> list[tuple[str, str]]:
+def _fetch_row(f: dict[str, Any], pieces: tuple[int, ...] | None) -> list[tuple[str, str]]:
+    if "unpack_factor" in f and pieces:
+        said = f"each piece of {times(pieces)} voxels {f['unpack_factor']} times, {size(f['bytes_kept'])} are kept"
+        return [("unpacked", said)]
     if "fetch_factor" not in f:
         return []
     packed = f", packed to {f['fetch_packed']:.0%}" if f["fetch_packed"] < 1 else ""
@@ -212,7 +219,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
             f"{size(f['bytes_read'])}, each voxel {f['read_factor']} times "
             f"({f['decode_factor']} times decoded, in whole chunks of {times(prepared.survey.scan.chunks)})",
         ),
-        *_fetch_row(f),
+        *_fetch_row(f, prepared.survey.scan.pieces),
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
         ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, "
                    f"sums {size(m.sums)}, halos {size(m.halos)}, writing {size(m.commit)}"),

@@ -60,9 +60,9 @@ class LocalTeam:
         self._clock.done(SURVEY)
         prepared = prepare(surveyed, tell=self._tell, ready=self._ready(surveyed), clock=self._clock)
         devices = prepared.survey.devices
-        # behind a network it has kept what the survey fetched, and a small one is held
+        # behind a network it has kept what the survey fetched, a small one is held, and pieces are kept once
         volume = surveyed.volume
-        shared = volume if self._given.volume or volume.units or volume.held_bytes else None
+        shared = volume if self._given.volume or volume.units or volume.held_bytes or volume.pieces else None
         # the first takes over the network that planning loaded
         kept = self.sink(prepared.job) if self.sink else None
         opened = [Opened(shared, network=prepared.network, output=kept)]

@@ -66,7 +66,7 @@ class Job:
     profiled: bool = False
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     kept: int = 0
-    """Bytes that are kept of what is fetched over a network."""
+    """Bytes that are kept of what is fetched over a network, or unpacked in pieces."""
     shelves: tuple[int, ...] = ()
     """Bytes of a device's memory for halos that stay there, see `unet_engine.plan.kept_halos`; empty: all of them pass
     through the host."""

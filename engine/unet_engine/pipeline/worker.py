@@ -113,9 +113,11 @@ class Worker:
 
     @cached_property
     def _keeping(self) -> int:
-        """Bytes that the volume keeps of what it fetches, from now on."""
+        """Bytes that the volume keeps of what it fetches or unpacks, from now on."""
         if units := self.volume.units:
-            self.volume.keep(self.job.kept, Fetching.of(self.job.plan, units))
+            self.volume.keep(self.job.kept, Fetching.of(self.job.plan, units, self.volume.begins(units)))
+        elif self.volume.pieces:
+            self.volume.keep(self.job.kept, None)
         return self.job.kept
 
     @property

@@ -59,13 +59,15 @@ class Fetching:
     """Per axis, which of a chunk's it is; empty: they are in order."""
 
     @classmethod
-    def of(cls, plan: Plan, chunks: Sequence[int]) -> Fetching:
-        """chunks: their shape, on the grid of the volume"""
+    def of(cls, plan: Plan, chunks: Sequence[int], begins: Sequence[int] = ()) -> Fetching:
+        """chunks: their shape, on the grid of the volume; begins: per axis, how far before it the first one begins."""
         along, columns, blocks = [], [], []
-        for a, chunk in enumerate(chunks):
+        for a, (chunk, before) in enumerate(zip(chunks, begins or (0,) * len(chunks), strict=True)):
             spans = [span for box in plan.share for span in plan.column_spans(box)[a]]
             rows = [(n, *row) for n, (lo, hi) in enumerate(spans) for row in rows_along(plan, a, lo, hi)]
-            along.append(tuple((start // chunk, -(-stop // chunk)) for _, _, (start, stop) in rows))
+            along.append(
+                tuple(((start + before) // chunk, -(-(stop + before) // chunk)) for _, _, (start, stop) in rows)
+            )
             columns.append(tuple(n for n, _, _ in rows))
             blocks.append(tuple(j for _, j, _ in rows))
         whole = cls(tuple(along), tuple(plan.order), tuple(columns), blocks=tuple(blocks))
@@ -81,13 +83,13 @@ class Fetching:
         how many chunks it has, else 0."""
         mirrored = [
             tuple((n - hi, n - lo) for lo, hi in spans) if n else spans
-            for spans, n in zip(self.spans, backwards, strict=True)
+            for spans, n in zip(self.spans, self._seen(backwards), strict=True)
         ]
-        return replace(self, spans=tuple(mirrored), axes=tuple(order))
+        return replace(self, spans=tuple(mirrored), axes=tuple(self._seen(order)))
 
     def moved(self, by: Sequence[int]) -> Fetching:
         """The same by the chunks of a volume that begins so many chunks earlier."""
-        moved = zip(self.spans, by, strict=True)
+        moved = zip(self.spans, self._seen(by), strict=True)
         return replace(self, spans=tuple(tuple((lo + n, hi + n) for lo, hi in spans) for spans, n in moved))
 
     @cached_property
@@ -202,6 +204,23 @@ class Fetching:
             )
         return spared
 
+    def again(self, kept: float) -> tuple[int, float]:
+        """Where what was read last is kept, whatever is read next: how many chunks, of `kept` at most, it takes to spare
+        as much as it can, and how often a chunk is then read in the mean.
+
+        Between a block and the next one along an axis lies what both read along it, of all of the axes that go faster
+        and of one block along those that go slower. Where that is not kept to its end, nothing of it is."""
+        found, most = 0, 0
+        for tube in product(*self._along):
+            read, taken = 1, min(int(kept), prod(along.longest for along in tube))
+            for a, along in enumerate(tube):
+                needed = prod(t.longest for t in tube[:a]) * along.beside * prod(t.whole for t in tube[a + 1 :])
+                spared = needed <= kept
+                read *= along.whole if spared else along.read
+                taken = max(taken, needed if spared and along.read > along.whole else 0)
+            found, most = found + read, max(most, taken)
+        return most, found / max(1, self.chunks)
+
     @cached_property
     def _needed(self) -> int:
         """Chunks to keep so that more would spare nothing."""
@@ -245,6 +264,8 @@ class _Along:
     stop: int
     longest: int
     """What a row of blocks reads at most."""
+    beside: int
+    """What two rows read together that come one after the other, at most."""
     read: int
     """What all of them read, each for itself."""
     whole: int
@@ -255,7 +276,9 @@ class _Along:
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int]]) -> _Along:
         lengths, shared = [hi - lo for lo, hi in rows], [max(0, hi - lo) for (_, hi), (lo, _) in pairwise(rows)]
-        return cls(rows[0][0], rows[-1][1], max(lengths), sum(lengths), sum(lengths) - sum(shared), tuple(shared))
+        beside = max([hi - lo for (lo, _), (_, hi) in pairwise(rows)], default=max(lengths))
+        whole = sum(lengths) - sum(shared)
+        return cls(rows[0][0], rows[-1][1], max(lengths), beside, sum(lengths), whole, tuple(shared))
 
 
 def _inside(tube: Sequence[_Along], kept: float) -> tuple[float, int]:

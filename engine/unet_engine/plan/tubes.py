@@ -8,7 +8,7 @@ Halos at walls wait as long. Pure arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import product
@@ -34,10 +34,10 @@ WALKED = 2**18
 _BEING_READ = -1
 
 
-def tubes(plan: Plan, chunks: Sequence[int], kept: float) -> Iterator[Plan]:
-    """The plan in tubes, where `kept` chunks of that shape are kept and it would be more often than `ONCE` that one is
-    fetched: those first that wait for least and are enough, then those that fetch least. Of a plan in one column."""
-    fetching = Fetching.of(plan, chunks)
+def tubes(plan: Plan, fetching: Fetching, kept: float) -> Iterator[Plan]:
+    """The plan in tubes, where `kept` of the chunks of `fetching` are kept and it would be more often than `ONCE` that
+    one is fetched: those first that wait for least and are enough, then those that fetch least. Of a plan in one
+    column."""
     if plan.column_count != 1 or plan.block_range.size > MOST_BLOCKS or not fetching.chunks:
         return
     before = counted(fetching, kept)

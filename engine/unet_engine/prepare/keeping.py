@@ -1,4 +1,5 @@
-"""What is kept of a volume behind a network, and in which order blocks come for that."""
+"""What is kept of a volume behind a network, or of one that is unpacked in large pieces, and in which order blocks come
+for that."""
 
 from __future__ import annotations
 
@@ -19,9 +20,17 @@ def to_keep(scan: Volume, plan: Plan, free: int) -> int:
     if scan.units is None:
         return 0
     each = _unpacked(scan, scan.units)
-    fetching = Fetching.of(plan, scan.units)
+    fetching = _reads(scan, plan, scan.units)
     most = max(allowed(MOST), min(MOST, fetching.enough(each)))
     return max(0, min(fetching.wanted(each, most), free // 4))
+
+
+def to_keep_unpacked(scan: Volume, plan: Plan, free: int) -> int:
+    """Bytes to keep of pieces of files that are unpacked: as many as spare unpacking, of those that a plan leaves free."""
+    if scan.units is not None or scan.pieces is None or free <= 0:
+        return 0
+    each = _piece_bytes(scan, scan.pieces)
+    return _reads(scan, plan, scan.pieces).again(free / each)[0] * each
 
 
 def in_tubes(scan: Volume, plan: Plan, sizes: Sizes, base: int, budget: int, kept: int) -> Plan:
@@ -29,7 +38,7 @@ def in_tubes(scan: Volume, plan: Plan, sizes: Sizes, base: int, budget: int, kep
     fit; else as it is."""
     if scan.units is None or not kept:
         return plan
-    for found in tubes(plan, scan.units, _chunks(scan, scan.units, kept)):
+    for found in tubes(plan, _reads(scan, plan, scan.units), _chunks(scan, scan.units, kept)):
         memory = predict_memory(found, sizes, base, 1, ending=plan.memory.under_way)
         if memory.total <= budget:
             return replace(found, memory=memory)
@@ -40,7 +49,24 @@ def fetch_factor(scan: Volume, plan: Plan, kept: int) -> float | None:
     """How often each chunk of a volume behind a network is fetched, in the mean; None of one that lies elsewhere."""
     if scan.units is None:
         return None
-    return counted(Fetching.of(plan, scan.units), _chunks(scan, scan.units, kept))
+    return counted(_reads(scan, plan, scan.units), _chunks(scan, scan.units, kept))
+
+
+def unpack_factor(scan: Volume, plan: Plan, kept: int) -> float | None:
+    """How often each piece of a volume that is unpacked piece by piece is unpacked, in the mean; None of others."""
+    if scan.units is not None or scan.pieces is None:
+        return None
+    return _reads(scan, plan, scan.pieces).again(kept / _piece_bytes(scan, scan.pieces))[1]
+
+
+def _piece_bytes(scan: Volume, pieces: tuple[int, ...]) -> int:
+    """With all channels that are stored: they may lie side by side."""
+    channels = scan.stored_shape[scan.axes.index("c")] if "c" in scan.axes else 1
+    return prod(pieces) * scan.dtype.itemsize * channels
+
+
+def _reads(scan: Volume, plan: Plan, pieces: tuple[int, ...]) -> Fetching:
+    return Fetching.of(plan, pieces, scan.begins(pieces))
 
 
 def _chunks(scan: Volume, units: tuple[int, ...], kept: int) -> float:

@@ -29,7 +29,7 @@ from unet_engine.prepare.draft import Draft, grid, windows_per_block
 from unet_engine.prepare.evidence import Outputs
 from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
-from unet_engine.prepare.keeping import in_tubes, to_keep
+from unet_engine.prepare.keeping import in_tubes, to_keep, to_keep_unpacked
 from unet_engine.prepare.looking import Look, about_outputs, trial_of
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outside import about_marks
@@ -396,6 +396,9 @@ class _Fitted:
 def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) -> _Fitted:
     """The plan with blocks that fit the device's memory and columns that fit this process's, or each worker's."""
     survey, network = loaded.draft.survey, loaded.draft.network
+    if survey.scan.pieces:  # what is kept of samples is not to be counted twice
+        survey.scan.keep(0, None)
+        machine.return_freed_blocks()
     # what trying overlaps left behind is this process's too
     resident = machine.resident_bytes() + network.waiting()
     plan = network.fitted(job.plan, sizes)
@@ -415,6 +418,9 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     fitted = fit(plan, sizes, base, budget, devices, cluster)
     if not workers and devices == 1:
         fitted = in_tubes(survey.scan, fitted, sizes, base, budget, kept)
+    if unpacked := to_keep_unpacked(survey.scan, fitted, budget - fitted.memory.total):
+        kept, base = unpacked, base + unpacked
+        fitted = replace(fitted, memory=replace(fitted.memory, base=fitted.memory.base + unpacked))
     if not workers and survey.scan.units is None and network.device_memory(plan, sizes) is not None:
         # of a store over a network, a block's chunks are asked for at once, and kept in the order of blocks
         most = max(1, min(READERS, machine.cpu_count(), fitted.block_count))

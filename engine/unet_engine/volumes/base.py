@@ -171,12 +171,21 @@ class Volume(Protocol):
         """Of a volume that is fetched over a network: the shape of what is fetched for each request; else None."""
 
     @property
+    def pieces(self) -> tuple[int, ...] | None:
+        """Of a volume in files that are unpacked piece by piece, and which keeps those that were read last: the shape
+        of a piece; else None."""
+
+    def begins(self, pieces: tuple[int, ...]) -> tuple[int, ...]:
+        """How far before the first voxel the first of its `pieces` or `units`, of which this is the shape, begins: other
+        than 0 where a volume is a part of what is stored, or is seen from its far end."""
+
+    @property
     def packed(self) -> float:
         """What chunks that are fetched over a network take, of what they are unpacked; 1 where that is not known."""
 
     def keep(self, most: int, reads: Fetching | None) -> None:
-        """Keep up to `most` bytes of what is fetched over a network; `reads`: how often each of its `units` is going to
-        be read, and when, where that is known."""
+        """Keep up to `most` bytes of what is fetched over a network, or of `pieces` that are unpacked; `reads`: how often
+        each of its `units` is going to be read, and when, where that is known."""
 
     def fetch(self, box: Box) -> None:
         """Fetch what is stored of `box`, over a network, where there is room to keep all of it until it is read. What
@@ -298,11 +307,18 @@ class StoredVolume(ABC):
         return None
 
     @property
+    def pieces(self) -> tuple[int, ...] | None:
+        return None
+
+    def begins(self, pieces: tuple[int, ...]) -> tuple[int, ...]:
+        return (0,) * len(pieces)
+
+    @property
     def packed(self) -> float:
         return 1.0
 
     def keep(self, most: int, reads: Fetching | None) -> None:  # noqa: B027  # most lie on a disk
-        """A format that fetches over a network keeps here."""
+        """A format that fetches over a network, or unpacks whole pieces, keeps here."""
 
     def fetch(self, box: Box) -> None:  # noqa: B027  # most lie on a disk
         """A format that fetches over a network does so here."""

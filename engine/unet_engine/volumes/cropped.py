@@ -35,12 +35,19 @@ class Cropped(Lens):
     def chunks(self) -> tuple[int, ...]:
         return tuple(map(min, self.scan.chunks, self.shape))
 
+    def begins(self, pieces: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(at % piece for at, piece in zip(self._at(pieces), pieces, strict=True))
+
+    def _at(self, pieces: tuple[int, ...]) -> list[int]:
+        """How far before the box the scan's first piece begins."""
+        return [lo + begin for lo, begin in zip(self.box.lo, self.scan.begins(pieces), strict=True)]
+
     def keep(self, most: int, reads: Fetching | None) -> None:
-        units = self.units or (1,) * self.box.ndim
-        if reads is None or any(lo % unit for lo, unit in zip(self.box.lo, units, strict=True)):
-            self.scan.keep(most, None)  # `reads` counts chunks that begin where the box does
+        if reads is None or self.units is None:
+            self.scan.keep(most, None)
         else:
-            self.scan.keep(most, reads.moved([lo // unit for lo, unit in zip(self.box.lo, units, strict=True)]))
+            at = zip(self._at(self.units), self.units, strict=True)
+            self.scan.keep(most, reads.moved([lo // unit for lo, unit in at]))
 
     @property
     def spacing(self) -> tuple[float, ...] | None:

@@ -13,6 +13,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.paths import inside, is_local
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.units import times
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection
@@ -31,8 +32,6 @@ from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, grou
 from unet_engine.volumes.linear import Linear
 
 ENDINGS = (".dcm", ".dicom", ".ima")
-KEPT_BYTES = 2**26
-"""Of slices that were decoded, kept for the next block."""
 _TAGS = [
     "SOPClassUID",
     "SeriesInstanceUID", "SeriesDescription", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated",
@@ -229,7 +228,15 @@ class DicomVolume(FileVolume):
     slices: tuple[Slice, ...]
     linears: tuple[Linear, ...]
     plane: tuple[int, ...]
-    _kept: Kept[Array] = field(default_factory=lambda: Kept(KEPT_BYTES))
+    kept: Kept[Array] = field(default_factory=Kept)
+
+    @property
+    def pieces(self) -> tuple[int, ...] | None:
+        lead = (1,) * (len(self.stored_shape) - len(self.plane))
+        return self.along(lead + self.plane)
+
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        self.kept.allow(most)
 
     def parts(self, box: Box) -> Iterable[Part]:
         if len(self.files) != len(self.slices) or len(self.slices) == 1:
@@ -249,7 +256,7 @@ class DicomVolume(FileVolume):
         return np.stack([self._slice(number)[selection[1:]] for number in numbers])
 
     def _slice(self, number: int) -> Array:
-        return self._kept.get(number, lambda: self._decoded(number))
+        return self.kept.get(number, lambda: self._decoded(number))
 
     def _decoded(self, number: int) -> Array:
         from pydicom.pixels import pixel_array

@@ -210,14 +210,25 @@ class PlainVolume(FileVolume):
         return self.linear(numbers) if self.linear else numbers
 
 
+KEPT_BYTES = 2**26
+"""Of pieces of a volume that were unpacked, kept for the next block until a plan says otherwise, however many files they
+are from."""
+
+
 class Kept(Generic[T]):
     """What was decoded last, up to so many bytes: arrays, or tuples that begin with one. Used from any number of
     threads."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int = KEPT_BYTES) -> None:
         self._room, self._bytes = room, 0
         self._lock = threading.Lock()
         self._found: OrderedDict[Any, T] = OrderedDict()
+
+    def allow(self, room: int) -> None:
+        """Keep up to so many bytes from now on."""
+        with self._lock:
+            self._room = room
+            self._shrink()
 
     def get(self, key: Any, decode: Callable[[], T]) -> T:
         """What is kept under `key`; what `decode` makes where nothing is."""
@@ -230,9 +241,12 @@ class Kept(Generic[T]):
             if key not in self._found and _bytes(made) <= self._room:
                 self._found[key] = made
                 self._bytes += _bytes(made)
-                while self._bytes > self._room:
-                    self._bytes -= _bytes(self._found.popitem(last=False)[1])
+                self._shrink()
         return made
+
+    def _shrink(self) -> None:
+        while self._bytes > self._room:
+            self._bytes -= _bytes(self._found.popitem(last=False)[1])
 
 
 def _bytes(made: Any) -> int:

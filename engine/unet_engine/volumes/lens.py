@@ -134,6 +134,13 @@ class Lens(ABC):
         return self.scan.units
 
     @property
+    def pieces(self) -> tuple[int, ...] | None:
+        return self.scan.pieces
+
+    def begins(self, pieces: tuple[int, ...]) -> tuple[int, ...]:
+        return self.scan.begins(pieces)
+
+    @property
     def packed(self) -> float:
         return self.scan.packed
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.paths import inside
+from unet_engine.plan.fetching import Fetching
 from unet_engine.units import times
 from unet_engine.volumes import alpha, packed, pictures
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, Volume
-from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, has_ending, opening, package
+from unet_engine.volumes.files import KEPT_BYTES, FileVolume, Kept, Part, check_pieces, has_ending, opening, package
 
 ENDINGS = (".png", ".jpg", ".jpeg")
-KEPT_BYTES = 2**26
-"""Larger pictures are unpacked to a file: each block would unpack them anew."""
 _CHANNELS = 4
 """The most that either format has."""
 _PALETTE = 3
@@ -31,6 +31,7 @@ class PictureFormat:
 
     def open(self, path: str, axes: str | None) -> Volume:
         found = plane(path, axes)
+        # larger ones are unpacked to a file: each block would unpack them anew
         if prod(found.stored_shape) * found.stored_dtype.itemsize <= KEPT_BYTES:
             return found
         said = packed.Described(
@@ -97,11 +98,18 @@ def _told(path: str, data: bytes) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PictureVolume(FileVolume):
-    kept: Kept[Array] = field(default_factory=lambda: Kept(KEPT_BYTES))
+    kept: Kept[Any] = field(default_factory=Kept)
     """All of it, once any is read."""
 
+    @property
+    def pieces(self) -> tuple[int, ...] | None:
+        return self.shape
+
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        self.kept.allow(most)
+
     def stored(self, selection: Selection) -> Array:
-        return np.array(self.kept.get(None, self._voxels)[tuple(selection)])
+        return np.array(self.kept.get(self.path, self._voxels)[tuple(selection)])
 
     def _voxels(self) -> Array:
         found = pictures.decoded(self.path, Path(self.path).read_bytes())

@@ -9,18 +9,21 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.units import times
 from unet_engine.volumes import picture, tiff
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
-from unet_engine.volumes.files import FileVolume, Part, grouped
-from unet_engine.volumes.tiff import TiffFormat
+from unet_engine.volumes.files import FileVolume, Kept, Part, grouped
+from unet_engine.volumes.picture import PictureVolume
+from unet_engine.volumes.tiff import TiffFormat, TiffVolume
 
 _OPEN = 128
 """Files that are held open at once."""
@@ -146,15 +149,19 @@ def _slice(file: str) -> StoredVolume:
 
 
 class _Open:
-    """The slices that were read last."""
+    """The slices that were read last. What any of them keeps unpacked is kept together."""
 
     def __init__(self) -> None:
         self._lock, self._found = threading.Lock(), OrderedDict[str, StoredVolume]()
+        self.kept: Kept[Any] = Kept()
 
     def get(self, file: str) -> StoredVolume:
         with self._lock:
             if file not in self._found:
-                self._found[file] = _slice(file)
+                found = _slice(file)
+                if isinstance(found, TiffVolume | PictureVolume):
+                    found = replace(found, kept=self.kept)
+                self._found[file] = found
             self._found.move_to_end(file)
             while len(self._found) > _OPEN:
                 self._found.popitem(last=False)
@@ -165,6 +172,14 @@ class _Open:
 class SlicesVolume(FileVolume):
     first: StoredVolume
     _open: _Open = field(default_factory=_Open)
+
+    @property
+    def pieces(self) -> tuple[int, ...] | None:
+        inside = dict(zip(self.first.spatial, self.first.pieces or (), strict=False))
+        return self.along((1, *(inside.get(axis, 1) for axis in self.first.axes))) if inside else None
+
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        self._open.kept.allow(most)
 
     def parts(self, box: Box) -> Iterable[Part]:
         z = box.slices()[0]
@@ -177,8 +192,16 @@ class SlicesVolume(FileVolume):
 
     def stored(self, selection: Selection) -> Array:
         span = range(*selection[0].indices(self.stored_shape[0]))
-        found = [self._slice(number).stored(selection[1:]) for number in span]
-        return np.stack(found)
+        found = np.empty(
+            (
+                len(span),
+                *(len(range(*s.indices(n))) for s, n in zip(selection[1:], self.stored_shape[1:], strict=True)),
+            ),
+            self.stored_dtype,
+        )
+        for plane, number in zip(found, span, strict=True):
+            plane[...] = self._slice(number).stored(selection[1:])
+        return found
 
     def _slice(self, number: int) -> StoredVolume:
         part = self.files[number]

@@ -17,6 +17,7 @@ import numpy as np
 from unet_engine.errors import DataError, InputError
 from unet_engine.paths import chosen, inside, said
 from unet_engine.plan.box import Box
+from unet_engine.plan.fetching import Fetching
 from unet_engine.units import times
 from unet_engine.volumes import account, alpha, pictures, tiff_files
 from unet_engine.volumes.base import Array, Selection, Volume
@@ -37,8 +38,6 @@ from unet_engine.volumes.tiff_images import Image, image_of, listed, named_axes,
 from unet_engine.volumes.tiff_tags import Placed, alphas, channels_of, nodata_of, placed
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".stk", ".qptiff", ".scn")
-KEPT_BYTES = 2**26
-"""Of pieces that were decoded, kept for the next block: strips are as wide as the image."""
 
 
 class TiffFormat:
@@ -226,7 +225,15 @@ class TiffVolume(FileVolume):
     """How many, along the axes that come before those of a page."""
     homes: dict[str, Part]
     """The files that pages lie in, by where they are after links."""
-    _kept: Kept[tuple[Array, tuple[int, ...]]] = field(default_factory=lambda: Kept(KEPT_BYTES))
+    kept: Kept[Any] = field(default_factory=Kept)
+    """Pieces, each with where its first voxel lies: strips are as wide as the image."""
+
+    @property
+    def pieces(self) -> tuple[int, ...] | None:
+        return self.along((1,) * len(self.pages) + tuple(len(span) for span in _piece(self.series.keyframe)))
+
+    def keep(self, most: int, reads: Fetching | None) -> None:
+        self.kept.allow(most)
 
     def parts(self, box: Box) -> Iterable[Part]:
         if len(self.files) == 1:
@@ -270,7 +277,7 @@ class TiffVolume(FileVolume):
             self._place(target, five, page, number, piece)
 
     def _place(self, target: Array, spans: Sequence[range], page: Any, number: int, piece: int) -> None:
-        voxels, corner = self._kept.get((number, piece), lambda: self._decoded(page, piece))
+        voxels, corner = self.kept.get((self.path, number, piece), lambda: self._decoded(page, piece))
         from_, to = [], []
         shape = (1, *voxels.shape)
         for span, start, length in zip(spans, corner, shape, strict=True):

@@ -34,12 +34,24 @@ class Turned(Lens):
     def units(self) -> tuple[int, ...] | None:
         return self.scan.units and self.turn.seen(self.scan.units)
 
+    @property
+    def pieces(self) -> tuple[int, ...] | None:
+        return self.scan.pieces and self.turn.seen(self.scan.pieces)
+
+    def begins(self, pieces: tuple[int, ...]) -> tuple[int, ...]:
+        sides = zip(self._stored_begins(pieces), self.shape, pieces, self.turn.backwards, strict=True)
+        return tuple(-(begin + n) % piece if back else begin for begin, n, piece, back in sides)
+
+    def _stored_begins(self, pieces: tuple[int, ...]) -> tuple[int, ...]:
+        return self.turn.seen(self.scan.begins(self.turn.stored(pieces)))
+
     def keep(self, most: int, reads: Fetching | None) -> None:
-        sides = list(zip(self.shape, self.units or (), self.turn.backwards, strict=False))
-        if reads is None or any(back and n % unit for n, unit, back in sides):  # chunks lie otherwise from the far end
+        if reads is None or self.units is None:
             self.scan.keep(most, None)
-        else:
-            self.scan.keep(most, reads.turned(self.turn.order, [n // unit if back else 0 for n, unit, back in sides]))
+            return
+        sides = zip(self._stored_begins(self.units), self.shape, self.units, self.turn.backwards, strict=True)
+        counts = [-(-(begin + n) // unit) if back else 0 for begin, n, unit, back in sides]
+        self.scan.keep(most, reads.turned(self.turn.order, counts))
 
     @property
     def spacing(self) -> tuple[float, ...] | None:

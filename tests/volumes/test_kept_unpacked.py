@@ -1,0 +1,90 @@
+"""What is kept of pieces of files that are unpacked as a whole: one budget for all files of a volume, planned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import unet_engine
+from support.command_line import cli
+from support.volumes import fake_model
+from unet_engine.plan.box import Box
+from unet_engine.volumes import tiff
+from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.slices import SlicesVolume
+
+tifffile = pytest.importorskip("tifffile")
+STACK = np.random.default_rng(5).integers(0, 200, (24, 64, 48), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    place = tmp_path / "slices"
+    place.mkdir()
+    for z, plane in enumerate(STACK):
+        tifffile.imwrite(place / f"{z:03}.tif", plane, compression="zlib", rowsperstrip=16)
+    return str(place)
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
+    """How often each piece was."""
+    seen = Counter[Any]()
+    plain = tiff.TiffVolume._decoded
+
+    def counted(self: Any, page: Any, piece: int) -> Any:
+        seen[self.path, piece] += 1
+        return plain(self, page, piece)
+
+    monkeypatch.setattr(tiff.TiffVolume, "_decoded", counted)
+    return seen
+
+
+def test_slices_keep_no_more_than_one_budget(folder: str, unpacked: Counter[Any]) -> None:
+    volume, whole = open_volume(folder), Box.of_shape(STACK.shape)
+    assert isinstance(volume, SlicesVolume)
+    assert volume.pieces == (1, 16, 48)
+    volume.keep(10 * 16 * 48, None)
+    np.testing.assert_array_equal(volume.read(whole)[0], STACK)
+    assert volume._open.kept._bytes == 10 * 16 * 48
+    volume.keep(0, None)
+    assert volume._open.kept._bytes == 0
+    unpacked.clear()
+    volume.keep(STACK.nbytes, None)
+    for _ in range(2):
+        np.testing.assert_array_equal(volume.read(whole)[0], STACK)
+    assert set(unpacked.values()) == {1}
+
+
+@pytest.mark.parametrize("room", ["all", "none"])
+def test_pieces_are_unpacked_as_often_as_the_plan_says(
+    tmp_path: Path, folder: str, unpacked: Counter[Any], monkeypatch: pytest.MonkeyPatch, room: str
+) -> None:
+    """Where all that spares any is kept, and where nothing is: the plan counts it as memory."""
+    least = room == "none"
+    if least:
+        monkeypatch.setattr("unet_engine.prepare.prepare.to_keep_unpacked", lambda *_: 0)
+    arguments = {"in": folder, "model": fake_model(tmp_path), "memory": "2GiB"}
+    said = cli("plan", *(f"--{key}={value}" for key, value in arguments.items()), "--json").json
+    assert (said["bytes_kept"] == 0) == least
+    assert (said["unpack_factor"] == 1) != least
+    unpacked.clear()
+    unet_engine.run(folder, arguments["model"], memory="2GiB", out=str(tmp_path / "o.zarr"))
+    mean = sum(unpacked.values()) / (len(STACK) * STACK.shape[1] // 16)
+    samples = 1.06  # all of so small a volume is looked at once before
+    assert said["unpack_factor"] <= mean <= said["unpack_factor"] + samples
+
+
+def test_what_is_kept_is_memory_of_the_plan(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fake_model(tmp_path)
+    plan = ("plan", "--in", folder, "--model", model, "--memory", "2GiB", "--json")
+    monkeypatch.setattr("unet_engine.machine.resident_bytes", lambda: 2**28)
+    kept = cli(*plan).json
+    monkeypatch.setattr("unet_engine.prepare.prepare.to_keep_unpacked", lambda *_: 0)
+    bare = cli(*plan).json
+    assert kept["memory"]["total"] - bare["memory"]["total"] == kept["bytes_kept"] > 0
+    assert kept["blocks"] == bare["blocks"]
