@@ -4,8 +4,9 @@ would be taken for it."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from unet_engine.paths import is_local
+from unet_engine.paths import inside, is_local, parts, root_of
 
 _FORMATS = {
     "NIfTI": ("nibabel", "nii nii.gz hdr img"),
@@ -41,6 +42,53 @@ def stem(path: str) -> str:
         if before and (ending.lower() in ("zarr", *_BY_ENDING) or (name != path and ending.lower() == "ome")):
             name = before
     return folder + slash + name
+
+
+def together(paths: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """What volumes are called together, as a path beside the first one, by the words that their names have in common
+    (``case_0000.nii.gz`` and ``case_0001.nii.gz``: ``case.nii.gz``); and what each of them is called among them (0000,
+    0001)."""
+    places = [_place(path) for path in paths]
+    stems = [stem(place).rpartition("/")[2] for place in places]
+    ending = places[0].rpartition("/")[2].removeprefix(stems[0])
+    folder = places[0][: len(places[0]) - len(stems[0] + ending)]
+    if len({*stems}) == 1:
+        above = [place.rpartition("/")[0].rpartition("/")[2] for place in places]
+        within = [(inside(path)[1] or "").strip("/") for path in paths]
+        return folder + stems[0] + ending, next((_apart(n) for n in (above, within) if len({*n}) == len(n)), ())
+    words = [_WORD.split(one) for one in stems]
+    before = _alike(words) // 2 * 2
+    behind = _alike([one[before:][::-1] for one in words]) // 2 * 2
+    own = ["".join(one[before : len(one) - behind]) for one in words]
+    head, tail = "".join(words[0][:before]), "".join(words[0][len(words[0]) - behind :])
+    shared = (head.rstrip("_. -") + tail).strip("_. -")
+    alike = [one for one in stems if one == shared]
+    return folder + (shared or stems[0]) + ending, _apart(stems if alike else own)
+
+
+def called(path: str) -> str:
+    """The outermost path that the volume at `path` is called after, without its ending: ``scan``; of several that are
+    one, what they have in common."""
+    several = parts(path)
+    return stem(root_of(together(several)[0] if len(several) > 1 else path))
+
+
+def _alike(lists: Sequence[Sequence[str]]) -> int:
+    """With how many words all of them begin."""
+    return next((n for n, words in enumerate(zip(*lists, strict=False)) if len({*words}) > 1), min(map(len, lists)))
+
+
+_WORD = re.compile(r"([_. -]+)")
+
+
+def _place(path: str) -> str:
+    """The file or folder that `path` leads to."""
+    place = path if is_local(path) else path.partition("?")[0]
+    return inside(place)[0].rstrip("/")
+
+
+def _apart(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(names) if all(names) and len({*names}) == len(names) else ()
 
 
 def refuse_other_formats(out: str) -> None:

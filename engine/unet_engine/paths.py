@@ -23,10 +23,46 @@ def is_local(path: str) -> bool:
 def plain(path: str) -> str:
     """`path`, or the path that it is a URL of, as ``file:///data/scan.zarr`` is: who looks at files does so whatever
     they are called by."""
+    return "+".join(map(_plain, _BEFORE_URL.split(path)))
+
+
+def _plain(path: str) -> str:
     scheme, _, place = path.partition("://")
     if scheme.lower() not in ("file", "local"):
         return path
     return unquote(place.removeprefix("localhost") if place.startswith("localhost/") else place)
+
+
+_BEFORE_URL = re.compile(r"\+(?=[A-Za-z][A-Za-z0-9.-]*://)")
+"""A plus that is followed by a URL."""
+
+
+def parts(path: str, folder: str = "") -> tuple[str, ...]:
+    """The volumes that ``a.tif+b.tif`` names, whose channels are those of one volume; any other path alone. `folder`:
+    where relative paths begin, if elsewhere than here.
+
+    What is there under the whole name is that. Of names with a plus, the longest that are there are taken."""
+    if "+" not in path or (is_local(path) and _is_there(path, folder)):
+        return (path,)
+    return tuple(part for piece in _BEFORE_URL.split(path) for part in _local_parts(piece, folder))
+
+
+def _local_parts(path: str, folder: str) -> list[str]:
+    words = path.split("+")
+    if not is_local(path) or "" in words:
+        return [path]
+    found, known = [], False
+    while words:
+        names = ["+".join(words[:count]) for count in range(len(words), 0, -1)]
+        there = next((name for name in names if _is_there(name, folder)), None)
+        known = known or there is not None
+        found.append(there or words[0])
+        words = words[found[-1].count("+") + 1 :]
+    return found if known else [path]
+
+
+def _is_there(path: str, folder: str) -> bool:
+    return os.path.lexists(os.path.join(folder, inside(path)[0]))  # noqa: PTH118  # text, as the user wrote it
 
 
 def root_of(path: str) -> str:
@@ -36,6 +72,11 @@ def root_of(path: str) -> str:
     parts = absolute(path.rstrip("/") or path).split("/")
     outermost = next((i for i, part in enumerate(parts) if part.endswith((".zarr", ".n5"))), len(parts) - 1)
     return "/".join(parts[: outermost + 1])
+
+
+def roots_of(path: str) -> tuple[str, ...]:
+    """The same of each volume that `path` names."""
+    return tuple(map(root_of, parts(path)))
 
 
 _HOLDS_SEVERAL = re.compile(r"(.*?\.(?:h5|hdf5|hdf|he5|h5ad|nc|nc4|cdf|ims))(?::(.*))?", re.IGNORECASE | re.DOTALL)
@@ -129,8 +170,9 @@ def unusable(path: str) -> str:
         whole = absolute(path).encode()
     except UnicodeEncodeError:
         return "its name is not text in UTF-8; rename it"
-    if not is_local(path):
-        return ""
+    several = parts(path)
+    if len(several) > 1 or not is_local(path):
+        return next(filter(None, map(unusable, several)), "") if len(several) > 1 else ""
     longest = max(map(len, whole.split(b"/")))
     if longest > LONGEST_NAME:
         return f"a name in it has {longest} bytes, and systems take {LONGEST_NAME}; give a shorter one"

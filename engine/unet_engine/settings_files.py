@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import SettingsError
-from unet_engine.paths import is_local, root_of, several, unusable
+from unet_engine.paths import is_local, parts, root_of, several, unusable
 from unet_engine.text_files import NotReadable, read_toml
 
 CONFIG = "unet-engine.toml"
@@ -116,9 +116,9 @@ def settings_files(volume: str) -> tuple[SettingsFile, ...]:
 
 def _data(volume: str) -> Path | None:
     """What the input lies in, of which a settings file is beside: the outermost folder called .zarr, else itself."""
-    if not volume or not is_local(volume) or unusable(volume):
+    if not volume or unusable(volume) or not is_local(first := parts(volume)[0]):
         return None
-    return Path(root_of(volume))
+    return Path(root_of(first))
 
 
 def _with_data(file: Path, data: Path) -> bool:

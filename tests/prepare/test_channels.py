@@ -53,17 +53,3 @@ def test_planes_that_nothing_names_are_channels_of_a_network_of_planes(tmp_path)
     named = make_volume(str(tmp_path / "c.zarr"), VOXELS[:, 0], axes="zyx")
     with pytest.raises(InputError, match="1 channel and"):
         made_of(named, model=model)
-
-
-def test_channels_in_files_of_their_own_are_named(tmp_path):
-    """As nnU-Net keeps them: what the message says makes one file of them."""
-    sitk = pytest.importorskip("SimpleITK")
-    parts = [tmp_path / f"case_000{c}.nii.gz" for c in range(3)]
-    for path, voxels in zip(parts, VOXELS, strict=True):
-        nibabel.save(nibabel.Nifti1Image(voxels.transpose(2, 1, 0), np.eye(4)), path)
-    model = fake_model(tmp_path, channels_in=3, channels_out=3, window=(8, 8, 8))
-    with pytest.raises(InputError, match=r"case_0000.nii.gz to case_0002.nii.gz; .*JoinSeries"):
-        made_of(parts[1], model=model)
-    whole = tmp_path / "scan.nii.gz"
-    sitk.WriteImage(sitk.JoinSeries(list(map(sitk.ReadImage, map(str, parts)))), whole)
-    np.testing.assert_allclose(result_of(made_of(whole, model=model).out), VOXELS, atol=1e-3)

@@ -11,15 +11,16 @@ from typing import Any, Literal, Protocol
 
 from unet_engine.api import Result, run_volume
 from unet_engine.backends.known_models import open_known
-from unet_engine.batches.inputs import expanded
-from unet_engine.batches.outputs import check_apart, check_pattern, out_of
-from unet_engine.endings import stem
+from unet_engine.batches.inputs import Item, expanded
+from unet_engine.batches.outputs import check_apart, check_pattern, out_of, out_of_one
+from unet_engine.endings import called
 from unet_engine.errors import UnetEngineError
 from unet_engine.execution.choose import Make, teams
 from unet_engine.execution.relay import Relay, Stopped
 from unet_engine.execution.team import Team
 from unet_engine.model.file import ModelFile
-from unet_engine.paths import root_of
+from unet_engine.model.spec import ModelSpec
+from unet_engine.prepare.channels import is_numbered, of_own_files
 from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import Given
 from unet_engine.prepare.prepare import Prepared
@@ -75,11 +76,11 @@ def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[
 
     Raises `SettingsError` where two would be written to one place, and what opening the model raises.
     """
-    items = expanded(inputs)
     models: dict[tuple[Any, ...], ModelFile] = {}
+    items = _of_cases(expanded(inputs), lambda item: _model(adapt(Settings.of(**_said(given, item))), models))
     found = []
     for number, item in enumerate(items, 1):
-        said = {**given, "input": item.input, **item.settings}
+        said = _said(given, item)
         with item.told():
             settings = Settings.of(**said)
             if settings.out is not None and "out" not in item.settings:
@@ -99,9 +100,46 @@ def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[
     ]
 
 
+def _said(given: Mapping[str, Any], item: Item) -> dict[str, Any]:
+    return {**given, "input": item.input, **item.settings}
+
+
+def _of_cases(items: Sequence[Item], model_of: Callable[[Item], ModelFile | None]) -> list[Item]:
+    """`items`, of which those that are a channel of a case each, as nnU-Net calls their files, are one item for each
+    case, where the model takes several channels. `model_of`: that of an item."""
+    found: dict[str, Item] = {}
+    spec: ModelSpec | None = None
+    for item in items:
+        files: tuple[str, ...] = ()
+        if is_numbered(item.input) and "input_channels" not in item.settings:
+            if spec is None:
+                with item.told():
+                    model = model_of(item)
+                if model is None or model.spec.channels_in == 1:
+                    return list(items)
+                spec = model.spec
+            files = of_own_files(item.input, spec)
+        joined = replace(item, input="+".join(files) or item.input)
+        if not files or joined.input not in found:
+            found[joined.input if files else f"{len(found)} {item.input}"] = joined
+    return list(found.values())
+
+
+def placed(settings: Settings) -> Settings:
+    """Those of the only volume of a command, whose output is named after the case that it is a channel of, where that is
+    known with its model alone. Raises what opening the model raises."""
+    if settings.out is None or not is_numbered(settings.input):
+        return settings
+    if out_of_one(settings.out, settings.input) == settings.out:
+        return settings
+    model, some = opened(settings), settings.input_channels is not None
+    files = of_own_files(settings.input, model.spec, every=some) if model else ()
+    return settings.model_copy(update={"out": out_of_one(settings.out, "+".join(files) or settings.input)})
+
+
 def _usual(settings: Settings, model: ModelFile | None) -> str:
     """Where a run writes that is told nothing, without the ending, which depends on what the volume holds."""
-    return f"{stem(root_of(settings.input))}-{model.spec.name}" if model else ""
+    return f"{called(settings.input)}-{model.spec.name}" if model else ""
 
 
 def opened(settings: Settings) -> ModelFile | None:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unet_engine.batches import remote
+from unet_engine.batches import patterns, remote
 from unet_engine.errors import InputError, SettingsError, first_line, reworded
 from unet_engine.output.header import read_header
-from unet_engine.paths import inside, is_local, plain
+from unet_engine.paths import inside, is_local, parts, plain
 from unet_engine.settings_files import CONFIG
 from unet_engine.storage import stores
 from unet_engine.storage.remote import AT_ONCE
@@ -134,13 +134,10 @@ def expanded(inputs: Sequence[str]) -> list[Item]:
 
 def _matches(pattern: str) -> list[str]:
     pattern = plain(pattern)
-    if is_local(pattern):
-        called = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # patterns may be absolute
-        called = [path for path in called if Path(path).name != CONFIG]
-        found = [path for path in called if not _is_output(path)]
-    else:
-        called = remote.matches(pattern)
-        found = _without_outputs(called)
+    called = _called(pattern)
+    if not called and "+" in pattern:
+        return patterns.together(pattern, _called)
+    found = [path for path in called if not _is_output(path)] if is_local(pattern) else _without_outputs(called)
     if called and not found:
         raise InputError(
             f"--in {pattern}: only outputs of earlier runs are called so, such as {called[0]}; name those that are meant"
@@ -148,6 +145,14 @@ def _matches(pattern: str) -> list[str]:
     if not found:
         raise InputError(f"--in {pattern}: nothing there is called so; check the pattern, and quote it in a shell")
     return found
+
+
+def _called(pattern: str) -> list[str]:
+    """All that is there of such a name."""
+    if not is_local(pattern):
+        return remote.matches(pattern)
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # patterns may be absolute
+    return [path for path in found if Path(path).name != CONFIG]
 
 
 def _volumes_in(folder: str) -> list[str]:
@@ -276,6 +281,13 @@ def _item(path: str, line: int, row: dict[str, Any]) -> Item:
 
 
 def _placed(path: str, place: str) -> str:
+    if "+" in place and is_local(path):
+        beside = [
+            str(Path(path).parent / part) if is_local(part) else part
+            for part in parts(plain(place), str(Path(path).parent))
+        ]
+        if len(beside) > 1:
+            return "+".join(beside)
     place = plain(place)
     if not is_local(place):
         return place

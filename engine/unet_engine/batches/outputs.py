@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 from unet_engine import endings
 from unet_engine.errors import SettingsError
-from unet_engine.paths import absolute, inside, is_local, plain, root_of
+from unet_engine.paths import absolute, inside, is_local, parts, plain, roots_of
 from unet_engine.units import brief
 
 FIELDS = {
     "name": "what the volume is called, scan.nii.gz",
     "stem": "the same without its ending, scan",
     "parent": "the folder it lies in",
+    "case": "the same without the number of a channel, as nnU-Net has it: CASE of CASE_0000.nii.gz",
     "number": "its place among the volumes, from 1",
 }
 """What a pattern may name in braces."""
@@ -23,12 +24,14 @@ FIELDS = {
 
 def out_of(pattern: str, volume: str, number: int) -> str:
     """The output of one volume. Raises `SettingsError` for a pattern that names what there is not."""
-    place = plain(volume)
+    several = parts(plain(volume))
+    place = endings.together(several)[0] if len(several) > 1 else several[0]
     file, within = inside((place if is_local(place) else place.partition("?")[0]).rstrip("/"))
     folder, _, name = (file if is_local(file) else file.partition("://")[2]).rpartition("/")
     known = {
         "name": name + (f"-{within.strip('/').replace('/', '-')}" if within else ""),
         "stem": endings.stem(name) + (f"-{within.strip('/').replace('/', '-')}" if within else ""),
+        "case": re.sub(r"(?<=.)_0000$", "", endings.stem(name)),
         "parent": folder.rpartition("/")[2] or ("" if folder else os.path.basename(os.getcwd())),  # noqa: PTH109, PTH119
         "number": str(number),
     }
@@ -77,9 +80,8 @@ def check_apart(pairs: Sequence[tuple[str, str]]) -> None:
     """Refuse volumes (input, output) whose results would lie in one place, in one another, or in what another one is
     read from. Raises `SettingsError`."""
     places = [(_comparable(out), True, source, out) for source, out in pairs]
-    places += [
-        (place, False, source, source) for place, source in {_comparable(root_of(s)): s for s, _ in pairs}.items()
-    ]
+    roots = {_comparable(root): source for source, _ in pairs for root in roots_of(source)}
+    places += [(place, False, source, source) for place, source in roots.items()]
     above: list[tuple[tuple[str, ...], bool, str, str]] = []
     for found in sorted(places):
         while above and found[0][: len(above[-1][0])] != above[-1][0]:

@@ -162,6 +162,7 @@ def _asked(
     """What the command was given comes to."""
     from unet_engine.batches.inputs import are_several, check_behind
     from unet_engine.batches.outputs import out_of_one
+    from unet_engine.prepare.channels import is_numbered
     from unet_engine.settings import from_environment
 
     check_behind(more)
@@ -174,7 +175,7 @@ def _asked(
         return
     given["input"] = inputs[0] if inputs else None
     out = given.get("out") or around.get("out")
-    if inputs and out and (named := out_of_one(str(out), inputs[0])) != out:
+    if inputs and out and not is_numbered(inputs[0]) and (named := out_of_one(str(out), inputs[0])) != out:
         given["out"] = named
     if ways.dry_run:
         yield (task := _Task(partial(_plan, given, as_json=as_json)))
@@ -190,6 +191,7 @@ def _one(
 ) -> Iterator[_Task]:
     """The run of one volume, planned and told; what it leaves is told behind it."""
     from unet_engine.api import run_volume
+    from unet_engine.batches.batch import placed
     from unet_engine.batches.times import are_several, run_times
     from unet_engine.commands import report
     from unet_engine.execution.choose import team
@@ -202,7 +204,7 @@ def _one(
             _tell(console, notes)
 
         unfinished = stack.enter_context(ways.reported([given["input"] or ""], console, notes=lambda: record.notes))
-        settings = with_model(Settings.of(**_required(given)), tell)
+        settings = placed(with_model(Settings.of(**_required(given)), tell))
         if are_several(settings):
             steps = running.Steps(console, tell, ways.pages_of_times(console.say))
             if unfinished:
@@ -283,6 +285,7 @@ def plan_command(*, as_json: bool, **given: Any) -> None:
 
 def _plan(given: dict[str, Any], *, as_json: bool) -> None:
     with _importing():
+        from unet_engine.batches.batch import placed
         from unet_engine.batches.times import first_of
         from unet_engine.commands import report, screen
         from unet_engine.prepare.prepare import prepare
@@ -290,7 +293,7 @@ def _plan(given: dict[str, Any], *, as_json: bool) -> None:
         from unet_engine.settings import Settings
 
     console = screen.stderr()
-    settings = with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text]))
+    settings = placed(with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text])))
     settings = first_of(settings, lambda text: _tell(console, [text]))
     prepared = prepare(survey(settings), tell=lambda text: _tell(console, [text]))
     if as_json:

@@ -60,10 +60,10 @@ class Ways:
     def check_apart(self, inputs: Iterable[str], outs: Iterable[str]) -> None:
         """Raises `SettingsError` where a file of these lies in an input or an output, or in any Zarr array or group,
         whose content it would become."""
-        from unet_engine.paths import inside, is_local
+        from unet_engine.paths import inside, is_local, parts
         from unet_engine.storage import stores
 
-        read, written = [inside(path)[0] for path in inputs], list(outs)
+        read, written = [inside(part)[0] for path in inputs for part in parts(path)], list(outs)
         for option in ("results", "log", "metrics", "report"):
             path = getattr(self, option)
             if path is None or not is_local(path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
+from unet_engine.errors import InputError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.paths import is_local
 from unet_engine.volumes.base import Volume
@@ -17,19 +18,24 @@ _SHOWN = {"t": "time points", "z": "planes"}
 
 def meant_for(
     volume: Volume, pick: Pick, spec: ModelSpec, notes: list[str], *, place: str, axes: str | None
-) -> tuple[Pick, Volume]:
-    """What of `volume`, opened at `place` with all that is stored, `spec` is given, and as what that was picked.
+) -> tuple[Pick, Volume, str]:
+    """What of `volume`, opened at `place` with all that is stored, `spec` is given, as what that was picked, and where
+    that lies.
 
-    An axis that nobody named is that of channels where it has as many as the network takes, which nothing else in the
-    volume has: of a NIfTI the fourth, of a stack of planes the first for a network of planes. That is told. axes: the
-    user's, which are never changed. Raises `InputError` where nothing fits."""
+    Channels that lie in files of their own beside it, by their names, are taken. An axis that nobody named is that of
+    channels where it has as many as the network takes, which nothing else in the volume has: of a NIfTI the fourth, of a
+    stack of planes the first for a network of planes. That is told. axes: the user's, which are never changed; empty: it
+    is open, and stays as it is. Raises `InputError` where nothing fits."""
+    if axes != "" and volume.channels == 1 and (files := of_own_files(place, spec, every=pick.channels is not None)):
+        place = "+".join(files)
+        volume = open_stored(place, axes)
     if axes is None and (axis := _of_channels(volume, pick, spec)):
         volume = open_stored(place, volume.axes.replace("c", "").replace(axis, "c"))
         notes.append(
             f"the {_count(volume)} {_SHOWN[axis]} of {place} are taken as channels: {spec.name} takes as many, and the "
             f"file names no axis; --axes says otherwise"
         )
-    return with_alpha(pick, volume.picked(pick), spec)
+    return *with_alpha(pick, volume.picked(pick), spec), place
 
 
 def _count(volume: Volume) -> int:
@@ -49,15 +55,43 @@ def _of_channels(volume: Volume, pick: Pick, spec: ModelSpec) -> str | None:
     return fits[0] if len(fits) == 1 else None
 
 
-def of_own_files(path: str, channels: int) -> tuple[str, ...]:
-    """Names of the files of a case, one for each of so many `channels`, as nnU-Net calls them (``CASE_0000.nii.gz``),
-    where `path` is one of these and all are there; else empty."""
-    folder, _, name = path.rpartition("/")
-    said = re.fullmatch(r"(.*_)[0-9]{4}(\.[^/]+)", name)
-    if said is None or channels < 2 or not is_local(path):
+def of_own_files(path: str, spec: ModelSpec, *, every: bool = False) -> tuple[str, ...]:
+    """The files of a case, one for each channel of `spec`, as nnU-Net calls them (``CASE_0000.nii.gz``), where `path` is
+    one of these and they are there; else empty. every: of all channels that there are, of which some are named.
+
+    Raises `InputError` where some are missing, or there are more than the network takes."""
+    said = _NUMBERED.fullmatch(path)
+    if said is None or spec.channels_in < 2 or not is_local(path):
         return ()
-    names = tuple(f"{said[1]}{number:04}{said[2]}" for number in range(channels))
-    return names if all(Path(folder or ".", one).exists() for one in names) else ()
+    names = [f"{said[1]}{number:04}{said[2]}" for number in range(spec.channels_in + 1)]
+    there = [os.path.exists(name) for name in names]  # noqa: PTH110  # asked of every volume
+    if every:
+        while there[-1]:
+            names.append(f"{said[1]}{len(names):04}{said[2]}")
+            there.append(os.path.exists(names[-1]))  # noqa: PTH110
+        found = tuple(names[: there.index(False)])
+        return found if path in found and len(found) > 1 else ()
+    if not any(there) or path not in names:
+        return ()
+    if there[-1] and all(there):
+        raise InputError(
+            f"{path} and the files beside it are more channels than the {spec.channels_in} that the model {spec.name} takes; "
+            f"name those that it takes, in its order, e.g. --in {'+'.join(names[:-1])}, or with --input-channels"
+        )
+    if not all(there[:-1]) and sum(there) > 1 and names[0] == path:
+        raise InputError(
+            f"{path} is a channel of {spec.channels_in} that the model {spec.name} takes, and {names[there.index(False)]} is "
+            "missing beside it; restore that, or name all of them, in its order, with --in A+B"
+        )
+    return tuple(names[:-1]) if all(there[:-1]) else ()
+
+
+def is_numbered(path: str) -> bool:
+    """Whether `path` is called as the file of one channel."""
+    return is_local(path) and _NUMBERED.fullmatch(path) is not None
+
+
+_NUMBERED = re.compile(r"((?:.*/)?[^/]*_)[0-9]{4}(\.[^/]+)", re.DOTALL)
 
 
 def with_alpha(pick: Pick, volume: Volume, spec: ModelSpec) -> tuple[Pick, Volume]:

@@ -9,11 +9,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from unet_engine.endings import stem
+from unet_engine.endings import called
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.output import output
-from unet_engine.paths import inside, is_local, plain, root_of
+from unet_engine.paths import inside, is_local, parts, plain
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.components import rules_of
 from unet_engine.postprocess.content import Content
@@ -25,6 +25,7 @@ from unet_engine.postprocess.working import is_file, is_handed_over, labels_of, 
 from unet_engine.prepare.decisions import dtype_of
 from unet_engine.prepare.into import named_into
 from unet_engine.prepare.notes import fall_back
+from unet_engine.prepare.places import named_of
 from unet_engine.settings import Settings
 from unet_engine.volumes.base import Selection, Volume
 from unet_engine.volumes.formats import is_series
@@ -61,7 +62,7 @@ def delivery_of(
     nothing is asked for."""
     content = _expected(settings, spec, place, written, roi)
     into = named_into(settings, spec, place) if settings.into else None
-    named = into or settings.out or _default(settings, spec, content, notes)
+    named = into or settings.out or _default(settings, spec, place, content, notes)
     objects = _objects(settings, len(written.spatial))
     work = named
     if settings.pyramid:
@@ -108,12 +109,11 @@ def _objects(settings: Settings, ndim: int) -> Rules | None:
     )
 
 
-def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[str]) -> str:
+def _default(settings: Settings, spec: ModelSpec, place: str, content: Content, notes: list[str]) -> str:
     """Beside the input, named after it and the model, and of its format, where that can hold the result. An output that
     an earlier version began as Zarr stays that."""
-    top = root_of(settings.input)
-    usual = f"{stem(top)}-{spec.name}"
-    ending = _ZARR if settings.pyramid else _ending(settings.input, content)
+    usual = f"{called(named_of(settings, place))}-{spec.name}"
+    ending = _ZARR if settings.pyramid else _ending(named_of(settings, place), content)
     if ending == _ZARR or (settings.resume and output.is_ours(usual + _ZARR)):
         return usual + _ZARR
     try:
@@ -126,7 +126,7 @@ def _default(settings: Settings, spec: ModelSpec, content: Content, notes: list[
 
 
 def _ending(path: str, content: Content) -> str:
-    file = inside(plain(path))[0]
+    file = inside(plain(parts(path)[0]))[0]
     if file.lower().startswith(("http://", "https://")):
         return _ZARR
     if is_local(file) and is_series(file):

@@ -29,7 +29,7 @@ from unet_engine.plan.resampling import AxisResampling
 from unet_engine.postprocess.joining import Rules
 from unet_engine.postprocess.working import check_named, is_handed_over, said_of
 from unet_engine.prepare.augmentation import poses_of, told
-from unet_engine.prepare.channels import meant_for, of_own_files
+from unet_engine.prepare.channels import meant_for
 from unet_engine.prepare.crop import region, taken
 from unet_engine.prepare.delivery import delivery_of, require_libraries
 from unet_engine.prepare.fetching import at_hand
@@ -180,7 +180,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     located_at, stored = _volume(settings, given)
     about_model: list[str] = []
     model = _model(settings, about_model, given)
-    pick, volume = meant_for(
+    pick, volume, located_at = meant_for(
         stored, pick_of(settings), model.spec, notes, place=located_at, axes=settings.axes if not given.volume else ""
     )
     if given.volume is None:
@@ -223,7 +223,7 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     stored, turn = as_stored(volume), turn_of(volume)
     lies = (turn.stored_box(whole_roi) if turn else whole_roi) if on_scan else roi
     delivery = delivery_of(settings, model.spec, located_at, stored if on_scan else windows_from, lies, notes)
-    keep_apart(settings, delivery.named)
+    keep_apart(settings, located_at, delivery.named)
     choice = chosen(
         model, backend, devices[0], settings.precision, window,
         Grounds(
@@ -395,19 +395,12 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
             f"{volume.path} has {volume.channels} channels and the model {spec.name} takes {spec.channels_in}: if the "
             f"last one is alpha, leave it out with --input-channels {kept}; else pick others, or use another model"
         )
-    apart = of_own_files(volume.path, spec.channels_in) if volume.channels == 1 else ()
-    if apart:
-        raise InputError(
-            f"{volume.path} has 1 channel and the model {spec.name} takes {spec.channels_in}, which lie in files of their "
-            f"own, {apart[0]} to {apart[-1]}; put them into one with an axis of channels, e.g. in Python "
-            "SimpleITK.WriteImage(SimpleITK.JoinSeries(list(map(SimpleITK.ReadImage, files))), 'scan.nii.gz')"
-        )
     beside = "" if volume.alpha is None else " beside alpha"
     if volume.channels != spec.channels_in:
         raise InputError(
             f"{volume.path} has {volume.channels} channel{'s' * (volume.channels != 1)}{beside} and the model {spec.name} "
-            f"takes {spec.channels_in}; pick some with --input-channels, use another model, or name the channel axis with "
-            "--axes, e.g. czyx"
+            f"takes {spec.channels_in}; pick some with --input-channels, name those in files of their own with --in A+B, use "
+            "another model, or name the channel axis with --axes, e.g. czyx"
         )
 
 

@@ -6,21 +6,17 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from math import prod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import zarr
 
 from unet_engine.errors import InputError
-from unet_engine.plan.box import Box
-from unet_engine.plan.fetching import Fetching
-from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.units import times
 from unet_engine.volumes import georeference
-from unet_engine.volumes.base import Array, Selection, StoredVolume
+from unet_engine.volumes.base import StoredVolume
+from unet_engine.volumes.joined import JoinedVolume, join
 from unet_engine.volumes.resolution import own_names
 
 _OF_IMAGES = {"ome", "multiscales", "plate", "well", "bioformats2raw.layout"}
@@ -79,106 +75,8 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
-def joined(path: str, names: Sequence[str], bands: Sequence[StoredVolume], told: Sequence[str]) -> BandsVolume:
-    """`bands`, called `names`, as the channels of a volume called `path`. Raises `InputError` where they do not lie in
-    the same place."""
-    first = bands[0]
-    for name, band in zip(names, bands, strict=True):
-        if not _is_near(_place(band), _place(first)) or band.unit != first.unit or band.axes != first.axes:
-            raise InputError(
-                f"{path}: {name} does not lie where {names[0]} does; name one of them, e.g. {path}/{names[0]}"
-            )
-    notes = dict.fromkeys(note.replace(band.path, path) for band in bands for note in band.notes)
-    nodata = dict.fromkeys(value for band in bands for value in band.nodata)
-    if any({*map(repr, band.nodata)} != {*map(repr, nodata)} for band in bands):
-        notes[f"{path}: its bands name other values for what was not measured: in all of them it is each of these"] = (
-            None
-        )
-    chunks = max((band.stored_chunks for band in bands), key=prod)
-    return BandsVolume(
-        path=path,
-        axes=f"c{first.axes}",
-        stored_shape=(len(bands), *first.stored_shape),
-        stored_chunks=(1, *chunks),
-        stored_dtype=np.result_type(*(band.stored_dtype for band in bands)),
-        stored_spacing=first.stored_spacing and [1.0, *first.stored_spacing],
-        stored_translation=first.stored_translation and [0.0, *first.stored_translation],
-        unit=first.unit,
-        frame=first.frame,
-        fill_value=first.fill_value,
-        channel_names=tuple(names),
-        nodata=tuple(nodata),
-        notes=(*told, *notes),
-        bands=tuple(bands),
-    )
-
-
-def _place(band: StoredVolume) -> list[float]:
-    frame = band.frame
-    of_frame = [*frame.origin, *(v for row in frame.matrix for v in row)] if frame else []
-    return [*(band.stored_spacing or ()), *(band.stored_translation or ()), *of_frame]
-
-
-def _is_near(one: Sequence[float], other: Sequence[float]) -> bool:
-    return len(one) == len(other) and bool(np.allclose(one, other, rtol=1e-9, atol=1e-9))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class BandsVolume(StoredVolume):
-    """Read by the volumes that the bands are; those that nobody chose are not read."""
-
-    bands: tuple[StoredVolume, ...]
-
-    @cached_property
-    def _read(self) -> tuple[StoredVolume, ...]:
-        """Those that are, in their order, at the time point that is."""
-        numbers = range(len(self.bands)) if self.chosen is None else self.chosen
-        return tuple(replace(self.bands[number], time=self.time) for number in numbers)
-
-    def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
-        found = np.empty((len(self._read), *box.shape), self.dtype)
-        for voxels, band in zip(found, self._read, strict=True):
-            voxels[...] = band.read(box, recorder)[0]
-        return found
-
-    def stored(self, selection: Selection) -> Array:
-        numbers = range(*selection[0].indices(len(self.bands)))
-        return np.stack([self.bands[n].stored(selection[1:]) for n in numbers]).astype(self.stored_dtype)
-
-    def has_data(self, box: Box) -> bool:
-        return any(band.fill_value != self.fill_value or band.has_data(box) for band in self._read)
-
-    def changed(self, box: Box, since: float) -> str | None:
-        return next((found for band in self._read if (found := band.changed(box, since))), None)
-
-    def token(self, box: Box) -> tuple[str, str] | None:
-        found = [one for band in self._read if (one := band.token(box))]
-        return (found[0][0], " ".join(tag for _, tag in found)) if found else None
-
-    def confirm(self) -> None:
-        for band in self._read:
-            band.confirm()
-
-    @property
-    def drawback(self) -> str | None:
-        return next((band.drawback for band in self._read if band.drawback), None)
-
-    @property
-    def units(self) -> tuple[int, ...] | None:
-        return self._read[0].units
-
-    def keep(self, most: int, reads: Fetching | None) -> None:
-        for band in self._read:
-            band.keep(most // len(self._read), reads if band.units == self.units else None)
-
-    def fetch(self, box: Box) -> None:
-        for band in self._read:
-            band.fetch(box)
-
-    def hold(self, most: int) -> None:
-        for band in self._read:
-            band.hold(most // len(self._read))
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(band.held_bytes for band in self._read)
+def joined(path: str, names: Sequence[str], bands: Sequence[StoredVolume], told: Sequence[str]) -> JoinedVolume:
+    """`bands`, called `names`, as the channels of a volume called `path`; what is true of several is told once. Raises
+    `InputError` where they do not lie in the same place."""
+    said = [replace(band, notes=tuple(note.replace(band.path, path) for note in band.notes)) for band in bands]
+    return join(path, [f"{path}: {name}" for name in names], names, said, told)

@@ -12,6 +12,7 @@ from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
 from unet_engine.volumes.fetched import FetchedFormat
 from unet_engine.volumes.hdf5 import Hdf5Format
+from unet_engine.volumes.joined import JoinedFormat
 from unet_engine.volumes.metaimage import MetaImageFormat
 from unet_engine.volumes.n5 import N5Format
 from unet_engine.volumes.nifti import NiftiFormat
@@ -112,3 +113,7 @@ def open_stored(path: str, axes: str | None = None) -> Volume:
 def open_volume(path: str, axes: str | None = None, pick: Pick = ALL) -> Volume:
     """The same, of which `pick` says which time point and channels are read."""
     return open_stored(path, axes).picked(pick)
+
+
+# asked first, as any other may be a part of what it names, which is opened by what is above
+FORMATS.insert(0, JoinedFormat(open_stored, located))

@@ -16,7 +16,7 @@ from unet_engine.model.ending import outputs_note
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.model.verdict import Calibration, Thresholds, difference
 from unet_engine.model.writing import with_attachments
-from unet_engine.paths import root_of
+from unet_engine.paths import roots_of
 from unet_engine.prepare.channels import meant_for
 from unet_engine.prepare.crop import taken
 from unet_engine.prepare.inputs import unlikely
@@ -50,7 +50,7 @@ def quantize(request: Request, tell: Tell = print) -> list[Outcome]:
     out = Path(request.out or request.model)
     report = Path(request.report or out.with_suffix(".gate.html"))
     for option, file in (("--out", out), ("--report", report)):
-        keep_out(option, str(file), (root_of(request.calibrate),))
+        keep_out(option, str(file), roots_of(request.calibrate))
     outcomes: list[Outcome] = []
     for network in model.networks:
         with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,8 @@ def _opened(request: Request, tell: Tell) -> tuple[ModelFile, Volume, tuple[int,
         notes.append(
             f"judged by single windows, without the mirrors along {model.spec.mirror_axes} that a run averages over"
         )
-    _, volume = meant_for(stored, request.meant.pick, model.spec, notes, place=place, axes=request.axes)
+    _, volume, _ = meant_for(stored, request.meant.pick, model.spec, notes, place=place, axes=request.axes)
+    notes += volume.notes
     check_volume(volume, model)
     given = taken(volume, model.spec, notes, ignore=request.ignore_spacing)
     volume = given.volume

@@ -130,7 +130,8 @@ def _own(request: Request, tell: Tell) -> Subject:
     notes: list[str] = []
     place = located(request.input, request.meant.image, request.meant.level)
     stored = open_stored(place, request.axes)
-    _, volume = meant_for(stored, request.meant.pick, model.spec, notes, place=place, axes=request.axes)
+    _, volume, _ = meant_for(stored, request.meant.pick, model.spec, notes, place=place, axes=request.axes)
+    notes += volume.notes
     check_volume(volume, model)
     given = taken(volume, model.spec, notes, ignore=request.ignore_spacing)
     volume = seen(given.volume, given.grids, model.spec)

@@ -165,11 +165,11 @@ def _batches(text: str | None) -> tuple[int, ...]:
 
 def _check_writable(option: str, file: str | None, volume: str | None) -> None:
     """A file that cannot be written is said before the minute that fills it."""
-    from unet_engine.paths import root_of
+    from unet_engine.paths import roots_of
     from unet_engine.prepare.places import keep_out
 
     if file and file != "-" and volume:
-        keep_out(option, file, (root_of(volume),))
+        keep_out(option, file, roots_of(volume))
     if file and file != "-" and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
         raise OutputError(
             f"{option} {file} cannot be written: it is a folder, or its folder is missing; give another file"

@@ -15,7 +15,7 @@ from unet_engine.execution.dask.progress import Progress
 from unet_engine.execution.dask.sharing import Sharing
 from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Pending
-from unet_engine.paths import absolute
+from unet_engine.paths import absolute, parts
 from unet_engine.pipeline.job import Counters
 from unet_engine.plan.memory import LEAST
 from unet_engine.prepare.given import NOTHING, Given
@@ -40,7 +40,11 @@ memory."""
 def _absolute(settings: Settings) -> dict[str, str]:
     """Paths as other processes will find them, whose working folder is another one."""
     given = {name: getattr(settings, name) for name in ("input", "model", "out", "mask")}
-    return {name: absolute(path) for name, path in given.items() if path}
+    return {name: "+".join(map(absolute, _several(name, path))) for name, path in given.items() if path}
+
+
+def _several(name: str, path: str) -> tuple[str, ...]:
+    return parts(path) if name == "input" else (path,)
 
 
 class DaskTeam:
