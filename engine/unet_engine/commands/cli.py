@@ -132,9 +132,11 @@ def run_command(*, as_json: bool, more: tuple[str, ...], **given: Any) -> None:
 def _importing() -> Iterator[None]:
     """Inside, imports of many modules take less."""
     from unet_engine import machine
+    from unet_engine.commands.bytecode import keep_code
     from unet_engine.commands.generated import known_code
     from unet_engine.imports import lean
 
+    keep_code()
     with machine.uncollected(), lean(), known_code():
         yield
 
@@ -330,8 +332,9 @@ def info_command(
     path: str, *, axes: str | None, window: str | None, head: str | None, trust: bool, as_json: bool
 ) -> None:
     """Describe a volume, a model file, or a model of another tool."""
-    from unet_engine.commands import screen
-    from unet_engine.commands.info import describe, is_volume_file, lines
+    with _importing():
+        from unet_engine.commands import screen
+        from unet_engine.commands.info import describe, is_volume_file, lines
 
     model = path if is_volume_file(path) else model_of(path, trust=trust, head=head)
     facts = describe(model, axes, window, head if model == path else None)
