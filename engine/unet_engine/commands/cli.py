@@ -35,6 +35,7 @@ from unet_engine.commands.options import (
     several_options,
     speaks_json,
 )
+from unet_engine.commands.roomy import roomy
 from unet_engine.commands.sources import model_of, with_model
 from unet_engine.commands.viewing import view_command
 from unet_engine.errors import OutputError, SettingsError, UnetEngineError
@@ -446,7 +447,7 @@ def main() -> None:
     except OSError:
         _fail("the current folder is gone; change to one that is there", SettingsError.exit_code)
     try:
-        app(prog_name="unet-engine", standalone_mode=False)
+        roomy(partial(app, prog_name="unet-engine", standalone_mode=False))
         if unsaid := streams.unsaid():
             _fail(
                 f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code, "OutputError"
