@@ -31,6 +31,7 @@ from unet_export.importers.make import make  # noqa: E402
 from unet_export.importers.monai.behind import behind_of, numbers_above  # noqa: E402
 from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
 from unet_export.importers.monai.importer import MonaiBundle, about_outside  # noqa: E402
+from unet_export.importers.monai.loading import about_pads  # noqa: E402
 from unet_export.importers.monai.transforms import before_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("exported_once")
@@ -364,7 +365,10 @@ def test_geometry_and_what_is_left_out_are_told(tmp_path):
         {"_target_": "CropForegroundd", "keys": "image"},
     ]  # fmt: skip
     behind = [*bundles.SOFTMAX, {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}]
-    said, model = imported(bundles.bundle(tmp_path / "b", before=before, behind=behind))
+    folder = bundles.bundle(tmp_path / "b", before=before, behind=behind)
+    assert "labels would be others" in (why := refusal(folder))
+    assert "components LABELS OUT --largest" in why
+    said, model = imported(folder, "--uncertified")
     assert model.spec.spacing == (2.0, 1.0, 1.5)
     assert model.spec.spacing_unit == "millimeter"
     assert model.spec.orientation == "SAR"
@@ -382,7 +386,9 @@ def test_code_in_one_postprocessing_hides_no_other(tmp_path):
         {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: 1 - x"},
         {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.3},
     ]
-    said, model = imported(bundles.bundle(tmp_path / "b", behind=behind))
+    folder = bundles.bundle(tmp_path / "b", behind=behind)
+    assert "it holds the expression $lambda x: 1 - x" in refusal(folder)
+    said, model = imported(folder, "--uncertified")
     assert (model.spec.activation, model.spec.channels, model.spec.threshold) == ("sigmoid", "multilabel", 0.3)
     assert "left out: postprocessing: it holds the expression $lambda x: 1 - x" in said.err
 
@@ -730,7 +736,7 @@ def test_what_a_volume_is_cropped_to(listed, crop):
     said = Config("b", {"x": listed}, trusted=False).value("x")
     found = before_of(said)
     assert found.crop == crop
-    assert (crop is None or listed == [EDGED, EDGED]) == ("CropForeground" in str(found.left_out))
+    assert (crop is None or listed == [EDGED, EDGED]) == ("CropForeground" in str(found.other))
 
 
 def test_a_sigmoid_of_the_0_around_what_was_cropped_is_told():
@@ -806,12 +812,12 @@ def test_an_inferer_that_says_no_numbers_is_named(tmp_path, said, words):
         MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
 
 
-@pytest.mark.parametrize(("onehot", "left_out"), [(None, 1), (3, 0)])
-def test_a_threshold_of_labels_makes_one_of_all(onehot, left_out):
+@pytest.mark.parametrize(("onehot", "other"), [(None, 1), (3, 0)])
+def test_a_threshold_of_labels_makes_one_of_all(onehot, other):
     """Of three classes 0.27 of the labels were others, without a word."""
     said = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True, "threshold": 0.5, "to_onehot": onehot}
     found = behind_of([{"_target_": "Activationsd", "keys": "pred", "softmax": True}, said])
-    assert (found.exclusive, found.threshold, len(found.left_out)) == (True, None, left_out)
+    assert (found.exclusive, found.threshold, len(found.other)) == (True, None, other)
 
 
 @pytest.mark.parametrize("name", ["MeanEnsembled", "VoteEnsembled"])
@@ -824,11 +830,55 @@ def test_what_puts_several_networks_together_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("given", "threshold", "left_out"),
+    ("given", "threshold", "other"),
     [([{"sigmoid": True}], None, 0), ([{"softmax": True}], None, 0), ([], None, 1)],
 )
-def test_rounded_outputs(given, threshold, left_out):
+def test_rounded_outputs(given, threshold, other):
     found = behind_of(
         [*({"_target_": "Activations", **g} for g in given), {"_target_": "AsDiscrete", "rounding": "torchrounding"}]
     )
-    assert (found.threshold, len(found.left_out)) == (threshold, left_out)
+    assert (found.threshold, len(found.other)) == (threshold, other)
+
+
+@pytest.mark.parametrize(
+    ("said", "x_first", "orientation"),
+    [
+        ({}, True, None), ({"reader": "NibabelReader", "as_closest_canonical": True}, True, "RAS"),
+        ({"reader": "ITKReader", "reverse_indexing": True}, False, None), ({"reader": "PILReader"}, True, None),
+        ({"reader": "PILReader", "reverse_indexing": False}, False, None), ({"reader": "NumpyReader"}, False, None),
+        ({"reader": "NrrdReader", "index_order": "C"}, False, None), ({"channel_dim": -1, "image_only": True}, True, None),
+    ],
+)  # fmt: skip
+def test_options_of_readers(said, x_first, orientation):
+    """A scan that its reader turns was not turned here, without a word: 0.47 of the labels were the same."""
+    found = before_of([{"_target_": "LoadImaged", "keys": "image", **said}])
+    assert (found.x_first, found.orientation) == (x_first, orientation)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [of_image("LoadImage", swap_ij=False)], [of_image("LoadImage", reader=["ITKReader", "NibabelReader"])],
+        [bundles.RANGE, of_image("CastToType", dtype="int32")], [of_image("EnsureType", dtype="torch.uint8")],
+    ],
+)  # fmt: skip
+def test_reading_that_has_no_counterpart_is_refused(listed):
+    with pytest.raises(NotPossible, match=listed[-1]["_target_"][:-1]):
+        before_of(listed)
+
+
+@pytest.mark.parametrize(
+    ("listed", "other", "told"),
+    [
+        ([ZSCORE, of_image("SpatialPad", spatial_size=[32, 32, 32])], 0, 0),
+        ([ZSCORE, of_image("SpatialPad", spatial_size=[64, 32, 32])], 0, 1),
+        ([ZSCORE, of_image("SpatialPad", spatial_size=32, mode="reflect")], 0, 1),
+        ([of_image("DivisiblePad", k=16), ZSCORE], 1, 1),
+        ([of_image("SpatialPad", spatial_size=32), of_image("NormalizeIntensity", nonzero=True)], 0, 0),
+        ([of_image("SpatialPad", spatial_size=32, value=-1), of_image("NormalizeIntensity", nonzero=True)], 1, 1),
+        ([of_image("SpatialPad", spatial_size=32), bundles.RANGE], 0, 0),
+    ],
+)  # fmt: skip
+def test_padding_counts_where_it_is_measured_and_is_nothing_within_a_window(listed, other, told):
+    found = before_of(listed)
+    assert (len(found.other), len(about_pads(found, (32, 32, 32)))) == (other, told)

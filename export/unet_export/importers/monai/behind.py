@@ -33,9 +33,17 @@ class Behind:
     done: list[str] = field(default_factory=list)
     """What was done to the outputs so far."""
     left_out: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+    """What is not done here and makes other labels."""
 
 
-_NOT_OF_VOXELS = ("KeepLargestConnectedComponent", "FillHoles", "RemoveSmallObjects", "LabelToContour", "LabelFilter")
+_OF_OBJECTS = {
+    "KeepLargestConnectedComponent": "--largest",
+    "FillHoles": "--fill-holes",
+    "RemoveSmallObjects": "--min-size",
+}
+"""What works on the whole result, and the option of ``unet-engine components`` that does."""
+_OF_VALUES = ("DataStats", "ToMetaTensor", "FromMetaTensor", "MetaToTensor", "ToCupy", "SimulateDelay")
 
 
 def behind_of(listed: Sequence[Kwargs]) -> Behind:
@@ -54,16 +62,17 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
             found.done.append(name)
         if name == "Activations":
             if kwargs.get("other"):
-                found.left_out.append(f"Activations(other={kwargs['other']!r}): it is a function of its own")
+                found.other.append(f"Activations(other={kwargs['other']!r}): it is a function of its own")
             found.activation = "softmax" if kwargs.get("softmax") else "sigmoid" if kwargs.get("sigmoid") else None
         elif name == "AsDiscrete":
             _discrete(kwargs, found)
-        elif name in _NOT_OF_VOXELS:
-            found.left_out.append(f"{name}: it works on the whole result; do it on what was written")
+        elif name in _OF_OBJECTS:
+            way = f"unet-engine components LABELS OUT {_OF_OBJECTS[name]}"
+            found.other.append(f"{name}: it works on the whole result, of which objects are found by: {way}")
         elif name in ("Invert", "SaveImage"):
             _back(name, kwargs, found)
-        elif name not in (*HARMLESS, "MeanEnsemble", "SplitDim"):
-            found.left_out.append(f"{name or 'a postprocessing without a name'}: it has no counterpart")
+        elif name not in (*HARMLESS, *_OF_VALUES, "MeanEnsemble", "SplitDim"):
+            found.other.append(f"{name or 'a postprocessing without a name'}: it has no counterpart")
     if found.exclusive and found.activation == "sigmoid":
         found.left_out.append("Activations(sigmoid) before argmax: the largest channel is the label, of a softmax here")
     if found.exclusive:
@@ -85,7 +94,7 @@ def _rounded(kwargs: Kwargs, found: Behind) -> None:
     if found.activation == "sigmoid" and found.threshold is None:
         found.threshold = 0.5
     elif not found.exclusive and found.activation is None:
-        found.left_out.append(f"AsDiscrete(rounding={kwargs['rounding']!r}): whole numbers of what the network gives")
+        found.other.append(f"AsDiscrete(rounding={kwargs['rounding']!r}): whole numbers of what the network gives")
 
 
 def _threshold_of(kwargs: Kwargs) -> Any:
@@ -132,7 +141,7 @@ def _back(name: str, kwargs: Kwargs, found: Behind) -> None:
     nearest = bool(nearest[0]) if isinstance(nearest, list | tuple) and nearest else bool(nearest)
     found.output = {"output": 0 if nearest else 1, "output_apart": 0 if nearest else 1}
     if not nearest and "AsDiscrete" in found.done:
-        found.left_out.append(f"{name} of labels, interpolated between them: probabilities are interpolated here")
+        found.other.append(f"{name} of labels, interpolated between them: probabilities are interpolated here")
     if not nearest and found.done:
         found.output["of"] = "probabilities"
     found.done.append(name)
@@ -144,7 +153,7 @@ def _about_threshold(found: Behind) -> None:
         return
     if found.exclusive:
         if not found.one_hot:
-            found.left_out.append(
+            found.other.append(
                 f"AsDiscrete(threshold={found.threshold}) behind argmax: it makes one label of all classes but the first, and "
                 "here each has its own"
             )
@@ -152,10 +161,10 @@ def _about_threshold(found: Behind) -> None:
     elif found.activation is None:
         found.numbers_above, found.threshold = float(found.threshold), None
     elif found.activation == "softmax":
-        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of a softmax: the largest class is the label")
+        found.other.append(f"AsDiscrete(threshold={found.threshold}) of a softmax: the largest class is the label")
         found.threshold = None
     elif not 0 < float(found.threshold) < 1:
-        found.left_out.append(f"AsDiscrete(threshold={found.threshold}) of no probabilities: --threshold says one")
+        found.other.append(f"AsDiscrete(threshold={found.threshold}) of no probabilities: --threshold says one")
         found.threshold = None
     elif float(found.threshold) == 0.5:
         found.threshold = None

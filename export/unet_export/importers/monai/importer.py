@@ -20,10 +20,12 @@ from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.files import Files
 from unet_export.importers.intensity import NotPossible
 from unet_export.importers.monai import networks
+from unet_export.importers.monai.before import Before
 from unet_export.importers.monai.behind import Behind, behind_of, numbers_above
 from unet_export.importers.monai.config import Config, NeedsTrust
 from unet_export.importers.monai.joined import joined
-from unet_export.importers.monai.transforms import CROP, Before, before_of, name_of, transforms_of
+from unet_export.importers.monai.loading import about_pads
+from unet_export.importers.monai.transforms import CROP, HARMLESS, before_of, name_of, transforms_of
 from unet_export.importers.steps import Reorder
 
 _METADATA = "configs/metadata.json"
@@ -138,8 +140,12 @@ class _Reader:
             network, inferer = _across(network, inferer)
             order = _Order(3, bool(x_first))
         told = _about_spacing(before, order), _about_orientation(before, order)
+        others = (*before.other, *behind.other)
+        self._check_labels(others)
         left_out = (
+            *others,
             *before.left_out,
+            *about_pads(before, inferer.roi),
             *told[0],
             *told[1],
             *behind.left_out,
@@ -159,6 +165,14 @@ class _Reader:
             inference=_settings(inferer),
             versions={"monai": version_of("monai") or ""},
         )
+
+    def _check_labels(self, others: Sequence[str]) -> None:
+        """Raise `ModelError` where some of it is not done here and labels would be others."""
+        if others and not self.wanted.uncertified:
+            raise ModelError(
+                f"{self.path}: its labels would be others, as not all of it is done here: {'; '.join(others)}; run it with "
+                "MONAI, or import it without that: unet-engine import --uncertified"
+            )
 
     # --- what it says ---
 
@@ -186,20 +200,29 @@ class _Reader:
         listed = said["transforms"] if inner else said
         place = f"{name}::transforms" if inner else str(name)
         places = [f"{place}::{i}" for i in range(len(listed))] if isinstance(listed, list) else [place]
-        kept, code_in = [], []
+        kept, saves, changes = list[Any](), list[str](), list[str]()
         for one in places:
             try:
                 kept.append(self.config.value(one))
             except NeedsTrust as expression:
-                code_in.append(f"postprocessing: it holds the expression ${str(expression)[:80]}, which is code")
+                code_in = f"postprocessing: it holds the expression ${str(expression)[:80]}, which is code"
+                (saves if self._only_writes(one) else changes).append(code_in)
         if "Ensemble" in str(self.config.said.get("evaluator")):
             raise _of_several(self.path, "its evaluator is one of several networks")
         try:
             found = behind_of(transforms_of(kept))
         except NotPossible as why:
             raise _of_several(self.path, str(why)) from why
-        found.left_out += code_in
+        found.left_out += saves
+        found.other += changes
         return found
+
+    def _only_writes(self, place: str) -> bool:
+        """Whether a transform, whose arguments hold code, changes no value whatever they are."""
+        said: Any = self.config.said
+        for part in place.split("::"):
+            said = said[int(part)] if isinstance(said, list) else said.get(part) if isinstance(said, Mapping) else None
+        return isinstance(said, Mapping) and name_of(said) in ("SaveImage", *HARMLESS)
 
     def _inferer(self) -> Inferer:
         said = self.config.value("inferer") if "inferer" in self.config else {}

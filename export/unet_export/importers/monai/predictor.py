@@ -17,7 +17,8 @@ from monai.transforms.spatial.array import Spacing, SpatialResample
 from unet_engine.units import silent
 from unet_export.conversion.adapt import adapted
 from unet_export.importers.base import Array
-from unet_export.importers.monai.transforms import CROP, Before
+from unet_export.importers.monai.before import Before
+from unet_export.importers.monai.transforms import CROP
 
 _MODES = {0: "nearest", 1: "bilinear"}
 """By order."""

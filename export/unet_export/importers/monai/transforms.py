@@ -6,10 +6,11 @@ The meaning of each is that of `monai.transforms`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from unet_export.importers.intensity import Intensity, NotPossible
+from unet_export.importers.intensity import NotPossible
+from unet_export.importers.monai import loading
+from unet_export.importers.monai.before import Before
 from unet_export.importers.monai.config import Above
 
 Kwargs = Mapping[str, Any]
@@ -21,32 +22,9 @@ HARMLESS = (
 """Those that bring a file into memory, or change a type."""
 _OF_CHANNELS = ("ScaleIntensityRangePercentiles", "ScaleIntensity", "NormalizeIntensity", "ClipIntensityPercentiles")
 """Those that measure, of all channels or of each."""
-_AS_STORED = ("NumpyReader", "WSIReader", "TiffFileWSIReader", "CuCIMWSIReader", "OpenSlideWSIReader")
-"""Readers that leave axes in the order of the array; the others have x first."""
-
-
 _FLAT = 1e-12
 """Added to what is divided by, so little that nothing else changes: MONAI divides by 1 where all voxels are alike, so
 that they become 0, and leaves channels of nothing but 0 as they are."""
-
-
-@dataclass
-class Before:
-    """What is done to a volume before the network."""
-
-    intensity: Intensity = field(default_factory=Intensity)
-    array_transforms: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Those of intensity, as classes of `monai.transforms` for arrays and their arguments, and `CROP`."""
-    spacing: tuple[float, ...] | None = None
-    """In MONAI's order of axes, millimetres."""
-    resampling: dict[str, Any] | None = None
-    """How that is reached: fields of `Resampling` that concern the image; None: in a way that is not known."""
-    orientation: str | None = None
-    crop: float | None = None
-    """What raw voxels exceed whose box is the volume from there on."""
-    x_first: bool | None = None
-    """Whether files are read with x first; None: nothing is read."""
-    left_out: list[str] = field(default_factory=list)
 
 
 def transforms_of(said: Any) -> list[Kwargs]:
@@ -89,9 +67,9 @@ def before_of(listed: Sequence[Kwargs], image: str = "image") -> Before:
         if kwargs.get("source_key") == image:  # else another one tells what of it is cropped
             del kwargs["source_key"]
         if name == "LoadImage":
-            reader = str(kwargs.get("reader") or "").rpartition(".")[2]
-            found.x_first = reader not in _AS_STORED
+            loading.load(kwargs, found)
         if name in HARMLESS:
+            loading.check_type(name, kwargs, found)
             continue
         understood = _BEFORE.get(name)
         if understood is None:
@@ -105,6 +83,7 @@ def before_of(listed: Sequence[Kwargs], image: str = "image") -> Before:
         if name in _INTENSITY:
             plain = {k: v for k, v in kwargs.items() if k not in ("keys", "allow_missing_keys", "factor_key", "dtype")}
             found.array_transforms.append((name, plain))
+    loading.about_measured_pads(found)
     return found
 
 
@@ -240,7 +219,7 @@ def _spacing(kwargs: Kwargs, found: Before) -> None:
     }  # fmt: skip
     if found.crop is not None:
         found.crop, found.array_transforms = None, [one for one in found.array_transforms if one[0] != CROP]
-        found.left_out.append(f"{CROP} before Spacing: {_ALL_OF_IT}")
+        found.other.append(f"{CROP} before Spacing: {_ALL_OF_IT}")
 
 
 _ORDERS = {"bilinear": 1, "nearest": 0, "GridSampleMode.BILINEAR": 1, "GridSampleMode.NEAREST": 0, 0: 0, 1: 1}
@@ -271,10 +250,7 @@ def _shift(kwargs: Kwargs, found: Before) -> None:
 
 
 def _pad(kwargs: Kwargs, found: Before) -> None:
-    what = ", ".join(f"{name}={kwargs[name]}" for name in ("spatial_size", "k", "spatial_border") if name in kwargs)
-    found.left_out.append(
-        f"padding of the whole volume ({what}): windows at its border, and statistics, are of the volume as it is"
-    )
+    found.pads.append((dict(kwargs), len(found.array_transforms)))
 
 
 CROP = "CropForeground"
@@ -294,7 +270,7 @@ def _crop(kwargs: Kwargs, found: Before) -> None:
         odd.append("behind a Spacing that is not done here")
     if found.crop is not None or limit is None or odd:
         of = ", ".join(odd) or ("behind what measures the volume" if isinstance(selected, Above) else "by a function")
-        found.left_out.append(f"{CROP} {of}: {_ALL_OF_IT}")
+        found.other.append(f"{CROP} {of}: {_ALL_OF_IT}")
         return
     found.crop = limit
     found.array_transforms.append((CROP, {"select_fn": selected, "allow_smaller": True}))
