@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from unet_engine.output import output
 from unet_engine.output.array import METADATA
 from unet_engine.output.completion import SUMMED
 from unet_engine.output.header import ARRAY, PROVENANCE, read_header
-from unet_engine.paths import is_local
+from unet_engine.paths import inside, is_local
 from unet_engine.postprocess.base import digest
+from unet_engine.postprocess.formats import account_of, is_one_file
 from unet_engine.postprocess.pyramid import Wanted, pyramid
 from unet_engine.postprocess.working import hand_over, is_file, is_handed_over, work_of
 from unet_engine.prepare.given import Given
@@ -33,7 +34,8 @@ from unet_engine.settings import Settings
 from unet_engine.storage import stores
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, put
 from unet_engine.units import Tell, silent
-from unet_engine.volumes.collection import time_of
+from unet_engine.volumes.base import Timing
+from unet_engine.volumes.collection import timing_of
 from unet_engine.volumes.formats import located, open_stored
 from unet_engine.volumes.samples import fingerprint
 
@@ -48,6 +50,12 @@ def times_of(settings: Settings) -> list[int]:
     """The time points that are named, where several are. Raises `SettingsError` where there are none of them."""
     place = located(settings.input, settings.image, settings.level)
     return _numbers(str(settings.timepoint), open_stored(place, settings.axes).timepoints, place)
+
+
+def _timing(place: str, settings: Settings) -> Timing:
+    """When the time points of the volume at `place` were taken; a step of 1 where nothing says it."""
+    beside = account_of(inside(place)[0]) if is_local(place) and is_one_file(place) else None
+    return timing_of(open_stored(place, settings.axes), beside or {}) or Timing(1.0)
 
 
 def first_of(settings: Settings, tell: Tell = silent) -> Settings:
@@ -82,7 +90,7 @@ def run_times(settings: Settings, observer: Observer, tell: Tell) -> Result:
     _check(settings, named)
     check_output(surveyed)
     asked, each = _asked(surveyed), [_of(settings, time, f"{work_of(named)}-t{time}") for time in times]
-    parts = _Parts(named, [str(one.out) for one in each], times, time_of(place), asked)
+    parts = _Parts(named, [str(one.out) for one in each], times, _timing(place, settings), asked)
     if settings.overwrite and not parts.remote:
         shutil.rmtree(parts.whole, ignore_errors=True)  # of an earlier command
     elif not settings.overwrite and not settings.resume and parts.are_being_joined():
@@ -225,7 +233,7 @@ class _Parts:
     named: str
     works: Sequence[str]
     times: Sequence[int]
-    axis: tuple[float, float, str | None]
+    axis: Timing
     asked: dict[str, Any]
 
     @property
@@ -319,7 +327,7 @@ def _gather(parts: _Parts, whole: Path, durability: Durability) -> None:
 
 def _with_times(parts: _Parts, array: dict[str, Any]) -> dict[str, Any]:
     """The metadata of the whole, but for whether it is complete."""
-    all_groups, (step, start, unit) = [_read(work) for work in parts.works], parts.axis
+    all_groups, (step, start, unit) = [_read(work) for work in parts.works], astuple(parts.axis)
     group = all_groups[0]
     attributes = group["attributes"]
     for image in attributes["ome"]["multiscales"]:

@@ -16,8 +16,8 @@ import numpy as np
 from unet_engine.plan.box import Box
 from unet_engine.storage.plain_files import read_box, write_box
 from unet_engine.units import micrometers
-from unet_engine.volumes.base import Array, Selection, StoredVolume, Timing, Volume
-from unet_engine.volumes.collection import time_of
+from unet_engine.volumes.base import Array, Selection, Timing, Volume
+from unet_engine.volumes.collection import timing_of
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import ALL, Pick
 
@@ -200,7 +200,7 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
         translation=one.translation,
         unit=one.unit,
         frame=one.frame,
-        timing=_timing(volume, header) if "t" in axes else None,
+        timing=timing_of(volume, header) if "t" in axes else None,
         channel_names=_channel_names(volume, pick, one.channels) or (classes if len(classes) == one.channels else ()),
         nodata=_nodata(header, labels=labels) or one.nodata,
         measured=one.validity,
@@ -210,20 +210,6 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
         source=str(header["input"]) if header.get("input") else None,
         said=header,
     )
-
-
-def _timing(volume: Volume, header: Mapping[str, Any]) -> Timing | None:
-    """As the image says it, its file, or what we wrote beside it."""
-    found = Timing(*time_of(volume.path))
-    if found != Timing(1.0):
-        return found
-    if isinstance(volume, StoredVolume) and volume.timing:
-        return volume.timing
-    try:
-        step, start, unit = header["time"]
-        return Timing(float(step), float(start), unit and str(unit))
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _label_names(header: Mapping[str, Any], classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.units import brief, times
 from unet_engine.volumes import geozarr
+from unet_engine.volumes.base import StoredVolume, Timing, Volume
+from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.transformations import axes_of, of_level, placed
 
 _LISTED = 24
@@ -189,6 +192,32 @@ def time_of(path: str) -> tuple[float, float, str | None]:
         return (found.scale[at] if found.scale else 1.0), start, axes[at].get("unit")
     except Exception:  # whatever it is, it says nothing of time
         return 1.0, 0.0, None
+
+
+def timing_of(volume: Volume, beside: Mapping[str, Any]) -> Timing | None:
+    """None where nothing says it. beside: what we wrote beside the volume, which knows the unit where a format has no
+    place for one; what the file says in its own place goes first where another tool changed that."""
+    found = Timing(*time_of(volume.path))
+    if found != Timing(1.0):
+        return found
+    while isinstance(volume, Lens):
+        volume = volume.scan
+    own, ours = volume.timing if isinstance(volume, StoredVolume) else None, _said(beside)
+    return ours if own is None or (ours and _is_same(own, ours)) else own
+
+
+def _said(beside: Mapping[str, Any]) -> Timing | None:
+    try:
+        step, start, unit = beside["time"]
+        return Timing(float(step), float(start), unit and str(unit))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _is_same(own: Timing, ours: Timing) -> bool:
+    if own.unit:
+        own, ours = own.in_seconds(), ours.in_seconds()
+    return isclose(own.step, ours.step, rel_tol=1e-5) and own.unit in (None, ours.unit)
 
 
 def version_of(path: str) -> str:

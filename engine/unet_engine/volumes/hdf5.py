@@ -21,7 +21,7 @@ from unet_engine.units import brief, shared_unit, times
 from unet_engine.volumes import account, alpha, georeference, nodata
 from unet_engine.volumes.axes import checked_axes, supposed
 from unet_engine.volumes.axis_names import letter
-from unet_engine.volumes.base import Array, Selection, Volume
+from unet_engine.volumes.base import Array, Selection, Timing, Volume
 from unet_engine.volumes.files import (
     FileVolume,
     Part,
@@ -34,6 +34,7 @@ from unet_engine.volumes.files import (
 )
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.linear import Linear
+from unet_engine.volumes.timing import even, unit_of_time
 
 ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad", ".nc", ".nc4", ".cdf", ".ims")
 _MOST_LISTED = 12
@@ -158,6 +159,7 @@ def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Vo
         nodata=linear.values(nodata.said(attributes, dtype)),
         notes=(*notes, *doubts),
         alpha=of_alpha,
+        timing=_timing(data, names) if "t" in names else None,
         opened_by=Hdf5Format(),
         files=(part,),
         data=data,
@@ -307,6 +309,21 @@ def _coordinates(data: Any, names: str) -> _Place:
         unit,
         notes,
     )
+
+
+def _timing(data: Any, names: str) -> Timing | None:
+    """Of the coordinates along its axis of time, whose unit may go on as in "days since 2000-01-01"."""
+    index = names.index("t")
+    scale = _scale(data, index)
+    if (
+        scale is None
+        or scale.shape != (data.shape[index],)
+        or scale.dtype.kind not in "iuf"
+        or scale.shape[0] > _MOST_COORDINATES
+    ):
+        return None
+    unit = _text(_plain(scale.attrs, "units")) if "units" in scale.attrs else ""
+    return even(scale[:].astype(np.float64), unit_of_time(unit.partition(" since ")[0]))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

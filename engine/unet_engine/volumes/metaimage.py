@@ -11,10 +11,11 @@ import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.units import brief, unit_name
-from unet_engine.volumes.base import Volume
+from unet_engine.volumes.base import Timing, Volume
 from unet_engine.volumes.files import Part, has_ending, opening
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.packed import Described, Packing, data_files, decoded, volume_of
+from unet_engine.volumes.timing import stepped
 
 _LONGEST = 2**18
 """Bytes of a header."""
@@ -100,6 +101,7 @@ def _described(path: str, header: Mapping[str, str], listed: list[str], length: 
         unit=_unit(header),
         notes=_notes(path, header),
         parts=parts,
+        timing=_timing(header) if n == 4 else None,
         supposed="t" * (n == 4),  # by its place alone
     )
 
@@ -138,6 +140,13 @@ def _frame(header: Mapping[str, str], n: int) -> Frame | None:
     affine = np.hstack([columns, (np.zeros(n) if origin is None else origin).reshape(n, 1)])
     m = min(n, 3)
     return Frame.of(np.hstack([affine[:m, :m], affine[:m, n:]]).tolist(), "LPS" if m == 3 else "")
+
+
+def _timing(header: Mapping[str, str]) -> Timing | None:
+    """Of the fourth axis, which has no unit here."""
+    sizes = _numbers(header, 4, "elementspacing", "elementsize")
+    origin = _numbers(header, 4, "offset", "position", "origin")
+    return None if sizes is None else stepped(float(sizes[3]), 0.0 if origin is None else float(origin[3]))
 
 
 def _numbers(header: Mapping[str, str], count: int, *keys: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:

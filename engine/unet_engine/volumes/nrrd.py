@@ -10,10 +10,12 @@ import numpy as np
 
 from unet_engine.errors import InputError
 from unet_engine.units import brief, times, unit_along, unit_name
-from unet_engine.volumes.base import Volume
+from unet_engine.volumes.axis_names import letter
+from unet_engine.volumes.base import Timing, Volume
 from unet_engine.volumes.files import Part, has_ending, opening, package
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.packed import Described, Packing, data_files, decoded, volume_of
+from unet_engine.volumes.timing import even, stepped, unit_of_time
 
 _LONGEST = 2**20
 """Bytes of a header."""
@@ -110,6 +112,7 @@ def _described(path: str, header: Mapping[str, Any], listed: list[str], dtype: n
         spacing=spacing,
         unit=unit,
         notes=notes,
+        timing=_timing(header, axes) if "t" in axes else None,
         parts=parts,
     )
 
@@ -160,10 +163,38 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, list[int]]:
     if len(spatial) > 3 and not rows:  # nothing says which: the slowest is no place
         spatial = spatial[:3]
     names = dict(zip(spatial, "xyz", strict=False))
-    in_time = {i for i, kind in enumerate(kinds) if kind == "time"}
+    in_time = {i for i, kind in enumerate(kinds) if kind == "time" or (kind == "list" and _is_sequence(header, i))}
     if _in_time(header) and len(kinds) == 4 and len(spatial) == 3:
         in_time |= set(range(4)) - set(spatial)
     return "".join(names.get(i, "t" if i in in_time else "c") for i in range(count)), spatial
+
+
+def _is_sequence(header: Mapping[str, Any], axis: int) -> bool:
+    """Whether a list of volumes is one in time, as 3D Slicer marks it: else it may be anything, such as layers of a
+    segmentation, and is one of channels."""
+    labels = header.get("labels")
+    called = letter(str(labels[axis]).strip('" ')) if labels is not None and len(labels) > axis else ""
+    return called == "t" or any(f"axis {axis} index {what}" in header for what in ("type", "values"))
+
+
+def _timing(header: Mapping[str, Any], axes: str) -> Timing | None:
+    """axes: the fastest first."""
+    axis, units = axes.index("t"), header.get("units")
+    if said := header.get(f"axis {axis} index values"):
+        try:
+            return even(
+                [float(value) for value in str(said).split()],
+                unit_of_time(str(header.get(f"axis {axis} index unit", ""))),
+            )
+        except ValueError:  # names of them
+            return None
+    sizes = header.get("spacings")
+    if sizes is None:
+        return None
+    lows = header.get("axis mins", header.get("axismins"))
+    start = 0.0 if lows is None or not np.isfinite(float(lows[axis])) else float(lows[axis])
+    unit = unit_of_time(str(units[axis]).strip('" ?')) if units is not None and len(units) == len(axes) else None
+    return stepped(float(sizes[axis]), start, unit)
 
 
 def _rows(header: Mapping[str, Any]) -> list[Any] | None:

@@ -35,7 +35,7 @@ from unet_engine.volumes.files import (
     plain_chunks,
 )
 from unet_engine.volumes.tiff_images import Image, image_of, listed, named_axes, unnamed
-from unet_engine.volumes.tiff_tags import Placed, alphas, channels_of, nodata_of, placed
+from unet_engine.volumes.tiff_tags import Placed, alphas, channels_of, nodata_of, placed, timing_of
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".stk", ".qptiff", ".scn")
 
@@ -113,6 +113,7 @@ def _facts(path: str, parts: tuple[Part, ...], image: Image, names: str) -> dict
         "channel_names": own.channel_names if own else channels_of(image.full, names),
         "notes": (*image.told, *_missing(path, series), *doubts, *_meant(path, series), *where.notes),
         "alpha": of_alpha,
+        "timing": timing_of(image.full) if "t" in names else None,
         "nodata": own.nodata if own else nodata_of(series.keyframe, np.dtype(series.dtype)),
         "opened_by": TiffFormat(),
         "files": parts,
@@ -134,7 +135,15 @@ _MEANT = {0: "MINISWHITE, where low values are shown bright", 3: "a picture of a
 
 def _meant(path: str, series: Any) -> tuple[str, ...]:
     meant = _MEANT.get(int(series.keyframe.photometric))
-    return (f"{path} is {meant}: voxels are taken as they are stored",) if meant else ()
+    told = [f"{path} is {meant}: voxels are taken as they are stored"] if meant else []
+    turned = series.keyframe.tags.get(_ORIENTATION)
+    if turned is not None and turned.value not in (0, 1):
+        told.append(f"{path} asks to be shown turned or mirrored: it is read as it is stored, and so is the result")
+    return tuple(told)
+
+
+_ORIENTATION = 274
+"""The tag that says where the first row and column are shown."""
 
 
 def _in_place(path: str, home: Part, parts: tuple[Part, ...], image: Image, names: str) -> FileVolume:

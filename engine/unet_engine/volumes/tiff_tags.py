@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as xml
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 
 from unet_engine.units import micrometers, shared_unit, unit_name
 from unet_engine.volumes import alpha, nodata
+from unet_engine.volumes.base import Timing
 from unet_engine.volumes.frame import covered
+from unet_engine.volumes.timing import stepped, unit_of_time
 
 _SCREEN = (72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 240, 300, 350, 360, 400, 600, 1200, 2400)
 """Pixels per inch that say how a picture is to be shown or printed, and nothing of what is in it."""
@@ -48,10 +51,17 @@ def placed(series: Any, names: str) -> Placed:
         if found is None:
             continue
         sizes, unit = found
-        if all(sizes.get(a) for a in names if a in "zyx"):
+        spatial = [a for a in names if a in "zyx"]
+        if all(sizes.get(a) for a in spatial):
             return Placed([sizes.get(a) or 1.0 for a in names], None, unit)
-        return Placed()
+        known = [a for a in spatial if sizes.get(a)]
+        return Placed(notes=_partly(known, spatial) if known else ())
     return Placed()
+
+
+def _partly(known: Sequence[str], spatial: Sequence[str]) -> tuple[str, ...]:
+    missing = " and ".join(a for a in spatial if a not in known)
+    return (f"the TIFF says how large its voxels are along {' and '.join(known)}, not along {missing}: left out",)
 
 
 def _number(value: object) -> float | None:
@@ -86,6 +96,23 @@ def _ome_image(series: Any) -> Any:
         return images[series.parent.series.index(series)]
     called = [e for e in images if e.get("Name") == series.name]  # those without planes are no series
     return called[0] if len(called) == 1 else None
+
+
+def timing_of(series: Any) -> Timing | None:
+    """When its time points were taken; None where nothing says it, or that makes no sense."""
+    with suppress(Exception):
+        if (of_image := _ome_image(series)) is not None:
+            pixels = next(e for e in of_image.iter() if e.tag.rpartition("}")[2] == "Pixels")
+            said = pixels.get("TimeIncrement")
+            return (
+                None if said is None else stepped(float(said), 0.0, unit_of_time(pixels.get("TimeIncrementUnit", "s")))
+            )
+        if series.kind == "imagej":
+            said = dict(series.parent.imagej_metadata or {})
+            return stepped(float(said.get("finterval", 0)), 0.0, unit_of_time(str(said.get("tunit", "sec"))))
+        if series.kind == "lsm":
+            return stepped(float(series.parent.lsm_metadata["TimeIntervall"]), 0.0, "second")
+    return None
 
 
 def _imagej(series: Any) -> _Found:
