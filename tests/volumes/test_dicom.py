@@ -224,3 +224,31 @@ def test_a_file_without_its_signature_is_no_slice_less(tmp_path, name, left):
     last.write_bytes(last.read_bytes()[:left])
     with pytest.raises(InputError, match=f"{last.name} is named like a slice"):
         whole(open_volume(str(path)))
+
+
+def test_a_table_of_what_numbers_stand_for_is_refused(tmp_path):
+    """It was left out: voxels were numbers of its rows."""
+    table = dataset.Dataset()
+    table.add_new("LUTDescriptor", "US", [16, 0, 16])
+    table.add_new("LUTData", "US", list(range(100, 116)))
+    found = header(STACK[0] % 16, ModalityLUTSequence=[table])
+    del found.RescaleSlope, found.RescaleIntercept
+    found.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    with pytest.raises(InputError, match=r"Modality LUT.*apply_modality_lut"):
+        open_volume(str(tmp_path / "a.dcm"))
+
+
+@pytest.mark.parametrize("kind", [uid.ParametricMapStorage, uid.CTImageStorage])
+def test_floating_point_numbers_are_those_of_a_parametric_map(tmp_path, kind):
+    """Elsewhere a header says whole numbers, as which they were read without a word."""
+    path, values = str(tmp_path / "a.dcm"), RNG.normal(size=(20, 24)).astype(np.float32)
+    found = header(values, SOPClassUID=kind, RescaleIntercept=0)
+    found.FloatPixelData = values.tobytes()
+    del found.PixelData
+    found.save_as(path, enforce_file_format=True)
+    volume = open_volume(path)
+    if kind == uid.ParametricMapStorage:
+        np.testing.assert_array_equal(whole(volume)[0], values)
+        return
+    with pytest.raises(InputError, match="holds float32, and its header says uint32"):
+        whole(volume)

@@ -411,3 +411,30 @@ def test_a_tiff_whose_pages_break_off_is_no_smaller_image(tmp_path, kind, part):
     path.write_bytes(whole[: int(len(whole) * part)])
     with pytest.raises(InputError, match=r"breaks off|is no readable TIFF|it ends at byte"):
         open_volume(str(path)).read(Box.of_shape(stack.shape))
+
+
+def _characters(text):
+    return np.array(list(text), "S1")
+
+
+@pytest.mark.parametrize("columns", [STACK.shape[2], 700])
+def test_an_imaris_file_ends_where_its_image_does(tmp_path, columns):
+    """Its datasets are filled up to whole chunks, with zeros that nobody measured."""
+    path, size = tmp_path / "a.ims", (*STACK.shape[:2], columns)
+    with h5py.File(path, "w") as file:
+        channel = file.create_group("DataSet/ResolutionLevel 0/TimePoint 0/Channel 0")
+        stored = np.zeros((8, 64, 96), STACK.dtype)
+        stored[:7, :50, :70] = STACK
+        channel.create_dataset("Data", data=stored, chunks=(8, 32, 32), compression="gzip")
+        image = file.create_group("DataSetInfo/Image")
+        for axis, name in enumerate("XYZ"):
+            channel.attrs[f"ImageSize{name}"] = _characters(str(size[2 - axis]))
+            image.attrs[f"ExtMin{axis}"] = _characters("10")
+            image.attrs[f"ExtMax{axis}"] = _characters(str(10 + 2 * size[2 - axis]))
+    if columns == 700:
+        with pytest.raises(InputError, match=r"its image is \(7, 50, 700\)"):
+            open_volume(str(path))
+        return
+    volume = open_volume(str(path))
+    np.testing.assert_array_equal(volume.read(Box.of_shape(volume.shape))[0], STACK)
+    assert (volume.spacing, volume.translation, volume.unit) == ((2, 2, 2), (11, 11, 11), "micrometer")

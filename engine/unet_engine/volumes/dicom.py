@@ -38,8 +38,10 @@ _TAGS = [
     "PixelRepresentation", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "RescaleSlope", "RescaleIntercept", "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "Modality", "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
+    "PixelPaddingRangeLimit", "ModalityLUTSequence",
 ]  # fmt: skip
+_PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
+"""Whose numbers of 32 bits are floating point, DICOM part 3, A.75."""
 _LOOKED_AT = 8
 """Files of a folder that are looked at to tell whether it is DICOM."""
 
@@ -82,6 +84,12 @@ def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
     notes = []
     if not found[0].uid and len(headers) > 1:
         notes.append(f"{path}: its files name no series (their UIDs are empty): all {len(headers)} are taken as one")
+    table = next((file for file, header in headers if header.get("ModalityLUTSequence")), None)
+    if table:
+        raise InputError(
+            f"{table} says by a table what its numbers stand for (Modality LUT), which is not read; write a series of what "
+            "they stand for, by pydicom's apply_modality_lut"
+        )
     pictures = {header.get("PhotometricInterpretation") for _, header in headers}
     if "PALETTE COLOR" in pictures:
         notes.append(f"{path} has a palette, and its values number colours: voxels are taken as they are stored")
@@ -160,7 +168,8 @@ def _volume(
     rows, columns, samples, bits, signed = (int(v or 0) for v in slices[0].kind)
     if bits not in (8, 16, 32):
         raise InputError(f"{path} has {bits} bits a voxel; convert it to 8, 16 or 32")
-    stored = np.dtype(f"{'i' if signed else 'u'}{bits // 8}")
+    is_float = header.get("SOPClassUID") == _PARAMETRIC_MAP and bits == 32
+    stored = np.dtype(f"{'f' if is_float else 'i' if signed else 'u'}{bits // 8}")
     plane, names = ((rows, columns, samples), "yxc") if samples > 1 else ((rows, columns), "yx")
     shape, names = ((len(slices), *plane), f"z{names}") if len(slices) > 1 else (plane, names)
     names = checked_axes(path, shape, stored, axes or names)
@@ -189,6 +198,7 @@ def _volume(
         slices=slices,
         linears=tuple(replace(linear, dtype=dtype) for linear in linears),
         plane=plane,
+        numbers=stored,
     )
 
 
@@ -228,6 +238,8 @@ class DicomVolume(FileVolume):
     slices: tuple[Slice, ...]
     linears: tuple[Linear, ...]
     plane: tuple[int, ...]
+    numbers: np.dtype[Any]
+    """As they lie in the files."""
     kept: Kept[Array] = field(default_factory=Kept)
 
     @property
@@ -265,6 +277,8 @@ class DicomVolume(FileVolume):
         next(part for part in self.files if part.path == one.file).confirm(self.path)
         with opening(one.file, "DICOM file"):
             voxels = np.asarray(pixel_array(one.file, index=one.frame))
+        if (voxels.dtype.kind == "f") != (self.numbers.kind == "f"):
+            raise InputError(f"{one.file} holds {voxels.dtype}, and its header says {self.numbers}; correct it")
         if voxels.shape != self.plane:
             raise InputError(
                 f"{one.file} holds {times(voxels.shape)}, and its header says {times(self.plane)}; restore it"

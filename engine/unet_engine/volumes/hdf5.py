@@ -18,7 +18,7 @@ from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
 from unet_engine.units import brief, shared_unit, times
-from unet_engine.volumes import account, alpha, georeference, nodata
+from unet_engine.volumes import account, alpha, georeference, imaris, nodata
 from unet_engine.volumes.axes import checked_axes, supposed
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, Timing, Volume
@@ -128,6 +128,8 @@ def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Vo
     if data.is_virtual or data.external:
         raise InputError(f"{path} refers to data in other files; copy it into one, e.g. with h5repack")
     shape, dtype = tuple(data.shape or ()), np.dtype(data.dtype)
+    in_image = imaris.size_of(_all(data.parent), shape)
+    shape = in_image or shape
     named = axes or _axes(data, attributes)
     names = checked_axes(path, shape, dtype, named)
     pieces = data.chunks or plain_chunks(names, shape)
@@ -137,6 +139,8 @@ def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Vo
     linear = Linear.said(dtype, attributes)
     channels = shape[names.index("c")] if "c" in names else 1
     spacing, translation, unit, notes, frame = _on_map(path, data, names, attributes, h5py)
+    if in_image and (found := imaris.placed(_all_at(data.file, "/DataSetInfo/Image", h5py), in_image)):
+        spacing, translation, unit = found
     said = account.read(_account(data), shape, names)
     seen = alpha.named(said.channel_names if said else (), attributes, channels)
     of_alpha, doubts = alpha.settled(path, seen, channels)
@@ -177,6 +181,12 @@ def _account(data: Any) -> str | None:
 def _all(item: Any) -> dict[str, Any]:
     """The attributes of a dataset or group."""
     return {key: _plain(item.attrs, key) for key in item.attrs}
+
+
+def _all_at(file: Any, name: str, h5py: Any) -> dict[str, Any]:
+    """The same of what lies at `name`; none where nothing does."""
+    item = _followed(file, name, h5py, _MOST_LINKS)
+    return {} if item is None else _all(item)
 
 
 def _plain(attributes: Mapping[str, Any], key: str) -> Any:
@@ -226,8 +236,8 @@ _Place = tuple[list[float] | None, list[float] | None, str | None, tuple[str, ..
 def _on_map(path: str, data: Any, names: str, attributes: Mapping[str, Any], h5py: Any) -> tuple[*_Place, Frame | None]:
     """The same, and where pixels of a map lie: by coordinates, else by the transform that the projection names."""
     spacing, translation, unit, notes = _placed(data, names, attributes)
-    beside = _followed(data.file, f"{data.parent.name}/{georeference.mapping_of(attributes)}", h5py, _MOST_LINKS)
-    sources = [{} if beside is None else _all(beside), attributes, _all(data.parent)]
+    beside = _all_at(data.file, f"{data.parent.name}/{georeference.mapping_of(attributes)}", h5py)
+    sources = [beside, attributes, _all(data.parent)]
     crs, doubts = georeference.crs_of(sources)
     notes = (*notes, *(f"{path}: {doubt}" for doubt in doubts))
     if spacing and translation:
