@@ -438,3 +438,50 @@ def test_an_imaris_file_ends_where_its_image_does(tmp_path, columns):
     volume = open_volume(str(path))
     np.testing.assert_array_equal(volume.read(Box.of_shape(volume.shape))[0], STACK)
     assert (volume.spacing, volume.translation, volume.unit) == ((2, 2, 2), (11, 11, 11), "micrometer")
+
+
+def test_text_of_hdf5_that_lies_nowhere_is_left_out(tmp_path):
+    """Its library takes gigabytes for a length of four, and never ends in a heap whose objects are of no size."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("raw", data=STACK)
+        data.attrs.update({"resolution": [4.0, 2, 1], "units": ["nm"] * 3, "long": "x" * 300, "void": ""})
+    whole = path.read_bytes()
+    heap = whole.index(b"GCOL")
+    element = whole.index((2).to_bytes(4, "little") + heap.to_bytes(8, "little"))
+    spoiled = {
+        "length": (element, (2**31 - 1).to_bytes(4, "little")),
+        "place": (element + 4, (heap + 8).to_bytes(8, "little")),
+        "number": (element + 12, (999).to_bytes(4, "little")),
+        "size": (heap + 24, (2**40).to_bytes(8, "little")),
+        "heap": (heap + 8, (2**50).to_bytes(8, "little")),
+    }
+    assert open_volume(str(path)).unit == "nanometer"
+    for kind, (at, value) in spoiled.items():
+        other = tmp_path / f"{kind}.h5"
+        other.write_bytes(whole[:at] + value + whole[at + len(value) :])
+        volume = open_volume(str(other))
+        np.testing.assert_array_equal(volume.read(Box.of_shape(volume.shape))[0], STACK)
+        assert volume.unit is None or kind == "length", kind
+
+
+@pytest.mark.parametrize("options", [{}, {"libver": "latest"}, {"userblock_size": 1024}, {"track_order": True}])
+def test_text_of_hdf5_is_found_wherever_it_lies(tmp_path, options):
+    """In headers of both kinds, behind a block of the user's own, in blocks of a header that goes on."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", **options) as file:
+        data = file.create_dataset("raw", data=STACK, track_order=options.get("track_order"))
+        for number in range(4):
+            data.attrs[f"said{number}"] = "x" * (200 * number)
+        data.attrs.update({"resolution": [4.0, 2, 1], "units": ["nm"] * 3})
+    volume = open_volume(str(path))
+    assert (volume.spacing, volume.unit) == ((4, 2, 1), "nanometer")
+    from unet_engine.volumes.hdf5_heap import _Reader
+
+    with h5py.File(path) as file, path.open("rb") as opened:
+        item = file["raw"]
+        reader = _Reader(opened.fileno(), file.userblock_size)
+        for key in item.attrs:
+            length = item.attrs.get_id(key).get_storage_size()
+            found = reader.attribute(h5py.h5o.get_info(item.id).addr, key.encode(), length)
+            assert found is not None, key

@@ -8,6 +8,7 @@ import zarr
 
 from support.command_line import cli
 from unet_engine.errors import InputError
+from unet_engine.plan.box import Box
 from unet_engine.volumes.collection import image_of
 from unet_engine.volumes.formats import located, open_volume
 
@@ -48,8 +49,6 @@ def check(path, factors=(1, 2, 4), image=None, scale=10.0):
         volume = open_volume(located(str(path), image, number))
         values = level_of(factor)
         assert volume.shape == values.shape
-        from unet_engine.plan.box import Box
-
         np.testing.assert_array_equal(volume.read(Box.of_shape(volume.shape))[0], values)
         expected = rasterio.Affine(*transform_of(factor)) @ (0.5, 0.5)
         assert volume.frame is not None, number
@@ -119,6 +118,31 @@ def test_variables_of_a_scene_with_several_resolutions(tmp_path):
     assert open_volume(located(path, "b09", None)).frame == open_volume(f"{path}/r40m/b09").frame
     with pytest.raises(InputError, match=r"--image 'b1': .* has b02, b05, b09"):
         located(path, "b1", None)
+
+
+def test_bands_that_each_level_holds_are_channels(tmp_path):
+    entries = [
+        {"asset": f"r{10 * f}m", "proj:transform": transform_of(f), **({} if f == 1 else {"derived_from": "r10m"})}
+        for f in (2, 1, 4)
+    ]
+    root = group(tmp_path / "a.zarr", layout(*entries))
+    for factor in (1, 2, 4):
+        inside = root.create_group(f"r{10 * factor}m")
+        for number, name in enumerate(["b2", "b10"]):
+            add(inside, name, level_of(factor) + number)
+    path = str(tmp_path / "a.zarr")
+    for number, factor in enumerate((1, 2, 4)):
+        volume = open_volume(located(path, None, number))
+        assert volume.channel_names == ("b2", "b10")
+        values = np.stack([level_of(factor), level_of(factor) + 1])
+        np.testing.assert_array_equal(volume.read(Box.of_shape(volume.shape)), values)
+        assert volume.frame.origin == pytest.approx(rasterio.Affine(*transform_of(factor)) @ (0.5, 0.5))
+        assert any("taken as channels" in note for note in volume.notes)
+    assert open_volume(located(path, None, None)).shape == SCENE.shape
+    check(path, image="b2")
+    said = cli("info", path)
+    assert said.code == 0
+    assert "60×48" in said.out
 
 
 def test_the_finest_is_the_first_whatever_the_order(tmp_path):

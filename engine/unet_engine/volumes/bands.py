@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import zarr
 
 from unet_engine.errors import InputError
 from unet_engine.units import times
-from unet_engine.volumes import georeference
+from unet_engine.volumes import georeference, geozarr
 from unet_engine.volumes.base import StoredVolume
 from unet_engine.volumes.joined import JoinedVolume, join
 from unet_engine.volumes.resolution import own_names
@@ -53,6 +54,22 @@ def bands_in(path: str, group: zarr.Group) -> tuple[list[str], tuple[str, ...]]:
     if left := [name for name in named if name not in most]:
         told.append(f"{path}: {_shown({name: named[name] for name in left})} are no bands like these, and left out")
     return most, tuple(told)
+
+
+def levels_of_bands(path: str, group: zarr.Group) -> list[tuple[str, zarr.Array]]:
+    """Of a pyramid each of whose levels holds the same bands: the levels, the finest first, each with one of its bands;
+    none of another."""
+    found, bands = [], set[tuple[str, ...]]()
+    for name, node in geozarr.groups_in(group).items():
+        try:
+            names, _ = bands_in(path, node)
+        except InputError:  # nothing says which of its arrays are bands
+            return []
+        if not names:
+            return []
+        bands.add(tuple(names))
+        found.append((name, node[names[0]]))
+    return sorted(found, key=lambda one: -prod(one[1].shape)) if len(bands) == 1 else []
 
 
 def _natural(one: tuple[str, Any]) -> list[tuple[int, int, str]]:

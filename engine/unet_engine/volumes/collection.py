@@ -16,6 +16,7 @@ from unet_engine.paths import absolute, is_local
 from unet_engine.storage import stores
 from unet_engine.units import brief, times
 from unet_engine.volumes import geozarr
+from unet_engine.volumes.bands import levels_of_bands
 from unet_engine.volumes.base import StoredVolume, Timing, Volume
 from unet_engine.volumes.lens import Lens
 from unet_engine.volumes.transformations import axes_of, of_level, placed
@@ -63,7 +64,8 @@ def _pyramid(path: str) -> zarr.Group | None:
 
 
 def _of_pyramid(path: str, group: zarr.Group, image: str | None, level: int) -> str:
-    found = geozarr.levels_of(path, group, image)
+    found = levels_of_bands(path, group) if image is None else []
+    found = found or geozarr.levels_of(path, group, image)
     if not 0 <= level < len(found):
         raise InputError(
             f"--level {level}: {path} has {len(found)} levels ({listed([n for n, _ in found])}); count from 0"
@@ -77,7 +79,7 @@ def shapes_in(path: str) -> list[str]:
     try:
         group = stores.open_group(path, "r")
         if geozarr.is_pyramid(group):
-            arrays = [array for _, array in geozarr.levels_of(path, group)]
+            arrays = [array for _, array in levels_of_bands(path, group) or geozarr.levels_of(path, group)]
         else:
             levels = multiscales(group)[0]["datasets"]
             arrays = [zarr.open_array(group.store_path / str(one["path"]), mode="r") for one in levels]
@@ -103,7 +105,21 @@ def _named(path: str, found: list[str], image: str) -> str:
         return found[int(image)]
     if not found:
         raise InputError(f"--image {brief(image)}: {path} has one image alone; leave --image out")
+    if image == "all":
+        raise InputError(
+            f"--image all: a run is of one image, and {path} has {len(found)}; for a run of each: "
+            f"--in '{path.rstrip('/')}/{_pattern(found)}' --out 'OUT/{{number:04}}.zarr' --results OUT.jsonl, which says "
+            "which is which"
+        )
     raise InputError(f"--image {brief(image)}: {path} has {listed(found)}; give one of them")
+
+
+def _pattern(found: list[str]) -> str:
+    """A glob of these images, and of nothing that lies beside them."""
+    parts = found[0].split("/")
+    same = {name.rpartition("/")[2] for name in found}
+    last = "[0-9]*" if all(name.isdigit() for name in same) else parts[-1] if len(same) == 1 else "*"
+    return "/".join([*("*" for _ in parts[:-1]), last])
 
 
 def listed(found: list[str]) -> str:

@@ -81,6 +81,16 @@ def levels_of(path: str, group: zarr.Group, image: str | None = None) -> list[tu
     return sorted(found, key=lambda one: -prod(one[1].shape))
 
 
+def groups_in(group: zarr.Group) -> dict[str, zarr.Group]:
+    """The levels of a pyramid that are groups, by name; none where what it says makes no sense, or some are arrays."""
+    try:
+        found = {level.name: group[level.name] for level in _levels(group)}
+    except _INVALID:
+        return {}
+    groups = {name: node for name, node in found.items() if isinstance(node, zarr.Group)}
+    return groups if len(groups) == len(found) else {}
+
+
 def _arrays(group: zarr.Group) -> dict[str, zarr.Array]:
     """Those of two axes or more, by name."""
     with warnings.catch_warnings():

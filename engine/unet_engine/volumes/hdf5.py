@@ -18,7 +18,7 @@ from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
 from unet_engine.units import brief, shared_unit, times
-from unet_engine.volumes import account, alpha, georeference, imaris, nodata
+from unet_engine.volumes import account, alpha, georeference, hdf5_heap, imaris, nodata
 from unet_engine.volumes.axes import checked_axes, supposed
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, Timing, Volume
@@ -174,13 +174,14 @@ def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Vo
 def _account(data: Any) -> str | None:
     """What this engine wrote beside a dataset."""
     with suppress(Exception):
-        return str(data.file[account.KEY].asstr()[()])
+        text = data.file[account.KEY]
+        return str(text.asstr()[()]) if hdf5_heap.is_sound_text(text) else None
     return None
 
 
 def _all(item: Any) -> dict[str, Any]:
     """The attributes of a dataset or group."""
-    return {key: _plain(item.attrs, key) for key in item.attrs}
+    return {key: _plain(item, key) for key in item.attrs}
 
 
 def _all_at(file: Any, name: str, h5py: Any) -> dict[str, Any]:
@@ -189,10 +190,12 @@ def _all_at(file: Any, name: str, h5py: Any) -> dict[str, Any]:
     return {} if item is None else _all(item)
 
 
-def _plain(attributes: Mapping[str, Any], key: str) -> Any:
-    """An attribute as plain values; None where h5py cannot read it."""
+def _plain(item: Any, key: str) -> Any:
+    """An attribute of a dataset or group as plain values; None where h5py cannot read it."""
     try:
-        value = attributes[key]
+        if not hdf5_heap.is_sound(item, key):
+            return None
+        value = item.attrs[key]
     except Exception:
         return None
     if isinstance(value, np.ndarray):
@@ -221,6 +224,8 @@ def _scale(data: Any, index: int) -> Any:
     """The coordinates of an axis; None where it has none. By the attributes themselves: where these are of another
     kind than HDF5's own library writes, it ends the process."""
     with suppress(Exception):
+        if not hdf5_heap.is_sound(data, "DIMENSION_LIST"):
+            return None
         found = data.file[data.attrs["DIMENSION_LIST"][index][0]]
         return found if isinstance(found, type(data)) and found.name else None
     return None
@@ -311,7 +316,7 @@ def _coordinates(data: Any, names: str) -> _Place:
         if not np.isfinite(values).all() or abs(steps - steps.mean()).max() > 1e-3 * abs(steps.mean()) or not steps[0]:
             return None, None, None, (f"{data.name}: its coordinates along {axis} are not evenly spaced: left out",)
         spacing[index], translation[index] = float((values[-1] - values[0]) / (len(values) - 1)), float(values[0])
-        units[axis] = str(_plain(scale.attrs, "units")) if "units" in scale.attrs else ""
+        units[axis] = str(_plain(scale, "units")) if "units" in scale.attrs else ""
     unit, factors, notes = georeference.unit_along(data.name, units)
     return (
         [s * factors.get(a, 1.0) for s, a in zip(spacing, names, strict=True)],
@@ -332,7 +337,7 @@ def _timing(data: Any, names: str) -> Timing | None:
         or scale.shape[0] > _MOST_COORDINATES
     ):
         return None
-    unit = _text(_plain(scale.attrs, "units")) if "units" in scale.attrs else ""
+    unit = _text(_plain(scale, "units")) if "units" in scale.attrs else ""
     return even(scale[:].astype(np.float64), unit_of_time(unit.partition(" since ")[0]))
 
 

@@ -34,9 +34,9 @@ from unet_engine.storage.kept import NEVER, Kept
 from unet_engine.storage.lengths import Lengths, longest_stored
 from unet_engine.storage.tokens import token
 from unet_engine.storage.vetting import Vetting
-from unet_engine.volumes import alpha, cf, nodata
+from unet_engine.volumes import alpha, cf, geozarr, nodata
 from unet_engine.volumes.axes import check_sizes, checked_axes, supposed
-from unet_engine.volumes.bands import bands_in, joined
+from unet_engine.volumes.bands import bands_in, joined, levels_of_bands
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.held import Held
 from unet_engine.volumes.linear import Linear
@@ -53,6 +53,8 @@ class ZarrFormat:
 
     def open(self, path: str, axes: str | None) -> Volume:
         node = _opened(path)
+        if isinstance(node, zarr.Group) and geozarr.is_pyramid(node) and (levels := levels_of_bands(path, node)):
+            return self.open(f"{path.rstrip('/')}/{levels[0][0]}", axes)
         try:
             names, told = bands_in(path, node) if isinstance(node, zarr.Group) else ([], ())
             if names:
