@@ -15,6 +15,7 @@ from support.volumes import fake_model
 from unet_engine.plan.box import Box
 from unet_engine.volumes import tiff
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.joined import JoinedVolume
 from unet_engine.volumes.slices import SlicesVolume
 
 tifffile = pytest.importorskip("tifffile")
@@ -88,3 +89,15 @@ def test_what_is_kept_is_memory_of_the_plan(tmp_path: Path, folder: str, monkeyp
     bare = cli(*plan).json
     assert kept["memory"]["total"] - bare["memory"]["total"] == kept["bytes_kept"] > 0
     assert kept["blocks"] == bare["blocks"]
+
+
+def test_channels_in_files_of_their_own_keep_one_budget(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{name}.tif") for name in "ab"]
+    for path in paths:
+        tifffile.imwrite(path, STACK, compression="zlib", rowsperstrip=16)
+    volume = open_volume("+".join(paths))
+    assert isinstance(volume, JoinedVolume)
+    assert volume.pieces == (1, 16, 48)
+    volume.keep(10 * 16 * 48, None)
+    volume.read(Box.of_shape(volume.shape))
+    assert sum(part.kept._bytes for part in volume.parts if isinstance(part, tiff.TiffVolume)) == 10 * 16 * 48

@@ -213,6 +213,10 @@ class JoinedVolume(StoredVolume):
     def units(self) -> tuple[int, ...] | None:
         return self._read[0][0].units
 
+    @property
+    def pieces(self) -> tuple[int, ...] | None:
+        return max((pieces for part, _ in self._read if (pieces := part.pieces)), key=prod, default=None)
+
     def keep(self, most: int, reads: Fetching | None) -> None:
         for part, _ in self._read:
             part.keep(most // len(self._read), reads if part.units == self.units else None)
