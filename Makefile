@@ -18,9 +18,11 @@ unexport PYTHONDONTWRITEBYTECODE
 	touch $@
 
 # On one core the engine is compiled, on the other its packages and those of the tests are unpacked: no file is written by
-# both, as the engine comes without what it needs.
+# both, as the engine comes without what it needs. The pip of an older Python takes three times as long to choose versions
+# among so many packages; without a newer one it goes on as it is.
 .venv/dev: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	-$(BIN)/pip install -q --upgrade 'pip>=25.1'
 	$(MAKE) -j2 engine packages
 	touch .venv/run $@
 

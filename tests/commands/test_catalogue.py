@@ -14,7 +14,7 @@ pytestmark = pytest.mark.long
 
 WHOLE = bool(os.environ.get("UNET_ENGINE_FAULTS"))
 """``make faults``: every kind as a process of its own. Else most of them in this process, and a share as processes."""
-EVERY = 100
+EVERY = 200
 HERE = [fault for fault in FAULTS if not fault.alone and not fault.slow]
 PROCESSES = FAULTS if WHOLE else [f for i, f in enumerate(FAULTS) if not f.slow and (f.alone or i % EVERY == 0)]
 

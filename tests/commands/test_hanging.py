@@ -86,10 +86,11 @@ def ended_by(process, number):
 
 @pytest.mark.parametrize(
     ("backend", "number"),
-    share([("openvino", signal.SIGTERM), ("openvino", signal.SIGINT), ("onnxruntime", signal.SIGTERM),
-           ("onnxruntime", signal.SIGQUIT), ("pytorch", signal.SIGINT)]),
+    [("openvino", signal.SIGTERM), ("openvino", signal.SIGINT), ("onnxruntime", signal.SIGTERM),
+     ("onnxruntime", signal.SIGQUIT), ("pytorch", signal.SIGINT)],
 )  # fmt: skip
 @pytest.mark.alone
+@pytest.mark.slow
 def test_the_second_signal_ends_a_network_that_does_not_end(backend, number, volume, tmp_path):
     pytest.importorskip("torch" if backend == "pytorch" else backend)
     model = endless_script(tmp_path / "e.pt") if backend == "pytorch" else endless(tmp_path / "e.onnx")

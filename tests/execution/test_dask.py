@@ -70,8 +70,8 @@ def test_processes_give_the_bytes_of_one_and_infer_every_window_once(tmp_path, c
 
 @pytest.mark.parametrize(
     "options",
-    [{"output": "labels"}, {"output": "probabilities", "blend": "crop"}, {"roi": "3:33,5:40,11:58", **OPTIONS}],
-    ids=["labels", "crop", "roi"],
+    share([{"roi": "3:33,5:40,11:58", **OPTIONS}, {"output": "labels"}, {"output": "probabilities", "blend": "crop"}]),
+    ids=["roi", "labels", "crop"],
 )
 def test_threads_give_the_bytes_of_one(tmp_path, case, threads, options):
     volume, model, _ = case

@@ -777,7 +777,7 @@ CERTIFIED = [
 
 
 @pytest.mark.parametrize(
-    ("before", "behind", "inferer"), share([c[1:] for c in CERTIFIED], 2), ids=[c[0] for c in CERTIFIED]
+    ("before", "behind", "inferer"), share(c[1:] for c in CERTIFIED), ids=[c[0] for c in CERTIFIED]
 )
 def test_the_certificate_is_of_voxels_of_another_size_where_it_resamples(tmp_path, before, behind, inferer):
     """Images smaller than the window are padded as the bundle does, what is measured is measured where it does."""

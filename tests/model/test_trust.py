@@ -78,6 +78,7 @@ def script(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_hostile_file_does_run_code_in_pytorch(hostile):
     """What the tests below rest on."""
     path, owned = hostile

@@ -164,13 +164,13 @@ def _run(*arguments: object) -> dict[str, Any]:
     share(
         [
             (2, 128, 32, 95, ()),
+            (100, 64, 32, 250, ("--part", "2/3")),
             (10, 96, 32, 120, ("--output", "logits", "--dtype", "float32")),
             (100, 64, 16, 180, ("--output", "probabilities")),
-            (100, 64, 32, 250, ("--part", "2/3")),
             (100, 96, 32, 500, ()),
             (512, 48, 16, 300, ()),
         ],
-        4,
+        2,
     ),
 )
 def test_a_run_takes_what_was_predicted_and_that_is_within_the_budget(

@@ -149,7 +149,12 @@ def test_the_demo_segments_its_tissue_and_shows_it(tmp_path: Path) -> None:
     assert shlex.split(ran)[:4] == ["next:", "unet-engine", "run", "--in"]
     assert shlex.split(ran)[4] == str(folder / "scan.zarr")
     assert yours.startswith("yours: unet-engine run --in VOLUME --model MODEL")
-    assert _command(["demo", str(folder), "--json"])["dice"] == facts["dice"], "it may be repeated"
+
+
+@pytest.mark.slow
+def test_the_demo_may_be_repeated(tmp_path: Path) -> None:
+    first, second = (_command(["demo", str(tmp_path / "demo"), "--json"])["dice"] for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 
 import unet_engine
+from support.shares import share
 from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.memory import cut_columns
@@ -85,7 +86,7 @@ def _logits(volume: str, model: Path, out: Path, **options: Any) -> npt.NDArray[
     )
 
 
-@pytest.mark.parametrize("overlap", [0.25, 0.5])
+@pytest.mark.parametrize("overlap", share([0.5, 0.25]))
 def test_equals_monai_with_the_same_windows_and_weights(
     net3d: Any, volume3d: Any, tmp_path: Path, overlap: float
 ) -> None:
@@ -268,7 +269,7 @@ def test_the_constant_of_the_spec_fills_what_is_skipped(sparse: Any, tmp_path: P
     np.testing.assert_allclose(got[0, :, 40:, 60:], -5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["logits", "probabilities", "labels"])
+@pytest.mark.parametrize("kind", share(["labels", "logits", "probabilities"]))
 def test_skipping_is_the_same_with_columns_and_regions(sparse: Any, tmp_path: Path, blocks: Any, kind: str) -> None:
     blocks((2, 2, 2))
     volume, model = sparse[0], fake_model(tmp_path, name="skips", empty=[-5.1], activation="sigmoid")

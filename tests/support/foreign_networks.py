@@ -213,7 +213,7 @@ _KEPT: list[Any] = []
 
 
 def smp_unet():
-    return _smp("Unet", encoder_depth=4, decoder_channels=(16, 8, 8, 4))
+    return _smp("Unet", encoder_depth=3, decoder_channels=(16, 8, 4))
 
 
 def smp_unet_efficientnet():
@@ -447,7 +447,7 @@ NETWORKS: dict[str, Foreign] = {
     "monai_basic_upsampling": Foreign(2, 32, slow=True),
     "monai_plus_plus": Foreign(2, 32, main=_first, slow=True),
     "monai_attention": Foreign(2, 32, slow=True),
-    "monai_segresnet": Foreign(3, 16),
+    "monai_segresnet": Foreign(3, 16, slow=True),
     "monai_segresnet_ds": Foreign(3, 16, main=lambda a: a[0] if isinstance(a, (list, tuple)) else a, slow=True),
     "monai_vnet": Foreign(3, 32, slow=True),
     "monai_dynunet": Foreign(3, 16, slow=True),
@@ -457,11 +457,11 @@ NETWORKS: dict[str, Foreign] = {
     "monai_unetr": Foreign(2, 32, needs="einops", slow=True),
     "monai_swin": Foreign(2, 64, needs="einops", slow=True),
     "monai_mednext": Foreign(2, 32, slow=True),
-    "monai_autoencoder": Foreign(2, 32, slow=True),
-    "nnunet_plain_2d": Foreign(2, 32, main=_first, slow=True),
-    "nnunet_anisotropic": Foreign(3, 16, main=_first),
+    "monai_autoencoder": Foreign(2, 32),
+    "nnunet_plain_2d": Foreign(2, 32, main=_first),
+    "nnunet_anisotropic": Foreign(3, 16, main=_first, slow=True),
     "nnunet_residual": Foreign(3, 16, slow=True),
-    "smp_unet": Foreign(2, 64, 3, needs="segmentation_models_pytorch"),
+    "smp_unet": Foreign(2, 32, 3, needs="segmentation_models_pytorch"),
     "smp_unet_efficientnet": Foreign(2, 32, 3, needs="segmentation_models_pytorch", slow=True),
     "smp_fpn": Foreign(2, 64, 3, needs="segmentation_models_pytorch", slow=True),
     "smp_pspnet": Foreign(2, 48, 3, needs="segmentation_models_pytorch", slow=True),

@@ -93,7 +93,7 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize(
     "options",
     share(
-        [{}, {"roi": "3:37,5:30,0:41"}, {"output": "probabilities"}, {"blend": "crop"}, {"tta": "mirror:zyx"}], quick=3
+        [{"roi": "3:37,5:30,0:41"}, {"output": "probabilities"}, {}, {"blend": "crop"}, {"tta": "mirror:zyx"}], quick=2
     ),
 )
 def test_what_was_looked_at_and_what_a_resume_does_are_the_bytes_of_one_run(tmp_path, scan, small_blocks, options):

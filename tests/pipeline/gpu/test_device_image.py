@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import unet_engine
 from support.devices import prepared, worked
+from support.shares import share
 from support.stations import work
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.api import _provenance
@@ -168,7 +169,7 @@ def test_a_turned_scan_is_copied_as_it_lies(
     assert all((np.sign(a[1:]) == np.sign(b[1:])).all() for a, b in copied)
 
 
-@pytest.mark.parametrize("what", ["nan", "nodata", "mask"])
+@pytest.mark.parametrize("what", share(["nan", "nodata", "mask"]))
 def test_blocks_that_were_not_measured_everywhere_are_made_by_the_host(
     blocks: Any, tmp_path: Path, on_host: list[bool], what: str
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 import unet_engine
 from support.command_line import cli, environment
 from support.paths import BENCHMARKS
+from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine import machine
 from unet_engine.cluster import affinity, worker_preload
@@ -415,7 +416,7 @@ WORK = {
 }
 
 
-@pytest.mark.parametrize("part", [pytest.param(p, marks=pytest.mark.slow) if p == "memory" else p for p in WORK])
+@pytest.mark.parametrize("part", share(sorted(WORK, key=["gpus", "end-to-end"].__contains__, reverse=True), 2))
 def test_a_part_imports_nothing_that_is_not_on_its_list(part: str, tmp_path: Path) -> None:
     """PyTorch's own dependencies are there with it."""
     pytest.importorskip("torch")
