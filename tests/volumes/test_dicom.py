@@ -252,3 +252,34 @@ def test_floating_point_numbers_are_those_of_a_parametric_map(tmp_path, kind):
         return
     with pytest.raises(InputError, match="holds float32, and its header says uint32"):
         whole(volume)
+
+
+@pytest.mark.parametrize("offsets", [(0, 2.5, 5, 7.5), (30, 32.5, 35, 37.5)])
+def test_a_dose_of_radiotherapy_lies_where_itk_finds_it(tmp_path, offsets):
+    """Stored are whole numbers, and frames have one position and distances from it."""
+    stored = RNG.integers(0, 2**20, (4, 20, 24), np.uint32)
+    path = str(tmp_path / "dose.dcm")
+    found = header(
+        stored, (10, 20, 30), (1, 0, 0, 0, 1, 0), SOPClassUID=uid.RTDoseStorage, Modality="RTDOSE", NumberOfFrames=4,
+        DoseGridScaling=1e-4, GridFrameOffsetVector=list(offsets), FrameIncrementPointer=0x3004000C,
+    )  # fmt: skip
+    del found.RescaleSlope, found.RescaleIntercept
+    found.file_meta.MediaStorageSOPClassUID = uid.RTDoseStorage
+    found.save_as(path, enforce_file_format=True)
+    if offsets[0]:
+        with pytest.raises(InputError, match="GridFrameOffsetVector begins with 30"):
+            open_volume(path)
+        return
+    volume, image = open_volume(path), SimpleITK.ReadImage(path)
+    np.testing.assert_allclose(whole(volume)[0], stored * 1e-4, rtol=1e-12)  # ITK leaves them as they are stored
+    assert any("doses" in note for note in volume.notes)
+    assert volume.spacing == pytest.approx(image.GetSpacing()[::-1])
+    assert volume.translation == pytest.approx(image.GetOrigin()[::-1])
+
+
+def test_a_file_that_is_deflated_as_a_whole(tmp_path):
+    path = str(tmp_path / "a.dcm")
+    found = header(STACK[0])
+    found.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    found.save_as(path, enforce_file_format=True)
+    np.testing.assert_array_equal(whole(open_volume(path))[0], STACK[0] - 1024.0)

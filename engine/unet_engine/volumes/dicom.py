@@ -38,8 +38,10 @@ _TAGS = [
     "PixelRepresentation", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "RescaleSlope", "RescaleIntercept", "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "Modality", "PixelPaddingValue",
-    "PixelPaddingRangeLimit", "ModalityLUTSequence",
+    "PixelPaddingRangeLimit", "ModalityLUTSequence", "GridFrameOffsetVector", "DoseGridScaling",
 ]  # fmt: skip
+_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
+"""RT Dose Storage: its numbers stand for doses by DoseGridScaling."""
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 """Whose numbers of 32 bits are floating point, DICOM part 3, A.75."""
 _LOOKED_AT = 8
@@ -93,6 +95,8 @@ def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
     pictures = {header.get("PhotometricInterpretation") for _, header in headers}
     if "PALETTE COLOR" in pictures:
         notes.append(f"{path} has a palette, and its values number colours: voxels are taken as they are stored")
+    if headers[0][1].get("SOPClassUID") == _DOSE and headers[0][1].get("DoseGridScaling"):
+        notes.append(f"{path} is a dose of radiotherapy: voxels are doses, by its DoseGridScaling")
     if "MONOCHROME1" in pictures:
         notes.append(f"{path} is MONOCHROME1, where low values are shown bright: voxels are taken as they are stored")
     return notes
@@ -110,20 +114,44 @@ def _slices(file: str, header: Any, length: int) -> list[Slice]:
     kind = tuple(
         header.get(key) for key in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation")
     )
-    found = []
+    found, offsets = [], _offsets(file, header, frames)
     for number, of_frame in enumerate(per_frame):
         said = _Said(header, shared, of_frame)
+        position = said.numbers("PlanePositionSequence", "ImagePositionPatient", 3)
+        orientation = said.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
+        if offsets and position and orientation:
+            normal = np.cross(orientation[:3], orientation[3:])
+            position = tuple(p + offsets[number] * float(n) for p, n in zip(position, normal, strict=True))
         found.append(
             Slice(
                 file=file,
                 frame=number if frames > 1 else None,
                 kind=kind,
-                position=said.numbers("PlanePositionSequence", "ImagePositionPatient", 3),
-                orientation=said.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+                position=position,
+                orientation=orientation,
                 pixel=said.numbers("PixelMeasuresSequence", "PixelSpacing", 2),
-                slope=said.number("PixelValueTransformationSequence", "RescaleSlope") or 1.0,
+                slope=said.number("PixelValueTransformationSequence", "RescaleSlope")
+                or (said.number("", "DoseGridScaling") if header.get("SOPClassUID") == _DOSE else None)
+                or 1.0,
                 intercept=said.number("PixelValueTransformationSequence", "RescaleIntercept") or 0.0,
             )
+        )
+    return found
+
+
+def _offsets(file: str, header: Any, frames: int) -> list[float] | None:
+    """How far frames of a dose of radiotherapy lie from the first one, along what is across them, DICOM part 3,
+    C.8.8.3.2; None of other files."""
+    said = header.get("GridFrameOffsetVector")
+    if header.get("SOPClassUID") != _DOSE or said is None or frames < 2:
+        return None
+    found = [float(offset) for offset in said]
+    if len(found) != frames or not np.isfinite(found).all():
+        raise ValueError(f"{file} says where {len(found)} of its {frames} frames lie")
+    if found[0]:
+        raise InputError(
+            f"{file} says where its frames lie by places of the patient (GridFrameOffsetVector begins with {found[0]:g}), "
+            "which is not read; write it with distances from the first frame, which begin with 0"
         )
     return found
 
@@ -223,6 +251,21 @@ _LISTED = 4
 """Values of padding that are told."""
 
 
+def _source(file: str) -> Any:
+    """What pydicom takes voxels from: of a file that is deflated as a whole, which it reads otherwise without them, all
+    that is in it."""
+    import pydicom
+
+    deflated = pydicom.uid.DeflatedExplicitVRLittleEndian
+    return pydicom.dcmread(file) if _syntax(file) == deflated else file
+
+
+def _syntax(file: str) -> Any:
+    from pydicom.filereader import read_file_meta_info
+
+    return read_file_meta_info(file).get("TransferSyntaxUID")
+
+
 def _along(names: str, values: Sequence[float] | None, other: float) -> list[float] | None:
     """`values` of z, y, x for each of the stored axes."""
     if values is None:
@@ -276,7 +319,7 @@ class DicomVolume(FileVolume):
         one = self.slices[number]
         next(part for part in self.files if part.path == one.file).confirm(self.path)
         with opening(one.file, "DICOM file"):
-            voxels = np.asarray(pixel_array(one.file, index=one.frame))
+            voxels = np.asarray(pixel_array(_source(one.file), index=one.frame))
         if (voxels.dtype.kind == "f") != (self.numbers.kind == "f"):
             raise InputError(f"{one.file} holds {voxels.dtype}, and its header says {self.numbers}; correct it")
         if voxels.shape != self.plane:

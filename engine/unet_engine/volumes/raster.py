@@ -305,6 +305,12 @@ def _is_masked(rasterio: Any, data: Any, bands: Iterable[int], alpha: list[int])
 
 def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: list[int]) -> tuple[str, ...]:
     found = []
+    named = {repr(value) for b in bands if (value := data.nodatavals[b - 1]) is not None}
+    if len(named) > 1:
+        found.append(
+            f"{path}: its bands name other values for what was not measured: in all of them it is each of these; "
+            "--nodata says otherwise"
+        )
     if alpha:
         found.append(
             f"{path}: band {alpha[0]} is alpha and no channel; where it is 0, nothing was measured (--nodata none: all was)"
