@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
+onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -16,6 +17,7 @@ yaml = pytest.importorskip("yaml")
 from support import packages  # noqa: E402
 from support.command_line import cli  # noqa: E402
 from support.volumes import make_volume, result_of  # noqa: E402
+from unet_engine.errors import ModelError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_export.importers.base import Wanted  # noqa: E402
 from unet_export.importers.bioimageio.importer import BioimageIO  # noqa: E402
@@ -513,3 +515,61 @@ def test_the_spacing_is_said_where_the_source_says_none_and_there_alone(tmp_path
     said = cli("import", spaced(tmp_path / "spaced", 2.0)[0], "--out", "b.onnx", "--spacing", "1,1")
     assert said.code != 0
     assert "says its own" in said.err
+
+
+# --- what strangers say ---
+
+
+def test_what_makes_other_outputs_is_refused_unless_told_otherwise(tmp_path):
+    """It ran, and a note said that objects, or a measure of the whole output, were left out."""
+    folder, _, _ = small(tmp_path / "pkg", behind=[packages.step("scale_range", axes=["y", "x"])])
+    with pytest.raises(ModelError, match=r"outputs would be others.*scale_range.*--uncertified"):
+        BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), print)
+    found = BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx", uncertified=True), print)
+    assert "scale_range" in found.credit.left_out[0]
+
+
+def test_a_halo_as_large_as_the_test_input_takes_a_larger_window(tmp_path):
+    folder, _, _ = small(tmp_path / "pkg", behind=[], halo=24)
+    told = []
+    found = BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), told.append)
+    assert found.promised["window"] == (96, 96)
+    assert not found.samples
+    assert "within its halo" in told[0]
+
+
+def test_a_halo_that_leaves_nothing_of_a_fixed_window_is_named(tmp_path):
+    folder, _, _ = small(tmp_path / "pkg", behind=[], halo=24, sizes={"y": 40, "x": 48})
+    with pytest.raises(ModelError, match="halo of 24×24 voxels at each side leaves nothing of its window of 40×48"):
+        BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), print)
+
+
+def test_whole_numbers_of_a_test_output_cut_off_what_follows_the_point(tmp_path):
+    folder, _, _ = small(tmp_path / "pkg", behind=[packages.step("ensure_dtype", dtype="uint8")])
+    np.save(folder / "expected.npy", np.full((1, 2, 40, 48), 200, np.uint8))
+    found = BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), print)
+    assert found.tolerance == (1e-3, 1.0)
+    np.save(folder / "expected.npy", np.ones((1, 2, 40, 48), np.uint8))  # a mask
+    assert BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="n.onnx"), print).tolerance == (1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("deciding", ["ReduceMean <keepdims = 0> (x)", "RandomNormal <shape = [1]> ()"])
+def test_graphs_that_ask_for_values_of_a_window_are_told_and_those_that_draw_refused(tmp_path, deciding):
+    folder, _, _ = small(tmp_path / "pkg", behind=[])
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1, 1, h, w] x) => (float[1, 1, h, w] y) {
+        of = %s
+        zero = Constant <value_float = 0.0> ()
+        above = Greater(of, zero)
+        y = If (above) <
+            then_branch = t () => (float[1, 1, h, w] a) { a = Identity(x) },
+            else_branch = e () => (float[1, 1, h, w] b) { b = Neg(x) }
+        >
+    }"""
+    onnx.save(onnx.parser.parse_model(text % deciding), folder / "net.onnx")
+    told = []
+    if "Random" in deciding:
+        with pytest.raises(ModelError, match="draws random numbers"):
+            BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), told.append)
+        return
+    BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), told.append)
+    assert "its If asks for values of the window" in told[0]

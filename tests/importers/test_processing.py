@@ -195,8 +195,8 @@ def test_what_has_no_counterpart_before_the_network_is_named(tmp_path, steps, wh
 def test_what_has_no_counterpart_behind_it_is_left_out_by_name(tmp_path, name):
     said = read(tmp_path, behind=[step(name, axes=["y", "x"], reference_tensor="raw"), step("clip", min=0, max=1)])
     found = processing.behind_of(said, said.inputs[0], said.outputs[0])
-    assert found.left_out[0].startswith(f"postprocessing {name}: ")
-    assert found.left_out[1] == "clip, which follows that"
+    assert found.other[0].startswith(f"postprocessing {name}: ")
+    assert found.other[1] == "clip, which follows that"
     assert not found.steps
 
 
@@ -231,7 +231,7 @@ def test_a_clip_to_a_percentile_of_the_output_is_left_out_whatever_its_other_end
     said = read(tmp_path, behind=[step("clip", min=0.0, max_percentile=99.0)])
     found = processing.behind_of(said, said.inputs[0], said.outputs[0])
     assert not found.steps
-    assert "clip to percentiles" in found.left_out[0]
+    assert "clip to percentiles" in found.other[0]
 
 
 def test_values_along_another_axis_than_channels_behind_the_network_are_named(tmp_path):
@@ -317,3 +317,21 @@ def test_the_same_steps_around_the_same_graph_give_the_same_bytes_beside_names_t
     name = made.graph.input[0].name
     found = ReferenceEvaluator(made).run(None, {name: np.zeros((1, 1, 2, 2), np.float32)})[0]
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.ones((1, 1, 2, 2)))), rtol=1e-6)
+
+
+def test_numbers_of_a_mask_may_be_any(tmp_path):
+    behind = [step("binarize", threshold=0.5), step("scale_linear", gain=255.0), step("ensure_dtype", dtype="uint8")]
+    said = read(tmp_path, behind=behind)
+    found = processing.behind_of(said, said.inputs[0], said.outputs[0])
+    assert (found.other, found.left_out) == ([], ["scale_linear, which follows that"])
+
+
+def test_in_format_04_a_mean_that_is_said_is_fixed_unless_told_otherwise(tmp_path):
+    """It was measured, as the mode is not said: fixed is what it is then."""
+    said = read(tmp_path, before=[step("zero_mean_unit_variance", axes="yx", mean=[300.0, 50.0], std=[120.0, 9.0])])
+    np.testing.assert_allclose(
+        fed(said, RAW),
+        (RAW - np.reshape([300, 50], (1, 2, 1, 1))) / np.reshape([120, 9], (1, 2, 1, 1)),
+        rtol=1e-4,
+        atol=1e-4,
+    )

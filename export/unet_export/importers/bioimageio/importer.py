@@ -11,7 +11,7 @@ import numpy as np
 
 from unet_engine.errors import ModelError, SettingsError, first_line
 from unet_engine.model.credit import Credit
-from unet_engine.units import Tell
+from unet_engine.units import Tell, times
 from unet_export.importers.base import LINEAR, Array, Imported, Member, Sample, Wanted
 from unet_export.importers.bioimageio import processing
 from unet_export.importers.bioimageio.description import Description, Tensor, described, file_of, plain
@@ -67,13 +67,16 @@ def _read(files: Files, said: Description, wanted: Wanted, tell: Tell) -> Import
     made = said.outputs[index]
     layout = layout_of(said, given, made)
     behind = processing.behind_of(said, given, made)
+    _check_outputs(said, behind, wanted)
     promised = _promised(said, given, made, layout, behind, wanted)
     found = network_of(files, said, index, wanted, tell)
     promised |= _fixed(found, given, layout)
     samples, tested = _samples(files, said, given, made, layout, behind, tell)
     if "window" not in promised:
         size = tested or (_WINDOW[layout.axes],) * len(layout.axes)
-        promised["window"] = window_near(promised["window_min"], promised["window_step"], size)
+        least = [max(n, 4 * h) if 2 * h >= n else n for n, h in zip(size, layout.halo, strict=True)]
+        promised["window"] = window_near(promised["window_min"], promised["window_step"], least)
+        _check_halo(said, promised["window"], layout)
     return Imported(
         (Member(found.name, _network(said, found, layout, given, behind, index)),),
         promised,
@@ -82,9 +85,33 @@ def _read(files: Files, said: Description, wanted: Wanted, tell: Tell) -> Import
         samples,
         _finish(behind),
         behind.finished_as,
-        said.tolerance or (1e-3, 1e-3),
+        _tolerance(said, behind, samples),
         versions={"bioimage.io format": said.format},
     )
+
+
+def _check_outputs(said: Description, behind: processing.Behind, wanted: Wanted) -> None:
+    """Raise `ModelError` where some of what follows the network is not done here and outputs would be others."""
+    if behind.other and not wanted.uncertified:
+        raise ModelError(
+            f"{said.path}: its outputs would be others, as not all of it is done here: {'; '.join(behind.other)}; run it "
+            "with bioimageio.core, or import it without that: unet-engine import --uncertified"
+        )
+
+
+def _check_halo(said: Description, window: Sequence[int], layout: Layout) -> None:
+    if any(2 * h >= n for n, h in zip(window, layout.halo, strict=True)):
+        raise ModelError(
+            f"{said.path}: its halo of {times(layout.halo)} voxels at each side leaves nothing of its window of "
+            f"{times(window)}; correct its description"
+        )
+
+
+def _tolerance(said: Description, behind: processing.Behind, samples: Sequence[Sample]) -> tuple[float, float]:
+    """Relative and absolute; of a test output of whole numbers, which cut off what follows the point, one of them."""
+    relative, absolute = said.tolerance or (1e-3, 1e-3)
+    whole = behind.threshold is None and any(s.expected.dtype.kind in "iu" and s.expected.max() > 1 for s in samples)
+    return relative, max(absolute, 1.0) if whole else absolute
 
 
 def _one_input(said: Description) -> Tensor:
@@ -255,6 +282,9 @@ def _samples(
             tell("note: its test output is coarser than its input and behind an activation: it is not compared with")
             return (), image.shape[1:]
         expected = _finer(expected, layout.scale)
+    if any(2 * h >= n for n, h in zip(image.shape[1:], layout.halo, strict=True)):
+        tell("note: its test input lies within its halo: it is not compared with")
+        return (), image.shape[1:]
     return (Sample(image, expected),), image.shape[1:]
 
 
@@ -291,5 +321,5 @@ def _credit(said: Description, behind: processing.Behind) -> Credit:
         licence=said.licence,
         authors=said.authors,
         citation=said.citation,
-        left_out=tuple(behind.left_out),
+        left_out=(*behind.other, *behind.left_out),
     )

@@ -76,7 +76,7 @@ def _maybe(value: Any) -> float | None:
 
 
 def _zscore(said: Description, given: Tensor, step: Step, found: Intensity) -> None:
-    if step.kwargs.get("mode") == "fixed":  # 0.4
+    if step.kwargs.get("mode") == "fixed" or step.kwargs.get("mean") is not None:  # 0.4, where that is the default
         _fixed(said, given, step, found)
         return
     eps = float(step.kwargs.get("eps", EPS))
@@ -187,6 +187,8 @@ class Behind:
     """Of probabilities, or of numbers where there is no activation."""
     steps: list[GraphStep] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+    """What is not done here and makes other outputs."""
     finish: list[Callable[[Array], Array]] = field(default_factory=list)
     """The same on NumPy arrays (c, [z,] y, x), for comparing with test tensors; those left out, too."""
     finished_as: Activation | None = None
@@ -203,18 +205,21 @@ def behind_of(said: Description, given: Tensor, made: Tensor) -> Behind:
     """The steps behind the network. What has no counterpart is left out, with all that follows it."""
     found = Behind()
     for step in made.steps:
-        if step.name != "ensure_dtype" if found.threshold is not None else found.left_out:
-            found.left_out.append(f"{step.name}, which follows that")
+        if step.name != "ensure_dtype" and (found.threshold is not None or found.other or found.left_out):
+            # numbers of a mask may be others, and it is the same
+            told = found.left_out if found.threshold is not None and step.name in _OF_MASKS else found.other
+            told.append(f"{step.name}, which follows that")
             continue
         understood = _BEHIND.get(step.name)
         if understood is None:
-            found.left_out.append(f"postprocessing {step.name}: {_WHY.get(step.name, 'it is not known here')}")
+            found.other.append(f"postprocessing {step.name}: {_WHY.get(step.name, 'it is not known here')}")
             continue
         _check_axis(said, step)
         understood(step, found)
     return found
 
 
+_OF_MASKS = ("scale_linear", "clip")
 _WHY = {
     "scale_mean_variance": "it measures the whole output, which is written block by block",
     "scale_range": "it measures the whole output, which is written block by block",
@@ -234,7 +239,7 @@ def _behind_sigmoid(step: Step, found: Behind) -> None:
 
 def _behind_softmax(step: Step, found: Behind) -> None:
     if str(step.kwargs.get("axis", "channel")) != "channel":
-        found.left_out.append(f"postprocessing softmax along {step.kwargs['axis']}: channels alone are known here")
+        found.other.append(f"postprocessing softmax along {step.kwargs['axis']}: channels alone are known here")
         return
     _into_graph(found)
     found.activation, found.finished_as = "softmax", "probabilities"
@@ -249,12 +254,12 @@ def _softmax_of(y: Array) -> Array:
 def _behind_binarize(step: Step, found: Behind) -> None:
     limits = _numbers(step, "threshold")
     if found.activation == "softmax" and set(limits) != {0.5}:
-        found.left_out.append(
+        found.other.append(
             f"postprocessing binarize above {_listed(limits)} of a softmax: the largest class is the label"
         )
         return
     if found.activation is not None and not all(0 < limit < 1 for limit in limits):
-        found.left_out.append(f"postprocessing binarize above {_listed(limits)}, which is no probability")
+        found.other.append(f"postprocessing binarize above {_listed(limits)}, which is no probability")
         return
     if len(set(limits)) > 1:
         divide_at_zero(found, limits)
@@ -300,7 +305,7 @@ def _behind_linear(step: Step, found: Behind) -> None:
 def _behind_clip(step: Step, found: Behind) -> None:
     low, high = step.kwargs.get("min"), step.kwargs.get("max")
     if any(step.kwargs.get(end) is not None for end in ("min_percentile", "max_percentile")):
-        found.left_out.append("postprocessing clip to percentiles: it measures the whole output")
+        found.other.append("postprocessing clip to percentiles: it measures the whole output")
         return
     _into_graph(found)
     found.steps.append(Clip(_maybe(low), _maybe(high)))

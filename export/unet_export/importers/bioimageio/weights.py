@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.errors import ModelError, SettingsError, first_line
+from unet_engine.model.onnx_chance import about_branches, about_training, refuse_chance
 from unet_engine.units import Tell
 from unet_export.importers import code
 from unet_export.importers.base import Wanted
@@ -99,6 +100,10 @@ def _onnx(files: Files, said: Description, entry: Entry, output: int, wanted: Wa
             f"{said.path}: {entry.source} gives {len(made)} outputs ({', '.join(made)}), and its description names "
             f"{len(said.outputs)}; get the package again"
         )
+    refuse_chance(f"{said.path}: {entry.source}", proto.graph, made[output])
+    for note in (about_training(proto.graph, made[output]), about_branches(proto.graph, made[output])):
+        if note:
+            tell(f"note: {entry.source}: {note}")
     return Found(f"{Path(plain(entry.source)).name}", proto, made[output], sizes)
 
 
