@@ -102,8 +102,8 @@ def _check_outputs(said: Description, behind: processing.Behind, wanted: Wanted)
 def _check_halo(said: Description, window: Sequence[int], layout: Layout) -> None:
     if any(2 * h >= n for n, h in zip(window, layout.halo, strict=True)):
         raise ModelError(
-            f"{said.path}: its halo of {times(layout.halo)} voxels at each side leaves nothing of its window of "
-            f"{times(window)}; correct its description"
+            f"{said.path}: of its window of {times(window)} nothing is left once {times(layout.halo)} voxels at each side are "
+            "taken off, as it says; correct its description"
         )
 
 
@@ -283,7 +283,7 @@ def _samples(
             return (), image.shape[1:]
         expected = _finer(expected, layout.scale)
     if any(2 * h >= n for n, h in zip(image.shape[1:], layout.halo, strict=True)):
-        tell("note: its test input lies within its halo: it is not compared with")
+        tell("note: nothing of its test output is left without its halo: it is not compared with")
         return (), image.shape[1:]
     return (Sample(image, expected),), image.shape[1:]
 
