@@ -13,7 +13,7 @@ from support.volumes import fake_model, make_volume, result_of
 from unet_engine.plan.box import Box
 from unet_engine.prepare import coarse
 from unet_engine.prepare.coarse_choice import CoarseChoice
-from unet_engine.prepare.missed import needed
+from unet_engine.prepare.missed import LOOKS, Region
 
 pytestmark = pytest.mark.long
 
@@ -165,16 +165,77 @@ def test_where_nothing_is_proved_nothing_is_skipped_and_strict_refuses(scene, pl
     assert "--coarse-budget" in strict.error
 
 
-def test_no_more_regions_are_computed_than_the_proof_asks_for():
-    regions = [Box((lo, 0, 0), (lo + 8, 64, 64)) for lo in range(0, 2048, 8)]
-    scores = np.zeros((256, 8, 8), np.uint8)
-    scores[:, :4] = coarse.LIKELY
-    count = coarse._enough(regions, 200, scores, (8, 8, 8), 0.001)
-    assert count == 188, "5,990 cells of foreground, of which each has 32"
-    assert coarse._enough(regions, 100, scores, (8, 8, 8), 0.001) == 100, "no more than the budget allows"
-    assert coarse._enough(regions, 200, scores, (8, 8, 8), 0.1) == coarse.LEAST
-    scores[:] = 0
-    assert coarse._enough(regions, 200, scores, (8, 8, 8), 0.001) == 200
+class Drawn(coarse._Sample):
+    """Regions whose cells are known."""
+
+    def __init__(self, regions):
+        super().__init__(None, None, regions, None, (), 0)
+
+    def take(self, count):
+        self.found += self.boxes[len(self.found) : len(self.found) + count]
+
+
+FREE = coarse._Cost(np.zeros((2, 2), np.uint16), 1.0)
+
+
+def drawn(count, cells=30, missed=0, score=200):
+    """Regions of cells that score `score`, of which each has so many that score 1."""
+    scores = np.array([1] * missed + [score] * (cells - missed), np.int64)
+    return Drawn([Region(np.full(cells, 7, np.int64), scores)] * count)
+
+
+def test_no_more_regions_are_computed_than_prove_it():
+    sample = drawn(1000)
+    threshold, rated = coarse._proved(sample, 0.001, 30, FREE, lambda _: None)
+    assert threshold == 200
+    assert rated.bound == 0.001
+    assert LOOKS[0].needed(0.001) <= 30 * len(sample.found) < LOOKS[0].needed(0.001) + 30 * 2 * coarse.FEWEST
+
+
+def test_what_the_coarse_pass_expects_decides_how_many_are_computed_at_a_time_and_not_what_is_proved():
+    for likely in (0, 1, 100):
+        sample = drawn(1000)
+        assert coarse._proved(sample, 0.001, likely, FREE, lambda _: None)[1].bound == 0.001
+        assert len(sample.found) <= 2 * LOOKS[0].needed(0.001) / 30
+
+
+def test_where_the_first_look_proves_nothing_more_are_computed():
+    sample = Drawn([Region(np.full(30, 7, np.int64), np.full(30, s, np.int64)) for s in [0, *[200] * 999]])
+    rated = coarse._proved(sample, 0.01, 30, FREE, lambda _: None)[1]
+    assert rated.bound > 0.01, "a region that is missed as a whole says that there are more of these"
+    assert len(sample.found) * 30 >= LOOKS[1].needed(0.01)
+    few = drawn(30)
+    assert coarse._proved(few, 0.001, 30, FREE, lambda _: None)[1].bound > 0.001
+    assert len(few.found) == 30, "all that the budget allows"
+
+
+def test_a_threshold_that_spares_more_than_it_costs_to_prove_is_waited_for():
+    """One cell that is missed keeps the first look from leaving out half of the windows."""
+    voxels, sure = np.full(510, 7, np.int64), np.full(510, 200)
+    regions = [Region(voxels, np.r_[sure[1:], 100]), *[Region(voxels, sure)] * 999]
+    scores = np.array([[150] * 50, [250] * 50], np.uint16)
+    found = []
+    for cost in (0.001, 1000.0):
+        sample = Drawn(regions)
+        found.append(coarse._proved(sample, 0.001, 500, coarse._Cost(scores, cost), lambda _: None)[0])
+    assert found == [200, 100]
+
+
+def test_a_window_scores_what_the_best_of_its_cells_does():
+    scores = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    best = coarse._best(scores, [[(0, 8), (8, 20)], [(0, 9), (9, 16), (16, 32)]], (8, 8))
+    np.testing.assert_array_equal(best, [[1, 1, 3], [9, 9, 11]])
+
+
+def test_where_foreground_is_sure_next_to_a_cell_its_own_score_counts():
+    alone = np.zeros((5, 5), np.uint8)
+    alone[2, 2], alone[2, 3] = 255, 40
+    scores = coarse._ranked(alone)
+    assert scores[2, 2] == 510
+    assert scores[2, 3] == 295
+    assert scores[1, 1] == 255
+    assert scores[2, 4] == 40
+    assert scores[0, 0] == 0
 
 
 def test_a_look_that_would_cost_too_much_is_not_begun(scene):
@@ -250,4 +311,4 @@ def test_a_model_that_says_what_nothing_gives_finds_its_background_by_it(tmp_pat
 def test_as_many_regions_may_be_drawn_as_a_sparse_volume_in_3d_needs():
     """Windows of 64³ that share 16 have 48³ voxels of their own; one cell of twenty has foreground."""
     cells = (48 // (coarse.CELL * coarse.FACTOR)) ** 3 * 0.05
-    assert coarse.MOST_REGIONS * cells > 2 * coarse.EVIDENCE * needed(coarse.MISS)
+    assert coarse.MOST_REGIONS * cells > 2 * LOOKS[-1].needed(coarse.MISS)

@@ -113,8 +113,19 @@ def run_column(
     turn: Turn = ALWAYS,
     inferred: Callable[[], None] = ALWAYS.over,
 ) -> None:
-    """All that is left of one column, block by block; halos wait here until their block is committed. `inferred` is
-    called once all is inferred, before the last is written."""
+    """All that is left of one column, see `run_tasks`."""
+    run_tasks(worker, _tasks(worker, column, pending), stop, turn, inferred)
+
+
+def run_tasks(
+    worker: Worker,
+    tasks: Iterable[Task],
+    stop: threading.Event,
+    turn: Turn = ALWAYS,
+    inferred: Callable[[], None] = ALWAYS.over,
+) -> None:
+    """Task by task; halos wait here until their block is committed. `inferred` is called once all is inferred, before
+    the last is written."""
     waiting: defaultdict[Index, list[Halo]] = defaultdict(list)
     writing: Future[None] | None = None
     with (
@@ -123,7 +134,7 @@ def run_column(
         closing(Sharing(worker.job.sharing)) as copying,
     ):
         try:
-            for done in worker.predict(turn.awaited(_read_ahead(worker, _tasks(worker, column, pending), reader))):
+            for done in worker.predict(turn.awaited(_read_ahead(worker, tasks, reader))):
                 _keep_halos(done, waiting, worker.recorder, copying)
                 # also by a block that is not written itself: with one being written there would be a fourth at once
                 if writing:

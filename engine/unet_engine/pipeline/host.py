@@ -128,7 +128,7 @@ class HostPipeline:
             windows = Windows(self._job, task, raw)
             for window, ring, pose in self._calls(task, windows, flight.rings):
                 if ring is None:
-                    flight.push_empty(predicted, window)
+                    flight.push_empty(predicted, window, added=not windows.is_overwritten(window))
                     continue
                 while not ring.ready:
                     yield from flight.pop()
@@ -220,6 +220,7 @@ class _Cut:
     slot: int = 0
     place: int = 0
     pose: Pose = UPRIGHT
+    added: bool = True
 
 
 class _Flight:
@@ -241,8 +242,9 @@ class _Flight:
         self.tally.begin()
         self.entries.append(_Cut(predicted, window, ring, *ring.put(windows, window, pose), pose))
 
-    def push_empty(self, predicted: HostPredicted, window: Index) -> None:
-        self.entries.append(_Cut(predicted, window))
+    def push_empty(self, predicted: HostPredicted, window: Index, *, added: bool) -> None:
+        """One that is skipped; where all that it gives is overwritten, nothing is added for it."""
+        self.entries.append(_Cut(predicted, window, added=added))
 
     def push_end(self, predicted: HostPredicted) -> None:
         self.entries.append(predicted)
@@ -259,8 +261,10 @@ class _Flight:
             return
         sums, block = head.predicted.sums, head.predicted.task.block
         if head.ring is None:
-            where = placement(self.job, head.window, block.sums)
             self.tally.add(skipped=self.job.plan.calls)
+            if not head.added:
+                return
+            where = placement(self.job, head.window, block.sums)
             with self.recorder.span(ADD):
                 constant = np.asarray(self.job.skipped, np.float32)
                 operations.add_constant(sums, constant, *where, floor=self.job.floor)

@@ -58,6 +58,11 @@ class Windows:
         known = self._job.model.spec.empty is not None
         return known and operations.is_constant(self._raw.voxels, *self._reach(window), self._background)
 
+    def is_overwritten(self, window: Index) -> bool:
+        """Whether it is skipped since all that it gives is overwritten, whatever that is."""
+        written = self._job.outside is not None and not self._job.plan.back
+        return written and self._raw is not None and self._is_outside(window)
+
     def _is_outside(self, window: Index) -> bool:
         """Whether no voxel that is meant lies in what the window gives, where all others are overwritten; else in what
         it reads."""

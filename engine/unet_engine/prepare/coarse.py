@@ -2,9 +2,9 @@
 
 The network runs over the volume seen from farther away, and gives each cell of it a score: the largest probability of
 anything but background there or in the cells around it. Regions of the run's own grid, drawn at random, are computed in
-full, and it is counted what cells below a threshold would have missed there (`unet_engine.prepare.missed`). Where that
-is surely little enough, windows without a cell above the threshold are left out, and voxels outside of all such cells
-are background: all others are those of a run that skips nothing.
+full until they tell enough, and it is counted what cells below a threshold would have missed there
+(`unet_engine.prepare.missed`). Where that is surely little enough, windows without a cell above the threshold are left
+out, and voxels outside of all such cells are background: all others are those of a run that skips nothing.
 
 It follows from volume, mask, model and settings, and from neither the region of interest nor the part.
 """
@@ -12,7 +12,7 @@ It follows from volume, mask, model and settings, and from neither the region of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import ceil, prod
 
 import numpy as np
@@ -28,9 +28,9 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.draft import Draft
-from unet_engine.prepare.missed import CONFIDENCE, Rate, Region, needed, settled
+from unet_engine.prepare.missed import CONFIDENCE, LOOKS, Rate, Region, evidence, settled, tells, threshold_of
 from unet_engine.prepare.outside import stored_of
-from unet_engine.prepare.regions import labels_of
+from unet_engine.prepare.regions import labels_of_each
 from unet_engine.units import Tell, silent
 from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.coarse import Coarse
@@ -48,9 +48,11 @@ LEAST = 8
 """Regions that are computed at least."""
 SPARED = 4
 """A threshold is taken that misses such a part of what is allowed in the regions, at most."""
-LIKELY, EVIDENCE = 128, 2
-"""Cells of such a score are taken for foreground where it is counted how many regions hold enough of it, and how many
-times the cells that prove the rate where none are missed."""
+LIKELY, SURE = 128, 255
+"""Cells of such a score are taken for foreground where it is guessed how many regions hold enough of it; the largest
+score that a cell has by itself."""
+FEWEST = 4
+"""Regions that are computed before it is asked again whether they tell enough."""
 MOST_REGIONS = 2048
 """Regions that are drawn at most: in 3D with the blend `crop` one is a window's own 48³ voxels, 216 cells, of which few
 hold foreground where that is sparse."""
@@ -89,17 +91,21 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
     tell(f"coarse pass over voxels of {'×'.join(map(str, factors))}")
     cell = tuple(CELL * f if a >= planes else 1 for a, f in enumerate(factors))
     alone = _cells(_scores(draft, decisions, coarse, background), planes)
-    count = _enough(regions, count, alone, cell, choice.target)
-    scores = _spread(alone)
-    tell(f"{count} regions are computed in full")
-    found = [_region(draft, decisions, box, scores, cell, background) for box in regions[:count]]
-    threshold, rated = settled(found, choice.target, choice.target / SPARED)
+    scores = _ranked(alone)
+    sample = _Sample(draft, decisions, regions[:count], scores, cell, background)
+    likely = [int((_over(alone, box, cell) >= LIKELY).sum()) for box in regions]
+    windows = _best(scores, [[axis.support(k) for k in range(axis.count)] for axis in run.axes], cell)
+    threshold, rated = _proved(
+        sample, choice.target, sum(likely) / len(likely), _Cost(windows, cost / _computed_once(run)), tell
+    )
+    count = len(sample.found)
     mask = CellMask.of(scores >= threshold, survey.volume.shape, cell)
     return choice.model_copy(
         update={
             "kept": _objection(rated, choice.target, mask),
             "factors": factors,
             "threshold": threshold,
+            "seed": SEED,
             "regions": tuple(map(str, regions[:count])),
             "proving": count,
             "cells": rated.cells,
@@ -234,13 +240,15 @@ def _cells(scores: Array, planes: int) -> Array:
     return scores
 
 
-def _spread(scores: Array) -> Array:
-    """The largest of each cell and of those around it."""
-    for a in range(scores.ndim):
-        padded = np.pad(scores, [(1, 1) if b == a else (0, 0) for b in range(scores.ndim)])
-        n = scores.shape[a]
-        scores = np.maximum.reduce([padded.take(range(k, k + n), a) for k in range(3)])
-    return scores
+def _ranked(alone: Array) -> Array:
+    """Scores by which cells are kept, from `alone`: the largest of a cell and of those around it; where that is as large
+    as can be, what the cell has itself on top, so that borders of what is surely there can be left out. uint16."""
+    around = alone
+    for a in range(alone.ndim):
+        padded = np.pad(around, [(1, 1) if b == a else (0, 0) for b in range(alone.ndim)])
+        n = alone.shape[a]
+        around = np.maximum.reduce([padded.take(range(k, k + n), a) for k in range(3)])
+    return around + np.where(around == SURE, alone, np.uint16(0)).astype(np.uint16)
 
 
 # --- regions ---
@@ -272,9 +280,14 @@ def _drawn(count: int) -> Array:
     return rng.permutation(count) if count < MANY else rng.choice(count, DRAWN, replace=False)
 
 
+def _computed_once(plan: Plan) -> int:
+    """Voxels of input of a window, in all poses and by all networks."""
+    return plan.calls * prod(plan.window_shape)
+
+
 def _computed(plan: Plan) -> int:
     """Voxels of input, in all poses and by all networks."""
-    return plan.window_range.size * plan.calls * prod(plan.window_shape)
+    return plan.window_range.size * _computed_once(plan)
 
 
 def _spans(axis: AxisGrid, blend: str) -> list[tuple[int, int]]:
@@ -286,31 +299,97 @@ def _spans(axis: AxisGrid, blend: str) -> list[tuple[int, int]]:
     return [(max(0, lo), hi) for lo, hi in zip(starts, ends, strict=True) if hi > max(0, lo)]
 
 
-def _enough(regions: Sequence[Box], most: int, scores: Array, cell: Sequence[int], target: float) -> int:
-    """How many of the regions hold as many cells with foreground as the proof asks for, to go by the coarse pass. It
-    does not depend on which of them are computed."""
-    likely = [int((_over(scores, box, cell) >= LIKELY).sum()) for box in regions]
-    wanted = EVIDENCE * needed(target) / max(1e-9, sum(likely) / len(likely))
-    return max(LEAST, min(most, ceil(wanted)))
+@dataclass
+class _Sample:
+    """Regions in the order in which they were drawn, computed as far as is asked for."""
+
+    draft: Draft
+    decisions: Decisions
+    boxes: Sequence[Box]
+    scores: Array
+    cell: Sequence[int]
+    background: int
+    found: list[Region] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return len(self.boxes) - len(self.found)
+
+    def take(self, count: int) -> None:
+        """Compute so many more."""
+        boxes = self.boxes[len(self.found) : len(self.found) + count]
+        labels = labels_of_each(self.draft, self.decisions, boxes)
+        self.found += [self._region(box, values) for box, values in zip(boxes, labels, strict=True)]
+
+    def _region(self, box: Box, labels: Array) -> Region:
+        """The cells of a box that have foreground."""
+        foreground = labels != self.background
+        for mask in self.draft.survey.seen_masks:
+            foreground &= mask.read(box) != 0
+        voxels = foreground.astype(np.int64)
+        for a, (lo, hi, size) in enumerate(zip(box.lo, box.hi, self.cell, strict=True)):
+            first = [lo, *range((lo // size + 1) * size, hi, size)]
+            voxels = np.add.reduceat(voxels, np.array(first) - lo, axis=a)
+        there = _over(self.scores, box, self.cell)
+        some = voxels > 0
+        return Region(voxels[some], there[some].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What thresholds leave to compute, and what it takes to prove them, in windows."""
+
+    windows: Array
+    """The largest score of the cells that each window of the run gives something to."""
+    region: float
+    """Windows of a region."""
+
+    def spared(self, threshold: int, larger: int) -> int:
+        """By the larger of two thresholds."""
+        return int(((self.windows >= threshold) & (self.windows < larger)).sum())
+
+
+def _proved(sample: _Sample, target: float, likely: float, cost: _Cost, tell: Tell) -> tuple[int, Rate]:
+    """The threshold that is taken, and what it misses. `likely`: cells with foreground of a region, by the coarse pass.
+
+    How many regions are computed before a look depends on their foreground, and not on what of it is missed."""
+    left, taken = 1 - CONFIDENCE, (0, Rate(0.0, 1.0, 0))
+    for number, look in enumerate(LOOKS):
+        while sample.left and not (len(sample.found) >= LEAST and tells(sample.found, look, target)):
+            count = _next(look.needed(target) - evidence(sample.found), likely, len(sample.found), sample.left)
+            tell(f"{count} {'more ' if sample.found else ''}regions are computed in full")
+            sample.take(count)
+        error = look.error if sample.left else left
+        found = settled(sample.found, target, target / SPARED, error)
+        taken, left = _better(taken, found, target), left - error
+        if not sample.left or number + 1 == len(LOOKS):
+            break
+        more = (LOOKS[number + 1].needed(target) - evidence(sample.found)) / max(1e-9, likely)
+        wished = threshold_of(sample.found, target / SPARED)
+        if taken[1].bound <= target and cost.spared(taken[0], wished) <= cost.region * more:
+            break
+    return taken
+
+
+def _better(one: tuple[int, Rate], other: tuple[int, Rate], target: float) -> tuple[int, Rate]:
+    """Of two looks' thresholds the larger one that is proved, as both may be believed; else the later one."""
+    return one if one[1].bound <= target and (other[1].bound > target or other[0] < one[0]) else other
+
+
+def _next(missing: float, likely: float, done: int, left: int) -> int:
+    """How many regions are computed before it is asked again whether they tell enough: half of those that it seems to
+    take, as one cannot know; at first `LEAST`, and never more than were computed before."""
+    wanted = ceil(max(0.0, missing) / max(1e-9, likely) / 2)
+    return min(left, max(FEWEST, min(wanted, done)) if done else LEAST)
+
+
+def _best(scores: Array, spans: Sequence[Sequence[tuple[int, int]]], cell: Sequence[int]) -> Array:
+    """The largest score of the cells that meet each box of a grid, whose spans are given per axis."""
+    for a, (along, size) in enumerate(zip(spans, cell, strict=True)):
+        scores = np.stack([scores.take(range(lo // size, -(-hi // size)), a).max(a) for lo, hi in along], a)
+    return scores
 
 
 def _over(scores: Array, box: Box, cell: Sequence[int]) -> Array:
     """Those of the cells that meet the box."""
     return scores[tuple(slice(lo // c, -(-hi // c)) for lo, hi, c in zip(box.lo, box.hi, cell, strict=True))]
-
-
-def _region(
-    draft: Draft, decisions: Decisions, box: Box, scores: Array, cell: Sequence[int], background: int
-) -> Region:
-    """The cells of a box that have foreground."""
-    spec = draft.survey.model.spec
-    foreground = labels_of(draft, decisions.labels_of(spec, box, decisions.tiling)) != background
-    for mask in draft.survey.seen_masks:
-        foreground &= mask.read(box) != 0
-    voxels = foreground.astype(np.int64)
-    for a, (lo, hi, size) in enumerate(zip(box.lo, box.hi, cell, strict=True)):
-        first = [lo, *range((lo // size + 1) * size, hi, size)]
-        voxels = np.add.reduceat(voxels, np.array(first) - lo, axis=a)
-    there = _over(scores, box, cell)
-    some = voxels > 0
-    return Region(voxels[some], there[some].astype(np.int64))

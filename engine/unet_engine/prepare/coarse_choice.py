@@ -31,9 +31,12 @@ class CoarseChoice(BaseModel):
     factors: tuple[int, ...] = ()
     """Voxels to one of the coarse pass, per axis of the volume."""
     threshold: int = 0
-    """Of 255: cells are kept whose probability of foreground reaches it, there or next to it."""
+    """Cells are kept whose score reaches it: of 255 the largest probability of foreground there or next to it; where that
+    is 255, with the cell's own added."""
+    seed: int = 0
+    """By which regions were drawn."""
     regions: tuple[str, ...] = ()
-    """Computed in full, in voxels of the volume."""
+    """Computed in full, in voxels of the volume, in the order in which they were drawn."""
     proving: int = 0
     """How many of them prove the threshold."""
     cells: int = 0
