@@ -1,12 +1,13 @@
 """What `--coarse auto` spares in a sparse volume: a full run and one that skips, in turn, each as a process.
 
     python benchmarks/sparse.py [--dims 2] [--shape 16384,16384] [--clumps 10] [--part 0.05] [--rounds 3] [--json FILE]
-        [--run "--tiling 512,512:128,128:crop"] [--model net.onnx] [--coarse "--coarse-miss 0.005"] [--proof]
+        [--volume scan.tif] [--run "--tiling 512,512:128,128:crop"] [--model net.onnx] [--coarse "--coarse-miss 0.005"] [--proof]
 
 Clumps of synthetic tissue lie in resin, for the networks that ship with the engine: cells on a slide in 2D, specimens
-in a block in 3D. Options of ``--run`` are those of both runs. Seconds and processor time are those of the whole
-command, planning and looking included. Missed is what the full run calls foreground and the other does not, of all
-foreground of the full run; all other labels have to be the same. ``--proof`` plans alone: what is proved, without a run.
+in a block in 3D. ``--volume`` takes yours in place of them, with your ``--model``. Options of ``--run`` are those of
+both runs. Seconds and processor time are those of the whole command, planning and looking included. Missed is what the
+full run calls foreground and the other does not, of all foreground of the full run; all other labels have to be the
+same. ``--proof`` plans alone: what is proved, without a run.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ def main() -> None:
     model = args.model or str(shipped_model(f"cells_{args.dims}d.onnx"))
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         root = Path(folder)
-        scene(root / "scan.zarr", shape, args.clumps, args.part)
-        common = ["--in", str(root / "scan.zarr"), "--model", model, *shlex.split(args.run)]
+        volume = args.volume or str(root / "scan.zarr")
+        if not args.volume:
+            scene(root / "scan.zarr", shape, args.clumps, args.part)
+        common = ["--in", volume, "--model", model, *shlex.split(args.run)]
         if args.proof:
             print(json.dumps(_proved([*common, "--coarse", "auto", *shlex.split(args.coarse)])))
             return
@@ -52,9 +55,9 @@ def main() -> None:
             sparse = _run([*common, "--out", str(root / "sparse.zarr"), "--coarse", "auto", *shlex.split(args.coarse)])
             rows.append({"full": full, "sparse": sparse, **_compared(root / "full.zarr", root / "sparse.zarr")})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    _print(shape, rows)
+    _print(args.volume or "×".join(map(str, shape)), rows)
     if args.json:
-        Path(args.json).write_text(json.dumps({"shape": shape, "rows": rows}, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps({"volume": args.volume or shape, "rows": rows}, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -64,6 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clumps", type=int, default=10)
     parser.add_argument("--part", type=float, default=0.05, help="of the voxels that clumps fill")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--volume", help="in place of a synthetic one")
     parser.add_argument("--model")
     parser.add_argument("--run", default="", help="options of both runs")
     parser.add_argument("--coarse", default="", help="options of the run that skips, beside --coarse auto")
@@ -150,10 +154,10 @@ def _compared(full: Path, sparse: Path) -> dict[str, float]:
     return {"foreground": foreground / np.prod(first.shape), "missed": missed / max(1, foreground)}
 
 
-def _print(shape: tuple[int, ...], rows: list[dict[str, Any]]) -> None:
+def _print(volume: str, rows: list[dict[str, Any]]) -> None:
     first = rows[0]
     choice = first["sparse"]["coarse"]
-    print(f"{'×'.join(map(str, shape))}, foreground {first['foreground']:.1%}, load {rows[-1]['sparse']['load']:.1f}")
+    print(f"{volume}, foreground {first['foreground']:.1%}, load {rows[-1]['sparse']['load']:.1f}")
     print(choice["kept"] or f"bound {choice['bound']:.2g}, {choice['cells']:,} cells, looking {choice['share']:.1%}")
     print("| | full | --coarse auto | ratio |\n|---|---|---|---|")
     for key in ("seconds", "worked", "windows"):

@@ -10,6 +10,7 @@ import unet_engine
 from support.command_line import cli
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
+from unet_engine.backends.answered import Answered
 from unet_engine.plan.box import Box
 from unet_engine.prepare import coarse
 from unet_engine.prepare.coarse_choice import CoarseChoice
@@ -54,6 +55,20 @@ def done(scene, tmp_path_factory):
     said = cli("run", "--in", scene[0], "--model", scene[1], "--out", out, *OPTIONS, "--json")
     assert said.code == 0, said.err
     return out, said
+
+
+def test_what_regions_gave_is_taken_up_and_not_inferred_again(scene, tmp_path, monkeypatch):
+    known, knows = [], Answered.knows
+    monkeypatch.setattr(Answered, "knows", lambda self, slot: known.append(knows(self, slot)) or known[-1])
+    crop = {"overlap": 0.25, "blend": "crop"}
+    plain = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "p.zarr"), **crop)
+    known.clear()
+    found = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "o.zarr"), **{**AUTO, **crop})
+    np.testing.assert_array_equal(result_of(found.out), result_of(plain.out))
+    choice, taken = choice_in(found.out), sum(known)
+    assert choice.left < 1
+    assert 0 < taken <= len(choice.regions)
+    assert len(known) >= found.windows_inferred + len(choice.regions)
 
 
 def choice_in(out):
@@ -165,17 +180,17 @@ def test_where_nothing_is_proved_nothing_is_skipped_and_strict_refuses(scene, pl
     assert "--coarse-budget" in strict.error
 
 
+NO_WINDOWS = np.zeros((2, 2), np.uint16)
+
+
 class Drawn(coarse._Sample):
     """Regions whose cells are known."""
 
-    def __init__(self, regions):
-        super().__init__(None, None, regions, None, (), 0)
+    def __init__(self, regions, windows=NO_WINDOWS):
+        super().__init__(None, None, regions, None, (), 0, windows)
 
     def take(self, count):
         self.found += self.boxes[len(self.found) : len(self.found) + count]
-
-
-FREE = coarse._Cost(np.zeros((2, 2), np.uint16), 1.0)
 
 
 def drawn(count, cells=30, missed=0, score=200):
@@ -186,7 +201,7 @@ def drawn(count, cells=30, missed=0, score=200):
 
 def test_no_more_regions_are_computed_than_prove_it():
     sample = drawn(1000)
-    threshold, rated = coarse._proved(sample, 0.001, 30, FREE, lambda _: None)
+    threshold, rated = coarse._proved(sample, 0.001, 30, 1.0, lambda _: None)
     assert threshold == 200
     assert rated.bound == 0.001
     assert LOOKS[0].needed(0.001) <= 30 * len(sample.found) < LOOKS[0].needed(0.001) + 30 * 2 * coarse.FEWEST
@@ -195,17 +210,17 @@ def test_no_more_regions_are_computed_than_prove_it():
 def test_what_the_coarse_pass_expects_decides_how_many_are_computed_at_a_time_and_not_what_is_proved():
     for likely in (0, 1, 100):
         sample = drawn(1000)
-        assert coarse._proved(sample, 0.001, likely, FREE, lambda _: None)[1].bound == 0.001
+        assert coarse._proved(sample, 0.001, likely, 1.0, lambda _: None)[1].bound == 0.001
         assert len(sample.found) <= 2 * LOOKS[0].needed(0.001) / 30
 
 
 def test_where_the_first_look_proves_nothing_more_are_computed():
     sample = Drawn([Region(np.full(30, 7, np.int64), np.full(30, s, np.int64)) for s in [0, *[200] * 999]])
-    rated = coarse._proved(sample, 0.01, 30, FREE, lambda _: None)[1]
+    rated = coarse._proved(sample, 0.01, 30, 1.0, lambda _: None)[1]
     assert rated.bound > 0.01, "a region that is missed as a whole says that there are more of these"
     assert len(sample.found) * 30 >= LOOKS[1].needed(0.01)
     few = drawn(30)
-    assert coarse._proved(few, 0.001, 30, FREE, lambda _: None)[1].bound > 0.001
+    assert coarse._proved(few, 0.001, 30, 1.0, lambda _: None)[1].bound > 0.001
     assert len(few.found) == 30, "all that the budget allows"
 
 
@@ -216,8 +231,8 @@ def test_a_threshold_that_spares_more_than_it_costs_to_prove_is_waited_for():
     scores = np.array([[150] * 50, [250] * 50], np.uint16)
     found = []
     for cost in (0.001, 1000.0):
-        sample = Drawn(regions)
-        found.append(coarse._proved(sample, 0.001, 500, coarse._Cost(scores, cost), lambda _: None)[0])
+        sample = Drawn(regions, scores)
+        found.append(coarse._proved(sample, 0.001, 500, cost, lambda _: None)[0])
     assert found == [200, 100]
 
 

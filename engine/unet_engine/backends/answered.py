@@ -1,5 +1,6 @@
-"""Answers that a network gave while it was warmed up, to windows that the run infers anyway: they are not inferred
-again. Windows are compared bit by bit, as nothing else tells what they were made of."""
+"""Answers that a network gave while it was warmed up, or while regions were computed for a proof, to windows that the
+run infers anyway: they are not inferred again. Windows are compared bit by bit, as nothing else tells what they were
+made of."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class Answered:
         self._network = network
         self._left: dict[int, bytes] = dict(network.take_answered())
         """Per slot the window to which its result is the answer."""
-        self._copies: dict[bytes, Array] = {}
+        self._copies: dict[bytes, Array] = dict(network.take_known())
         self._given: dict[int, Array] = {}
 
     def knows(self, slot: int) -> bool:

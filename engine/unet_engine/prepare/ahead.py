@@ -48,7 +48,7 @@ def ahead_of(
             return []
         chosen = list(dict.fromkeys([*rich, *islice(product(*spans), most)]))[:most]
         return [
-            Ahead(_Cut(survey, scale, axes, index), looked_at and index in rich) for index in sorted(chosen, key=order)
+            Ahead(Cut(survey, scale, axes, index), looked_at and index in rich) for index in sorted(chosen, key=order)
         ]
 
     return ahead
@@ -70,7 +70,7 @@ def _rich(survey: Survey, axes: Sequence[AxisGrid], spans: Sequence[range], coun
     return list(found)
 
 
-class _Cut:
+class Cut:
     """One window, cut as a run cuts it where all voxels are there and finite; else as `windows.cut` says."""
 
     def __init__(self, survey: Survey, scale: Scaling, axes: Sequence[AxisGrid], window: Index) -> None:

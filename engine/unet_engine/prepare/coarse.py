@@ -17,17 +17,18 @@ from math import ceil, prod
 
 import numpy as np
 
-from unet_engine.backends.base import Array, Network
+from unet_engine.backends.base import COPIES, Array, Backend, Network, hash_of
 from unet_engine.backends.opening import open_network
 from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
 from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.plan import Plan
+from unet_engine.plan.plan import Index, Plan
+from unet_engine.prepare.ahead import Cut
 from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
-from unet_engine.prepare.draft import Draft
+from unet_engine.prepare.draft import Draft, grid
 from unet_engine.prepare.missed import CONFIDENCE, LOOKS, Rate, Region, evidence, settled, tells, threshold_of
 from unet_engine.prepare.outside import stored_of
 from unet_engine.prepare.regions import labels_of_each
@@ -92,12 +93,11 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
     cell = tuple(CELL * f if a >= planes else 1 for a, f in enumerate(factors))
     alone = _cells(_scores(draft, decisions, coarse, background), planes)
     scores = _ranked(alone)
-    sample = _Sample(draft, decisions, regions[:count], scores, cell, background)
-    likely = [int((_over(alone, box, cell) >= LIKELY).sum()) for box in regions]
     windows = _best(scores, [[axis.support(k) for k in range(axis.count)] for axis in run.axes], cell)
-    threshold, rated = _proved(
-        sample, choice.target, sum(likely) / len(likely), _Cost(windows, cost / _computed_once(run)), tell
-    )
+    sample = _Sample(draft, decisions, regions[:count], scores, cell, background, windows)
+    likely = [int((_over(alone, box, cell) >= LIKELY).sum()) for box in regions]
+    threshold, rated = _proved(sample, choice.target, sum(likely) / len(likely), cost / _computed_once(run), tell)
+    sample.take_up(threshold)
     count = len(sample.found)
     mask = CellMask.of(scores >= threshold, survey.volume.shape, cell)
     return choice.model_copy(
@@ -309,7 +309,11 @@ class _Sample:
     scores: Array
     cell: Sequence[int]
     background: int
+    windows: Array
+    """The largest score of the cells that each window of the run gives something to."""
     found: list[Region] = field(default_factory=list)
+    answers: dict[Index, Array] = field(default_factory=dict)
+    """What the network gave for windows that the run may infer, too: as many as there is room for."""
 
     @property
     def left(self) -> int:
@@ -318,8 +322,25 @@ class _Sample:
     def take(self, count: int) -> None:
         """Compute so many more."""
         boxes = self.boxes[len(self.found) : len(self.found) + count]
-        labels = labels_of_each(self.draft, self.decisions, boxes)
+        labels = labels_of_each(self.draft, self.decisions, boxes, self._keep)
         self.found += [self._region(box, values) for box, values in zip(boxes, labels, strict=True)]
+
+    def _keep(self, window: Index, output: Array) -> None:
+        if self.windows[window] >= LIKELY and (1 + len(self.answers)) * output.nbytes <= COPIES:
+            self.answers[window] = np.array(output)
+
+    def take_up(self, threshold: int) -> None:
+        """Let the run have these answers, where it infers such windows."""
+        survey, network = self.draft.survey, self.draft.network
+        if not isinstance(network, Backend) or network.setup.batch != 1:
+            return
+        axes = grid(survey, self.decisions.tiling)
+        window = np.empty(network.setup.input_shape, np.float32)
+        known: dict[bytes, Array] = {}
+        for index, output in self.answers.items():
+            if self.windows[index] >= threshold and Cut(survey, self.draft.scale, axes, index)(window[0]):
+                known[hash_of(window)] = output[np.newaxis]
+        network.known = known
 
     def _region(self, box: Box, labels: Array) -> Region:
         """The cells of a box that have foreground."""
@@ -335,22 +356,9 @@ class _Sample:
         return Region(voxels[some], there[some].astype(np.int64))
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """What thresholds leave to compute, and what it takes to prove them, in windows."""
-
-    windows: Array
-    """The largest score of the cells that each window of the run gives something to."""
-    region: float
-    """Windows of a region."""
-
-    def spared(self, threshold: int, larger: int) -> int:
-        """By the larger of two thresholds."""
-        return int(((self.windows >= threshold) & (self.windows < larger)).sum())
-
-
-def _proved(sample: _Sample, target: float, likely: float, cost: _Cost, tell: Tell) -> tuple[int, Rate]:
-    """The threshold that is taken, and what it misses. `likely`: cells with foreground of a region, by the coarse pass.
+def _proved(sample: _Sample, target: float, likely: float, cost: float, tell: Tell) -> tuple[int, Rate]:
+    """The threshold that is taken, and what it misses. `likely`: cells with foreground of a region, by the coarse pass;
+    `cost`: windows of one.
 
     How many regions are computed before a look depends on their foreground, and not on what of it is missed."""
     left, taken = 1 - CONFIDENCE, (0, Rate(0.0, 1.0, 0))
@@ -366,7 +374,8 @@ def _proved(sample: _Sample, target: float, likely: float, cost: _Cost, tell: Te
             break
         more = (LOOKS[number + 1].needed(target) - evidence(sample.found)) / max(1e-9, likely)
         wished = threshold_of(sample.found, target / SPARED)
-        if taken[1].bound <= target and cost.spared(taken[0], wished) <= cost.region * more:
+        spared = int(((sample.windows >= taken[0]) & (sample.windows < wished)).sum())
+        if taken[1].bound <= target and spared <= cost * more:
             break
     return taken
 

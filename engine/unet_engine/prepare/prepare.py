@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from unet_engine import machine
-from unet_engine.backends.base import NO_TRIAL, Network, Setup
+from unet_engine.backends.base import NO_TRIAL, Network, Setup, hand_over
 from unet_engine.backends.opening import Wanted, place_of
 from unet_engine.errors import BackendError
 from unet_engine.hanging import watched
@@ -350,6 +350,7 @@ def _shared(
     if choice is not None:
         shared = replace(network.setup, threads=choice.threads, window_threads=choice.window_threads)
         loaded = _reopened(loaded, shared, tiling)
+        hand_over(network, loaded.draft.network)
     setup = loaded.draft.network.setup
     if survey.settings.window_threads and streams.apart(survey, loaded.draft.network):
         loaded.draft.network.setup = replace(setup, apart=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from unet_engine.backends.base import Array, Backend
 from unet_engine.pipeline.columns import run_columns, run_tasks
+from unet_engine.pipeline.host import Watch, unwatched
 from unet_engine.pipeline.job import Job
 from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
@@ -22,9 +23,9 @@ def labels_of(draft: Draft, decisions: Decisions) -> Array:
     return values_of(draft, draft.job(decisions, draft.plan(decisions)))
 
 
-def labels_of_each(draft: Draft, decisions: Decisions, boxes: Sequence[Box]) -> list[Array]:
+def labels_of_each(draft: Draft, decisions: Decisions, boxes: Sequence[Box], watch: Watch = unwatched) -> list[Array]:
     """Labels of each of some boxes, (*box.shape): in one stream, where each is what one window of the host gives alone,
-    so that the network never waits between them."""
+    so that the network never waits between them, and `watch` sees what it gives."""
     if decisions.tiling.blend != "crop" or not isinstance(draft.network, Backend):
         return [labels_of(draft, decisions.labels_of(draft.survey.model.spec, box, decisions.tiling)) for box in boxes]
     whole = Box.of_shape(draft.survey.volume.shape)
@@ -36,6 +37,7 @@ def labels_of_each(draft: Draft, decisions: Decisions, boxes: Sequence[Box]) -> 
     kept = _Each()
     job = draft.job(decisions.labels_of(draft.survey.model.spec, whole, decisions.tiling), alone)
     worker = Worker(job, Opened(draft.survey.volume, draft.survey.mask, draft.network, kept))
+    worker.watch = watch
     tasks = (
         worker.settle(task, column, wanted.__contains__)
         for index in sorted(wanted)
