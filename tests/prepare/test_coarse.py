@@ -14,7 +14,11 @@ from unet_engine.backends.answered import Answered
 from unet_engine.plan.box import Box
 from unet_engine.prepare import coarse
 from unet_engine.prepare.coarse_choice import CoarseChoice
-from unet_engine.prepare.missed import LOOKS, Region
+from unet_engine.prepare.draft import Draft
+from unet_engine.prepare.missed import LOOKS, Region, hopeless
+from unet_engine.prepare.survey import survey
+from unet_engine.settings import Settings
+from unet_engine.volumes.coarse import Coarse
 
 pytestmark = pytest.mark.long
 
@@ -57,14 +61,11 @@ def done(scene, tmp_path_factory):
     return out, said
 
 
-def test_what_regions_gave_is_taken_up_and_not_inferred_again(scene, tmp_path, monkeypatch):
+def test_what_regions_gave_is_taken_up_and_not_inferred_again(scene, plain, tmp_path, monkeypatch):
     known, knows = [], Answered.knows
     monkeypatch.setattr(Answered, "knows", lambda self, slot: known.append(knows(self, slot)) or known[-1])
-    crop = {"overlap": 0.25, "blend": "crop"}
-    plain = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "p.zarr"), **crop)
-    known.clear()
-    found = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "o.zarr"), **{**AUTO, **crop})
-    np.testing.assert_array_equal(result_of(found.out), result_of(plain.out))
+    found = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / "o.zarr"), **{**AUTO, "blend": "crop"})
+    np.testing.assert_array_equal(result_of(found.out), plain)
     choice, taken = choice_in(found.out), sum(known)
     assert choice.left < 1
     assert 0 < taken <= len(choice.regions)
@@ -224,6 +225,13 @@ def test_where_the_first_look_proves_nothing_more_are_computed():
     assert len(few.found) == 30, "all that the budget allows"
 
 
+def test_what_the_coarse_pass_does_not_see_at_all_is_given_up():
+    sample = Drawn([Region(np.full(30, 7, np.int64), np.r_[np.zeros(10, np.int64), np.full(20, 200)])] * 1000)
+    assert coarse._proved(sample, 0.001, 30, 1.0, lambda _: None)[1].bound > 0.001
+    assert len(sample.found) == coarse.LEAST
+    assert not hopeless(drawn(8, missed=1).boxes, 0.03)
+
+
 def test_a_threshold_that_spares_more_than_it_costs_to_prove_is_waited_for():
     """One cell that is missed keeps the first look from leaving out half of the windows."""
     voxels, sure = np.full(510, 7, np.int64), np.full(510, 200)
@@ -327,3 +335,15 @@ def test_as_many_regions_may_be_drawn_as_a_sparse_volume_in_3d_needs():
     """Windows of 64³ that share 16 have 48³ voxels of their own; one cell of twenty has foreground."""
     cells = (48 // (coarse.CELL * coarse.FACTOR)) ** 3 * 0.05
     assert coarse.MOST_REGIONS * cells > 2 * LOOKS[-1].needed(coarse.MISS)
+
+
+def test_windows_of_the_coarse_pass_fit_it(tmp_path):
+    """128 voxels in windows of 64 that share 8 take three along an axis, the last moved back; of 72, two."""
+    scan = make_volume(tmp_path / "s.zarr", np.zeros((512, 512), np.float32), chunks=(512, 512))
+    model = fake_model(
+        tmp_path, axes="yx", window=(64, 64), window_min=(16, 16), window_step=(8, 8), activation="sigmoid"
+    )
+    found = survey(Settings(input=scan, model=model, out=str(tmp_path / "o.zarr"), coarse="auto"))
+    tiling = coarse._tiling(Draft(found, None, None, ""), Coarse(found.volume, (4, 4)))
+    assert tiling.window == (72, 72)
+    assert coarse._tiling(Draft(found, None, None, ""), Coarse(found.volume, (8, 8))).window == (64, 64)

@@ -23,13 +23,24 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
+from unet_engine.plan.fitting import AxisNeeds, fitted
 from unet_engine.plan.grid import AxisGrid
 from unet_engine.plan.plan import Index, Plan
 from unet_engine.prepare.ahead import Cut
 from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.decisions import Decisions, Tiling
 from unet_engine.prepare.draft import Draft, grid
-from unet_engine.prepare.missed import CONFIDENCE, LOOKS, Rate, Region, evidence, settled, tells, threshold_of
+from unet_engine.prepare.missed import (
+    CONFIDENCE,
+    LOOKS,
+    Rate,
+    Region,
+    evidence,
+    hopeless,
+    settled,
+    tells,
+    threshold_of,
+)  # fmt: skip
 from unet_engine.prepare.outside import stored_of
 from unet_engine.prepare.regions import labels_of_each
 from unet_engine.units import Tell, silent
@@ -42,7 +53,9 @@ FACTOR = 4
 CELL = 2
 """Voxels of the coarse pass to a cell."""
 OVERLAP = 0.125
-"""Of windows of the coarse pass."""
+"""Of windows of the coarse pass, at least."""
+LARGER = 1.5
+"""Voxels of such a window that fits the volume better, to those of the model's own, at most."""
 BUDGET = 0.1
 """Part of a run that coarse pass and regions may compute."""
 LEAST = 8
@@ -52,7 +65,7 @@ SPARED = 4
 LIKELY, SURE = 128, 255
 """Cells of such a score are taken for foreground where it is guessed how many regions hold enough of it; the largest
 score that a cell has by itself."""
-FEWEST = 4
+FEWEST = 2
 """Regions that are computed before it is asked again whether they tell enough."""
 MOST_REGIONS = 2048
 """Regions that are drawn at most: in 3D with the blend `crop` one is a window's own 48³ voxels, 216 cells, of which few
@@ -102,7 +115,7 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
     mask = CellMask.of(scores >= threshold, survey.volume.shape, cell)
     return choice.model_copy(
         update={
-            "kept": _objection(rated, choice.target, mask),
+            "kept": _objection(rated, choice.target, mask, in_vain=hopeless(sample.found, choice.target)),
             "factors": factors,
             "threshold": threshold,
             "seed": SEED,
@@ -142,9 +155,14 @@ def _excludes(spec: ModelSpec) -> bool:
     return spec.channels_out > 1 and spec.label_count == spec.channels_out
 
 
-def _objection(rated: Rate, target: float, mask: CellMask) -> str:
+def _objection(rated: Rate, target: float, mask: CellMask, *, in_vain: bool) -> str:
     if not rated.cells:
         return "no region that was computed has foreground, so nothing tells how much is missed"
+    if in_vain:
+        return (
+            f"the network does not see the foreground in voxels {FACTOR} times as large: in {rated.cells:,} cells it missed "
+            f"{rated.seen:.2g}, and {target:g} are allowed"
+        )
     if rated.bound > target:
         return (
             f"of the foreground's voxels up to {rated.bound:.2g} might be missed at {CONFIDENCE:.0%} confidence, and "
@@ -162,35 +180,45 @@ def _background(spec: ModelSpec) -> int:
 
 
 def _coarse_plan(draft: Draft, decisions: Decisions, coarse: Coarse) -> Plan:
-    return _seen(draft, coarse, draft.network).plan(_looking(decisions, draft, coarse))
+    looking = _looking(decisions, draft, coarse)
+    return _seen(draft, coarse, draft.network, looking.tiling).plan(looking)
 
 
-def _seen(draft: Draft, coarse: Coarse, network: Network) -> Draft:
-    survey = replace(draft.survey, volume=coarse, scan=coarse, mask=None, window=_window(draft))
+def _seen(draft: Draft, coarse: Coarse, network: Network, tiling: Tiling) -> Draft:
+    survey = replace(draft.survey, volume=coarse, scan=coarse, mask=None, window=tiling.window)
     return replace(draft, survey=survey, network=network)
 
 
-def _window(draft: Draft) -> tuple[int, ...]:
-    """The model's own, or the user's."""
-    return draft.survey.settings.window or draft.survey.model.spec.window
-
-
 def _looking(decisions: Decisions, draft: Draft, coarse: Coarse) -> Decisions:
-    tiling = Tiling(_window(draft), OVERLAP, "gaussian")
     return replace(
-        decisions, tiling=tiling, roi=Box.of_shape(coarse.shape), part=(1, 1), kind="probabilities", dtype="uint8",
-        poses=decisions.poses[:1],
+        decisions, tiling=_tiling(draft, coarse), roi=Box.of_shape(coarse.shape), part=(1, 1), kind="probabilities",
+        dtype="uint8", poses=decisions.poses[:1],
     )  # fmt: skip
+
+
+def _tiling(draft: Draft, coarse: Coarse) -> Tiling:
+    """Windows of the coarse pass: the model's own or the user's, or somewhat larger ones that fit it better, as a last
+    window that is moved back may be as much again."""
+    spec = draft.survey.model.spec
+    window = draft.survey.settings.window or spec.window
+    shared = tuple(int(OVERLAP * (w - 2 * m)) for w, m in zip(window, spec.margin, strict=True))
+    sizes = coarse.shape[len(coarse.shape) - len(window) :]
+    needs = [
+        AxisNeeds(n, w - 2 * m, s, w, step, m)
+        for n, w, s, step, m in zip(sizes, window, shared, spec.window_step, spec.margin, strict=True)
+    ]
+    better = fitted(needs, int(LARGER * prod(window)))
+    return Tiling(better.window if better else window, None, "gaussian", shared)
 
 
 def _scores(draft: Draft, decisions: Decisions, coarse: Coarse, background: int) -> Array:
     """The probability of anything but background, of 255: (*coarse.shape) uint8."""
-    setup, window = draft.network.setup, _window(draft)
-    network = draft.network
-    if setup.window != window:
-        network = open_network(draft.survey.backend, replace(setup, window=window, batch=1))
+    setup, network = draft.network.setup, draft.network
+    looking = _looking(decisions, draft, coarse)
+    if setup.window != looking.tiling.window:
+        network = open_network(draft.survey.backend, replace(setup, window=looking.tiling.window, batch=1))
     try:
-        seen, looking = _seen(draft, coarse, network), _looking(decisions, draft, coarse)
+        seen = _seen(draft, coarse, network, looking.tiling)
         kept = _Scores(coarse.shape, _score_of(draft.survey.model.spec, background))
         job = replace(seen.job(looking, seen.plan(looking)), mask=None, outside=None)
         worker = Worker(job, Opened(coarse, None, network, kept))
@@ -364,6 +392,8 @@ def _proved(sample: _Sample, target: float, likely: float, cost: float, tell: Te
     left, taken = 1 - CONFIDENCE, (0, Rate(0.0, 1.0, 0))
     for number, look in enumerate(LOOKS):
         while sample.left and not (len(sample.found) >= LEAST and tells(sample.found, look, target)):
+            if hopeless(sample.found, target):
+                return settled(sample.found, target, target / SPARED, left)
             count = _next(look.needed(target) - evidence(sample.found), likely, len(sample.found), sample.left)
             tell(f"{count} {'more ' if sample.found else ''}regions are computed in full")
             sample.take(count)
@@ -386,9 +416,9 @@ def _better(one: tuple[int, Rate], other: tuple[int, Rate], target: float) -> tu
 
 
 def _next(missing: float, likely: float, done: int, left: int) -> int:
-    """How many regions are computed before it is asked again whether they tell enough: half of those that it seems to
+    """How many regions are computed before it is asked again whether they tell enough: a third of those that it seems to
     take, as one cannot know; at first `LEAST`, and never more than were computed before."""
-    wanted = ceil(max(0.0, missing) / max(1e-9, likely) / 2)
+    wanted = ceil(max(0.0, missing) / max(1e-9, likely) / 3)
     return min(left, max(FEWEST, min(wanted, done)) if done else LEAST)
 
 

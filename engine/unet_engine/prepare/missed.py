@@ -49,6 +49,8 @@ LOOKS = (Look(0.04, 0), Look(0.01, 2))
 """The first as soon as nothing that was missed would prove it, which most volumes end at."""
 LEAST_WITH = 4
 """Regions with foreground that a look takes at least: cells of one are alike."""
+VAIN = 1e-3
+"""Probability of as many misses, were the rate what is to be proved, below which it is not tried any further."""
 MANY = 1000
 """Misses beyond which their probabilities are not added one by one."""
 
@@ -97,6 +99,15 @@ def settled(regions: Sequence[Region], target: float, most: float, error: float)
 def tells(regions: Sequence[Region], look: Look, target: float) -> bool:
     """Whether these hold as much foreground as a look takes."""
     return evidence(regions) >= look.needed(target) and sum(r.voxels.size > 0 for r in regions) >= LEAST_WITH
+
+
+def hopeless(regions: Sequence[Region], target: float) -> bool:
+    """Whether so much is missed by the smallest threshold that more regions would hardly prove it: giving up is no way
+    to be wrong."""
+    n = int(evidence(regions))
+    k = int(rate(regions, 1).seen * n)
+    clumped = sum(r.missed(1) > 0 for r in regions) < LEAST_WITH
+    return not clumped and k > 0 and 1 - _at_most(k - 1, n, target) < VAIN
 
 
 def evidence(regions: Sequence[Region]) -> float:
