@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import typing
 
 import pytest
 
@@ -50,9 +51,29 @@ def test_a_second_process_compiles_nothing_and_has_the_same_records(compiled):
     assert made(default=4)(1).b == 4  # values are no part of the text
 
 
+def test_types_that_are_text_are_compiled_once_and_are_the_same(compiled):
+    def hints():
+        with generated.known_code():
+
+            class Typed(typing.TypedDict):
+                a: "int | None"
+                b: "list['int | None']"
+
+        return typing.get_type_hints(Typed)
+
+    first = hints()
+    assert compiled
+    compiled.clear()
+    assert hints() == first == {"a": int | None, "b": list[int | None]}
+    assert not compiled
+    with generated.known_code(), pytest.raises(SyntaxError):
+        typing.ForwardRef("not a type")
+
+
 def test_afterwards_everything_is_as_it_was():
     made()
     assert "exec" not in vars(dataclasses)
+    assert "compile" not in vars(typing)
     inside = []
 
     def fail():
