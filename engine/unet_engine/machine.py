@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ def _cores_of_groups() -> Iterator[int]:
                 yield -(-quota // period)
 
 
+@cache  # on many cores the system takes a millisecond to tell
 def processor() -> str:
     """Kind of processor as far as it decides which instructions a network runs with, and so its last bits: e.g.
     ``x86_64 avx2 avx512f``."""
