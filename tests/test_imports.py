@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from support.volumes import fake_model
-from unet_engine.imports import later, lean
+from unet_engine import imports
+from unet_engine.imports import lean
 from unet_engine.model.shipped import shipped_model
 
 FORBIDDEN = {
@@ -65,14 +66,59 @@ def test_afterwards_everything_is_as_it_was():
     pytest.importorskip("fsspec").filesystem("memory")
 
 
-def test_a_module_that_waits_loads_itself(tmp_path, monkeypatch):
-    (tmp_path / "waits_for_it.py").write_text("import sys\nsys.was_loaded.append(1)\nVALUE = 3\n")
-    seen = []
-    monkeypatch.setattr(sys, "was_loaded", seen, raising=False)
+@pytest.fixture
+def waiting(tmp_path, monkeypatch):
+    """A package that waits, and how often it was loaded; it imports a module of its own, which may not be loaded twice."""
+    folder = tmp_path / "waits_for_it"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from waits_for_it.inside import VALUE\n")
+    (folder / "inside.py").write_text("import sys\nsys.was_loaded.append(1)\nVALUE = 3\n")
+    loaded = []
+    monkeypatch.setattr(sys, "was_loaded", loaded, raising=False)
+    monkeypatch.setattr(imports, "LATER", {"waits_for_it"})
     monkeypatch.syspath_prepend(tmp_path)
-    spec = later("waits_for_it", None, None)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert not seen
-    assert (module.VALUE, seen) == (3, [1])
-    assert later("nothing_of_that_name", None, None) is None
+    with lean():
+        import waits_for_it
+    assert "waits_for_it" not in sys.modules
+    yield waits_for_it, loaded
+    imports._USED.discard("waits_for_it")
+    for name in [name for name in sys.modules if name.startswith("waits_for_it")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("first", ["use", "module", "part", "list"])
+def test_a_module_that_waits_is_loaded_once_whoever_asks_first(waiting, first):
+    module, loaded = waiting
+    assert not loaded
+    if first == "use":
+        assert module.VALUE == 3
+    elif first == "list":
+        assert "VALUE" in dir(module)
+    else:
+        importlib.import_module("waits_for_it" if first == "module" else "waits_for_it.inside")
+    import waits_for_it
+
+    assert (module.VALUE, waits_for_it.VALUE, module.inside, loaded) == (3, 3, waits_for_it.inside, [1])
+    with pytest.raises(AttributeError):
+        _ = module.nothing_of_that_name
+
+
+def test_a_module_may_be_used_while_others_wait(tmp_path, monkeypatch):
+    (tmp_path / "used_at_once.py").write_text("VALUE = 3\n")
+    monkeypatch.setattr(imports, "LATER", {"used_at_once"})
+    monkeypatch.syspath_prepend(tmp_path)
+    with lean():
+        from used_at_once import VALUE
+    assert VALUE == 3
+    del sys.modules["used_at_once"]
+
+
+def test_operations_of_openvino_are_there_for_whoever_uses_them():
+    backend = pytest.importorskip("unet_engine.backends.openvino")
+    from openvino import opset13
+
+    assert callable(opset13.reduce_min)
+    assert callable(importlib.import_module("openvino.opset6.ops").assign)
+    assert callable(importlib.import_module("openvino.opset8").adaptive_avg_pool)
+    for number in range(1, 17):
+        assert callable(getattr(backend.ov, f"opset{number}").add)

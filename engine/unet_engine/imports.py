@@ -5,12 +5,13 @@ Only for processes of ours: in a program that imports this package, all is as th
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 WITHOUT = ("fsspec",)
@@ -25,31 +26,64 @@ def lean() -> Iterator[None]:
     """Inside, imports are of what a run uses."""
     left = [name for name in WITHOUT if name not in sys.modules]
     sys.modules.update(dict.fromkeys(left))  # type: ignore[arg-type]  # None there: not to be found
-    later, scanned = _Later(), _Scanned()
-    sys.meta_path.insert(0, later)
+    waiting, scanned = _Later(), _Scanned()
+    sys.meta_path.insert(0, waiting)  # type: ignore[arg-type]
     importlib.metadata.entry_points = scanned
     try:
         yield
     finally:
         importlib.metadata.entry_points = scanned.over()
-        sys.meta_path.remove(later)
+        sys.meta_path.remove(waiting)
+        forget_waiting()
         for name in left:
-            if sys.modules.get(name, later) is None:
+            if sys.modules.get(name, waiting) is None:
                 del sys.modules[name]
 
 
-def later(name: str, path: Sequence[str] | None, target: Any) -> ModuleSpec | None:
-    """What a finder gives for a module that loads itself when something in it is used. Right only for those that are
-    imported as a name: ``from x import y`` uses something."""
-    spec = PathFinder.find_spec(name, path, target)
-    if spec is not None and spec.loader is not None:
-        spec.loader = importlib.util.LazyLoader(spec.loader)
-    return spec
+_USED: set[str] = set()
+"""Modules that wait no longer."""
+
+
+class Later(ModuleType):
+    """Stands for a module where that was imported as a name, and imports it when something in it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if not vars(self).get("_stands"):  # Python is making it
+            raise AttributeError(name)
+        _USED.add(self.__name__)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+    def __dir__(self) -> list[str]:
+        return list(self.__getattr__("__dict__"))
+
+
+class _Standing:
+    """A loader of what stands for modules."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return Later(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is in it."""
+        vars(module)["_stands"] = True
+
+
+def later(name: str) -> ModuleSpec | None:
+    """What a finder gives for a module that waits until it is used; None where it was."""
+    return None if name in _USED else ModuleSpec(name, _Standing())  # type: ignore[arg-type]
+
+
+def forget_waiting() -> None:
+    """Whoever imports these modules from now on gets them themselves."""
+    for name in [name for name, module in list(sys.modules.items()) if type(module) is Later]:
+        del sys.modules[name]
 
 
 class _Later:
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        return later(name, path, target) if name in LATER else None
+        return later(name) if name in LATER else None
 
 
 class _Scanned:

@@ -20,7 +20,7 @@ from unet_engine import machine
 from unet_engine.backends import engine_cache
 from unet_engine.backends.base import ANOTHER, Array, Backend, Setup, slots_for
 from unet_engine.errors import BackendError, ModelError, first_line
-from unet_engine.imports import later
+from unet_engine.imports import forget_waiting, later
 from unet_engine.model.file import attached_network
 from unet_engine.model.onnx_means import NAMED
 from unet_engine.model.onnx_network import exact_network_of, network_of
@@ -45,13 +45,14 @@ class _Lean:
 
     def __exit__(self, *_: object) -> None:
         sys.meta_path.remove(self)
+        forget_waiting()
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         if threading.get_ident() != self._thread:
             return None
         if name == _CONVERTER:
             raise ModuleNotFoundError(f"{name} is imported where it is used", name=name)
-        return later(name, path, target) if _OPERATIONS.fullmatch(name) else None
+        return later(name) if _OPERATIONS.fullmatch(name) else None
 
 
 with _Lean():
