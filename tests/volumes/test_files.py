@@ -448,12 +448,16 @@ def test_text_of_hdf5_that_lies_nowhere_is_left_out(tmp_path):
         data.attrs.update({"resolution": [4.0, 2, 1], "units": ["nm"] * 3, "long": "x" * 300, "void": ""})
     whole = path.read_bytes()
     heap = whole.index(b"GCOL")
+    free = heap + 16
+    while int.from_bytes(whole[free : free + 2], "little"):
+        free += 16 + -(-int.from_bytes(whole[free + 8 : free + 16], "little") // 8) * 8
     element = whole.index((2).to_bytes(4, "little") + heap.to_bytes(8, "little"))
     spoiled = {
         "length": (element, (2**31 - 1).to_bytes(4, "little")),
         "place": (element + 4, (heap + 8).to_bytes(8, "little")),
         "number": (element + 12, (999).to_bytes(4, "little")),
         "size": (heap + 24, (2**40).to_bytes(8, "little")),
+        "free": (free + 8, bytes(8)),
         "heap": (heap + 8, (2**50).to_bytes(8, "little")),
     }
     assert open_volume(str(path)).unit == "nanometer"

@@ -75,30 +75,30 @@ class _Reader:
     def holds(self, elements: bytes, each: int) -> bool:
         """Whether all of these lie in heaps, whose parts take `each` bytes."""
         for length, address, index in _ELEMENT.iter_unpack(elements):
-            if length and address not in (0, _NOWHERE):
-                size = self._heap(address).get(index)
-                if size is None or length * each > size:
+            if address not in (0, _NOWHERE):  # the heap is read for an element of no parts, too
+                sizes = self._heap(address)
+                if sizes is None or (length and length * each > sizes.get(index, -1)):
                     return False
         return True
 
-    def _objects(self, address: int) -> dict[int, int]:
-        """The sizes of what lies in a global heap, by their numbers; none of one that is damaged."""
+    def _objects(self, address: int) -> dict[int, int] | None:
+        """The sizes of what lies in a global heap, by their numbers; None for one that is damaged."""
         head = self._read(address, 16)
         if head[:5] != b"GCOL\x01":
-            return {}
+            return None
         size = int.from_bytes(head[8:16], "little")
         heap = self._read(address, size)
         if len(heap) != size:
-            return {}
+            return None
         found, at = dict[int, int](), 16
         while at + _OBJECT.size <= size:
             index, _, length = _OBJECT.unpack_from(heap, at)
-            if not index:
-                break
-            at += _OBJECT.size + -(-length // 8) * 8
-            if at > size or index in found:
-                return {}
-            found[index] = length
+            at += _OBJECT.size + -(-length // 8) * 8 if index else length
+            free_of_no_size = not index and not length  # at which HDF5 stays for ever
+            if at > size or index in found or free_of_no_size:
+                return None
+            if index:
+                found[index] = length
         return found
 
     def attribute(self, address: int, name: bytes, length: int) -> bytes | None:
