@@ -96,3 +96,18 @@ def test_wildcards_stand_for_the_same_text():
         patterns.together("*/*_B02.tif+*/t?_B04.tif", lambda name: there.get(name, []))
     with pytest.raises(InputError, match=r"x\.tif: nothing there is called so"):
         patterns.together("*/*_B02.tif+x.tif", lambda name: there.get(name, []))
+
+
+def test_files_that_a_run_made_are_no_volumes(tmp_path, monkeypatch):
+    """Outputs lie beside the volumes and in their format, and the same command goes on with `--resume`."""
+    monkeypatch.chdir(tmp_path)
+    Path("f").mkdir()
+    np.save("f/a.npy", np.ones((6, 12, 12), "u1"))
+    model = fake_model(tmp_path)
+    assert cli("run", "--in", "f", "--model", model, "--normalize", "none").code == 0
+    for given in ("f", "f/*.npy"):
+        said = cli("run", "--in", given, "--model", model, "--normalize", "none", "--resume")
+        assert "1 volume: 1 already complete" in said.err
+    assert cli("convert", "f/a.npy", "f/b.npy").code == 0
+    said = cli("run", "--in", "f", "--model", model, "--normalize", "none", "--resume")
+    assert "2 volumes: 1 already complete, 1 done" in said.err

@@ -19,6 +19,7 @@ from unet_engine.batches import patterns, remote
 from unet_engine.errors import InputError, SettingsError, first_line, reworded
 from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, parts, plain
+from unet_engine.postprocess.formats import account_of
 from unet_engine.settings_files import CONFIG
 from unet_engine.storage import stores
 from unet_engine.storage.remote import AT_ONCE
@@ -200,9 +201,13 @@ def _is_zarr(path: str) -> bool:
 
 def _is_output(path: str) -> bool:
     """Whether a run or a pass of ours made it: what `convert` makes of a volume is a volume."""
-    if (is_local(path) and not Path(path).is_dir()) or not _is_zarr(path):
-        return False
-    header = read_header(path) or {}
+    header = (
+        account_of(path) or {}
+        if is_local(path) and not Path(path).is_dir()
+        else read_header(path) or {}
+        if _is_zarr(path)
+        else {}
+    )
     return any(key in header for key in ("output", "digest", "identity"))
 
 
