@@ -10,7 +10,8 @@ from support.volumes import fake_model, make_volume
 from unet_engine.errors import InputError, SettingsError
 from unet_engine.postprocess.convert import convert
 from unet_engine.viewing import state
-from unet_engine.viewing.panes import pane_of, together
+from unet_engine.viewing.panes import misplaced, pane_of, together
+from unet_engine.viewing.view import Wish, panes_of
 from unet_engine.volumes.pick import Pick
 
 RANDOM = np.random.default_rng(0)
@@ -136,3 +137,48 @@ def test_the_first_of_several_time_points_is_shown(tmp_path):
     path = make_volume(tmp_path / "t.zarr", np.stack([NOISE, NOISE // 2]), axes="tzyx")
     assert pane_of(path).volume.read.__self__.time == 0
     assert pane_of(path, pick=Pick(1)).volume.read.__self__.time == 1
+
+
+TO_MAP = (0.5, 0.0, 500_000.0, 0.0, -0.5, 5_400_000.0)
+DISK = (np.add.outer((np.arange(90) - 50) ** 2, (np.arange(120) - 70) ** 2) < 400).astype(np.uint8)
+
+
+def geotiff(path, voxels, transform, crs="EPSG:32633"):
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(path, "w", driver="GTiff", height=voxels.shape[0], width=voxels.shape[1], count=1,
+                       dtype=voxels.dtype, crs=crs, transform=transform) as file:  # fmt: skip
+        file.write(voxels, 1)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["cropped", "coarse", "south up", "turned"])
+def test_rasters_lie_where_their_map_coordinates_say(tmp_path, kind):
+    affine = pytest.importorskip("affine").Affine
+    to_map = affine(*TO_MAP)
+    voxels, transform = {
+        "cropped": (DISK[20:, 30:], to_map @ affine.translation(30, 20)),
+        "coarse": (DISK[::2, ::2], to_map @ affine.scale(2)),
+        "south up": (DISK[::-1], to_map @ affine.translation(0, 90) @ affine.scale(1, -1)),
+        "turned": (DISK, to_map @ affine.rotation(30)),
+    }[kind]
+    panes = [
+        pane_of(geotiff(tmp_path / "scan.tif", NOISE[0], to_map)),
+        pane_of(geotiff(tmp_path / "labels.tif", np.ascontiguousarray(voxels), transform)),
+    ]
+    assert [pane.kind for pane in panes] == ["image", "labels"]
+    assert misplaced(panes) == []
+    matrix = np.array(together(panes)[1])
+    for y, x in ((0, 0), (7, 31), (40, 12)):
+        there = ~to_map @ (transform @ (x + 0.5, y + 0.5))
+        np.testing.assert_allclose(matrix[:, :2] @ (y, x) + matrix[:, 2], (there[1] - 0.5, there[0] - 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("crs", "said"),
+    [("EPSG:32634", "different coordinate systems"), (None, "labels.tif does not say how large its voxels are")],
+)
+def test_what_is_not_shown_where_it_lies_is_told(tmp_path, crs, said):
+    paths = [geotiff(tmp_path / "scan.tif", NOISE[0], TO_MAP), geotiff(tmp_path / "labels.tif", DISK, TO_MAP, crs)]
+    told = []
+    panes_of(Wish(tuple(paths)), told.append)
+    assert said in told[-1]

@@ -28,6 +28,10 @@ from unet_engine.volumes.pick import ALL, Pick
 Kind = Literal["image", "labels", "probabilities"]
 MOST_NAMED = 4096
 """Classes that get a name and a colour of their own; numbers of objects beyond get theirs from the viewer."""
+_NO_NAMES = {"gray", "grey", "palette", "undefined"}
+"""What a file of one band says of it that nobody named."""
+_LOOKED = 2**19
+"""Voxels of a sample that are looked at for whether they are labels."""
 _ALIKE = 0.5
 """Part of neighbouring voxels that are equal at least where voxels are labels; of scans and photographs it is some
 percent."""
@@ -124,7 +128,8 @@ def _kind(header: Mapping[str, Any], content: Content, volume: Volume) -> Kind:
         return "labels"
     if header.get("output") in ("probabilities", "masks"):
         return "probabilities"
-    if header.get("output") or content.channel_names or volume.channels > 1 or volume.dtype.kind not in "iub":
+    named = set(content.channel_names) - _NO_NAMES
+    if header.get("output") or named or volume.channels > 1 or volume.dtype.kind not in "iub":
         return "image"
     return "labels" if _is_labelled(volume) else "image"
 
@@ -137,7 +142,7 @@ def _is_labelled(volume: Volume) -> bool:
     for box in list(samples.boxes(volume))[:: max(1, samples.SAMPLES // 16)]:
         if not volume.has_data(box):
             continue
-        voxels = volume.read(_part(box, 48))[0]
+        voxels = volume.read(_middle(box))[0]
         if voxels.size and voxels.min() < 0:
             return False
         left, right = voxels[..., :-1], voxels[..., 1:]
@@ -147,8 +152,11 @@ def _is_labelled(volume: Volume) -> bool:
     return compared > 0 and equal >= _ALIKE * compared
 
 
-def _part(box: Box, side: int) -> Box:
-    return Box(box.lo, tuple(min(h, l + side) for l, h in zip(box.lo, box.hi, strict=True)))
+def _middle(box: Box) -> Box:
+    """At most `_LOOKED` voxels around the middle of `box`."""
+    side = round(_LOOKED ** (1 / len(box.shape)))
+    lo = [l + max(0, n - side) // 2 for l, n in zip(box.lo, box.shape, strict=True)]
+    return Box(tuple(lo), tuple(min(l + side, h) for l, h in zip(lo, box.hi, strict=True)))
 
 
 def _in_metres(content: Content) -> tuple[Frame, bool]:
@@ -225,6 +233,22 @@ def together(panes: Sequence[Pane]) -> list[tuple[tuple[float, ...], ...]]:
         matrix = back @ _square(pane.place.seen_in(first.space), pane.path) if same else np.eye(n + 1)
         found.append(tuple(tuple(float(v) for v in row) for row in matrix[:n]))
     return found
+
+
+def misplaced(panes: Sequence[Pane]) -> list[str]:
+    """What is said of panes that lie elsewhere in the world than they are shown, see `together`."""
+    first = panes[0]
+    told = []
+    for pane in panes[1:]:
+        if not _comparable(pane.place, first.place):
+            why = "they are in different coordinate systems (CRS)"
+        elif pane.known != first.known and pane.volume.shape != first.volume.shape:
+            lacking = first if pane.known else pane
+            why = f"{lacking.path} does not say how large its voxels are, in a unit"
+        else:
+            continue
+        told.append(f"voxels of {pane.path} are shown on those of {first.path}, number by number: {why}")
+    return told
 
 
 def _comparable(one: Frame, other: Frame) -> bool:

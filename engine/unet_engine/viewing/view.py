@@ -13,7 +13,7 @@ from unet_engine.paths import absolute, plain
 from unet_engine.units import Tell
 from unet_engine.viewing import tables
 from unet_engine.viewing.desk import Desk, neuroglancer_module
-from unet_engine.viewing.panes import Kind, Pane, pane_of
+from unet_engine.viewing.panes import Kind, Pane, misplaced, pane_of
 from unet_engine.volumes.pick import ALL, Pick
 
 
@@ -51,6 +51,8 @@ def panes_of(wish: Wish, tell: Tell) -> list[Pane]:
         for note in pane.notes:
             tell(note)
         found.append(replace(pane, name=unused(pane, found)))
+    for note in misplaced(found):
+        tell(note)
     return found
 
 
