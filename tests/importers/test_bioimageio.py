@@ -438,7 +438,7 @@ def test_the_list_names_every_source():
     said = cli("import", "--list")
     assert said.code == 0
     assert "bioimage.io" in said.out
-    assert next(s["name"] for s in json.loads(cli("import", "--list", "--json").out)) == "bioimage.io"
+    assert next(s["name"] for s in cli("import", "--list", "--json").json["sources"]) == "bioimage.io"
 
 
 def test_quantising_keeps_whose_the_model_is(tmp_path):

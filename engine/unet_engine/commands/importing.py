@@ -73,7 +73,7 @@ def _list(*, as_json: bool) -> None:
     from unet_export.importers.sources import IMPORTERS
 
     if as_json:
-        click.echo(json.dumps([{"name": i.name, "keeps": i.keeps, "cannot": i.cannot} for i in IMPORTERS]))
+        click.echo(json.dumps({"sources": [{"name": i.name, "keeps": i.keeps, "cannot": i.cannot} for i in IMPORTERS]}))
         return
     for importer in IMPORTERS:
         screen.stdout().pairs([("source", importer.name), ("keeps", importer.keeps), ("cannot", importer.cannot)])

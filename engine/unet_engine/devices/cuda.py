@@ -108,7 +108,7 @@ class CudaDevice:
         except Exception as error:
             raise BackendError(
                 f"out of memory on {self.name}: {what} needs {shown(size)} and {shown(self.free_bytes())} are free "
-                f"({first_line(error)})"
+                f"({first_line(error)}); use a smaller --window, or end what else runs there"
             ) from error
         return CudaMemory(buffer, int(buffer.handle), size)
 

@@ -86,7 +86,7 @@ def has_image(file: str, header: Any) -> bool:
         return True
     kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
     if kind is None or "Image Storage" in getattr(kind, "name", ""):
-        raise InputError(f"{file} breaks off: it describes no image, as it should; restore it, or take it out")
+        raise InputError(f"{file} breaks off before it describes its image; restore it, or take it out")
     return False
 
 
