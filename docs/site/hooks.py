@@ -17,8 +17,23 @@ def on_files(files, config):
     spec.loader.exec_module(reference)
     for path, text in reference.pages().items():
         files.append(File.generated(config, path, content=text))
-    files.append(File.generated(config, "site.css", content=(HERE / "site.css").read_text(encoding="utf-8")))
+    for name in ("site.css", WORKER):
+        files.append(File.generated(config, name, content=(HERE / name).read_text(encoding="utf-8")))
     return files
+
+
+WORKER = "worker.js"
+FETCHED = "https://unpkg.com/iframe-worker/shim"
+"""What Material's `offline` loads so that a site on a disk can be searched."""
+
+
+def on_post_page(output, page, config):
+    up = "../" * page.url.count("/")
+    return output.replace(FETCHED, up + WORKER)
+
+
+def on_post_template(output_content, template_name, config):
+    return output_content.replace(FETCHED, f"/{WORKER}")  # 404.html, which only servers show
 
 
 def on_page_markdown(markdown, page, config, files):

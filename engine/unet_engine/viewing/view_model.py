@@ -52,7 +52,12 @@ def view_model(settings: Settings, wish: Wish, opened: Opened, tell: Tell) -> di
         try:
             result = run_volume(crew, prepared, tell=tell)
         except Closed as closed:
-            return {"out": prepared.job.out, "blocks": closed.there, "blocks_planned": closed.of, "complete": False}
+            return {
+                "out": prepared.survey.named,
+                "blocks": closed.there,
+                "blocks_planned": closed.of,
+                "complete": False,
+            }
     finally:
         crew.close()
     if result.already_complete:
