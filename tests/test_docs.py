@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_type_hints
 
 import click
@@ -238,6 +239,15 @@ def test_a_site_is_looked_through(tmp_path):
         "b.html leads to gone.html",
         "b.html loads https://cdn/x.js",
     ]
+
+
+@pytest.mark.parametrize(("url", "place"), [("index.html", "worker.js"), ("reference/api.html", "../worker.js")])
+def test_a_site_on_a_disk_is_searched_by_what_lies_in_it(url, place):
+    hooks = module("hooks")
+    page = f'<script src="{hooks.FETCHED}"></script>'
+    assert hooks.on_post_page(page, SimpleNamespace(url=url), {}) == f'<script src="{place}"></script>'
+    assert hooks.on_post_template(page, "404.html", {}) == '<script src="/worker.js"></script>'
+    assert (DOCS / "site" / hooks.WORKER).is_file()
 
 
 def test_a_site_shows_lists_titles_and_options_as_they_are_meant():

@@ -137,7 +137,8 @@ def _frame(outlines: Mapping[int, Any], source: Source, world: World) -> Any:
     _, shapely, geopandas = libraries()
     if outlines and max(outlines) >= 2**63:
         raise InputError(
-            f"{source.path}: object {max(outlines)} has a larger number than files of polygons hold; number the objects again, with unet-engine components"
+            f"{source.path}: object {max(outlines)} has a larger number than files of polygons hold; number the objects "
+            "again, with unet-engine components"
         )
     ids = np.array(list(outlines), np.int64)
     shapes = np.array(list(outlines.values()), object)
