@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from support.command_line import cli, environment
+from unet_engine.backends import libraries
 from unet_engine.commands import doctor, remedies
 
 
@@ -120,6 +121,13 @@ def test_what_is_missing_or_too_old_comes_with_the_command_for_this_python(bare)
     ]  # fmt: skip
     assert "nibabel>=5.3" in found[0].why
     assert shlex.split(found[0].command)[:4] == [sys.executable, "-m", "pip", "install"]
+
+
+def test_a_package_that_every_run_needs_and_is_gone_is_named(bare, monkeypatch):
+    monkeypatch.setattr(remedies, "requires", lambda _: ["openvino>=2026.0", *REQUIRED])
+    assert named(remedies.remedies({"stitching": "native extension"}))[0] == ("every run", "openvino")
+    assert libraries.record("openvino").remedy == "pip install openvino"
+    assert libraries.record("onnxruntime").remedy == "pip install 'unet-engine[onnxruntime]'"
 
 
 def test_what_is_for_gpus_is_named_where_there_is_one_and_its_driver_where_none_answers(bare, monkeypatch):

@@ -6,6 +6,7 @@ A new library is a module in this folder and a record in `LIBRARIES`. The module
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,7 +38,7 @@ class Library:
     modules: tuple[str, ...] = ()
     """What must be importable; one of them is enough."""
     extra: str = ""
-    """Of unet-engine, that installs it."""
+    """Of unet-engine, that installs it; empty where unet-engine itself does."""
     host: str = ""
     """The `Backend` on the CPU."""
     on_device: str = ""
@@ -55,6 +56,11 @@ class Library:
     """Whether several threads can infer one window here, on the CPU."""
     typed: bool = False
     """Whether it computes in the types that the graph says, so that a lower precision needs a network of its own."""
+
+    @property
+    def remedy(self) -> str:
+        """The command that installs it."""
+        return f"pip install {shlex.quote(f'unet-engine[{self.extra}]' if self.extra else self.name)}"
 
     @property
     def installed(self) -> bool:
@@ -78,7 +84,7 @@ class Library:
 
 LIBRARIES = (
     Library(
-        "openvino", ("onnx",), {CPU: ("fp32", "bf16", "fp16", "int8")}, ("openvino",), "openvino",
+        "openvino", ("onnx",), {CPU: ("fp32", "bf16", "fp16", "int8")}, ("openvino",),
         host="openvino:OpenVINOBackend", bound_to="openvino:library", computes_in="openvino:precisions",
         joins_threads=True,
     ),
@@ -137,9 +143,7 @@ def choose_backend(model: ModelFile, device: str, name: str | None = None) -> st
             f"{chosen.name} runs on NVIDIA GPUs alone, not on the {device}; leave out --backend or use {there[0].name}"
         )
     if not chosen.installed:
-        raise BackendError(
-            f"the back end {chosen.name} is not installed; run: pip install 'unet-engine[{chosen.extra}]'"
-        )
+        raise BackendError(f"the back end {chosen.name} is not installed; run: {chosen.remedy}")
     if said := _objection(chosen, device):
         raise BackendError(said)
     return chosen.name

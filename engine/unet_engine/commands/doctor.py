@@ -43,7 +43,7 @@ INSTRUCTIONS = (
 )
 """Instruction sets that decide which precisions are fast, as Linux calls them (x86 and ARM)."""
 PACKAGES = {
-    "openvino": ("openvino", "unet-engine"),
+    "openvino": ("openvino", "openvino"),
     "onnxruntime": ("onnxruntime", "unet-engine[onnxruntime]"),
     "torch": ("torch", "unet-engine[torch]"),
     "tensorrt": ("tensorrt_rtx_cu13_bindings", "unet-engine[tensorrt]"),

@@ -195,6 +195,8 @@ def _limits() -> Iterable[Remedy]:
 
 
 def _extras(gpus: int) -> Iterable[Remedy]:
+    if lacking := missing(""):  # pip brings them; something else took them away, or put older ones there
+        yield Remedy(f"every run: needs {', '.join(lacking)}", _pip(*lacking))
     wanted = {**(_FOR_GPUS if gpus else {}), **_FOR}
     for extra, what in wanted.items():
         if lacking := missing(extra):
@@ -202,19 +204,19 @@ def _extras(gpus: int) -> Iterable[Remedy]:
             yield Remedy(f"{what}: needs {why}", _pip(f"unet-engine[{extra}]"))
 
 
+def _is_of(needed: Requirement, extra: str) -> bool:
+    return needed.marker is None or needed.marker.evaluate({"extra": extra})
+
+
 def missing(extra: str) -> list[str]:
-    """The packages of an extra that are not installed here, or too old."""
+    """The packages of an extra that are not installed here, or too old; "": those that are needed in any case."""
     found = []
     for text in requires("unet-engine") or ():
         try:
             needed = Requirement(text)
         except InvalidRequirement:
             continue
-        if (
-            needed.marker is None
-            or not needed.marker.evaluate({"extra": extra})
-            or needed.marker.evaluate({"extra": ""})
-        ):
+        if not _is_of(needed, extra) or (extra and _is_of(needed, "")):
             continue
         try:
             if not needed.specifier.contains(version(needed.name), prereleases=True):
