@@ -73,6 +73,7 @@ def test_pieces_are_unpacked_as_often_as_the_plan_says(
     said = cli("plan", *(f"--{key}={value}" for key, value in arguments.items()), "--json").json
     assert (said["bytes_kept"] == 0) == least
     assert (said["unpack_factor"] == 1) != least
+    assert any("is unpacked" in note and "convert" in note for note in said["notes"]) == least
     unpacked.clear()
     unet_engine.run(folder, arguments["model"], memory="2GiB", out=str(tmp_path / "o.zarr"))
     mean = sum(unpacked.values()) / (len(STACK) * STACK.shape[1] // 16)

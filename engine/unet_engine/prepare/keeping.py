@@ -11,6 +11,7 @@ from unet_engine.plan.memory import Sizes, predict_memory
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.tubes import counted, tubes
 from unet_engine.storage.kept import allowed
+from unet_engine.units import size, times
 from unet_engine.volumes.base import Volume
 
 
@@ -57,6 +58,24 @@ def unpack_factor(scan: Volume, plan: Plan, kept: int) -> float | None:
     if scan.units is not None or scan.pieces is None:
         return None
     return _reads(scan, plan, scan.pieces).again(kept / _piece_bytes(scan, scan.pieces))[1]
+
+
+def unpacked_often(scan: Volume, plan: Plan, kept: int) -> str | None:
+    """What people are told of a volume whose pieces are unpacked again and again, as too little is free to keep them."""
+    factor = unpack_factor(scan, plan, kept)
+    if factor is None or scan.pieces is None or factor < OFTEN:
+        return None
+    each = _piece_bytes(scan, scan.pieces)
+    enough = _reads(scan, plan, scan.pieces).again(_EVERYTHING)[0] * each
+    return (
+        f"{scan.path}: each piece of {times(scan.pieces)} voxels is unpacked {factor:.1f} times, as --memory leaves "
+        f"{size(kept)} to keep them and {size(enough)} would do; give more, or have unet-engine convert store it in chunks"
+    )
+
+
+OFTEN = 2
+"""Times that a piece is unpacked in the mean from which on it is told."""
+_EVERYTHING = 2**62
 
 
 def _piece_bytes(scan: Volume, pieces: tuple[int, ...]) -> int:

@@ -29,7 +29,7 @@ from unet_engine.prepare.draft import Draft, grid, windows_per_block
 from unet_engine.prepare.evidence import Outputs
 from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
-from unet_engine.prepare.keeping import in_tubes, to_keep, to_keep_unpacked
+from unet_engine.prepare.keeping import in_tubes, to_keep, to_keep_unpacked, unpacked_often
 from unet_engine.prepare.looking import Look, about_outputs, trial_of
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outside import about_marks
@@ -136,6 +136,8 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         shelves=fitted.sizes.shelves,
         readers=fitted.sizes.readers,
     )
+    if often := unpacked_often(loaded.draft.survey.scan, fitted.plan, fitted.kept):
+        notes.append(often)
     if not fitted.plan.block_count:
         notes.append(_idle(survey, fitted.plan))
     prepared = Prepared(
