@@ -26,11 +26,12 @@ from unet_engine.model.spec import ModelSpec  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
 from unet_export.importers.base import Wanted  # noqa: E402
 from unet_export.importers.certificate import label_of  # noqa: E402
+from unet_export.importers.files import Files  # noqa: E402
 from unet_export.importers.intensity import NotPossible  # noqa: E402
 from unet_export.importers.make import make  # noqa: E402
 from unet_export.importers.monai.behind import behind_of, numbers_above  # noqa: E402
 from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
-from unet_export.importers.monai.importer import MonaiBundle, about_outside  # noqa: E402
+from unet_export.importers.monai.importer import MonaiBundle, _Reader, about_outside  # noqa: E402
 from unet_export.importers.monai.loading import about_pads  # noqa: E402
 from unet_export.importers.monai.transforms import before_of  # noqa: E402
 
@@ -882,3 +883,30 @@ def test_reading_that_has_no_counterpart_is_refused(listed):
 def test_padding_counts_where_it_is_measured_and_is_nothing_within_a_window(listed, other, told):
     found = before_of(listed)
     assert (len(found.other), len(about_pads(found, (32, 32, 32)))) == (other, told)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "found"),
+    [
+        (["tumour_net"], None, "tumour_net"), (["network_def", "tumour_net"], None, "network_def"),
+        (["network_def", "tumour_net"], "@tumour_net", "tumour_net"), (["liver_net", "tumour_net"], None, None),
+    ],
+)  # fmt: skip
+def test_which_of_several_networks_is_meant(tmp_path, names, given, found):
+    """What the evaluator is given, and not what is called network_def beside it."""
+    folder = bundles.bundle(tmp_path / "b")
+    config = folder / "configs" / "inference.json"
+    said = json.loads(config.read_text())
+    network = said.pop("network_def")
+    said.pop("network", None)
+    said |= dict.fromkeys(names, network) | ({"evaluator": {"network": given}} if given else {})
+    config.write_text(json.dumps(said))
+    with Files(folder) as files:
+        reader = _Reader(files, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
+        if found:
+            assert reader._named() == found
+            return
+        with pytest.raises(
+            ModelError, match=r"networks liver_net, tumour_net, and none is called network_def.*--model A"
+        ):
+            reader._named()

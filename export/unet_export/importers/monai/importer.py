@@ -275,8 +275,7 @@ class _Reader:
 
     def _network(self) -> tuple[Any, str]:
         """The network and the file of its weights."""
-        name = next((n for n in _NETWORKS if n in self.config), None)
-        state = self._state()
+        name, state = self._named(), self._state()
         if name is None or state is None:
             return self._script("it names no network" if name is None else "it lacks models/model.pt")
         said = self.config.value(name) if self.wanted.trust else self._data(name)
@@ -291,6 +290,22 @@ class _Reader:
         if self.wanted.trust:
             return self._by_monai(name, state), Path(state).name
         return self._script(f"its network {target} is none of the classes that are built without trust")
+
+    def _named(self) -> str | None:
+        """The part of the configuration that is its network: what the evaluator is given, the usual name, or the only
+        one of a known class. Raises `ModelError` where several could be meant."""
+        evaluator = self.config.said.get("evaluator")
+        given = str(evaluator.get("network") or "") if isinstance(evaluator, Mapping) else ""
+        usual = [n for n in _NETWORKS if n in self.config]
+        if given.startswith("@") and given[1:] in self.config and given[1:] not in usual:
+            return given[1:]
+        if usual:
+            return usual[0]
+        said = self.config.said
+        others = [n for n in said if isinstance(said[n], Mapping) and networks.class_of(said[n]) is not None]
+        if len(others) > 1:
+            raise _of_several(self.path, f"it has the networks {', '.join(others)}, and none is called network_def")
+        return others[0] if others else None
 
     def _data(self, name: str) -> Any:
         """What is said of the network; one that only wraps another by an expression is that one."""
