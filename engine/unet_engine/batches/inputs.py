@@ -201,14 +201,14 @@ def _is_zarr(path: str) -> bool:
 
 def _is_output(path: str) -> bool:
     """Whether a run or a pass of ours made it: what `convert` makes of a volume is a volume."""
-    header = (
-        account_of(path) or {}
-        if is_local(path) and not Path(path).is_dir()
-        else read_header(path) or {}
-        if _is_zarr(path)
-        else {}
-    )
-    return any(key in header for key in ("output", "digest", "identity"))
+    return any(key in (_said_of(path) or {}) for key in ("output", "digest", "identity"))
+
+
+def _said_of(path: str) -> Mapping[str, Any] | None:
+    """What whoever made it said of itself."""
+    if is_local(path) and not Path(path).is_dir():
+        return account_of(path)
+    return read_header(path) if _is_zarr(path) else None
 
 
 # --- lists ---
