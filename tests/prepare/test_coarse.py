@@ -12,8 +12,8 @@ from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.answered import Answered
 from unet_engine.plan.box import Box
-from unet_engine.prepare import coarse
-from unet_engine.prepare.coarse_choice import CoarseChoice
+from unet_engine.prepare import coarse, coarse_sample
+from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.draft import Draft
 from unet_engine.prepare.missed import LOOKS, Region, hopeless
 from unet_engine.prepare.survey import survey
@@ -184,7 +184,7 @@ def test_where_nothing_is_proved_nothing_is_skipped_and_strict_refuses(scene, pl
 NO_WINDOWS = np.zeros((2, 2), np.uint16)
 
 
-class Drawn(coarse._Sample):
+class Drawn(coarse_sample.Sample):
     """Regions whose cells are known."""
 
     def __init__(self, regions, windows=NO_WINDOWS):
@@ -202,33 +202,33 @@ def drawn(count, cells=30, missed=0, score=200):
 
 def test_no_more_regions_are_computed_than_prove_it():
     sample = drawn(1000)
-    threshold, rated = coarse._proved(sample, 0.001, 30, 1.0, lambda _: None)
+    threshold, rated = coarse_sample.proved(sample, 0.001, 30, 1.0, lambda _: None)
     assert threshold == 200
     assert rated.bound == 0.001
-    assert LOOKS[0].needed(0.001) <= 30 * len(sample.found) < LOOKS[0].needed(0.001) + 30 * 2 * coarse.FEWEST
+    assert LOOKS[0].needed(0.001) <= 30 * len(sample.found) < LOOKS[0].needed(0.001) + 30 * 2 * coarse_sample.FEWEST
 
 
 def test_what_the_coarse_pass_expects_decides_how_many_are_computed_at_a_time_and_not_what_is_proved():
     for likely in (0, 1, 100):
         sample = drawn(1000)
-        assert coarse._proved(sample, 0.001, likely, 1.0, lambda _: None)[1].bound == 0.001
+        assert coarse_sample.proved(sample, 0.001, likely, 1.0, lambda _: None)[1].bound == 0.001
         assert len(sample.found) <= 2 * LOOKS[0].needed(0.001) / 30
 
 
 def test_where_the_first_look_proves_nothing_more_are_computed():
     sample = Drawn([Region(np.full(30, 7, np.int64), np.full(30, s, np.int64)) for s in [0, *[200] * 999]])
-    rated = coarse._proved(sample, 0.01, 30, 1.0, lambda _: None)[1]
+    rated = coarse_sample.proved(sample, 0.01, 30, 1.0, lambda _: None)[1]
     assert rated.bound > 0.01, "a region that is missed as a whole says that there are more of these"
     assert len(sample.found) * 30 >= LOOKS[1].needed(0.01)
     few = drawn(30)
-    assert coarse._proved(few, 0.001, 30, 1.0, lambda _: None)[1].bound > 0.001
+    assert coarse_sample.proved(few, 0.001, 30, 1.0, lambda _: None)[1].bound > 0.001
     assert len(few.found) == 30, "all that the budget allows"
 
 
 def test_what_the_coarse_pass_does_not_see_at_all_is_given_up():
     sample = Drawn([Region(np.full(30, 7, np.int64), np.r_[np.zeros(10, np.int64), np.full(20, 200)])] * 1000)
-    assert coarse._proved(sample, 0.001, 30, 1.0, lambda _: None)[1].bound > 0.001
-    assert len(sample.found) == coarse.LEAST
+    assert coarse_sample.proved(sample, 0.001, 30, 1.0, lambda _: None)[1].bound > 0.001
+    assert len(sample.found) == coarse_sample.LEAST
     assert not hopeless(drawn(8, missed=1).boxes, 0.03)
 
 
@@ -240,13 +240,13 @@ def test_a_threshold_that_spares_more_than_it_costs_to_prove_is_waited_for():
     found = []
     for cost in (0.001, 1000.0):
         sample = Drawn(regions, scores)
-        found.append(coarse._proved(sample, 0.001, 500, cost, lambda _: None)[0])
+        found.append(coarse_sample.proved(sample, 0.001, 500, cost, lambda _: None)[0])
     assert found == [200, 100]
 
 
 def test_a_window_scores_what_the_best_of_its_cells_does():
     scores = np.arange(12, dtype=np.uint16).reshape(3, 4)
-    best = coarse._best(scores, [[(0, 8), (8, 20)], [(0, 9), (9, 16), (16, 32)]], (8, 8))
+    best = coarse_sample.best(scores, [[(0, 8), (8, 20)], [(0, 9), (9, 16), (16, 32)]], (8, 8))
     np.testing.assert_array_equal(best, [[1, 1, 3], [9, 9, 11]])
 
 
@@ -276,8 +276,8 @@ def test_poses_cost_the_run_as_much_as_the_look(scene):
 
 def test_regions_of_huge_volumes_are_drawn_from_everywhere():
     for count in (1000, 2**24, 2**40):
-        drawn = coarse._drawn(count)
-        assert len(np.unique(drawn)) == len(drawn) == min(count, coarse.DRAWN)
+        drawn = coarse_sample.drawn(count)
+        assert len(np.unique(drawn)) == len(drawn) == min(count, coarse_sample.DRAWN)
         assert 0 <= drawn.min() <= drawn.max() < count
         assert 0.4 < drawn[:256].mean() / count < 0.6
 
@@ -334,7 +334,7 @@ def test_a_model_that_says_what_nothing_gives_finds_its_background_by_it(tmp_pat
 def test_as_many_regions_may_be_drawn_as_a_sparse_volume_in_3d_needs():
     """Windows of 64³ that share 16 have 48³ voxels of their own; one cell of twenty has foreground."""
     cells = (48 // (coarse.CELL * coarse.FACTOR)) ** 3 * 0.05
-    assert coarse.MOST_REGIONS * cells > 2 * LOOKS[-1].needed(coarse.MISS)
+    assert coarse_sample.MOST_REGIONS * cells > 2 * LOOKS[-1].needed(MISS)
 
 
 def test_windows_of_the_coarse_pass_fit_it(tmp_path):

@@ -12,42 +12,41 @@ It follows from volume, mask, model and settings, and from neither the region of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from math import ceil, prod
+from dataclasses import replace
+from math import prod
 
 import numpy as np
 
-from unet_engine.backends.base import COPIES, Array, Backend, Network, hash_of
+from unet_engine.backends.base import Array, Network
 from unet_engine.backends.opening import open_network
 from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.plan.box import Box
 from unet_engine.plan.fitting import AxisNeeds, fitted
-from unet_engine.plan.grid import AxisGrid
-from unet_engine.plan.plan import Index, Plan
-from unet_engine.prepare.ahead import Cut
+from unet_engine.plan.plan import Plan
 from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
+from unet_engine.prepare.coarse_sample import (
+    LEAST,
+    LIKELY,
+    MOST_REGIONS,
+    SEED,
+    Sample,
+    best,
+    computed,
+    computed_once,
+    drawn_of,
+    over,
+    proved,
+)
 from unet_engine.prepare.decisions import Decisions, Tiling
-from unet_engine.prepare.draft import Draft, grid
-from unet_engine.prepare.missed import (
-    CONFIDENCE,
-    LOOKS,
-    Rate,
-    Region,
-    evidence,
-    hopeless,
-    settled,
-    tells,
-    threshold_of,
-)  # fmt: skip
+from unet_engine.prepare.draft import Draft
+from unet_engine.prepare.missed import CONFIDENCE, Rate, hopeless
 from unet_engine.prepare.outside import stored_of
-from unet_engine.prepare.regions import labels_of_each
 from unet_engine.units import Tell, silent
 from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.coarse import Coarse
 
-SEED = 0
 FACTOR = 4
 """Voxels to one of the coarse pass, along each axis of the model."""
 CELL = 2
@@ -58,22 +57,8 @@ LARGER = 1.5
 """Voxels of such a window that fits the volume better, to those of the model's own, at most."""
 BUDGET = 0.1
 """Part of a run that coarse pass and regions may compute."""
-LEAST = 8
-"""Regions that are computed at least."""
-SPARED = 4
-"""A threshold is taken that misses such a part of what is allowed in the regions, at most."""
-LIKELY, SURE = 128, 255
-"""Cells of such a score are taken for foreground where it is guessed how many regions hold enough of it; the largest
-score that a cell has by itself."""
-FEWEST = 2
-"""Regions that are computed before it is asked again whether they tell enough."""
-MOST_REGIONS = 2048
-"""Regions that are drawn at most: in 3D with the blend `crop` one is a window's own 48³ voxels, 216 cells, of which few
-hold foreground where that is sparse."""
-MANY, DRAWN = 2**24, 2**18
-"""Regions of a volume of which not all are put in order, and how many are then."""
-SPAN = 4
-"""Windows along each axis that a region spans where they overlap: those around it are computed for it alone."""
+SURE = 255
+"""The largest score that a cell has by itself."""
 
 
 def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseChoice:
@@ -89,9 +74,9 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
     planes = len(survey.volume.shape) - len(spec.axes)
     factors = (1,) * planes + (FACTOR,) * len(spec.axes)
     run = draft.plan(decisions.labels_of(spec, Box.of_shape(survey.volume.shape), decisions.tiling))
-    regions, cost = _regions(draft, decisions, run, survey.volume.shape)
+    regions, cost = drawn_of(draft, decisions, run, survey.volume.shape)
     coarse = Coarse(survey.volume, factors)
-    work, first = _computed(run), _computed(_coarse_plan(draft, decisions, coarse))
+    work, first = computed(run), computed(_coarse_plan(draft, decisions, coarse))
     budget = settings.coarse_budget or BUDGET
     count = min(MOST_REGIONS, len(regions), int((budget * work - first) / max(1, cost)))
     if count < LEAST:
@@ -106,10 +91,10 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
     cell = tuple(CELL * f if a >= planes else 1 for a, f in enumerate(factors))
     alone = _cells(_scores(draft, decisions, coarse, background), planes)
     scores = _ranked(alone)
-    windows = _best(scores, [[axis.support(k) for k in range(axis.count)] for axis in run.axes], cell)
-    sample = _Sample(draft, decisions, regions[:count], scores, cell, background, windows)
-    likely = [int((_over(alone, box, cell) >= LIKELY).sum()) for box in regions]
-    threshold, rated = _proved(sample, choice.target, sum(likely) / len(likely), cost / _computed_once(run), tell)
+    windows = best(scores, [[axis.support(k) for k in range(axis.count)] for axis in run.axes], cell)
+    sample = Sample(draft, decisions, regions[:count], scores, cell, background, windows)
+    likely = [int((over(alone, box, cell) >= LIKELY).sum()) for box in regions]
+    threshold, rated = proved(sample, choice.target, sum(likely) / len(likely), cost / computed_once(run), tell)
     sample.take_up(threshold)
     count = len(sample.found)
     mask = CellMask.of(scores >= threshold, survey.volume.shape, cell)
@@ -277,158 +262,3 @@ def _ranked(alone: Array) -> Array:
         n = alone.shape[a]
         around = np.maximum.reduce([padded.take(range(k, k + n), a) for k in range(3)])
     return around + np.where(around == SURE, alone, np.uint16(0)).astype(np.uint16)
-
-
-# --- regions ---
-
-
-def _regions(draft: Draft, decisions: Decisions, run: Plan, shape: Sequence[int]) -> tuple[list[Box], int]:
-    """Boxes of the run's grid that partition the volume, in a random order, and the voxels of input that the first
-    computes: at most as many as any, since windows at the border of the volume are as large."""
-    spans = [_spans(axis, decisions.tiling.blend) for axis in run.axes]
-    counts = [len(s) for s in spans]
-    found: list[Box] = []
-    for number in _drawn(prod(counts)):
-        index = np.unravel_index(int(number), counts)
-        ends = [span[int(i)] for span, i in zip(spans, index, strict=True)]
-        box = Box(*map(tuple, zip(*ends, strict=True)))
-        if all(mask.may_hold(box) for mask in draft.survey.seen_masks):
-            found.append(box)
-        if len(found) == MOST_REGIONS:
-            break
-    if not found:
-        return [], 1
-    spec, tiling = draft.survey.model.spec, decisions.tiling
-    return found, max(_computed(draft.plan(decisions.labels_of(spec, box, tiling))) for box in found[:LEAST])
-
-
-def _drawn(count: int) -> Array:
-    """Numbers below `count` in a random order: all, or of very many as many as memory holds."""
-    rng = np.random.default_rng(SEED)
-    return rng.permutation(count) if count < MANY else rng.choice(count, DRAWN, replace=False)
-
-
-def _computed_once(plan: Plan) -> int:
-    """Voxels of input of a window, in all poses and by all networks."""
-    return plan.calls * prod(plan.window_shape)
-
-
-def _computed(plan: Plan) -> int:
-    """Voxels of input, in all poses and by all networks."""
-    return plan.window_range.size * _computed_once(plan)
-
-
-def _spans(axis: AxisGrid, blend: str) -> list[tuple[int, int]]:
-    """Where regions begin and end along an axis."""
-    if blend == "crop" or axis.count == 1:
-        return [axis.support(k) for k in range(axis.count)]
-    starts = [axis.start(k) for k in range(0, axis.count, SPAN)]
-    ends = [*starts[1:], axis.size]
-    return [(max(0, lo), hi) for lo, hi in zip(starts, ends, strict=True) if hi > max(0, lo)]
-
-
-@dataclass
-class _Sample:
-    """Regions in the order in which they were drawn, computed as far as is asked for."""
-
-    draft: Draft
-    decisions: Decisions
-    boxes: Sequence[Box]
-    scores: Array
-    cell: Sequence[int]
-    background: int
-    windows: Array
-    """The largest score of the cells that each window of the run gives something to."""
-    found: list[Region] = field(default_factory=list)
-    answers: dict[Index, Array] = field(default_factory=dict)
-    """What the network gave for windows that the run may infer, too: as many as there is room for."""
-
-    @property
-    def left(self) -> int:
-        return len(self.boxes) - len(self.found)
-
-    def take(self, count: int) -> None:
-        """Compute so many more."""
-        boxes = self.boxes[len(self.found) : len(self.found) + count]
-        labels = labels_of_each(self.draft, self.decisions, boxes, self._keep)
-        self.found += [self._region(box, values) for box, values in zip(boxes, labels, strict=True)]
-
-    def _keep(self, window: Index, output: Array) -> None:
-        if self.windows[window] >= LIKELY and (1 + len(self.answers)) * output.nbytes <= COPIES:
-            self.answers[window] = np.array(output)
-
-    def take_up(self, threshold: int) -> None:
-        """Let the run have these answers, where it infers such windows."""
-        survey, network = self.draft.survey, self.draft.network
-        if not isinstance(network, Backend) or network.setup.batch != 1:
-            return
-        axes = grid(survey, self.decisions.tiling)
-        window = np.empty(network.setup.input_shape, np.float32)
-        known: dict[bytes, Array] = {}
-        for index, output in self.answers.items():
-            if self.windows[index] >= threshold and Cut(survey, self.draft.scale, axes, index)(window[0]):
-                known[hash_of(window)] = output[np.newaxis]
-        network.known = known
-
-    def _region(self, box: Box, labels: Array) -> Region:
-        """The cells of a box that have foreground."""
-        foreground = labels != self.background
-        for mask in self.draft.survey.seen_masks:
-            foreground &= mask.read(box) != 0
-        voxels = foreground.astype(np.int64)
-        for a, (lo, hi, size) in enumerate(zip(box.lo, box.hi, self.cell, strict=True)):
-            first = [lo, *range((lo // size + 1) * size, hi, size)]
-            voxels = np.add.reduceat(voxels, np.array(first) - lo, axis=a)
-        there = _over(self.scores, box, self.cell)
-        some = voxels > 0
-        return Region(voxels[some], there[some].astype(np.int64))
-
-
-def _proved(sample: _Sample, target: float, likely: float, cost: float, tell: Tell) -> tuple[int, Rate]:
-    """The threshold that is taken, and what it misses. `likely`: cells with foreground of a region, by the coarse pass;
-    `cost`: windows of one.
-
-    How many regions are computed before a look depends on their foreground, and not on what of it is missed."""
-    left, taken = 1 - CONFIDENCE, (0, Rate(0.0, 1.0, 0))
-    for number, look in enumerate(LOOKS):
-        while sample.left and not (len(sample.found) >= LEAST and tells(sample.found, look, target)):
-            if hopeless(sample.found, target):
-                return settled(sample.found, target, target / SPARED, left)
-            count = _next(look.needed(target) - evidence(sample.found), likely, len(sample.found), sample.left)
-            tell(f"{count} {'more ' if sample.found else ''}regions are computed in full")
-            sample.take(count)
-        error = look.error if sample.left else left
-        found = settled(sample.found, target, target / SPARED, error)
-        taken, left = _better(taken, found, target), left - error
-        if not sample.left or number + 1 == len(LOOKS):
-            break
-        more = (LOOKS[number + 1].needed(target) - evidence(sample.found)) / max(1e-9, likely)
-        wished = threshold_of(sample.found, target / SPARED)
-        spared = int(((sample.windows >= taken[0]) & (sample.windows < wished)).sum())
-        if taken[1].bound <= target and spared <= cost * more:
-            break
-    return taken
-
-
-def _better(one: tuple[int, Rate], other: tuple[int, Rate], target: float) -> tuple[int, Rate]:
-    """Of two looks' thresholds the larger one that is proved, as both may be believed; else the later one."""
-    return one if one[1].bound <= target and (other[1].bound > target or other[0] < one[0]) else other
-
-
-def _next(missing: float, likely: float, done: int, left: int) -> int:
-    """How many regions are computed before it is asked again whether they tell enough: a third of those that it seems to
-    take, as one cannot know; at first `LEAST`, and never more than were computed before."""
-    wanted = ceil(max(0.0, missing) / max(1e-9, likely) / 3)
-    return min(left, max(FEWEST, min(wanted, done)) if done else LEAST)
-
-
-def _best(scores: Array, spans: Sequence[Sequence[tuple[int, int]]], cell: Sequence[int]) -> Array:
-    """The largest score of the cells that meet each box of a grid, whose spans are given per axis."""
-    for a, (along, size) in enumerate(zip(spans, cell, strict=True)):
-        scores = np.stack([scores.take(range(lo // size, -(-hi // size)), a).max(a) for lo, hi in along], a)
-    return scores
-
-
-def _over(scores: Array, box: Box, cell: Sequence[int]) -> Array:
-    """Those of the cells that meet the box."""
-    return scores[tuple(slice(lo // c, -(-hi // c)) for lo, hi, c in zip(box.lo, box.hi, cell, strict=True))]
