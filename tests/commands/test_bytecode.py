@@ -130,3 +130,14 @@ def test_a_folder_of_others_is_not_asked(tmp_path, monkeypatch):
     (tmp_path / "cache").chmod(0o700)
     bytecode.keep_code()  # of this process all is imported
     assert sys.meta_path == before
+
+
+def test_a_command_that_is_called_twice_in_a_process_asks_nobody_without_end(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(bytecode, "ALL_THERE", "a module that is not there")
+    monkeypatch.setattr(bytecode.atexit, "register", lambda *_: None)
+    for _ in range(2):
+        bytecode.keep_code()
+    assert sum(isinstance(finder, Finder) for finder in sys.meta_path) <= 1
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("no_such_module_anywhere")

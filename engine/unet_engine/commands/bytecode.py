@@ -62,6 +62,8 @@ def keep_code() -> None:
     where there is no cache, or nothing is left to import."""
     if ALL_THERE in sys.modules or not hasattr(os, "pread"):
         return
+    if any(isinstance(finder, Finder) for finder in sys.meta_path):  # two would ask one another without end
+        return
     with suppress(BackendError, OSError):
         finder = Finder(engine_cache.folder() / f"{engine_cache.name_of(_key())}.{KIND}")
         sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
