@@ -28,7 +28,7 @@ from support.volumes import fake_model, make_volume
 from unet_engine import machine
 from unet_engine.execution.dask.sharing import Sharing
 from unet_engine.pipeline import recycling
-from unet_engine.pipeline.columns import run_column
+from unet_engine.pipeline.columns import run_column, tasks_of
 from unet_engine.pipeline.host import HostPredicted
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.grid import AxisGrid
@@ -117,7 +117,7 @@ def test_no_view_of_a_halo_keeps_sums_that_are_used_up() -> None:
         job=SimpleNamespace(plan=plan, readers=1, sharing=1), settle=lambda task, *_: task, read=lambda _: None, predict=predict,
         commit=lambda *_: None, recorder=PLAIN, record=lambda: None,
     )  # fmt: skip
-    run_column(worker, next(plan.columns()), lambda index: index[0] in (1, 3), threading.Event())
+    run_column(worker, tasks_of(worker, next(plan.columns()), lambda index: index[0] in (1, 3)), threading.Event())
     assert alive == [0, 1, 1, 1], "what came last, and nothing older"
 
 

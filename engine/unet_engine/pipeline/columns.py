@@ -88,7 +88,7 @@ def _device_thread(
             column, again = again or columns.get_nowait(), None
             last = columns.empty() and not is_pipelined(worker.job.setup.device)
             try:
-                run_column(worker, column, pending, stop, turn, turn.over if last else ALWAYS.over)
+                run_column(worker, tasks_of(worker, column, pending), stop, turn, turn.over if last else ALWAYS.over)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -107,25 +107,13 @@ def _both(first: Pending, second: Pending) -> Pending:
 
 def run_column(
     worker: Worker,
-    column: Column,
-    pending: Pending,
-    stop: threading.Event,
-    turn: Turn = ALWAYS,
-    inferred: Callable[[], None] = ALWAYS.over,
-) -> None:
-    """All that is left of one column, see `run_tasks`."""
-    run_tasks(worker, _tasks(worker, column, pending), stop, turn, inferred)
-
-
-def run_tasks(
-    worker: Worker,
     tasks: Iterable[Task],
     stop: threading.Event,
     turn: Turn = ALWAYS,
     inferred: Callable[[], None] = ALWAYS.over,
 ) -> None:
-    """Task by task; halos wait here until their block is committed. `inferred` is called once all is inferred, before
-    the last is written."""
+    """What is left of one column, see `tasks_of`; halos wait here until their block is committed. `inferred` is called
+    once all is inferred, before the last is written."""
     waiting: defaultdict[Index, list[Halo]] = defaultdict(list)
     writing: Future[None] | None = None
     with (
@@ -175,7 +163,7 @@ def _waited(recorder: Recorder, future: Future[T]) -> T:
         return future.result()
 
 
-def _tasks(worker: Worker, column: Column, pending: Pending) -> Iterator[Task]:
+def tasks_of(worker: Worker, column: Column, pending: Pending) -> Iterator[Task]:
     """The tasks that need the network or sums."""
     for task in worker.job.plan.tasks(column, pending):
         if left := worker.settle(task, column, pending):

@@ -9,7 +9,7 @@ from threading import Event
 import numpy as np
 
 from unet_engine.backends.base import Array, Backend
-from unet_engine.pipeline.columns import run_columns, run_tasks
+from unet_engine.pipeline.columns import run_column, run_columns
 from unet_engine.pipeline.host import Watch, unwatched
 from unet_engine.pipeline.job import Job
 from unet_engine.pipeline.worker import Opened, Worker
@@ -43,7 +43,7 @@ def labels_of_each(draft: Draft, decisions: Decisions, boxes: Sequence[Box], wat
         for index in sorted(wanted)
         if (task := alone.task(index, column, wanted.__contains__))
     )
-    run_tasks(worker, filter(None, tasks), Event())
+    run_column(worker, filter(None, tasks), Event())
     worker.leave()
     return [kept.values[box] for box in boxes]
 

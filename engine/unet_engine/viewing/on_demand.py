@@ -14,7 +14,7 @@ import numpy as np
 
 from unet_engine.execution.local import LocalTeam
 from unet_engine.execution.team import Pending
-from unet_engine.pipeline.columns import run_column
+from unet_engine.pipeline.columns import run_column, tasks_of
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Column, Index, Plan
@@ -187,7 +187,7 @@ class _Looking:
         if extent := self._demand.extent():
             self._sketch(extent & self._plan.roi)
         self._preview(index)
-        run_column(self._worker, column, lambda i: i == index, threading.Event())
+        run_column(self._worker, tasks_of(self._worker, column, lambda i: i == index), threading.Event())
         self._demand.committed(index)
         self._previews.drop(index)
         self._say()
