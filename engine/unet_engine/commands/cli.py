@@ -35,7 +35,6 @@ from unet_engine.commands.options import (
     several_options,
     speaks_json,
 )
-from unet_engine.commands.roomy import roomy
 from unet_engine.commands.sources import model_of, with_model
 from unet_engine.commands.viewing import view_command
 from unet_engine.errors import OutputError, SettingsError, UnetEngineError
@@ -133,11 +132,9 @@ def run_command(*, as_json: bool, more: tuple[str, ...], **given: Any) -> None:
 def _importing() -> Iterator[None]:
     """Inside, imports of many modules take less."""
     from unet_engine import machine
-    from unet_engine.commands.bytecode import keep_code
     from unet_engine.commands.generated import known_code
     from unet_engine.imports import lean
 
-    keep_code()
     with machine.uncollected(), lean(), known_code():
         yield
 
@@ -447,7 +444,7 @@ def main() -> None:
     except OSError:
         _fail("the current folder is gone; change to one that is there", SettingsError.exit_code)
     try:
-        roomy(partial(app, prog_name="unet-engine", standalone_mode=False))
+        app(prog_name="unet-engine", standalone_mode=False)
         if unsaid := streams.unsaid():
             _fail(
                 f"stdout cannot be written: {unsaid.strerror}; send it elsewhere", OutputError.exit_code, "OutputError"
