@@ -74,6 +74,7 @@ def test_no_window_is_inferred_twice(
     """Warming up is that inference already, of one window as of several. Others' answers are not taken for it."""
     network = opened(files, combination)
     started: list[bytes] = []
+    told: list[bool] = []
     start = type(network).start
     monkeypatch.setattr(
         type(network), "start", lambda self, slot: (started.append(self.input(slot).tobytes()), start(self, slot))[1]
@@ -88,6 +89,7 @@ def test_no_window_is_inferred_twice(
             path, out=str(tmp_path / f"{name}-out.zarr"), model=str(files[1] / combination[1]), window=WINDOW,
             backend=combination[0], threads=threads, output="logits", device="cpu", trust=True, precision="fp32",
         )  # fmt: skip
+        told.append(found.start["to the first window"] < found.start["to the run"])
         return result_of(found.out)
 
     long = np.concatenate([image[:, :, ::-1] / 2, image, image * 2], axis=2)
@@ -100,6 +102,7 @@ def test_no_window_is_inferred_twice(
     for name, case in cases.items():
         np.testing.assert_array_equal(logits(name, *case), expected[name])
         assert len(started) == len(set(started)) == (1 if case[0] is not long else 5)
+    assert told == [False] * 3 + [True] * 3, "warming up is where the first window goes in, if it is one of the run"
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(c[:2]))
