@@ -163,7 +163,7 @@ def _run(*arguments: object) -> dict[str, Any]:
     ("classes", "side", "window", "memory", "more"),
     share(
         [
-            (2, 128, 32, 95, ()),
+            (2, 128, 32, 106, ()),
             (100, 64, 32, 250, ("--part", "2/3")),
             (10, 96, 32, 120, ("--output", "logits", "--dtype", "float32")),
             (100, 64, 16, 180, ("--output", "probabilities")),

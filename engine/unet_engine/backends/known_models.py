@@ -61,6 +61,8 @@ def _key(path: str | Path, asked: tuple[Any, ...]) -> engine_cache.Key | None:
         if not only.name.lower().endswith(".onnx") or not only.is_file():
             return None
         beside = only.with_suffix(".toml")
+        if beside.exists() and not beside.is_file():
+            return None
         return {
             "path": str(path),
             "asked": repr(asked),
