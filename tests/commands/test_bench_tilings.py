@@ -35,6 +35,7 @@ def test_what_bench_finds_is_what_a_run_takes(scene):
     assert len(found["table"]) == len(found["frontier"])
 
 
+@pytest.mark.slow
 def test_every_tiling_of_the_table_is_in_the_picture(scene):
     found = scene[2]
     picture = ElementTree.fromstring(by_tiling(found))

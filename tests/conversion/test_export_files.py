@@ -47,7 +47,7 @@ def window_of(config, k):
     return (least + k * step,) * config.dims
 
 
-@pytest.fixture(scope="module", params=share(["3d-instance-same", "2d-none-valid", "2d-batch-same"], 2))
+@pytest.fixture(scope="module", params=share(["3d-instance-same", "2d-none-valid", "2d-batch-same"]))
 def exported(request, tmp_path_factory):
     model, spec = trained(LAYOUTS[request.param])
     path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"

@@ -59,7 +59,7 @@ ALL, SOME, NONE = 0.75, 1e-6, 0.0
     cases(), st.sampled_from(["labels", "probabilities", "logits"]), st.sampled_from(["uint8", "int16", "float32"]),
     st.sampled_from([ALL, SOME, NONE]),
 )  # fmt: skip
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_bytes_are_those_of_the_cpu(
     blocks: Any, share: Any, case: dict[str, Any], output: str, dtype: str, kept: float
 ) -> None:

@@ -300,6 +300,7 @@ def test_targets_missed_and_failures_show_in_table_and_exit_code(monkeypatch: py
     assert "| b | not run | no / such thing | | |" in text
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_is_ended_and_the_others_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
