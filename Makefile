@@ -12,9 +12,12 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo engine packages test slow fresh faults geometries check compiled lint bench clean site wheels lock
 
+# Where no GPU runs it, the CUDA module is compiled for one kind of them: all five take a minute more than the rest.
+KINDS := $(if $(shell command -v nvidia-smi),,-C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real)
+
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --editable .
+	$(BIN)/pip install -q --editable . $(KINDS)
 	touch $@
 
 # On one core the engine is compiled, on the other its packages and those of the tests are unpacked: no file is written by
@@ -25,9 +28,6 @@ unexport PYTHONDONTWRITEBYTECODE
 	-$(BIN)/pip install -q --upgrade 'pip>=25.1'
 	$(MAKE) -j2 engine packages
 	touch .venv/run $@
-
-# Where no GPU runs it, the CUDA module is compiled for one kind of them: all five take a minute more than the rest.
-KINDS := $(if $(shell command -v nvidia-smi),,-C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real)
 
 engine:
 	$(BIN)/pip install -q --no-deps --editable . $(KINDS)
