@@ -13,11 +13,13 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo engine packages test slow fresh faults geometries check compiled lint bench clean site wheels lock
 
 # Where no GPU runs it, the CUDA module is compiled for one kind of them: all five take a minute more than the rest.
-KINDS := $(if $(shell command -v nvidia-smi),,-C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real)
+ifeq ($(shell command -v nvidia-smi),)
+.venv/run engine: export CMAKE_ARGS += -DCMAKE_CUDA_ARCHITECTURES=90-real
+endif
 
 .venv/run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --editable . $(KINDS)
+	$(BIN)/pip install -q --editable .
 	touch $@
 
 # On one core the engine is compiled, on the other its packages and those of the tests are unpacked: no file is written by
@@ -30,7 +32,7 @@ KINDS := $(if $(shell command -v nvidia-smi),,-C cmake.define.CMAKE_CUDA_ARCHITE
 	touch .venv/run $@
 
 engine:
-	$(BIN)/pip install -q --no-deps --editable . $(KINDS)
+	$(BIN)/pip install -q --no-deps --editable .
 
 # torch comes first and by version, so that no other package pulls in a build for GPUs. Other people's networks ask for
 # packages, and so for another torch, that they do not use; without them the tests of those networks are skipped.
