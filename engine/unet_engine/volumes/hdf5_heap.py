@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 _ELEMENT = struct.Struct("<IQI")
@@ -33,7 +34,7 @@ def is_sound(item: Any, key: str) -> bool:
         return not kind.detect_class(h5py.h5t.VLEN)  # inside of a compound, of which nothing is read here
     if not each:
         return True
-    with open(item.file.filename, "rb") as file:  # noqa: PTH123
+    with Path(item.file.filename).open("rb") as file:
         reader = _Reader(file.fileno(), item.file.userblock_size)
         raw = reader.attribute(h5py.h5o.get_info(item.id).addr, key.encode(), attribute.get_storage_size())
         return raw is None or reader.holds(raw, each)
@@ -46,7 +47,7 @@ def is_sound_text(data: Any) -> bool:
     each, offset = _each(data.id.get_type(), h5py), data.id.get_offset()
     if not each or offset is None or data.shape != ():
         return True
-    with open(data.file.filename, "rb") as file:  # noqa: PTH123
+    with Path(data.file.filename).open("rb") as file:
         reader = _Reader(file.fileno(), data.file.userblock_size)
         return reader.holds(os.pread(file.fileno(), _ELEMENT.size, offset), each)
 
