@@ -324,7 +324,7 @@ def test_what_openvino_does_without_is_there_for_others() -> None:
     """For other threads even while OpenVINO is imported."""
     module = pytest.importorskip("unet_engine.backends.openvino")
     before, found = list(sys.meta_path), []
-    finder = module._Lean()
+    finder = module._WithoutConverter()
     with finder, pytest.raises(ModuleNotFoundError):
         finder.find_spec(module._CONVERTER)
     other = threading.Thread(target=lambda: found.append(finder.find_spec(module._CONVERTER)))

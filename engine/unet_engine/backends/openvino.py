@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib
 import io
-import re
 import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from unet_engine import machine
 from unet_engine.backends import engine_cache
 from unet_engine.backends.base import ANOTHER, Array, Backend, Setup, slots_for
 from unet_engine.errors import BackendError, ModelError, first_line
-from unet_engine.imports import forget_waiting, later
 from unet_engine.model.file import attached_network
 from unet_engine.model.onnx_means import NAMED
 from unet_engine.model.onnx_network import exact_network_of, network_of
@@ -29,13 +25,10 @@ from unet_engine.units import times
 # The telemetry package is made unimportable before the first import of OpenVINO, which then uses its own silent stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 _CONVERTER = "openvino.tools.ovc"
-_OPERATIONS = re.compile(r"openvino\.opset\d+")
-"""What graphs are written with in Python: a quarter of the modules."""
 
 
-class _Lean:
-    """Keeps OpenVINO's converter of other formats, half of the time of its import, out of an import by this thread,
-    and has operations loaded when somebody uses one."""
+class _WithoutConverter:
+    """Keeps OpenVINO's converter of other formats, half of the time of its import, out of an import by this thread."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -45,17 +38,13 @@ class _Lean:
 
     def __exit__(self, *_: object) -> None:
         sys.meta_path.remove(self)
-        forget_waiting()
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        if threading.get_ident() != self._thread:
-            return None
-        if name == _CONVERTER:
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == _CONVERTER and threading.get_ident() == self._thread:
             raise ModuleNotFoundError(f"{name} is imported where it is used", name=name)
-        return later(name) if _OPERATIONS.fullmatch(name) else None
 
 
-with _Lean():
+with _WithoutConverter():
     import openvino as ov
 
 

@@ -133,10 +133,23 @@ def _importing() -> Iterator[None]:
     """Inside, imports of many modules take less."""
     from unet_engine import machine
     from unet_engine.commands.generated import known_code
-    from unet_engine.imports import lean
 
-    with machine.uncollected(), lean(), known_code():
+    with machine.uncollected(), _without_fsspec(), known_code():
         yield
+
+
+@contextmanager
+def _without_fsspec() -> Iterator[None]:
+    """Inside, zarr does not find fsspec, which it looks for to know maps of it where it is handed one: that is never
+    done here. Whoever needs fsspec imports it later."""
+    if "fsspec" in sys.modules:
+        yield
+        return
+    sys.modules["fsspec"] = None  # type: ignore[assignment]  # None there: not to be found
+    try:
+        yield
+    finally:
+        del sys.modules["fsspec"]
 
 
 @dataclass
