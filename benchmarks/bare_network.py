@@ -55,7 +55,7 @@ def main() -> None:
         print({kind: round(ms, 1) for kind, ms in _by_layer(path, args.precision).items()}, "ms on one thread")
     if args.monai:
         for batch in (1, 2, 4, 8):
-            print(f"MONAI, batch {batch}: {_monai(args, batch):.1f} s for 160³ of noise")
+            print(f"MONAI, batch {batch}: {_monai(batch):.1f} s for 160³ of noise")
 
 
 def _compiled(path: Path, precision: str, batch: int, **config: str) -> ov.CompiledModel:
@@ -91,7 +91,7 @@ def _by_layer(path: Path, precision: str) -> Counter[str]:
     return Counter({kind: ms for kind, ms in spent.items() if ms > 0})
 
 
-def _monai(args: argparse.Namespace, batch: int) -> float:
+def _monai(batch: int) -> float:
     import torch
     from monai.inferers import sliding_window_inference
 

@@ -118,7 +118,7 @@ def table_command(labels: str, out: str, **given: Any) -> None:
     def work(settings: Any, hands: Any, tell: Callable[[str], None]) -> dict[str, Any]:
         source = _source(settings)
         image = image_of(source, intensity, tell)
-        return table(source, out, hands.crew, image=image, memory=hands.memory, overwrite=overwrite, tell=tell)
+        return table(source, out, hands.crew, image=image, memory=hands.memory, overwrite=overwrite)
 
     facts = _done(labels, given, work, as_json=as_json)
     _say(f"{facts['out']}: {facts['objects']:,} objects", facts, as_json=as_json)
@@ -134,8 +134,8 @@ def polygons_command(labels: str, out: str, **given: Any) -> None:
     as_json, overwrite = given.pop("as_json"), bool(given.pop("overwrite"))
     from unet_engine.postprocess.polygons import polygons
 
-    def work(settings: Any, hands: Any, tell: Callable[[str], None]) -> dict[str, Any]:
-        return polygons(_source(settings), out, hands.crew, overwrite=overwrite, tell=tell)
+    def work(settings: Any, hands: Any, _: Callable[[str], None]) -> dict[str, Any]:
+        return polygons(_source(settings), out, hands.crew, overwrite=overwrite)
 
     facts = _done(labels, given, work, as_json=as_json)
     crs = "" if facts["crs"] else "; the map names no coordinate reference system"

@@ -63,7 +63,7 @@ def look(
     heads = Heads(model.graph, tensors, entrance.layout, entrance.input_axes, sizes)
     found = heads.all()
     if any(h.shape is None and h.type for h in found) and not trusted:
-        tensors = _run(path, model, shape, sizes, [h.tensor for h in found if h.type], tensors)
+        tensors = _run(path, shape, sizes, [h.tensor for h in found if h.type], tensors)
         heads = Heads(model.graph, tensors, entrance.layout, entrance.input_axes, sizes)
         found = heads.all()
     asked = head or given.get("head")
@@ -279,12 +279,10 @@ def _traced(
     known = {o.name for o in model.graph.output}
     if trusted:
         return loose, trusted
-    return _run(path, model, shape, window, sorted(known), loose), trusted
+    return _run(path, shape, window, sorted(known), loose), trusted
 
 
-def _run(
-    path: Path, model: Any, shape: tuple[int, ...], window: tuple[int, ...], tensors: list[str], known: Tensors
-) -> Tensors:
+def _run(path: Path, shape: tuple[int, ...], window: tuple[int, ...], tensors: list[str], known: Tensors) -> Tensors:
     """What is known with what a run of one window shows."""
     if not can_run():
         toml = path.with_suffix(".toml").name

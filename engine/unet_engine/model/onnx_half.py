@@ -101,7 +101,7 @@ class _InHalf:
         half = f"{name}/half"
         if half not in self.new.constants:
             values = self.new.graph.values(name)
-            _check_range(name, values, self.new.graph)
+            _check_range(name, values)
             self.new.store(half, values.astype(np.float16))
             self.new.halves.add(half)
         return half
@@ -149,7 +149,7 @@ def walk(graph: Graph, kept: Collection[str], in_half: Typed, in_single: Typed) 
         yield node, half
 
 
-def _check_range(name: str, values: Array, graph: Graph) -> None:
+def _check_range(name: str, values: Array) -> None:
     if values.size and not np.abs(values).max() <= LARGEST:
         layer = name.removesuffix(".weight").removesuffix(".bias").removesuffix(".weight_bias")
         raise ModelError(

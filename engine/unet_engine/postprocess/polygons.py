@@ -24,7 +24,6 @@ from unet_engine.postprocess.file_target import endings, made
 from unet_engine.postprocess.places import World
 from unet_engine.postprocess.source import Source, check_labels
 from unet_engine.postprocess.table import classes_of
-from unet_engine.units import Tell, silent
 
 FORMAT = 1
 """Changes whenever the same volume would give other polygons than an earlier version's."""
@@ -107,7 +106,7 @@ def _corners(ring: Any) -> Array:
     return np.asarray(points[turns])
 
 
-def polygons(source: Source, out: str, crew: Crew, *, overwrite: bool = False, tell: Tell = silent) -> dict[str, Any]:
+def polygons(source: Source, out: str, crew: Crew, *, overwrite: bool = False) -> dict[str, Any]:
     """Write the outlines of the objects at `source`, in 2D, to the file `out`; returns what is known of it.
 
     Raises what its parts raise, and `InputError` for a volume of three axes.

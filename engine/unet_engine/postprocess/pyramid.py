@@ -246,12 +246,12 @@ def _make_room(made: _Made) -> None:
         for name, wanted in zip(made.names, made.digests, strict=True):
             if _stored_digest(made, name) not in ("", wanted):
                 _remove(root / name)
-        for name in (*made.listed.others, *(_beyond(made, root))):
+        for name in (*made.listed.others, *_beyond(made)):
             if name not in made.names:
                 _remove(root / name)
 
 
-def _beyond(made: _Made, root: zarr.storage.StorePath) -> Iterator[str]:
+def _beyond(made: _Made) -> Iterator[str]:
     """Levels of ours beyond those that are wanted, which an attempt at more of them left."""
     stem, k = made.names[-1][: -len(str(len(made.levels)))], len(made.levels) + 1
     while _stored_digest(made, f"{stem}{k}"):

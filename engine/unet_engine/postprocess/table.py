@@ -23,7 +23,7 @@ from unet_engine.postprocess.objects import read_classes
 from unet_engine.postprocess.places import World
 from unet_engine.postprocess.runs import Runs
 from unet_engine.postprocess.source import Source, check_labels, starting
-from unet_engine.units import Tell, silent, times
+from unet_engine.units import times
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.laid import start_in, turn_to
 from unet_engine.volumes.turned import Turned
@@ -145,7 +145,6 @@ def table(
     image: Source | None = None,
     memory: int = 2**30,
     overwrite: bool = False,
-    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Write the table of the objects at `source` to the file `out`; returns what is known of it.
 

@@ -48,7 +48,7 @@ SPAN = 4
 """Windows along each axis that a region spans where they overlap: those around it are computed for it alone."""
 
 
-def drawn_of(draft: Draft, decisions: Decisions, run: Plan, shape: Sequence[int]) -> tuple[list[Box], int]:
+def drawn_of(draft: Draft, decisions: Decisions, run: Plan) -> tuple[list[Box], int]:
     """Boxes of the run's grid that partition the volume, in a random order, and the voxels of input that the first
     computes: at most as many as any, since windows at the border of the volume are as large."""
     spans = [_spans(axis, decisions.tiling.blend) for axis in run.axes]
