@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,16 +16,16 @@ from unet_engine.execution.choose import team
 from unet_engine.execution.hands import Hands
 from unet_engine.execution.team import Team
 from unet_engine.output.completion import SUMMED, conclude, refuse_incomplete
-from unet_engine.output.header import Header, spans
+from unet_engine.output.header import Header
 from unet_engine.output.inspection import Look
 from unet_engine.output.locks import Holding, clear, hold
 from unet_engine.output.output import Output, remove
 from unet_engine.output.refusal import nothing_left
-from unet_engine.pipeline.job import Job
 from unet_engine.postprocess import level_pass, pyramid, working
-from unet_engine.prepare import coarse_choice, precision_proof, streams_choice, tiling_choice
-from unet_engine.prepare.overlap_choice import KEY, facts
+from unet_engine.prepare import coarse_choice, streams_choice, tiling_choice
+from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
+from unet_engine.prepare.provenance import provenance
 from unet_engine.prepare.survey import check_output
 from unet_engine.profiling import energy, tracing
 from unet_engine.redaction import redacted
@@ -34,7 +33,6 @@ from unet_engine.settings import Settings
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.units import Tell, silent
-from unet_engine.version import version_of
 
 Watch = Callable[[Prepared, Team], Any]
 """Shows progress: given the run and who does it, returns a context manager that is entered while it runs."""
@@ -302,94 +300,14 @@ def _conclude(prepared: Prepared, header: Header, holding: Holding, result: Resu
 
 def _open_output(prepared: Prepared, *, there: bool) -> Output:
     job, settings = prepared.job, prepared.survey.settings
-    provenance = _provenance(job) | {KEY: facts(prepared.overlap)}
-    if prepared.tiling:
-        provenance[tiling_choice.KEY] = tiling_choice.facts(prepared.tiling)
-    if prepared.coarse:
-        provenance[coarse_choice.KEY] = coarse_choice.facts(prepared.coarse)
-    if proof := prepared.survey.choice.elsewhere:
-        provenance[precision_proof.KEY] = proof.model_dump(mode="json")
+    header = provenance(prepared)
     if there or prepared.survey.named != job.out:
         check_output(prepared.survey)
     if there:
         if settings.resume:
-            return Output.resume(job.out, job.layout, job.plan.digest, provenance, job.durability)
+            return Output.resume(job.out, job.layout, job.plan.digest, header, job.durability)
         remove(job.out)
-    return Output.create(job.out, job.layout, job.plan.digest, provenance, job.durability)
-
-
-def _members(job: Job) -> dict[str, Any]:
-    """The networks of a model of several."""
-    if not job.model.members:
-        return {}
-    shares = zip(job.model.networks, job.model.shares, strict=True)
-    return {"members": [{"file": n.path.name, "name": n.label, "sha256": n.sha256, "share": s} for n, s in shares]}
-
-
-def _outside(job: Job) -> dict[str, Any]:
-    """Which voxels are not the network's; nothing where all are."""
-    facts = {
-        "mask": job.mask,
-        "nodata": [f"{value:g}" for value in job.nodata],
-        "written": None if job.outside is None else [f"{value:g}" for value in job.outside],
-    }
-    return {"outside": facts} if job.mask or job.nodata or job.outside is not None else {}
-
-
-def _resampling(job: Job) -> dict[str, Any]:
-    """How the volume came to the spacing of the model, and what grid the result is on; nothing where it did not."""
-    image, back = job.plan.image, job.plan.back
-    if all(axis.is_identity for axis in image):
-        return {}
-    return {
-        "resampling": {
-            "shape": [axis.target for axis in image],
-            "image_orders": [axis.order for axis in image],
-            "output_orders": [axis.order for axis in back] or None,
-            "written_on": "scan" if back else "model",
-        }
-    }
-
-
-def _provenance(job: Job) -> dict[str, Any]:
-    """All that tells how the output came about. `identity` is what a resume compares."""
-    plan = job.plan
-    facts = {
-        "identity": dict(plan.identity),
-        "input": job.volume,
-        "model": {
-            "file": job.model.path.name,
-            "sha256": job.model.sha256,
-            "name": job.model.spec.name,
-            **_members(job),
-        },
-        **({"credit": job.model.credit.facts()} if job.model.credit else {}),
-        "classes": list(job.model.spec.classes),
-        **({} if job.model.spec.classes or job.kind != "labels" else {"labels": job.model.spec.label_count}),
-        **({"colours": list(job.model.spec.colours)} if job.model.spec.colours else {}),
-        "output": job.kind,
-        "probability_scale": 255 if job.kind == "probabilities" and job.layout.dtype == "uint8" else None,
-        "backend": job.setup.device + " " + str(plan.identity["backend"]),
-        "precision": job.setup.precision,
-        "stitching": operations.IMPLEMENTATION,
-        "normalization": job.scaling.facts(),
-        **({"poses": [str(pose) for pose in job.poses]} if len(job.poses) > 1 else {}),
-        **_outside(job),
-        **_resampling(job),
-        **({"frame": job.layout.frame.facts()} if job.layout.frame else {}),
-        **({"start": list(job.layout.start)} if job.layout.start else {}),
-        "grid": {
-            "windows": list(plan.window_range.shape),
-            "window": list(plan.window_shape),
-            "stride": [a.stride for a in plan.axes],
-        },
-        "begun": job.begun,
-        "blocks": [spans(indices) for indices in plan.writing],
-        "versions": {name: version_of(name) for name in ("unet-engine", "numpy", "zarr", "zarrs")}
-        | {"python": platform.python_version()},
-    }
-    decoded: dict[str, Any] = json.loads(json.dumps(facts))
-    return {**redacted(decoded), "identity": decoded["identity"]}
+    return Output.create(job.out, job.layout, job.plan.digest, header, job.durability)
 
 
 def _result(prepared: Prepared, crew: Team, seconds: float) -> Result:

@@ -16,16 +16,14 @@ from hypothesis import strategies as st
 import unet_engine
 from support.brute_force import Tiling, stitched
 from support.command_line import cli
-from support.stations import work
+from support.stations import run_by_a_station
 from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.api import _provenance
 from unet_engine.backends.base import Setup
 from unet_engine.backends.fake import FakeBackend, FakeDevice, _values
 from unet_engine.backends.opening import as_host, open_network
 from unet_engine.errors import ModelError, ResumeError, SettingsError
 from unet_engine.model.file import ModelFile, open_model
-from unet_engine.output.output import Output
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
 from unet_engine.settings import Settings
@@ -149,9 +147,7 @@ def test_a_station_of_a_cluster_gives_the_same_bytes(scan: str, tmp_path: Path, 
     options = {"model": model, "out": str(tmp_path / "station.zarr"), "output": "logits", "normalize": "none"}
     found = prepare(survey(Settings.of(input=scan, **options)))
     assert found.network is not None
-    found.network.close()
-    Output.create(found.job.out, found.job.layout, found.job.plan.digest, _provenance(found.job)).header.begin()
-    counted = work(found.job, 2)
+    counted = run_by_a_station(found)
     assert counted.inferred == found.job.plan.call_count == whole.windows_inferred
     np.testing.assert_array_equal(result_of(found.job.out), result_of(whole.out))
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from support.volumes import fake_model, make_volume
-from unet_engine.api import _provenance
-from unet_engine.output.output import Output
+from support.outputs import begin_output
+from support.stations import run_by_a_station
+from support.volumes import fake_model, make_volume, result_of
 from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.prepare.prepare import prepare
@@ -30,12 +31,23 @@ def prepared(folder: Path, array: np.ndarray, **options: Any) -> Any:
 
 def worked(found: Any, folder: Path, pending: Any = lambda index: True) -> Worker:
     """The worker, after it ran its part of a planned run."""
-    job = found.job
     if not (folder / "o.zarr").exists():
-        Output.create(job.out, job.layout, job.plan.digest, _provenance(job)).header.begin()
-    worker = Worker(job, Opened(network=found.network))  # as a team hands it over
+        begin_output(found)
+    worker = Worker(found.job, Opened(network=found.network))  # as a team hands it over
     device = found.network.device
     assert worker.pipeline is not None
     device.seal()
     run_columns([worker], pending)
     return worker
+
+
+def alone_and_by_a_station(folder: Path, planned: Callable[[Path], Any]) -> list[np.ndarray]:
+    """What a run on the simulated device gives, done by this process and by a station of a cluster."""
+    results = []
+    for name, done in (("alone", worked), ("station", lambda found, _: run_by_a_station(found))):
+        place = folder / name
+        place.mkdir()
+        found = planned(place)
+        done(found, place)
+        results.append(result_of(found.job.out))
+    return results

@@ -3,6 +3,15 @@
 import time
 from pathlib import Path
 
+from unet_engine.output.output import Output
+from unet_engine.prepare.provenance import provenance
+
+
+def begin_output(prepared):
+    """What a run does to its output before the first block, for who does the blocks in another way."""
+    job = prepared.job
+    Output.create(job.out, job.layout, job.plan.digest, provenance(prepared)).header.begin()
+
 
 def chunks(out):
     """All chunk files of an output, by their place."""

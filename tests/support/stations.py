@@ -6,9 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from support.outputs import begin_output
 from unet_engine.execution.dask import station
 from unet_engine.execution.dask.station import Station
 from unet_engine.plan.bundles import bundles
+
+
+def run_by_a_station(prepared):
+    """A planned run, begun and done by `work`."""
+    begin_output(prepared)
+    prepared.network.close()  # a station loads its own
+    return work(prepared.job, 2)
 
 
 def work(job, length, *, hung=None, limit=60, calls=4):

@@ -13,11 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import unet_engine
-from support.devices import prepared, worked
-from support.stations import work
+from support.devices import alone_and_by_a_station, prepared, worked
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.commands.report import _on_device
-from unet_engine.output.output import Output
 from unet_engine.plan.device_grid import GridPasses, grid_passes
 from unet_engine.plan.device_memory import device_memory
 from unet_engine.plan.memory import Sizes
@@ -153,23 +151,9 @@ def test_memory_is_planned_and_halos_stay_on_the_device(
 def test_a_station_of_a_cluster_gives_the_same(tmp_path: Path, blocks: Any) -> None:
     """Cores and halos go through the host, and up again."""
     blocks((1, 2, 2))
-    expected = None
-    for name in ("alone", "station"):
-        folder = tmp_path / name
-        folder.mkdir()
-        found = planned(folder, output="logits")
-        if name == "alone":
-            worked(found, folder)
-        else:
-            from unet_engine.api import _provenance
-
-            Output.create(found.job.out, found.job.layout, found.job.plan.digest, _provenance(found.job)).header.begin()
-            found.network.close()
-            work(found.job, 2)
-        got = result_of(found.job.out)
-        assert got.any()
-        expected = got if expected is None else expected
-        np.testing.assert_array_equal(got, expected)
+    alone, station = alone_and_by_a_station(tmp_path, lambda folder: planned(folder, output="logits"))
+    assert alone.any()
+    np.testing.assert_array_equal(station, alone)
 
 
 @pytest.mark.parametrize(

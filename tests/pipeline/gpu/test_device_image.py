@@ -14,13 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import unet_engine
-from support.devices import prepared, worked
+from support.devices import alone_and_by_a_station, prepared, worked
 from support.shares import share
-from support.stations import work
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.api import _provenance
 from unet_engine.commands.report import _on_device
-from unet_engine.output.output import Output
 from unet_engine.pipeline.gpu.pipeline import DevicePipeline
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.box import Box
@@ -267,20 +264,9 @@ def test_memory_is_planned_and_the_scan_goes_over_in_its_own_type(
 @pytest.mark.slow
 def test_a_station_of_a_cluster_gives_the_same(tmp_path: Path, blocks: Any) -> None:
     blocks((1, 2, 2))
-    results = []
-    for name in ("alone", "station"):
-        folder = tmp_path / name
-        folder.mkdir()
-        found = planned(folder, output="logits", order=3)
-        if name == "alone":
-            worked(found, folder)
-        else:
-            Output.create(found.job.out, found.job.layout, found.job.plan.digest, _provenance(found.job)).header.begin()
-            found.network.close()
-            work(found.job, 2)
-        results.append(result_of(found.job.out))
-    assert results[0].any()
-    np.testing.assert_array_equal(*results)
+    alone, station = alone_and_by_a_station(tmp_path, lambda folder: planned(folder, output="logits", order=3))
+    assert alone.any()
+    np.testing.assert_array_equal(station, alone)
 
 
 def test_scratch_memory_is_enough_for_blocks_that_write_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from support.devices import prepared, worked
 from support.plans import plans
 from support.stations import work
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.api import _provenance
 from unet_engine.backends import fake
 from unet_engine.backends.batch_probe import _fill, agree
 from unet_engine.backends.device_tensor import DeviceTensor
@@ -40,6 +39,7 @@ from unet_engine.plan.memory import Sizes, predict_memory, readers_that_fit
 from unet_engine.plan.plan import Plan
 from unet_engine.plan.sizing import NO_MEMORY, default_chunk
 from unet_engine.prepare.prepare import prepare
+from unet_engine.prepare.provenance import provenance
 from unet_engine.prepare.survey import survey
 from unet_engine.settings import Settings
 
@@ -281,7 +281,7 @@ def test_half_a_batch_that_gives_other_bits_ends_the_run_with_what_to_do(
         ):
             work(found.job, 2) if station else run_columns([Worker(found.job)], lambda _: True)
     assert found.job.setup.batch == 8
-    done = Output.resume(found.job.out, found.job.layout, found.job.plan.digest, _provenance(found.job))
+    done = Output.resume(found.job.out, found.job.layout, found.job.plan.digest, provenance(found))
     left = done.pending()
     committed = sum(not left(i) for i in found.job.plan.block_range.points())
     assert station or committed > 0
