@@ -181,6 +181,23 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path):
         wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
+def test_a_worker_that_is_just_replaced_does_not_hold_up_the_end():
+    def workers():
+        found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+        return {p for p in found if "spawn_main" in " ".join(p.cmdline())}
+
+    others = workers()
+    with clusters.connect(settings(workers=1), MEMORY, 60):
+        (first,) = workers() - others
+        first.kill()
+        wait_until(lambda: workers() - others - {first})
+        (second,) = workers() - others - {first}
+        second.suspend()  # as it starts: Dask waits for it to have started
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 10
+    assert not second.is_running()
+
+
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
     done = subprocess.run(

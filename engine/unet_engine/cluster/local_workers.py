@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +26,11 @@ from unet_engine.errors import ClusterError, first_line
 if TYPE_CHECKING:
     from distributed import Security
     from distributed.deploy.spec import SpecCluster
+    from distributed.nanny import WorkerProcess
 
 HOST = "127.0.0.1"
+CLOSING = 10.0
+"""Seconds for workers to end by themselves: Dask gives them one, and another when it has killed them."""
 PRELOAD = "unet_engine.cluster.worker_preload"
 
 
@@ -154,11 +159,27 @@ def _abandon(cluster: SpecCluster) -> None:
 
 def _close(cluster: SpecCluster) -> None:
     """End all processes. Those in the middle of a task are not waited for: their work is not committed, and nobody
-    wants it any more."""
+    wants it any more. Nor are those that are just being started in place of others: Dask would wait until they have,
+    which one that is stopped never does."""
+    from distributed.core import Status
+
+    processes = [nanny.process for nanny in cluster.workers.values() if nanny.process]
 
     async def stop() -> None:
         await asyncio.gather(*(nanny.close(timeout=1) for nanny in cluster.workers.values()), return_exceptions=True)
 
-    with keyboard_kept_from_children(), suppress(Exception):
-        cluster.sync(stop)
-        cluster.close(timeout=10)
+    with keyboard_kept_from_children():
+        _kill(process for process in processes if process.status == Status.starting)
+        with suppress(Exception):
+            cluster.sync(stop, callback_timeout=CLOSING)
+        _kill(processes)
+        with suppress(Exception):
+            cluster.close(timeout=CLOSING)
+
+
+def _kill(processes: Iterable[WorkerProcess]) -> None:
+    """End those that have not ended by themselves."""
+    for number in [process.pid for process in processes]:
+        if number is not None:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
