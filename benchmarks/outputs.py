@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 
 import unet_engine
 from unet_engine.execution.hands import Here
+from unet_engine.machine import peak_resident_bytes
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
 from unet_engine.postprocess.pyramid import Wanted, pyramid
 
@@ -262,8 +262,8 @@ def large(gib: float, here: Path) -> None:
     print(f"{side}³ uint8, {side**3 / 2**30:.2f} GiB")
     for name in ("o.nii", "o.nii.gz", "o.nrrd", "o.mha", "o.npy", "o.h5", "o.ome.tif", "o.ozx"):
         code = (
-            "import sys, resource; from unet_engine.postprocess.convert import convert; "
-            "convert(sys.argv[1], sys.argv[2]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+            "import sys; from unet_engine.machine import peak_resident_bytes; from unet_engine.postprocess.convert "
+            "import convert; convert(sys.argv[1], sys.argv[2]); print(peak_resident_bytes())"
         )
         begun = time.perf_counter()
         said = subprocess.run(
@@ -286,7 +286,7 @@ def timed(what: str, work: Any) -> str:
     print(what)
     begun = time.perf_counter()
     work()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    peak = peak_resident_bytes() / 2**20
     return f"{time.perf_counter() - begun:.1f} s, peak memory of this process so far {peak:.0f} MiB"
 
 

@@ -17,7 +17,6 @@ import argparse
 import itertools
 import math
 import os
-import resource
 import time
 from typing import Any
 
@@ -25,6 +24,8 @@ import numpy as np
 import openvino as ov
 from streaming_graphs import Stream
 from streaming_plan import kept_of, network, work
+
+from unet_engine.machine import peak_resident_bytes
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     print(f"{len(stream.made)} graphs compiled in {time.process_time() - begun:.1f} s; rings of {rings:.0f} MiB; "
           f"work {work(net, stream.steps, box):.3f}")  # fmt: skip
     exact = np.concatenate([part.copy() for _, part in stream.run(image)])
-    print(f"peak memory {_peak():.0f} MiB, the result whole in memory included")
+    print(f"peak memory {peak_resident_bytes() / 2**20:.0f} MiB, the result whole in memory included")
     if args.check:
         whole = _Windows(args.model, box, how).run(image, [(0, 0, 0)], [(0, 0, 0)])
         apart, most = np.abs(whole - exact).max(), np.abs(whole).max()
@@ -67,10 +68,6 @@ def main() -> None:
         took = time.process_time() - begun
         print(f"round {number + 1}: {name}: {took:.2f} s, {math.prod(box) / took / 1e6:.2f} Mvoxel/s, "
               f"load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class _Windows:
