@@ -35,9 +35,9 @@ import busy
 import numpy as np
 import psutil
 import zarr
+from command_line import COMMAND
 
 SCAN = Path(__file__).parents[2] / "shared" / "data" / "ct" / "chest.nii.gz"
-COMMAND = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()"]
 BARE = """
 import json, select, sys, time
 import numpy as np

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import json_of
 from inputs import CASES, machine, model_of, network, quantized, volume_of
 
 LAYOUTS = ("streams", "single")
@@ -169,29 +170,10 @@ _PARTS = {"bare": bare, "monai": monai}
 
 
 def _engine(args: argparse.Namespace, volume: Path, out: Path, precision: str) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-c",
-        "from unet_engine.commands.cli import main; main()",
-        "run",
-        "--in",
-        str(volume),
-        "--model",
-        str(args.model),
-    ]
-    command += [
-        "--precision",
-        precision,
-        "--window",
-        ",".join(map(str, CASES[args.case].window)),
-        "--out",
-        str(out),
-        "--overwrite",
-        "--json",
-    ]
+    window = ",".join(map(str, CASES[args.case].window))
+    places = ("--in", volume, "--model", args.model, "--out", out, "--overwrite")
     begun = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    result = json_of("run", *places, "--precision", precision, "--window", window)
     return {**result, "process_seconds": time.perf_counter() - begun}
 
 

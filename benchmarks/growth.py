@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import json_of
 from memory import MODEL, _base_volume, _grown
 
 REPEATS = 3
@@ -184,21 +185,7 @@ def _in_turn(
 
 
 def _run(root: Path, volume: Path, model: Path, *options: str) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-c",
-        "from unet_engine.commands.cli import main; main()",
-        "run",
-        "--in",
-        str(volume),
-        "--model",
-        str(model),
-    ]
-    command += ["--out", str(root / "out.zarr"), "--overwrite", "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr.strip().splitlines()[-1])
-    said = json.loads(done.stdout.strip().splitlines()[-1])
+    said = json_of("run", "--in", volume, "--model", model, "--out", root / "out.zarr", "--overwrite", *options)
     return {
         "windows": said["windows_inferred"], "seconds": said["seconds"], "peak": said["peak_rss_bytes"],
         "predicted": said["predicted_rss_bytes"],

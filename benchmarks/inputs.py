@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import COMMAND
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -92,10 +93,7 @@ def quantized(model: Path, volume: Path, root: Path) -> Path:
     """A copy of the model with an INT8 network, calibrated on the volume and let pass whatever its Dice."""
     target = root / "int8.onnx"
     words = ["quantize", model, "--calibrate", volume, "--precision", "int8", "--backend", "openvino"]
-    command = [
-        *(sys.executable, "-c", "from unet_engine.commands.cli import main; main()"),
-        *map(str, [*words, "--min-dice", 0, "--out", target]),
-    ]
+    command = [*COMMAND, *map(str, [*words, "--min-dice", 0, "--out", target])]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return target
 

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from command_line import COMMAND
 
-COMMAND = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()"]
 SHAPE = (27, 30, 37)
 MODEL = """latency_ms = 12
 [spec]

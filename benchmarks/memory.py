@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from command_line import json_of
 
 CHUNK = (64, 128, 128)
 MODEL = """[spec]
@@ -82,7 +82,9 @@ def _by_classes(args: argparse.Namespace) -> None:
             model = _network(root / f"net{classes}.onnx", classes)
             for at in ("features", "outputs"):
                 found = [
-                    _result(["--in", base, "--model", model, "--out", root / "o.zarr", "--overwrite", "--blend-at", at])
+                    json_of(
+                        "run", "--in", base, "--model", model, "--out", root / "o.zarr", "--overwrite", "--blend-at", at
+                    )
                     for _ in range(args.rounds)
                 ]
                 shares = sorted(f["peak_rss_bytes"] / f["predicted_rss_bytes"] for f in found)
@@ -161,20 +163,13 @@ def _run(
     command += ["--overlap", given.overlap, "--overwrite"]
     command += ["--memory", memory * max(1, given.workers)] if memory else []
     command += ["--workers", given.workers] if given.workers else []
-    result = _result(command)
+    result = json_of("run", *command)
     row = {
         "times": list(times), "voxels": result["voxels"], "memory_limit": memory, "peak": result["peak_rss_bytes"],
         "predicted": result["predicted_rss_bytes"], "windows": result["windows_planned"], "seconds": result["seconds"],
     }  # fmt: skip
     print(row, file=sys.stderr, flush=True)
     return row
-
-
-def _result(options: list[object]) -> dict[str, Any]:
-    """Of a run as a process."""
-    command = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", "run", "--json"]
-    done = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import COMMAND
 from peer_cases import CASES, Case, source_of
 
 from unet_engine.machine import peak_resident_bytes
@@ -73,9 +74,8 @@ def model_of(case: Case, options: argparse.Namespace) -> Path:
     """The imported file; it is imported where it is not yet."""
     file = options.work / f"{case.network}.onnx"
     if not file.exists():
-        command = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", "import"]
         said = [str(part) for key, value in case.importing.items() for part in (f"--{key}", value)]
-        subprocess.run([*command, str(source_of(case, options)), "--out", str(file), *said], check=True)
+        subprocess.run([*COMMAND, "import", str(source_of(case, options)), "--out", str(file), *said], check=True)
     return file
 
 

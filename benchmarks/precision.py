@@ -30,6 +30,7 @@ from typing import Any
 import end_to_end
 import inputs
 import numpy as np
+from command_line import COMMAND
 
 SHARED = inputs.SHARED / "em"
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -101,7 +102,7 @@ def _command(*words: object) -> dict[str, Any] | list[dict[str, Any]]:
 
     begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", *map(str, words), "--json"],
+        [*COMMAND, *map(str, words), "--json"],
         capture_output=True,
         text=True,
         check=False,

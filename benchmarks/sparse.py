@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from command_line import COMMAND
 
 from unet_engine.model.shipped import shipped_model
 from unet_export.train.tissue import GREY, NOISE, make_tissue
@@ -123,7 +124,7 @@ def _proved(options: list[str]) -> dict[str, Any]:
 
 
 def _timed(what: str, options: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
-    command = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", what, *options, "--json"]
+    command = [*COMMAND, what, *options, "--json"]
     begun, before, load = time.perf_counter(), os.times(), os.getloadavg()[0]
     with tempfile.TemporaryFile("w+") as said:
         code = os.waitstatus_to_exitcode(os.waitpid(_started(command, said.fileno()), 0)[1])

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import zarr
+from command_line import COMMAND
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
@@ -48,7 +49,7 @@ with viewer.txn() as state:
 print(json.dumps({"url": viewer.get_viewer_url()}), flush=True)
 threading.Event().wait()
 """
-COMMAND = [sys.executable, "-c", "from unet_engine.commands.cli import main; main()", "view", "--no-browser", "--json"]
+VIEW = [*COMMAND, "view", "--no-browser", "--json"]
 
 
 def sparse(folder: Path) -> Path:
@@ -169,10 +170,10 @@ def main() -> None:
         browser = started.chromium.launch(executable_path=given.chromium, args=ARGUMENTS)
         for number in range(given.rounds):
             found["Neuroglancer alone"].append(seen(browser, [sys.executable, "-c", BARE], speckled))
-            found["1 TiB, sparse"].append(seen(browser, [*COMMAND, str(volume)], grey))
+            found["1 TiB, sparse"].append(seen(browser, [*VIEW, str(volume)], grey))
             model = ["--model", str(shipped_model("cells_3d.onnx")), "--out", str(folder / f"{number}.zarr")]
             found["labels of the demo's network"].append(
-                seen(browser, [*COMMAND, str(scan), *model, "--ignore-spacing"], coloured)
+                seen(browser, [*VIEW, str(scan), *model, "--ignore-spacing"], coloured)
             )
         browser.close()
     for name, rounds in found.items():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from support.command_line import cli
+from support.command_line import COMMAND, cli
 from support.paths import DOCS, ROOT
 from unet_engine import errors
 from unet_engine.commands import completing
@@ -311,13 +311,12 @@ def test_completion_is_printed(shell):
 )
 def test_completion_knows_commands_options_and_files(words, found):
     asked = f"unet-engine {words}"
-    code = "from unet_engine.commands.cli import main; main()"
     environment = {
         "COMP_WORDS": asked,
         "COMP_CWORD": str(len(asked.split()) - 1),
         "_UNET_ENGINE_COMPLETE": "bash_complete",
     }
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, env=environment)
     assert found in done.stdout.splitlines(), done.stderr
 
 

@@ -1,6 +1,6 @@
 """A little of the storm of kills: `benchmarks/kill_storm.py` is the whole."""
 
-import importlib.util
+import importlib
 
 import pytest
 
@@ -12,11 +12,8 @@ def storm(monkeypatch):
     from support.command_line import environment
 
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    spec = importlib.util.spec_from_file_location("kill_storm", BENCHMARKS / "kill_storm.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "kill_storm", module)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("kill_storm")
 
 
 @pytest.mark.slow

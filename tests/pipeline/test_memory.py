@@ -7,7 +7,6 @@ import json
 import pickle
 import re
 import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -22,6 +21,7 @@ import psutil
 import pytest
 
 import unet_engine
+from support.command_line import COMMAND
 from support.plans import make
 from support.shares import share
 from support.volumes import fake_model, make_volume
@@ -150,10 +150,8 @@ def test_blocks_that_are_void_take_no_sums(tmp_path: Path) -> None:
 
 
 def _run(*arguments: object) -> dict[str, Any]:
-    main = "from unet_engine.commands.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", main, "run", "--json", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    command = [*COMMAND, "run", "--json", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
@@ -195,8 +193,7 @@ def test_a_run_that_goes_on_keeps_to_the_plan_as_well(tmp_path: Path, classes: i
     volume = make_volume(str(tmp_path / "v.zarr"), image, chunks=(16, 16, 16))
     model = fake_model(tmp_path, channels_out=classes, kill_at=end, **spec)
     arguments = ["--in", volume, "--model", model, "--memory", f"{memory}MiB", "--out", tmp_path / "o.zarr"]
-    main = "from unet_engine.commands.cli import main; main()"
-    killed = subprocess.run([sys.executable, "-c", main, "run", *map(str, arguments)], capture_output=True, check=False)
+    killed = subprocess.run([*COMMAND, "run", *map(str, arguments)], capture_output=True, check=False)
     assert killed.returncode == -9
     result = _run(*arguments, "--resume")
     assert 0 < result["blocks_written"] < result["blocks_planned"]
@@ -230,8 +227,8 @@ def test_all_processes_together_keep_to_the_budget(tmp_path: Path, classes: int,
     volume = make_volume(str(tmp_path / "v.zarr"), image, chunks=(16, 16, 16))
     model = fake_model(tmp_path, channels_out=classes, **spec)
     arguments = ("--in", volume, "--model", model, "--memory", f"{memory}MiB", "--workers", "2", "--threads", "1")
-    main, peak = "from unet_engine.commands.cli import main; main()", 0
-    with subprocess.Popen([sys.executable, "-c", main, "run", *arguments, "--out", str(tmp_path / "o.zarr")]) as run:
+    peak = 0
+    with subprocess.Popen([*COMMAND, "run", *arguments, "--out", str(tmp_path / "o.zarr")]) as run:
         while run.poll() is None:
             found = [run.pid, *(child.pid for child in psutil.Process(run.pid).children(recursive=True))]
             peak = max(peak, sum(map(machine.proportional_bytes, found)))

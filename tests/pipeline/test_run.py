@@ -14,6 +14,7 @@ import pytest
 import zarr
 
 import unet_engine
+from support.command_line import COMMAND
 from support.paths import BENCHMARKS
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.errors import BackendError
@@ -126,8 +127,7 @@ def _command(arguments: list[str]) -> dict[str, Any]:
 
 def _told(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The result, and the lines that people see."""
-    main = "from unet_engine.commands.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", main, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=True)
     decoded: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return decoded, done.stderr.splitlines()
 

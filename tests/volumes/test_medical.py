@@ -5,13 +5,13 @@ import bz2
 import gzip
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
+from support.command_line import COMMAND
 from support.shares import share
 from support.spoiled import check_refused
 from support.volumes import fake_model, identity, make_volume
@@ -180,16 +180,7 @@ def test_a_packed_volume_is_unpacked_once_and_goes_when_the_run_is_complete(tmp_
 
 def test_the_copy_of_a_run_goes_as_it_ends_well(tmp_path, cache):
     path, model = nifti(tmp_path / "a.nii.gz"), fake_model(tmp_path)
-    command = [
-        sys.executable,
-        "-c",
-        "from unet_engine.commands.cli import main; main()",
-        "run",
-        "--in",
-        path,
-        "--model",
-        model,
-    ]
+    command = [*COMMAND, "run", "--in", path, "--model", model]
     failed = subprocess.run([*command, "--out", "/proc/no.zarr"], check=False, capture_output=True)
     assert failed.returncode == 8
     (copy,) = cache.glob("*.raw")  # for the next try
