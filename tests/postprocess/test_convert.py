@@ -226,7 +226,9 @@ def test_a_large_map_has_overviews_and_colours_for_classes():
 
     labels = RNG.integers(0, 4, (1, 1100, 1300)).astype(np.uint8)
     raster(bands=labels)
-    found = replace(content_of(open_stored("map.tif")), labels=True, classes=("a", "road", "c", "d"), nodata=(255.0,))
+    found = replace(
+        content_of(open_stored("map.tif")), labels=True, classes=("a", "road", "c", "d"), missing=((255.0,),)
+    )
     deliver(found, "o.tif", overwrite=False)
     with rasterio.open("o.tif") as data:
         assert np.array_equal(data.read(), labels)

@@ -57,7 +57,8 @@ def test_what_is_looked_at_is_counted(
     presence = worker.presence
 
     def read() -> None:
-        presence.without_unmeasured(worker.volume.read(BOX), worker.mask.read(BOX) if worker.mask else None, None)
+        inside = worker.mask.read(BOX) if worker.mask else None
+        presence.without_unmeasured(worker.volume.read(BOX), BOX, inside, None, worker.recorder)
 
     taken = _peak(read) if nodata else _peak(lambda: (worker.mask.read(BOX), worker.volume.read(BOX)))
     counted = sizes.raw + sizes.meant + sizes.looking

@@ -138,7 +138,7 @@ def test_every_command_takes_a_tiff_and_names_its_output_after_it(tmp_path, monk
 
 @pytest.mark.parametrize("write", [FILES[1][0], FILES[4][0], FILES[8][0], FILES[-1][0]])
 def test_other_processes_open_it_anew(tmp_path, write):
-    volume = open_volume(str(write(tmp_path)), "zyx").with_nodata((5.0,))
+    volume = open_volume(str(write(tmp_path)), "zyx").with_missing(((5.0,),))
     other = pickle.loads(pickle.dumps(volume))
     assert (other.axes, other.nodata) == ("zyx", (5.0,))
     assert np.array_equal(other.read(Box.of_shape(other.shape))[0], STACK)

@@ -13,6 +13,7 @@ from unet_engine.paths import absolute, parts, plain, unusable
 from unet_engine.plan.box import Box
 from unet_engine.volumes.formats import located, open_stored, open_volume
 from unet_engine.volumes.pick import Pick
+from unet_engine.volumes.reference_systems import same_system
 
 RNG = np.random.default_rng(3)
 VOXELS = RNG.integers(0, 200, (3, 6, 20, 24)).astype("u1")
@@ -104,7 +105,7 @@ def test_what_they_are_called_together(paths, called, names):
     assert together(paths) == (called, names)
 
 
-def test_both_masks_say_what_was_measured(tmp_path):
+def test_each_mask_says_what_was_measured_of_its_own(tmp_path):
     layers = np.full((2, 2, 5, 6), 255, "u1")
     layers[0, 1, 0], layers[1, 1, :, 0] = 0, 0
     paths = []
@@ -113,6 +114,70 @@ def test_both_masks_say_what_was_measured(tmp_path):
         zarr.open_array(paths[-1], mode="a").attrs["band_names"] = ["gray", "alpha"]
     volume = open_volume("+".join(paths))
     assert volume.channels == 2
-    measured = volume.validity.read(Box.of_shape((5, 6)))[0]
-    assert np.array_equal(measured, (layers[:, 1] > 0).all(axis=0))
-    assert volume.taken_whole().validity is None
+    box = Box.of_shape((5, 6))
+    there = layers[:, 1] > 0
+    assert np.array_equal(volume.gaps.read(box), there)
+    assert np.array_equal(volume.validity.read(box)[0], there.any(axis=0))
+    assert volume.picked(Pick(channels=(1,))).gaps is None
+    assert np.array_equal(volume.picked(Pick(channels=(1,))).validity.read(box)[0] > 0, there[1])
+    whole = volume.taken_whole()
+    assert (whole.validity, whole.gaps) == (None, None)
+
+
+WORDED = ["EPSG:32633", "+proj=utm +zone=33 +datum=WGS84 +units=m +no_defs", "urn:ogc:def:crs:EPSG::32633"]
+
+
+def test_a_reference_system_in_other_words_is_the_same():
+    pyproj = pytest.importorskip("pyproj")
+    pytest.importorskip("rasterio")
+    crs = pyproj.CRS("EPSG:32633")
+    words = [crs.to_wkt(kind) for kind in ("WKT2_2019", "WKT1_GDAL", "WKT1_ESRI")]
+    words += [words[1].replace("WGS 84 / UTM zone 33N", "a map").replace(',AUTHORITY["EPSG","32633"]', ""), *WORDED]
+    words += [crs.to_json(), pyproj.CRS("EPSG:32633+5773").to_wkt()]  # and heights
+    assert all(same_system(one, words[0]) and same_system(words[0], one) for one in words)
+    others = ["EPSG:32632", "EPSG:25833", "EPSG:4326", pyproj.CRS("EPSG:32733").to_wkt()]
+    assert not any(same_system(one, words[0]) for one in others)
+    assert same_system("OGC:CRS84", "EPSG:4326")
+    assert same_system("LPS", "RAS") is False
+
+
+def geotiff(path, transform, crs="EPSG:32633", **tags):
+    rasterio = pytest.importorskip("rasterio")
+    about = {"driver": "GTiff", "width": 24, "height": 20, "count": 1, "dtype": "uint8", "crs": crs}
+    with rasterio.open(path, "w", **about, transform=rasterio.Affine(*transform)) as file:
+        file.write(VOXELS[:1, 0])
+        file.update_tags(**tags)
+    return str(path)
+
+
+NORTH_UP = (10, 0, 399960, 0, -10, 5300040)
+
+
+def test_maps_that_round_or_word_otherwise_are_one_grid(tmp_path):
+    first = geotiff(tmp_path / "a.tif", NORTH_UP)
+    beside = geotiff(tmp_path / "b.tif", (10, 0, 399960 + 1e-8, 0, -10 - 1e-10, 5300040 - 1e-8), WORDED[1])
+    point = geotiff(tmp_path / "p.tif", NORTH_UP, AREA_OR_POINT="Point")
+    bare = geotiff(tmp_path / "c.tif", NORTH_UP, None)
+    volume = open_volume("+".join([bare, first, beside, point]))
+    assert volume.channels == 4
+    assert "32633" in volume.frame.crs
+    assert any("c.tif does not say in which coordinate system it lies" in note for note in volume.notes)
+    half = geotiff(tmp_path / "h.tif", (10, 0, 399965, 0, -10, 5300035))
+    for other, said in (
+        (half, "does not lie where"),
+        (geotiff(tmp_path / "z.tif", NORTH_UP, "EPSG:32632"), "in another"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_volume(f"{first}+{other}")
+
+
+def test_sizes_without_a_place_lie_where_the_others_do(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    affine = [[-0.5, 0, 0, 9], [0, 0.5, 0, -7], [0, 0, 2, 30], [0, 0, 0, 1]]
+    image = nibabel.Nifti1Image(VOXELS[0].T, affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, tmp_path / "a.nii")
+    sizes = make_volume(tmp_path / "b.zarr", VOXELS[1], ome="0.5", axes="zyx", scale=(2, 0.5, 0.5), unit="millimeter")
+    volume = open_volume(f"{sizes}+{tmp_path}/a.nii")
+    assert volume.frame.origin == (9, -7, 30)
+    assert any("b.zarr does not say where it lies" in note for note in volume.notes)

@@ -22,6 +22,7 @@ from unet_engine.postprocess.convert import convert
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import Meant, Pick
+from unet_engine.volumes.validity import unmeasured
 
 rasterio = pytest.importorskip("rasterio")
 pytest.importorskip("rasterio.shutil")
@@ -154,7 +155,9 @@ def test_a_vrt_and_its_sources(tmp_path):
 
 
 def test_other_processes_and_threads_read_it(tmp_path):
-    volume = open_volume(geotiff(tmp_path / "a.tif", tiled=True, blockxsize=16, blockysize=16)).with_nodata((3.0,))
+    volume = open_volume(geotiff(tmp_path / "a.tif", tiled=True, blockxsize=16, blockysize=16)).with_missing(
+        ((3.0,),) * 3
+    )
     other = pickle.loads(pickle.dumps(volume))
     assert other.nodata == (3.0,)
     found = []
@@ -237,11 +240,30 @@ def test_bands_are_what_scale_and_offset_say(tmp_path, scales):
     assert volume.dtype == np.float32
     assert any("scale and offset of its bands" in note for note in volume.notes)
     np.testing.assert_array_equal(whole(volume), expected)
-    if scales[0] != scales[1]:
-        with pytest.raises(InputError, match="several scales and offsets; write it unscaled"):
-            open_volume(str(tmp_path / "some.tif"))
-        return
-    assert open_volume(str(tmp_path / "some.tif")).nodata == (float(np.float32(-0.1)),)
+    some = open_volume(str(tmp_path / "some.tif"))
+    assert np.array_equal(unmeasured(some, Box.of_shape(some.shape), whole(some)), stored == 0)
+
+
+def test_each_band_has_its_own_nodata(tmp_path):
+    stored = np.array([[[0, 5], [9, 0]], [[0, 9], [9, 4]]], "uint8")
+    for number, band in enumerate(stored):
+        with rasterio.open(
+            tmp_path / f"{number}.tif", "w", driver="GTiff", width=2, height=2, count=1, dtype="uint8"
+        ) as file:
+            file.write(band[np.newaxis])
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{n + 1}"><NoDataValue>{value}</NoDataValue><SimpleSource><SourceFilename '
+        f'relativeToVRT="1">{n}.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>'
+        for n, value in enumerate((0, 9))
+    )
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="2" rasterYSize="2">{bands}</VRTDataset>')
+    volume = open_volume(str(tmp_path / "a.vrt"))
+    with rasterio.open(tmp_path / "a.vrt") as theirs:
+        wanted, dataset = theirs.read_masks() == 0, theirs.dataset_mask() == 0
+    box = Box.of_shape((2, 2))
+    assert np.array_equal(unmeasured(volume, box, volume.read(box)), wanted)
+    assert np.array_equal(wanted.all(axis=0), dataset)
+    assert volume.picked(Pick(channels=(1,))).missing == ((9.0,),)
 
 
 # --- levels ---

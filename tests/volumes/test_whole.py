@@ -76,7 +76,9 @@ def test_what_was_not_measured_or_is_not_finite_is_left_out(tmp_path):
     values[0, 3] = np.nan
     values[1, 0, 0, 0] = np.inf
     values[:, 5] = -9999
-    found = samples.scaling_of(_volume(tmp_path, values).with_nodata((-9999.0,)), Normalization.parse("zscore:whole"))
+    found = samples.scaling_of(
+        _volume(tmp_path, values).with_missing(((-9999.0,),) * 2), Normalization.parse("zscore:whole")
+    )
     for channel, mean, scale in zip(values.astype(np.float64), found.shift, found.scale, strict=True):
         kept = channel[np.isfinite(channel) & (channel != -9999)]
         np.testing.assert_allclose((mean, 1 / scale), (kept.mean(), kept.std()), rtol=1e-9)

@@ -25,6 +25,7 @@ from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.holes import Holes
+from unet_engine.volumes.nodata import Missing
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.resampled import Extremes, fed, interpolated
@@ -59,8 +60,8 @@ class Job:
     outside: tuple[float, ...] | None = None
     """What is written outside the mask and where nothing was measured, for each channel that is written; None where
     nothing is overwritten."""
-    nodata: tuple[float, ...] = ()
-    """Values of voxels that were not measured."""
+    missing: Missing = ()
+    """Values of voxels that were not measured, of each channel."""
     whole: bool = False
     """Whether all voxels count as measured, whatever the volume says."""
     profiled: bool = False
@@ -163,7 +164,7 @@ class Job:
             scan = Cropped(scan, self.crop)
         if not self.plan.image:
             return scan
-        scan = scan.with_nodata(self.nodata)
+        scan = scan.with_missing(self.missing)
         background = self.model.spec.background
         return interpolated(
             scan, self.plan.image, self.scaling, background, self.replace_nonfinite, self._first,

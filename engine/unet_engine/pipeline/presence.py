@@ -75,18 +75,28 @@ class Presence:
             found = lies if found is None else np.logical_or(found, lies, out=found)
         if found is None:
             found = np.zeros(box.shape, bool)
-        if self.job.nodata:
+        if self.job.missing or self.written_volume.gaps is not None:
             if self._absent_unless_stored and not self.written_volume.has_data(box):
                 found[...] = True
             else:
-                found |= nodata.where(self.written_volume.read(box, recorder), self.job.nodata).all(axis=0)
+                voxels, gaps = self.written_volume.read(box, recorder), self.gaps(self.written_volume, box, recorder)
+                absent = marked(voxels, self.job.missing, gaps)
+                found |= False if absent is None else absent.all(axis=0)
         return found if found.any() else None
 
-    def without_unmeasured(self, voxels: Array, inside: Array | None, nowhere: Array | None) -> Array | None:
-        """`inside` without the voxels that were measured in no channel, by their values or `nowhere`, (*box.shape). In
-        `voxels`, (channels, *box.shape), those that were not measured become what is normalised to about 0, so that
-        windows around them see nothing remarkable."""
-        absent = marked(voxels, self.job.nodata, nowhere)
+    def gaps(self, volume: Volume, box: Box, recorder: Recorder) -> Array | None:
+        """Which voxels of `box` a mask of a channel of `volume` leaves out in that channel, (channels, *box.shape) bool;
+        None where masks are of all channels."""
+        return None if volume.gaps is None else np.equal(volume.gaps.read(box, recorder), 0)
+
+    def without_unmeasured(
+        self, voxels: Array, box: Box, inside: Array | None, nowhere: Array | None, recorder: Recorder
+    ) -> Array | None:
+        """`inside` without the voxels of `box` that were measured in no channel, by their values, by masks of channels or
+        by `nowhere`, (*box.shape). In `voxels`, (channels, *box.shape), those that were not measured become what is
+        normalised to about 0, so that windows around them see nothing remarkable."""
+        gaps = self.gaps(self.volume, box, recorder)
+        absent = marked(voxels, self.job.missing, gaps if gaps is not None or nowhere is None else nowhere[np.newaxis])
         if absent is None:
             return inside
         for channel, where, shift in zip(voxels, absent, self.job.scaling.shift, strict=True):
@@ -102,7 +112,10 @@ class Presence:
     def _absent_unless_stored(self) -> bool:
         """Whether voxels that are not stored read as not measured, and are overwritten for that."""
         return self.job.outside is not None and bool(
-            nodata.where(np.array(self.written_volume.fill_value), self.job.nodata)
+            self.job.missing
+            and nodata.where_of_each(
+                np.full(len(self.job.missing), self.written_volume.fill_value), self.job.missing
+            ).all()
         )
 
 

@@ -305,7 +305,7 @@ class Worker:
         if there is not None:  # all of them were measured
             return self._pinned(Raw(voxels, inside if nowhere is None else _measured(inside, nowhere), there))
         if not self.job.plan.image:
-            inside = self.presence.without_unmeasured(voxels, inside, nowhere)
+            inside = self.presence.without_unmeasured(voxels, task.read, inside, nowhere, self.recorder)
         elif nowhere is not None:  # what was not measured was dealt with before interpolating
             inside = _measured(inside, nowhere)
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():

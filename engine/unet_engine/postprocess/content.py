@@ -19,6 +19,7 @@ from unet_engine.units import micrometers
 from unet_engine.volumes.base import Array, Selection, Timing, Volume
 from unet_engine.volumes.collection import timing_of
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.nodata import Missing
 from unet_engine.volumes.pick import ALL, Pick
 
 PIECE = 2**25
@@ -47,9 +48,12 @@ class Content:
     timing: Timing | None = None
     """Of its time points, where that is known."""
     channel_names: tuple[str, ...] = ()
-    nodata: tuple[float, ...] = ()
+    missing: Missing = ()
+    """Values of voxels that were not measured, of each channel; empty where there are none."""
     measured: Volume | None = None
-    """What is 0 there was not measured; None where values alone say it."""
+    """What is 0 there was measured in no channel; None where values alone say it."""
+    gaps: Volume | None = None
+    """What is 0 there, of as many channels, was not measured in that one; None where `measured` says it of all."""
     labels: bool = False
     """Whether voxels number classes."""
     classes: tuple[str, ...] = ()
@@ -202,8 +206,9 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
         frame=one.frame,
         timing=timing_of(volume, header) if "t" in axes else None,
         channel_names=_channel_names(volume, pick, one.channels) or (classes if len(classes) == one.channels else ()),
-        nodata=_nodata(header, labels=labels) or one.nodata,
+        missing=(written,) * one.channels if (written := _nodata(header, labels=labels)) else one.missing,
         measured=one.validity,
+        gaps=one.gaps,
         labels=labels,
         classes=_label_names(header, classes) if labels else (),
         colours=tuple(map(str, header.get("colours") or ())) if labels else (),

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
 from unet_engine.errors import DataError, UnetEngineError, first_line, writing
@@ -20,13 +21,14 @@ from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Index
 from unet_engine.postprocess.base import VOXELS, Array, Boxes, Crew, Found, block_of, write_boxes
-from unet_engine.postprocess.downsampling import Reduce, downsampled, majority, mean_of
+from unet_engine.postprocess.downsampling import downsampled, majority, mean_of
 from unet_engine.postprocess.levels import Level
 from unet_engine.storage import stores
 from unet_engine.storage.codecs import fast_codecs
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import StoredVolume
 from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.nodata import Missing, same
 
 MAJORITY, MEAN = "majority", "mean"
 
@@ -69,7 +71,8 @@ class Downsampling:
     factors: tuple[int, ...]
     boxes: Boxes
     by: str
-    nodata: tuple[float, ...] = ()
+    missing: Missing = ()
+    """Values that no mean takes in, of each channel."""
 
     def look(self, index: Index, box: Box) -> Found:
         return {}
@@ -83,11 +86,18 @@ class Downsampling:
     def values(self, index: Index, box: Box, part: Any) -> Array:
         lo = tuple(l * f for l, f in zip(box.lo, self.factors, strict=True))
         hi = tuple(min(h * f, n) for h, f, n in zip(box.hi, self.factors, self.shape, strict=True))
-        return downsampled(self.source.read(Box(lo, hi)), self.factors, self._how)
-
-    @property
-    def _how(self) -> Reduce:
-        return majority if self.by == MAJORITY else mean_of(self.nodata)
+        voxels = self.source.read(Box(lo, hi))
+        if self.by == MAJORITY:
+            return downsampled(voxels, self.factors, majority)
+        if (shared := same(self.missing)) is not None:
+            return downsampled(voxels, self.factors, mean_of(shared))
+        at = self.source.axes.index("c")  # of which none are brought together
+        channels = range(lo[at], hi[at])
+        each = [
+            downsampled(voxels.take([k], axis=at), self.factors, mean_of(self.missing[c]))
+            for k, c in enumerate(channels)
+        ]
+        return np.concatenate(each, axis=at)
 
 
 class Nothing:
@@ -146,7 +156,7 @@ def write_level(
     before: tuple[int, ...],
     level: Level,
     chunk: tuple[int, ...],
-    how: tuple[str, tuple[float, ...]],
+    how: tuple[str, Missing],
     target: LevelTarget,
     crew: Crew,
     *,
@@ -154,8 +164,8 @@ def write_level(
 ) -> int:
     """Write what of a level is not there yet into its array, which is; how many boxes that was.
 
-    before: the shape of `source`; how: `MAJORITY` or `MEAN`, and the values that no mean takes in; memory: bytes that
-    one box may take
+    before: the shape of `source`; how: `MAJORITY` or `MEAN`, and the values of each channel that no mean takes in;
+    memory: bytes that one box may take
     """
     with writing(target.path, f"opening the journal of level {target.name}"):
         target.journal.open()

@@ -83,6 +83,8 @@ class _Made:
         for level in self.levels:
             said.append({"shape": level.shape, "factors": level.factors})
             facts = {KEY: FORMAT, "input": self.input, "by": self.by, "chunk": self.chunk, "levels": said}
+            if self.volume.nodata_of and self.by == MEAN:
+                facts["nodata_of"] = [list(map(repr, own)) for own in self.volume.nodata_of]
             found.append(digest(facts))
         return found
 
@@ -302,7 +304,7 @@ def _write(made: _Made, k: int, crew: Crew, memory: int, attempt: str) -> int:
     source = Source(f"{path.rstrip('/')}/{made.names[k - 1] if k else made.listed.name}", made.axes, attempt)
     before = made.levels[k - 1].shape if k else volume.stored_shape
     chunk = tuple(map(min, made.chunk, level.shape))
-    return write_level(source, before, level, chunk, (made.by, volume.nodata), target, crew, memory=memory)
+    return write_level(source, before, level, chunk, (made.by, volume.missing), target, crew, memory=memory)
 
 
 def _kept(full: zarr.Array) -> dict[str, Any]:

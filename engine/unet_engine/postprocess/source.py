@@ -18,11 +18,11 @@ from unet_engine.plan.box import Box
 from unet_engine.postprocess.base import Array
 from unet_engine.postprocess.formats import account_of, is_one_file, is_remote_file
 from unet_engine.storage.remote_files import RemoteFile
-from unet_engine.volumes import nodata as nodata_voxels
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.files import FileVolume
 from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.nodata import union, where
 from unet_engine.volumes.pick import ALL, Pick
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import Turned
@@ -67,8 +67,8 @@ class Source:
     def labels(self, box: Box) -> Array:
         """The same as unsigned numbers, 0 where nothing was measured. Raises `DataError` for what is no label."""
         voxels, volume = self.read(box), self.open()
-        for value in volume.nodata if self.nodata is None else self.nodata:
-            voxels[nodata_voxels.where(voxels, (value,))] = 0
+        for value in union(volume.missing) if self.nodata is None else self.nodata:
+            voxels[where(voxels, (value,))] = 0
         if voxels.dtype.kind == "b":
             return voxels.view(np.uint8)
         if voxels.dtype.kind == "f":

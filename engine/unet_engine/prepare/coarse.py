@@ -126,7 +126,7 @@ def _unfit(draft: Draft, background: int) -> str:
     if draft.survey.image:
         apart = "resampled for the network" if draft.survey.grids else "normalised by what lies around a voxel"
         return f"the volume is {apart}"
-    if draft.survey.scan.nodata or draft.survey.scan.validity is not None:
+    if (scan := draft.survey.scan).missing or scan.validity is not None or scan.gaps is not None:
         return "voxels of the volume were not measured; a --mask leaves those out"
     if spec.activation == "none":
         return "the network gives numbers, not probabilities"

@@ -128,7 +128,7 @@ class Draft:
             replace_nonfinite=settings.replace_nonfinite,
             mask=settings.mask,
             outside=survey.fill(decisions.kind, decisions.dtype),
-            nodata=survey.scan.nodata,
+            missing=survey.scan.missing,
             whole=settings.nodata == "none",
             profiled=settings.profile is not None,
             begun=survey.begun,
@@ -147,9 +147,9 @@ class Draft:
         """Bytes that the memory prediction needs, where so many chunks are decoded at once."""
         volume, scan, mask = self.survey.volume, self.survey.scan, self.survey.meant
         # of values that say that nothing was measured: which channels have one, one value and all of them
-        valid = scan.validity is not None
-        found = 2 * scan.channels + 1 if job.nodata or valid else 0
-        again = bool(job.nodata) and job.outside is not None
+        valid = scan.validity is not None or scan.gaps is not None
+        found = 2 * scan.channels + 1 if job.missing or valid else 0
+        again = bool(job.missing or scan.gaps is not None) and job.outside is not None
         emptied = 2 * scan.channels + 2 if job.scaling.filled else 0
         return Sizes(
             raw=volume.voxel_bytes,
@@ -159,7 +159,7 @@ class Draft:
             source=scan.voxel_bytes + 4 * scan.channels + found + emptied + (mask.reading_bytes + 2 if mask else 0),
             scan=scan.voxel_bytes if job.resamples_on_device else 0,
             decoding=decoders * scan.chunk_bytes * (1 + (again or valid)),
-            meant=mask.voxel_bytes + bool(job.nodata or valid) + bool(self.survey.cells),
+            meant=mask.voxel_bytes + bool(job.missing or valid) + bool(self.survey.cells),
             looking=found + mask.reading_bytes,
             threads=self.network.setup.threads,
             outside=0 if job.outside is None

@@ -13,7 +13,8 @@ from unet_engine.prepare import blending
 from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.places import pick_of
 from unet_engine.prepare.survey import Survey
-from unet_engine.volumes import samples
+from unet_engine.volumes import nodata, samples
+from unet_engine.volumes.nodata import Missing
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pick import ALL
 
@@ -59,11 +60,11 @@ def identity(
         "replace_nonfinite": settings.replace_nonfinite,
         "mask": samples.fingerprint(survey.mask.volume) if survey.mask else None,
         **({"coarse": survey.cells.digest} if survey.cells else {}),
-        **({"validity": samples.fingerprint(valid)} if (valid := survey.scan.validity) else {}),
+        **({"validity": samples.fingerprint(valid)} if (valid := survey.scan.gaps or survey.scan.validity) else {}),
         **({"components": asdict(objects)} if (objects := survey.objects) else {}),
         **({"poses": [pose.bits for pose in decisions.poses]} if len(decisions.poses) > 1 else {}),
         **({} if fill is None else {"outside": list(map(repr, fill))}),
-        **({"nodata": list(map(repr, survey.scan.nodata))} if survey.scan.nodata else {}),
+        **({"nodata": _nodata(survey.scan.missing)} if survey.scan.missing else {}),
         **(
             {"extremes": hashlib.sha256(repr(extremes).encode()).hexdigest()[:16]}
             if (extremes := survey.extremes)
@@ -90,6 +91,12 @@ def _said(grid: tuple[AxisResampling, ...]) -> list[list[float]]:
         ]
         for axis in grid
     ]
+
+
+def _nodata(missing: Missing) -> list[Any]:
+    """Values that mean that nothing was measured: those of all channels, or a list for each."""
+    found = nodata.same(missing)
+    return [list(map(repr, own)) for own in missing] if found is None else list(map(repr, found))
 
 
 def _members(setup: Setup) -> dict[str, Any]:

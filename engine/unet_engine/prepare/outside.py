@@ -23,9 +23,9 @@ def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
     """The volume with the values that mean that nothing was measured: those that the settings give, else its own, which
     are told. Raises `SettingsError` for a value that no voxel can have."""
     if settings.nodata is None:
-        if volume.nodata:
+        if volume.missing:
             notes.append(
-                f"voxels of {_listed(volume.nodata)} are taken as not measured, as the attributes of {volume.path} "
+                f"voxels of {_of_channels(volume)} are taken as not measured, as the attributes of {volume.path} "
                 "say: left out of normalisation and result; --nodata none takes them as voxels"
             )
         return volume
@@ -38,12 +38,12 @@ def as_measured(settings: Settings, volume: Volume, notes: list[str]) -> Volume:
                 f"--nodata {value:g}: no voxel of {volume.path} can be that, they are {volume.dtype}; give another "
                 "value"
             )
-    return volume.with_nodata(values)
+    return volume.with_missing((values,) * volume.channels)
 
 
 def about_marks(settings: Settings, volume: Volume, notes: list[str]) -> None:
     """Say where a value looks as if nothing was measured there, and neither the volume nor the user says so."""
-    if settings.nodata is not None or volume.nodata or settings.mask or volume.validity:
+    if settings.nodata is not None or volume.missing or settings.mask or volume.validity or volume.gaps:
         return
     found = {value for channel in samples.values(volume) if (value := nodata.suspected(channel)) is not None}
     if found:
@@ -58,7 +58,7 @@ def mask_of(settings: Settings, volume: Volume, spec: ModelSpec) -> Mask | None:
     """The mask that the settings name. Raises `InputError` where it does not fit, `SettingsError` where the settings
     speak of an outside that there is not, and `ModelError` where the output outside is to be kept and is not known."""
     if settings.mask is None:
-        if settings.outside not in (None, KEEP) and not volume.nodata and volume.validity is None:
+        if settings.outside not in (None, KEEP) and not _has_missing(volume):
             raise SettingsError(
                 f"--outside {settings.outside}: nothing is outside; give --mask, or --nodata where the volume names no "
                 "such value"
@@ -79,7 +79,7 @@ def fill_of(
     """What is written outside, for each channel that is written; None where nothing is overwritten.
 
     By default what the spec's `empty` comes to, as far as it names one; else 0, which is the background label."""
-    if settings.outside == KEEP or (not masked and not volume.nodata and volume.validity is None):
+    if settings.outside == KEEP or (not masked and not _has_missing(volume)):
         return None
     channels = 1 if kind == "labels" else spec.channels_out
     if settings.outside is not None and kind == settings.output:
@@ -92,6 +92,30 @@ def stored_of(spec: ModelSpec, kind: Kind, dtype: str, outputs: Sequence[float])
     sums = np.asarray(outputs, np.float32).reshape(-1, 1, 1)
     reduction = REDUCTIONS[kind](spec.activation, dtype, spec.regions, spec.threshold)
     return tuple(map(float, reduction.on_host(sums).ravel()))
+
+
+def _has_missing(volume: Volume) -> bool:
+    """Whether voxels of it may not have been measured, as it says or the user does."""
+    return bool(volume.missing) or volume.validity is not None or volume.gaps is not None
+
+
+def _of_channels(volume: Volume) -> str:
+    """The values that mean it, and in which channels, where these have others."""
+    if (found := nodata.same(volume.missing)) is not None:
+        return _listed(found)
+    of: dict[tuple[float, ...], list[int]] = {}
+    for channel, values in enumerate(volume.missing):
+        of.setdefault(values, []).append(channel)
+    each = [f"{_listed(values)} in channel {_numbers(found)}" for values, found in of.items() if values]
+    return ", ".join(each)
+
+
+def _numbers(channels: Sequence[int]) -> str:
+    more = f" and {len(channels) - _NAMED} more" if len(channels) > _NAMED else ""
+    return ", ".join(map(str, channels[:_NAMED])) + more
+
+
+_NAMED = 8
 
 
 def _listed(values: tuple[float, ...]) -> str:

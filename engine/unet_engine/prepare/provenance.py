@@ -13,6 +13,7 @@ from unet_engine.prepare.prepare import Prepared
 from unet_engine.redaction import redacted
 from unet_engine.stitching import operations
 from unet_engine.version import version_of
+from unet_engine.volumes import nodata
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:
@@ -81,10 +82,10 @@ def _outside(job: Job) -> dict[str, Any]:
     """Which voxels are not the network's; nothing where all are."""
     facts = {
         "mask": job.mask,
-        "nodata": [f"{value:g}" for value in job.nodata],
+        **{"nodata": [], **nodata.facts(job.missing)},
         "written": None if job.outside is None else [f"{value:g}" for value in job.outside],
     }
-    return {"outside": facts} if job.mask or job.nodata or job.outside is not None else {}
+    return {"outside": facts} if job.mask or job.missing or job.outside is not None else {}
 
 
 def _resampling(job: Job) -> dict[str, Any]:

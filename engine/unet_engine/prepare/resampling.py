@@ -167,7 +167,7 @@ def scaling_seen(scan: Volume, found: Grids | None, spec: ModelSpec) -> Scaling:
         )
     if found is None or how is None or how.first != "interpolated" or not normalization.of_all:
         return scaling_of(scan, normalization)
-    if scan.nodata or scan.validity is not None:
+    if scan.missing or scan.validity is not None or scan.gaps is not None:
         return scaling_of(scan, normalization)
     known = _MEASURED.setdefault(scan, {})
     if (found.image, normalization) not in known:

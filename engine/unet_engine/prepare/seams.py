@@ -23,9 +23,10 @@ from unet_engine.prepare.decisions import Decisions
 from unet_engine.prepare.draft import Draft, grid
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.regions import values_of
-from unet_engine.volumes import nodata, windows
+from unet_engine.volumes import windows
 from unet_engine.volumes.cropped import Cropped
 from unet_engine.volumes.resampled import on_windows_grid
+from unet_engine.volumes.validity import unmeasured
 
 REGIONS = 4
 """Of one window each, at most."""
@@ -186,9 +187,10 @@ class _Trier:
         meant = np.zeros(box.shape, bool)
         own = (box & self.roi).relative_to(box.lo).slices()
         meant[own] = True if self.mask is None else np.asarray(self.mask.read(box & self.roi)) != 0
-        values = self._survey.volume.nodata
-        if values:
-            meant &= ~nodata.where(self._survey.volume.read(box), values).all(0)
+        volume = self._survey.volume
+        if volume.missing or volume.gaps is not None:
+            absent = unmeasured(volume, box, volume.read(box))
+            meant &= True if absent is None else ~absent.all(axis=0)
         return one, other, meant
 
     def _labels(self, draft: Draft, box: Box) -> Array:

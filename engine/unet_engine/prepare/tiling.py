@@ -34,8 +34,9 @@ from unet_engine.prepare.tiling_looking import BUDGET, SEED, Keeps, Memory
 from unet_engine.prepare.tiling_reference import NOT_MEANT, Design, Reference, labels_in, truth_of
 from unet_engine.prepare.tiling_settling import FOR_PROOF, Settling
 from unet_engine.units import Tell, silent, times
-from unet_engine.volumes import nodata, windows
+from unet_engine.volumes import windows
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.validity import unmeasured
 
 REGIONS, LEAST_REGIONS = 8, 4
 """Regions that are looked at, and how few are still enough."""
@@ -232,9 +233,11 @@ class _Trier(Settling):
         found = labels.astype(np.int64)
         for mask in self.survey.seen_masks:
             found[mask.read(box) == 0] = NOT_MEANT
-        if self.survey.volume.nodata:
-            missing = nodata.where(self.survey.volume.read(box), self.survey.volume.nodata)
-            found[missing.any(axis=0)] = NOT_MEANT
+        volume = self.survey.volume
+        if volume.missing or volume.gaps is not None:
+            absent = unmeasured(volume, box, volume.read(box))
+            if absent is not None:
+                found[absent.any(axis=0)] = NOT_MEANT
         return Reference(box, found)
 
     def _compared(

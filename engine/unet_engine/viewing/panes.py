@@ -24,6 +24,7 @@ from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.formats import located, open_stored
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.pick import ALL, Pick
+from unet_engine.volumes.reference_systems import same_system
 
 Kind = Literal["image", "labels", "probabilities"]
 MOST_NAMED = 4096
@@ -253,7 +254,7 @@ def misplaced(panes: Sequence[Pane]) -> list[str]:
 
 def _comparable(one: Frame, other: Frame) -> bool:
     """Whether both count in the same world, as far as they say."""
-    return not (one.crs and other.crs and one.crs != other.crs)
+    return not (one.crs and other.crs) or bool(same_system(one.crs, other.crs))
 
 
 def _square(frame: Frame, path: str) -> Array:

@@ -4,7 +4,7 @@ own place for a text; where a volume's place in the world has none of its own, i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.nodata import Missing
 
 KEY = "unet_engine"
 TIFF_TAG = 65000
@@ -31,6 +32,7 @@ class Account:
     frame: Frame | None = None
     channel_names: tuple[str, ...] = ()
     nodata: tuple[float, ...] = ()
+    nodata_of: Missing = ()
 
     def along(self, names: str, values: Sequence[float] | None, other: float) -> list[float] | None:
         """`values` for each of the axes `names`; None where there are none, or for other axes."""
@@ -68,9 +70,16 @@ def read(text: object, shape: Sequence[int], names: str | None = None) -> Accoun
             frame=frame,
             channel_names=tuple(map(str, facts.get("channel_names") or ())),
             nodata=tuple(map(float, facts.get("nodata") or ())),
+            nodata_of=_nodata_of(facts, dict(zip(axes, written, strict=True)).get("c", 1)),
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _nodata_of(facts: Mapping[str, Any], channels: int) -> Missing:
+    """Of each channel, where there are as many."""
+    found = tuple(tuple(map(float, own)) for own in facts.get("nodata_of") or ())
+    return found if len(found) == channels else ()
 
 
 def _long(names: str, shape: Sequence[int]) -> dict[str, int]:

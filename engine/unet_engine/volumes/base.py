@@ -18,7 +18,9 @@ from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.profiling.stages import READ_DECODE
 from unet_engine.units import doubtful_unit
+from unet_engine.volumes import nodata as nodata_values
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.nodata import Missing
 from unet_engine.volumes.pick import Pick
 
 Array = npt.NDArray[Any]
@@ -115,13 +117,18 @@ class Volume(Protocol):
         """What voxels are that are not stored."""
 
     @property
-    def nodata(self) -> tuple[float, ...]:
-        """Values of voxels that were not measured."""
+    def missing(self) -> Missing:
+        """Values of voxels that were not measured, of each channel that is read; empty where there are none at all."""
 
     @property
     def validity(self) -> Volume | None:
-        """Of its shape and one channel: what is 0 there was not measured, whatever its value; None where nothing like
-        alpha or a mask comes with it."""
+        """Of its shape and one channel: what is 0 there was measured in no channel, whatever its value; None where
+        nothing like alpha or a mask of all channels comes with it."""
+
+    @property
+    def gaps(self) -> Volume | None:
+        """Of its shape and with as many channels as are read: what is 0 there was not measured in that channel, whatever
+        its value; None where `validity` says the same of all channels."""
 
     @property
     def alpha(self) -> int | None:
@@ -130,8 +137,9 @@ class Volume(Protocol):
     def taken_whole(self) -> Volume:
         """The same volume, all of whose voxels were measured, whatever it says itself."""
 
-    def with_nodata(self, values: tuple[float, ...]) -> Volume:
-        """The same volume, whatever it says itself, with these values for voxels that were not measured."""
+    def with_missing(self, values: Missing) -> Volume:
+        """The same volume, whatever it says itself, with these values for voxels that were not measured, of each channel
+        that is read."""
 
     @property
     def drawback(self) -> str | None:
@@ -268,6 +276,9 @@ class StoredVolume(ABC):
     chosen: tuple[int, ...] | None = None
     """The channels that are read; None for all."""
     nodata: tuple[float, ...] = ()
+    """Values of voxels that were not measured, in any channel."""
+    nodata_of: Missing = ()
+    """The same of each stored channel, where they are not the same for all; else empty."""
     alpha: int | None = None
     whole: bool = False
     """Whether all voxels count as measured, whatever alpha or a mask says."""
@@ -333,11 +344,28 @@ class StoredVolume(ABC):
     def release(self) -> None:  # noqa: B027  # most formats make nothing
         """A format that makes something to read from gives it up here."""
 
-    def with_nodata(self, values: tuple[float, ...]) -> Volume:
-        return replace(self, nodata=values)
+    @cached_property
+    def missing(self) -> Missing:
+        count = self.stored_shape[self.axes.index("c")] if "c" in self.axes else 1
+        if not self.nodata_of:
+            return (self.nodata,) * self.channels if self.nodata else ()
+        found = tuple(self.nodata_of[c] for c in (range(count) if self.chosen is None else self.chosen))
+        return found if any(found) else ()
+
+    def with_missing(self, values: Missing) -> Volume:
+        if (same := nodata_values.same(values)) is not None:
+            return replace(self, nodata=same or (), nodata_of=())
+        count = self.stored_shape[self.axes.index("c")] if "c" in self.axes else 1
+        chosen = range(count) if self.chosen is None else self.chosen
+        of = dict(zip(chosen, values, strict=True))
+        return replace(self, nodata=(), nodata_of=tuple(of.get(c, ()) for c in range(count)))
 
     def taken_whole(self) -> Volume:
-        return replace(self, nodata=(), whole=True)
+        return replace(self, nodata=(), nodata_of=(), whole=True)
+
+    @property
+    def gaps(self) -> Volume | None:
+        return None
 
     @property
     def validity(self) -> Volume | None:
@@ -346,7 +374,7 @@ class StoredVolume(ABC):
     @cached_property
     def _of_alpha(self) -> Volume:
         assert self.alpha is not None
-        return replace(self, chosen=(self.alpha,), alpha=None, nodata=(), notes=())
+        return replace(self, chosen=(self.alpha,), alpha=None, nodata=(), nodata_of=(), notes=())
 
     @property
     def drawback(self) -> str | None:
@@ -362,7 +390,7 @@ class StoredVolume(ABC):
             **({"timepoints": self.timepoints} if self.timepoints > 1 else {}),
             **({"channel_names": list(self.channel_names)} if self.channel_names else {}),
             **({} if self.alpha is None else {"alpha": self.alpha}),
-            **({"nodata": [f"{value:g}" for value in self.nodata]} if self.nodata else {}),
+            **nodata_values.facts(self.missing),
             **({"orientation": self.frame.orientation} if self.frame and self.frame.orientation else {}),
         }
 

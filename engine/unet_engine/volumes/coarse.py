@@ -14,6 +14,7 @@ import numpy.typing as npt
 from unet_engine.plan.box import Box
 from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.volumes.lens import Lens
+from unet_engine.volumes.nodata import Missing
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +51,7 @@ class Coarse(Lens):
         return self.scan.translation
 
     @property
-    def nodata(self) -> tuple[float, ...]:
+    def missing(self) -> Missing:
         return ()
 
     def there(self, box: Box) -> Box:

@@ -143,7 +143,7 @@ def _opened(opened_by: Format, path: str, axes: str, picked: dict[str, Any]) -> 
     return replace(found, **picked)
 
 
-_PICKED = ("nodata", "time", "chosen", "alpha", "whole", "notes")
+_PICKED = ("nodata", "nodata_of", "time", "chosen", "alpha", "whole", "notes")
 """What of a volume is not in its file but was said of it since."""
 
 

@@ -161,6 +161,9 @@ def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Vo
         frame=frame,
         channel_names=said.channel_names if said else (),
         nodata=linear.values(nodata.said(attributes, dtype)),
+        nodata_of=said.nodata_of
+        if said
+        else tuple(map(linear.values, nodata.said_of_each(attributes, dtype, channels))),
         notes=(*notes, *doubts),
         alpha=of_alpha,
         timing=_timing(data, names) if "t" in names else None,

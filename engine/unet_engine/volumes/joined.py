@@ -18,7 +18,9 @@ from unet_engine.paths import parts
 from unet_engine.plan.box import Box
 from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
+from unet_engine.volumes import nodata
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
+from unet_engine.volumes.nodata import Missing
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.same_grid import differs, promoted
 
@@ -84,7 +86,7 @@ def join(
     """
     seen = [volume.picked(Pick(timepoint=0)) for volume in volumes]
     opened = [volume for volume in seen if isinstance(volume, StoredVolume)]
-    placed = next((n for n, volume in enumerate(opened) if volume.frame or volume.stored_spacing), 0)
+    placed = max(range(len(opened)), key=lambda n: (_says(opened[n]), -n))
     first = opened[placed]
     notes = dict.fromkeys((*told, *(note for volume in opened for note in volume.notes)))
     for name, volume in zip(called, opened, strict=True):
@@ -93,18 +95,15 @@ def join(
                 f"{name} {why} {called[placed]} and cannot be a channel beside it; bring one to the voxels of the other "
                 "first, or correct its header where that is wrong"
             )
-        if not volume.frame and not volume.stored_spacing and (first.frame or first.stored_spacing):
-            notes[f"{name} does not say where it lies: taken to lie where {called[placed]} does"] = None
+        if _lacks(volume, first):
+            what = "in which coordinate system it lies" if volume.frame else "where it lies"
+            notes[f"{name} does not say {what}: taken to lie where {called[placed]} does"] = None
     dtype = promoted(called, opened)
     if any(volume.dtype != dtype for volume in opened):
         kinds = ", ".join(f"{name} ({volume.dtype})" for name, volume in zip(called, opened, strict=True))
         notes[f"{kinds} are read as {dtype}, which holds the numbers of all"] = None
-    nodata = dict.fromkeys(value for volume in opened for value in volume.nodata)
-    if any({*map(repr, volume.nodata)} != {*map(repr, nodata)} for volume in opened):
-        notes[
-            f"{path}: its channels name other values for what was not measured: in all of them it is each of these; "
-            "--nodata says otherwise"
-        ] = None
+    missing = tuple(values for volume in opened for values in _missing(volume))
+    same = nodata.same(missing)
     each, ahead = [_without_channels(v, v.stored_chunks) for v in opened], first.axes.replace("c", "")
     spacing, translation = (_without_channels(first, v or ()) for v in (first.stored_spacing, first.stored_translation))
     return JoinedVolume(
@@ -119,11 +118,33 @@ def join(
         frame=first.frame,
         fill_value=opened[0].fill_value,
         channel_names=_names(called, names, opened),
-        nodata=tuple(nodata),
+        nodata=same or (),
+        nodata_of=missing if same is None else (),
         notes=tuple(notes),
         timing=next((v.timing for v in opened if v.timing), None),
         parts=tuple(opened),
     )
+
+
+def _says(volume: StoredVolume) -> int:
+    """How much of where it lies."""
+    if volume.frame:
+        return 3 + bool(volume.frame.crs)
+    return 0 if not volume.stored_spacing else 1 + any(volume.translation)
+
+
+def _lacks(volume: StoredVolume, first: StoredVolume) -> bool:
+    """Whether it says less than that one, of what is not compared for that."""
+    mine, theirs = _says(volume), _says(first)
+    return mine < theirs and (mine == 0 or (mine == 1 and theirs > 2) or mine == 3)
+
+
+def _missing(volume: StoredVolume) -> Missing:
+    """Values that mean that nothing was measured, of each channel, as numbers of the volume's own type: of a wider one
+    that holds all, the same text may be another number."""
+    each = volume.missing or ((),) * volume.channels
+    cast = [[nodata.in_type(value, volume.dtype) for value in own] for own in each]
+    return tuple(tuple(float(value) for value in own if value is not None) for own in cast)
 
 
 def _names(called: Sequence[str], names: Sequence[str], volumes: Sequence[StoredVolume]) -> tuple[str, ...]:
@@ -184,12 +205,22 @@ class JoinedVolume(StoredVolume):
         numbers = range(*selection[0].indices(len(every)))
         return np.stack([_stored(every[n], selection[1:]) for n in numbers]).astype(self.stored_dtype)
 
-    @property
+    @cached_property
     def validity(self) -> Volume | None:
-        found = [one for part, _ in self._read if (one := part.validity)]
-        if self.whole or not found:
+        """What is there in any channel was measured: nothing is said where a part has no mask, or its own of each
+        channel."""
+        found = [part.validity for part, _ in self._read if part.validity]
+        if self.whole or len(found) < len(self._read):
             return None
         return found[0] if len(found) == 1 else _Measured.of(self, found)
+
+    @cached_property
+    def gaps(self) -> Volume | None:
+        found = [(part.gaps or part.validity, rows) for part, rows in self._read]
+        if self.whole or not any(one for one, _ in found) or (len(found) == 1 and not self._read[0][0].gaps):
+            return None
+        rows = {row: (one, k if one and one.channels > 1 else 0) for one, own in found for k, row in enumerate(own)}
+        return _Gaps.of(self, [rows[row] for row in range(self.channels)])
 
     def has_data(self, box: Box) -> bool:
         return any(part.fill_value != self.fill_value or part.has_data(box) for part, _ in self._read)
@@ -261,27 +292,10 @@ def _stored(part: StoredVolume, selection: Selection) -> Array:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Measured(StoredVolume):
-    """1 where all of several volumes, of one channel each, are anything but 0; else 0."""
+class _Masks(StoredVolume):
+    """What volumes that say where something was measured, of one channel or several, come to."""
 
     parts: tuple[Volume, ...]
-
-    @classmethod
-    def of(cls, whole: StoredVolume, found: Sequence[Volume]) -> _Measured:
-        return cls(
-            path=whole.path,
-            axes=whole.spatial,
-            stored_shape=whole.shape,
-            stored_chunks=whole.chunks,
-            stored_dtype=np.dtype(np.uint8),
-            parts=tuple(found),
-        )
-
-    def stored(self, selection: Selection) -> Array:
-        spans = [part.indices(n)[:2] for part, n in zip(selection, self.stored_shape, strict=True)]
-        box = Box(tuple(lo for lo, _ in spans), tuple(hi for _, hi in spans))
-        found: Array = np.all([part.read(box)[0] != 0 for part in self.parts], axis=0).astype(np.uint8)
-        return found
 
     def changed(self, box: Box, since: float) -> str | None:
         return next((found for part in self.parts if (found := part.changed(box, since))), None)
@@ -293,3 +307,62 @@ class _Measured(StoredVolume):
     def confirm(self) -> None:
         for part in self.parts:
             part.confirm()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Measured(_Masks):
+    """1 where any of several volumes, of one channel each, is anything but 0; else 0."""
+
+    @classmethod
+    def of(cls, whole: StoredVolume, parts: Sequence[Volume]) -> _Measured:
+        return cls(
+            path=whole.path,
+            axes=whole.spatial,
+            stored_shape=whole.shape,
+            stored_chunks=whole.chunks,
+            stored_dtype=np.dtype(np.uint8),
+            parts=tuple(parts),
+        )
+
+    def has_data(self, box: Box) -> bool:
+        return any(part.fill_value or part.has_data(box) for part in self.parts)
+
+    def stored(self, selection: Selection) -> Array:
+        box = _box(selection, self.stored_shape)
+        found: Array = np.any([part.read(box)[0] != 0 for part in self.parts], axis=0).astype(np.uint8)
+        return found
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Gaps(_Masks):
+    """1 where a channel was measured, else 0."""
+
+    of_channels: tuple[tuple[int, int] | None, ...]
+    """For each, which of `parts` says it, and by which of its channels; None: nothing does, and all was."""
+
+    @classmethod
+    def of(cls, whole: StoredVolume, channels: Sequence[tuple[Volume | None, int]]) -> _Gaps:
+        parts = list(dict.fromkeys(part for part, _ in channels if part))
+        return cls(
+            path=whole.path,
+            axes=f"c{whole.spatial}",
+            stored_shape=(len(channels), *whole.shape),
+            stored_chunks=(len(channels), *whole.chunks),
+            stored_dtype=np.dtype(np.uint8),
+            parts=tuple(parts),
+            of_channels=tuple((parts.index(part), own) if part else None for part, own in channels),
+        )
+
+    def stored(self, selection: Selection) -> Array:
+        box = _box(selection[1:], self.stored_shape[1:])
+        each = [part.read(box) for part in self.parts]
+        found = np.ones((len(self.of_channels), *box.shape), np.uint8)
+        for row, said in enumerate(self.of_channels):
+            if said:
+                found[row] = each[said[0]][said[1]] != 0
+        return found[selection[0]]
+
+
+def _box(selection: Selection, shape: Sequence[int]) -> Box:
+    spans = [part.indices(n)[:2] for part, n in zip(selection, shape, strict=True)]
+    return Box(tuple(lo for lo, _ in spans), tuple(hi for _, hi in spans))

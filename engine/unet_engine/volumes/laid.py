@@ -14,6 +14,7 @@ from unet_engine.units import times
 from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.lens import Lens
+from unet_engine.volumes.reference_systems import same_system
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import Turned
 
@@ -46,7 +47,7 @@ def turn_to(part: Volume, whole: Volume) -> Turn | None:
     """How `part` has to be turned so that its axes run as those of `whole`; None where they do, where they are no axes
     of that grid, or where nothing says it."""
     placed, other = _place(part), _place(whole)
-    if placed is None or other is None or part.spatial != whole.spatial or placed[2] != other[2]:
+    if placed is None or other is None or part.spatial != whole.spatial or not same_system(placed[2], other[2]):
         return None
     try:
         steps = np.linalg.solve(other[0], placed[0])  # of an axis of the part, in voxels of the whole
@@ -64,7 +65,7 @@ def start_in(part: Volume, whole: Volume) -> tuple[int, ...] | None:
     """The voxel of `whole` that the first one of `part` lies on; None where they are on other grids, `part` reaches
     beyond, or nothing says where they lie."""
     placed, other = _place(part), _place(whole)
-    if placed is None or other is None or part.spatial != whole.spatial or placed[2] != other[2]:
+    if placed is None or other is None or part.spatial != whole.spatial or not same_system(placed[2], other[2]):
         return None
     matrix, origin, _ = other
     if not np.allclose(placed[0], matrix, rtol=_SAME, atol=_SAME * float(np.abs(matrix).max())):

@@ -13,6 +13,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.fetching import Fetching
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.nodata import Missing
 from unet_engine.volumes.pick import Pick
 
 
@@ -92,8 +93,8 @@ class Lens(ABC):
         return self.scan.fill_value
 
     @property
-    def nodata(self) -> tuple[float, ...]:
-        return self.scan.nodata
+    def missing(self) -> Missing:
+        return self.scan.missing
 
     @property
     def alpha(self) -> int | None:
@@ -103,6 +104,10 @@ class Lens(ABC):
     def validity(self) -> Volume | None:
         return self.scan.validity and replace(self, scan=self.scan.validity)  # type: ignore[return-value]
 
+    @cached_property
+    def gaps(self) -> Volume | None:
+        return self.scan.gaps and replace(self, scan=self.scan.gaps)  # type: ignore[return-value]
+
     @property
     def drawback(self) -> str | None:
         return self.scan.drawback
@@ -111,8 +116,8 @@ class Lens(ABC):
     def notes(self) -> tuple[str, ...]:
         return self.scan.notes
 
-    def with_nodata(self, values: tuple[float, ...]) -> Volume:
-        return replace(self, scan=self.scan.with_nodata(values))  # type: ignore[return-value]  # `read` is the subclass's
+    def with_missing(self, values: Missing) -> Volume:
+        return replace(self, scan=self.scan.with_missing(values))  # type: ignore[return-value]  # `read` is the subclass's
 
     def taken_whole(self) -> Volume:
         return replace(self, scan=self.scan.taken_whole())  # type: ignore[return-value]

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Missing = tuple[tuple[float, ...], ...]
+"""Such values, of each channel; empty where no channel has any."""
 KEYS = (
     "_FillValue",
     "missing_value",
@@ -38,11 +40,74 @@ def said(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> tuple[float, ..
     found: list[float] = []
     named = [value for key in KEYS for name, value in attributes.items() if name.lower() == key.lower()]
     for value in named:
-        for one in value if isinstance(value, list | tuple) else [value]:
+        for one in [v for part in _several(value) for v in _several(part)]:
             number = _number(one)
             if number is not None and in_type(number, dtype) is not None and not _is_in(number, found):
                 found.append(number)
     return tuple(found)
+
+
+def said_of_each(attributes: Mapping[str, Any], dtype: np.dtype[Any], channels: int) -> Missing:
+    """Values of each of `channels`, where a list of as many says them one by one, as rasterio's ``nodatavals`` does (null
+    for a band without one) and what we write; empty where all have the same."""
+    lists = [
+        value
+        for key in _OF_EACH
+        for name, value in attributes.items()
+        if name.lower() == key and isinstance(value, list | tuple) and len(value) == channels > 1
+    ]
+    if not lists:
+        return ()
+    others = {name: value for name, value in attributes.items() if not any(value is one for one in lists)}
+    for_all = said(others, dtype)
+    each = [said({_OF_EACH[0]: [v for one in lists for v in _several(one[c])]}, dtype) for c in range(channels)]
+    found = tuple(tuple(_once((*for_all, *own))) for own in each)
+    return () if same(found) is not None else found
+
+
+_OF_EACH = ("nodatavals", "nodata_values")
+"""Of the attributes those that may say it channel by channel."""
+
+
+def as_attribute(values: Missing) -> list[Any]:
+    """`values` as ``nodatavals``, which `said` and `said_of_each` read: a list for all channels, or one for each."""
+    found = same(values)
+    if found is not None and (len(values) == 1 or len(found) != len(values) or len(found) == 1):
+        return list(found)
+    if all(len(own) <= 1 for own in values):
+        return [own[0] if own else None for own in values]
+    return [list(own) for own in values]
+
+
+def same(values: Missing) -> tuple[float, ...] | None:
+    """Those of all channels; None where channels have others."""
+    first = values[0] if values else ()
+    return first if all({*map(repr, own)} == {*map(repr, first)} for own in values) else None
+
+
+def facts(values: Missing) -> dict[str, Any]:
+    """As people are shown them."""
+    if not values:
+        return {}
+    found = {"nodata": [f"{value:g}" for value in union(values)]}
+    return found if same(values) is not None else {**found, "nodata_of": [[f"{v:g}" for v in own] for own in values]}
+
+
+def union(values: Missing) -> tuple[float, ...]:
+    """All that any channel has."""
+    return tuple(_once([value for own in values for value in own]))
+
+
+def _once(values: Sequence[float]) -> list[float]:
+    found: list[float] = []
+    for value in values:
+        if not _is_in(value, found):
+            found.append(value)
+    return found
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def in_type(value: float, dtype: np.dtype[Any]) -> np.generic | None:
@@ -68,6 +133,13 @@ def where(voxels: Array, values: Sequence[float]) -> npt.NDArray[np.bool_]:
         elif (cast := in_type(value, voxels.dtype)) is not None:
             found |= voxels == cast
     return found
+
+
+def where_of_each(voxels: Array, values: Missing) -> npt.NDArray[np.bool_]:
+    """Which of `voxels`, (channels, …), are one of the values of their channel; all False where there are none."""
+    if (found := same(values)) is not None:
+        return where(voxels, found)
+    return np.stack([where(channel, own) for channel, own in zip(voxels, values, strict=True)])
 
 
 def suspected(voxels: Array) -> float | None:

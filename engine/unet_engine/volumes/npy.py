@@ -46,6 +46,7 @@ class NpyFormat:
             frame=said.frame if said else None,
             channel_names=said.channel_names if said else (),
             nodata=said.nodata if said else (),
+            nodata_of=said.nodata_of if said else (),
             alpha=of_alpha,
             notes=doubts,
             opened_by=self,

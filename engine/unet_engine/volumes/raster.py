@@ -227,6 +227,8 @@ def _bands(
     check_pieces(path, shape, (1, rows, columns)[-len(shape) :], dtype.itemsize)
     frame, unit = _placed(data)
     linear = tuple(_linear(data, band, dtype) for band in bands)
+    missing = tuple(_nodata(data, band, dtype, one) for band, one in zip(bands, linear, strict=True))
+    same = nodata.same(missing)
     found = RasterVolume(
         path=path,
         axes=names,
@@ -234,7 +236,8 @@ def _bands(
         stored_chunks=grouped(names, shape, (len(bands), rows, columns)[-len(shape) :], dtype.itemsize),
         stored_dtype=np.result_type(*(one.dtype for one in linear)),
         unit=unit,
-        nodata=_nodata(path, data, bands, dtype, linear),
+        nodata=same or (),
+        nodata_of=missing if same is None else (),
         linear=linear,
         channel_names=tuple(data.descriptions[b - 1] or data.colorinterp[b - 1].name for b in bands),
         masked_by=_mask(f"{path}:{MASK}", data, handles, (), None)
@@ -281,20 +284,11 @@ def _linear(data: Any, band: int, dtype: np.dtype[Any]) -> Linear:
     return Linear.of(dtype, slope, intercept)
 
 
-def _nodata(
-    path: str, data: Any, bands: Iterable[int], dtype: np.dtype[Any], linear: Sequence[Linear]
-) -> tuple[float, ...]:
-    """As voxels are read. Raises `InputError` where a value is no data in one band and may be measured in another."""
-    values = [data.nodatavals[b - 1] for b in bands]
-    found = nodata.said({"nodatavals": [v for v in values if v is not None]}, dtype)
-    if found and len({(one.slope, one.intercept) for one in linear}) > 1:
-        raise InputError(
-            f"{path} has nodata and bands of several scales and offsets; write it unscaled first, e.g. with "
-            "gdal_translate -unscale -ot Float32"
-        )
-    if linear[0].is_identity:
-        return found
-    return tuple(float(linear[0](np.asarray(value, dtype)).item()) for value in found)
+def _nodata(data: Any, band: int, dtype: np.dtype[Any], linear: Linear) -> tuple[float, ...]:
+    """Of a band, as voxels are read."""
+    value = data.nodatavals[band - 1]
+    found = () if value is None else nodata.said({"nodata": value}, dtype)
+    return found if linear.is_identity else tuple(float(linear(np.asarray(v, dtype)).item()) for v in found)
 
 
 def _is_masked(rasterio: Any, data: Any, bands: Iterable[int], alpha: list[int]) -> bool:
@@ -305,12 +299,6 @@ def _is_masked(rasterio: Any, data: Any, bands: Iterable[int], alpha: list[int])
 
 def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: list[int]) -> tuple[str, ...]:
     found = []
-    named = {repr(value) for b in bands if (value := data.nodatavals[b - 1]) is not None}
-    if len(named) > 1:
-        found.append(
-            f"{path}: its bands name other values for what was not measured: in all of them it is each of these; "
-            "--nodata says otherwise"
-        )
     if alpha:
         found.append(
             f"{path}: band {alpha[0]} is alpha and no channel; where it is 0, nothing was measured (--nodata none: all was)"

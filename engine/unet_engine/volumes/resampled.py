@@ -24,6 +24,7 @@ from unet_engine.volumes.base import Array, Volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.holes import Holes, outside
 from unet_engine.volumes.lens import Lens
+from unet_engine.volumes.nodata import Missing
 from unet_engine.volumes.normalize import Scaling
 from unet_engine.volumes.pieces import pieces
 from unet_engine.volumes.validity import unmeasured
@@ -136,12 +137,17 @@ class Interpolated(Regridded):
         return np.dtype(np.float32)
 
     @property
-    def nodata(self) -> tuple[float, ...]:
+    def missing(self) -> Missing:
         """None is left here."""
         return ()
 
     @cached_property
     def validity(self) -> Volume | None:
+        """The same."""
+        return None
+
+    @cached_property
+    def gaps(self) -> Volume | None:
         """The same."""
         return None
 

@@ -11,6 +11,7 @@ import numpy as np
 from unet_engine.errors import InputError
 from unet_engine.units import micrometers, times
 from unet_engine.volumes.base import Array, StoredVolume
+from unet_engine.volumes.reference_systems import same_system
 
 _OFF = 0.02
 """Voxels that one grid may lie beside another over all of it: headers round."""
@@ -52,15 +53,26 @@ def _lies_apart(volume: StoredVolume, other: StoredVolume) -> str:
     if place is None or their_place is None:
         return ""
     (matrix, origin, world), (their_matrix, their_origin, their_world) = place, their_place
-    if world != their_world and world and their_world:
+    if world and their_world and not same_system(world, their_world):
+        if same_system(world, their_world) is None:
+            return (
+                "words its coordinate system otherwise, which rasterio or pyproj would compare (neither is here), than"
+            )
         return "is in another coordinate system than"
     sizes, their_sizes = (np.linalg.norm(m, axis=0) for m in (matrix, their_matrix))
     room = _OFF * np.minimum(sizes, their_sizes)
     if (np.abs(sizes - their_sizes) * np.maximum(np.array(volume.shape) - 1, 1) > room).any():
         return f"has voxels of {_sizes(volume)}, unlike the {_sizes(other)} of"
+    if _says_sizes_alone(volume, other) or _says_sizes_alone(other, volume):
+        return ""
     ends = [np.array(end) for end in product(*((0, n - 1) for n in volume.shape))]
     apart = max(float(np.abs(matrix @ e + origin - their_matrix @ e - their_origin).max()) for e in ends)
     return "does not lie where it says of itself that it lies, beside" if apart > room.min() else ""
+
+
+def _says_sizes_alone(volume: StoredVolume, other: StoredVolume) -> bool:
+    """Whether `volume` says how large voxels are and nothing of where they lie, beside one that says both."""
+    return not volume.frame and not any(volume.translation) and bool(other.frame)
 
 
 def _sizes(volume: StoredVolume) -> str:
@@ -74,7 +86,7 @@ def _place(volume: StoredVolume, unit: float | None) -> tuple[Array, Array, str]
     unit = unit or 1.0
     if volume.frame:
         frame = volume.frame.seen_in("LPS")
-        return np.array(frame.matrix) * unit, np.array(frame.origin) * unit, frame.crs or frame.space
+        return np.array(frame.matrix) * unit, np.array(frame.origin) * unit, frame.crs or frame.space.replace("crs", "")
     if volume.spacing is None:
         return None
     return np.diag(volume.spacing)[::-1] * unit, np.array(volume.translation[::-1]) * unit, ""

@@ -160,17 +160,18 @@ def measured(volume: Volume) -> list[Array]:
     """`values` without those that mean that nothing was measured. Raises `DataError` as reading does."""
     found = values(volume)
     nowhere = _nowhere(volume)
-    if not volume.nodata and nowhere is None:
+    if not volume.missing and nowhere is None:
         return found
-    absent = [marked(channel, volume.nodata, nowhere) for channel in found]
-    return [channel if a is None else channel[~a] for channel, a in zip(found, absent, strict=True)]
+    absent = marked(np.stack(found), volume.missing, nowhere)
+    return found if absent is None else [channel[~a] for channel, a in zip(found, absent, strict=True)]
 
 
 def _nowhere(volume: Volume) -> Array | None:
-    """Which of `values` were measured in no channel, flat; None where all may have been."""
+    """Which of `values` were not measured, (1 or channels, flat); None where all may have been."""
     if volume not in _NOWHERE:
         found = [void(volume, box) for box in _read(volume)[0]]
-        _NOWHERE[volume] = np.concatenate([v.ravel() for v in found if v is not None]) if found[0] is not None else None
+        each = [v.reshape(len(v), -1) for v in found if v is not None]
+        _NOWHERE[volume] = np.concatenate(each, axis=1) if each else None
     return _NOWHERE[volume]
 
 

@@ -55,6 +55,7 @@ class SlicesFormat:
             ),
             stored_dtype=first.stored_dtype,
             nodata=first.nodata,
+            nodata_of=first.nodata_of,
             alpha=first.alpha if names[1:] == first.axes else None,
             notes=(*first.notes, *_gaps(path, files), *_others(path, files)),
             opened_by=self,

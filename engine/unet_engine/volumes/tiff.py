@@ -115,6 +115,7 @@ def _facts(path: str, parts: tuple[Part, ...], image: Image, names: str) -> dict
         "alpha": of_alpha,
         "timing": timing_of(image.full) if "t" in names else None,
         "nodata": own.nodata if own else nodata_of(series.keyframe, np.dtype(series.dtype)),
+        "nodata_of": own.nodata_of if own else (),
         "opened_by": TiffFormat(),
         "files": parts,
         "overviews": tuple(times(one.shape) for one in image.full.levels[1:]) if series is image.full else (),

@@ -123,20 +123,12 @@ class Whole:
             stored = self.volume.read(box)
             voxels = stored.reshape(self.volume.channels, -1)
             nowhere = void(self.volume, box)
-            flat = None if nowhere is None else nowhere.ravel()
+            absent = marked(voxels, self.volume.missing, None if nowhere is None else nowhere.reshape(len(nowhere), -1))
             inside = ~outside(stored, holes_of(self.volume), box).ravel() if self.normalization.fills else None
             for channel, (values, way) in enumerate(zip(voxels, ways, strict=True)):
-                measured = self._measured(values, flat, inside if way.foreground == FILLED else None)
+                left_out = None if absent is None else absent[channel]
+                measured = _measured(values, left_out, inside if way.foreground == FILLED else None)
                 yield self._group(channel), foreground(way, measured)
-
-    def _measured(self, values: Array, nowhere: Array | None, inside: Array | None) -> Array:
-        """Those that are finite and were measured; nowhere: which were not, in any channel. inside: of these alone."""
-        if inside is not None:
-            values, nowhere = values[inside], None if nowhere is None else nowhere[inside]
-        absent = marked(values, self.volume.nodata, nowhere)
-        if absent is not None:
-            values = values[~absent]
-        return values[np.isfinite(values)] if values.dtype.kind == "f" else values
 
     def _groups(self) -> int:
         return 1 if self.normalization.together else self.volume.channels
@@ -185,6 +177,15 @@ class Whole:
                 values -= mean
                 found[group] = _joined(found[group], (values.size, mean, float(np.dot(values, values))))
         return [(mean, (squares / n) ** 0.5) if n else (np.nan, np.nan) for n, mean, squares in found]
+
+
+def _measured(values: Array, absent: Array | None, inside: Array | None) -> Array:
+    """Those that are finite and not `absent`; inside: of these alone."""
+    if inside is not None:
+        values, absent = values[inside], None if absent is None else absent[inside]
+    if absent is not None:
+        values = values[~absent]
+    return values[np.isfinite(values)] if values.dtype.kind == "f" else values
 
 
 def _joined(a: tuple[int, float, float], b: tuple[int, float, float]) -> tuple[int, float, float]:

@@ -79,6 +79,7 @@ class ZarrFormat:
         linear = Linear.said(dtype, dict(array.attrs))
         channels = array.shape[names.index("c")] if "c" in names else 1
         seen = alpha.named(found.channel_names, dict(array.attrs), channels)
+        marks = {**array.attrs, **cf.fill_value(found)}
         of_alpha, doubts = alpha.settled(path, seen, channels)
         return ZarrVolume(
             path=path,
@@ -95,7 +96,8 @@ class ZarrFormat:
             notes=(*found.notes, *_packed(path, linear), *doubts),
             alpha=of_alpha,
             fill_value=linear.values([float(array.fill_value or 0)])[0],
-            nodata=linear.values(nodata.said({**array.attrs, **cf.fill_value(found)}, dtype)),
+            nodata=linear.values(nodata.said(marks, dtype)),
+            nodata_of=tuple(map(linear.values, nodata.said_of_each(marks, dtype, channels))),
             array=_with_codecs(path, _noticing(path, array)),
             witness=_witness(path, array),
             linear=linear,

@@ -18,6 +18,7 @@ from unet_engine.errors import OutputError
 from unet_engine.postprocess.content import Content
 from unet_engine.units import times
 from unet_engine.version import version_of
+from unet_engine.volumes import nodata
 from unet_engine.volumes.account import KEY
 from unet_engine.volumes.alpha import named
 from unet_engine.volumes.frame import Frame
@@ -82,11 +83,19 @@ def account_text(content: Content) -> str:
         "frame": frame.facts() if frame else None,
         "channel_names": list(content.channel_names),
         **({"time": [content.timing.step, content.timing.start, content.timing.unit]} if content.timing else {}),
-        **({"nodata": [repr(float(value)) for value in content.nodata]} if content.nodata else {}),
+        **_nodata(content),
         "versions": {"unet-engine": version_of("unet-engine")},
         **{key: value for key, value in content.said.items() if key not in _OF_ZARR},
     }
     return json.dumps({KEY: facts})
+
+
+def _nodata(content: Content) -> dict[str, Any]:
+    """Of all channels, or of each."""
+    found = nodata.same(content.missing)
+    if found is None:
+        return {"nodata_of": [[repr(float(value)) for value in own] for own in content.missing]}
+    return {"nodata": [repr(float(value)) for value in found]} if found else {}
 
 
 def lost_crs(content: Content, kind: str) -> list[str]:
@@ -96,15 +105,20 @@ def lost_crs(content: Content, kind: str) -> list[str]:
 
 def lost_mask(content: Content, kind: str) -> list[str]:
     """The same of alpha or a mask: what was not measured is then told by nothing."""
-    if content.measured is None:
+    if content.measured is None and content.gaps is None:
         return []
     return [f"{kind} has no place for what alpha or a mask leaves out: its values are written as they are"]
 
 
 def lost_measured(content: Content, kind: str) -> list[str]:
     """The same of a format that has no place for nodata either. NaN says by itself that it is none."""
-    values = ", ".join(f"{value:g}" for value in content.nodata if not isnan(value))
-    found = [f"{kind} has no place for nodata: give --nodata {values} where it is read"] if values else []
+    if nodata.same(content.missing) is None:
+        found = [
+            f"{kind} has no place for nodata, of which channels have others: all values are read as measured there"
+        ]
+    else:
+        values = ", ".join(f"{value:g}" for value in nodata.union(content.missing) if not isnan(value))
+        found = [f"{kind} has no place for nodata: give --nodata {values} where it is read"] if values else []
     if alpha := named(content.channel_names, {}, content.count("c")):
         found.append(f"{kind} has no names of channels: that channel {alpha[0]} is alpha is left out")
     return found + lost_mask(content, kind)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from unet_engine.errors import OutputError
 from unet_engine.output.colours import colour_of
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.content import Content
@@ -22,6 +23,7 @@ from unet_engine.postprocess.writers.base import (
 )
 from unet_engine.volumes.account import KEY
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.nodata import same, union
 
 _TILE = 512
 _CACHE_BYTES = 2**26
@@ -41,8 +43,18 @@ class GeoTiffWriter:
         check_axes(path, content, self.name, "cyx")
         check_type(path, content, self.name, ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
 
+        if same(content.missing) is None:
+            raise OutputError(
+                f"{path}: {self.name} has one value of nodata for all bands, and channels of {content.origin} have others; "
+                "write .zarr or .h5, or some channels alone with --input-channels"
+            )
+
     def losses(self, content: Content) -> list[str]:
-        return []
+        others = [f"{value:g}" for value in union(content.missing)[1:]]
+        found = [f"a GeoTIFF has one value of nodata: {', '.join(others)} is left out"] if others else []
+        if content.gaps is None:
+            return found
+        return [*found, "a GeoTIFF has one mask for all bands: what is left out of some alone is written as it is"]
 
     def write(self, place: Path, content: Content) -> None:
         """A COG cannot be written in place: GDAL makes one of a plain GeoTIFF, with overviews."""
@@ -85,7 +97,7 @@ def _write(rasterio: Any, place: Path, content: Content, packed: Mapping[str, An
         dtype=plain_type(content.dtype).name,
         crs=frame.crs,
         transform=rasterio.Affine(a, b, x - (a + b) / 2, d, e, y - (d + e) / 2),
-        nodata=content.nodata[0] if content.nodata else None,
+        nodata=content.missing[0][0] if content.missing else None,
         tiled=True,
         blockxsize=_TILE,
         blockysize=_TILE,

@@ -12,6 +12,7 @@ from unet_engine.postprocess.content import Content
 from unet_engine.postprocess.writers.base import account_in, account_text, chunks_of, library, lost_mask
 from unet_engine.volumes.account import KEY
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.nodata import as_attribute, same
 
 NAME = "data"
 
@@ -72,6 +73,6 @@ def _attributes(content: Content) -> dict[str, Any]:
         }
     if content.unit:
         said["units"] = content.unit
-    if content.nodata:
-        said["nodatavals"] = list(content.nodata)
+    if same(content.missing):  # of each channel, the account says it
+        said["nodatavals"] = as_attribute(content.missing)
     return said

@@ -19,6 +19,7 @@ from unet_engine.postprocess.writers.base import account_in, account_text, chunk
 from unet_engine.volumes.account import KEY
 from unet_engine.volumes.base import Timing
 from unet_engine.volumes.frame import Frame
+from unet_engine.volumes.nodata import as_attribute
 
 _ARRAY = "0"
 
@@ -94,7 +95,7 @@ def write_group(place: Path, content: Content, name: str) -> None:
         compressors=zarr.codecs.ZstdCodec(level=1),
         fill_value=0,
         dimension_names=list(content.axes),
-        attributes={"nodatavals": list(content.nodata)} if content.nodata else {},
+        attributes={"nodatavals": as_attribute(content.missing)} if content.missing else {},
     )
     for cell in content.aligned(chunks):
         voxels = content.read(cell)
