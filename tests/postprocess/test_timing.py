@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import nrrd
 import numpy as np
 import pytest
 import SimpleITK
+import zarr
 
 import unet_engine
 from support.volumes import fake_model
@@ -74,9 +76,43 @@ def netcdf(path: str) -> None:
             data.dims[axis].attach_scale(scale)
 
 
+def array(group: Any, name: str, values: Any, axes: list[str], **attributes: Any) -> None:
+    group.create_array(name, data=np.asarray(values)).attrs.update(_ARRAY_DIMENSIONS=axes, **attributes)
+
+
+def by_xarray(path: str) -> None:
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    axes = ["time", "z", "y", "x"]
+    array(group, "film", FILM, axes)
+    for axis, count in zip(axes, FILM.shape, strict=True):
+        said = {"units": "hours since 2000-01-01", "calendar": "proleptic_gregorian"} if axis == "time" else {}
+        array(group, axis, np.arange(count) * 0.025, [axis], **said)
+
+
+def ilastik(path: str) -> None:
+    steps = {"t": (1.5, "min"), "z": (2, "um"), "y": (500, "nm"), "x": (500, "nm")}
+    tags = [{"key": axis, "typeFlags": 2, "resolution": step, "description": ""} for axis, (step, _) in steps.items()]
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("film", data=FILM)
+        data.attrs["axistags"] = json.dumps({"axes": tags})
+        data.attrs["axis_units"] = json.dumps({axis: unit for axis, (_, unit) in steps.items()})
+
+
+def nrrd_of_ours(path: str) -> None:
+    """Of which another tool took our own key."""
+    ome("a.ome.tif")
+    convert("a.ome.tif", path)
+    header, _, voxels = Path(path).read_bytes().partition(b"\n\n")
+    lines = [line for line in header.split(b"\n") if not line.startswith(b"unet_engine")]
+    Path(path).write_bytes(b"\n".join(lines) + b"\n\n" + voxels)
+    said = nrrd.read_header(path)
+    assert said["spacings"][3] == 1.5
+    assert said["axis 3 index values"] == "0.0 1.5 3.0"
+
+
 @pytest.mark.parametrize(("write", "name"), [
     (ome, "a.ome.tif"), (packed_ome, "a.ome.tif"), (imagej, "a.tif"), (nifti, "a.nii"), (by_slicer, "a.seq.nrrd"),
-    (by_spacings, "a.nrrd"), (netcdf, "a.nc"),
+    (by_spacings, "a.nrrd"), (netcdf, "a.nc"), (by_xarray, "a.zarr"), (ilastik, "b.nc"), (nrrd_of_ours, "a.nrrd"),
 ])  # fmt: skip
 def test_time_points_are_90_seconds_apart_in_each_format(write: Any, name: str) -> None:
     write(name)
@@ -87,6 +123,32 @@ def test_time_points_are_90_seconds_apart_in_each_format(write: Any, name: str) 
     for time, frame in enumerate(FILM):
         one = volume.picked(Pick(timepoint=time))
         np.testing.assert_array_equal(one.read(Box.of_shape(one.shape))[0], frame)
+
+
+def test_the_voxel_size_of_axistags_is_in_one_unit() -> None:
+    ilastik("a.h5")
+    volume = open_stored("a.h5")
+    assert (volume.axes, volume.spacing, volume.unit) == ("tzyx", (2000, 500, 500), "nanometer")
+
+
+def test_coordinates_are_what_their_scale_and_offset_make_of_them() -> None:
+    """As xarray and NetCDF's own tools take them."""
+    axes = {"y": 50 - np.arange(8) * 0.5, "x": 5 + np.arange(9) * 0.25}
+    said = {"scale_factor": 0.25, "add_offset": 10.0}
+    group = zarr.open_group("a.zarr", mode="w", zarr_format=2)
+    array(group, "scan", FILM[0, 0], list(axes))
+    for axis, values in axes.items():
+        array(group, axis, ((values - 10) / 0.25).astype("i2"), [axis], **said)
+    with h5py.File("a.h5", "w") as file:
+        data = file.create_dataset("scan", data=FILM[0, 0])
+        for number, (axis, values) in enumerate(axes.items()):
+            stored = file.create_dataset(axis, data=((values - 10) / 0.25).astype("i2"))
+            stored.attrs.update(said)
+            stored.make_scale(axis)
+            data.dims[number].attach_scale(stored)
+    for path in ("a.zarr", "a.h5:/scan"):
+        volume = open_stored(path)
+        assert (volume.spacing, volume.translation) == ((-0.5, 0.25), (50, 5))
 
 
 def test_a_metaimage_has_a_step_without_a_unit_and_what_another_tool_wrote_goes_before_ours() -> None:

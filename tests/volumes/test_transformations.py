@@ -45,6 +45,35 @@ def test_a_sequence_of_scale_and_translation(tmp_path):
     assert levels_in(f"{tmp_path}/a.zarr")[1]["x"] == (4, 0.5)
 
 
+def of_axes(*parts):
+    """Transformations of some axes each, by number as in 0.6, or by name as proposed before."""
+    found = [{"transformation": move, "input_axes": axes, "output_axes": axes} if isinstance(axes[0], int)
+             else {**move, "input": axes, "output": axes} for move, axes in parts]  # fmt: skip
+    return {"type": "byDimension", "transformations": found}
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_transformations_of_some_axes_each(tmp_path, named):
+    steps = {"type": "sequence", "transformations": [
+        {"type": "scale", "scale": [2.0]}, {"type": "translation", "translation": [7.0]}]}  # fmt: skip
+    plane = {"type": "affine", "affine": [[0.5, 0, 1], [0, 0.25, 2]]}
+    axes = [["z"], ["c"], ["y", "x"]] if named else [[1], [0], [2, 3]]
+    move = of_axes((steps, axes[0]), ({"type": "identity"}, axes[1]), (plane, axes[2]))
+    volume = open_volume(image(tmp_path / "a.zarr", move))
+    assert (volume.spacing, volume.translation, volume.channels) == ((2.0, 0.5, 0.25), (7.0, 1.0, 2.0), 2)
+
+
+def test_an_axis_that_no_transformation_makes_is_refused(tmp_path):
+    move = of_axes(({"type": "scale", "scale": [1.0, 2.0]}, [0, 1]), ({"type": "scale", "scale": [3.0]}, [2]))
+    with pytest.raises(InputError, match="byDimension does not make each axis once"):
+        open_volume(image(tmp_path / "a.zarr", move))
+
+
+def test_a_voxel_that_is_moved_to_a_place_in_a_unit_is_one_of_it(tmp_path):
+    assert open_volume(image(tmp_path / "a.zarr", {"type": "identity"})).spacing == (1, 1, 1)
+    assert open_volume(image(tmp_path / "b.zarr", moved(1, 2, 3))).translation == (1, 2, 3)
+
+
 def test_the_coordinate_system_may_be_called_by_text_or_not_at_all(tmp_path):
     path = image(tmp_path / "a.zarr", scaled(3, 2, 1), output="unknown")
     root = zarr.open_group(path, mode="r+")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -15,7 +16,9 @@ import zarr
 from unet_engine.errors import InputError, of_store
 from unet_engine.storage import stores
 from unet_engine.volumes import georeference, geozarr
+from unet_engine.volumes.base import Array, Timing
 from unet_engine.volumes.resolution import Resolution
+from unet_engine.volumes.timing import even, unit_of_time
 
 _MOST = 2**22
 """Coordinates along an axis that are read."""
@@ -116,11 +119,35 @@ def _by_coordinates(
     )
 
 
-def _steps(coordinate: zarr.Array) -> tuple[float, float] | None:
-    """Where the first voxel lies and how far the next; None where they are not evenly spaced numbers."""
+def timing(array: zarr.Array, path: str, names: str) -> Timing | None:
+    """Of the time points of the array at `path`, by the coordinates beside it, whose unit may go on as in "days since
+    2000-01-01"; None where nothing says it, or they are not evenly spaced. `names`: of its axes."""
+    dimensions = _dimensions(array)
+    if "t" not in names or not dimensions:
+        return None
+    with suppress(Exception):  # whatever lies beside it is none of these
+        group = stores.open_group(path.rstrip("/").rpartition("/")[0], "r")
+        coordinate = group.get(dimensions[names.index("t")])
+        if isinstance(coordinate, zarr.Array) and coordinate.shape == (array.shape[names.index("t")],):
+            values = _numbers(coordinate)
+            unit = str(coordinate.attrs.get("units", "")).partition(" since ")[0]
+            return None if values is None else even(values.tolist(), unit_of_time(unit))
+    return None
+
+
+def _numbers(coordinate: zarr.Array) -> Array | None:
+    """What coordinates stand for; None where they are no numbers, or too many."""
     if not 1 < coordinate.shape[0] <= _MOST or np.dtype(coordinate.dtype).kind not in "iuf":
         return None
-    values = np.asarray(coordinate[:]).astype(np.float64)
+    scale, offset = (float(coordinate.attrs.get(key, v)) for key, v in (("scale_factor", 1.0), ("add_offset", 0.0)))  # type: ignore[arg-type]
+    return np.asarray(coordinate[:]).astype(np.float64) * scale + offset
+
+
+def _steps(coordinate: zarr.Array) -> tuple[float, float] | None:
+    """Where the first voxel lies and how far the next; None where they are not evenly spaced numbers."""
+    values = _numbers(coordinate)
+    if values is None:
+        return None
     steps = np.diff(values)
     mean = float((values[-1] - values[0]) / len(steps))
     if not isfinite(mean) or not mean or np.abs(steps - mean).max() > _EVEN * abs(mean):

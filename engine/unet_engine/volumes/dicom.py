@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
+from math import prod
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from unet_engine.paths import inside, is_local
 from unet_engine.plan.box import Box
 from unet_engine.plan.fetching import Fetching
 from unet_engine.units import times
+from unet_engine.volumes import dicom_times
 from unet_engine.volumes.axes import checked_axes
 from unet_engine.volumes.base import Array, Selection
 from unet_engine.volumes.dicom_files import (
@@ -39,6 +43,7 @@ _TAGS = [
     "PixelSpacing", "RescaleSlope", "RescaleIntercept", "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "Modality", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "ModalityLUTSequence", "GridFrameOffsetVector", "DoseGridScaling",
+    *dicom_times.TAGS,
 ]  # fmt: skip
 _DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 """RT Dose Storage: its numbers stand for doses by DoseGridScaling."""
@@ -114,7 +119,7 @@ def _slices(file: str, header: Any, length: int) -> list[Slice]:
     kind = tuple(
         header.get(key) for key in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation")
     )
-    found, offsets = [], _offsets(file, header, frames)
+    found, offsets, times_of = [], _offsets(file, header, frames), dicom_times.of_frames(header)
     for number, of_frame in enumerate(per_frame):
         said = _Said(header, shared, of_frame)
         position = said.numbers("PlanePositionSequence", "ImagePositionPatient", 3)
@@ -134,6 +139,8 @@ def _slices(file: str, header: Any, length: int) -> list[Slice]:
                 or (said.number("", "DoseGridScaling") if header.get("SOPClassUID") == _DOSE else None)
                 or 1.0,
                 intercept=said.number("PixelValueTransformationSequence", "RescaleIntercept") or 0.0,
+                time=times_of(of_frame),
+                taken=dicom_times.taken(header, of_frame),
             )
         )
     return found
@@ -199,28 +206,31 @@ def _volume(
     is_float = header.get("SOPClassUID") == _PARAMETRIC_MAP and bits == 32
     stored = np.dtype(f"{'f' if is_float else 'i' if signed else 'u'}{bits // 8}")
     plane, names = ((rows, columns, samples), "yxc") if samples > 1 else ((rows, columns), "yx")
-    shape, names = ((len(slices), *plane), f"z{names}") if len(slices) > 1 else (plane, names)
-    names = checked_axes(path, shape, stored, axes or names)
-    if (axes and axes != names) or (len(slices) > 1 and not names.startswith("z")):
-        raise InputError(f"{path} is a series of slices, which lie along z; leave out --axes")
+    count = len(slices) // series.times
+    lead = [(a, n) for a, n in (("t", series.times), ("z", count)) if n > 1]
+    shape, names = (*(n for _, n in lead), *plane), "".join(a for a, _ in lead) + names
+    named, names = names, checked_axes(path, shape, stored, axes or names)
+    if (axes and axes != names) or (lead and names != named):
+        raise InputError(f"{path} is a series of slices, which lie along {named[: len(lead)]}; leave out --axes")
     check_pieces(path, plane, plane, stored.itemsize)
     linears = [Linear.of(stored, one.slope, one.intercept) for one in slices]
     dtype = np.result_type(*{linear.dtype for linear in linears})
-    frame = series.frame if len(slices) > 1 else None
+    frame = series.frame if count > 1 else None
     # of slices that nothing says the distance of, the size of a voxel is not known
-    spacing = frame.spacing if frame else slices[0].pixel if len(slices) == 1 else None
+    spacing = frame.spacing if frame else slices[0].pixel if count == 1 else None
     used = dict.fromkeys(one.file for one in slices)
     return DicomVolume(
         path=path,
         axes=names,
         stored_shape=shape,
-        stored_chunks=grouped(names, shape, (1, *plane)[-len(shape) :], dtype.itemsize),
+        stored_chunks=grouped(names, shape, (*(1 for _ in lead), *plane), dtype.itemsize),
         stored_dtype=dtype,
         stored_spacing=_along(names, spacing, 1.0),
         stored_translation=_along(names, frame.translation, 0.0) if frame else None,
         unit="millimeter" if spacing else None,
         notes=(*notes, *series.notes, *_padded(path, header, stored, linears)),
         frame=frame,
+        timing=dicom_times.timing([of_time.taken for of_time in slices[::count]]) if series.times > 1 else None,
         opened_by=DicomFormat(),
         files=tuple(parts[file] for file in used),
         slices=slices,
@@ -274,6 +284,11 @@ def _along(names: str, values: Sequence[float] | None, other: float) -> list[flo
     return [of.get(a, other) for a in names]
 
 
+def _steps(stack: tuple[int, ...]) -> list[int]:
+    """Per axis in front of a plane's own, how many slices on the next one along it lies."""
+    return [prod(stack[i + 1 :]) for i in range(len(stack))]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DicomVolume(FileVolume):
     """Read by slice."""
@@ -296,8 +311,9 @@ class DicomVolume(FileVolume):
     def parts(self, box: Box) -> Iterable[Part]:
         if len(self.files) != len(self.slices) or len(self.slices) == 1:
             return self.files
-        z = box.slices()[0]
-        return self.files[z.start : z.stop]
+        z = box.slices()[0] if "z" in self.axes else slice(0, 1)
+        first = self.time * (len(self.slices) // self.timepoints)
+        return self.files[first + z.start : first + z.stop]
 
     def confirm(self) -> None:
         """The first and the last file stand for all: asked of every block, of thousands of files."""
@@ -305,10 +321,11 @@ class DicomVolume(FileVolume):
             part.confirm(self.path)
 
     def stored(self, selection: Selection) -> Array:
-        if len(self.slices) == 1:
-            return self._slice(0)[selection]
-        numbers = range(*selection[0].indices(len(self.slices)))
-        return np.stack([self._slice(number)[selection[1:]] for number in numbers])
+        stack = self.stored_shape[: len(self.stored_shape) - len(self.plane)]
+        spans = [range(*span.indices(n)) for span, n in zip(selection, stack, strict=False)]
+        inside = selection[len(stack) :]
+        found = [self._slice(sum(map(mul, at, _steps(stack))))[inside] for at in product(*spans)]
+        return np.stack(found).reshape(*map(len, spans), *found[0].shape)
 
     def _slice(self, number: int) -> Array:
         return self.kept.get(number, lambda: self._decoded(number))

@@ -40,6 +40,10 @@ class Slice:
     """Distance of rows, and of columns."""
     slope: float
     intercept: float
+    time: int = 0
+    """The time point that it is of, as its file numbers these; 0 where it says nothing of time."""
+    taken: float | None = None
+    """Seconds at which it was taken, from any beginning that is that of all slices; None where it is not said."""
 
     @property
     def name(self) -> str:
@@ -49,13 +53,42 @@ class Slice:
 @dataclass(frozen=True)
 class Series:
     slices: tuple[Slice, ...]
+    """Of one time point after the other, each from one end to the other."""
     frame: Frame | None
     notes: tuple[str, ...] = ()
+    times: int = 1
+    """How many time points there are, of as many slices each."""
 
 
 def ordered(path: str, slices: Sequence[Slice]) -> Series:
-    """The slices from one end to the other, in the direction of the cross product of row and column. Raises
-    `InputError` naming slices of another kind or orientation, at one place, missing, or shifted."""
+    """The slices of each time point from one end to the other, in the direction of the cross product of row and column.
+    Raises `InputError` naming slices of another kind or orientation, at one place, missing, or shifted, and time points
+    that do not lie in one place."""
+    by_time: dict[int, list[Slice]] = {}
+    for one in slices:
+        by_time.setdefault(one.time, []).append(one)
+    # slices in places of their own that are numbered in time are one volume, scanned one after the other
+    if len(by_time) == 1 or len({one.position for one in slices}) == len(slices):
+        return _in_place(path, slices)
+    found = {time: _in_place(path, of_time) for time, of_time in sorted(by_time.items())}
+    (number, first), *others = found.items()
+    for time, other in others:
+        if len(other.slices) != len(first.slices) or any(
+            not _alike(a.position, b.position)
+            or not _alike(a.orientation, b.orientation)
+            or not _alike(a.pixel, b.pixel)
+            for a, b in zip(other.slices, first.slices, strict=True)
+        ):
+            raise InputError(
+                f"{path}: its time point {time} has {len(other.slices)} slices that do not lie where the "
+                f"{len(first.slices)} of time point {number} lie; complete the series, or take out that time point"
+            )
+    all_slices = tuple(one for other in found.values() for one in other.slices)
+    return Series(all_slices, first.frame, first.notes, len(found))
+
+
+def _in_place(path: str, slices: Sequence[Slice]) -> Series:
+    """`ordered` of one time point."""
     first = slices[0]
     for one in slices:
         if one.kind != first.kind:

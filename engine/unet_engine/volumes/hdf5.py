@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
 from unet_engine.units import brief, shared_unit, times
-from unet_engine.volumes import account, alpha, georeference, hdf5_heap, imaris, nodata
+from unet_engine.volumes import account, alpha, axistags, georeference, hdf5_heap, imaris, nodata
 from unet_engine.volumes.axes import checked_axes, supposed
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, Timing, Volume
@@ -166,7 +165,7 @@ def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Vo
         else tuple(map(linear.values, nodata.said_of_each(attributes, dtype, channels))),
         notes=(*notes, *doubts),
         alpha=of_alpha,
-        timing=_timing(data, names) if "t" in names else None,
+        timing=_timing(data, names, attributes) if "t" in names else None,
         opened_by=Hdf5Format(),
         files=(part,),
         data=data,
@@ -210,9 +209,8 @@ def _plain(item: Any, key: str) -> Any:
 
 def _axes(data: Any, attributes: Mapping[str, Any]) -> list[str] | None:
     """What the file calls the axes of a dataset: labels and scales of HDF5 and NetCDF, or ilastik's axistags."""
-    with suppress(ValueError, TypeError, KeyError, AttributeError):
-        tags = json.loads(str(attributes.get("axistags", "")))["axes"]
-        return [letter(str(tag["key"])) for tag in tags]
+    if tags := axistags.tags_of(attributes):
+        return [tag.axis for tag in tags]
     scales, labels = (_scale(data, i) for i in range(len(data.shape))), attributes.get("DIMENSION_LABELS")
     labels = [labels] if isinstance(labels, str | bytes) else labels
     if not isinstance(labels, list) or len(labels) != len(data.shape):
@@ -273,7 +271,7 @@ def _placed(data: Any, names: str, attributes: Mapping[str, Any]) -> _Place:
     else:
         units = "micrometer"
     if size is None:
-        return _coordinates(data, names)
+        return axistags.placed(attributes, names) or _coordinates(data, names)
     try:
         said = size.replace(",", " ").split() if isinstance(size, str) else size if isinstance(size, list) else [size]
         values = [float(v) for v in said][-len(spatial) :]
@@ -314,7 +312,7 @@ def _coordinates(data: Any, names: str) -> _Place:
             return None, None, None, (f"{data.name}: it is too long for its coordinates along {axis}: left out",)
         if scale is None or scale.shape != (data.shape[index],) or scale.shape[0] < 2 or scale.dtype.kind not in "iuf":
             return None, None, None, ()
-        values = scale[:].astype(np.float64)
+        values = _numbers(scale)
         steps = np.diff(values)
         if not np.isfinite(values).all() or abs(steps - steps.mean()).max() > 1e-3 * abs(steps.mean()) or not steps[0]:
             return None, None, None, (f"{data.name}: its coordinates along {axis} are not evenly spaced: left out",)
@@ -329,9 +327,11 @@ def _coordinates(data: Any, names: str) -> _Place:
     )
 
 
-def _timing(data: Any, names: str) -> Timing | None:
+def _timing(data: Any, names: str, attributes: Mapping[str, Any]) -> Timing | None:
     """Of the coordinates along its axis of time, whose unit may go on as in "days since 2000-01-01"."""
     index = names.index("t")
+    if said := axistags.timing(attributes):
+        return said
     scale = _scale(data, index)
     if (
         scale is None
@@ -341,7 +341,14 @@ def _timing(data: Any, names: str) -> Timing | None:
     ):
         return None
     unit = _text(_plain(scale, "units")) if "units" in scale.attrs else ""
-    return even(scale[:].astype(np.float64), unit_of_time(unit.partition(" since ")[0]))
+    return even(_numbers(scale).tolist(), unit_of_time(unit.partition(" since ")[0]))
+
+
+def _numbers(scale: Any) -> Array:
+    """What coordinates stand for."""
+    factor, more = (float(_plain(scale, key) or v) for key, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
+    found: Array = scale[:].astype(np.float64) * factor + more
+    return found
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

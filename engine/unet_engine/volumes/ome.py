@@ -174,6 +174,9 @@ def _described(array: zarr.Array, image: Mapping[str, Any], level: Mapping[str, 
         raise ValueError(f"scale or translation do not fit the {array.ndim} axes of {level['path']!r}")
     spatial = {a: u for a, u in units.items() if a in ("z", "y", "x")}
     different = dict.fromkeys(spatial.values())
+    moved = image.get("coordinateSystems") and level.get("coordinateTransformations")
+    if found.scale is None and moved and all(spatial.values()):  # to a place in a unit: a voxel is one of it
+        found = replace(found, scale=[1.0] * array.ndim)
     plain = Resolution(array, axes, found.scale, found.translation, frame=found.frame)
     if len(different) < 2:
         return replace(plain, unit=next(iter(different), None))

@@ -55,7 +55,7 @@ def placed(moves: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Placed:
     Raises `ValueError`, and what values of another form raise.
     """
     plain = list(_flat(moves))
-    if any(move["type"] in ("affine", "rotation", "mapAxis") for move in plain):
+    if any(move["type"] in ("affine", "rotation", "mapAxis", "byDimension") for move in plain):
         return _turned(plain, axes)
     scale: list[float] | None = None
     translation: list[float] | None = None
@@ -73,6 +73,8 @@ def _flat(moves: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for move in moves:
         if move["type"] == "sequence":
             yield from _flat(move["transformations"])
+        elif move["type"] == "byDimension":
+            yield move
         elif move["type"] in ("identity", "scale", "translation", "affine", "rotation", "mapAxis"):
             if move["type"] != "identity" and move["type"] not in move:
                 raise ValueError(f"the numbers of its {move['type']} lie in an array of their own")
@@ -83,12 +85,7 @@ def _flat(moves: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
 
 def _turned(moves: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Placed:
     n = len(axes)
-    matrix = [[float(i == j) for j in range(n)] for i in range(n)]
-    origin = [0.0] * n
-    for move in moves:
-        step, added = _linear(move, n)
-        matrix = [[sum(step[i][k] * matrix[k][j] for k in range(n)) for j in range(n)] for i in range(n)]
-        origin = [sum(step[i][k] * origin[k] for k in range(n)) + added[i] for i in range(n)]
+    matrix, origin = _composed(moves, axes)
     spatial = [i for i, a in enumerate(axes) if a in "zyx"]
     if any(matrix[i][j] for i in range(n) for j in range(n) if i != j and not {i, j} <= set(spatial)):
         raise ValueError("a transformation mixes axes of space with others")
@@ -101,7 +98,57 @@ def _turned(moves: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Placed:
     return Placed(sizes, origin, frame)
 
 
-def _linear(move: Mapping[str, Any], n: int) -> tuple[list[list[float]], list[float]]:
+_Linear = tuple[list[list[float]], list[float]]
+"""A matrix, and what is added."""
+
+
+def _composed(moves: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> _Linear:
+    """`moves`, done one after the other, as one."""
+    n = len(axes)
+    matrix, origin = [[float(i == j) for j in range(n)] for i in range(n)], [0.0] * n
+    for move in moves:
+        step, added = _by_dimension(move, axes) if move["type"] == "byDimension" else _linear(move, n)
+        matrix = [[sum(step[i][k] * matrix[k][j] for k in range(n)) for j in range(n)] for i in range(n)]
+        origin = [sum(step[i][k] * origin[k] for k in range(n)) + added[i] for i in range(n)]
+    return matrix, origin
+
+
+def _by_dimension(move: Mapping[str, Any], axes: Sequence[str]) -> _Linear:
+    """Transformations of some axes each, by the numbers or names of these, as one. Raises `ValueError` where an axis
+    comes from none of them, or from two."""
+    n = len(axes)
+    matrix, added, made = [[0.0] * n for _ in range(n)], [0.0] * n, list[int]()
+    for one in move["transformations"]:
+        ins, outs = ([_number_of(axis, axes) for axis in _ends(one, end)] for end in ("input", "output"))
+        if len(ins) != len(outs):
+            raise ValueError(f"byDimension makes {len(outs)} axes of {len(ins)}")
+        rows, more = _composed(list(_flat([one.get("transformation") or one])), [axes[i] for i in ins])
+        for i, out in enumerate(outs):
+            added[out] = more[i]
+            for j, source in enumerate(ins):
+                matrix[out][source] = rows[i][j]
+        made += outs
+    if sorted(made) != list(range(n)):
+        raise ValueError("byDimension does not make each axis once")
+    return matrix, added
+
+
+def _ends(one: Mapping[str, Any], end: str) -> list[Any]:
+    """The axes that a part of byDimension takes or makes: as numbers in 0.6, by name in what was proposed before."""
+    found = one.get(f"{end}_axes", one.get(end))
+    if not isinstance(found, list):
+        raise ValueError(f"byDimension does not list its {end} axes")
+    return found
+
+
+def _number_of(axis: Any, axes: Sequence[str]) -> int:
+    found = axes.index(axis.lower()) if isinstance(axis, str) else int(axis)
+    if not 0 <= found < len(axes):
+        raise ValueError(f"byDimension names axis {axis}, and there are {len(axes)}")
+    return found
+
+
+def _linear(move: Mapping[str, Any], n: int) -> _Linear:
     """One transformation as a matrix, and what is added."""
     kind = move["type"]
     zeros = [0.0] * n

@@ -95,6 +95,7 @@ class ZarrFormat:
             frame=found.frame,
             notes=(*found.notes, *_packed(path, linear), *doubts),
             alpha=of_alpha,
+            timing=None if found.axes else cf.timing(array, place, names),
             fill_value=linear.values([float(array.fill_value or 0)])[0],
             nodata=linear.values(nodata.said(marks, dtype)),
             nodata_of=tuple(map(linear.values, nodata.said_of_each(marks, dtype, channels))),

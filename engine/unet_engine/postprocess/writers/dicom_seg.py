@@ -180,6 +180,11 @@ def _series(path: str, content: Content) -> _Series:
         volume, files, frames = slices_of(source)
     except InputError as error:
         raise OutputError(f"{path}: the series that it belongs to cannot be read: {error}") from error
+    if volume.timepoints > 1:
+        raise OutputError(
+            f"{path}: {source} has {volume.timepoints} time points, of which a segmentation refers to no single one here; "
+            "write .nii.gz"
+        )
     shape = (1,) * (3 - len(volume.spatial)) + volume.shape
     return _Series(source, files, frames, volume.frame, shape)
 

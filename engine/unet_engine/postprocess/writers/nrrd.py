@@ -74,6 +74,7 @@ def _header(content: Content, axes: str) -> bytes:
         f"sizes: {' '.join(str(content.count(a)) for a in fastest)}",
         f"space directions: {' '.join(_vector(affine[a]) if a in affine else 'none' for a in fastest)}",
         f"kinds: {' '.join(kinds.get(a, 'domain') for a in fastest)}",
+        *_times(content, fastest),
         "endian: little",
         "encoding: gzip",
         f"space origin: {_vector(origin)}",
@@ -82,6 +83,27 @@ def _header(content: Content, axes: str) -> bytes:
         f"{_KEY}:={account_text(content)}".replace("\\", "\\\\"),
     ]  # fmt: skip
     return ("\n".join(lines) + "\n\n").encode()
+
+
+def _times(content: Content, fastest: str) -> list[str]:
+    """When time points were taken: as NRRD has it, and as 3D Slicer does of its sequences, which lists each of them."""
+    time = content.timing
+    if time is None or "t" not in fastest:
+        return []
+    at = fastest.index("t")
+    each = [time.start + i * time.step for i in range(content.count("t"))]
+    return [
+        f"spacings: {' '.join(repr(time.step) if a == 't' else 'NaN' for a in fastest)}",
+        f"axis mins: {' '.join(repr(time.start) if a == 't' else 'NaN' for a in fastest)}",
+        *(
+            [f"units: {' '.join(_quoted(time.unit or '') if a == 't' else _quoted('') for a in fastest)}"]
+            if time.unit
+            else []
+        ),
+        f"axis {at} index type:=numeric",
+        *([f"axis {at} index unit:={time.unit}"] if time.unit else []),
+        f"axis {at} index values:={' '.join(map(repr, each))}",
+    ]
 
 
 def _vector(values: list[float]) -> str:
