@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from support.command_line import COMMAND, cli
 from support.shares import share
 from support.volumes import fake_model, make_volume
 from unet_engine.batches import notify
+from unet_engine.commands.schemas import SCHEMAS
 from unet_engine.errors import SettingsError
 
 SECRET = "T0123456789abcdefXYZ"
@@ -49,6 +51,13 @@ class Listener(http.server.ThreadingHTTPServer):
     @property
     def bodies(self):
         return [json.loads(body) for _, _, body in self.seen]
+
+    @property
+    def message(self):
+        """The only one, which is as its schema says."""
+        (body,) = self.bodies
+        jsonschema.validate(body, SCHEMAS["message"](), jsonschema.Draft202012Validator)
+        return body
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -88,7 +97,7 @@ def test_a_run_that_ends_well_says_so_once(scan, model):
         said = cli("run", "--in", scan, "--model", model, "--out", "out.zarr", "--notify", f"{server.url}/hook")
     assert said.code == 0
     ((path, headers, _),) = server.seen
-    (body,) = server.bodies
+    body = server.message
     assert path == "/hook"
     assert headers["Content-Type"] == "application/json"
     assert (body["status"], body["exit_code"], body["error"]) == ("done", 0, None)
@@ -112,7 +121,7 @@ def test_a_run_that_fails_says_why_with_its_exit_code(scan, model, given, code, 
     with listening() as server:
         said = cli(*options, "--notify", server.url)
     assert said.code == code == cli(*options).code
-    (body,) = server.bodies
+    body = server.message
     assert (body["status"], body["exit_code"]) == ("failed", code)
     assert words in body["message"]
     assert body["message"] in said.err.replace("unet-engine: ", "")
@@ -124,7 +133,7 @@ def test_a_command_that_is_not_understood_is_told_too(scan, model, options):
     with listening() as server:
         said = cli("run", "--in", scan, "--model", model, *options, f"--notify={server.url}/{SECRET}")
     assert said.code == 2
-    (body,) = server.bodies
+    body = server.message
     assert (body["status"], body["exit_code"], body["resume"]) == ("failed", 2, None)
     assert body["message"] in said.err
     assert SECRET not in json.dumps(body) + said.err
@@ -134,7 +143,7 @@ def test_the_message_has_the_command_that_goes_on_and_no_address(scan, monkeypat
     hard = "a scan's.zarr"
     with listening() as server:
         cli("run", "--in", hard, "--model", "missing.onnx", "--overwrite", "--notify", f"{server.url}/{SECRET}")
-    (body,) = server.bodies
+    body = server.message
     assert body["folder"] == str(Path.cwd())
     there, _, command = body["resume"].partition(" && ")
     assert shlex.split(there) == ["cd", str(Path.cwd())]
@@ -148,7 +157,7 @@ def test_several_volumes_are_one_message_that_lists_what_failed(scan, model, tmp
         said = cli("run", "--in", scan, "--in", "bad.npy", "--model", model, "--out", "{stem}-out.zarr", "--keep-going",
                    "--notify", server.url)  # fmt: skip
     assert said.code == 11
-    (body,) = server.bodies
+    body = server.message
     assert (body["status"], body["exit_code"], body["volumes"]) == ("failed", 11, {"done": 1, "failed": 1})
     assert [line["input"] for line in body["failed"]] == ["bad.npy"]
 
@@ -280,5 +289,5 @@ def test_a_run_that_is_ended_from_outside_or_hangs_says_so(tmp_path, options, st
             process.send_signal(stop)
         process.communicate(timeout=60)
     assert process.returncode == code
-    (body,) = server.bodies
+    body = server.message
     assert (body["status"], body["exit_code"]) == (status, code)

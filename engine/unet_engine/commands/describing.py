@@ -8,7 +8,7 @@ import click
 
 from unet_engine.commands.options import Command
 
-NAMES = ("settings", "spec", "result", "record", "error")
+NAMES = ("settings", "spec", "result", "record", "message", "error")
 
 
 @click.command("schema", cls=Command)
@@ -16,7 +16,7 @@ NAMES = ("settings", "spec", "result", "record", "error")
 @click.option("--json", "as_json", is_flag=True, help="In one line.")
 def schema_command(name: str, *, as_json: bool) -> None:
     """Print a JSON schema: of the settings in unet-engine.toml, a model's spec, the result of run --json, a record of
-    run --results, or the error of a command with --json."""
+    run --results, the message of run --notify, or the error of a command with --json."""
     from unet_engine.commands.schemas import SCHEMAS
 
     click.echo(json.dumps(SCHEMAS[name](), indent=None if as_json else 2))

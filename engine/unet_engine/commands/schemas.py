@@ -11,6 +11,8 @@ from typing import Any
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TEXT = {"type": "string"}
+_NULLABLE = {"type": ["string", "null"]}
+_TIME = {"type": "string", "format": "date-time"}
 _NUMBERS: list[dict[str, Any]] = [
     {"type": "number"},
     {"type": "array", "items": {"type": ["string", "number"]}, "minItems": 1},
@@ -62,26 +64,53 @@ def result() -> dict[str, Any]:
 
 def record() -> dict[str, Any]:
     """Of a line of ``run --results FILE``, and of each volume with ``--json`` where there are several."""
-    nullable = {"type": ["string", "null"]}
-    count = {"type": "integer", "minimum": 0}
+    return _headed(_record(), "record", "What became of one volume: a line of run --results.")
+
+
+def message() -> dict[str, Any]:
+    """Of what ``run --notify URL`` posts. Lists of more than 50 end in a text that says how many more there are."""
+    counts = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}}
+    failed = {"type": "array", "items": {"anyOf": [_record(), _TEXT]}, "maxItems": 51}
+    said: dict[str, dict[str, Any]] = {
+        "text": {**_TEXT, "description": "What a chat shows: where, what became of the command, how to go on."},
+        "status": {"enum": ["done", "failed", "interrupted"]},
+        "exit_code": {"enum": sorted({0, *_exit_codes()}), "description": "That of the command."},
+        "message": {**_TEXT, "description": "One line: what the command said last."},
+        "host": _TEXT, "version": _TEXT, "command": _TEXT, "folder": _TEXT,
+        "start": _TIME, "end": _TIME, "seconds": {"type": "number", "minimum": 0},
+        "resume": {**_NULLABLE, "description": "The command that goes on; null where there is none."},
+    }  # fmt: skip
+    several: dict[str, dict[str, Any]] = {
+        "volumes": {**counts, "description": "Of several volumes: how many there are by what became of them."},
+        "failed": {**failed, "description": "Of several volumes: the records of those that failed."},
+    }
     return _headed(
         {
             "type": "object",
-            "properties": {
-                "input": _TEXT, "out": _TEXT, "version": _TEXT, "host": _TEXT, "command": _TEXT, "digest": nullable,
-                "status": {"enum": ["done", "already complete", "failed", "interrupted", "planned", "not begun"]},
-                "model": {"type": ["object", "null"], "properties": {"file": _TEXT, "sha256": _TEXT, "name": _TEXT}},
-                "start": {"type": "string", "format": "date-time"}, "end": {"type": "string", "format": "date-time"},
-                "seconds": {"type": "number"}, "notes": {"type": "array", "items": _TEXT},
-                "error": {"anyOf": [_error(), {"type": "null"}]},
-                **dict.fromkeys(("windows_inferred", "windows_skipped", "blocks_written", "voxels"), count),
-                **dict.fromkeys(("bytes_read", "bytes_written", "peak_rss_bytes"), count),
-                "backend": _TEXT, "device": _TEXT, "precision": _TEXT, "complete": {"type": "boolean"},
-            },
-            "required": ["input", "out", "status", "version", "start", "end", "seconds", "command", "notes", "error"],
+            "properties": {**_record()["properties"], **said, **several},
+            "required": list(said),
+            "dependentRequired": {"volumes": ["failed"], "failed": ["volumes"], "input": ["out", "notes", "error"]},
         },
-        "record", "What became of one volume: a line of run --results.",
+        "message", "How a command ended: what run --notify sends.",
     )  # fmt: skip
+
+
+def _record() -> dict[str, Any]:
+    count = {"type": "integer", "minimum": 0}
+    return {
+        "type": "object",
+        "properties": {
+            "input": _TEXT, "out": _TEXT, "version": _TEXT, "host": _TEXT, "command": _TEXT, "digest": _NULLABLE,
+            "status": {"enum": ["done", "already complete", "failed", "interrupted", "planned", "not begun"]},
+            "model": {"type": ["object", "null"], "properties": {"file": _TEXT, "sha256": _TEXT, "name": _TEXT}},
+            "start": _TIME, "end": _TIME, "seconds": {"type": "number"}, "notes": {"type": "array", "items": _TEXT},
+            "error": {"anyOf": [_error(), {"type": "null"}]},
+            **dict.fromkeys(("windows_inferred", "windows_skipped", "blocks_written", "voxels"), count),
+            **dict.fromkeys(("bytes_read", "bytes_written", "peak_rss_bytes"), count),
+            "backend": _TEXT, "device": _TEXT, "precision": _TEXT, "complete": {"type": "boolean"},
+        },
+        "required": ["input", "out", "status", "version", "start", "end", "seconds", "command", "notes", "error"],
+    }  # fmt: skip
 
 
 def error() -> dict[str, Any]:
@@ -93,17 +122,22 @@ def error() -> dict[str, Any]:
 
 
 def _error() -> dict[str, Any]:
-    from unet_engine.errors import UnetEngineError
-
     return {
         "type": "object",
         "properties": {
             "type": {**_TEXT, "description": "The class of the error, or what ended the command."},
             "message": {**_TEXT, "description": "One line: what is wrong, where, what to do."},
-            "exit_code": {"enum": sorted({*_codes(UnetEngineError), 130}), "description": "That of the command."},
+            "exit_code": {"enum": sorted(_exit_codes()), "description": "That of the command."},
         },
         "required": ["type", "message", "exit_code"],
     }
+
+
+def _exit_codes() -> set[int]:
+    """Of commands that do not end well."""
+    from unet_engine.errors import UnetEngineError
+
+    return {*_codes(UnetEngineError), 130}
 
 
 def _codes(kind: Any) -> set[int]:
@@ -111,7 +145,8 @@ def _codes(kind: Any) -> set[int]:
 
 
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
-    "settings": settings, "spec": spec, "result": result, "record": record, "error": error,
+    "settings": settings, "spec": spec, "result": result, "record": record, "message": message,
+    "error": error,
 }  # fmt: skip
 """By name, what makes it."""
 
