@@ -2,6 +2,7 @@
 
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +31,13 @@ def test_a_running_scheduler_by_address_and_by_file(tmp_path):
                     ClusterError, match=f"{address} has no workers; start some with: dask worker {address}"
                 ):
                     clusters.wait_for_workers(cluster, print)
+
+
+def test_a_scheduler_that_ended_meanwhile():
+    """As between two volumes of one command: Dask knows of no workers then."""
+    client = SimpleNamespace(scheduler_info=lambda **_: {"type": "Scheduler"})
+    with pytest.raises(ClusterError, match="the connection to the scheduler is lost.*--resume"):
+        clusters.wait_for_workers(clusters.Cluster(client, "scheduler", 1, None), print)
 
 
 def refusal(**given):

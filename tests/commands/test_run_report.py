@@ -327,6 +327,11 @@ def test_a_run_that_fails_midway_says_so_in_place_of_an_earlier_report(scan, eve
     assert "script" not in page.tags
 
 
+def test_a_run_that_fails_before_its_first_block_has_nothing_to_go_on_with(scan, tmp_path):
+    fails(scan, fake_model(tmp_path, fail_at=9))
+    assert Reader(Path("r.html").read_text()).rows["committed"] == "nothing yet"
+
+
 def test_until_a_run_ends_its_report_says_that_it_is_under_way(scan, even, monkeypatch):
     seen = []
     begun = Unfinished.under_way

@@ -21,7 +21,7 @@ from support.command_line import begin, cli, command
 from support.outputs import chunks, marked, wait_for_blocks
 from support.shares import share
 from support.volumes import fake_model, make_volume
-from unet_engine.errors import BackendError, ClusterError, DataError, PlanError
+from unet_engine.errors import BackendError, ClusterError, DataError, PlanError, SettingsError
 
 pytestmark = pytest.mark.long
 
@@ -79,6 +79,21 @@ def test_threads_give_the_bytes_of_one(tmp_path, case, threads, options):
     crowd = unet_engine.run(volume, model=model, out=str(tmp_path / "crowd.zarr"), scheduler=threads, **options)
     assert chunks(crowd.out) == chunks(alone.out)
     assert crowd.windows_inferred == crowd.windows_planned == alone.windows_planned
+
+
+def test_several_volumes_give_the_bytes_of_one_process(tmp_path, case, threads):
+    """Each is planned and opened by the workers, though this process has opened the model for all."""
+    volume, model, alone = case
+    args = ("run", "--in", volume, volume, "--model", model, "--out", tmp_path / "{number}.zarr", *FLAGS)
+    said = cli(*args, "--scheduler", threads)
+    assert said.code == 0, said.err
+    assert chunks(tmp_path / "1.zarr") == chunks(tmp_path / "2.zarr") == chunks(alone.out)
+
+
+def test_what_is_open_here_is_not_handed_to_workers(tmp_path, case, threads):
+    volume, model, _ = case
+    with pytest.raises(SettingsError, match="give the paths of both"):
+        unet_engine.run(volume, model=unet_engine.open_model(model), out=str(tmp_path / "o.zarr"), scheduler=threads)
 
 
 def test_workers_of_one_thread_give_the_bytes_of_one(tmp_path, case):
@@ -269,12 +284,18 @@ def test_a_block_that_kills_its_workers_is_given_up(tmp_path, case):
     """As where the system ends processes that take too much memory: the block, what to change, and no endless loop."""
     volume, _, _ = case
     model = fake_model(tmp_path, kill_at=60)
-    said = command("run", "--in", volume, "--model", model, "--out", tmp_path / "out.zarr", "--workers", 1, *FLAGS)
+    report = ("--report", tmp_path / "r.html")
+    said = command(
+        "run", "--in", volume, "--model", model, "--out", tmp_path / "o.zarr", "--workers", 1, *FLAGS, *report
+    )
     assert said.code == ClusterError.exit_code, said.err
     assert "workers died" in said.error
     assert "--memory" in said.error
     assert "block" in said.error
     assert "Traceback" not in said.err
+    page = (tmp_path / "r.html").read_text()
+    assert "(exit code 10)" in page
+    assert "unet-engine run --resume --in" in page
 
 
 def test_no_scheduler_there(tmp_path, case):

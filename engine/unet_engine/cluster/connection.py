@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unet_engine import machine
 from unet_engine.cluster import batch_jobs, cluster_file, local_workers, running_scheduler
@@ -103,8 +103,7 @@ def _running(settings: Settings, stack: ExitStack) -> Cluster:
             "--dashboard is for clusters that the run starts; with --scheduler, the dashboard is the scheduler's own"
         )
     client = stack.enter_context(running_scheduler.client_of(settings))
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    return Cluster(client, "scheduler", len(workers), client.dashboard_link)
+    return Cluster(client, "scheduler", len(workers_there(client)), client.dashboard_link)
 
 
 def _batch(settings: Settings, hang_seconds: float, stack: ExitStack) -> Cluster:
@@ -150,6 +149,17 @@ def _port(cluster: SpecCluster) -> int:
     return int(cluster.scheduler.http_server.port)
 
 
+def workers_there(client: Client, most: int = -1) -> dict[str, Any]:
+    """The workers by address, `most` at most. Raises `ClusterError` where the scheduler is gone."""
+    found: dict[str, Any] | None = client.scheduler_info(n_workers=most).get("workers")
+    if found is None:
+        raise ClusterError(
+            "the connection to the scheduler is lost: it was stopped or restarted; once it is there, run the same "
+            "command with --resume"
+        )
+    return found
+
+
 def wait_for_workers(cluster: Cluster, tell: Tell) -> None:
     """Return once there is a worker. Meanwhile `tell` hears now and then what is waited for.
 
@@ -157,7 +167,7 @@ def wait_for_workers(cluster: Cluster, tell: Tell) -> None:
     before a worker connects.
     """
     begun = noted = time.monotonic()
-    while not cluster.client.scheduler_info(n_workers=1)["workers"]:
+    while not workers_there(cluster.client, 1):
         if trouble := cluster.trouble():
             raise ClusterError(trouble)
         now = time.monotonic()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from unet_engine import machine
-from unet_engine.errors import PlanError
+from unet_engine.errors import PlanError, SettingsError
 from unet_engine.execution.local import LocalTeam
 from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Team
@@ -25,9 +25,14 @@ def team(settings: Settings, tell: Tell = silent, given: Given = NOTHING) -> Ite
     """The team that the settings ask for, sent home at the end; `tell` hears what takes long before the run begins.
     `given`: what is open already, in this process.
 
-    Raises `ClusterError` where a cluster is not to be had.
+    Raises `ClusterError` where a cluster is not to be had, `SettingsError` where one cannot have what is open here.
     """
     with teams(settings) as make:
+        if make is not LocalTeam and (given.volume is not None or given.model is not None):
+            raise SettingsError(
+                "workers of a cluster open volume and model themselves; give the paths of both, or leave out workers, "
+                "scheduler and cluster"
+            )
         crew = make(settings, tell, given, None)
         try:
             yield crew
@@ -37,7 +42,8 @@ def team(settings: Settings, tell: Tell = silent, given: Given = NOTHING) -> Ite
 
 @contextmanager
 def teams(settings: Settings) -> Iterator[Make]:
-    """Makes teams of the same processes for one run after the other. Raises as `team`."""
+    """Makes teams of the same processes for one run after the other. Workers of a cluster open what the settings name
+    themselves, whatever is open here already. Raises `ClusterError`."""
     asked = settings.workers or settings.scheduler or settings.cluster or (settings.gpus or 1) > 1
     if not asked:
         yield LocalTeam
@@ -50,7 +56,7 @@ def teams(settings: Settings) -> Iterator[Make]:
         return
     memory = share_of_memory(settings)
     with connection.connect(settings, memory, settings.hang_seconds or HANG_SECONDS) as cluster:
-        yield lambda settings, tell, given, _: DaskTeam(settings, cluster, memory, tell, given)
+        yield lambda settings, tell, *_: DaskTeam(settings, cluster, memory, tell)
 
 
 def share_of_memory(settings: Settings) -> int | None:

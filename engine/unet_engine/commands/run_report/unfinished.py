@@ -14,7 +14,7 @@ from unet_engine.commands import farewell, report
 from unet_engine.commands.run_report import page, states
 from unet_engine.commands.run_report.several import Pages
 from unet_engine.errors import OutputError, ResumeError, SettingsError, UnetEngineError, first_line
-from unet_engine.output.header import Header
+from unet_engine.output.header import Header, read_header
 from unet_engine.paths import is_local
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.units import span
@@ -96,6 +96,8 @@ class Unfinished:
 def _committed(prepared: Prepared) -> str:
     """How much of the output is there, as the disk has it."""
     try:
+        if read_header(prepared.job.out) is None:
+            return "nothing yet"
         header = Header.of(prepared.job.out)
         left = 0 if header.complete else header.missing()[0]
         return f"{header.block_count - left:,} of {header.block_count:,} blocks"

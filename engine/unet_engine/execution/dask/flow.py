@@ -22,6 +22,7 @@ from distributed import Client, Future
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
+from unet_engine.cluster.connection import workers_there
 from unet_engine.errors import ClusterError, UnetEngineError
 from unet_engine.execution.dask import tasks
 from unet_engine.execution.dask.progress import LOOK_EVERY, Progress
@@ -105,7 +106,7 @@ def _listening(client: Client, topic: str, progress: Progress) -> Iterator[None]
 
 
 def _worker_addresses(client: Client) -> set[str]:
-    return set(client.scheduler_info(n_workers=-1)["workers"])
+    return set(workers_there(client))
 
 
 class _Flow:

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unet_engine.cluster.connection import Cluster
+from unet_engine.cluster.connection import Cluster, workers_there
 from unet_engine.errors import ClusterError, UnetEngineError, first_line
 from unet_engine.execution.dask.progress import LOOK_EVERY
 from unet_engine.execution.hands import AT_ONCE, Hands
@@ -29,7 +29,7 @@ def on_dask(cluster: Cluster, share: int | None) -> Hands:
 
 def _memory_of(client: Client, share: int | None) -> int:
     """Bytes that the worker with the least may use."""
-    limits = [int(worker["memory_limit"]) for worker in _workers(client).values() if worker.get("memory_limit")]
+    limits = [int(worker["memory_limit"]) for worker in workers_there(client).values() if worker.get("memory_limit")]
     return min([*limits, *([share] if share else [])], default=2**31)
 
 
@@ -54,7 +54,7 @@ class OnDask:
                     _check(future)
                     one_done(items)
                     return
-                if not _workers(client) and (why := self._cluster.trouble()):
+                if not workers_there(client) and (why := self._cluster.trouble()):
                     raise ClusterError(f"{why}; what is done stays, run the same command with --resume")
 
         try:
@@ -62,18 +62,13 @@ class OnDask:
                 future = client.submit(_done, _Sealed(work), _Sealed(pickle.dumps(item)), pure=False)
                 waiting.add(future)
                 future.add_done_callback(completed.put)
-                while len(waiting) >= IN_FLIGHT * max(1, len(_workers(client))):
+                while len(waiting) >= IN_FLIGHT * max(1, len(workers_there(client))):
                     one()
             while waiting:
                 one()
         finally:
             with suppress(Exception):  # the scheduler may be gone
                 client.cancel(list(waiting), force=True)
-
-
-def _workers(client: Client) -> dict[str, Any]:
-    found: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
-    return found
 
 
 IN_FLIGHT = 2 * AT_ONCE

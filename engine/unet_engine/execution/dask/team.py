@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unet_engine.backends.base import Network
 from unet_engine.cluster import connection
 from unet_engine.cluster.connection import Cluster
-from unet_engine.errors import ClusterError, SettingsError, first_line
+from unet_engine.errors import ClusterError, first_line
 from unet_engine.execution.dask.hands import on_dask
 from unet_engine.execution.dask.progress import Progress
 from unet_engine.execution.dask.sharing import Sharing
@@ -18,7 +18,6 @@ from unet_engine.execution.team import Pending
 from unet_engine.paths import absolute, parts
 from unet_engine.pipeline.job import Counters
 from unet_engine.plan.memory import LEAST
-from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
 from unet_engine.settings import Settings
@@ -50,14 +49,7 @@ def _several(name: str, path: str) -> tuple[str, ...]:
 class DaskTeam:
     """The workers of a cluster, which plan too: their devices, libraries and memory are those that count."""
 
-    def __init__(
-        self, settings: Settings, cluster: Cluster, memory: int | None, tell: Tell, given: Given = NOTHING
-    ) -> None:
-        if given.volume is not None or given.model is not None:
-            raise SettingsError(
-                "workers of a cluster open volume and model themselves; give the paths of both, or leave out workers, "
-                "scheduler and cluster"
-            )
+    def __init__(self, settings: Settings, cluster: Cluster, memory: int | None, tell: Tell) -> None:
         self._cluster, self._tell, self._memory = cluster, tell, memory
         cores = connection.worker_threads(settings)
         threads = settings.threads or (cores and max(1, cores // (settings.window_threads or 1)))
@@ -101,7 +93,7 @@ class DaskTeam:
         """Workers that are there, after a while given to those that were started together with the first."""
         end = time.monotonic() + GATHER_SECONDS
         while True:
-            present = len(client.scheduler_info(n_workers=-1)["workers"])
+            present = len(connection.workers_there(client))
             if present >= self._cluster.expected or time.monotonic() > end:
                 return present
             time.sleep(0.1)
