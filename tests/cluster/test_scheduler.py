@@ -36,7 +36,7 @@ def test_a_running_scheduler_by_address_and_by_file(tmp_path):
 def test_a_scheduler_that_ended_meanwhile():
     """As between two volumes of one command: Dask knows of no workers then."""
     client = SimpleNamespace(scheduler_info=lambda **_: {"type": "Scheduler"})
-    with pytest.raises(ClusterError, match="the connection to the scheduler is lost.*--resume"):
+    with pytest.raises(ClusterError, match=r"the connection to the scheduler is lost.*--resume"):
         clusters.wait_for_workers(clusters.Cluster(client, "scheduler", 1, None), print)
 
 
